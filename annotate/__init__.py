@@ -1,0 +1,1 @@
+"""Annotation: video -> geometry -> tracks -> scale -> bundle -> gates -> one Parquet row per clip."""

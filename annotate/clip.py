@@ -1,0 +1,83 @@
+"""Records that pass between the annotation stages: what a clip is, where its given geometry lies, why it failed.
+
+Nothing here decodes or computes; the stages import this module and never each other's internals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+MediaKind = Literal["video", "images", "rendered"]
+DepthKind = Literal["z", "ray_distance", "disparity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenGeometry:
+    """Files with geometry that the source ships beside the colour frames; every part is optional.
+
+    Item `i` of depth, poses and intrinsics belongs to *source frame* `i` (0-based index of decoded frames).
+    """
+
+    depth_pattern: str | None = None
+    """Path with a `{frame:06d}`-style field: 16-bit PNG, or `.npy` / `.npz` float maps."""
+    depth_units_per_metre: float | None = None
+    """Stored depth value of one metre (1000 for millimetres, 5000 for TUM RGB-D). None: unit unknown."""
+    depth_invalid_value: float = 0.0
+    """Stored value that means "no measurement" (NaN and non-positive values never count as depth)."""
+    depth_kind: DepthKind = "z"
+    anchor_depth_pattern: str | None = None
+    """Metric depth on some frames only, as the metric anchor when `depth_pattern` has an unknown unit."""
+    anchor_units_per_metre: float | None = None
+    camera_to_world_path: Path | None = None
+    """TUM text (t x y z qx qy qz qw), KITTI rows or 4x4 rows; OpenCV axes, camera-to-world."""
+    poses_metric: bool = False
+    """True only if the source declares that the given poses are in metres."""
+    intrinsics_path: Path | None = None
+    """3x3 text, or CSV with columns fx, fy, cx, cy, a row per source frame; pixels of the source size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRef:
+    """A clip to annotate: stable identity, media, window, what is given, licence.
+
+    Attributes:
+        clip_id: letters, digits, `_` and `-` only; unique in a dataset.
+        source: short name of the data source, the Parquet partition (`rgbd`, `spatialvid`, ...).
+        original_id: the source's own identifier, unchanged.
+        media_kind, media_path: a video file, a folder of images (sorted by name) or the built-in renderer.
+        start_s, end_s: window in presentation time of the media; None = from the start / to the end.
+        source_fps: for image folders only, whose files carry no time.
+        truth_camera_to_world_path, truth_intrinsics_path: ground truth for evaluation and reports. The estimator
+            never reads them.
+    """
+
+    clip_id: str
+    source: str
+    original_id: str
+    media_kind: MediaKind
+    media_path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+    source_fps: float | None = None
+    given: GivenGeometry = field(default_factory=GivenGeometry)
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+    truth_camera_to_world_path: Path | None = None
+    truth_intrinsics_path: Path | None = None
+    render_seed: int | None = None
+
+
+class ClipRejection(ValueError):
+    """A clip cannot be annotated, for a reason that belongs in its row.
+
+    Args:
+        reason: stable snake_case code, counted in reports (`unreadable_video`, `too_short`, ...).
+        detail: one sentence with the file and the numbers found.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,1 @@
+"""Geometry estimators behind two protocols: sequence geometry and metric anchor."""

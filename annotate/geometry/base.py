@@ -1,0 +1,106 @@
+"""The two seams behind which every geometry estimator lives: sequence geometry and metric anchor.
+
+*Sequence geometry* is consistent over the frames of a clip but in a unit of its own: Pi3X, depth shipped with a
+recording, or the built-in renderer. A *metric anchor* judges single frames in metres: MoGe-2, or given depth.
+The scale stage compares the two; nobody else turns units into metres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..clip import ClipRef
+from ..decode import ClipFrames
+
+FloatArray = NDArray[np.floating]
+
+
+class DepthMaps(Protocol):
+    """Lazily read depth: at most a few maps are in memory at a time."""
+
+    def __len__(self) -> int:
+        """Number of clip frames F (not of source frames)."""
+        ...
+
+    def read(self, frame: int) -> FloatArray | None:
+        """(h, w) float32 z-depth of clip frame `frame` in the sequence's unit; NaN where invalid, +inf for sky.
+
+        The map covers exactly the stored image, at any resolution. None: this frame carries no depth (Pi3X runs
+        on anchors only).
+
+        Raises:
+            ClipRejection: the file is missing, unreadable or of another size than the first.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceGeometryResult:
+    """Geometry of a clip in one common unit.
+
+    Attributes:
+        depth: z-depth per clip frame.
+        depth_sigma_log: expected relative depth error (standard deviation of log depth) of a trusted pixel.
+        metres_per_unit: declared by the source (given metric depth: 1.0), or None when it must be estimated.
+        camera_to_world: (F, 4, 4) initial poses in the same unit, OpenCV axes, NaN rows where none; or None.
+        focal_px: (F, 2) initial fx, fy in pixels of the stored size, NaN rows where none; or None.
+        given_camera_to_world, given_intrinsics: True if these are declared truth of the source to be kept.
+        confidence: optional per-frame maps in [0, 1], same access as depth.
+        weights: names and revisions of network weights used; empty for given and rendered geometry.
+        stand_in: True if any weight was random; such rows can never be exported.
+    """
+
+    depth: DepthMaps
+    depth_sigma_log: float
+    metres_per_unit: float | None
+    camera_to_world: FloatArray | None = None
+    focal_px: FloatArray | None = None
+    given_camera_to_world: bool = False
+    given_intrinsics: bool = False
+    confidence: DepthMaps | None = None
+    weights: tuple[str, ...] = ()
+    stand_in: bool = False
+
+
+class SequenceGeometry(Protocol):
+    """Estimator of consistent structure for a whole clip."""
+
+    name: str
+
+    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorFrame:
+    """Metric depth of one clip frame.
+
+    Attributes:
+        frame: clip frame index.
+        depth_m: (h, w) float32 metres along z; NaN invalid, +inf sky.
+        focal_px: focal in pixels of the stored size if the estimator gives one.
+    """
+
+    frame: int
+    depth_m: FloatArray
+    focal_px: float | None = None
+
+
+class MetricAnchor(Protocol):
+    """Estimator of metric depth for single frames."""
+
+    name: str
+
+    def run(
+        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
+    ) -> list[AnchorFrame]:
+        """Metric depth at `anchor_frames`; frames without any are left out.
+
+        Args:
+            focal_px: (F, 2) current focal estimate for the stored size, or None.
+        """
+        ...

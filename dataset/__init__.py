@@ -1,0 +1,1 @@
+"""Cameras, the Parquet contract, exports, metrics and reports."""

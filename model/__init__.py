@@ -1,0 +1,1 @@
+"""The camera-controlled world model, its samplers and pipelines."""

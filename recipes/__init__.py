@@ -1,0 +1,1 @@
+"""Strict YAML recipes and the command line."""
