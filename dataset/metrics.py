@@ -1,0 +1,231 @@
+"""How far estimated cameras are from the truth: ATE, RPE, rotation and focal errors.
+
+Positions are in metres when both trajectories are. Every figure says which alignment was made: `none`
+compares numbers as they are; `first` moves the estimate rigidly so that its first pose is the truth's; `se3`
+moves it rigidly by least squares over the camera centres; `sim3` also scales it. A metric method must not
+need `sim3`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .cameras import orthonormalise, rotation_angle, se3_inverse, umeyama
+
+FloatArray = NDArray[np.float64]
+AlignmentKind = Literal["none", "first", "se3", "sim3"]
+
+
+def _pair(estimated: ArrayLike, truth: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    e, t = np.asarray(estimated, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if e.shape != t.shape or e.ndim != 3 or e.shape[1:] != (4, 4) or len(e) == 0:
+        raise ValueError(
+            f"estimated {e.shape} and truth {t.shape} must both be (F, 4, 4), frame by frame, F >= 1"
+        )
+    if not (np.isfinite(e).all() and np.isfinite(t).all()):
+        raise ValueError("poses must be finite; drop unsolved frames from both trajectories first")
+    return e, t
+
+
+def align_trajectory(
+    estimated: ArrayLike, truth: ArrayLike, *, alignment: AlignmentKind
+) -> tuple[FloatArray, float]:
+    """Estimated poses (F, 4, 4) moved onto the truth, and the scale that was applied (1.0 unless `sim3`).
+
+    Raises:
+        ValueError: centres that coincide or lie on a line for `se3` and `sim3` (use `first`), or fewer than
+        3.
+    Source: Umeyama 1991 over camera centres, as evo does.
+    """
+    e, t = _pair(estimated, truth)
+    if alignment == "none":
+        return e, 1.0
+    if alignment == "first":
+        return t[0] @ se3_inverse(e[0]) @ e, 1.0
+    if alignment not in ("se3", "sim3"):
+        raise ValueError(f"alignment: expected none, first, se3 or sim3, found {alignment!r}")
+    fit = umeyama(e[:, :3, 3], t[:, :3, 3], with_scale=alignment == "sim3")
+    return fit.apply_to_poses(e), fit.scale
+
+
+def path_length(camera_to_world: ArrayLike) -> float:
+    """Length of the polyline through the camera centres of (F, 4, 4) poses."""
+    poses = np.asarray(camera_to_world, dtype=np.float64)
+    return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryError:
+    """Absolute errors after `alignment`.
+
+    Attributes:
+        alignment, scale: what was done to the estimate; scale multiplies it (1.0 unless sim3).
+        ate_rmse_m, ate_mean_m, ate_median_m, ate_max_m: distance between camera centres.
+        rotation_rmse_rad, rotation_mean_rad, rotation_max_rad: angle between orientations, same alignment.
+        path_length_m: of the truth; num_frames: poses compared.
+        position_error_m, rotation_error_rad: (F,) per frame.
+    """
+
+    alignment: AlignmentKind
+    scale: float
+    ate_rmse_m: float
+    ate_mean_m: float
+    ate_median_m: float
+    ate_max_m: float
+    rotation_rmse_rad: float
+    rotation_mean_rad: float
+    rotation_max_rad: float
+    path_length_m: float
+    num_frames: int
+    position_error_m: FloatArray
+    rotation_error_rad: FloatArray
+
+    @property
+    def ate_percent_of_path(self) -> float:
+        """ATE RMSE over the length of the true path, in percent; NaN for a camera at rest."""
+        return 100.0 * self.ate_rmse_m / self.path_length_m if self.path_length_m > 0 else float("nan")
+
+
+def _rms(values: FloatArray) -> float:
+    return float(np.sqrt(np.mean(values * values)))
+
+
+def trajectory_error(
+    estimated: ArrayLike, truth: ArrayLike, *, alignment: AlignmentKind = "se3"
+) -> TrajectoryError:
+    """ATE and absolute rotation error of (F, 4, 4) camera-to-world poses, frame by frame.
+
+    Raises:
+        ValueError: shapes differ, non-finite poses, or an alignment the trajectory does not determine.
+    Source: Sturm et al., IROS 2012 (ATE); equal to evo's APE (translation part, rotation angle).
+    """
+    e, t = _pair(estimated, truth)
+    aligned, scale = align_trajectory(e, t, alignment=alignment)
+    position = np.linalg.norm(aligned[:, :3, 3] - t[:, :3, 3], axis=1)
+    rotation = rotation_angle(np.swapaxes(t[:, :3, :3], 1, 2) @ aligned[:, :3, :3])
+    return TrajectoryError(
+        alignment=alignment,
+        scale=scale,
+        ate_rmse_m=_rms(position),
+        ate_mean_m=float(position.mean()),
+        ate_median_m=float(np.median(position)),
+        ate_max_m=float(position.max()),
+        rotation_rmse_rad=_rms(rotation),
+        rotation_mean_rad=float(rotation.mean()),
+        rotation_max_rad=float(rotation.max()),
+        path_length_m=path_length(t),
+        num_frames=len(t),
+        position_error_m=position,
+        rotation_error_rad=rotation,
+    )
+
+
+def rotation_error(
+    estimated: ArrayLike, truth: ArrayLike, *, gauge: Literal["none", "first", "mean"] = "mean"
+) -> FloatArray:
+    """(F,) angles in radians between orientations, with the free world rotation removed by orientations
+    alone.
+
+    Unlike `trajectory_error` this also works for a camera that does not move.
+
+    Args:
+        gauge: `mean` removes the rotation that fits all frames best (chordal mean of R_truth R_estimated^T);
+            `first` makes the first frames equal; `none` compares as given.
+    """
+    e, t = _pair(estimated, truth)
+    re, rt = e[:, :3, :3], t[:, :3, :3]
+    if gauge == "mean":
+        world = orthonormalise((rt @ np.swapaxes(re, 1, 2)).mean(axis=0))
+    elif gauge == "first":
+        world = rt[0] @ re[0].T
+    elif gauge == "none":
+        world = np.eye(3)
+    else:
+        raise ValueError(f"gauge: expected none, first or mean, found {gauge!r}")
+    return rotation_angle(np.swapaxes(rt, 1, 2) @ world @ re)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeError:
+    """RPE over pairs of frames `delta_frames` apart; needs no alignment, but translations need the same unit.
+
+    Attributes:
+        translation_rmse_m, translation_mean_m, translation_max_m: length of the difference of motions.
+        rotation_rmse_deg, rotation_mean_deg, rotation_max_deg: angle of the difference of motions, degrees.
+        num_pairs: pairs compared. translation_m, rotation_deg: (num_pairs,).
+    """
+
+    delta_frames: int
+    translation_rmse_m: float
+    translation_mean_m: float
+    translation_max_m: float
+    rotation_rmse_deg: float
+    rotation_mean_deg: float
+    rotation_max_deg: float
+    num_pairs: int
+    translation_m: FloatArray
+    rotation_deg: FloatArray
+
+
+def relative_pose_error(
+    estimated: ArrayLike,
+    truth: ArrayLike,
+    *,
+    delta_frames: int = 1,
+    all_pairs: bool = True,
+    scale: float = 1.0,
+) -> RelativeError:
+    """RPE of (F, 4, 4) poses: motion over `delta_frames` in the estimate against the truth.
+
+    Args:
+        all_pairs: every start frame; False takes consecutive, non-overlapping pairs as evo does by default.
+        scale: multiplies estimated positions first (the scale of a `sim3` alignment).
+    Raises:
+        ValueError: fewer than delta_frames + 1 poses.
+    Source: Sturm et al., IROS 2012, equation 1; equal to evo's RPE.
+    """
+    e, t = _pair(estimated, truth)
+    if delta_frames < 1 or len(e) <= delta_frames:
+        raise ValueError(f"relative_pose_error: {len(e)} poses give no pair {delta_frames} frames apart")
+    e = e.copy()
+    e[:, :3, 3] *= scale
+    start = np.arange(0, len(e) - delta_frames, 1 if all_pairs else delta_frames)
+    end = start + delta_frames
+    motion_e, motion_t = se3_inverse(e[start]) @ e[end], se3_inverse(t[start]) @ t[end]
+    difference = se3_inverse(motion_t) @ motion_e
+    translation = np.linalg.norm(difference[:, :3, 3], axis=1)
+    rotation = np.rad2deg(rotation_angle(difference[:, :3, :3]))
+    return RelativeError(
+        delta_frames=delta_frames,
+        translation_rmse_m=_rms(translation),
+        translation_mean_m=float(translation.mean()),
+        translation_max_m=float(translation.max()),
+        rotation_rmse_deg=_rms(rotation),
+        rotation_mean_deg=float(rotation.mean()),
+        rotation_max_deg=float(rotation.max()),
+        num_pairs=len(start),
+        translation_m=translation,
+        rotation_deg=rotation,
+    )
+
+
+def focal_mape_percent(estimated_focal_px: ArrayLike, true_focal_px: ArrayLike) -> float:
+    """Mean absolute percentage error of focal lengths, over frames and axes.
+
+    Args:
+        estimated_focal_px, true_focal_px: (F,) or (F, 2) pixels of the same image size.
+    Raises:
+        ValueError: shapes differ, or a value that is not positive and finite.
+    """
+    e, t = np.asarray(estimated_focal_px, dtype=np.float64), np.asarray(true_focal_px, dtype=np.float64)
+    if e.shape != t.shape or e.size == 0:
+        raise ValueError(
+            f"focal lengths: estimated {e.shape} and true {t.shape} must have the same, non-empty shape"
+        )
+    if not (np.isfinite(e).all() and np.isfinite(t).all() and (e > 0).all() and (t > 0).all()):
+        raise ValueError("focal lengths must be positive and finite; drop unsolved frames from both first")
+    return float(100.0 * np.mean(np.abs(e - t) / t))

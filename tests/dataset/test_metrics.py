@@ -1,0 +1,144 @@
+"""Trajectory metrics equal evo's on real and random trajectories; focal errors and gauges on hand-made
+cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from theodolite.dataset import cameras as cam
+from theodolite.dataset import metrics
+from theodolite.dataset.trajectories import associate, read_kitti, read_tum
+
+TRAJECTORIES = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories"
+
+
+def _random_pair(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = np.cumsum(rng.normal(size=(n, 6)) * 0.1, axis=0)
+    noisy = truth + rng.normal(size=truth.shape) * 0.02
+    world = cam.sim3_exp(np.append(rng.normal(size=6), 0.3))
+    fit = cam.Alignment(
+        scale=float(cam.sim3_scale(world)),
+        rotation=world[:3, :3] / cam.sim3_scale(world),
+        translation=world[:3, 3],
+        inlier=np.ones(1, bool),
+        residual=np.zeros(1),
+    )
+    return fit.apply_to_poses(cam.se3_exp(noisy)), cam.se3_exp(truth)
+
+
+def _real_pair(name: str) -> tuple[np.ndarray, np.ndarray]:
+    if not TRAJECTORIES.is_dir():
+        pytest.skip("real trajectories (../shared/data) are not here")
+    if name == "kitti":
+        estimate, truth = (
+            read_kitti(TRAJECTORIES / "kitti/KITTI_00_ORB.txt"),
+            read_kitti(TRAJECTORIES / "kitti/KITTI_00_gt.txt"),
+        )
+        return estimate.camera_to_world, truth.camera_to_world
+    files = {
+        "fr2": ("fr2_desk_ORB.txt", "fr2_desk_groundtruth.txt"),
+        "fr2_mono": ("fr2_desk_ORB_kf_mono.txt", "fr2_desk_groundtruth.txt"),
+        "fr1": ("freiburg1_xyz-rgbdslam_drift.txt", "freiburg1_xyz-groundtruth.txt"),
+        "fr1_mono": ("freiburg1_xyz-ORB_kf_mono.txt", "freiburg1_xyz-groundtruth.txt"),
+    }
+    estimate, truth = (read_tum(TRAJECTORIES / "tum" / f) for f in files[name])
+    assert estimate.time_s is not None
+    assert truth.time_s is not None
+    i, j = associate(estimate.time_s, truth.time_s)
+    return estimate.camera_to_world[i], truth.camera_to_world[j]
+
+
+def _evo(poses: np.ndarray):
+    return pytest.importorskip("evo.core.trajectory").PosePath3D(poses_se3=list(poses))
+
+
+@pytest.mark.parametrize("pair", ["random0", "random1", "fr2", "fr2_mono", "fr1", "fr1_mono", "kitti"])
+@pytest.mark.parametrize("alignment", ["none", "se3", "sim3"])
+def test_equal_to_evo(pair: str, alignment: str) -> None:
+    evo_metrics = pytest.importorskip("evo.core.metrics")
+    estimate, truth = _random_pair(int(pair[-1])) if pair.startswith("random") else _real_pair(pair)
+    ours = metrics.trajectory_error(estimate, truth, alignment=alignment)  # type: ignore[arg-type]
+    theirs, reference = _evo(estimate), _evo(truth)
+    if alignment != "none":
+        _, _, scale = theirs.align(reference, correct_scale=alignment == "sim3")
+        assert abs(scale - ours.scale) < 1e-9
+    for relation, values, prefix in [
+        (evo_metrics.PoseRelation.translation_part, ours.position_error_m, "ate"),
+        (evo_metrics.PoseRelation.rotation_angle_rad, ours.rotation_error_rad, "rotation"),
+    ]:
+        ape = evo_metrics.APE(relation)
+        ape.process_data((reference, theirs))
+        stats = ape.get_all_statistics()
+        unit = "m" if prefix == "ate" else "rad"
+        # evo takes the angle through a log whose noise near zero is about 1e-8 rad; positions are exact.
+        tolerance = 1e-9 if prefix == "ate" else 5e-8
+        np.testing.assert_allclose(values, ape.error, atol=tolerance)
+        for name in ("rmse", "mean", "max"):
+            assert abs(getattr(ours, f"{prefix}_{name}_{unit}") - stats[name]) < 1e-9
+    assert abs(ours.path_length_m - reference.path_length) < 1e-9 * reference.path_length
+    for delta in (1, 5):
+        for all_pairs in (False, True):
+            rpe = metrics.relative_pose_error(
+                estimate, truth, delta_frames=delta, all_pairs=all_pairs, scale=ours.scale
+            )
+            for relation, values in [
+                (evo_metrics.PoseRelation.translation_part, rpe.translation_m),
+                (evo_metrics.PoseRelation.rotation_angle_deg, rpe.rotation_deg),
+            ]:
+                other = evo_metrics.RPE(relation, delta, evo_metrics.Unit.frames, all_pairs=all_pairs)
+                other.process_data((reference, theirs))
+                np.testing.assert_allclose(
+                    values, other.error, atol=1e-9 if "translation" in relation.name else 3e-6
+                )
+
+
+def test_perfect_metric_trajectory_needs_no_scale() -> None:
+    _, truth = _random_pair(2)
+    moved = cam.se3_exp(np.arange(6.0)) @ truth
+    for alignment in ("first", "se3", "sim3"):
+        error = metrics.trajectory_error(moved, truth, alignment=alignment)  # type: ignore[arg-type]
+        assert error.ate_max_m < 1e-12
+        assert error.rotation_max_rad < 1e-7  # angle near zero: square root of rounding
+        assert abs(error.scale - 1) < 1e-12
+    assert metrics.trajectory_error(moved, truth, alignment="none").ate_rmse_m > 1
+    doubled = truth.copy()
+    doubled[:, :3, 3] *= 2
+    error = metrics.trajectory_error(doubled, truth, alignment="sim3")
+    assert abs(error.scale - 0.5) < 1e-12
+    assert metrics.trajectory_error(doubled, truth, alignment="se3").ate_percent_of_path > 5
+
+
+def test_rotation_error_removes_only_the_world_rotation() -> None:
+    _, truth = _random_pair(4)
+    still = truth.copy()
+    still[:, :3, 3] = 0.0  # a tripod: positions determine no alignment
+    turned = cam.se3_exp([0, 0, 0, 0.4, -0.2, 1.0]) @ still
+    assert metrics.rotation_error(turned, still, gauge="mean").max() < 1e-7
+    assert metrics.rotation_error(turned, still, gauge="first").max() < 1e-7
+    np.testing.assert_allclose(
+        metrics.rotation_error(turned, still, gauge="none"), np.linalg.norm([0.4, 0.2, 1])
+    )
+    turned[10, :3, :3] = turned[10, :3, :3] @ cam.so3_exp([0.1, 0, 0])
+    np.testing.assert_allclose(metrics.rotation_error(turned, still)[10], 0.1, atol=0.003)
+    with pytest.raises(ValueError, match="coincide"):
+        metrics.trajectory_error(turned, still, alignment="se3")
+
+
+def test_focal_mape() -> None:
+    assert metrics.focal_mape_percent([[101.0, 200]], [[100.0, 200]]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="positive"):
+        metrics.focal_mape_percent([np.nan], [100.0])
+    with pytest.raises(ValueError, match="same"):
+        metrics.focal_mape_percent([1.0, 2.0], [100.0])
+
+
+def test_refusals() -> None:
+    estimate, truth = _random_pair(0)
+    with pytest.raises(ValueError, match="frame by frame"):
+        metrics.trajectory_error(estimate[:5], truth)
+    estimate[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        metrics.trajectory_error(estimate, truth)
+    with pytest.raises(ValueError, match="no pair"):
+        metrics.relative_pose_error(truth[:3], truth[:3], delta_frames=3)
