@@ -1,0 +1,327 @@
+"""A clip's row: a checked record in memory, and its way to and from Arrow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .cameras import intrinsics_matrix
+from .schema import (
+    COLUMN_BY_NAME,
+    COLUMNS,
+    FOCAL_MODELS,
+    MEDIA_KINDS,
+    MODES,
+    POSE_SOURCES,
+    SCALE_MODELS,
+    SCHEMA_VERSION,
+    VERDICTS,
+    arrow_schema,
+)
+
+_CLIP_ID = re.compile(r"[A-Za-z0-9_-]+")
+_EMPTY = np.zeros(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One judged gate: `passed` means lower <= value <= upper; a missing value (None) has not passed."""
+
+    name: str
+    value: float | None
+    lower: float | None = None
+    upper: float | None = None
+    unit: str = "1"
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One clip. Field by field as in `schema.COLUMNS`; arrays take their storage precision on construction.
+
+    Only identity, provenance and verdict are required: a clip rejected before decoding has no frames
+    (`num_frames` 0), one rejected later may have frames but no cameras (empty camera arrays).
+
+    Attributes (those whose shape differs from the flat lists on disk):
+        camera_to_world: (F, 4, 4) float32, or (0, 4, 4). (F, 3, 4) is accepted.
+        focal_px, principal_point_px: (F, 2) float32, or (0, 2).
+        pose_source: (F,) int8 codes of `schema.POSE_SOURCES`; names are accepted.
+        position_sigma_m, rotation_sigma_rad, log_focal_sigma, reprojection_px, metres_per_unit_frame: (F,)
+            float32 or None.
+        extra: columns of a file that this version does not know, kept as plain values.
+    Raises:
+        ValueError: naming clip and field, when lengths disagree or a value is outside its vocabulary.
+    """
+
+    clip_id: str
+    source: str
+    original_id: str
+    media_kind: str
+    media: str
+    mode: str
+    data_licence: str
+    data_redistributable: bool
+    stand_in: bool
+    recipe_hash: str
+    package_version: str
+    verdict: str
+    schema_version: int = SCHEMA_VERSION
+    window_start_s: float | None = None
+    window_end_s: float | None = None
+    weights: tuple[str, ...] = ()
+    weight_licences: tuple[str, ...] = ()
+    annotate_wall_s: float | None = None
+    stage_wall_s: Mapping[str, float] | None = None
+    height: int = 0
+    width: int = 0
+    source_fps: float | None = None
+    fps: float | None = None
+    frame_index: NDArray[np.int32] = field(default_factory=lambda: _EMPTY.astype(np.int32))
+    time_s: NDArray[np.float64] = field(default_factory=lambda: _EMPTY)
+    camera_to_world: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4, 4), np.float32))
+    focal_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    principal_point_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    radial_k1: float | None = None
+    pose_source: NDArray[np.int8] = field(default_factory=lambda: _EMPTY.astype(np.int8))
+    focal_model: str = "none"
+    position_sigma_m: NDArray[np.float32] | None = None
+    rotation_sigma_rad: NDArray[np.float32] | None = None
+    log_focal_sigma: NDArray[np.float32] | None = None
+    reprojection_px: NDArray[np.float32] | None = None
+    metres_per_unit: float | None = None
+    metres_per_unit_frame: NDArray[np.float32] | None = None
+    scale_model: str = "none"
+    scale_frame: NDArray[np.int32] = field(default_factory=lambda: _EMPTY.astype(np.int32))
+    scale_value: NDArray[np.float32] = field(default_factory=lambda: _EMPTY.astype(np.float32))
+    scale_mad_log: float | None = None
+    scale_p10: float | None = None
+    scale_p90: float | None = None
+    scale_cov: float | None = None
+    reprojection_rms_px: float | None = None
+    reprojection_median_px: float | None = None
+    num_tracks: int | None = None
+    num_loops: int | None = None
+    track_survival_min: float | None = None
+    inlier_share_min: float | None = None
+    parallax_rad: float | None = None
+    depth_residual_log_median: float | None = None
+    path_length_m: float | None = None
+    scale_sweep_best: float | None = None
+    fov_x_min_rad: float | None = None
+    fov_x_max_rad: float | None = None
+    fov_y_min_rad: float | None = None
+    fov_y_max_rad: float | None = None
+    focal_axis_gap_max: float | None = None
+    focal_spread: float | None = None
+    metrics: Mapping[str, float] | None = None
+    gates: tuple[Gate, ...] = ()
+    confidence: float | None = None
+    reasons: tuple[str, ...] = ()
+    reason_details: tuple[str, ...] = ()
+    error: str | None = None
+    captions: Mapping[str, str] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if not _CLIP_ID.fullmatch(self.clip_id):
+            raise ValueError(f"clip {self.clip_id!r}: clip_id must be letters, digits, `_` and `-` only")
+        if not _CLIP_ID.fullmatch(self.source):
+            raise ValueError(
+                f"clip {self.clip_id}: source {self.source!r} must be letters, digits, `_` and `-` only"
+            )
+        for name, vocabulary in _VOCABULARIES.items():
+            if getattr(self, name) not in vocabulary:
+                raise self._error(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(vocabulary)}"
+                )
+        pose_source = np.asarray(self.pose_source)
+        if pose_source.dtype.kind in "UO":
+            unknown = sorted(set(map(str, pose_source)) - set(POSE_SOURCES))
+            if unknown:
+                raise self._error(f"pose_source has {unknown}, expected {', '.join(POSE_SOURCES)}")
+            pose_source = np.asarray([POSE_SOURCES.index(str(s)) for s in pose_source])
+        put("pose_source", pose_source)
+        poses = np.asarray(self.camera_to_world)
+        if poses.ndim == 3 and poses.shape[1:] == (3, 4):
+            bottom = np.broadcast_to(np.asarray([0, 0, 0, 1], np.float32), (len(poses), 1, 4))
+            put("camera_to_world", np.concatenate([poses, bottom], axis=1))
+        for name, dtype, tail in _ARRAYS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            array = np.array(value, dtype=dtype)  # a copy: rows are frozen
+            if array.shape[1:] != tail or array.ndim != 1 + len(tail):
+                raise self._error(
+                    f"{name} has shape {np.shape(value)}, expected (F{''.join(f', {n}' for n in tail)})"
+                )
+            array.flags.writeable = False
+            put(name, array)
+        for name in ("weights", "weight_licences", "reasons", "reason_details", "gates"):
+            if isinstance(getattr(self, name), str):
+                raise self._error(f"{name} must be a sequence, found a string")
+            put(name, tuple(getattr(self, name)))
+        self._check_lengths()
+
+    def _error(self, message: str) -> ValueError:
+        return ValueError(f"clip {self.clip_id}: {message}")
+
+    def _check_lengths(self) -> None:
+        frames = len(self.frame_index)
+        if len(self.time_s) != frames:
+            raise self._error(f"{frames} frame_index but {len(self.time_s)} time_s; both are one per frame")
+        cameras = len(self.camera_to_world)
+        if cameras not in (0, frames):
+            raise self._error(f"{cameras} camera_to_world but {frames} frames; give all or none")
+        for name in ("focal_px", "principal_point_px", "pose_source"):
+            if len(getattr(self, name)) != cameras:
+                raise self._error(f"{len(getattr(self, name))} {name} but {cameras} camera_to_world")
+        for name in _OPTIONAL_PER_FRAME:
+            value = getattr(self, name)
+            if value is not None and len(value) != frames:
+                raise self._error(f"{len(value)} {name} but {frames} frames")
+        if len(self.scale_frame) != len(self.scale_value):
+            raise self._error(f"{len(self.scale_frame)} scale_frame but {len(self.scale_value)} scale_value")
+        if len(self.weights) != len(self.weight_licences):
+            raise self._error(f"{len(self.weights)} weights but {len(self.weight_licences)} weight_licences")
+        if len(self.reasons) != len(self.reason_details):
+            raise self._error(f"{len(self.reasons)} reasons but {len(self.reason_details)} reason_details")
+        if self.verdict == "rejected" and not self.reasons:
+            raise self._error("rejected without a reason")
+        if self.verdict == "accepted" and (self.reasons or not cameras):
+            raise self._error("accepted, but has rejection reasons or no cameras")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the clip."""
+        return len(self.frame_index)
+
+    @property
+    def intrinsics(self) -> NDArray[np.float64]:
+        """(F, 3, 3) pinhole matrices in pixels of the stored size."""
+        return intrinsics_matrix(self.focal_px, self.principal_point_px)
+
+
+_VOCABULARIES: dict[str, tuple[str, ...]] = {
+    "media_kind": MEDIA_KINDS,
+    "mode": MODES,
+    "scale_model": SCALE_MODELS,
+    "focal_model": FOCAL_MODELS,
+    "verdict": VERDICTS,
+}
+_ARRAYS: tuple[tuple[str, type, tuple[int, ...]], ...] = (
+    ("frame_index", np.int32, ()),
+    ("time_s", np.float64, ()),
+    ("camera_to_world", np.float32, (4, 4)),
+    ("focal_px", np.float32, (2,)),
+    ("principal_point_px", np.float32, (2,)),
+    ("pose_source", np.int8, ()),
+    ("position_sigma_m", np.float32, ()),
+    ("rotation_sigma_rad", np.float32, ()),
+    ("log_focal_sigma", np.float32, ()),
+    ("reprojection_px", np.float32, ()),
+    ("metres_per_unit_frame", np.float32, ()),
+    ("scale_frame", np.int32, ()),
+    ("scale_value", np.float32, ()),
+)
+_OPTIONAL_PER_FRAME = (
+    "position_sigma_m",
+    "rotation_sigma_rad",
+    "log_focal_sigma",
+    "reprojection_px",
+    "metres_per_unit_frame",
+)
+_GATE_FIELDS = tuple(f.name for f in fields(Gate))
+_MAPS = ("stage_wall_s", "metrics", "captions")
+
+
+def _cell(row: Row, name: str) -> Any:
+    """Value of one column as pyarrow takes it."""
+    value = getattr(row, name)
+    if value is None:
+        return None
+    if name == "camera_to_world":
+        return value[:, :3, :].reshape(-1)
+    if name == "gates":
+        return [{f: getattr(gate, f) for f in _GATE_FIELDS} for gate in value]
+    if name in _MAPS:
+        return sorted(value.items())
+    if isinstance(value, np.ndarray):
+        return value.reshape(-1)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def rows_to_table(rows: Iterable[Row]) -> pa.Table:
+    """Arrow table of rows, in order, with the declared schema; unknown columns in `extra` are appended.
+
+    Raises:
+        ValueError: rows with different unknown columns.
+    """
+    rows = list(rows)
+    schema = arrow_schema()
+    columns = [
+        pa.array([_cell(row, column.name) for row in rows], type=schema.field(column.name).type)
+        for column in COLUMNS
+    ]
+    extra_names = sorted({name for row in rows for name in row.extra})
+    for name in extra_names:
+        missing = [row.clip_id for row in rows if name not in row.extra]
+        if missing:
+            raise ValueError(f"column {name!r} is given for some rows only (missing for clip {missing[0]})")
+        columns.append(pa.array([row.extra[name] for row in rows]))
+        schema = schema.append(pa.field(name, columns[-1].type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
+    """Rows of an Arrow table with at least the declared columns; others are kept in `extra`.
+
+    Raises:
+        ValueError: a declared column is missing, or a row breaks the rules of `Row`.
+    """
+    missing = [c.name for c in COLUMNS if c.name not in table.schema.names and not c.nullable]
+    if missing:
+        raise ValueError(f"table lacks the columns {', '.join(missing)}; read all columns to build rows")
+    rows = []
+    for i in range(table.num_rows):
+        values: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for name in table.schema.names:
+            scalar = table.column(name)[i]
+            if name not in COLUMN_BY_NAME:
+                extra[name] = scalar.as_py()
+            elif name != "num_frames":
+                values[name] = _value(name, scalar)
+        rows.append(Row(**values, extra=extra))
+    return rows
+
+
+def _value(name: str, scalar: Any) -> Any:
+    if not scalar.is_valid:
+        return None
+    if name in _ARRAY_TAIL:
+        flat = scalar.values.to_numpy(zero_copy_only=False)
+        if name == "camera_to_world":
+            if len(flat) % 12:
+                raise ValueError(f"camera_to_world has {len(flat)} values, not 12 per frame")
+            return flat.reshape(-1, 3, 4)
+        if len(flat) % int(np.prod(_ARRAY_TAIL[name], dtype=int)):
+            raise ValueError(f"{name} has {len(flat)} values, not {_ARRAY_TAIL[name]} per frame")
+        return flat.reshape(-1, *_ARRAY_TAIL[name])
+    if name == "gates":
+        return tuple(Gate(**gate) for gate in scalar.as_py())
+    if name in _MAPS:
+        return dict(scalar.as_py())
+    value = scalar.as_py()
+    return tuple(value) if isinstance(value, list) else value
+
+
+_ARRAY_TAIL = {name: tail for name, _dtype, tail in _ARRAYS}

@@ -1,0 +1,299 @@
+"""Schema v1 of the Parquet dataset: one row per clip, every column with its type, unit and meaning.
+
+Per-frame values are flat lists (12 floats a frame for poses, 2 for focal lengths), not lists of lists:
+Arrow's Parquet reader decodes them almost twice as fast, and `numpy.reshape` restores the shape. Poses are
+float32: rotations keep 1e-7 and positions 4 micrometres at 100 m from the clip's first camera, far below what
+    any video determines, at half
+the size. Times and per-clip numbers are float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Version of this contract. Readers accept the same version and keep columns that they do not know."""
+
+POSE_SOURCES = ("none", "solved", "infilled", "given")
+"""Meaning of the codes 0 to 3 in `pose_source`: no pose; solved from measurements; bridged by motion model or
+resection between solved frames; shipped with the source and kept."""
+SCALE_MODELS = ("constant", "slow_drift", "step", "declared", "none")
+FOCAL_MODELS = ("constant", "smooth", "piecewise", "given", "none")
+MODES = ("estimate", "given_depth", "given_pose")
+VERDICTS = ("accepted", "rejected")
+MEDIA_KINDS = ("video", "images", "rendered")
+
+TIME_COLUMNS = ("annotate_wall_s", "stage_wall_s")
+"""Columns that measure the run itself: the only ones that differ between two runs of one recipe."""
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+_TEXTS = _list(pa.string())
+GATE_TYPE = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("lower", pa.float64()),
+        pa.field("upper", pa.float64()),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("passed", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type, whether it may be null, unit (`1` for ratios, `-` for text) and meaning."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
+    per_frame: int = 0
+    """Entries per frame of a per-frame list, 0 for anything else."""
+
+
+_F32, _F64, _I32 = pa.float32(), pa.float64(), pa.int32()
+_TEXT, _BOOL = pa.string(), pa.bool_()
+
+COLUMNS: tuple[Column, ...] = (
+    # Identity and provenance
+    Column("schema_version", _I32, "1", "Version of this schema."),
+    Column("clip_id", _TEXT, "-", "Stable, unique in the dataset; letters, digits, `_` and `-` only."),
+    Column("source", _TEXT, "-", "Data source, also the partition (`source=...`)."),
+    Column("original_id", _TEXT, "-", "The source's own identifier, unchanged."),
+    Column("media_kind", _TEXT, "-", "`video`, `images` (folder) or `rendered`."),
+    Column(
+        "media",
+        _TEXT,
+        "-",
+        "Pointer to the media: path, relative to the source's root where possible, or URL.",
+    ),
+    Column("window_start_s", _F64, "s", "Start of the window in the media; null = from its start.", True),
+    Column("window_end_s", _F64, "s", "End of the window in the media; null = to its end.", True),
+    Column("mode", _TEXT, "-", "`estimate`, `given_depth` or `given_pose`."),
+    Column("data_licence", _TEXT, "-", "Licence of the media; `unknown` blocks publishing."),
+    Column("data_redistributable", _BOOL, "-", "Whether the media itself may be passed on."),
+    Column("weights", _TEXTS, "-", "Network weights that took part, `name@revision`; empty for none."),
+    Column("weight_licences", _TEXTS, "-", "Their licences, in the same order."),
+    Column(
+        "stand_in", _BOOL, "-", "True if any weight was random or a stand-in: such rows are never exported."
+    ),
+    Column("recipe_hash", _TEXT, "-", "Hash of the resolved recipe that made the row."),
+    Column("package_version", _TEXT, "-", "Version of theodolite that made the row."),
+    Column("annotate_wall_s", _F64, "s", "Time the clip took; differs from run to run.", True),
+    Column("stage_wall_s", pa.map_(_TEXT, _F64), "s", "The same by stage.", True),
+    # Frames
+    Column("num_frames", _I32, "1", "Frames F of the clip; 0 if it was rejected before decoding."),
+    Column(
+        "height", _I32, "px", "Height of the stored frames, to which all pixel values refer; 0 if unknown."
+    ),
+    Column("width", _I32, "px", "Width of the stored frames; 0 if unknown."),
+    Column("source_fps", _F64, "Hz", "Average frame rate of the source.", True),
+    Column("fps", _F64, "Hz", "Frame rate of the clip.", True),
+    Column(
+        "frame_index",
+        _list(_I32),
+        "1",
+        "0-based index of each frame among the decoded source frames.",
+        False,
+        1,
+    ),
+    Column("time_s", _list(_F64), "s", "Presentation time of each frame in the source.", False, 1),
+    # Cameras
+    Column(
+        "camera_to_world",
+        _list(_F32),
+        "m",
+        "Row-major 3x4 [R | t] a frame (12 values): camera to world, OpenCV axes (x right, y down, z forward), metres; "
+        "empty if the clip has no cameras.",
+        False,
+        12,
+    ),
+    Column("focal_px", _list(_F32), "px", "fx, fy a frame, for `height` x `width`.", False, 2),
+    Column("principal_point_px", _list(_F32), "px", "cx, cy a frame; pixel centres at +0.5.", False, 2),
+    Column(
+        "radial_k1",
+        _F64,
+        "1",
+        "Radial distortion: x_px = f n (1 + k1 |n|^2) + c with n = (X/Z, Y/Z); null = none modelled (pinhole).",
+        True,
+    ),
+    Column(
+        "pose_source", _list(pa.int8()), "-", "0 none, 1 solved, 2 infilled, 3 given; one a frame.", False, 1
+    ),
+    Column("focal_model", _TEXT, "-", "`constant`, `smooth`, `piecewise`, `given` or `none`."),
+    Column(
+        "position_sigma_m",
+        _list(_F32),
+        "m",
+        "Standard deviation of the camera centre along its worst axis.",
+        True,
+        1,
+    ),
+    Column(
+        "rotation_sigma_rad",
+        _list(_F32),
+        "rad",
+        "Standard deviation of the orientation about its worst axis.",
+        True,
+        1,
+    ),
+    Column(
+        "log_focal_sigma",
+        _list(_F32),
+        "1",
+        "Standard deviation of log focal (about the relative error).",
+        True,
+        1,
+    ),
+    Column(
+        "reprojection_px", _list(_F32), "px", "Robust root mean square reprojection error a frame.", True, 1
+    ),
+    # Scale
+    Column(
+        "metres_per_unit",
+        _F64,
+        "m",
+        "Scale used (clip median if it varies); 1 only if declared metric; null = none.",
+        True,
+    ),
+    Column(
+        "metres_per_unit_frame",
+        _list(_F32),
+        "m",
+        "Scale a frame, where the model is slow_drift or step.",
+        True,
+        1,
+    ),
+    Column("scale_model", _TEXT, "-", "`constant`, `slow_drift`, `step`, `declared` or `none`."),
+    Column("scale_frame", _list(_I32), "1", "Clip frames of the raw scale series."),
+    Column(
+        "scale_value", _list(_F32), "m", "Raw metres per unit at `scale_frame`; NaN where a frame gave none."
+    ),
+    Column(
+        "scale_mad_log", _F64, "1", "1.4826 x median absolute deviation of log scale about its model.", True
+    ),
+    Column("scale_p10", _F64, "m", "10th percentile of the raw series.", True),
+    Column("scale_p90", _F64, "m", "90th percentile of the raw series.", True),
+    Column(
+        "scale_cov", _F64, "1", "Standard deviation over mean of the raw series (the paper's gate).", True
+    ),
+    # Quality
+    Column(
+        "reprojection_rms_px", _F64, "px", "Robust root mean square reprojection error of the clip.", True
+    ),
+    Column("reprojection_median_px", _F64, "px", "Median over frames of `reprojection_px`.", True),
+    Column("num_tracks", _I32, "1", "Image tracks used.", True),
+    Column("num_loops", _I32, "1", "Loop closures used.", True),
+    Column(
+        "track_survival_min",
+        _F64,
+        "1",
+        "Least share of tracks that survive from one frame to the next.",
+        True,
+    ),
+    Column(
+        "inlier_share_min",
+        _F64,
+        "1",
+        "Least share of a frame's observations that agree with its camera.",
+        True,
+    ),
+    Column(
+        "parallax_rad", _F64, "rad", "Median over tracks of the largest angle between viewing rays.", True
+    ),
+    Column(
+        "depth_residual_log_median",
+        _F64,
+        "1",
+        "Median absolute log difference of solved and given depth.",
+        True,
+    ),
+    Column("path_length_m", _F64, "m", "Length of the camera's path.", True),
+    Column(
+        "scale_sweep_best",
+        _F64,
+        "1",
+        "Factor on depth at which depth and poses agree best; 1 when scale is right.",
+        True,
+    ),
+    Column("fov_x_min_rad", _F64, "rad", "Least horizontal field of view.", True),
+    Column("fov_x_max_rad", _F64, "rad", "Largest horizontal field of view.", True),
+    Column("fov_y_min_rad", _F64, "rad", "Least vertical field of view.", True),
+    Column("fov_y_max_rad", _F64, "rad", "Largest vertical field of view.", True),
+    Column("focal_axis_gap_max", _F64, "1", "Largest |fx - fy| / mean(fx, fy) of a frame.", True),
+    Column("focal_spread", _F64, "1", "Standard deviation over mean of fx along the clip.", True),
+    Column(
+        "metrics", pa.map_(_TEXT, _F64), "-", "Further numbers of the run, by name with unit suffix.", True
+    ),
+    Column("gates", _list(GATE_TYPE), "-", "Every gate that was judged: value, bounds, unit, passed."),
+    # Verdict
+    Column("verdict", _TEXT, "-", "`accepted` or `rejected`."),
+    Column(
+        "confidence",
+        _F64,
+        "1",
+        "Probability-like score in [0, 1] that the clip is usable; null = not calibrated.",
+        True,
+    ),
+    Column("reasons", _TEXTS, "-", "Stable codes of the rejection; empty if accepted."),
+    Column("reason_details", _TEXTS, "-", "One sentence a reason, with the numbers found."),
+    Column("error", _TEXT, "-", "Traceback of an unexpected exception.", True),
+    Column("captions", pa.map_(_TEXT, _TEXT), "-", "Captions by kind.", True),
+)
+
+COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
+PER_FRAME_COLUMNS = tuple(column.name for column in COLUMNS if column.per_frame)
+
+
+def arrow_schema(*, recipe_hash: str | None = None) -> pa.Schema:
+    """The declared Arrow schema; field metadata holds unit and meaning, file metadata the version and recipe
+    hash."""
+    fields = [
+        pa.field(c.name, c.type, nullable=c.nullable, metadata={"unit": c.unit, "meaning": c.meaning})
+        for c in COLUMNS
+    ]
+    metadata = {"theodolite.schema_version": str(SCHEMA_VERSION)}
+    if recipe_hash is not None:
+        metadata["theodolite.recipe_hash"] = recipe_hash
+    return pa.schema(fields, metadata=metadata)
+
+
+def check_version(metadata: dict[bytes, bytes] | None, *, where: str) -> int:
+    """Schema version of a file from its metadata.
+
+    Raises:
+        ValueError: not a dataset file of ours, or a newer version than this reader knows.
+    """
+    raw = (metadata or {}).get(b"theodolite.schema_version")
+    if raw is None or not raw.isdigit():
+        raise ValueError(f"{where}: not a theodolite dataset file (no schema version in its metadata)")
+    version = int(raw)
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{where}: schema version {version}, this reader knows {SCHEMA_VERSION}; update theodolite"
+        )
+    return version
+
+
+def schema_markdown() -> str:
+    """Reference of all columns as a Markdown table."""
+    lines = [
+        f"Schema version {SCHEMA_VERSION}. One row per clip; F = `num_frames`. A type that ends in `?` may be null.",
+        "",
+        "| column | type | unit | meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for c in COLUMNS:
+        kind = str(c.type).replace("element: ", "").replace(" not null", "")
+        if c.per_frame:
+            kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
+        lines.append(f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {c.meaning} |")
+    return "\n".join(lines) + "\n"

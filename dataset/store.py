@@ -1,0 +1,226 @@
+"""Writing and finding part files. A part is the unit of commit: temporary name, flush to disk, rename.
+
+A dataset lies in one folder: `dataset.json` (schema version and recipe hash) and
+`data/source=<source>/part-<shard>.parquet`. Whatever process dies at whatever moment, a part is there whole
+or not at all; which shards are done is which parts exist.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .rows import Row, rows_to_table
+from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
+
+_SHARD = re.compile(r"[A-Za-z0-9_-]+")
+_TEMPORARY = ".tmp-"
+_ROW_GROUP_FRAMES = 32_768
+"""Frames aimed at per row group: some 3 MB of cameras, so that one clip is read in milliseconds."""
+
+
+def data_folder(out: str | Path) -> Path:
+    """Folder that holds the partitions of a dataset."""
+    return Path(out) / "data"
+
+
+def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
+    """Where the part of a shard lies. Raises ValueError on names that are not letters, digits, `_` and
+    `-`."""
+    for what, name in (("source", source), ("shard id", shard_id)):
+        if not _SHARD.fullmatch(name):
+            raise ValueError(f"{what} {name!r}: use letters, digits, `_` and `-` only")
+    return data_folder(out) / f"source={source}" / f"part-{shard_id}.parquet"
+
+
+def list_parts(out: str | Path) -> list[Path]:
+    """Finished part files of a dataset, sorted."""
+    return sorted(data_folder(out).glob("source=*/part-*.parquet"))
+
+
+def finished_shards(out: str | Path) -> set[str]:
+    """Ids of shards whose part file exists, over all sources."""
+    return {path.stem.removeprefix("part-") for path in list_parts(out)}
+
+
+def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
+    """Make or check an output folder before a run; call once, before any worker writes.
+
+    Creates the folder, removes temporaries that a killed run left behind, and refuses a folder that another
+    recipe or schema version has written.
+
+    Returns:
+        Ids of the shards that are already done.
+    Raises:
+        ValueError: the folder belongs to another recipe, or is a file.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; --out must be a folder")
+    data_folder(out).mkdir(parents=True, exist_ok=True)
+    clean_temporaries(out)
+    marker = out / "dataset.json"
+    wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
+    if marker.is_file():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        for key in wanted:
+            if found.get(key) != wanted[key]:
+                raise ValueError(
+                    f"{out}: was written with {key.replace('_', ' ')} {found.get(key)}, this run has {wanted[key]}; "
+                    "one dataset holds rows of one recipe: choose another --out, or run the recipe that made it "
+                    "(recipe.resolved.yaml beside it)"
+                )
+    else:
+        if list_parts(out):
+            raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
+        _write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
+    return finished_shards(out)
+
+
+def clean_temporaries(out: str | Path) -> int:
+    """Remove temporaries of killed writers and return their number. Not while writers run."""
+    stale = [
+        *data_folder(out).glob(f"source=*/{_TEMPORARY}*"),
+        *(p for p in Path(out).glob(f"{_TEMPORARY}*") if p.is_file()),
+    ]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_hash: str) -> Path:
+    """Write the rows of a shard as one part file, all or nothing; same rows give the same bytes.
+
+    Args:
+        rows: at least one; all of one source, all of this recipe, clip ids unique.
+    Returns:
+        Path of the part. An existing part of the same shard is replaced.
+    Raises:
+        ValueError: rows that do not belong together.
+        OSError: the disk is full or not writable; names the folder. No partial file remains.
+    """
+    if not rows:
+        raise ValueError(f"shard {shard_id}: no rows to write")
+    sources = {row.source for row in rows}
+    if len(sources) > 1:
+        raise ValueError(
+            f"shard {shard_id}: rows of several sources ({', '.join(sorted(sources))}); one part holds one"
+        )
+    ids = [row.clip_id for row in rows]
+    if len(set(ids)) != len(ids):
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        raise ValueError(f"shard {shard_id}: clip {twice[0]} occurs more than once")
+    for row in rows:
+        if row.recipe_hash != recipe_hash:
+            raise ValueError(
+                f"shard {shard_id}: clip {row.clip_id} was made by recipe {row.recipe_hash}, not {recipe_hash}"
+            )
+    path = part_path(out, source=rows[0].source, shard_id=shard_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = rows_to_table(rows)
+    metadata = dict(table.schema.metadata or {}) | {b"theodolite.recipe_hash": recipe_hash.encode()}
+    table = table.replace_schema_metadata(metadata)
+    frames = max(1, sum(row.num_frames for row in rows))
+    per_group = max(1, _ROW_GROUP_FRAMES * len(rows) // frames)
+    sink = pa.BufferOutputStream()
+    write_table(table, sink, row_group_size=per_group)
+    _write_atomically(path, sink.getvalue().to_pybytes())
+    return path
+
+
+def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: int) -> None:
+    """Parquet with the dataset's encodings: byte-stream-split floats and delta-packed indices under snappy
+    for the per-frame lists, dictionaries under zstd for everything else.
+
+    Measured for random-walk poses (one core): 1.35 GB/s decoded at 26 % less space; zstd saves hardly more
+    and reads at 0.8 GB/s.
+    """
+    compression: dict[str, str] = {}
+    encoding: dict[str, str] = {}
+    dictionary: list[str] = []
+    for path in _leaf_paths(table.schema):
+        column = COLUMN_BY_NAME.get(path.split(".")[0])
+        element = column.type.value_type if column is not None and column.per_frame else None
+        compression[path] = "snappy" if element is not None else "zstd"
+        if element is None:
+            dictionary.append(path)
+        elif pa.types.is_floating(element):
+            encoding[path] = "BYTE_STREAM_SPLIT"
+        elif element == pa.int32():
+            encoding[path] = "DELTA_BINARY_PACKED"
+        else:
+            dictionary.append(path)
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size,
+        compression=compression,
+        use_dictionary=dictionary,
+        column_encoding=encoding,
+    )
+
+
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Dotted Parquet paths of all leaf columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [parquet.column(i).path for i in range(len(parquet))]
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.parent / f"{_TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"no space left to write {len(content) / 1e6:.1f} MB; free some and run the same command again, "
+                "finished parts are kept",
+                str(path),
+            ) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself; a folder cannot be opened for this everywhere (Windows), where rename is
+    enough."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def part_metadata(path: Path) -> tuple[int, str]:
+    """Schema version and recipe hash of a part file. Raises ValueError for a file that is not ours or not
+    Parquet."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    version = check_version(schema.metadata, where=str(path))
+    recipe_hash = (schema.metadata or {}).get(b"theodolite.recipe_hash")
+    if recipe_hash is None:
+        raise ValueError(f"{path}: no recipe hash in the file metadata")
+    return version, recipe_hash.decode()

@@ -1,0 +1,133 @@
+"""Rows and small datasets for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from theodolite.dataset import cameras as cam
+from theodolite.dataset.rows import Gate, Row
+from theodolite.dataset.store import prepare_output, write_part
+
+
+def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
+    """An accepted row with a smooth path, a zooming lens and every column filled."""
+    rng = np.random.default_rng(number)
+    step = np.cumsum(rng.normal(size=(frames, 6)) * [0.05, 0.05, 0.05, 0.01, 0.01, 0.01], axis=0)
+    poses = cam.relative_to_first(cam.se3_exp(step))
+    focal = 800 * (1 + 0.3 * np.sin(np.linspace(0, 2, frames)))[:, None] * [1.0, 1.01]
+    length = float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+    values: dict[str, Any] = {
+        "clip_id": f"clip_{number:04d}",
+        "source": "demo",
+        "original_id": f"original {number}.mp4",
+        "media_kind": "video",
+        "media": f"videos/{number}.mp4",
+        "mode": "given_depth",
+        "data_licence": "CC-BY-4.0",
+        "data_redistributable": True,
+        "weights": ("pi3x@abc",),
+        "weight_licences": ("CC-BY-NC-4.0",),
+        "stand_in": False,
+        "recipe_hash": "recipe1",
+        "package_version": "0.1.0",
+        "annotate_wall_s": 1.0 + number,
+        "stage_wall_s": {"decode": 0.25, "bundle": 0.75},
+        "height": 720,
+        "width": 1280,
+        "source_fps": 29.97,
+        "fps": 16.0,
+        "frame_index": np.round(np.arange(frames) * 29.97 / 16),
+        "time_s": np.round(np.arange(frames) * 29.97 / 16) / 29.97,
+        "camera_to_world": poses,
+        "focal_px": focal,
+        "principal_point_px": np.tile([641.5, 358.25], (frames, 1)),
+        "pose_source": ["solved"] * (frames - 1) + ["infilled"],
+        "focal_model": "smooth",
+        "position_sigma_m": np.full(frames, 0.01),
+        "rotation_sigma_rad": np.full(frames, 0.001),
+        "log_focal_sigma": np.full(frames, 0.004),
+        "reprojection_px": rng.uniform(0.3, 0.6, frames),
+        "metres_per_unit": 2.5,
+        "scale_model": "constant",
+        "scale_frame": np.arange(0, frames, 4),
+        "scale_value": 2.5 * np.exp(rng.normal(size=len(range(0, frames, 4))) * 0.05),
+        "scale_mad_log": 0.05,
+        "scale_p10": 2.3,
+        "scale_p90": 2.7,
+        "scale_cov": 0.05,
+        "reprojection_rms_px": 0.45,
+        "reprojection_median_px": 0.44,
+        "num_tracks": 1234,
+        "num_loops": 2,
+        "track_survival_min": 0.8,
+        "inlier_share_min": 0.9,
+        "parallax_rad": 0.1,
+        "depth_residual_log_median": 0.02,
+        "path_length_m": length,
+        "scale_sweep_best": 1.0,
+        "fov_x_min_rad": float(cam.fov_from_focal(focal[:, 0].max(), 1280)),
+        "fov_x_max_rad": float(cam.fov_from_focal(focal[:, 0].min(), 1280)),
+        "fov_y_min_rad": float(cam.fov_from_focal(focal[:, 1].max(), 720)),
+        "fov_y_max_rad": float(cam.fov_from_focal(focal[:, 1].min(), 720)),
+        "focal_axis_gap_max": 0.01,
+        "focal_spread": float(focal[:, 0].std() / focal[:, 0].mean()),
+        "metrics": {"vmaf_motion": 7.5},
+        "gates": (
+            Gate(name="fov_x", value=1.3, lower=0.44, upper=2.09, unit="rad", passed=True),
+            Gate(name="scale_cov", value=0.05, upper=2.0, passed=True),
+        ),
+        "verdict": "accepted",
+        "confidence": 0.9,
+        "captions": {"scene": "A room."},
+    }
+    values.update(changes)
+    return Row(**values)
+
+
+def build_rejected(number: int = 0, **changes: Any) -> Row:
+    """A row of a clip that failed before decoding."""
+    values: dict[str, Any] = {
+        "clip_id": f"clip_{number:04d}",
+        "source": "demo",
+        "original_id": f"original {number}.mp4",
+        "media_kind": "video",
+        "media": f"videos/{number}.mp4",
+        "mode": "given_depth",
+        "data_licence": "CC-BY-4.0",
+        "data_redistributable": True,
+        "stand_in": False,
+        "recipe_hash": "recipe1",
+        "package_version": "0.1.0",
+        "verdict": "rejected",
+        "reasons": ("unreadable_video",),
+        "reason_details": ("videos/9.mp4: moov atom missing",),
+    }
+    values.update(changes)
+    return Row(**values)
+
+
+def write_dataset(out: Path, shards: dict[str, list[Row]]) -> Path:
+    """Dataset folder with one part per shard."""
+    prepare_output(out, recipe_hash="recipe1")
+    for shard_id, rows in shards.items():
+        write_part(out, rows, shard_id=shard_id, recipe_hash="recipe1")
+    return out
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    return build_row
+
+
+@pytest.fixture
+def make_rejected() -> Callable[..., Row]:
+    return build_rejected
+
+
+@pytest.fixture
+def make_dataset() -> Callable[[Path, dict[str, list[Row]]], Path]:
+    return write_dataset
