@@ -29,11 +29,20 @@ class ClipTiming:
 
 
 class ClipFrames(Protocol):
-    """Frames of a clip, decoded anew on every iteration; memory never grows with clip length."""
+    """Frames of a clip, decoded anew on every iteration; memory never grows with clip length.
+
+    Attributes:
+        height, width: of the frames that are yielded (the stored size).
+        source_height, source_width: of the source after rotation flags, before any resizing.
+        num_source_frames: frames that the whole source holds, or None where they were not counted.
+    """
 
     timing: ClipTiming
     height: int
     width: int
+    source_height: int
+    source_width: int
+    num_source_frames: int | None
 
     def __len__(self) -> int: ...
 

@@ -1,0 +1,441 @@
+"""Geometry that the source ships: depth maps, and optionally poses and intrinsics, read from files.
+
+Depth of source frame `i` is the file `depth_pattern.format(frame=i)`; a clip frame finds its file through
+`frames.timing.frame_index`. A map covers exactly the colour image, at any resolution.
+
+The unit of the sequence is the metre where the source declares it (`depth_units_per_metre`), else the stored
+number itself: nothing is guessed here, and the scale stage has to find what a unit is worth.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ...dataset.cameras import pixel_centres, resize_intrinsics, split_intrinsics, z_depth_from_ray_distance
+from ...dataset.strict import Strict
+from ...dataset.trajectories import read_trajectory
+from ..clip import ClipRef, ClipRejection, DepthKind
+from ..decode import ClipFrames
+from .base import AnchorFrame, FloatArray, SequenceGeometryResult
+
+F32 = NDArray[np.float32]
+
+MAX_ASPECT_MISMATCH = 0.03
+"""Largest relative difference between the aspect ratios of depth and colour: more means another field of view."""
+
+
+class GivenConfig(Strict):
+    """How far shipped geometry is trusted."""
+
+    depth_sigma_log: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Expected relative error of a valid depth (structured-light and time-of-flight cameras: 1 to 3 % indoors)."""
+
+
+class GivenGeometrySource:
+    """Sequence geometry read from the files named in `clip.given`.
+
+    Args:
+        config: trust in the depth.
+    """
+
+    name = "given"
+
+    def __init__(self, config: GivenConfig | None = None) -> None:
+        self.config = config or GivenConfig()
+
+    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
+        """Check that everything named is there and fits the video; depth itself is read later, map by map.
+
+        Raises:
+            ClipRejection: `depth_missing` (none is named), `depth_frame_count_mismatch`, `depth_unreadable`,
+                `depth_size_changed`, `depth_aspect_mismatch`, `depth_not_finite`, `depth_all_invalid`,
+                `intrinsics_unreadable`, `intrinsics_count_mismatch`, `poses_unreadable`, `pose_count_mismatch`,
+                `ray_distance_without_intrinsics`, `given_units_disagree`.
+        """
+        given = clip.given
+        if given.depth_pattern is None:
+            raise ClipRejection(
+                "depth_missing",
+                f"clip {clip.clip_id}: the source names no depth files; set given.depth_pattern, or estimate the"
+                " geometry",
+            )
+        intrinsics = None
+        if given.intrinsics_path is not None:
+            intrinsics = _read_intrinsics(clip, given.intrinsics_path, frames)
+        if given.depth_kind == "ray_distance" and intrinsics is None:
+            raise ClipRejection(
+                "ray_distance_without_intrinsics",
+                f"clip {clip.clip_id}: distances along rays become z-depth only through intrinsics; give"
+                " intrinsics_path",
+            )
+        count = _count_files(clip, given.depth_pattern)
+        _check_count(clip, "depth", f"depth files match {given.depth_pattern}", count, frames)
+        depth = GivenDepth(
+            clip_id=clip.clip_id,
+            pattern=given.depth_pattern,
+            frame_index=frames.timing.frame_index,
+            image_size=(frames.height, frames.width),
+            units_per_metre=given.depth_units_per_metre or 1.0,
+            invalid_value=given.depth_invalid_value,
+            kind=given.depth_kind,
+            intrinsics=intrinsics,
+        )
+        depth.require_any_valid()
+
+        poses = None
+        if given.camera_to_world_path is not None:
+            metric_depth = given.depth_units_per_metre is not None
+            if metric_depth != given.poses_metric:
+                raise ClipRejection(
+                    "given_units_disagree",
+                    f"clip {clip.clip_id}: depth is {'in metres' if metric_depth else 'of unknown unit'} but poses"
+                    f" are {'in metres' if given.poses_metric else 'not declared metric'}; one unit must hold for"
+                    " both",
+                )
+            poses = _read_poses(clip, given.camera_to_world_path, frames)
+        focal_px = principal_point_px = None
+        if intrinsics is not None:
+            focal_px, principal_point_px = split_intrinsics(intrinsics)
+        return SequenceGeometryResult(
+            depth=depth,
+            depth_sigma_log=self.config.depth_sigma_log,
+            metres_per_unit=1.0 if given.depth_units_per_metre is not None else None,
+            camera_to_world=poses,
+            focal_px=focal_px,
+            principal_point_px=principal_point_px,
+            given_camera_to_world=poses is not None,
+            given_intrinsics=intrinsics is not None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenDepth:
+    """Depth maps in files, one per source frame; the `DepthMaps` of base.py.
+
+    Attributes:
+        clip_id: for messages.
+        pattern: path with a `{frame}` field.
+        frame_index: (F,) source frame of every clip frame.
+        image_size: (height, width) of the stored colour image.
+        units_per_metre: stored value of one metre (of one inverse metre for disparity); 1.0 keeps stored units.
+        invalid_value: stored value that means "no measurement".
+        kind: what the stored number is.
+        intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
+    """
+
+    clip_id: str
+    pattern: str
+    frame_index: NDArray[np.int64]
+    image_size: tuple[int, int]
+    units_per_metre: float
+    invalid_value: float
+    kind: DepthKind = "z"
+    intrinsics: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    def path(self, frame: int) -> Path:
+        """File of clip frame `frame`."""
+        return Path(self.pattern.format(frame=int(self.frame_index[frame])))
+
+    def read(self, frame: int) -> F32:
+        """(h, w) float32 z-depth of clip frame `frame`; NaN where invalid, +inf where stored as +inf (sky).
+
+        Raises:
+            ClipRejection: `depth_unreadable`, `depth_size_changed` (against the clip's first frame),
+                `depth_aspect_mismatch`, `depth_not_finite` (the file holds nothing but NaN or infinity).
+        """
+        path = self.path(frame)
+        stored = read_depth_file(path, clip_id=self.clip_id)
+        first = self._first_size if frame else stored.shape
+        if stored.shape != first:
+            raise ClipRejection(
+                "depth_size_changed",
+                f"clip {self.clip_id}: {path} is {stored.shape[1]}x{stored.shape[0]}, the clip's first map is"
+                f" {first[1]}x{first[0]}",
+            )
+        height, width = stored.shape
+        mismatch = width * self.image_size[0] / (height * self.image_size[1]) - 1
+        if abs(mismatch) > MAX_ASPECT_MISMATCH:
+            raise ClipRejection(
+                "depth_aspect_mismatch",
+                f"clip {self.clip_id}: {path} is {width}x{height}, the image {self.image_size[1]}x"
+                f"{self.image_size[0]}: depth must cover exactly the image",
+            )
+        if not np.isfinite(stored).any():
+            raise ClipRejection(
+                "depth_not_finite",
+                f"clip {self.clip_id}: {path}: all {stored.size} values are NaN or infinite",
+            )
+        return self._to_z(stored, frame)
+
+    @cached_property
+    def _first_size(self) -> tuple[int, ...]:
+        return read_depth_file(self.path(0), clip_id=self.clip_id).shape
+
+    def _to_z(self, stored: NDArray, frame: int) -> F32:
+        invalid = np.isnan(stored) | (stored == self.invalid_value)
+        if self.kind == "disparity":
+            invalid |= stored < 0
+            with np.errstate(divide="ignore"):
+                depth = self.units_per_metre / stored.astype(np.float64)
+        else:
+            invalid |= stored <= 0
+            depth = stored / np.float64(self.units_per_metre)
+        if self.kind == "ray_distance":
+            assert self.intrinsics is not None, "checked by GivenGeometrySource.run"
+            height, width = stored.shape
+            intrinsics = resize_intrinsics(
+                self.intrinsics[frame], from_size=self.image_size, to_size=(height, width)
+            )
+            pixels = pixel_centres(height, width).reshape(-1, 2)
+            depth = z_depth_from_ray_distance(depth.reshape(-1), intrinsics, pixels).reshape(height, width)
+        return np.where(invalid, np.nan, depth).astype(np.float32)
+
+    def require_any_valid(self) -> None:
+        """Read until a frame has a valid depth.
+
+        Raises:
+            ClipRejection: `depth_all_invalid` if none has, or what `read` finds wrong on the way.
+        """
+        for frame in range(len(self)):
+            if np.isfinite(self.read(frame)).any():
+                return
+        raise ClipRejection(
+            "depth_all_invalid",
+            f"clip {self.clip_id}: not one valid value in {len(self)} maps ({self.path(0)} to"
+            f" {self.path(len(self) - 1)}); invalid are NaN, values <= 0 and {self.invalid_value:g}",
+        )
+
+
+class GivenAnchor:
+    """Metric anchor from files on some source frames (`clip.given.anchor_depth_pattern`)."""
+
+    name = "given"
+
+    def available_frames(self, clip: ClipRef, frames: ClipFrames) -> list[int]:
+        """Clip frames for which an anchor file exists."""
+        pattern = clip.given.anchor_depth_pattern
+        if pattern is None:
+            return []
+        present = {number for number, _ in _matching_files(clip, pattern)}
+        return [i for i, source in enumerate(frames.timing.frame_index) if int(source) in present]
+
+    def run(
+        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
+    ) -> list[AnchorFrame]:
+        """Metric depth of those `anchor_frames` that have a file; `focal_px` is not needed.
+
+        Raises:
+            ClipRejection: `anchor_unit_unknown`, or a file that cannot be read. A map without any valid value is
+                no defect here: an estimator may fail on a frame.
+        """
+        given = clip.given
+        if given.anchor_depth_pattern is None:
+            return []
+        if given.anchor_units_per_metre is None:
+            raise ClipRejection(
+                "anchor_unit_unknown",
+                f"clip {clip.clip_id}: anchor depth {given.anchor_depth_pattern} has no anchor_units_per_metre; an"
+                " anchor must be metric",
+            )
+        depth = GivenDepth(
+            clip_id=clip.clip_id,
+            pattern=given.anchor_depth_pattern,
+            frame_index=frames.timing.frame_index,
+            image_size=(frames.height, frames.width),
+            units_per_metre=given.anchor_units_per_metre,
+            invalid_value=given.depth_invalid_value,
+        )
+        available = set(self.available_frames(clip, frames))
+        anchors = []
+        for frame in anchor_frames:
+            if frame in available:
+                stored = read_depth_file(depth.path(frame), clip_id=clip.clip_id)
+                anchors.append(AnchorFrame(frame=int(frame), depth_m=depth._to_z(stored, frame)))
+        return anchors
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
+    """(h, w) stored numbers of a 16-bit PNG, `.npy` or `.npz` (one array, or the one called `depth`).
+
+    Raises:
+        ClipRejection: `depth_unreadable` with what was found instead.
+    """
+
+    def unreadable(found: str) -> ClipRejection:
+        return ClipRejection("depth_unreadable", f"clip {clip_id}: {path}: {found}")
+
+    if not path.is_file():
+        raise unreadable("no such file")
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if depth is None:
+            raise unreadable("not a readable PNG")
+        if depth.ndim != 2 or depth.dtype != np.uint16:
+            raise unreadable(f"expected one channel of 16 bits, found shape {depth.shape} of {depth.dtype}")
+        return depth
+    if suffix not in (".npy", ".npz"):
+        raise unreadable("depth files are .png (16 bits), .npy or .npz")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if suffix == ".npz":
+            with loaded as archive:
+                names = list(archive.files)
+                name = "depth" if "depth" in names else names[0] if len(names) == 1 else None
+                if name is None:
+                    raise unreadable(f"expected one array or one called 'depth', found {names}")
+                loaded = archive[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, ClipRejection):
+            raise
+        raise unreadable(f"not a readable numpy file ({error})") from error
+    depth = np.asarray(loaded)
+    if depth.ndim == 3 and depth.shape[0] == 1:
+        depth = depth[0]
+    elif depth.ndim == 3 and depth.shape[2] == 1:
+        depth = depth[..., 0]
+    if depth.ndim != 2 or depth.size == 0 or depth.dtype.kind not in "fui":
+        raise unreadable(f"expected (h, w) numbers, found shape {depth.shape} of {depth.dtype}")
+    return depth
+
+
+def _matching_files(clip: ClipRef, pattern: str) -> list[tuple[int, Path]]:
+    """Files that `pattern` can name, with their frame numbers, in order.
+
+    Raises:
+        ClipRejection: `depth_unreadable` if the pattern has no frame field in its file name, or no folder.
+    """
+    path = Path(pattern)
+    field = re.compile(r"\{frame(:[^}]*)?\}")
+    parts = field.split(path.name)
+    if len(parts) < 3 or field.search(str(path.parent)):
+        raise ClipRejection(
+            "depth_unreadable",
+            f"clip {clip.clip_id}: pattern {pattern} needs one frame field in the file name, such as"
+            " {frame:06d}.png",
+        )
+    if not path.parent.is_dir():
+        raise ClipRejection("depth_unreadable", f"clip {clip.clip_id}: {path.parent}: no such folder")
+    matcher = re.compile(re.escape(parts[0]) + r"(\d+)" + re.escape(parts[2]))
+    found = []
+    for entry in path.parent.iterdir():
+        match = matcher.fullmatch(entry.name)
+        if match and entry.name == path.name.format(frame=int(match[1])):
+            found.append((int(match[1]), entry))
+    return sorted(found)
+
+
+def _count_files(clip: ClipRef, pattern: str) -> int:
+    """Number of depth files 0, 1, 2, ...
+
+    Raises:
+        ClipRejection: `depth_frame_count_mismatch` if one in between is missing.
+    """
+    numbers = [number for number, _ in _matching_files(clip, pattern)]
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            raise ClipRejection(
+                "depth_frame_count_mismatch",
+                f"clip {clip.clip_id}: {len(numbers)} depth files match {pattern}, but the one of frame {expected}"
+                " is missing (frames count from 0)",
+            )
+    return len(numbers)
+
+
+def _check_count(clip: ClipRef, what: str, described: str, count: int, frames: ClipFrames) -> None:
+    reason = f"{what}_frame_count_mismatch" if what == "depth" else f"{what}_count_mismatch"
+    wanted = frames.num_source_frames
+    if wanted is not None and count != wanted:
+        raise ClipRejection(
+            reason, f"clip {clip.clip_id}: {count} {described}, but {clip.media_path} has {wanted} frames"
+        )
+    last = int(frames.timing.frame_index[-1])
+    if count <= last:
+        raise ClipRejection(
+            reason, f"clip {clip.clip_id}: {count} {described}, but the clip uses source frame {last}"
+        )
+
+
+def _read_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> FloatArray:
+    """(F, 4, 4) camera-to-world of the clip's frames."""
+    try:
+        poses = read_trajectory(path).camera_to_world
+    except ValueError as error:
+        raise ClipRejection("poses_unreadable", f"clip {clip.clip_id}: {error}") from error
+    _check_count(clip, "pose", f"poses in {path}", len(poses), frames)
+    return poses[frames.timing.frame_index]
+
+
+def _read_intrinsics(clip: ClipRef, path: Path, frames: ClipFrames) -> FloatArray:
+    """(F, 3, 3) intrinsics of the clip's frames in pixels of the stored size."""
+    try:
+        source = read_intrinsics(path)
+    except ValueError as error:
+        raise ClipRejection("intrinsics_unreadable", f"clip {clip.clip_id}: {error}") from error
+    if source.ndim == 2:
+        source = np.broadcast_to(source, (len(frames), 3, 3))
+    else:
+        _check_count(clip, "intrinsics", f"rows in {path}", len(source), frames)
+        source = source[frames.timing.frame_index]
+    return resize_intrinsics(
+        source,
+        from_size=(frames.source_height, frames.source_width),
+        to_size=(frames.height, frames.width),
+    )
+
+
+def read_intrinsics(path: Path) -> FloatArray:
+    """Intrinsics of a file, in pixels of the source image.
+
+    Returns:
+        (3, 3) of a text file with three rows of three numbers, or (N, 3, 3) of a CSV with the columns fx, fy, cx
+        and cy (others are ignored), a row per source frame.
+    Raises:
+        ValueError: the file is neither, or holds impossible numbers.
+    """
+    expected = "expected 3 rows of 3 numbers, or CSV with columns fx, fy, cx, cy"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {expected}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        if lines and "fx" in lines[0]:
+            rows = list(csv.DictReader(lines, skipinitialspace=True))
+            values = np.array([[float(row[name]) for name in ("fx", "fy", "cx", "cy")] for row in rows])
+            values = values.reshape(-1, 4)
+            intrinsics = np.zeros((len(values), 3, 3))
+            intrinsics[:, 0, 0], intrinsics[:, 1, 1] = values[:, 0], values[:, 1]
+            intrinsics[:, 0, 2], intrinsics[:, 1, 2] = values[:, 2], values[:, 3]
+            intrinsics[:, 2, 2] = 1.0
+        else:
+            intrinsics = np.array(
+                [[float(word) for word in line.replace(",", " ").split()] for line in lines]
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {expected} ({error})") from error
+    if intrinsics.size == 0 or intrinsics.shape[-2:] != (3, 3):
+        raise ValueError(f"{path}: found shape {intrinsics.shape}; {expected}")
+    focal = np.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]])
+    if not (np.isfinite(intrinsics).all() and (focal > 0).all()):
+        raise ValueError(f"{path}: intrinsics must be finite with positive focal lengths")
+    return intrinsics

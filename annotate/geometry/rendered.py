@@ -1,0 +1,206 @@
+"""Geometry of the built-in renderer: frames, true depth in a unit of our choice, and an anchor with known error.
+
+The media of a rendered clip is a YAML file with the fields of `RenderConfig`; `clip.render_seed` overrides its
+seed. The unit is hidden on purpose (`metres_per_unit` is not passed on unless `declare_metric`), so that the scale
+stage has something to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from ...dataset.strict import Strict
+from ..clip import ClipRef, ClipRejection
+from ..decode import ClipFrames, ClipTiming
+from ..render import RenderConfig, RenderedClip, render_clip
+from .base import AnchorFrame, FloatArray, SequenceGeometryResult
+
+
+class RenderedConfig(Strict):
+    """Which truth about a rendered clip is passed on, and how wrong the anchor is."""
+
+    metres_per_unit: Annotated[float, Field(gt=0)] = 1.0
+    """What one unit of the sequence depth is worth."""
+    declare_metric: bool = False
+    """Tell the scale stage; allowed at 1.0 metres per unit only, as a recording that ships metric depth."""
+    anchor_sigma_log: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Standard deviation of each anchor frame's common relative error."""
+    anchor_pixel_sigma_log: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Standard deviation of the error that varies over the pixels of an anchor frame."""
+    anchor_invalid_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of the pixels without value, in patches."""
+    anchor_seed: Annotated[int, Field(ge=0)] = 0
+
+
+def render_config_of(clip: ClipRef) -> RenderConfig:
+    """The configuration that a rendered clip's media file holds.
+
+    Raises:
+        ClipRejection: `unreadable_video` if the file is missing, no YAML, or holds other fields.
+    """
+    path = Path(clip.media_path)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        config = RenderConfig.model_validate(fields)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ClipRejection(
+            "unreadable_video", f"clip {clip.clip_id}: {path} is no render configuration: {error}"
+        ) from error
+    return config if clip.render_seed is None else config.model_copy(update={"seed": clip.render_seed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedFrames:
+    """Frames of a rendered clip, rendered anew on every iteration; the `ClipFrames` of decode.py."""
+
+    rendered: RenderedClip
+    timing: ClipTiming
+    height: int
+    width: int
+    source_height: int
+    source_width: int
+    num_source_frames: int | None
+
+    def __len__(self) -> int:
+        return len(self.timing.frame_index)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for index in self.timing.frame_index:
+            yield self.rendered.frame(int(index)).rgb
+
+
+def open_rendered(clip: ClipRef) -> RenderedFrames:
+    """All frames of a rendered clip at the renderer's own rate.
+
+    Raises:
+        ClipRejection: as `render_config_of`.
+    """
+    config = render_config_of(clip)
+    rendered = render_clip(config)
+    return RenderedFrames(
+        rendered=rendered,
+        timing=ClipTiming(
+            frame_index=np.arange(config.num_frames),
+            time_s=rendered.time_s,
+            source_fps=config.fps,
+            fps=config.fps,
+        ),
+        height=config.height,
+        width=config.width,
+        source_height=config.height,
+        source_width=config.width,
+        num_source_frames=config.num_frames,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedDepth:
+    """True z-depth of a rendered clip in units of `metres_per_unit`; the `DepthMaps` of base.py."""
+
+    rendered: RenderedClip
+    frame_index: NDArray[np.int64]
+    metres_per_unit: float
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    def read(self, frame: int) -> NDArray[np.float32]:
+        """(h, w) float32 z-depth of clip frame `frame`."""
+        return self.rendered.depth_m(int(self.frame_index[frame])) / np.float32(self.metres_per_unit)
+
+
+class RenderedGeometrySource:
+    """Sequence geometry of a rendered clip: true depth in a unit of its own, no poses, no intrinsics."""
+
+    name = "rendered"
+
+    def __init__(self, config: RenderedConfig | None = None) -> None:
+        self.config = config or RenderedConfig()
+        if self.config.declare_metric and self.config.metres_per_unit != 1.0:
+            raise ValueError(
+                f"declare_metric with metres_per_unit {self.config.metres_per_unit}: a source that declares metric"
+                " depth ships metres; set metres_per_unit to 1"
+            )
+
+    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
+        """True depth of `clip`.
+
+        Raises:
+            ClipRejection: as `render_config_of`.
+        """
+        depth = RenderedDepth(
+            rendered=render_clip(render_config_of(clip)),
+            frame_index=frames.timing.frame_index,
+            metres_per_unit=self.config.metres_per_unit,
+        )
+        return SequenceGeometryResult(
+            depth=depth,
+            depth_sigma_log=0.005,  # exact but for the nearest-pixel look-up of sloping surfaces
+            metres_per_unit=1.0 if self.config.declare_metric else None,
+        )
+
+
+class RenderedAnchor:
+    """Metric depth of single rendered frames with seeded errors, as a monocular estimator would make them."""
+
+    name = "rendered"
+
+    def __init__(self, config: RenderedConfig | None = None) -> None:
+        self.config = config or RenderedConfig()
+
+    def run(
+        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
+    ) -> list[AnchorFrame]:
+        """Depth in metres at `anchor_frames`; `focal_px` is not needed.
+
+        Raises:
+            ClipRejection: as `render_config_of`.
+        """
+        rendered = render_clip(render_config_of(clip))
+        return [
+            AnchorFrame(
+                frame=int(frame),
+                depth_m=disturb_anchor_depth(
+                    rendered.depth_m(int(frames.timing.frame_index[frame])), int(frame), self.config
+                ),
+            )
+            for frame in anchor_frames
+        ]
+
+
+def disturb_anchor_depth(
+    depth_m: NDArray[np.float32], frame: int, config: RenderedConfig
+) -> NDArray[np.float32]:
+    """True depth made as wrong as a monocular metric estimate: one factor a frame, smooth errors, holes.
+
+    Args:
+        depth_m: (h, w) metres.
+        frame: makes the errors of frames independent of each other.
+        config: sizes of the errors and their seed.
+    Returns:
+        (h, w) metres, NaN in the holes.
+    """
+    rng = np.random.default_rng([config.anchor_seed, frame])
+    height, width = depth_m.shape
+    common = rng.normal(0.0, config.anchor_sigma_log)
+
+    def smooth_field() -> NDArray[np.float32]:
+        field = cv2.resize(
+            rng.standard_normal((9, 16), dtype=np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+        )
+        return (field - field.mean()) / field.std()
+
+    wrong = depth_m * np.exp(common + config.anchor_pixel_sigma_log * smooth_field())
+    if config.anchor_invalid_share > 0:
+        holes = smooth_field()
+        wrong[holes < np.quantile(holes, config.anchor_invalid_share)] = np.nan
+    return wrong.astype(np.float32)

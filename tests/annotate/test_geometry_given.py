@@ -1,0 +1,415 @@
+"""Given geometry: every way in which depth, pose and intrinsics files surprise, and what comes out if they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
+from theodolite.annotate.decode import ClipTiming
+from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, read_intrinsics
+from theodolite.annotate.geometry.rendered import (
+    RenderedAnchor,
+    RenderedConfig,
+    RenderedGeometrySource,
+    open_rendered,
+)
+from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+
+RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Timing and sizes of a video that is never looked at."""
+
+    timing: ClipTiming
+    height: int = 90
+    width: int = 160
+    source_height: int = 180
+    source_width: int = 320
+    num_source_frames: int | None = 6
+
+    def __len__(self) -> int:
+        return len(self.timing.frame_index)
+
+    def __iter__(self):
+        raise AssertionError("given geometry does not need the colours")
+
+
+def timing(*index: int) -> ClipTiming:
+    return ClipTiming(frame_index=np.array(index), time_s=np.array(index) / 30.0, source_fps=30.0, fps=16.0)
+
+
+FRAMES = Frames(timing(0, 2, 3, 5))
+
+
+def clip_of(folder: Path, pattern: str = "{frame:06d}.png", **given) -> ClipRef:
+    return ClipRef(
+        clip_id="c1",
+        source="test",
+        original_id="c1",
+        media_kind="video",
+        media_path=folder / "rgb.mp4",
+        given=GivenGeometry(depth_pattern=str(folder / pattern), **given),
+    )
+
+
+def write_png_maps(folder: Path, count: int = 6, size: tuple[int, int] = (45, 80)) -> None:
+    for i in range(count):
+        depth = np.full(size, 1000 * (i + 1), np.uint16)
+        depth[0, 0] = 0
+        cv2.imwrite(str(folder / f"{i:06d}.png"), depth)
+
+
+def write_npy_maps(folder: Path, maps: list[np.ndarray]) -> None:
+    for i, depth in enumerate(maps):
+        np.save(folder / f"{i:06d}.npy", depth)
+
+
+def rejection(clip: ClipRef, frames: Frames = FRAMES, *, read: int | None = None) -> ClipRejection:
+    def attempt() -> None:
+        result = GivenGeometrySource().run(clip, frames)
+        if read is not None:
+            result.depth.read(read)
+
+    with pytest.raises(ClipRejection) as caught:
+        attempt()
+    assert "c1" in caught.value.detail
+    return caught.value
+
+
+def test_depth_follows_the_source_frame_index_and_the_declared_unit(tmp_path) -> None:
+    write_png_maps(tmp_path)
+    result = GivenGeometrySource().run(clip_of(tmp_path, depth_units_per_metre=500.0), FRAMES)
+    assert result.metres_per_unit == 1.0
+    assert len(result.depth) == 4
+    for frame, source in enumerate((0, 2, 3, 5)):
+        depth = result.depth.read(frame)
+        assert depth.dtype == np.float32
+        assert np.isnan(depth[0, 0])
+        np.testing.assert_allclose(depth[1:], 2.0 * (source + 1))
+    assert result.camera_to_world is None
+    assert result.focal_px is None
+    assert not result.given_intrinsics
+
+
+def test_an_undeclared_unit_stays_undeclared(tmp_path) -> None:
+    write_png_maps(tmp_path)
+    result = GivenGeometrySource().run(clip_of(tmp_path), FRAMES)
+    assert result.metres_per_unit is None
+    np.testing.assert_allclose(result.depth.read(1)[1:], 3000.0)
+
+
+def test_float_maps_keep_sky_and_lose_what_is_no_depth(tmp_path) -> None:
+    depth = np.full((45, 80), 2.0, np.float32)
+    depth[0, :4] = [np.nan, np.inf, -np.inf, -1.0]
+    depth[1, 0] = 7.0
+    for i in range(6):
+        np.savez(tmp_path / f"{i:06d}.npz", depth=depth, other=np.zeros(3))
+    clip = clip_of(tmp_path, "{frame:06d}.npz", depth_units_per_metre=1.0, depth_invalid_value=7.0)
+    read = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+    assert np.isposinf(read[0, 1])
+    assert np.isnan(read[0, [0, 2, 3]]).all()
+    assert np.isnan(read[1, 0])
+    np.testing.assert_allclose(read[2:], 2.0)
+
+
+def test_disparity(tmp_path) -> None:
+    disparity = np.full((45, 80), 0.5, np.float32)
+    disparity[0, 0], disparity[0, 1], disparity[0, 2] = 0.0, -1.0, np.nan
+    write_npy_maps(tmp_path, [disparity] * 6)
+    measured = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
+    depth = GivenGeometrySource().run(measured, FRAMES).depth.read(0)
+    np.testing.assert_allclose(depth[1:], 2.0)
+    assert np.isnan(depth[0, :3]).all()  # 0 is the invalid value unless another is named
+    far = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity", depth_invalid_value=-1.0)
+    depth = GivenGeometrySource().run(far, FRAMES).depth.read(0)
+    assert np.isposinf(depth[0, 0])
+    assert np.isnan(depth[0, 1:3]).all()
+
+
+def test_ray_distances_become_z_at_another_resolution(tmp_path) -> None:
+    """A wall at z = 3 seen through a lens whose principal point is off centre; intrinsics are of the source size."""
+    K = np.array([[300.0, 0, 150], [0, 310.0, 95], [0, 0, 1]])
+    np.savetxt(tmp_path / "K.txt", K)
+    u, v = np.meshgrid((np.arange(80) + 0.5) * 4, (np.arange(45) + 0.5) * 4)
+    distance = 3.0 * np.sqrt(((u - 150) / 300) ** 2 + ((v - 95) / 310) ** 2 + 1)
+    write_npy_maps(tmp_path, [distance] * 6)
+    clip = clip_of(
+        tmp_path,
+        "{frame:06d}.npy",
+        depth_units_per_metre=1.0,
+        depth_kind="ray_distance",
+        intrinsics_path=tmp_path / "K.txt",
+    )
+    result = GivenGeometrySource().run(clip, FRAMES)
+    np.testing.assert_allclose(result.depth.read(2), 3.0, rtol=1e-6)
+    assert result.given_intrinsics
+    np.testing.assert_allclose(result.focal_px, [[150, 155]] * 4)  # stored at half of the source size
+    np.testing.assert_allclose(result.principal_point_px, [[75, 47.5]] * 4)
+    blind = replace(clip, given=replace(clip.given, intrinsics_path=None))
+    assert rejection(blind).reason == "ray_distance_without_intrinsics"
+
+
+def test_per_frame_intrinsics_and_poses_follow_the_frame_index(tmp_path) -> None:
+    write_png_maps(tmp_path)
+    rows = "\n".join(f"{i},{400 + i},{410 + i},160,90" for i in range(6))
+    (tmp_path / "k.csv").write_text("frame,fx,fy,cx,cy\n" + rows)
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, 0, 3] = np.arange(6)
+    np.savetxt(tmp_path / "poses.txt", poses.reshape(6, 16))
+    clip = clip_of(
+        tmp_path,
+        depth_units_per_metre=1000.0,
+        intrinsics_path=tmp_path / "k.csv",
+        camera_to_world_path=tmp_path / "poses.txt",
+        poses_metric=True,
+    )
+    result = GivenGeometrySource().run(clip, FRAMES)
+    assert result.focal_px is not None
+    assert result.camera_to_world is not None
+    np.testing.assert_allclose(result.focal_px[:, 0], (400 + np.array([0, 2, 3, 5])) / 2)
+    np.testing.assert_allclose(result.camera_to_world[:, 0, 3], [0, 2, 3, 5])
+    assert result.given_camera_to_world
+    mixed = replace(clip, given=replace(clip.given, poses_metric=False))
+    assert rejection(mixed).reason == "given_units_disagree"
+    np.savetxt(tmp_path / "poses.txt", poses[:5].reshape(5, 16))
+    short = rejection(clip)
+    assert short.reason == "pose_count_mismatch"
+    assert "5 poses" in short.detail
+    (tmp_path / "k.csv").write_text("frame,fx,fy,cx,cy\n0,400,400,160,90\n1,400,400,160,90\n")
+    assert rejection(clip).reason == "intrinsics_count_mismatch"
+
+
+def test_another_number_of_depth_files(tmp_path) -> None:
+    write_png_maps(tmp_path, count=5)
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_frame_count_mismatch"
+    assert "5 depth files" in found.detail
+    assert "6 frames" in found.detail
+    # Where the source was not counted, the frames in use decide.
+    uncounted = replace(FRAMES, num_source_frames=None)
+    assert rejection(clip_of(tmp_path), uncounted).reason == "depth_frame_count_mismatch"
+    within = replace(uncounted, timing=timing(0, 2, 4))
+    assert len(GivenGeometrySource().run(clip_of(tmp_path), within).depth) == 3
+
+
+def test_a_hole_in_the_numbering(tmp_path) -> None:
+    write_png_maps(tmp_path, count=7)
+    (tmp_path / "000003.png").unlink()
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_frame_count_mismatch"
+    assert "frame 3" in found.detail
+
+
+def test_files_of_other_names_do_not_count(tmp_path) -> None:
+    write_png_maps(tmp_path)
+    (tmp_path / "thumbs.png").write_bytes(b"")
+    (tmp_path / "6.png").write_bytes(b"")
+    assert len(GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth) == 4
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("depth_unreadable", lambda f: (f / "000002.png").write_bytes(b"not a png")),
+        ("depth_unreadable", lambda f: cv2.imwrite(str(f / "000002.png"), np.ones((45, 80), np.uint8))),
+        ("depth_unreadable", lambda f: cv2.imwrite(str(f / "000002.png"), np.ones((45, 80, 3), np.uint16))),
+        ("depth_size_changed", lambda f: cv2.imwrite(str(f / "000002.png"), np.ones((90, 160), np.uint16))),
+    ],
+)
+def test_a_bad_file_in_the_middle(tmp_path, reason: str, change) -> None:
+    write_png_maps(tmp_path)
+    change(tmp_path)
+    found = rejection(clip_of(tmp_path), read=1)
+    assert found.reason == reason
+    assert "000002.png" in found.detail
+
+
+def test_depth_of_another_field_of_view(tmp_path) -> None:
+    write_png_maps(tmp_path, size=(60, 80))
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_aspect_mismatch"
+    assert "80x60" in found.detail
+
+
+def test_nothing_but_nan(tmp_path) -> None:
+    good = np.ones((45, 80), np.float32)
+    write_npy_maps(tmp_path, [good, good, np.full((45, 80), np.nan), good, good, good])
+    found = rejection(clip_of(tmp_path, "{frame:06d}.npy"), read=1)
+    assert found.reason == "depth_not_finite"
+    assert "000002.npy" in found.detail
+    write_npy_maps(tmp_path, [np.full((45, 80), np.nan)] * 6)
+    assert rejection(clip_of(tmp_path, "{frame:06d}.npy")).reason == "depth_not_finite"
+
+
+def test_not_one_valid_value(tmp_path) -> None:
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / f"{i:06d}.png"), np.zeros((45, 80), np.uint16))
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_all_invalid"
+    assert "4 maps" in found.detail
+
+
+def test_broken_numpy_files_and_patterns(tmp_path) -> None:
+    for i in range(6):
+        (tmp_path / f"{i:06d}.npz").write_bytes(b"PK\x03\x04 cut off")
+        np.save(tmp_path / f"{i:06d}.npy", np.array([["a"]]))
+    assert rejection(clip_of(tmp_path, "{frame:06d}.npz")).reason == "depth_unreadable"
+    assert rejection(clip_of(tmp_path, "{frame:06d}.npy")).reason == "depth_unreadable"
+    no_field = rejection(clip_of(tmp_path, "depth.npy"))
+    assert no_field.reason == "depth_unreadable"
+    assert "{frame:06d}" in no_field.detail
+    assert rejection(clip_of(tmp_path / "absent")).reason == "depth_unreadable"
+    assert rejection(replace(clip_of(tmp_path), given=GivenGeometry())).reason == "depth_missing"
+
+
+def test_intrinsics_files(tmp_path) -> None:
+    path = tmp_path / "k.txt"
+    path.write_text("500 0 320\n0 501 240\n0 0 1\n")
+    assert read_intrinsics(path)[1, 1] == 501
+    for text in ("500 0 320\n0 501 240\n", "fx,fy,cx\n1,2,3\n", "fx,fy,cx,cy\n-5,5,1,1\n", "", "a b c\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"k\.txt"):
+            read_intrinsics(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_intrinsics(tmp_path / "absent.txt")
+
+
+def test_anchor_on_some_frames_only(tmp_path) -> None:
+    for source in (0, 3, 4):
+        cv2.imwrite(str(tmp_path / f"a{source:03d}.png"), np.full((9, 16), 2500, np.uint16))
+    cv2.imwrite(str(tmp_path / "a003.png"), np.zeros((9, 16), np.uint16))
+    clip = ClipRef(
+        clip_id="c1",
+        source="test",
+        original_id="c1",
+        media_kind="video",
+        media_path=tmp_path / "rgb.mp4",
+        given=GivenGeometry(
+            anchor_depth_pattern=str(tmp_path / "a{frame:03d}.png"), anchor_units_per_metre=1000.0
+        ),
+    )
+    anchor = GivenAnchor()
+    assert anchor.available_frames(clip, FRAMES) == [0, 2]
+    found = anchor.run(clip, FRAMES, [0, 1, 2], None)
+    assert [a.frame for a in found] == [0, 2]
+    np.testing.assert_allclose(found[0].depth_m, 2.5)
+    assert np.isnan(found[1].depth_m).all()
+    unknown = replace(clip, given=replace(clip.given, anchor_units_per_metre=None))
+    with pytest.raises(ClipRejection, match="anchor_unit_unknown"):
+        anchor.run(unknown, FRAMES, [0], None)
+    assert anchor.run(replace(clip, given=GivenGeometry()), FRAMES, [0], None) == []
+
+
+def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
+    config = RenderConfig(width=160, height=90, num_frames=6, depth_width=80, depth_height=45)
+    rendered = render_clip(config)
+    files = write_clip(rendered, tmp_path, media="images", depth_units_per_metre=2700.0)
+    clip = ClipRef(
+        clip_id="c1",
+        source="test",
+        original_id="c1",
+        media_kind="images",
+        media_path=files.media_path,
+        given=GivenGeometry(
+            depth_pattern=files.depth_pattern,
+            depth_units_per_metre=2700.0,
+            camera_to_world_path=files.camera_to_world_path,
+            poses_metric=True,
+            intrinsics_path=files.intrinsics_path,
+        ),
+    )
+    frames = replace(FRAMES, source_height=90, source_width=160)
+    result = GivenGeometrySource().run(clip, frames)
+    assert result.camera_to_world is not None
+    assert result.focal_px is not None
+    for frame, source in enumerate((0, 2, 3, 5)):
+        np.testing.assert_allclose(result.depth.read(frame), rendered.depth_m(source), atol=0.51 / 2700)
+        np.testing.assert_allclose(result.camera_to_world[frame], rendered.camera_to_world[source], atol=1e-6)
+        np.testing.assert_allclose(
+            result.focal_px[frame], rendered.intrinsics[source, [0, 1], [0, 1]], rtol=1e-6
+        )
+
+
+@pytest.mark.skipif(not (RECORDINGS / "rgbd-office-a").is_dir(), reason="the real recordings are not here")
+def test_a_real_recording() -> None:
+    folder = RECORDINGS / "rgbd-office-a"
+    clip = ClipRef(
+        clip_id="c1",
+        source="rgbd",
+        original_id="office",
+        media_kind="video",
+        media_path=folder / "rgb.mp4",
+        given=GivenGeometry(
+            depth_pattern=str(folder / "depth/{frame:06d}.png"),
+            depth_units_per_metre=1000.0,
+            camera_to_world_path=folder / "poses_c2w.txt",
+            poses_metric=True,
+            intrinsics_path=folder / "K.txt",
+        ),
+    )
+    frames = Frames(timing(*range(150)), 360, 540, 360, 540, 150)
+    result = GivenGeometrySource().run(clip, frames)
+    depth = result.depth.read(70)
+    assert 0.4 < np.isnan(depth).mean() + 0.25 < 0.75  # 20 to 45 % of a frame have no value
+    assert 0.5 < np.nanmedian(depth) < 5
+
+
+# --- rendered -------------------------------------------------------------------------------------
+
+
+def rendered_clip(folder: Path, **fields) -> ClipRef:
+    (folder / "render.yaml").write_text(
+        yaml.safe_dump({"width": 64, "height": 36, "num_frames": 5, **fields})
+    )
+    return ClipRef(
+        clip_id="c1",
+        source="rendered",
+        original_id="c1",
+        media_kind="rendered",
+        media_path=folder / "render.yaml",
+        render_seed=3,
+    )
+
+
+def test_rendered_geometry_hides_its_unit(tmp_path) -> None:
+    clip = rendered_clip(tmp_path)
+    frames = open_rendered(clip)
+    truth = render_clip(RenderConfig(width=64, height=36, num_frames=5, seed=3))
+    assert np.array_equal(next(iter(frames)), truth.frame(0).rgb)
+    assert len(list(frames)) == len(frames) == 5
+    result = RenderedGeometrySource(RenderedConfig(metres_per_unit=0.25)).run(clip, frames)
+    assert result.metres_per_unit is None
+    np.testing.assert_allclose(result.depth.read(4) * 0.25, truth.depth_m(4), rtol=1e-6)
+    declared = RenderedGeometrySource(RenderedConfig(declare_metric=True)).run(clip, frames)
+    assert declared.metres_per_unit == 1.0
+    with pytest.raises(ValueError, match="declare_metric"):
+        RenderedGeometrySource(RenderedConfig(declare_metric=True, metres_per_unit=2.0))
+
+
+def test_rendered_anchor_is_as_wrong_as_asked(tmp_path) -> None:
+    clip = rendered_clip(tmp_path, num_frames=60, motion="static")
+    frames = open_rendered(clip)
+    config = RenderedConfig(anchor_sigma_log=0.05, anchor_invalid_share=0.2)
+    anchors = RenderedAnchor(config).run(clip, frames, range(60), None)
+    truth = frames.rendered.depth_m(0)
+    errors = np.array([np.nanmedian(np.log(a.depth_m / truth)) for a in anchors])
+    assert errors.std() == pytest.approx(0.05, rel=0.35)
+    assert abs(errors.mean()) < 0.025
+    assert np.mean([np.isnan(a.depth_m).mean() for a in anchors]) == pytest.approx(0.2, abs=0.01)
+    again = RenderedAnchor(config).run(clip, frames, [7], None)[0]
+    np.testing.assert_array_equal(again.depth_m, anchors[7].depth_m)
+
+
+def test_a_wrong_render_configuration_is_a_rejection(tmp_path) -> None:
+    with pytest.raises(ClipRejection, match="widht"):
+        open_rendered(rendered_clip(tmp_path, widht=3))
+    clip = replace(rendered_clip(tmp_path), media_path=tmp_path / "absent.yaml")
+    with pytest.raises(ClipRejection, match="unreadable_video"):
+        open_rendered(clip)
