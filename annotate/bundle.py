@@ -1,0 +1,811 @@
+"""Bundle adjustment with a focal length per frame: the solver.
+
+Unknowns are, for every frame, a world-to-camera pose and one log focal length; for every track a 3-D point; for the
+clip a few shared lens numbers (principal point, pixel aspect, radial term) under priors. Residuals are robust
+reprojection errors, robust log-depth errors against the sequence geometry, and a prior on how the focal may change.
+
+Points are eliminated (Schur complement). What remains couples frames that share points: mostly neighbours, so the
+camera system is block tridiagonal and its factorisation costs a constant amount per frame. Loop closures and long
+tracks fall outside that band; they stay exact, because the system is solved by conjugate gradients with the
+factorised band (of the tracks cut to its width, which keeps it positive definite) as preconditioner.
+
+Everything is float64 torch and runs on CPU or GPU. Frames: OpenCV axes; units: pixels, radians, and the length unit
+of the depth that is given.
+
+Sources: Triggs et al. 2000 (Schur complement, gauge), Agarwal et al. 2010 (preconditioned conjugate gradients),
+Meurant 1992 (blocks of the inverse of a block tridiagonal matrix), SANA-WM (arXiv 2605.15178) appendix B.1 for
+intrinsics per frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..dataset.cameras import so3_exp
+from ..dataset.strict import Strict
+
+FocalModel = Literal["constant", "smooth", "piecewise"]
+CAMERA_DOF = 7
+LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
+
+
+class BundleConfig(Strict):
+    """Noise levels, priors and limits of the bundle."""
+
+    reprojection_sigma_px: Annotated[float, Field(gt=0)] = 0.6
+    """Standard deviation of a flow observation, in pixels of a 640-pixel-long image (scaled to the stored size)."""
+    descriptor_sigma_px: Annotated[float, Field(gt=0)] = 0.9
+    """The same for descriptor matches."""
+    robust_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Cauchy scale in standard deviations, for reprojection and depth alike."""
+    depth_sigma_log: Annotated[float, Field(gt=0)] | None = None
+    """Relative depth error per observation; None takes what the geometry source declares."""
+    focal_model: Literal["auto", "constant", "smooth", "piecewise"] = "auto"
+    """`auto` chooses by the Bayesian information criterion."""
+    focal_floor: Annotated[float, Field(ge=0)] = 0.01
+    """A focal whose logarithm varies by less than this (standard deviation) is called constant."""
+    focal_smoothness: Annotated[float, Field(gt=0)] = 0.004
+    """Standard deviation of the second difference of log focal per frame (model `smooth`), robust."""
+    focal_prior_sigma: Annotated[float, Field(gt=0)] = 0.7
+    """Weak prior on log focal around a 60 degree field of view; it decides only where the data say nothing."""
+    principal_point_sigma: Annotated[float, Field(ge=0)] = 0.005
+    """Prior on the principal point's offset from the centre, in image diagonals; 0 keeps it at the centre."""
+    aspect_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Prior on log(fy / fx) around square pixels; 0 ties fy to fx."""
+    radial_sigma: Annotated[float, Field(ge=0)] = 0.02
+    """Prior on the radial term k1 around a pinhole; 0 switches it off."""
+    band_frames: Annotated[int, Field(ge=4, le=256)] = 31
+    """Width of the factorised band; longer connections are handled by the conjugate gradients."""
+    max_iterations: Annotated[int, Field(ge=1, le=200)] = 30
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Observations, sorted by point then frame.
+
+    Attributes:
+        frame, point: (N,) int64.
+        uv_px: (N, 2) observed position, pixel centres at +0.5.
+        sigma_px: (N,) standard deviation of each position.
+        log_depth: (N,) log z-depth in geometry units; any value where `sigma_log_depth` is infinite.
+        sigma_log_depth: (N,) relative error; inf = no depth.
+        num_frames, num_points: sizes.
+        centre_px: (2,) image centre in pixels.
+        focal_scale_px: image diagonal, to normalise the lens terms.
+    """
+
+    frame: Tensor
+    point: Tensor
+    uv_px: Tensor
+    sigma_px: Tensor
+    log_depth: Tensor
+    sigma_log_depth: Tensor
+    num_frames: int
+    num_points: int
+    centre_px: Tensor
+    focal_scale_px: float
+
+
+@dataclass(frozen=True)
+class State:
+    """Unknowns: rotation (F, 3, 3) and translation (F, 3) world to camera, log_focal (F,) of fx in pixels,
+    lens (4,), points (P, 3) in the world."""
+
+    rotation: Tensor
+    translation: Tensor
+    log_focal: Tensor
+    lens: Tensor
+    points: Tensor
+
+
+@dataclass(frozen=True)
+class FocalPrior:
+    """How log focal may change between frames.
+
+    Attributes:
+        model: which of the three.
+        first_difference_sigma: (F-1,) allowed step between neighbours; inf = free (`smooth`, breaks).
+        second_difference_sigma: (F-2,) allowed change of slope; inf = free.
+    """
+
+    model: FocalModel
+    first_difference_sigma: Tensor
+    second_difference_sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Result of `solve`.
+
+    Attributes:
+        state: the unknowns at the optimum.
+        cost: robust negative log likelihood including priors.
+        data_cost: its reprojection and depth part.
+        iterations: accepted and rejected steps.
+        converged: the last relative decrease fell below tolerance.
+        residual_px: (N,) reprojection error of each observation.
+        residual_log_depth: (N,) log depth error; 0 where none.
+        weight: (N,) robust weight of the reprojection in [0, 1].
+        covariance: (F, 7, 7) of (rotation vector rad, translation, log focal) of world_to_camera, perturbed from
+            the left, gauge fixed at the first frame; None unless asked for.
+    """
+
+    state: State
+    cost: float
+    data_cost: float
+    iterations: int
+    converged: bool
+    residual_px: Tensor
+    residual_log_depth: Tensor
+    weight: Tensor
+    covariance: Tensor | None = None
+
+
+def focal_prior(
+    model: FocalModel,
+    num_frames: int,
+    config: BundleConfig,
+    *,
+    frame_gap: Tensor | None = None,
+    breaks: Tensor | None = None,
+) -> FocalPrior:
+    """Prior for one focal model.
+
+    Args:
+        frame_gap: (F-1,) frames between neighbours (keyframes are further apart than 1); the smoothness is scaled.
+        breaks: (B,) frame numbers that start a new piece (`piecewise`).
+    """
+    one = torch.ones(max(0, num_frames - 1), dtype=torch.float64)
+    gap = one if frame_gap is None else frame_gap.to(torch.float64)
+    infinite = torch.full_like(one, torch.inf)
+    none = torch.full((max(0, num_frames - 2),), torch.inf, dtype=torch.float64)
+    if model == "smooth":
+        curvature = config.focal_smoothness * (0.5 * (gap[1:] + gap[:-1])) ** 1.5
+        return FocalPrior(model, infinite, curvature)
+    stiff = torch.full_like(one, 1e-5)
+    if model == "piecewise" and breaks is not None:
+        stiff[breaks.long() - 1] = torch.inf
+    return FocalPrior(model, stiff, none)
+
+
+def project(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
+    """Predicted positions (N, 2) in pixels and camera-frame points (N, 3) of all observations."""
+    f = problem.frame
+    p = (state.rotation[f] @ state.points[problem.point][:, :, None])[:, :, 0] + state.translation[f]
+    z = p[:, 2].clamp_min(1e-6)
+    n = p[:, :2] / z[:, None]
+    focal = state.log_focal[f].exp()
+    radial = 1 + state.lens[3] * (n * n).sum(1)
+    aspect = state.lens[2].exp()
+    u = focal * n[:, 0] * radial + problem.centre_px[0] + state.lens[0]
+    v = focal * aspect * n[:, 1] * radial + problem.centre_px[1] + state.lens[1]
+    return torch.stack([u, v], 1), p
+
+
+def _residuals(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whitened residuals: uv (N, 2), depth (N,); behind-camera flag (N,); camera points (N, 3)."""
+    uv, p = project(problem, state)
+    r_uv = (uv - problem.uv_px) / problem.sigma_px[:, None]
+    behind = p[:, 2] <= 1e-6
+    r_d = (p[:, 2].clamp_min(1e-6).log() - problem.log_depth) / problem.sigma_log_depth
+    return r_uv, torch.where(torch.isinf(problem.sigma_log_depth), torch.zeros_like(r_d), r_d), behind, p
+
+
+def _cauchy(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Cauchy cost and weight of squared whitened residuals."""
+    c2 = scale * scale
+    return 0.5 * c2 * torch.log1p(squared / c2), 1 / (1 + squared / c2)
+
+
+@dataclass
+class _Priors:
+    """Quadratic priors on the cameras and the lens: dense small pieces added to the normal equations."""
+
+    focal: FocalPrior
+    focal_centre: float
+    focal_sigma: float
+    lens_sigma: Tensor
+    robust_scale: float
+
+    def focal_terms(self, log_focal: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """[(indices (M, k), coefficients (M, k) already weighted, residuals (M,))] and the cost."""
+        terms = []
+        num = len(log_focal)
+        index = torch.arange(num, device=log_focal.device)
+        cost = log_focal.new_zeros(())
+        absolute = (log_focal - self.focal_centre) / self.focal_sigma
+        terms.append((index[:, None], torch.full_like(absolute, 1 / self.focal_sigma)[:, None], absolute))
+        # One prior per clip, however many frames: a long clip must not be pulled harder.
+        share = 1.0 / max(1, num)
+        terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)
+        cost = cost + 0.5 * share * (absolute**2).sum()
+        if num > 1:
+            sigma = self.focal.first_difference_sigma.to(log_focal.device)
+            r = (log_focal[1:] - log_focal[:-1]) / sigma
+            c = torch.stack([-1 / sigma, 1 / sigma], 1)
+            terms.append((torch.stack([index[:-1], index[1:]], 1), c, r))
+            cost = cost + 0.5 * (r**2).sum()
+        if num > 2:
+            sigma = self.focal.second_difference_sigma.to(log_focal.device)
+            r = (log_focal[2:] - 2 * log_focal[1:-1] + log_focal[:-2]) / sigma
+            rho, weight = _cauchy(r * r, self.robust_scale)
+            root = weight.sqrt()
+            c = torch.stack([root / sigma, -2 * root / sigma, root / sigma], 1)
+            terms.append((torch.stack([index[:-2], index[1:-1], index[2:]], 1), c, root * r))
+            cost = cost + rho.sum()
+        return terms, cost
+
+
+def _cost(problem: Problem, state: State, priors: _Priors, robust_scale: float) -> tuple[Tensor, Tensor]:
+    """(total, data part)."""
+    r_uv, r_d, behind, _ = _residuals(problem, state)
+    rho_uv, _ = _cauchy((r_uv * r_uv).sum(1), robust_scale)
+    # A point behind the camera costs as much as a gross outlier, so that a step cannot hide errors there.
+    rho_uv = torch.where(behind, _cauchy(torch.full_like(rho_uv, 1e6), robust_scale)[0], rho_uv)
+    rho_d, _ = _cauchy(r_d * r_d, robust_scale)
+    data = rho_uv.sum() + rho_d.sum()
+    _, focal_cost = priors.focal_terms(state.log_focal)
+    free = priors.lens_sigma > 0
+    lens_cost = 0.5 * ((state.lens[free] / priors.lens_sigma[free]) ** 2).sum()
+    return data + focal_cost + lens_cost, data
+
+
+@dataclass
+class _Linear:
+    """Whitened, robustly weighted Jacobians and residuals at one state, and what the solver derives from them."""
+
+    jc: Tensor  # (N, 3, 7)
+    jp: Tensor  # (N, 3, 3)
+    jg: Tensor  # (N, 3, G)
+    r: Tensor  # (N, 3)
+
+
+def _linearise(
+    problem: Problem, state: State, robust_scale: float, free_lens: Tensor
+) -> tuple[_Linear, Tensor]:
+    r_uv, r_d, behind, p = _residuals(problem, state)
+    _, w_uv = _cauchy((r_uv * r_uv).sum(1), robust_scale)
+    w_uv = torch.where(behind, torch.zeros_like(w_uv), w_uv)
+    _, w_d = _cauchy(r_d * r_d, robust_scale)
+    w_d = torch.where(behind | torch.isinf(problem.sigma_log_depth), torch.zeros_like(w_d), w_d)
+    x, y, z = p[:, 0], p[:, 1], p[:, 2].clamp_min(1e-6)
+    a, b = x / z, y / z
+    focal = state.log_focal[problem.frame].exp()
+    fy = focal * state.lens[2].exp()
+    k1 = state.lens[3]
+    r2 = a * a + b * b
+    radial = 1 + k1 * r2
+    # d(u, v) / d(a, b) including the radial term
+    ua, ub = focal * (radial + 2 * k1 * a * a), focal * 2 * k1 * a * b
+    va, vb = fy * 2 * k1 * a * b, fy * (radial + 2 * k1 * b * b)
+    iz = 1 / z
+    zero = torch.zeros_like(z)
+    du = torch.stack([ua * iz, ub * iz, -(ua * a + ub * b) * iz], 1)
+    dv = torch.stack([va * iz, vb * iz, -(va * a + vb * b) * iz], 1)
+    dd = torch.stack([zero, zero, iz], 1)
+    su = (w_uv.sqrt() / problem.sigma_px)[:, None]
+    sd = torch.where(torch.isinf(problem.sigma_log_depth), zero, w_d.sqrt() / problem.sigma_log_depth)[
+        :, None
+    ]
+    dp = torch.stack([du * su, dv * su, dd * sd], 1)  # (N, 3, 3) by camera-frame point
+    # Left perturbation: d p = -[p]x w + v
+    cross = torch.stack([zero, p[:, 2], -p[:, 1], -p[:, 2], zero, p[:, 0], p[:, 1], -p[:, 0], zero], 1)
+    jw = dp @ cross.reshape(-1, 3, 3)
+    jf = torch.stack([focal * a * radial * su[:, 0], fy * b * radial * su[:, 0], zero], 1)
+    jc = torch.cat([jw, dp, jf[:, :, None]], 2)
+    jp = dp @ state.rotation[problem.frame]
+    s = su[:, 0]
+    lens = torch.stack(
+        [
+            torch.stack([s, zero, zero], 1),
+            torch.stack([zero, s, zero], 1),
+            torch.stack([zero, fy * b * radial * s, zero], 1),
+            torch.stack([focal * a * r2 * s, fy * b * r2 * s, zero], 1),
+        ],
+        2,
+    )
+    r = torch.cat([r_uv * w_uv.sqrt()[:, None], (r_d * w_d.sqrt())[:, None]], 1)
+    r = torch.where(behind[:, None], torch.zeros_like(r), r)
+    return _Linear(jc, jp, lens[:, :, free_lens], r), w_uv
+
+
+@dataclass
+class _Layout:
+    """Index structure of a problem, computed once."""
+
+    segment: Tensor  # (N,) number of the band-limited piece of its track
+    num_segments: int
+    superblock: int  # frames per diagonal block
+    num_blocks: int
+    pair_left: list[Tensor]  # observation numbers of pairs within a segment, by offset
+    pair_right: list[Tensor]
+    pair_slot: list[Tensor]  # flat index of the (frame, frame) block
+    exact: bool  # no track was cut: the band is the whole system
+
+
+def _layout(problem: Problem, band_frames: int) -> _Layout:
+    n = len(problem.frame)
+    device = problem.frame.device
+    m = min(band_frames, problem.num_frames)
+    new_point = torch.ones(n, dtype=torch.bool, device=device)
+    new_point[1:] = problem.point[1:] != problem.point[:-1]
+    first = torch.cummax(
+        torch.where(
+            new_point, torch.arange(n, device=device), torch.zeros((), dtype=torch.long, device=device)
+        ),
+        0,
+    )[0]
+    # A piece spans at most `m` frames beyond its first, so that its frames lie in one block or two neighbours.
+    piece = (problem.frame - problem.frame[first]) // (m + 1)
+    new_segment = new_point.clone()
+    new_segment[1:] |= piece[1:] != piece[:-1]
+    segment = torch.cumsum(new_segment.long(), 0) - 1
+    num_blocks = -(-problem.num_frames // m)
+    left, right, slot = [], [], []
+    offset = 0
+    here = torch.arange(n, device=device)
+    while len(here):
+        i, j = here, here + offset
+        fi, fj = problem.frame[i], problem.frame[j]
+        bi, bj = fi // m, fj // m
+        left.append(i)
+        right.append(j)
+        slot.append(((bi * 2 + (bj - bi)) * m + fi % m) * m + fj % m)
+        offset += 1
+        here = here[: len(here)]
+        here = here[(here + offset < n)]
+        here = here[segment[here + offset] == segment[here]]
+    return _Layout(
+        segment,
+        int(segment[-1]) + 1 if n else 0,
+        m,
+        num_blocks,
+        left,
+        right,
+        slot,
+        bool((new_segment == new_point).all()),
+    )
+
+
+def _invert3(h: Tensor) -> Tensor:
+    """Inverse of symmetric positive definite (..., 3, 3), in closed form: much faster than LAPACK in batches."""
+    a, b, c, d, e, f = h[..., 0, 0], h[..., 0, 1], h[..., 0, 2], h[..., 1, 1], h[..., 1, 2], h[..., 2, 2]
+    A, B, C = d * f - e * e, c * e - b * f, b * e - c * d
+    det = (a * A + b * B + c * C).clamp_min(1e-300)
+    inverse = torch.stack([A, B, C, B, a * f - c * c, b * c - a * e, C, b * c - a * e, a * d - b * b], -1)
+    return (inverse / det[..., None]).reshape(*h.shape[:-2], 3, 3)
+
+
+def _sum_by(index: Tensor, value: Tensor, size: int) -> Tensor:
+    return value.new_zeros(size, *value.shape[1:]).index_add_(0, index, value)
+
+
+class _BandFactor:
+    """Cholesky factor of a symmetric block tridiagonal matrix, blocks of `size`; solves and inverts blocks."""
+
+    def __init__(self, diagonal: Tensor, upper: Tensor) -> None:
+        """`diagonal` (nb, size, size), `upper` (nb, size, size): block k of `upper` couples rows k, columns k+1."""
+        self.factor: list[Tensor] = []
+        self.coupling: list[Tensor] = []
+        block = diagonal[0]
+        for k in range(len(diagonal)):
+            chol, info = torch.linalg.cholesky_ex(block)
+            if int(info) != 0:
+                raise FloatingPointError("the damped camera system is not positive definite")
+            self.factor.append(chol)
+            if k + 1 < len(diagonal):
+                g = torch.linalg.solve_triangular(chol, upper[k], upper=False)
+                self.coupling.append(g)
+                block = diagonal[k + 1] - g.T @ g
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """Solve for (nb * size, columns)."""
+        size = self.factor[0].shape[0]
+        parts = list(rhs.reshape(len(self.factor), size, -1))
+        for k, chol in enumerate(self.factor):
+            if k:
+                parts[k] = parts[k] - self.coupling[k - 1].T @ parts[k - 1]
+            parts[k] = torch.linalg.solve_triangular(chol, parts[k], upper=False)
+        for k in range(len(parts) - 1, -1, -1):
+            if k + 1 < len(parts):
+                parts[k] = parts[k] - self.coupling[k] @ parts[k + 1]
+            parts[k] = torch.linalg.solve_triangular(self.factor[k].T, parts[k], upper=True)
+        return torch.cat(parts, 0)
+
+    def inverse_diagonal(self) -> Tensor:
+        """Diagonal blocks (nb, size, size) of the inverse."""
+        blocks: list[Tensor] = []
+        following: Tensor | None = None
+        for k in range(len(self.factor) - 1, -1, -1):
+            inverse = torch.cholesky_inverse(self.factor[k])
+            if following is not None:
+                t = torch.linalg.solve_triangular(self.factor[k].T, self.coupling[k], upper=True)
+                inverse = inverse + t @ following @ t.T
+            blocks.append(inverse)
+            following = inverse
+        return torch.stack(blocks[::-1])
+
+
+class _Normal:
+    """Normal equations of one linearisation, points eliminated."""
+
+    def __init__(
+        self, problem: Problem, layout: _Layout, linear: _Linear, state: State, priors: _Priors, free: Tensor
+    ) -> None:
+        self.problem, self.layout, self.linear = problem, layout, linear
+        frames, points = problem.num_frames, problem.num_points
+        jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
+        f, p = problem.frame, problem.point
+        jct, jpt, jgt = jc.transpose(1, 2), jp.transpose(1, 2), jg.transpose(1, 2)
+        self.hcc = _sum_by(f, jct @ jc, frames)
+        self.hpp_obs = jpt @ jp
+        self.hpp = _sum_by(p, self.hpp_obs, points)
+        self.hgg = (jgt @ jg).sum(0)
+        self.gc = _sum_by(f, (jct @ r[:, :, None])[:, :, 0], frames)
+        self.gp = _sum_by(p, (jpt @ r[:, :, None])[:, :, 0], points)
+        self.gg = (jgt @ r[:, :, None])[:, :, 0].sum(0)
+        self.w = jct @ jp  # (N, 7, 3)
+        self.hcg_obs = jct @ jg  # (N, 7, G)
+        self.hpg_obs = jpt @ jg  # (N, 3, G)
+        self.focal_terms, _ = priors.focal_terms(state.log_focal)
+        for index, coefficient, residual in self.focal_terms:
+            finite = torch.nan_to_num(coefficient)
+            self.gc[:, 6].index_add_(0, index.reshape(-1), (finite * residual[:, None]).reshape(-1))
+        sigma = priors.lens_sigma[free]
+        self.hgg = self.hgg + torch.diag(1 / sigma**2)
+        self.gg = self.gg + state.lens[free] / sigma**2
+        # Gauge: the first frame does not move.
+        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool, device=f.device)
+        self.fixed[0, :6] = True
+
+    def _focal_prior_times(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for index, coefficient, _ in self.focal_terms:
+            inner = (coefficient * x[index]).sum(1)
+            out.index_add_(0, index.reshape(-1), (coefficient * inner[:, None]).reshape(-1))
+        return out
+
+    def damp(self, damping: float) -> None:
+        """Levenberg-Marquardt damping; then factorises the band and inverts the point blocks."""
+        problem, layout = self.problem, self.layout
+        frames, m, nb = problem.num_frames, layout.superblock, layout.num_blocks
+        diag_c = torch.diagonal(self.hcc, dim1=1, dim2=2)
+        scale_c = diag_c.clamp_min(1e-8 * float(diag_c.max().clamp_min(1e-12)))
+        self.damp_c = damping * scale_c + 1e-9 * diag_c.amax(0, keepdim=True).clamp_min(1e-9)
+        self.damp_c = torch.where(self.fixed, torch.full_like(self.damp_c, 1e14), self.damp_c)
+        diag_p = torch.diagonal(self.hpp, dim1=1, dim2=2)
+        self.damp_p = damping * diag_p + 1e-9 * diag_p.amax(1, keepdim=True).clamp_min(1e-9)
+        self.hpp_inv = _invert3(self.hpp + torch.diag_embed(self.damp_p))
+        # Band: tracks cut into pieces, each piece with its own point block. Pieces share the damping.
+        if layout.exact:
+            piece_inv = self.hpp_inv
+            piece_of = problem.point
+        else:
+            piece_of = layout.segment
+            owner = torch.zeros(layout.num_segments, dtype=torch.long, device=problem.frame.device)
+            owner[layout.segment] = problem.point
+            piece = _sum_by(layout.segment, self.hpp_obs, layout.num_segments)
+            piece_inv = _invert3(piece + torch.diag_embed(self.damp_p[owner]))
+        y = self.w @ piece_inv[piece_of]  # (N, 7, 3)
+        blocks = self.hcc.new_zeros(nb * 2 * m * m, CAMERA_DOF, CAMERA_DOF)
+        for i, j, slot in zip(layout.pair_left, layout.pair_right, layout.pair_slot, strict=True):
+            blocks.index_add_(0, slot, torch.bmm(y[i], self.w[j].transpose(1, 2)), alpha=-1)
+        frame = torch.arange(frames, device=problem.frame.device)
+        own = ((frame // m) * 2 * m + frame % m) * m + frame % m
+        blocks[own] += self.hcc + torch.diag_embed(self.damp_c)
+        for index, coefficient, _ in self.focal_terms:
+            width = index.shape[1]
+            for a in range(width):
+                for b in range(a, width):
+                    fa, fb = index[:, a], index[:, b]
+                    slot = (((fa // m) * 2 + (fb // m - fa // m)) * m + fa % m) * m + fb % m
+                    blocks[:, 6, 6].index_add_(0, slot, coefficient[:, a] * coefficient[:, b])
+        blocks = blocks.reshape(nb, 2, m, m, CAMERA_DOF, CAMERA_DOF).permute(0, 1, 2, 4, 3, 5)
+        blocks = blocks.reshape(nb, 2, m * CAMERA_DOF, m * CAMERA_DOF)
+        upper_part = torch.triu(blocks[:, 0], 0)
+        # Off-diagonal 7x7 blocks were stored once (frame a <= b); mirror them.
+        mask = torch.ones(m, m, dtype=torch.bool, device=blocks.device).triu(1)
+        mask = mask.repeat_interleave(CAMERA_DOF, 0).repeat_interleave(CAMERA_DOF, 1)
+        above = torch.where(mask, blocks[:, 0], torch.zeros_like(blocks[:, 0]))
+        inner = torch.where(mask | mask.T, torch.zeros_like(blocks[:, 0]), blocks[:, 0])
+        del upper_part
+        diagonal = above + above.transpose(1, 2) + inner
+        missing = nb * m - frames
+        if missing:
+            last = torch.arange(m * CAMERA_DOF - missing * CAMERA_DOF, m * CAMERA_DOF, device=blocks.device)
+            diagonal[-1, last, last] = 1.0
+        self.padded = nb * m * CAMERA_DOF
+        self.band = _BandFactor(diagonal, blocks[:, 1])
+        if self.linear.jg.shape[2]:
+            pg = _sum_by(piece_of, self.hpg_obs, int(piece_inv.shape[0]))
+            hcg = _sum_by(problem.frame, self.hcg_obs - y @ pg[piece_of], frames)
+            hcg = torch.where(self.fixed[:, :, None], torch.zeros_like(hcg), hcg)
+            self.border = self._pad(hcg.reshape(frames * CAMERA_DOF, -1))
+            self.border_solved = self.band.solve(self.border)
+            hgg = self.hgg - (pg.transpose(1, 2) @ piece_inv @ pg).sum(0)
+            self.border_schur = torch.linalg.inv(
+                hgg - self.border.T @ self.border_solved + 1e-12 * torch.diag(torch.diagonal(self.hgg))
+            )
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if x.shape[0] == self.padded:
+            return x
+        return torch.cat([x, x.new_zeros(self.padded - x.shape[0], x.shape[1])], 0)
+
+    def precondition(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve the band system for right-hand sides c (F, 7), g (G,)."""
+        frames = self.problem.num_frames
+        y = self.band.solve(self._pad(c.reshape(-1, 1)))
+        if len(g):
+            g = self.border_schur @ (g - (self.border.T @ y)[:, 0])
+            y = y - self.border_solved @ g[:, None]
+        return y[: frames * CAMERA_DOF, 0].reshape(frames, CAMERA_DOF), g
+
+    def times(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Damped Schur complement times (c, g), without forming it."""
+        problem = self.problem
+        f, p = problem.frame, problem.point
+        moved = (self.w.transpose(1, 2) @ c[f][:, :, None])[:, :, 0]
+        if len(g):
+            moved = moved + self.hpg_obs @ g
+        z = (self.hpp_inv @ _sum_by(p, moved, problem.num_points)[:, :, None])[:, :, 0]
+        zo = z[p][:, :, None]
+        out_c = (self.hcc @ c[:, :, None])[:, :, 0] + self.damp_c * c
+        out_c = out_c - _sum_by(f, (self.w @ zo)[:, :, 0], problem.num_frames)
+        out_c[:, 6] += self._focal_prior_times(c[:, 6])
+        if len(g):
+            out_c = out_c + _sum_by(f, self.hcg_obs @ g, problem.num_frames)
+            out_g = self.hgg @ g + (self.hcg_obs.transpose(1, 2) @ c[f][:, :, None])[:, :, 0].sum(0)
+            out_g = out_g - (self.hpg_obs.transpose(1, 2) @ zo)[:, :, 0].sum(0)
+        else:
+            out_g = g
+        return torch.where(self.fixed, self.damp_c * c, out_c), out_g
+
+    def step(self, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Gauss-Newton step (camera (F, 7), lens (G,), points (P, 3)) and the conjugate-gradient iterations used."""
+        problem = self.problem
+        f, p = problem.frame, problem.point
+        zp = (self.hpp_inv @ self.gp[:, :, None])[:, :, 0]
+        bc = -(self.gc - _sum_by(f, (self.w @ zp[p][:, :, None])[:, :, 0], problem.num_frames))
+        bc = torch.where(self.fixed, torch.zeros_like(bc), bc)
+        bg = -self.gg
+        if len(bg):
+            bg = bg + (self.hpg_obs.transpose(1, 2) @ zp[p][:, :, None])[:, :, 0].sum(0)
+        xc, xg = self.precondition(bc, bg)
+        used = 0
+        if not self.layout.exact:
+            ac, ag = self.times(xc, xg)
+            rc, rg = bc - ac, bg - ag
+            zc, zg = self.precondition(rc, rg)
+            dc, dg = zc, zg
+            rho = (rc * zc).sum() + (rg * zg).sum()
+            b2c, b2g = self.precondition(bc, bg)
+            start = (bc * b2c).sum() + (bg * b2g).sum()
+            for used in range(1, max_iterations + 1):
+                if float(rho) <= tolerance**2 * float(start):
+                    break
+                ac, ag = self.times(dc, dg)
+                alpha = rho / ((dc * ac).sum() + (dg * ag).sum())
+                xc, xg = xc + alpha * dc, xg + alpha * dg
+                rc, rg = rc - alpha * ac, rg - alpha * ag
+                zc, zg = self.precondition(rc, rg)
+                rho_next = (rc * zc).sum() + (rg * zg).sum()
+                dc, dg = zc + rho_next / rho * dc, zg + rho_next / rho * dg
+                rho = rho_next
+        back = (self.w.transpose(1, 2) @ xc[f][:, :, None])[:, :, 0]
+        if len(xg):
+            back = back + self.hpg_obs @ xg
+        xp = -(self.hpp_inv @ (self.gp + _sum_by(p, back, problem.num_points))[:, :, None])[:, :, 0]
+        return xc, xg, xp, used
+
+    def covariance(self) -> Tensor:
+        """(F, 7, 7) marginal covariance of the cameras from the band (lens held fixed)."""
+        m, frames = self.layout.superblock, self.problem.num_frames
+        blocks = self.band.inverse_diagonal().reshape(-1, m, CAMERA_DOF, m, CAMERA_DOF)
+        i = torch.arange(m, device=blocks.device)
+        return blocks[:, i, :, i, :].permute(1, 0, 2, 3).reshape(-1, CAMERA_DOF, CAMERA_DOF)[:frames]
+
+
+def _apply(state: State, camera: Tensor, lens: Tensor, points: Tensor, free: Tensor) -> State:
+    delta = so3_exp(camera[:, :3])
+    new_lens = state.lens.clone()
+    new_lens[free] += lens
+    return State(
+        rotation=delta @ state.rotation,
+        translation=(delta @ state.translation[:, :, None])[:, :, 0] + camera[:, 3:6],
+        log_focal=state.log_focal + camera[:, 6],
+        lens=new_lens,
+        points=state.points + points,
+    )
+
+
+def _orthonormal(state: State) -> State:
+    u, _, vt = torch.linalg.svd(state.rotation)
+    return replace(state, rotation=u @ vt)
+
+
+def solve(
+    problem: Problem,
+    state: State,
+    prior: FocalPrior,
+    config: BundleConfig,
+    *,
+    max_iterations: int | None = None,
+    tolerance: float = 1e-5,
+    want_covariance: bool = False,
+    band_frames: int | None = None,
+) -> Solution:
+    """Minimise the robust cost from `state` by Levenberg-Marquardt.
+
+    Args:
+        problem: observations; must be sorted by point, then frame.
+        state: start.
+        prior: how the focal may change.
+        max_iterations, tolerance: steps at most; stop when a step lowers the cost by less than this fraction.
+        want_covariance: also return per-frame covariance, scaled by the robust residual variance.
+        band_frames: overrides the configured band width.
+    Raises:
+        ValueError: if the problem has no observation or is not sorted.
+        FloatingPointError: if the cost is not finite at the start.
+    """
+    if len(problem.frame) == 0:
+        raise ValueError("bundle: no observations")
+    key = problem.point * problem.num_frames + problem.frame
+    if bool((key[1:] <= key[:-1]).any()):
+        raise ValueError("bundle: observations must be sorted by point, then frame, each pair once")
+    device = problem.frame.device
+    diagonal = problem.focal_scale_px
+    pp = config.principal_point_sigma * diagonal
+    lens_sigma = torch.tensor(
+        [pp, pp, config.aspect_sigma, config.radial_sigma], dtype=torch.float64, device=device
+    )
+    free = lens_sigma > 0
+    width = 2 * float(problem.centre_px[0])
+    priors = _Priors(
+        focal=prior,
+        # 60 degrees across the longer side
+        focal_centre=float(torch.tensor(max(width, 2 * float(problem.centre_px[1])) / (2 * 0.57735)).log()),
+        focal_sigma=config.focal_prior_sigma,
+        lens_sigma=lens_sigma,
+        robust_scale=config.robust_scale,
+    )
+    layout = _layout(problem, band_frames or config.band_frames)
+    cost, data = _cost(problem, state, priors, config.robust_scale)
+    if not bool(torch.isfinite(cost)):
+        raise FloatingPointError("bundle: the cost is not finite at the start")
+    damping, growth = 1e-4, 2.0
+    converged = False
+    iteration = 0
+    limit = max_iterations or config.max_iterations
+    while iteration < limit and not converged:
+        linear, _ = _linearise(problem, state, config.robust_scale, free)
+        normal = _Normal(problem, layout, linear, state, priors, free)
+        accepted = False
+        while not accepted and iteration < limit:
+            iteration += 1
+            try:
+                normal.damp(damping)
+                camera, lens, points, _ = normal.step(1e-3, 40)
+            except FloatingPointError:
+                damping *= growth * 10
+                if damping > 1e8:
+                    raise
+                continue
+            trial = _apply(state, camera, lens, points, free)
+            new_cost, new_data = _cost(problem, trial, priors, config.robust_scale)
+            if bool(new_cost < cost):
+                converged = float(cost - new_cost) < tolerance * float(cost)
+                state, cost, data = trial, new_cost, new_data
+                damping, growth, accepted = max(damping / 5, 1e-9), 2.0, True
+            else:
+                if float(camera.abs().max()) < 1e-9 or damping > 1e6:
+                    converged = True
+                    break
+                damping *= growth
+                growth *= 2
+        state = _orthonormal(state)
+    r_uv, r_d, behind, _ = _residuals(problem, state)
+    _, weight = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+    weight = torch.where(behind, torch.zeros_like(weight), weight)
+    covariance = None
+    if want_covariance:
+        linear, _ = _linearise(problem, state, config.robust_scale, free)
+        normal = _Normal(problem, layout, linear, state, priors, free)
+        damping = 1e-10
+        while True:
+            try:
+                normal.damp(damping)
+                break
+            except FloatingPointError:
+                # Directions that nothing determines: the least damping that factorises bounds their variance.
+                damping *= 10
+                if damping > 1e-2:
+                    raise
+        # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
+        variance = float((r_uv * r_uv).sum(1).median()) / 1.386
+        covariance = normal.covariance() * max(variance, 1e-6)
+    return Solution(
+        state=state,
+        cost=float(cost),
+        data_cost=float(data),
+        iterations=iteration,
+        converged=converged,
+        residual_px=(r_uv * problem.sigma_px[:, None]).norm(dim=1),
+        residual_log_depth=torch.where(
+            torch.isinf(problem.sigma_log_depth),
+            torch.zeros_like(r_d),
+            r_d * problem.sigma_log_depth.nan_to_num(0, 0),
+        ),
+        weight=weight,
+        covariance=covariance,
+    )
+
+
+def resect(
+    problem: Problem,
+    state: State,
+    config: BundleConfig,
+    *,
+    free_frames: Tensor,
+    focal_guess: Tensor,
+    focal_sigma: float,
+    iterations: int = 12,
+) -> tuple[State, Tensor]:
+    """Pose and focal of single frames against fixed points, all frames at once.
+
+    Args:
+        free_frames: (F,) bool, which frames move.
+        focal_guess: (F,) log focal that each frame is drawn to with `focal_sigma`.
+    Returns:
+        New state, and the number of inliers (robust weight above 0.3) per frame (F,).
+    """
+    frames = problem.num_frames
+    lens_free = torch.zeros(LENS_DOF, dtype=torch.bool, device=problem.frame.device)
+
+    def frame_cost(s: State) -> Tensor:
+        r_uv, r_d, behind, _ = _residuals(problem, s)
+        rho, _ = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+        rho = torch.where(behind, _cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
+        rho_d, _ = _cauchy(r_d * r_d, config.robust_scale)
+        return (
+            _sum_by(problem.frame, rho + rho_d, frames)
+            + 0.5 * ((s.log_focal - focal_guess) / focal_sigma) ** 2
+        )
+
+    cost = frame_cost(state)
+    damping = torch.full((frames,), 1e-3, dtype=torch.float64, device=problem.frame.device)
+    no_points = torch.zeros_like(state.points)
+    none = state.lens.new_zeros(0)
+    for _ in range(iterations):
+        linear, _ = _linearise(problem, state, config.robust_scale, lens_free)
+        jct = linear.jc.transpose(1, 2)
+        h = _sum_by(problem.frame, jct @ linear.jc, frames)
+        g = _sum_by(problem.frame, (jct @ linear.r[:, :, None])[:, :, 0], frames)
+        h[:, 6, 6] += 1 / focal_sigma**2
+        g[:, 6] += (state.log_focal - focal_guess) / focal_sigma**2
+        diag = torch.diagonal(h, dim1=1, dim2=2)
+        h = h + torch.diag_embed(damping[:, None] * diag + 1e-9 * diag.amax(1, keepdim=True) + 1e-12)
+        step, info = torch.linalg.solve_ex(h, -g)
+        step = torch.where((free_frames & (info == 0))[:, None], step, torch.zeros_like(step))
+        trial = _apply(state, step, none, no_points, lens_free)
+        new_cost = frame_cost(trial)
+        better = new_cost < cost
+        state = State(
+            rotation=torch.where(better[:, None, None], trial.rotation, state.rotation),
+            translation=torch.where(better[:, None], trial.translation, state.translation),
+            log_focal=torch.where(better, trial.log_focal, state.log_focal),
+            lens=state.lens,
+            points=state.points,
+        )
+        cost = torch.where(better, new_cost, cost)
+        damping = torch.where(better, damping / 4, damping * 4).clamp(1e-9, 1e6)
+    r_uv, _, behind, _ = _residuals(problem, state)
+    _, weight = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+    inlier = (weight > 0.3) & ~behind
+    return _orthonormal(state), _sum_by(problem.frame, inlier.double(), frames)

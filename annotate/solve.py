@@ -1,0 +1,971 @@
+"""From image measurements and depth to a camera for every frame: initialisation, loops, focal model, infill.
+
+The order is coarse to fine. Keyframes first: several focal hypotheses compete on short windows; the best window
+seeds a sequential reconstruction in both directions; a bundle over keyframes follows; loop closures are proposed by
+view overlap, verified by descriptors, and the bundle runs again. Then every frame between is resected with its own
+focal and a bundle over all frames finishes. Everything works in the unit of the given depth.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import bundle as ba
+from .bundle import BundleConfig, FocalModel, Problem, Solution, State
+from .clip import ClipRejection
+from .geometry.base import DepthMaps
+from .tracks import (
+    DESCRIPTOR,
+    ImageMeasurements,
+    Tracks,
+    TracksConfig,
+    descriptor_tracks,
+    join_tracks,
+    make_tracks,
+    match_features,
+)
+
+log = logging.getLogger(__name__)
+FloatArray = NDArray[np.floating]
+IntArray = NDArray[np.integer]
+
+SOLVED, INFILLED = "solved", "infilled"
+_MIN_INLIERS = 12
+_FOCAL_HYPOTHESES = (0.55, 0.75, 1.0, 1.35, 1.9)  # times the longer image side: 85 to 30 degrees
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSolution:
+    """Cameras of every frame, in the unit of the depth.
+
+    Attributes:
+        camera_to_world: (F, 4, 4), OpenCV axes, first frame at the origin.
+        focal_px: (F, 2) fx, fy; principal_point_px: (F, 2); stored size.
+        pose_source: (F,) "solved" or "infilled".
+        focal_model: constant, smooth or piecewise.
+        position_sigma: (F,) standard deviation of the camera centre along its worst axis, in depth units.
+        rotation_sigma_rad: (F,) same for rotation.
+        log_focal_sigma: (F,).
+        reprojection_px: (F,) robust root mean square over a frame's inliers, stored pixels.
+        num_inliers: (F,) observations that agree.
+        inlier_share: (F,) of all observations of the frame.
+        depth_log_residual: median absolute log difference between solved and given depth.
+        parallax_rad: median over tracks of the largest angle between viewing rays.
+        num_tracks, num_loops: totals.
+        focal_cost: cost of each focal model that was tried (lower fits better).
+        scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree.
+    """
+
+    camera_to_world: FloatArray
+    focal_px: FloatArray
+    principal_point_px: FloatArray
+    pose_source: NDArray
+    focal_model: FocalModel
+    position_sigma: FloatArray
+    rotation_sigma_rad: FloatArray
+    log_focal_sigma: FloatArray
+    reprojection_px: FloatArray
+    num_inliers: IntArray
+    inlier_share: FloatArray
+    depth_log_residual: float
+    parallax_rad: float
+    num_tracks: int
+    num_loops: int
+    focal_cost: dict[str, float]
+    scale_sweep: FloatArray
+
+
+def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
+    """Depth of each observation (N,), NaN where there is none or where it lies on a depth edge.
+
+    The map covers the stored image at any resolution. A pixel is trusted if the valid depths in its 3x3
+    neighbourhood (at least 5) differ by less than 8 % in all: tracks cling to corners, corners to depth edges.
+    """
+    out = np.full(len(tracks.frame), np.nan)
+    order = np.argsort(tracks.frame, kind="stable")
+    bounds = np.searchsorted(tracks.frame[order], np.arange(tracks.num_frames + 1))
+    for frame in range(tracks.num_frames):
+        of = order[bounds[frame] : bounds[frame + 1]]
+        if not len(of):
+            continue
+        z = depth.read(frame)
+        if z is None:
+            continue
+        height, width = z.shape
+        x = tracks.xy_px[of, 0] * (width / tracks.width)
+        y = tracks.xy_px[of, 1] * (height / tracks.height)
+        column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+        dy, dx = np.mgrid[-1:2, -1:2].reshape(2, 9)
+        r = np.clip(row[:, None] + dy, 0, height - 1)
+        c = np.clip(column[:, None] + dx, 0, width - 1)
+        patch = z[r, c].astype(np.float64)
+        good = np.isfinite(patch) & (patch > 0)
+        low = np.where(good, patch, np.inf).min(1)
+        high = np.where(good, patch, -np.inf).max(1)
+        trusted = good[:, 4] & (good.sum(1) >= 5) & (high < 1.08 * low)
+        # Bilinear weights around the exact position, over the valid pixels.
+        weight = np.maximum(1 - np.abs(column[:, None] + dx + 0.5 - x[:, None]), 0) * np.maximum(
+            1 - np.abs(row[:, None] + dy + 0.5 - y[:, None]), 0
+        )
+        weight = np.where(good, weight, 0)
+        value = (weight * np.where(good, patch, 0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
+        out[of] = np.where(trusted, value, np.nan)
+    return out
+
+
+def build_problem(
+    tracks: Tracks, depth: FloatArray, config: BundleConfig, *, depth_sigma_log: float
+) -> tuple[Problem, FloatArray]:
+    """Bundle problem of a set of tracks; also returns the depth in problem order (the order is kept)."""
+    working = max(tracks.height, tracks.width) / 640.0
+    sigma = (
+        np.where(tracks.kind == DESCRIPTOR, config.descriptor_sigma_px, config.reprojection_sigma_px)
+        * working
+    )
+    has = np.isfinite(depth) & (depth > 0)
+    relative = config.depth_sigma_log or depth_sigma_log
+    device = config.device
+
+    def tensor(x: NDArray, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(x), dtype=dtype, device=device)
+
+    problem = Problem(
+        frame=tensor(tracks.frame, torch.long),
+        point=tensor(tracks.track, torch.long),
+        uv_px=tensor(tracks.xy_px),
+        sigma_px=tensor(sigma),
+        log_depth=tensor(np.log(np.where(has, depth, 1.0))),
+        sigma_log_depth=tensor(np.where(has, relative, np.inf)),
+        num_frames=tracks.num_frames,
+        num_points=tracks.num_tracks,
+        centre_px=tensor(np.array([tracks.width / 2, tracks.height / 2])),
+        focal_scale_px=float(np.hypot(tracks.width, tracks.height)),
+    )
+    return problem, depth
+
+
+def subset_frames(tracks: Tracks, depth: FloatArray, frames: IntArray) -> tuple[Tracks, FloatArray]:
+    """Tracks restricted to `frames` (increasing), which are renumbered 0..len-1; single observations dropped."""
+    number = np.full(tracks.num_frames, -1)
+    number[frames] = np.arange(len(frames))
+    keep = number[tracks.frame] >= 0
+    count = np.bincount(tracks.track[keep], minlength=tracks.num_tracks)
+    keep &= count[tracks.track] >= 2
+    sub = make_tracks(
+        number[tracks.frame[keep]],
+        tracks.track[keep],
+        tracks.xy_px[keep],
+        tracks.kind[keep],
+        len(frames),
+        tracks.height,
+        tracks.width,
+    )
+    return sub, depth[keep]
+
+
+def drop_observations(
+    tracks: Tracks, depth: FloatArray, keep: NDArray[np.bool_]
+) -> tuple[Tracks, FloatArray]:
+    """Tracks without the observations where `keep` is False; single observations dropped."""
+    count = np.bincount(tracks.track[keep], minlength=tracks.num_tracks)
+    keep = keep & (count[tracks.track] >= 2)
+    sub = make_tracks(
+        tracks.frame[keep],
+        tracks.track[keep],
+        tracks.xy_px[keep],
+        tracks.kind[keep],
+        tracks.num_frames,
+        tracks.height,
+        tracks.width,
+    )
+    return sub, depth[keep]
+
+
+def lift_points(problem: Problem, state: State, *, known: Tensor | None = None) -> Tensor:
+    """World points (P, 3) from depth: the median camera-frame lift over the observations that have depth.
+
+    Args:
+        known: (F,) bool frames whose cameras may be used; None = all. Points without usable depth get NaN.
+    """
+    has = torch.isfinite(problem.sigma_log_depth)
+    if known is not None:
+        has &= known[problem.frame]
+    f = problem.frame
+    z = problem.log_depth.exp()
+    focal = state.log_focal[f].exp()
+    xy = problem.uv_px - problem.centre_px
+    p = torch.stack([xy[:, 0] / focal * z, xy[:, 1] / focal * z, z], 1)
+    world = (state.rotation[f].transpose(1, 2) @ (p - state.translation[f])[:, :, None])[:, :, 0]
+    total = ba._sum_by(problem.point[has], world[has], problem.num_points)
+    count = ba._sum_by(problem.point[has], torch.ones_like(z)[has], problem.num_points)
+    return total / torch.where(count > 0, count, torch.nan)[:, None]
+
+
+def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
+    """Points (P, 3) by linear least squares on viewing rays, for `wanted` (P,) tracks; NaN where rays are parallel."""
+    f = problem.frame
+    use = wanted[problem.point]
+    focal = state.log_focal[f].exp()
+    xy = (problem.uv_px - problem.centre_px - state.lens[:2]) / focal[:, None]
+    ray = torch.cat([xy, torch.ones_like(xy[:, :1])], 1)
+    ray = (state.rotation[f].transpose(1, 2) @ ray[:, :, None])[:, :, 0]
+    ray = ray / ray.norm(dim=1, keepdim=True)
+    centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
+    project = torch.eye(3, dtype=ray.dtype, device=ray.device) - ray[:, :, None] * ray[:, None, :]
+    a = ba._sum_by(problem.point[use], project[use], problem.num_points)
+    b = ba._sum_by(problem.point[use], (project @ centre[f][:, :, None])[use][:, :, 0], problem.num_points)
+    eigen = torch.linalg.eigvalsh(a)
+    # Two rays at angle t have least eigenvalue 1 - cos t; 1 degree over the track at least.
+    ok = wanted & (eigen[:, 0] > 1.5e-4)
+    solved = torch.full((problem.num_points, 3), torch.nan, dtype=ray.dtype, device=ray.device)
+    solved[ok] = torch.linalg.solve(a[ok], b[ok])
+    return solved
+
+
+def _empty_state(problem: Problem, log_focal: Tensor) -> State:
+    device = problem.frame.device
+    frames = problem.num_frames
+    return State(
+        rotation=torch.eye(3, dtype=torch.float64, device=device).repeat(frames, 1, 1),
+        translation=torch.zeros(frames, 3, dtype=torch.float64, device=device),
+        log_focal=log_focal,
+        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64, device=device),
+        points=torch.zeros(problem.num_points, 3, dtype=torch.float64, device=device),
+    )
+
+
+def _absolute_pose(
+    xyz: FloatArray, uv: FloatArray, focal: float, centre: FloatArray, threshold_px: float
+) -> tuple[FloatArray, FloatArray, IntArray] | None:
+    """Robust perspective-n-point: rotation, translation (world to camera) and inlier numbers; None if it fails."""
+    if len(xyz) < 6:
+        return None
+    camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
+    try:
+        ok, rvec, tvec, inliers = cv2.solvePnPRansac(
+            xyz,
+            uv,
+            camera,
+            None,
+            iterationsCount=200,
+            reprojectionError=threshold_px,
+            confidence=0.999,
+            flags=cv2.SOLVEPNP_SQPNP,
+        )
+    except cv2.error:
+        return None
+    if not ok or inliers is None or len(inliers) < 6:
+        return None
+    return cv2.Rodrigues(rvec)[0], tvec[:, 0], inliers[:, 0]
+
+
+def sequential(
+    problem: Problem, config: BundleConfig, *, start: int, log_focal: float, focal_step_sigma: float
+) -> tuple[State, NDArray[np.bool_]]:
+    """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
+
+    Returns:
+        State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
+    """
+    frames = problem.num_frames
+    state = _empty_state(
+        problem, torch.full((frames,), log_focal, dtype=torch.float64, device=problem.frame.device)
+    )
+    frame = problem.frame.cpu().numpy()
+    point = problem.point.cpu().numpy()
+    uv = problem.uv_px.cpu().numpy()
+    z = np.where(
+        np.isfinite(problem.sigma_log_depth.cpu().numpy()), np.exp(problem.log_depth.cpu().numpy()), np.nan
+    )
+    centre = problem.centre_px.cpu().numpy()
+    threshold = 4.0 * float(problem.sigma_px.median())
+    by_frame = [np.nonzero(frame == i)[0] for i in range(frames)]
+    rotation = np.tile(np.eye(3), (frames, 1, 1))
+    translation = np.zeros((frames, 3))
+    focal = np.full(frames, np.exp(log_focal))
+    placed = np.zeros(frames, bool)
+    total = np.zeros((problem.num_points, 3))
+    count = np.zeros(problem.num_points)
+
+    def lift(i: int) -> None:
+        of = by_frame[i]
+        of = of[np.isfinite(z[of])]
+        depth = z[of]
+        p = np.concatenate([(uv[of] - centre) / focal[i] * depth[:, None], depth[:, None]], 1)
+        world = (p - translation[i]) @ rotation[i]
+        # Points far off their first position are mismatches or moving: the first lift stands.
+        old = count[point[of]] > 0
+        mean = total[point[of]] / np.maximum(count[point[of]], 1)[:, None]
+        near = ~old | (np.linalg.norm(world - mean, axis=1) < 0.1 * depth)
+        np.add.at(total, point[of[near]], world[near])
+        np.add.at(count, point[of[near]], 1)
+
+    placed[start] = True
+    lift(start)
+    for direction in (1, -1):
+        last = start
+        i = start + direction
+        while 0 <= i < frames:
+            of = by_frame[i]
+            known = of[count[point[of]] > 0]
+            xyz = total[point[known]] / np.maximum(count[point[known]], 1)[:, None]
+            rotation[i], translation[i], focal[i] = rotation[last], translation[last], focal[last]
+            pose = _absolute_pose(xyz, uv[known], focal[last], centre, threshold)
+            if pose is not None:
+                r, t, f, inliers = _refine_single(
+                    xyz,
+                    uv[known],
+                    z[known],
+                    pose[0],
+                    pose[1],
+                    focal[last],
+                    centre,
+                    problem,
+                    config,
+                    focal_step_sigma,
+                )
+                if inliers >= _MIN_INLIERS:
+                    rotation[i], translation[i], focal[i] = r, t, f
+                    placed[i] = True
+                    last = i
+                    lift(i)
+            i += direction
+    device = problem.frame.device
+    state = replace(
+        state,
+        rotation=torch.as_tensor(rotation, device=device),
+        translation=torch.as_tensor(translation, device=device),
+        log_focal=torch.as_tensor(np.log(focal), device=device),
+    )
+    points = torch.as_tensor(total / np.where(count > 0, count, np.nan)[:, None], device=device)
+    return replace(state, points=points), placed
+
+
+def _refine_single(
+    xyz: FloatArray,
+    uv: FloatArray,
+    z: FloatArray,
+    rotation: FloatArray,
+    translation: FloatArray,
+    focal: float,
+    centre: FloatArray,
+    problem: Problem,
+    config: BundleConfig,
+    focal_step_sigma: float,
+) -> tuple[FloatArray, FloatArray, float, int]:
+    """Pose and focal of one frame against fixed points; the tiny case of `bundle.resect`."""
+    n = len(xyz)
+    device = problem.frame.device
+    single = Problem(
+        frame=torch.zeros(n, dtype=torch.long, device=device),
+        point=torch.arange(n, device=device),
+        uv_px=torch.as_tensor(uv, device=device),
+        sigma_px=torch.full((n,), float(problem.sigma_px.median()), dtype=torch.float64, device=device),
+        log_depth=torch.as_tensor(np.log(np.where(np.isfinite(z), z, 1.0)), device=device),
+        sigma_log_depth=torch.as_tensor(
+            np.where(np.isfinite(z), _finite_median(problem.sigma_log_depth), np.inf), device=device
+        ),
+        num_frames=1,
+        num_points=n,
+        centre_px=problem.centre_px,
+        focal_scale_px=problem.focal_scale_px,
+    )
+    state = State(
+        rotation=torch.as_tensor(rotation, device=device)[None],
+        translation=torch.as_tensor(translation, device=device)[None],
+        log_focal=torch.tensor([np.log(focal)], dtype=torch.float64, device=device),
+        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64, device=device),
+        points=torch.as_tensor(xyz, device=device),
+    )
+    state, inliers = ba.resect(
+        single,
+        state,
+        config,
+        free_frames=torch.ones(1, dtype=torch.bool, device=device),
+        focal_guess=state.log_focal.clone(),
+        focal_sigma=focal_step_sigma,
+        iterations=8,
+    )
+    return (
+        state.rotation[0].cpu().numpy(),
+        state.translation[0].cpu().numpy(),
+        float(state.log_focal[0].exp()),
+        int(inliers[0]),
+    )
+
+
+def _finite_median(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)]
+    return float(finite.median()) if len(finite) else float("inf")
+
+
+def _choose_start(
+    problem_of, windows: list[IntArray], long_side: int, config: BundleConfig
+) -> tuple[int, float, list[dict]]:
+    """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
+
+    Args:
+        problem_of: frames -> Problem of that window.
+        windows: keyframe numbers of each window.
+    Returns:
+        (start keyframe number, log focal there, a record per window and hypothesis).
+    """
+    best: tuple[float, int, float] | None = None
+    records = []
+    for window in windows:
+        problem = problem_of(window)
+        if len(problem.frame) < 60:
+            continue
+        candidates = []
+        for factor in _FOCAL_HYPOTHESES:
+            log_focal = float(np.log(factor * long_side))
+            middle = len(window) // 2
+            state, placed = sequential(
+                problem, config, start=middle, log_focal=log_focal, focal_step_sigma=0.02
+            )
+            if placed.sum() < max(3, 0.6 * len(window)):
+                continue
+            used, used_state = _keep_known(problem, state, placed)
+            if len(used.frame) < 60:
+                continue
+            prior = ba.focal_prior("constant", used.num_frames, config)
+            try:
+                solution = ba.solve(
+                    used, used_state, prior, config, max_iterations=15, tolerance=1e-4, want_covariance=True
+                )
+            except FloatingPointError:
+                continue
+            assert solution.covariance is not None
+            sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
+            per_observation = solution.cost / len(used.frame)
+            found = float(solution.state.log_focal[middle])
+            candidates.append((per_observation, sigma, found))
+            records.append(
+                {
+                    "window": int(window[0]),
+                    "factor": factor,
+                    "cost": per_observation,
+                    "sigma": sigma,
+                    "focal": np.exp(found),
+                }
+            )
+        if not candidates:
+            continue
+        per_observation, sigma, found = min(candidates)
+        log.debug(
+            "focal window %s: cost %.3f sigma %.4f focal %.1f",
+            window[:1],
+            per_observation,
+            sigma,
+            np.exp(found),
+        )
+        if best is None or sigma < best[0]:
+            best = (sigma, int(window[len(window) // 2]), found)
+    if best is None:
+        raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
+    return best[1], best[2], records
+
+
+def _keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
+    """Observations of placed frames and of points with a position that two of them share; points renumbered."""
+    device = problem.frame.device
+    ok_frame = torch.as_tensor(placed, device=device)
+    ok_point = torch.isfinite(state.points).all(1)
+    keep = ok_frame[problem.frame] & ok_point[problem.point]
+    count = torch.zeros(problem.num_points, device=device).index_add_(
+        0, problem.point[keep], torch.ones(int(keep.sum()), device=device)
+    )
+    keep &= count[problem.point] >= 2
+    used, renumbered = torch.unique(problem.point[keep], return_inverse=True)
+    sub = replace(
+        problem,
+        frame=problem.frame[keep],
+        point=renumbered,
+        uv_px=problem.uv_px[keep],
+        sigma_px=problem.sigma_px[keep],
+        log_depth=problem.log_depth[keep],
+        sigma_log_depth=problem.sigma_log_depth[keep],
+        num_points=len(used),
+    )
+    return sub, replace(state, points=state.points[used])
+
+
+def propose_loops(
+    state: State,
+    placed: NDArray[np.bool_],
+    depth_median: FloatArray,
+    size_px: tuple[int, int],
+    known: set[tuple[int, int]],
+    limit: int,
+) -> list[tuple[int, int]]:
+    """Keyframe pairs far apart in time that look at the same place, by the present cameras.
+
+    Two views overlap if the centre of each one's view volume (at its median depth) projects into the other's image
+    grown by a quarter, with viewing directions within 50 degrees and depth within a factor of 2.
+
+    Args:
+        depth_median: (K,) median depth of each keyframe's points.
+        known: pairs already matched.
+        limit: proposals per keyframe at most, nearest view first.
+    """
+    rotation = state.rotation.cpu().numpy()
+    translation = state.translation.cpu().numpy()
+    focal = np.exp(state.log_focal.cpu().numpy())
+    frames = len(rotation)
+    width, height = size_px
+    centre = -np.einsum("fji,fj->fi", rotation, translation)
+    axis = rotation[:, 2]
+    target = centre + axis * depth_median[:, None]
+    local = np.einsum("fij,kj->fki", rotation, target) + translation[:, None]
+    z = np.where(local[..., 2] > 1e-6, local[..., 2], np.nan)
+    x = local[..., 0] / z * focal[:, None] / width
+    y = local[..., 1] / z * focal[:, None] / height
+    with np.errstate(invalid="ignore"):
+        inside = (
+            (np.abs(x) < 0.6)
+            & (np.abs(y) < 0.6)
+            & (z > 0.5 * depth_median[:, None])
+            & (z < 2 * depth_median[:, None])
+        )
+    overlap = inside & inside.T & (axis @ axis.T > np.cos(np.radians(50)))
+    overlap &= placed[:, None] & placed[None, :]
+    distance = np.linalg.norm(target[:, None] - target[None], axis=2) / np.minimum(
+        depth_median[:, None], depth_median[None]
+    )
+    distance = distance + (1 - axis @ axis.T)
+    pairs: set[tuple[int, int]] = set()
+    for i in range(frames):
+        candidates = [j for j in np.nonzero(overlap[i, : max(0, i - 8)])[0] if (int(j), i) not in known]
+        candidates.sort(key=lambda j: distance[i, j])
+        taken: list[int] = []
+        for j in candidates:
+            # Spread over time: neighbours of a pair add little.
+            if all(abs(j - other) > 4 for other in taken):
+                taken.append(int(j))
+            if len(taken) == limit:
+                break
+        pairs |= {(j, i) for j in taken}
+    return sorted(pairs)
+
+
+def solve_cameras(
+    measured: ImageMeasurements,
+    depth: DepthMaps,
+    *,
+    depth_sigma_log: float,
+    tracks_config: TracksConfig,
+    config: BundleConfig,
+) -> CameraSolution:
+    """Cameras of every frame from image measurements and depth, lens unknown.
+
+    Args:
+        measured: tracks and descriptors.
+        depth: z-depth per frame, any unit.
+        depth_sigma_log: relative depth error that the source declares.
+    Raises:
+        ClipRejection: `no_depth_on_tracks`, `no_reconstruction`.
+    """
+    flow = measured.flow
+    height, width, frames = flow.height, flow.width, flow.num_frames
+    keyframes = measured.keyframes
+    diagonal = float(np.hypot(height, width))
+    matches = {
+        (a, a + gap): match_features(
+            measured.features[a], measured.features[a + gap], tracks_config, diagonal_px=diagonal
+        )
+        for gap in (1, 2, 4)
+        for a in range(len(keyframes) - gap)
+    }
+
+    def all_tracks() -> tuple[Tracks, FloatArray]:
+        described = descriptor_tracks(
+            measured.features, matches, num_frames=frames, height=height, width=width
+        )
+        joined = join_tracks(flow, described)
+        return joined, sample_depth(joined, depth)
+
+    tracks, z = all_tracks()
+    with_depth = float(np.isfinite(z).mean()) if len(z) else 0.0
+    if np.isfinite(z).sum() < 50:
+        raise ClipRejection(
+            "no_depth_on_tracks", f"{np.isfinite(z).sum()} of {len(z)} track points have valid depth"
+        )
+
+    def problem_of(numbers: IntArray) -> Problem:
+        sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
+        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)[0]
+
+    coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
+    start, log_focal, _ = _choose_start(problem_of, _windows(measured), max(height, width), coarse)
+    key_problem = problem_of(np.arange(len(keyframes)))
+    state, placed = sequential(key_problem, coarse, start=start, log_focal=log_focal, focal_step_sigma=0.05)
+    log.debug(
+        "sequential: %d of %d keyframes placed, %.0f%% depth", placed.sum(), len(placed), 100 * with_depth
+    )
+    gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64, device=key_problem.frame.device)
+
+    def key_bundle(state: State, placed: NDArray[np.bool_], iterations: int) -> tuple[State, Solution]:
+        points = torch.where(torch.isfinite(state.points), state.points, lift_points(key_problem, state))
+        used, used_state = _keep_known(key_problem, replace(state, points=points), placed)
+        prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
+        solution = ba.solve(
+            used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=64
+        )
+        new = solution.state
+        return replace(new, points=lift_points(key_problem, new)), solution
+
+    state, first = key_bundle(state, placed, 20)
+    depth_sigma_log = _measured_depth_sigma(first, depth_sigma_log)
+    key_problem = problem_of(np.arange(len(keyframes)))
+    loops = 0
+    if tracks_config.max_loops_per_keyframe:
+        median_depth = _median_depth(key_problem)
+        for pair in propose_loops(
+            state, placed, median_depth, (width, height), set(matches), tracks_config.max_loops_per_keyframe
+        ):
+            found = match_features(
+                measured.features[pair[0]], measured.features[pair[1]], tracks_config, diagonal_px=diagonal
+            )
+            if len(found) >= 25:
+                matches[pair] = found
+                loops += 1
+        if loops:
+            tracks, z = all_tracks()
+            key_problem = problem_of(np.arange(len(keyframes)))
+            state = replace(state, points=lift_points(key_problem, state))
+            state, _ = key_bundle(state, placed, 15)
+    log.debug("loops: %d", loops)
+    return _all_frames(tracks, z, keyframes, state, placed, depth_sigma_log, config, loops)
+
+
+def _measured_depth_sigma(solution: Solution, declared: float) -> float:
+    """Relative depth error that the residuals show: never above the declared one, never below 0.4 %.
+
+    A declared error is a bound for the worst sensor of a kind. Depth that fits the images better than that deserves
+    its weight: it is what separates a longer lens from a nearer camera.
+    """
+    residual = solution.residual_log_depth
+    residual = residual[(residual != 0) & (solution.weight > 0.3)].abs()
+    if len(residual) < 100:
+        return declared
+    return float(np.clip(1.4826 * float(residual.median()), min(0.004, declared), declared))
+
+
+def _windows(measured: ImageMeasurements, length: int = 14, count: int = 4) -> list[IntArray]:
+    """Runs of neighbouring keyframes, spread over the clip, to try focal hypotheses on."""
+    total = len(measured.keyframes)
+    length = min(length, total)
+    starts = np.unique(np.linspace(0, total - length, count).round().astype(int))
+    return [np.arange(s, s + length) for s in starts]
+
+
+def _median_depth(problem: Problem) -> FloatArray:
+    has = torch.isfinite(problem.sigma_log_depth).cpu().numpy()
+    frame = problem.frame.cpu().numpy()[has]
+    z = problem.log_depth.cpu().numpy()[has]
+    overall = np.median(z)
+    out = np.full(problem.num_frames, overall)
+    for i in range(problem.num_frames):
+        own = z[frame == i]
+        if len(own) >= 5:
+            out[i] = np.median(own)
+    return np.exp(out)
+
+
+def _spread_to_all(
+    key_state: State, keyframes: IntArray, placed: NDArray[np.bool_], frames: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Start values for every frame: keyframe cameras interpolated on the group. World-to-camera R, t and log focal."""
+    from ..dataset.cameras import interpolate_poses, se3_inverse
+
+    good = np.nonzero(placed)[0]
+    matrices = np.tile(np.eye(4), (len(good), 1, 1))
+    matrices[:, :3, :3] = key_state.rotation.cpu().numpy()[good]
+    matrices[:, :3, 3] = key_state.translation.cpu().numpy()[good]
+    times = keyframes[good].astype(float)
+    inside = np.clip(np.arange(frames), times[0], times[-1])
+    camera_to_world = interpolate_poses(times, se3_inverse(matrices), inside)
+    world_to_camera = se3_inverse(camera_to_world)
+    log_focal = np.interp(inside, times, key_state.log_focal.cpu().numpy()[good])
+    return world_to_camera[:, :3, :3], world_to_camera[:, :3, 3], log_focal
+
+
+def _all_frames(
+    tracks: Tracks,
+    z: FloatArray,
+    keyframes: IntArray,
+    key_state: State,
+    placed: NDArray[np.bool_],
+    depth_sigma_log: float,
+    config: BundleConfig,
+    loops: int,
+) -> CameraSolution:
+    """Resect the frames between keyframes, then bundle everything and choose the focal model."""
+    frames = tracks.num_frames
+    problem, _ = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
+    device = problem.frame.device
+    rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
+    state = State(
+        rotation=torch.as_tensor(rotation, device=device),
+        translation=torch.as_tensor(translation, device=device),
+        log_focal=torch.as_tensor(log_focal, device=device),
+        lens=key_state.lens,
+        points=torch.zeros(problem.num_points, 3, dtype=torch.float64, device=device),
+    )
+    known = torch.zeros(frames, dtype=torch.bool, device=device)
+    known[torch.as_tensor(keyframes[placed], device=device)] = True
+    points = lift_points(problem, state, known=known)
+    points = torch.where(
+        torch.isfinite(points), points, triangulate(problem, state, ~torch.isfinite(points).all(1))
+    )
+    usable = torch.isfinite(points).all(1)
+    state = replace(state, points=points)
+    sub, sub_state = _keep_known(problem, state, np.ones(frames, bool))
+    free = torch.ones(frames, dtype=torch.bool, device=device) & ~known
+    moved, _ = ba.resect(
+        sub,
+        sub_state,
+        config,
+        free_frames=free,
+        focal_guess=sub_state.log_focal.clone(),
+        focal_sigma=0.05,
+        iterations=15,
+    )
+    state = replace(moved, points=state.points)
+    lifted = lift_points(problem, state)
+    tri = triangulate(problem, state, ~torch.isfinite(lifted).all(1))
+    state = replace(state, points=torch.where(torch.isfinite(lifted), lifted, tri))
+    log.debug(
+        "points: %d of %d usable, depth on %.0f%%",
+        int(usable.sum()),
+        problem.num_points,
+        100 * np.isfinite(z).mean(),
+    )
+    used, used_state = _keep_known(problem, state, np.ones(frames, bool))
+    smooth = ba.focal_prior("smooth", frames, config)
+    solution = ba.solve(used, used_state, smooth, config, max_iterations=12, tolerance=1e-4)
+    solution, model, costs = _choose_focal_model(used, solution, config)
+    return _summarise(used, solution, model, costs, tracks, loops, config)
+
+
+def _choose_focal_model(
+    problem: Problem, smooth: Solution, config: BundleConfig
+) -> tuple[Solution, FocalModel, dict[str, float]]:
+    """Constant, smooth or piecewise focal by the Bayesian information criterion.
+
+    The smooth solution stands; a simpler model replaces it when its likelihood is nearly as good. Degrees of freedom:
+    1 for constant, one per piece, and for smooth one per second (16 frames), about what its prior leaves free.
+    """
+    frames = problem.num_frames
+    observations = len(problem.frame)
+    costs: dict[str, float] = {}
+    solutions: dict[FocalModel, Solution] = {}
+
+    def finish(model: FocalModel, breaks: Tensor | None, freedom: float) -> None:
+        prior = ba.focal_prior(model, frames, config, breaks=breaks)
+        start = smooth.state
+        if model != "smooth":
+            start = replace(start, log_focal=_flatten(start.log_focal, breaks))
+        solution = ba.solve(
+            problem,
+            start,
+            prior,
+            config,
+            max_iterations=config.max_iterations,
+            tolerance=2e-5,
+            want_covariance=True,
+        )
+        # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an
+        # independent one, or the criterion would buy any wiggle.
+        costs[model] = 0.2 * solution.data_cost + freedom * float(np.log(max(2, 0.1 * observations)))
+        solutions[model] = solution
+
+    wanted = ("constant", "smooth", "piecewise") if config.focal_model == "auto" else (config.focal_model,)
+    breaks = _find_breaks(smooth.state.log_focal)
+    if "constant" in wanted:
+        finish("constant", None, 1.0)
+    if "piecewise" in wanted and (len(breaks) or config.focal_model == "piecewise"):
+        finish("piecewise", breaks, 1.0 + 2.0 * len(breaks))
+    if "smooth" in wanted:
+        finish("smooth", None, 1.0 + frames / 16.0)
+    model = min(costs, key=lambda name: costs[name])
+    if model != "constant" and "constant" in costs:
+        spread = float(solutions[model].state.log_focal.std())
+        if spread < config.focal_floor:
+            # Rolling shutter, blur and lens distortion ask for wiggles of this size; a zoom that small is no zoom.
+            model = "constant"
+    log.debug("focal models: %s -> %s", costs, model)
+    return solutions[model], model, costs  # type: ignore[index, return-value]
+
+
+def _flatten(log_focal: Tensor, breaks: Tensor | None) -> Tensor:
+    out = log_focal.clone()
+    edges = [0] + ([] if breaks is None else breaks.tolist()) + [len(log_focal)]
+    for a, b in zip(edges[:-1], edges[1:], strict=True):
+        out[a:b] = log_focal[a:b].median()
+    return out
+
+
+def _find_breaks(log_focal: Tensor, threshold: float = 0.04) -> Tensor:
+    """Frames at which log focal steps by more than `threshold` between otherwise flat stretches."""
+    x = log_focal.cpu().numpy()
+    if len(x) < 16:
+        return torch.zeros(0, dtype=torch.long)
+    before = np.array([np.median(x[max(0, i - 6) : i]) for i in range(1, len(x))])
+    after = np.array([np.median(x[i : i + 6]) for i in range(1, len(x))])
+    jump = np.abs(after - before)
+    breaks = []
+    while jump.max() > threshold and len(breaks) < 6:
+        i = int(jump.argmax())
+        breaks.append(i + 1)
+        jump[max(0, i - 8) : i + 9] = 0
+    return torch.as_tensor(sorted(breaks), dtype=torch.long)
+
+
+def _summarise(
+    problem: Problem,
+    solution: Solution,
+    model: FocalModel,
+    costs: dict[str, float],
+    tracks: Tracks,
+    loops: int,
+    config: BundleConfig,
+) -> CameraSolution:
+    state = solution.state
+    frames = problem.num_frames
+    frame = problem.frame
+    inlier = solution.weight > 0.3
+    num = ba._sum_by(frame, torch.ones_like(solution.weight), frames)
+    num_in = ba._sum_by(frame, inlier.double(), frames)
+    square = ba._sum_by(
+        frame, torch.where(inlier, solution.residual_px**2, torch.zeros_like(solution.residual_px)), frames
+    )
+    reprojection = (square / num_in.clamp_min(1)).sqrt()
+    rotation = state.rotation.cpu().numpy()
+    translation = state.translation.cpu().numpy()
+    world_to_camera = np.tile(np.eye(4), (frames, 1, 1))
+    world_to_camera[:, :3, :3], world_to_camera[:, :3, 3] = rotation, translation
+    from ..dataset.cameras import interpolate_poses, se3_inverse
+
+    pose = se3_inverse(world_to_camera)
+    pose = se3_inverse(pose[:1]) @ pose
+    log_focal = state.log_focal.cpu().numpy().copy()
+    weak = (num_in < _MIN_INLIERS).cpu().numpy()
+    source = np.where(weak, INFILLED, SOLVED)
+    if weak.any() and (~weak).any():
+        good = np.nonzero(~weak)[0]
+        inside = np.clip(np.arange(frames), good[0], good[-1]).astype(float)
+        pose[weak] = interpolate_poses(good.astype(float), pose[good], inside[weak])
+        log_focal[weak] = np.interp(inside[weak], good, log_focal[good])
+    focal = np.exp(log_focal)
+    assert solution.covariance is not None
+    covariance = solution.covariance
+    # Camera centre c = -R^T t; to first order dc = -R^T (v + [c in camera] x w) with c at the origin of the camera.
+    position = covariance[:, 3:6, 3:6]
+    t = state.translation
+    zero = torch.zeros(frames, dtype=t.dtype, device=t.device)
+    cross = torch.stack(
+        [zero, -t[:, 2], t[:, 1], t[:, 2], zero, -t[:, 0], -t[:, 1], t[:, 0], zero], 1
+    ).reshape(-1, 3, 3)
+    jac = torch.cat([cross, torch.eye(3, dtype=t.dtype, device=t.device).expand(frames, 3, 3)], 2)
+    position = jac @ covariance[:, :6, :6] @ jac.transpose(1, 2)
+    lens = state.lens.cpu().numpy()
+    has = torch.isfinite(problem.sigma_log_depth) & inlier
+    residual = solution.residual_log_depth[has].abs()
+    return CameraSolution(
+        camera_to_world=pose,
+        focal_px=np.stack([focal, focal * np.exp(lens[2])], 1),
+        principal_point_px=np.tile(problem.centre_px.cpu().numpy() + lens[:2], (frames, 1)),
+        pose_source=source,
+        focal_model=model,
+        position_sigma=torch.linalg.eigvalsh(position)[:, 2].clamp_min(0).sqrt().cpu().numpy(),
+        rotation_sigma_rad=torch.linalg.eigvalsh(covariance[:, :3, :3])[:, 2]
+        .clamp_min(0)
+        .sqrt()
+        .cpu()
+        .numpy(),
+        log_focal_sigma=covariance[:, 6, 6].clamp_min(0).sqrt().cpu().numpy(),
+        reprojection_px=reprojection.cpu().numpy(),
+        num_inliers=num_in.cpu().numpy().astype(np.int64),
+        inlier_share=(num_in / num.clamp_min(1)).cpu().numpy(),
+        depth_log_residual=float(residual.median()) if len(residual) else float("nan"),
+        parallax_rad=_parallax(problem, state, inlier),
+        num_tracks=problem.num_points,
+        num_loops=loops,
+        focal_cost=costs,
+        scale_sweep=scale_sweep(problem, state, config),
+    )
+
+
+def _parallax(problem: Problem, state: State, inlier: Tensor) -> float:
+    """Median over tracks of the angle (radians) between the rays of their first and last inlier observation."""
+    centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
+    ray = state.points[problem.point] - centre[problem.frame]
+    ray = ray / ray.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    ray, point = ray[inlier], problem.point[inlier]
+    if len(point) < 2:
+        return 0.0
+    starts = torch.ones(len(point), dtype=torch.bool, device=point.device)
+    starts[1:] = point[1:] != point[:-1]
+    ends = torch.ones_like(starts)
+    ends[:-1] = starts[1:]
+    cosine = (ray[starts] * ray[ends]).sum(1).clamp(-1, 1)
+    return float(torch.acos(cosine).median())
+
+
+def scale_sweep(
+    problem: Problem,
+    state: State,
+    config: BundleConfig,
+    factors: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.4, 2.0),
+) -> FloatArray:
+    """Reprojection cost when every frame's depth is multiplied while the camera path stays: least at 1.0 if they agree.
+
+    Each observation with depth is lifted by its own frame and projected into the other frames of its track (first
+    and last). Returns (S, 2): factor, mean robust cost per pair; NaN costs if there is no pair.
+    """
+    has = torch.isfinite(problem.sigma_log_depth)
+    index = torch.nonzero(has)[:, 0]
+    point = problem.point[index]
+    if len(index) < 2:
+        return np.array([[f, np.nan] for f in factors])
+    starts = torch.ones(len(point), dtype=torch.bool, device=point.device)
+    starts[1:] = point[1:] != point[:-1]
+    ends = torch.ones_like(starts)
+    ends[:-1] = starts[1:]
+    i, j = index[starts], index[ends]
+    i, j = i[i != j], j[i != j]
+    if len(i) == 0:
+        return np.array([[f, np.nan] for f in factors])
+    rows = []
+    fi = problem.frame[i]
+    focal = state.log_focal[fi].exp()
+    n = (problem.uv_px[i] - problem.centre_px - state.lens[:2]) / focal[:, None]
+    for factor in factors:
+        z = problem.log_depth[i].exp() * factor
+        p = torch.stack([n[:, 0] * z, n[:, 1] * z, z], 1)
+        world = (state.rotation[fi].transpose(1, 2) @ (p - state.translation[fi])[:, :, None])[:, :, 0]
+        pair = replace(
+            problem,
+            frame=problem.frame[j],
+            point=torch.arange(len(j), device=j.device),
+            uv_px=problem.uv_px[j],
+            sigma_px=problem.sigma_px[j],
+            log_depth=problem.log_depth[j],
+            sigma_log_depth=problem.sigma_log_depth[j],
+            num_points=len(j),
+        )
+        uv, q = ba.project(pair, replace(state, points=world))
+        squared = (((uv - pair.uv_px) / pair.sigma_px[:, None]) ** 2).sum(1)
+        rho, _ = ba._cauchy(
+            torch.where(q[:, 2] > 1e-6, squared, torch.full_like(squared, 1e6)), config.robust_scale
+        )
+        rows.append([factor, float(rho.mean())])
+    return np.array(rows)
