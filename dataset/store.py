@@ -162,8 +162,8 @@ def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: i
         table,
         sink,
         row_group_size=row_group_size,
-        compression=compression,
-        use_dictionary=dictionary,
+        compression=compression,  # pyright: ignore[reportArgumentType]  (stubs know one codec only)
+        use_dictionary=dictionary,  # pyright: ignore[reportArgumentType]
         column_encoding=encoding,
     )
 

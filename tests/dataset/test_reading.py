@@ -1,0 +1,143 @@
+"""Reading as users do: lazily, with filters, by id, with pandas, DuckDB and polars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import theodolite.dataset
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from theodolite.dataset import store
+from theodolite.dataset.reading import poses_from_column
+from theodolite.dataset.rows import Row
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    return make_dataset(
+        tmp_path / "out",
+        {
+            "a": [make_row(0), make_row(1, frames=5), make_rejected(2)],
+            "b": [make_row(3)],
+            "c": [make_row(4, source="other"), make_rejected(5, source="other")],
+        },
+    )
+
+
+def test_lazy_filters_and_pandas(out: Path) -> None:
+    clips = theodolite.dataset.open(out)
+    assert len(clips) == 6
+    accepted = clips.where(pc.field("verdict") == "accepted")
+    assert len(accepted) == 4
+    assert len(accepted.where(pc.field("source") == "other")) == 1
+    assert clips.counts("source", "verdict") == {
+        ("demo", "accepted"): 3,
+        ("demo", "rejected"): 1,
+        ("other", "accepted"): 1,
+        ("other", "rejected"): 1,
+    }
+    frame = accepted.to_pandas(["clip_id", "camera_to_world", "num_frames"])
+    assert frame["camera_to_world"][1].reshape(-1, 3, 4).shape == (5, 3, 4)
+    assert frame.columns.tolist() == ["clip_id", "camera_to_world", "num_frames"]
+    with pytest.raises(ValueError, match="no column focal;"):
+        clips.to_table(["focal"])
+
+
+def test_one_clip_by_id(out: Path, make_row: Callable[..., Row]) -> None:
+    clips = theodolite.dataset.open(str(out))
+    row = clips.row("clip_0003")
+    np.testing.assert_array_equal(row.camera_to_world, make_row(3).camera_to_world)
+    assert clips.row("clip_0005").source == "other"
+    with pytest.raises(KeyError, match="no clip 'nope' among 6"):
+        clips.row("nope")
+    assert [r.clip_id for r in clips.rows()] == [f"clip_{i:04d}" for i in range(6)]
+
+
+def test_poses_of_many_clips_without_copies(out: Path) -> None:
+    clips = theodolite.dataset.open(out)
+    poses, offsets = poses_from_column(clips.to_table(["camera_to_world"])["camera_to_world"])
+    assert offsets.tolist() == [0, 33, 38, 38, 71, 104, 104]
+    np.testing.assert_array_equal(poses[33:38], clips.row("clip_0001").camera_to_world[:, :3])
+    (batch,) = list(clips.where(pc.field("clip_id") == "clip_0003").batches(["camera_to_world"]))
+    poses, offsets = poses_from_column(batch.column(0))
+    np.testing.assert_array_equal(poses, clips.row("clip_0003").camera_to_world[:, :3])
+
+
+def test_columns_of_a_later_writer_are_kept(out: Path) -> None:
+    path = store.part_path(out, source="demo", shard_id="b")
+    table = pq.ParquetFile(path).read()
+    store.write_table(table.append_column("sharpness", [[0.5]]), str(path), row_group_size=1)
+    clips = theodolite.dataset.open(out)
+    assert clips.row("clip_0003").extra == {"sharpness": 0.5}
+    assert clips.row("clip_0000").extra == {"sharpness": None}
+    assert clips.to_table(["sharpness"])["sharpness"].to_pylist() == [None, None, None, 0.5, None, None]
+    metadata = {**table.schema.metadata, b"theodolite.schema_version": b"2"}
+    store.write_table(table.replace_schema_metadata(metadata), str(path), row_group_size=1)
+    with pytest.raises(ValueError, match=r"part-b\.parquet: schema version 2"):
+        theodolite.dataset.open(out)
+
+
+def test_duckdb_reads_the_files_as_they_are(out: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    files = f"{out}/data/*/*.parquet"
+    table = f"read_parquet('{files}', hive_partitioning=true)"
+    assert duckdb.sql(
+        f"select source, verdict, count(*) from {table} group by all order by all"
+    ).fetchall() == [
+        ("demo", "accepted", 3),
+        ("demo", "rejected", 1),
+        ("other", "accepted", 1),
+        ("other", "rejected", 1),
+    ]
+    poses, gate, text = duckdb.sql(
+        f"select camera_to_world, gates[1].name, captions['scene'] from {table} where clip_id = 'clip_0003'"
+    ).fetchall()[0]
+    row = theodolite.dataset.open(out).row("clip_0003")
+    np.testing.assert_array_equal(np.float32(poses).reshape(-1, 3, 4), row.camera_to_world[:, :3])
+    assert gate == "fov_x"
+    assert "A room." in str(text)
+
+
+def test_polars_reads_the_files_as_they_are(out: Path) -> None:
+    pl = pytest.importorskip("polars")
+    frame = pl.read_parquet(f"{out}/data/*/*.parquet")
+    assert frame.height == 6
+    poses = frame.filter(pl.col("clip_id") == "clip_0003")["camera_to_world"][0].to_numpy()
+    row = theodolite.dataset.open(out).row("clip_0003")
+    np.testing.assert_array_equal(poses.reshape(-1, 3, 4), row.camera_to_world[:, :3])
+
+
+def test_what_is_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        theodolite.dataset.open(tmp_path / "absent" / "deep")
+    with pytest.raises(ValueError, match="holds no Parquet files"):
+        theodolite.dataset.open(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part-x.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match="not a readable Parquet file"):
+        theodolite.dataset.open(tmp_path)
+
+
+def test_hub_ids_are_read_through_the_hub_file_system(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's file system is replaced by a local one of the same interface: no network in tests."""
+
+    class Local(DirFileSystem):
+        def __init__(self) -> None:
+            super().__init__(path=str(out.parent / "hub"), fs=LocalFileSystem())
+
+    (out.parent / "hub" / "datasets" / "owner").mkdir(parents=True)
+    out.rename(out.parent / "hub" / "datasets" / "owner" / "name")
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Local)
+    clips = theodolite.dataset.open("owner/name")
+    assert len(clips) == 6
+    assert clips.row("clip_0004").source == "other"
+    with pytest.raises(ValueError, match="holds no Parquet files"):
+        theodolite.dataset.open("owner/absent")
