@@ -1,0 +1,269 @@
+"""Small line charts as inline SVG text: no library, no script, readable in print and in both colour
+schemes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 26.0, 36.0
+_MAX_POINTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Polyline through (n,) x and y; NaN interrupts it. `style` is a CSS class of the page: a, b, c, or
+    truth."""
+
+    x: ArrayLike
+    y: ArrayLike
+    style: str = "a"
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dots:
+    """Points at (n,) x and y; NaN is left out."""
+
+    x: ArrayLike
+    y: ArrayLike
+    style: str = "a"
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Area between two curves."""
+
+    x: ArrayLike
+    low: ArrayLike
+    high: ArrayLike
+    style: str = "a"
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Bars of height `count` between consecutive `edges` (n + 1,)."""
+
+    edges: ArrayLike
+    count: ArrayLike
+    style: str = "a"
+    label: str | None = None
+
+
+Mark = Line | Dots | Band | Bars
+
+STYLE = """
+svg{max-width:100%;height:auto;font:11px system-ui,sans-serif}svg text{fill:var(--ink)}
+svg .axis{stroke:var(--faint);fill:none}svg .grid{stroke:var(--faint);stroke-opacity:.35}
+svg .title{font-size:12px;font-weight:600}
+svg .line{fill:none;stroke-width:1.6;stroke-linejoin:round}svg .line.a{stroke:var(--a)}svg .line.b{stroke:var(--b)}
+svg .line.c{stroke:var(--c)}svg .line.truth{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4}
+svg .fill.a{fill:var(--a)}svg .fill.b{fill:var(--b)}svg .fill.c{fill:var(--c)}svg .fill.truth{fill:var(--ink)}
+svg .band{fill-opacity:.18}
+"""
+
+
+def chart(
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: int = 460,
+    height: int = 260,
+    equal_aspect: bool = False,
+    y_down: bool = False,
+    y_from_zero: bool = False,
+) -> str:
+    """SVG of marks with axes, ticks, legend and a text alternative.
+
+    Args:
+        equal_aspect: one unit is equally long on both axes (maps, trajectories).
+        y_down: larger y is drawn lower.
+        y_from_zero: the y axis includes zero.
+    """
+    xs, ys = _extent(marks)
+    if y_from_zero:
+        ys = np.append(ys, 0.0)
+    if not xs.size or not ys.size:
+        return f'<p class="empty">{html.escape(title)}: no data</p>'
+    x0, x1 = _padded(xs)
+    y0, y1 = _padded(ys)
+    plot_w, plot_h = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    if equal_aspect:
+        per_px = max((x1 - x0) / plot_w, (y1 - y0) / plot_h)
+        x_mid, y_mid = (x0 + x1) / 2, (y0 + y1) / 2
+        x0, x1 = x_mid - per_px * plot_w / 2, x_mid + per_px * plot_w / 2
+        y0, y1 = y_mid - per_px * plot_h / 2, y_mid + per_px * plot_h / 2
+
+    def px(x: ArrayLike) -> FloatArray:
+        return _LEFT + (np.asarray(x, dtype=np.float64) - x0) / (x1 - x0) * plot_w
+
+    def py(y: ArrayLike) -> FloatArray:
+        fraction = (np.asarray(y, dtype=np.float64) - y0) / (y1 - y0)
+        return _TOP + (fraction if y_down else 1.0 - fraction) * plot_h
+
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{html.escape(title, quote=True)}">',
+        f'<text class="title" x="{_LEFT:.0f}" y="14">{html.escape(title)}</text>',
+    ]
+    for value in _ticks(x0, x1):
+        x = float(px(value))
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:.1f}" y2="{_TOP + plot_h:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{x:.1f}" y="{_TOP + plot_h + 14:.1f}" text-anchor="middle">{_number(value)}</text>'
+        )
+    for value in _ticks(y0, y1):
+        y = float(py(value))
+        parts.append(
+            f'<line class="grid" x1="{_LEFT:.1f}" x2="{_LEFT + plot_w:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(f'<text x="{_LEFT - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+    parts.append(
+        f'<rect class="axis" x="{_LEFT:.1f}" y="{_TOP:.1f}" width="{plot_w:.1f}" height="{plot_h:.1f}"/>'
+        f'<text x="{_LEFT + plot_w:.1f}" y="{height - 6}" text-anchor="end">{html.escape(x_label)}</text>'
+        f'<text x="4" y="{_TOP - 4:.1f}">{html.escape(y_label)}</text>'
+    )
+    for mark in marks:
+        parts.append(_draw(mark, px, py, base=float(py(max(0.0, y0)))))
+    labels = [(m.label, m.style) for m in marks if m.label]
+    x = _LEFT + plot_w - 4
+    for i, (label, style) in enumerate(labels):
+        y = _TOP + 13 + 13 * i
+        parts.append(
+            f'<rect class="fill {style}" x="{x - 9:.1f}" y="{y - 8:.1f}" width="9" height="9"/>'
+            f'<text x="{x - 13:.1f}" y="{y:.1f}" text-anchor="end">{html.escape(label or "")}</text>'
+        )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _draw(mark: Mark, px, py, *, base: float) -> str:
+    if isinstance(mark, Line):
+        x, y = _thin(np.asarray(mark.x, dtype=np.float64), np.asarray(mark.y, dtype=np.float64))
+        u, v = px(x), py(y)
+        path, pen_up = [], True
+        for a, b in zip(u, v, strict=True):
+            if not (np.isfinite(a) and np.isfinite(b)):
+                pen_up = True
+                continue
+            path.append(f"{'M' if pen_up else 'L'}{a:.1f} {b:.1f}")
+            pen_up = False
+        return f'<path class="line {mark.style}" d="{"".join(path)}"/>'
+    if isinstance(mark, Dots):
+        x, y = _thin(np.asarray(mark.x, dtype=np.float64), np.asarray(mark.y, dtype=np.float64))
+        ok = np.isfinite(x) & np.isfinite(y)
+        return "".join(
+            f'<circle class="fill {mark.style}" cx="{a:.1f}" cy="{b:.1f}" r="2"/>'
+            for a, b in zip(px(x[ok]), py(y[ok]), strict=True)
+        )
+    if isinstance(mark, Band):
+        x, low, high = (np.asarray(v, dtype=np.float64) for v in (mark.x, mark.low, mark.high))
+        ok = np.isfinite(x) & np.isfinite(low) & np.isfinite(high)
+        x, low, high = _thin(x[ok], low[ok], high[ok])
+        if not x.size:
+            return ""
+        corners = [*zip(px(x), py(high), strict=True), *zip(px(x[::-1]), py(low[::-1]), strict=True)]
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+        return f'<polygon class="fill band {mark.style}" points="{points}"/>'
+    edges, count = px(mark.edges), np.asarray(mark.count, dtype=np.float64)
+    tops = py(count)
+    return "".join(
+        f'<rect class="fill {mark.style}" x="{a + 0.5:.1f}" y="{t:.1f}" width="{max(b - a - 1, 0.5):.1f}" '
+        f'height="{max(base - t, 0):.1f}"><title>{c:g}</title></rect>'
+        for a, b, t, c in zip(edges[:-1], edges[1:], tops, count, strict=True)
+    )
+
+
+def _thin(*arrays: FloatArray) -> tuple[FloatArray, ...]:
+    """At most about a thousand of the points, ends kept: a page of hundreds of clips must stay small."""
+    n = len(arrays[0])
+    if n <= _MAX_POINTS:
+        return arrays
+    keep = np.unique(np.linspace(0, n - 1, _MAX_POINTS).round().astype(int))
+    return tuple(a[keep] for a in arrays)
+
+
+def _extent(marks: Sequence[Mark]) -> tuple[FloatArray, FloatArray]:
+    xs: list[FloatArray] = []
+    ys: list[FloatArray] = []
+    for mark in marks:
+        if isinstance(mark, Bars):
+            xs.append(np.asarray(mark.edges, dtype=np.float64))
+            ys.append(np.append(np.asarray(mark.count, dtype=np.float64), 0.0))
+        elif isinstance(mark, Band):
+            xs.append(np.asarray(mark.x, dtype=np.float64))
+            ys.extend(np.asarray(v, dtype=np.float64) for v in (mark.low, mark.high))
+        else:
+            xs.append(np.asarray(mark.x, dtype=np.float64))
+            ys.append(np.asarray(mark.y, dtype=np.float64))
+    x = np.concatenate(xs) if xs else np.zeros(0)
+    y = np.concatenate(ys) if ys else np.zeros(0)
+    return x[np.isfinite(x)], y[np.isfinite(y)]
+
+
+def _padded(values: FloatArray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    span = high - low
+    pad = 0.05 * span if span > 1e-9 * max(abs(low), abs(high), 1e-9) else max(0.05 * abs(high), 1e-3)
+    return low - pad, high + pad
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    raw = (high - low) / 5
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
+    first = np.ceil(low / step) * step
+    return [float(first + i * step) for i in range(int((high - first) / step + 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{0.0 if abs(value) < 1e-12 else value:.5g}"
+
+
+Orientation = Literal["above", "side"]
+
+
+def trajectory_chart(
+    centres: ArrayLike,
+    *,
+    view: Orientation,
+    truth: ArrayLike | None = None,
+    size: tuple[int, int] = (460, 300),
+) -> str:
+    """Path of camera centres (F, 3) from above (x right, z up) or from the side (z right, y down), in
+    metres."""
+    c = np.asarray(centres, dtype=np.float64).reshape(-1, 3)
+    horizontal, vertical = (0, 2) if view == "above" else (2, 1)
+    marks: list[Mark] = []
+    if truth is not None:
+        t = np.asarray(truth, dtype=np.float64).reshape(-1, 3)
+        marks.append(Line(x=t[:, horizontal], y=t[:, vertical], style="truth", label="truth"))
+    marks.append(
+        Line(
+            x=c[:, horizontal], y=c[:, vertical], style="a", label="estimated" if truth is not None else None
+        )
+    )
+    marks.append(Dots(x=c[:1, horizontal], y=c[:1, vertical], style="b", label="start"))
+    names = "xyz"
+    return chart(
+        marks,
+        title="Trajectory from above" if view == "above" else "Trajectory from the side",
+        x_label=f"{names[horizontal]} (m)",
+        y_label=f"{names[vertical]} (m)",
+        width=size[0],
+        height=size[1],
+        equal_aspect=True,
+        y_down=view == "side",
+    )

@@ -1,0 +1,164 @@
+"""The report is one self-contained page with every chart; inspect names what matters."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from theodolite.dataset import cameras as cam
+from theodolite.dataset import svg
+from theodolite.dataset.report import (
+    Truth,
+    inspect_text,
+    thumbnail_from_media,
+    truths_from_files,
+    write_report,
+)
+from theodolite.dataset.rows import Row
+from theodolite.dataset.trajectories import write_matrices
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    rows = [
+        make_row(0),
+        make_row(1, media_kind="images", media="frames"),
+        make_rejected(2, error="Traceback <most recent>", reason_details=("moov <atom> missing",)),
+        make_row(3, scale_model="step", metres_per_unit_frame=np.full(33, 2.5)),
+    ]
+    return make_dataset(tmp_path / "out", {"a": rows})
+
+
+class _Check(HTMLParser):
+    """Balanced tags, and nothing that a browser would load."""
+
+    VOID = frozenset({"meta", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "script"
+        self.urls += [v or "" for k, v in attrs if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+def _truth(row: Row, scale: float = 1.0) -> Truth:
+    poses = cam.se3_exp([1, 2, 3, 0.1, 0.2, 0.3]) @ row.camera_to_world.astype(np.float64)
+    poses[:, :3, 3] *= scale
+    poses[5] = np.nan
+    return Truth(camera_to_world=poses, focal_px=row.focal_px * 1.02)
+
+
+def test_report_is_one_page_with_all_charts(out: Path, make_row: Callable[..., Row]) -> None:
+    page = write_report(out, truth={"clip_0000": _truth(make_row(0))}).read_text(encoding="utf-8")
+    check = _Check()
+    check.feed(page)
+    assert check.stack == []
+    assert set(check.urls) == {"data:,"}
+    assert not re.search(r"https?://|@import|url\(", page)
+    sections = page.split('<section class="clip"')[1:]
+    assert len(sections) == 4
+    for title in (
+        "from above",
+        "from the side",
+        "Focal length (smooth)",
+        "Scale (constant",
+        "Reprojection error",
+    ):
+        assert title in sections[0]
+    assert sections[0].count("truth") >= 3
+    assert "0.0000 m = 0.00 % of path" in sections[0]
+    assert "1.0000 (1 is right)" in sections[0]
+    assert "1.96 %" in sections[0]  # focal: 1 - 1 / 1.02
+    assert "fov_x" in sections[0]
+    assert "moov &lt;atom&gt; missing" in sections[2]
+    assert "Traceback &lt;most recent&gt;" in sections[2]
+    assert "unreadable_video" in page.split("<h2>Clips")[0]
+    for drawing in re.findall(r"<svg.*?</svg>", page):
+        ET.fromstring(drawing)  # well-formed
+        assert "nan" not in drawing
+
+
+def test_straight_path_with_truth_does_not_fail(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    poses = np.tile(np.eye(4), (33, 1, 1))
+    poses[:, 2, 3] = np.linspace(0, 3, 33)
+    row = make_row(0, camera_to_world=poses, path_length_m=3.0)
+    page = write_report(
+        make_dataset(tmp_path, {"a": [row]}), truth={"clip_0000": Truth(camera_to_world=poses)}
+    ).read_text()
+    assert "lie on a line" in page
+    with pytest.raises(ValueError, match="truth has 5 camera_to_world, the clip 33 frames"):
+        write_report(tmp_path, truth={"clip_0000": Truth(camera_to_world=poses[:5])})
+
+
+def test_large_dataset_shows_truth_worst_best_and_rejected(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> None:
+    rows = [make_row(i, frames=3, reprojection_rms_px=0.1 * (i + 1)) for i in range(20)]
+    make_dataset(tmp_path, {"a": [*rows, make_rejected(20)]})
+    page = write_report(
+        tmp_path, max_clips=7, truth={"clip_0010": Truth(camera_to_world=rows[10].camera_to_world)}
+    ).read_text()
+    shown = re.findall(r'id="(clip_\d+)"', page)
+    assert shown == ["clip_0010", "clip_0019", "clip_0018", "clip_0001", "clip_0000", "clip_0020"]
+    assert "6 of 21 clips in detail" in page
+
+
+def test_thumbnails_come_from_local_media(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "media" / "frames").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "media" / "frames" / "0.png"), np.full((20, 40, 3), 128, np.uint8))
+    page = write_report(
+        out, tmp_path / "x" / "r.html", thumbnail=thumbnail_from_media(tmp_path / "media")
+    ).read_text()
+    assert page.count("data:image/jpeg;base64,") == 1  # the videos do not exist
+
+
+def test_truths_from_files_follow_source_frames(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    row = make_row(0)
+    poses = cam.se3_exp(np.random.default_rng(0).normal(size=(int(row.frame_index[-1]) + 1, 6)))
+    write_matrices(tmp_path / "p.txt", poses)
+    truth = truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})["clip_0000"].camera_to_world
+    np.testing.assert_allclose(truth, poses[row.frame_index], atol=1e-12)
+    write_matrices(tmp_path / "p.txt", poses[:-1])
+    with pytest.raises(ValueError, match=f"holds {len(poses) - 1} poses"):
+        truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})
+
+
+def test_inspect(out: Path) -> None:
+    text = inspect_text(out)
+    assert "4 clips: 3 accepted, 1 rejected" in text
+    assert re.search(r"clip_0002 +demo +rejected +0 .*unreadable_video", text)
+    one = inspect_text(out, clip_id="clip_0000")
+    assert re.search(r"metres_per_unit +2.5 m", one)
+    assert re.search(r"gate fov_x +1.3 in \[0.44, 2.09\] rad: pass", one)
+    assert "moov <atom> missing" in inspect_text(out, clip_id="clip_0002")
+    with pytest.raises(ValueError, match="no clip 'nope'"):
+        inspect_text(out, clip_id="nope")
+
+
+def test_charts_survive_empty_constant_and_long_data() -> None:
+    assert "no data" in svg.chart([svg.Line(x=[], y=[])], title="t", x_label="x", y_label="y")
+    for y in (np.zeros(5), np.full(5, 1e6), np.array([np.nan, 1, np.nan, 2, 3])):
+        ET.fromstring(svg.chart([svg.Line(x=np.arange(5), y=y)], title="a<b", x_label="x", y_label="y"))
+    long = svg.chart([svg.Line(x=np.arange(10**5), y=np.arange(10**5))], title="t", x_label="x", y_label="y")
+    assert len(long) < 30_000
