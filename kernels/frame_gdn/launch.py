@@ -1,0 +1,433 @@
+"""Launching the Triton stages: allocation, launch parameters and the order of work.
+
+Intermediate matrices have the dtype of the tokens; chains accumulate in float32 either way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_kernels as kernels
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+# (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
+# (tests/benchmarks/kernels_bench.py --sweep).
+LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
+    ("inverse_rms", True): {"BR": 8, "num_warps": 4},
+    ("inverse_rms", False): {"BR": 8, "num_warps": 4},
+    ("products", True): {"BS": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 2},
+    ("products", False): {"BS": 32, "SPLIT": 1, "num_warps": 8, "num_stages": 1},
+    ("scan", True): {"BR": 16, "STAGES": 3, "num_warps": 4},
+    ("scan", False): {"BR": 16, "STAGES": 1, "num_warps": 8},
+    ("readout", True): {"BS": 64, "SPLITS": 1, "num_warps": 4, "num_stages": 2},
+    ("readout", False): {"BS": 32, "SPLITS": 1, "num_warps": 8, "num_stages": 1},
+    ("readout_backward", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
+    ("readout_backward", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("combine", True): {"num_warps": 8, "num_stages": 1},
+    ("combine", False): {"num_warps": 8, "num_stages": 1},
+    ("products_backward", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
+    ("products_backward", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("remove_radial", True): {"BR": 8, "num_warps": 4},
+    ("remove_radial", False): {"BR": 8, "num_warps": 4},
+    ("row_dot", True): {"BR": 4, "BC": 512, "num_warps": 4},
+    ("row_dot", False): {"BR": 4, "BC": 512, "num_warps": 4},
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call's tensors and switches; shapes as in `frame_gdn`, tables already in kernel layout."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    decay: Tensor
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    rope_time: Tensor | None
+    rope_space: Tensor | None
+    rays: Tensor | None
+    keep: Tensor | None
+    """(T,) float32; None for a causal scan."""
+    normalise: bool
+    key_scale: float
+    norm_eps: float
+    eps: float
+
+    @property
+    def half(self) -> bool:
+        return self.k.dtype != torch.float32
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        b, t, s, h, d = self.k.shape
+        return b, t, s, h, d
+
+    @property
+    def rope(self) -> int:
+        return 0 if self.rope_time is None else 1 if self.rays is None else 2
+
+    @property
+    def both(self) -> bool:
+        return self.keep is not None
+
+
+def make_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope_time: Tensor | None,
+    rope_space: Tensor | None,
+    rays: Tensor | None,
+    keep: Tensor | None,
+    normalise: bool,
+    key_scale: float,
+    norm_eps: float,
+    eps: float,
+) -> Inputs:
+    """Bring small tensors to the layout and type that the kernels read; large ones stay as they are."""
+    table = torch.float16 if k.dtype != torch.float32 else torch.float32
+
+    def dense(x: Tensor) -> Tensor:
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+    return Inputs(
+        q=dense(q),
+        k=dense(k),
+        v=dense(v),
+        beta=beta.contiguous(),
+        decay=decay.float().contiguous(),
+        q_weight=None if q_weight is None else q_weight.float().contiguous(),
+        k_weight=None if k_weight is None else k_weight.float().contiguous(),
+        rope_time=None if rope_time is None else rope_time.to(table).contiguous(),
+        rope_space=None if rope_space is None else rope_space.to(table).contiguous(),
+        rays=None if rays is None else rays.float().contiguous(),
+        keep=None if keep is None else keep.float().contiguous(),
+        normalise=normalise,
+        key_scale=key_scale,
+        norm_eps=norm_eps,
+        eps=eps,
+    )
+
+
+@dataclass(frozen=True)
+class Products:
+    """Per frame and head: p, u, pz (B, T, H, D, D); uz (B, T, H, D); stretch (B, T, H); q_inv, k_inv (B, T, S)."""
+
+    p: Tensor
+    u: Tensor
+    pz: Tensor | None
+    uz: Tensor | None
+    stretch: Tensor | None
+    q_inv: Tensor | None
+    k_inv: Tensor | None
+
+
+@dataclass(frozen=True)
+class Ends:
+    """States at the ends of a scan, float32: kv, kv_reverse (B, H, R, D), z, z_reverse (B, H, D)."""
+
+    kv: Tensor | None = None
+    z: Tensor | None = None
+    kv_reverse: Tensor | None = None
+    z_reverse: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What each frame reads (or the gradients each frame's update receives), and the far ends."""
+
+    kv: Tensor | None
+    kv_reverse: Tensor | None
+    z: Tensor | None
+    z_reverse: Tensor | None
+    ends: Ends
+
+
+def _block(d: int) -> int:
+    return max(16, triton.next_power_of_2(d))
+
+
+def _launch(name: str, half: bool) -> dict[str, int]:
+    chosen = dict(LAUNCH[name, half])
+    if INTERPRETED:
+        chosen |= {key: min(chosen[key], 16) for key in ("BS", "BC") if key in chosen}
+        chosen["num_stages"] = 1
+    return chosen
+
+
+def _matrix_dtype(x: Inputs) -> torch.dtype:
+    return torch.bfloat16 if x.half else torch.float32
+
+
+def _strides(x: Tensor) -> tuple[int, int, int, int]:
+    return x.stride(0), x.stride(1), x.stride(2), x.stride(3)
+
+
+def _pairs(x: Inputs) -> dict[str, int]:
+    if x.rope_time is None or x.rope_space is None:
+        return {"PT": 0, "PS": 0}
+    return {"PT": x.rope_time.shape[2], "PS": x.rope_space.shape[2]}
+
+
+def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
+    """(B, T, S) float32 inverse RMS over heads and channels of (B, T, S, H, D)."""
+    b, t, s, h, d = tokens.shape
+    out = torch.empty(b, t, s, dtype=torch.float32, device=tokens.device)
+    options = _launch("inverse_rms", tokens.dtype != torch.float32)
+    grid = (triton.cdiv(b * t * s, options["BR"]),)
+    kernels.inverse_rms[grid](
+        tokens, out, *_strides(tokens), t, s, h, b * t * s, norm_eps, D=d, BD=_block(d), **options
+    )
+    return out
+
+
+def compute_products(x: Inputs, *, with_query: bool = True) -> Products:
+    """Transitions and updates of every frame, and the norms that prologues need."""
+    b, t, s, h, d = x.sizes
+    dtype, device = _matrix_dtype(x), x.k.device
+    k_inv = None if x.k_weight is None else inverse_rms(x.k, x.norm_eps)
+    q_inv = inverse_rms(x.q, x.norm_eps) if with_query and x.q_weight is not None else None
+    p = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
+    u = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
+    pz = torch.empty_like(p) if x.normalise else None
+    uz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
+    stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.rope == 2 else None
+    options = _launch("products", x.half)
+    split = options.pop("SPLIT")
+    kernels.products[(b * t * h * (2 + x.normalise if split else 1),)](
+        x.k, x.v, x.beta, k_inv, x.k_weight, x.rope_time, x.rope_space, x.rays,
+        p, u, pz, uz, stretch,
+        *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
+        D=d, **_pairs(x), NORM=x.k_weight is not None, ROPE=x.rope, DEN=x.normalise, SPLIT=bool(split),
+        HALF=x.half, BD=_block(d), **options,
+    )  # fmt: skip
+    return Products(p, u, pz, uz, stretch, q_inv, k_inv)
+
+
+def _run_scan(
+    x: Inputs,
+    p: Tensor,
+    u: Tensor | None,
+    pz: Tensor | None,
+    uz: Tensor | None,
+    initial: Ends,
+    *,
+    backward: bool,
+    store: bool,
+) -> Chain:
+    b, t, _, h, d = x.sizes
+    device = p.device
+    dtype = _matrix_dtype(x)
+    normalise = pz is not None
+
+    def states(wanted: bool) -> Tensor | None:
+        return torch.empty(b, t, h, d, d, dtype=dtype, device=device) if store and wanted else None
+
+    def rows(wanted: bool) -> Tensor | None:
+        return torch.empty(b, t, h, d, dtype=torch.float32, device=device) if store and wanted else None
+
+    def end(wanted: bool, *tail: int) -> Tensor | None:
+        return torch.empty(b, h, *tail, dtype=torch.float32, device=device) if wanted else None
+
+    kv, kv_reverse = states(True), states(x.both)
+    z, z_reverse = rows(normalise), rows(normalise and x.both)
+    ends = Ends(
+        kv=end(True, d, d),
+        z=end(normalise, d),
+        kv_reverse=end(x.both, d, d),
+        z_reverse=end(normalise and x.both, d),
+    )
+    options = _launch("scan", x.half)
+    blocks = triton.cdiv(d, options["BR"])
+    kernels.scan[(b * h, blocks + normalise, 1 + x.both)](
+        p, u, pz, uz, x.decay, x.keep,
+        kv, kv_reverse, z, z_reverse,
+        initial.kv, initial.kv_reverse, initial.z, initial.z_reverse,
+        ends.kv, ends.kv_reverse, ends.z, ends.z_reverse, t, h,
+        D=d, NUM_ROW_BLOCKS=blocks, BD=_block(d), BACKWARD=backward, HAS_IN=u is not None,
+        HAS_INIT=initial.kv is not None, HAS_INIT_REVERSE=initial.kv_reverse is not None,
+        STORE=store, DEN=normalise, BOTH=x.both, HALF=x.half, **options,
+    )  # fmt: skip
+    return Chain(kv, kv_reverse, z, z_reverse, ends)
+
+
+def compute_states(x: Inputs, products: Products, initial: Ends, *, store: bool = True) -> Chain:
+    """Forward and (unless causal) reverse states of every frame; only their ends when not stored."""
+    return _run_scan(
+        x, products.p, products.u, products.pz, products.uz, initial, backward=False, store=store
+    )
+
+
+def compute_transitions(x: Inputs, products: Products) -> Ends:
+    """Product of all frames' transitions in both directions: kv and z (B, H, D, D) each."""
+    b, _, _, h, d = x.sizes
+    eye = torch.eye(d, dtype=torch.float32, device=products.p.device).expand(b, h, d, d).contiguous()
+    start = Ends(kv=eye, kv_reverse=eye if x.both else None)
+    kv = _run_scan(x, products.p, None, None, None, start, backward=False, store=False).ends
+    if products.pz is None:
+        return kv
+    z = _run_scan(x, products.pz, None, None, None, start, backward=False, store=False).ends
+    return replace(kv, z=z.kv, z_reverse=z.kv_reverse)
+
+
+def compute_readout(x: Inputs, products: Products, states: Chain) -> Tensor:
+    """Output (B, T, S, H, D) in the dtype of v."""
+    b, t, s, h, d = x.sizes
+    out = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=x.v.device)
+    options = _launch("readout", x.half)
+    splits = options.pop("SPLITS")
+    if not INTERPRETED:
+        # A streaming chunk has few frames: spread a frame's tiles over programs until the device is busy.
+        splits = max(splits, min(triton.cdiv(s, options["BS"]), triton.cdiv(528, b * t * h)))
+    kernels.readout[(b * t * h, splits)](
+        x.q, products.q_inv, x.q_weight, x.rope_time, x.rope_space, x.rays,
+        states.kv, states.kv_reverse, states.z, states.z_reverse, out,
+        *_strides(x.q), t, s, h, x.eps,
+        D=d, **_pairs(x), NORM=x.q_weight is not None, ROPE=x.rope, DEN=x.normalise, BOTH=x.both,
+        HALF=x.half, BD=_block(d), **options,
+    )  # fmt: skip
+    return out
+
+
+@dataclass(frozen=True)
+class ReadoutGradients:
+    """dq (B, T, S, H, D); dweight (H * D); dkv (B, T, H, D, D) and dz (B, T, H, D) of the summed states."""
+
+    dq: Tensor
+    dweight: Tensor | None
+    dkv: Tensor
+    dz: Tensor | None
+
+
+def readout_backward(
+    x: Inputs, products: Products, states: Chain, out: Tensor, dout: Tensor
+) -> ReadoutGradients:
+    """Gradient of `compute_readout`; `out` is its result."""
+    b, t, s, h, d = x.sizes
+    device = out.device
+    dout = dout.contiguous()
+    norm = x.q_weight is not None
+    dq = torch.empty(b, t, s, h, d, dtype=x.q.dtype, device=device)
+    dkv = torch.empty(b, t, h, d, d, dtype=_matrix_dtype(x), device=device)
+    dz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
+    dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if norm else None
+    part = radial = None
+    if norm and x.normalise:
+        part = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+    elif norm:
+        radial = torch.empty(b, t, s, dtype=torch.float32, device=device)
+        options = _launch("row_dot", x.half)
+        kernels.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
+            out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
+        )
+    kernels.readout_backward[(b * t * h,)](
+        x.q, dout, products.q_inv, x.q_weight, x.rope_time, x.rope_space, x.rays,
+        states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
+        dq, dkv, dz, dweight, part,
+        *_strides(x.q), t, s, h, x.eps,
+        D=d, **_pairs(x), NORM=norm, ROPE=x.rope, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
+        **_launch("readout_backward", x.half),
+    )  # fmt: skip
+    if part is not None:
+        assert products.q_inv is not None
+        _remove_radial(dq, x.q, products.q_inv, part, scaled=True)
+    return ReadoutGradients(dq, None if dweight is None else dweight.sum(dim=(0, 1)).flatten(), dkv, dz)
+
+
+def _remove_radial(dx: Tensor, tokens: Tensor, inv: Tensor, part: Tensor, *, scaled: bool) -> None:
+    b, t, s, h, d = tokens.shape
+    options = _launch("remove_radial", tokens.dtype != torch.float32)
+    kernels.remove_radial[(triton.cdiv(b * t * s, options["BR"]),)](
+        dx, tokens, inv, part, *_strides(tokens), t, s, h, b * t * s,
+        D=d, SCALED=scaled, BD=_block(d), BH=triton.next_power_of_2(h), **options,
+    )  # fmt: skip
+
+
+def states_backward(
+    x: Inputs, products: Products, dkv: Tensor, dz: Tensor | None, dends: Ends, *, store: bool = True
+) -> Chain:
+    """Gradients that each frame's update receives, and (ends) those of the initial states.
+
+    dkv, dz: gradients of what the frames read; dends: of the final states.
+    """
+    return _run_scan(x, products.p, dkv, products.pz, dz, dends, backward=True, store=store)
+
+
+@dataclass(frozen=True)
+class ProductGradients:
+    """dk, dv (B, T, S, H, D); dweight (H * D); dbeta (B, T, S, H); ddecay (B, T, H)."""
+
+    dk: Tensor
+    dv: Tensor
+    dweight: Tensor | None
+    dbeta: Tensor
+    ddecay: Tensor
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """dp (symmetrised), du (B, T, H, D, D); ddecay, dstretch (B, T, H)."""
+
+    dp: Tensor
+    du: Tensor
+    ddecay: Tensor
+    dstretch: Tensor | None
+
+
+def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: Chain) -> StepGradients:
+    """Gradients of every frame's transition, update and decay from the states and their gradients."""
+    b, t, _, h, d = x.sizes
+    dp = torch.empty(b, t, h, d, d, dtype=_matrix_dtype(x), device=x.k.device)
+    du = torch.empty_like(dp)
+    ddecay = torch.empty(b, t, h, dtype=torch.float32, device=x.k.device)
+    dstretch = torch.empty_like(ddecay) if x.rope == 2 else None
+    kernels.combine[(b * t * h,)](
+        products.p, products.u, products.pz, states.kv, initial.kv, grads.kv,
+        states.kv_reverse, grads.kv_reverse,
+        states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay, products.stretch,
+        dp, du, ddecay, dstretch, t, h,
+        D=d, BD=_block(d), DEN=x.normalise, BOTH=x.both, HAS_INIT=initial.kv is not None, RAY=x.rope == 2,
+        HALF=x.half, **_launch("combine", x.half),
+    )  # fmt: skip
+    return StepGradients(dp, du, ddecay, dstretch)
+
+
+def products_backward(
+    x: Inputs, products: Products, states: Chain, initial: Ends, grads: Chain, steps: StepGradients
+) -> ProductGradients:
+    """Gradients of keys, values and gates from those of the steps."""
+    b, t, s, h, d = x.sizes
+    device = x.k.device
+    norm = x.k_weight is not None
+    dk = torch.empty(b, t, s, h, d, dtype=x.k.dtype, device=device)
+    dv = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=device)
+    dbeta = torch.empty(b, t, s, h, dtype=x.beta.dtype, device=device)
+    dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if norm else None
+    part = torch.empty(b, t, s, h, dtype=torch.float32, device=device) if norm else None
+    kernels.products_backward[(b * t * h,)](
+        x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope_time, x.rope_space, x.rays,
+        steps.dp, steps.du, states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay,
+        products.stretch, steps.dstretch,
+        dk, dv, dbeta, dweight, part,
+        *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
+        D=d, **_pairs(x), NORM=norm, ROPE=x.rope, DEN=x.normalise, BOTH=x.both,
+        HAS_INIT=initial.kv is not None, HALF=x.half, BD=_block(d),
+        **_launch("products_backward", x.half),
+    )  # fmt: skip
+    if part is not None:
+        assert products.k_inv is not None
+        _remove_radial(dk, x.k, products.k_inv, part, scaled=False)
+    return ProductGradients(
+        dk, dv, None if dweight is None else dweight.sum(dim=(0, 1)).flatten(), dbeta, steps.ddecay
+    )

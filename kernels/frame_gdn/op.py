@@ -1,0 +1,419 @@
+"""`frame_gdn`: the public operator, its registration with torch and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .reference import Result, Rope, State, chunk_keep, frame_gdn_reference
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+def check_arguments(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    *,
+    rope: Rope | None = None,
+    rays: Tensor | None = None,
+    normalise: bool = True,
+    bidirectional: bool = True,
+    chunk_starts: tuple[int, ...] | None = None,
+    initial: State | None = None,
+    initial_reverse: State | None = None,
+) -> None:
+    """Raise ValueError where shapes do not fit each other."""
+    if k.ndim != 5:
+        raise ValueError(f"k is {tuple(k.shape)}; give (batch, frames, tokens, heads, head size)")
+    b, t, s, h, d = k.shape
+
+    def shape(name: str, x: Tensor, *expected: int) -> None:
+        if tuple(x.shape) != expected:
+            raise ValueError(f"{name} is {tuple(x.shape)}; with k {tuple(k.shape)} it must be {expected}")
+
+    shape("q", q, b, t, s, h, d)
+    shape("v", v, b, t, s, h, d)
+    shape("beta", beta, b, t, s, h)
+    shape("decay", decay, b, t, h)
+    if rays is not None:
+        shape("rays", rays, b, t, s, 3, 4)
+        if rope is None:
+            raise ValueError("the camera branch rotates half of the head: give rope beside rays")
+        if normalise:
+            raise ValueError("the camera branch has no normaliser: pass normalise=False with rays")
+        if d % 8:
+            raise ValueError(f"head size {d}: the camera branch needs a multiple of 8")
+    if rope is not None:
+        pairs = d // 2 if rays is None else d // 4
+        p_time, p_space = rope.time.shape[-1], rope.space.shape[-1]
+        shape("rope.time", rope.time, 2, t, p_time)
+        shape("rope.space", rope.space, 2, s, p_space)
+        if p_time + p_space != pairs:
+            raise ValueError(f"rope rotates {p_time} + {p_space} pairs; head size {d} needs {pairs}")
+    for name, state in (("initial", initial), ("initial_reverse", initial_reverse)):
+        if state is None:
+            continue
+        shape(f"{name}.kv", state.kv, b, h, d, d)
+        if (state.z is None) == normalise:
+            raise ValueError(f"{name}.z must be given exactly when normalise is set (normalise={normalise})")
+        if state.z is not None:
+            shape(f"{name}.z", state.z, b, h, d)
+    if not bidirectional and (chunk_starts is not None or initial_reverse is not None):
+        raise ValueError(
+            "chunk_starts and initial_reverse belong to the reverse scan: set bidirectional=True"
+        )
+
+
+def resolve_backend(backend: Backend, x: Tensor) -> bool:
+    """True for Triton. "auto" takes it for CUDA tensors of a dtype that it has, where Triton is installed."""
+    if backend == "reference":
+        return False
+    supported = x.dtype in (torch.float32, torch.bfloat16)
+    if backend == "triton":
+        if not supported:
+            raise ValueError(f"the Triton kernels take float32 and bfloat16, not {x.dtype}")
+        return True
+    return x.is_cuda and supported and _has_triton()
+
+
+def _has_triton() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None
+
+
+def frame_gdn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Rope | None = None,
+    rays: Tensor | None = None,
+    bidirectional: bool = True,
+    chunk_starts: tuple[int, ...] | None = None,
+    normalise: bool = True,
+    initial: State | None = None,
+    initial_reverse: State | None = None,
+    key_scale: float = 1.0,
+    norm_eps: float = 1e-5,
+    eps: float = 1e-8,
+    backend: Backend = "auto",
+) -> Result:
+    """Frame-wise gated DeltaNet with what stands before it (norm, ReLU, scale, rotation) and behind it.
+
+    Main branch: `rope` for the whole head, `normalise=True`. Camera branch: `rays` and `rope` for half the
+    head, `normalise=False`; there beta is divided by how much the rays stretch the keys of a frame, where
+    that is more than 1. Without weights and rope, q, k and v are taken as prepared.
+
+    Args:
+        q, k, v: (B, T, S, H, D) float32 or bfloat16, the last axis dense, other strides free.
+        beta: (B, T, S, H) step size of each token, in [0, 1].
+        decay: (B, T, H) float32, how much of the state each frame keeps, in [0, 1].
+        q_weight, k_weight: (H * D) RMSNorm weights; the norm runs over all heads together, ReLU follows.
+        rope: tables, see `rope_tables`.
+        rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them.
+        bidirectional: False for a causal scan (each frame sees itself and earlier ones).
+        chunk_starts: first frames of chunks; the reverse scan does not cross into an earlier chunk. None: one
+            chunk.
+        normalise: divide by the unrotated recurrence + eps.
+        initial: forward state before the first frame (streaming, previous shard).
+        initial_reverse: reverse state after the last frame (next shard).
+        key_scale: D^-1/2 S^-1/2 keeps every transition from expanding (see `key_scale` in this package).
+        backend: "auto" takes Triton on a GPU and the plain twin elsewhere.
+    Returns:
+        Result; gradients flow through all its tensors, to all tensors but rope and rays.
+    Raises:
+        ValueError: on shapes that do not fit.
+    """
+    check_arguments(
+        q,
+        k,
+        v,
+        beta,
+        decay,
+        rope=rope,
+        rays=rays,
+        normalise=normalise,
+        bidirectional=bidirectional,
+        chunk_starts=chunk_starts,
+        initial=initial,
+        initial_reverse=initial_reverse,
+    )
+    if not resolve_backend(backend, k):
+        return frame_gdn_reference(
+            q,
+            k,
+            v,
+            beta,
+            decay,
+            q_weight=q_weight,
+            k_weight=k_weight,
+            rope=rope,
+            rays=rays,
+            bidirectional=bidirectional,
+            chunk_starts=chunk_starts,
+            normalise=normalise,
+            initial=initial,
+            initial_reverse=initial_reverse,
+            key_scale=key_scale,
+            norm_eps=norm_eps,
+            eps=eps,
+        )
+    keep = chunk_keep(k.shape[1], chunk_starts, decay.detach()) if bidirectional else None
+    out, kv, z, kv_reverse, z_reverse = _forward_op(
+        q,
+        k,
+        v,
+        beta,
+        decay,
+        q_weight,
+        k_weight,
+        None if rope is None else rope.time,
+        None if rope is None else rope.space,
+        rays,
+        keep,
+        initial.kv if initial else None,
+        initial.z if initial else None,
+        initial_reverse.kv if initial_reverse else None,
+        initial_reverse.z if initial_reverse else None,
+        normalise,
+        key_scale,
+        norm_eps,
+        eps,
+    )
+    return Result(
+        out,
+        State(kv, z if normalise else None),
+        State(kv_reverse, z_reverse if normalise else None) if bidirectional else None,
+    )
+
+
+@torch.library.custom_op("theodolite::frame_gdn", mutates_args=())
+def _forward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope_time: Tensor | None,
+    rope_space: Tensor | None,
+    rays: Tensor | None,
+    keep: Tensor | None,
+    initial_kv: Tensor | None,
+    initial_z: Tensor | None,
+    initial_kv_reverse: Tensor | None,
+    initial_z_reverse: Tensor | None,
+    normalise: bool,
+    key_scale: float,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from . import launch
+
+    x = launch.make_inputs(
+        q, k, v, beta, decay, q_weight, k_weight, rope_time, rope_space, rays, keep,
+        normalise, key_scale, norm_eps, eps,
+    )  # fmt: skip
+    initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
+    products = launch.compute_products(x)
+    states = launch.compute_states(x, products, initial)
+    out = launch.compute_readout(x, products, states)
+    ends = states.ends
+    assert ends.kv is not None
+    none = ends.kv.new_empty(0)
+    return (
+        out,
+        ends.kv,
+        none if ends.z is None else ends.z,
+        none.clone() if ends.kv_reverse is None else ends.kv_reverse,
+        none.clone() if ends.z_reverse is None else ends.z_reverse,
+    )
+
+
+def _ends(kv: Tensor | None, z: Tensor | None, kv_reverse: Tensor | None, z_reverse: Tensor | None) -> Any:
+    from .launch import Ends
+
+    return Ends(*(None if e is None else e.float().contiguous() for e in (kv, z, kv_reverse, z_reverse)))
+
+
+@_forward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope_time: Tensor | None,
+    rope_space: Tensor | None,
+    rays: Tensor | None,
+    keep: Tensor | None,
+    initial_kv: Tensor | None,
+    initial_z: Tensor | None,
+    initial_kv_reverse: Tensor | None,
+    initial_z_reverse: Tensor | None,
+    normalise: bool,
+    key_scale: float,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, _, _, h, d = k.shape
+
+    def state(wanted: bool, *tail: int) -> Tensor:
+        return (
+            k.new_empty(b, h, *tail, dtype=torch.float32) if wanted else k.new_empty(0, dtype=torch.float32)
+        )
+
+    reverse = keep is not None
+    return (
+        torch.empty(k.shape, dtype=v.dtype, device=v.device),
+        state(True, d, d),
+        state(normalise, d),
+        state(reverse, d, d),
+        state(reverse and normalise, d),
+    )
+
+
+@torch.library.custom_op("theodolite::frame_gdn_backward", mutates_args=())
+def _backward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope_time: Tensor | None,
+    rope_space: Tensor | None,
+    rays: Tensor | None,
+    keep: Tensor | None,
+    initial_kv: Tensor | None,
+    initial_z: Tensor | None,
+    initial_kv_reverse: Tensor | None,
+    initial_z_reverse: Tensor | None,
+    normalise: bool,
+    key_scale: float,
+    norm_eps: float,
+    eps: float,
+    out: Tensor,
+    dout: Tensor,
+    dkv: Tensor | None,
+    dz: Tensor | None,
+    dkv_reverse: Tensor | None,
+    dz_reverse: Tensor | None,
+) -> list[Tensor]:
+    from . import launch
+
+    x = launch.make_inputs(
+        q, k, v, beta, decay, q_weight, k_weight, rope_time, rope_space, rays, keep,
+        normalise, key_scale, norm_eps, eps,
+    )  # fmt: skip
+    initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
+    products = launch.compute_products(x)
+    states = launch.compute_states(x, products, initial)
+    read = launch.readout_backward(x, products, states, out, dout)
+    grads = launch.states_backward(x, products, read.dkv, read.dz, _ends(dkv, dz, dkv_reverse, dz_reverse))
+    steps = launch.combine(x, products, states, initial, grads)
+    made = launch.products_backward(x, products, states, initial, grads, steps)
+    none = beta.new_empty(0)
+    results = [
+        read.dq,
+        made.dk,
+        made.dv,
+        made.dbeta,
+        made.ddecay.to(decay.dtype),
+        None
+        if q_weight is None or read.dweight is None
+        else read.dweight.to(q_weight.dtype).view_as(q_weight),
+        None
+        if k_weight is None or made.dweight is None
+        else made.dweight.to(k_weight.dtype).view_as(k_weight),
+    ]
+    starts = (initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
+    dstarts = (grads.ends.kv, grads.ends.z, grads.ends.kv_reverse, grads.ends.z_reverse)
+    results += [
+        None if s is None or d is None else d.to(s.dtype) for s, d in zip(starts, dstarts, strict=True)
+    ]
+    return [none.clone() if r is None else r for r in results]
+
+
+@_backward_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope_time: Tensor | None,
+    rope_space: Tensor | None,
+    rays: Tensor | None,
+    keep: Tensor | None,
+    initial_kv: Tensor | None,
+    initial_z: Tensor | None,
+    initial_kv_reverse: Tensor | None,
+    initial_z_reverse: Tensor | None,
+    normalise: bool,
+    key_scale: float,
+    norm_eps: float,
+    eps: float,
+    out: Tensor,
+    dout: Tensor,
+    dkv: Tensor | None,
+    dz: Tensor | None,
+    dkv_reverse: Tensor | None,
+    dz_reverse: Tensor | None,
+) -> list[Tensor]:
+    wanted = (q, k, v, beta, decay, q_weight, k_weight, initial_kv, initial_z, initial_kv_reverse)
+    return [
+        beta.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for x in (*wanted, initial_z_reverse)
+    ]
+
+
+_NUM_TENSORS = 15
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:_NUM_TENSORS], output[0])
+    ctx.switches = inputs[_NUM_TENSORS:]
+
+
+def _backward(ctx: Any, dout: Tensor, *dends: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, out = ctx.saved_tensors
+    normalise = ctx.switches[0]
+    reverse = tensors[10] is not None
+    wanted = (True, normalise, reverse, reverse and normalise)
+    given = [g if w else None for g, w in zip(dends, wanted, strict=True)]
+    grads = _backward_op(*tensors, *ctx.switches, out, dout, *given)
+    positions = (0, 1, 2, 3, 4, 5, 6, 11, 12, 13, 14)
+    result: list[Tensor | None] = [None] * (_NUM_TENSORS + len(ctx.switches))
+    for position, grad in zip(positions, grads, strict=True):
+        if tensors[position] is not None and ctx.needs_input_grad[position]:
+            result[position] = grad
+    return tuple(result)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def key_scale(head_size: int, tokens: int) -> float:
+    """Scale of the keys, (D S)^-1/2, with which a frame's transition never expands.
+
+    RMS-normalised keys of unit weight have squared length D a token at most on average, so the S tokens of
+    a frame sum to beta K K^T of trace at most 1.
+    """
+    return (head_size * tokens) ** -0.5

@@ -1,0 +1,366 @@
+"""Frame-wise gated DeltaNet in plain torch: the specification that the kernels are held against.
+
+Letters: B batch, T frames, S tokens a frame, H heads, D head size. One head, one frame, tokens as columns:
+
+    P_t = K_t diag(beta_t) K_t^T        U_t = V_t diag(beta_t) K_t^T
+    S_t = g_t S_{t-1} (I - P_t) + U_t   (D_v x D_k; "the forward state", inclusive of frame t)
+    R_t = g_{t+1} R_{t+1} (I - P_{t+1}) + U_{t+1},  R_{T-1} = 0   (the reverse state, exclusive of frame t)
+    out_t = (S_t + R_t) Q_t
+
+The normaliser runs the same recurrence on a row vector with the keys before rotation,
+z_t = g_t z_{t-1} (I - K diag(beta) K^T) + (K beta)^T, and divides: out = num / (z Q + eps).
+Source: SANA-WM (arXiv 2605.15178) and the public NVlabs/Sana code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary tables that split into a part that depends on the frame and a part that depends on the token.
+
+    Pairs are neighbours (2i, 2i+1). The first `time.shape[2]` pairs rotate by the frame's angle, the
+    others by the angle of the token's place in its frame.
+
+    Args:
+        time: (2, T, P_time) cosines and sines per frame.
+        space: (2, S, P_space) cosines and sines per token of a frame.
+    """
+
+    time: Tensor
+    space: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What a scan hands on: everything that frames on one side say to those on the other.
+
+    Args:
+        kv: (B, H, D, D) float32, value by key.
+        z: (B, H, D) float32, the normaliser's state; None for the camera branch.
+    """
+
+    kv: Tensor
+    z: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Output of `frame_gdn` with the states at both ends.
+
+    Args:
+        out: (B, T, S, H, D) in the dtype of v.
+        final: forward state after the last frame, for the frames that follow (streaming, next shard).
+        final_reverse: reverse state before the first frame, for the frames that precede (previous shard);
+            None for a causal scan.
+    """
+
+    out: Tensor
+    final: State
+    final_reverse: State | None = None
+
+
+def rope_tables(
+    frames: Tensor | int, height: int, width: int, head_size: int, *, half: bool = False, theta: float = 1e4
+) -> Rope:
+    """Tables of the three-axis rotary embedding of the world model.
+
+    Args:
+        frames: number of frames, or an int tensor (T,) of absolute latent frame numbers (streaming).
+        height, width: token grid of a frame.
+        head_size: D. D/2 pairs, of which D//6 go to rows, D//6 to columns and the rest to time.
+        half: tables for the second half of the head only (camera branch): the first, highest frequencies
+            of each axis.
+    Returns:
+        Rope in float64; tokens are row-major.
+    Source: NVlabs/Sana `wan_rope`; angles are position * theta^(-2i/d) with d the axis's full size.
+    """
+    spatial_pairs = head_size // 6
+    pairs = (head_size // 2 - 2 * spatial_pairs, spatial_pairs, spatial_pairs)
+    used = pairs
+    if half:
+        part = head_size // 2
+        used = (part // 2 - 2 * (part // 6), part // 6, part // 6)
+    time = torch.arange(frames, dtype=torch.float64) if isinstance(frames, int) else frames.double()
+
+    def angles(position: Tensor, axis: int) -> Tensor:
+        index = torch.arange(used[axis], dtype=torch.float64, device=position.device)
+        return position[:, None] * theta ** (-index / pairs[axis])
+
+    rows = torch.arange(height, dtype=torch.float64, device=time.device).repeat_interleave(width)
+    columns = torch.arange(width, dtype=torch.float64, device=time.device).repeat(height)
+    time_angle = angles(time, 0)
+    space_angle = torch.cat([angles(rows, 1), angles(columns, 2)], dim=1)
+    return Rope(
+        time=torch.stack([time_angle.cos(), time_angle.sin()]),
+        space=torch.stack([space_angle.cos(), space_angle.sin()]),
+    )
+
+
+def world_to_ray(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """Rigid transform from the world to the frame of each token's ray.
+
+    Args:
+        camera_to_world: (B, T, 3 or 4, 4), OpenCV axes, metres.
+        intrinsics: (B, T, 4) fx, fy, cx, cy in units of tokens (pixels / 32 at full size).
+        height, width: token grid.
+    Returns:
+        (B, T, height * width, 3, 4) rows x, y, z of the ray frame and the translation; identity where a ray
+        is not finite.
+    Source: UCPE of SANA-WM; token (u, v) looks along ((u - cx)/fx, (v - cy)/fy, 1) without a half token.
+    """
+    fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
+    u = torch.arange(width, dtype=intrinsics.dtype, device=intrinsics.device)
+    v = torch.arange(height, dtype=intrinsics.dtype, device=intrinsics.device)
+    x, y = torch.broadcast_tensors((u - cx) / fx, (v[:, None] - cy) / fy)
+    direction = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(-3, -2)
+    rotation, centre = camera_to_world[..., :3, :3], camera_to_world[..., :3, 3]
+    z_axis = torch.nn.functional.normalize(direction @ rotation.transpose(-1, -2), dim=-1)
+    down = rotation[..., None, :, 1].expand_as(z_axis)
+    x_axis = torch.nn.functional.normalize(torch.linalg.cross(down, z_axis), dim=-1)
+    y_axis = torch.nn.functional.normalize(torch.linalg.cross(z_axis, x_axis), dim=-1)
+    rows = torch.stack([x_axis, y_axis, z_axis], dim=-2)
+    translation = -(rows @ centre[..., None, :, None])
+    result = torch.cat([rows, translation], dim=-1)
+    identity = torch.eye(3, 4, dtype=result.dtype, device=result.device)
+    return torch.where(result.isfinite().all(-1).all(-1)[..., None, None], result, identity)
+
+
+def _rotate(x: Tensor, rope: Rope, *, inverse: bool = False) -> Tensor:
+    """Rotate neighbouring pairs of the last axis of x (B, T, S, H, 2 P)."""
+    time, space = rope.time.to(x), rope.space.to(x)
+    frames, tokens = time.shape[1], space.shape[1]
+    cos, sin = (
+        torch.cat([time[i, :, None].expand(-1, tokens, -1), space[i, None].expand(frames, -1, -1)], -1)
+        for i in range(2)
+    )
+    cos, sin = cos[:, :, None], (-sin if inverse else sin)[:, :, None]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def _ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
+    """4x4 world-to-ray transform P (B, T, S, 4, 4) and its inverse."""
+    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=rays.dtype, device=rays.device).expand(
+        *rays.shape[:-2], 1, 4
+    )
+    rotation, translation = rays[..., :3], rays[..., 3:]
+    inverse = torch.cat([rotation.transpose(-1, -2), -rotation.transpose(-1, -2) @ translation], dim=-1)
+    return torch.cat([rays, bottom], dim=-2), torch.cat([inverse, bottom], dim=-2)
+
+
+def _ray_transform(x: Tensor, matrix: Tensor, rope: Rope, *, inverse_rope: bool = False) -> Tensor:
+    """First half of the head in groups of four by `matrix`, second half rotated. x (B, T, S, H, D)."""
+    half = x.shape[-1] // 2
+    first = torch.einsum("btsij,btshgj->btshgi", matrix, x[..., :half].unflatten(-1, (-1, 4))).flatten(-2)
+    return torch.cat([first, _rotate(x[..., half:], rope, inverse=inverse_rope)], dim=-1)
+
+
+def _norm_relu(x: Tensor, weight: Tensor, norm_eps: float) -> Tensor:
+    """RMSNorm over all heads and channels together, then ReLU."""
+    inverse_rms = torch.rsqrt(x.square().mean(dim=(-1, -2), keepdim=True) + norm_eps)
+    return torch.relu(x * inverse_rms * weight.view(x.shape[-2:]))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Queries, keys and values as the recurrence takes them, all (B, T, S, H, D); beta (B, T, S, H)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    beta: Tensor
+    plain_query: Tensor
+    """Before rotation, for the normaliser."""
+    plain_key: Tensor
+
+
+def prepare(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    *,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    rope: Rope | None,
+    rays: Tensor | None,
+    key_scale: float,
+    norm_eps: float,
+) -> Prepared:
+    """RMSNorm, ReLU and key scale; then rotation, or the camera branch's ray transform and discount."""
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    k, v, beta = k.to(dtype), v.to(dtype), beta.to(dtype)
+    q = k if q is None else q.to(dtype)
+    if q_weight is not None:
+        q = _norm_relu(q, q_weight.to(dtype), norm_eps)
+    if k_weight is not None:
+        k = _norm_relu(k, k_weight.to(dtype), norm_eps)
+    k = k * key_scale
+    if rays is None:
+        query, key = (q, k) if rope is None else (_rotate(q, rope), _rotate(k, rope))
+        return Prepared(query, key, v, beta, q, k)
+    assert rope is not None
+    matrix, inverse = _ray_matrices(rays.to(dtype))
+    query = _ray_transform(q, matrix.transpose(-1, -2), rope)
+    key = _ray_transform(k, inverse, rope)
+    value = _ray_transform(v, inverse, rope)
+    stretch = key.square().sum(-1).clamp_min(1e-12) / k.square().sum(-1).clamp_min(1e-12)
+    beta = beta / stretch.mean(dim=2, keepdim=True).clamp_min(1.0)
+    return Prepared(query, key, value, beta, q, k)
+
+
+def frame_products(key: Tensor, value: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """P_t and U_t of every frame: two (B, T, H, D, D); U is value by key."""
+    weighted = key * beta[..., None]
+    return (
+        torch.einsum("btshi,btshj->bthij", key, weighted),
+        torch.einsum("btshi,btshj->bthij", value, weighted),
+    )
+
+
+def scan(
+    p: Tensor, u: Tensor, decay: Tensor, initial: Tensor | None, *, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over frames; with `keep` run it backwards in time, exclusive of each frame.
+
+    Args:
+        p: (B, T, H, D, D).
+        u: (B, T, H, R, D); rows are independent (R = D for the state, 1 for the normaliser).
+        decay: (B, T, H).
+        initial: (B, H, R, D) or None for zero.
+        keep: None for the forward scan. For the reverse scan (T,): 0 where the frame starts a chunk, so that
+            nothing passes from it to earlier frames, else 1.
+    Returns:
+        states (B, T, H, R, D) that each frame reads, and the state after the last step (B, H, R, D).
+    """
+    state = torch.zeros_like(u[:, 0]) if initial is None else initial.to(u)
+    states: list[Tensor] = []
+    frames = range(p.shape[1])
+    for t in frames if keep is None else reversed(frames):
+        if keep is not None:
+            states.append(state)
+        state = decay[:, t, :, None, None] * (state - state @ p[:, t]) + u[:, t]
+        if keep is None:
+            states.append(state)
+        else:
+            state = state * keep[t]
+    return torch.stack(states if keep is None else states[::-1], dim=1), state
+
+
+def chunk_keep(frames: int, chunk_starts: tuple[int, ...] | None, like: Tensor) -> Tensor:
+    """(T,) factor of the reverse scan: 0 at the first frame of a chunk, else 1."""
+    keep = torch.ones(frames, dtype=like.dtype, device=like.device)
+    for start in chunk_starts or ():
+        if start < frames:
+            keep[start] = 0
+    return keep
+
+
+def frame_gdn_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Rope | None = None,
+    rays: Tensor | None = None,
+    bidirectional: bool = True,
+    chunk_starts: tuple[int, ...] | None = None,
+    normalise: bool = True,
+    initial: State | None = None,
+    initial_reverse: State | None = None,
+    key_scale: float = 1.0,
+    norm_eps: float = 1e-5,
+    eps: float = 1e-8,
+) -> Result:
+    """`frame_gdn` written down plainly; see there for the arguments. Computes in float32, or float64 if given."""
+    ready = prepare(
+        q,
+        k,
+        v,
+        beta,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        rope=rope,
+        rays=rays,
+        key_scale=key_scale,
+        norm_eps=norm_eps,
+    )
+    g = decay.to(ready.key.dtype)
+    keep = chunk_keep(k.shape[1], chunk_starts, g)
+    p, u = frame_products(ready.key, ready.value, ready.beta)
+    states, final_kv = scan(p, u, g, initial.kv if initial else None)
+    final_z = final_reverse = None
+    if bidirectional:
+        reverse, final_reverse_kv = scan(p, u, g, initial_reverse.kv if initial_reverse else None, keep=keep)
+        states = states + reverse
+        final_reverse = State(final_reverse_kv)
+    out = torch.einsum("bthij,btshj->btshi", states, ready.query)
+    if normalise:
+        ones = torch.ones_like(ready.plain_key[..., :1])
+        pz, uz = frame_products(ready.plain_key, ones, ready.beta)
+        zs, final_z = scan(pz, uz, g, _row(initial))
+        if bidirectional:
+            reverse_z, last = scan(pz, uz, g, _row(initial_reverse), keep=keep)
+            zs = zs + reverse_z
+            final_reverse = State(final_reverse_kv, last[:, :, 0])
+        out = out / (torch.einsum("bthij,btshj->btshi", zs, ready.plain_query) + eps)
+    if rays is not None:
+        assert rope is not None
+        out = _ray_transform(out, _ray_matrices(rays.to(out.dtype))[0], rope, inverse_rope=True)
+    return Result(
+        out.to(v.dtype), State(final_kv, None if final_z is None else final_z[:, :, 0]), final_reverse
+    )
+
+
+def _row(state: State | None) -> Tensor | None:
+    return None if state is None or state.z is None else state.z[:, :, None]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """What a run of frames does to any incoming state X: X -> X C + H (per batch and head).
+
+    Args:
+        c: (B, H, D, D) product of the frames' transitions.
+        h: (B, H, R, D) state from zero.
+    """
+
+    c: Tensor
+    h: Tensor
+
+
+def compose(first: Composite, second: Composite) -> Composite:
+    """The effect of `first` and then `second`; associative."""
+    return Composite(first.c @ second.c, first.h @ second.c + second.h)
+
+
+def scan_composite(p: Tensor, u: Tensor, decay: Tensor, *, keep: Tensor | None = None) -> Composite:
+    """Composite of all frames of p (B, T, H, D, D), u (B, T, H, R, D); `keep` as in `scan`."""
+    eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device).expand_as(p[:, 0])
+    c = scan(p, torch.zeros_like(p), decay, eye, keep=keep)[1]
+    return Composite(c, scan(p, u, decay, None, keep=keep)[1])
+
+
+def exclusive_prefix(composites: list[Composite], initial: Tensor | None = None) -> list[Tensor]:
+    """Incoming state of every shard, given the shards' composites in scan order.
+
+    Args:
+        composites: one a shard.
+        initial: (B, H, R, D) state before the first shard; zero if None.
+    """
+    state = torch.zeros_like(composites[0].h) if initial is None else initial
+    incoming = []
+    for composite in composites:
+        incoming.append(state)
+        state = state @ composite.c + composite.h
+    return incoming

@@ -1,0 +1,752 @@
+"""Triton kernels of the frame-wise gated DeltaNet; `reference.py` defines what they compute.
+
+Three stages forward: products (per frame and head, over its tokens), scan (over frames, rows of the state in
+parallel), readout (per frame and head, over its tokens). Backward runs them in reverse order and recomputes
+products and states. Shapes in comments: BS tokens of a tile, BD head size rounded up to a power of two.
+"""
+
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _dot(a, b, HALF: tl.constexpr):
+    if HALF:
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
+
+
+@triton.jit
+def _dot_add(a, b, acc, HALF: tl.constexpr):
+    if HALF:
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32x3")
+
+
+@triton.jit
+def _angle(time_ptr, space_ptr, t, offs_s, pair, mask_s, PT: tl.constexpr, PS: tl.constexpr):
+    """Cosine or sine [BS, pairs]: the first PT pairs from the frame's row, the others from the token's."""
+    from_time = (pair >= 0) & (pair < PT)
+    time = tl.load(time_ptr + t * PT + pair, mask=from_time, other=0.0).to(tl.float32)
+    from_space = (pair >= PT) & (pair < PT + PS)
+    space = tl.load(
+        space_ptr + offs_s[:, None] * PS + (pair - PT)[None, :],
+        mask=mask_s[:, None] & from_space[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    return tl.where(from_time[None, :], time[None, :], space)
+
+
+@triton.jit
+def _tables(
+    time_ptr, space_ptr, rays_ptr, t, T, S, token, offs_s, mask_s,
+    D: tl.constexpr, BD: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """What turning a tile needs: cosines and sines; in the camera branch also the rigid transforms."""
+    if ROPE == 1:
+        pair = tl.arange(0, BD // 2)
+        cos = _angle(time_ptr, space_ptr, t, offs_s, pair, mask_s, PT, PS)
+        sin = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, pair, mask_s, PT, PS)
+        return cos, sin
+    elif ROPE == 2:
+        first = (tl.arange(0, BD // 4) - D // 8) * 2
+        cos0 = _angle(time_ptr, space_ptr, t, offs_s, first, mask_s, PT, PS)
+        cos1 = _angle(time_ptr, space_ptr, t, offs_s, first + 1, mask_s, PT, PS)
+        sin0 = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, first, mask_s, PT, PS)
+        sin1 = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, first + 1, mask_s, PT, PS)
+        ray = rays_ptr + token * 12
+        r00 = tl.load(ray + 0, mask=mask_s, other=0.0)[:, None]
+        r01 = tl.load(ray + 1, mask=mask_s, other=0.0)[:, None]
+        r02 = tl.load(ray + 2, mask=mask_s, other=0.0)[:, None]
+        t0 = tl.load(ray + 3, mask=mask_s, other=0.0)[:, None]
+        r10 = tl.load(ray + 4, mask=mask_s, other=0.0)[:, None]
+        r11 = tl.load(ray + 5, mask=mask_s, other=0.0)[:, None]
+        r12 = tl.load(ray + 6, mask=mask_s, other=0.0)[:, None]
+        t1 = tl.load(ray + 7, mask=mask_s, other=0.0)[:, None]
+        r20 = tl.load(ray + 8, mask=mask_s, other=0.0)[:, None]
+        r21 = tl.load(ray + 9, mask=mask_s, other=0.0)[:, None]
+        r22 = tl.load(ray + 10, mask=mask_s, other=0.0)[:, None]
+        t2 = tl.load(ray + 11, mask=mask_s, other=0.0)[:, None]
+        return (
+            cos0, sin0, cos1, sin1, r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2,
+        )  # fmt: skip
+    else:
+        return 0, 0
+
+
+@triton.jit
+def _turn(x, tables, KIND: tl.constexpr, D: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+          ROPE: tl.constexpr):  # fmt: skip
+    """Rotate a tile [BS, BD]. KIND 0, 1 rotate forwards, 2, 3 back; with rays (P = [R t; 0 1]) the first half
+    of the head is multiplied by P^T (0), P^-1 (1), P (2) or P^-T (3), so that 2 undoes the gradient of 0 and
+    3 that of 1."""
+    if ROPE == 1:
+        cos, sin = tables
+        if KIND >= 2:
+            sin = -sin
+        even, odd = tl.split(tl.reshape(x, (BS, BD // 2, 2)))
+        return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BS, BD))
+    elif ROPE == 2:
+        cos0, sin0, cos1, sin1, r00, r01, r02, t0, r10, r11, r12, t1, r20, r21, r22, t2 = tables
+        if KIND >= 2:
+            sin0 = -sin0
+            sin1 = -sin1
+        even, odd = tl.split(tl.reshape(x, (BS, BD // 4, 2, 2)))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        if KIND == 0:
+            y0 = r00 * x0 + r10 * x1 + r20 * x2
+            y1 = r01 * x0 + r11 * x1 + r21 * x2
+            y2 = r02 * x0 + r12 * x1 + r22 * x2
+            y3 = t0 * x0 + t1 * x1 + t2 * x2 + x3
+        elif KIND == 1:
+            c0 = x0 - t0 * x3
+            c1 = x1 - t1 * x3
+            c2 = x2 - t2 * x3
+            y0 = r00 * c0 + r10 * c1 + r20 * c2
+            y1 = r01 * c0 + r11 * c1 + r21 * c2
+            y2 = r02 * c0 + r12 * c1 + r22 * c2
+            y3 = x3
+        elif KIND == 2:
+            y0 = r00 * x0 + r01 * x1 + r02 * x2 + t0 * x3
+            y1 = r10 * x0 + r11 * x1 + r12 * x2 + t1 * x3
+            y2 = r20 * x0 + r21 * x1 + r22 * x2 + t2 * x3
+            y3 = x3
+        else:
+            y0 = r00 * x0 + r01 * x1 + r02 * x2
+            y1 = r10 * x0 + r11 * x1 + r12 * x2
+            y2 = r20 * x0 + r21 * x1 + r22 * x2
+            y3 = x3 - t0 * y0 - t1 * y1 - t2 * y2
+        in_ray = (tl.arange(0, BD // 4) < D // 8)[None, :]
+        y0 = tl.where(in_ray, y0, x0 * cos0 - x1 * sin0)
+        y1 = tl.where(in_ray, y1, x0 * sin0 + x1 * cos0)
+        y2 = tl.where(in_ray, y2, x2 * cos1 - x3 * sin1)
+        y3 = tl.where(in_ray, y3, x2 * sin1 + x3 * cos1)
+        return tl.reshape(tl.join(tl.join(y0, y2), tl.join(y1, y3)), (BS, BD))
+    else:
+        return x
+
+
+@triton.jit
+def _square(ptr, D: tl.constexpr, BD: tl.constexpr):
+    """D x D matrix as [BD, BD] float32, zero padded."""
+    i = tl.arange(0, BD)
+    inside = (i[:, None] < D) & (i[None, :] < D)
+    return tl.load(ptr + i[:, None] * D + i[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _operand(ptr, D: tl.constexpr, BD: tl.constexpr):
+    """D x D matrix as [BD, BD] in its own type, for use as it is in a product."""
+    i = tl.arange(0, BD)
+    inside = (i[:, None] < D) & (i[None, :] < D)
+    return tl.load(ptr + i[:, None] * D + i[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _store_square(ptr, x, D: tl.constexpr, BD: tl.constexpr):
+    i = tl.arange(0, BD)
+    inside = (i[:, None] < D) & (i[None, :] < D)
+    tl.store(ptr + i[:, None] * D + i[None, :], x.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def inverse_rms(
+    x_ptr, out_ptr, sb, st, ss, sh, T, S, H, num_tokens, norm_eps,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """1 / RMS over all heads, per token."""
+    token = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    mask = token < num_tokens
+    base = (token // (T * S)) * sb + ((token // S) % T) * st + (token % S) * ss
+    d = tl.arange(0, BD)
+    total = tl.zeros([BR, BD], dtype=tl.float32)
+    for h in range(0, H):
+        x = tl.load(
+            x_ptr + base[:, None] + h * sh + d[None, :], mask=mask[:, None] & (d[None, :] < D), other=0.0
+        ).to(tl.float32)
+        total += x * x
+    tl.store(out_ptr + token, tl.rsqrt(tl.sum(total, 1) / (H * D) + norm_eps), mask=mask)
+
+
+@triton.jit
+def _key_tile(x, inv, w, key_scale, NORM: tl.constexpr):
+    """Normalised key before ReLU and the key as the recurrence takes it, before rotation."""
+    if NORM:
+        hat = x * inv[:, None]
+        return hat, tl.maximum(hat * w[None, :], 0.0) * key_scale
+    else:
+        return x, x * key_scale
+
+
+@triton.jit
+def _products_kv(
+    k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+    p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
+    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    WITH_P: tl.constexpr, WITH_U: tl.constexpr, WITH_Z: tl.constexpr, HALF: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Those of P, U and the normaliser's products that are asked for."""
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    p = tl.zeros([BD, BD], dtype=tl.float32)
+    u = tl.zeros([BD, BD], dtype=tl.float32)
+    pz = tl.zeros([BD, BD], dtype=tl.float32)
+    # Column sums wait until the end: inside the loop each would be a reduction across threads.
+    uz = tl.zeros([BS, BD], dtype=tl.float32)
+    stretch = tl.zeros([BS], dtype=tl.float32)
+    for s0 in range(0, S, BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        if WITH_U:
+            v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
+        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32)
+        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else beta
+        _hat, key = _key_tile(k, inv, w, key_scale, NORM)
+        if WITH_P or WITH_U:
+            tables = _tables(
+                time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE
+            )
+            turned = _turn(key, tables, 1, D, BS, BD, ROPE)
+            weighted = turned * beta[:, None]
+            if ROPE == 2:
+                ratio = tl.maximum(tl.sum(turned * turned, 1), 1e-12) / tl.maximum(
+                    tl.sum(key * key, 1), 1e-12
+                )
+                stretch += tl.where(mask_s, ratio, 0.0)
+            if WITH_P:
+                p = _dot_add(tl.trans(turned), weighted, p, HALF)
+            if WITH_U:
+                if ROPE == 2:
+                    v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
+                u = _dot_add(tl.trans(v), weighted, u, HALF)
+        if WITH_Z:
+            weighted_key = key * beta[:, None]
+            pz = _dot_add(tl.trans(key), weighted_key, pz, HALF)
+            uz += weighted_key
+    if ROPE == 2:
+        mean = tl.sum(stretch, 0) / S
+        if WITH_P:
+            tl.store(stretch_ptr + bth, mean)
+        p = p * (1.0 / tl.maximum(mean, 1.0))
+        u = u * (1.0 / tl.maximum(mean, 1.0))
+    if WITH_P:
+        _store_square(p_ptr + bth * D * D, p, D, BD)
+    if WITH_U:
+        _store_square(u_ptr + bth * D * D, u, D, BD)
+    if WITH_Z:
+        _store_square(pz_ptr + bth * D * D, pz, D, BD)
+        tl.store(uz_ptr + bth * D + d, tl.sum(uz, 0), mask=mask_d)
+
+
+@triton.jit
+def products(
+    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr,
+    p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr,
+    ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
+    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    DEN: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """P, U (and the normaliser's, when DEN) of one frame and head.
+
+    With SPLIT each accumulator has a program of its own, next to the others that read the same keys (from
+    cache): fewer registers a program, more programs at once, at the price of turning the keys twice.
+    """
+    pid = tl.program_id(0)
+    part = 0
+    if SPLIT:
+        part = pid % (3 if DEN else 2)
+        pid = pid // (3 if DEN else 2)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    k_base = k_ptr + b.to(tl.int64) * ksb + t.to(tl.int64) * kst + h * ksh
+    v_base = v_ptr + b.to(tl.int64) * vsb + t.to(tl.int64) * vst + h * vsh
+    d = tl.arange(0, BD)
+    w = tl.load(w_ptr + h * D + d, mask=d < D, other=0.0).to(tl.float32) if NORM else 0
+    if not SPLIT:
+        _products_kv(
+            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
+            D, PT, PS, NORM, ROPE, True, True, DEN, HALF, BS, BD,
+        )  # fmt: skip
+    elif part == 0:
+        _products_kv(
+            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
+            D, PT, PS, NORM, ROPE, True, False, False, HALF, BS, BD,
+        )  # fmt: skip
+    elif part == 1:
+        _products_kv(
+            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
+            D, PT, PS, NORM, ROPE, False, True, False, HALF, BS, BD,
+        )  # fmt: skip
+    elif DEN:
+        _products_kv(
+            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
+            D, PT, PS, NORM, ROPE, False, False, True, HALF, BS, BD,
+        )  # fmt: skip
+
+
+@triton.jit
+def _chain(
+    p_ptr, in_ptr, out_ptr, init_ptr, final_ptr, decay_ptr, keep_ptr, b, h, T, H, row0,
+    R: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
+    BACKWARD: tl.constexpr, HAS_IN: tl.constexpr, HAS_INIT: tl.constexpr, STORE: tl.constexpr,
+    HALF: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One run over the frames for BR of the R rows of a state; rows never mix.
+
+    x <- g (x - x P) is the step in all four uses. Forward adds U after it; the scan stores x after the step,
+    the reverse scan before it (exclusive of the frame). The gradient of a scan walks the other way: that of
+    the forward scan adds the readout's gradient, stores, steps; that of the reverse scan stores, steps, adds.
+    """
+    rows = row0 + tl.arange(0, BR)
+    d = tl.arange(0, BD)
+    inside = (rows[:, None] < R) & (d[None, :] < D)
+    offs = rows[:, None] * D + d[None, :]
+    bh = (b * H + h).to(tl.int64)
+    if HAS_INIT:
+        x = tl.load(init_ptr + bh * R * D + offs, mask=inside, other=0.0).to(tl.float32)
+    else:
+        x = tl.zeros([BR, BD], dtype=tl.float32)
+    for i in tl.range(0, T, num_stages=STAGES):
+        t = i if REVERSE == BACKWARD else T - 1 - i
+        bth = ((b * T + t) * H + h).to(tl.int64)
+        p = _operand(p_ptr + bth * D * D, D, BD)
+        g = tl.load(decay_ptr + (b * T + t) * H + h)
+        if HAS_IN:
+            u = tl.load(in_ptr + bth * R * D + offs, mask=inside, other=0.0).to(tl.float32)
+        else:
+            u = tl.zeros([BR, BD], dtype=tl.float32)
+        if BACKWARD:
+            if REVERSE:
+                x *= tl.load(keep_ptr + t)
+            else:
+                x += u
+        if STORE and (REVERSE or BACKWARD):
+            tl.store(out_ptr + bth * R * D + offs, x.to(out_ptr.dtype.element_ty), mask=inside)
+        x = g * (x - _dot(x, p, HALF))
+        if BACKWARD:
+            if REVERSE:
+                x += u
+        else:
+            x += u
+            if REVERSE:
+                x *= tl.load(keep_ptr + t)
+        if STORE and not (REVERSE or BACKWARD):
+            tl.store(out_ptr + bth * R * D + offs, x.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(final_ptr + bh * R * D + offs, x, mask=inside)
+
+
+@triton.jit
+def scan(
+    p_ptr, u_ptr, pz_ptr, uz_ptr, decay_ptr, keep_ptr,
+    forward_ptr, reverse_ptr, z_forward_ptr, z_reverse_ptr,
+    init_ptr, init_reverse_ptr, init_z_ptr, init_z_reverse_ptr,
+    final_ptr, final_reverse_ptr, final_z_ptr, final_z_reverse_ptr, T, H,
+    D: tl.constexpr, NUM_ROW_BLOCKS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
+    BACKWARD: tl.constexpr, HAS_IN: tl.constexpr, HAS_INIT: tl.constexpr, HAS_INIT_REVERSE: tl.constexpr,
+    STORE: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr, HALF: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Program (head, block of rows, direction); the block after the last is the normaliser's single row."""
+    bh = tl.program_id(0)
+    block = tl.program_id(1)
+    b = bh // H
+    h = bh % H
+    # Constant conditions come first: a branch that is not taken has no pointers to compile with.
+    if tl.program_id(2) == 0:
+        if block < NUM_ROW_BLOCKS:
+            _chain(
+                p_ptr, u_ptr, forward_ptr, init_ptr, final_ptr, decay_ptr, keep_ptr, b, h, T, H, block * BR,
+                D, D, BR, BD, False, BACKWARD, HAS_IN, HAS_INIT, STORE, HALF, STAGES,
+            )  # fmt: skip
+        elif DEN:
+            _chain(
+                pz_ptr, uz_ptr, z_forward_ptr, init_z_ptr, final_z_ptr, decay_ptr, keep_ptr, b, h, T, H, 0,
+                1, D, BR, BD, False, BACKWARD, HAS_IN, HAS_INIT, STORE, HALF, STAGES,
+            )  # fmt: skip
+    elif BOTH:
+        if block < NUM_ROW_BLOCKS:
+            _chain(
+                p_ptr, u_ptr, reverse_ptr, init_reverse_ptr, final_reverse_ptr, decay_ptr, keep_ptr,
+                b, h, T, H, block * BR, D, D, BR, BD, True, BACKWARD, HAS_IN, HAS_INIT_REVERSE, STORE, HALF,
+                STAGES,
+            )  # fmt: skip
+        elif DEN:
+            _chain(
+                pz_ptr, uz_ptr, z_reverse_ptr, init_z_reverse_ptr, final_z_reverse_ptr, decay_ptr, keep_ptr,
+                b, h, T, H, 0, 1, D, BR, BD, True, BACKWARD, HAS_IN, HAS_INIT_REVERSE, STORE, HALF, STAGES,
+            )  # fmt: skip
+
+
+@triton.jit
+def _query_tile(x, inv, w, NORM: tl.constexpr):
+    if NORM:
+        hat = x * inv[:, None]
+        return hat, tl.maximum(hat * w[None, :], 0.0)
+    else:
+        return x, x
+
+
+@triton.jit
+def readout(
+    q_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, out_ptr,
+    qsb, qst, qss, qsh, T, S, H, eps,
+    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    DEN: tl.constexpr, BOTH: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """out = (S + R) Q, divided by (z + zr) Q when DEN, for every num_programs(1)-th tile of a frame and head."""
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    q_base = q_ptr + b.to(tl.int64) * qsb + t.to(tl.int64) * qst + h * qsh
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    state = _square(s_ptr + bth * D * D, D, BD)
+    if BOTH:
+        state += _square(r_ptr + bth * D * D, D, BD)
+    if HALF:
+        state = state.to(tl.bfloat16)
+    if DEN:
+        z = tl.load(z_ptr + bth * D + d, mask=mask_d, other=0.0)
+        if BOTH:
+            z += tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
+    for s0 in range(tl.program_id(1) * BS, S, tl.num_programs(1) * BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else 0
+        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
+        _hat, query = _query_tile(q, inv, w, NORM)
+        out = _dot(_turn(query, tables, 0, D, BS, BD, ROPE), tl.trans(state), HALF)
+        if DEN:
+            out = out * (1.0 / (tl.sum(query * z[None, :], 1) + eps))[:, None]
+        if ROPE == 2:
+            out = _turn(out, tables, 2, D, BS, BD, ROPE)
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        tl.store(out_ptr + offs, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def row_dot(a_ptr, b_ptr, out_ptr, num_rows, C, scale, BR: tl.constexpr, BC: tl.constexpr):
+    """scale * sum over the C channels of a * b, per row; both contiguous."""
+    rows = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    mask_r = rows < num_rows
+    total = tl.zeros([BR, BC], dtype=tl.float32)
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        mask = mask_r[:, None] & (c[None, :] < C)
+        offs = rows[:, None] * C + c[None, :]
+        a = tl.load(a_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        total += a * tl.load(b_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, tl.sum(total, 1) * scale, mask=mask_r)
+
+
+@triton.jit
+def readout_backward(
+    q_ptr, dout_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, radial_ptr,
+    dq_ptr, ds_ptr, dz_ptr, dw_ptr, part_ptr,
+    qsb, qst, qss, qsh, T, S, H, eps,
+    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    DEN: tl.constexpr, BOTH: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Gradient of `readout` for one frame and head.
+
+    The gradient of RMSNorm needs, per token, the component of the gradient along the token over all heads.
+    The output is linear in the query, so without the normaliser that component is <dout, out> (radial_ptr,
+    known before); with it the output hardly depends on the query's length, and what is left,
+    <dq, q> = <dqr, qr> eps / (den + eps), goes to part_ptr for `remove_radial`.
+    """
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    q_base = q_ptr + b.to(tl.int64) * qsb + t.to(tl.int64) * qst + h * qsh
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    state = _square(s_ptr + bth * D * D, D, BD)
+    if BOTH:
+        state += _square(r_ptr + bth * D * D, D, BD)
+    if HALF:
+        state = state.to(tl.bfloat16)
+    if DEN:
+        z = tl.load(z_ptr + bth * D + d, mask=mask_d, other=0.0)
+        if BOTH:
+            z += tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
+        dz = tl.zeros([BS, BD], dtype=tl.float32)
+    dw = tl.zeros([BS, BD], dtype=tl.float32)
+    ds = tl.zeros([BD, BD], dtype=tl.float32)
+    for s0 in range(0, S, BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else 0
+        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
+        hat, query = _query_tile(q, inv, w, NORM)
+        turned = _turn(query, tables, 0, D, BS, BD, ROPE)
+        if ROPE == 2:
+            dout = _turn(dout, tables, 0, D, BS, BD, ROPE)
+        if DEN:
+            den = tl.sum(query * z[None, :], 1) + eps
+            # A padded token has no gradient; its denominator eps must not turn 0 into NaN.
+            dout = dout * (1.0 / tl.where(mask_s, den, 1.0))[:, None]
+        if HALF:
+            dout = dout.to(tl.bfloat16)
+        dturned = _dot(dout, state, HALF)
+        ds = _dot_add(tl.trans(dout), turned, ds, HALF)
+        dquery = _turn(dturned, tables, 2, D, BS, BD, ROPE)
+        if DEN:
+            along = tl.sum(dturned * turned, 1)
+            dden = tl.where(mask_s, -along / den, 0.0)
+            dquery += dden[:, None] * z[None, :]
+            dz += dden[:, None] * query
+            if NORM:
+                # Below 1e-7 of the gradient it is rounding; a zero lets `remove_radial` skip the token.
+                matters = eps > 1e-7 * tl.abs(den)
+                tl.store(
+                    part_ptr + (first + s) * H + h, tl.where(matters, along * eps / den, 0.0), mask=mask_s
+                )
+        if NORM:
+            dquery = tl.where(query > 0, dquery, 0.0)
+            dw += dquery * hat
+            dquery = dquery * w[None, :]
+            if not DEN:
+                dquery -= hat * tl.load(radial_ptr + first + s, mask=mask_s, other=0.0)[:, None]
+            dquery = dquery * inv[:, None]
+        tl.store(dq_ptr + offs, dquery.to(dq_ptr.dtype.element_ty), mask=mask)
+    _store_square(ds_ptr + bth * D * D, ds, D, BD)
+    if DEN:
+        tl.store(dz_ptr + bth * D + d, tl.sum(dz, 0), mask=mask_d)
+    if NORM:
+        tl.store(dw_ptr + bth * D + d, tl.sum(dw, 0), mask=mask_d)
+
+
+@triton.jit
+def combine(
+    p_ptr, u_ptr, pz_ptr, s_ptr, init_ptr, g_ptr, r_ptr, e_ptr,
+    z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr,
+    dp_ptr, du_ptr, ddecay_ptr, dstretch_ptr, T, H,
+    D: tl.constexpr, BD: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr,
+    RAY: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one frame's step from its incoming states and outgoing gradients.
+
+    With X = S_{t-1}^T G + R^T E: dP = -g X (stored as dP + dP^T, P being symmetric in the keys), dU = G + E,
+    dg = <S_{t-1}, G> + <R, E> - <P, X>, and the normaliser's share of dg.
+    """
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    size: tl.constexpr = D * D
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    zero = tl.zeros([BD, BD], dtype=tl.float32)
+    decay = tl.load(decay_ptr + bth)
+    if t > 0:
+        before = _square(s_ptr + (bth - H) * size, D, BD)
+    elif HAS_INIT:
+        before = _square(init_ptr + (b * H + h).to(tl.int64) * size, D, BD)
+    else:
+        before = zero
+    grad = _square(g_ptr + bth * size, D, BD)
+    x = _dot(tl.trans(before), grad, HALF)
+    ddecay = tl.sum(tl.sum(before * grad, 1), 0)
+    if BOTH:
+        state = _square(r_ptr + bth * size, D, BD)
+        grad_reverse = _square(e_ptr + bth * size, D, BD)
+        x = _dot_add(tl.trans(state), grad_reverse, x, HALF)
+        ddecay += tl.sum(tl.sum(state * grad_reverse, 1), 0)
+        grad += grad_reverse
+    p = _square(p_ptr + bth * size, D, BD)
+    along = tl.sum(tl.sum(p * x, 1), 0)
+    ddecay -= along
+    _store_square(dp_ptr + bth * size, -decay * (x + tl.trans(x)), D, BD)
+    _store_square(du_ptr + bth * size, grad, D, BD)
+    if RAY:
+        # P and U were divided by max(1, stretch).
+        u = _square(u_ptr + bth * size, D, BD)
+        stretch = tl.load(stretch_ptr + bth)
+        dstretch = -(tl.sum(tl.sum(u * grad, 1), 0) - decay * along) / tl.maximum(stretch, 1.0)
+        tl.store(dstretch_ptr + bth, tl.where(stretch > 1.0, dstretch, 0.0))
+    if DEN:
+        pz = _square(pz_ptr + bth * size, D, BD)
+        if t > 0:
+            z = tl.load(z_ptr + (bth - H) * D + d, mask=mask_d, other=0.0)
+        elif HAS_INIT:
+            z = tl.load(init_z_ptr + (b * H + h) * D + d, mask=mask_d, other=0.0)
+        else:
+            z = tl.zeros([BD], dtype=tl.float32)
+        gz = tl.load(gz_ptr + bth * D + d, mask=mask_d, other=0.0)
+        outer = z[:, None] * gz[None, :]
+        ddecay += tl.sum(z * gz, 0)
+        if BOTH:
+            zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
+            ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
+            outer += zr[:, None] * ez[None, :]
+            ddecay += tl.sum(zr * ez, 0)
+        ddecay -= tl.sum(tl.sum(pz * outer, 1), 0)
+    tl.store(ddecay_ptr + bth, ddecay)
+
+
+@triton.jit
+def products_backward(
+    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr,
+    dp_ptr, du_ptr, z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr, dstretch_ptr,
+    dk_ptr, dv_ptr, dbeta_ptr, dw_ptr, part_ptr,
+    ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
+    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr, HALF: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Gradients to keys, values and beta of one frame and head.
+
+    dK (turned) = beta (dP K + dU^T V), dV = beta dU K, dbeta = k^T dP k / 2 + v^T dU k with dP symmetrised;
+    the normaliser's dP is of rank four and applied as such. With NORM the stored dk still lacks the factor
+    1/RMS and the radial part (part_ptr holds each head's share): `remove_radial` finishes it.
+    """
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    k_base = k_ptr + b.to(tl.int64) * ksb + t.to(tl.int64) * kst + h * ksh
+    v_base = v_ptr + b.to(tl.int64) * vsb + t.to(tl.int64) * vst + h * vsh
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    dp = _operand(dp_ptr + bth * D * D, D, BD)
+    du = _operand(du_ptr + bth * D * D, D, BD)
+    if DEN:
+        decay = tl.load(decay_ptr + bth)
+        if t > 0:
+            z = tl.load(z_ptr + (bth - H) * D + d, mask=mask_d, other=0.0)
+        elif HAS_INIT:
+            z = tl.load(init_z_ptr + (b * H + h) * D + d, mask=mask_d, other=0.0)
+        else:
+            z = tl.zeros([BD], dtype=tl.float32)
+        gz = tl.load(gz_ptr + bth * D + d, mask=mask_d, other=0.0)
+        if BOTH:
+            zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
+            ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
+    if ROPE == 2:
+        discount = 1.0 / tl.maximum(tl.load(stretch_ptr + bth), 1.0)
+        dratio = tl.load(dstretch_ptr + bth) / S
+    dw = tl.zeros([BS, BD], dtype=tl.float32)
+    for s0 in range(0, S, BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
+        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32)
+        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else beta
+        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
+        hat, key = _key_tile(k, inv, w, key_scale, NORM)
+        turned = _turn(key, tables, 1, D, BS, BD, ROPE)
+        if ROPE == 2:
+            v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
+            beta = beta * discount
+        through_u = _dot(turned, tl.trans(du), HALF)
+        dbeta = tl.sum(through_u * v.to(tl.float32), 1)
+        dv = through_u * beta[:, None]
+        if ROPE == 2:
+            dv = _turn(dv, tables, 3, D, BS, BD, ROPE)
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        tl.store(dv_ptr + offs, dv.to(dv_ptr.dtype.element_ty), mask=mask)
+        through_p = _dot(turned, dp, HALF)
+        dbeta += 0.5 * tl.sum(through_p * turned, 1)
+        dturned = _dot_add(v, du, through_p, HALF) * beta[:, None]
+        if ROPE == 2:
+            dbeta = dbeta * discount
+            before = tl.sum(key * key, 1)
+            after = tl.sum(turned * turned, 1)
+            ratio = tl.maximum(after, 1e-12) / tl.maximum(before, 1e-12)
+            share = 2.0 * dratio / tl.maximum(before, 1e-12)
+            dturned += tl.where(after > 1e-12, share, 0.0)[:, None] * turned
+        dkey = _turn(dturned, tables, 3, D, BS, BD, ROPE)
+        if ROPE == 2:
+            dkey -= tl.where(before > 1e-12, share * ratio, 0.0)[:, None] * key
+        if DEN:
+            kz = tl.sum(key * z[None, :], 1)
+            kg = tl.sum(key * gz[None, :], 1)
+            dzkey = gz[None, :] - decay * (kg[:, None] * z[None, :] + kz[:, None] * gz[None, :])
+            dbeta += kg - decay * kz * kg
+            if BOTH:
+                kr = tl.sum(key * zr[None, :], 1)
+                ke = tl.sum(key * ez[None, :], 1)
+                dzkey += ez[None, :] - decay * (ke[:, None] * zr[None, :] + kr[:, None] * ez[None, :])
+                dbeta += ke - decay * kr * ke
+            dkey += beta[:, None] * dzkey
+        tl.store(dbeta_ptr + (first + s) * H + h, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
+        dkey = dkey * key_scale
+        if NORM:
+            dkey = tl.where(key > 0, dkey, 0.0)
+            dw += dkey * hat
+            dkey = dkey * w[None, :]
+            tl.store(part_ptr + (first + s) * H + h, tl.sum(dkey * hat, 1), mask=mask_s)
+        tl.store(dk_ptr + offs, dkey.to(dk_ptr.dtype.element_ty), mask=mask)
+    if NORM:
+        tl.store(dw_ptr + bth * D + d, tl.sum(dw, 0), mask=mask_d)
+
+
+@triton.jit
+def remove_radial(
+    dx_ptr, x_ptr, inv_ptr, part_ptr, sb, st, ss, sh, T, S, H, num_tokens,
+    D: tl.constexpr, SCALED: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """Finish the gradient of RMSNorm in place: dx <- inv (dx - x inv c), c the mean of the heads' parts.
+
+    SCALED: dx already carries the factor inv, and a program all of whose parts are zero has nothing to do.
+    """
+    token = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    mask = token < num_tokens
+    heads = tl.arange(0, BH)
+    parts = tl.load(
+        part_ptr + token[:, None] * H + heads[None, :], mask=mask[:, None] & (heads[None, :] < H), other=0.0
+    )
+    inv = tl.load(inv_ptr + token, mask=mask, other=0.0)
+    if SCALED:  # noqa: SIM102  the outer condition is resolved at compile time
+        if tl.max(tl.max(tl.abs(parts), 1), 0) == 0.0:
+            return
+    # One factor inv turns x into the normalised token.
+    radial = tl.sum(parts, 1) / (H * D) * inv
+    base = (token // (T * S)) * sb + ((token // S) % T) * st + (token % S) * ss
+    d = tl.arange(0, BD)
+    for h in range(0, H):
+        inside = mask[:, None] & (d[None, :] < D)
+        x = tl.load(x_ptr + base[:, None] + h * sh + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        offs = (token * H + h)[:, None] * D + d[None, :]
+        dx = tl.load(dx_ptr + offs, mask=inside, other=0.0).to(tl.float32)
+        if SCALED:
+            dx -= x * (radial * inv)[:, None]
+        else:
+            dx = (dx - x * radial[:, None]) * inv[:, None]
+        tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,46 @@
+"""Set-up of the kernel tests: without a GPU the kernels run in Triton's interpreter, on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU and importlib.util.find_spec("triton") is not None:
+    # Read when Triton is first imported, so it must be set before any test module imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            reason = "needs a CUDA device"
+            if os.environ.get("REQUIRE_GPU") == "1":
+                item.add_marker(pytest.mark.usefixtures("fail_without_gpu"))
+            else:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def fail_without_gpu() -> None:
+    pytest.fail("REQUIRE_GPU=1 but torch sees no CUDA device")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU if there is one; else the CPU, where the kernels are interpreted."""
+    return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory():
+    """Fresh memory holds NaN, so that a kernel that forgets to write is caught."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
