@@ -367,7 +367,7 @@ def _histogram(values: FloatArray, *, title: str, label: str) -> str:
     span = float(values.max() - values.min())
     edges = (
         np.histogram_bin_edges(values, bins=min(30, max(5, int(np.sqrt(values.size)))))
-        if span > 0
+        if span > 1e-6 * abs(values[0])
         else (values[0] + max(abs(values[0]) * 0.05, 1e-3) * np.array([-1.0, 1.0]))
     )
     count, _ = np.histogram(values, bins=edges)

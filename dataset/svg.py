@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 26.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 40.0, 36.0
 _MAX_POINTS = 1000
 
 
@@ -116,35 +116,37 @@ def chart(
         f'aria-label="{html.escape(title, quote=True)}">',
         f'<text class="title" x="{_LEFT:.0f}" y="14">{html.escape(title)}</text>',
     ]
-    for value in _ticks(x0, x1):
+    x_ticks, y_ticks = _ticks(x0, x1), _ticks(y0, y1)
+    for value in x_ticks:
         x = float(px(value))
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:.1f}" y2="{_TOP + plot_h:.1f}"/>'
         )
         parts.append(
-            f'<text x="{x:.1f}" y="{_TOP + plot_h + 14:.1f}" text-anchor="middle">{_number(value)}</text>'
+            f'<text x="{x:.1f}" y="{_TOP + plot_h + 14:.1f}" text-anchor="middle">{_number(value, x_ticks)}</text>'
         )
-    for value in _ticks(y0, y1):
+    for value in y_ticks:
         y = float(py(value))
         parts.append(
             f'<line class="grid" x1="{_LEFT:.1f}" x2="{_LEFT + plot_w:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(
+            f'<text x="{_LEFT - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>'
+        )
     parts.append(
         f'<rect class="axis" x="{_LEFT:.1f}" y="{_TOP:.1f}" width="{plot_w:.1f}" height="{plot_h:.1f}"/>'
         f'<text x="{_LEFT + plot_w:.1f}" y="{height - 6}" text-anchor="end">{html.escape(x_label)}</text>'
-        f'<text x="4" y="{_TOP - 4:.1f}">{html.escape(y_label)}</text>'
+        f'<text x="4" y="{_TOP - 6:.1f}">{html.escape(y_label)}</text>'
     )
     for mark in marks:
         parts.append(_draw(mark, px, py, base=float(py(max(0.0, y0)))))
-    labels = [(m.label, m.style) for m in marks if m.label]
-    x = _LEFT + plot_w - 4
-    for i, (label, style) in enumerate(labels):
-        y = _TOP + 13 + 13 * i
+    x = _LEFT + plot_w
+    for label, style in reversed([(m.label, m.style) for m in marks if m.label]):
         parts.append(
-            f'<rect class="fill {style}" x="{x - 9:.1f}" y="{y - 8:.1f}" width="9" height="9"/>'
-            f'<text x="{x - 13:.1f}" y="{y:.1f}" text-anchor="end">{html.escape(label or "")}</text>'
+            f'<rect class="fill {style}" x="{x - 9:.1f}" y="{_TOP - 14:.1f}" width="9" height="9"/>'
+            f'<text x="{x - 12:.1f}" y="{_TOP - 6:.1f}" text-anchor="end">{html.escape(label)}</text>'
         )
+        x -= 24 + 5.8 * len(label)  # about the width of 11 px letters
     parts.append("</svg>")
     return "".join(parts)
 
@@ -228,8 +230,14 @@ def _ticks(low: float, high: float) -> list[float]:
     return [float(first + i * step) for i in range(int((high - first) / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
-    return f"{0.0 if abs(value) < 1e-12 else value:.5g}"
+def _number(value: float, ticks: Sequence[float]) -> str:
+    """Label with as many decimals as tell neighbouring ticks apart."""
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else max(abs(value), 1.0)
+    largest = max(abs(t) for t in ticks)
+    if largest >= 1e6 or (0 < step < 1e-5):
+        return f"{value:.4g}"
+    decimals = max(0, -int(np.floor(np.log10(step) + 1e-9)))
+    return f"{0.0 if abs(value) < step / 1000 else value:.{decimals}f}"
 
 
 Orientation = Literal["above", "side"]
