@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .cameras import orthonormalise, rotation_angle, se3_inverse, umeyama
+from .cameras import orthonormalise, relative_to_first, rotation_angle, se3_inverse, transform, umeyama
 
 FloatArray = NDArray[np.float64]
 AlignmentKind = Literal["none", "first", "se3", "sim3"]
@@ -229,3 +229,73 @@ def focal_mape_percent(estimated_focal_px: ArrayLike, true_focal_px: ArrayLike) 
     if not (np.isfinite(e).all() and np.isfinite(t).all() and (e > 0).all() and (t > 0).all()):
         raise ValueError("focal lengths must be positive and finite; drop unsolved frames from both first")
     return float(100.0 * np.mean(np.abs(e - t) / t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraControlError:
+    """How well a video follows the cameras that were asked for, as world models are scored.
+
+    Attributes:
+        rot_err_deg: mean geodesic angle between orientations, degrees.
+        trans_err: mean distance between camera centres, in units of the truth.
+        cam_mc: mean Frobenius distance between 3x4 camera-to-world matrices.
+        scale: factor that the alignment applied to the estimate.
+    """
+
+    rot_err_deg: float
+    trans_err: float
+    cam_mc: float
+    scale: float
+
+
+def camera_control_error(
+    estimated: ArrayLike,
+    truth: ArrayLike,
+    *,
+    variant: Literal["paper", "bench"] = "paper",
+) -> CameraControlError:
+    """RotErr, TransErr and CamMC of estimated poses (F, 4, 4) against requested ones (F, 4, 4).
+
+    Args:
+        variant: `paper` aligns by Sim(3) over camera centres (Umeyama); `bench` does what NVIDIA's released
+            code for SANA-WM-Bench does and calls TransErr_rel and CamMC_rel: both trajectories relative to
+            their first frame, world rotation from the mean of relative orientations, then scale and shift
+            from centres seen in the axes of the estimate.
+    Raises:
+        ValueError: shapes differ, non-finite poses, or (paper) centres that determine no Sim(3).
+    Source: SANA-WM (arXiv 2605.15178), section on evaluation; NVlabs/Sana,
+    tools/metrics/sana_wm/pose_utils.py.
+    """
+    e, t = _pair(estimated, truth)
+    if variant == "paper":
+        aligned, scale = align_trajectory(e, t, alignment="sim3")
+    elif variant == "bench":
+        e, t = relative_to_first(e), relative_to_first(t)
+        aligned, scale = _bench_alignment(e, t)
+    else:
+        raise ValueError(f"variant: expected paper or bench, found {variant!r}")
+    angle = rotation_angle(np.swapaxes(t[:, :3, :3], 1, 2) @ aligned[:, :3, :3])
+    return CameraControlError(
+        rot_err_deg=float(np.rad2deg(angle).mean()),
+        trans_err=float(np.linalg.norm(aligned[:, :3, 3] - t[:, :3, 3], axis=1).mean()),
+        cam_mc=float(np.linalg.norm((aligned - t)[:, :3].reshape(len(t), 12), axis=1).mean()),
+        scale=scale,
+    )
+
+
+def _bench_alignment(estimated: FloatArray, truth: FloatArray) -> tuple[FloatArray, float]:
+    """Estimate moved onto the truth as NVIDIA's benchmark code does, and its scale factor."""
+    e_w2c, t_w2c = se3_inverse(estimated), se3_inverse(truth)
+    world = np.mean(np.swapaxes(t_w2c[:, :3, :3], 1, 2) @ e_w2c[:, :3, :3], axis=0)
+    u, _s, vt = np.linalg.svd(world)
+    turn = (
+        u @ vt
+    ).T  # their code has no guard against a reflection, which needs rotations spread over more than pi
+    a = np.einsum("fji,fj->fi", e_w2c[:, :3, :3], e_w2c[:, :3, 3])
+    b = np.einsum("fji,fj->fi", e_w2c[:, :3, :3], t_w2c[:, :3, 3])
+    da, db = a - a.mean(axis=0), b - b.mean(axis=0)
+    scale = float((da * db).mean() / max((da * da).mean(), 1e-9))
+    shift = b.mean(axis=0) - scale * a.mean(axis=0)
+    rotation = e_w2c[:, :3, :3] @ turn
+    translation = e_w2c[:, :3, :3] @ shift + scale * e_w2c[:, :3, 3]
+    return se3_inverse(transform(rotation, translation)), scale

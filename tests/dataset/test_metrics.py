@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.spatial.transform import Rotation
 from theodolite.dataset import cameras as cam
 from theodolite.dataset import metrics
 from theodolite.dataset.trajectories import associate, read_kitti, read_tum
@@ -142,3 +144,91 @@ def test_refusals() -> None:
         metrics.trajectory_error(estimate, truth)
     with pytest.raises(ValueError, match="no pair"):
         metrics.relative_pose_error(truth[:3], truth[:3], delta_frames=3)
+
+
+def _camera_control_by_hand(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """RotErr, TransErr, CamMC straight from their definitions, frame by frame, alignment through Horn's
+    quaternion.
+
+    Horn (1987) finds the rotation as an eigenvector: another route to the same least squares as Umeyama's
+    SVD.
+    """
+    x, y = estimate[:, :3, 3], truth[:, :3, 3]
+    dx, dy = x - x.mean(0), y - y.mean(0)
+    s = dx.T @ dy
+    n = np.array(
+        [
+            [s[0, 0] + s[1, 1] + s[2, 2], s[1, 2] - s[2, 1], s[2, 0] - s[0, 2], s[0, 1] - s[1, 0]],
+            [s[1, 2] - s[2, 1], s[0, 0] - s[1, 1] - s[2, 2], s[0, 1] + s[1, 0], s[2, 0] + s[0, 2]],
+            [s[2, 0] - s[0, 2], s[0, 1] + s[1, 0], -s[0, 0] + s[1, 1] - s[2, 2], s[1, 2] + s[2, 1]],
+            [s[0, 1] - s[1, 0], s[2, 0] + s[0, 2], s[1, 2] + s[2, 1], -s[0, 0] - s[1, 1] + s[2, 2]],
+        ]
+    )
+    w, i, j, k = np.linalg.eigh(n)[1][:, -1]
+    rotation = Rotation.from_quat([i, j, k, w]).as_matrix()
+    scale = sum(float(b @ rotation @ a) for a, b in zip(dx, dy, strict=True)) / float((dx**2).sum())
+    rot = trans = mc = 0.0
+    for e, t in zip(estimate, truth, strict=True):
+        r = rotation @ e[:3, :3]
+        c = scale * rotation @ (e[:3, 3] - x.mean(0)) + y.mean(0)
+        cosine = (np.trace(r.T @ t[:3, :3]) - 1) / 2
+        rot += np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        trans += np.sqrt(((c - t[:3, 3]) ** 2).sum())
+        mc += np.sqrt(((r - t[:3, :3]) ** 2).sum() + ((c - t[:3, 3]) ** 2).sum())
+    return rot / len(truth), trans / len(truth), mc / len(truth)
+
+
+@pytest.mark.parametrize("pair", ["random0", "random1", "fr1", "fr2_mono"])
+def test_camera_control_errors_match_their_definitions(pair: str) -> None:
+    estimate, truth = _random_pair(int(pair[-1])) if pair.startswith("random") else _real_pair(pair)
+    ours = metrics.camera_control_error(estimate, truth)
+    np.testing.assert_allclose(
+        [ours.rot_err_deg, ours.trans_err, ours.cam_mc],
+        _camera_control_by_hand(estimate, truth),
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
+def _bench_by_hand(estimate: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, float]:
+    """The benchmark's relative variants written out with loops over frames, in world-to-camera terms."""
+    e = [torch.linalg.inv(torch.linalg.inv(estimate[0]) @ m) for m in estimate]
+    t = [torch.linalg.inv(torch.linalg.inv(truth[0]) @ m) for m in truth]
+    mean = sum(
+        (b[:3, :3].T @ a[:3, :3] for a, b in zip(e, t, strict=True)), torch.zeros(3, 3).double()
+    ) / len(e)
+    u, _, v = torch.svd(mean)
+    a = torch.stack([m[:3, :3].T @ m[:3, 3] for m in e])
+    b = torch.stack([m[:3, :3].T @ n[:3, 3] for m, n in zip(e, t, strict=True)])
+    scale = ((a - a.mean(0)) * (b - b.mean(0))).sum() / ((a - a.mean(0)) ** 2).sum()
+    shift = b.mean(0) - scale * a.mean(0)
+    rot, trans, mc = [], [], []
+    for m, n in zip(e, t, strict=True):
+        aligned = torch.eye(4).double()
+        aligned[:3, :3] = m[:3, :3] @ (v @ u.T)
+        aligned[:3, 3] = m[:3, :3] @ shift + scale * m[:3, 3]
+        c2w, want = torch.linalg.inv(aligned), torch.linalg.inv(n)
+        rot.append(Rotation.from_matrix((want[:3, :3].T @ c2w[:3, :3]).numpy()).magnitude())
+        trans.append((c2w - want)[:3, 3].norm().item())
+        mc.append((c2w - want)[:3].norm().item())
+    return float(np.rad2deg(np.mean(rot))), float(np.mean(trans)), float(np.mean(mc))
+
+
+@pytest.mark.parametrize("pair", ["random0", "random1", "fr1_mono"])
+def test_bench_variants_match_a_second_computation(pair: str) -> None:
+    estimate, truth = _random_pair(int(pair[-1])) if pair.startswith("random") else _real_pair(pair)
+    ours = metrics.camera_control_error(estimate, truth, variant="bench")
+    reference = _bench_by_hand(torch.tensor(estimate), torch.tensor(truth))
+    np.testing.assert_allclose(
+        [ours.rot_err_deg, ours.trans_err, ours.cam_mc], reference, rtol=1e-7, atol=1e-7
+    )
+
+
+def test_perfect_camera_control_is_zero_in_both_variants() -> None:
+    _, truth = _random_pair(5)
+    scaled = truth.copy()
+    scaled[:, :3, 3] *= 3
+    for variant in ("paper", "bench"):
+        error = metrics.camera_control_error(scaled, truth, variant=variant)  # type: ignore[arg-type]
+        assert max(error.rot_err_deg, error.trans_err, error.cam_mc) < 1e-5
+        assert abs(error.scale - 1 / 3) < 1e-9

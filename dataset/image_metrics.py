@@ -1,0 +1,160 @@
+"""Image scores of generated video: consistency when the camera returns to a place, and decline over a
+minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+ImagePairScorer = Callable[[Image, Image], float]
+"""Distance of two (H, W, 3) uint8 RGB images."""
+ImageScorer = Callable[[Image], float]
+"""Quality of one (H, W, 3) uint8 RGB image."""
+
+PSNR_CAP_DB = 100.0
+
+
+def _check_pair(a: Image, b: Image) -> None:
+    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise ValueError(
+            f"images must both be (H, W, 3) uint8, found {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        )
+
+
+def psnr_db(a: Image, b: Image) -> float:
+    """Peak signal-to-noise ratio of two uint8 RGB images (H, W, 3) in dB, at most 100 (as the benchmark caps
+    it)."""
+    _check_pair(a, b)
+    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return PSNR_CAP_DB if mse == 0 else min(PSNR_CAP_DB, 10.0 * np.log10(255.0**2 / mse))
+
+
+def ssim(a: Image, b: Image, *, window: int = 11) -> float:
+    """Structural similarity of two uint8 RGB images (H, W, 3): uniform window, mean over pixels and channels.
+
+    Source: Wang et al. 2004 with K1 = 0.01, K2 = 0.03 and population variances; uniform 11 x 11 window with
+    mirrored borders, as SANA-WM-Bench computes it.
+    """
+    from scipy.ndimage import uniform_filter
+
+    _check_pair(a, b)
+    x, y = a.astype(np.float64), b.astype(np.float64)
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return uniform_filter(values, size=window, axes=(0, 1))
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return float(value.mean())
+
+
+def lpips_alex(*, device: str = "cpu") -> ImagePairScorer:
+    """LPIPS with AlexNet features, the benchmark's perceptual distance.
+
+    Raises:
+        ImportError: the `lpips` package (which brings torchvision and downloads weights) is not installed.
+    """
+    try:
+        import lpips  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            "LPIPS needs the package `lpips` (pip install lpips); or pass a scorer of your own"
+        ) from error
+    import torch
+
+    model = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+
+    def score(a: Image, b: Image) -> float:
+        _check_pair(a, b)
+        x, y = (torch.from_numpy(i).permute(2, 0, 1)[None].float().to(device) / 127.5 - 1.0 for i in (a, b))
+        with torch.no_grad():
+            return float(model(x, y))
+
+    return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisitPair:
+    """Two frames at which the camera should see the same; lower `quality_score` is the closer return."""
+
+    frame_a: int
+    frame_b: int
+    quality_score: float = 999.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisitScore:
+    """Means over the pairs of a clip. `lpips` is None without a scorer."""
+
+    psnr_db: float
+    ssim: float
+    lpips: float | None
+    num_pairs: int
+
+
+def revisit_score(
+    frames: Sequence[Image] | Mapping[int, Image],
+    pairs: Sequence[RevisitPair],
+    *,
+    max_pairs: int = 5,
+    lpips: ImagePairScorer | None = None,
+) -> RevisitScore:
+    """PSNR, SSIM and LPIPS between frames of returning cameras; the `max_pairs` closest returns count.
+
+    Args:
+        frames: images by clip frame index (16 fps), all of them or at least those of the pairs.
+    Raises:
+        ValueError: no pair, or a frame that the video does not have.
+    Source: SANA-WM-Bench (`evaluation_pairs` of scene_trajectories_v2.json), NVlabs/Sana eval_unified.py.
+    """
+    chosen = sorted(pairs, key=lambda p: p.quality_score)[:max_pairs]
+    chosen = [p for p in chosen if p.frame_a != p.frame_b]
+    if not chosen:
+        raise ValueError("revisit_score: no pair of different frames to compare")
+    values: list[tuple[float, float, float | None]] = []
+    for pair in chosen:
+        images: list[Image] = []
+        for index in (pair.frame_a, pair.frame_b):
+            try:
+                images.append(frames[index])
+            except (IndexError, KeyError):
+                raise ValueError(
+                    f"revisit_score: frame {index} is asked for but the video does not have it"
+                ) from None
+        a, b = images
+        values.append((psnr_db(a, b), ssim(a, b), None if lpips is None else lpips(a, b)))
+    perceptual = [v[2] for v in values if v[2] is not None]
+    return RevisitScore(
+        psnr_db=float(np.mean([v[0] for v in values])),
+        ssim=float(np.mean([v[1] for v in values])),
+        lpips=float(np.mean(perceptual)) if perceptual else None,
+        num_pairs=len(values),
+    )
+
+
+def quality_drop(scores: Sequence[float], *, fps: float = 16.0, window_s: float = 10.0) -> float:
+    """Mean image quality of the first `window_s` seconds minus that of the last; positive means it declines.
+
+    Args:
+        scores: one quality per frame, from a scorer of your choice (the paper: VBench imaging quality).
+    Raises:
+        ValueError: a clip shorter than two windows.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    size = round(fps * window_s)
+    if len(values) < 2 * size:
+        raise ValueError(f"quality_drop: {len(values)} frames hold no two windows of {size} frames")
+    return float(values[:size].mean() - values[-size:].mean())
+
+
+def sharpness(image: Image) -> float:
+    """Variance of the Laplacian of luma: a scorer without weights, to try `quality_drop` with."""
+    luma = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4.0 * luma[1:-1, 1:-1]
+    return float(laplacian.var())

@@ -1,0 +1,135 @@
+"""Evaluation from datasets and trajectory files, intervals, paired tests and tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from theodolite.dataset import cameras as cam
+from theodolite.dataset import evaluate as ev
+from theodolite.dataset import metrics
+from theodolite.dataset.rows import Row
+from theodolite.dataset.trajectories import write_matrices, write_tum
+
+
+@pytest.fixture
+def runs(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    """Truth, a noisy prediction and a noisier baseline of six clips."""
+    rng = np.random.default_rng(0)
+    truth = [make_row(i) for i in range(6)]
+
+    def noisy(row: Row, sigma: float) -> Row:
+        noise = cam.se3_exp(rng.normal(size=(33, 6)) * sigma)
+        number = int(row.clip_id[-4:])
+        return make_row(
+            number, camera_to_world=row.camera_to_world @ noise, focal_px=row.focal_px * (1 + sigma)
+        )
+
+    make_dataset(tmp_path / "truth", {"a": truth})
+    make_dataset(tmp_path / "ours", {"a": [noisy(r, 0.01) for r in truth[:5]], "b": [make_rejected(7)]})
+    make_dataset(tmp_path / "theirs", {"a": [noisy(r, 0.03) for r in truth]})
+    return tmp_path
+
+
+def test_scores_are_those_of_the_metrics(runs: Path) -> None:
+    predicted, truth = ev.load_cameras(runs / "ours"), ev.load_cameras(runs / "truth")
+    evaluation = ev.evaluate(predicted, truth)
+    assert [c.clip_id for c in evaluation.clips] == [f"clip_{i:04d}" for i in range(5)]
+    assert evaluation.only_truth == ("clip_0005",)
+    c = evaluation.clips[2]
+    e, t = predicted[c.clip_id].camera_to_world, truth[c.clip_id].camera_to_world
+    assert c.ate_se3_m == metrics.trajectory_error(e, t, alignment="se3").ate_rmse_m
+    assert c.rpe_deg == metrics.relative_pose_error(e, t).rotation_rmse_deg
+    assert c.cam_mc_bench == metrics.camera_control_error(e, t, variant="bench").cam_mc
+    assert c.focal_mape_percent == pytest.approx(1.0, rel=1e-5)
+    assert 0.9 < (c.scale or 0) < 1.1
+
+
+def test_resized_prediction_is_compared_in_units_of_the_image(runs: Path) -> None:
+    predicted, truth = ev.load_cameras(runs / "truth"), ev.load_cameras(runs / "truth")
+    c = predicted["clip_0001"]
+    half = ev.ClipCameras(
+        frame_index=c.frame_index[::2],
+        camera_to_world=c.camera_to_world[::2],
+        focal_px=(c.focal_px / 2)[::2] if c.focal_px is not None else None,
+        width=640,
+        height=360,
+    )
+    score = ev.score_clip("clip_0001", half, truth["clip_0001"])
+    assert score.focal_mape_percent == pytest.approx(0, abs=1e-9)
+    assert score.ate_none_m == pytest.approx(0, abs=1e-9)
+    assert score.num_frames == 17
+
+
+def test_trajectory_files_and_folders(runs: Path) -> None:
+    truth = ev.load_cameras(runs / "truth")
+    folder = runs / "files"
+    folder.mkdir()
+    full = np.tile(np.eye(4), (61, 1, 1))
+    for clip_id, c in truth.items():
+        full[c.frame_index] = c.camera_to_world  # a pose per source frame, as recordings ship them
+        write_matrices(folder / f"{clip_id}.txt", full)
+    text, code = ev.run_evaluate(runs / "ours", folder)
+    assert code == 1
+    assert "clip_0005" in text.splitlines()[-1]
+    text, code = ev.run_evaluate(runs / "theirs", folder, style="csv", plots=runs / "plots")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(text.split("\n\n")[0])))
+    assert len(rows) == 6
+    assert "focal_mape_percent" not in rows[0]  # files carry no intrinsics
+    assert ET.parse(runs / "plots" / "ate_se3_m.svg").getroot().tag.endswith("svg")
+    write_tum(runs / "one.tum", full, np.arange(61) / 30)
+    text, code = ev.run_evaluate(runs / "one.tum", folder / "clip_0005.txt", style="markdown")
+    assert text.splitlines()[2].startswith("| one | 61 | 1 |")
+
+
+def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
+    poses = np.tile(np.eye(4), (10, 1, 1))
+    poses[:, 0, 3] = np.arange(10)
+    c = ev.ClipCameras(frame_index=np.arange(10), camera_to_world=poses)
+    score = ev.score_clip("s", c, c)
+    assert score.ate_se3_m is None
+    assert score.ate_none_m == 0
+    assert score.rpe_m == 0
+
+
+def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Path) -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for i in range(200):
+        m = ev.bootstrap_mean(rng.normal(3, 1, 40), num_resamples=500, seed=i)
+        covered += m.low < 3 < m.high
+    assert (
+        0.88 <= covered / 200 <= 0.99
+    )  # nominal 95 %; the percentile bootstrap of 40 values covers a little less
+    text, _ = ev.run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs")
+    line = next(x for x in text.split("minus baseline")[1].splitlines() if x.startswith("ate_se3_m"))
+    difference, low, high = (float(v) for v in line.split()[1:4])
+    assert difference < 0
+    assert low < difference < high < 0
+    assert ev.paired_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
+    a = rng.normal(size=30)
+    assert ev.paired_difference(list(a - 0.5 + 0.1 * rng.normal(size=30)), list(a)).p_value < 1e-6
+
+
+def test_refusals(runs: Path, tmp_path: Path) -> None:
+    truth = ev.load_cameras(runs / "truth")
+    with pytest.raises(ValueError, match="no clip id in common"):
+        ev.evaluate({"x": truth["clip_0000"], "y": truth["clip_0001"]}, truth)
+    late = ev.ClipCameras(frame_index=np.array([10**6]), camera_to_world=np.eye(4)[None])
+    with pytest.raises(ValueError, match="no common frame"):
+        ev.score_clip("c", late, truth["clip_0000"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="neither a dataset"):
+        ev.load_cameras(tmp_path / "empty")
+    with pytest.raises(ValueError, match="no such file"):
+        ev.load_cameras(tmp_path / "absent")
+    with pytest.raises(ValueError, match="expected text, markdown or csv"):
+        ev.format_table(["a"], [], style="html")  # type: ignore[arg-type]

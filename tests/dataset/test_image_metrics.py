@@ -1,0 +1,79 @@
+"""Image scores against a direct per-pixel computation and on constructed cases."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from theodolite.dataset.image_metrics import (
+    RevisitPair,
+    lpips_alex,
+    psnr_db,
+    quality_drop,
+    revisit_score,
+    sharpness,
+    ssim,
+)
+
+
+def _image(seed: int, shape: tuple[int, int] = (24, 30)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def test_psnr() -> None:
+    a = _image(0) // 2
+    assert psnr_db(a, a) == 100.0
+    np.testing.assert_allclose(psnr_db(a, a + 5), 10 * np.log10(255**2 / 25))
+    with pytest.raises(ValueError, match="uint8"):
+        psnr_db(a, a.astype(np.float32))  # type: ignore[arg-type]
+
+
+def test_ssim_equals_a_direct_window_by_window_computation() -> None:
+    a, b = _image(1), _image(2)
+    assert ssim(a, a) == pytest.approx(1.0)
+    c1, c2 = 6.5025, 58.5225
+    total = []
+    for channel in range(3):
+        x, y = (np.pad(i[..., channel].astype(float), 5, mode="symmetric") for i in (a, b))
+        for r in range(24):
+            for c in range(30):
+                p, q = x[r : r + 11, c : c + 11], y[r : r + 11, c : c + 11]
+                cov = ((p - p.mean()) * (q - q.mean())).mean()
+                total.append(
+                    ((2 * p.mean() * q.mean() + c1) * (2 * cov + c2))
+                    / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (p.var() + q.var() + c2))
+                )
+    np.testing.assert_allclose(ssim(a, b), np.mean(total), atol=1e-9)
+
+
+def test_revisit_takes_the_closest_returns_and_an_injected_perceptual_distance() -> None:
+    frames = [_image(i) for i in range(10)]
+    frames[9] = frames[0]
+    pairs = [RevisitPair(frame_a=0, frame_b=i, quality_score=10.0 - i) for i in range(1, 10)]
+    score = revisit_score(
+        frames, pairs, max_pairs=1, lpips=lambda a, b: float(np.abs(a.astype(int) - b).mean())
+    )
+    assert (score.psnr_db, score.lpips, score.num_pairs) == (100.0, 0.0, 1)
+    assert score.ssim == pytest.approx(1.0)
+    assert revisit_score(frames, pairs).num_pairs == 5
+    assert revisit_score(frames, pairs).lpips is None
+    with pytest.raises(ValueError, match="frame 12"):
+        revisit_score(frames, [RevisitPair(frame_a=0, frame_b=12)])
+    with pytest.raises(ValueError, match="no pair"):
+        revisit_score(frames, [RevisitPair(frame_a=3, frame_b=3)])
+
+
+def test_quality_drop_compares_first_and_last_window() -> None:
+    scores = np.concatenate([np.full(160, 70.0), np.full(641, 50.0), np.full(160, 66.5)])
+    assert quality_drop(scores) == pytest.approx(3.5)
+    with pytest.raises(ValueError, match="no two windows"):
+        quality_drop(scores[:300])
+    sharp = _image(3)
+    assert sharpness(sharp) > 10 * sharpness(np.repeat(np.repeat(_image(3, (4, 5)), 8, 0), 8, 1))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lpips") is not None, reason="lpips is installed")
+def test_lpips_says_what_to_install() -> None:
+    with pytest.raises(ImportError, match="pip install lpips"):
+        lpips_alex()
