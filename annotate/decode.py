@@ -61,8 +61,8 @@ class DecodeConfig(Strict):
     """Only so many frames from the start of the window; null: all."""
     max_side_px: Annotated[int, Field(ge=64)] | None = 1280
     """Larger frames are reduced to this long side, aspect kept; null: never."""
-    cuts: Literal["reject", "keep"] = "reject"
-    """`reject` ends the first pass over a clip with cuts by a rejection; `keep` only reports them."""
+    detect_cuts: bool = True
+    """Look for shot changes while the frames go by; a clip with cuts is rejected by the pipeline (`shot_cut`)."""
     backend: Literal["pyav", "decord"] = "pyav"
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     """Decoder threads; one is fastest in total where every core has its own clip."""
@@ -253,7 +253,7 @@ def _timing(clip: ClipRef, timeline: _Timeline, config: DecodeConfig) -> ClipTim
 def open_clip(clip: ClipRef, config: DecodeConfig) -> ClipFrames:
     """Open a clip's media: read its timeline, choose its frames, decode the first one.
 
-    Cuts are looked for during the first complete iteration (rendered clips have none); see `DecodeConfig.cuts`.
+    Cuts are looked for during the first complete iteration (rendered clips have none); see `DecodedFrames.cuts`.
     Frames can be iterated any number of times; every iteration decodes anew.
 
     Args:
@@ -264,7 +264,7 @@ def open_clip(clip: ClipRef, config: DecodeConfig) -> ClipFrames:
     Raises:
         ClipRejection: `unreadable_video`, `truncated_video`, `corrupt_video`, `frame_size_changed`,
             `unreadable_image`, `image_size_changed`, `no_frame_rate`, `too_short`, `source_fps_below_16`,
-            `frame_gap`; while iterating, also `cuts`.
+            `frame_gap`.
     """
     if clip.media_kind == "rendered":
         # Imported here: the renderer's geometry module itself imports this one.
@@ -302,6 +302,11 @@ class DecodedFrames:
     notes: tuple[str, ...] = ()
     _reader: _Video | _Images = field(repr=False)
     _cuts: tuple[int, ...] | None = field(default=None, repr=False)
+    """None until a first complete iteration."""
+
+    def __post_init__(self) -> None:
+        if not self.config.detect_cuts:
+            self._cuts = ()
 
     def __len__(self) -> int:
         return len(self.timing.frame_index)
@@ -310,8 +315,7 @@ class DecodedFrames:
         """Yield (height, width, 3) uint8 RGB in order.
 
         Raises:
-            ClipRejection: `corrupt_video`, `frame_size_changed`, `unreadable_image`, `image_size_changed`; `cuts`
-                after the last frame of the first pass.
+            ClipRejection: `corrupt_video`, `frame_size_changed`, `unreadable_image`, `image_size_changed`.
         """
         detector = CutDetector(fps=self.timing.fps) if self._cuts is None else None
         with closing(self._reader.read(self.timing.frame_index)) as frames:
@@ -325,35 +329,18 @@ class DecodedFrames:
                 yield rgb
         if detector is not None:
             self._cuts = tuple(detector.finish())
-        if self._cuts and self.config.cuts == "reject":
-            at = ", ".join(f"{self.timing.time_s[c]:.2f} s" for c in self._cuts)
-            raise ClipRejection(
-                "cuts",
-                f"clip {self.clip.clip_id}: {self.clip.media_path}: a new shot begins at {at} (frames"
-                f" {', '.join(map(str, self._cuts))} of the clip); annotate each shot as its own window",
-            )
 
+    @property
     def cuts(self) -> tuple[int, ...]:
-        """Clip frame indices at which a new shot begins; decodes the clip if nobody has iterated it yet."""
+        """Clip frames at which a new shot begins, empty with `detect_cuts: false`.
+
+        Found during the first complete iteration; decodes the clip once if there was none yet.
+        """
         if self._cuts is None:
-            try:
-                for _ in self:
-                    pass
-            except ClipRejection as rejection:
-                if rejection.reason != "cuts":
-                    raise
+            for _ in self:
+                pass
         assert self._cuts is not None, "a complete pass sets the cuts"
         return self._cuts
-
-
-def detect_cuts(frames: ClipFrames) -> tuple[int, ...]:
-    """Clip frame indices at which a new shot begins; one more pass unless the frames know them already."""
-    if isinstance(frames, DecodedFrames):
-        return frames.cuts()
-    detector = CutDetector(fps=frames.timing.fps)
-    for rgb in frames:
-        detector.update(rgb)
-    return tuple(detector.finish())
 
 
 def _stored_size(height: int, width: int, max_side_px: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from theodolite.annotate.clip import ClipRef, ClipRejection
-from theodolite.annotate.decode import DecodeConfig, DecodedFrames, choose_frames, detect_cuts, open_clip
+from theodolite.annotate.decode import DecodeConfig, DecodedFrames, choose_frames, open_clip
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
@@ -29,7 +29,7 @@ def clip_of(path: Path, **fields) -> ClipRef:
 
 
 def open_path(path: Path, config: DecodeConfig | None = None, **fields) -> DecodedFrames:
-    frames = open_clip(clip_of(path, **fields), config or DecodeConfig(cuts="keep", min_frames=2))
+    frames = open_clip(clip_of(path, **fields), config or DecodeConfig(min_frames=2))
     assert isinstance(frames, DecodedFrames)
     return frames
 
@@ -232,10 +232,10 @@ def test_iterations_are_equal_and_memory_is_flat(tmp_path):
 
 def test_all_source_frames_a_nominal_rate_and_a_limit(tmp_path, numbered):
     path = write_video(tmp_path / "v.mp4", numbered, rate=30)
-    native = open_path(path, DecodeConfig(fps="native", cuts="keep"))
+    native = open_path(path, DecodeConfig(fps="native"))
     assert len(native) == 90
     assert native.timing.fps == pytest.approx(30)
-    played_at_16 = open_path(path, DecodeConfig(source_fps=16, max_frames=61, cuts="keep"))
+    played_at_16 = open_path(path, DecodeConfig(source_fps=16, max_frames=61))
     assert played_at_16.timing.frame_index.tolist() == list(range(61))
     np.testing.assert_allclose(played_at_16.timing.time_s, np.arange(61) / 16)
     assert [frame_number(f) for f in played_at_16] == list(range(61))
@@ -248,7 +248,7 @@ def test_all_source_frames_a_nominal_rate_and_a_limit(tmp_path, numbered):
 def test_large_frames_are_capped_with_their_aspect(tmp_path):
     images = [np.full((750, 1000, 3), 60 + i, np.uint8) for i in range(20)]
     path = write_video(tmp_path / "v.mp4", images, rate=16, options={"preset": "ultrafast"})
-    frames = open_path(path, DecodeConfig(max_side_px=400, cuts="keep"))
+    frames = open_path(path, DecodeConfig(max_side_px=400))
     assert (frames.height, frames.width) == (300, 400)
     assert (frames.source_height, frames.source_width) == (750, 1000)
     assert frames.pixel_aspect == pytest.approx(1)
@@ -256,7 +256,7 @@ def test_large_frames_are_capped_with_their_aspect(tmp_path):
 
 
 def test_decord_reads_plain_files_alike_and_hands_over_the_rest(tmp_path, numbered):
-    config = DecodeConfig(backend="decord", cuts="keep")
+    config = DecodeConfig(backend="decord")
     path = write_video(tmp_path / "v.mp4", numbered, rate=30, options={"x264-params": "open-gop=1:keyint=12"})
     by_decord = open_path(path, config)
     assert by_decord.notes == ()
@@ -299,7 +299,9 @@ def test_truncated_files_are_reported(tmp_path, share, name, container_options):
         frames = open_path(cut)
         assert 55 <= sum(1 for _ in frames) == len(frames) <= 60
         return
-    reasons = {"truncated_video", "corrupt_video"} if share == 0.99 else {"truncated_video"}  # half a last frame
+    reasons = (
+        {"truncated_video", "corrupt_video"} if share == 0.99 else {"truncated_video"}
+    )  # half a last frame
     assert rejection(cut).reason in reasons
 
 
@@ -311,7 +313,7 @@ def test_damage_in_the_middle_is_reported(tmp_path, numbered):
     for at, size in packets[30:40]:
         data[at : at + size] = bytes(size)
     path.write_bytes(bytes(data))
-    assert rejection(path, DecodeConfig(cuts="keep")).reason == "corrupt_video"
+    assert rejection(path, DecodeConfig()).reason == "corrupt_video"
 
 
 def test_short_clips_and_slow_sources(tmp_path, numbered):
@@ -373,16 +375,14 @@ def pan(image: np.ndarray, num_frames: int, step_px: int) -> list[np.ndarray]:
 
 
 def cuts_of(path: Path, **config) -> tuple[int, ...]:
-    return open_path(path, DecodeConfig(cuts="keep", min_frames=2, **config)).cuts()
+    return open_path(path, DecodeConfig(min_frames=2, **config)).cuts
 
 
-def test_a_cut_is_found_and_rejected(tmp_path):
+def test_cuts_are_found(tmp_path):
     images = pan(texture(1), 25, 4) + pan(texture(2), 25, 4) + pan(texture(3), 25, 4)
     path = write_video(tmp_path / "v.mp4", images, rate=16)
     assert cuts_of(path) == (25, 50)
-    found = rejection(path)
-    assert found.reason == "cuts"
-    assert "1.56 s, 3.12 s" in found.detail
+    assert open_path(path, DecodeConfig(detect_cuts=False)).cuts == ()
 
 
 def test_fast_pans_flashes_and_blur_are_no_cuts(tmp_path):
@@ -402,11 +402,13 @@ def test_a_dissolve_between_still_shots_is_found(tmp_path):
     assert abs(found - 26) <= 4
 
 
-def test_cuts_are_the_same_for_any_frames(tmp_path):
+def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", pan(texture(1), 20, 4) + pan(texture(2), 20, 4), rate=16)
     frames = open_path(path)
-    assert detect_cuts(frames) == (20,)
-    assert [len(f) for f in itertools.islice(frames, 1)] == [240]
+    assert len(list(itertools.islice(frames, 30))) == 30  # not complete: nothing is concluded from it
+    assert sum(1 for _ in frames) == 40
+    monkeypatch.setattr(DecodedFrames, "__iter__", lambda self: pytest.fail("decoded again"))
+    assert frames.cuts == (20,)
 
 
 # --- real and coded files ----------------------------------------------------------------------
@@ -429,7 +431,7 @@ def test_cuts_are_the_same_for_any_frames(tmp_path):
 def test_coded_videos(name, num_source, num_clip, first_code, rate, backend, window):
     frames = open_path(
         SHARED / "edge-videos" / f"{name}.mp4",
-        DecodeConfig(cuts="keep", backend=backend),
+        DecodeConfig(backend=backend),
         start_s=window[0],
         end_s=window[1],
     )
@@ -450,7 +452,7 @@ def test_coded_videos(name, num_source, num_clip, first_code, rate, backend, win
 @shared
 def test_edge_videos():
     edge = SHARED / "edge-videos"
-    native = DecodeConfig(fps="native", cuts="keep", min_frames=2)
+    native = DecodeConfig(fps="native", min_frames=2)
     rotated = open_path(edge / "nasa_13013_rotated.mp4", native)
     assert (len(rotated), rotated.height, rotated.width) == (17, 480, 270)
     assert next(iter(rotated)).shape == (480, 270, 3)
@@ -477,7 +479,7 @@ def test_edge_videos():
 def test_real_clips_have_no_cuts(name, num_source, num_clip):
     frames = open_path(SHARED / "clips" / name)
     assert (frames.num_source_frames, len(frames)) == (num_source, num_clip)
-    assert frames.cuts() == ()
+    assert frames.cuts == ()
     assert max(frames.height, frames.width) == 1280
 
 
@@ -494,18 +496,17 @@ def test_shot_changes_and_the_best_of_two_streams():
     frames = open_path(path)
     assert (frames.num_source_frames, frames.height, frames.width) == (390, 270, 480)
     assert "2 video streams; stream 3 (480x270) is used" in frames.notes
-    dissolve, cut = frames.cuts()
+    dissolve, cut = frames.cuts
     assert abs(dissolve - 86) <= 6  # frames 80 to 92 are mixtures
     assert cut == 128
-    assert rejection(path).reason == "cuts"
-    native = open_path(path, DecodeConfig(fps="native", cuts="keep"))
-    assert native.cuts()[-1] == frames.timing.frame_index[128] == 240
+    native = open_path(path, DecodeConfig(fps="native"))
+    assert native.cuts[-1] == frames.timing.frame_index[128] == 240
 
 
 @shared
 @pytest.mark.parametrize("name", ["rgb.mp4", "zoom.mp4"])
 def test_brisk_motion_and_zoom_are_no_cuts(name):
-    assert open_path(SHARED / "rgbd-office-a" / name).cuts() == ()
+    assert open_path(SHARED / "rgbd-office-a" / name).cuts == ()
 
 
 @shared
