@@ -1,0 +1,126 @@
+"""`theodolite export`: the accepted clips of a dataset in the format of another tool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from .formats.base import CameraClip, camera_clip
+from .formats.colmap import write_colmap
+from .formats.huggingface import write_huggingface
+from .formats.lerobot import write_lerobot
+from .formats.nerfstudio import write_nerfstudio
+from .formats.sana import write_sana_npy, write_sana_zip
+from .formats.webdataset import write_webdataset
+from .reading import ClipDataset, open_dataset
+from .trajectories import write_kitti, write_tum
+
+
+def _tum(clip: CameraClip, out: Path) -> None:
+    assert clip.time_s is not None  # rows always carry times
+    write_tum(out / f"{clip.name}.tum", clip.camera_to_world, clip.time_s)
+
+
+def _kitti(clip: CameraClip, out: Path) -> None:
+    write_kitti(
+        out / f"{clip.name}.txt",
+        clip.camera_to_world,
+        time_s=clip.time_s,
+        times_path=out / f"{clip.name}_times.txt",
+    )
+
+
+PER_CLIP: dict[str, Callable[[CameraClip, Path], object]] = {
+    "colmap": lambda clip, out: write_colmap(clip, out / clip.name, binary=True),
+    "colmap-text": lambda clip, out: write_colmap(clip, out / clip.name),
+    "nerfstudio": lambda clip, out: write_nerfstudio(clip, out / clip.name),
+    "tum": _tum,
+    "kitti": _kitti,
+    "sana-npy": lambda clip, out: write_sana_npy(clip, out),
+}
+SHARDED: dict[str, Callable[[list[CameraClip], Path, int], object]] = {
+    "sana-zip": lambda clips, out, number: write_sana_zip(clips, out / f"theodolite_{number:08d}.zip"),
+    "webdataset": lambda clips, out, number: write_webdataset(
+        clips, out / f"{number:06d}", clips_per_shard=len(clips)
+    ),
+    "lerobot": lambda clips, out, _number: write_lerobot(clips, out),
+}
+FORMATS = (*PER_CLIP, *SHARDED, "huggingface")
+_CLIPS_PER_SHARD = 1000
+
+
+def export_dataset(
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    clip_ids: Sequence[str] | None = None,
+    source: str | None = None,
+) -> int:
+    """Write accepted clips to `out` and return how many.
+
+    Args:
+        format: one of `FORMATS`.
+        clip_ids: only these; unknown or rejected ones are an error.
+        source: only this source.
+    Raises:
+        ValueError: unknown format, nothing to export, an id that is not there, or stand-in rows.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    out = Path(out)
+    chosen = _chosen(open_dataset(path), clip_ids, source)
+    if format == "huggingface":
+        write_huggingface(chosen, out)
+        return len(chosen)
+    out.mkdir(parents=True, exist_ok=True)
+    count, pending, shard = 0, [], 0
+    size = 10**9 if format == "lerobot" else _CLIPS_PER_SHARD
+    for row in chosen.rows():
+        clip = camera_clip(row)
+        count += 1
+        if format in PER_CLIP:
+            PER_CLIP[format](clip, out)
+            continue
+        pending.append(clip)
+        if len(pending) == size:
+            SHARDED[format](pending, out, shard)
+            pending, shard = [], shard + 1
+    if pending:
+        SHARDED[format](pending, out, shard)
+    return count
+
+
+def _chosen(clips: ClipDataset, clip_ids: Sequence[str] | None, source: str | None) -> ClipDataset:
+    chosen = clips.where(pc.field("verdict") == "accepted")
+    if source is not None:
+        chosen = chosen.where(pc.field("source") == source)
+    if clip_ids is not None:
+        chosen = chosen.where(pc.field("clip_id").isin(list(clip_ids)))
+        found = set(chosen.to_table(["clip_id"])["clip_id"].to_pylist())
+        missing = [c for c in clip_ids if c not in found]
+        if missing:
+            raise ValueError(f"{clips.path}: no accepted clip {', '.join(missing[:5])}")
+    if not len(chosen):
+        raise ValueError(f"{clips.path}: no accepted clips to export")
+    stand_ins = len(chosen.where(pc.field("stand_in")))
+    if stand_ins:
+        raise ValueError(
+            f"{clips.path}: {stand_ins} rows were made with stand-in weights; such rows are never exported"
+        )
+    return chosen
+
+
+def run_export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    clip_ids: Sequence[str] | None = None,
+    source: str | None = None,
+) -> tuple[str, int]:
+    """Export; text with the count, and exit code 0."""
+    count = export_dataset(path, out, format=format, clip_ids=clip_ids, source=source)
+    return f"{count} clips as {format}: {out}", 0

@@ -1,0 +1,139 @@
+"""What every format carries: cameras of one clip, and the one gate through which rows leave the dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cameras import (
+    intrinsics_matrix,
+    orthonormalise,
+    resize_intrinsics,
+    rigid_error,
+    split_intrinsics,
+    transform,
+)
+from ..rows import Row
+
+FloatArray = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CameraClip:
+    """Cameras of one clip, independent of any file format.
+
+    Attributes:
+        name: letters, digits, `_` and `-` only.
+        camera_to_world: (F, 4, 4) float64, OpenCV axes, metres (or the unit of the file it was read from).
+        focal_px, principal_point_px: (F, 2) for `height` x `width`; pixel centres at +0.5.
+        radial_k1: x_px = f n (1 + k1 |n|^2) + c, or None for a pinhole.
+        time_s: (F,) seconds from the clip's first frame.
+        image_names: (F,) names of stills, if the format needs or gave them.
+        caption: one text, or None.
+        scores: numbers by name, for formats with score sidecars.
+    """
+
+    name: str
+    camera_to_world: FloatArray
+    focal_px: FloatArray
+    principal_point_px: FloatArray
+    height: int
+    width: int
+    radial_k1: float | None = None
+    time_s: FloatArray | None = None
+    image_names: tuple[str, ...] | None = None
+    caption: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frames = len(self.camera_to_world)
+        for name, tail in (("camera_to_world", (4, 4)), ("focal_px", (2,)), ("principal_point_px", (2,))):
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            if value.shape != (frames, *tail):
+                raise ValueError(
+                    f"clip {self.name}: {name} has shape {value.shape}, expected {(frames, *tail)}"
+                )
+            if not np.isfinite(value).all():
+                raise ValueError(f"clip {self.name}: {name} is not finite")
+            object.__setattr__(self, name, value)
+        if self.height <= 0 or self.width <= 0:
+            raise ValueError(
+                f"clip {self.name}: stored size is {self.width}x{self.height}; intrinsics need it"
+            )
+        for name in ("time_s", "image_names"):
+            value = getattr(self, name)
+            if value is not None and len(value) != frames:
+                raise ValueError(f"clip {self.name}: {len(value)} {name} for {frames} frames")
+
+    def __len__(self) -> int:
+        return len(self.camera_to_world)
+
+    @property
+    def intrinsics(self) -> FloatArray:
+        """(F, 3, 3) in pixels of the stored size."""
+        return intrinsics_matrix(self.focal_px, self.principal_point_px)
+
+    def resized(self, *, height: int, width: int) -> CameraClip:
+        """The same cameras for images of another size."""
+        k = resize_intrinsics(self.intrinsics, from_size=(self.height, self.width), to_size=(height, width))
+        focal, centre = split_intrinsics(k)
+        values = {
+            **self.__dict__,
+            "focal_px": focal,
+            "principal_point_px": centre,
+            "height": height,
+            "width": width,
+        }
+        return CameraClip(**values)
+
+
+def camera_clip(row: Row) -> CameraClip:
+    """Cameras of a row, ready for export.
+
+    Raises:
+        ValueError: the row was made with stand-in weights, was rejected, or lacks a camera on some frame.
+    """
+    if row.stand_in:
+        raise ValueError(f"clip {row.clip_id}: made with stand-in weights; such rows are never exported")
+    if row.verdict != "accepted":
+        raise ValueError(
+            f"clip {row.clip_id}: rejected ({', '.join(row.reasons)}); only accepted clips are exported"
+        )
+    if (row.pose_source == 0).any():
+        raise ValueError(f"clip {row.clip_id}: {int((row.pose_source == 0).sum())} frames have no camera")
+    captions = row.captions or {}
+    numbers = {
+        name: float(value)
+        for name in ("path_length_m", "metres_per_unit", "reprojection_rms_px", "scale_mad_log", "confidence")
+        if (value := getattr(row, name)) is not None
+    }
+    poses = row.camera_to_world.astype(np.float64)
+    if float(rigid_error(poses).max()) > 1e-5:
+        raise ValueError(f"clip {row.clip_id}: camera_to_world is not rigid; run `theodolite validate`")
+    # Storage rounds to float32; formats with quaternions need rotations that are exact in float64.
+    poses = transform(orthonormalise(poses[:, :3, :3]), poses[:, :3, 3])
+    return CameraClip(
+        name=row.clip_id,
+        camera_to_world=poses,
+        focal_px=row.focal_px.astype(np.float64),
+        principal_point_px=row.principal_point_px.astype(np.float64),
+        height=row.height,
+        width=row.width,
+        radial_k1=row.radial_k1,
+        time_s=row.time_s - row.time_s[0],
+        caption=next(iter(captions.values()), None),
+        scores=numbers | {k: float(v) for k, v in (row.metrics or {}).items()},
+    )
+
+
+def read_text(path: Path) -> str:
+    """Text of a file. Raises ValueError naming it if it is missing or not text."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None

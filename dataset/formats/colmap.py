@@ -1,0 +1,285 @@
+"""COLMAP models, text and binary: world-to-camera, scalar-first quaternions, one camera per frame.
+
+Source of the layout: COLMAP documentation, "Output format"; camera models of src/colmap/sensor/models.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cameras import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz, se3_inverse, transform
+from .base import CameraClip, FloatArray, read_text
+
+# name -> (number in binary files, count of parameters)
+_MODELS = {
+    "SIMPLE_PINHOLE": (0, 3),
+    "PINHOLE": (1, 4),
+    "SIMPLE_RADIAL": (2, 4),
+    "RADIAL": (3, 5),
+    "OPENCV": (4, 8),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColmapPoints:
+    """Scene points with their image observations.
+
+    Attributes:
+        points_world: (P, 3).
+        frame, point: (N,) observation `i` sees point `point[i]` in frame `frame[i]` at `xy_px[i]`.
+        xy_px: (N, 2), pixel centres at +0.5.
+        colour: (P, 3) uint8, or None for grey.
+    """
+
+    points_world: FloatArray
+    frame: NDArray[np.integer]
+    point: NDArray[np.integer]
+    xy_px: FloatArray
+    colour: NDArray[np.uint8] | None = None
+
+
+def write_colmap(
+    clip: CameraClip, folder: str | Path, *, binary: bool = False, points: ColmapPoints | None = None
+) -> Path:
+    """Write `<folder>/sparse/0/{cameras,images,points3D}.{txt,bin}` and return that inner folder.
+
+    Radial distortion becomes COLMAP's OPENCV model with k1 only, otherwise PINHOLE; image `i + 1` uses camera
+    `i + 1`.
+    """
+    target = Path(folder) / "sparse" / "0"
+    target.mkdir(parents=True, exist_ok=True)
+    w2c = se3_inverse(clip.camera_to_world)
+    quaternion, shift = quaternion_wxyz_from_rotation(w2c[:, :3, :3]), w2c[:, :3, 3]
+    model = "PINHOLE" if clip.radial_k1 is None else "OPENCV"
+    params = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
+    if clip.radial_k1 is not None:
+        params = np.concatenate([params, np.tile([clip.radial_k1, 0.0, 0.0, 0.0], (len(clip), 1))], axis=1)
+    names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
+    # Observations of each frame in order; their place in it is COLMAP's POINT2D_IDX.
+    per_frame: list[list[int]] = [[] for _ in names]
+    place: dict[int, tuple[int, int]] = {}
+    if points is not None:
+        for i, f in enumerate(points.frame):
+            place[i] = (int(f), len(per_frame[f]))
+            per_frame[f].append(i)
+    write = _write_binary if binary else _write_text
+    write(target, clip, model, params, quaternion, shift, names, points, per_frame, place)
+    return target
+
+
+def _tracks(points: ColmapPoints, place: dict[int, tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    tracks: list[list[tuple[int, int]]] = [[] for _ in points.points_world]
+    for i, p in enumerate(points.point):
+        frame, index = place[i]
+        tracks[int(p)].append((frame + 1, index))
+    return tracks
+
+
+def _colours(points: ColmapPoints) -> NDArray[np.uint8]:
+    return np.full((len(points.points_world), 3), 128, np.uint8) if points.colour is None else points.colour
+
+
+def _write_text(target, clip, model, params, quaternion, shift, names, points, per_frame, place) -> None:
+    def numbers(values) -> str:
+        return " ".join(repr(float(v)) for v in values)
+
+    cameras = [f"{i + 1} {model} {clip.width} {clip.height} {numbers(p)}" for i, p in enumerate(params)]
+    (target / "cameras.txt").write_text(
+        "# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n" + "\n".join(cameras) + "\n"
+    )
+    images = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", "# POINTS2D[] as X Y POINT3D_ID"]
+    for i, name in enumerate(names):
+        images.append(f"{i + 1} {numbers(quaternion[i])} {numbers(shift[i])} {i + 1} {name}")
+        images.append(
+            " ".join(f"{numbers(points.xy_px[o])} {int(points.point[o]) + 1}" for o in per_frame[i])
+        )
+    (target / "images.txt").write_text("\n".join(images) + "\n")
+    lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[] as IMAGE_ID POINT2D_IDX"]
+    if points is not None:
+        colours = _colours(points)
+        for j, track in enumerate(_tracks(points, place)):
+            seen = " ".join(f"{image} {index}" for image, index in track)
+            rgb = " ".join(str(int(c)) for c in colours[j])
+            lines.append(f"{j + 1} {numbers(points.points_world[j])} {rgb} -1.0 {seen}")
+    (target / "points3D.txt").write_text("\n".join(lines) + "\n")
+
+
+def _write_binary(target, clip, model, params, quaternion, shift, names, points, per_frame, place) -> None:
+    out = bytearray(struct.pack("<Q", len(params)))
+    for i, p in enumerate(params):
+        out += (
+            struct.pack("<iiQQ", i + 1, _MODELS[model][0], clip.width, clip.height)
+            + np.asarray(p, "<f8").tobytes()
+        )
+    (target / "cameras.bin").write_bytes(out)
+    out = bytearray(struct.pack("<Q", len(names)))
+    for i, name in enumerate(names):
+        out += struct.pack("<i7di", i + 1, *quaternion[i], *shift[i], i + 1) + name.encode() + b"\0"
+        out += struct.pack("<Q", len(per_frame[i]))
+        for o in per_frame[i]:
+            out += struct.pack("<ddq", *points.xy_px[o], int(points.point[o]) + 1)
+    (target / "images.bin").write_bytes(out)
+    out = bytearray(struct.pack("<Q", 0 if points is None else len(points.points_world)))
+    if points is not None:
+        colours = _colours(points)
+        for j, track in enumerate(_tracks(points, place)):
+            out += struct.pack("<q3d3Bd", j + 1, *points.points_world[j], *(int(c) for c in colours[j]), -1.0)
+            out += struct.pack("<Q", len(track)) + b"".join(struct.pack("<ii", *pair) for pair in track)
+    (target / "points3D.bin").write_bytes(out)
+
+
+def read_colmap(folder: str | Path, *, name: str | None = None) -> CameraClip:
+    """Cameras of a COLMAP model folder (text or binary), images in order of their names.
+
+    Args:
+        folder: holds cameras.* and images.* itself, or in sparse/0.
+    Raises:
+        ValueError: missing or damaged files, unsupported lens models, images of different sizes, or different
+            distortion from image to image.
+    """
+    folder = Path(folder)
+    model = next(
+        (f for f in (folder, folder / "sparse" / "0", folder / "colmap" / "sparse" / "0") if _has_model(f)),
+        None,
+    )
+    if model is None:
+        raise ValueError(f"{folder}: no cameras.bin or cameras.txt here or in sparse/0")
+    binary = (model / "cameras.bin").is_file()
+    cameras = dict(_cameras_bin(model / "cameras.bin") if binary else _cameras_txt(model / "cameras.txt"))
+    images = sorted(
+        _images_bin(model / "images.bin") if binary else _images_txt(model / "images.txt"), key=lambda i: i[3]
+    )
+    if not images:
+        raise ValueError(f"{model}: the model holds no images")
+    sizes, focal, centre, k1 = set(), [], [], set()
+    for _q, _t, camera_id, image_name in images:
+        if camera_id not in cameras:
+            raise ValueError(f"{model}: image {image_name} names camera {camera_id}, which does not exist")
+        kind, width, height, p = cameras[camera_id]
+        sizes.add((width, height))
+        f, c, k = _pinhole(kind, p, model)
+        focal.append(f)
+        centre.append(c)
+        k1.add(k)
+    if len(sizes) > 1 or len(k1) > 1:
+        raise ValueError(
+            f"{model}: images have sizes {sorted(sizes)} and radial terms {sorted(k1)}; one of each is needed"
+        )
+    rotation = rotation_from_quaternion_wxyz(np.array([i[0] for i in images]))
+    w2c = transform(rotation, np.array([i[1] for i in images]))
+    ((width, height),), (radial,) = sizes, k1
+    return CameraClip(
+        name=name or "clip",
+        camera_to_world=se3_inverse(w2c),
+        focal_px=np.array(focal),
+        principal_point_px=np.array(centre),
+        height=height,
+        width=width,
+        radial_k1=radial or None,
+        image_names=tuple(i[3] for i in images),
+    )
+
+
+def _has_model(folder: Path) -> bool:
+    return any(
+        (folder / f"cameras.{e}").is_file() and (folder / f"images.{e}").is_file() for e in ("bin", "txt")
+    )
+
+
+def _pinhole(kind: str, p: FloatArray, where: Path) -> tuple[tuple[float, float], tuple[float, float], float]:
+    if kind in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL"):
+        return (p[0], p[0]), (p[1], p[2]), float(p[3]) if kind == "SIMPLE_RADIAL" else 0.0
+    if kind == "RADIAL" and p[4] == 0:
+        return (p[0], p[0]), (p[1], p[2]), float(p[3])
+    if kind == "PINHOLE":
+        return (p[0], p[1]), (p[2], p[3]), 0.0
+    if kind == "OPENCV" and not np.any(p[5:]):
+        return (p[0], p[1]), (p[2], p[3]), float(p[4])
+    raise ValueError(
+        f"{where}: {kind} with parameters {list(map(float, p))}: only k1 distortion is kept; undistort first"
+    )
+
+
+_Camera = tuple[str, int, int, FloatArray]
+_Image = tuple[tuple[float, ...], tuple[float, ...], int, str]
+
+
+def _cameras_txt(path: Path) -> Iterator[tuple[int, _Camera]]:
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        words = line.split()
+        if len(words) < 5 or words[1] not in _MODELS or len(words) != 4 + _MODELS[words[1]][1]:
+            raise ValueError(
+                f"{path}:{number}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS[] with {sorted(_MODELS)}"
+            )
+        yield int(words[0]), (words[1], int(words[2]), int(words[3]), np.array(words[4:], dtype=np.float64))
+
+
+def _images_txt(path: Path) -> Iterator[_Image]:
+    lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
+    # Two lines an image; the second may be empty, so blank lines count.
+    for i in range(0, len(lines) - 1, 2):
+        words = lines[i].split(maxsplit=9)
+        if len(words) != 10:
+            raise ValueError(
+                f"{path}: {lines[i][:60]!r}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"
+            )
+        q, t = tuple(map(float, words[1:5])), tuple(map(float, words[5:8]))
+        yield q, t, int(words[8]), words[9]
+
+
+def _cameras_bin(path: Path) -> Iterator[tuple[int, _Camera]]:
+    names = {number: (name, count) for name, (number, count) in _MODELS.items()}
+    reader = _Bytes(path)
+    for _ in range(reader.take("<Q")[0]):
+        camera_id, number, width, height = reader.take("<iiQQ")
+        if number not in names:
+            raise ValueError(f"{path}: camera {camera_id} has model {number}; supported: {sorted(_MODELS)}")
+        kind, count = names[number]
+        yield camera_id, (kind, width, height, np.array(reader.take(f"<{count}d")))
+
+
+def _images_bin(path: Path) -> Iterator[_Image]:
+    reader = _Bytes(path)
+    for _ in range(reader.take("<Q")[0]):
+        values = reader.take("<i7di")
+        name = reader.text()
+        reader.skip(24 * reader.take("<Q")[0])
+        yield values[1:5], values[5:8], values[8], name
+
+
+class _Bytes:
+    """Cursor over a binary file that names it when the file ends too early."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        self._path, self._data, self._at = path, path.read_bytes(), 0
+
+    def take(self, layout: str) -> tuple:
+        try:
+            values = struct.unpack_from(layout, self._data, self._at)
+        except struct.error:
+            raise ValueError(
+                f"{self._path}: ends at byte {len(self._data)} in the middle of a record"
+            ) from None
+        self._at += struct.calcsize(layout)
+        return values
+
+    def text(self) -> str:
+        end = self._data.find(b"\0", self._at)
+        if end < 0:
+            raise ValueError(f"{self._path}: ends in the middle of an image name")
+        value = self._data[self._at : end].decode()
+        self._at = end + 1
+        return value
+
+    def skip(self, count: int) -> None:
+        self._at += count

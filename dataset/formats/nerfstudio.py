@@ -1,0 +1,133 @@
+"""nerfstudio `transforms.json`: camera-to-world with OpenGL camera axes, intrinsics per frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, sim3_scale, transform
+from .base import CameraClip, read_text
+
+
+def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
+    """Write `<folder>/transforms.json`; frames refer to `images/<name>`. Returns the file.
+
+    The world is the clip's own (no `applied_transform`). nerfstudio's loader re-centres and rescales poses
+    unless told otherwise (`--orientation-method none --center-method none --auto-scale-poses False`).
+    """
+    names = clip.image_names or tuple(f"frame_{i + 1:05d}.png" for i in range(len(clip)))
+    gl = opencv_to_opengl(clip.camera_to_world)
+    frames: list[dict[str, Any]] = []
+    for i, name in enumerate(names):
+        frame: dict[str, Any] = {
+            "file_path": f"images/{name}",
+            "transform_matrix": gl[i].tolist(),
+            "fl_x": float(clip.focal_px[i, 0]),
+            "fl_y": float(clip.focal_px[i, 1]),
+            "cx": float(clip.principal_point_px[i, 0]),
+            "cy": float(clip.principal_point_px[i, 1]),
+        }
+        if clip.time_s is not None:
+            frame["time"] = float(clip.time_s[i])
+        frames.append(frame)
+    content: dict[str, Any] = {
+        "camera_model": "OPENCV",
+        "w": clip.width,
+        "h": clip.height,
+        "k1": float(clip.radial_k1 or 0.0),
+        "k2": 0.0,
+        "p1": 0.0,
+        "p2": 0.0,
+        "frames": frames,
+    }
+    target = Path(folder) / "transforms.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def read_nerfstudio(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    undo_applied_transform: bool = False,
+    on_distortion: Literal["error", "drop"] = "error",
+) -> CameraClip:
+    """Cameras of a `transforms.json`, frames sorted by the numbers in their names.
+
+    Args:
+        image_size: (height, width) of the images that will be used, when they are smaller than the size in
+            the file (DL3DV states 4K beside images_4): intrinsics are rescaled.
+        on_distortion: `drop` keeps k1 and forgets k2, p1, p2 (phone lenses: some pixels at the corners);
+            `error` refuses.
+        undo_applied_transform: return to the world before nerfstudio's change of world axes (to match COLMAP
+            points).
+    Raises:
+        ValueError: missing fields, unsupported lens models, or distortion beyond k1 that is not negligible.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    model = content.get("camera_model", "OPENCV")
+    if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
+        raise ValueError(f"{path}: camera_model {model} is not supported; undistort to a pinhole first")
+    frames = sorted(content.get("frames") or [], key=lambda f: _natural(f.get("file_path", "")))
+    if not frames:
+        raise ValueError(f"{path}: holds no frames")
+
+    def value(frame: dict[str, Any], key: str) -> float:
+        if key in frame or key in content:
+            return float(frame.get(key, content.get(key)))
+        raise ValueError(
+            f"{path}: {key} is given neither for frame {frame.get('file_path')!r} nor for the whole file"
+        )
+
+    width, height = round(value(frames[0], "w")), round(value(frames[0], "h"))
+    focal = np.array([[value(f, "fl_x"), value(f, "fl_y")] for f in frames])
+    centre = np.array([[value(f, "cx"), value(f, "cy")] for f in frames])
+    matrix = np.array([f["transform_matrix"] for f in frames], dtype=np.float64)
+    if matrix.shape[1:] == (3, 4):
+        matrix = np.concatenate([matrix, np.tile([[[0.0, 0.0, 0.0, 1.0]]], (len(matrix), 1, 1))], axis=1)
+    if undo_applied_transform and "applied_transform" in content:
+        applied = np.eye(4)
+        applied[:3] = np.asarray(content["applied_transform"], dtype=np.float64)[:3]
+        matrix = np.linalg.inv(applied) @ matrix
+    spread = sim3_scale(matrix)
+    if np.abs(spread - 1.0).max() > 1e-3:
+        raise ValueError(
+            f"{path}: transform_matrix carries a scale of {float(spread[0]):.4g}; expected rigid poses"
+        )
+    rigid = transform(orthonormalise(matrix[:, :3, :3]), matrix[:, :3, 3])
+    clip = CameraClip(
+        name=name or path.parent.name or "clip",
+        camera_to_world=opengl_to_opencv(rigid),
+        focal_px=focal,
+        principal_point_px=centre,
+        height=height,
+        width=width,
+        radial_k1=_k1(content, path, on_distortion),
+        time_s=np.array([float(f["time"]) for f in frames]) if all("time" in f for f in frames) else None,
+        image_names=tuple(Path(f["file_path"]).name for f in frames),
+    )
+    return clip if image_size is None else clip.resized(height=image_size[0], width=image_size[1])
+
+
+def _k1(content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]) -> float | None:
+    further = {k: float(content.get(k, 0.0) or 0.0) for k in ("k2", "k3", "p1", "p2")}
+    if on_distortion == "error" and any(abs(v) > 1e-9 for v in further.values()):
+        terms = ", ".join(f"{k}={v:g}" for k, v in further.items() if v)
+        raise ValueError(
+            f"{path}: lens distortion beyond k1 ({terms}); undistort the images to a pinhole first"
+        )
+    return float(content.get("k1", 0.0) or 0.0) or None
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

@@ -1,0 +1,110 @@
+"""WebDataset tars: `<key>.pose.npy`, `<key>.intrinsics.npy`, `<key>.json`, and `<key>.mp4` where given."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .base import CameraClip
+
+
+def write_webdataset(
+    clips: Sequence[CameraClip],
+    folder: str | Path,
+    *,
+    clips_per_shard: int = 1000,
+    videos: Mapping[str, Path] | None = None,
+) -> list[Path]:
+    """Write `shard-%06d.tar` files; the members of a sample are adjacent. Returns the shards.
+
+    `pose.npy` is (F, 4, 4) float32 camera to world, OpenCV axes, metres; `intrinsics.npy` (F, 4) float32 fx
+    fy cx cy in pixels of the `width` and `height` in the JSON.
+
+    Raises:
+        ValueError: no clips, or a name with a dot (WebDataset cuts keys at the first dot).
+    """
+    if not clips:
+        raise ValueError(f"{folder}: no clips to write")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[Path] = []
+    for s in range(0, len(clips), clips_per_shard):
+        shard = folder / f"shard-{s // clips_per_shard:06d}.tar"
+        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for clip in clips[s : s + clips_per_shard]:
+                if "." in clip.name:
+                    raise ValueError(
+                        f"clip {clip.name!r}: WebDataset cuts keys at the first dot; rename the clip"
+                    )
+                info = {
+                    "clip_id": clip.name,
+                    "height": clip.height,
+                    "width": clip.width,
+                    "radial_k1": clip.radial_k1,
+                    "caption": clip.caption,
+                    "time_s": None if clip.time_s is None else [float(t) for t in clip.time_s],
+                    "scores": clip.scores,
+                }
+                k = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
+                _add(tar, f"{clip.name}.json", json.dumps(info).encode())
+                _add(tar, f"{clip.name}.pose.npy", _npy(clip.camera_to_world))
+                _add(tar, f"{clip.name}.intrinsics.npy", _npy(k))
+                if videos is not None and clip.name in videos:
+                    _add(tar, f"{clip.name}.mp4", videos[clip.name].read_bytes())
+        shards.append(shard)
+    return shards
+
+
+def _npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values.astype(np.float32))
+    return stream.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no owner and no date: the same clips give the same bytes
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
+    """Clips of one shard, in order.
+
+    Raises:
+        ValueError: a damaged tar, or a sample that lacks a part.
+    """
+    shard = Path(shard)
+    samples: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                if stream is not None:
+                    key, extension = Path(member.name).name.split(".", 1)
+                    samples.setdefault(key, {})[extension] = stream.read()
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{shard}: not a readable tar ({error})") from None
+    for key, parts in samples.items():
+        missing = [e for e in ("json", "pose.npy", "intrinsics.npy") if e not in parts]
+        if missing:
+            raise ValueError(f"{shard}: sample {key} lacks {', '.join(missing)}")
+        info = json.loads(parts["json"])
+        k = np.load(io.BytesIO(parts["intrinsics.npy"]), allow_pickle=False)
+        times = info.get("time_s")
+        yield CameraClip(
+            name=key,
+            camera_to_world=np.load(io.BytesIO(parts["pose.npy"]), allow_pickle=False),
+            focal_px=k[:, :2],
+            principal_point_px=k[:, 2:],
+            height=info["height"],
+            width=info["width"],
+            radial_k1=info.get("radial_k1"),
+            time_s=None if times is None else np.asarray(times),
+            caption=info.get("caption"),
+            scores=info.get("scores") or {},
+        )

@@ -1,0 +1,363 @@
+"""Round trips of every format, opened by the other side's own reader where it installs here."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import theodolite.dataset
+from theodolite.dataset import cameras as cam
+from theodolite.dataset.export import FORMATS, export_dataset, run_export
+from theodolite.dataset.formats.base import CameraClip, camera_clip
+from theodolite.dataset.formats.colmap import ColmapPoints, read_colmap, write_colmap
+from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
+from theodolite.dataset.formats.nerfstudio import read_nerfstudio, write_nerfstudio
+from theodolite.dataset.formats.sana import (
+    BenchScene,
+    read_sana_bench,
+    read_sana_npy,
+    read_sana_zip,
+    write_sana_bench,
+    write_sana_npy,
+    write_sana_zip,
+)
+from theodolite.dataset.formats.webdataset import read_webdataset, write_webdataset
+from theodolite.dataset.image_metrics import RevisitPair
+from theodolite.dataset.rows import Row
+from theodolite.dataset.trajectories import read_kitti, read_tum
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+@pytest.fixture
+def clip(make_row: Callable[..., Row]) -> CameraClip:
+    return camera_clip(make_row(3, fps=None))
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    shards = {"a": [make_row(0), make_row(1, frames=20)], "b": [make_rejected(2), make_row(3, captions=None)]}
+    return make_dataset(tmp_path / "dataset", shards)
+
+
+def assert_same_cameras(a: CameraClip, b: CameraClip, *, atol: float = 1e-6) -> None:
+    np.testing.assert_allclose(a.camera_to_world, b.camera_to_world, atol=atol)
+    np.testing.assert_allclose(a.focal_px, b.focal_px, rtol=1e-6)
+    np.testing.assert_allclose(a.principal_point_px, b.principal_point_px, rtol=1e-6)
+    assert (a.height, a.width) == (b.height, b.width)
+
+
+def _observations(clip: CameraClip) -> ColmapPoints:
+    """Points in front of every camera with their exact projections."""
+    rng = np.random.default_rng(0)
+    points = np.stack([rng.uniform(-1, 1, 40), rng.uniform(-0.6, 0.6, 40), rng.uniform(3, 6, 40)], axis=1)
+    points = points + clip.camera_to_world[:, :3, 3].mean(0)
+    pixels, z = cam.project(points[None], clip.camera_to_world, clip.intrinsics)
+    n = (pixels - clip.principal_point_px[:, None]) / clip.focal_px[:, None]
+    pixels = n * (1 + (clip.radial_k1 or 0) * (n**2).sum(-1, keepdims=True)) * clip.focal_px[:, None]
+    pixels = pixels + clip.principal_point_px[:, None]
+    frame, point = np.nonzero(z > 0.1)
+    return ColmapPoints(points_world=points, frame=frame, point=point, xy_px=pixels[frame, point])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("k1", [None, -0.05])
+def test_colmap_opens_in_pycolmap_and_reprojects(
+    tmp_path: Path, clip: CameraClip, binary: bool, k1: float | None
+) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    clip = replace(clip, radial_k1=k1)
+    points = _observations(clip)
+    folder = write_colmap(clip, tmp_path, binary=binary, points=points)
+    model = pycolmap.Reconstruction(str(folder))
+    assert (model.num_images(), model.num_cameras(), model.num_points3D()) == (len(clip), len(clip), 40)
+    checked = 0
+    for i in range(len(clip)):
+        image = model.images[i + 1]
+        np.testing.assert_allclose(
+            image.cam_from_world().matrix(), cam.world_to_camera(clip.camera_to_world)[i, :3], atol=1e-9
+        )
+        assert np.asarray(image.cam_from_world().rotation.quat)[3] >= 0  # pycolmap is scalar-last
+        for observation in image.points2D:
+            xyz = model.points3D[observation.point3D_id].xyz
+            projected = model.cameras[i + 1].img_from_cam(image.cam_from_world() * xyz)
+            assert np.abs(np.asarray(projected) - observation.xy).max() < 0.1
+            checked += 1
+    assert checked == len(points.frame)
+    back = read_colmap(tmp_path)
+    assert_same_cameras(back, clip, atol=1e-12)
+    assert back.radial_k1 == k1
+
+
+def test_our_reader_opens_what_pycolmap_writes(tmp_path: Path, clip: CameraClip) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    model = pycolmap.Reconstruction(str(write_colmap(clip, tmp_path / "ours", points=_observations(clip))))
+    for kind in ("text", "binary"):
+        (tmp_path / kind).mkdir()
+        getattr(model, f"write_{kind}")(str(tmp_path / kind))
+        assert_same_cameras(read_colmap(tmp_path / kind), clip, atol=1e-12)
+
+
+def test_colmap_errors(tmp_path: Path, clip: CameraClip) -> None:
+    with pytest.raises(ValueError, match=r"no cameras\.bin"):
+        read_colmap(tmp_path)
+    model = write_colmap(clip, tmp_path, binary=True)
+    (model / "images.bin").write_bytes((model / "images.bin").read_bytes()[:200])
+    with pytest.raises(ValueError, match="ends at byte 200"):
+        read_colmap(tmp_path)
+    model = write_colmap(clip, tmp_path / "t")
+    text = (model / "cameras.txt").read_text()
+    (model / "cameras.txt").write_text(text.replace("2 PINHOLE", "2 FISHEYE"))
+    with pytest.raises(ValueError, match=r"cameras\.txt:3"):
+        read_colmap(tmp_path / "t")
+
+
+def test_nerfstudio_round_trip_and_flip(tmp_path: Path, clip: CameraClip) -> None:
+    path = write_nerfstudio(replace(clip, radial_k1=0.02), tmp_path)
+    raw = json.loads(path.read_text())
+    np.testing.assert_allclose(
+        np.array(raw["frames"][4]["transform_matrix"])[:3, 1:3], -clip.camera_to_world[4, :3, 1:3]
+    )
+    back = read_nerfstudio(path)
+    assert_same_cameras(back, clip, atol=1e-12)
+    assert back.radial_k1 == 0.02
+    small = read_nerfstudio(path, image_size=(180, 320))
+    np.testing.assert_allclose(small.focal_px, clip.focal_px / 4)
+    raw["applied_transform"] = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
+    path.write_text(json.dumps(raw))
+    undone = read_nerfstudio(path, undo_applied_transform=True)
+    swap = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(swap @ undone.camera_to_world, clip.camera_to_world, atol=1e-12)
+    assert read_nerfstudio(path).image_names == tuple(f"frame_{i + 1:05d}.png" for i in range(33))
+    raw["frames"][0]["transform_matrix"] = (2 * np.eye(4)).tolist()
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="carries a scale of 2"):
+        read_nerfstudio(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        read_nerfstudio(path)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
+def test_real_transforms_json() -> None:
+    path = SHARED / "fox-transforms" / "transforms.json"
+    with pytest.raises(ValueError, match="distortion beyond k1"):
+        read_nerfstudio(path)
+    clip = read_nerfstudio(path, on_distortion="drop", image_size=(480, 270))
+    assert len(clip) == 67  # as listed; 50 of the images lie beside it
+    np.testing.assert_allclose(clip.focal_px[0], [1375.52 / 4, 1374.49 / 4])
+    assert cam.rigid_error(clip.camera_to_world).max() < 1e-12
+    # All cameras look at the one object: their optical axes nearly meet (GL axes read as CV would look away
+    # from it).
+    centres, axes = clip.camera_to_world[:, :3, 3], clip.camera_to_world[:, :3, 2]
+    projector = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    meeting = np.linalg.solve(projector.sum(0), np.einsum("fij,fj->i", projector, centres))
+    assert (np.einsum("fi,fi->f", meeting - centres, axes) > 0).mean() > 0.9
+
+
+def test_sana_npy_pair(tmp_path: Path, clip: CameraClip) -> None:
+    pose, intrinsics = write_sana_npy(clip, tmp_path)
+    assert_same_cameras(read_sana_npy(pose, intrinsics, height=720, width=1280), clip)
+    np.save(intrinsics, np.array([800.0, 810, 640, 360]))
+    one = read_sana_npy(pose, intrinsics, height=720, width=1280)
+    np.testing.assert_array_equal(one.focal_px, np.tile([800.0, 810], (33, 1)))
+    np.save(intrinsics, np.zeros((5, 3, 3)))
+    with pytest.raises(ValueError, match="expected"):
+        read_sana_npy(pose, intrinsics, height=720, width=1280)
+    wide = clip.focal_px.copy()
+    wide[7] = 200
+    with pytest.raises(ValueError, match=r"horizontal field of view is .* at frame 7"):
+        write_sana_npy(replace(clip, focal_px=wide), tmp_path)
+
+
+def test_sana_zip_shard(tmp_path: Path, clip: CameraClip, make_row: Callable[..., Row]) -> None:
+    other = camera_clip(make_row(5, frames=7, captions=None))
+    (tmp_path / "v.mp4").write_bytes(b"not really a video")
+    written = write_sana_zip([clip, other], tmp_path / "s" / "x.zip", videos={clip.name: tmp_path / "v.mp4"})
+    assert {p.name for p in written} >= {
+        "x.zip",
+        "x_camera.npz",
+        "x_metric_scale_stats.json",
+        "x_vmaf_motion.json",
+    }
+    with zipfile.ZipFile(tmp_path / "s" / "x.zip") as archive:
+        assert sorted(archive.namelist()) == ["clip_0003.json", "clip_0003.mp4", "clip_0005.json"]
+        assert json.loads(archive.read("clip_0003.json")) == {
+            "prompt": "A room.",
+            "width": 1280,
+            "height": 720,
+        }
+    with np.load(tmp_path / "s" / "x_camera.npz") as camera:
+        assert camera["ids"].tolist() == ["clip_0003", "clip_0005"]
+        assert camera["ranges"].tolist() == [[0, 33], [33, 7]]
+        assert camera["pose"].dtype == np.float32
+        assert camera["pose"].shape == (40, 4, 4)
+        assert camera["intrinsics"].shape == (40, 4)
+    back = read_sana_zip(tmp_path / "s" / "x.zip")
+    for a, b in zip(back, (clip, other), strict=True):
+        assert_same_cameras(a, b)
+    assert [b.caption for b in back] == ["A room.", None]
+    scale = tmp_path / "s" / "x_metric_scale_stats.json"
+    scale.write_text(json.dumps({"clip_0003": {"median": 2.0}}))
+    np.testing.assert_allclose(
+        read_sana_zip(tmp_path / "s" / "x.zip")[0].camera_to_world[:, :3, 3],
+        2 * clip.camera_to_world[:, :3, 3],
+        atol=1e-5,
+    )
+    first = (tmp_path / "s" / "x.zip").read_bytes()
+    write_sana_zip([clip, other], tmp_path / "s" / "x.zip", videos={clip.name: tmp_path / "v.mp4"})
+    assert (tmp_path / "s" / "x.zip").read_bytes() == first
+
+
+def _scene(row: Row, name: str) -> BenchScene:
+    import cv2
+
+    png = cv2.imencode(".png", np.zeros((720, 1280, 3), np.uint8))[1].tobytes()
+    pairs = (RevisitPair(frame_a=0, frame_b=900, quality_score=0.5),)
+    return BenchScene(
+        clip=replace(camera_clip(row), name=name), image_png=png, prompt=f"prompt of {name}", pairs=pairs
+    )
+
+
+def test_sana_bench_layout(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    names = [f"{c}_{i:03d}" for c in ("game_style", "indoor") for i in (1, 2)]
+    scenes = {
+        split: [_scene(make_row(i + 10 * s, frames=961), n) for i, n in enumerate(names)]
+        for s, split in enumerate(("simple_60s", "hard_60s"))
+    }
+    root = write_sana_bench(tmp_path / "bench", scenes)
+    assert (root / "scene_set/kept_scenes.txt").read_text().split() == names
+    with np.load(root / "benchmark_v2_hard_60s/sanawm_export_v2/indoor_002.npz") as data:
+        assert data["c2w"].shape == (961, 4, 4)
+        assert data["intrinsics"].shape == (961, 3, 3)
+        assert (int(data["fps"]), int(data["num_frames"])) == (16, 961)
+    manifest = (root / "benchmark_v2_smooth_60s/sanawm_export_v2/run_manifest.jsonl").read_text().splitlines()
+    assert json.loads(manifest[0]) == {
+        "id": "game_style_001",
+        "prompt": "prompt of game_style_001",
+        "image_path": "images/game_style_001.png",
+        "camera_path": "benchmark_v2_smooth_60s/sanawm_export_v2/game_style_001.npz",
+    }
+    for split, members in scenes.items():
+        for a, b in zip(read_sana_bench(root, split=split), members, strict=True):
+            assert_same_cameras(a.clip, b.clip)
+            assert (a.prompt, a.pairs) == (b.prompt, b.pairs)
+    trajectories = json.loads((root / "benchmark_v2_hard_60s/scene_trajectories_v2.json").read_text())
+    pair = trajectories["scenes"][0]["evaluation_pairs"][0]
+    assert set(pair) == {"frame_a", "frame_b", "distance_m", "angle_diff_deg", "quality_score"}
+    with pytest.raises(ValueError, match="33 frames, expected 961"):
+        write_sana_bench(tmp_path / "x", {"hard_60s": [_scene(make_row(0), "indoor_001")]})
+    with pytest.raises(ValueError, match="other scene ids"):
+        write_sana_bench(
+            tmp_path / "x", {"simple_60s": scenes["simple_60s"], "hard_60s": scenes["hard_60s"][:1]}
+        )
+
+
+def test_webdataset_round_trip(tmp_path: Path, clip: CameraClip, make_row: Callable[..., Row]) -> None:
+    clips = [clip, *(camera_clip(make_row(i, frames=5)) for i in range(10, 14))]
+    shards = write_webdataset(clips, tmp_path, clips_per_shard=2)
+    assert [s.name for s in shards] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+    back = [c for s in shards for c in read_webdataset(s)]
+    for a, b in zip(back, clips, strict=True):
+        assert a.name == b.name
+        assert_same_cameras(a, b)
+        np.testing.assert_allclose(a.time_s, b.time_s)
+    with tarfile.open(shards[0]) as tar:
+        assert [m.name.split(".")[0] for m in tar] == [clip.name] * 3 + ["clip_0010"] * 3
+    wds = pytest.importorskip("webdataset")
+    samples = list(wds.WebDataset([str(s) for s in shards], shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples] == [c.name for c in clips]
+    np.testing.assert_allclose(samples[0]["pose.npy"], clip.camera_to_world, atol=1e-6)
+    shards[0].write_bytes(shards[0].read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"lacks|not a readable tar"):
+        list(read_webdataset(shards[0]))
+
+
+def test_lerobot_round_trip(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    rows = [make_row(i, frames=10 + i, time_s=np.arange(10 + i) / 16) for i in range(3)]
+    clips = [camera_clip(r) for r in rows]
+    folder = write_lerobot(clips, tmp_path)
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["total_frames"], info["fps"]) == ("v3.0", 33, 16)
+    assert (folder / "data/chunk-000/file-000.parquet").is_file()
+    assert (folder / "meta/episodes/chunk-000/file-000.parquet").is_file()
+    for a, b in zip(read_lerobot(folder), clips, strict=True):
+        assert (a.name, a.caption) == (b.name, b.caption)
+        assert_same_cameras(a, b)
+        np.testing.assert_allclose(a.time_s, b.time_s, atol=1e-9)
+    with pytest.raises(ValueError, match="times say"):
+        write_lerobot([replace(clips[0], time_s=np.arange(10) / 30)], tmp_path / "x")
+
+
+def test_huggingface_datasets_reads_the_export(out: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    assert export_dataset(out, tmp_path / "hf", format="huggingface") == 3
+    files = sorted((tmp_path / "hf" / "data").iterdir())
+    assert [f.name for f in files] == ["train-00000-of-00001.parquet"]
+    loaded = datasets.Dataset.from_parquet(str(files[0]), cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == 3
+    assert loaded.features["camera_to_world"].feature.dtype == "float32"
+    row = theodolite.dataset.open(out).row("clip_0001")
+    got = loaded[1]
+    assert got["clip_id"] == "clip_0001"
+    np.testing.assert_array_equal(
+        np.float32(got["camera_to_world"]).reshape(-1, 3, 4), row.camera_to_world[:, :3]
+    )
+    assert json.loads(got["captions"]) == {"scene": "A room."}
+    assert got["gates"][0]["name"] == "fov_x"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_exports_accepted_clips_and_refuses_stand_ins(
+    out: Path, tmp_path: Path, name: str, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    target = tmp_path / "target"
+    text, code = run_export(out, target, format=name)
+    assert code == 0
+    assert text.startswith("3 clips")
+    assert any(p.is_file() for p in target.rglob("*"))
+    assert not any("clip_0002" in p.name for p in target.rglob("*"))
+    fake = make_dataset(tmp_path / "fake", {"a": [make_row(0, stand_in=True)]})
+    with pytest.raises(ValueError, match="stand-in"):
+        export_dataset(fake, tmp_path / "never", format=name)
+    assert not (tmp_path / "never").exists()
+
+
+def test_export_choices(out: Path, tmp_path: Path) -> None:
+    assert export_dataset(out, tmp_path / "a", format="tum", clip_ids=["clip_0001"]) == 1
+    back = read_tum(tmp_path / "a" / "clip_0001.tum")
+    row = theodolite.dataset.open(out).row("clip_0001")
+    np.testing.assert_allclose(back.camera_to_world, row.camera_to_world, atol=1e-6)
+    np.testing.assert_allclose(back.time_s, row.time_s - row.time_s[0])
+    export_dataset(out, tmp_path / "k", format="kitti", clip_ids=["clip_0001"])
+    kitti = read_kitti(tmp_path / "k" / "clip_0001.txt", times_path=tmp_path / "k" / "clip_0001_times.txt")
+    np.testing.assert_allclose(kitti.camera_to_world, row.camera_to_world, atol=1e-6)
+    with pytest.raises(ValueError, match="no accepted clip clip_0002"):
+        export_dataset(out, tmp_path / "b", format="tum", clip_ids=["clip_0001", "clip_0002"])
+    with pytest.raises(ValueError, match="no accepted clips"):
+        export_dataset(out, tmp_path / "b", format="tum", source="nowhere")
+    with pytest.raises(ValueError, match="expected one of colmap"):
+        export_dataset(out, tmp_path / "b", format="bvh")
+
+
+def test_the_gate_for_rows(
+    make_row: Callable[..., Row], make_rejected: Callable[..., Row], out: Path
+) -> None:
+    for row, message in [
+        (make_row(0, stand_in=True), "stand-in"),
+        (make_rejected(0), "rejected"),
+        (make_row(0, pose_source=["none"] + ["solved"] * 32), "1 frames have no camera"),
+        (make_row(0, camera_to_world=np.tile(2 * np.eye(4), (33, 1, 1))), "not rigid"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            camera_clip(row)
+    assert len(theodolite.dataset.open(out).where(pc.field("stand_in"))) == 0
