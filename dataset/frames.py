@@ -1,0 +1,121 @@
+"""Pictures of a stored clip: the frames that its row names, at the size that its intrinsics refer to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rows import Row
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_frames(
+    row: Row,
+    root: str | Path = ".",
+    *,
+    positions: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """RGB frames of a clip from its media.
+
+    Source frames are counted as decoded forward from the start of the file (never by seeking, which some
+    files answer one frame late), so `frame_index` names the same pictures as in the annotation.
+
+    Args:
+        root: folder to which a relative `media` refers.
+        positions: clip frames wanted, increasing; all if None. Decoding stops after the last.
+        size: (height, width) to return; the stored size if None.
+    Returns:
+        (n, height, width, 3) uint8.
+    Raises:
+        ValueError: media missing, unreadable, of another shape, shorter than the row says, or without files
+        (rendered).
+    """
+    chosen = np.arange(row.num_frames) if positions is None else np.asarray(positions, dtype=np.int64)
+    if len(chosen) and (chosen.min() < 0 or chosen.max() >= row.num_frames or (np.diff(chosen) <= 0).any()):
+        raise ValueError(f"clip {row.clip_id}: positions must increase within 0 to {row.num_frames - 1}")
+    media = Path(root) / row.media
+    wanted = row.frame_index[chosen].astype(np.int64)
+    if row.media_kind == "video":
+        source = _video(row.clip_id, media, wanted)
+    elif row.media_kind == "images":
+        source = _images(row.clip_id, media, wanted)
+    else:
+        raise ValueError(f"clip {row.clip_id}: {row.media_kind} media has no files to read frames from")
+    height, width = size or (row.height, row.width)
+    out = np.empty((len(chosen), height, width, 3), dtype=np.uint8)
+    for i, image in enumerate(source):
+        out[i] = _fit(image, height, width)
+    return out
+
+
+def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return image
+    import cv2
+
+    shrink = image.shape[0] >= height
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    ).astype(np.uint8)
+
+
+def _video(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    import av
+    from av.error import FFmpegError
+
+    if not path.is_file():
+        raise ValueError(
+            f"clip {clip_id}: {path}: no such file; pass the folder that media paths are relative to"
+        )
+    remaining = list(wanted)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise ValueError(f"clip {clip_id}: {path}: holds no video")
+            for i, frame in enumerate(container.decode(stream)):
+                if not remaining:
+                    return
+                if i == remaining[0] and isinstance(frame, av.VideoFrame):
+                    remaining.pop(0)
+                    turns = round(frame.rotation / 90) % 4
+                    rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+                    yield np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    except FFmpegError as error:
+        raise ValueError(f"clip {clip_id}: {path}: {error}") from error
+    if remaining:
+        raise ValueError(
+            f"clip {clip_id}: {path}: ends before source frame {remaining[0]}, which the row names"
+        )
+
+
+def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    import cv2
+
+    if not folder.is_dir():
+        raise ValueError(
+            f"clip {clip_id}: {folder}: no such folder; pass the folder that media paths are relative to"
+        )
+    files = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != "."), key=_natural
+    )
+    for index in wanted:
+        if index >= len(files):
+            raise ValueError(
+                f"clip {clip_id}: {folder}: holds {len(files)} images, the row names number {index}"
+            )
+        bgr = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
+        if bgr is None:
+            raise ValueError(f"clip {clip_id}: {files[index]}: no readable image")
+        yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
+
+
+def _natural(path: Path) -> tuple[tuple[int, str | int], ...]:
+    """Frame 2 before frame 10, padded or not."""
+    return tuple((1, int(p)) if p.isdigit() else (0, p) for p in re.split(r"(\d+)", path.name))
