@@ -4,7 +4,6 @@ from .frame_gdn.op import frame_gdn, key_scale
 from .frame_gdn.reference import (
     Composite,
     Result,
-    Rope,
     State,
     compose,
     exclusive_prefix,
@@ -12,11 +11,12 @@ from .frame_gdn.reference import (
     rope_tables,
     world_to_ray,
 )
+from .short_conv.op import short_conv
+from .short_conv.reference import short_conv_reference
 
 __all__ = [
     "Composite",
     "Result",
-    "Rope",
     "State",
     "compose",
     "exclusive_prefix",
@@ -24,5 +24,7 @@ __all__ = [
     "frame_gdn_reference",
     "key_scale",
     "rope_tables",
+    "short_conv",
+    "short_conv_reference",
     "world_to_ray",
 ]

@@ -20,18 +20,22 @@ INTERPRETED = triton.knobs.runtime.interpret
 LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("inverse_rms", True): {"BR": 8, "num_warps": 4},
     ("inverse_rms", False): {"BR": 8, "num_warps": 4},
-    ("products", True): {"BS": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 2},
-    ("products", False): {"BS": 32, "SPLIT": 1, "num_warps": 8, "num_stages": 1},
-    ("scan", True): {"BR": 16, "STAGES": 3, "num_warps": 4},
+    ("products", True): {"BS": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 3},
+    ("products", False): {"BS": 32, "SPLIT": 2, "num_warps": 8, "num_stages": 1},
+    ("scan", True): {"BR": 64, "STAGES": 3, "num_warps": 4},
     ("scan", False): {"BR": 16, "STAGES": 1, "num_warps": 8},
     ("readout", True): {"BS": 64, "SPLITS": 1, "num_warps": 4, "num_stages": 2},
     ("readout", False): {"BS": 32, "SPLITS": 1, "num_warps": 8, "num_stages": 1},
-    ("readout_backward", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
-    ("readout_backward", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("readout_backward_query", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("readout_backward_query", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("readout_backward_state", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
+    ("readout_backward_state", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("products_backward_value", True): {"BS": 64, "num_warps": 4, "num_stages": 2},
+    ("products_backward_value", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
+    ("products_backward_key", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("products_backward_key", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
     ("combine", True): {"num_warps": 8, "num_stages": 1},
     ("combine", False): {"num_warps": 8, "num_stages": 1},
-    ("products_backward", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
-    ("products_backward", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
     ("remove_radial", True): {"BR": 8, "num_warps": 4},
     ("remove_radial", False): {"BR": 8, "num_warps": 4},
     ("row_dot", True): {"BR": 4, "BC": 512, "num_warps": 4},
@@ -50,8 +54,7 @@ class Inputs:
     decay: Tensor
     q_weight: Tensor | None
     k_weight: Tensor | None
-    rope_time: Tensor | None
-    rope_space: Tensor | None
+    rope: Tensor | None
     rays: Tensor | None
     keep: Tensor | None
     """(T,) float32; None for a causal scan."""
@@ -70,8 +73,9 @@ class Inputs:
         return b, t, s, h, d
 
     @property
-    def rope(self) -> int:
-        return 0 if self.rope_time is None else 1 if self.rays is None else 2
+    def turning(self) -> int:
+        """0 not at all, 1 rotation, 2 rays and rotation of half the head."""
+        return 0 if self.rope is None else 1 if self.rays is None else 2
 
     @property
     def both(self) -> bool:
@@ -86,8 +90,7 @@ def make_inputs(
     decay: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope_time: Tensor | None,
-    rope_space: Tensor | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     keep: Tensor | None,
     normalise: bool,
@@ -109,8 +112,7 @@ def make_inputs(
         decay=decay.float().contiguous(),
         q_weight=None if q_weight is None else q_weight.float().contiguous(),
         k_weight=None if k_weight is None else k_weight.float().contiguous(),
-        rope_time=None if rope_time is None else rope_time.to(table).contiguous(),
-        rope_space=None if rope_space is None else rope_space.to(table).contiguous(),
+        rope=None if rope is None else rope.to(table).contiguous(),
         rays=None if rays is None else rays.float().contiguous(),
         keep=None if keep is None else keep.float().contiguous(),
         normalise=normalise,
@@ -174,12 +176,6 @@ def _strides(x: Tensor) -> tuple[int, int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2), x.stride(3)
 
 
-def _pairs(x: Inputs) -> dict[str, int]:
-    if x.rope_time is None or x.rope_space is None:
-        return {"PT": 0, "PS": 0}
-    return {"PT": x.rope_time.shape[2], "PS": x.rope_space.shape[2]}
-
-
 def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
     """(B, T, S) float32 inverse RMS over heads and channels of (B, T, S, H, D)."""
     b, t, s, h, d = tokens.shape
@@ -202,14 +198,14 @@ def compute_products(x: Inputs, *, with_query: bool = True) -> Products:
     u = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
     pz = torch.empty_like(p) if x.normalise else None
     uz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
-    stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.rope == 2 else None
+    stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.turning == 2 else None
     options = _launch("products", x.half)
-    split = options.pop("SPLIT")
-    kernels.products[(b * t * h * (2 + x.normalise if split else 1),)](
-        x.k, x.v, x.beta, k_inv, x.k_weight, x.rope_time, x.rope_space, x.rays,
+    split = options["SPLIT"]
+    kernels.products[(b * t * h * (split + x.normalise if split else 1),)](
+        x.k, x.v, x.beta, k_inv, x.k_weight, x.rope, x.rays,
         p, u, pz, uz, stretch,
         *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
-        D=d, **_pairs(x), NORM=x.k_weight is not None, ROPE=x.rope, DEN=x.normalise, SPLIT=bool(split),
+        D=d, NORM=x.k_weight is not None, ROPE=x.turning, DEN=x.normalise,
         HALF=x.half, BD=_block(d), **options,
     )  # fmt: skip
     return Products(p, u, pz, uz, stretch, q_inv, k_inv)
@@ -291,10 +287,10 @@ def compute_readout(x: Inputs, products: Products, states: Chain) -> Tensor:
         # A streaming chunk has few frames: spread a frame's tiles over programs until the device is busy.
         splits = max(splits, min(triton.cdiv(s, options["BS"]), triton.cdiv(528, b * t * h)))
     kernels.readout[(b * t * h, splits)](
-        x.q, products.q_inv, x.q_weight, x.rope_time, x.rope_space, x.rays,
+        x.q, products.q_inv, x.q_weight, x.rope, x.rays,
         states.kv, states.kv_reverse, states.z, states.z_reverse, out,
         *_strides(x.q), t, s, h, x.eps,
-        D=d, **_pairs(x), NORM=x.q_weight is not None, ROPE=x.rope, DEN=x.normalise, BOTH=x.both,
+        D=d, NORM=x.q_weight is not None, ROPE=x.turning, DEN=x.normalise, BOTH=x.both,
         HALF=x.half, BD=_block(d), **options,
     )  # fmt: skip
     return out
@@ -331,13 +327,19 @@ def readout_backward(
         kernels.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
             out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
         )
-    kernels.readout_backward[(b * t * h,)](
-        x.q, dout, products.q_inv, x.q_weight, x.rope_time, x.rope_space, x.rays,
+    factor = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+    kernels.readout_backward_query[(b * t * h,)](
+        x.q, dout, products.q_inv, x.q_weight, x.rope, x.rays,
         states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
-        dq, dkv, dz, dweight, part,
+        dq, dz, dweight, part, factor,
         *_strides(x.q), t, s, h, x.eps,
-        D=d, **_pairs(x), NORM=norm, ROPE=x.rope, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
-        **_launch("readout_backward", x.half),
+        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
+        **_launch("readout_backward_query", x.half),
+    )  # fmt: skip
+    kernels.readout_backward_state[(b * t * h,)](
+        x.q, dout, factor, x.q_weight, x.rope, x.rays, dkv, *_strides(x.q), t, s, h,
+        D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
+        **_launch("readout_backward_state", x.half),
     )  # fmt: skip
     if part is not None:
         assert products.q_inv is not None
@@ -391,13 +393,13 @@ def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: 
     dp = torch.empty(b, t, h, d, d, dtype=_matrix_dtype(x), device=x.k.device)
     du = torch.empty_like(dp)
     ddecay = torch.empty(b, t, h, dtype=torch.float32, device=x.k.device)
-    dstretch = torch.empty_like(ddecay) if x.rope == 2 else None
+    dstretch = torch.empty_like(ddecay) if x.turning == 2 else None
     kernels.combine[(b * t * h,)](
         products.p, products.u, products.pz, states.kv, initial.kv, grads.kv,
         states.kv_reverse, grads.kv_reverse,
         states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay, products.stretch,
         dp, du, ddecay, dstretch, t, h,
-        D=d, BD=_block(d), DEN=x.normalise, BOTH=x.both, HAS_INIT=initial.kv is not None, RAY=x.rope == 2,
+        D=d, BD=_block(d), DEN=x.normalise, BOTH=x.both, HAS_INIT=initial.kv is not None, RAY=x.turning == 2,
         HALF=x.half, **_launch("combine", x.half),
     )  # fmt: skip
     return StepGradients(dp, du, ddecay, dstretch)
@@ -415,15 +417,23 @@ def products_backward(
     dbeta = torch.empty(b, t, s, h, dtype=x.beta.dtype, device=device)
     dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if norm else None
     part = torch.empty(b, t, s, h, dtype=torch.float32, device=device) if norm else None
-    kernels.products_backward[(b * t * h,)](
-        x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope_time, x.rope_space, x.rays,
-        steps.dp, steps.du, states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay,
-        products.stretch, steps.dstretch,
-        dk, dv, dbeta, dweight, part,
+    through = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+    kernels.products_backward_value[(b * t * h,)](
+        x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.du, products.stretch,
+        dk, dv, through,
         *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
-        D=d, **_pairs(x), NORM=norm, ROPE=x.rope, DEN=x.normalise, BOTH=x.both,
+        D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
+        **_launch("products_backward_value", x.half),
+    )  # fmt: skip
+    kernels.products_backward_key[(b * t * h,)](
+        x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.dp, steps.du,
+        states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay,
+        products.stretch, steps.dstretch, through,
+        dk, dbeta, dweight, part,
+        *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
+        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both,
         HAS_INIT=initial.kv is not None, HALF=x.half, BD=_block(d),
-        **_launch("products_backward", x.half),
+        **_launch("products_backward_key", x.half),
     )  # fmt: skip
     if part is not None:
         assert products.k_inv is not None

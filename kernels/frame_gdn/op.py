@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .reference import Result, Rope, State, chunk_keep, frame_gdn_reference
+from .reference import Result, State, chunk_keep, frame_gdn_reference
 
 Backend = Literal["auto", "triton", "reference"]
 
@@ -19,7 +19,7 @@ def check_arguments(
     beta: Tensor,
     decay: Tensor,
     *,
-    rope: Rope | None = None,
+    rope: Tensor | None = None,
     rays: Tensor | None = None,
     normalise: bool = True,
     bidirectional: bool = True,
@@ -50,11 +50,7 @@ def check_arguments(
             raise ValueError(f"head size {d}: the camera branch needs a multiple of 8")
     if rope is not None:
         pairs = d // 2 if rays is None else d // 4
-        p_time, p_space = rope.time.shape[-1], rope.space.shape[-1]
-        shape("rope.time", rope.time, 2, t, p_time)
-        shape("rope.space", rope.space, 2, s, p_space)
-        if p_time + p_space != pairs:
-            raise ValueError(f"rope rotates {p_time} + {p_space} pairs; head size {d} needs {pairs}")
+        shape("rope", rope, 2, t, s, pairs)
     for name, state in (("initial", initial), ("initial_reverse", initial_reverse)):
         if state is None:
             continue
@@ -96,7 +92,7 @@ def frame_gdn(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
-    rope: Rope | None = None,
+    rope: Tensor | None = None,
     rays: Tensor | None = None,
     bidirectional: bool = True,
     chunk_starts: tuple[int, ...] | None = None,
@@ -119,7 +115,8 @@ def frame_gdn(
         beta: (B, T, S, H) step size of each token, in [0, 1].
         decay: (B, T, H) float32, how much of the state each frame keeps, in [0, 1].
         q_weight, k_weight: (H * D) RMSNorm weights; the norm runs over all heads together, ReLU follows.
-        rope: tables, see `rope_tables`.
+        rope: (2, T, S, pairs) cosines and sines, see `rope_tables`; float16 serves bfloat16 tokens and saves a
+            conversion.
         rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them.
         bidirectional: False for a causal scan (each frame sees itself and earlier ones).
         chunk_starts: first frames of chunks; the reverse scan does not cross into an earlier chunk. None: one
@@ -177,8 +174,7 @@ def frame_gdn(
         decay,
         q_weight,
         k_weight,
-        None if rope is None else rope.time,
-        None if rope is None else rope.space,
+        rope,
         rays,
         keep,
         initial.kv if initial else None,
@@ -206,8 +202,7 @@ def _forward_op(
     decay: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope_time: Tensor | None,
-    rope_space: Tensor | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     keep: Tensor | None,
     initial_kv: Tensor | None,
@@ -222,7 +217,7 @@ def _forward_op(
     from . import launch
 
     x = launch.make_inputs(
-        q, k, v, beta, decay, q_weight, k_weight, rope_time, rope_space, rays, keep,
+        q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
     )  # fmt: skip
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
@@ -256,8 +251,7 @@ def _(
     decay: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope_time: Tensor | None,
-    rope_space: Tensor | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     keep: Tensor | None,
     initial_kv: Tensor | None,
@@ -295,8 +289,7 @@ def _backward_op(
     decay: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope_time: Tensor | None,
-    rope_space: Tensor | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     keep: Tensor | None,
     initial_kv: Tensor | None,
@@ -317,7 +310,7 @@ def _backward_op(
     from . import launch
 
     x = launch.make_inputs(
-        q, k, v, beta, decay, q_weight, k_weight, rope_time, rope_space, rays, keep,
+        q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
     )  # fmt: skip
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
@@ -358,8 +351,7 @@ def _(
     decay: Tensor,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope_time: Tensor | None,
-    rope_space: Tensor | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     keep: Tensor | None,
     initial_kv: Tensor | None,
@@ -384,7 +376,7 @@ def _(
     ]
 
 
-_NUM_TENSORS = 15
+_NUM_TENSORS = 14
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -395,11 +387,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, dout: Tensor, *dends: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, out = ctx.saved_tensors
     normalise = ctx.switches[0]
-    reverse = tensors[10] is not None
+    reverse = tensors[9] is not None
     wanted = (True, normalise, reverse, reverse and normalise)
     given = [g if w else None for g, w in zip(dends, wanted, strict=True)]
     grads = _backward_op(*tensors, *ctx.switches, out, dout, *given)
-    positions = (0, 1, 2, 3, 4, 5, 6, 11, 12, 13, 14)
+    positions = (0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13)
     result: list[Tensor | None] = [None] * (_NUM_TENSORS + len(ctx.switches))
     for position, grad in zip(positions, grads, strict=True):
         if tensors[position] is not None and ctx.needs_input_grad[position]:

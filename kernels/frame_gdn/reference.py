@@ -21,22 +21,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Rotary tables that split into a part that depends on the frame and a part that depends on the token.
-
-    Pairs are neighbours (2i, 2i+1). The first `time.shape[2]` pairs rotate by the frame's angle, the
-    others by the angle of the token's place in its frame.
-
-    Args:
-        time: (2, T, P_time) cosines and sines per frame.
-        space: (2, S, P_space) cosines and sines per token of a frame.
-    """
-
-    time: Tensor
-    space: Tensor
-
-
-@dataclass(frozen=True)
 class State:
     """What a scan hands on: everything that frames on one side say to those on the other.
 
@@ -67,17 +51,18 @@ class Result:
 
 def rope_tables(
     frames: Tensor | int, height: int, width: int, head_size: int, *, half: bool = False, theta: float = 1e4
-) -> Rope:
-    """Tables of the three-axis rotary embedding of the world model.
+) -> Tensor:
+    """Table of the three-axis rotary embedding of the world model.
 
     Args:
         frames: number of frames, or an int tensor (T,) of absolute latent frame numbers (streaming).
         height, width: token grid of a frame.
-        head_size: D. D/2 pairs, of which D//6 go to rows, D//6 to columns and the rest to time.
+        head_size: D. D/2 pairs of neighbours (2i, 2i+1), of which D//6 rotate by the row, D//6 by the column
+            and the rest, the first, by time.
         half: tables for the second half of the head only (camera branch): the first, highest frequencies
             of each axis.
     Returns:
-        Rope in float64; tokens are row-major.
+        (2, T, S, pairs) float64: cosines, then sines; tokens are row-major.
     Source: NVlabs/Sana `wan_rope`; angles are position * theta^(-2i/d) with d the axis's full size.
     """
     spatial_pairs = head_size // 6
@@ -87,19 +72,18 @@ def rope_tables(
         part = head_size // 2
         used = (part // 2 - 2 * (part // 6), part // 6, part // 6)
     time = torch.arange(frames, dtype=torch.float64) if isinstance(frames, int) else frames.double()
-
-    def angles(position: Tensor, axis: int) -> Tensor:
-        index = torch.arange(used[axis], dtype=torch.float64, device=position.device)
-        return position[:, None] * theta ** (-index / pairs[axis])
-
-    rows = torch.arange(height, dtype=torch.float64, device=time.device).repeat_interleave(width)
-    columns = torch.arange(width, dtype=torch.float64, device=time.device).repeat(height)
-    time_angle = angles(time, 0)
-    space_angle = torch.cat([angles(rows, 1), angles(columns, 2)], dim=1)
-    return Rope(
-        time=torch.stack([time_angle.cos(), time_angle.sin()]),
-        space=torch.stack([space_angle.cos(), space_angle.sin()]),
+    grid = torch.meshgrid(
+        time,
+        torch.arange(height, dtype=torch.float64, device=time.device),
+        torch.arange(width, dtype=torch.float64, device=time.device),
+        indexing="ij",
     )
+    angles = []
+    for axis, position in enumerate(grid):
+        index = torch.arange(used[axis], dtype=torch.float64, device=time.device)
+        angles.append(position.flatten(1)[..., None] * theta ** (-index / pairs[axis]))
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack([angle.cos(), angle.sin()])
 
 
 def world_to_ray(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
@@ -131,15 +115,11 @@ def world_to_ray(camera_to_world: Tensor, intrinsics: Tensor, height: int, width
     return torch.where(result.isfinite().all(-1).all(-1)[..., None, None], result, identity)
 
 
-def _rotate(x: Tensor, rope: Rope, *, inverse: bool = False) -> Tensor:
+def _rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:
     """Rotate neighbouring pairs of the last axis of x (B, T, S, H, 2 P)."""
-    time, space = rope.time.to(x), rope.space.to(x)
-    frames, tokens = time.shape[1], space.shape[1]
-    cos, sin = (
-        torch.cat([time[i, :, None].expand(-1, tokens, -1), space[i, None].expand(frames, -1, -1)], -1)
-        for i in range(2)
-    )
-    cos, sin = cos[:, :, None], (-sin if inverse else sin)[:, :, None]
+    cos, sin = rope.to(x)[:, None, :, :, None]
+    if inverse:
+        sin = -sin
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
@@ -154,7 +134,7 @@ def _ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([rays, bottom], dim=-2), torch.cat([inverse, bottom], dim=-2)
 
 
-def _ray_transform(x: Tensor, matrix: Tensor, rope: Rope, *, inverse_rope: bool = False) -> Tensor:
+def _ray_transform(x: Tensor, matrix: Tensor, rope: Tensor, *, inverse_rope: bool = False) -> Tensor:
     """First half of the head in groups of four by `matrix`, second half rotated. x (B, T, S, H, D)."""
     half = x.shape[-1] // 2
     first = torch.einsum("btsij,btshgj->btshgi", matrix, x[..., :half].unflatten(-1, (-1, 4))).flatten(-2)
@@ -188,7 +168,7 @@ def prepare(
     *,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    rope: Rope | None,
+    rope: Tensor | None,
     rays: Tensor | None,
     key_scale: float,
     norm_eps: float,
@@ -271,7 +251,7 @@ def frame_gdn_reference(
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
-    rope: Rope | None = None,
+    rope: Tensor | None = None,
     rays: Tensor | None = None,
     bidirectional: bool = True,
     chunk_starts: tuple[int, ...] | None = None,

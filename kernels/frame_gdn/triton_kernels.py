@@ -30,36 +30,30 @@ def _dot_add(a, b, acc, HALF: tl.constexpr):
 
 
 @triton.jit
-def _angle(time_ptr, space_ptr, t, offs_s, pair, mask_s, PT: tl.constexpr, PS: tl.constexpr):
-    """Cosine or sine [BS, pairs]: the first PT pairs from the frame's row, the others from the token's."""
-    from_time = (pair >= 0) & (pair < PT)
-    time = tl.load(time_ptr + t * PT + pair, mask=from_time, other=0.0).to(tl.float32)
-    from_space = (pair >= PT) & (pair < PT + PS)
-    space = tl.load(
-        space_ptr + offs_s[:, None] * PS + (pair - PT)[None, :],
-        mask=mask_s[:, None] & from_space[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    return tl.where(from_time[None, :], time[None, :], space)
-
-
-@triton.jit
 def _tables(
-    time_ptr, space_ptr, rays_ptr, t, T, S, token, offs_s, mask_s,
-    D: tl.constexpr, BD: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, ROPE: tl.constexpr,
+    rope_ptr, rays_ptr, place, num_places, token, mask_s,
+    D: tl.constexpr, BD: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
-    """What turning a tile needs: cosines and sines; in the camera branch also the rigid transforms."""
+    """What turning a tile needs: cosines and sines; in the camera branch also the rigid transforms.
+
+    place: row of the table, that is of (frame, token); the sines follow the num_places rows of cosines.
+    """
     if ROPE == 1:
         pair = tl.arange(0, BD // 2)
-        cos = _angle(time_ptr, space_ptr, t, offs_s, pair, mask_s, PT, PS)
-        sin = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, pair, mask_s, PT, PS)
+        mask = mask_s[:, None] & (pair[None, :] < D // 2)
+        offs = place[:, None] * (D // 2) + pair[None, :]
+        cos = tl.load(rope_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        sin = tl.load(rope_ptr + num_places * (D // 2) + offs, mask=mask, other=0.0).to(tl.float32)
         return cos, sin
     elif ROPE == 2:
-        first = (tl.arange(0, BD // 4) - D // 8) * 2
-        cos0 = _angle(time_ptr, space_ptr, t, offs_s, first, mask_s, PT, PS)
-        cos1 = _angle(time_ptr, space_ptr, t, offs_s, first + 1, mask_s, PT, PS)
-        sin0 = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, first, mask_s, PT, PS)
-        sin1 = _angle(time_ptr + T * PT, space_ptr + S * PS, t, offs_s, first + 1, mask_s, PT, PS)
+        # Pairs of the whole head; the table has those of the second half.
+        pair = tl.arange(0, BD // 2) - D // 4
+        mask = mask_s[:, None] & (pair[None, :] >= 0) & (pair[None, :] < D // 4)
+        offs = place[:, None] * (D // 4) + pair[None, :]
+        cos = tl.load(rope_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        sin = tl.load(rope_ptr + num_places * (D // 4) + offs, mask=mask, other=0.0).to(tl.float32)
+        cos0, cos1 = tl.split(tl.reshape(cos, (cos.shape[0], BD // 4, 2)))
+        sin0, sin1 = tl.split(tl.reshape(sin, (cos.shape[0], BD // 4, 2)))
         ray = rays_ptr + token * 12
         r00 = tl.load(ray + 0, mask=mask_s, other=0.0)[:, None]
         r01 = tl.load(ray + 1, mask=mask_s, other=0.0)[:, None]
@@ -176,20 +170,29 @@ def inverse_rms(
 
 
 @triton.jit
-def _key_tile(x, inv, w, key_scale, NORM: tl.constexpr):
-    """Normalised key before ReLU and the key as the recurrence takes it, before rotation."""
+def _relu_tile(x, w, NORM: tl.constexpr):
+    """Token after RMSNorm's weight and ReLU, still without 1/RMS, which as a positive factor can wait."""
     if NORM:
-        hat = x * inv[:, None]
-        return hat, tl.maximum(hat * w[None, :], 0.0) * key_scale
+        return tl.maximum(x * w[None, :], 0.0)
     else:
-        return x, x * key_scale
+        return x * w
+
+
+@triton.jit
+def _weight(w_ptr, h, scale, D: tl.constexpr, BD: tl.constexpr, NORM: tl.constexpr):
+    """Norm weight of a head times `scale`, or just the scale."""
+    if NORM:
+        d = tl.arange(0, BD)
+        return tl.load(w_ptr + h * D + d, mask=d < D, other=0.0).to(tl.float32) * scale
+    else:
+        return scale
 
 
 @triton.jit
 def _products_kv(
-    k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+    k_base, v_base, beta_ptr, inv_ptr, w, rope_ptr, rays_ptr,
     p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
-    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
     WITH_P: tl.constexpr, WITH_U: tl.constexpr, WITH_Z: tl.constexpr, HALF: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -210,29 +213,31 @@ def _products_kv(
         if WITH_U:
             v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
         beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32)
-        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else beta
-        _hat, key = _key_tile(k, inv, w, key_scale, NORM)
+        key = _relu_tile(k, w, NORM)
+        # The factor 1/RMS of both keys (P, Pz) or of the one (U, uz) joins beta.
+        once = beta
+        twice = beta
+        if NORM:
+            inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)
+            once = beta * inv
+            twice = once * inv
         if WITH_P or WITH_U:
-            tables = _tables(
-                time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE
-            )
+            tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
             turned = _turn(key, tables, 1, D, BS, BD, ROPE)
-            weighted = turned * beta[:, None]
             if ROPE == 2:
-                ratio = tl.maximum(tl.sum(turned * turned, 1), 1e-12) / tl.maximum(
-                    tl.sum(key * key, 1), 1e-12
-                )
+                squared = inv * inv if NORM else 1.0
+                after = tl.maximum(tl.sum(turned * turned, 1) * squared, 1e-12)
+                ratio = after / tl.maximum(tl.sum(key * key, 1) * squared, 1e-12)
                 stretch += tl.where(mask_s, ratio, 0.0)
             if WITH_P:
-                p = _dot_add(tl.trans(turned), weighted, p, HALF)
+                p = _dot_add(tl.trans(turned), turned * twice[:, None], p, HALF)
             if WITH_U:
                 if ROPE == 2:
                     v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
-                u = _dot_add(tl.trans(v), weighted, u, HALF)
+                u = _dot_add(tl.trans(v), turned * once[:, None], u, HALF)
         if WITH_Z:
-            weighted_key = key * beta[:, None]
-            pz = _dot_add(tl.trans(key), weighted_key, pz, HALF)
-            uz += weighted_key
+            pz = _dot_add(tl.trans(key), key * twice[:, None], pz, HALF)
+            uz += key * once[:, None]
     if ROPE == 2:
         mean = tl.sum(stretch, 0) / S
         if WITH_P:
@@ -250,22 +255,24 @@ def _products_kv(
 
 @triton.jit
 def products(
-    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr,
+    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr,
     p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr,
     ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
-    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
     DEN: tl.constexpr, SPLIT: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """P, U (and the normaliser's, when DEN) of one frame and head.
 
-    With SPLIT each accumulator has a program of its own, next to the others that read the same keys (from
-    cache): fewer registers a program, more programs at once, at the price of turning the keys twice.
+    An accumulator takes a quarter of a multiprocessor's registers. SPLIT 0: all in one program; 1: P and U
+    together, the normaliser's beside them; 2: three programs. Those of a frame and head are neighbours, so
+    that the second reads the keys from cache.
     """
     pid = tl.program_id(0)
+    parts: tl.constexpr = (SPLIT if SPLIT > 0 else 0) + (1 if DEN and SPLIT > 0 else 0)
     part = 0
-    if SPLIT:
-        part = pid % (3 if DEN else 2)
-        pid = pid // (3 if DEN else 2)
+    if SPLIT > 0:
+        part = pid % parts
+        pid = pid // parts
     h = pid % H
     t = (pid // H) % T
     b = pid // (H * T)
@@ -273,31 +280,30 @@ def products(
     first = (b * T + t).to(tl.int64) * S
     k_base = k_ptr + b.to(tl.int64) * ksb + t.to(tl.int64) * kst + h * ksh
     v_base = v_ptr + b.to(tl.int64) * vsb + t.to(tl.int64) * vst + h * vsh
-    d = tl.arange(0, BD)
-    w = tl.load(w_ptr + h * D + d, mask=d < D, other=0.0).to(tl.float32) if NORM else 0
-    if not SPLIT:
+    w = _weight(w_ptr, h, key_scale, D, BD, NORM)
+    if SPLIT == 0:
         _products_kv(
-            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            k_base, v_base, beta_ptr, inv_ptr, w, rope_ptr, rays_ptr,
             p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
-            D, PT, PS, NORM, ROPE, True, True, DEN, HALF, BS, BD,
+            D, NORM, ROPE, True, True, DEN, HALF, BS, BD,
         )  # fmt: skip
     elif part == 0:
         _products_kv(
-            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            k_base, v_base, beta_ptr, inv_ptr, w, rope_ptr, rays_ptr,
             p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
-            D, PT, PS, NORM, ROPE, True, False, False, HALF, BS, BD,
+            D, NORM, ROPE, True, SPLIT == 1, False, HALF, BS, BD,
         )  # fmt: skip
-    elif part == 1:
+    elif part < SPLIT:
         _products_kv(
-            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            k_base, v_base, beta_ptr, inv_ptr, w, rope_ptr, rays_ptr,
             p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
-            D, PT, PS, NORM, ROPE, False, True, False, HALF, BS, BD,
+            D, NORM, ROPE, False, True, False, HALF, BS, BD,
         )  # fmt: skip
     elif DEN:
         _products_kv(
-            k_base, v_base, beta_ptr, inv_ptr, w, time_ptr, space_ptr, rays_ptr,
+            k_base, v_base, beta_ptr, inv_ptr, w, rope_ptr, rays_ptr,
             p_ptr, u_ptr, pz_ptr, uz_ptr, stretch_ptr, kss, vss, t, h, bth, first, T, S, H, key_scale,
-            D, PT, PS, NORM, ROPE, False, False, True, HALF, BS, BD,
+            D, NORM, ROPE, False, False, True, HALF, BS, BD,
         )  # fmt: skip
 
 
@@ -394,19 +400,10 @@ def scan(
 
 
 @triton.jit
-def _query_tile(x, inv, w, NORM: tl.constexpr):
-    if NORM:
-        hat = x * inv[:, None]
-        return hat, tl.maximum(hat * w[None, :], 0.0)
-    else:
-        return x, x
-
-
-@triton.jit
 def readout(
-    q_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, out_ptr,
+    q_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, out_ptr,
     qsb, qst, qss, qsh, T, S, H, eps,
-    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
     DEN: tl.constexpr, BOTH: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """out = (S + R) Q, divided by (z + zr) Q when DEN, for every num_programs(1)-th tile of a frame and head."""
@@ -419,7 +416,7 @@ def readout(
     q_base = q_ptr + b.to(tl.int64) * qsb + t.to(tl.int64) * qst + h * qsh
     d = tl.arange(0, BD)
     mask_d = d < D
-    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    w = _weight(w_ptr, h, 1.0, D, BD, NORM)
     state = _square(s_ptr + bth * D * D, D, BD)
     if BOTH:
         state += _square(r_ptr + bth * D * D, D, BD)
@@ -434,12 +431,19 @@ def readout(
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
         q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else 0
-        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
-        _hat, query = _query_tile(q, inv, w, NORM)
+        tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
+        query = _relu_tile(q, w, NORM)
         out = _dot(_turn(query, tables, 0, D, BS, BD, ROPE), tl.trans(state), HALF)
+        # 1/RMS multiplies numerator and denominator alike: with the normaliser only eps needs it.
+        rms = 1.0
+        if NORM:
+            inv = tl.load(inv_ptr + first + s, mask=mask_s, other=1.0)
+            if DEN:
+                rms = 1.0 / inv
+            else:
+                out = out * inv[:, None]
         if DEN:
-            out = out * (1.0 / (tl.sum(query * z[None, :], 1) + eps))[:, None]
+            out = out * (1.0 / (tl.sum(query * z[None, :], 1) + eps * rms))[:, None]
         if ROPE == 2:
             out = _turn(out, tables, 2, D, BS, BD, ROPE)
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
@@ -462,19 +466,26 @@ def row_dot(a_ptr, b_ptr, out_ptr, num_rows, C, scale, BR: tl.constexpr, BC: tl.
 
 
 @triton.jit
-def readout_backward(
-    q_ptr, dout_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, radial_ptr,
-    dq_ptr, ds_ptr, dz_ptr, dw_ptr, part_ptr,
+def _over(x, w):
+    """x / w, and 0 where w is 0: there ReLU is at its corner and passes no gradient."""
+    return tl.where(w == 0, 0.0, x / tl.where(w == 0, 1.0, w))
+
+
+@triton.jit
+def readout_backward_query(
+    q_ptr, dout_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, s_ptr, r_ptr, z_ptr, zr_ptr, radial_ptr,
+    dq_ptr, dz_ptr, dw_ptr, part_ptr, factor_ptr,
     qsb, qst, qss, qsh, T, S, H, eps,
-    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
     DEN: tl.constexpr, BOTH: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of `readout` for one frame and head.
+    """Gradient of `readout` to the queries and the normaliser's state, for one frame and head.
 
-    The gradient of RMSNorm needs, per token, the component of the gradient along the token over all heads.
-    The output is linear in the query, so without the normaliser that component is <dout, out> (radial_ptr,
-    known before); with it the output hardly depends on the query's length, and what is left,
-    <dq, q> = <dqr, qr> eps / (den + eps), goes to part_ptr for `remove_radial`.
+    factor_ptr keeps what the output's gradient is multiplied by (1 / denominator, and 1/RMS for the query it
+    will meet), for `readout_backward_state`. The gradient of RMSNorm needs, per token, the component of the
+    gradient along the token over all heads. The output is linear in the query, so without the normaliser
+    that component is <dout, out> (radial_ptr, known before); with it the output hardly depends on the query's
+    length, and what is left, <dq, q> = <dqr, qr> eps / (den + eps), goes to part_ptr for `remove_radial`.
     """
     pid = tl.program_id(0)
     h = pid % H
@@ -485,7 +496,7 @@ def readout_backward(
     q_base = q_ptr + b.to(tl.int64) * qsb + t.to(tl.int64) * qst + h * qsh
     d = tl.arange(0, BD)
     mask_d = d < D
-    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    w = _weight(w_ptr, h, 1.0, D, BD, NORM)
     state = _square(s_ptr + bth * D * D, D, BD)
     if BOTH:
         state += _square(r_ptr + bth * D * D, D, BD)
@@ -497,7 +508,6 @@ def readout_backward(
             z += tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
         dz = tl.zeros([BS, BD], dtype=tl.float32)
     dw = tl.zeros([BS, BD], dtype=tl.float32)
-    ds = tl.zeros([BD, BD], dtype=tl.float32)
     for s0 in range(0, S, BS):
         s = s0 + tl.arange(0, BS)
         mask_s = s < S
@@ -505,45 +515,79 @@ def readout_backward(
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
         q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         dout = tl.load(dout_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else 0
-        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
-        hat, query = _query_tile(q, inv, w, NORM)
-        turned = _turn(query, tables, 0, D, BS, BD, ROPE)
+        tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
+        query = _relu_tile(q, w, NORM)
         if ROPE == 2:
             dout = _turn(dout, tables, 0, D, BS, BD, ROPE)
+        # The query is query * inv; inv goes to dout, and with it to everything that follows.
+        if NORM:
+            inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)
+        else:
+            inv = tl.where(mask_s, 1.0, 0.0)
+        factor = inv
         if DEN:
-            den = tl.sum(query * z[None, :], 1) + eps
             # A padded token has no gradient; its denominator eps must not turn 0 into NaN.
-            dout = dout * (1.0 / tl.where(mask_s, den, 1.0))[:, None]
-        if HALF:
-            dout = dout.to(tl.bfloat16)
-        dturned = _dot(dout, state, HALF)
-        ds = _dot_add(tl.trans(dout), turned, ds, HALF)
-        dquery = _turn(dturned, tables, 2, D, BS, BD, ROPE)
+            den = tl.where(mask_s, tl.sum(query * z[None, :], 1) * inv + eps, 1.0)
+            factor = inv / den
+        tl.store(factor_ptr + (first + s) * H + h, factor, mask=mask_s)
+        dquery = _turn(_dot(dout * factor[:, None], state, HALF), tables, 2, D, BS, BD, ROPE)
         if DEN:
-            along = tl.sum(dturned * turned, 1)
-            dden = tl.where(mask_s, -along / den, 0.0)
+            along = tl.sum(dquery * query, 1)
+            dden = -along * factor
             dquery += dden[:, None] * z[None, :]
             dz += dden[:, None] * query
             if NORM:
                 # Below 1e-7 of the gradient it is rounding; a zero lets `remove_radial` skip the token.
-                matters = eps > 1e-7 * tl.abs(den)
+                matters = mask_s & (eps > 1e-7 * tl.abs(den))
                 tl.store(
                     part_ptr + (first + s) * H + h, tl.where(matters, along * eps / den, 0.0), mask=mask_s
                 )
         if NORM:
             dquery = tl.where(query > 0, dquery, 0.0)
-            dw += dquery * hat
+            dw += dquery * query
             dquery = dquery * w[None, :]
             if not DEN:
-                dquery -= hat * tl.load(radial_ptr + first + s, mask=mask_s, other=0.0)[:, None]
-            dquery = dquery * inv[:, None]
+                radial = tl.load(radial_ptr + first + s, mask=mask_s, other=0.0)
+                dquery -= q * (radial * inv * inv)[:, None]
         tl.store(dq_ptr + offs, dquery.to(dq_ptr.dtype.element_ty), mask=mask)
-    _store_square(ds_ptr + bth * D * D, ds, D, BD)
     if DEN:
         tl.store(dz_ptr + bth * D + d, tl.sum(dz, 0), mask=mask_d)
     if NORM:
-        tl.store(dw_ptr + bth * D + d, tl.sum(dw, 0), mask=mask_d)
+        tl.store(dw_ptr + bth * D + d, _over(tl.sum(dw, 0), w), mask=mask_d)
+
+
+@triton.jit
+def readout_backward_state(
+    q_ptr, dout_ptr, factor_ptr, w_ptr, rope_ptr, rays_ptr, ds_ptr, qsb, qst, qss, qsh, T, S, H,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, HALF: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Gradient of `readout` to the state of one frame and head: sum over tokens of dnum q^T."""
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    q_base = q_ptr + b.to(tl.int64) * qsb + t.to(tl.int64) * qst + h * qsh
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    w = _weight(w_ptr, h, 1.0, D, BD, NORM)
+    ds = tl.zeros([BD, BD], dtype=tl.float32)
+    for s0 in range(0, S, BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + offs, mask=mask, other=0.0)
+        factor = tl.load(factor_ptr + (first + s) * H + h, mask=mask_s, other=0.0)
+        tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
+        turned = _turn(_relu_tile(q, w, NORM), tables, 0, D, BS, BD, ROPE) * factor[:, None]
+        if ROPE == 2:
+            dout = _turn(dout.to(tl.float32), tables, 0, D, BS, BD, ROPE)
+        ds = _dot_add(tl.trans(dout), turned, ds, HALF)
+    _store_square(ds_ptr + bth * D * D, ds, D, BD)
 
 
 @triton.jit
@@ -616,20 +660,17 @@ def combine(
 
 
 @triton.jit
-def products_backward(
-    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, time_ptr, space_ptr, rays_ptr,
-    dp_ptr, du_ptr, z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr, dstretch_ptr,
-    dk_ptr, dv_ptr, dbeta_ptr, dw_ptr, part_ptr,
+def products_backward_value(
+    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, du_ptr, stretch_ptr,
+    turned_ptr, dv_ptr, through_ptr,
     ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
-    D: tl.constexpr, PT: tl.constexpr, PS: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
-    DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr, HALF: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, HALF: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients to keys, values and beta of one frame and head.
+    """dV = beta dU K for one frame and head.
 
-    dK (turned) = beta (dP K + dU^T V), dV = beta dU K, dbeta = k^T dP k / 2 + v^T dU k with dP symmetrised;
-    the normaliser's dP is of rank four and applied as such. With NORM the stored dk still lacks the factor
-    1/RMS and the radial part (part_ptr holds each head's share): `remove_radial` finishes it.
+    Also leaves the turned keys (turned_ptr, the buffer that `products_backward_key` overwrites with dk) and
+    v^T dU k per token (through_ptr), beta's gradient by way of U.
     """
     pid = tl.program_id(0)
     h = pid % H
@@ -641,7 +682,60 @@ def products_backward(
     v_base = v_ptr + b.to(tl.int64) * vsb + t.to(tl.int64) * vst + h * vsh
     d = tl.arange(0, BD)
     mask_d = d < D
-    w = tl.load(w_ptr + h * D + d, mask=mask_d, other=0.0).to(tl.float32) if NORM else 0
+    w = _weight(w_ptr, h, key_scale, D, BD, NORM)
+    du = _operand(du_ptr + bth * D * D, D, BD)
+    discount = 1.0
+    if ROPE == 2:
+        discount = 1.0 / tl.maximum(tl.load(stretch_ptr + bth), 1.0)
+    for s0 in range(0, S, BS):
+        s = s0 + tl.arange(0, BS)
+        mask_s = s < S
+        mask = mask_s[:, None] & mask_d[None, :]
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32) * discount
+        tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
+        key = _relu_tile(k, w, NORM)
+        if NORM:
+            key = key * tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)[:, None]
+        turned = _turn(key, tables, 1, D, BS, BD, ROPE).to(turned_ptr.dtype.element_ty)
+        tl.store(turned_ptr + offs, turned, mask=mask)
+        dv = _dot(turned, tl.trans(du), HALF)
+        if ROPE == 2:
+            # <v turned, dv> = <v, dv turned back>.
+            dv = _turn(dv, tables, 3, D, BS, BD, ROPE)
+        tl.store(through_ptr + (first + s) * H + h, tl.sum(dv * v, 1), mask=mask_s)
+        tl.store(dv_ptr + offs, (dv * beta[:, None]).to(dv_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def products_backward_key(
+    k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, dp_ptr, du_ptr,
+    z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr, dstretch_ptr, through_ptr,
+    dk_ptr, dbeta_ptr, dw_ptr, part_ptr,
+    ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
+    DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr, HALF: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Gradients to the keys and beta of one frame and head, after `products_backward_value`.
+
+    dK (turned) = beta (dP K + dU^T V), dbeta = k^T dP k / 2 + v^T dU k with dP symmetrised; the normaliser's
+    dP is of rank four and applied as such. With NORM the stored dk still lacks the factor 1/RMS and the
+    radial part (part_ptr holds each head's share): `remove_radial` finishes it.
+    """
+    pid = tl.program_id(0)
+    h = pid % H
+    t = (pid // H) % T
+    b = pid // (H * T)
+    bth = pid.to(tl.int64)
+    first = (b * T + t).to(tl.int64) * S
+    k_base = k_ptr + b.to(tl.int64) * ksb + t.to(tl.int64) * kst + h * ksh
+    v_base = v_ptr + b.to(tl.int64) * vsb + t.to(tl.int64) * vst + h * vsh
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    w = _weight(w_ptr, h, key_scale, D, BD, NORM)
     dp = _operand(dp_ptr + bth * D * D, D, BD)
     du = _operand(du_ptr + bth * D * D, D, BD)
     if DEN:
@@ -656,6 +750,7 @@ def products_backward(
         if BOTH:
             zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
             ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
+    discount = 1.0
     if ROPE == 2:
         discount = 1.0 / tl.maximum(tl.load(stretch_ptr + bth), 1.0)
         dratio = tl.load(dstretch_ptr + bth) / S
@@ -664,57 +759,64 @@ def products_backward(
         s = s0 + tl.arange(0, BS)
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
-        k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        turned = tl.load(dk_ptr + offs, mask=mask, other=0.0)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
-        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32)
-        inv = tl.load(inv_ptr + first + s, mask=mask_s, other=0.0) if NORM else beta
-        tables = _tables(time_ptr, space_ptr, rays_ptr, t, T, S, first + s, s, mask_s, D, BD, PT, PS, ROPE)
-        hat, key = _key_tile(k, inv, w, key_scale, NORM)
-        turned = _turn(key, tables, 1, D, BS, BD, ROPE)
+        k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
+        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32) * discount
+        through = tl.load(through_ptr + (first + s) * H + h, mask=mask_s, other=0.0)
+        tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         if ROPE == 2:
             v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
-            beta = beta * discount
-        through_u = _dot(turned, tl.trans(du), HALF)
-        dbeta = tl.sum(through_u * v.to(tl.float32), 1)
-        dv = through_u * beta[:, None]
+        dturned = _dot_add(v, du, _dot(turned, dp, HALF), HALF)
+        key = _relu_tile(k, w, NORM)
+        if NORM:
+            key = key * tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)[:, None]
         if ROPE == 2:
-            dv = _turn(dv, tables, 3, D, BS, BD, ROPE)
-        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
-        tl.store(dv_ptr + offs, dv.to(dv_ptr.dtype.element_ty), mask=mask)
-        through_p = _dot(turned, dp, HALF)
-        dbeta += 0.5 * tl.sum(through_p * turned, 1)
-        dturned = _dot_add(v, du, through_p, HALF) * beta[:, None]
-        if ROPE == 2:
-            dbeta = dbeta * discount
+            turned = turned.to(tl.float32)
+            both = tl.sum(dturned * turned, 1)
             before = tl.sum(key * key, 1)
             after = tl.sum(turned * turned, 1)
             ratio = tl.maximum(after, 1e-12) / tl.maximum(before, 1e-12)
             share = 2.0 * dratio / tl.maximum(before, 1e-12)
-            dturned += tl.where(after > 1e-12, share, 0.0)[:, None] * turned
-        dkey = _turn(dturned, tables, 3, D, BS, BD, ROPE)
-        if ROPE == 2:
-            dkey -= tl.where(before > 1e-12, share * ratio, 0.0)[:, None] * key
+            grow = tl.where(after > 1e-12, share, 0.0)
+            shrink = tl.where(before > 1e-12, share * ratio, 0.0)
+            dkey = _turn(dturned * beta[:, None] + grow[:, None] * turned, tables, 3, D, BS, BD, ROPE)
+            dkey -= shrink[:, None] * key
+            part = beta * both + grow * after - shrink * before
+        else:
+            # A rotation keeps the product with the key.
+            dkey = _turn(dturned, tables, 3, D, BS, BD, ROPE)
+            both = tl.sum(dkey * key, 1)
+            dkey = dkey * beta[:, None]
+            part = beta * both
+        # both = k^T dP k + v^T dU k; part = <key, dkey>, the gradient's component along the token.
+        dbeta = 0.5 * (both + through) * discount
         if DEN:
             kz = tl.sum(key * z[None, :], 1)
             kg = tl.sum(key * gz[None, :], 1)
-            dzkey = gz[None, :] - decay * (kg[:, None] * z[None, :] + kz[:, None] * gz[None, :])
             dbeta += kg - decay * kz * kg
+            part += beta * (kg - 2.0 * decay * kz * kg)
+            dkey += (beta * (1.0 - decay * kz))[:, None] * gz[None, :]
+            dkey -= (beta * decay * kg)[:, None] * z[None, :]
             if BOTH:
                 kr = tl.sum(key * zr[None, :], 1)
                 ke = tl.sum(key * ez[None, :], 1)
-                dzkey += ez[None, :] - decay * (ke[:, None] * zr[None, :] + kr[:, None] * ez[None, :])
                 dbeta += ke - decay * kr * ke
-            dkey += beta[:, None] * dzkey
+                part += beta * (ke - 2.0 * decay * kr * ke)
+                dkey += (beta * (1.0 - decay * kr))[:, None] * ez[None, :]
+                dkey -= (beta * decay * ke)[:, None] * zr[None, :]
         tl.store(dbeta_ptr + (first + s) * H + h, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
-        dkey = dkey * key_scale
         if NORM:
             dkey = tl.where(key > 0, dkey, 0.0)
-            dw += dkey * hat
+            dw += dkey * key
             dkey = dkey * w[None, :]
-            tl.store(part_ptr + (first + s) * H + h, tl.sum(dkey * hat, 1), mask=mask_s)
+            tl.store(part_ptr + (first + s) * H + h, part, mask=mask_s)
+        else:
+            dkey = dkey * w
         tl.store(dk_ptr + offs, dkey.to(dk_ptr.dtype.element_ty), mask=mask)
     if NORM:
-        tl.store(dw_ptr + bth * D + d, tl.sum(dw, 0), mask=mask_d)
+        tl.store(dw_ptr + bth * D + d, _over(tl.sum(dw, 0), w) * key_scale, mask=mask_d)
 
 
 @triton.jit

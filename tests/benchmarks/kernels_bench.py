@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from cases import GRADIENTS, Case, errors_against_twin, make_case, random_poses
 from theodolite.kernels.frame_gdn import launch
-from theodolite.kernels.frame_gdn.reference import world_to_ray
+from theodolite.kernels.frame_gdn.reference import rope_tables, world_to_ray
 
 HEADS, HEAD_SIZE, HEIGHT, WIDTH, FRAMES = 20, 112, 22, 40, 121
 
@@ -49,9 +50,6 @@ def full_size(branch: str, *, frames: int = FRAMES, **more) -> Case:
         frames=frames, height=2, width=2, heads=HEADS, head_size=HEAD_SIZE, branch=branch, dtype=torch.bfloat16,
         device="cuda", **more,
     )  # fmt: skip
-    big = make_case(
-        frames=1, height=HEIGHT, width=WIDTH, heads=1, head_size=HEAD_SIZE, branch=branch, device="cuda"
-    )
     tokens = HEIGHT * WIDTH
     shape = (1, frames, tokens, HEADS, HEAD_SIZE)
     for name in "qkv":
@@ -59,8 +57,9 @@ def full_size(branch: str, *, frames: int = FRAMES, **more) -> Case:
         x = torch.randn(shape, device="cuda", dtype=torch.bfloat16) * scale
         setattr(case, name, x.requires_grad_())
     case.beta = torch.rand(shape[:-1], device="cuda").to(torch.bfloat16).requires_grad_()
-    if case.rope is not None and big.rope is not None:
-        case.rope = type(case.rope)(case.rope.time, big.rope.space)
+    if case.rope is not None:
+        half = branch == "camera"
+        case.rope = rope_tables(frames, HEIGHT, WIDTH, HEAD_SIZE, half=half).to("cuda", torch.float16)
     if case.rays is not None:
         generator = torch.Generator().manual_seed(0)
         intrinsics = torch.tensor([WIDTH * 0.8, WIDTH * 0.8, WIDTH / 2, HEIGHT / 2]).expand(1, frames, 4)
@@ -75,12 +74,10 @@ def full_size(branch: str, *, frames: int = FRAMES, **more) -> Case:
 def prepared(case: Case) -> launch.Inputs:
     """The launch layer's view of a case."""
     keep = torch.ones(case.k.shape[1], device=case.k.device) if case.options["bidirectional"] else None
-    rope = case.rope
     detached = {n: None if getattr(case, n) is None else getattr(case, n).detach() for n in GRADIENTS}
     return launch.make_inputs(
         *(detached[n] for n in GRADIENTS[:7]),
-        None if rope is None else rope.time,
-        None if rope is None else rope.space,
+        case.rope,
         case.rays,
         keep,
         case.options["normalise"],
@@ -92,12 +89,14 @@ def prepared(case: Case) -> launch.Inputs:
 
 SWEEP: dict[str, dict[str, list[int]]] = {
     "inverse_rms": {"BR": [4, 8, 16], "num_warps": [4, 8]},
-    "products": {"BS": [32, 64, 128], "SPLIT": [0, 1], "num_warps": [4, 8, 16], "num_stages": [1, 2, 3]},
+    "products": {"BS": [32, 64, 128], "SPLIT": [0, 1, 2], "num_warps": [4, 8, 16], "num_stages": [1, 2, 3]},
     "scan": {"BR": [16, 32, 64], "STAGES": [2, 3, 4], "num_warps": [4, 8]},
     "readout": {"BS": [64, 128], "SPLITS": [1, 2], "num_warps": [4, 8], "num_stages": [2, 3]},
-    "readout_backward": {"BS": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2]},
+    "readout_backward_query": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
+    "readout_backward_state": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "combine": {"num_warps": [4, 8, 16], "num_stages": [1]},
-    "products_backward": {"BS": [32, 64, 128], "num_warps": [4, 8, 16], "num_stages": [1, 2]},
+    "products_backward_value": {"BS": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
+    "products_backward_key": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "remove_radial": {"BR": [4, 8, 16], "num_warps": [4, 8]},
 }
 
@@ -108,7 +107,7 @@ def resources(name: str) -> str:
     return f"regs {compiled.n_regs} spills {compiled.n_spills} shared {compiled.metadata.shared // 1024} KiB"
 
 
-def sweep(branch: str, names: list[str], seconds: float) -> None:
+def sweep(branch: str, names: list[str], seconds: float, grid: dict[str, list[int]] | None) -> None:
     """Time every stage under each combination of launch parameters; the fastest first."""
     x = prepared(full_size(branch))
     products = launch.compute_products(x)
@@ -126,10 +125,12 @@ def sweep(branch: str, names: list[str], seconds: float) -> None:
         "products": lambda: launch.compute_products(x),
         "scan": lambda: launch.compute_states(x, products, none),
         "readout": lambda: launch.compute_readout(x, products, states),
-        "readout_backward": lambda: launch.readout_backward(x, products, states, out, dout),
+        "readout_backward_query": lambda: launch.readout_backward(x, products, states, out, dout),
+        "readout_backward_state": lambda: launch.readout_backward(x, products, states, out, dout),
         "scan_backward": lambda: launch.states_backward(x, products, read.dkv, read.dz, zeros),
         "combine": lambda: launch.combine(x, products, states, none, grads),
-        "products_backward": lambda: launch.products_backward(x, products, states, none, grads, steps),
+        "products_backward_value": lambda: launch.products_backward(x, products, states, none, grads, steps),
+        "products_backward_key": lambda: launch.products_backward(x, products, states, none, grads, steps),
         "remove_radial": lambda: launch._remove_radial(read.dq, x.q, products.q_inv, part, scaled=False),
     }
     for name in names:
@@ -138,7 +139,7 @@ def sweep(branch: str, names: list[str], seconds: float) -> None:
         before = launch.LAUNCH[key, True]
         results = [(milliseconds(stage), "as it is " + str(before))]
         start = time.time()
-        options = SWEEP[key]
+        options = grid or SWEEP[key]
         for values in itertools.product(*options.values()):
             if time.time() - start > seconds:
                 results.append((float("inf"), "out of time"))
@@ -148,7 +149,9 @@ def sweep(branch: str, names: list[str], seconds: float) -> None:
             try:
                 results.append((milliseconds(stage, 5), f"{chosen} {resources(key)}"))
             except Exception as error:  # noqa: BLE001  a variant that does not fit is part of the table
-                results.append((float("inf"), f"{chosen}: {type(error).__name__} {str(error)[:60]}"))
+                results.append(
+                    (float("inf"), f"{chosen}: {type(error).__name__} {str(error).splitlines()[0][:60]}")
+                )
         results.sort(key=lambda r: r[0])
         launch.LAUNCH[key, True] = before
         print(f"== {branch} {name} (the whole stage, ms)")
@@ -198,6 +201,7 @@ def main() -> None:
         "--check", nargs="?", const="0/1", help="accuracy of all variants at odd sizes; part i/n"
     )
     parser.add_argument("--sweep", nargs="*", help="stages to sweep; none: all")
+    parser.add_argument("--grid", type=json.loads, help='launch parameters to combine, {"BS": [32, 64]}')
     parser.add_argument("--branch", default="main")
     parser.add_argument("--seconds", type=float, default=60, help="at most so long for a stage of the sweep")
     args = parser.parse_args()
@@ -206,7 +210,7 @@ def main() -> None:
         part, parts = (int(x) for x in args.check.split("/"))
         check(part, parts)
     if args.sweep is not None:
-        sweep(args.branch, args.sweep or [*SWEEP], args.seconds)
+        sweep(args.branch, args.sweep or [*SWEEP], args.seconds, args.grid)
 
 
 if __name__ == "__main__":

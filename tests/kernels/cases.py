@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from theodolite.kernels.frame_gdn.op import Backend, frame_gdn
-from theodolite.kernels.frame_gdn.reference import Result, Rope, State, rope_tables, world_to_ray
+from theodolite.kernels.frame_gdn.reference import Result, State, rope_tables, world_to_ray
 from torch import Tensor
 
 
@@ -25,7 +25,7 @@ class Case:
     initial_z: Tensor | None
     initial_kv_reverse: Tensor | None
     initial_z_reverse: Tensor | None
-    rope: Rope | None
+    rope: Tensor | None
     rays: Tensor | None
     options: dict
 
@@ -119,7 +119,7 @@ def make_case(
         leaf(weights[0], single),
         leaf(weights[1], single),
         *(leaf(end, single) for end in ends),
-        rope=None if rope is None else Rope(rope.time.to(device), rope.space.to(device)),
+        rope=None if rope is None else rope.to(device),
         rays=None if rays is None else rays.to(device, single),
         options={
             "bidirectional": bidirectional,
@@ -135,7 +135,7 @@ def in_float64(case: Case) -> Case:
     values = {name: getattr(case, name) for name in GRADIENTS}
     double = {n: None if x is None else x.detach().double().requires_grad_() for n, x in values.items()}
     rays = None if case.rays is None else case.rays.double()
-    rope = None if case.rope is None else Rope(case.rope.time.double(), case.rope.space.double())
+    rope = None if case.rope is None else case.rope.double()
     return Case(**double, rope=rope, rays=rays, options=case.options)
 
 

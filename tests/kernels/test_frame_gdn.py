@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from theodolite.kernels import Rope, State, frame_gdn, key_scale, rope_tables, world_to_ray
+from theodolite.kernels import State, frame_gdn, key_scale, rope_tables, world_to_ray
 from theodolite.kernels.frame_gdn.op import _forward_op
 from theodolite.kernels.frame_gdn.reference import _ray_matrices, frame_products, prepare
 
@@ -83,7 +83,7 @@ def test_frames_fed_one_chunk_at_a_time_equal_the_whole() -> None:
             *(x[:, a:b] for x in (case.q, case.k, case.v, case.beta, case.decay)),
             q_weight=case.q_weight,
             k_weight=case.k_weight,
-            rope=Rope(case.rope.time[:, a:b], case.rope.space),
+            rope=case.rope[:, a:b],
             initial=state,
             key_scale=case.options["key_scale"],
         )
@@ -144,7 +144,7 @@ def test_transition_never_expands_while_each_head_keeps_its_share(kind: str) -> 
         if kind == "two directions":
             k[:, :, ::2, :, 1] = 0.1
     k = torch.nn.functional.normalize(k, dim=-1) * d**0.5 * key_scale(d, s)
-    norms = transition_norms(case, k)
+    norms = transition_norms(case, k).detach()
     assert (norms <= case.decay * (1 + 1e-9)).all()
     # The bound is met: without the S in the scale the same keys blow up.
     if kind == "one direction":
@@ -161,7 +161,7 @@ def test_norm_over_all_heads_leaves_room_for_expansion() -> None:
         case.q, k, case.v, case.beta, q_weight=None, k_weight=torch.ones(4 * d, dtype=torch.float64),
         rope=None, rays=None, key_scale=key_scale(d, s), norm_eps=1e-5,
     )  # fmt: skip
-    assert transition_norms(case, ready.key).max() == pytest.approx(3, rel=1e-3)
+    assert float(transition_norms(case, ready.key).detach().max()) == pytest.approx(3, rel=1e-2)
 
 
 def test_rays_discount_keeps_stretched_keys_contracting() -> None:
@@ -231,8 +231,8 @@ def test_operator_registration_holds(device: torch.device) -> None:
     assert case.rope is not None
     keep = torch.ones(2, device=device)
     arguments = (
-        case.q, case.k, case.v, case.beta, case.decay, case.q_weight, case.k_weight, case.rope.time.float(),
-        case.rope.space.float(), None, keep, None, None, None, None, True, 0.1, 1e-5, 1e-8,
+        case.q, case.k, case.v, case.beta, case.decay, case.q_weight, case.k_weight, case.rope.float(),
+        None, keep, None, None, None, None, True, 0.1, 1e-5, 1e-8,
     )  # fmt: skip
     torch.library.opcheck(
         _forward_op, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
@@ -269,7 +269,7 @@ def test_cpu_takes_the_twin_and_float64() -> None:
     [
         ({"beta": torch.zeros(1, 3, 21, 3)}, "beta is"),
         ({"decay": torch.zeros(1, 3)}, "decay is"),
-        ({"rope": Rope(torch.zeros(2, 3, 4), torch.zeros(2, 21, 4))}, "rope rotates 4 \\+ 4 pairs"),
+        ({"rope": torch.zeros(2, 3, 21, 8)}, "rope is"),
         ({"rays": torch.zeros(1, 3, 21, 3, 4)}, "normalise=False"),
         ({"initial": State(torch.zeros(1, 2, 24, 24))}, "initial.z"),
         ({"bidirectional": False, "chunk_starts": (0,)}, "reverse scan"),

@@ -1,0 +1,1 @@
+"""Depthwise temporal convolution of the keys: `reference` is the definition, `op` the operator."""

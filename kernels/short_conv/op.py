@@ -1,0 +1,156 @@
+"""`short_conv`: the public operator, its registration with torch and its gradient."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..frame_gdn.op import Backend, resolve_backend
+from .reference import short_conv_reference
+
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    bidirectional: bool = True,
+    chunk_starts: tuple[int, ...] | None = None,
+    before: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Depthwise convolution along time, for each token of a frame by itself.
+
+    Causal part: y_t = sum over lag of weight[:, 0, taps - 1 - lag] * x_{t - lag}, over the whole clip. With
+    `bidirectional` the same weights also look ahead, inside the chunk of t only; the centre counts once.
+
+    Args:
+        x: (B, T, S, C) float32 or bfloat16, last axis dense.
+        weight: (C, 1, taps), oldest tap first.
+        chunk_starts: first frames of chunks; None: one chunk.
+        before: (B, taps - 1, S, C) the frames before the first (streaming); None: zeros.
+    Returns:
+        (B, T, S, C) in the dtype of x; gradients flow to x, weight and before.
+    Raises:
+        ValueError: on shapes that do not fit.
+    Source: NVlabs/Sana `conv_k`, forward plus reversed causal convolution minus the centre tap.
+    """
+    if x.ndim != 4 or weight.ndim != 3 or weight.shape[:2] != (x.shape[-1], 1):
+        raise ValueError(
+            f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}; give (B, T, S, C) and (C, 1, taps)"
+        )
+    expected = (x.shape[0], weight.shape[-1] - 1, *x.shape[2:])
+    if before is not None and tuple(before.shape) != expected:
+        raise ValueError(f"before is {tuple(before.shape)}; it must be {expected}")
+    if not bidirectional and chunk_starts is not None:
+        raise ValueError("chunk_starts bound the look ahead: set bidirectional=True")
+    if not resolve_backend(backend, x):
+        return short_conv_reference(
+            x, weight, bidirectional=bidirectional, chunk_starts=chunk_starts, before=before
+        )
+    return _forward_op(x, weight, before, list(chunk_starts or ()), bidirectional)
+
+
+def _chunk_bounds(frames: int, chunk_starts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(T,) int32 first and end frame of each frame's chunk."""
+    edges = sorted({0, *(s for s in chunk_starts if s < frames), frames})
+    first = [a for a, b in itertools.pairwise(edges) for _ in range(a, b)]
+    end = [b for a, b in itertools.pairwise(edges) for _ in range(a, b)]
+    both = torch.tensor([first, end], dtype=torch.int32).to(device, non_blocking=True)
+    return both[0], both[1]
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, before: Tensor | None, starts: list[int], both: bool, *, backward: bool
+) -> Tensor:
+    import triton
+
+    from . import triton_kernels as kernels
+
+    b, t, s, c = x.shape
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    y = torch.empty(b, t, s, c, dtype=x.dtype, device=x.device)
+    first, end = _chunk_bounds(t, starts, x.device)
+    block = min(1024, triton.next_power_of_2(c))
+    frames = 8
+    kernels.convolve[(b * s * triton.cdiv(c, block), triton.cdiv(t, frames))](
+        x, None if before is None else before.contiguous(), weight.contiguous(), end, first, y,
+        t, s, c, x.stride(0), x.stride(1), x.stride(2),
+        TAPS=weight.shape[-1], BOTH=both, BACKWARD=backward, HAS_BEFORE=before is not None, BF=frames, BC=block,
+        num_warps=4,
+    )  # fmt: skip
+    return y
+
+
+@torch.library.custom_op("theodolite::short_conv", mutates_args=())
+def _forward_op(
+    x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool
+) -> Tensor:
+    return _convolve(x, weight, before, chunk_starts, bidirectional, backward=False)
+
+
+@_forward_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool
+) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("theodolite::short_conv_backward", mutates_args=())
+def _backward_op(
+    x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    import triton
+
+    from . import triton_kernels as kernels
+
+    b, t, s, c = x.shape
+    taps = weight.shape[-1]
+    dy = dy.contiguous()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    dx = _convolve(dy, weight, None, chunk_starts, bidirectional, backward=True)
+    _, end = _chunk_bounds(t, chunk_starts, x.device)
+    parts = torch.empty(b, t, taps, c, dtype=torch.float32, device=x.device)
+    block = min(128, triton.next_power_of_2(c))
+    kernels.weight_gradient[(b * t * triton.cdiv(c, block),)](
+        x, None if before is None else before.contiguous(), dy, end, parts,
+        t, s, c, x.stride(0), x.stride(1), x.stride(2),
+        TAPS=taps, BOTH=bidirectional, HAS_BEFORE=before is not None, BS=16, BC=block, num_warps=4,
+    )  # fmt: skip
+    dweight = parts.sum(dim=(0, 1)).T.reshape(weight.shape).to(weight.dtype)
+    if before is None:
+        return dx, dweight, x.new_empty(0)
+    # Frame -j reads into y_t with lag t + j; only the first taps - 1 frames see it.
+    w = weight.float().view(c, taps)
+    dbefore = torch.zeros(before.shape, dtype=torch.float32, device=x.device)
+    for j in range(1, taps):
+        for lag in range(j, taps):
+            if lag - j < t:
+                dbefore[:, taps - 1 - j] += w[:, taps - 1 - lag] * dy[:, lag - j].float()
+    return dx, dweight, dbefore.to(before.dtype)
+
+
+@_backward_op.register_fake
+def _(
+    x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    def like(y: Tensor) -> Tensor:
+        return torch.empty(y.shape, dtype=y.dtype, device=y.device)
+
+    return like(x), like(weight), x.new_empty(0) if before is None else like(before)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.switches = inputs[3:]
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, before = ctx.saved_tensors
+    dx, dweight, dbefore = _backward_op(x, weight, before, *ctx.switches, dy)
+    return dx, dweight, None if before is None else dbefore, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
