@@ -1,0 +1,167 @@
+"""Nothing leaves that must not: stand-ins, unknown licences, private media; the rest arrives whole, with a
+card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import theodolite.dataset
+import yaml
+from theodolite.dataset.licences import allows_commercial_use, find_licence, known_licences
+from theodolite.dataset.publish import publish, run_publish, stage_publication
+from theodolite.dataset.rows import Row
+from theodolite.dataset.validate import validate_dataset
+
+DETAIL = ("clip 3: /home/someone/a/9.mp4: moov atom missing, 1/2 of it",)
+FREE = {"weights": (), "weight_licences": ()}
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    (tmp_path / "media" / "videos").mkdir(parents=True)
+    (tmp_path / "media" / "videos" / "0.mp4").write_bytes(b"pictures")
+    closed = {"data_redistributable": False, "media": "/home/someone/clips/1.mp4", "source": "other"}
+    shards = {
+        "a": [make_row(0), make_rejected(3, error="File /home/someone/x.py", reason_details=DETAIL)],
+        "b": [make_row(1, **closed, **FREE)],
+        "c": [
+            make_row(
+                2, data_licence="CC-BY-NC-4.0", source="other", media="https://example.org/2.mp4", **FREE
+            )
+        ],
+    }
+    for name, rows in shards.items():
+        make_dataset(tmp_path / "out", {name: rows})
+    return tmp_path / "out"
+
+
+def test_staged_dataset_is_whole_valid_and_without_local_paths(out: Path, tmp_path: Path) -> None:
+    result = stage_publication(out, tmp_path / "pub", media_root=tmp_path / "media", name="My cameras")
+    assert (result.num_clips, result.left_out, result.num_media) == (4, 0, 1)
+    assert validate_dataset(tmp_path / "pub") == (4, [])
+    clips = theodolite.dataset.open(tmp_path / "pub")
+    media = {r.clip_id: r.media for r in clips.rows()}
+    assert media["clip_0000"] == "media/source=demo/clip_0000.mp4"
+    assert (tmp_path / "pub" / media["clip_0000"]).read_bytes() == b"pictures"
+    assert media["clip_0001"] == "other:original 1.mp4"
+    assert media["clip_0002"] == "https://example.org/2.mp4"
+    assert clips.row("clip_0003").reason_details == ("clip 3: 9.mp4: moov atom missing, 1/2 of it",)
+    original = theodolite.dataset.open(out).row("clip_0002")
+    np.testing.assert_array_equal(clips.row("clip_0002").camera_to_world, original.camera_to_world)
+    everything = b"".join(p.read_bytes() for p in (tmp_path / "pub").rglob("*") if p.is_file())
+    assert b"/home/someone" not in everything
+    with pytest.raises(ValueError, match="is not empty"):
+        stage_publication(out, tmp_path / "pub")
+
+
+def test_card_states_counts_licences_quality_and_loads(out: Path, tmp_path: Path) -> None:
+    stage_publication(out, tmp_path / "pub", name="My cameras")
+    card = (tmp_path / "pub" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["configs"][0]["data_files"][0]["path"] == "data/**/*.parquet"
+    assert front["size_categories"] == ["n<1K"]
+    assert "# My cameras" in card
+    assert "| demo | 1 | 1 | 0.00 |" in card
+    assert "| other | 2 | 0 | 0.00 |" in card
+    assert "| unreadable_video | 1 |" in card
+    assert "| CC-BY-NC-4.0 | 1 | 1 | 1 | no |" in card
+    assert "| CC-BY-4.0 | 3 | 2 | 0 | yes |" in card
+    assert "reprojection error, px | 0.45" in card
+    assert "| `camera_to_world` |" in card
+
+
+def test_commercial_filter_looks_at_data_and_weights(out: Path, tmp_path: Path) -> None:
+    text, code = run_publish(out, "me/cams", tmp_path / "pub", for_commercial_use=True, dry_run=True)
+    assert code == 0
+    assert text.startswith("2 clips, 2 left out (no commercial use), 0 media files: staged in")
+    ids = {r.clip_id for r in theodolite.dataset.open(tmp_path / "pub").rows()}
+    assert ids == {"clip_0001", "clip_0003"}  # 0 has non-commercial weights, 2 non-commercial data
+    assert "allow commercial use" in (tmp_path / "pub" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stand_in": True}, "no_stand_in"),
+        ({"data_licence": "unknown"}, "licence_present"),
+        ({"data_licence": "See website"}, "'See website' .1 clips, e.g. clip_0000"),
+        ({"weight_licences": ("custom",)}, "'custom'"),
+        ({"camera_to_world": np.tile(np.diag([2.0, 1, 1, 1]), (33, 1, 1)), "path_length_m": 0.0}, "rigid"),
+    ],
+)
+def test_refusals(
+    tmp_path: Path,
+    make_row: Callable[..., Row],
+    make_dataset: Callable,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    bad = make_dataset(tmp_path / "bad", {"a": [make_row(0, **changes)]})
+    with pytest.raises(ValueError, match=message):
+        stage_publication(bad, tmp_path / "pub")
+    assert not (tmp_path / "pub").exists()
+
+
+def test_nothing_allowed_is_an_error(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    closed = make_dataset(tmp_path / "o", {"a": [make_row(0)]})
+    with pytest.raises(ValueError, match="allow commercial use; nothing to publish"):
+        stage_publication(closed, tmp_path / "pub", use="commercial")
+
+
+class _Hub:
+    """Stands for the hub client: records calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> str:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"hub:{repo_id}"
+
+    def upload_folder(self, **options: Any) -> None:
+        files = sorted(
+            str(p.relative_to(options["folder_path"])) for p in Path(options["folder_path"]).rglob("*.*")
+        )
+        self.calls.append(("upload_folder", {**options, "files": files}))
+
+
+class _OldHub(_Hub):
+    def upload_large_folder(self, **options: Any) -> None:
+        self.calls.append(("upload_large_folder", options))
+
+
+def test_upload_uses_the_clients_resumable_upload(out: Path, tmp_path: Path) -> None:
+    hub = _Hub()
+    publication, url = publish(out, "me/cams", tmp_path / "pub", api=hub)
+    assert url == "hub:me/cams"
+    assert publication.num_clips == 4
+    (create, upload) = hub.calls
+    assert create == (
+        "create_repo",
+        {"repo_id": "me/cams", "repo_type": "dataset", "private": True, "exist_ok": True},
+    )
+    assert upload[0] == "upload_folder"
+    assert {"README.md", "dataset.json"} < set(upload[1]["files"])
+    assert 'theodolite.dataset.open("me/cams")' in (tmp_path / "pub" / "README.md").read_text()
+    old = _OldHub()
+    publish(out, "me/cams", tmp_path / "pub2", api=old)
+    assert old.calls[1][0] == "upload_large_folder"
+    with pytest.raises(ValueError, match="expected owner/name"):
+        publish(out, "cams", tmp_path / "pub3", api=hub)
+
+
+def test_licence_table() -> None:
+    assert len({x.name.lower() for x in known_licences()}) == len(known_licences())
+    assert find_licence("cc-by-4.0") == find_licence("CC-BY-4.0 ")
+    assert find_licence("whatever") is None
+    assert allows_commercial_use("MIT", ["Apache-2.0"])
+    assert not allows_commercial_use("MIT", ["CC-BY-NC-4.0"])
+    assert not allows_commercial_use("whatever", [])
