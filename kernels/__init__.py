@@ -1,5 +1,6 @@
 """Frame-wise Gated DeltaNet and its companions; every fast path has a plain torch twin."""
 
+from .attention import frame_attention, visible_frames
 from .frame_gdn.op import frame_gdn, key_scale
 from .frame_gdn.reference import (
     Composite,
@@ -11,6 +12,8 @@ from .frame_gdn.reference import (
     rope_tables,
     world_to_ray,
 )
+from .output_gate.op import output_gate
+from .output_gate.reference import output_gate_reference
 from .short_conv.op import short_conv
 from .short_conv.reference import short_conv_reference
 
@@ -20,11 +23,15 @@ __all__ = [
     "State",
     "compose",
     "exclusive_prefix",
+    "frame_attention",
     "frame_gdn",
     "frame_gdn_reference",
     "key_scale",
+    "output_gate",
+    "output_gate_reference",
     "rope_tables",
     "short_conv",
     "short_conv_reference",
+    "visible_frames",
     "world_to_ray",
 ]

@@ -1,0 +1,1 @@
+"""Output gate of an attention block: `reference` is the definition, `op` the operator."""

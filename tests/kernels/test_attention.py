@@ -1,0 +1,47 @@
+"""Softmax attention by chunks against one softmax with the mask written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from theodolite.kernels import frame_attention, visible_frames
+
+from .cases import relative
+
+VARIANTS = [
+    {},
+    {"chunk_starts": (0, 2, 3)},
+    {"chunk_starts": (0, 1, 2, 4), "window_chunks": 1},
+    {"chunk_starts": (0, 1, 2, 4), "window_chunks": 1, "sink_chunks": 1},
+    {"chunk_starts": (0, 1, 2, 4), "window_chunks": 0, "sink_chunks": 2, "scale": 0.3},
+]
+
+
+@pytest.mark.parametrize("kw", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
+)
+def test_chunks_equal_the_written_out_mask(kw: dict, dtype: torch.dtype, device: torch.device) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 6, 5, 16).to(device, dtype).requires_grad_() for _ in range(3))
+    fast = frame_attention(q, k, v, **kw)
+    double = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    exact = frame_attention(*double, backend="reference", **kw)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-2
+    assert relative(fast, exact) < tolerance
+    seed = torch.randn(exact.shape).to(device, dtype)
+    grads = torch.autograd.grad(fast, (q, k, v), seed)
+    truth = torch.autograd.grad(exact, double, seed.double())
+    for grad, expected in zip(grads, truth, strict=True):
+        assert relative(grad, expected) < tolerance
+
+
+def test_sink_does_not_count_twice() -> None:
+    plan = visible_frames(10, (0, 4, 7), window_chunks=1, sink_chunks=1)
+    assert plan == [((0, 4), [(0, 4)]), ((4, 7), [(0, 7)]), ((7, 10), [(0, 4), (4, 10)])]
+
+
+def test_wrong_shapes_are_named() -> None:
+    x = torch.zeros(1, 1, 2, 3, 4)
+    with pytest.raises(ValueError, match="three equal"):
+        frame_attention(x, x[:, :, :1], x)
