@@ -26,16 +26,18 @@ LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("scan", False): {"BR": 16, "STAGES": 1, "num_warps": 8},
     ("readout", True): {"BS": 64, "SPLITS": 1, "num_warps": 4, "num_stages": 2},
     ("readout", False): {"BS": 32, "SPLITS": 1, "num_warps": 8, "num_stages": 1},
-    ("readout_backward_query", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("readout_backward_query", True): {"BS": 32, "num_warps": 4, "num_stages": 3},
     ("readout_backward_query", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
-    ("readout_backward_state", True): {"BS": 64, "num_warps": 8, "num_stages": 2},
+    ("readout_backward_state", True): {"BS": 32, "num_warps": 4, "num_stages": 3},
     ("readout_backward_state", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
-    ("products_backward_value", True): {"BS": 64, "num_warps": 4, "num_stages": 2},
+    ("products_backward_value", True): {"BS": 128, "num_warps": 8, "num_stages": 2},
     ("products_backward_value", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
-    ("products_backward_key", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("products_backward_key", True): {"BS": 32, "num_warps": 4, "num_stages": 1},
     ("products_backward_key", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
     ("combine", True): {"num_warps": 8, "num_stages": 1},
     ("combine", False): {"num_warps": 8, "num_stages": 1},
+    ("finish_keys", True): {"BR": 16, "num_warps": 4},
+    ("finish_keys", False): {"BR": 16, "num_warps": 4},
     ("remove_radial", True): {"BR": 8, "num_warps": 4},
     ("remove_radial", False): {"BR": 8, "num_warps": 4},
     ("row_dot", True): {"BR": 4, "BC": 512, "num_warps": 4},
@@ -343,16 +345,16 @@ def readout_backward(
     )  # fmt: skip
     if part is not None:
         assert products.q_inv is not None
-        _remove_radial(dq, x.q, products.q_inv, part, scaled=True)
+        _remove_radial(dq, x.q, products.q_inv, part)
     return ReadoutGradients(dq, None if dweight is None else dweight.sum(dim=(0, 1)).flatten(), dkv, dz)
 
 
-def _remove_radial(dx: Tensor, tokens: Tensor, inv: Tensor, part: Tensor, *, scaled: bool) -> None:
+def _remove_radial(dx: Tensor, tokens: Tensor, inv: Tensor, part: Tensor) -> None:
     b, t, s, h, d = tokens.shape
     options = _launch("remove_radial", tokens.dtype != torch.float32)
     kernels.remove_radial[(triton.cdiv(b * t * s, options["BR"]),)](
         dx, tokens, inv, part, *_strides(tokens), t, s, h, b * t * s,
-        D=d, SCALED=scaled, BD=_block(d), BH=triton.next_power_of_2(h), **options,
+        D=d, BD=_block(d), BH=triton.next_power_of_2(h), **options,
     )  # fmt: skip
 
 
@@ -415,29 +417,32 @@ def products_backward(
     dk = torch.empty(b, t, s, h, d, dtype=x.k.dtype, device=device)
     dv = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=device)
     dbeta = torch.empty(b, t, s, h, dtype=x.beta.dtype, device=device)
-    dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if norm else None
-    part = torch.empty(b, t, s, h, dtype=torch.float32, device=device) if norm else None
+    part = torch.empty(b, t, s, h, dtype=torch.float32, device=device) if norm or x.normalise else None
     through = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+    coefficient = torch.empty(4, b, t, s, h, dtype=torch.float32, device=device) if x.normalise else None
+    rows = (states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse)
+    start = initial.kv is not None
     kernels.products_backward_value[(b * t * h,)](
         x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.du, products.stretch,
-        dk, dv, through,
-        *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
-        D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
-        **_launch("products_backward_value", x.half),
+        *rows, x.decay, dk, dv, through, part, coefficient,
+        *_strides(x.k), *_strides(x.v), t, s, h, b * t * s, x.key_scale,
+        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,
+        HALF=x.half, BD=_block(d), **_launch("products_backward_value", x.half),
     )  # fmt: skip
     kernels.products_backward_key[(b * t * h,)](
         x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.dp, steps.du,
-        states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay,
-        products.stretch, steps.dstretch, through,
-        dk, dbeta, dweight, part,
+        products.stretch, steps.dstretch, through, dk, dbeta, part,
         *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
-        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both,
-        HAS_INIT=initial.kv is not None, HALF=x.half, BD=_block(d),
+        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, HALF=x.half, BD=_block(d),
         **_launch("products_backward_key", x.half),
     )  # fmt: skip
-    if part is not None:
-        assert products.k_inv is not None
-        _remove_radial(dk, x.k, products.k_inv, part, scaled=False)
-    return ProductGradients(
-        dk, dv, None if dweight is None else dweight.sum(dim=(0, 1)).flatten(), dbeta, steps.ddecay
-    )
+    options = _launch("finish_keys", x.half)
+    tiles = triton.cdiv(s, options["BR"])
+    dweight = torch.empty(b * t * tiles, h * d, dtype=torch.float32, device=device) if norm else None
+    kernels.finish_keys[(b * t, tiles)](
+        dk, x.k, products.k_inv, x.k_weight, part, coefficient, *rows, dweight,
+        *_strides(x.k), t, s, h, b * t * s, x.key_scale,
+        D=d, NORM=norm, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,
+        BD=_block(d), BH=triton.next_power_of_2(h), **options,
+    )  # fmt: skip
+    return ProductGradients(dk, dv, None if dweight is None else dweight.sum(dim=0), dbeta, steps.ddecay)

@@ -660,17 +660,36 @@ def combine(
 
 
 @triton.jit
+def _rows_of_z(
+    z_ptr, init_z_ptr, gz_ptr, b, t, h, bth, H, D: tl.constexpr, BD: tl.constexpr, HAS_INIT: tl.constexpr
+):
+    """The normaliser's incoming state of a frame (that of the frame before) and its outgoing gradient."""
+    d = tl.arange(0, BD)
+    mask_d = d < D
+    if t > 0:
+        z = tl.load(z_ptr + (bth - H) * D + d, mask=mask_d, other=0.0)
+    elif HAS_INIT:
+        z = tl.load(init_z_ptr + (b * H + h) * D + d, mask=mask_d, other=0.0)
+    else:
+        z = tl.zeros([BD], dtype=tl.float32)
+    return z, tl.load(gz_ptr + bth * D + d, mask=mask_d, other=0.0)
+
+
+@triton.jit
 def products_backward_value(
     k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, du_ptr, stretch_ptr,
-    turned_ptr, dv_ptr, through_ptr,
-    ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
-    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, HALF: tl.constexpr,
-    BS: tl.constexpr, BD: tl.constexpr,
+    z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr,
+    turned_ptr, dv_ptr, through_ptr, part_ptr, coefficient_ptr,
+    ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, num_tokens, key_scale,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr,
+    HAS_INIT: tl.constexpr, HALF: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dV = beta dU K for one frame and head.
+    """dV = beta dU K for one frame and head, and what the next two kernels need of the keys.
 
-    Also leaves the turned keys (turned_ptr, the buffer that `products_backward_key` overwrites with dk) and
-    v^T dU k per token (through_ptr), beta's gradient by way of U.
+    turned_ptr: the turned keys, in the buffer that will become dk. through_ptr: v^T dU k, beta's gradient by
+    way of U. With DEN also the normaliser's share: its dP is of rank four (z gz^T + gz z^T, zr ez^T + ez zr^T),
+    so dk is a sum of z, gz, zr, ez with one coefficient each a token (coefficient_ptr, (4, tokens, H)); its
+    part of dbeta joins `through`, that of <key, dkey> is part_ptr.
     """
     pid = tl.program_id(0)
     h = pid % H
@@ -687,14 +706,21 @@ def products_backward_value(
     discount = 1.0
     if ROPE == 2:
         discount = 1.0 / tl.maximum(tl.load(stretch_ptr + bth), 1.0)
+    if DEN:
+        decay = tl.load(decay_ptr + bth)
+        z, gz = _rows_of_z(z_ptr, init_z_ptr, gz_ptr, b, t, h, bth, H, D, BD, HAS_INIT)
+        if BOTH:
+            zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
+            ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
     for s0 in range(0, S, BS):
         s = s0 + tl.arange(0, BS)
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        row = (first + s) * H + h
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32) * discount
+        beta = tl.load(beta_ptr + row, mask=mask_s, other=0.0).to(tl.float32) * discount
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         key = _relu_tile(k, w, NORM)
         if NORM:
@@ -705,25 +731,38 @@ def products_backward_value(
         if ROPE == 2:
             # <v turned, dv> = <v, dv turned back>.
             dv = _turn(dv, tables, 3, D, BS, BD, ROPE)
-        tl.store(through_ptr + (first + s) * H + h, tl.sum(dv * v, 1), mask=mask_s)
+        through = tl.sum(dv * v, 1)
         tl.store(dv_ptr + offs, (dv * beta[:, None]).to(dv_ptr.dtype.element_ty), mask=mask)
+        if DEN:
+            kz = tl.sum(key * z[None, :], 1)
+            kg = tl.sum(key * gz[None, :], 1)
+            through += 2.0 * (kg - decay * kz * kg)
+            part = beta * (kg - 2.0 * decay * kz * kg)
+            size = num_tokens.to(tl.int64) * H
+            tl.store(coefficient_ptr + row, -beta * decay * kg, mask=mask_s)
+            tl.store(coefficient_ptr + size + row, beta * (1.0 - decay * kz), mask=mask_s)
+            if BOTH:
+                kr = tl.sum(key * zr[None, :], 1)
+                ke = tl.sum(key * ez[None, :], 1)
+                through += 2.0 * (ke - decay * kr * ke)
+                part += beta * (ke - 2.0 * decay * kr * ke)
+                tl.store(coefficient_ptr + 2 * size + row, -beta * decay * ke, mask=mask_s)
+                tl.store(coefficient_ptr + 3 * size + row, beta * (1.0 - decay * kr), mask=mask_s)
+            tl.store(part_ptr + row, part, mask=mask_s)
+        tl.store(through_ptr + row, through, mask=mask_s)
 
 
 @triton.jit
 def products_backward_key(
     k_ptr, v_ptr, beta_ptr, inv_ptr, w_ptr, rope_ptr, rays_ptr, dp_ptr, du_ptr,
-    z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr, dstretch_ptr, through_ptr,
-    dk_ptr, dbeta_ptr, dw_ptr, part_ptr,
+    stretch_ptr, dstretch_ptr, through_ptr, dk_ptr, dbeta_ptr, part_ptr,
     ksb, kst, kss, ksh, vsb, vst, vss, vsh, T, S, H, key_scale,
-    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
-    DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr, HALF: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, DEN: tl.constexpr, HALF: tl.constexpr,
     BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients to the keys and beta of one frame and head, after `products_backward_value`.
+    """Gradients by way of P and U to the keys (normalised, scaled, not turned) and beta of a frame and head.
 
-    dK (turned) = beta (dP K + dU^T V), dbeta = k^T dP k / 2 + v^T dU k with dP symmetrised; the normaliser's
-    dP is of rank four and applied as such. With NORM the stored dk still lacks the factor 1/RMS and the
-    radial part (part_ptr holds each head's share): `remove_radial` finishes it.
+    dK (turned) = beta (dP K + dU^T V), dbeta = k^T dP k / 2 + v^T dU k with dP symmetrised.
     """
     pid = tl.program_id(0)
     h = pid % H
@@ -738,117 +777,136 @@ def products_backward_key(
     w = _weight(w_ptr, h, key_scale, D, BD, NORM)
     dp = _operand(dp_ptr + bth * D * D, D, BD)
     du = _operand(du_ptr + bth * D * D, D, BD)
-    if DEN:
-        decay = tl.load(decay_ptr + bth)
-        if t > 0:
-            z = tl.load(z_ptr + (bth - H) * D + d, mask=mask_d, other=0.0)
-        elif HAS_INIT:
-            z = tl.load(init_z_ptr + (b * H + h) * D + d, mask=mask_d, other=0.0)
-        else:
-            z = tl.zeros([BD], dtype=tl.float32)
-        gz = tl.load(gz_ptr + bth * D + d, mask=mask_d, other=0.0)
-        if BOTH:
-            zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
-            ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
     discount = 1.0
     if ROPE == 2:
         discount = 1.0 / tl.maximum(tl.load(stretch_ptr + bth), 1.0)
         dratio = tl.load(dstretch_ptr + bth) / S
-    dw = tl.zeros([BS, BD], dtype=tl.float32)
     for s0 in range(0, S, BS):
         s = s0 + tl.arange(0, BS)
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
-        offs = ((first + s) * H + h)[:, None] * D + d[None, :]
+        row = (first + s) * H + h
+        offs = row[:, None] * D + d[None, :]
         turned = tl.load(dk_ptr + offs, mask=mask, other=0.0)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32) * discount
-        through = tl.load(through_ptr + (first + s) * H + h, mask=mask_s, other=0.0)
+        beta = tl.load(beta_ptr + row, mask=mask_s, other=0.0).to(tl.float32) * discount
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         if ROPE == 2:
             v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
-        dturned = _dot_add(v, du, _dot(turned, dp, HALF), HALF)
+        dkey = _turn(_dot_add(v, du, _dot(turned, dp, HALF), HALF), tables, 3, D, BS, BD, ROPE)
         key = _relu_tile(k, w, NORM)
         if NORM:
             key = key * tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)[:, None]
+        # Turning back is the adjoint of turning, so this is k^T dP k + v^T dU k.
+        both = tl.sum(dkey * key, 1)
+        dkey = dkey * beta[:, None]
+        part = beta * both
         if ROPE == 2:
             turned = turned.to(tl.float32)
-            both = tl.sum(dturned * turned, 1)
             before = tl.sum(key * key, 1)
             after = tl.sum(turned * turned, 1)
             ratio = tl.maximum(after, 1e-12) / tl.maximum(before, 1e-12)
             share = 2.0 * dratio / tl.maximum(before, 1e-12)
             grow = tl.where(after > 1e-12, share, 0.0)
             shrink = tl.where(before > 1e-12, share * ratio, 0.0)
-            dkey = _turn(dturned * beta[:, None] + grow[:, None] * turned, tables, 3, D, BS, BD, ROPE)
-            dkey -= shrink[:, None] * key
-            part = beta * both + grow * after - shrink * before
-        else:
-            # A rotation keeps the product with the key.
-            dkey = _turn(dturned, tables, 3, D, BS, BD, ROPE)
-            both = tl.sum(dkey * key, 1)
-            dkey = dkey * beta[:, None]
-            part = beta * both
-        # both = k^T dP k + v^T dU k; part = <key, dkey>, the gradient's component along the token.
+            dkey += _turn(grow[:, None] * turned, tables, 3, D, BS, BD, ROPE) - shrink[:, None] * key
+            part += grow * after - shrink * before
+        through = tl.load(through_ptr + row, mask=mask_s, other=0.0)
         dbeta = 0.5 * (both + through) * discount
-        if DEN:
-            kz = tl.sum(key * z[None, :], 1)
-            kg = tl.sum(key * gz[None, :], 1)
-            dbeta += kg - decay * kz * kg
-            part += beta * (kg - 2.0 * decay * kz * kg)
-            dkey += (beta * (1.0 - decay * kz))[:, None] * gz[None, :]
-            dkey -= (beta * decay * kg)[:, None] * z[None, :]
-            if BOTH:
-                kr = tl.sum(key * zr[None, :], 1)
-                ke = tl.sum(key * ez[None, :], 1)
-                dbeta += ke - decay * kr * ke
-                part += beta * (ke - 2.0 * decay * kr * ke)
-                dkey += (beta * (1.0 - decay * kr))[:, None] * ez[None, :]
-                dkey -= (beta * decay * ke)[:, None] * zr[None, :]
-        tl.store(dbeta_ptr + (first + s) * H + h, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
+        tl.store(dbeta_ptr + row, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
         if NORM:
-            dkey = tl.where(key > 0, dkey, 0.0)
-            dw += dkey * key
-            dkey = dkey * w[None, :]
-            tl.store(part_ptr + (first + s) * H + h, part, mask=mask_s)
+            if DEN:
+                part += tl.load(part_ptr + row, mask=mask_s, other=0.0)
+            tl.store(part_ptr + row, part, mask=mask_s)
+        tl.store(dk_ptr + offs, dkey.to(dk_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def finish_keys(
+    dk_ptr, k_ptr, inv_ptr, w_ptr, part_ptr, coefficient_ptr,
+    z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, dw_ptr,
+    ksb, kst, kss, ksh, T, S, H, num_tokens, key_scale,
+    D: tl.constexpr, NORM: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """Turn, in place, the gradient of the prepared keys into that of the given ones, for BR tokens of a frame.
+
+    Adds the normaliser's share (DEN), then goes back through key scale, ReLU and RMSNorm, whose gradient lacks
+    the component along the token, summed over all heads from part_ptr. dw_ptr: (programs, H, D).
+    """
+    frame = tl.program_id(0)
+    t = frame % T
+    b = frame // T
+    s = tl.program_id(1) * BR + tl.arange(0, BR)
+    mask_s = s < S
+    token = frame.to(tl.int64) * S + s
+    d = tl.arange(0, BD)
+    mask = mask_s[:, None] & (d[None, :] < D)
+    k_base = k_ptr + b.to(tl.int64) * ksb + t.to(tl.int64) * kst
+    if NORM:
+        inv = tl.load(inv_ptr + token, mask=mask_s, other=0.0)
+        heads = tl.arange(0, BH)
+        parts = tl.load(
+            part_ptr + token[:, None] * H + heads[None, :],
+            mask=mask_s[:, None] & (heads[None, :] < H),
+            other=0.0,
+        )
+        radial = tl.sum(parts, 1) / (H * D) * inv * inv
+    for h in range(0, H):
+        row = token * H + h
+        bth = frame.to(tl.int64) * H + h
+        offs = row[:, None] * D + d[None, :]
+        dkey = tl.load(dk_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if DEN:
+            z, gz = _rows_of_z(z_ptr, init_z_ptr, gz_ptr, b, t, h, bth, H, D, BD, HAS_INIT)
+            size = num_tokens.to(tl.int64) * H
+            dkey += tl.load(coefficient_ptr + row, mask=mask_s, other=0.0)[:, None] * z[None, :]
+            dkey += tl.load(coefficient_ptr + size + row, mask=mask_s, other=0.0)[:, None] * gz[None, :]
+            if BOTH:
+                zr = tl.load(zr_ptr + bth * D + d, mask=d < D, other=0.0)
+                ez = tl.load(ez_ptr + bth * D + d, mask=d < D, other=0.0)
+                dkey += (
+                    tl.load(coefficient_ptr + 2 * size + row, mask=mask_s, other=0.0)[:, None] * zr[None, :]
+                )
+                dkey += (
+                    tl.load(coefficient_ptr + 3 * size + row, mask=mask_s, other=0.0)[:, None] * ez[None, :]
+                )
+        w = _weight(w_ptr, h, key_scale, D, BD, NORM)
+        if NORM:
+            k = tl.load(k_base + s[:, None] * kss + h * ksh + d[None, :], mask=mask, other=0.0).to(tl.float32)
+            dhat = tl.where(k * w[None, :] > 0, dkey, 0.0) * inv[:, None]
+            dw = tl.sum(dhat * k, 0) * key_scale
+            tile = frame.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+            tl.store(dw_ptr + (tile * H + h) * D + d, dw, mask=d < D)
+            dkey = dhat * w[None, :] - k * radial[:, None]
         else:
             dkey = dkey * w
         tl.store(dk_ptr + offs, dkey.to(dk_ptr.dtype.element_ty), mask=mask)
-    if NORM:
-        tl.store(dw_ptr + bth * D + d, _over(tl.sum(dw, 0), w) * key_scale, mask=mask_d)
 
 
 @triton.jit
 def remove_radial(
     dx_ptr, x_ptr, inv_ptr, part_ptr, sb, st, ss, sh, T, S, H, num_tokens,
-    D: tl.constexpr, SCALED: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Finish the gradient of RMSNorm in place: dx <- inv (dx - x inv c), c the mean of the heads' parts.
-
-    SCALED: dx already carries the factor inv, and a program all of whose parts are zero has nothing to do.
-    """
+    """Take the component along the token out of a gradient of RMSNorm: dx -= x inv^2 c, c the mean of the
+    heads' parts. A program all of whose parts are zero has nothing to do."""
     token = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     mask = token < num_tokens
     heads = tl.arange(0, BH)
     parts = tl.load(
         part_ptr + token[:, None] * H + heads[None, :], mask=mask[:, None] & (heads[None, :] < H), other=0.0
     )
+    if tl.max(tl.max(tl.abs(parts), 1), 0) == 0.0:
+        return
     inv = tl.load(inv_ptr + token, mask=mask, other=0.0)
-    if SCALED:  # noqa: SIM102  the outer condition is resolved at compile time
-        if tl.max(tl.max(tl.abs(parts), 1), 0) == 0.0:
-            return
-    # One factor inv turns x into the normalised token.
-    radial = tl.sum(parts, 1) / (H * D) * inv
+    radial = tl.sum(parts, 1) / (H * D) * inv * inv
     base = (token // (T * S)) * sb + ((token // S) % T) * st + (token % S) * ss
     d = tl.arange(0, BD)
     for h in range(0, H):
         inside = mask[:, None] & (d[None, :] < D)
         x = tl.load(x_ptr + base[:, None] + h * sh + d[None, :], mask=inside, other=0.0).to(tl.float32)
         offs = (token * H + h)[:, None] * D + d[None, :]
-        dx = tl.load(dx_ptr + offs, mask=inside, other=0.0).to(tl.float32)
-        if SCALED:
-            dx -= x * (radial * inv)[:, None]
-        else:
-            dx = (dx - x * radial[:, None]) * inv[:, None]
+        dx = tl.load(dx_ptr + offs, mask=inside, other=0.0).to(tl.float32) - x * radial[:, None]
         tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=inside)

@@ -97,7 +97,7 @@ SWEEP: dict[str, dict[str, list[int]]] = {
     "combine": {"num_warps": [4, 8, 16], "num_stages": [1]},
     "products_backward_value": {"BS": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "products_backward_key": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
-    "remove_radial": {"BR": [4, 8, 16], "num_warps": [4, 8]},
+    "finish_keys": {"BR": [8, 16, 32], "num_warps": [4, 8]},
 }
 
 
@@ -119,7 +119,6 @@ def sweep(branch: str, names: list[str], seconds: float, grid: dict[str, list[in
     zeros = launch.Ends(*(None if e is None else torch.zeros_like(e) for e in vars(states.ends).values()))
     grads = launch.states_backward(x, products, read.dkv, read.dz, zeros)
     steps = launch.combine(x, products, states, none, grads)
-    part = torch.randn(*x.k.shape[:-1], device="cuda")
     stages: dict[str, Callable[[], object]] = {
         "inverse_rms": lambda: launch.inverse_rms(x.q, 1e-5),
         "products": lambda: launch.compute_products(x),
@@ -130,8 +129,8 @@ def sweep(branch: str, names: list[str], seconds: float, grid: dict[str, list[in
         "scan_backward": lambda: launch.states_backward(x, products, read.dkv, read.dz, zeros),
         "combine": lambda: launch.combine(x, products, states, none, grads),
         "products_backward_value": lambda: launch.products_backward(x, products, states, none, grads, steps),
+        "finish_keys": lambda: launch.products_backward(x, products, states, none, grads, steps),
         "products_backward_key": lambda: launch.products_backward(x, products, states, none, grads, steps),
-        "remove_radial": lambda: launch._remove_radial(read.dq, x.q, products.q_inv, part, scaled=False),
     }
     for name in names:
         stage = stages[name]
