@@ -1,0 +1,273 @@
+"""Source readers: where clips come from, always the same clips in the same order, cut into shards.
+
+Two kinds. `videos` is a folder of video files with nothing beside them. `index` is a table (YAML, JSON or CSV) that
+names for every clip its media and whatever geometry the source ships; its columns are the fields of `IndexEntry`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ..dataset.strict import Strict
+from .clip import ClipRef, DepthKind, GivenGeometry, MediaKind
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+
+
+class VideosSource(Strict):
+    """Every video below a folder is a clip; nothing else is known of it."""
+
+    kind: Literal["videos"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    root: Path
+    """Folder that is searched, sub-folders included."""
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+
+
+class IndexSource(Strict):
+    """Clips listed in a file."""
+
+    kind: Literal["index"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    index: Path
+    """`.yaml`/`.json`: `clips`, a list of entries, and optionally `defaults` for all; `.csv`: a row an entry."""
+    root: Path | None = None
+    """Folder that paths in the index are relative to; null: the folder of the index."""
+
+
+SourceConfig = Annotated[VideosSource | IndexSource, Field(discriminator="kind")]
+
+
+class IndexEntry(Strict):
+    """One clip of an index: the fields of `ClipRef` and `GivenGeometry`, paths relative to the source's root."""
+
+    clip_id: Name
+    media_path: str
+    media_kind: MediaKind | None = None
+    """Null: `images` if the path is a folder, else `video`."""
+    original_id: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    source_fps: Annotated[float, Field(gt=0)] | None = None
+    depth_pattern: str | None = None
+    depth_units_per_metre: Annotated[float, Field(gt=0)] | None = None
+    depth_invalid_value: float = 0.0
+    depth_kind: DepthKind = "z"
+    anchor_depth_pattern: str | None = None
+    anchor_units_per_metre: Annotated[float, Field(gt=0)] | None = None
+    camera_to_world_path: str | None = None
+    poses_metric: bool = False
+    intrinsics_path: str | None = None
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+    truth_camera_to_world_path: str | None = None
+    truth_intrinsics_path: str | None = None
+    render_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Clips that one task annotates and one part file holds.
+
+    Attributes:
+        shard_id: number of the shard and a hash of its clip ids, so that a part file tells which clips it is for.
+    """
+
+    shard_id: str
+    clips: tuple[ClipRef, ...]
+
+
+def read_clips(source: VideosSource | IndexSource) -> Iterator[ClipRef]:
+    """All clips of a source, in an order that depends on names only.
+
+    Raises:
+        ValueError: the folder or index is missing, holds no clip, or an entry is wrong (all wrong entries are named).
+    """
+    if isinstance(source, VideosSource):
+        return _read_videos(source)
+    return _read_index(source)
+
+
+def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shard]:
+    """Consecutive clips, `clips_per_shard` at a time."""
+    rest = iter(clips)
+    number = 0
+    while group := tuple(islice(rest, clips_per_shard)):
+        digest = hashlib.sha256("\n".join(c.clip_id for c in group).encode()).hexdigest()[:10]
+        yield Shard(shard_id=f"{number:06d}-{digest}", clips=group)
+        number += 1
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def _read_videos(source: VideosSource) -> Iterator[ClipRef]:
+    if not source.root.is_dir():
+        raise ValueError(f"{source.root}: no such folder (source.root)")
+    paths = sorted(p for p in source.root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    if not paths:
+        raise ValueError(f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)}) (source.root)")
+    return (
+        ClipRef(
+            clip_id=clip_id_of(path.relative_to(source.root).as_posix()),
+            source=source.name,
+            original_id=path.relative_to(source.root).as_posix(),
+            media_kind="video",
+            media_path=path.resolve(),
+            data_licence=source.data_licence,
+            data_redistributable=source.data_redistributable,
+        )
+        for path in paths
+    )
+
+
+def clip_id_of(relative_path: str) -> str:
+    """Clip id for a file: its stem where that is letters, digits, `_` and `-`; else cleaned, with a hash of the path.
+
+    Unequal paths of one source get unequal ids: only a file at the top with a clean name goes without a hash, and
+    then its suffix is part of the id unless it is `.mp4`.
+    """
+    path = Path(relative_path)
+    if path.suffix == ".mp4" and re.fullmatch(r"[A-Za-z0-9_-]{1,100}", path.stem) and len(path.parts) == 1:
+        return path.stem
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "_", relative_path.removesuffix(path.suffix))[:90]
+    return f"{cleaned}-{hashlib.sha256(relative_path.encode()).hexdigest()[:10]}"
+
+
+# --- index files -------------------------------------------------------------------------------
+
+
+def _read_index(source: IndexSource) -> Iterator[ClipRef]:
+    root = (source.root or source.index.parent).resolve()
+    entries: list[IndexEntry] = []
+    errors: list[str] = []
+    seen: dict[str, int] = {}
+    for number, fields in enumerate(_index_fields(source.index), start=1):
+        try:
+            entry = IndexEntry.model_validate(fields)
+        except ValidationError as error:
+            name = fields.get("clip_id", "?") if isinstance(fields, dict) else "?"
+            errors += [f"entry {number} (clip {name}): {line}" for line in error_lines(error)]
+            continue
+        if entry.clip_id in seen:
+            errors.append(
+                f"entry {number} (clip {entry.clip_id}): the same clip_id as entry {seen[entry.clip_id]}"
+            )
+        seen[entry.clip_id] = number
+        entries.append(entry)
+    if errors:
+        raise ValueError(f"{source.index} is not a valid index:\n  " + "\n  ".join(errors))
+    if not entries:
+        raise ValueError(f"{source.index}: lists no clip")
+    return (_clip_of(entry, source.name, root) for entry in entries)
+
+
+def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
+    """Raw fields of every entry."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}) (source.index)") from None
+    if path.suffix.lower() == ".csv":
+        for row in csv.DictReader(text.splitlines()):
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}: a row has another number of columns than the header: {list(row.values())}"
+                )
+            # An empty cell means the same as an absent key: the default.
+            yield {key: value for key, value in row.items() if value != ""}
+        return
+    try:
+        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("clips"), list)
+        or set(content) - {"clips", "defaults"}
+    ):
+        raise ValueError(
+            f"{path}: must hold `clips`, a list of entries, and optionally `defaults`; nothing else"
+        )
+    defaults = content.get("defaults") or {}
+    for fields in content["clips"]:
+        yield defaults | fields if isinstance(fields, dict) else fields
+
+
+def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
+    def at_root(relative: str | None) -> Path | None:
+        return None if relative is None else root / relative
+
+    def pattern(relative: str | None) -> str | None:
+        return None if relative is None else str(root / relative)
+
+    media_path = root / entry.media_path
+    return ClipRef(
+        clip_id=entry.clip_id,
+        source=source,
+        original_id=entry.original_id or entry.clip_id,
+        media_kind=entry.media_kind or ("images" if media_path.is_dir() else "video"),
+        media_path=media_path,
+        start_s=entry.start_s,
+        end_s=entry.end_s,
+        source_fps=entry.source_fps,
+        given=GivenGeometry(
+            depth_pattern=pattern(entry.depth_pattern),
+            depth_units_per_metre=entry.depth_units_per_metre,
+            depth_invalid_value=entry.depth_invalid_value,
+            depth_kind=entry.depth_kind,
+            anchor_depth_pattern=pattern(entry.anchor_depth_pattern),
+            anchor_units_per_metre=entry.anchor_units_per_metre,
+            camera_to_world_path=at_root(entry.camera_to_world_path),
+            poses_metric=entry.poses_metric,
+            intrinsics_path=at_root(entry.intrinsics_path),
+        ),
+        data_licence=entry.data_licence,
+        data_redistributable=entry.data_redistributable,
+        truth_camera_to_world_path=at_root(entry.truth_camera_to_world_path),
+        truth_intrinsics_path=at_root(entry.truth_intrinsics_path),
+        render_seed=entry.render_seed,
+    )
+
+
+# --- wording -----------------------------------------------------------------------------------
+
+
+def error_lines(error: ValidationError) -> list[str]:
+    """One line a mistake: full key path, what is wrong, the value found."""
+    lines = []
+    for item in error.errors():
+        # The tag of a discriminated union is no key of the file.
+        loc = [str(p) for p in item["loc"]]
+        if len(loc) > 1 and loc[0] == "source" and loc[1] in ("videos", "index"):
+            del loc[1]
+        path = ".".join(loc) or "(the file)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key (got {_shown(item['input'])})")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: is required")
+        else:
+            message = re.sub(r"^(Input|Value error,|String|Assertion failed,) ?", "", item["msg"])
+            lines.append(f"{path}: {message} (got {_shown(item['input'])})")
+    return lines
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,144 @@
+"""Source readers: the same clips in the same order, and errors that name every wrong entry."""
+
+import csv
+import json
+
+import pytest
+import yaml
+from theodolite.annotate.sources import IndexSource, VideosSource, clip_id_of, read_clips
+
+ENTRY = {
+    "clip_id": "office",
+    "media_path": "office/rgb.mp4",
+    "original_id": "scene/0 a",
+    "source_fps": 16.0,
+    "depth_pattern": "office/depth/{frame:06d}.png",
+    "depth_units_per_metre": 1000.0,
+    "truth_camera_to_world_path": "office/poses.txt",
+    "data_licence": "MIT",
+    "data_redistributable": True,
+}
+
+
+def index(path):
+    return IndexSource(kind="index", name="rgbd", index=path)
+
+
+def test_yaml_json_and_csv_say_the_same(tmp_path):
+    (tmp_path / "frames").mkdir()
+    second = {"clip_id": "desk", "media_path": "frames", "source_fps": 30.0}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"clips": [ENTRY, second]}))
+    (tmp_path / "a.json").write_text(json.dumps({"clips": [ENTRY, second]}))
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(ENTRY))
+        writer.writeheader()
+        writer.writerows([ENTRY, second])
+    clips = list(read_clips(index(tmp_path / "a.yaml")))
+    assert clips == list(read_clips(index(tmp_path / "a.json")))
+    assert clips == list(read_clips(index(tmp_path / "a.csv")))
+    office, desk = clips
+    assert office.media_path == tmp_path / "office/rgb.mp4"
+    assert office.media_kind == "video"
+    assert office.source == "rgbd"
+    assert office.original_id == "scene/0 a"
+    assert office.given.depth_pattern == str(tmp_path / "office/depth/{frame:06d}.png")
+    assert office.given.depth_units_per_metre == 1000
+    assert office.given.camera_to_world_path is None
+    assert office.truth_camera_to_world_path == tmp_path / "office/poses.txt"
+    assert office.data_redistributable is True
+    assert (desk.media_kind, desk.original_id, desk.data_licence) == ("images", "desk", "unknown")
+
+
+def test_defaults_and_another_root(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "defaults": {"data_licence": "MIT", "depth_units_per_metre": 1000},
+                "clips": [
+                    {"clip_id": "a", "media_path": "a.mp4"},
+                    {"clip_id": "b", "media_path": "/elsewhere/b.mp4", "depth_units_per_metre": 5000},
+                ],
+            }
+        )
+    )
+    source = IndexSource(kind="index", name="rgbd", index=tmp_path / "a.yaml", root=tmp_path / "data")
+    a, b = read_clips(source)
+    assert a.media_path == tmp_path / "data/a.mp4"
+    assert str(b.media_path) == "/elsewhere/b.mp4"
+    assert (a.given.depth_units_per_metre, b.given.depth_units_per_metre) == (1000, 5000)
+    assert (a.data_licence, b.data_licence) == ("MIT", "MIT")
+
+
+def test_every_wrong_entry_is_named(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "clips": [
+                    {"clip_id": "a", "media_path": "a.mp4"},
+                    {"clip_id": "b c", "media_path": "b.mp4"},
+                    {"clip_id": "d", "depth_unit": 1000},
+                    {"clip_id": "a", "media_path": "e.mp4"},
+                    "text",
+                ]
+            }
+        )
+    )
+    with pytest.raises(ValueError, match="not a valid index") as caught:
+        read_clips(index(path))
+    text = str(caught.value)
+    assert str(path) in text
+    assert "entry 2 (clip b c): clip_id:" in text
+    assert "entry 3 (clip d): media_path: is required" in text
+    assert "entry 3 (clip d): depth_unit: unknown key (got 1000)" in text
+    assert "entry 4 (clip a): the same clip_id as entry 1" in text
+    assert "entry 5 (clip ?)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.yaml", "clips: [", "a.yaml: while parsing"),
+        ("a.yaml", "- clip_id: a", "must hold `clips`"),
+        ("a.yaml", "clips: []", "lists no clip"),
+        ("a.json", "{", "Expecting property name"),
+        ("a.csv", "clip_id,media_path\na\n", "another number of columns"),
+        ("a.csv", "clip_id,media_path\na,b.mp4,3\n", "another number of columns"),
+    ],
+)
+def test_broken_index_files(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_clips(index(tmp_path / name))
+
+
+def test_a_missing_index(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be read .*source\.index"):
+        read_clips(index(tmp_path / "none.yaml"))
+
+
+def test_videos_below_a_folder(tmp_path):
+    for name in ("b.mp4", "a/1.mp4", "a/1.mov", "Z.MP4", "é clip.mkv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    clips = list(read_clips(VideosSource(kind="videos", name="plain", root=tmp_path, data_licence="CC0")))
+    assert [c.original_id for c in clips] == ["Z.MP4", "a/1.mov", "a/1.mp4", "b.mp4", "é clip.mkv"]
+    assert clips[3].clip_id == "b"
+    assert len({c.clip_id for c in clips}) == 5
+    assert {c.data_licence for c in clips} == {"CC0"}
+
+
+def test_clip_ids_are_clean_and_unequal():
+    names = ["a.mp4", "a.mov", "a.b.mp4", "a/b.mp4", "a_b.mp4", "a b.mp4", "x/" + "y" * 300 + ".mp4"]
+    made = [clip_id_of(n) for n in names]
+    assert len(set(made)) == len(names)
+    assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") and len(i) <= 101 for i in made)
+    assert made[0] == "a"
+    assert made[4] == "a_b"
+
+
+def test_folders_without_videos(tmp_path):
+    with pytest.raises(ValueError, match="holds no video"):
+        read_clips(VideosSource(kind="videos", name="x", root=tmp_path))
+    with pytest.raises(ValueError, match="no such folder"):
+        read_clips(VideosSource(kind="videos", name="x", root=tmp_path / "none"))
