@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
+from .index import PLACE_COLUMNS, read_index
 from .rows import Row, rows_from_table
 from .schema import check_version
 
@@ -24,16 +25,23 @@ if TYPE_CHECKING:
 
 
 def open_dataset(path: str | Path) -> ClipDataset:
-    """Dataset in a folder, or on the Hugging Face hub under `owner/name`. Only file footers are read here.
+    """Dataset in a folder, or on the Hugging Face hub under `owner/name`.
+
+    Nothing but names is read here, and `index.parquet` if there is one (see `index`); file footers are read
+    when they are first needed.
 
     Raises:
         ValueError: nothing there, a file that is not of this schema, or a newer schema version.
     """
     local = Path(path)
+    index = None
     if local.is_dir():
         root = local / "data" if (local / "data").is_dir() else local
         filesystem: Any = pafs.LocalFileSystem()
-        files = sorted(str(p) for p in root.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        files = sorted(
+            str(p) for p in root.rglob("*.parquet") if not p.name.startswith((".", "_", "index.parquet"))
+        )
+        index = read_index(local, files) if root != local else None
     elif isinstance(path, str) and path.count("/") == 1 and not local.exists():
         from huggingface_hub import HfFileSystem
 
@@ -47,30 +55,36 @@ def open_dataset(path: str | Path) -> ClipDataset:
         raise ValueError(f"{path}: no such folder; give the --out folder of a run or a hub id `owner/name`")
     if not files:
         raise ValueError(f"{path}: holds no Parquet files below data/; did the run write any part?")
-    return ClipDataset(path=str(path), arrow=_arrow_dataset(files, filesystem))
+    clips = ClipDataset(path=str(path), files=tuple(files), filesystem=filesystem, index=index)
+    if index is None:
+        _ = clips.arrow  # a damaged or foreign file is an error of opening, not of the first query
+    return clips
+
+
+_PARQUET = pads.ParquetFileFormat()
+_PARTITIONING = pads.partitioning(pa.schema([("source", pa.string())]), flavor="hive")
+
+
+def _fragment(file: str, filesystem: pafs.FileSystem) -> pads.ParquetFileFragment:
+    """Fragment of one part, its footer read and its version checked."""
+    fragment = _PARQUET.make_fragment(file, filesystem, partition_expression=_PARTITIONING.parse(file))
+    try:
+        fragment.ensure_complete_metadata()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    check_version(fragment.physical_schema.metadata, where=file)
+    return fragment
 
 
 def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.FileSystemDataset:
-    parquet = pads.ParquetFileFormat()
-    partitioning = pads.partitioning(pa.schema([("source", pa.string())]), flavor="hive")
-
-    def load(file: str) -> pads.ParquetFileFragment:
-        fragment = parquet.make_fragment(file, filesystem, partition_expression=partitioning.parse(file))
-        try:
-            fragment.ensure_complete_metadata()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-        check_version(fragment.physical_schema.metadata, where=file)
-        return fragment
-
     with ThreadPoolExecutor(8) as pool:
-        fragments = list(pool.map(load, files))
+        fragments = list(pool.map(lambda file: _fragment(file, filesystem), files))
     try:
         # Parts of an older or newer minor layout may have further columns: keep the union.
         schema = pa.unify_schemas([f.physical_schema for f in fragments], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{files[0]} and its neighbours disagree on column types: {error}") from error
-    return pads.FileSystemDataset(fragments, schema, parquet, filesystem)
+    return pads.FileSystemDataset(fragments, schema, _PARQUET, filesystem)
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,21 @@ class ClipDataset:
     """Clips of a dataset, nothing loaded until asked for.
 
     Attributes:
-        path: what was opened.
-        arrow: the underlying `pyarrow.dataset.Dataset`, for everything not wrapped here.
+        path: what was opened. files: its parts, sorted.
         filter: condition on columns that applies to every method, except `row`.
+        index: table of `index.write_index`, or None: then everything comes from the parts themselves.
     """
 
     path: str
-    arrow: pads.FileSystemDataset = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    filesystem: pafs.FileSystem = field(repr=False)
     filter: pads.Expression | None = None
+    index: pa.Table | None = field(default=None, repr=False)
+
+    @cached_property
+    def arrow(self) -> pads.FileSystemDataset:
+        """The underlying `pyarrow.dataset.Dataset`, for everything not wrapped here."""
+        return _arrow_dataset(self.files, self.filesystem)
 
     @property
     def columns(self) -> list[str]:
@@ -95,14 +116,36 @@ class ClipDataset:
     def where(self, condition: pads.Expression) -> ClipDataset:
         """The clips that also satisfy `condition`, e.g. `pyarrow.compute.field("verdict") == "accepted"`."""
         both = condition if self.filter is None else self.filter & condition
-        return ClipDataset(self.path, self.arrow, both)
+        narrowed = replace(self, filter=both)
+        for name in ("arrow", "_places", "_fragments"):  # what was read for this one serves that one too
+            if name in self.__dict__:
+                narrowed.__dict__[name] = self.__dict__[name]
+        return narrowed
 
     def __len__(self) -> int:
-        return self.arrow.count_rows(filter=self.filter)
+        table = self._indexed(["clip_id"])
+        return self.arrow.count_rows(filter=self.filter) if table is None else table.num_rows
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Arrow table of the chosen columns (all if None), in part order."""
+        table = None if columns is None else self._indexed(columns)
+        if table is not None:
+            return table
         return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+
+    def _indexed(self, columns: Sequence[str]) -> pa.Table | None:
+        """Filtered columns from the index; None if there is none or it lacks one that columns or filter
+        name."""
+        if self.index is None or not set(columns) <= set(self.index.schema.names):
+            return None
+        if self.filter is None:
+            return self.index.select(list(columns))
+        try:
+            return pads.dataset(self.index).to_table(columns=list(columns), filter=self.filter)
+        except (
+            pa.ArrowInvalid
+        ):  # the filter names a column that only the parts have, or is wrong: they will say
+            return None
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pandas.DataFrame:
         """pandas DataFrame; per-frame lists become one array per clip."""
@@ -133,11 +176,15 @@ class ClipDataset:
             KeyError: no such clip.
         """
         try:
-            place = self._index[clip_id]
+            file, group, offset = self._places[clip_id]
         except KeyError:
-            raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(self._index)}") from None
-        fragment, group, offset = self._fragments[place[0]], place[1], place[2]
-        table = fragment.subset(row_group_ids=[group]).to_table(schema=self.arrow.schema, use_threads=False)
+            raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(self._places)}") from None
+        fragment = self._fragments.get(file)
+        if fragment is None:
+            fragment = self._fragments[file] = _fragment(self.files[file], self.filesystem)
+        # Without an index all schemas are known: unknown columns of other parts then appear here as nulls.
+        schema = self.arrow.schema if "arrow" in self.__dict__ else None
+        table = fragment.subset(row_group_ids=[group]).to_table(schema=schema, use_threads=False)
         return rows_from_table(table.slice(offset, 1))[0]
 
     def counts(self, *columns: str) -> dict[tuple[Any, ...], int]:
@@ -157,25 +204,28 @@ class ClipDataset:
         return list(columns)
 
     @cached_property
-    def _fragments(self) -> list[pads.ParquetFileFragment]:
-        return list(self.arrow.get_fragments())
+    def _fragments(self) -> dict[int, pads.ParquetFileFragment]:
+        return dict(enumerate(self.arrow.get_fragments())) if self.index is None else {}
 
     @cached_property
-    def _index(self) -> dict[str, tuple[int, int, int]]:
-        """clip id -> fragment, row group in it, row in that."""
+    def _places(self) -> dict[str, tuple[int, int, int]]:
+        """clip id -> number of the part, row group in it, row in that."""
+        if self.index is not None:
+            names, *numbers = (self.index[c].to_pylist() for c in ("clip_id", *PLACE_COLUMNS))
+            return dict(zip(names, zip(*numbers, strict=True), strict=True))
 
         def ids(fragment: pads.ParquetFileFragment) -> list[str]:
             return fragment.to_table(columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
 
-        index: dict[str, tuple[int, int, int]] = {}
+        places: dict[str, tuple[int, int, int]] = {}
         with ThreadPoolExecutor(8) as pool:
-            for f, names in enumerate(pool.map(ids, self._fragments)):
+            for f, names in enumerate(pool.map(ids, self._fragments.values())):
                 start = 0
                 for g, info in enumerate(self._fragments[f].row_groups):
                     for offset, name in enumerate(names[start : start + info.num_rows]):
-                        index[name] = (f, g, offset)
+                        places[name] = (f, g, offset)
                     start += info.num_rows
-        return index
+        return places
 
 
 def poses_from_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -23,8 +23,8 @@ from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
 
 _SHARD = re.compile(r"[A-Za-z0-9_-]+")
 _TEMPORARY = ".tmp-"
-_ROW_GROUP_FRAMES = 32_768
-"""Frames aimed at per row group: some 3 MB of cameras, so that one clip is read in milliseconds."""
+_ROW_GROUP_FRAMES = 16_384
+"""Frames aimed at per row group: about 1 MB of cameras, so that one clip is read in milliseconds."""
 
 
 def data_folder(out: str | Path) -> Path:
@@ -81,7 +81,7 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
     else:
         if list_parts(out):
             raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
-        _write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
     return finished_shards(out)
 
 
@@ -132,7 +132,7 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
     per_group = max(1, _ROW_GROUP_FRAMES * len(rows) // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)
-    _write_atomically(path, sink.getvalue().to_pybytes())
+    write_atomically(path, sink.getvalue().to_pybytes())
     return path
 
 
@@ -176,7 +176,12 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
     return [parquet.column(i).path for i in range(len(parquet))]
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: temporary name beside it, flush to disk, rename, flush the folder.
+
+    Raises:
+        OSError: the disk is full (says what to do) or not writable.
+    """
     temporary = path.parent / f"{_TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("xb") as stream:

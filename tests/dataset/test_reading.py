@@ -14,6 +14,7 @@ import theodolite.dataset
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
+from theodolite.dataset.index import write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row
 
@@ -141,3 +142,39 @@ def test_hub_ids_are_read_through_the_hub_file_system(out: Path, monkeypatch: py
     assert clips.row("clip_0004").source == "other"
     with pytest.raises(ValueError, match="holds no Parquet files"):
         theodolite.dataset.open("owner/absent")
+
+
+def test_the_index_answers_like_the_parts_and_is_ignored_when_stale(
+    out: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    plain = theodolite.dataset.open(out)
+    write_index(out)
+    fast = theodolite.dataset.open(out)
+    assert fast.index is not None
+    accepted = pc.field("verdict") == "accepted"
+    assert fast.counts("source", "verdict") == plain.counts("source", "verdict")
+    assert fast.where(accepted).to_table(["clip_id", "gates"]) == plain.where(accepted).to_table(
+        ["clip_id", "gates"]
+    )
+    assert len(fast.where(pc.field("reprojection_rms_px") < 1)) == 4
+    assert "arrow" not in fast.__dict__  # no footer was read for any of this
+    for clip_id in ("clip_0000", "clip_0003", "clip_0005"):
+        a, b = fast.row(clip_id), plain.row(clip_id)
+        np.testing.assert_array_equal(a.camera_to_world, b.camera_to_world)
+        assert (a.reasons, a.stage_wall_s, a.source) == (b.reasons, b.stage_wall_s, b.source)
+    assert "arrow" not in fast.__dict__
+    assert (
+        fast.where(pc.field("error").is_null()).to_table(["clip_id"]).num_rows == 6
+    )  # the index lacks this column
+    assert fast.to_table(["clip_id", "camera_to_world"]).num_rows == 6
+    with pytest.raises(ValueError, match="no column focal;"):
+        fast.to_table(["focal"])
+    make_dataset(out, {"z": [make_row(9)]})
+    grown = theodolite.dataset.open(out)
+    assert grown.index is None
+    assert len(grown) == 7
+    write_index(out)
+    part = store.part_path(out, source="demo", shard_id="z")
+    store.write_part(out, [make_row(9, media="elsewhere.mp4")], shard_id="z", recipe_hash="recipe1")
+    assert part.is_file()
+    assert theodolite.dataset.open(out).row("clip_0009").media == "elsewhere.mp4"

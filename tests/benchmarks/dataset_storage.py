@@ -1,0 +1,334 @@
+"""Size and speed of 213k synthetic rows, beside the same content as JSONL + npz in WebDataset tars.
+
+Real list lengths: 164,060 clips of 161 frames and 48,915 of 961. Prints a Markdown table.
+
+    python tests/benchmarks/dataset_storage.py --out FOLDER [--scale 1.0] [--rival-scale 0.1]
+
+The rival is measured on its own share of the clips (its times grow with it) and extrapolated linearly, which
+the table says; `--rival-scale 1` measures all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import theodolite.dataset
+from theodolite.dataset import cameras as cam
+from theodolite.dataset.index import write_index
+from theodolite.dataset.reading import poses_from_column
+from theodolite.dataset.rows import Gate, Row
+from theodolite.dataset.store import list_parts, prepare_output, write_part
+
+SHORT, LONG = (164_060, 161), (48_915, 961)
+SOURCES = ("spatialvid", "dl3dv", "miradata", "sekai")
+CLIPS_PER_SHARD = 500
+METRIC, THRESHOLD = "reprojection_rms_px", 0.3
+
+
+def clip_lengths(scale: float) -> np.ndarray:
+    """Frames of each clip, short ones first; `scale` is the share of all clips."""
+    return np.concatenate([np.full(round(n * scale), f) for n, f in (SHORT, LONG)])
+
+
+def synthetic_row(number: int, frames: int, rng: np.random.Generator) -> Row:
+    """A plausible accepted or rejected row: smooth random-walk cameras, so that compression is not
+    flattered."""
+    step = rng.normal(size=(frames, 6)) * [0.02, 0.01, 0.03, 0.004, 0.006, 0.002]
+    tangent = np.cumsum(np.cumsum(step, axis=0) * 0.05 + step, axis=0)
+    poses = cam.transform(cam.so3_exp(tangent[:, 3:]), tangent[:, :3])
+    focal = 900 * np.exp(0.05 * np.cumsum(rng.normal(size=frames)) / np.sqrt(frames))
+    index = np.round(np.arange(frames) * 29.97 / 16)
+    n_scale = max(frames // 16, 4)
+    error = float(rng.uniform(0.2, 1.5))
+    accepted = number % 7 != 0
+    return Row(
+        clip_id=f"clip_{number:06d}",
+        source=SOURCES[number * len(SOURCES) // 213_000 % len(SOURCES)],
+        original_id=f"{rng.integers(1 << 60):016x}.mp4",
+        media_kind="video",
+        media=f"videos/{number // 5000:04d}/{number:06d}.mp4",
+        mode="estimate",
+        data_licence="CC-BY-NC-SA-4.0",
+        data_redistributable=False,
+        weights=("pi3x@4d965e94", "moge2@0a1b2c3d"),
+        weight_licences=("CC-BY-NC-4.0", "MIT"),
+        stand_in=False,
+        recipe_hash="bench",
+        package_version="0.1.0",
+        annotate_wall_s=float(rng.uniform(20, 60)),
+        stage_wall_s={"bundle": 12.5, "decode": 3.5},
+        height=720,
+        width=1280,
+        source_fps=29.97,
+        fps=16.0,
+        frame_index=index,
+        time_s=index / 29.97,
+        camera_to_world=poses,
+        focal_px=np.stack([focal, focal], axis=1),
+        principal_point_px=np.tile([640.0, 360.0], (frames, 1)),
+        pose_source=np.ones(frames, np.int8),
+        focal_model="smooth",
+        position_sigma_m=rng.uniform(0.001, 0.02, frames),
+        rotation_sigma_rad=rng.uniform(0.0001, 0.002, frames),
+        log_focal_sigma=rng.uniform(0.001, 0.01, frames),
+        reprojection_px=rng.uniform(0.2, 1.5, frames),
+        metres_per_unit=2.5,
+        scale_model="constant",
+        scale_frame=np.linspace(0, frames - 1, n_scale).astype(int),
+        scale_value=2.5 * np.exp(rng.normal(size=n_scale) * 0.05),
+        scale_mad_log=0.05,
+        scale_p10=2.3,
+        scale_p90=2.7,
+        scale_cov=0.05,
+        reprojection_rms_px=error,
+        reprojection_median_px=error,
+        num_tracks=3000,
+        path_length_m=float(rng.uniform(0.5, 60)),
+        fov_x_min_rad=1.1,
+        fov_x_max_rad=1.3,
+        gates=(Gate(name="fov_x", value=1.2, lower=0.43, upper=2.1, unit="rad", passed=True),),
+        verdict="accepted" if accepted else "rejected",
+        reasons=() if accepted else ("scale_spread",),
+        reason_details=() if accepted else ("MAD of log scale 0.4 exceeds 0.2",),
+        captions={"scene": "A walk through a street with shops, people and parked cars on both sides."},
+    )
+
+
+def shards(scale: float) -> Iterator[tuple[str, list[Row]]]:
+    """Shards of one source each, generated on the fly."""
+    lengths = clip_lengths(scale)
+    rng = np.random.default_rng(0)
+    order = np.random.default_rng(1).permutation(len(lengths))
+    pending: list[Row] = []
+    for number, i in enumerate(order):
+        row = synthetic_row(number, int(lengths[i]), rng)
+        if pending and (pending[0].source != row.source or len(pending) == CLIPS_PER_SHARD):
+            yield f"{number // CLIPS_PER_SHARD:06d}-{pending[0].source}", pending
+            pending = []
+        pending.append(row)
+    if pending:
+        yield f"last-{pending[0].source}", pending
+
+
+def write_ours(out: Path, scale: float) -> dict[str, float]:
+    """Parquet dataset; the time of generating rows is not counted."""
+    shutil.rmtree(out, ignore_errors=True)
+    prepare_output(out, recipe_hash="bench")
+    seconds, clips = 0.0, 0
+    for shard_id, rows in shards(scale):
+        start = time.perf_counter()
+        write_part(out, rows, shard_id=shard_id, recipe_hash="bench")
+        seconds += time.perf_counter() - start
+        clips += len(rows)
+    start = time.perf_counter()
+    index = write_index(out)
+    index_s = time.perf_counter() - start
+    size = sum(p.stat().st_size for p in (*list_parts(out), index))
+    return {"write_s": seconds, "index_s": index_s, "bytes": size, "clips": clips}
+
+
+def write_rival(out: Path, scale: float) -> dict[str, float]:
+    """The same content as tars of `<id>.json` and `<id>.npz`, beside one JSONL index with all scalars."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    seconds, clips = 0.0, 0
+    with (out / "index.jsonl").open("w") as index:
+        for shard_id, rows in shards(scale):
+            start = time.perf_counter()
+            with tarfile.open(out / f"{shard_id}.tar", "w") as tar:
+                for row in rows:
+                    scalars: dict[str, Any] = {"shard": shard_id}
+                    arrays: dict[str, np.ndarray] = {}
+                    for name, value in vars(row).items():
+                        if isinstance(value, np.ndarray):
+                            arrays[name] = value
+                        elif name == "gates":
+                            scalars[name] = [vars(g) for g in value]
+                        else:
+                            scalars[name] = value
+                    text = json.dumps(scalars)
+                    index.write(text + "\n")
+                    stream = io.BytesIO()
+                    np.savez(stream, **arrays)
+                    for suffix, content in (("json", text.encode()), ("npz", stream.getvalue())):
+                        member = tarfile.TarInfo(f"{row.clip_id}.{suffix}")
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+            seconds += time.perf_counter() - start
+            clips += len(rows)
+    return {"write_s": seconds, "bytes": sum(p.stat().st_size for p in out.iterdir()), "clips": clips}
+
+
+# ------------------------------------------------------------------ queries, each run in a fresh process
+
+
+def ours_counts(out: Path) -> int:
+    return sum(theodolite.dataset.open(out).counts("source", "verdict").values())
+
+
+def rival_counts(out: Path) -> int:
+    with (out / "index.jsonl").open() as index:
+        return sum(Counter((r["source"], r["verdict"]) for r in map(json.loads, index)).values())
+
+
+def ours_select(out: Path) -> int:
+    return theodolite.dataset.open(out).where(pc.field(METRIC) < THRESHOLD).to_table(["clip_id"]).num_rows
+
+
+def rival_select(out: Path) -> int:
+    with (out / "index.jsonl").open() as index:
+        return sum(1 for r in map(json.loads, index) if r[METRIC] < THRESHOLD)
+
+
+def ours_stream(out: Path) -> int:
+    total = 0
+    columns = ["camera_to_world", "focal_px", "principal_point_px", "time_s"]
+    for fragment in theodolite.dataset.open(out).arrow.get_fragments():
+        for part in fragment.split_by_row_group():
+            table = part.to_table(columns=columns, use_threads=False)
+            poses, _offsets = poses_from_column(table["camera_to_world"])
+            total += poses.nbytes
+            for name in columns[1:]:
+                for chunk in table[name].chunks:
+                    total += chunk.values.to_numpy(zero_copy_only=False).nbytes
+    return total
+
+
+def rival_stream(out: Path) -> int:
+    total = 0
+    for shard in sorted(out.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".npz"):
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    with np.load(io.BytesIO(stream.read())) as data:
+                        for name in ("camera_to_world", "focal_px", "principal_point_px", "time_s"):
+                            value = data[name]
+                            total += value[:, :3].nbytes if name == "camera_to_world" else value.nbytes
+    return total
+
+
+def ours_by_id(out: Path, count: int = 30) -> dict[str, float]:
+    clips = theodolite.dataset.open(out)
+    start = time.perf_counter()
+    ids = clips.to_table(["clip_id"])["clip_id"].to_pylist()
+    clips.row(ids[0])
+    first = time.perf_counter() - start
+    times = []
+    for i in np.random.default_rng(0).integers(len(ids), size=count):
+        start = time.perf_counter()
+        clips.row(ids[i])
+        times.append(time.perf_counter() - start)
+    return {"first_s": first, "median_s": statistics.median(times)}
+
+
+def rival_by_id(out: Path, count: int = 5) -> dict[str, float]:
+    start = time.perf_counter()
+    with (out / "index.jsonl").open() as index:
+        shard_of = {r["clip_id"]: r["shard"] for r in map(json.loads, index)}
+    first = time.perf_counter() - start
+    ids = list(shard_of)
+    times = []
+    for i in np.random.default_rng(0).integers(len(ids), size=count):
+        start = time.perf_counter()
+        with tarfile.open(out / f"{shard_of[ids[i]]}.tar") as tar:
+            stream = tar.extractfile(f"{ids[i]}.npz")
+            assert stream is not None
+            with np.load(io.BytesIO(stream.read())) as data:
+                _everything = {name: data[name] for name in data.files}
+        times.append(time.perf_counter() - start)
+    return {"first_s": first, "median_s": statistics.median(times)}
+
+
+QUERIES: dict[str, Callable[[Path], Any]] = {
+    f.__name__: f
+    for f in (
+        *(ours_counts, ours_select, ours_stream, ours_by_id),
+        *(rival_counts, rival_select, rival_stream, rival_by_id),
+    )
+}
+
+
+def run_query(name: str, out: Path) -> dict[str, Any]:
+    """Result, seconds and peak memory of a query in a process of its own, second run (files in the page
+    cache)."""
+    command = [sys.executable, __file__, "--query", name, "--out", str(out)]
+    outputs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2)]
+    return json.loads(outputs[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--rival-scale", type=float, default=0.1)
+    parser.add_argument("--query", choices=sorted(QUERIES))
+    arguments = parser.parse_args()
+    if arguments.query:
+        pa.set_cpu_count(1)
+        pa.set_io_thread_count(2)
+        start = time.perf_counter()
+        result = QUERIES[arguments.query](arguments.out)
+        seconds = time.perf_counter() - start
+        # Not getrusage: its peak is inherited from the process that started this one.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        peak = int(status["VmHWM"].split()[0])
+        print(
+            json.dumps(
+                {
+                    "result": result,
+                    "seconds": seconds,
+                    "peak_mib": peak / 1024,
+                }
+            )
+        )
+        return
+    ours, rival = arguments.out / "parquet", arguments.out / "tars"
+    a, b = write_ours(ours, arguments.scale), write_rival(rival, arguments.rival_scale)
+    grow = a["clips"] / b["clips"]
+    measured = {name: run_query(name, ours if name.startswith("ours") else rival) for name in QUERIES}
+    print(
+        f"{a['clips']:.0f} clips; rival measured on {b['clips']:.0f}, times and size x {grow:.2f}; one core\n"
+    )
+    print("| | Parquet (ours) | JSONL + npz in tars | rival / ours |\n| --- | --- | --- | --- |")
+
+    def line(label: str, x: float, y: float, unit: str) -> None:
+        print(f"| {label} | {x:.3g} {unit} | {y:.3g} {unit} | {y / x:.3g} |")
+
+    line("size", a["bytes"] / 1e9, b["bytes"] / 1e9 * grow, "GB")
+    line("write", a["write_s"] + a["index_s"], b["write_s"] * grow, "s")
+    print(f"| of it the index | {a['index_s']:.3g} s | | |")
+    for key, label in (("counts", "(a) verdicts by source"), ("select", "(d) select by a metric")):
+        x, y = measured[f"ours_{key}"], measured[f"rival_{key}"]
+        line(label, x["seconds"], y["seconds"] * grow, "s")
+        line(f"{label}, peak memory", x["peak_mib"], y["peak_mib"], "MiB")
+    x, y = measured["ours_by_id"], measured["rival_by_id"]
+    line("(b) one clip by id, warm", 1000 * x["result"]["median_s"], 1000 * y["result"]["median_s"], "ms")
+    line("(b) the first one, with the index", x["result"]["first_s"], y["result"]["first_s"] * grow, "s")
+    x, y = measured["ours_stream"], measured["rival_stream"]
+    line("(c) all cameras once", x["seconds"], y["seconds"] * grow, "s")
+    rate_x, rate_y = x["result"] / x["seconds"] / 1e9, y["result"] / y["seconds"] / 1e9
+    print(f"| (c) decoded | {rate_x:.2f} GB/s | {rate_y:.2f} GB/s | {rate_x / rate_y:.3g} times faster |")
+    line("(c) peak memory", x["peak_mib"], y["peak_mib"], "MiB")
+
+
+if __name__ == "__main__":
+    main()
