@@ -7,6 +7,7 @@ neither the number of workers nor a restart changes what comes next.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,6 +204,19 @@ class _Stream(IterableDataset[dict[str, Any]]):
             yield make_sample(self._clips.row(clip_id), self._sampling, self._share)
 
 
+def _worker_context() -> Any:
+    """Workers never fork from this process: threads and locks of Arrow and PyAV do not survive that.
+
+    A fork server starts clean, imports this module once, and starts workers in milliseconds; elsewhere they
+    are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 class ClipStream:
     """Endless epochs for one rank of a distributed run; iterate it once per epoch.
 
@@ -260,8 +274,7 @@ class ClipStream:
             stream,
             batch_size=None,
             num_workers=self._num_workers,
-            # Arrow and PyAV keep threads and locks that do not survive a fork.
-            multiprocessing_context="spawn" if self._num_workers else None,
+            multiprocessing_context=_worker_context() if self._num_workers else None,
         )
         for sample in loader:
             # Counted before the sample is used: a state saved while it is being used says that it was taken.
