@@ -12,6 +12,7 @@ from .frame_gdn.reference import (
     rope_tables,
     world_to_ray,
 )
+from .frame_gdn.shards import Shard, frame_gdn_context_parallel, frame_gdn_shards
 from .output_gate.op import output_gate
 from .output_gate.reference import output_gate_reference
 from .short_conv.op import short_conv
@@ -20,12 +21,15 @@ from .short_conv.reference import short_conv_reference
 __all__ = [
     "Composite",
     "Result",
+    "Shard",
     "State",
     "compose",
     "exclusive_prefix",
     "frame_attention",
     "frame_gdn",
+    "frame_gdn_context_parallel",
     "frame_gdn_reference",
+    "frame_gdn_shards",
     "key_scale",
     "output_gate",
     "output_gate_reference",

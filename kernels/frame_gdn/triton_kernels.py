@@ -712,6 +712,14 @@ def products_backward_value(
         if BOTH:
             zr = tl.load(zr_ptr + bth * D + d, mask=mask_d, other=0.0)
             ez = tl.load(ez_ptr + bth * D + d, mask=mask_d, other=0.0)
+        else:
+            zr = z
+            ez = z
+        column = tl.arange(0, 16)[None, :]
+        z_columns = tl.where(column == 0, z[:, None], tl.where(column == 1, gz[:, None], 0.0))
+        z_columns += tl.where(column == 2, zr[:, None], tl.where(column == 3, ez[:, None], 0.0))
+        if HALF:
+            z_columns = z_columns.to(tl.bfloat16)
     for s0 in range(0, S, BS):
         s = s0 + tl.arange(0, BS)
         mask_s = s < S
@@ -734,16 +742,18 @@ def products_backward_value(
         through = tl.sum(dv * v, 1)
         tl.store(dv_ptr + offs, (dv * beta[:, None]).to(dv_ptr.dtype.element_ty), mask=mask)
         if DEN:
-            kz = tl.sum(key * z[None, :], 1)
-            kg = tl.sum(key * gz[None, :], 1)
+            # The four products with the key, as columns of one product.
+            columns = _dot(key, z_columns, HALF)
+            kz = tl.sum(tl.where(column == 0, columns, 0.0), 1)
+            kg = tl.sum(tl.where(column == 1, columns, 0.0), 1)
             through += 2.0 * (kg - decay * kz * kg)
             part = beta * (kg - 2.0 * decay * kz * kg)
             size = num_tokens.to(tl.int64) * H
             tl.store(coefficient_ptr + row, -beta * decay * kg, mask=mask_s)
             tl.store(coefficient_ptr + size + row, beta * (1.0 - decay * kz), mask=mask_s)
             if BOTH:
-                kr = tl.sum(key * zr[None, :], 1)
-                ke = tl.sum(key * ez[None, :], 1)
+                kr = tl.sum(tl.where(column == 2, columns, 0.0), 1)
+                ke = tl.sum(tl.where(column == 3, columns, 0.0), 1)
                 through += 2.0 * (ke - decay * kr * ke)
                 part += beta * (ke - 2.0 * decay * kr * ke)
                 tl.store(coefficient_ptr + 2 * size + row, -beta * decay * ke, mask=mask_s)
