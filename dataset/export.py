@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from .formats.base import CameraClip, camera_clip
 from .formats.colmap import write_colmap
 from .formats.huggingface import write_huggingface
 from .formats.lerobot import write_lerobot
 from .formats.nerfstudio import write_nerfstudio
+from .formats.rerun import write_rerun
 from .formats.sana import write_sana_npy, write_sana_zip
 from .formats.webdataset import write_webdataset
+from .frames import read_frames
 from .reading import ClipDataset, open_dataset
+from .rows import Row
 from .trajectories import write_kitti, write_tum
 
 
@@ -47,7 +52,8 @@ SHARDED: dict[str, Callable[[list[CameraClip], Path, int], object]] = {
     ),
     "lerobot": lambda clips, out, _number: write_lerobot(clips, out),
 }
-FORMATS = (*PER_CLIP, *SHARDED, "huggingface")
+FORMATS = (*PER_CLIP, *SHARDED, "huggingface", "rerun")
+_RERUN_PICTURES = 100
 _CLIPS_PER_SHARD = 1000
 
 
@@ -58,6 +64,7 @@ def export_dataset(
     format: str,
     clip_ids: Sequence[str] | None = None,
     source: str | None = None,
+    media_root: str | Path | None = None,
 ) -> int:
     """Write accepted clips to `out` and return how many.
 
@@ -65,6 +72,7 @@ def export_dataset(
         format: one of `FORMATS`.
         clip_ids: only these; unknown or rejected ones are an error.
         source: only this source.
+        media_root: folder to which media paths refer; `rerun` then shows up to 100 pictures of each clip.
     Raises:
         ValueError: unknown format, nothing to export, an id that is not there, or stand-in rows.
     """
@@ -81,6 +89,10 @@ def export_dataset(
     for row in chosen.rows():
         clip = camera_clip(row)
         count += 1
+        if format == "rerun":
+            images = _pictures(row, media_root) if media_root is not None else None
+            write_rerun(clip, out / f"{clip.name}.rrd", images=images)
+            continue
         if format in PER_CLIP:
             PER_CLIP[format](clip, out)
             continue
@@ -91,6 +103,16 @@ def export_dataset(
     if pending:
         SHARDED[format](pending, out, shard)
     return count
+
+
+def _pictures(row: Row, media_root: str | Path) -> dict[int, NDArray[np.uint8]]:
+    """Evenly spread pictures by clip frame, at most 640 pixels wide."""
+    positions = np.unique(np.linspace(0, row.num_frames - 1, _RERUN_PICTURES).round().astype(int)).tolist()
+    width = min(row.width, 640)
+    height = max(1, round(row.height * width / row.width))
+    return dict(
+        zip(positions, read_frames(row, media_root, positions=positions, size=(height, width)), strict=True)
+    )
 
 
 def _chosen(clips: ClipDataset, clip_ids: Sequence[str] | None, source: str | None) -> ClipDataset:
@@ -120,7 +142,8 @@ def run_export(
     format: str,
     clip_ids: Sequence[str] | None = None,
     source: str | None = None,
+    media_root: str | Path | None = None,
 ) -> tuple[str, int]:
     """Export; text with the count, and exit code 0."""
-    count = export_dataset(path, out, format=format, clip_ids=clip_ids, source=source)
+    count = export_dataset(path, out, format=format, clip_ids=clip_ids, source=source, media_root=media_root)
     return f"{count} clips as {format}: {out}", 0

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -19,6 +24,7 @@ from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import ColmapPoints, read_colmap, write_colmap
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
 from theodolite.dataset.formats.nerfstudio import read_nerfstudio, write_nerfstudio
+from theodolite.dataset.formats.rerun import write_rerun
 from theodolite.dataset.formats.sana import (
     BenchScene,
     read_sana_bench,
@@ -316,7 +322,35 @@ def test_huggingface_datasets_reads_the_export(out: Path, tmp_path: Path) -> Non
     assert got["gates"][0]["name"] == "fov_x"
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def _installed(name: str) -> bool:
+    return name != "rerun" or importlib.util.find_spec("rerun") is not None
+
+
+def test_rerun_recording_verifies_and_holds_every_frame(tmp_path: Path, clip: CameraClip) -> None:
+    rerun = shutil.which("rerun", path=str(Path(sys.executable).parent))
+    if not _installed("rerun") or rerun is None:
+        pytest.skip("rerun-sdk is not installed")
+    picture = np.full((90, 160, 3), 120, np.uint8)
+    path = write_rerun(
+        clip, tmp_path / "x.rrd", images={0: picture, 16: picture}, points_world=np.zeros((4, 3))
+    )
+    subprocess.run([rerun, "rrd", "verify", str(path)], check=True, capture_output=True)
+    text = subprocess.run(
+        [rerun, "rrd", "print", str(path)], check=True, capture_output=True, text=True
+    ).stdout
+    for entity in ("/world/path", "/world/points", "/world/camera", "/world/camera/image", "/focal_px/x"):
+        assert entity in text
+    rows = {m[1]: int(m[0]) for m in re.findall(r"with (\d+) rows.*? - (/\S+)", text)}
+    assert rows.get("/focal_px/y", len(clip)) == len(clip)
+
+
+@pytest.mark.skipif(_installed("rerun"), reason="rerun-sdk is installed")
+def test_rerun_says_what_to_install(tmp_path: Path, clip: CameraClip) -> None:
+    with pytest.raises(ImportError, match=r"theodolite\[viz\]"):
+        write_rerun(clip, tmp_path / "x.rrd")
+
+
+@pytest.mark.parametrize("name", [f for f in FORMATS if _installed(f)])
 def test_every_format_exports_accepted_clips_and_refuses_stand_ins(
     out: Path, tmp_path: Path, name: str, make_row: Callable[..., Row], make_dataset: Callable
 ) -> None:
