@@ -59,6 +59,10 @@ class BundleConfig(Strict):
     """Prior on log(fy / fx) around square pixels; 0 ties fy to fx."""
     radial_sigma: Annotated[float, Field(ge=0)] = 0.02
     """Prior on the radial term k1 around a pinhole; 0 switches it off."""
+    max_observations: Annotated[int, Field(ge=30)] = 160
+    """Flow observations used in a frame between keyframes."""
+    max_descriptor_observations: Annotated[int, Field(ge=30)] = 350
+    """Descriptor observations used in a keyframe."""
     band_frames: Annotated[int, Field(ge=4, le=256)] = 31
     """Width of the factorised band; longer connections are handled by the conjugate gradients."""
     max_iterations: Annotated[int, Field(ge=1, le=200)] = 30
@@ -587,7 +591,8 @@ class _Normal:
             rho = (rc * zc).sum() + (rg * zg).sum()
             b2c, b2g = self.precondition(bc, bg)
             start = (bc * b2c).sum() + (bg * b2g).sum()
-            for used in range(1, max_iterations + 1):
+            while used < max_iterations:
+                used += 1
                 if float(rho) <= tolerance**2 * float(start):
                     break
                 ac, ag = self.times(dc, dg)
@@ -691,7 +696,7 @@ def solve(
             iteration += 1
             try:
                 normal.damp(damping)
-                camera, lens, points, _ = normal.step(1e-3, 40)
+                camera, lens, points, _ = normal.step(0.05, 12)
             except FloatingPointError:
                 damping *= growth * 10
                 if damping > 1e8:

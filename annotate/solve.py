@@ -8,6 +8,7 @@ focal and a bundle over all frames finishes. Everything works in the unit of the
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 
@@ -38,7 +39,7 @@ IntArray = NDArray[np.integer]
 
 SOLVED, INFILLED = "solved", "infilled"
 _MIN_INLIERS = 12
-_FOCAL_HYPOTHESES = (0.55, 0.75, 1.0, 1.35, 1.9)  # times the longer image side: 85 to 30 degrees
+_FOCAL_HYPOTHESES = (0.55, 0.8, 1.15, 1.8)  # times the longer image side: 85 to 31 degrees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,9 @@ class CameraSolution:
         num_tracks, num_loops: totals.
         focal_cost: cost of each focal model that was tried (lower fits better).
         scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree.
+        radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2) in normalised coordinates; the
+            pinhole cameras are those of the undistorted image.
+        median_depth: median depth of all observations.
     """
 
     camera_to_world: FloatArray
@@ -80,6 +84,8 @@ class CameraSolution:
     num_loops: int
     focal_cost: dict[str, float]
     scale_sweep: FloatArray
+    radial_k1: float
+    median_depth: float
 
 
 def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
@@ -99,25 +105,31 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
         if z is None:
             continue
         height, width = z.shape
-        x = tracks.xy_px[of, 0] * (width / tracks.width)
-        y = tracks.xy_px[of, 1] * (height / tracks.height)
-        column, row = np.floor(x).astype(int), np.floor(y).astype(int)
-        dy, dx = np.mgrid[-1:2, -1:2].reshape(2, 9)
-        r = np.clip(row[:, None] + dy, 0, height - 1)
-        c = np.clip(column[:, None] + dx, 0, width - 1)
-        patch = z[r, c].astype(np.float64)
-        good = np.isfinite(patch) & (patch > 0)
-        low = np.where(good, patch, np.inf).min(1)
-        high = np.where(good, patch, -np.inf).max(1)
-        trusted = good[:, 4] & (good.sum(1) >= 5) & (high < 1.08 * low)
-        # Bilinear weights around the exact position, over the valid pixels.
-        weight = np.maximum(1 - np.abs(column[:, None] + dx + 0.5 - x[:, None]), 0) * np.maximum(
-            1 - np.abs(row[:, None] + dy + 0.5 - y[:, None]), 0
-        )
-        weight = np.where(good, weight, 0)
-        value = (weight * np.where(good, patch, 0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
-        out[of] = np.where(trusted, value, np.nan)
+        out[of] = _look_up(z, tracks.xy_px[of] / (tracks.width, tracks.height))
     return out
+
+
+def _look_up(z: FloatArray, xy: FloatArray) -> FloatArray:
+    """Depth (n,) of image points `xy` (n, 2) in shares of width and height; NaN where not trusted."""
+    height, width = z.shape
+    x, y = xy[:, 0] * width, xy[:, 1] * height
+    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    dy, dx = np.mgrid[-1:2, -1:2].reshape(2, 9)
+    r = np.clip(row[:, None] + dy, 0, height - 1)
+    c = np.clip(column[:, None] + dx, 0, width - 1)
+    patch = z[r, c].astype(np.float64)
+    good = np.isfinite(patch) & (patch > 0)
+    low = np.where(good, patch, np.inf).min(1)
+    high = np.where(good, patch, -np.inf).max(1)
+    trusted = inside & good[:, 4] & (good.sum(1) >= 5) & (high < 1.08 * low)
+    # Bilinear weights around the exact position, over the valid pixels.
+    weight = np.maximum(1 - np.abs(column[:, None] + dx + 0.5 - x[:, None]), 0) * np.maximum(
+        1 - np.abs(row[:, None] + dy + 0.5 - y[:, None]), 0
+    )
+    weight = np.where(good, weight, 0)
+    value = (weight * np.where(good, patch, 0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
+    return np.where(trusted, value, np.nan)
 
 
 def build_problem(
@@ -168,6 +180,40 @@ def subset_frames(tracks: Tracks, depth: FloatArray, frames: IntArray) -> tuple[
         tracks.width,
     )
     return sub, depth[keep]
+
+
+def thin_observations(
+    tracks: Tracks, depth: FloatArray, keyframes: IntArray, config: BundleConfig
+) -> tuple[Tracks, FloatArray]:
+    """Fewer observations where more would not help: cost grows with pairs of them.
+
+    Between keyframes only some of the flow tracks are kept (whole tracks, so that they stay long; numbers are dealt
+    out round robin over the image, so that any share of them is spread). Of descriptor tracks the longest stay.
+    """
+    flow = tracks.kind != DESCRIPTOR
+    is_key = np.zeros(tracks.num_frames, bool)
+    is_key[keyframes] = True
+    between = np.bincount(tracks.frame[flow], minlength=tracks.num_frames)[~is_key]
+    usual = float(np.median(between)) if len(between) else 0.0
+    keep = np.ones(len(tracks.frame), bool)
+    if usual > config.max_observations:
+        share = config.max_observations / usual
+        # Golden-ratio sequence: an even share of any run of consecutive track numbers.
+        chosen = (np.arange(tracks.num_tracks) * 0.6180339887498949) % 1.0 < share
+        keep &= ~flow | is_key[tracks.frame] | chosen[tracks.track]
+    length = np.bincount(tracks.track, minlength=tracks.num_tracks)
+    described = np.nonzero(~flow)[0]
+    order = described[
+        np.lexsort((tracks.track[described], -length[tracks.track[described]], tracks.frame[described]))
+    ]
+    frame = tracks.frame[order]
+    start = (
+        np.maximum.accumulate(np.where(np.r_[True, frame[1:] != frame[:-1]], np.arange(len(order)), 0))
+        if len(order)
+        else order
+    )
+    keep[order[np.arange(len(order)) - start >= config.max_descriptor_observations]] = False
+    return drop_observations(tracks, depth, keep)
 
 
 def drop_observations(
@@ -348,6 +394,21 @@ def sequential(
     return replace(state, points=points), placed
 
 
+def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_], wanted: Tensor) -> Tensor:
+    """`triangulate` from the observations of placed frames only."""
+    keep = torch.as_tensor(placed, device=problem.frame.device)[problem.frame]
+    sub = replace(
+        problem,
+        frame=problem.frame[keep],
+        point=problem.point[keep],
+        uv_px=problem.uv_px[keep],
+        sigma_px=problem.sigma_px[keep],
+        log_depth=problem.log_depth[keep],
+        sigma_log_depth=problem.sigma_log_depth[keep],
+    )
+    return triangulate(sub, state, wanted)
+
+
 def _refine_single(
     xyz: FloatArray,
     uv: FloatArray,
@@ -408,25 +469,24 @@ def _finite_median(x: Tensor) -> float:
 
 def _choose_start(
     problem_of, windows: list[IntArray], long_side: int, config: BundleConfig
-) -> tuple[int, float, list[dict]]:
+) -> tuple[int, float]:
     """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
 
     Args:
         problem_of: frames -> Problem of that window.
         windows: keyframe numbers of each window.
     Returns:
-        (start keyframe number, log focal there, a record per window and hypothesis).
+        (start keyframe number, log focal there).
     """
     best: tuple[float, int, float] | None = None
-    records = []
     for window in windows:
         problem = problem_of(window)
         if len(problem.frame) < 60:
             continue
         candidates = []
+        middle = len(window) // 2
         for factor in _FOCAL_HYPOTHESES:
             log_focal = float(np.log(factor * long_side))
-            middle = len(window) // 2
             state, placed = sequential(
                 problem, config, start=middle, log_focal=log_focal, focal_step_sigma=0.02
             )
@@ -437,40 +497,26 @@ def _choose_start(
                 continue
             prior = ba.focal_prior("constant", used.num_frames, config)
             try:
-                solution = ba.solve(
-                    used, used_state, prior, config, max_iterations=15, tolerance=1e-4, want_covariance=True
-                )
+                solution = ba.solve(used, used_state, prior, config, max_iterations=8, tolerance=1e-3)
             except FloatingPointError:
                 continue
-            assert solution.covariance is not None
-            sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
-            per_observation = solution.cost / len(used.frame)
-            found = float(solution.state.log_focal[middle])
-            candidates.append((per_observation, sigma, found))
-            records.append(
-                {
-                    "window": int(window[0]),
-                    "factor": factor,
-                    "cost": per_observation,
-                    "sigma": sigma,
-                    "focal": np.exp(found),
-                }
-            )
+            candidates.append((solution.cost / len(used.frame), factor, used, solution.state))
         if not candidates:
             continue
-        per_observation, sigma, found = min(candidates)
-        log.debug(
-            "focal window %s: cost %.3f sigma %.4f focal %.1f",
-            window[:1],
-            per_observation,
-            sigma,
-            np.exp(found),
+        cost, factor, used, state = min(candidates, key=lambda c: c[0])
+        prior = ba.focal_prior("constant", used.num_frames, config)
+        solution = ba.solve(
+            used, state, prior, config, max_iterations=6, tolerance=1e-4, want_covariance=True
         )
+        assert solution.covariance is not None
+        sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
+        found = float(solution.state.log_focal[middle])
+        log.debug("focal window %s: cost %.3f sigma %.4f focal %.1f", window[:1], cost, sigma, np.exp(found))
         if best is None or sigma < best[0]:
-            best = (sigma, int(window[len(window) // 2]), found)
+            best = (sigma, int(window[middle]), found)
     if best is None:
         raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
-    return best[1], best[2], records
+    return best[1], best[2]
 
 
 def _keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
@@ -547,7 +593,9 @@ def propose_loops(
         taken: list[int] = []
         for j in candidates:
             # Spread over time: neighbours of a pair add little.
-            if all(abs(j - other) > 4 for other in taken):
+            if all(abs(j - other) > 8 for other in taken) and not any(
+                (int(j) + a, i + b) in pairs for a in (-1, 0, 1) for b in (-1, 0)
+            ):
                 taken.append(int(j))
             if len(taken) == limit:
                 break
@@ -589,7 +637,7 @@ def solve_cameras(
             measured.features, matches, num_frames=frames, height=height, width=width
         )
         joined = join_tracks(flow, described)
-        return joined, sample_depth(joined, depth)
+        return thin_observations(joined, sample_depth(joined, depth), keyframes, config)
 
     tracks, z = all_tracks()
     with_depth = float(np.isfinite(z).mean()) if len(z) else 0.0
@@ -602,8 +650,14 @@ def solve_cameras(
         sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
         return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)[0]
 
+    def window_problem(numbers: IntArray) -> Problem:
+        # A third of the tracks is plenty to tell focal hypotheses apart.
+        sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
+        sub, sub_z = drop_observations(sub, sub_z, (sub.track * 0.6180339887498949) % 1.0 < 0.4)
+        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)[0]
+
     coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
-    start, log_focal, _ = _choose_start(problem_of, _windows(measured), max(height, width), coarse)
+    start, log_focal = _choose_start(window_problem, _windows(measured), max(height, width), coarse)
     key_problem = problem_of(np.arange(len(keyframes)))
     state, placed = sequential(key_problem, coarse, start=start, log_focal=log_focal, focal_step_sigma=0.05)
     log.debug(
@@ -613,10 +667,16 @@ def solve_cameras(
 
     def key_bundle(state: State, placed: NDArray[np.bool_], iterations: int) -> tuple[State, Solution]:
         points = torch.where(torch.isfinite(state.points), state.points, lift_points(key_problem, state))
+        # Tracks without depth still tie frames together.
+        points = torch.where(
+            torch.isfinite(points),
+            points,
+            triangulate_known(key_problem, state, placed, ~torch.isfinite(points).all(1)),
+        )
         used, used_state = _keep_known(key_problem, replace(state, points=points), placed)
         prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
         solution = ba.solve(
-            used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=64
+            used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=256
         )
         new = solution.state
         return replace(new, points=lift_points(key_problem, new)), solution
@@ -658,7 +718,7 @@ def _measured_depth_sigma(solution: Solution, declared: float) -> float:
     return float(np.clip(1.4826 * float(residual.median()), min(0.004, declared), declared))
 
 
-def _windows(measured: ImageMeasurements, length: int = 14, count: int = 4) -> list[IntArray]:
+def _windows(measured: ImageMeasurements, length: int = 12, count: int = 4) -> list[IntArray]:
     """Runs of neighbouring keyframes, spread over the clip, to try focal hypotheses on."""
     total = len(measured.keyframes)
     length = min(length, total)
@@ -779,7 +839,7 @@ def _choose_focal_model(
             prior,
             config,
             max_iterations=config.max_iterations,
-            tolerance=2e-5,
+            tolerance=5e-5,
             want_covariance=True,
         )
         # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an
@@ -795,20 +855,20 @@ def _choose_focal_model(
         finish("piecewise", breaks, 1.0 + 2.0 * len(breaks))
     if "smooth" in wanted:
         finish("smooth", None, 1.0 + frames / 16.0)
-    model = min(costs, key=lambda name: costs[name])
+    model: FocalModel = min(solutions, key=lambda name: costs[name])
     if model != "constant" and "constant" in costs:
         spread = float(solutions[model].state.log_focal.std())
         if spread < config.focal_floor:
             # Rolling shutter, blur and lens distortion ask for wiggles of this size; a zoom that small is no zoom.
             model = "constant"
     log.debug("focal models: %s -> %s", costs, model)
-    return solutions[model], model, costs  # type: ignore[index, return-value]
+    return solutions[model], model, costs
 
 
 def _flatten(log_focal: Tensor, breaks: Tensor | None) -> Tensor:
     out = log_focal.clone()
-    edges = [0] + ([] if breaks is None else breaks.tolist()) + [len(log_focal)]
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    edges = [0, *([] if breaks is None else breaks.tolist()), len(log_focal)]
+    for a, b in itertools.pairwise(edges):
         out[a:b] = log_focal[a:b].median()
     return out
 
@@ -901,6 +961,8 @@ def _summarise(
         num_loops=loops,
         focal_cost=costs,
         scale_sweep=scale_sweep(problem, state, config),
+        radial_k1=float(lens[3]),
+        median_depth=float(np.median(_median_depth(problem))),
     )
 
 

@@ -50,7 +50,7 @@ class TracksConfig(Strict):
     """... or after this many frames, or when 40 % of the tracks of the last keyframe are gone."""
     descriptor_ratio: Annotated[float, Field(gt=0, le=1)] = 0.85
     """Lowe's ratio between best and second-best match."""
-    max_loops_per_keyframe: Annotated[int, Field(ge=0, le=50)] = 4
+    max_loops_per_keyframe: Annotated[int, Field(ge=0, le=50)] = 2
     """Loop-closure candidates tried for each keyframe; 0 switches loop closure off."""
 
 
@@ -414,18 +414,16 @@ def match_features(a: Features, b: Features, config: TracksConfig, *, diagonal_p
     if len(a.descriptors) < 16 or len(b.descriptors) < 16:
         return none
     similarity = a.descriptors @ b.descriptors.T
-    top = np.argpartition(-similarity, 1, axis=1)[:, :2]
     rows = np.arange(len(similarity))
-    pair = similarity[rows[:, None], top]
-    swap = pair[:, 1] > pair[:, 0]
-    best = np.where(swap, top[:, 1], top[:, 0])
-    s1 = np.maximum(pair[:, 0], pair[:, 1])
-    s2 = np.minimum(pair[:, 0], pair[:, 1])
+    best = similarity.argmax(1)
+    s1 = similarity[rows, best]
+    mutual = similarity.argmax(0)[best] == rows
+    similarity[rows, best] = -1.0
+    s2 = similarity.max(1)
     # Unit vectors: squared distance = 2 - 2 * similarity.
     ratio_ok = np.sqrt(np.maximum(2 - 2 * s1, 0)) < config.descriptor_ratio * np.sqrt(
         np.maximum(2 - 2 * s2, 1e-12)
     )
-    mutual = np.argmax(similarity, axis=0)[best] == rows
     i = np.nonzero(ratio_ok & mutual)[0]
     if len(i) < 16:
         return none

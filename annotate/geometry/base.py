@@ -53,6 +53,7 @@ class SequenceGeometryResult:
         given_camera_to_world, given_intrinsics: True if these are declared truth of the source to be kept.
         confidence: optional per-frame maps in [0, 1], same access as depth.
         weights: names and revisions of network weights used; empty for given and rendered geometry.
+        weight_licences: their licences, in the same order.
         stand_in: True if any weight was random; such rows can never be exported.
     """
 
@@ -66,6 +67,7 @@ class SequenceGeometryResult:
     given_intrinsics: bool = False
     confidence: DepthMaps | None = None
     weights: tuple[str, ...] = ()
+    weight_licences: tuple[str, ...] = ()
     stand_in: bool = False
 
 

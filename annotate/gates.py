@@ -1,0 +1,186 @@
+"""Gates: what a clip must satisfy to be accepted. Every gate is judged and its number kept, pass or fail.
+
+The first three are the paper's (arXiv 2605.15178, appendix B.3), judged on raw values and on the worst frame. The
+others catch what those cannot see: a static camera, a jump, tracks that died, depth and path of different scale.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..dataset.cameras import fov_from_focal, rigid_error
+from ..dataset.rows import Gate
+from ..dataset.strict import Strict
+from .scale import ScaleEstimate
+from .solve import INFILLED, CameraSolution
+from .tracks import ImageMeasurements
+
+FloatArray = NDArray[np.floating]
+
+
+class GatesConfig(Strict):
+    """Bounds of the gates."""
+
+    fov_min_deg: Annotated[float, Field(gt=0, lt=180)] = 25.0
+    fov_max_deg: Annotated[float, Field(gt=0, lt=180)] = 120.0
+    """Horizontal and vertical field of view of every frame (paper: 25 to 120 degrees)."""
+    max_focal_axis_gap: Annotated[float, Field(ge=0)] = 0.20
+    """|fx - fy| / mean of every frame (paper: 0.20)."""
+    max_scale_cov: Annotated[float, Field(gt=0)] = 2.0
+    """Standard deviation over mean of the raw scale series (paper: 2.0)."""
+    max_rigid_error: Annotated[float, Field(gt=0)] = 1e-4
+    """Deviation of any rotation from orthonormal."""
+    max_jump: Annotated[float, Field(gt=0)] = 6.0
+    """Largest step of the camera centre over the 90th percentile of all steps."""
+    max_infilled_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of frames whose camera had to be bridged for want of tracks."""
+    min_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.15
+    """Share of observations that agree with the cameras, over the clip."""
+    max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of frames into which fewer than 5 % of the tracks survive."""
+    min_parallax_deg: Annotated[float, Field(ge=0)] = 0.25
+    """Median angle under which tracks are seen along their life: without parallax no translation is checked."""
+    scale_sweep_tolerance: Annotated[float, Field(ge=0)] = 0.15
+    """How far from 1 the factor on depth may lie at which depth and camera path agree best."""
+    max_position_sigma: Annotated[float, Field(gt=0)] = 0.2
+    """Largest standard deviation of a camera centre, as a share of the median scene depth."""
+    static_motion: Annotated[float, Field(ge=0)] = 0.004
+    """Image motion over the clip, as a share of the diagonal, below which the camera stands still."""
+
+
+def image_motion(measured: ImageMeasurements) -> float:
+    """Largest median displacement of the tracks from where each was first seen, as a share of the image diagonal.
+
+    The median over tracks is blind to objects that move before a resting camera, as long as they cover less than
+    half of the tracks.
+    """
+    flow = measured.flow
+    if len(flow.frame) == 0:
+        return float("nan")
+    first = np.r_[True, flow.track[1:] != flow.track[:-1]]
+    origin = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+    moved = np.linalg.norm(flow.xy_px - flow.xy_px[origin], axis=1)[~first]
+    frame = flow.frame[~first]
+    per_frame = [np.median(moved[frame == f]) for f in np.unique(frame)]
+    return float(max(per_frame) / np.hypot(flow.height, flow.width))
+
+
+def sweep_minimum(sweep: FloatArray) -> float:
+    """Factor at which the swept cost is least, refined by a parabola through its neighbours in log factor."""
+    if not np.isfinite(sweep[:, 1]).all():
+        return float("nan")
+    i = int(sweep[:, 1].argmin())
+    if i in (0, len(sweep) - 1):
+        return float(sweep[i, 0])
+    x, y = np.log(sweep[i - 1 : i + 2, 0]), sweep[i - 1 : i + 2, 1]
+    a, b, _ = np.polyfit(x, y, 2)
+    return float(np.exp(-b / (2 * a))) if a > 0 else float(sweep[i, 0])
+
+
+def _bounded(
+    name: str, value: float, *, lower: float | None = None, upper: float | None = None, unit: str = "1"
+) -> Gate:
+    """A gate; a value that is not finite has failed."""
+    ok = bool(np.isfinite(value))
+    passed = ok and (lower is None or value >= lower) and (upper is None or value <= upper)
+    return Gate(
+        name=name, value=float(value) if ok else None, lower=lower, upper=upper, unit=unit, passed=passed
+    )
+
+
+def judge(
+    cameras: CameraSolution,
+    scale: ScaleEstimate,
+    measured: ImageMeasurements,
+    *,
+    height: int,
+    width: int,
+    config: GatesConfig,
+) -> tuple[Gate, ...]:
+    """All gates of a solved clip, in the order in which they are reported."""
+    poses = cameras.camera_to_world
+    numbers = (poses, cameras.focal_px, cameras.principal_point_px)
+    finite = float(all(np.isfinite(x).all() for x in numbers))
+    fov = np.degrees(
+        np.stack(
+            [fov_from_focal(cameras.focal_px[:, 0], width), fov_from_focal(cameras.focal_px[:, 1], height)]
+        )
+    )
+    fx, fy = cameras.focal_px.T
+    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+    usual = float(np.percentile(steps, 90)) if len(steps) else 0.0
+    lost = float((measured.survival[1:] < 0.05).mean()) if len(measured.survival) > 1 else 0.0
+    observations = cameras.num_inliers.sum() / max(
+        1e-9, (cameras.num_inliers / np.maximum(cameras.inlier_share, 1e-9)).sum()
+    )
+    gates = [
+        _bounded("finite", finite, lower=1.0),
+        _bounded("fov_min", float(fov.min()), lower=config.fov_min_deg, unit="deg"),
+        _bounded("fov_max", float(fov.max()), upper=config.fov_max_deg, unit="deg"),
+        _bounded(
+            "focal_axis_gap",
+            float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+            upper=config.max_focal_axis_gap,
+        ),
+        _bounded("rigid", float(np.max(rigid_error(poses))), upper=config.max_rigid_error),
+        _bounded("jump", float(steps.max() / usual) if usual > 0 else 0.0, upper=config.max_jump),
+        _bounded(
+            "infilled", float((cameras.pose_source == INFILLED).mean()), upper=config.max_infilled_share
+        ),
+        _bounded("inliers", float(observations), lower=config.min_inlier_share),
+        _bounded("tracks_lost", lost, upper=config.max_lost_share),
+        _bounded("motion", image_motion(measured), lower=config.static_motion),
+        _bounded(
+            "parallax", float(np.degrees(cameras.parallax_rad)), lower=config.min_parallax_deg, unit="deg"
+        ),
+        _bounded(
+            "scale_sweep",
+            sweep_minimum(cameras.scale_sweep),
+            lower=1 - config.scale_sweep_tolerance,
+            upper=1 + config.scale_sweep_tolerance,
+        ),
+        _bounded(
+            "position_sigma",
+            float(cameras.position_sigma.max()) / max(cameras.median_depth, 1e-9),
+            upper=config.max_position_sigma,
+        ),
+    ]
+    if scale.model != "declared":
+        # A declared unit has no series; its consistency is what the sweep checks.
+        gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
+    return tuple(gates)
+
+
+REASONS = {
+    "finite": "cameras_not_finite",
+    "fov_min": "fov_too_narrow",
+    "fov_max": "fov_too_wide",
+    "focal_axis_gap": "focal_axes_differ",
+    "scale_cov": "scale_inconsistent",
+    "rigid": "poses_not_rigid",
+    "jump": "pose_jump",
+    "infilled": "too_many_infilled",
+    "inliers": "too_few_inliers",
+    "tracks_lost": "tracks_lost",
+    "motion": "static_camera",
+    "parallax": "no_parallax",
+    "scale_sweep": "depth_and_path_disagree",
+    "position_sigma": "position_uncertain",
+}
+"""Rejection reason of each gate."""
+
+
+def describe_failure(gate: Gate) -> str:
+    """One sentence: what was found and what was allowed."""
+    bounds = []
+    if gate.lower is not None:
+        bounds.append(f"at least {gate.lower:.4g}")
+    if gate.upper is not None:
+        bounds.append(f"at most {gate.upper:.4g}")
+    unit = "" if gate.unit == "1" else f" {gate.unit}"
+    found = "no finite value" if gate.value is None else f"{gate.value:.4g}{unit}"
+    return f"gate {gate.name}: {found}; required {' and '.join(bounds)}{unit}"

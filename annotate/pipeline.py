@@ -1,0 +1,272 @@
+"""One clip from media to row: the order of the stages, and how every failure becomes a row.
+
+`annotate_clip` is the only way through; the command line, the demo and the tests all take it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..dataset.cameras import fov_from_focal
+from ..dataset.metrics import path_length
+from ..dataset.rows import Gate, Row
+from .clip import ClipRef, ClipRejection
+from .decode import ClipFrames, open_clip
+from .gates import REASONS, describe_failure, image_motion, judge, sweep_minimum
+from .geometry.base import SequenceGeometryResult
+from .geometry.choose import MetricDepth, metric_anchor, sequence_geometry
+from .scale import ScaleEstimate, estimate_scale
+from .solve import CameraSolution, solve_cameras
+from .tracks import ImageMeasurements, measure_images
+
+if TYPE_CHECKING:
+    from .config import AnnotateConfig
+
+log = logging.getLogger(__name__)
+Mode = Literal["estimate", "given_depth", "given_pose"]
+
+
+@dataclass
+class _Progress:
+    """What is known of a clip so far; a row can be made from it at any point."""
+
+    clip: ClipRef
+    mode: Mode
+    recipe_hash: str
+    frames: ClipFrames | None = None
+    geometry: SequenceGeometryResult | None = None
+    scale: ScaleEstimate | None = None
+    measured: ImageMeasurements | None = None
+    cameras: CameraSolution | None = None
+    gates: tuple[Gate, ...] = ()
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+    wall_s: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall_s[name] = self.wall_s.get(name, 0.0) + time.perf_counter() - start
+
+
+def annotate_clip(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row:
+    """Annotate one clip; never raises for a bad clip.
+
+    Args:
+        clip: what to annotate.
+        config: the `annotate` section of the recipe.
+        mode: which geometry is given.
+        recipe_hash: of the resolved recipe, kept in the row.
+    Returns:
+        The row: accepted, or rejected with reasons. An unexpected exception becomes the reason `internal_error`
+        with its traceback in `error`.
+    """
+    progress = _Progress(clip=clip, mode=mode, recipe_hash=recipe_hash)
+    start = time.perf_counter()
+    try:
+        _run(progress, config)
+    except ClipRejection as rejection:
+        progress.reasons.append((rejection.reason, rejection.detail))
+    except MemoryError:
+        raise
+    except Exception as error:
+        log.exception("clip %s: unexpected error", clip.clip_id)
+        progress.reasons.append(("internal_error", f"{type(error).__name__}: {error}"))
+        progress.error = traceback.format_exc()
+    progress.wall_s["total"] = time.perf_counter() - start
+    return _row(progress)
+
+
+def _run(progress: _Progress, config: AnnotateConfig) -> None:
+    clip = progress.clip
+    with progress.stage("open"):
+        frames = progress.frames = open_clip(clip, config.decode)
+    missing: ClipRejection | None = None
+    with progress.stage("geometry"):
+        try:
+            progress.geometry = sequence_geometry(config.geometry).run(clip, frames)
+        except ClipRejection as rejection:
+            if rejection.reason != "depth_missing":
+                raise
+            missing = rejection
+    if progress.geometry is not None:
+        with progress.stage("scale"):
+            progress.scale = _scale(progress.geometry, clip, frames, config)
+        if progress.scale.metres_per_unit is None:
+            detail = f"{progress.scale.num_frames_used} usable anchor frames of {len(progress.scale.frame)}"
+            progress.reasons += [(reason, detail) for reason in progress.scale.reasons]
+            return
+    with progress.stage("tracks"):
+        measured = progress.measured = measure_images(
+            frames, height=frames.height, width=frames.width, config=config.tracks
+        )
+    _reject_cuts(frames)
+    if missing is not None:
+        # Without depth there is no unit of length; say also when there was nothing to see anyway.
+        motion = image_motion(measured)
+        if motion < config.gates.static_motion:
+            progress.reasons.append(
+                ("static_camera", f"tracks move {100 * motion:.2g} % of the image diagonal over the clip")
+            )
+        progress.reasons.append(("no_metric_scale", missing.detail))
+        return
+    assert progress.geometry is not None
+    assert progress.scale is not None
+    assert progress.scale.metres_per_unit is not None
+    depth = MetricDepth(progress.geometry.depth, progress.scale.metres_per_unit)
+    with progress.stage("bundle"):
+        cameras = progress.cameras = solve_cameras(
+            measured,
+            depth,
+            depth_sigma_log=progress.geometry.depth_sigma_log,
+            tracks_config=config.tracks,
+            config=config.bundle,
+        )
+    progress.gates = judge(
+        cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
+    )
+    progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
+
+
+def _scale(
+    geometry: SequenceGeometryResult, clip: ClipRef, frames: ClipFrames, config: AnnotateConfig
+) -> ScaleEstimate:
+    anchor = metric_anchor(config.geometry)
+    found = []
+    if anchor is not None and geometry.metres_per_unit is None:
+        step = max(1, round(frames.timing.fps / config.geometry.anchor_fps))
+        found = anchor.run(clip, frames, list(range(step // 2, len(frames), step)), geometry.focal_px)
+    return estimate_scale(geometry, found, num_frames=len(frames), config=config.scale)
+
+
+def _reject_cuts(frames: ClipFrames) -> None:
+    """Raise `ClipRejection` if the pass over the frames found a shot change."""
+    cuts = getattr(frames, "cuts", ())
+    if len(cuts):
+        times = ", ".join(f"{frames.timing.time_s[c]:.2f} s" for c in cuts[:5])
+        raise ClipRejection("shot_cut", f"{len(cuts)} cut(s) inside the clip, at {times}")
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _row(progress: _Progress) -> Row:
+    clip, frames, cameras, scale = progress.clip, progress.frames, progress.cameras, progress.scale
+    values: dict[str, Any] = {}
+    if frames is not None:
+        values.update(
+            height=frames.height,
+            width=frames.width,
+            source_fps=frames.timing.source_fps,
+            fps=frames.timing.fps,
+            frame_index=frames.timing.frame_index,
+            time_s=frames.timing.time_s,
+        )
+    if scale is not None:
+        usable = np.isfinite(scale.raw)
+        values.update(
+            metres_per_unit=scale.value,
+            metres_per_unit_frame=scale.metres_per_unit,
+            scale_model=scale.model,
+            scale_frame=scale.frame[usable],
+            scale_value=scale.raw[usable],
+            scale_mad_log=_optional(scale.mad_log),
+            scale_p10=_optional(scale.p10),
+            scale_p90=_optional(scale.p90),
+            scale_cov=_optional(scale.cov),
+        )
+    if progress.measured is not None:
+        survival = progress.measured.survival
+        values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
+    if cameras is not None and frames is not None:
+        values.update(_camera_columns(cameras, frames))
+    if progress.geometry is not None:
+        values.update(
+            weights=progress.geometry.weights,
+            weight_licences=progress.geometry.weight_licences,
+            stand_in=progress.geometry.stand_in,
+        )
+    else:
+        values["stand_in"] = False
+    return Row(
+        clip_id=clip.clip_id,
+        source=clip.source,
+        original_id=clip.original_id,
+        media_kind=clip.media_kind,
+        media=str(clip.media_path),
+        window_start_s=clip.start_s,
+        window_end_s=clip.end_s,
+        mode=progress.mode,
+        data_licence=clip.data_licence,
+        data_redistributable=clip.data_redistributable,
+        recipe_hash=progress.recipe_hash,
+        package_version=__version__,
+        verdict="rejected" if progress.reasons else "accepted",
+        reasons=tuple(reason for reason, _ in progress.reasons),
+        reason_details=tuple(detail for _, detail in progress.reasons),
+        gates=progress.gates,
+        error=progress.error,
+        annotate_wall_s=progress.wall_s["total"],
+        stage_wall_s=progress.wall_s,
+        **values,
+    )
+
+
+def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, Any]:
+    fx, fy = cameras.focal_px.T
+    fov_x, fov_y = fov_from_focal(fx, frames.width), fov_from_focal(fy, frames.height)
+    used = cameras.num_inliers > 0
+    mean_square = (
+        np.average(cameras.reprojection_px[used] ** 2, weights=cameras.num_inliers[used])
+        if used.any()
+        else None
+    )
+
+    def float32(x: NDArray) -> NDArray:
+        return np.asarray(x, np.float32)
+
+    return {
+        "camera_to_world": float32(cameras.camera_to_world),
+        "focal_px": float32(cameras.focal_px),
+        "principal_point_px": float32(cameras.principal_point_px),
+        "radial_k1": cameras.radial_k1,
+        "pose_source": cameras.pose_source,
+        "focal_model": cameras.focal_model,
+        "position_sigma_m": float32(cameras.position_sigma),
+        "rotation_sigma_rad": float32(cameras.rotation_sigma_rad),
+        "log_focal_sigma": float32(cameras.log_focal_sigma),
+        "reprojection_px": float32(cameras.reprojection_px),
+        "reprojection_rms_px": None if mean_square is None else float(np.sqrt(mean_square)),
+        "reprojection_median_px": float(np.median(cameras.reprojection_px)),
+        "num_tracks": cameras.num_tracks,
+        "num_loops": cameras.num_loops,
+        "inlier_share_min": float(cameras.inlier_share.min()),
+        "parallax_rad": _optional(cameras.parallax_rad),
+        "depth_residual_log_median": _optional(cameras.depth_log_residual),
+        "path_length_m": float(path_length(cameras.camera_to_world)),
+        "scale_sweep_best": _optional(sweep_minimum(cameras.scale_sweep)),
+        "fov_x_min_rad": float(fov_x.min()),
+        "fov_x_max_rad": float(fov_x.max()),
+        "fov_y_min_rad": float(fov_y.min()),
+        "fov_y_max_rad": float(fov_y.max()),
+        "focal_axis_gap_max": float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+        "focal_spread": float(fx.std() / fx.mean()),
+        "metrics": {
+            "median_depth_m": float(cameras.median_depth),
+            **{f"focal_cost_{name}": float(cost) for name, cost in cameras.focal_cost.items()},
+        },
+    }
