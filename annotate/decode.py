@@ -412,7 +412,7 @@ class _Video:
                         return
                     position += 1
         except FFmpegError as error:
-            raise self._corrupt(position, str(error)) from error
+            raise self._corrupt(position, _one_line(error)) from error
         raise self._corrupt(position, "the decoder stops there")
 
     def _first_to_check(self, first: int) -> int:
@@ -699,7 +699,9 @@ def _is_mp4_without_index(path: Path) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    # FFmpeg's errors repeat the path and its log around the one sentence that matters.
+    text = getattr(error, "strerror", None) or str(error)
+    lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

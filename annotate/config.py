@@ -1,0 +1,36 @@
+"""The `annotate` section of a recipe: one model a stage, each defined beside the code that it steers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ..dataset.strict import Strict
+from .bundle import BundleConfig
+from .decode import DecodeConfig
+from .gates import GatesConfig
+from .geometry.choose import GeometryConfig
+from .scale import ScaleConfig
+from .tracks import TracksConfig
+
+
+class ExecutorConfig(Strict):
+    """How clips are spread over workers. Changes nothing in the rows, so it is left out of the recipe's hash."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 2
+    """Workers that a clip may kill before it is given up (`worker_died`)."""
+    memory_per_worker_gib: Annotated[float, Field(gt=0)] | None = None
+    """A local worker that grows beyond this is ended; null: the machine's memory, shared equally."""
+
+
+class AnnotateConfig(Strict):
+    """Everything that turns a clip into a row."""
+
+    decode: DecodeConfig = DecodeConfig()
+    geometry: GeometryConfig = GeometryConfig()
+    tracks: TracksConfig = TracksConfig()
+    scale: ScaleConfig = ScaleConfig()
+    bundle: BundleConfig = BundleConfig()
+    gates: GatesConfig = GatesConfig()
+    executor: ExecutorConfig = ExecutorConfig()

@@ -1,0 +1,585 @@
+"""Many clips over many workers: shards in, part files out, nothing lost and nothing done twice.
+
+A *clip* is one row. A *shard* is a fixed run of consecutive clips, the unit of work and of commit: a worker annotates
+its clips one after the other and writes one part file by rename. A *worker* is a process of dask.distributed, on this
+machine or behind a scheduler address. Only as many shards are in flight as there are worker threads, so neither the
+task graph nor memory grows with the number of clips.
+
+What is done is what part files exist. A run that is killed in any way is continued by the same command. If the
+source has changed since (new files, another limit), clips that have a row are left out and the others are cut into
+shards anew.
+
+A worker that dies gives its shard back, once per allowed attempt; after that the shard's clips are tried one by one
+with the cluster to themselves, and only a clip that kills its worker alone gets the reason `worker_died`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow.parquet as pq
+
+from .. import __version__
+from ..dataset.rows import Row
+from ..dataset.store import finished_shards, list_parts, part_path, prepare_output, write_part
+from .clip import ClipRef
+from .gates import REASONS as GATE_REASONS
+from .pipeline import Mode, annotate_clip
+from .sources import Shard, make_shards
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from .config import AnnotateConfig, ExecutorConfig
+
+log = logging.getLogger(__name__)
+
+JUDGEMENTS = frozenset(GATE_REASONS.values()) | {
+    "frame_gap",
+    "no_anchor_frames",
+    "no_metric_scale",
+    "shot_cut",
+    "source_fps_below_16",
+    "too_few_usable_anchor_frames",
+    "too_short",
+}
+"""Reasons that judge a clip which was there and readable. Any other reason means that the clip *failed*: its files
+are missing or damaged, or the software could not cope."""
+
+LINE_INTERVAL_S = 60.0
+"""Time between progress lines where stderr is no terminal."""
+
+
+class AnnotateClip(Protocol):
+    """What does the work: `pipeline.annotate_clip`, or a stand-in with its signature in tests."""
+
+    def __call__(self, clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a worker needs to turn shards into part files.
+
+    Attributes:
+        out: dataset folder, the same path on every worker.
+        config: the recipe's `annotate` section.
+        mode: which geometry the source ships.
+        recipe_hash: of the resolved recipe.
+        annotate: the per-clip function.
+    """
+
+    out: Path
+    config: AnnotateConfig
+    mode: Mode
+    recipe_hash: str
+    annotate: AnnotateClip = annotate_clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one clip ended; `reasons` is empty for an accepted one."""
+
+    clip_id: str
+    verdict: str
+    reasons: tuple[str, ...]
+    detail: str
+
+    @property
+    def failed(self) -> bool:
+        """True if some reason is no judgement of a readable clip."""
+        return any(reason not in JUDGEMENTS for reason in self.reasons)
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts of a run or a dataset.
+
+    Attributes:
+        accepted: accepted clips.
+        rejected: clips by first reason, failed ones left out.
+        failed: the clips that failed.
+    """
+
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.failed:
+                self.failed.append(outcome)
+            elif outcome.verdict == "accepted":
+                self.accepted += 1
+            else:
+                self.rejected[outcome.reasons[0]] += 1
+
+    @property
+    def done(self) -> int:
+        """Clips with a row."""
+        return self.accepted + sum(self.rejected.values()) + len(self.failed)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.most_common())
+        rejected = f"{sum(self.rejected.values())} rejected" + (f" ({reasons})" if reasons else "")
+        return f"{self.accepted} accepted, {rejected}, {len(self.failed)} failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run has to do.
+
+    Attributes:
+        num_clips: clips of the source (after a limit).
+        num_clips_done: those that have a row already.
+        shards: makes the shards that are left, in order, anew on every call.
+        num_shards: how many those are.
+        num_shards_in_all: how many the whole source makes.
+    """
+
+    num_clips: int
+    num_clips_done: int
+    shards: Callable[[], Iterator[Shard]]
+    num_shards: int
+    num_shards_in_all: int
+
+
+class RunAborted(RuntimeError):
+    """The run cannot go on (disk full, no workers); what is done is kept."""
+
+
+# --- planning ----------------------------------------------------------------------------------
+
+
+def plan_run(
+    clips: Callable[[], Iterable[ClipRef]], out: Path, *, clips_per_shard: int, limit: int | None = None
+) -> Plan:
+    """Compare the source with the part files in `out`; reads only, `out` may be absent.
+
+    Args:
+        clips: makes the clips of the source, always in the same order.
+        out: dataset folder.
+        clips_per_shard: size of a shard.
+        limit: use only so many clips from the start.
+    Raises:
+        ValueError: the source holds a clip id twice.
+    """
+
+    def limited() -> Iterator[ClipRef]:
+        for number, clip in enumerate(clips()):
+            if limit is not None and number >= limit:
+                return
+            yield clip
+
+    finished = finished_shards(out)
+    planned: set[str] = set()
+    ids: set[str] = set()
+    num_clips = num_done = 0
+    for shard in make_shards(limited(), clips_per_shard):
+        planned.add(shard.shard_id)
+        num_clips += len(shard.clips)
+        num_done += len(shard.clips) if shard.shard_id in finished else 0
+        for clip in shard.clips:
+            if clip.clip_id in ids:
+                raise ValueError(f"clip {clip.clip_id}: the source lists it twice")
+            ids.add(clip.clip_id)
+    if finished <= planned:
+        todo = planned - finished
+        return Plan(
+            num_clips=num_clips,
+            num_clips_done=num_done,
+            shards=lambda: (s for s in make_shards(limited(), clips_per_shard) if s.shard_id in todo),
+            num_shards=len(todo),
+            num_shards_in_all=len(planned),
+        )
+    have = {outcome.clip_id for outcome in read_outcomes(out)}
+    left = len(ids - have)
+    return Plan(
+        num_clips=num_clips,
+        num_clips_done=num_clips - left,
+        shards=lambda: make_shards((c for c in limited() if c.clip_id not in have), clips_per_shard),
+        num_shards=-(-left // clips_per_shard),
+        num_shards_in_all=len(planned),
+    )
+
+
+def read_outcomes(out: Path) -> Iterator[Outcome]:
+    """How every clip of a dataset ended, in order of the part files."""
+    for path in list_parts(out):
+        yield from _part_outcomes(path)
+
+
+def _part_outcomes(path: Path) -> Iterator[Outcome]:
+    # ParquetFile, not read_table: the latter takes `source=...` in the path for a column.
+    table = pq.ParquetFile(path).read(columns=["clip_id", "verdict", "reasons", "reason_details"])
+    for row in table.to_pylist():
+        yield Outcome(
+            clip_id=row["clip_id"],
+            verdict=row["verdict"],
+            reasons=tuple(row["reasons"]),
+            detail=row["reason_details"][0] if row["reason_details"] else "",
+        )
+
+
+# --- on a worker -------------------------------------------------------------------------------
+
+
+def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
+    """Annotate the clips of a shard and write its part file; every clip gets a row.
+
+    Raises:
+        OSError: the part cannot be written (disk full).
+    """
+    path = part_path(job.out, source=shard.clips[0].source, shard_id=shard.shard_id)
+    if path.is_file():  # a worker died after its rename and before its report
+        return list(_part_outcomes(path))
+    rows = [annotate_one(clip, job) for clip in shard.clips]
+    write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+    return [_outcome(row) for row in rows]
+
+
+def annotate_one(clip: ClipRef, job: Job) -> Row:
+    """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`."""
+    _quiet_decoders()
+    start = time.perf_counter()
+    try:
+        return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
+    except MemoryError as error:
+        reason, detail, trace = "out_of_memory", str(error) or "memory ran out", traceback.format_exc()
+    # The one place where anything may be caught: a shard must survive its worst clip, and the row keeps the traceback.
+    except Exception as error:  # noqa: BLE001
+        reason, detail = "internal_error", f"{type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+    return failure_row(clip, job, reason, detail, error=trace, wall_s=time.perf_counter() - start)
+
+
+def failure_row(
+    clip: ClipRef,
+    job: Job,
+    reason: str,
+    detail: str,
+    *,
+    error: str | None = None,
+    wall_s: float | None = None,
+) -> Row:
+    """Row of a clip of which nothing but its identity is known."""
+    return Row(
+        clip_id=clip.clip_id,
+        source=clip.source,
+        original_id=clip.original_id,
+        media_kind=clip.media_kind,
+        media=str(clip.media_path),
+        window_start_s=clip.start_s,
+        window_end_s=clip.end_s,
+        mode=job.mode,
+        data_licence=clip.data_licence,
+        data_redistributable=clip.data_redistributable,
+        stand_in=False,
+        recipe_hash=job.recipe_hash,
+        package_version=__version__,
+        annotate_wall_s=wall_s,
+        verdict="rejected",
+        reasons=(reason,),
+        reason_details=(f"clip {clip.clip_id}: {detail}",),
+        error=error,
+    )
+
+
+def _outcome(row: Row) -> Outcome:
+    return Outcome(
+        clip_id=row.clip_id,
+        verdict=row.verdict,
+        reasons=row.reasons,
+        detail=row.reason_details[0] if row.reason_details else "",
+    )
+
+
+def _quiet_decoders() -> None:
+    """What a damaged video makes FFmpeg say is in the row already; on stderr it would bury the progress."""
+    import av.logging
+
+    av.logging.set_level(av.logging.PANIC)
+
+
+# --- the run -----------------------------------------------------------------------------------
+
+
+def run_plan(
+    plan: Plan,
+    job: Job,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    show_progress: bool = True,
+) -> Tally:
+    """Do what a plan leaves to do; call `prepare_output` (or `open_output`) first.
+
+    Args:
+        plan: from `plan_run`.
+        job: what to do with each clip.
+        workers: local worker processes; None: one per core, fewer if memory or shards are few. 0: no processes at
+            all, everything happens here (to debug).
+        scheduler: address of a running dask scheduler, instead of local workers.
+        show_progress: bar or lines on stderr.
+    Returns:
+        Counts of this run alone.
+    Raises:
+        RunAborted: a part cannot be written, or the cluster is gone.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; workers are ended before it is passed on.
+    """
+    tally = Tally()
+    with _progress(plan, tally, show_progress) as advance:
+        if not plan.num_shards:
+            return tally
+        if workers == 0 and scheduler is None:
+            for shard in plan.shards():
+                with _abort_on_write_error(job.out):
+                    tally.add(annotate_shard(shard, job))
+                advance()
+            return tally
+        with _cluster(plan, job.config.executor, workers, scheduler) as client:
+            for outcomes in _run_on(client, plan, job):
+                tally.add(outcomes)
+                advance()
+    return tally
+
+
+def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
+    from distributed import KilledWorker, as_completed
+
+    shards = plan.shards()
+    suspects: list[Shard] = []
+    shard_of: dict[Any, Shard] = {}
+    completed: Any = as_completed(loop=client.loop, raise_errors=False)
+
+    def submit_next() -> None:
+        shard = next(shards, None)
+        if shard is not None:
+            future = client.submit(annotate_shard, shard, job, key=f"shard-{shard.shard_id}", pure=False)
+            shard_of[future.key] = shard
+            completed.add(future)
+
+    for _ in range(_num_threads(client)):
+        submit_next()
+    for future in completed:
+        shard = shard_of.pop(future.key)
+        if future.status == "finished":
+            yield future.result()
+        elif future.status == "cancelled":
+            raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
+        elif isinstance(error := future.exception(), KilledWorker):
+            log.warning(
+                "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
+            )
+            suspects.append(shard)
+        else:
+            with _abort_on_write_error(job.out):
+                raise error
+        future.release()
+        # A cluster behind a scheduler may have grown.
+        for _ in range(max(1, _num_threads(client) - len(shard_of))):
+            submit_next()
+    for shard in suspects:
+        rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
+        with _abort_on_write_error(job.out):
+            write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+        yield [_outcome(row) for row in rows]
+
+
+def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:
+    from distributed import KilledWorker
+
+    future: Any = client.submit(annotate_one, clip, job, key=f"clip-{clip.clip_id}", pure=False)
+    try:
+        return future.result()
+    except KilledWorker:
+        attempts = job.config.executor.attempts
+        return failure_row(
+            clip,
+            job,
+            "worker_died",
+            f"ended {attempts} worker(s) with nothing else running (out of memory, or a crash in a decoder)",
+        )
+    finally:
+        future.release()
+
+
+def _num_threads(client: Client) -> int:
+    threads: Any = client.nthreads()
+    return max(1, sum(threads.values()))
+
+
+@contextmanager
+def _abort_on_write_error(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunAborted(f"{out}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _cluster(
+    plan: Plan, config: ExecutorConfig, workers: int | None, scheduler: str | None
+) -> Iterator[Client]:
+    import dask.config
+    from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    settings = {
+        "distributed.scheduler.allowed-failures": config.attempts - 1,
+        # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": 0.95,
+        # A fork would inherit locks and decoder threads.
+        "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.comm.timeouts.connect": "30s",
+    }
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="20s", set_as_default=False)
+        except OSError as error:
+            raise RunAborted(f"no dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            yield client
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
+    # give the same rows as one that was not interrupted.
+    number = workers or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+    threads = str(max(1, cores // number))
+    limit = (
+        int(config.memory_per_worker_gib * 2**30) if config.memory_per_worker_gib else MEMORY_LIMIT // number
+    )
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
+        cluster = LocalCluster(
+            n_workers=min(number, plan.num_shards),
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=limit,
+            dashboard_address=None,  # type: ignore[arg-type]
+            silence_logs=logging.CRITICAL,
+        )
+        client = Client(cluster, set_as_default=False)
+        try:
+            with _signals_as_interrupt():
+                yield client
+        finally:
+            # Workers in the middle of a clip must not be waited for: their shards are simply not done.
+            client.close(timeout=2)
+            cluster.close(timeout=5)
+
+
+def default_workers(num_shards: int, cores: int, memory_bytes: int) -> int:
+    """One worker a core, at least 3 GiB of memory for each, no more than shards."""
+    return max(1, min(cores, memory_bytes // (3 * 2**30), num_shards))
+
+
+@contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM (batch systems send it before the end) is taken as Ctrl-C; main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
+    """Prepare a dataset folder and hold it for this process; ends with the process, however that ends.
+
+    Raises:
+        ValueError: another run holds the folder, or it belongs to another recipe.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            # On the folder itself: no lock file that somebody has to clean up.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
+        prepare_output(out, recipe_hash=recipe_hash)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+def progress_line(plan: Plan, tally: Tally, elapsed_s: float) -> str:
+    """One line: done, rejected by reason, failed, clips/h, time left."""
+    to_do = plan.num_clips - plan.num_clips_done
+    share = 100 * tally.done / to_do if to_do else 100
+    line = f"{tally.done}/{to_do} clips ({share:.0f} %): {tally}"
+    if tally.done and elapsed_s > 0:
+        per_hour = 3600 * tally.done / elapsed_s
+        left_s = round((to_do - tally.done) / per_hour * 3600)
+        line += f"; {per_hour:.0f} clips/h, {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
+    return line
+
+
+@contextmanager
+def _progress(plan: Plan, tally: Tally, show: bool) -> Iterator[Callable[[], None]]:
+    start = time.monotonic()
+    if not show:
+        yield lambda: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        with Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        ) as bar:
+            task = bar.add_task(progress_line(plan, tally, 0.0), total=plan.num_clips - plan.num_clips_done)
+            yield lambda: bar.update(
+                task,
+                completed=tally.done,
+                description=progress_line(plan, tally, time.monotonic() - start),
+            )
+        return
+    stop = threading.Event()
+
+    def lines() -> None:
+        while not stop.wait(LINE_INTERVAL_S):
+            sys.stderr.write(progress_line(plan, tally, time.monotonic() - start) + "\n")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield lambda: None
+    finally:
+        stop.set()
+        thread.join()
+        sys.stderr.write(progress_line(plan, tally, time.monotonic() - start) + "\n")
+        sys.stderr.flush()

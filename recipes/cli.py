@@ -1,0 +1,229 @@
+"""The `theodolite` command: verbs, long flags, results on stdout, everything else on stderr.
+
+Exit codes: 0 done, 1 some clips failed or a check did not hold, 2 wrong recipe or usage, 130 interrupted.
+Everything heavy is imported inside the commands, so that help and completion are instant.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="theodolite",
+    help="Metric per-frame cameras, focal length included, for video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110},
+)
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Dataset folder; continued if it holds parts of the same recipe.")
+]
+Dataset = Annotated[Path, typer.Argument(help="Folder that `theodolite annotate` wrote.", metavar="DIR")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override one key: key.path=value (YAML); may be given often.", metavar="KEY=VALUE"
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Local worker processes; default one a core. 0: work in this process."
+    ),
+]
+
+
+def _example(text: str) -> str:
+    return f"Example: {text}"
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog=_example("theodolite annotate rgbd --set source.index=/data/clips.yaml --out runs/rgbd"))
+def annotate(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")
+    ],
+    out: Out,
+    overrides: Sets = None,
+    workers: Workers = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", help="Address of a running dask scheduler, instead of local workers."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many clips.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+) -> None:
+    """Annotate the clips of a recipe; resumes where an earlier run of the same recipe stopped."""
+
+    def act() -> tuple[str, int]:
+        from .loader import load_recipe
+        from .run import run_annotate
+
+        return run_annotate(
+            load_recipe(recipe, overrides or ()),
+            out,
+            workers=workers,
+            scheduler=scheduler,
+            limit=limit,
+            dry_run=dry_run,
+        )
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite validate runs/rgbd"))
+def validate(path: Dataset) -> None:
+    """Prove every promise that a dataset makes; names each row and rule that does not hold."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.validate import run_validate
+
+        return run_validate(path)
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite inspect runs/rgbd --clip office"))
+def inspect(
+    path: Dataset,
+    clip: Annotated[str | None, typer.Option("--clip", help="Show everything about one clip.")] = None,
+) -> None:
+    """Show a dataset as a table, or one clip in full."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.report import run_inspect
+
+        return run_inspect(path, clip_id=clip)
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite report runs/rgbd --html rgbd.html"))
+def report(
+    path: Dataset,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="File to write; default DIR/report.html.")
+    ] = None,
+    max_clips: Annotated[int, typer.Option("--max-clips", min=1, help="Clips shown in detail.")] = 60,
+    truth: Annotated[
+        bool,
+        typer.Option("--truth/--no-truth", help="Overlay the ground truth that the recipe's source names."),
+    ] = True,
+) -> None:
+    """Write one HTML file that shows trajectories, focal lengths, scale, residuals and gates."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.report import run_report, thumbnail_from_media
+        from .run import truth_of_dataset
+
+        return run_report(
+            path,
+            html,
+            truth=truth_of_dataset(path) if truth else None,
+            thumbnail=thumbnail_from_media(),
+            max_clips=max_clips,
+        )
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite evaluate runs/a truth/ --baseline runs/b --format markdown"))
+def evaluate(
+    predicted: Annotated[
+        Path, typer.Argument(help="Dataset folder, or folder of trajectory files.", metavar="PRED")
+    ],
+    truth: Annotated[Path, typer.Argument(help="The same for the ground truth.", metavar="TRUTH")],
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="A second prediction; differences are tested clip by clip."),
+    ] = None,
+    style: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    plots: Annotated[Path | None, typer.Option("--plots", help="Folder for figures.")] = None,
+) -> None:
+    """Measure predicted cameras against ground truth, with confidence intervals."""
+
+    def act() -> tuple[str, int]:
+        from typing import get_args
+
+        from ..dataset.evaluate import TableFormat, run_evaluate
+
+        if style not in get_args(TableFormat):
+            raise ValueError(f"--format {style}: use one of {', '.join(get_args(TableFormat))}")
+        return run_evaluate(predicted, truth, baseline=baseline, style=style, plots=plots)  # type: ignore[arg-type]
+
+    _finish(act)
+
+
+@app.command(
+    epilog=_example("theodolite export runs/rgbd --format colmap --out exports/colmap --clip office")
+)
+def export(
+    path: Dataset,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    style: Annotated[
+        str, typer.Option("--format", help="colmap, nerfstudio, tum, kitti, lerobot and others.")
+    ],
+    clips: Annotated[
+        list[str] | None, typer.Option("--clip", help="Only these clips; may be given often.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source.")] = None,
+) -> None:
+    """Write the accepted clips in the format of another tool."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.export import run_export
+
+        return run_export(path, out, format=style, clip_ids=clips, source=source)
+
+    _finish(act)
+
+
+def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
+    """Run a command's work; its text goes to stdout, what a user can correct becomes one message and exit code 2."""
+    # Our own warnings only: distributed logs every connection.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("theodolite").addHandler(handler)
+    try:
+        text, code = act()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished parts are kept, the same command continues", err=True)
+        raise typer.Exit(130) from None
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except (OSError, RuntimeError) as error:
+        from ..annotate.executor import RunAborted
+
+        if not isinstance(error, RunAborted | OSError):
+            raise  # a mistake of ours: the traceback is what helps
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    if text:
+        typer.echo(text)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the `theodolite` command."""
+    app()

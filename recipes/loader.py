@@ -1,0 +1,298 @@
+"""Recipes: strict YAML in, one checked model out, and the record of a run beside its output.
+
+Every mistake in a recipe is reported at once, with its full key path and the value found. Relative paths in a recipe
+are relative to the recipe; relative paths given with `--set` are relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from .. import __version__
+from ..annotate.config import AnnotateConfig
+from ..annotate.sources import Name, SourceConfig, error_lines
+from ..dataset.strict import Strict
+
+PACKAGED = Path(__file__).parent
+"""Folder of the recipes that come with the package."""
+
+_PATH_KEYS = (("source", "root"), ("source", "index"))
+_RECORDED_PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "av",
+    "decord",
+    "pyarrow",
+    "dask",
+    "pydantic",
+)
+
+
+class RecipeError(ValueError):
+    """A recipe or an option that the user has to correct."""
+
+
+class OutputConfig(Strict):
+    """How rows are written."""
+
+    clips_per_shard: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Clips a part file holds: what a killed run has to do again at most, per worker."""
+
+
+class Recipe(Strict):
+    """A complete annotation run."""
+
+    schema_version: Literal[1]
+    name: Name
+    description: str = ""
+    mode: Literal["estimate", "given_depth", "given_pose"]
+    """Which geometry the source ships: none, depth, or poses."""
+    source: SourceConfig
+    annotate: AnnotateConfig = AnnotateConfig()
+    output: OutputConfig = OutputConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that remembers keys given twice instead of silently keeping the last."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.duplicates: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                self.duplicates.append(f"{key}: given twice (lines {seen[key]} and {line})")
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe file by path, or by name among those of the package (`rgbd`, `rgbd.yaml`).
+
+    Raises:
+        RecipeError: there is none; names those of the package.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.parent == Path("."):
+        packaged = PACKAGED / f"{path.stem}.yaml"
+        if packaged.is_file():
+            return packaged
+    known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+    raise RecipeError(f"{name}: no such recipe file; recipes that come with theodolite: {known}")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        name: path of a YAML file, or the name of a packaged recipe.
+        overrides: `key.path=value` items, applied in order; values are YAML.
+    Raises:
+        RecipeError: with every mistake found, each with its key path and value.
+    """
+    path = find_recipe(name)
+    errors: list[str] = []
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        content = loader.get_single_data()
+        errors += loader.duplicates
+        loader.dispose()
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path} is not a valid recipe: it must hold keys and values, found {type(content).__name__}"
+        )
+    _resolve_paths(content, path.parent.resolve())
+    for override in overrides:
+        errors += _override(content, override)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        errors += [_with_hint(line) for line in error_lines(error)]
+        recipe = None
+    if errors or recipe is None:
+        raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
+    return recipe
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
+    for section, key in _PATH_KEYS:
+        inner = content.get(section)
+        if isinstance(inner, dict) and isinstance(inner.get(key), str):
+            inner[key] = str(folder / Path(inner[key]).expanduser())
+
+
+def _override(content: dict[str, Any], override: str) -> list[str]:
+    """Set one key; returns mistakes."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        return [f"--set {override}: must be key.path=value"]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return [f"--set {override}: the value is not YAML"]
+    if tuple(keys) in _PATH_KEYS and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    target = content
+    for key in keys[:-1]:
+        # A section that the file leaves out, or leaves empty, starts from its defaults.
+        inner = target.get(key)
+        target[key] = inner = {} if inner is None else inner
+        if not isinstance(inner, dict):
+            return [f"--set {override}: {key} is not a section"]
+        target = inner
+    target[keys[-1]] = value
+    return []
+
+
+def _with_hint(line: str) -> str:
+    path, _, rest = line.partition(": ")
+    if not rest.startswith("unknown key"):
+        return line
+    *parents, wrong = path.split(".")
+    close = difflib.get_close_matches(wrong, _known_keys(parents), n=1)
+    return f"{line}; did you mean {close[0]}?" if close else line
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    model: Any = Recipe
+    for key in parents:
+        field = (
+            model.model_fields.get(key) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        )
+        model = None if field is None else field.annotation
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return list(model.model_fields)
+    return []
+
+
+# --- records -----------------------------------------------------------------------------------
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The whole recipe with every default written out; loads back to the same model."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """16 hexadecimal digits of SHA-256 over everything in the recipe that can change a row."""
+    content = recipe.model_dump(mode="json")
+    del content["annotate"]["executor"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def now_iso() -> str:
+    """Current time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_run_record(
+    out: Path,
+    recipe: Recipe,
+    *,
+    started: str,
+    ended: str | None,
+    command: Sequence[str],
+    result: Mapping[str, Any],
+) -> None:
+    """Write `recipe.resolved.yaml` and add this run to `run.json`, both all or nothing.
+
+    A record without an end belongs to a run that was killed; a run that is recorded again (same start) replaces
+    its first record.
+    """
+    _write_text(out / "recipe.resolved.yaml", resolved_yaml(recipe))
+    path = out / "run.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    runs = [run for run in runs if run["started"] != started]
+    record = {
+        "started": started,
+        "ended": ended,
+        "recipe": recipe.name,
+        "recipe_hash": recipe_hash(recipe),
+        "command": list(command),
+        "theodolite": __version__,
+        **git_state(PACKAGED),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": _package_versions(),
+        "result": dict(result),
+    }
+    _write_text(path, json.dumps({"runs": [*runs, record]}, indent=2) + "\n")
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the checkout that `folder` lies in and whether tracked files differ from it; nulls outside of one."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    # An installed copy may lie in somebody else's repository: that commit would say nothing about our code.
+    if top is None or Path(top).resolve() != folder.parent.resolve():
+        return {"git_commit": None, "git_dirty": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
+
+
+def _package_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in _RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    if "torch" in sys.modules:
+        versions["cuda"] = sys.modules["torch"].version.cuda
+    return versions
+
+
+def _write_text(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp makes files for the owner alone
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

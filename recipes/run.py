@@ -1,0 +1,155 @@
+"""What the commands do once their options are read: run a recipe, and find the truth that belongs to a dataset."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..annotate.clip import ClipRef, ClipRejection
+from ..annotate.decode import open_clip
+from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
+from ..annotate.geometry.given import read_intrinsics
+from ..annotate.sources import read_clips
+from ..dataset.cameras import resize_intrinsics, split_intrinsics
+from ..dataset.reading import open_dataset
+from ..dataset.report import Truth
+from ..dataset.trajectories import read_trajectory
+from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_run_record
+
+MAX_LISTED = 50
+"""Failed clips named at the end of a run; `theodolite inspect` shows the rest."""
+
+
+def run_annotate(
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    show_progress: bool = True,
+) -> tuple[str, int]:
+    """Annotate what the dataset in `out` still lacks.
+
+    Args:
+        recipe: from `load_recipe`.
+        out: dataset folder; made if absent, continued if it is this recipe's.
+        workers, scheduler, show_progress: see `run_plan`.
+        limit: only so many clips from the start of the source.
+        dry_run: say what would be done; nothing is written.
+    Returns:
+        Summary of the whole dataset, and 0, or 1 if some clips failed (they are listed).
+    Raises:
+        ValueError: the source cannot be read, or `out` belongs to something else; nothing has been written.
+        RunAborted: disk full, cluster gone.
+    """
+
+    def clips() -> Any:
+        return read_clips(recipe.source)
+
+    plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+    if dry_run:
+        left = plan.num_clips - plan.num_clips_done
+        return (
+            f"{recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done, {left} to do in"
+            f" {plan.num_shards} shards of up to {recipe.output.clips_per_shard}; nothing was written to {out}",
+            0,
+        )
+    digest = recipe_hash(recipe)
+    started, start = now_iso(), time.time()
+    with open_output(out, recipe_hash=digest):
+        # Planned again under the lock: another run may have ended in between.
+        plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+
+        def record(ended: str | None, tally: Tally | None) -> None:
+            result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}
+            if tally is not None:
+                result |= {
+                    "accepted": tally.accepted,
+                    "rejected": dict(tally.rejected),
+                    "failed": len(tally.failed),
+                    "wall_s": round(time.time() - start, 1),
+                }
+            write_run_record(out, recipe, started=started, ended=ended, command=sys.argv, result=result)
+
+        if plan.num_shards:
+            record(None, None)
+            job = Job(out=out.resolve(), config=recipe.annotate, mode=recipe.mode, recipe_hash=digest)
+            tally = run_plan(plan, job, workers=workers, scheduler=scheduler, show_progress=show_progress)
+            record(now_iso(), tally)
+        whole = Tally()
+        whole.add(read_outcomes(out))
+    return f"{out}: {whole.done} clips: {whole}\n{_failures(whole)}".rstrip(), 1 if whole.failed else 0
+
+
+def _failures(tally: Tally) -> str:
+    lines = [f"  {o.clip_id}: {', '.join(o.reasons)}: {o.detail}" for o in tally.failed[:MAX_LISTED]]
+    if len(tally.failed) > MAX_LISTED:
+        lines.append(f"  and {len(tally.failed) - MAX_LISTED} more: theodolite inspect")
+    return "\n".join(lines)
+
+
+def truth_of_dataset(out: Path) -> dict[str, Truth]:
+    """Ground truth by clip id for the rows of a dataset, found through the recipe beside it.
+
+    Clips whose source names no truth files are left out; so is everything if the folder has no
+    `recipe.resolved.yaml` (a dataset that was downloaded).
+
+    Raises:
+        ValueError: the source or a truth file that the recipe names cannot be read.
+    """
+    path = out / "recipe.resolved.yaml"
+    if not path.is_file():
+        return {}
+    recipe = load_recipe(path)
+    refs = {
+        clip.clip_id: clip
+        for clip in read_clips(recipe.source)
+        if clip.truth_camera_to_world_path or clip.truth_intrinsics_path
+    }
+    dataset = open_dataset(out)
+    known = set(dataset.to_table(["clip_id"])["clip_id"].to_pylist())
+    return {
+        clip_id: _truth(refs[clip_id], recipe, dataset.row(clip_id).frame_index)
+        for clip_id in refs
+        if clip_id in known
+    }
+
+
+def _truth(clip: ClipRef, recipe: Recipe, frame_index: np.ndarray) -> Truth:
+    poses = focal_px = None
+    if clip.truth_camera_to_world_path is not None:
+        stored = read_trajectory(clip.truth_camera_to_world_path).camera_to_world
+        poses = _lines(stored, frame_index, clip, clip.truth_camera_to_world_path)
+    if clip.truth_intrinsics_path is not None and len(frame_index):
+        intrinsics = read_intrinsics(clip.truth_intrinsics_path)
+        if intrinsics.ndim == 2:
+            intrinsics = np.broadcast_to(intrinsics, (len(frame_index), 3, 3))
+        else:
+            intrinsics = _lines(intrinsics, frame_index, clip, clip.truth_intrinsics_path)
+        try:
+            frames = open_clip(clip, recipe.annotate.decode)
+        except ClipRejection as rejection:
+            raise ValueError(
+                f"the truth of clip {clip.clip_id} needs its media: {rejection.detail}"
+            ) from None
+        resized = resize_intrinsics(
+            intrinsics,
+            from_size=(frames.source_height, frames.source_width),
+            to_size=(frames.height, frames.width),
+        )
+        focal_px = split_intrinsics(resized)[0]
+    return Truth(camera_to_world=poses, focal_px=focal_px)
+
+
+def _lines(values: np.ndarray, frame_index: np.ndarray, clip: ClipRef, path: Path) -> np.ndarray:
+    if len(frame_index) and frame_index.max() >= len(values):
+        raise ValueError(
+            f"clip {clip.clip_id}: {path} holds {len(values)} entries, source frame {frame_index.max()} is asked for"
+        )
+    return values[frame_index]

@@ -1,0 +1,261 @@
+"""The executor: every clip gets exactly one row, whatever dies, and the same command goes on where it stopped."""
+
+import errno
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+from theodolite.annotate import executor
+from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
+from theodolite.annotate.executor import (
+    Job,
+    Outcome,
+    RunAborted,
+    Tally,
+    annotate_shard,
+    default_workers,
+    failure_row,
+    open_output,
+    plan_run,
+    read_outcomes,
+    run_plan,
+)
+from theodolite.annotate.sources import make_shards
+from theodolite.dataset.store import list_parts
+
+# Workers cannot import test modules: what they run from here travels with the task.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+HASH = "0123456789abcdef"
+
+
+def fake_annotate(clip, config, *, mode, recipe_hash):
+    """Judges every clip `too_short`, except those whose name says what happens to them."""
+    if clip.clip_id.startswith("raise"):
+        raise ZeroDivisionError("a mistake of ours")
+    if clip.clip_id.startswith("memory"):
+        raise MemoryError
+    if clip.clip_id.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
+    return failure_row(clip, job, "too_short", "7 frames", wall_s=time.time())
+
+
+def clips_named(*names: str):
+    def clips():
+        for name in names:
+            yield ClipRef(
+                clip_id=name,
+                source="test",
+                original_id=name,
+                media_kind="video",
+                media_path=Path(f"{name}.mp4"),
+            )
+
+    return clips
+
+
+def numbered(count: int):
+    return clips_named(*(f"c{i:03d}" for i in range(count)))
+
+
+def job_in(out: Path, **config) -> Job:
+    return Job(
+        out=out,
+        config=AnnotateConfig(executor=ExecutorConfig(**config)),
+        mode="given_depth",
+        recipe_hash=HASH,
+        annotate=fake_annotate,
+    )
+
+
+def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options) -> Tally:
+    with open_output(out, recipe_hash=HASH):
+        plan = plan_run(clips, out, clips_per_shard=clips_per_shard, limit=limit)
+        return run_plan(plan, job_in(out), show_progress=False, **({"workers": 0} | options))
+
+
+def ids(out: Path) -> list[str]:
+    return [outcome.clip_id for outcome in read_outcomes(out)]
+
+
+def test_every_ending_is_a_row(tmp_path):
+    """Workers are killed for real; the innocent clips of the same shard keep their own verdicts."""
+    names = ["c0", "c1", "kill", "c3", "raise", "c5", "memory", "c7"]
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(clips_named(*names), tmp_path, clips_per_shard=4)
+        tally = run_plan(plan, job_in(tmp_path, attempts=1), workers=2, show_progress=False)
+    outcomes = {o.clip_id: o for o in read_outcomes(tmp_path)}
+    assert sorted(outcomes) == sorted(names)
+    assert {name: o.reasons for name, o in outcomes.items()} == {
+        "c0": ("too_short",),
+        "c1": ("too_short",),
+        "kill": ("worker_died",),
+        "c3": ("too_short",),
+        "raise": ("internal_error",),
+        "c5": ("too_short",),
+        "memory": ("out_of_memory",),
+        "c7": ("too_short",),
+    }
+    assert sorted(o.clip_id for o in tally.failed) == ["kill", "memory", "raise"]
+    assert tally.rejected == {"too_short": 5}
+    assert "ZeroDivisionError: a mistake of ours" in outcomes["raise"].detail
+
+
+def test_a_running_scheduler_is_used(tmp_path):
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        open_output(tmp_path, recipe_hash=HASH),
+    ):
+        plan = plan_run(numbered(10), tmp_path, clips_per_shard=3)
+        tally = run_plan(plan, job_in(tmp_path), scheduler=cluster.scheduler_address, show_progress=False)
+    assert tally.done == 10
+    assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
+
+
+def test_no_scheduler_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("distributed.Client.__init__", _refuse)
+    with pytest.raises(RunAborted, match="no dask scheduler answers at tcp://localhost:1"):
+        run(numbered(1), tmp_path, workers=None, scheduler="tcp://localhost:1")
+
+
+def _refuse(*args, **kwargs):
+    raise OSError("Timed out trying to connect")
+
+
+def test_traceback_is_in_the_row(tmp_path):
+    run(clips_named("raise"), tmp_path)
+    from theodolite.dataset.reading import open_dataset
+
+    row = open_dataset(tmp_path).row("raise")
+    assert row.verdict == "rejected"
+    assert row.error is not None
+    assert "fake_annotate" in row.error
+    assert "ZeroDivisionError" in row.error
+
+
+def test_resume_does_only_what_is_left(tmp_path):
+    run(numbered(10), tmp_path)
+    whole = {p.name: p.read_bytes() for p in list_parts(tmp_path)}
+    assert len(whole) == 4
+    part = list_parts(tmp_path)[2]
+    kept = part.stat().st_mtime_ns
+    list_parts(tmp_path)[1].unlink()
+    plan = plan_run(numbered(10), tmp_path, clips_per_shard=3)
+    assert (plan.num_clips, plan.num_clips_done, plan.num_shards) == (10, 7, 1)
+    assert run(numbered(10), tmp_path).done == 3
+    assert ids(tmp_path) == [f"c{i:03d}" for i in range(10)]
+    assert {p.name for p in list_parts(tmp_path)} == set(whole)
+    assert part.stat().st_mtime_ns == kept
+    assert run(numbered(10), tmp_path).done == 0
+
+
+@pytest.mark.parametrize("first_limit", [1, 4, 7])
+def test_a_limit_and_a_grown_source_leave_no_gap_and_no_double(tmp_path, first_limit):
+    assert run(numbered(10), tmp_path, limit=first_limit).done == first_limit
+    assert run(numbered(10), tmp_path).done == 10 - first_limit
+    # New clips sort before, between and behind the old ones.
+    grown = clips_named("a", *(f"c{i:03d}" for i in range(10)), "c0035", "z")
+    assert run(grown, tmp_path).done == 3
+    assert sorted(ids(tmp_path)) == sorted(["a", "c0035", "z", *(f"c{i:03d}" for i in range(10))])
+    assert run(grown, tmp_path).done == 0
+
+
+def test_shards_tell_their_clips():
+    shards = list(make_shards(numbered(7)(), 3))
+    assert [len(s.clips) for s in shards] == [3, 3, 1]
+    assert [s.shard_id for s in shards] == [s.shard_id for s in make_shards(numbered(7)(), 3)]
+    assert {s.shard_id for s in make_shards(numbered(6)(), 3)} == {s.shard_id for s in shards[:2]}
+    assert not {s.shard_id for s in shards} & {s.shard_id for s in make_shards(numbered(7)(), 2)}
+
+
+def test_a_clip_listed_twice(tmp_path):
+    with pytest.raises(ValueError, match="clip b: the source lists it twice"):
+        plan_run(clips_named("a", "b", "c", "b"), tmp_path, clips_per_shard=2)
+
+
+def test_a_part_that_was_written_before_its_worker_died_is_not_done_again(tmp_path):
+    (shard,) = make_shards(clips_named("a", "b")(), 2)
+    first = annotate_shard(shard, job_in(tmp_path))
+    (part,) = list_parts(tmp_path)
+    before = part.read_bytes()
+    assert annotate_shard(shard, job_in(tmp_path)) == first
+    assert part.read_bytes() == before
+
+
+def test_a_full_disk_ends_the_run_with_its_reason(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "no space left to write 1.0 MB", "part")
+
+    monkeypatch.setattr(executor, "write_part", full)
+    with pytest.raises(RunAborted, match="no space left to write"):
+        run(numbered(4), tmp_path)
+    monkeypatch.undo()
+    assert run(numbered(4), tmp_path).done == 4
+
+
+def test_one_run_at_a_time(tmp_path):
+    with (
+        open_output(tmp_path, recipe_hash=HASH),
+        pytest.raises(ValueError, match="another run is writing here"),
+        open_output(tmp_path, recipe_hash=HASH),
+    ):
+        pass
+    with open_output(tmp_path, recipe_hash=HASH):
+        pass
+
+
+def test_another_recipe_is_refused(tmp_path):
+    run(numbered(1), tmp_path)
+    with pytest.raises(ValueError, match="another --out"), open_output(tmp_path, recipe_hash="f" * 16):
+        pass
+
+
+def test_progress_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(executor, "LINE_INTERVAL_S", 0.05)
+
+    def slow(clip, config, **kwargs):
+        time.sleep(0.06)
+        return fake_annotate(clip, config, **kwargs)
+
+    job = Job(out=tmp_path, config=AnnotateConfig(), mode="estimate", recipe_hash=HASH, annotate=slow)
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(clips_named("c0", "raise", "c2", "c3"), tmp_path, clips_per_shard=1)
+        run_plan(plan, job, workers=0)
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert len(lines) >= 3
+    assert lines[-1].startswith("4/4 clips (100 %): 0 accepted, 3 rejected (too_short 3), 1 failed; ")
+    assert "clips/h, 0:00:00 left" in lines[-1]
+
+
+def test_tally_tells_judged_from_failed():
+    tally = Tally()
+    tally.add(
+        [
+            Outcome(clip_id="a", verdict="accepted", reasons=(), detail=""),
+            Outcome(clip_id="b", verdict="rejected", reasons=("shot_cut",), detail=""),
+            Outcome(clip_id="c", verdict="rejected", reasons=("no_parallax", "pose_jump"), detail=""),
+            Outcome(clip_id="d", verdict="rejected", reasons=("unreadable_video",), detail=""),
+            Outcome(clip_id="e", verdict="rejected", reasons=("some_new_reason",), detail=""),
+        ]
+    )
+    assert str(tally) == "1 accepted, 2 rejected (shot_cut 1, no_parallax 1), 2 failed"
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "cores", "memory_gib", "expected"),
+    [(100, 8, 64, 8), (2, 8, 64, 2), (100, 8, 10, 3), (100, 2, 1, 1)],
+)
+def test_default_workers(num_shards, cores, memory_gib, expected):
+    assert default_workers(num_shards, cores, memory_gib * 2**30) == expected

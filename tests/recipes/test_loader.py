@@ -1,0 +1,165 @@
+"""Recipes: what is wrong is said at once and in full; what ran can be read back."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from theodolite.annotate.decode import DecodeConfig
+from theodolite.recipes.loader import (
+    PACKAGED,
+    RecipeError,
+    find_recipe,
+    git_state,
+    load_recipe,
+    recipe_hash,
+    resolved_yaml,
+    write_run_record,
+)
+
+RECIPES = sorted(PACKAGED.glob("*.yaml"))
+
+GOOD = """
+schema_version: 1
+name: test
+mode: given_depth
+source: {kind: index, name: rgbd, index: clips.yaml}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_loads_and_round_trips(path, tmp_path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+    again = load_recipe(written(tmp_path, resolved_yaml(recipe)))
+    assert again == recipe
+    assert recipe_hash(again) == recipe_hash(recipe)
+    assert load_recipe(path.stem) == recipe
+
+
+def test_there_are_recipes():
+    assert {"rgbd", "videos"} <= {p.stem for p in RECIPES}
+
+
+def test_all_mistakes_in_one_message(tmp_path):
+    text = GOOD + "annotate: {decod: {fps: 16}, scale: {ema_momentum: 1.4}}\noutput: {clips_per_shards: 2}\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, text))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path / 'recipe.yaml'} is not a valid recipe:"
+    assert sorted(lines[1:]) == [
+        "  annotate.decod: unknown key (got {'fps': 16}); did you mean decode?",
+        "  annotate.scale.ema_momentum: should be less than 1 (got 1.4)",
+        "  output.clips_per_shards: unknown key (got 2); did you mean clips_per_shard?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "mode: estimate\n", r"mode: given twice \(lines 4 and 6\)"),
+        (GOOD + "annotate: {decode: {threads: 1, threads: 2}}", r"threads: given twice"),
+        (GOOD.replace("index: clips.yaml", ""), r"source\.index: is required"),
+        (GOOD.replace("kind: index", "kind: folder"), r"source: .*'folder'"),
+        (GOOD.replace("version: 1", "version: 2"), r"schema_version: should be 1 \(got 2\)"),
+        (
+            GOOD + "annotate: {decode: {fps: 17}}",
+            r"annotate\.decode\.fps: should be 16 or 'native' \(got 17\)",
+        ),
+        ("a: [", "is not YAML"),
+        ("- a", "must hold keys and values, found list"),
+        ("", "must hold keys and values, found NoneType"),
+    ],
+)
+def test_single_mistakes(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, text))
+
+
+def test_overrides(tmp_path):
+    path = written(tmp_path, GOOD)
+    recipe = load_recipe(path, ["annotate.decode.fps=native", "annotate.decode.max_frames=961", "name=other"])
+    assert recipe.annotate.decode == DecodeConfig(fps="native", max_frames=961)
+    assert recipe.name == "other"
+    assert load_recipe(path, ["annotate.decode.max_side_px=null"]).annotate.decode.max_side_px is None
+    assert (
+        load_recipe(path, ["output.clips_per_shard=2", "output.clips_per_shard=3"]).output.clips_per_shard
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("annotate.decode.fsp=16", r"annotate\.decode\.fsp: unknown key \(got 16\); did you mean fps\?"),
+        ("annotate", "must be key.path=value"),
+        ("annotate..fps=3", "must be key.path=value"),
+        ("name.x=3", "name is not a section"),
+        ("name=[", "the value is not YAML"),
+    ],
+)
+def test_wrong_overrides(tmp_path, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(written(tmp_path, GOOD), [override])
+
+
+def test_paths_are_relative_to_the_recipe_and_overrides_to_the_caller(tmp_path, monkeypatch):
+    path = written(tmp_path, GOOD)
+    assert load_recipe(path).source.index == tmp_path / "clips.yaml"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_recipe(path, ["source.index=mine.yaml"]).source.index == tmp_path / "elsewhere/mine.yaml"
+
+
+def test_unknown_recipe_names_the_known_ones():
+    with pytest.raises(RecipeError, match=r"come with theodolite: .*rgbd.*videos"):
+        find_recipe("rgdb")
+
+
+def test_hash_covers_what_changes_rows_and_nothing_else(tmp_path):
+    path = written(tmp_path, GOOD)
+    base = recipe_hash(load_recipe(path))
+    assert re.fullmatch(r"[0-9a-f]{16}", base)
+    assert recipe_hash(load_recipe(path, ["annotate.executor.attempts=5"])) == base
+    assert recipe_hash(load_recipe(path, ["annotate.decode.max_frames=10"])) != base
+
+
+def test_run_record(tmp_path):
+    recipe = load_recipe(written(tmp_path, GOOD))
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def write(started, ended, result):
+        write_run_record(out, recipe, started=started, ended=ended, command=["theodolite"], result=result)
+
+    write("2026-01-01T00:00:00+00:00", None, {"clips": 3})
+    write("2026-01-01T00:00:00+00:00", "2026-01-01T01:00:00+00:00", {"clips": 3})
+    write("2026-01-02T00:00:00+00:00", None, {"clips": 3})
+    killed_first, second = json.loads((out / "run.json").read_text())["runs"]
+    assert killed_first["ended"] == "2026-01-01T01:00:00+00:00"
+    assert second["ended"] is None
+    assert second["recipe_hash"] == recipe_hash(recipe)
+    assert second["packages"]["torch"]
+    assert load_recipe(out / "recipe.resolved.yaml") == recipe
+    assert sorted(p.name for p in out.iterdir()) == ["recipe.resolved.yaml", "run.json"]
+
+
+def test_git_state_is_ours_or_nothing(tmp_path):
+    assert git_state(tmp_path / "theodolite" / "recipes") == {"git_commit": None, "git_dirty": None}
+    state = git_state(PACKAGED)
+    if (PACKAGED.parent / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}", state["git_commit"])
+        assert state["git_dirty"] in (True, False)
+
+
+def test_recipes_are_plain_yaml():
+    for path in RECIPES:
+        assert yaml.safe_load(path.read_text())["schema_version"] == 1

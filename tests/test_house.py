@@ -1,0 +1,147 @@
+"""The house: imports point down the floors, the core needs core packages only, and every folder is packaged."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "kernels": set(),
+    "dataset": set(),
+    "model": {"dataset", "kernels"},
+    "annotate": {"dataset"},
+    "train": {"model", "dataset", "kernels"},
+    "recipes": {"annotate", "dataset", "kernels", "model", "train"},
+}
+"""What each folder may import besides itself."""
+
+OPTIONAL = (
+    "dask_jobqueue",
+    "diffusers",
+    "evo",
+    "lightning",
+    "matplotlib",
+    "open3d",
+    "pycolmap",
+    "pytorch_lightning",
+    "rerun",
+    "transformers",
+    "triton",
+)
+
+
+def sources() -> list[Path]:
+    return [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported_floors(path: Path) -> set[tuple[str, str]]:
+    """(floor, module path below it) of everything of ours that a file imports, anywhere in it."""
+    package = ["theodolite", *path.relative_to(ROOT).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                names = [".".join([*base, *(node.module or "").split(".")]).rstrip(".")]
+                if names[0] == "theodolite":  # from .. import model
+                    names = [f"theodolite.{alias.name}" for alias in node.names]
+            else:
+                names = [node.module or ""]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "theodolite" and len(parts) > 1 and parts[1] in FLOORS:
+                found.add((parts[1], ".".join(parts[2:])))
+            assert parts[0] not in FLOORS, f"{path}: imports {name} as a top-level package"
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_down(path):
+    floor = path.relative_to(ROOT).parts[0]
+    for target, module in imported_floors(path):
+        assert target == floor or target in FLOORS[floor], f"{path} may not import {target}"
+        if floor == "model" and target == "dataset":
+            assert module.split(".")[0] == "cameras", f"{path}: the model knows the dataset's cameras only"
+
+
+def test_the_reader_of_imports_sees_them():
+    """The test above would pass on an empty set as well."""
+    assert ("dataset", "rows") in imported_floors(ROOT / "annotate" / "pipeline.py")
+    assert ("annotate", "config") in imported_floors(ROOT / "recipes" / "loader.py")
+
+
+def test_core_imports_without_optional_packages():
+    """Every module of ours is imported in a process in which the optional packages cannot be found."""
+    modules = [
+        ".".join(["theodolite", *p.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        for p in sources()
+    ]
+    assert len(modules) > 20
+    # Files that hold Triton kernels or launch them need Triton; nothing on the way to the core may import them.
+    kernel_files = {
+        m
+        for m, p in zip(modules, sources(), strict=True)
+        if m.startswith("theodolite.kernels") and re.search(r"^import triton", p.read_text(), re.MULTILINE)
+    }
+    needs_triton = kernel_files | {
+        m
+        for m, p in zip(modules, sources(), strict=True)
+        if m.startswith("theodolite.kernels")
+        and any(
+            re.search(rf"^from .*\b{f.rsplit('.', 1)[-1]}\b", p.read_text(), re.MULTILINE)
+            for f in kernel_files
+        )
+    }
+    core = [m for m in modules if m not in needs_triton]
+    assert "theodolite.kernels" in core
+    code = f"""
+import importlib, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {OPTIONAL!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Blocked())
+failed = []
+for name in {core!r}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        failed.append(f'{{name}}: {{error}}')
+sys.exit('\\n'.join(failed) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_folder_with_code_is_packaged():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {
+        ".".join(["theodolite", *p.parent.relative_to(ROOT).parts])
+        for floor in FLOORS
+        for p in (ROOT / floor).rglob("__init__.py")
+    }
+    assert sorted(settings["packages"]) == sorted(folders | {"theodolite"})
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
+
+
+def test_every_data_file_is_packaged():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    listed = settings["package-data"]
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*"):
+            if path.is_dir() or path.suffix in (".py", ".pyc", ".md"):
+                continue
+            package = ".".join(["theodolite", *path.parent.relative_to(ROOT).parts])
+            assert any(path.match(pattern) for pattern in listed.get(package, [])), (
+                f"{path} is not in package-data"
+            )
