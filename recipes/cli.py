@@ -187,13 +187,67 @@ def export(
         list[str] | None, typer.Option("--clip", help="Only these clips; may be given often.")
     ] = None,
     source: Annotated[str | None, typer.Option("--source", help="Only this source.")] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option("--media-root", help="Folder that media paths are relative to (rerun pictures)."),
+    ] = None,
 ) -> None:
     """Write the accepted clips in the format of another tool."""
 
     def act() -> tuple[str, int]:
         from ..dataset.export import run_export
 
-        return run_export(path, out, format=style, clip_ids=clips, source=source)
+        return run_export(path, out, format=style, clip_ids=clips, source=source, media_root=media_root)
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite publish runs/rgbd owner/name --staging staging --dry-run"))
+def publish(
+    path: Dataset,
+    repository: Annotated[
+        str, typer.Argument(help="Hugging Face dataset, owner/name.", metavar="REPOSITORY")
+    ],
+    staging: Annotated[Path, typer.Option("--staging", help="Empty folder for the files to upload.")],
+    use: Annotated[
+        str, typer.Option("--for", help="research, or commercial-use: only clips whose licences allow it.")
+    ] = "research",
+    media_root: Annotated[
+        Path | None, typer.Option("--media-root", help="Folder that media paths are relative to.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Create the repository as public.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stage only; upload nothing.")] = False,
+) -> None:
+    """Stage a dataset with its card, check licences, and upload it."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.publish import run_publish
+
+        if use not in ("research", "commercial-use"):
+            raise ValueError(f"--for {use}: use research or commercial-use")
+        return run_publish(
+            path,
+            repository,
+            staging,
+            for_commercial_use=use == "commercial-use",
+            media_root=media_root,
+            private=not public,
+            dry_run=dry_run,
+        )
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite demo --out runs/demo"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the clip, the dataset and the report.")],
+) -> None:
+    """Render a clip whose lens zooms, annotate it, and compare with the truth; takes a few minutes."""
+
+    def act() -> tuple[str, int]:
+        from .demo import run_demo
+
+        return run_demo(out, say=lambda text: typer.echo(text, err=True))
 
     _finish(act)
 
