@@ -3,6 +3,10 @@
 Intermediate matrices have the dtype of the tokens; chains accumulate in float32 either way.
 """
 
+# Triton's launch syntax, kernel[grid](...), is beyond the type checker.
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -16,12 +20,18 @@ from . import triton_kernels as kernels
 INTERPRETED = triton.knobs.runtime.interpret
 
 # (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
-# (tests/benchmarks/kernels_bench.py --sweep).
+# (tests/benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.
 LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("inverse_rms", True): {"BR": 8, "num_warps": 4},
     ("inverse_rms", False): {"BR": 8, "num_warps": 4},
     ("products", True): {"BS": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 3},
     ("products", False): {"BS": 32, "SPLIT": 2, "num_warps": 8, "num_stages": 1},
+    ("products_rays", True): {"BS": 32, "SPLIT": 1, "num_warps": 8, "num_stages": 1},
+    ("readout_rays", True): {"BS": 64, "SPLITS": 1, "num_warps": 8, "num_stages": 3},
+    ("readout_backward_query_rays", True): {"BS": 32, "num_warps": 4, "num_stages": 1},
+    ("readout_backward_state_rays", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("products_backward_value_rays", True): {"BS": 64, "num_warps": 8, "num_stages": 1},
+    ("products_backward_key_rays", True): {"BS": 32, "num_warps": 4, "num_stages": 1},
     ("scan", True): {"BR": 64, "STAGES": 3, "num_warps": 4},
     ("scan", False): {"BR": 16, "STAGES": 1, "num_warps": 8},
     ("readout", True): {"BS": 64, "SPLITS": 1, "num_warps": 4, "num_stages": 2},
@@ -53,6 +63,7 @@ class Inputs:
     k: Tensor
     v: Tensor
     beta: Tensor
+    """(B, T, H, S), unlike the operator's."""
     decay: Tensor
     q_weight: Tensor | None
     k_weight: Tensor | None
@@ -64,6 +75,8 @@ class Inputs:
     key_scale: float
     norm_eps: float
     eps: float
+    norms: tuple[Tensor | None, Tensor | None] | None = None
+    """Inverse RMS of q and k where a forward pass has left them."""
 
     @property
     def half(self) -> bool:
@@ -99,6 +112,7 @@ def make_inputs(
     key_scale: float,
     norm_eps: float,
     eps: float,
+    norms: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Inputs:
     """Bring small tensors to the layout and type that the kernels read; large ones stay as they are."""
     table = torch.float16 if k.dtype != torch.float32 else torch.float32
@@ -110,7 +124,7 @@ def make_inputs(
         q=dense(q),
         k=dense(k),
         v=dense(v),
-        beta=beta.contiguous(),
+        beta=beta.transpose(2, 3).contiguous(),
         decay=decay.float().contiguous(),
         q_weight=None if q_weight is None else q_weight.float().contiguous(),
         k_weight=None if k_weight is None else k_weight.float().contiguous(),
@@ -121,6 +135,7 @@ def make_inputs(
         key_scale=key_scale,
         norm_eps=norm_eps,
         eps=eps,
+        norms=norms,
     )
 
 
@@ -162,8 +177,8 @@ def _block(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def _launch(name: str, half: bool) -> dict[str, int]:
-    chosen = dict(LAUNCH[name, half])
+def _launch(name: str, half: bool, rays: bool = False) -> dict[str, int]:
+    chosen = dict(LAUNCH.get((name + "_rays" * rays, half), LAUNCH[name, half]))
     if INTERPRETED:
         chosen |= {key: min(chosen[key], 16) for key in ("BS", "BC") if key in chosen}
         chosen["num_stages"] = 1
@@ -190,18 +205,21 @@ def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
     return out
 
 
-def compute_products(x: Inputs, *, with_query: bool = True) -> Products:
+def compute_products(x: Inputs) -> Products:
     """Transitions and updates of every frame, and the norms that prologues need."""
     b, t, s, h, d = x.sizes
     dtype, device = _matrix_dtype(x), x.k.device
-    k_inv = None if x.k_weight is None else inverse_rms(x.k, x.norm_eps)
-    q_inv = inverse_rms(x.q, x.norm_eps) if with_query and x.q_weight is not None else None
+    if x.norms is not None:
+        q_inv, k_inv = x.norms
+    else:
+        q_inv = None if x.q_weight is None else inverse_rms(x.q, x.norm_eps)
+        k_inv = None if x.k_weight is None else inverse_rms(x.k, x.norm_eps)
     p = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
     u = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
     pz = torch.empty_like(p) if x.normalise else None
     uz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
     stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.turning == 2 else None
-    options = _launch("products", x.half)
+    options = _launch("products", x.half, x.rays is not None)
     split = options["SPLIT"]
     kernels.products[(b * t * h * (split + x.normalise if split else 1),)](
         x.k, x.v, x.beta, k_inv, x.k_weight, x.rope, x.rays,
@@ -283,7 +301,7 @@ def compute_readout(x: Inputs, products: Products, states: Chain) -> Tensor:
     """Output (B, T, S, H, D) in the dtype of v."""
     b, t, s, h, d = x.sizes
     out = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=x.v.device)
-    options = _launch("readout", x.half)
+    options = _launch("readout", x.half, x.rays is not None)
     splits = options.pop("SPLITS")
     if not INTERPRETED:
         # A streaming chunk has few frames: spread a frame's tiles over programs until the device is busy.
@@ -322,26 +340,26 @@ def readout_backward(
     dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if norm else None
     part = radial = None
     if norm and x.normalise:
-        part = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+        part = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
     elif norm:
         radial = torch.empty(b, t, s, dtype=torch.float32, device=device)
         options = _launch("row_dot", x.half)
         kernels.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
             out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
         )
-    factor = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
+    factor = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
     kernels.readout_backward_query[(b * t * h,)](
         x.q, dout, products.q_inv, x.q_weight, x.rope, x.rays,
         states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
         dq, dz, dweight, part, factor,
         *_strides(x.q), t, s, h, x.eps,
         D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
-        **_launch("readout_backward_query", x.half),
+        **_launch("readout_backward_query", x.half, x.rays is not None),
     )  # fmt: skip
     kernels.readout_backward_state[(b * t * h,)](
         x.q, dout, factor, x.q_weight, x.rope, x.rays, dkv, *_strides(x.q), t, s, h,
         D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
-        **_launch("readout_backward_state", x.half),
+        **_launch("readout_backward_state", x.half, x.rays is not None),
     )  # fmt: skip
     if part is not None:
         assert products.q_inv is not None
@@ -416,10 +434,10 @@ def products_backward(
     norm = x.k_weight is not None
     dk = torch.empty(b, t, s, h, d, dtype=x.k.dtype, device=device)
     dv = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=device)
-    dbeta = torch.empty(b, t, s, h, dtype=x.beta.dtype, device=device)
-    part = torch.empty(b, t, s, h, dtype=torch.float32, device=device) if norm or x.normalise else None
-    through = torch.empty(b, t, s, h, dtype=torch.float32, device=device)
-    coefficient = torch.empty(4, b, t, s, h, dtype=torch.float32, device=device) if x.normalise else None
+    dbeta = torch.empty(b, t, h, s, dtype=x.beta.dtype, device=device)
+    part = torch.empty(b, t, h, s, dtype=torch.float32, device=device) if norm or x.normalise else None
+    through = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
+    coefficient = torch.empty(4, b, t, h, s, dtype=torch.float32, device=device) if x.normalise else None
     rows = (states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse)
     start = initial.kv is not None
     kernels.products_backward_value[(b * t * h,)](
@@ -427,14 +445,14 @@ def products_backward(
         *rows, x.decay, dk, dv, through, part, coefficient,
         *_strides(x.k), *_strides(x.v), t, s, h, b * t * s, x.key_scale,
         D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,
-        HALF=x.half, BD=_block(d), **_launch("products_backward_value", x.half),
+        HALF=x.half, BD=_block(d), **_launch("products_backward_value", x.half, x.rays is not None),
     )  # fmt: skip
     kernels.products_backward_key[(b * t * h,)](
         x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.dp, steps.du,
         products.stretch, steps.dstretch, through, dk, dbeta, part,
         *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
         D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, HALF=x.half, BD=_block(d),
-        **_launch("products_backward_key", x.half),
+        **_launch("products_backward_key", x.half, x.rays is not None),
     )  # fmt: skip
     options = _launch("finish_keys", x.half)
     tiles = triton.cdiv(s, options["BR"])
@@ -445,4 +463,6 @@ def products_backward(
         D=d, NORM=norm, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,
         BD=_block(d), BH=triton.next_power_of_2(h), **options,
     )  # fmt: skip
-    return ProductGradients(dk, dv, None if dweight is None else dweight.sum(dim=0), dbeta, steps.ddecay)
+    return ProductGradients(
+        dk, dv, None if dweight is None else dweight.sum(dim=0), dbeta.transpose(2, 3), steps.ddecay
+    )

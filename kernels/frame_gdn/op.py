@@ -166,7 +166,7 @@ def frame_gdn(
             eps=eps,
         )
     keep = chunk_keep(k.shape[1], chunk_starts, decay.detach()) if bidirectional else None
-    out, kv, z, kv_reverse, z_reverse = _forward_op(
+    out, kv, z, kv_reverse, z_reverse, _, _ = _forward_op(
         q,
         k,
         v,
@@ -213,7 +213,7 @@ def _forward_op(
     key_scale: float,
     norm_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from . import launch
 
     x = launch.make_inputs(
@@ -233,6 +233,8 @@ def _forward_op(
         none if ends.z is None else ends.z,
         none.clone() if ends.kv_reverse is None else ends.kv_reverse,
         none.clone() if ends.z_reverse is None else ends.z_reverse,
+        none.clone() if products.q_inv is None else products.q_inv,
+        none.clone() if products.k_inv is None else products.k_inv,
     )
 
 
@@ -262,13 +264,16 @@ def _(
     key_scale: float,
     norm_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     b, _, _, h, d = k.shape
 
     def state(wanted: bool, *tail: int) -> Tensor:
         return (
             k.new_empty(b, h, *tail, dtype=torch.float32) if wanted else k.new_empty(0, dtype=torch.float32)
         )
+
+    def norms(weight: Tensor | None) -> Tensor:
+        return k.new_empty(0 if weight is None else k.shape[:3], dtype=torch.float32)
 
     reverse = keep is not None
     return (
@@ -277,6 +282,8 @@ def _(
         state(normalise, d),
         state(reverse, d, d),
         state(reverse and normalise, d),
+        norms(q_weight),
+        norms(k_weight),
     )
 
 
@@ -301,6 +308,8 @@ def _backward_op(
     norm_eps: float,
     eps: float,
     out: Tensor,
+    q_inv: Tensor,
+    k_inv: Tensor,
     dout: Tensor,
     dkv: Tensor | None,
     dz: Tensor | None,
@@ -312,6 +321,7 @@ def _backward_op(
     x = launch.make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
+        norms=(None if q_weight is None else q_inv, None if k_weight is None else k_inv),
     )  # fmt: skip
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
     products = launch.compute_products(x)
@@ -363,6 +373,8 @@ def _(
     norm_eps: float,
     eps: float,
     out: Tensor,
+    q_inv: Tensor,
+    k_inv: Tensor,
     dout: Tensor,
     dkv: Tensor | None,
     dz: Tensor | None,
@@ -380,17 +392,28 @@ _NUM_TENSORS = 14
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:_NUM_TENSORS], output[0])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:_NUM_TENSORS], output[0], *output[5:])
     ctx.switches = inputs[_NUM_TENSORS:]
 
 
-def _backward(ctx: Any, dout: Tensor, *dends: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, out = ctx.saved_tensors
-    normalise = ctx.switches[0]
-    reverse = tensors[9] is not None
-    wanted = (True, normalise, reverse, reverse and normalise)
-    given = [g if w else None for g, w in zip(dends, wanted, strict=True)]
-    grads = _backward_op(*tensors, *ctx.switches, out, dout, *given)
+def _backward(ctx: Any, dout: Tensor | None, *dends: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, out, q_inv, k_inv = ctx.saved_tensors
+    normalise, reverse = ctx.switches[0], tensors[9] is not None
+    b, _, _, h, d = out.shape
+    given: list[Tensor | None] = list(dends[:4])
+    # States whose gradients nobody asked for: none at all, or zeros beside those that somebody did.
+    for pair, wanted in (((0, 1), True), ((2, 3), reverse)):
+        if wanted and any(given[i] is not None for i in pair):
+            for i, shape in zip(pair, ((b, h, d, d), (b, h, d)), strict=True):
+                if given[i] is None and (normalise or i % 2 == 0):
+                    given[i] = torch.zeros(shape, dtype=torch.float32, device=out.device)
+        else:
+            given[pair[0]] = given[pair[1]] = None
+    if not normalise:
+        given[1] = given[3] = None
+    dout = torch.zeros_like(out) if dout is None else dout
+    grads = _backward_op(*tensors, *ctx.switches, out, q_inv, k_inv, dout, *given)
     positions = (0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13)
     result: list[Tensor | None] = [None] * (_NUM_TENSORS + len(ctx.switches))
     for position, grad in zip(positions, grads, strict=True):

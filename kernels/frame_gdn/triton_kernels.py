@@ -2,7 +2,8 @@
 
 Three stages forward: products (per frame and head, over its tokens), scan (over frames, rows of the state in
 parallel), readout (per frame and head, over its tokens). Backward runs them in reverse order and recomputes
-products and states. Shapes in comments: BS tokens of a tile, BD head size rounded up to a power of two.
+products and states. Scalars per token and head (beta, ...) lie as (B, T, H, S), dense along a tile. Shapes in
+comments: BS tokens of a tile, BD head size rounded up to a power of two.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -212,7 +213,7 @@ def _products_kv(
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         if WITH_U:
             v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
-        beta = tl.load(beta_ptr + (first + s) * H + h, mask=mask_s, other=0.0).to(tl.float32)
+        beta = tl.load(beta_ptr + bth * S + s, mask=mask_s, other=0.0).to(tl.float32)
         key = _relu_tile(k, w, NORM)
         # The factor 1/RMS of both keys (P, Pz) or of the one (U, uz) joins beta.
         once = beta
@@ -529,7 +530,7 @@ def readout_backward_query(
             # A padded token has no gradient; its denominator eps must not turn 0 into NaN.
             den = tl.where(mask_s, tl.sum(query * z[None, :], 1) * inv + eps, 1.0)
             factor = inv / den
-        tl.store(factor_ptr + (first + s) * H + h, factor, mask=mask_s)
+        tl.store(factor_ptr + bth * S + s, factor, mask=mask_s)
         dquery = _turn(_dot(dout * factor[:, None], state, HALF), tables, 2, D, BS, BD, ROPE)
         if DEN:
             along = tl.sum(dquery * query, 1)
@@ -539,9 +540,7 @@ def readout_backward_query(
             if NORM:
                 # Below 1e-7 of the gradient it is rounding; a zero lets `remove_radial` skip the token.
                 matters = mask_s & (eps > 1e-7 * tl.abs(den))
-                tl.store(
-                    part_ptr + (first + s) * H + h, tl.where(matters, along * eps / den, 0.0), mask=mask_s
-                )
+                tl.store(part_ptr + bth * S + s, tl.where(matters, along * eps / den, 0.0), mask=mask_s)
         if NORM:
             dquery = tl.where(query > 0, dquery, 0.0)
             dw += dquery * query
@@ -581,7 +580,7 @@ def readout_backward_state(
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
         q = tl.load(q_base + s[:, None] * qss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         dout = tl.load(dout_ptr + offs, mask=mask, other=0.0)
-        factor = tl.load(factor_ptr + (first + s) * H + h, mask=mask_s, other=0.0)
+        factor = tl.load(factor_ptr + bth * S + s, mask=mask_s, other=0.0)
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         turned = _turn(_relu_tile(q, w, NORM), tables, 0, D, BS, BD, ROPE) * factor[:, None]
         if ROPE == 2:
@@ -688,7 +687,7 @@ def products_backward_value(
 
     turned_ptr: the turned keys, in the buffer that will become dk. through_ptr: v^T dU k, beta's gradient by
     way of U. With DEN also the normaliser's share: its dP is of rank four (z gz^T + gz z^T, zr ez^T + ez zr^T),
-    so dk is a sum of z, gz, zr, ez with one coefficient each a token (coefficient_ptr, (4, tokens, H)); its
+    so dk is a sum of z, gz, zr, ez with one coefficient each a token (coefficient_ptr, four times (B, T, H, S)); its
     part of dbeta joins `through`, that of <key, dkey> is part_ptr.
     """
     pid = tl.program_id(0)
@@ -725,10 +724,10 @@ def products_backward_value(
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
-        row = (first + s) * H + h
+        (first + s) * H + h
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + row, mask=mask_s, other=0.0).to(tl.float32) * discount
+        beta = tl.load(beta_ptr + bth * S + s, mask=mask_s, other=0.0).to(tl.float32) * discount
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         key = _relu_tile(k, w, NORM)
         if NORM:
@@ -749,17 +748,17 @@ def products_backward_value(
             through += 2.0 * (kg - decay * kz * kg)
             part = beta * (kg - 2.0 * decay * kz * kg)
             size = num_tokens.to(tl.int64) * H
-            tl.store(coefficient_ptr + row, -beta * decay * kg, mask=mask_s)
-            tl.store(coefficient_ptr + size + row, beta * (1.0 - decay * kz), mask=mask_s)
+            tl.store(coefficient_ptr + bth * S + s, -beta * decay * kg, mask=mask_s)
+            tl.store(coefficient_ptr + size + bth * S + s, beta * (1.0 - decay * kz), mask=mask_s)
             if BOTH:
                 kr = tl.sum(tl.where(column == 2, columns, 0.0), 1)
                 ke = tl.sum(tl.where(column == 3, columns, 0.0), 1)
                 through += 2.0 * (ke - decay * kr * ke)
                 part += beta * (ke - 2.0 * decay * kr * ke)
-                tl.store(coefficient_ptr + 2 * size + row, -beta * decay * ke, mask=mask_s)
-                tl.store(coefficient_ptr + 3 * size + row, beta * (1.0 - decay * kr), mask=mask_s)
-            tl.store(part_ptr + row, part, mask=mask_s)
-        tl.store(through_ptr + row, through, mask=mask_s)
+                tl.store(coefficient_ptr + 2 * size + bth * S + s, -beta * decay * ke, mask=mask_s)
+                tl.store(coefficient_ptr + 3 * size + bth * S + s, beta * (1.0 - decay * kr), mask=mask_s)
+            tl.store(part_ptr + bth * S + s, part, mask=mask_s)
+        tl.store(through_ptr + bth * S + s, through, mask=mask_s)
 
 
 @triton.jit
@@ -800,7 +799,7 @@ def products_backward_key(
         turned = tl.load(dk_ptr + offs, mask=mask, other=0.0)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0)
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + row, mask=mask_s, other=0.0).to(tl.float32) * discount
+        beta = tl.load(beta_ptr + bth * S + s, mask=mask_s, other=0.0).to(tl.float32) * discount
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         if ROPE == 2:
             v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
@@ -822,13 +821,13 @@ def products_backward_key(
             shrink = tl.where(before > 1e-12, share * ratio, 0.0)
             dkey += _turn(grow[:, None] * turned, tables, 3, D, BS, BD, ROPE) - shrink[:, None] * key
             part += grow * after - shrink * before
-        through = tl.load(through_ptr + row, mask=mask_s, other=0.0)
+        through = tl.load(through_ptr + bth * S + s, mask=mask_s, other=0.0)
         dbeta = 0.5 * (both + through) * discount
-        tl.store(dbeta_ptr + row, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
+        tl.store(dbeta_ptr + bth * S + s, dbeta.to(dbeta_ptr.dtype.element_ty), mask=mask_s)
         if NORM:
             if DEN:
-                part += tl.load(part_ptr + row, mask=mask_s, other=0.0)
-            tl.store(part_ptr + row, part, mask=mask_s)
+                part += tl.load(part_ptr + bth * S + s, mask=mask_s, other=0.0)
+            tl.store(part_ptr + bth * S + s, part, mask=mask_s)
         tl.store(dk_ptr + offs, dkey.to(dk_ptr.dtype.element_ty), mask=mask)
 
 
@@ -858,7 +857,7 @@ def finish_keys(
         inv = tl.load(inv_ptr + token, mask=mask_s, other=0.0)
         heads = tl.arange(0, BH)
         parts = tl.load(
-            part_ptr + token[:, None] * H + heads[None, :],
+            part_ptr + (frame.to(tl.int64) * H + heads[None, :]) * S + s[:, None],
             mask=mask_s[:, None] & (heads[None, :] < H),
             other=0.0,
         )
@@ -871,16 +870,20 @@ def finish_keys(
         if DEN:
             z, gz = _rows_of_z(z_ptr, init_z_ptr, gz_ptr, b, t, h, bth, H, D, BD, HAS_INIT)
             size = num_tokens.to(tl.int64) * H
-            dkey += tl.load(coefficient_ptr + row, mask=mask_s, other=0.0)[:, None] * z[None, :]
-            dkey += tl.load(coefficient_ptr + size + row, mask=mask_s, other=0.0)[:, None] * gz[None, :]
+            dkey += tl.load(coefficient_ptr + bth * S + s, mask=mask_s, other=0.0)[:, None] * z[None, :]
+            dkey += (
+                tl.load(coefficient_ptr + size + bth * S + s, mask=mask_s, other=0.0)[:, None] * gz[None, :]
+            )
             if BOTH:
                 zr = tl.load(zr_ptr + bth * D + d, mask=d < D, other=0.0)
                 ez = tl.load(ez_ptr + bth * D + d, mask=d < D, other=0.0)
                 dkey += (
-                    tl.load(coefficient_ptr + 2 * size + row, mask=mask_s, other=0.0)[:, None] * zr[None, :]
+                    tl.load(coefficient_ptr + 2 * size + bth * S + s, mask=mask_s, other=0.0)[:, None]
+                    * zr[None, :]
                 )
                 dkey += (
-                    tl.load(coefficient_ptr + 3 * size + row, mask=mask_s, other=0.0)[:, None] * ez[None, :]
+                    tl.load(coefficient_ptr + 3 * size + bth * S + s, mask=mask_s, other=0.0)[:, None]
+                    * ez[None, :]
                 )
         w = _weight(w_ptr, h, key_scale, D, BD, NORM)
         if NORM:
@@ -906,7 +909,9 @@ def remove_radial(
     mask = token < num_tokens
     heads = tl.arange(0, BH)
     parts = tl.load(
-        part_ptr + token[:, None] * H + heads[None, :], mask=mask[:, None] & (heads[None, :] < H), other=0.0
+        part_ptr + ((token // S)[:, None] * H + heads[None, :]) * S + (token % S)[:, None],
+        mask=mask[:, None] & (heads[None, :] < H),
+        other=0.0,
     )
     if tl.max(tl.max(tl.abs(parts), 1), 0) == 0.0:
         return

@@ -1,5 +1,9 @@
 """`short_conv`: the public operator, its registration with torch and its gradient."""
 
+# Triton's launch syntax, kernel[grid](...), is beyond the type checker.
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import itertools
