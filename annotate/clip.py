@@ -48,7 +48,8 @@ class ClipRef:
         original_id: the source's own identifier, unchanged.
         media_kind, media_path: a video file, a folder of images (sorted by name) or the built-in renderer.
         start_s, end_s: window in presentation time of the media; None = from the start / to the end.
-        source_fps: for image folders only, whose files carry no time.
+        media_root: folder of the source; what a row stores as its media is relative to it where possible.
+        source_fps: replaces the time stamps of the media; needed for image folders, whose files carry no time.
         truth_camera_to_world_path, truth_intrinsics_path: ground truth for evaluation and reports. The estimator
             never reads them.
     """
@@ -58,6 +59,7 @@ class ClipRef:
     original_id: str
     media_kind: MediaKind
     media_path: Path
+    media_root: Path | None = None
     start_s: float | None = None
     end_s: float | None = None
     source_fps: float | None = None
@@ -67,6 +69,13 @@ class ClipRef:
     truth_camera_to_world_path: Path | None = None
     truth_intrinsics_path: Path | None = None
     render_seed: int | None = None
+
+    @property
+    def media(self) -> str:
+        """Pointer to the media as rows store it: relative to the source's root, so that no machine's paths leave it."""
+        if self.media_root is not None and self.media_path.is_relative_to(self.media_root):
+            return self.media_path.relative_to(self.media_root).as_posix()
+        return str(self.media_path)
 
 
 class ClipRejection(ValueError):

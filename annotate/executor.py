@@ -280,7 +280,7 @@ def failure_row(
         source=clip.source,
         original_id=clip.original_id,
         media_kind=clip.media_kind,
-        media=str(clip.media_path),
+        media=clip.media,
         window_start_s=clip.start_s,
         window_end_s=clip.end_s,
         mode=job.mode,

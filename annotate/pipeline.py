@@ -207,7 +207,7 @@ def _row(progress: _Progress) -> Row:
         source=clip.source,
         original_id=clip.original_id,
         media_kind=clip.media_kind,
-        media=str(clip.media_path),
+        media=clip.media,
         window_start_s=clip.start_s,
         window_end_s=clip.end_s,
         mode=progress.mode,

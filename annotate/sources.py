@@ -104,6 +104,12 @@ def read_clips(source: VideosSource | IndexSource) -> Iterator[ClipRef]:
     return _read_index(source)
 
 
+def media_root(source: VideosSource | IndexSource) -> Path:
+    """Folder that the media pointers of this source's rows are relative to."""
+    root = source.root if isinstance(source, VideosSource) else source.root or source.index.parent
+    return root.resolve()
+
+
 def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shard]:
     """Consecutive clips, `clips_per_shard` at a time."""
     rest = iter(clips)
@@ -118,18 +124,20 @@ def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shar
 
 
 def _read_videos(source: VideosSource) -> Iterator[ClipRef]:
-    if not source.root.is_dir():
+    root = media_root(source)
+    if not root.is_dir():
         raise ValueError(f"{source.root}: no such folder (source.root)")
-    paths = sorted(p for p in source.root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
     if not paths:
         raise ValueError(f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)}) (source.root)")
     return (
         ClipRef(
-            clip_id=clip_id_of(path.relative_to(source.root).as_posix()),
+            clip_id=clip_id_of(path.relative_to(root).as_posix()),
             source=source.name,
-            original_id=path.relative_to(source.root).as_posix(),
+            original_id=path.relative_to(root).as_posix(),
             media_kind="video",
-            media_path=path.resolve(),
+            media_path=path,
+            media_root=root,
             data_licence=source.data_licence,
             data_redistributable=source.data_redistributable,
         )
@@ -154,7 +162,7 @@ def clip_id_of(relative_path: str) -> str:
 
 
 def _read_index(source: IndexSource) -> Iterator[ClipRef]:
-    root = (source.root or source.index.parent).resolve()
+    root = media_root(source)
     entries: list[IndexEntry] = []
     errors: list[str] = []
     seen: dict[str, int] = {}
@@ -224,6 +232,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
         original_id=entry.original_id or entry.clip_id,
         media_kind=entry.media_kind or ("images" if media_path.is_dir() else "video"),
         media_path=media_path,
+        media_root=root,
         start_s=entry.start_s,
         end_s=entry.end_s,
         source_fps=entry.source_fps,

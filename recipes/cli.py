@@ -134,13 +134,13 @@ def report(
 
     def act() -> tuple[str, int]:
         from ..dataset.report import run_report, thumbnail_from_media
-        from .run import truth_of_dataset
+        from .run import media_root_of_dataset, truth_of_dataset
 
         return run_report(
             path,
             html,
             truth=truth_of_dataset(path) if truth else None,
-            thumbnail=thumbnail_from_media(),
+            thumbnail=thumbnail_from_media(media_root_of_dataset(path)),
             max_clips=max_clips,
         )
 

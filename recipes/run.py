@@ -13,7 +13,7 @@ from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import open_clip
 from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
 from ..annotate.geometry.given import read_intrinsics
-from ..annotate.sources import read_clips
+from ..annotate.sources import media_root, read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
 from ..dataset.reading import open_dataset
 from ..dataset.report import Truth
@@ -92,6 +92,12 @@ def _failures(tally: Tally) -> str:
     if len(tally.failed) > MAX_LISTED:
         lines.append(f"  and {len(tally.failed) - MAX_LISTED} more: theodolite inspect")
     return "\n".join(lines)
+
+
+def media_root_of_dataset(out: Path) -> Path:
+    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without."""
+    path = out / "recipe.resolved.yaml"
+    return media_root(load_recipe(path).source) if path.is_file() else Path()
 
 
 def truth_of_dataset(out: Path) -> dict[str, Truth]:

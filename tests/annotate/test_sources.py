@@ -39,6 +39,7 @@ def test_yaml_json_and_csv_say_the_same(tmp_path):
     office, desk = clips
     assert office.media_path == tmp_path / "office/rgb.mp4"
     assert office.media_kind == "video"
+    assert office.media == "office/rgb.mp4"
     assert office.source == "rgbd"
     assert office.original_id == "scene/0 a"
     assert office.given.depth_pattern == str(tmp_path / "office/depth/{frame:06d}.png")
@@ -65,6 +66,7 @@ def test_defaults_and_another_root(tmp_path):
     a, b = read_clips(source)
     assert a.media_path == tmp_path / "data/a.mp4"
     assert str(b.media_path) == "/elsewhere/b.mp4"
+    assert (a.media, b.media) == ("a.mp4", "/elsewhere/b.mp4")
     assert (a.given.depth_units_per_metre, b.given.depth_units_per_metre) == (1000, 5000)
     assert (a.data_licence, b.data_licence) == ("MIT", "MIT")
 
