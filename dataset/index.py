@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
@@ -70,7 +71,7 @@ def _is_indexed(name: str) -> bool:
     return column is None or (not column.per_frame and name not in _LEFT_OUT)
 
 
-def read_index(out: Path, files: list[str]) -> pa.Table | None:
+def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
     """The index of a dataset folder, or None if there is none or the parts are no longer those it was made
     from."""
     path = out / _NAME
@@ -89,4 +90,4 @@ def read_index(out: Path, files: list[str]) -> pa.Table | None:
         parts.append([str(Path(file).relative_to(out)), status.st_size])
     if json.loads((schema.metadata or {})[b"theodolite.parts"]) != parts:
         return None
-    return pq.read_table(path, memory_map=True)
+    return pads.dataset(str(path), format="parquet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .index import PLACE_COLUMNS, read_index
+from .index import PLACE_COLUMNS, open_index
 from .rows import Row, rows_from_table
-from .schema import check_version
+from .schema import COLUMN_BY_NAME, check_version
 
 if TYPE_CHECKING:
     import pandas
@@ -41,7 +42,7 @@ def open_dataset(path: str | Path) -> ClipDataset:
         files = sorted(
             str(p) for p in root.rglob("*.parquet") if not p.name.startswith((".", "_", "index.parquet"))
         )
-        index = read_index(local, files) if root != local else None
+        index = open_index(local, files) if root != local else None
     elif isinstance(path, str) and path.count("/") == 1 and not local.exists():
         from huggingface_hub import HfFileSystem
 
@@ -94,14 +95,14 @@ class ClipDataset:
     Attributes:
         path: what was opened. files: its parts, sorted.
         filter: condition on columns that applies to every method, except `row`.
-        index: table of `index.write_index`, or None: then everything comes from the parts themselves.
+        index: file of `index.write_index`, or None: then everything comes from the parts themselves.
     """
 
     path: str
     files: tuple[str, ...] = field(repr=False)
     filesystem: pafs.FileSystem = field(repr=False)
     filter: pads.Expression | None = None
-    index: pa.Table | None = field(default=None, repr=False)
+    index: pads.FileSystemDataset | None = field(default=None, repr=False)
 
     @cached_property
     def arrow(self) -> pads.FileSystemDataset:
@@ -117,7 +118,7 @@ class ClipDataset:
         """The clips that also satisfy `condition`, e.g. `pyarrow.compute.field("verdict") == "accepted"`."""
         both = condition if self.filter is None else self.filter & condition
         narrowed = replace(self, filter=both)
-        for name in ("arrow", "_places", "_fragments"):  # what was read for this one serves that one too
+        for name in ("arrow", "_places", "_open_parts"):  # what was read for this one serves that one too
             if name in self.__dict__:
                 narrowed.__dict__[name] = self.__dict__[name]
         return narrowed
@@ -138,10 +139,8 @@ class ClipDataset:
         name."""
         if self.index is None or not set(columns) <= set(self.index.schema.names):
             return None
-        if self.filter is None:
-            return self.index.select(list(columns))
         try:
-            return pads.dataset(self.index).to_table(columns=list(columns), filter=self.filter)
+            return self.index.to_table(columns=list(columns), filter=self.filter)
         except (
             pa.ArrowInvalid
         ):  # the filter names a column that only the parts have, or is wrong: they will say
@@ -154,15 +153,48 @@ class ClipDataset:
     def batches(
         self, columns: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> Iterator[pa.RecordBatch]:
-        """Stream of record batches; memory does not grow with the dataset."""
-        stream = self.arrow.to_batches(
-            columns=self._known(columns),
-            filter=self.filter,
-            batch_size=batch_size,
-            batch_readahead=4,
-            fragment_readahead=1,
-        )
-        yield from (batch for batch in stream if batch.num_rows)
+        """Stream of non-empty record batches in part order; memory does not grow with the dataset."""
+        names = self._known(columns)
+        places = self._indexed(PLACE_COLUMNS) if self.filter is not None else None
+        if self.filter is not None and places is None:
+            stream = self.arrow.to_batches(
+                columns=names,
+                filter=self.filter,
+                batch_size=batch_size,
+                batch_readahead=2,
+                fragment_readahead=1,
+            )
+            yield from (batch for batch in stream if batch.num_rows)
+            return
+        for part, group, rows in self._groups(places):
+            wanted = None if names is None else [name for name in names if name in part.schema_arrow.names]
+            table = part.read_row_group(group, columns=wanted, use_threads=False)
+            table = self._complete(table if rows is None else table.take(rows), names)
+            yield from (batch for batch in table.to_batches(max_chunksize=batch_size) if batch.num_rows)
+
+    def _groups(self, places: pa.Table | None) -> Iterator[tuple[pq.ParquetFile, int, list[int] | None]]:
+        """Row groups one after the other, all of them or those with wanted rows; one part is open at a
+        time."""
+        if places is None:
+            for file in self.files:
+                part = self._open_part(file)
+                yield from ((part, group, None) for group in range(part.num_row_groups))
+            return
+        wanted: dict[int, dict[int, list[int]]] = {}
+        for file, group, row in zip(*(places[c].to_pylist() for c in PLACE_COLUMNS), strict=True):
+            wanted.setdefault(file, {}).setdefault(group, []).append(row)
+        for file, groups in wanted.items():
+            part = self._open_part(self.files[file])
+            yield from ((part, group, rows) for group, rows in groups.items())
+
+    def _complete(self, table: pa.Table, names: list[str] | None) -> pa.Table:
+        """The table with columns that only other parts have as nulls, in the order asked for."""
+        known = names if names is not None else self.arrow.schema.names if "arrow" in self.__dict__ else None
+        for name in () if known is None else known:
+            if name not in table.schema.names:
+                field = self.arrow.schema.field(name)
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        return table if known is None else table.select(known)
 
     def rows(self) -> Iterator[Row]:
         """Checked rows, one after the other."""
@@ -179,13 +211,28 @@ class ClipDataset:
             file, group, offset = self._places[clip_id]
         except KeyError:
             raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(self._places)}") from None
-        fragment = self._fragments.get(file)
-        if fragment is None:
-            fragment = self._fragments[file] = _fragment(self.files[file], self.filesystem)
-        # Without an index all schemas are known: unknown columns of other parts then appear here as nulls.
-        schema = self.arrow.schema if "arrow" in self.__dict__ else None
-        table = fragment.subset(row_group_ids=[group]).to_table(schema=schema, use_threads=False)
-        return rows_from_table(table.slice(offset, 1))[0]
+        part = self._open_parts.get(file)
+        if part is None:
+            part = self._open_parts[file] = self._open_part(self.files[file])
+        table = part.read_row_group(group, use_threads=False).slice(offset, 1)
+        return rows_from_table(self._complete(table, None))[0]
+
+    def _open_part(self, file: str) -> pq.ParquetFile:
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        part = (
+            pq.ParquetFile(file, memory_map=True)
+            if local
+            else pq.ParquetFile(self.filesystem.open_input_file(file))
+        )
+        check_version(part.schema_arrow.metadata, where=file)
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read meanwhile: open files do not travel to other processes."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def counts(self, *columns: str) -> dict[tuple[Any, ...], int]:
         """Number of clips for each combination of values, e.g. `counts("source", "verdict")`."""
@@ -196,6 +243,8 @@ class ClipDataset:
     def _known(self, columns: Sequence[str] | None) -> list[str] | None:
         if columns is None:
             return None
+        if set(columns) <= COLUMN_BY_NAME.keys():
+            return list(columns)
         unknown = [c for c in columns if c not in self.columns]
         if unknown:
             raise ValueError(
@@ -204,24 +253,26 @@ class ClipDataset:
         return list(columns)
 
     @cached_property
-    def _fragments(self) -> dict[int, pads.ParquetFileFragment]:
-        return dict(enumerate(self.arrow.get_fragments())) if self.index is None else {}
+    def _open_parts(self) -> dict[int, pq.ParquetFile]:
+        return {}
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int, int]]:
         """clip id -> number of the part, row group in it, row in that."""
         if self.index is not None:
-            names, *numbers = (self.index[c].to_pylist() for c in ("clip_id", *PLACE_COLUMNS))
+            table = self.index.to_table(columns=["clip_id", *PLACE_COLUMNS])
+            names, *numbers = (table[c].to_pylist() for c in ("clip_id", *PLACE_COLUMNS))
             return dict(zip(names, zip(*numbers, strict=True), strict=True))
 
         def ids(fragment: pads.ParquetFileFragment) -> list[str]:
             return fragment.to_table(columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
 
         places: dict[str, tuple[int, int, int]] = {}
+        fragments: list[pads.ParquetFileFragment] = list(self.arrow.get_fragments())
         with ThreadPoolExecutor(8) as pool:
-            for f, names in enumerate(pool.map(ids, self._fragments.values())):
+            for f, names in enumerate(pool.map(ids, fragments)):
                 start = 0
-                for g, info in enumerate(self._fragments[f].row_groups):
+                for g, info in enumerate(fragments[f].row_groups):
                     for offset, name in enumerate(names[start : start + info.num_rows]):
                         places[name] = (f, g, offset)
                     start += info.num_rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -178,3 +179,26 @@ def test_the_index_answers_like_the_parts_and_is_ignored_when_stale(
     store.write_part(out, [make_row(9, media="elsewhere.mp4")], shard_id="z", recipe_hash="recipe1")
     assert part.is_file()
     assert theodolite.dataset.open(out).row("clip_0009").media == "elsewhere.mp4"
+
+
+def test_streams_with_and_without_index_agree(out: Path) -> None:
+    path = store.part_path(out, source="demo", shard_id="b")
+    table = pq.ParquetFile(path).read()
+    store.write_table(table.append_column("sharpness", [[0.5]]), str(path), row_group_size=1)
+    plain = theodolite.dataset.open(out)
+    write_index(out)
+    fast = theodolite.dataset.open(out)
+    assert fast.index is not None
+    for condition in (
+        None,
+        pc.field("verdict") == "accepted",
+        pc.field("num_frames") == 5,
+        pc.field("fps").is_null(),
+    ):
+        a, b = (c if condition is None else c.where(condition) for c in (plain, fast))
+        for columns in (["clip_id", "camera_to_world"], ["sharpness", "clip_id"]):
+            x, y = (pa.Table.from_batches(list(c.batches(columns, batch_size=2))) for c in (a, b))
+            assert x.schema.names == columns
+            assert x.to_pylist() == y.to_pylist()
+        assert [r.clip_id for r in a.rows()] == [r.clip_id for r in b.rows()]
+    assert list(fast.where(pc.field("clip_id") == "nope").batches()) == []
