@@ -734,6 +734,10 @@ def solve(
                     raise
         # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
         variance = float((r_uv * r_uv).sum(1).median()) / 1.386
+        # Unknowns soak up part of the noise.
+        equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
+        unknowns = CAMERA_DOF * problem.num_frames + 3 * problem.num_points
+        variance *= equations / max(equations - unknowns, 0.1 * equations)
         covariance = normal.covariance() * max(variance, 1e-6)
     return Solution(
         state=state,

@@ -927,15 +927,8 @@ def _summarise(
     focal = np.exp(log_focal)
     assert solution.covariance is not None
     covariance = solution.covariance
-    # Camera centre c = -R^T t; to first order dc = -R^T (v + [c in camera] x w) with c at the origin of the camera.
+    # Perturbed from the left, R' = E R and t' = E t + v: the camera centre -R^T t moves by -R^T v, whatever the turn.
     position = covariance[:, 3:6, 3:6]
-    t = state.translation
-    zero = torch.zeros(frames, dtype=t.dtype, device=t.device)
-    cross = torch.stack(
-        [zero, -t[:, 2], t[:, 1], t[:, 2], zero, -t[:, 0], -t[:, 1], t[:, 0], zero], 1
-    ).reshape(-1, 3, 3)
-    jac = torch.cat([cross, torch.eye(3, dtype=t.dtype, device=t.device).expand(frames, 3, 3)], 2)
-    position = jac @ covariance[:, :6, :6] @ jac.transpose(1, 2)
     lens = state.lens.cpu().numpy()
     has = torch.isfinite(problem.sigma_log_depth) & inlier
     residual = solution.residual_log_depth[has].abs()
