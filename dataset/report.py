@@ -367,7 +367,7 @@ def _histogram(values: FloatArray, *, title: str, label: str) -> str:
     span = float(values.max() - values.min())
     edges = (
         np.histogram_bin_edges(values, bins=min(30, max(5, int(np.sqrt(values.size)))))
-        if span > 1e-6 * abs(values[0])
+        if span > 1e-3 * abs(values[0])
         else (values[0] + max(abs(values[0]) * 0.05, 1e-3) * np.array([-1.0, 1.0]))
     )
     count, _ = np.histogram(values, bins=edges)
@@ -376,7 +376,6 @@ def _histogram(values: FloatArray, *, title: str, label: str) -> str:
         title=title,
         x_label=label,
         y_label="clips",
-        width=340,
         height=210,
         y_from_zero=True,
     )
@@ -488,7 +487,7 @@ def _clip_charts(row: Row, truth: Truth | None) -> list[str]:
                 x_label="frame",
                 y_label="pixels",
                 y_from_zero=True,
-                height=200,
+                height=240,
             )
         )
     if row.position_sigma_m is not None and row.num_frames:
@@ -500,7 +499,6 @@ def _clip_charts(row: Row, truth: Truth | None) -> list[str]:
                 x_label="frame",
                 y_label="mm",
                 y_from_zero=True,
-                height=200,
             )
         )
     return charts

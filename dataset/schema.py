@@ -9,6 +9,7 @@ the size. Times and per-clip numbers are float64.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -297,3 +298,22 @@ def schema_markdown() -> str:
             kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
         lines.append(f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {c.meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def reference_page() -> str:
+    """Text of `SCHEMA.md`, which lies beside this module."""
+    return (
+        "# Columns of the dataset\n\n"
+        "Generated from `dataset/schema.py`; write it anew with "
+        "`python -m theodolite.dataset.schema > dataset/SCHEMA.md`.\n\n"
+        "A dataset lies in one folder: `data/source=<source>/part-<shard>.parquet`, `dataset.json` (schema "
+        "version and recipe hash) and, derived from the parts, `index.parquet`. Units and meanings are also in the "
+        "field metadata of every file; its file metadata holds `theodolite.schema_version` and "
+        "`theodolite.recipe_hash`. Per-frame values are flat lists: "
+        "`numpy.asarray(row.camera_to_world).reshape(-1, 3, 4)`. Readers keep columns they do not know and refuse "
+        "a newer version.\n\n" + schema_markdown()
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference_page())

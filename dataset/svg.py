@@ -77,8 +77,8 @@ def chart(
     title: str,
     x_label: str,
     y_label: str,
-    width: int = 460,
-    height: int = 260,
+    width: int = 356,
+    height: int = 240,
     equal_aspect: bool = False,
     y_down: bool = False,
     y_from_zero: bool = False,
@@ -248,7 +248,7 @@ def trajectory_chart(
     *,
     view: Orientation,
     truth: ArrayLike | None = None,
-    size: tuple[int, int] = (460, 300),
+    size: tuple[int, int] = (356, 240),
 ) -> str:
     """Path of camera centres (F, 3) from above (x right, z up) or from the side (z right, y down), in
     metres."""

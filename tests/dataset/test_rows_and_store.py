@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from theodolite.dataset import store
+
+from theodolite.dataset import schema, store
 from theodolite.dataset.rows import Row, rows_from_table, rows_to_table
 from theodolite.dataset.schema import COLUMNS, SCHEMA_VERSION, arrow_schema, check_version, schema_markdown
 
@@ -205,3 +206,10 @@ def test_killed_writer_leaves_whole_parts_only(tmp_path: Path, make_row: MakeRow
     store.clean_temporaries(out)
     assert not list(out.rglob(".tmp-*"))
     assert store.finished_shards(out) <= {"s0", "s1", "s2"}
+
+
+def test_reference_page_is_up_to_date() -> None:
+    page = Path(schema.__file__).with_name("SCHEMA.md").read_text(encoding="utf-8")
+    assert page == schema.reference_page(), (
+        "write it anew: python -m theodolite.dataset.schema > dataset/SCHEMA.md"
+    )
