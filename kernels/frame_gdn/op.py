@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from .reference import Result, State, chunk_keep, frame_gdn_reference
 
 Backend = Literal["auto", "triton", "reference"]
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def check_arguments(
@@ -74,13 +77,7 @@ def resolve_backend(backend: Backend, x: Tensor) -> bool:
         if not supported:
             raise ValueError(f"the Triton kernels take float32 and bfloat16, not {x.dtype}")
         return True
-    return x.is_cuda and supported and _has_triton()
-
-
-def _has_triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
+    return x.is_cuda and supported and _HAS_TRITON
 
 
 def frame_gdn(

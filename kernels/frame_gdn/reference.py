@@ -235,11 +235,9 @@ def scan(
 
 def chunk_keep(frames: int, chunk_starts: tuple[int, ...] | None, like: Tensor) -> Tensor:
     """(T,) factor of the reverse scan: 0 at the first frame of a chunk, else 1."""
-    keep = torch.ones(frames, dtype=like.dtype, device=like.device)
-    for start in chunk_starts or ():
-        if start < frames:
-            keep[start] = 0
-    return keep
+    starts = set(chunk_starts or ())
+    keep = torch.tensor([0.0 if t in starts else 1.0 for t in range(frames)], dtype=like.dtype)
+    return keep.to(like.device)
 
 
 def frame_gdn_reference(

@@ -254,7 +254,7 @@ class _TritonShards:
     @staticmethod
     def _from_launch(ends: Any) -> _Ends:
         rows = {n: x[:, :, None] if x is not None and x.ndim == 3 else x for n, x in vars(ends).items()}
-        return _Ends(**rows)
+        return _Ends(**rows)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def _to_launch(ends: _Ends) -> Any:

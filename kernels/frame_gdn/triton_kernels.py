@@ -269,7 +269,7 @@ def products(
     that the second reads the keys from cache.
     """
     pid = tl.program_id(0)
-    parts: tl.constexpr = (SPLIT if SPLIT > 0 else 0) + (1 if DEN and SPLIT > 0 else 0)
+    parts: tl.constexpr = SPLIT + DEN  # pyright: ignore[reportAssignmentType]
     part = 0
     if SPLIT > 0:
         part = pid % parts
@@ -594,8 +594,8 @@ def combine(
     p_ptr, u_ptr, pz_ptr, s_ptr, init_ptr, g_ptr, r_ptr, e_ptr,
     z_ptr, init_z_ptr, gz_ptr, zr_ptr, ez_ptr, decay_ptr, stretch_ptr,
     dp_ptr, du_ptr, ddecay_ptr, dstretch_ptr, T, H,
-    D: tl.constexpr, BD: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr, HAS_INIT: tl.constexpr,
-    RAY: tl.constexpr, HALF: tl.constexpr,
+    D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, DEN: tl.constexpr, BOTH: tl.constexpr,
+    HAS_INIT: tl.constexpr, RAY: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one frame's step from its incoming states and outgoing gradients.
 
@@ -610,33 +610,42 @@ def combine(
     size: tl.constexpr = D * D
     d = tl.arange(0, BD)
     mask_d = d < D
-    zero = tl.zeros([BD, BD], dtype=tl.float32)
     decay = tl.load(decay_ptr + bth)
-    if t > 0:
-        before = _square(s_ptr + (bth - H) * size, D, BD)
-    elif HAS_INIT:
-        before = _square(init_ptr + (b * H + h).to(tl.int64) * size, D, BD)
-    else:
-        before = zero
-    grad = _square(g_ptr + bth * size, D, BD)
-    x = _dot(tl.trans(before), grad, HALF)
-    ddecay = tl.sum(tl.sum(before * grad, 1), 0)
-    if BOTH:
-        state = _square(r_ptr + bth * size, D, BD)
-        grad_reverse = _square(e_ptr + bth * size, D, BD)
-        x = _dot_add(tl.trans(state), grad_reverse, x, HALF)
-        ddecay += tl.sum(tl.sum(state * grad_reverse, 1), 0)
-        grad += grad_reverse
+    x = tl.zeros([BD, BD], dtype=tl.float32)
+    ddecay_rows = tl.zeros([BR, BD], dtype=tl.float32)
+    du_rows = tl.zeros([BR, BD], dtype=tl.float32)
+    for r0 in range(0, D, BR):
+        # Whole matrices of float32 would not fit beside each other in shared memory.
+        rows = r0 + tl.arange(0, BR)
+        inside = (rows[:, None] < D) & mask_d[None, :]
+        offs = rows[:, None] * D + d[None, :]
+        if t > 0:
+            before = tl.load(s_ptr + (bth - H) * size + offs, mask=inside, other=0.0).to(tl.float32)
+        elif HAS_INIT:
+            start = (b * H + h).to(tl.int64) * size
+            before = tl.load(init_ptr + start + offs, mask=inside, other=0.0).to(tl.float32)
+        else:
+            before = tl.zeros([BR, BD], dtype=tl.float32)
+        grad = tl.load(g_ptr + bth * size + offs, mask=inside, other=0.0).to(tl.float32)
+        x = _dot_add(tl.trans(before), grad, x, HALF)
+        ddecay_rows += before * grad
+        if BOTH:
+            state = tl.load(r_ptr + bth * size + offs, mask=inside, other=0.0).to(tl.float32)
+            grad_reverse = tl.load(e_ptr + bth * size + offs, mask=inside, other=0.0).to(tl.float32)
+            x = _dot_add(tl.trans(state), grad_reverse, x, HALF)
+            ddecay_rows += state * grad_reverse
+            grad += grad_reverse
+        tl.store(du_ptr + bth * size + offs, grad.to(du_ptr.dtype.element_ty), mask=inside)
+        if RAY:
+            du_rows += grad * tl.load(u_ptr + bth * size + offs, mask=inside, other=0.0).to(tl.float32)
     p = _square(p_ptr + bth * size, D, BD)
     along = tl.sum(tl.sum(p * x, 1), 0)
-    ddecay -= along
+    ddecay = tl.sum(tl.sum(ddecay_rows, 1), 0) - along
     _store_square(dp_ptr + bth * size, -decay * (x + tl.trans(x)), D, BD)
-    _store_square(du_ptr + bth * size, grad, D, BD)
     if RAY:
         # P and U were divided by max(1, stretch).
-        u = _square(u_ptr + bth * size, D, BD)
         stretch = tl.load(stretch_ptr + bth)
-        dstretch = -(tl.sum(tl.sum(u * grad, 1), 0) - decay * along) / tl.maximum(stretch, 1.0)
+        dstretch = -(tl.sum(tl.sum(du_rows, 1), 0) - decay * along) / tl.maximum(stretch, 1.0)
         tl.store(dstretch_ptr + bth, tl.where(stretch > 1.0, dstretch, 0.0))
     if DEN:
         pz = _square(pz_ptr + bth * size, D, BD)

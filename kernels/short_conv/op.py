@@ -50,7 +50,9 @@ def short_conv(
         raise ValueError(f"before is {tuple(before.shape)}; it must be {expected}")
     if not bidirectional and chunk_starts is not None:
         raise ValueError("chunk_starts bound the look ahead: set bidirectional=True")
-    if not resolve_backend(backend, x):
+    if weight.shape[-1] > _TAPS and backend == "triton":
+        raise ValueError(f"weight has {weight.shape[-1]} taps; the kernels take up to {_TAPS}")
+    if weight.shape[-1] > _TAPS or not resolve_backend(backend, x):
         return short_conv_reference(
             x, weight, bidirectional=bidirectional, chunk_starts=chunk_starts, before=before
         )
@@ -66,6 +68,31 @@ def _chunk_bounds(frames: int, chunk_starts: list[int], device: torch.device) ->
     return both[0], both[1]
 
 
+_TAPS = 4
+_FRAMES = 31
+"""Frames of a program's run: the longer, the fewer frames are read twice; the shorter, the more programs."""
+
+
+def _tile(channels: int) -> tuple[int, int]:
+    """Tokens and channels of a tile."""
+    import triton
+
+    return 4, min(256, triton.next_power_of_2(channels))
+
+
+def _by_lag(weight: Tensor) -> Tensor:
+    """(4, C) float32, newest tap first, with zeros for taps that the weight does not have."""
+    taps = weight.flatten(0, 1).float().flip(1).T
+    return torch.nn.functional.pad(taps, (0, 0, 0, _TAPS - taps.shape[0])).contiguous()
+
+
+def _padded(before: Tensor | None) -> Tensor | None:
+    """The three frames before the first, the oldest zero where the weight has fewer taps."""
+    if before is None:
+        return None
+    return torch.nn.functional.pad(before, (0, 0, 0, 0, _TAPS - 1 - before.shape[1], 0)).contiguous()
+
+
 def _convolve(
     x: Tensor, weight: Tensor, before: Tensor | None, starts: list[int], both: bool, *, backward: bool
 ) -> Tensor:
@@ -77,13 +104,11 @@ def _convolve(
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(b, t, s, c, dtype=x.dtype, device=x.device)
     first, end = _chunk_bounds(t, starts, x.device)
-    block = min(1024, triton.next_power_of_2(c))
-    frames = 8
-    kernels.convolve[(b * s * triton.cdiv(c, block), triton.cdiv(t, frames))](
-        x, None if before is None else before.contiguous(), weight.contiguous(), end, first, y,
-        t, s, c, x.stride(0), x.stride(1), x.stride(2),
-        TAPS=weight.shape[-1], BOTH=both, BACKWARD=backward, HAS_BEFORE=before is not None, BF=frames, BC=block,
-        num_warps=4,
+    tokens, channels = _tile(c)
+    kernels.convolve[(b * triton.cdiv(s, tokens) * triton.cdiv(c, channels), triton.cdiv(t, _FRAMES))](
+        x, _padded(before), _by_lag(weight), end, first, y,
+        t, s, c, x.stride(0), x.stride(1), x.stride(2), _FRAMES,
+        BOTH=both, BACKWARD=backward, HAS_BEFORE=before is not None, BS=tokens, BC=channels, num_warps=4,
     )  # fmt: skip
     return y
 
@@ -116,14 +141,14 @@ def _backward_op(
     x = x if x.stride(-1) == 1 else x.contiguous()
     dx = _convolve(dy, weight, None, chunk_starts, bidirectional, backward=True)
     _, end = _chunk_bounds(t, chunk_starts, x.device)
-    parts = torch.empty(b, t, taps, c, dtype=torch.float32, device=x.device)
-    block = min(128, triton.next_power_of_2(c))
-    kernels.weight_gradient[(b * t * triton.cdiv(c, block),)](
-        x, None if before is None else before.contiguous(), dy, end, parts,
-        t, s, c, x.stride(0), x.stride(1), x.stride(2),
-        TAPS=taps, BOTH=bidirectional, HAS_BEFORE=before is not None, BS=16, BC=block, num_warps=4,
+    tokens, channels = _tile(c)
+    tiles, runs = triton.cdiv(s, tokens), triton.cdiv(t, _FRAMES)
+    parts = torch.empty(b * tiles * runs, _TAPS, c, dtype=torch.float32, device=x.device)
+    kernels.weight_gradient[(b * tiles * triton.cdiv(c, channels), runs)](
+        x, _padded(before), dy, end, parts, t, s, c, x.stride(0), x.stride(1), x.stride(2), _FRAMES,
+        BOTH=bidirectional, HAS_BEFORE=before is not None, BS=tokens, BC=channels, num_warps=4,
     )  # fmt: skip
-    dweight = parts.sum(dim=(0, 1)).T.reshape(weight.shape).to(weight.dtype)
+    dweight = parts.sum(dim=0)[:taps].flip(0).T.reshape(weight.shape).to(weight.dtype)
     if before is None:
         return dx, dweight, x.new_empty(0)
     # Frame -j reads into y_t with lag t + j; only the first taps - 1 frames see it.

@@ -27,95 +27,113 @@ def _frame(
 
 @triton.jit
 def convolve(
-    x_ptr, before_ptr, weight_ptr, end_ptr, first_ptr, y_ptr, T, S, C, sb, st, ss,
-    TAPS: tl.constexpr, BOTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BEFORE: tl.constexpr,
-    BF: tl.constexpr, BC: tl.constexpr,
+    x_ptr, before_ptr, weight_ptr, end_ptr, first_ptr, y_ptr, T, S, C, sb, st, ss, frames,
+    BOTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BEFORE: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """BF frames of one token and BC channels. BACKWARD applies the transposed convolution.
+    """A run of `frames` frames, BS tokens and BC channels; four taps. BACKWARD transposes the convolution.
 
     Forward: y_t = sum_l w_l x_{t-l} + sum_{l>0} w_l x_{t+l} while t + l stays in the chunk of t. Transposed:
-    x_{t+l} feeds back everywhere, x_{t-l} only while t - l is in the chunk of t.
-    end_ptr, first_ptr: (T,) end and first frame of each frame's chunk.
+    x_{t+l} feeds back everywhere, x_{t-l} only while t - l is in the chunk of t. The seven frames around t
+    move through registers, so that each is read once a run.
+    weight_ptr: (4, C) by lag; end_ptr, first_ptr: (T,) end and first frame of each frame's chunk.
     """
     pid = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     c = (pid % blocks) * BC + tl.arange(0, BC)
-    s = (pid // blocks) % S
-    b = pid // (blocks * S)
-    mask = c < C
-    t0 = tl.program_id(1) * BF
-    for i in range(0, BF):
+    tiles = tl.cdiv(S, BS)
+    s = ((pid // blocks) % tiles) * BS + tl.arange(0, BS)
+    b = pid // (blocks * tiles)
+    mask = (s[:, None] < S) & (c[None, :] < C)
+    s = s[:, None]
+    w0 = tl.load(weight_ptr + c, mask=c < C, other=0.0)[None, :]
+    w1 = tl.load(weight_ptr + C + c, mask=c < C, other=0.0)[None, :]
+    w2 = tl.load(weight_ptr + 2 * C + c, mask=c < C, other=0.0)[None, :]
+    w3 = tl.load(weight_ptr + 3 * C + c, mask=c < C, other=0.0)[None, :]
+    c = c[None, :]
+    t0 = tl.program_id(1) * frames
+    m3 = _frame(x_ptr, before_ptr, b, t0 - 3, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    m2 = _frame(x_ptr, before_ptr, b, t0 - 2, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    m1 = _frame(x_ptr, before_ptr, b, t0 - 1, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    here = _frame(x_ptr, before_ptr, b, t0, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    p1 = _frame(x_ptr, before_ptr, b, t0 + 1, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    p2 = _frame(x_ptr, before_ptr, b, t0 + 2, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    for i in range(0, frames):
         t = t0 + i
-        if t < T:
-            w = tl.load(weight_ptr + c * TAPS + TAPS - 1, mask=mask, other=0.0).to(tl.float32)
-            y = w * _frame(x_ptr, before_ptr, b, t, T, S, s, c, C, mask, sb, st, ss, TAPS, False)
-            for lag in tl.static_range(1, TAPS):
-                w = tl.load(weight_ptr + c * TAPS + TAPS - 1 - lag, mask=mask, other=0.0).to(tl.float32)
-                if BACKWARD:
-                    ahead = tl.where(t + lag < T, 1.0, 0.0)
-                    behind = tl.where(t - lag >= tl.load(first_ptr + t), 1.0, 0.0)
-                else:
-                    ahead = tl.where(t + lag < tl.load(end_ptr + t), 1.0, 0.0)
-                    behind = 1.0
-                if BOTH or BACKWARD:
-                    y += (
-                        w
-                        * ahead
-                        * _frame(x_ptr, before_ptr, b, t + lag, T, S, s, c, C, mask, sb, st, ss, TAPS, False)
-                    )
-                if BOTH or not BACKWARD:
-                    y += (
-                        w
-                        * behind
-                        * _frame(
-                            x_ptr, before_ptr, b, t - lag, T, S, s, c, C, mask, sb, st, ss, TAPS, HAS_BEFORE
-                        )
-                    )
-            offs = ((b * T + t).to(tl.int64) * S + s) * C + c
-            tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+        p3 = _frame(x_ptr, before_ptr, b, t + 3, T, S, s, c, C, mask, sb, st, ss, 4, False)
+        y = w0 * here
+        if BACKWARD:
+            # Outside the clip the frames are zero, so nothing more bounds the look ahead.
+            y += w1 * p1 + w2 * p2 + w3 * p3
+            if BOTH:
+                first = tl.load(first_ptr + t, mask=t < T, other=0)
+                y += tl.where(t - 1 >= first, w1, 0.0) * m1 + tl.where(t - 2 >= first, w2, 0.0) * m2
+                y += tl.where(t - 3 >= first, w3, 0.0) * m3
+        else:
+            y += w1 * m1 + w2 * m2 + w3 * m3
+            if BOTH:
+                end = tl.load(end_ptr + t, mask=t < T, other=0)
+                y += tl.where(t + 1 < end, w1, 0.0) * p1 + tl.where(t + 2 < end, w2, 0.0) * p2
+                y += tl.where(t + 3 < end, w3, 0.0) * p3
+        offs = ((b * T + t).to(tl.int64) * S + s) * C + c
+        tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask & (t < T))
+        m3 = m2
+        m2 = m1
+        m1 = here
+        here = p1
+        p1 = p2
+        p2 = p3
 
 
 @triton.jit
 def weight_gradient(
-    x_ptr, before_ptr, dy_ptr, end_ptr, dweight_ptr, T, S, C, sb, st, ss,
-    TAPS: tl.constexpr, BOTH: tl.constexpr, HAS_BEFORE: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
+    x_ptr, before_ptr, dy_ptr, end_ptr, dweight_ptr, T, S, C, sb, st, ss, frames,
+    BOTH: tl.constexpr, HAS_BEFORE: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Per frame of a clip and block of channels, the sum over tokens of dy x for every tap."""
+    """Sums of dy x for the four lags over a run of frames and a tile of tokens: dweight (programs, 4, C)."""
     pid = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     c = (pid % blocks) * BC + tl.arange(0, BC)
-    t = (pid // blocks) % T
-    b = pid // (blocks * T)
-    end = tl.load(end_ptr + t)
-    for lag in tl.static_range(0, TAPS):
-        total = tl.zeros([BS, BC], dtype=tl.float32)
-        for s0 in range(0, S, BS):
-            s = s0 + tl.arange(0, BS)
-            mask = (s[:, None] < S) & (c[None, :] < C)
-            offs = ((b * T + t).to(tl.int64) * S + s[:, None]) * C + c[None, :]
-            dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-            x = _frame(
-                x_ptr,
-                before_ptr,
-                b,
-                t - lag,
-                T,
-                S,
-                s[:, None],
-                c[None, :],
-                C,
-                mask,
-                sb,
-                st,
-                ss,
-                TAPS,
-                HAS_BEFORE,
-            )
-            if BOTH and lag > 0:
-                x += _frame(
-                    x_ptr, before_ptr, b, t + lag, T, S, s[:, None], c[None, :], C, mask & (t + lag < end),
-                    sb, st, ss, TAPS, False,
-                )  # fmt: skip
-            total += dy * x
-        row = ((b * T + t) * TAPS + TAPS - 1 - lag).to(tl.int64) * C
-        tl.store(dweight_ptr + row + c, tl.sum(total, 0), mask=c < C)
+    tiles = tl.cdiv(S, BS)
+    s = ((pid // blocks) % tiles) * BS + tl.arange(0, BS)
+    b = pid // (blocks * tiles)
+    mask = (s[:, None] < S) & (c[None, :] < C)
+    s = s[:, None]
+    channel = c
+    c = c[None, :]
+    t0 = tl.program_id(1) * frames
+    m3 = _frame(x_ptr, before_ptr, b, t0 - 3, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    m2 = _frame(x_ptr, before_ptr, b, t0 - 2, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    m1 = _frame(x_ptr, before_ptr, b, t0 - 1, T, S, s, c, C, mask, sb, st, ss, 4, HAS_BEFORE)
+    here = _frame(x_ptr, before_ptr, b, t0, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    p1 = _frame(x_ptr, before_ptr, b, t0 + 1, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    p2 = _frame(x_ptr, before_ptr, b, t0 + 2, T, S, s, c, C, mask, sb, st, ss, 4, False)
+    d0 = tl.zeros([BS, BC], dtype=tl.float32)
+    d1 = tl.zeros([BS, BC], dtype=tl.float32)
+    d2 = tl.zeros([BS, BC], dtype=tl.float32)
+    d3 = tl.zeros([BS, BC], dtype=tl.float32)
+    for i in range(0, frames):
+        t = t0 + i
+        p3 = _frame(x_ptr, before_ptr, b, t + 3, T, S, s, c, C, mask, sb, st, ss, 4, False)
+        offs = ((b * T + t).to(tl.int64) * S + s) * C + c
+        dy = tl.load(dy_ptr + offs, mask=mask & (t < T), other=0.0).to(tl.float32)
+        d0 += dy * here
+        d1 += dy * m1
+        d2 += dy * m2
+        d3 += dy * m3
+        if BOTH:
+            end = tl.load(end_ptr + t, mask=t < T, other=0)
+            d1 += tl.where(t + 1 < end, dy, 0.0) * p1
+            d2 += tl.where(t + 2 < end, dy, 0.0) * p2
+            d3 += tl.where(t + 3 < end, dy, 0.0) * p3
+        m3 = m2
+        m2 = m1
+        m1 = here
+        here = p1
+        p1 = p2
+        p2 = p3
+    program = (b * tiles + (pid // blocks) % tiles) * tl.num_programs(1) + tl.program_id(1)
+    row = dweight_ptr + program.to(tl.int64) * 4 * C + channel
+    tl.store(row, tl.sum(d0, 0), mask=channel < C)
+    tl.store(row + C, tl.sum(d1, 0), mask=channel < C)
+    tl.store(row + 2 * C, tl.sum(d2, 0), mask=channel < C)
+    tl.store(row + 3 * C, tl.sum(d3, 0), mask=channel < C)

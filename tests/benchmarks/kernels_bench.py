@@ -103,7 +103,7 @@ SWEEP: dict[str, dict[str, list[int]]] = {
     "readout": {"BS": [64, 128], "SPLITS": [1, 2], "num_warps": [4, 8], "num_stages": [2, 3]},
     "readout_backward_query": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "readout_backward_state": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
-    "combine": {"num_warps": [4, 8, 16], "num_stages": [1]},
+    "combine": {"BR": [16, 32, 64], "num_warps": [4, 8], "num_stages": [1, 2]},
     "products_backward_value": {"BS": [32, 64, 128], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "products_backward_key": {"BS": [32, 64], "num_warps": [4, 8], "num_stages": [1, 2, 3]},
     "finish_keys": {"BR": [8, 16, 32], "num_warps": [4, 8]},

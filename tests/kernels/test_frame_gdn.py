@@ -209,9 +209,10 @@ def test_kernels_equal_the_twin(kw: dict, device: torch.device) -> None:
 def test_kernels_equal_the_twin_at_odd_sizes(
     branch: str, tokens: int, frames: int, head_size: int, dtype: torch.dtype, device: torch.device
 ) -> None:
+    # Many heads, so that no decay gradient of near zero (a sum of both signs) stands alone in a norm.
     case = make_case(
-        branch=branch, height=1, width=tokens, frames=frames, head_size=head_size, dtype=dtype, device=device,
-        initial=True, strided=True, chunk_starts=(0, frames // 2) if frames > 1 else None,
+        branch=branch, height=1, width=tokens, frames=frames, heads=12, head_size=head_size, dtype=dtype,
+        device=device, initial=True, strided=True, chunk_starts=(0, frames // 2) if frames > 1 else None,
     )  # fmt: skip
     errors = errors_against_twin(case)
     assert all(e < TOLERANCE[dtype] for e in errors.values()), errors
