@@ -8,9 +8,9 @@ frames than its timeline promises.
 
 Why PyAV is the default: forward decoding was exact on every file tried (closed and open GOP, B frames, edit list,
 discarded frames, variable rate, rotation, AV1, VP9, 10 bit). decord 0.6.0 cannot open AV1, counts discarded
-frames, and its seeks land one frame late at open GOPs; its contiguous reads from the first frame are exact on plain
-files, but cost 10 to 20 % more CPU time and memory than PyAV with one thread (1.99 to 2.06 s against 1.74 to
-1.82 s for 1000 frames of 640x480, 534 of them kept), because PyAV converts only the frames that are kept.
+frames, and its seeks land one frame late at open GOPs. Its contiguous reads from the first frame are exact on plain
+MP4 and Matroska files (not on MPEG transport streams), but cost 5 to 20 % more CPU time and memory than PyAV,
+which converts only the frames that are kept (tests/benchmarks/decode_bench.py).
 `backend: decord` reads contiguously, checks its time stamps against the timeline, and takes PyAV where decord
 would be wrong, saying so in `notes`.
 """
@@ -360,6 +360,7 @@ class _Video:
     Attributes:
         clip_id: for messages.
         ticks: (N,) time stamps of the shown frames, in the stream's time base.
+        by_count: the file has no usable time stamps: frame i is the i-th that is decoded.
         can_seek: (N,) bool, True at frames from which decoding can start.
         rotation_deg: counter-clockwise turn that the file asks players for.
         height, width: of the stored picture, before the turn.
@@ -369,6 +370,7 @@ class _Video:
     path: Path
     stream_index: int
     ticks: I64
+    by_count: bool
     can_seek: NDArray[np.bool_]
     rotation_deg: int
     height: int
@@ -400,12 +402,12 @@ class _Video:
                 if position:
                     container.seek(int(self.ticks[position]), stream=stream, backward=True)
                 for frame in container.decode(stream):
-                    if frame.pts is None or frame.pts < self.ticks[position]:
-                        continue  # between the key frame and the first frame that is ours to check
-                    if frame.pts != self.ticks[position]:
-                        raise self._corrupt(
-                            position, f"the decoder shows a frame at tick {frame.pts} instead"
-                        )
+                    if not self.by_count:
+                        if frame.pts is None or frame.pts < self.ticks[position]:
+                            continue  # between the key frame and the first frame that is ours to check
+                        if frame.pts != self.ticks[position]:
+                            found = f"the decoder shows a frame at tick {frame.pts} instead"
+                            raise self._corrupt(position, found)
                     if position in wanted:
                         yield self._to_rgb(convert, frame, position)
                     if position == last:
@@ -491,24 +493,25 @@ def _open_video(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
             stream_index = stream.index
             assert stream.time_base is not None
             tick_s = Fraction(stream.time_base)
-            codec = stream.codec_context.name
+            rate = stream.average_rate
+            format_name = container.format.name
+            trustworthy = stream.codec_context.name not in ("vp8", "libvpx")  # packets without a shown frame
             scan = _scan_packets(container, stream, scan_end_s)
-        if codec in ("vp8", "libvpx") or not scan.trustworthy:
-            scan = _scan_frames(path, stream_index)
-            notes.append("time stamps counted by decoding: packets do not tell which frames are shown")
         if scan.missing:
             raise ClipRejection("truncated_video", f"clip {clip.clip_id}: {path}: {scan.missing}")
-        if not len(scan.ticks):
-            raise ClipRejection("unreadable_video", f"clip {clip.clip_id}: {path}: shows no frame")
-        with av.open(str(path)) as container:
-            stream = container.streams[stream_index]
-            first = next((f for f in container.decode(stream) if isinstance(f, av.VideoFrame)), None)
-            if first is None:
+        start = _decode_start(path, stream_index)
+        if not start.ticks:
+            raise ClipRejection("unreadable_video", f"clip {clip.clip_id}: {path}: no frame can be decoded")
+        if not (trustworthy and scan.trustworthy and start.ticks == scan.ticks[: len(start.ticks)].tolist()):
+            scan = _scan_frames(path, stream_index)
+            notes.append("time stamps found by decoding: packets do not tell which frames are shown")
+        if scan.by_count:
+            if not rate:
                 raise ClipRejection(
-                    "unreadable_video", f"clip {clip.clip_id}: {path}: no frame can be decoded"
+                    "unreadable_video", f"clip {clip.clip_id}: {path}: neither time stamps nor a frame rate"
                 )
-            height, width, rotation = first.height, first.width, round(first.rotation / 90) * 90 % 360
-            aspect = Fraction(stream.sample_aspect_ratio or 1)  # type: ignore[union-attr]
+            tick_s = 1 / Fraction(rate)
+            notes.append(f"no time stamps in order; frames are taken as evenly spaced at {float(rate):g} fps")
     except (FFmpegError, OSError) as error:
         reason = "truncated_video" if _is_mp4_without_index(path) else "unreadable_video"
         hint = (
@@ -523,9 +526,12 @@ def _open_video(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
         notes.append(f"time stamps replaced by {source_fps:g} fps")
     timing = _timing(clip, timeline, config)
     backend = config.backend
-    if backend == "decord" and (obstacle := _decord_obstacle(path, media_times, scan, num_streams)):
+    if backend == "decord" and (
+        obstacle := _decord_obstacle(path, format_name, media_times, scan, num_streams)
+    ):
         backend = "pyav"
         notes.append(f"PyAV instead of decord: {obstacle}")
+    height, width, rotation, aspect = start.height, start.width, start.rotation_deg, start.pixel_aspect
     if rotation:
         notes.append(f"turned by {rotation} degrees as the file asks")
     video = _Video(
@@ -533,6 +539,7 @@ def _open_video(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
         path=path,
         stream_index=stream_index,
         ticks=scan.ticks,
+        by_count=scan.by_count,
         can_seek=scan.can_seek,
         rotation_deg=rotation,
         height=height,
@@ -566,6 +573,7 @@ class _Scan:
     Attributes:
         ticks: (N,) sorted.
         can_seek: (N,) bool, key frames.
+        by_count: there are no usable time stamps; `ticks` merely count.
         discarded: number of packets that are decoded but never shown (edit lists).
         complete: False if the scan ended with the window.
         trustworthy: False if only decoding can tell which frames are shown.
@@ -574,6 +582,7 @@ class _Scan:
 
     ticks: I64
     can_seek: NDArray[np.bool_]
+    by_count: bool = False
     discarded: int = 0
     complete: bool = True
     trustworthy: bool = True
@@ -640,23 +649,58 @@ def _duration_tag_s(text: str) -> float | None:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """The first shown frames of a stream: their time stamps (None where one has none), and how the first looks."""
+
+    ticks: list[int | None]
+    height: int = 0
+    width: int = 0
+    rotation_deg: int = 0
+    pixel_aspect: Fraction = Fraction(1)
+
+
+def _decode_start(path: Path, stream_index: int, num_frames: int = 16) -> _Start:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams[stream_index]
+        assert isinstance(stream, av.VideoStream)
+        frames = list(itertools.islice(container.decode(stream), num_frames))
+        if not frames:
+            return _Start(ticks=[])
+        first = frames[0]
+        return _Start(
+            ticks=[f.pts for f in frames],
+            height=first.height,
+            width=first.width,
+            rotation_deg=round(first.rotation / 90) * 90 % 360,
+            pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
+        )
+
+
 def _scan_frames(path: Path, stream_index: int) -> _Scan:
     """Decode everything once, for files whose packets do not tell."""
     import av
 
-    ticks: list[int] = []
+    ticks: list[int | None] = []
     with av.open(str(path)) as container:
         stream = container.streams[stream_index]
-        for frame in container.decode(stream):
-            if isinstance(frame, av.VideoFrame) and frame.pts is not None and not frame.is_corrupt:
-                ticks.append(frame.pts)
-    if any(b <= a for a, b in itertools.pairwise(ticks)):
-        return _Scan(ticks=np.zeros(0, np.int64), can_seek=np.zeros(0, bool))
-    return _Scan(ticks=np.array(ticks, np.int64), can_seek=np.zeros(len(ticks), bool))
+        assert isinstance(stream, av.VideoStream)
+        ticks += (frame.pts for frame in container.decode(stream))
+    nothing = np.zeros(len(ticks), bool)
+    if None in ticks or any(b <= a for a, b in itertools.pairwise(ticks)):  # type: ignore[operator]
+        return _Scan(ticks=np.arange(len(ticks)), can_seek=nothing, by_count=True)
+    return _Scan(ticks=np.array(ticks, np.int64), can_seek=nothing)
 
 
-def _decord_obstacle(path: Path, timeline: _Timeline, scan: _Scan, num_streams: int) -> str:
+def _decord_obstacle(path: Path, format_name: str, timeline: _Timeline, scan: _Scan, num_streams: int) -> str:
     """Why decord must not read this file, or empty."""
+    # Of an MPEG transport stream decord's contiguous reads miss frames although it reports the right times.
+    if not {"mp4", "matroska"} & set(format_name.split(",")):
+        return f"it was found exact on MP4 and Matroska only, this is {format_name}"
+    if scan.by_count:
+        return "the file has no usable time stamps"
     if scan.discarded:
         return f"{scan.discarded} frames are discarded by the file's edit list, decord counts them"
     if num_streams > 1:

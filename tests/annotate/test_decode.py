@@ -192,6 +192,9 @@ def numbered():
         ("d.webm", "libvpx-vp9", 60, {"deadline": "realtime", "cpu-used": "8"}),
         ("e.mp4", "libsvtav1", 30, {"preset": "12"}),
         ("f.webm", "libvpx", 30, {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("g.ts", "libx264", 30, {"g": "12"}),
+        ("h.avi", "libx264", 30, {"bf": "3"}),  # AVI has no presentation times: frames are counted
+        ("i.avi", "mpeg4", 30, {"qscale": "2"}),
     ],
 )
 def test_codecs_decode_the_chosen_frames(tmp_path, numbered, name, codec, rate, options):
@@ -203,12 +206,14 @@ def test_codecs_decode_the_chosen_frames(tmp_path, numbered, name, codec, rate, 
     assert frames.timing.source_fps == pytest.approx(float(rate), rel=1e-3)  # Matroska: milliseconds
 
 
-def test_a_window_is_reached_by_seeking_and_stays_exact(tmp_path, numbered):
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts"])
+def test_a_window_is_reached_by_seeking_and_stays_exact(tmp_path, numbered, name):
     path = write_video(
-        tmp_path / "v.mp4", numbered, options={"x264-params": "open-gop=1:keyint=10:bframes=3:min-keyint=10"}
+        tmp_path / name, numbered, options={"x264-params": "open-gop=1:keyint=10:bframes=3:min-keyint=10"}
     )
+    times_s = open_path(path, DecodeConfig(fps="native")).timing.time_s  # a transport stream starts late
     for start in (0, 1, 9, 10, 11, 25, 40):
-        frames = open_path(path, start_s=start / 30, end_s=(start + 30) / 30)
+        frames = open_path(path, start_s=times_s[start], end_s=times_s[start + 30])
         assert [frame_number(f) for f in frames] == frames.timing.frame_index.tolist()
         assert frames.timing.frame_index[0] == start
         assert len(frames) == 16
