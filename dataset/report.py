@@ -42,15 +42,16 @@ Thumbnail = Callable[[Row], bytes | None]
 # ---------------------------------------------------------------------------------------------------- text
 
 
-def inspect_text(path: str | Path, *, clip_id: str | None = None) -> str:
-    """Text for the terminal: one line per clip, or everything about one clip.
+def inspect_text(path: str | Path, *, clip_id: str | None = None, limit: int = 200) -> str:
+    """Text for the terminal: one line per clip (the first `limit`) and the counts, or everything about one
+    clip.
 
     Raises:
         ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
     if clip_id is None:
-        return _table_text(clips)
+        return _table_text(clips, limit)
     try:
         return _clip_text(clips.row(clip_id))
     except KeyError as error:
@@ -80,7 +81,7 @@ _OVERVIEW = (
 )
 
 
-def _table_text(clips: ClipDataset) -> str:
+def _table_text(clips: ClipDataset, limit: int) -> str:
     header = [
         "clip",
         "source",
@@ -96,7 +97,8 @@ def _table_text(clips: ClipDataset) -> str:
         "reasons",
     ]
     lines: list[list[str]] = [header]
-    for c in clips.to_table(_OVERVIEW).to_pylist():
+    table = clips.to_table(_OVERVIEW)
+    for c in table.slice(0, limit).to_pylist():
         low, high = c["fov_x_min_rad"], c["fov_x_max_rad"]
         fov = (
             "-"
@@ -123,8 +125,10 @@ def _table_text(clips: ClipDataset) -> str:
     text = "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
     )
-    counts = Counter(line[2] for line in lines[1:])
-    return f"{text}\n{len(lines) - 1} clips: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items()))
+    if table.num_rows > limit:
+        text += f"\n... and {table.num_rows - limit} more"
+    counts = Counter(table["verdict"].to_pylist())
+    return f"{text}\n{table.num_rows} clips: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items()))
 
 
 def _maybe(value: float | None, spec: str) -> str:

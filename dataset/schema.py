@@ -293,10 +293,11 @@ def schema_markdown() -> str:
         "| --- | --- | --- | --- |",
     ]
     for c in COLUMNS:
+        meaning = c.meaning.replace("|", "\\|")
         kind = str(c.type).replace("element: ", "").replace(" not null", "")
         if c.per_frame:
             kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
-        lines.append(f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {c.meaning} |")
+        lines.append(f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
