@@ -104,7 +104,6 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
         z = depth.read(frame)
         if z is None:
             continue
-        height, width = z.shape
         out[of] = _look_up(z, tracks.xy_px[of] / (tracks.width, tracks.height))
     return out
 

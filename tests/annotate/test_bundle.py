@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import least_squares
-
 from theodolite.annotate import bundle as ba
 from theodolite.dataset.cameras import so3_exp
 

@@ -1,0 +1,188 @@
+"""Each gate fails for its own reason on a solution that breaks just that, and passes on an intact one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from theodolite.annotate.gates import (
+    REASONS,
+    GatesConfig,
+    describe_failure,
+    image_motion,
+    judge,
+    sweep_minimum,
+)
+from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.annotate.solve import INFILLED, SOLVED, CameraSolution
+from theodolite.annotate.tracks import FLOW, ImageMeasurements, make_tracks
+
+FRAMES, HEIGHT, WIDTH = 40, 360, 640
+
+
+def solution() -> CameraSolution:
+    poses = np.tile(np.eye(4), (FRAMES, 1, 1))
+    poses[:, 0, 3] = 0.03 * np.arange(FRAMES)
+    factors = np.array([0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0])
+    return CameraSolution(
+        camera_to_world=poses,
+        focal_px=np.full((FRAMES, 2), 520.0),
+        principal_point_px=np.tile([320.0, 180.0], (FRAMES, 1)),
+        pose_source=np.full(FRAMES, SOLVED, dtype="U8"),
+        focal_model="constant",
+        position_sigma=np.full(FRAMES, 0.002),
+        rotation_sigma_rad=np.full(FRAMES, 0.001),
+        log_focal_sigma=np.full(FRAMES, 0.001),
+        reprojection_px=np.full(FRAMES, 0.4),
+        num_inliers=np.full(FRAMES, 200),
+        inlier_share=np.full(FRAMES, 0.8),
+        depth_log_residual=0.004,
+        parallax_rad=0.03,
+        num_tracks=900,
+        num_loops=0,
+        focal_cost={"constant": 1.0},
+        scale_sweep=np.stack([factors, 1 + np.log(factors) ** 2], 1),
+        radial_k1=0.0,
+        median_depth=2.5,
+    )
+
+
+def measurements(step_px: float = 3.0) -> ImageMeasurements:
+    frame = np.tile(np.arange(FRAMES), 30)
+    track = np.repeat(np.arange(30), FRAMES)
+    xy = np.stack([50 + 3.0 * track + step_px * frame, 100.0 + track], 1)
+    flow = make_tracks(frame, track, xy, np.full(len(frame), FLOW, np.uint8), FRAMES, HEIGHT, WIDTH)
+    return ImageMeasurements(
+        flow=flow,
+        keyframes=np.array([0, FRAMES - 1]),
+        features=[],
+        survival=np.ones(FRAMES),
+        median_flow_px=np.full(FRAMES, step_px),
+        sharpness=np.full(FRAMES, 100.0),
+    )
+
+
+def scale(raw: np.ndarray | None = None):
+    raw = np.full(10, 2.0) if raw is None else raw
+    return fit_scale(np.arange(10) * 4, np.log(raw), num_frames=FRAMES, config=ScaleConfig())
+
+
+def failed(
+    cameras: CameraSolution, measured: ImageMeasurements | None = None, scale_estimate=None
+) -> list[str]:
+    gates = judge(
+        cameras,
+        scale_estimate or scale(),
+        measured or measurements(),
+        height=HEIGHT,
+        width=WIDTH,
+        config=GatesConfig(),
+    )
+    return [REASONS[g.name] for g in gates if not g.passed]
+
+
+def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
+    gates = judge(solution(), scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    assert all(g.passed for g in gates)
+    assert {g.name for g in gates} == set(REASONS)
+    assert all(g.value is not None for g in gates)
+
+
+def one_frame(field: str, value: float, frame: int = 17) -> CameraSolution:
+    array = getattr(solution(), field).copy()
+    array[frame] = value
+    return replace(solution(), **{field: array})
+
+
+def moved(frame: int, by: float) -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[frame:, 2, 3] += by
+    return replace(solution(), camera_to_world=poses)
+
+
+def sheared() -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[5, 0, 1] = 0.01
+    return replace(solution(), camera_to_world=poses)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "reason"),
+    [
+        (one_frame("focal_px", np.nan), "cameras_not_finite"),
+        (one_frame("focal_px", 1800.0), "fov_too_narrow"),  # one frame of forty: the worst one decides
+        (one_frame("focal_px", 150.0), "fov_too_wide"),
+        (replace(solution(), focal_px=np.tile([520.0, 680.0], (FRAMES, 1))), "focal_axes_differ"),
+        (sheared(), "poses_not_rigid"),
+        (moved(20, 0.5), "pose_jump"),
+        (
+            replace(solution(), pose_source=np.where(np.arange(FRAMES) < 10, INFILLED, SOLVED)),
+            "too_many_infilled",
+        ),
+        (replace(solution(), inlier_share=np.full(FRAMES, 0.1)), "too_few_inliers"),
+        (replace(solution(), parallax_rad=0.001), "no_parallax"),
+        (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
+        (
+            replace(solution(), scale_sweep=solution().scale_sweep * np.array([1.4, 1.0])),
+            "depth_and_path_disagree",
+        ),
+    ],
+)
+def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
+    assert reason in failed(cameras)
+
+
+def test_defects_of_scale_and_tracks() -> None:
+    wild = np.array([0.01, 0.02, 0.01, 90.0, 0.02, 0.01, 0.01, 0.02, 0.01, 0.01])
+    assert "scale_inconsistent" in failed(solution(), scale_estimate=scale(wild))
+    assert "static_camera" in failed(solution(), measurements(step_px=0.01))
+    lost = replace(measurements(), survival=np.where(np.arange(FRAMES) % 3 == 0, 0.0, 1.0))
+    assert "tracks_lost" in failed(solution(), lost)
+
+
+def test_declared_scale_has_no_series_to_judge() -> None:
+    declared = fit_scale(
+        np.zeros(0, np.int64),
+        np.zeros(0),
+        num_frames=FRAMES,
+        config=ScaleConfig(),
+        declared_metres_per_unit=1.0,
+    )
+    gates = judge(solution(), declared, measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    assert "scale_cov" not in {g.name for g in gates}
+    assert all(g.passed for g in gates)
+
+
+def test_failure_is_described_with_its_numbers() -> None:
+    gates = judge(
+        one_frame("focal_px", 1800.0),
+        scale(),
+        measurements(),
+        height=HEIGHT,
+        width=WIDTH,
+        config=GatesConfig(),
+    )
+    gate = next(g for g in gates if g.name == "fov_min")
+    text = describe_failure(gate)
+    # 2 atan(180 / 1800) = 11.42 degrees, the vertical field of view of the narrow frame
+    assert "11.42 deg" in text
+    assert "at least 25 deg" in text
+
+
+def test_sweep_minimum_interpolates_and_reports_no_data() -> None:
+    factors = np.array([0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0])
+    sweep = np.stack([factors, (np.log(factors) - np.log(1.05)) ** 2], 1)
+    assert sweep_minimum(sweep) == pytest.approx(1.05, abs=1e-6)
+    sweep[2, 1] = np.nan
+    assert np.isnan(sweep_minimum(sweep))
+
+
+def test_motion_is_that_of_most_tracks() -> None:
+    assert image_motion(measurements(step_px=2.0)) == pytest.approx(
+        2.0 * (FRAMES - 1) / np.hypot(HEIGHT, WIDTH)
+    )
+    still = measurements(step_px=0.0)
+    xy = still.flow.xy_px.copy()
+    xy[still.flow.track < 10, 0] += 8.0 * still.flow.frame[still.flow.track < 10]
+    assert image_motion(replace(still, flow=replace(still.flow, xy_px=xy))) == 0.0
