@@ -18,6 +18,7 @@ from .metrics import (
     focal_mape_percent,
     path_length,
     relative_pose_error,
+    rotation_error,
     trajectory_error,
 )
 from .reading import open_dataset
@@ -92,8 +93,10 @@ class ClipScore:
     """Scores of one clip; None where the data do not determine it (a straight path has no SE(3) alignment).
 
     Positions in metres, after the alignment named; `scale` is what Sim(3) alignment applies (1 is right);
-    `rpe_*` over one clip frame; RotErr, TransErr and CamMC with the paper's Sim(3) alignment and as NVIDIA's
-    benchmark code computes them (`_bench`).
+    `rpe_*` over one clip frame; `rotation_rmse_deg` with the world rotation that fits all orientations best,
+    `rotation_ape_deg` with the one that fits positions best (evo's, which a nearly straight path leaves
+    free); RotErr, TransErr and CamMC with the paper's Sim(3) alignment and as NVIDIA's benchmark code
+    computes them (`_bench`).
     """
 
     clip_id: str
@@ -104,7 +107,8 @@ class ClipScore:
     ate_se3_m: float | None
     ate_sim3_m: float | None
     scale: float | None
-    rotation_rmse_deg: float | None
+    rotation_rmse_deg: float
+    rotation_ape_deg: float | None
     rpe_m: float | None
     rpe_deg: float | None
     focal_mape_percent: float | None
@@ -157,7 +161,8 @@ def score_clip(clip_id: str, predicted: ClipCameras, truth: ClipCameras) -> Clip
         ate_se3_m=se3.ate_rmse_m if se3 else None,
         ate_sim3_m=sim3.ate_rmse_m if sim3 else None,
         scale=sim3.scale if sim3 else None,
-        rotation_rmse_deg=float(np.rad2deg(se3.rotation_rmse_rad)) if se3 else None,
+        rotation_rmse_deg=float(np.rad2deg(np.sqrt(np.mean(rotation_error(e, t) ** 2)))),
+        rotation_ape_deg=float(np.rad2deg(se3.rotation_rmse_rad)) if se3 else None,
         rpe_m=rpe.translation_rmse_m if rpe else None,
         rpe_deg=rpe.rotation_rmse_deg if rpe else None,
         focal_mape_percent=focal,

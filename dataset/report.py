@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import svg
-from .metrics import align_trajectory, focal_mape_percent, relative_pose_error, trajectory_error
+from .metrics import (
+    align_trajectory,
+    focal_mape_percent,
+    relative_pose_error,
+    rotation_error,
+    trajectory_error,
+)
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .schema import COLUMNS
@@ -456,8 +462,9 @@ def _truth_table(row: Row, truth: Truth | None) -> str:
                     f"{rigid.ate_rmse_m:.4f} m = {rigid.ate_percent_of_path:.2f} % of path",
                 )
             )
-            cells.append(("rotation RMSE", f"{np.rad2deg(rigid.rotation_rmse_rad):.3f} deg"))
             cells.append(("scale that would fit best", f"{scaled.scale:.4f} (1 is right)"))
+        turned = np.rad2deg(np.sqrt(np.mean(rotation_error(estimated, true) ** 2)))
+        cells.append(("rotation RMSE", f"{turned:.3f} deg"))
         if both.sum() > 1:
             rpe = relative_pose_error(estimated, true)
             cells.append(("RPE, 1 frame", f"{rpe.translation_rmse_m:.4f} m, {rpe.rotation_rmse_deg:.3f} deg"))

@@ -46,6 +46,9 @@ def test_scores_are_those_of_the_metrics(runs: Path) -> None:
     c = evaluation.clips[2]
     e, t = predicted[c.clip_id].camera_to_world, truth[c.clip_id].camera_to_world
     assert c.ate_se3_m == metrics.trajectory_error(e, t, alignment="se3").ate_rmse_m
+    turned = np.rad2deg(np.sqrt(np.mean(metrics.rotation_error(e, t) ** 2)))
+    assert c.rotation_rmse_deg == turned
+    assert c.rotation_ape_deg == np.rad2deg(metrics.trajectory_error(e, t, alignment="se3").rotation_rmse_rad)
     assert c.rpe_deg == metrics.relative_pose_error(e, t).rotation_rmse_deg
     assert c.cam_mc_bench == metrics.camera_control_error(e, t, variant="bench").cam_mc
     assert c.focal_mape_percent == pytest.approx(1.0, rel=1e-5)
@@ -96,6 +99,8 @@ def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
     c = ev.ClipCameras(frame_index=np.arange(10), camera_to_world=poses)
     score = ev.score_clip("s", c, c)
     assert score.ate_se3_m is None
+    assert score.rotation_ape_deg is None
+    assert score.rotation_rmse_deg == pytest.approx(0, abs=1e-5)
     assert score.ate_none_m == 0
     assert score.rpe_m == 0
 
