@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from theodolite.dataset import schema, store
 from theodolite.dataset.rows import Row, rows_from_table, rows_to_table
 from theodolite.dataset.schema import COLUMNS, SCHEMA_VERSION, arrow_schema, check_version, schema_markdown
