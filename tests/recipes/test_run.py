@@ -1,0 +1,99 @@
+"""Truth and media of a dataset are found again through the recipe beside it."""
+
+import numpy as np
+import pytest
+import yaml
+from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.dataset.rows import Row
+from theodolite.dataset.store import prepare_output, write_part
+from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
+from theodolite.recipes.run import media_root_of_dataset, run_annotate, truth_of_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset of one rendered clip, seen at half size on every second source frame; rows written by hand."""
+    config = RenderConfig(
+        width=192, height=96, num_frames=40, fps=32.0, seed=1, zoom="ramp", moving_object=False
+    )
+    rendered = render_clip(config)
+    files = write_clip(rendered, tmp_path / "scene", depth_units_per_metre=None)
+    entry = {
+        "clip_id": "a",
+        "media_path": "scene/rgb.mp4",
+        "truth_camera_to_world_path": f"scene/{files.camera_to_world_path.name}",
+        "truth_intrinsics_path": f"scene/{files.intrinsics_path.name}",
+    }
+    (tmp_path / "clips.yaml").write_text(
+        yaml.safe_dump({"clips": [entry, {"clip_id": "b", "media_path": "b.mp4"}]})
+    )
+    recipe = load_recipe(
+        "rgbd", [f"source.index={tmp_path / 'clips.yaml'}", "annotate.decode.max_side_px=96"]
+    )
+    out = tmp_path / "out"
+    digest = recipe_hash(recipe)
+    prepare_output(out, recipe_hash=digest)
+    rows = [
+        Row(
+            clip_id=name,
+            source="rgbd",
+            original_id=name,
+            media_kind="video",
+            media=f"scene/{name}.mp4",
+            mode="given_depth",
+            data_licence="CC0-1.0",
+            data_redistributable=True,
+            stand_in=False,
+            recipe_hash=digest,
+            package_version="0",
+            verdict="rejected",
+            reasons=("no_metric_scale",),
+            reason_details=("none",),
+            height=48 if name == "a" else 0,
+            width=96 if name == "a" else 0,
+            frame_index=np.arange(0, 40, 2) if name == "a" else np.zeros(0),
+            time_s=np.arange(20) / 16 if name == "a" else np.zeros(0),
+        )
+        for name in ("a", "b")
+    ]
+    write_part(out, rows, shard_id="0", recipe_hash=digest)
+    write_run_record(out, recipe, started="2026-01-01", ended=None, command=[], result={})
+    return out, rendered
+
+
+def test_truth_is_for_the_stored_frames_and_size(dataset):
+    out, rendered = dataset
+    truth = truth_of_dataset(out)
+    assert set(truth) == {"a"}
+    poses, focal_px = truth["a"].camera_to_world, truth["a"].focal_px
+    assert poses is not None
+    assert focal_px is not None
+    np.testing.assert_allclose(poses, rendered.camera_to_world[::2], atol=1e-9)
+    np.testing.assert_allclose(focal_px[:, 0], rendered.intrinsics[::2, 0, 0] / 2, rtol=1e-8)
+    assert focal_px[-1, 0] > 1.2 * focal_px[0, 0]  # it zooms: frames are not mixed up
+
+
+def test_truth_that_is_too_short_is_an_error(dataset):
+    out, _ = dataset
+    path = out.parent / "scene" / "poses_c2w.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:30]))
+    with pytest.raises(ValueError, match=r"clip a: .*holds 30 entries, source frame 38"):
+        truth_of_dataset(out)
+
+
+def test_a_dataset_without_its_recipe_has_no_truth(dataset):
+    out, _ = dataset
+    assert media_root_of_dataset(out) == out.parent
+    (out / "recipe.resolved.yaml").unlink()
+    assert truth_of_dataset(out) == {}
+
+
+def test_rows_point_to_media_below_the_root(tmp_path):
+    (tmp_path / "notes.mp4").write_text("no video")
+    recipe = load_recipe("videos", [f"source.root={tmp_path}"])
+    summary, code = run_annotate(recipe, tmp_path / "out", workers=0, show_progress=False)
+    assert code == 1
+    assert "notes: unreadable_video" in summary
+    from theodolite.dataset.reading import open_dataset
+
+    assert open_dataset(tmp_path / "out").row("notes").media == "notes.mp4"
