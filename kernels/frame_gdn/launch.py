@@ -44,7 +44,7 @@ LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("products_backward_value", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
     ("products_backward_key", True): {"BS": 64, "num_warps": 4, "num_stages": 1},
     ("products_backward_key", False): {"BS": 32, "num_warps": 8, "num_stages": 1},
-    ("combine", True): {"BR": 32, "num_warps": 8, "num_stages": 1},
+    ("combine", True): {"BR": 16, "num_warps": 4, "num_stages": 2},
     ("combine", False): {"BR": 16, "num_warps": 8, "num_stages": 1},
     ("finish_keys", True): {"BR": 16, "num_warps": 2},
     ("finish_keys", False): {"BR": 16, "num_warps": 4},
@@ -464,5 +464,9 @@ def products_backward(
         BD=_block(d), BH=triton.next_power_of_2(h), **options,
     )  # fmt: skip
     return ProductGradients(
-        dk, dv, None if dweight is None else dweight.sum(dim=0), dbeta.transpose(2, 3), steps.ddecay
+        dk,
+        dv,
+        None if dweight is None else dweight.sum(dim=0),
+        dbeta.transpose(2, 3).contiguous(),
+        steps.ddecay,
     )

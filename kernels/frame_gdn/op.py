@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ def frame_gdn(
             norm_eps=norm_eps,
             eps=eps,
         )
-    keep = chunk_keep(k.shape[1], chunk_starts, decay.detach()) if bidirectional else None
+    keep = _keep(k.shape[1], chunk_starts, k.device) if bidirectional else None
     out, kv, z, kv_reverse, z_reverse, _, _ = _forward_op(
         q,
         k,
@@ -188,6 +189,13 @@ def frame_gdn(
         State(kv, z if normalise else None),
         State(kv_reverse, z_reverse if normalise else None) if bidirectional else None,
     )
+
+
+@lru_cache(maxsize=64)
+def _keep(frames: int, chunk_starts: tuple[int, ...] | None, device: torch.device) -> Tensor:
+    """`chunk_keep` in float32, kept: copying it to a GPU makes the host wait."""
+    with torch.inference_mode(False):
+        return chunk_keep(frames, chunk_starts, torch.empty(0, device=device))
 
 
 @torch.library.custom_op("theodolite::frame_gdn", mutates_args=())

@@ -812,7 +812,13 @@ def products_backward_key(
         tables = _tables(rope_ptr, rays_ptr, t * S + s, T * S, first + s, mask_s, D, BD, ROPE)
         if ROPE == 2:
             v = _turn(v.to(tl.float32), tables, 1, D, BS, BD, ROPE)
-        dkey = _turn(_dot_add(v, du, _dot(turned, dp, HALF), HALF), tables, 3, D, BS, BD, ROPE)
+        if not HALF:
+            # Split into tf32 parts, both matrices at once would not fit in shared memory: fetch them in turn.
+            dp = _operand(dp_ptr + bth * D * D, D, BD)
+        dturned = _dot(turned, dp, HALF)
+        if not HALF:
+            du = _operand(du_ptr + bth * D * D, D, BD)
+        dkey = _turn(_dot_add(v, du, dturned, HALF), tables, 3, D, BS, BD, ROPE)
         key = _relu_tile(k, w, NORM)
         if NORM:
             key = key * tl.load(inv_ptr + first + s, mask=mask_s, other=0.0)[:, None]

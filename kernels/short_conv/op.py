@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def short_conv(
     return _forward_op(x, weight, before, list(chunk_starts or ()), bidirectional)
 
 
-def _chunk_bounds(frames: int, chunk_starts: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(T,) int32 first and end frame of each frame's chunk."""
+@lru_cache(maxsize=64)
+def _chunk_bounds(frames: int, chunk_starts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(T,) int32 first and end frame of each frame's chunk; kept, since a copy makes the host wait."""
     edges = sorted({0, *(s for s in chunk_starts if s < frames), frames})
     first = [a for a, b in itertools.pairwise(edges) for _ in range(a, b)]
     end = [b for a, b in itertools.pairwise(edges) for _ in range(a, b)]
@@ -103,7 +105,7 @@ def _convolve(
     b, t, s, c = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     y = torch.empty(b, t, s, c, dtype=x.dtype, device=x.device)
-    first, end = _chunk_bounds(t, starts, x.device)
+    first, end = _chunk_bounds(t, tuple(starts), x.device)
     tokens, channels = _tile(c)
     kernels.convolve[(b * triton.cdiv(s, tokens) * triton.cdiv(c, channels), triton.cdiv(t, _FRAMES))](
         x, _padded(before), _by_lag(weight), end, first, y,
@@ -140,7 +142,7 @@ def _backward_op(
     dy = dy.contiguous()
     x = x if x.stride(-1) == 1 else x.contiguous()
     dx = _convolve(dy, weight, None, chunk_starts, bidirectional, backward=True)
-    _, end = _chunk_bounds(t, chunk_starts, x.device)
+    _, end = _chunk_bounds(t, tuple(chunk_starts), x.device)
     tokens, channels = _tile(c)
     tiles, runs = triton.cdiv(s, tokens), triton.cdiv(t, _FRAMES)
     parts = torch.empty(b * tiles * runs, _TAPS, c, dtype=torch.float32, device=x.device)
