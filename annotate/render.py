@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from ..dataset.cameras import resize_intrinsics
 from ..dataset.strict import Strict
 from .render_scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
 
@@ -141,12 +142,6 @@ class RenderedClip:
         config = self.config
         return config.depth_height or config.height, config.depth_width or config.width
 
-    def depth_intrinsics(self, frame: int) -> F64:
-        """(3, 3) intrinsics in pixels of the depth map of `frame`."""
-        height, width = self.depth_size
-        resize = np.diag([width / self.config.width, height / self.config.height, 1.0])
-        return resize @ self.intrinsics[frame]
-
     def frame(self, frame: int) -> RenderedFrame:
         """Render frame `frame` (0-based)."""
         config = self.config
@@ -181,11 +176,19 @@ class RenderedClip:
             depth_m = self.depth_m(frame)
         return RenderedFrame(rgb=rgb, depth_m=depth_m, moving=face >= self.scene.first_moving_quad)
 
-    def depth_m(self, frame: int) -> F32:
-        """(depth_height, depth_width) float32 z-depth in metres of `frame`, without rendering its colours."""
-        height, width = self.depth_size
-        quads = self.scene.quads_at(float(self.time_s[frame]))
-        view = _view(quads, self.depth_intrinsics(frame), self.camera_to_world[frame])
+    def depth_m(self, frame: int, *, size: tuple[int, int] | None = None) -> F32:
+        """z-depth in metres of `frame`, without rendering its colours.
+
+        Args:
+            size: (height, width) of the map, default `depth_size`; it always covers exactly the image.
+        Returns:
+            (height, width) float32, exact at the map's own pixel centres.
+        """
+        height, width = size or self.depth_size
+        intrinsics = resize_intrinsics(
+            self.intrinsics[frame], from_size=(self.config.height, self.config.width), to_size=(height, width)
+        )
+        view = _view(self.scene.quads_at(float(self.time_s[frame])), intrinsics, self.camera_to_world[frame])
         return _depth(view, _rasterise(view, height, width))
 
 

@@ -344,17 +344,34 @@ def _median_fit(t: F64, x: F64, fit: _Fit) -> F64:
     return fitted
 
 
+def _densest_half(residual: F64) -> tuple[float, float]:
+    """Middle and robust standard deviation of the shortest interval that holds half of the values.
+
+    One-sided outliers drag a median along; this middle stays with the majority.
+    Source: Rousseeuw 1984, least median of squares.
+    """
+    ordered = np.sort(residual)
+    half = len(ordered) // 2 + 1
+    lengths = ordered[half - 1 :] - ordered[: len(ordered) - half + 1]
+    at = int(lengths.argmin())
+    return float((ordered[at] + ordered[at + half - 1]) / 2), float(lengths[at] / 2 / 0.6745)
+
+
 def _inliers(t: F64, x: F64, fit: _Fit, outlier_mads: float) -> NDArray[np.bool_]:
-    """Frames near the model. Repeated: one-sided outliers first pull the median, and let go once they are cut."""
-    kept = np.ones(len(x), bool)
+    """Frames near the model, from the densest half of the residuals outwards until nothing changes."""
+    residual = x - _median_fit(t, x, fit)
+    middle, sigma = _densest_half(residual)
+    # The densest half of few values is too short by chance; it only has to be large enough to start from.
+    kept = np.abs(residual - middle) <= outlier_mads * max(sigma, 1e-3)
     for _ in range(10):
+        if kept.sum() < max(2, len(x) // 3):
+            return np.ones(len(x), bool)
         if fit.change is not None and (np.ptp((t[kept] > fit.change).astype(int)) == 0):
             return np.ones(len(x), bool)
-        centre = fit.predict(t[kept], _median_fit(t[kept], x[kept], fit), t)
-        residual = x - centre
+        residual = x - fit.predict(t[kept], x[kept], t)
         limit = outlier_mads * max(_mad(residual[kept]), 1e-3)
         now = np.abs(residual) <= limit
-        if np.array_equal(now, kept) or now.sum() < max(2, len(x) // 3):
+        if np.array_equal(now, kept):
             break
         kept = now
     return kept
