@@ -22,7 +22,7 @@ from .metrics import (
     trajectory_error,
 )
 from .reading import open_dataset
-from .trajectories import read_trajectory
+from .trajectories import associate, read_trajectory
 
 FloatArray = NDArray[np.floating]
 TableFormat = Literal["text", "markdown", "csv"]
@@ -38,6 +38,7 @@ class ClipCameras:
         camera_to_world: (F, 4, 4).
         focal_px: (F, 2) for `width` x `height`, or None.
         width, height: stored size, 0 if unknown.
+        time_s: (F,) seconds, of trajectory files that carry times.
     """
 
     frame_index: NDArray[np.int64]
@@ -45,13 +46,14 @@ class ClipCameras:
     focal_px: FloatArray | None = None
     width: int = 0
     height: int = 0
+    time_s: FloatArray | None = None
 
 
 def load_cameras(path: str | Path) -> dict[str, ClipCameras]:
     """Cameras by clip id: of a dataset folder, of a folder of trajectory files, or of one such file.
 
     Trajectory files (TUM, KITTI or 4x4 rows; `<clip_id>.txt`, `.tum`, `.kitti`) hold one pose per source
-    frame from 0.
+    frame from 0; two TUM files may have any times.
 
     Raises:
         ValueError: nothing readable there.
@@ -84,8 +86,10 @@ def load_cameras(path: str | Path) -> dict[str, ClipCameras]:
 
 
 def _from_file(path: Path) -> ClipCameras:
-    poses = read_trajectory(path).camera_to_world
-    return ClipCameras(frame_index=np.arange(len(poses)), camera_to_world=poses)
+    read = read_trajectory(path)
+    return ClipCameras(
+        frame_index=np.arange(len(read)), camera_to_world=read.camera_to_world, time_s=read.time_s
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +130,17 @@ SCORES = tuple(f.name for f in fields(ClipScore) if f.name not in ("clip_id", "n
 def score_clip(clip_id: str, predicted: ClipCameras, truth: ClipCameras) -> ClipScore:
     """Scores of the frames that both have.
 
+    Two trajectory files with times are matched by time (at most 10 ms apart), everything else by source
+    frame.
+
     Raises:
         ValueError: no common frame.
     """
-    common, i, j = np.intersect1d(predicted.frame_index, truth.frame_index, return_indices=True)
-    if not common.size:
+    if predicted.time_s is not None and truth.time_s is not None:
+        i, j = associate(predicted.time_s, truth.time_s)
+    else:
+        _common, i, j = np.intersect1d(predicted.frame_index, truth.frame_index, return_indices=True)
+    if not len(i):
         raise ValueError(
             f"clip {clip_id}: no common frame; prediction has source frames {predicted.frame_index.min()} to "
             f"{predicted.frame_index.max()}, truth {truth.frame_index.min()} to {truth.frame_index.max()}"
@@ -143,7 +153,7 @@ def score_clip(clip_id: str, predicted: ClipCameras, truth: ClipCameras) -> Clip
         control = camera_control_error(e, t, variant="paper")
     except ValueError:  # fewer than 3 poses, or centres on a line: these scores do not exist
         se3 = sim3 = control = None
-    several = len(common) > 1
+    several = len(i) > 1
     rpe = relative_pose_error(e, t) if several else None
     bench = camera_control_error(e, t, variant="bench") if several else None
     focal = None
@@ -154,8 +164,8 @@ def score_clip(clip_id: str, predicted: ClipCameras, truth: ClipCameras) -> Clip
             focal = focal_mape_percent(predicted.focal_px[i] / size_e, truth.focal_px[j] / size_t)
     return ClipScore(
         clip_id=clip_id,
-        num_frames=len(common),
-        coverage=len(common) / len(predicted.frame_index),
+        num_frames=len(i),
+        coverage=len(i) / len(predicted.frame_index),
         path_length_m=path_length(t),
         ate_none_m=none.ate_rmse_m,
         ate_se3_m=se3.ate_rmse_m if se3 else None,

@@ -93,6 +93,32 @@ def test_trajectory_files_and_folders(runs: Path) -> None:
     assert text.splitlines()[2].startswith("| one | 61 | 1 |")
 
 
+TUM = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories" / "tum"
+
+
+@pytest.mark.skipif(not TUM.is_dir(), reason="real trajectories (../shared/data) are not here")
+@pytest.mark.parametrize("name", ["fr2_desk_ORB.txt", "fr2_desk_ORB_kf_mono.txt"])
+def test_two_tum_files_are_matched_by_time_and_score_like_evo(name: str) -> None:
+    sync = pytest.importorskip("evo.core.sync")
+    file_interface = pytest.importorskip("evo.tools.file_interface")
+    evo_metrics = pytest.importorskip("evo.core.metrics")
+    text, code = ev.run_evaluate(TUM / name, TUM / "fr2_desk_groundtruth.txt", style="csv")
+    assert code == 0
+    ours = next(csv.DictReader(io.StringIO(text.split("\n\n")[0])))
+    truth = file_interface.read_tum_trajectory_file(str(TUM / "fr2_desk_groundtruth.txt"))
+    for column, align, scale in (("ate_none_m", 0, 0), ("ate_se3_m", 1, 0), ("ate_sim3_m", 1, 1)):
+        estimate = file_interface.read_tum_trajectory_file(str(TUM / name))
+        reference, estimate = sync.associate_trajectories(truth, estimate, max_diff=0.01)
+        if align:
+            estimate.align(reference, correct_scale=bool(scale))
+        ape = evo_metrics.APE(evo_metrics.PoseRelation.translation_part)
+        ape.process_data((reference, estimate))
+        assert int(ours["num_frames"]) == estimate.num_poses
+        assert float(ours[column]) == pytest.approx(
+            ape.get_all_statistics()["rmse"], rel=1e-4
+        )  # printed digits
+
+
 def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
     poses = np.tile(np.eye(4), (10, 1, 1))
     poses[:, 0, 3] = np.arange(10)
