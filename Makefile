@@ -26,5 +26,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The wheel, unpacked away from the checkout, must annotate a clip by a packaged recipe.
+wheel-check: $(VENV)/.dev
+	rm -rf build
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target build/site build/wheel/*.whl
+	cd build && PYTHONPATH=$(CURDIR)/build/site $(CURDIR)/$(BIN)/python $(CURDIR)/tests/wheel_check.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info
