@@ -161,13 +161,11 @@ def compare_with_truth(row: Row, files: DemoFiles) -> DemoErrors:
     Raises:
         ValueError: the row holds no cameras (then its reasons say why).
     """
-    if row.camera_to_world is None or len(row.camera_to_world) == 0:
+    if len(row.camera_to_world) == 0:
         why = "; ".join(f"{a}: {b}" for a, b in zip(row.reasons, row.reason_details, strict=True))
         raise ValueError(f"clip {row.clip_id} has no cameras: {why or row.error}")
     truth = read_trajectory(files.truth_camera_to_world).camera_to_world[row.frame_index]
     estimated = np.asarray(row.camera_to_world, np.float64)
-    if estimated.shape[1:] == (3, 4):
-        estimated = np.concatenate([estimated, np.tile([[[0.0, 0, 0, 1]]], (len(estimated), 1, 1))], 1)
     intrinsics = read_intrinsics(files.truth_intrinsics)[row.frame_index]
     focal_truth = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], -1)
     focal = np.asarray(row.focal_px, np.float64)

@@ -44,7 +44,7 @@ def run_demo(
     summary, code = run_annotate(recipe, dataset, workers=0, show_progress=show_progress)
     annotated = time.perf_counter()
     row = open_dataset(dataset).row(CLIP_ID)
-    if row.camera_to_world is None or len(row.camera_to_world) == 0:
+    if len(row.camera_to_world) == 0:
         return f"{summary}\nno cameras to compare", 1
     table, good = errors_table(compare_with_truth(row, files))
     report_path = out / "report.html"
