@@ -113,9 +113,8 @@ def _refuse_unknown_licences(path: Path) -> None:
             example.setdefault(licence, row.clip_id)
     if unknown:
         listed = ", ".join(f"{name!r} ({n} clips, e.g. {example[name]})" for name, n in unknown.most_common())
-        raise ValueError(
-            f"{path}: licences that are not known: {listed}; use a name of `theodolite.dataset.licences`"
-        )
+        known = ", ".join(licence.name for licence in known_licences())
+        raise ValueError(f"{path}: licences that are not known: {listed}; the known ones are {known}")
 
 
 def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tuple[str, int]:
