@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from .licences import allows_commercial_use, find_licence, unknown_licences
+from .licences import allows_commercial_use, find_licence, known_licences, unknown_licences
 from .reading import ClipDataset, open_dataset
 from .rows import Row, rows_from_table
 from .schema import schema_markdown
