@@ -1,0 +1,235 @@
+"""Convolutional parts: view-plane channels, residual blocks, Pi3X's conv head and MoGe-2's conv stack.
+
+Channels that hold only pixel positions are the same for every image, so products with them are taken once per
+call at batch size one and added, instead of being concatenated to every feature map.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fused import norm_relu_pad
+
+
+def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
+    """Pixel centres over the image diagonal, (1, 2, height, width): u to the right, v down.
+
+    Args:
+        width, height: size of the map.
+        aspect: width / height of the *image*, whatever the map's size.
+        like: gives type and device.
+    """
+    span_u = aspect / (1 + aspect**2) ** 0.5
+    span_v = 1 / (1 + aspect**2) ** 0.5
+    u = torch.linspace(-1, 1, width, device=like.device) * (span_u * (width - 1) / width)
+    v = torch.linspace(-1, 1, height, device=like.device) * (span_v * (height - 1) / height)
+    grid_u, grid_v = torch.meshgrid(u, v, indexing="xy")
+    return torch.stack([grid_u, grid_v])[None].to(like.dtype)
+
+
+def pad_border(x: Tensor) -> Tensor:
+    """One pixel of repeated border on each side."""
+    return norm_relu_pad(x, 0, None, None, relu=False, pad=True)
+
+
+def conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """3x3 (on an already padded map) or 1x1 convolution in the type of `x`."""
+    bias = layer.bias.to(x.dtype) if layer.bias is not None else None
+    return F.conv2d(x, layer.weight.to(x.dtype), bias)
+
+
+def transposed(layer: nn.ConvTranspose2d, x: Tensor, plane: Tensor | None = None) -> Tensor:
+    """2x2 stride-2 transposed convolution of concat(x, plane), in the type of `x`."""
+    channels = x.shape[1]
+    weight = layer.weight.to(x.dtype)
+    bias = layer.bias.to(x.dtype) if layer.bias is not None else None
+    out = F.conv_transpose2d(x, weight[:channels], bias, stride=2)
+    if plane is not None:
+        out = out + F.conv_transpose2d(plane, weight[channels:], stride=2)
+    return out
+
+
+class ResidualConv(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))); the norms are absent in MoGe-2."""
+
+    def __init__(self, channels: int, *, times_hidden: int = 1, norm: bool = False) -> None:
+        super().__init__()
+        hidden = times_hidden * channels
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, channels) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Conv2d(channels, hidden, 3),
+            nn.GroupNorm(hidden // 32, hidden) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for index in (0, 3):
+            norm, layer = self.layers[index], self.layers[index + 2]
+            assert isinstance(layer, nn.Conv2d)
+            if isinstance(norm, nn.GroupNorm):
+                y = norm_relu_pad(y, norm.num_groups, norm.weight, norm.bias, relu=True, pad=True)
+            else:
+                y = norm_relu_pad(y, 0, None, None, relu=True, pad=True)
+            y = conv(layer, y)
+        return x + y
+
+
+class ConvHead(nn.Module):
+    """Pi3X's dense head: 2x upsampling three times, resize to 14 pixels a patch, one branch per output.
+
+    Args:
+        out_channels: channels of each branch, (2, 1) for points and (1,) for confidence.
+        width: channels of the input tokens.
+        stages: channels after each upsampling.
+    """
+
+    def __init__(
+        self, out_channels: Sequence[int], width: int = 1024, stages: Sequence[int] = (256, 128, 64)
+    ) -> None:
+        super().__init__()
+        self.upsample_blocks = nn.ModuleList()
+        for c_in, c_out in zip((width, *stages[:-1]), stages, strict=True):
+            up = nn.Sequential(nn.ConvTranspose2d(c_in + 2, c_out, 2, stride=2), nn.Conv2d(c_out, c_out, 3))
+            blocks = (ResidualConv(c_out, times_hidden=2, norm=True) for _ in range(2))
+            self.upsample_blocks.append(nn.Sequential(up, *blocks))
+        self.output_block = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(stages[-1] + 2, 32, 3), nn.ReLU(), nn.Conv2d(32, c, 1))
+            for c in out_channels
+        )
+
+    def forward(self, tokens: Tensor, h: int, w: int, dtype: torch.dtype) -> Tensor:
+        """Dense maps from patch tokens.
+
+        Args:
+            tokens: (B, h * w, width).
+            h, w: patch grid.
+            dtype: type of the convolutions; the last 1x1 product is always taken in float32.
+        Returns:
+            (B, sum(out_channels), 14h, 14w) float32, branches in order.
+        """
+        aspect = w / h
+        # A (B, h*w, C) token array is a channels-last map already; no copy is made.
+        x = tokens.to(dtype).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+        for stage in self.upsample_blocks:
+            assert isinstance(stage, nn.Sequential)
+            up = stage[0]
+            plane = view_plane(x.shape[-1], x.shape[-2], aspect, x)
+            x = conv(up[1], pad_border(transposed(up[0], x, plane)))
+            for block in stage[1:]:
+                x = block(x)
+        x = F.interpolate(x, (14 * h, 14 * w), mode="bilinear", align_corners=False)
+        channels = x.shape[1]
+        plane = view_plane(14 * w, 14 * h, aspect, x)
+        # All branches read the same map: one convolution with their weights stacked.
+        first = [branch[0] for branch in self.output_block]
+        weight = torch.cat([layer.weight for layer in first]).to(dtype)
+        bias = torch.cat([layer.bias for layer in first]).to(dtype)
+        y = F.conv2d(pad_border(x), weight[:, :channels], bias)
+        y = F.relu(y + F.conv2d(pad_border(plane), weight[:, channels:])).float()
+        parts = [conv(b[2], part) for b, part in zip(self.output_block, y.split(32, dim=1), strict=True)]
+        return torch.cat(parts, dim=1)
+
+
+class ConvStack(nn.Module):
+    """MoGe-2's five-level decoder, used as neck and as every head.
+
+    Args:
+        dim_in: channels entering each level.
+        dim_res_blocks: channels inside each level.
+        dim_out: channels leaving each level, None for the level's own map.
+        num_res_blocks: residual blocks per level.
+    """
+
+    def __init__(
+        self,
+        dim_in: Sequence[int],
+        dim_res_blocks: Sequence[int],
+        dim_out: Sequence[int | None],
+        num_res_blocks: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.input_blocks = nn.ModuleList(
+            nn.Conv2d(a, b, 1) for a, b in zip(dim_in, dim_res_blocks, strict=True)
+        )
+        self.resamplers = nn.ModuleList()
+        last = len(dim_res_blocks) - 2
+        for level, (a, b) in enumerate(itertools.pairwise(dim_res_blocks)):
+            if level < last:
+                self.resamplers.append(
+                    nn.Sequential(nn.ConvTranspose2d(a, b, 2, stride=2), nn.Conv2d(b, b, 3))
+                )
+            else:
+                self.resamplers.append(nn.Sequential(nn.Identity(), nn.Conv2d(a, b, 3)))
+        self.res_blocks = nn.ModuleList(
+            nn.Sequential(*(ResidualConv(c) for _ in range(n)))
+            for c, n in zip(dim_res_blocks, num_res_blocks, strict=True)
+        )
+        self.output_blocks = nn.ModuleList(
+            nn.Identity() if b is None else nn.Conv2d(a, b, 1)
+            for a, b in zip(dim_res_blocks, dim_out, strict=True)
+        )
+
+    def forward(self, features: Sequence[Tensor], plane_only: Tensor | None = None) -> list[Tensor]:
+        """Maps of all five levels; an input of batch size one is broadcast over the batch.
+
+        Args:
+            features: one map per level.
+            plane_only: (1, 2, h, w) channels concatenated to the first level, kept apart (see the module).
+        """
+        outputs: list[Tensor] = []
+        x: Tensor | None = None
+        for level, feature in enumerate(features):
+            layer = self.input_blocks[level]
+            assert isinstance(layer, nn.Conv2d)
+            if level == 0 and plane_only is not None:
+                c = feature.shape[1]
+                weight = layer.weight.to(feature.dtype)
+                assert layer.bias is not None
+                entering = F.conv2d(feature, weight[:, :c], layer.bias.to(feature.dtype))
+                entering = entering + F.conv2d(plane_only, weight[:, c:])
+            else:
+                entering = conv(layer, feature)
+            x = entering if x is None else x + entering
+            x = self.res_blocks[level](x)
+            out_layer = self.output_blocks[level]
+            assert x is not None
+            outputs.append(conv(out_layer, x) if isinstance(out_layer, nn.Conv2d) else x)
+            if level < len(features) - 1:
+                resampler = self.resamplers[level]
+                assert isinstance(resampler, nn.Sequential)
+                if isinstance(resampler[0], nn.ConvTranspose2d):
+                    x = conv(resampler[1], pad_border(transposed(resampler[0], x)))
+                else:
+                    x = upsample_conv(resampler[1], x)
+        return outputs
+
+
+def upsample_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv3x3(pad(bilinear 2x upsampling of x)) as one convolution at the low resolution.
+
+    Both steps are linear, so the four output phases are four 3x3 convolutions of the padded input; repeating the
+    border before upsampling or after it gives the same values. Saves writing the upsampled map.
+    """
+    weight = layer.weight.float()
+    # Position of tap t of phase p on the doubled grid: p + t - 1; its two low-resolution neighbours and weights.
+    spread = torch.zeros(2, 3, 3, dtype=torch.float32, device=x.device)
+    for phase in range(2):
+        for tap in range(3):
+            doubled = phase + tap - 1
+            near = doubled // 2
+            far = near - 1 if doubled % 2 == 0 else near + 1
+            spread[phase, tap, near + 1] += 0.75
+            spread[phase, tap, far + 1] += 0.25
+    merged = torch.einsum("oiyx,pyr,qxs->opqirs", weight, spread, spread)
+    c_out, c_in = weight.shape[:2]
+    bias = layer.bias.repeat_interleave(4).to(x.dtype) if layer.bias is not None else None
+    out = F.conv2d(pad_border(x), merged.reshape(4 * c_out, c_in, 3, 3).to(x.dtype), bias)
+    return F.pixel_shuffle(out, 2)

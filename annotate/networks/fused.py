@@ -1,0 +1,179 @@
+"""Memory-bound steps between the matrix products, each as one Triton kernel with a plain torch twin.
+
+The twin is the definition; the kernel is used on CUDA when Triton is there. Both compute in float32 and round once.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels, or None where Triton is not installed."""
+    try:
+        from . import fused_kernels
+    except ImportError:
+        return None
+    return fused_kernels
+
+
+def add_norm(
+    x: Tensor, pending: tuple[Tensor, Tensor | None] | None, norm: nn.LayerNorm, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the stream and normalise the sum.
+
+    Args:
+        x: (..., D) float32, contiguous; overwritten by the kernel.
+        pending: branch (..., D) and its factor per channel (D,) or None; None adds nothing.
+        norm: LayerNorm over D.
+        dtype: type of the normalised output.
+    Returns:
+        The new stream, float32, and its LayerNorm in `dtype`.
+    """
+    kernels = _kernels() if x.is_cuda else None
+    if kernels is not None:
+        return kernels.add_norm(x, pending, norm.weight, norm.bias, norm.eps, dtype)
+    return add_norm_reference(x, pending, norm, dtype)
+
+
+def add_norm_reference(
+    x: Tensor, pending: tuple[Tensor, Tensor | None] | None, norm: nn.LayerNorm, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Twin of `add_norm` in plain torch; does not overwrite `x`."""
+    if pending is not None:
+        branch, gamma = pending
+        x = x + (branch.float() if gamma is None else branch.float() * gamma.float())
+    return x, F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+
+
+def rope_table(h: int, w: int, num_special: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cosines and sines of the 2-D rotary embedding for the tokens of one frame.
+
+    Head dims 0..31 turn with the row, 32..63 with the column; within each half, dims d and d + 16 form a pair with
+    frequency 100^(-d / 16). Special tokens have position (0, 0), patch (r, c) has (r + 1, c + 1).
+
+    The *angles* are rounded to `dtype` before the cosine is taken: the published network was trained and run so,
+    and in bfloat16 the rounded angles differ from exact ones by up to 0.06 in the cosine.
+
+    Returns:
+        (num_special + h * w, 2, 64) float32: cosine, then sine with the sign of the pair's first half negative.
+    """
+    frequency = 1.0 / (100.0 ** (torch.arange(0, 32, 2, device=device).float() / 32))
+    rows = torch.arange(1, h + 1, device=device).repeat_interleave(w)
+    columns = torch.arange(1, w + 1, device=device).repeat(h)
+    position = torch.stack([rows, columns], dim=1)
+    position = torch.cat([position.new_zeros(num_special, 2), position]).float()
+    angle = (position[:, :, None] * frequency).to(dtype)
+    # The table itself is rounded like the angles: that is what indexing a table of `dtype` gives.
+    cosine, sine = angle.cos().float(), angle.sin().float()
+    cosine = torch.cat([cosine, cosine], dim=2).flatten(1)
+    sine = torch.cat([-sine, sine], dim=2).flatten(1)
+    return torch.stack([cosine, sine], dim=1).contiguous()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary embedding in plain torch.
+
+    Args:
+        x: (B, L, H, 64) with L a multiple of the table's length n: token l has position l mod n.
+        table: (n, 2, 64) from `rope_table`.
+    """
+    B, L, H, E = x.shape
+    n = table.shape[0]
+    xf = x.float().reshape(B, L // n, n, H, E)
+    swapped = xf.unflatten(-1, (2, 2, 16)).flip(-2).flatten(-3)
+    out = xf * table[:, 0][:, None] + swapped * table[:, 1][:, None]
+    return out.reshape(B, L, H, E).to(x.dtype)
+
+
+def rotate_qk(
+    qkv: Tensor, table: Tensor, q_norm: nn.LayerNorm | None, k_norm: nn.LayerNorm | None
+) -> tuple[Tensor, Tensor]:
+    """Optional LayerNorm over each head, then rotary embedding, for q and k.
+
+    Args:
+        qkv: (B, L, 3, H, 64).
+        table: (n, 2, 64), n dividing L.
+        q_norm, k_norm: LayerNorms over the 64 dims of a head; both or none.
+    Returns:
+        q and k, (B, L, H, 64), in the type of `qkv`.
+    """
+    kernels = _kernels() if qkv.is_cuda else None
+    if kernels is not None:
+        return kernels.rotate_qk(qkv, table, q_norm, k_norm)
+    return rotate_qk_reference(qkv, table, q_norm, k_norm)
+
+
+def rotate_qk_reference(
+    qkv: Tensor, table: Tensor, q_norm: nn.LayerNorm | None, k_norm: nn.LayerNorm | None
+) -> tuple[Tensor, Tensor]:
+    """Twin of `rotate_qk` in plain torch."""
+    q, k = qkv[:, :, 0], qkv[:, :, 1]
+    if q_norm is not None and k_norm is not None:
+        q = F.layer_norm(q.float(), (64,), q_norm.weight, q_norm.bias, q_norm.eps).to(qkv.dtype)
+        k = F.layer_norm(k.float(), (64,), k_norm.weight, k_norm.bias, k_norm.eps).to(qkv.dtype)
+    return rotate(q, table), rotate(k, table)
+
+
+def norm_relu_pad(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
+) -> Tensor:
+    """GroupNorm (none if `num_groups` is 0), ReLU if `relu`, then one repeated border pixel a side if `pad`.
+
+    Args:
+        x: (B, C, H, W).
+        num_groups: groups of the norm, eps 1e-5; statistics over a group's channels and all pixels.
+    Returns:
+        (B, C, H + 2, W + 2), or (B, C, H, W) without `pad`; channels last on CUDA.
+    """
+    kernels = _kernels() if x.is_cuda else None
+    if kernels is not None:
+        return kernels.norm_relu_pad(x, num_groups, weight, bias, relu=relu, pad=pad)
+    return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad)
+
+
+def norm_relu_pad_reference(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
+) -> Tensor:
+    """Twin of `norm_relu_pad` in plain torch."""
+    dtype = x.dtype
+    if num_groups:
+        x = F.group_norm(x.float(), num_groups, weight, bias, 1e-5)
+    x = F.relu(x) if relu else x
+    return F.pad(x, (1, 1, 1, 1), mode="replicate").to(dtype) if pad else x.to(dtype)
+
+
+# Largest score bound for which exp(score - bound) cannot leave the range of float32 and bfloat16: 2 * 40 / ln 2 = 115
+# binary orders below one.
+MAX_SCORE_BOUND = 40.0
+MIN_TOKENS_OWN_ATTENTION = 8192
+
+
+def bounded_attention(q: Tensor, k: Tensor, v: Tensor, bound: float | None) -> Tensor | None:
+    """Softmax attention with a constant in place of the running maximum, or None where that does not apply.
+
+    Softmax does not change when a constant is subtracted from all scores. Online kernels subtract the running
+    maximum so that exponents stay small, and rescale what they have summed whenever it grows; a bound that holds
+    for every score (qk-norm gives one) makes both unnecessary. Used for long bfloat16 sequences on Hopper, where
+    it was measured against cuDNN.
+
+    Args:
+        q, k, v: (B, L, H, 64) bfloat16 on CUDA; v may be a strided view.
+        bound: see `Attention.score_bound`.
+    Returns:
+        (B, L, H * 64), or None: the caller then uses torch's attention, which computes the same.
+    """
+    kernels = _kernels() if q.is_cuda else None
+    if kernels is None or bound is None or bound > MAX_SCORE_BOUND:
+        return None
+    if q.dtype != torch.bfloat16 or q.shape[1] < MIN_TOKENS_OWN_ATTENTION or q.shape[-1] != 64:
+        return None
+    if torch.cuda.get_device_capability(q.device)[0] != 9:
+        return None
+    return kernels.bounded_attention(q, k, v, bound)

@@ -1,0 +1,319 @@
+"""MoGe-2: metric depth, focal, mask and normals from single images.
+
+Written from the published description (arXiv 2507.02546) and the public inference code, with its parameter names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .conv import ConvStack, view_plane
+from .focal import focal_and_shift
+from .vit import PATCH, VisionTransformer, cast_linears, linear
+
+BACKBONES = {"dinov2_vitl14": (1024, 24), "dinov2_vitb14": (768, 12), "dinov2_vits14": (384, 12)}
+Variant = Literal["vitl", "vitl-normal", "vitb-normal", "vits-normal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackSize:
+    """Constructor arguments of one conv stack as a checkpoint's `model_config` names them."""
+
+    dim_in: tuple[int, ...]
+    dim_res_blocks: tuple[int, ...]
+    dim_out: tuple[int | None, ...]
+    num_res_blocks: tuple[int, ...]
+
+    def build(self) -> ConvStack:
+        return ConvStack(self.dim_in, self.dim_res_blocks, self.dim_out, self.num_res_blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoGe2Size:
+    """Everything that fixes the shapes; made by `released` or `from_checkpoint`."""
+
+    width: int
+    depth: int
+    layers: tuple[int, ...]
+    neck: StackSize
+    heads: tuple[tuple[str, StackSize], ...]
+    scale_dims: tuple[int, ...]
+    num_tokens_range: tuple[int, int] = (1200, 3600)
+
+    @staticmethod
+    def released(variant: Variant) -> MoGe2Size:
+        """Sizes of a published checkpoint."""
+        name, _, normal = variant.partition("-")
+        width, depth = BACKBONES[f"dinov2_{name}14"]
+        layers = (5, 11, 17, 23) if name == "vitl" else (5, 11)
+        dims = (width, 256, 128, 64, 32)
+        blocks = 2 if name == "vitl" else 1
+        neck = StackSize(
+            dim_in=(width + 2, 2, 2, 2, 2),
+            dim_res_blocks=dims,
+            dim_out=(None,) * 5,
+            num_res_blocks=(0, blocks, blocks, blocks, 0),
+        )
+        outs = {"points_head": 3, "mask_head": 1} | ({"normal_head": 3} if normal else {})
+        heads = tuple(
+            (
+                head,
+                StackSize(
+                    dim_in=dims,
+                    dim_res_blocks=dims,
+                    dim_out=(None,) * 4 + (c,),
+                    num_res_blocks=(0, 1, 1, 1, 0),
+                ),
+            )
+            for head, c in outs.items()
+        )
+        return MoGe2Size(
+            width=width,
+            depth=depth,
+            layers=layers,
+            neck=neck,
+            heads=heads,
+            scale_dims=(width, width, width, 1),
+        )
+
+    @staticmethod
+    def from_checkpoint(config: Mapping[str, object]) -> MoGe2Size:
+        """Sizes from the `model_config` of a checkpoint.
+
+        Raises:
+            ValueError: for a backbone or option that this class does not have, named.
+        """
+
+        def table(name: str) -> Mapping[str, object]:
+            value = config.get(name)
+            if not isinstance(value, Mapping):
+                raise ValueError(f"model_config has no table {name!r}; keys: {sorted(config)}")
+            return value
+
+        def numbers(values: object, name: str, n: int) -> tuple[int, ...]:
+            if isinstance(values, int):
+                return (values,) * n
+            if isinstance(values, Sequence) and len(values) == n:
+                return tuple(values)
+            raise ValueError(f"model_config {name}: expected {n} numbers, got {values!r}")
+
+        def stack(name: str) -> StackSize:
+            given = table(name)
+            dims = given["dim_res_blocks"]
+            assert isinstance(dims, Sequence)
+            n = len(dims)
+            expected = {
+                "resamplers": ["conv_transpose"] * (n - 2) + ["bilinear"],
+                "res_block_in_norm": "none",
+                "res_block_hidden_norm": "none",
+                "dim_times_res_block_hidden": 1,
+                "activation": "relu",
+            }
+            defaults = {"dim_times_res_block_hidden": 1, "activation": "relu"}
+            for key, value in expected.items():
+                found = given.get(key, defaults.get(key))
+                if (
+                    list(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
+                ) != value:
+                    raise ValueError(f"model_config {name}.{key}: {found!r} is not supported, only {value!r}")
+            out = given["dim_out"]
+            outs = tuple(out) if isinstance(out, Sequence) else (out,) * n
+            return StackSize(
+                dim_in=numbers(given["dim_in"], f"{name}.dim_in", n),
+                dim_res_blocks=tuple(dims),
+                dim_out=outs,  # type: ignore[arg-type]
+                num_res_blocks=numbers(given["num_res_blocks"], f"{name}.num_res_blocks", n),
+            )
+
+        encoder = table("encoder")
+        backbone = str(encoder.get("backbone"))
+        if backbone not in BACKBONES:
+            raise ValueError(
+                f"model_config encoder.backbone {backbone!r} is unknown; there are {', '.join(BACKBONES)}"
+            )
+        if config.get("remap_output") != "exp":
+            raise ValueError(
+                f"model_config remap_output {config.get('remap_output')!r} is not supported, only 'exp'"
+            )
+        width, depth = BACKBONES[backbone]
+        if encoder.get("dim_out") != width:
+            raise ValueError(f"model_config encoder.dim_out {encoder.get('dim_out')!r} must be {width}")
+        layers = encoder["intermediate_layers"]
+        taken = tuple(range(depth - layers, depth)) if isinstance(layers, int) else tuple(layers)  # type: ignore[arg-type]
+        span = config.get("num_tokens_range", (1200, 3600))
+        return MoGe2Size(
+            width=width,
+            depth=depth,
+            layers=taken,
+            neck=stack("neck"),
+            heads=tuple((h, stack(h)) for h in ("points_head", "mask_head", "normal_head") if config.get(h)),
+            scale_dims=tuple(table("scale_head")["dims"]),  # type: ignore[arg-type]
+            num_tokens_range=(span[0], span[1]),  # type: ignore[index]
+        )
+
+
+class _Encoder(nn.Module):
+    def __init__(self, size: MoGe2Size) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(size.width, size.depth, num_registers=0, mask_token=True)
+        self.output_projections = nn.ModuleList(nn.Conv2d(size.width, size.width, 1) for _ in size.layers)
+        self.register_buffer("image_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("image_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor, h: int, w: int, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        image = F.interpolate(
+            image, (PATCH * h, PATCH * w), mode="bilinear", align_corners=False, antialias=True
+        )
+        taken = self.backbone((image - self.image_mean) / self.image_std, layers)
+        total: Tensor | None = None
+        for layer, (patches, _) in zip(self.output_projections, taken, strict=True):
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
+            # A 1x1 convolution of a channels-last map is a matrix product of its tokens.
+            part = F.linear(patches, layer.weight.flatten(1).to(patches.dtype), layer.bias.to(patches.dtype))
+            total = part if total is None else total + part
+        assert total is not None
+        return total.unflatten(1, (h, w)).permute(0, 3, 1, 2), taken[-1][1]
+
+
+class MoGe2(nn.Module):
+    """The network; `forward` gives raw maps, `infer` metric geometry."""
+
+    def __init__(self, size: MoGe2Size) -> None:
+        super().__init__()
+        self.size = size
+        self.encoder = _Encoder(size)
+        self.neck = size.neck.build()
+        for name, stack in size.heads:
+            self.add_module(name, stack.build())
+        dims = size.scale_dims
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(dims):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        self.scale_head = nn.Sequential(*layers[:-1])
+        self.eval().requires_grad_(False)
+
+    def to_half(self) -> MoGe2:
+        """float16 matrix products and convolutions; stream, norms and everything after the heads in float32."""
+        cast_linears([self.encoder.backbone], torch.float16)
+        for module in (
+            self.neck,
+            *(self.get_submodule(name) for name, _ in self.size.heads),
+            self.scale_head,
+        ):
+            module.half()
+        self.encoder.output_projections.half()
+        return self
+
+    @torch.inference_mode()
+    def forward(self, image: Tensor, num_tokens: int, *, normals: bool = True) -> dict[str, Tensor]:
+        """Affine-invariant geometry.
+
+        Args:
+            image: (B, 3, H, W) RGB in [0, 1].
+            num_tokens: patches to use; the grid follows the aspect ratio.
+            normals: also compute normals if the network has that head.
+        Returns:
+            points (B, H, W, 3) with an unknown shift in z; mask (B, H, W) in 0..1; normal (B, H, W, 3);
+            metric_scale (B,). All float32.
+        """
+        _, _, H, W = image.shape
+        aspect = W / H
+        h, w = round((num_tokens / aspect) ** 0.5), round((num_tokens * aspect) ** 0.5)
+        feature, class_token = self.encoder(image.float(), h, w, self.size.layers)
+        planes = [view_plane(w * 2**i, h * 2**i, aspect, feature) for i in range(len(self.size.neck.dim_in))]
+        levels = self.neck([feature, *planes[1:]], planes[0])
+        out: dict[str, Tensor] = {}
+        for name, _ in self.size.heads:
+            if name == "normal_head" and not normals:
+                continue
+            raw = self.get_submodule(name)(levels)[-1]
+            maps = F.interpolate(raw.float(), (H, W), mode="bilinear", align_corners=False)
+            if name == "points_head":
+                xy, z = maps.permute(0, 2, 3, 1).split([2, 1], dim=-1)
+                z = z.exp()
+                out["points"] = torch.cat([xy * z, z], dim=-1)
+            elif name == "mask_head":
+                out["mask"] = maps[:, 0].sigmoid()
+            else:
+                out["normal"] = F.normalize(maps.permute(0, 2, 3, 1), dim=-1)
+        x = class_token
+        for layer in self.scale_head:
+            x = linear(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+        out["metric_scale"] = x[:, 0].float().exp()
+        return out
+
+    @torch.inference_mode()
+    def infer(
+        self,
+        image: Tensor,
+        *,
+        num_tokens: int | None = None,
+        resolution_level: int = 9,
+        fov_x_deg: Tensor | float | None = None,
+        pooled_focal: bool = False,
+        force_projection: bool = True,
+        apply_mask: bool = True,
+        outputs: Sequence[str] = ("points", "depth", "normal"),
+    ) -> dict[str, Tensor]:
+        """Metric geometry of a batch of images.
+
+        Args:
+            image: (B, 3, H, W) RGB in [0, 1], or uint8.
+            num_tokens: patches; default by `resolution_level` 0..9 between the network's limits.
+            fov_x_deg: known horizontal field of view, number or (B,); only the shift is then solved.
+            pooled_focal: one focal for all images of the batch (frames of one clip).
+            force_projection: recompute x and y from depth and focal.
+            apply_mask: points and depth become +inf, normals 0 where the mask is False.
+            outputs: which of points, depth, normal to give; dropping normals saves their head.
+        Returns:
+            depth_m (B, H, W) along z; points_m (B, H, W, 3); normal (B, H, W, 3); intrinsics (B, 3, 3) normalised by
+            image width and height; valid (B, H, W) bool; metric_scale (B,).
+        """
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        B, _, H, W = image.shape
+        aspect = W / H
+        diagonal = (1 + aspect**2) ** 0.5
+        if num_tokens is None:
+            low, high = self.size.num_tokens_range
+            num_tokens = int(low + resolution_level / 9 * (high - low))
+        raw = self(image, num_tokens, normals="normal" in outputs)
+        points, scale = raw["points"], raw["metric_scale"]
+        valid = raw["mask"] > 0.5
+        known = None
+        if fov_x_deg is not None:
+            fov = torch.as_tensor(fov_x_deg, device=points.device, dtype=torch.float32).expand(B)
+            known = aspect / diagonal / torch.tan(torch.deg2rad(fov) / 2)
+        focal, shift = focal_and_shift(points, valid, focal=known, pooled=pooled_focal)
+        fx, fy = focal / 2 * diagonal / aspect, focal / 2 * diagonal
+        intrinsics = torch.zeros(B, 3, 3, device=points.device)
+        intrinsics[:, 0, 0], intrinsics[:, 1, 1] = fx, fy
+        intrinsics[:, :2, 2], intrinsics[:, 2, 2] = 0.5, 1.0
+        depth = points[..., 2] + shift[:, None, None]
+        valid = valid & (depth > 0)
+        out = {"intrinsics": intrinsics, "valid": valid, "metric_scale": scale}
+        if "points" in outputs:
+            if force_projection:
+                u = (torch.arange(W, device=points.device) + 0.5) / W - 0.5
+                v = (torch.arange(H, device=points.device) + 0.5) / H - 0.5
+                x = u / fx[:, None, None] * depth
+                y = v[:, None] / fy[:, None, None] * depth
+                full = torch.stack([x, y, depth], dim=-1)
+            else:
+                full = torch.cat([points[..., :2], depth[..., None]], dim=-1)
+            full = full * scale.view(B, 1, 1, 1)
+            out["points_m"] = torch.where(valid[..., None], full, torch.inf) if apply_mask else full
+        if "depth" in outputs:
+            depth = depth * scale.view(B, 1, 1)
+            out["depth_m"] = torch.where(valid, depth, torch.inf) if apply_mask else depth
+        if "normal" in raw:
+            out["normal"] = raw["normal"] * valid[..., None] if apply_mask else raw["normal"]
+        return out

@@ -1,0 +1,524 @@
+"""Pi3X: poses, point maps, confidence and one metric factor for a window of frames.
+
+Written from the published description (arXiv 2507.13347) and the public inference code, with its parameter names;
+a state dict of the released network loads strictly. Frames are interchangeable: no frame is a reference, and the
+world frame of the output is arbitrary. Shapes: B windows, N frames, H x W pixels (multiples of 14), P = H*W/196.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .conv import ConvHead
+from .fused import add_norm, rope_table, rotate, rotate_qk
+from .vit import (
+    PATCH,
+    Attention,
+    Block,
+    LayerScale,
+    Mlp,
+    PatchEmbed,
+    Pending,
+    VisionTransformer,
+    attention,
+    cast_linears,
+    finish,
+    linear,
+)
+
+OUTPUTS = ("points", "local_points", "rays", "conf", "camera_poses", "metric")
+CONDITION_PREFIXES = ("depth_encoder.", "depth_emb", "ray_embed.", "pose_inject_blk.")
+NUM_SPECIAL = 5
+_POSE_AFTER = (1, 9, 17, 25, 33)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pi3XSize:
+    """Widths and depths; the defaults are the released network, smaller ones serve tests."""
+
+    width: int = 1024
+    encoder_depth: int = 24
+    decoder_depth: int = 36
+    head_depth: int = 5
+    camera_width: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What is known beforehand; every part is optional.
+
+    Attributes:
+        depth: (B, N, H, W) z-depth in one unit per window, non-positive where unknown.
+        intrinsics: (B, N, 3, 3) in pixels of the H x W input, first pixel centre at 0.5.
+        rays: (B, N, H, W, 3) instead of intrinsics; any length.
+        camera_to_world: (B, N, 4, 4) OpenCV, in the unit of `depth`.
+        depth_frames, ray_frames, pose_frames: (B, N) bool, frames whose condition is used; default all frames.
+
+    The scale of the conditions is not carried to the output: align the result to them afterwards.
+    """
+
+    depth: Tensor | None = None
+    intrinsics: Tensor | None = None
+    rays: Tensor | None = None
+    camera_to_world: Tensor | None = None
+    depth_frames: Tensor | None = None
+    ray_frames: Tensor | None = None
+    pose_frames: Tensor | None = None
+
+
+class RopeAttend:
+    """Attention with 2-D rotary positions; token l of a sequence stands at place l mod n of a frame."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, attn: Attention, x: Tensor) -> Tensor:
+        qkv = attn.split(x)
+        q, k = rotate_qk(qkv, self.table, attn.q_norm, attn.k_norm)
+        return attention(q, k, qkv[:, :, 2], bound=attn.score_bound)
+
+
+class FrameDecoder(nn.Module):
+    """Head transformer: linear, blocks inside each frame, linear."""
+
+    def __init__(self, width: int, depth: int, out: int) -> None:
+        super().__init__()
+        self.projects = nn.Linear(2 * width, width)
+        self.blocks = nn.ModuleList(Block(width, layer_scale=False) for _ in range(depth))
+        self.linear_out = nn.Linear(width, out)
+
+    def forward(self, features: Tensor, attend: RopeAttend) -> Tensor:
+        x = linear(self.projects, features).float()
+        pending: Pending = None
+        for block in self.blocks:
+            x, pending = block(x, pending, attend)
+        return linear(self.linear_out, finish(x, pending)[:, NUM_SPECIAL:])
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+
+class CrossBlock(nn.Module):
+    """A query reads the context; the context stays as it is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm_y = nn.LayerNorm(width, eps=1e-6)
+        self.cross_attn = CrossAttention(width)
+        self.norm3 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, context: Tensor, table: Tensor) -> Tensor:
+        dtype = self.cross_attn.q_proj.weight.dtype
+        _, y = add_norm(context, None, self.norm_y, dtype)
+        _, query = add_norm(x.contiguous(), None, self.norm2, dtype)
+        # The query stands at position (0, 0), where the rotation is the identity.
+        q, k, v = (
+            linear(layer, t).unflatten(-1, (-1, 64))
+            for layer, t in (
+                (self.cross_attn.q_proj, query),
+                (self.cross_attn.k_proj, y),
+                (self.cross_attn.v_proj, y),
+            )
+        )
+        # One query: two small products beat every fused kernel, whose parallelism is over queries.
+        k = rotate(k, table)
+        weight = (torch.einsum("bqhe,blhe->bhql", q, k).float() * 64**-0.5).softmax(-1).to(v.dtype)
+        branch = torch.einsum("bhql,blhe->bqhe", weight, v).flatten(2)
+        x = x + linear(self.cross_attn.proj, branch)
+        _, h = add_norm(x.contiguous(), None, self.norm3, dtype)
+        return x + self.mlp(h)
+
+
+class MetricDecoder(nn.Module):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.projects_x = nn.Linear(2 * width, width // 2)
+        self.projects_y = nn.Linear(2 * width, width // 2)
+        self.blocks = nn.ModuleList(CrossBlock(width // 2) for _ in range(depth))
+        self.linear_out = nn.Linear(width // 2, width // 2)
+
+    def forward(self, query: Tensor, context: Tensor, table: Tensor) -> Tensor:
+        x = linear(self.projects_x, query).float()
+        y = linear(self.projects_y, context).float()
+        for block in self.blocks:
+            x = block(x, y, table)
+        return linear(self.linear_out, x)
+
+
+class ResMlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.res_conv1 = nn.Linear(width, width)
+        self.res_conv2 = nn.Linear(width, width)
+        self.res_conv3 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.res_conv1(x))
+        y = F.relu(self.res_conv2(y))
+        return x + F.relu(self.res_conv3(y))
+
+
+class CameraHead(nn.Module):
+    """(B, P, C) patch features to (B, 4, 4) camera-to-world, float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.res_conv = nn.ModuleList(ResMlp(width) for _ in range(2))
+        self.more_mlps = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.fc_t = nn.Linear(width, 3)
+        self.fc_rot = nn.Linear(width, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.res_conv:
+            x = block(x)
+        x = self.more_mlps(x.mean(dim=1))
+        pose = torch.zeros(x.shape[0], 4, 4, device=x.device)
+        pose[:, :3, :3] = nearest_rotation(self.fc_rot(x).unflatten(-1, (3, 3)))
+        pose[:, :3, 3] = self.fc_t(x)
+        pose[:, 3, 3] = 1
+        return pose
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """(..., 3, 3) to the nearest rotation after normalising each row, by SVD."""
+    u, _, vt = torch.linalg.svd(F.normalize(matrix, dim=-1))
+    sign = torch.ones(matrix.shape[:-1], device=matrix.device)
+    sign[..., 2] = torch.linalg.det(u @ vt)
+    return (u * sign[..., None, :]) @ vt
+
+
+class PoseBlock(nn.Module):
+    """Attention between the patches of posed frames, steered by their relative cameras; both branches parallel.
+
+    Half of the head dims are multiplied by the camera matrices, a quarter each is turned by column and row
+    (relative-pose attention as in GTA, arXiv 2310.10375, and PRoPE, arXiv 2507.10496).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, qk_norm=True)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+        self.ls1 = LayerScale(width)
+        self.ls2 = LayerScale(width)
+
+    def forward(self, x: Tensor, camera_to_world: Tensor, h: int, w: int) -> Tensor:
+        """Increment for the patch tokens.
+
+        Args:
+            x: (M, h * w, D) patch tokens of the M posed frames of one window.
+            camera_to_world: (M, 4, 4).
+        """
+        M, P, D = x.shape
+        flat = x.reshape(1, M * P, D)
+        attn = self.attn
+        assert attn.q_norm is not None
+        assert attn.k_norm is not None
+        dtype = attn.qkv.weight.dtype
+        q, k, v = attn.split(add_norm(flat, None, self.norm1, dtype)[1]).float().unbind(2)
+        q = F.layer_norm(q, (64,), attn.q_norm.weight, attn.q_norm.bias, attn.q_norm.eps)
+        k = F.layer_norm(k, (64,), attn.k_norm.weight, attn.k_norm.bias, attn.k_norm.eps)
+        world_to_camera = invert_rigid(camera_to_world)
+        frequency = 100.0 ** (-torch.arange(8, device=x.device) / 8)
+        column = torch.arange(w, device=x.device).repeat(h)[:, None] * frequency
+        row = torch.arange(h, device=x.device).repeat_interleave(w)[:, None] * frequency
+
+        def steer(t: Tensor, matrix: Tensor, sign: float) -> Tensor:
+            t = t.reshape(M, P, -1, 64)
+            cameras = torch.einsum("mij,mphgj->mphgi", matrix, t[..., :32].unflatten(-1, (8, 4))).flatten(-2)
+            parts = [cameras]
+            for angle, start in ((column, 32), (row, 48)):
+                a, b = t[..., start : start + 8], t[..., start + 8 : start + 16]
+                c, s = angle.cos()[:, None], sign * angle.sin()[:, None]
+                parts += [c * a + s * b, c * b - s * a]
+            return torch.cat(parts, dim=-1).reshape(1, M * P, -1, 64)
+
+        q = steer(q, world_to_camera.transpose(-1, -2), 1.0).to(dtype)
+        k = steer(k, camera_to_world, 1.0).to(dtype)
+        v = steer(v, camera_to_world, 1.0).to(dtype)
+        out = attention(q, k, v).float().unflatten(-1, (-1, 64))
+        out = steer(out, world_to_camera, -1.0).flatten(2)
+        branch = linear(attn.proj, out) * self.ls1.gamma
+        mlp = self.mlp(add_norm(flat, None, self.norm2, dtype)[1]) * self.ls2.gamma
+        return (branch + mlp).reshape(M, P, D).float()
+
+
+def invert_rigid(pose: Tensor) -> Tensor:
+    """Inverse of (..., 4, 4) rigid transforms."""
+    out = torch.zeros_like(pose)
+    rotation = pose[..., :3, :3].transpose(-1, -2)
+    out[..., :3, :3] = rotation
+    out[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
+    out[..., 3, 3] = 1
+    return out
+
+
+class Pi3X(nn.Module):
+    """The network.
+
+    Args:
+        size: widths and depths.
+        conditioning: build the parts for known depth, rays and poses (27 % of the parameters); without them the
+            unconditioned result is the same to the last bit.
+    """
+
+    def __init__(self, size: Pi3XSize | None = None, *, conditioning: bool = True) -> None:
+        super().__init__()
+        size = size or Pi3XSize()
+        width = size.width
+        self.size = size
+        self.conditioning = conditioning
+        self.head_dtype = torch.float32
+        self.encoder = VisionTransformer(width, size.encoder_depth, num_registers=4)
+        self.decoder = nn.ModuleList(Block(width, qk_norm=True) for _ in range(size.decoder_depth))
+        self.register_token = nn.Parameter(torch.zeros(1, 1, NUM_SPECIAL, width))
+        if conditioning:
+            self.depth_encoder = VisionTransformer(width, size.encoder_depth, num_registers=4, channels=2)
+            self.depth_emb = nn.Parameter(torch.zeros(1, 1, width))
+            self.ray_embed = PatchEmbed(2, width)
+            self.pose_inject_blk = nn.ModuleList(PoseBlock(width) for _ in self._pose_after())
+        self.point_decoder = FrameDecoder(width, size.head_depth, width)
+        self.point_head = ConvHead((2, 1), width)
+        self.camera_decoder = FrameDecoder(width, size.head_depth, size.camera_width)
+        self.camera_head = CameraHead(size.camera_width)
+        self.metric_token = nn.Parameter(torch.zeros(1, 1, 2 * width))
+        self.metric_decoder = MetricDecoder(width, size.head_depth)
+        self.metric_head = nn.Linear(width // 2, 1)
+        self.conf_decoder = FrameDecoder(width, size.head_depth, width)
+        self.conf_head = ConvHead((1,), width)
+        self.register_buffer("image_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("image_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def _pose_after(self) -> tuple[int, ...]:
+        return tuple(i for i in _POSE_AFTER if i < self.size.decoder_depth)
+
+    def to_half(self, *, head_dtype: torch.dtype = torch.float16) -> Pi3X:
+        """bfloat16 transformers, and `head_dtype` convolutions in the dense heads; everything else float32.
+
+        float16 has the mantissa of TF32, which is what these convolutions run in by default on CUDA; a value
+        beyond its range raises in `forward` and then float32 is to be chosen.
+        """
+        parts = [self.encoder, self.decoder, self.point_decoder, self.camera_decoder, self.conf_decoder]
+        parts.append(self.metric_decoder)
+        if self.conditioning:
+            parts += [self.depth_encoder, self.ray_embed, self.pose_inject_blk]
+        cast_linears(parts, torch.bfloat16)
+        self.head_dtype = head_dtype
+        return self
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        images: Tensor,
+        conditions: Conditions | None = None,
+        *,
+        outputs: Collection[str] = OUTPUTS,
+        chunk: int = 16,
+    ) -> dict[str, Tensor]:
+        """Geometry of a window.
+
+        Args:
+            images: (B, N, 3, H, W) RGB in [0, 1], or uint8; H and W multiples of 14.
+            conditions: what is known.
+            outputs: names to compute; dropping `conf` or all of points, local_points and rays saves their branch.
+            chunk: frames that pass the encoder and the dense heads at once (no effect on results).
+        Returns:
+            camera_poses: (B, N, 4, 4) camera-to-world, OpenCV axes, approximately metric, arbitrary world frame;
+            local_points: (B, N, H, W, 3) in the camera frame, same unit; points: the same in the world frame;
+            rays: (B, N, H, W, 3) unit vectors; conf: (B, N, H, W, 1) logits; metric: (B,) the factor inside.
+        Raises:
+            ValueError: for sizes, names or conditions that do not fit, and for non-finite results.
+        """
+        if images.ndim != 5 or images.shape[2] != 3 or images.shape[-1] % PATCH or images.shape[-2] % PATCH:
+            raise ValueError(
+                f"images must be (B, N, 3, H, W) with H, W multiples of 14, got {tuple(images.shape)}"
+            )
+        unknown = set(outputs) - set(OUTPUTS)
+        if unknown:
+            raise ValueError(f"unknown outputs {sorted(unknown)}; there are {', '.join(OUTPUTS)}")
+        B, N, _, H, W = images.shape
+        h, w = H // PATCH, W // PATCH
+        flat = images.flatten(0, 1)
+        tokens = torch.cat([self._encode(part) for part in flat.split(chunk)]).float()
+        poses, pose_frames = None, None
+        if conditions is not None:
+            if not self.conditioning:
+                raise ValueError(
+                    "this Pi3X was built without its conditioning parts (conditioning=True builds them)"
+                )
+            tokens, poses, pose_frames = self._condition(tokens, conditions, B, N, H, W, chunk)
+        compute = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
+        table = rope_table(h, w, NUM_SPECIAL, compute, images.device)  # type: ignore[arg-type]
+        features = self._decode(tokens, table, B, N, h, w, poses, pose_frames)
+        return self._heads(features, table, set(outputs), B, N, h, w, chunk)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return self.encoder((images - self.image_mean) / self.image_std)[0][0]
+
+    def _condition(
+        self, tokens: Tensor, given: Conditions, B: int, N: int, H: int, W: int, chunk: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Add depth and ray embeddings to (B * N, P, D) tokens; normalised poses and the frames that use them."""
+        device = tokens.device
+
+        def frames(mask: Tensor | None, present: bool) -> Tensor:
+            if mask is None:
+                return torch.full((B, N), present, device=device)
+            if mask.shape != (B, N) or mask.dtype != torch.bool:
+                raise ValueError(
+                    f"frame masks must be bool of shape {(B, N)}, got {mask.dtype} {tuple(mask.shape)}"
+                )
+            if bool(mask.any()) and not present:
+                raise ValueError("a frame mask was given for a condition that is absent")
+            return mask.clone()
+
+        has_rays = given.rays is not None or given.intrinsics is not None
+        use_depth = frames(given.depth_frames, given.depth is not None)
+        use_ray = frames(given.ray_frames, has_rays)
+        use_pose = frames(given.pose_frames, given.camera_to_world is not None)
+        use_pose[use_pose.sum(dim=1) == 1] = False  # a single pose says nothing about others
+        depth = given.depth.float() if given.depth is not None else torch.zeros(B, N, H, W, device=device)
+        positive = depth > 0
+        count = positive.flatten(1).sum(1)
+        mean = torch.where(positive, depth, 0.0).flatten(1).sum(1) / count.clamp_min(1)
+        mean = torch.where(count > 0, mean, 1.0)
+        depth = depth / (mean.view(B, 1, 1, 1) + 1e-8)
+        poses = None
+        if given.camera_to_world is not None:
+            pose = given.camera_to_world.float()
+            poses = invert_rigid(pose[:, :1]) @ pose
+            poses[..., :3, 3] /= mean.view(B, 1, 1)
+            if N > 1:
+                distance = poses[:, 1:, :3, 3].norm(dim=-1)
+                moving = ~use_depth.any(dim=1) & (distance.amax(dim=1) >= 2e-2)
+                scale = torch.where(moving, distance.mean(dim=1) + 1e-8, 1.0)
+                poses[..., :3, 3] /= scale.view(B, 1, 1)
+        if bool(use_ray.any()):
+            if given.rays is not None:
+                ray = given.rays.float()
+                ray = ray[..., :2] / (ray[..., 2:] + 1e-6)
+            else:
+                assert given.intrinsics is not None
+                v, u = torch.meshgrid(
+                    torch.arange(H, device=device) + 0.5, torch.arange(W, device=device) + 0.5, indexing="ij"
+                )
+                pixel = torch.stack([u, v, torch.ones_like(u)], dim=-1)
+                ray = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(given.intrinsics.float()), pixel)[
+                    ..., :2
+                ]
+            embedded = self.ray_embed(ray.reshape(B * N, H, W, 2).permute(0, 3, 1, 2))
+            tokens = tokens + embedded * use_ray.view(-1, 1, 1)
+        if bool(use_depth.any()):
+            stacked = torch.stack([depth, positive.float()], dim=2).flatten(0, 1)
+            wanted = use_depth.flatten().nonzero()[:, 0]
+            for part in wanted.split(chunk):
+                tokens[part] += self.depth_encoder(stacked[part])[0][0].float() + self.depth_emb[0]
+        return tokens, poses, use_pose if bool(use_pose.any()) else None
+
+    def _decode(
+        self,
+        tokens: Tensor,
+        table: Tensor,
+        B: int,
+        N: int,
+        h: int,
+        w: int,
+        poses: Tensor | None,
+        pose_frames: Tensor | None,
+    ) -> Tensor:
+        """(B * N, 5 + P, 2D) features of the last frame block and the last window block."""
+        width = tokens.shape[-1]
+        x = torch.cat([self.register_token[0].float().expand(B * N, -1, -1), tokens], dim=1)
+        L = x.shape[1]
+        attend = RopeAttend(table)
+        dtype = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
+        pending: Pending = None
+        features = torch.empty(B * N, L, 2 * width, device=x.device, dtype=dtype)  # type: ignore[arg-type]
+        pose_after = self._pose_after()
+        for i, block in enumerate(self.decoder):
+            shape = (B * N, L, width) if i % 2 == 0 else (B, N * L, width)
+            if pending is not None:
+                pending = (pending[0].reshape(shape), pending[1])
+            x, pending = block(x.reshape(shape), pending, attend)
+            if pose_frames is not None and i in pose_after:
+                assert poses is not None
+                x, pending = finish(x, pending).reshape(B, N, L, width), None
+                for b in range(B):
+                    chosen = pose_frames[b].nonzero()[:, 0]
+                    if len(chosen):
+                        patches = x[b, chosen, NUM_SPECIAL:]
+                        inject = self.pose_inject_blk[pose_after.index(i)]
+                        x[b, chosen, NUM_SPECIAL:] = patches + inject(patches, poses[b, chosen], h, w)
+            if i == len(self.decoder) - 2:
+                features[..., :width] = finish(x, pending).reshape(B * N, L, width)
+        features[..., width:] = finish(x, pending).reshape(B * N, L, width)
+        return features
+
+    def _heads(
+        self, features: Tensor, table: Tensor, wanted: set[str], B: int, N: int, h: int, w: int, chunk: int
+    ) -> dict[str, Tensor]:
+        H, W = PATCH * h, PATCH * w
+        attend = RopeAttend(table)
+        out: dict[str, Tensor] = {}
+        window = features.view(B, -1, features.shape[-1])
+        token = self.metric_token.expand(B, -1, -1)
+        metric = self.metric_head(self.metric_decoder(token, window, table).float()).reshape(B).exp()
+        out["metric"] = metric
+        scale = metric.view(B, 1, 1, 1, 1)
+        if wanted & {"camera_poses", "points"}:
+            camera = torch.cat([self.camera_decoder(part, attend) for part in features.split(64)])
+            poses = self.camera_head(camera.float()).view(B, N, 4, 4)
+            poses[..., :3, 3] *= metric.view(B, 1, 1)
+            out["camera_poses"] = poses
+        if wanted & {"points", "local_points", "rays"}:
+            maps = self._dense(self.point_decoder, self.point_head, features, attend, h, w, chunk)
+            maps = maps.permute(0, 2, 3, 1).reshape(B, N, H, W, 3)
+            xy, z = maps[..., :2], maps[..., 2:].clamp(max=15.0).exp()
+            if "rays" in wanted:
+                out["rays"] = F.normalize(torch.cat([xy, torch.ones_like(z)], dim=-1), dim=-1)
+            local = torch.cat([xy * z, z], dim=-1) * scale
+            if "local_points" in wanted:
+                out["local_points"] = local
+            if "points" in wanted:
+                rotation, centre = out["camera_poses"][..., :3, :3], out["camera_poses"][..., :3, 3]
+                world = (local.flatten(2, 3) @ rotation.transpose(-1, -2)).view(B, N, H, W, 3)
+                out["points"] = world + centre[:, :, None, None]
+        if "conf" in wanted:
+            conf = self._dense(self.conf_decoder, self.conf_head, features, attend, h, w, chunk)
+            out["conf"] = conf.view(B, N, H, W, 1)
+        return {name: out[name] for name in OUTPUTS if name in wanted}
+
+    def _dense(
+        self,
+        decoder: FrameDecoder,
+        head: ConvHead,
+        features: Tensor,
+        attend: RopeAttend,
+        h: int,
+        w: int,
+        chunk: int,
+    ) -> Tensor:
+        parts = [head(decoder(part, attend), h, w, self.head_dtype) for part in features.split(chunk)]
+        maps = torch.cat(parts)
+        if self.head_dtype == torch.float16 and not bool(maps.isfinite().all()):
+            raise ValueError(
+                "Pi3X: a dense head left the range of float16; use to_half(head_dtype=torch.float32)"
+            )
+        return maps
