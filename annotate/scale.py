@@ -424,6 +424,7 @@ def _choose_model(t: F64, x: F64, config: ScaleConfig) -> tuple[ScaleModel, tupl
     n = len(x)
     if n < max(_MIN_SERIES_FOR_TEST, 2 * _MIN_SEGMENT):
         return constant
+    all_t, all_x = t, x
     near = _near_neighbours(x, config.outlier_mads)
     t, x = t[near], x[near]
     n = len(x)
@@ -453,6 +454,8 @@ def _choose_model(t: F64, x: F64, config: ScaleConfig) -> tuple[ScaleModel, tupl
         shape = fit.predict(t[kept], x[kept], t)
         if np.ptp(shape) < config.min_change:
             continue
+        if not _carried_everywhere(all_t, all_x - fit.predict(t[kept], x[kept], all_t), fit):
+            continue
         # Bayesian information criterion: levels or coefficients, and the place of a step.
         parameters = (2, 4, 3)[k]
         score = n * np.log(max(float(residuals[k] @ residuals[k]), 1e-12) / n) + parameters * np.log(n)
@@ -461,6 +464,19 @@ def _choose_model(t: F64, x: F64, config: ScaleConfig) -> tuple[ScaleModel, tupl
         return constant[0], p_value, constant[2]
     best = min(accepted)[1]
     return ("step" if best == 2 else "slow_drift"), p_value, candidates[best]
+
+
+def _carried_everywhere(t: F64, residual: F64, fit: _Fit) -> bool:
+    """Whether most frames of every part of the clip lie near the model: a few outliers in a row make no step.
+
+    Parts are the two sides of a step, or thirds; near is 2.5 robust standard deviations of the densest half.
+    """
+    if fit.change is None:
+        part = np.minimum((3 * np.arange(len(t))) // len(t), 2)
+    else:
+        part = (t > fit.change).astype(int)
+    near = np.abs(residual) <= 2.5 * max(_densest_half(residual)[1], 1e-3)
+    return all(near[part == k].mean() >= 0.55 for k in np.unique(part))
 
 
 def _near_neighbours(x: F64, outlier_mads: float) -> NDArray[np.bool_]:
