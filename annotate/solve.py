@@ -311,10 +311,28 @@ def _absolute_pose(
     return cv2.Rodrigues(rvec)[0], tvec[:, 0], inliers[:, 0]
 
 
+def _agreeing(
+    xyz: FloatArray,
+    uv: FloatArray,
+    pose: tuple[FloatArray, FloatArray, IntArray],
+    focal: float,
+    centre: FloatArray,
+    threshold_px: float,
+) -> NDArray[np.bool_]:
+    """Points (n,) that project within `threshold_px` of where they were seen."""
+    local = xyz @ pose[0].T + pose[1]
+    ahead = np.maximum(local[:, 2], 1e-6)
+    error = np.linalg.norm(local[:, :2] / ahead[:, None] * focal + centre - uv, axis=1)
+    return (local[:, 2] > 0) & (error < threshold_px)
+
+
 def sequential(
     problem: Problem, config: BundleConfig, *, start: int, log_focal: float, focal_step_sigma: float
 ) -> tuple[State, NDArray[np.bool_]]:
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
+
+    Points that have proved themselves in other frames place a frame if they can; only otherwise all points do. So
+    something that moves on its own cannot take over, even where it owns most of the tracks.
 
     Returns:
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
@@ -338,6 +356,18 @@ def sequential(
     placed = np.zeros(frames, bool)
     total = np.zeros((problem.num_points, 3))
     count = np.zeros(problem.num_points)
+    # How often a point lay where the cameras expected it, and how often not. Things that move on their own gather
+    # misses, however many tracks they carry, so only points that have proved themselves place the next frame.
+    hits = np.zeros(problem.num_points)
+    misses = np.zeros(problem.num_points)
+
+    def judge_points(i: int) -> None:
+        of = by_frame[i]
+        of = of[count[point[of]] > 0]
+        mean = total[point[of]] / count[point[of]][:, None]
+        good = _agreeing(mean, uv[of], (rotation[i], translation[i], of), focal[i], centre, 2 * threshold)
+        np.add.at(hits, point[of[good]], 1)
+        np.add.at(misses, point[of[~good]], 1)
 
     def lift(i: int) -> None:
         of = by_frame[i]
@@ -359,15 +389,23 @@ def sequential(
         i = start + direction
         while 0 <= i < frames:
             of = by_frame[i]
-            known = of[count[point[of]] > 0]
+            known = of[(count[point[of]] > 0) & (misses[point[of]] <= hits[point[of]] + 1)]
             xyz = total[point[known]] / np.maximum(count[point[known]], 1)[:, None]
             rotation[i], translation[i], focal[i] = rotation[last], translation[last], focal[last]
-            pose = _absolute_pose(xyz, uv[known], focal[last], centre, threshold)
-            if pose is not None:
+            proved = hits[point[known]] > misses[point[known]]
+            for chosen in (proved, np.ones(len(known), bool)):
+                pose = _absolute_pose(xyz[chosen], uv[known[chosen]], focal[last], centre, threshold)
+                if chosen is proved and (
+                    pose is None or len(pose[2]) < max(_MIN_INLIERS, 0.5 * proved.sum())
+                ):
+                    continue
+                if pose is None:
+                    continue
+                agree = _agreeing(xyz, uv[known], pose, focal[last], centre, 2 * threshold)
                 r, t, f, inliers = _refine_single(
-                    xyz,
-                    uv[known],
-                    z[known],
+                    xyz[agree],
+                    uv[known[agree]],
+                    z[known[agree]],
                     pose[0],
                     pose[1],
                     focal[last],
@@ -380,8 +418,11 @@ def sequential(
                     rotation[i], translation[i], focal[i] = r, t, f
                     placed[i] = True
                     last = i
+                    judge_points(i)
                     lift(i)
+                    break
             i += direction
+    count[misses > hits + 1] = 0
     device = problem.frame.device
     state = replace(
         state,
@@ -511,11 +552,48 @@ def _choose_start(
         sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
         found = float(solution.state.log_focal[middle])
         log.debug("focal window %s: cost %.3f sigma %.4f focal %.1f", window[:1], cost, sigma, np.exp(found))
-        if best is None or sigma < best[0]:
-            best = (sigma, int(window[middle]), found)
+        # A window that fits badly holds motion of its own, however tightly it seems to pin the focal.
+        score = sigma * cost**2
+        if best is None or score < best[0]:
+            best = (score, int(window[middle]), found)
     if best is None:
         raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
     return best[1], best[2]
+
+
+def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(P,) True for tracks that no fixed point explains under the present cameras.
+
+    A robust loss alone is not enough where something that moves carries most of the tracks of a few frames. Judged
+    is the median reprojection error of the track's best single lift, against eight standard deviations of a
+    measurement and four times the median over all tracks (cameras may still drift, but not one track at a time).
+    """
+    points = torch.where(torch.isfinite(state.points), state.points, lift_points(problem, state))
+    uv, p = ba.project(problem, replace(state, points=torch.nan_to_num(points)))
+    error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
+    error = torch.where(p[:, 2] > 1e-6, error, torch.full_like(error, 1e3))
+    use = (
+        torch.as_tensor(placed, device=uv.device)[problem.frame]
+        & torch.isfinite(points).all(1)[problem.point]
+    )
+    e = error[use].cpu().numpy()
+    point = problem.point[use].cpu().numpy()
+    if len(e) == 0:
+        return np.zeros(problem.num_points, bool)
+    order = np.lexsort((e, point))
+    starts = np.nonzero(np.r_[True, point[order][1:] != point[order][:-1]])[0]
+    counts = np.diff(np.r_[starts, len(order)])
+    median = e[order][starts + counts // 2]
+    bound = max(8.0, 4.0 * float(np.median(median)))
+    out = np.zeros(problem.num_points, bool)
+    out[point[order][starts]] = median > bound
+    return out
+
+
+def _without_points(problem: Problem, state: State, drop: NDArray[np.bool_]) -> State:
+    """State whose dropped points are NaN, so that `_keep_known` leaves their observations out."""
+    mask = torch.as_tensor(drop, device=state.points.device)[:, None]
+    return replace(state, points=torch.where(mask, torch.full_like(state.points, torch.nan), state.points))
 
 
 def _keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
@@ -672,7 +750,9 @@ def solve_cameras(
             points,
             triangulate_known(key_problem, state, placed, ~torch.isfinite(points).all(1)),
         )
-        used, used_state = _keep_known(key_problem, replace(state, points=points), placed)
+        state = replace(state, points=points)
+        state = _without_points(key_problem, state, moving_tracks(key_problem, state, placed))
+        used, used_state = _keep_known(key_problem, state, placed)
         prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
         solution = ba.solve(
             used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=256
@@ -807,7 +887,10 @@ def _all_frames(
         problem.num_points,
         100 * np.isfinite(z).mean(),
     )
-    used, used_state = _keep_known(problem, state, np.ones(frames, bool))
+    everywhere = np.ones(frames, bool)
+    moving = moving_tracks(problem, state, everywhere)
+    log.debug("moving: %.1f%% of %d tracks", 100 * moving.mean(), len(moving))
+    used, used_state = _keep_known(problem, _without_points(problem, state, moving), everywhere)
     smooth = ba.focal_prior("smooth", frames, config)
     solution = ba.solve(used, used_state, smooth, config, max_iterations=12, tolerance=1e-4)
     solution, model, costs = _choose_focal_model(used, solution, config)

@@ -1,0 +1,153 @@
+"""Tracks and depth to cameras, on rendered clips with exact truth: zoom, fixed lens, missing depth, other units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from theodolite.annotate.bundle import BundleConfig
+from theodolite.annotate.clip import ClipRejection
+from theodolite.annotate.gates import sweep_minimum
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.solve import CameraSolution, solve_cameras, thin_observations
+from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
+from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
+
+TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)
+
+
+class Maps:
+    """Depth maps held in memory, with what a test does to them."""
+
+    def __init__(self, maps: list[np.ndarray | None]) -> None:
+        self.maps = maps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def read(self, frame: int) -> np.ndarray | None:
+        return self.maps[frame]
+
+
+def solve(
+    config: RenderConfig, *, change=None, bundle: BundleConfig | None = None
+) -> tuple[CameraSolution, object]:
+    clip = render_clip(config)
+    frames = list(clip)
+    maps: list[np.ndarray | None] = [f.depth_m for f in frames]
+    if change is not None:
+        maps = change(maps)
+    measured = measure_images(
+        (f.rgb for f in frames), height=config.height, width=config.width, config=TRACKS
+    )
+    solution = solve_cameras(
+        measured, Maps(maps), depth_sigma_log=0.01, tracks_config=TRACKS, config=bundle or BundleConfig()
+    )
+    return solution, clip
+
+
+@pytest.fixture(scope="module")
+def zooming() -> tuple[CameraSolution, object]:
+    return solve(
+        RenderConfig(
+            width=448,
+            height=252,
+            num_frames=40,
+            seed=3,
+            speed=1.5,
+            zoom="ramp",
+            zoom_factor=1.7,
+            moving_object=True,
+        )
+    )
+
+
+def test_zoom_is_recovered_frame_by_frame_in_metres(zooming) -> None:
+    solution, clip = zooming
+    truth, focal = clip.camera_to_world, clip.intrinsics[:, 0, 0]
+    length = path_length(truth)
+    error = trajectory_error(solution.camera_to_world, truth, alignment="se3")
+    assert error.ate_rmse_m < 0.01 * length
+    # By orientations alone: positions on a short, nearly straight path do not fix the world's rotation.
+    turn = rotation_error(solution.camera_to_world, truth)
+    assert np.degrees(np.sqrt(np.mean(turn**2))) < 0.2
+    assert focal_mape_percent(solution.focal_px[:, 0], focal) < 1.0
+    assert solution.focal_model == "smooth"
+    # It rises where the truth rises: the largest slope lies in the ramp.
+    assert np.corrcoef(np.diff(np.log(solution.focal_px[:, 0])), np.diff(np.log(focal)))[0, 1] > 0.9
+
+
+def test_numbers_that_gates_read_are_sane(zooming) -> None:
+    solution, _ = zooming
+    assert (solution.pose_source == "solved").all()
+    assert abs(sweep_minimum(solution.scale_sweep) - 1) < 0.05
+    assert 0.1 < np.median(solution.reprojection_px) < 1.5
+    assert solution.num_inliers.min() > 50
+    assert (solution.position_sigma[1:] > 0).all()
+    assert np.isfinite(solution.log_focal_sigma).all()
+    assert solution.depth_log_residual < 0.01
+
+
+def test_constant_lens_is_found_constant() -> None:
+    """A quarter of the depth is missing and one frame has none; a fixed lens must come out as one number."""
+    rng = np.random.default_rng(0)
+
+    def holes(maps: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        out: list[np.ndarray | None] = []
+        for z in maps:
+            assert z is not None
+            block = np.kron(rng.random((7, 8)) < 0.25, np.ones((36, 56), bool))[: z.shape[0], : z.shape[1]]
+            out.append(np.where(block, np.nan, z))
+        out[11] = None
+        return out
+
+    solution, clip = solve(
+        RenderConfig(width=448, height=252, num_frames=24, seed=5, speed=1.5), change=holes
+    )
+    assert solution.focal_model == "constant"
+    assert solution.focal_px[:, 0].std() / solution.focal_px[:, 0].mean() < 1e-3
+    assert focal_mape_percent(solution.focal_px[:, 0], clip.intrinsics[:, 0, 0]) < 1.5
+    length = path_length(clip.camera_to_world)
+    assert (
+        trajectory_error(solution.camera_to_world, clip.camera_to_world, alignment="se3").ate_rmse_m
+        < 0.015 * length
+    )
+
+
+def test_depth_in_other_units_scales_the_path_only(zooming) -> None:
+    solution, clip = zooming
+    config = clip.config
+    doubled, _ = solve(config, change=lambda maps: [2.0 * z for z in maps])
+    ratio = path_length(doubled.camera_to_world) / path_length(solution.camera_to_world)
+    assert ratio == pytest.approx(2.0, rel=0.01)
+    assert np.allclose(doubled.focal_px, solution.focal_px, rtol=0.01)
+
+
+def test_no_depth_anywhere_is_a_rejection() -> None:
+    config = RenderConfig(width=320, height=180, num_frames=16, seed=1)
+    with pytest.raises(ClipRejection, match="no_depth_on_tracks"):
+        solve(config, change=lambda maps: [np.full_like(z, np.nan) for z in maps])
+
+
+def test_thinning_keeps_whole_tracks_spread_and_keyframes_full() -> None:
+    frames, per_frame = 20, 300
+    frame = np.tile(np.arange(frames), per_frame)
+    track = np.repeat(np.arange(per_frame), frames)
+    xy = np.stack([track % 30 * 20.0, track // 30 * 30.0], 1)
+    tracks = make_tracks(frame, track, xy, np.zeros(len(frame), np.uint8), frames, 300, 600)
+    keyframes = np.array([0, 10, 19])
+    config = BundleConfig(max_observations=100)
+    thin, z = thin_observations(tracks, np.arange(len(tracks.frame), dtype=float), keyframes, config)
+    count = np.bincount(thin.frame, minlength=frames)
+    assert (count[keyframes] == per_frame).all()
+    between = np.delete(count, keyframes)
+    assert (between == between[0]).all()
+    assert abs(int(between[0]) - 100) <= 2
+    kept = thin.frame == 5
+    assert len(np.unique(thin.xy_px[kept] // 100, axis=0)) == 18
+    # Depth stays with its observation: it was the running number.
+    original = {(f, t): i for i, (f, t) in enumerate(zip(tracks.frame, tracks.track, strict=True))}
+    names = np.unique(tracks.track)[np.isin(np.arange(per_frame), np.unique(track))]
+    assert all(
+        original[(f, names[t])] == int(v)
+        for f, t, v in zip(thin.frame[:200], thin.track[:200], z[:200], strict=True)
+    )
