@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from theodolite.annotate.networks.moge2 import MoGe2
 from theodolite.annotate.networks.pi3x import Pi3X
+from torch import nn
 
 
 def require() -> None:

@@ -1,0 +1,234 @@
+"""Released network weights: what they are, under which licence, and how they get onto the machine.
+
+Nothing is downloaded as a side effect: `pull` downloads, everything else only looks. A file that is used is checked
+against its SHA-256 when one is known (pinned here or in the hub's own metadata at download).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """One released checkpoint.
+
+    Attributes:
+        name: short name used in recipes and rows.
+        repository, filename: place on the Hugging Face hub.
+        revision: commit of the repository, 40 hex digits, or None while none is pinned: `pull` then demands one.
+        sha256: of the file, or None while unknown.
+        num_bytes: size; approximate where the card does not say.
+        licence: of the weights, not of any code.
+        commercial_use: False if the licence forbids it.
+    """
+
+    name: str
+    repository: str
+    filename: str
+    revision: str | None
+    sha256: str | None
+    num_bytes: int
+    licence: str
+    commercial_use: bool
+
+
+def _moge(variant: str, num_bytes: int) -> WeightFile:
+    return WeightFile(
+        name=f"moge-2-{variant}",
+        repository=f"Ruicheng/moge-2-{variant}",
+        filename="model.pt",
+        revision=None,
+        sha256=None,
+        num_bytes=num_bytes,
+        licence="MIT (as third parties quote the model card)",
+        commercial_use=True,
+    )
+
+
+WEIGHTS: Mapping[str, WeightFile] = {
+    w.name: w
+    for w in (
+        WeightFile(
+            name="pi3x",
+            repository="yyfz233/Pi3X",
+            filename="model.safetensors",
+            revision=None,
+            sha256=None,
+            num_bytes=5_440_000_000,
+            licence="CC BY-NC 4.0 (non-commercial)",
+            commercial_use=False,
+        ),
+        _moge("vitl", 1_305_000_000),
+        _moge("vitl-normal", 1_324_000_000),
+        _moge("vitb-normal", 419_110_160),
+        _moge("vits-normal", 140_550_416),
+    )
+}
+"""Every checkpoint that a recipe can name. No revision is pinned yet: nobody on this project has been able to read
+the hub's commit list, and a made-up pin would be worse than none. `pull` asks for `--revision`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedWeights:
+    """A checkpoint on disk, checked.
+
+    Attributes:
+        path: the file.
+        name, revision, sha256: what goes into the run record and into every row.
+        licence: of the weights.
+    """
+
+    path: Path
+    name: str
+    revision: str
+    sha256: str
+    licence: str
+
+    @property
+    def label(self) -> str:
+        """`name@revision#sha256-start`, the text stored in rows."""
+        return f"{self.name}@{self.revision}#{self.sha256[:12]}"
+
+
+def lookup(name: str) -> WeightFile:
+    """The entry called `name`.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown weights {name!r}; there are {', '.join(sorted(WEIGHTS))}")
+    return WEIGHTS[name]
+
+
+def listing() -> list[dict[str, str]]:
+    """One row per checkpoint for `theodolite weights list`: name, repository, size, licence, revision, local file."""
+    rows = []
+    for w in WEIGHTS.values():
+        cached = _cached(w, w.revision) if w.revision else None
+        rows.append(
+            {
+                "name": w.name,
+                "repository": f"{w.repository}/{w.filename}",
+                "size": f"{w.num_bytes / 1e9:.2f} GB",
+                "licence": w.licence,
+                "revision": w.revision or "not pinned: pass --revision",
+                "local": str(cached) if cached else "-",
+            }
+        )
+    return rows
+
+
+def notice(name: str) -> str:
+    """What a user must have read before a download starts: size and licence in one line each."""
+    w = lookup(name)
+    lines = [
+        f"{w.name}: {w.repository}/{w.filename}, {w.num_bytes / 1e9:.2f} GB",
+        f"licence of the weights: {w.licence}",
+    ]
+    if not w.commercial_use:
+        lines.append(
+            "These weights may not be used commercially; data annotated with them inherits that question."
+        )
+    return "\n".join(lines)
+
+
+def pull(
+    name: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    show: Callable[[str], None],
+    download: Callable[..., str] | None = None,
+) -> ResolvedWeights:
+    """Download a checkpoint at a fixed commit and check it.
+
+    Args:
+        name: see `WEIGHTS`.
+        revision: full commit hash; default the pinned one.
+        sha256: expected digest; default the pinned one.
+        show: receives `notice(name)` before anything is downloaded.
+        download: replaces `huggingface_hub.hf_hub_download` (tests).
+    Raises:
+        ValueError: unknown name, a revision that is not a full commit, or a file with another digest.
+    """
+    w = lookup(name)
+    commit = _commit(w, revision)
+    show(notice(name))
+    if download is None:
+        from huggingface_hub import hf_hub_download
+
+        download = hf_hub_download
+    path = Path(download(repo_id=w.repository, filename=w.filename, revision=commit))
+    return _checked(w, path, commit, sha256 or w.sha256)
+
+
+def resolve(
+    name: str, *, path: Path | None = None, revision: str | None = None, sha256: str | None = None
+) -> ResolvedWeights:
+    """The checkpoint on this machine; never touches the network.
+
+    Args:
+        path: a local file, used instead of the hub's cache.
+        revision, sha256: as for `pull`.
+    Raises:
+        ValueError: the file is absent (with the command that brings it) or has another digest.
+    """
+    w = lookup(name)
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"weights {name}: no file {path}")
+        return _checked(w, path, revision or w.revision or "local-file", sha256 or w.sha256)
+    commit = _commit(w, revision)
+    cached = _cached(w, commit)
+    if cached is None:
+        raise ValueError(
+            f"weights {name} are not on this machine at {commit}; "
+            f"run: theodolite weights pull {name} --revision {commit}"
+        )
+    return _checked(w, cached, commit, sha256 or w.sha256)
+
+
+def _commit(w: WeightFile, revision: str | None) -> str:
+    commit = revision or w.revision
+    if commit is None:
+        raise ValueError(
+            f"weights {w.name} have no pinned revision; pass the commit hash shown under 'Files and versions' "
+            f"of {w.repository}"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise ValueError(
+            f"weights {w.name}: revision {commit!r} is no full commit (40 hex digits); branches move"
+        )
+    return commit
+
+
+def _cached(w: WeightFile, commit: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found: Any = try_to_load_from_cache(repo_id=w.repository, filename=w.filename, revision=commit)
+    return Path(found) if isinstance(found, str | os.PathLike) else None
+
+
+def _checked(w: WeightFile, path: Path, revision: str, expected: str | None) -> ResolvedWeights:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    found = digest.hexdigest()
+    # The hub's cache links a large file to a blob named by its SHA-256.
+    blob = path.resolve().name
+    if expected is None and re.fullmatch(r"[0-9a-f]{64}", blob):
+        expected = blob
+    if expected is not None and found != expected.lower():
+        raise ValueError(
+            f"weights {w.name}: {path} has SHA-256 {found}, expected {expected}; the file is damaged or another version"
+        )
+    return ResolvedWeights(path=path, name=w.name, revision=revision, sha256=found, licence=w.licence)
