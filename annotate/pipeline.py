@@ -102,6 +102,15 @@ def _run(progress: _Progress, config: AnnotateConfig) -> None:
             if rejection.reason != "depth_missing":
                 raise
             missing = rejection
+    if progress.geometry is not None and (
+        progress.geometry.given_camera_to_world or progress.geometry.given_intrinsics
+    ):
+        # Read and checked, but the bundle cannot hold them fixed yet; estimating them anew would ignore the source.
+        raise ClipRejection(
+            "given_cameras_unsupported",
+            f"clip {clip.clip_id}: given poses or intrinsics cannot be kept yet; leave camera_to_world_path and"
+            " intrinsics_path out of the index to have them estimated",
+        )
     if progress.geometry is not None:
         with progress.stage("scale"):
             progress.scale = _scale(progress.geometry, clip, frames, config)
@@ -134,6 +143,7 @@ def _run(progress: _Progress, config: AnnotateConfig) -> None:
             depth_sigma_log=progress.geometry.depth_sigma_log,
             tracks_config=config.tracks,
             config=config.bundle,
+            pixel_aspect=getattr(frames, "pixel_aspect", 1.0),
         )
     progress.gates = judge(
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates

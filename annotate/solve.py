@@ -508,7 +508,7 @@ def _finite_median(x: Tensor) -> float:
 
 
 def _choose_start(
-    problem_of, windows: list[IntArray], long_side: int, config: BundleConfig
+    problem_of, windows: list[IntArray], long_side: float, config: BundleConfig
 ) -> tuple[int, float]:
     """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
 
@@ -624,7 +624,7 @@ def propose_loops(
     state: State,
     placed: NDArray[np.bool_],
     depth_median: FloatArray,
-    size_px: tuple[int, int],
+    size_px: tuple[float, float],
     known: set[tuple[int, int]],
     limit: int,
 ) -> list[tuple[int, int]]:
@@ -687,6 +687,7 @@ def solve_cameras(
     depth_sigma_log: float,
     tracks_config: TracksConfig,
     config: BundleConfig,
+    pixel_aspect: float = 1.0,
 ) -> CameraSolution:
     """Cameras of every frame from image measurements and depth, lens unknown.
 
@@ -694,9 +695,23 @@ def solve_cameras(
         measured: tracks and descriptors.
         depth: z-depth per frame, any unit.
         depth_sigma_log: relative depth error that the source declares.
+        pixel_aspect: width over height of a stored pixel; ties fy to fx.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`.
     """
+    if pixel_aspect != 1.0:
+        # Solve in square pixels as high as the stored ones, then give back stored pixels.
+        square = solve_cameras(
+            _stretched(measured, pixel_aspect),
+            depth,
+            depth_sigma_log=depth_sigma_log,
+            tracks_config=tracks_config,
+            config=config,
+        )
+        stored = np.array([1 / pixel_aspect, 1.0])
+        return replace(
+            square, focal_px=square.focal_px * stored, principal_point_px=square.principal_point_px * stored
+        )
     flow = measured.flow
     height, width, frames = flow.height, flow.width, flow.num_frames
     keyframes = measured.keyframes
@@ -795,6 +810,14 @@ def _measured_depth_sigma(solution: Solution, declared: float) -> float:
     if len(residual) < 100:
         return declared
     return float(np.clip(1.4826 * float(residual.median()), min(0.004, declared), declared))
+
+
+def _stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
+    """Measurements with x multiplied, as if the frames were `factor` times as wide."""
+    by = np.array([factor, 1.0])
+    flow = replace(measured.flow, xy_px=measured.flow.xy_px * by, width=measured.flow.width * factor)
+    features = [replace(f, xy_px=f.xy_px * by) for f in measured.features]
+    return replace(measured, flow=flow, features=features)
 
 
 def _windows(measured: ImageMeasurements, length: int = 12, count: int = 4) -> list[IntArray]:

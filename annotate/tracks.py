@@ -71,8 +71,8 @@ class Tracks:
     kind: NDArray[np.uint8]
     num_frames: int
     num_tracks: int
-    height: int
-    width: int
+    height: float
+    width: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,8 +380,8 @@ def make_tracks(
     xy_px: FloatArray,
     kind: NDArray[np.uint8],
     num_frames: int,
-    height: int,
-    width: int,
+    height: float,
+    width: float,
 ) -> Tracks:
     """Sort observations, drop tracks with a single one, number the rest without gaps."""
     order = np.lexsort((frame, track))
@@ -446,8 +446,8 @@ def descriptor_tracks(
     matches: dict[tuple[int, int], IntArray],
     *,
     num_frames: int,
-    height: int,
-    width: int,
+    height: float,
+    width: float,
 ) -> Tracks:
     """Join pairwise matches into tracks.
 

@@ -113,6 +113,25 @@ def test_constant_lens_is_found_constant() -> None:
     )
 
 
+def test_wide_pixels_tie_fy_to_fx() -> None:
+    """Every second column left out: pixels twice as wide as high, fx half of fy, the same path."""
+    config = RenderConfig(width=448, height=252, num_frames=20, seed=5, speed=1.5)
+    clip = render_clip(config)
+    frames = list(clip)
+    measured = measure_images((f.rgb[:, ::2] for f in frames), height=252, width=224, config=TRACKS)
+    solution = solve_cameras(
+        measured,
+        Maps([f.depth_m for f in frames]),
+        depth_sigma_log=0.01,
+        tracks_config=TRACKS,
+        config=BundleConfig(),
+        pixel_aspect=2.0,
+    )
+    assert np.allclose(solution.focal_px[:, 1], 2 * solution.focal_px[:, 0], rtol=1e-3)
+    assert focal_mape_percent(solution.focal_px[:, 0], clip.intrinsics[:, 0, 0] / 2) < 2.0
+    assert solution.principal_point_px[0, 0] == pytest.approx(112, abs=4)
+
+
 def test_depth_in_other_units_scales_the_path_only(zooming) -> None:
     solution, clip = zooming
     config = clip.config
