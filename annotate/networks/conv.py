@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import norm_relu_pad
+from .fused import add_constant, norm_relu_pad
 
 
 def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
@@ -29,7 +29,8 @@ def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
     u = torch.linspace(-1, 1, width, device=like.device) * (span_u * (width - 1) / width)
     v = torch.linspace(-1, 1, height, device=like.device) * (span_v * (height - 1) / height)
     grid_u, grid_v = torch.meshgrid(u, v, indexing="xy")
-    return torch.stack([grid_u, grid_v])[None].to(like.dtype)
+    plane = torch.stack([grid_u, grid_v])[None].to(like.dtype)
+    return plane.contiguous(memory_format=torch.channels_last)
 
 
 def pad_border(x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def transposed(layer: nn.ConvTranspose2d, x: Tensor, plane: Tensor | None = None
     bias = layer.bias.to(x.dtype) if layer.bias is not None else None
     out = F.conv_transpose2d(x, weight[:channels], bias, stride=2)
     if plane is not None:
-        out = out + F.conv_transpose2d(plane, weight[channels:], stride=2)
+        out = add_constant(out, F.conv_transpose2d(plane, weight[channels:], stride=2))
     return out
 
 
@@ -133,7 +134,7 @@ class ConvHead(nn.Module):
         weight = torch.cat([layer.weight for layer in first]).to(dtype)
         bias = torch.cat([layer.bias for layer in first]).to(dtype)
         y = F.conv2d(pad_border(x), weight[:, :channels], bias)
-        y = F.relu(y + F.conv2d(pad_border(plane), weight[:, channels:])).float()
+        y = F.relu(add_constant(y, F.conv2d(pad_border(plane), weight[:, channels:]))).float()
         parts = [conv(b[2], part) for b, part in zip(self.output_block, y.split(32, dim=1), strict=True)]
         return torch.cat(parts, dim=1)
 
@@ -194,10 +195,13 @@ class ConvStack(nn.Module):
                 weight = layer.weight.to(feature.dtype)
                 assert layer.bias is not None
                 entering = F.conv2d(feature, weight[:, :c], layer.bias.to(feature.dtype))
-                entering = entering + F.conv2d(plane_only, weight[:, c:])
+                entering = add_constant(entering, F.conv2d(plane_only, weight[:, c:]))
             else:
                 entering = conv(layer, feature)
-            x = entering if x is None else x + entering
+            if x is None:
+                x = entering
+            else:
+                x = add_constant(x, entering) if len(entering) == 1 else x + entering
             x = self.res_blocks[level](x)
             out_layer = self.output_blocks[level]
             assert x is not None
@@ -219,17 +223,29 @@ def upsample_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     border before upsampling or after it gives the same values. Saves writing the upsampled map.
     """
     weight = layer.weight.float()
-    # Position of tap t of phase p on the doubled grid: p + t - 1; its two low-resolution neighbours and weights.
-    spread = torch.zeros(2, 3, 3, dtype=torch.float32, device=x.device)
+    spread = torch.tensor(_SPREAD, device=x.device)
+    # Phases before channels: the interleaving below then moves whole pixels.
+    merged = torch.einsum("oiyx,pyr,qxs->pqoirs", weight, spread, spread)
+    c_out, c_in = weight.shape[:2]
+    bias = layer.bias.repeat(4).to(x.dtype) if layer.bias is not None else None
+    merged = merged.reshape(4 * c_out, c_in, 3, 3).to(x.dtype).contiguous(memory_format=torch.channels_last)
+    out = F.conv2d(pad_border(x), merged, bias)
+    B, _, H, W = out.shape
+    pixels = out.permute(0, 2, 3, 1).reshape(B, H, W, 2, 2, c_out).transpose(2, 3)
+    return pixels.reshape(B, 2 * H, 2 * W, c_out).permute(0, 3, 1, 2)
+
+
+def _spread() -> list[list[list[float]]]:
+    """Weight of low-resolution neighbour r in tap t of output phase p, indexed [p][t][r]."""
+    table = [[[0.0] * 3 for _ in range(3)] for _ in range(2)]
     for phase in range(2):
         for tap in range(3):
             doubled = phase + tap - 1
             near = doubled // 2
             far = near - 1 if doubled % 2 == 0 else near + 1
-            spread[phase, tap, near + 1] += 0.75
-            spread[phase, tap, far + 1] += 0.25
-    merged = torch.einsum("oiyx,pyr,qxs->opqirs", weight, spread, spread)
-    c_out, c_in = weight.shape[:2]
-    bias = layer.bias.repeat_interleave(4).to(x.dtype) if layer.bias is not None else None
-    out = F.conv2d(pad_border(x), merged.reshape(4 * c_out, c_in, 3, 3).to(x.dtype), bias)
-    return F.pixel_shuffle(out, 2)
+            table[phase][tap][near + 1] += 0.75
+            table[phase][tap][far + 1] += 0.25
+    return table
+
+
+_SPREAD = _spread()

@@ -121,6 +121,14 @@ def rotate_qk_reference(
     return rotate(q, table), rotate(k, table)
 
 
+def add_constant(x: Tensor, constant: Tensor) -> Tensor:
+    """x + constant with constant (1, C, H, W) the same for every image; overwrites `x` on CUDA."""
+    kernels = _kernels() if x.is_cuda else None
+    if kernels is not None:
+        return kernels.add_constant(x, constant)
+    return x + constant
+
+
 def norm_relu_pad(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
 ) -> Tensor:

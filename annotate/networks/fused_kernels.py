@@ -196,6 +196,25 @@ def norm_relu_pad(
 
 
 @triton.jit
+def _add_constant(x_ptr, constant_ptr, size, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    alive = place < size
+    target = x_ptr + tl.program_id(1).to(tl.int64) * size + place
+    x = tl.load(target, mask=alive).to(tl.float32) + tl.load(constant_ptr + place, mask=alive).to(tl.float32)
+    tl.store(target, x.to(x_ptr.dtype.element_ty), mask=alive)
+
+
+def add_constant(x: Tensor, constant: Tensor) -> Tensor:
+    """See `fused.add_constant`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    constant = constant.contiguous(memory_format=torch.channels_last)
+    assert constant.shape == (1, *x.shape[1:])
+    size = constant.numel()
+    _add_constant[(triton.cdiv(size, 2048), len(x))](x, constant, size, BLOCK=2048)
+    return x
+
+
+@triton.jit
 def _bounded_attention(
     q_desc, k_desc, v_desc, o_desc, L, num_heads, scale, bound,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,

@@ -57,7 +57,7 @@ class Attention(nn.Module):
             return None
         if self._score_bound is None:
             lengths = [
-                float(norm.weight.abs().max()) * HEAD_WIDTH**0.5 + float(norm.bias.norm())
+                float(norm.weight.detach().abs().max()) * HEAD_WIDTH**0.5 + float(norm.bias.detach().norm())
                 for norm in (self.q_norm, self.k_norm)
             ]
             self._score_bound = lengths[0] * lengths[1] / HEAD_WIDTH**0.5

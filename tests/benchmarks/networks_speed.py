@@ -60,7 +60,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def tflop_pi3x(frames: int, h: int, w: int) -> float:
     """Multiply-adds x 2 per window of matrix products and attention in the full network, in units of 1e12."""
     L, P, D = h * w + 5, h * w, 1024
-    block = lambda n, tokens: n * tokens * 24 * D * D  # noqa: E731
+    block = lambda n, tokens: n * tokens * 24 * D * D  # noqa: B023, E731
     encoder = 24 * (block(1, P + 5) + 4 * (P + 5) ** 2 * D)
     decoder = 36 * block(1, L) + 18 * 4 * L**2 * D + 18 * 4 * L * (L * frames) * D
     heads = 3 * (5 * (block(1, L) + 4 * L**2 * D) + 6 * L * D * D)
@@ -106,7 +106,9 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
             getattr(theirs, f"{n}_decoder").blocks = getattr(theirs, f"{n}_decoder").blocks[:1]
     theirs.load_state_dict(ours.state_dict())
     theirs = theirs.to(device).eval()
-    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # upstream turns only CUDA off
+    half = torch.autocast(
+        device.type, torch.bfloat16, enabled=device.type == "cuda"
+    )  # upstream turns only CUDA off
 
     def rival(images: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad(), half:
@@ -145,7 +147,7 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
         ):
             fused.MAX_SCORE_BOUND = bound
             ours.head_dtype = head
-            run = lambda o=outputs: ours(images, outputs=o) if o else ours(images)  # noqa: E731
+            run = lambda o=outputs: ours(images, outputs=o) if o else ours(images)  # noqa: B023, E731
             mine = run()
             worst = max(difference(mine[k].cpu(), expected[k]) for k in mine)
             del mine
@@ -176,7 +178,7 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
     size = MoGe2Size.released("vits-normal" if tiny else "vitl-normal")
     ours = MoGe2(size)
     fill_stand_in(ours, 1)
-    stack = lambda s: dict(  # noqa: E731
+    stack = lambda s: dict(  # noqa: B023, E731
         dim_in=list(s.dim_in), dim_res_blocks=list(s.dim_res_blocks), dim_out=list(s.dim_out),
         num_res_blocks=list(s.num_res_blocks), resamplers=["conv_transpose"] * 3 + ["bilinear"],
         res_block_in_norm="none", res_block_hidden_norm="none",
@@ -214,7 +216,7 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
             seconds(lambda: theirs.infer(images, num_tokens=tokens, use_fp16=device.type == "cuda"), 3), work, ceiling,
         )  # fmt: skip
         for label, outputs in (("all outputs", ("points", "depth", "normal")), ("depth only", ("depth",))):
-            run = lambda o=outputs: ours.infer(images, num_tokens=tokens, outputs=o)  # noqa: E731
+            run = lambda o=outputs: ours.infer(images, num_tokens=tokens, outputs=o)  # noqa: B023, E731
             took = report(f"  ours, {label}", batch, seconds(run, 3), work, ceiling)
             print(f"      {ref / took:.2f}x upstream")
     if device.type == "cuda":
@@ -253,7 +255,7 @@ def attention_table(device: torch.device) -> None:
             (128, 32, 4, 4),
         ):
             try:
-                run = lambda b=block: fused_kernels.bounded_attention(q, k, v, 9.0, block=b)  # noqa: E731
+                run = lambda b=block: fused_kernels.bounded_attention(q, k, v, 9.0, block=b)  # noqa: B023, E731
                 error = difference(run(), expected)
                 took, _ = seconds(run, 5)
                 print(f"  bounded {block}: {tflop / took:.0f} TFLOP/s, difference {error:.1e}", flush=True)
