@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import torch
-
 from theodolite.annotate.networks import fused, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
@@ -60,7 +59,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def tflop_pi3x(frames: int, h: int, w: int) -> float:
     """Multiply-adds x 2 per window of matrix products and attention in the full network, in units of 1e12."""
     L, P, D = h * w + 5, h * w, 1024
-    block = lambda n, tokens: n * tokens * 24 * D * D  # noqa: B023, E731
+    block = lambda n, tokens: n * tokens * 24 * D * D  # noqa: E731
     encoder = 24 * (block(1, P + 5) + 4 * (P + 5) ** 2 * D)
     decoder = 36 * block(1, L) + 18 * 4 * L**2 * D + 18 * 4 * L * (L * frames) * D
     heads = 3 * (5 * (block(1, L) + 4 * L**2 * D) + 6 * L * D * D)
@@ -147,7 +146,7 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
         ):
             fused.MAX_SCORE_BOUND = bound
             ours.head_dtype = head
-            run = lambda o=outputs: ours(images, outputs=o) if o else ours(images)  # noqa: B023, E731
+            run = lambda o=outputs: ours(images, outputs=o) if o else ours(images)  # noqa: E731
             mine = run()
             worst = max(difference(mine[k].cpu(), expected[k]) for k in mine)
             del mine
@@ -178,7 +177,7 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
     size = MoGe2Size.released("vits-normal" if tiny else "vitl-normal")
     ours = MoGe2(size)
     fill_stand_in(ours, 1)
-    stack = lambda s: dict(  # noqa: B023, E731
+    stack = lambda s: dict(  # noqa: E731
         dim_in=list(s.dim_in), dim_res_blocks=list(s.dim_res_blocks), dim_out=list(s.dim_out),
         num_res_blocks=list(s.num_res_blocks), resamplers=["conv_transpose"] * 3 + ["bilinear"],
         res_block_in_norm="none", res_block_hidden_norm="none",
@@ -216,7 +215,7 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
             seconds(lambda: theirs.infer(images, num_tokens=tokens, use_fp16=device.type == "cuda"), 3), work, ceiling,
         )  # fmt: skip
         for label, outputs in (("all outputs", ("points", "depth", "normal")), ("depth only", ("depth",))):
-            run = lambda o=outputs: ours.infer(images, num_tokens=tokens, outputs=o)  # noqa: B023, E731
+            run = lambda o=outputs: ours.infer(images, num_tokens=tokens, outputs=o)  # noqa: E731
             took = report(f"  ours, {label}", batch, seconds(run, 3), work, ceiling)
             print(f"      {ref / took:.2f}x upstream")
     if device.type == "cuda":
@@ -226,9 +225,8 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
 def attention_table(device: torch.device) -> None:
     """Attention at head width 64: torch's cuDNN and flash kernels, and our bounded kernel in several shapes."""
     import torch.nn.functional as F
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     from theodolite.annotate.networks import fused_kernels
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for L in (20816, 83264):
         q, k, v = (torch.randn(1, L, 16, 64, device=device, dtype=torch.bfloat16) for _ in range(3))
@@ -255,7 +253,7 @@ def attention_table(device: torch.device) -> None:
             (128, 32, 4, 4),
         ):
             try:
-                run = lambda b=block: fused_kernels.bounded_attention(q, k, v, 9.0, block=b)  # noqa: B023, E731
+                run = lambda b=block: fused_kernels.bounded_attention(q, k, v, 9.0, block=b)  # noqa: E731
                 error = difference(run(), expected)
                 took, _ = seconds(run, 5)
                 print(f"  bounded {block}: {tflop / took:.0f} TFLOP/s, difference {error:.1e}", flush=True)
