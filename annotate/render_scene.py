@@ -1,5 +1,7 @@
 """The room that `render.py` looks at: furniture, a moving object and procedural textures, all from one seed."""
 
+# OpenCV types every image as MatLike and leaves functions out of its stubs.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math

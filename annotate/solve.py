@@ -6,6 +6,8 @@ view overlap, verified by descriptors, and the bundle runs again. Then every fra
 focal and a bundle over all frames finishes. Everything works in the unit of the given depth.
 """
 
+# OpenCV types every image as MatLike and leaves functions out of its stubs.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import itertools

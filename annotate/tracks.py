@@ -12,6 +12,8 @@ Outliers that pass (moving objects, repeated texture) are left to the bundle's r
 Pixel coordinates leave this module in the stored frame size, pixel centres at +0.5.
 """
 
+# OpenCV types every image as MatLike and leaves functions out of its stubs.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

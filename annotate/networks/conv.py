@@ -4,6 +4,9 @@ Channels that hold only pixel positions are the same for every image, so product
 call at batch size one and added, instead of being concatenated to every feature map.
 """
 
+# torch types attributes of modules as Tensor | Module; which one it is, the parity tests show.
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import itertools
@@ -13,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import add_constant, norm_relu_pad
+from .fused import add, norm_relu_pad
 
 
 def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
@@ -33,25 +36,28 @@ def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
     return plane.contiguous(memory_format=torch.channels_last)
 
 
-def pad_border(x: Tensor) -> Tensor:
-    """One pixel of repeated border on each side."""
-    return norm_relu_pad(x, 0, None, None, relu=False, pad=True)
+def pad_border(x: Tensor, before: Tensor | None = None) -> Tensor:
+    """x plus `before` (C,), then one pixel of repeated border on each side."""
+    return norm_relu_pad(x, 0, None, None, relu=False, pad=True, before=before)
 
 
-def conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """3x3 (on an already padded map) or 1x1 convolution in the type of `x`."""
-    bias = layer.bias.to(x.dtype) if layer.bias is not None else None
-    return F.conv2d(x, layer.weight.to(x.dtype), bias)
+def conv(layer: nn.Conv2d, x: Tensor, *, bias: bool = True) -> Tensor:
+    """3x3 (on an already padded map) or 1x1 convolution in the type of `x`.
+
+    cuDNN's convolution adds its bias in a pass of its own; where another pass follows anyway, `bias=False` leaves
+    the bias to that one.
+    """
+    weight = layer.weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, layer.bias.to(x.dtype) if bias and layer.bias is not None else None)
 
 
 def transposed(layer: nn.ConvTranspose2d, x: Tensor, plane: Tensor | None = None) -> Tensor:
-    """2x2 stride-2 transposed convolution of concat(x, plane), in the type of `x`."""
+    """2x2 stride-2 transposed convolution of concat(x, plane) *without bias*, in the type of `x`."""
     channels = x.shape[1]
     weight = layer.weight.to(x.dtype)
-    bias = layer.bias.to(x.dtype) if layer.bias is not None else None
-    out = F.conv_transpose2d(x, weight[:channels], bias, stride=2)
+    out = F.conv_transpose2d(x, weight[:channels], stride=2)
     if plane is not None:
-        out = add_constant(out, F.conv_transpose2d(plane, weight[channels:], stride=2))
+        out = add(out, F.conv_transpose2d(plane, weight[channels:], stride=2), None)
     return out
 
 
@@ -72,15 +78,17 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
+        before: Tensor | None = None
         for index in (0, 3):
             norm, layer = self.layers[index], self.layers[index + 2]
             assert isinstance(layer, nn.Conv2d)
+            groups, weight, bias = 0, None, None
             if isinstance(norm, nn.GroupNorm):
-                y = norm_relu_pad(y, norm.num_groups, norm.weight, norm.bias, relu=True, pad=True)
-            else:
-                y = norm_relu_pad(y, 0, None, None, relu=True, pad=True)
-            y = conv(layer, y)
-        return x + y
+                groups, weight, bias = norm.num_groups, norm.weight, norm.bias
+            y = norm_relu_pad(y, groups, weight, bias, relu=True, pad=True, before=before)
+            y = conv(layer, y, bias=False)
+            before = layer.bias
+        return add(y, x, before)
 
 
 class ConvHead(nn.Module):
@@ -123,7 +131,8 @@ class ConvHead(nn.Module):
             assert isinstance(stage, nn.Sequential)
             up = stage[0]
             plane = view_plane(x.shape[-1], x.shape[-2], aspect, x)
-            x = conv(up[1], pad_border(transposed(up[0], x, plane)))
+            x = conv(up[1], pad_border(transposed(up[0], x, plane), up[0].bias), bias=False)
+            x = add(x, None, up[1].bias)
             for block in stage[1:]:
                 x = block(x)
         x = F.interpolate(x, (14 * h, 14 * w), mode="bilinear", align_corners=False)
@@ -132,9 +141,9 @@ class ConvHead(nn.Module):
         # All branches read the same map: one convolution with their weights stacked.
         first = [branch[0] for branch in self.output_block]
         weight = torch.cat([layer.weight for layer in first]).to(dtype)
-        bias = torch.cat([layer.bias for layer in first]).to(dtype)
-        y = F.conv2d(pad_border(x), weight[:, :channels], bias)
-        y = F.relu(add_constant(y, F.conv2d(pad_border(plane), weight[:, channels:]))).float()
+        bias = torch.cat([layer.bias for layer in first])
+        y = F.conv2d(pad_border(x), weight[:, :channels])
+        y = F.relu(add(y, F.conv2d(pad_border(plane), weight[:, channels:]), bias)).float()
         parts = [conv(b[2], part) for b, part in zip(self.output_block, y.split(32, dim=1), strict=True)]
         return torch.cat(parts, dim=1)
 
@@ -187,37 +196,42 @@ class ConvStack(nn.Module):
         """
         outputs: list[Tensor] = []
         x: Tensor | None = None
+        lacking: Tensor | None = None  # bias of the resampler, added together with the entering map
         for level, feature in enumerate(features):
             layer = self.input_blocks[level]
             assert isinstance(layer, nn.Conv2d)
+            entering_bias = layer.bias
             if level == 0 and plane_only is not None:
                 c = feature.shape[1]
                 weight = layer.weight.to(feature.dtype)
-                assert layer.bias is not None
-                entering = F.conv2d(feature, weight[:, :c], layer.bias.to(feature.dtype))
-                entering = add_constant(entering, F.conv2d(plane_only, weight[:, c:]))
-            else:
+                entering = F.conv2d(feature, weight[:, :c])
+                entering = add(entering, F.conv2d(plane_only, weight[:, c:]), entering_bias)
+            elif x is None:
                 entering = conv(layer, feature)
-            if x is None:
-                x = entering
             else:
-                x = add_constant(x, entering) if len(entering) == 1 else x + entering
-            x = self.res_blocks[level](x)
+                entering = conv(layer, feature, bias=False)
+                assert lacking is not None
+                assert entering_bias is not None
+                entering = add(x, entering, lacking + entering_bias)
+            x = self.res_blocks[level](entering)
             out_layer = self.output_blocks[level]
             assert x is not None
             outputs.append(conv(out_layer, x) if isinstance(out_layer, nn.Conv2d) else x)
             if level < len(features) - 1:
                 resampler = self.resamplers[level]
                 assert isinstance(resampler, nn.Sequential)
+                lacking = resampler[1].bias
                 if isinstance(resampler[0], nn.ConvTranspose2d):
-                    x = conv(resampler[1], pad_border(transposed(resampler[0], x)))
+                    x = conv(
+                        resampler[1], pad_border(transposed(resampler[0], x), resampler[0].bias), bias=False
+                    )
                 else:
                     x = upsample_conv(resampler[1], x)
         return outputs
 
 
 def upsample_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv3x3(pad(bilinear 2x upsampling of x)) as one convolution at the low resolution.
+    """conv3x3(pad(bilinear 2x upsampling of x)) *without bias*, as one convolution at the low resolution.
 
     Both steps are linear, so the four output phases are four 3x3 convolutions of the padded input; repeating the
     border before upsampling or after it gives the same values. Saves writing the upsampled map.
@@ -227,9 +241,8 @@ def upsample_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     # Phases before channels: the interleaving below then moves whole pixels.
     merged = torch.einsum("oiyx,pyr,qxs->pqoirs", weight, spread, spread)
     c_out, c_in = weight.shape[:2]
-    bias = layer.bias.repeat(4).to(x.dtype) if layer.bias is not None else None
     merged = merged.reshape(4 * c_out, c_in, 3, 3).to(x.dtype).contiguous(memory_format=torch.channels_last)
-    out = F.conv2d(pad_border(x), merged, bias)
+    out = F.conv2d(pad_border(x), merged)
     B, _, H, W = out.shape
     pixels = out.permute(0, 2, 3, 1).reshape(B, H, W, 2, 2, c_out).transpose(2, 3)
     return pixels.reshape(B, 2 * H, 2 * W, c_out).permute(0, 3, 1, 2)

@@ -121,38 +121,70 @@ def rotate_qk_reference(
     return rotate(q, table), rotate(k, table)
 
 
-def add_constant(x: Tensor, constant: Tensor) -> Tensor:
-    """x + constant with constant (1, C, H, W) the same for every image; overwrites `x` on CUDA."""
+def add(x: Tensor, other: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x + other + bias in one pass; overwrites `x` on CUDA.
+
+    Args:
+        x: (B, C, H, W).
+        other: (B, C, H, W), or (1, C, H, W) for the same on every image.
+        bias: (C,).
+    """
     kernels = _kernels() if x.is_cuda else None
     if kernels is not None:
-        return kernels.add_constant(x, constant)
-    return x + constant
+        return kernels.add(x, other, bias)
+    if other is not None:
+        x = x + other
+    return x if bias is None else x + bias.to(x.dtype)[:, None, None]
 
 
 def norm_relu_pad(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    pad: bool,
+    before: Tensor | None = None,
 ) -> Tensor:
-    """GroupNorm (none if `num_groups` is 0), ReLU if `relu`, then one repeated border pixel a side if `pad`.
+    """Add `before`, GroupNorm (none if `num_groups` is 0), ReLU if `relu`, one repeated border pixel if `pad`.
 
     Args:
         x: (B, C, H, W).
         num_groups: groups of the norm, eps 1e-5; statistics over a group's channels and all pixels.
+        weight, bias: (C,) of the norm.
+        before: (C,) bias that the convolution before left out.
     Returns:
         (B, C, H + 2, W + 2), or (B, C, H, W) without `pad`; channels last on CUDA.
     """
     kernels = _kernels() if x.is_cuda else None
     if kernels is not None:
-        return kernels.norm_relu_pad(x, num_groups, weight, bias, relu=relu, pad=pad)
-    return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad)
+        return kernels.norm_relu_pad(x, num_groups, weight, bias, relu=relu, pad=pad, before=before)
+    return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad, before=before)
 
 
 def norm_relu_pad_reference(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    pad: bool,
+    before: Tensor | None = None,
 ) -> Tensor:
     """Twin of `norm_relu_pad` in plain torch."""
     dtype = x.dtype
+    if before is not None:
+        x = x + before.to(dtype)[:, None, None]
     if num_groups:
-        x = F.group_norm(x.float(), num_groups, weight, bias, 1e-5)
+        x = F.group_norm(
+            x.float(),
+            num_groups,
+            weight.float() if weight is not None else None,
+            bias.float() if bias is not None else None,
+            1e-5,
+        )
     x = F.relu(x) if relu else x
     return F.pad(x, (1, 1, 1, 1), mode="replicate").to(dtype) if pad else x.to(dtype)
 

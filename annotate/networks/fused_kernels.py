@@ -134,8 +134,9 @@ def _channel_sums(x_ptr, sums_ptr, num_pixels, C: tl.constexpr, ROWS: tl.constex
 
 @triton.jit
 def _affine_relu_pad(
-    x_ptr, factor_ptr, out_ptr, H, W, out_h, out_w,
-    C: tl.constexpr, ROWS: tl.constexpr, HAS_NORM: tl.constexpr, RELU: tl.constexpr, BORDER: tl.constexpr,
+    x_ptr, factor_ptr, before_ptr, out_ptr, H, W, out_h, out_w,
+    C: tl.constexpr, ROWS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BEFORE: tl.constexpr,
+    RELU: tl.constexpr, BORDER: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, C)
@@ -147,9 +148,12 @@ def _affine_relu_pad(
         x_ptr + ((image * H + row) * W + column)[:, None] * C + c[None, :], mask=alive[:, None], other=0.0
     ).to(tl.float32)
     if HAS_NORM:
+        # The factors already hold `before`.
         slope = tl.load(factor_ptr + image * 2 * C + c)
         shift = tl.load(factor_ptr + image * 2 * C + C + c)
         x = x * slope[None, :] + shift[None, :]
+    elif HAS_BEFORE:
+        x = x + tl.load(before_ptr + c).to(tl.float32)[None, :]
     if RELU:
         x = tl.maximum(x, 0.0)
     target = out_ptr + (image * out_h * out_w + place)[:, None] * C + c[None, :]
@@ -157,29 +161,42 @@ def _affine_relu_pad(
 
 
 def norm_relu_pad(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, *, relu: bool, pad: bool
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    pad: bool,
+    before: Tensor | None,
 ) -> Tensor:
     """See `fused.norm_relu_pad`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1) or C < 8:
         from .fused import norm_relu_pad_reference
 
-        return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad)
+        return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad, before=before)
     x = x.contiguous(memory_format=torch.channels_last)
     rows = max(1, 4096 // C)
     factors = x
     if num_groups:
         assert weight is not None
         assert bias is not None
-        sums = torch.zeros(B, 2, C, device=x.device, dtype=torch.float32)
+        raw = torch.zeros(B, 2, C, device=x.device, dtype=torch.float32)
         steps = 8
-        _channel_sums[(triton.cdiv(H * W, rows * steps), B)](x, sums, H * W, C=C, ROWS=rows, STEPS=steps)
+        _channel_sums[(triton.cdiv(H * W, rows * steps), B)](x, raw, H * W, C=C, ROWS=rows, STEPS=steps)
+        total, squares = raw.unbind(1)
+        offset = before.float() if before is not None else torch.zeros(C, device=x.device)
+        # Sums of x + offset from the sums of x.
+        squares = squares + 2 * offset * total + H * W * offset * offset
+        total = total + H * W * offset
         count = H * W * (C // num_groups)
-        mean, square = (sums.view(B, 2, num_groups, -1).sum(-1) / count).unbind(1)
+        mean = total.view(B, num_groups, -1).sum(-1) / count
+        square = squares.view(B, num_groups, -1).sum(-1) / count
         inverse = ((square - mean * mean).clamp_min(0) + 1e-5).rsqrt()
-        slope = weight.float().view(num_groups, -1) * inverse[:, :, None]
-        shift = bias.float().view(num_groups, -1) - mean[:, :, None] * slope
-        factors = torch.stack([slope.flatten(1), shift.flatten(1)], dim=1).contiguous()
+        slope = (weight.float().view(num_groups, -1) * inverse[:, :, None]).flatten(1)
+        shift = bias.float() - mean.repeat_interleave(C // num_groups, dim=1) * slope + offset * slope
+        factors = torch.stack([slope, shift], dim=1).contiguous()
     border = 1 if pad else 0
     out = torch.empty(
         (B, C, H + 2 * border, W + 2 * border),
@@ -189,28 +206,44 @@ def norm_relu_pad(
     )
     out_h, out_w = out.shape[-2:]
     _affine_relu_pad[(triton.cdiv(out_h * out_w, rows), B)](
-        x, factors, out, H, W, out_h, out_w,
-        C=C, ROWS=rows, HAS_NORM=bool(num_groups), RELU=relu, BORDER=border,
+        x, factors, before if before is not None else x, out, H, W, out_h, out_w,
+        C=C, ROWS=rows, HAS_NORM=bool(num_groups), HAS_BEFORE=before is not None, RELU=relu, BORDER=border,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _add_constant(x_ptr, constant_ptr, size, BLOCK: tl.constexpr):
+def _add(
+    x_ptr, other_ptr, bias_ptr, size, other_step, C,
+    BLOCK: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     alive = place < size
-    target = x_ptr + tl.program_id(1).to(tl.int64) * size + place
-    x = tl.load(target, mask=alive).to(tl.float32) + tl.load(constant_ptr + place, mask=alive).to(tl.float32)
+    target = x_ptr + image * size + place
+    x = tl.load(target, mask=alive).to(tl.float32)
+    if HAS_OTHER:
+        x += tl.load(other_ptr + image * other_step + place, mask=alive).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + place % C, mask=alive).to(tl.float32)
     tl.store(target, x.to(x_ptr.dtype.element_ty), mask=alive)
 
 
-def add_constant(x: Tensor, constant: Tensor) -> Tensor:
-    """See `fused.add_constant`."""
+def add(x: Tensor, other: Tensor | None, bias: Tensor | None) -> Tensor:
+    """See `fused.add`."""
     x = x.contiguous(memory_format=torch.channels_last)
-    constant = constant.contiguous(memory_format=torch.channels_last)
-    assert constant.shape == (1, *x.shape[1:])
-    size = constant.numel()
-    _add_constant[(triton.cdiv(size, 2048), len(x))](x, constant, size, BLOCK=2048)
+    B, C, H, W = x.shape
+    size = C * H * W
+    step = 0
+    if other is not None:
+        other = other.contiguous(memory_format=torch.channels_last)
+        assert other.shape[1:] == x.shape[1:]
+        step = size if len(other) == B else 0
+        assert step or len(other) == 1
+    _add[(triton.cdiv(size, 2048), B)](
+        x, other if other is not None else x, bias if bias is not None else x, size, step, C,
+        BLOCK=2048, HAS_OTHER=other is not None, HAS_BIAS=bias is not None,
+    )  # fmt: skip
     return x
 
 

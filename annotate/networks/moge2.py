@@ -3,6 +3,9 @@
 Written from the published description (arXiv 2507.02546) and the public inference code, with its parameter names.
 """
 
+# torch types attributes of modules as Tensor | Module; which one it is, the parity tests show.
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import itertools

@@ -5,6 +5,9 @@ a state dict of the released network loads strictly. Frames are interchangeable:
 world frame of the output is arbitrary. Shapes: B windows, N frames, H x W pixels (multiples of 14), P = H*W/196.
 """
 
+# torch types attributes of modules as Tensor | Module; which one it is, the parity tests show.
+# pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Collection

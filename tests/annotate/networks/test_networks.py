@@ -165,7 +165,9 @@ def test_upsampling_convolution_equals_its_two_steps():
     x = torch.randn(2, 5, 6, 7)
     up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     expected = layer(F.pad(up, (1, 1, 1, 1), mode="replicate"))
-    torch.testing.assert_close(conv.upsample_conv(layer, x), expected, rtol=1e-5, atol=1e-5)
+    assert layer.bias is not None
+    found = conv.upsample_conv(layer, x) + layer.bias[:, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nearest_rotation_undoes_scale_and_reflection():
