@@ -1,6 +1,8 @@
 """rerun recordings (`.rrd`): the camera's path, a frustum per frame, pictures and points. Needs the `[viz]`
 extra."""
 
+# An optional package: where it is absent, the checker takes this very file for it.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 from collections.abc import Mapping
