@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-
 from theodolite.annotate.networks import fused
 
 pytestmark = pytest.mark.gpu
