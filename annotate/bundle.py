@@ -201,8 +201,8 @@ def _residuals(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, 
     return r_uv, torch.where(torch.isinf(problem.sigma_log_depth), torch.zeros_like(r_d), r_d), behind, p
 
 
-def _cauchy(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Cauchy cost and weight of squared whitened residuals."""
+def cauchy(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Cauchy cost and weight, both (N,), of squared whitened residuals (N,); `scale` in standard deviations."""
     c2 = scale * scale
     return 0.5 * c2 * torch.log1p(squared / c2), 1 / (1 + squared / c2)
 
@@ -238,7 +238,7 @@ class _Priors:
         if num > 2:
             sigma = self.focal.second_difference_sigma.to(log_focal.device)
             r = (log_focal[2:] - 2 * log_focal[1:-1] + log_focal[:-2]) / sigma
-            rho, weight = _cauchy(r * r, self.robust_scale)
+            rho, weight = cauchy(r * r, self.robust_scale)
             root = weight.sqrt()
             c = torch.stack([root / sigma, -2 * root / sigma, root / sigma], 1)
             terms.append((torch.stack([index[:-2], index[1:-1], index[2:]], 1), c, root * r))
@@ -249,10 +249,10 @@ class _Priors:
 def _cost(problem: Problem, state: State, priors: _Priors, robust_scale: float) -> tuple[Tensor, Tensor]:
     """(total, data part)."""
     r_uv, r_d, behind, _ = _residuals(problem, state)
-    rho_uv, _ = _cauchy((r_uv * r_uv).sum(1), robust_scale)
+    rho_uv, _ = cauchy((r_uv * r_uv).sum(1), robust_scale)
     # A point behind the camera costs as much as a gross outlier, so that a step cannot hide errors there.
-    rho_uv = torch.where(behind, _cauchy(torch.full_like(rho_uv, 1e6), robust_scale)[0], rho_uv)
-    rho_d, _ = _cauchy(r_d * r_d, robust_scale)
+    rho_uv = torch.where(behind, cauchy(torch.full_like(rho_uv, 1e6), robust_scale)[0], rho_uv)
+    rho_d, _ = cauchy(r_d * r_d, robust_scale)
     data = rho_uv.sum() + rho_d.sum()
     _, focal_cost = priors.focal_terms(state.log_focal)
     free = priors.lens_sigma > 0
@@ -274,9 +274,9 @@ def _linearise(
     problem: Problem, state: State, robust_scale: float, free_lens: Tensor
 ) -> tuple[_Linear, Tensor]:
     r_uv, r_d, behind, p = _residuals(problem, state)
-    _, w_uv = _cauchy((r_uv * r_uv).sum(1), robust_scale)
+    _, w_uv = cauchy((r_uv * r_uv).sum(1), robust_scale)
     w_uv = torch.where(behind, torch.zeros_like(w_uv), w_uv)
-    _, w_d = _cauchy(r_d * r_d, robust_scale)
+    _, w_d = cauchy(r_d * r_d, robust_scale)
     w_d = torch.where(behind | torch.isinf(problem.sigma_log_depth), torch.zeros_like(w_d), w_d)
     x, y, z = p[:, 0], p[:, 1], p[:, 2].clamp_min(1e-6)
     a, b = x / z, y / z
@@ -386,7 +386,8 @@ def _invert3(h: Tensor) -> Tensor:
     return (inverse / det[..., None]).reshape(*h.shape[:-2], 3, 3)
 
 
-def _sum_by(index: Tensor, value: Tensor, size: int) -> Tensor:
+def sum_by(index: Tensor, value: Tensor, size: int) -> Tensor:
+    """Sums (size, ...) of the rows of `value` (N, ...) that share an `index` (N,)."""
     return value.new_zeros(size, *value.shape[1:]).index_add_(0, index, value)
 
 
@@ -447,12 +448,12 @@ class _Normal:
         jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
         f, p = problem.frame, problem.point
         jct, jpt, jgt = jc.transpose(1, 2), jp.transpose(1, 2), jg.transpose(1, 2)
-        self.hcc = _sum_by(f, jct @ jc, frames)
+        self.hcc = sum_by(f, jct @ jc, frames)
         self.hpp_obs = jpt @ jp
-        self.hpp = _sum_by(p, self.hpp_obs, points)
+        self.hpp = sum_by(p, self.hpp_obs, points)
         self.hgg = (jgt @ jg).sum(0)
-        self.gc = _sum_by(f, (jct @ r[:, :, None])[:, :, 0], frames)
-        self.gp = _sum_by(p, (jpt @ r[:, :, None])[:, :, 0], points)
+        self.gc = sum_by(f, (jct @ r[:, :, None])[:, :, 0], frames)
+        self.gp = sum_by(p, (jpt @ r[:, :, None])[:, :, 0], points)
         self.gg = (jgt @ r[:, :, None])[:, :, 0].sum(0)
         self.w = jct @ jp  # (N, 7, 3)
         self.hcg_obs = jct @ jg  # (N, 7, G)
@@ -494,7 +495,7 @@ class _Normal:
             piece_of = layout.segment
             owner = torch.zeros(layout.num_segments, dtype=torch.long, device=problem.frame.device)
             owner[layout.segment] = problem.point
-            piece = _sum_by(layout.segment, self.hpp_obs, layout.num_segments)
+            piece = sum_by(layout.segment, self.hpp_obs, layout.num_segments)
             piece_inv = _invert3(piece + torch.diag_embed(self.damp_p[owner]))
         y = self.w @ piece_inv[piece_of]  # (N, 7, 3)
         blocks = self.hcc.new_zeros(nb * 2 * m * m, CAMERA_DOF, CAMERA_DOF)
@@ -512,13 +513,11 @@ class _Normal:
                     blocks[:, 6, 6].index_add_(0, slot, coefficient[:, a] * coefficient[:, b])
         blocks = blocks.reshape(nb, 2, m, m, CAMERA_DOF, CAMERA_DOF).permute(0, 1, 2, 4, 3, 5)
         blocks = blocks.reshape(nb, 2, m * CAMERA_DOF, m * CAMERA_DOF)
-        upper_part = torch.triu(blocks[:, 0], 0)
         # Off-diagonal 7x7 blocks were stored once (frame a <= b); mirror them.
         mask = torch.ones(m, m, dtype=torch.bool, device=blocks.device).triu(1)
         mask = mask.repeat_interleave(CAMERA_DOF, 0).repeat_interleave(CAMERA_DOF, 1)
         above = torch.where(mask, blocks[:, 0], torch.zeros_like(blocks[:, 0]))
         inner = torch.where(mask | mask.T, torch.zeros_like(blocks[:, 0]), blocks[:, 0])
-        del upper_part
         diagonal = above + above.transpose(1, 2) + inner
         missing = nb * m - frames
         if missing:
@@ -527,8 +526,8 @@ class _Normal:
         self.padded = nb * m * CAMERA_DOF
         self.band = _BandFactor(diagonal, blocks[:, 1])
         if self.linear.jg.shape[2]:
-            pg = _sum_by(piece_of, self.hpg_obs, int(piece_inv.shape[0]))
-            hcg = _sum_by(problem.frame, self.hcg_obs - y @ pg[piece_of], frames)
+            pg = sum_by(piece_of, self.hpg_obs, int(piece_inv.shape[0]))
+            hcg = sum_by(problem.frame, self.hcg_obs - y @ pg[piece_of], frames)
             hcg = torch.where(self.fixed[:, :, None], torch.zeros_like(hcg), hcg)
             self.border = self._pad(hcg.reshape(frames * CAMERA_DOF, -1))
             self.border_solved = self.band.solve(self.border)
@@ -558,13 +557,13 @@ class _Normal:
         moved = (self.w.transpose(1, 2) @ c[f][:, :, None])[:, :, 0]
         if len(g):
             moved = moved + self.hpg_obs @ g
-        z = (self.hpp_inv @ _sum_by(p, moved, problem.num_points)[:, :, None])[:, :, 0]
+        z = (self.hpp_inv @ sum_by(p, moved, problem.num_points)[:, :, None])[:, :, 0]
         zo = z[p][:, :, None]
         out_c = (self.hcc @ c[:, :, None])[:, :, 0] + self.damp_c * c
-        out_c = out_c - _sum_by(f, (self.w @ zo)[:, :, 0], problem.num_frames)
+        out_c = out_c - sum_by(f, (self.w @ zo)[:, :, 0], problem.num_frames)
         out_c[:, 6] += self._focal_prior_times(c[:, 6])
         if len(g):
-            out_c = out_c + _sum_by(f, self.hcg_obs @ g, problem.num_frames)
+            out_c = out_c + sum_by(f, self.hcg_obs @ g, problem.num_frames)
             out_g = self.hgg @ g + (self.hcg_obs.transpose(1, 2) @ c[f][:, :, None])[:, :, 0].sum(0)
             out_g = out_g - (self.hpg_obs.transpose(1, 2) @ zo)[:, :, 0].sum(0)
         else:
@@ -576,7 +575,7 @@ class _Normal:
         problem = self.problem
         f, p = problem.frame, problem.point
         zp = (self.hpp_inv @ self.gp[:, :, None])[:, :, 0]
-        bc = -(self.gc - _sum_by(f, (self.w @ zp[p][:, :, None])[:, :, 0], problem.num_frames))
+        bc = -(self.gc - sum_by(f, (self.w @ zp[p][:, :, None])[:, :, 0], problem.num_frames))
         bc = torch.where(self.fixed, torch.zeros_like(bc), bc)
         bg = -self.gg
         if len(bg):
@@ -606,7 +605,7 @@ class _Normal:
         back = (self.w.transpose(1, 2) @ xc[f][:, :, None])[:, :, 0]
         if len(xg):
             back = back + self.hpg_obs @ xg
-        xp = -(self.hpp_inv @ (self.gp + _sum_by(p, back, problem.num_points))[:, :, None])[:, :, 0]
+        xp = -(self.hpp_inv @ (self.gp + sum_by(p, back, problem.num_points))[:, :, None])[:, :, 0]
         return xc, xg, xp, used
 
     def covariance(self) -> Tensor:
@@ -716,7 +715,7 @@ def solve(
                 growth *= 2
         state = _orthonormal(state)
     r_uv, r_d, behind, _ = _residuals(problem, state)
-    _, weight = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+    _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
     weight = torch.where(behind, torch.zeros_like(weight), weight)
     covariance = None
     if want_covariance:
@@ -779,11 +778,11 @@ def resect(
 
     def frame_cost(s: State) -> Tensor:
         r_uv, r_d, behind, _ = _residuals(problem, s)
-        rho, _ = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
-        rho = torch.where(behind, _cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
-        rho_d, _ = _cauchy(r_d * r_d, config.robust_scale)
+        rho, _ = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+        rho = torch.where(behind, cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
+        rho_d, _ = cauchy(r_d * r_d, config.robust_scale)
         return (
-            _sum_by(problem.frame, rho + rho_d, frames)
+            sum_by(problem.frame, rho + rho_d, frames)
             + 0.5 * ((s.log_focal - focal_guess) / focal_sigma) ** 2
         )
 
@@ -794,8 +793,8 @@ def resect(
     for _ in range(iterations):
         linear, _ = _linearise(problem, state, config.robust_scale, lens_free)
         jct = linear.jc.transpose(1, 2)
-        h = _sum_by(problem.frame, jct @ linear.jc, frames)
-        g = _sum_by(problem.frame, (jct @ linear.r[:, :, None])[:, :, 0], frames)
+        h = sum_by(problem.frame, jct @ linear.jc, frames)
+        g = sum_by(problem.frame, (jct @ linear.r[:, :, None])[:, :, 0], frames)
         h[:, 6, 6] += 1 / focal_sigma**2
         g[:, 6] += (state.log_focal - focal_guess) / focal_sigma**2
         diag = torch.diagonal(h, dim1=1, dim2=2)
@@ -815,6 +814,6 @@ def resect(
         cost = torch.where(better, new_cost, cost)
         damping = torch.where(better, damping / 4, damping * 4).clamp(1e-9, 1e6)
     r_uv, _, behind, _ = _residuals(problem, state)
-    _, weight = _cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+    _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
     inlier = (weight > 0.3) & ~behind
-    return _orthonormal(state), _sum_by(problem.frame, inlier.double(), frames)
+    return _orthonormal(state), sum_by(problem.frame, inlier.double(), frames)

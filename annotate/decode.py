@@ -108,6 +108,16 @@ class ClipFrames(Protocol):
     @property
     def num_source_frames(self) -> int | None: ...
 
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a stored pixel over its height; fx / fy of an undistorted lens is its inverse."""
+        ...
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Clip frames at which a new shot begins; known after a complete iteration."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ from ..dataset.cameras import fov_from_focal, rigid_error
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict
 from .scale import ScaleEstimate
-from .solve import INFILLED, CameraSolution
+from .solve import INFILLED, CameraSolution, members
 from .tracks import ImageMeasurements
 
 FloatArray = NDArray[np.floating]
@@ -65,7 +65,7 @@ def image_motion(measured: ImageMeasurements) -> float:
     origin = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
     moved = np.linalg.norm(flow.xy_px - flow.xy_px[origin], axis=1)[~first]
     frame = flow.frame[~first]
-    per_frame = [np.median(moved[frame == f]) for f in np.unique(frame)]
+    per_frame = [np.median(moved[of]) for of in members(frame, flow.num_frames) if len(of)]
     return float(max(per_frame) / np.hypot(flow.height, flow.width))
 
 

@@ -143,7 +143,7 @@ def _run(progress: _Progress, config: AnnotateConfig) -> None:
             depth_sigma_log=progress.geometry.depth_sigma_log,
             tracks_config=config.tracks,
             config=config.bundle,
-            pixel_aspect=getattr(frames, "pixel_aspect", 1.0),
+            pixel_aspect=frames.pixel_aspect,
         )
     progress.gates = judge(
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
@@ -164,8 +164,8 @@ def _scale(
 
 def _reject_cuts(frames: ClipFrames) -> None:
     """Raise `ClipRejection` if the pass over the frames found a shot change."""
-    cuts = getattr(frames, "cuts", ())
-    if len(cuts):
+    cuts = frames.cuts
+    if cuts:
         times = ", ".join(f"{frames.timing.time_s[c]:.2f} s" for c in cuts[:5])
         raise ClipRejection("shot_cut", f"{len(cuts)} cut(s) inside the clip, at {times}")
 

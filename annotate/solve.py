@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..dataset.cameras import interpolate_poses, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
 from .clip import ClipRejection
@@ -97,10 +98,7 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
     neighbourhood (at least 5) differ by less than 8 % in all: tracks cling to corners, corners to depth edges.
     """
     out = np.full(len(tracks.frame), np.nan)
-    order = np.argsort(tracks.frame, kind="stable")
-    bounds = np.searchsorted(tracks.frame[order], np.arange(tracks.num_frames + 1))
-    for frame in range(tracks.num_frames):
-        of = order[bounds[frame] : bounds[frame + 1]]
+    for frame, of in enumerate(members(tracks.frame, tracks.num_frames)):
         if not len(of):
             continue
         z = depth.read(frame)
@@ -133,10 +131,21 @@ def _look_up(z: FloatArray, xy: FloatArray) -> FloatArray:
     return np.where(trusted, value, np.nan)
 
 
+def members(group: IntArray, size: int) -> list[IntArray]:
+    """For each group 0..size-1 the (increasing) numbers of its elements, in one sort however many groups there are."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.searchsorted(group[order], np.arange(1, size)))
+
+
 def build_problem(
     tracks: Tracks, depth: FloatArray, config: BundleConfig, *, depth_sigma_log: float
-) -> tuple[Problem, FloatArray]:
-    """Bundle problem of a set of tracks; also returns the depth in problem order (the order is kept)."""
+) -> Problem:
+    """Bundle problem of a set of tracks, observations in the same order.
+
+    Args:
+        depth: (N,) z-depth of each observation, NaN where none; its unit becomes that of the solution.
+        depth_sigma_log: relative error of a depth.
+    """
     working = max(tracks.height, tracks.width) / 640.0
     sigma = (
         np.where(tracks.kind == DESCRIPTOR, config.descriptor_sigma_px, config.reprojection_sigma_px)
@@ -149,7 +158,7 @@ def build_problem(
     def tensor(x: NDArray, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(x), dtype=dtype, device=device)
 
-    problem = Problem(
+    return Problem(
         frame=tensor(tracks.frame, torch.long),
         point=tensor(tracks.track, torch.long),
         uv_px=tensor(tracks.xy_px),
@@ -161,7 +170,6 @@ def build_problem(
         centre_px=tensor(np.array([tracks.width / 2, tracks.height / 2])),
         focal_scale_px=float(np.hypot(tracks.width, tracks.height)),
     )
-    return problem, depth
 
 
 def subset_frames(tracks: Tracks, depth: FloatArray, frames: IntArray) -> tuple[Tracks, FloatArray]:
@@ -250,8 +258,8 @@ def lift_points(problem: Problem, state: State, *, known: Tensor | None = None) 
     xy = problem.uv_px - problem.centre_px
     p = torch.stack([xy[:, 0] / focal * z, xy[:, 1] / focal * z, z], 1)
     world = (state.rotation[f].transpose(1, 2) @ (p - state.translation[f])[:, :, None])[:, :, 0]
-    total = ba._sum_by(problem.point[has], world[has], problem.num_points)
-    count = ba._sum_by(problem.point[has], torch.ones_like(z)[has], problem.num_points)
+    total = ba.sum_by(problem.point[has], world[has], problem.num_points)
+    count = ba.sum_by(problem.point[has], torch.ones_like(z)[has], problem.num_points)
     return total / torch.where(count > 0, count, torch.nan)[:, None]
 
 
@@ -266,8 +274,8 @@ def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
     ray = ray / ray.norm(dim=1, keepdim=True)
     centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
     project = torch.eye(3, dtype=ray.dtype, device=ray.device) - ray[:, :, None] * ray[:, None, :]
-    a = ba._sum_by(problem.point[use], project[use], problem.num_points)
-    b = ba._sum_by(problem.point[use], (project @ centre[f][:, :, None])[use][:, :, 0], problem.num_points)
+    a = ba.sum_by(problem.point[use], project[use], problem.num_points)
+    b = ba.sum_by(problem.point[use], (project @ centre[f][:, :, None])[use][:, :, 0], problem.num_points)
     eigen = torch.linalg.eigvalsh(a)
     # Two rays at angle t have least eigenvalue 1 - cos t; 1 degree over the track at least.
     ok = wanted & (eigen[:, 0] > 1.5e-4)
@@ -351,7 +359,7 @@ def sequential(
     )
     centre = problem.centre_px.cpu().numpy()
     threshold = 4.0 * float(problem.sigma_px.median())
-    by_frame = [np.nonzero(frame == i)[0] for i in range(frames)]
+    by_frame = members(frame, frames)
     rotation = np.tile(np.eye(3), (frames, 1, 1))
     translation = np.zeros((frames, 3))
     focal = np.full(frames, np.exp(log_focal))
@@ -742,13 +750,13 @@ def solve_cameras(
 
     def problem_of(numbers: IntArray) -> Problem:
         sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
-        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)[0]
+        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)
 
     def window_problem(numbers: IntArray) -> Problem:
         # A third of the tracks is plenty to tell focal hypotheses apart.
         sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
         sub, sub_z = drop_observations(sub, sub_z, (sub.track * 0.6180339887498949) % 1.0 < 0.4)
-        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)[0]
+        return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)
 
     coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
     start, log_focal = _choose_start(window_problem, _windows(measured), max(height, width), coarse)
@@ -836,10 +844,9 @@ def _median_depth(problem: Problem) -> FloatArray:
     z = problem.log_depth.cpu().numpy()[has]
     overall = np.median(z)
     out = np.full(problem.num_frames, overall)
-    for i in range(problem.num_frames):
-        own = z[frame == i]
-        if len(own) >= 5:
-            out[i] = np.median(own)
+    for i, of in enumerate(members(frame, problem.num_frames)):
+        if len(of) >= 5:
+            out[i] = np.median(z[of])
     return np.exp(out)
 
 
@@ -847,7 +854,6 @@ def _spread_to_all(
     key_state: State, keyframes: IntArray, placed: NDArray[np.bool_], frames: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Start values for every frame: keyframe cameras interpolated on the group. World-to-camera R, t and log focal."""
-    from ..dataset.cameras import interpolate_poses, se3_inverse
 
     good = np.nonzero(placed)[0]
     matrices = np.tile(np.eye(4), (len(good), 1, 1))
@@ -873,7 +879,7 @@ def _all_frames(
 ) -> CameraSolution:
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
-    problem, _ = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
+    problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
     device = problem.frame.device
     rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
     state = State(
@@ -1009,9 +1015,9 @@ def _summarise(
     frames = problem.num_frames
     frame = problem.frame
     inlier = solution.weight > 0.3
-    num = ba._sum_by(frame, torch.ones_like(solution.weight), frames)
-    num_in = ba._sum_by(frame, inlier.double(), frames)
-    square = ba._sum_by(
+    num = ba.sum_by(frame, torch.ones_like(solution.weight), frames)
+    num_in = ba.sum_by(frame, inlier.double(), frames)
+    square = ba.sum_by(
         frame, torch.where(inlier, solution.residual_px**2, torch.zeros_like(solution.residual_px)), frames
     )
     reprojection = (square / num_in.clamp_min(1)).sqrt()
@@ -1019,7 +1025,6 @@ def _summarise(
     translation = state.translation.cpu().numpy()
     world_to_camera = np.tile(np.eye(4), (frames, 1, 1))
     world_to_camera[:, :3, :3], world_to_camera[:, :3, 3] = rotation, translation
-    from ..dataset.cameras import interpolate_poses, se3_inverse
 
     pose = se3_inverse(world_to_camera)
     pose = se3_inverse(pose[:1]) @ pose
@@ -1126,7 +1131,7 @@ def scale_sweep(
         )
         uv, q = ba.project(pair, replace(state, points=world))
         squared = (((uv - pair.uv_px) / pair.sigma_px[:, None]) ** 2).sum(1)
-        rho, _ = ba._cauchy(
+        rho, _ = ba.cauchy(
             torch.where(q[:, 2] > 1e-6, squared, torch.full_like(squared, 1e6)), config.robust_scale
         )
         rows.append([factor, float(rho.mean())])

@@ -69,6 +69,8 @@ class RenderedFrames:
     source_height: int
     source_width: int
     num_source_frames: int | None
+    pixel_aspect: float = 1.0
+    cuts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.timing.frame_index)
