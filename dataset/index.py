@@ -1,9 +1,8 @@
 """`index.parquet`: all per-clip columns of a dataset in one small file, and where each clip lies.
 
-Counting or selecting among 213k clips would otherwise read the footers of hundreds of parts. The index is
-derived: it can be deleted at any time, is ignored as soon as the parts differ from those it was made from,
-    and says nothing that
-the parts do not say.
+Counting or selecting among 213k clips would otherwise read the footers of hundreds of parts. The index is derived: it
+can be deleted at any time, says nothing that the parts do not say, and is ignored as soon as the parts are not those
+that it was made from, each with the size and the time of change that it had then.
 """
 
 from __future__ import annotations
@@ -25,8 +24,21 @@ _LEFT_OUT = ("scale_frame", "scale_value", "error", "stage_wall_s")
 _NAME = "index.parquet"
 
 
+def refresh_index(out: str | Path) -> Path | None:
+    """Bring `<out>/index.parquet` up to date and return it; None if there are no parts yet.
+
+    Raises:
+        ValueError: a part that cannot be read.
+    """
+    out = Path(out)
+    files = [str(part) for part in list_parts(out)]
+    if not files:
+        return None
+    return write_index(out) if open_index(out, files) is None else out / _NAME
+
+
 def write_index(out: str | Path) -> Path:
-    """Write `<out>/index.parquet` for a finished dataset and return it.
+    """Write `<out>/index.parquet` for the parts that are there and return it.
 
     Raises:
         ValueError: no parts, or a part that cannot be read.
@@ -35,6 +47,9 @@ def write_index(out: str | Path) -> Path:
     parts = list_parts(out)
     if not parts:
         raise ValueError(f"{out}: no part files below data/source=*/; is this the --out folder of a run?")
+    stamps = [
+        _stamp(out, part) for part in parts
+    ]  # before reading: a part that changes meanwhile makes it stale
     tables: list[pa.Table] = []
     for number, part in enumerate(parts):
         try:
@@ -58,7 +73,7 @@ def write_index(out: str | Path) -> Path:
     table = pa.concat_tables(tables, promote_options="permissive")
     metadata = {
         "theodolite.schema_version": str(SCHEMA_VERSION),
-        "theodolite.parts": json.dumps([[str(p.relative_to(out)), p.stat().st_size] for p in parts]),
+        "theodolite.parts": json.dumps(stamps),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", row_group_size=1 << 20)
@@ -81,13 +96,12 @@ def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
     version = (schema.metadata or {}).get(b"theodolite.schema_version")
     if version != str(SCHEMA_VERSION).encode():
         return None
-    written = path.stat().st_mtime_ns
-    parts: list[list[str | int]] = []
-    for file in files:
-        status = Path(file).stat()
-        if status.st_mtime_ns > written:
-            return None
-        parts.append([str(Path(file).relative_to(out)), status.st_size])
-    if json.loads((schema.metadata or {})[b"theodolite.parts"]) != parts:
+    if json.loads((schema.metadata or {})[b"theodolite.parts"]) != [_stamp(out, Path(f)) for f in files]:
         return None
     return pads.dataset(str(path), format="parquet")
+
+
+def _stamp(out: Path, part: Path) -> list[str | int]:
+    """What tells a part from another one of the same name without reading it."""
+    status = part.stat()
+    return [str(part.relative_to(out)), status.st_size, status.st_mtime_ns]

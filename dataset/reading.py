@@ -39,9 +39,8 @@ def open_dataset(path: str | Path) -> ClipDataset:
     if local.is_dir():
         root = local / "data" if (local / "data").is_dir() else local
         filesystem: Any = pafs.LocalFileSystem()
-        files = sorted(
-            str(p) for p in root.rglob("*.parquet") if not p.name.startswith((".", "_", "index.parquet"))
-        )
+        found = (p for p in root.rglob("*.parquet") if not p.name.startswith((".", "_", "index.parquet")))
+        files = [str(p) for p in sorted(found)]  # in the order of `list_parts`, to which the index refers
         index = open_index(local, files) if root != local else None
     elif isinstance(path, str) and path.count("/") == 1 and not local.exists():
         from huggingface_hub import HfFileSystem
@@ -86,6 +85,22 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{files[0]} and its neighbours disagree on column types: {error}") from error
     return pads.FileSystemDataset(fragments, schema, _PARQUET, filesystem)
+
+
+_MAX_OPEN_PARTS = 64
+"""Parts that `row` keeps open: files are limited (often to 1024 a process), and footers take memory."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An open part file."""
+
+    file: pq.ParquetFile
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Its columns; pyarrow computes the schema anew at every access."""
+        return frozenset(self.file.schema_arrow.names)
 
 
 @dataclass(frozen=True)
@@ -167,18 +182,18 @@ class ClipDataset:
             yield from (batch for batch in stream if batch.num_rows)
             return
         for part, group, rows in self._groups(places):
-            wanted = None if names is None else [name for name in names if name in part.schema_arrow.names]
-            table = part.read_row_group(group, columns=wanted, use_threads=False)
+            wanted = None if names is None else [name for name in names if name in part.names]
+            table = part.file.read_row_group(group, columns=wanted, use_threads=False)
             table = self._complete(table if rows is None else table.take(rows), names)
             yield from (batch for batch in table.to_batches(max_chunksize=batch_size) if batch.num_rows)
 
-    def _groups(self, places: pa.Table | None) -> Iterator[tuple[pq.ParquetFile, int, list[int] | None]]:
+    def _groups(self, places: pa.Table | None) -> Iterator[tuple[_Part, int, list[int] | None]]:
         """Row groups one after the other, all of them or those with wanted rows; one part is open at a
         time."""
         if places is None:
             for file in self.files:
                 part = self._open_part(file)
-                yield from ((part, group, None) for group in range(part.num_row_groups))
+                yield from ((part, group, None) for group in range(part.file.num_row_groups))
             return
         wanted: dict[int, dict[int, list[int]]] = {}
         for file, group, row in zip(*(places[c].to_pylist() for c in PLACE_COLUMNS), strict=True):
@@ -190,8 +205,9 @@ class ClipDataset:
     def _complete(self, table: pa.Table, names: list[str] | None) -> pa.Table:
         """The table with columns that only other parts have as nulls, in the order asked for."""
         known = names if names is not None else self.arrow.schema.names if "arrow" in self.__dict__ else None
+        present = set(table.schema.names)
         for name in () if known is None else known:
-            if name not in table.schema.names:
+            if name not in present:
                 field = self.arrow.schema.field(name)
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table if known is None else table.select(known)
@@ -206,26 +222,30 @@ class ClipDataset:
 
         Raises:
             KeyError: no such clip.
+            ValueError: its part was rewritten since the dataset was opened.
         """
         try:
             file, group, offset = self._places[clip_id]
         except KeyError:
             raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(self._places)}") from None
-        part = self._open_parts.get(file)
-        if part is None:
-            part = self._open_parts[file] = self._open_part(self.files[file])
-        table = part.read_row_group(group, use_threads=False).slice(offset, 1)
-        return rows_from_table(self._complete(table, None))[0]
+        part = self._open_parts.pop(file, None) or self._open_part(self.files[file])
+        self._open_parts[file] = part
+        if len(self._open_parts) > _MAX_OPEN_PARTS:
+            del self._open_parts[next(iter(self._open_parts))]
+        table = part.file.read_row_group(group, use_threads=False).slice(offset, 1)
+        (row,) = rows_from_table(self._complete(table, None)) or [None]
+        if row is None or row.clip_id != clip_id:
+            raise ValueError(
+                f"{self.files[file]}: was rewritten since the dataset was opened, and clip {clip_id} is elsewhere; "
+                "open it again"
+            )
+        return row
 
-    def _open_part(self, file: str) -> pq.ParquetFile:
+    def _open_part(self, file: str) -> _Part:
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        part = (
-            pq.ParquetFile(file, memory_map=True)
-            if local
-            else pq.ParquetFile(self.filesystem.open_input_file(file))
-        )
-        check_version(part.schema_arrow.metadata, where=file)
-        return part
+        part = pq.ParquetFile(file if local else self.filesystem.open_input_file(file))
+        check_version(part.metadata.metadata, where=file)
+        return _Part(part)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was read meanwhile: open files do not travel to other processes."""
@@ -253,7 +273,8 @@ class ClipDataset:
         return list(columns)
 
     @cached_property
-    def _open_parts(self) -> dict[int, pq.ParquetFile]:
+    def _open_parts(self) -> dict[int, _Part]:
+        """Parts that `row` keeps open, by number; the one used last comes last."""
         return {}
 
     @cached_property

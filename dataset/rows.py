@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -287,41 +288,57 @@ def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
     Raises:
         ValueError: a declared column is missing, or a row breaks the rules of `Row`.
     """
-    missing = [c.name for c in COLUMNS if c.name not in table.schema.names and not c.nullable]
+    names = table.schema.names  # computed anew by every access
+    missing = [c.name for c in COLUMNS if c.name not in names and not c.nullable]
     if missing:
         raise ValueError(f"table lacks the columns {', '.join(missing)}; read all columns to build rows")
-    rows = []
-    for i in range(table.num_rows):
-        values: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        for name in table.schema.names:
-            scalar = table.column(name)[i]
-            if name not in COLUMN_BY_NAME:
-                extra[name] = scalar.as_py()
-            elif name != "num_frames":
-                values[name] = _value(name, scalar)
-        rows.append(Row(**values, extra=extra))
-    return rows
+    if not table.num_rows:
+        return []
+    columns: dict[str, list[Any]] = {}
+    unknown: dict[str, list[Any]] = {}
+    for name, column in zip(names, table.columns, strict=True):
+        array = _one_array(column)
+        if name not in COLUMN_BY_NAME:
+            unknown[name] = array.to_pylist()
+        elif name != "num_frames":
+            columns[name] = _values(name, array)
+    return [
+        Row(
+            **{name: values[i] for name, values in columns.items()},
+            extra={name: values[i] for name, values in unknown.items()},
+        )
+        for i in range(table.num_rows)
+    ]
 
 
-def _value(name: str, scalar: Any) -> Any:
-    if not scalar.is_valid:
-        return None
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _values(name: str, array: pa.Array) -> list[Any]:
+    """Values of one column as `Row` takes them; lists of numbers are views of the column's memory."""
     if name in _ARRAY_TAIL:
-        flat = scalar.values.to_numpy(zero_copy_only=False)
-        if name == "camera_to_world":
-            if len(flat) % 12:
-                raise ValueError(f"camera_to_world has {len(flat)} values, not 12 per frame")
-            return flat.reshape(-1, 3, 4)
-        if len(flat) % int(np.prod(_ARRAY_TAIL[name], dtype=int)):
-            raise ValueError(f"{name} has {len(flat)} values, not {_ARRAY_TAIL[name]} per frame")
-        return flat.reshape(-1, *_ARRAY_TAIL[name])
+        assert isinstance(array, pa.ListArray)
+        tail = (3, 4) if name == "camera_to_world" else _ARRAY_TAIL[name]
+        size = math.prod(tail)
+        flat = array.values.to_numpy(zero_copy_only=False)
+        ends = array.offsets.to_numpy().tolist()
+        valid = array.is_valid().to_pylist() if array.null_count else [True] * len(array)
+        result: list[Any] = []
+        for i, known in enumerate(valid):
+            count = ends[i + 1] - ends[i]
+            if count % size:
+                raise ValueError(f"{name} has {count} values, not {size} per frame")
+            result.append(flat[ends[i] : ends[i + 1]].reshape(-1, *tail) if known else None)
+        return result
+    values = array.to_pylist()
     if name == "gates":
-        return tuple(Gate(**gate) for gate in scalar.as_py())
+        return [tuple(Gate(**gate) for gate in gates) for gates in values]
     if name in _MAPS:
-        return dict(scalar.as_py())
-    value = scalar.as_py()
-    return tuple(value) if isinstance(value, list) else value
+        return [None if value is None else dict(value) for value in values]
+    return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
 _ARRAY_TAIL = {name: tail for name, _dtype, tail in _ARRAYS}

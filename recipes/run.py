@@ -15,6 +15,7 @@ from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes
 from ..annotate.geometry.given import read_intrinsics
 from ..annotate.sources import media_root, read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
+from ..dataset.index import refresh_index
 from ..dataset.reading import open_dataset
 from ..dataset.report import Truth
 from ..dataset.trajectories import read_trajectory
@@ -82,6 +83,7 @@ def run_annotate(
             job = Job(out=out.resolve(), config=recipe.annotate, mode=recipe.mode, recipe_hash=digest)
             tally = run_plan(plan, job, workers=workers, scheduler=scheduler, show_progress=show_progress)
             record(now_iso(), tally)
+        refresh_index(out)
         whole = Tally()
         whole.add(read_outcomes(out))
     return f"{out}: {whole.done} clips: {whole}\n{_failures(whole)}".rstrip(), 1 if whole.failed else 0

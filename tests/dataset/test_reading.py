@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import theodolite.dataset
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
-from theodolite.dataset.index import write_index
+from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row
 
@@ -179,6 +182,77 @@ def test_the_index_answers_like_the_parts_and_is_ignored_when_stale(
     store.write_part(out, [make_row(9, media="elsewhere.mp4")], shard_id="z", recipe_hash="recipe1")
     assert part.is_file()
     assert theodolite.dataset.open(out).row("clip_0009").media == "elsewhere.mp4"
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "replaced", "replaced by one as old and as long"])
+def test_a_stale_index_is_noticed(
+    out: Path, make_row: Callable[..., Row], make_dataset: Callable, change: str
+) -> None:
+    victim = store.part_path(out, source="demo", shard_id="b")
+    write_index(out)
+    assert refresh_index(out) == out / "index.parquet"
+    stamp, ids = victim.stat(), {f"clip_{i:04d}" for i in range(6)}
+    if change == "added":
+        make_dataset(out, {"z": [make_row(9)]})
+        ids |= {"clip_0009"}
+    elif change == "removed":
+        victim.unlink()
+        ids -= {"clip_0003"}
+    else:
+        store.write_part(out, [make_row(3, clip_id="clip_0008")], shard_id="b", recipe_hash="recipe1")
+        ids = ids - {"clip_0003"} | {"clip_0008"}
+        if "long" in change:
+            assert victim.stat().st_size == stamp.st_size
+            os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns - 10**9))
+    stale = theodolite.dataset.open(out)
+    assert stale.index is None
+    refresh_index(out)
+    fresh = theodolite.dataset.open(out)
+    assert fresh.index is not None
+    for clips in (stale, fresh):
+        assert set(clips.to_table(["clip_id"])["clip_id"].to_pylist()) == ids
+        assert {clips.row(i).clip_id for i in ids} == ids
+        assert {r.clip_id for r in clips.where(pc.field("num_frames") > 0).rows()} == {
+            r.clip_id for r in clips.rows() if r.num_frames
+        }
+
+
+def test_a_part_rewritten_under_an_open_dataset_is_noticed(out: Path, make_row: Callable[..., Row]) -> None:
+    refresh_index(out)
+    clips = theodolite.dataset.open(out)
+    assert clips.row("clip_0000").clip_id == "clip_0000"
+    store.write_part(out, [make_row(8)], shard_id="b", recipe_hash="recipe1")
+    with pytest.raises(ValueError, match=r"part-b\.parquet: was rewritten since .* clip clip_0003"):
+        clips.row("clip_0003")
+
+
+def test_sources_of_which_one_name_begins_with_the_other(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    for number, source in enumerate(("demo", "demo-2", "demo_3")):
+        make_dataset(tmp_path, {str(number): [make_row(number, source=source)]})
+    refresh_index(tmp_path)
+    clips = theodolite.dataset.open(tmp_path)
+    assert clips.index is not None
+    assert [clips.row(f"clip_{i:04d}").source for i in range(3)] == ["demo", "demo-2", "demo_3"]
+
+
+def test_clips_of_more_parts_than_files_may_be_open(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    out = tmp_path / "out"
+    store.prepare_output(out, recipe_hash="recipe1")
+    for i in range(150):
+        store.write_part(out, [make_row(i, frames=3)], shard_id=f"{i:03d}", recipe_hash="recipe1")
+    refresh_index(out)
+    script = """
+import resource, sys, pyarrow.fs, theodolite.dataset
+clips = theodolite.dataset.open(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (110, 110))
+print(sum(clips.row(f"clip_{i:04d}").num_frames for _ in range(2) for i in range(150)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "900"), done.stderr
 
 
 def test_streams_with_and_without_index_agree(out: Path) -> None:

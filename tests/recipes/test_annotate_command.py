@@ -264,6 +264,7 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
     assert [p.name for p in list_parts(out)] == [p.name for p in list_parts(tmp_path / "whole")]
     assert not [p for p in out.rglob("*") if "tmp" in p.name]
     assert theodolite("validate", out).returncode == 0
+    assert open_dataset(out).index is not None  # written at the end of the resumed run, of all its parts
 
 
 # --- usage -------------------------------------------------------------------------------------
