@@ -16,7 +16,7 @@ Method: iteratively reweighted Umeyama (1991) per edge; Gauss-Newton on the mani
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Annotated
 
@@ -162,6 +162,33 @@ def align_windows(windows: Sequence[Window], config: AlignConfig | None = None) 
         ValueError: no windows, a window without frames, or windows that no chain of edges connects (named).
     """
     config = config or AlignConfig()
+    return _solve_graph(windows, _all_edges(windows, config), config)
+
+
+def align_connected(
+    windows: Sequence[Window], config: AlignConfig | None = None
+) -> tuple[list[int], Aligned]:
+    """Bring those windows together that hang together: the connected part that holds most frames.
+
+    Returns:
+        Numbers of the windows used, and their alignment (in which they count from 0).
+    Raises:
+        ValueError: no windows, or a window without frames.
+    """
+    config = config or AlignConfig()
+    edges = _all_edges(windows, config)
+    part = list(range(len(windows)))
+    for edge in edges:
+        keep, drop = sorted((part[edge.a], part[edge.b]))
+        part = [keep if p == drop else p for p in part]
+    parts = [[i for i, p in enumerate(part) if p == label] for label in sorted(set(part))]
+    used = max(parts, key=lambda ws: len(np.unique(np.concatenate([windows[i].frame for i in ws]))))
+    number = {w: i for i, w in enumerate(used)}
+    inside = tuple(replace(e, a=number[e.a], b=number[e.b]) for e in edges if e.a in number)
+    return used, _solve_graph([windows[i] for i in used], inside, config)
+
+
+def _all_edges(windows: Sequence[Window], config: AlignConfig) -> tuple[Edge, ...]:
     if not windows:
         raise ValueError("no windows to align")
     for i, window in enumerate(windows):
@@ -169,11 +196,14 @@ def align_windows(windows: Sequence[Window], config: AlignConfig | None = None) 
             raise ValueError(
                 f"window {i} must hold at least one frame and each only once, got {window.frame}"
             )
-    edges = tuple(
+    return tuple(
         edge
         for a, b in combinations(range(len(windows)), 2)
         if (edge := fit_edge(a, b, windows, config)) is not None
     )
+
+
+def _solve_graph(windows: Sequence[Window], edges: tuple[Edge, ...], config: AlignConfig) -> Aligned:
     rotation, translation, log_scale = _spanning_tree(len(windows), edges)
     weight = np.ones(len(edges))
     for _ in range(config.iterations):

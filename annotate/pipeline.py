@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,8 +23,17 @@ from ..dataset.rows import Gate, Row
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
 from .gates import REASONS, describe_failure, image_motion, judge, sweep_minimum
-from .geometry.base import SequenceGeometryResult
-from .geometry.choose import MetricDepth, metric_anchor, sequence_geometry
+from .geometry.base import (
+    AnchorFrame,
+    AnchorStreamOf,
+    MetricAnchor,
+    SequenceGeometry,
+    SequenceGeometryResult,
+    SequenceStream,
+    StreamedAnchor,
+    StreamedGeometry,
+)
+from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
 from .scale import ScaleEstimate, estimate_scale
 from .solve import CameraSolution, solve_cameras
 from .tracks import ImageMeasurements, measure_images
@@ -36,6 +45,19 @@ log = logging.getLogger(__name__)
 Mode = Literal["estimate", "given_depth", "given_pose"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimators:
+    """What judges structure and metric scale."""
+
+    sequence: SequenceGeometry | StreamedGeometry
+    anchor: MetricAnchor | StreamedAnchor | None
+
+    @staticmethod
+    def of(config: GeometryConfig) -> Estimators:
+        """Those that a recipe names; networks are loaded once a process."""
+        return Estimators(sequence=sequence_geometry(config), anchor=metric_anchor(config))
+
+
 @dataclass
 class _Progress:
     """What is known of a clip so far; a row can be made from it at any point."""
@@ -45,6 +67,8 @@ class _Progress:
     recipe_hash: str
     frames: ClipFrames | None = None
     geometry: SequenceGeometryResult | None = None
+    anchors: list[AnchorFrame] = field(default_factory=list)
+    networks: list[SequenceStream | AnchorStreamOf] = field(default_factory=list)
     scale: ScaleEstimate | None = None
     measured: ImageMeasurements | None = None
     cameras: CameraSolution | None = None
@@ -62,7 +86,14 @@ class _Progress:
             self.wall_s[name] = self.wall_s.get(name, 0.0) + time.perf_counter() - start
 
 
-def annotate_clip(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row:
+def annotate_clip(
+    clip: ClipRef,
+    config: AnnotateConfig,
+    *,
+    mode: Mode,
+    recipe_hash: str,
+    estimators: Estimators | None = None,
+) -> Row:
     """Annotate one clip; never raises for a bad clip.
 
     Args:
@@ -70,6 +101,7 @@ def annotate_clip(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_h
         config: the `annotate` section of the recipe.
         mode: which geometry is given.
         recipe_hash: of the resolved recipe, kept in the row.
+        estimators: used instead of those that `config.geometry` names (simulators of networks).
     Returns:
         The row: accepted, or rejected with reasons. An unexpected exception becomes the reason `internal_error`
         with its traceback in `error`.
@@ -77,7 +109,7 @@ def annotate_clip(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_h
     progress = _Progress(clip=clip, mode=mode, recipe_hash=recipe_hash)
     start = time.perf_counter()
     try:
-        _run(progress, config)
+        _run(progress, config, estimators or Estimators.of(config.geometry))
     except ClipRejection as rejection:
         progress.reasons.append((rejection.reason, rejection.detail))
     except MemoryError:
@@ -90,39 +122,17 @@ def annotate_clip(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_h
     return _row(progress)
 
 
-def _run(progress: _Progress, config: AnnotateConfig) -> None:
+def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) -> None:
     clip = progress.clip
     with progress.stage("open"):
         frames = progress.frames = open_clip(clip, config.decode)
-    missing: ClipRejection | None = None
-    with progress.stage("geometry"):
-        try:
-            progress.geometry = sequence_geometry(config.geometry).run(clip, frames)
-        except ClipRejection as rejection:
-            if rejection.reason != "depth_missing":
-                raise
-            missing = rejection
-    if progress.geometry is not None and (
-        progress.geometry.given_camera_to_world or progress.geometry.given_intrinsics
-    ):
-        # Read and checked, but the bundle cannot hold them fixed yet; estimating them anew would ignore the source.
-        raise ClipRejection(
-            "given_cameras_unsupported",
-            f"clip {clip.clip_id}: given poses or intrinsics cannot be kept yet; leave camera_to_world_path and"
-            " intrinsics_path out of the index to have them estimated",
-        )
-    if progress.geometry is not None:
-        with progress.stage("scale"):
-            progress.scale = _scale(progress.geometry, clip, frames, config)
-        if progress.scale.metres_per_unit is None:
-            detail = f"{progress.scale.num_frames_used} usable anchor frames of {len(progress.scale.frame)}"
-            progress.reasons += [(reason, detail) for reason in progress.scale.reasons]
-            return
-    with progress.stage("tracks"):
-        measured = progress.measured = measure_images(
-            frames, height=frames.height, width=frames.width, config=config.tracks
-        )
-    _reject_cuts(frames)
+    if hasattr(estimators.sequence, "start"):
+        missing = _stream(progress, frames, config, estimators)
+    else:
+        missing = _given(progress, frames, config, estimators)
+    measured = progress.measured
+    if measured is None:
+        return
     if missing is not None:
         # Without depth there is no unit of length; say also when there was nothing to see anyway.
         motion = image_motion(measured)
@@ -133,8 +143,8 @@ def _run(progress: _Progress, config: AnnotateConfig) -> None:
         progress.reasons.append(("no_metric_scale", missing.detail))
         return
     assert progress.geometry is not None
-    assert progress.scale is not None
-    assert progress.scale.metres_per_unit is not None
+    if progress.scale is None or progress.scale.metres_per_unit is None:
+        return
     depth = MetricDepth(progress.geometry.depth, progress.scale.metres_per_unit)
     with progress.stage("bundle"):
         cameras = progress.cameras = solve_cameras(
@@ -151,15 +161,112 @@ def _run(progress: _Progress, config: AnnotateConfig) -> None:
     progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
 
 
-def _scale(
-    geometry: SequenceGeometryResult, clip: ClipRef, frames: ClipFrames, config: AnnotateConfig
-) -> ScaleEstimate:
-    anchor = metric_anchor(config.geometry)
-    found = []
-    if anchor is not None and geometry.metres_per_unit is None:
-        step = max(1, round(frames.timing.fps / config.geometry.anchor_fps))
-        found = anchor.run(clip, frames, list(range(step // 2, len(frames), step)), geometry.focal_px)
-    return estimate_scale(geometry, found, num_frames=len(frames), config=config.scale)
+def _given(
+    progress: _Progress, frames: ClipFrames, config: AnnotateConfig, estimators: Estimators
+) -> ClipRejection | None:
+    """Geometry that is there before any frame is looked at, its scale, then tracks.
+
+    Returns:
+        The rejection of a clip that has no depth at all, so that its tracks can still be judged.
+    """
+    clip = progress.clip
+    sequence: SequenceGeometry = estimators.sequence  # type: ignore[assignment]
+    missing: ClipRejection | None = None
+    with progress.stage("geometry"):
+        try:
+            progress.geometry = sequence.run(clip, frames)
+        except ClipRejection as rejection:
+            if rejection.reason != "depth_missing":
+                raise
+            missing = rejection
+    geometry = progress.geometry
+    if geometry is not None and (geometry.given_camera_to_world or geometry.given_intrinsics):
+        # Read and checked, but the bundle cannot hold them fixed yet; estimating them anew would ignore the source.
+        raise ClipRejection(
+            "given_cameras_unsupported",
+            f"clip {clip.clip_id}: given poses or intrinsics cannot be kept yet; leave camera_to_world_path and"
+            " intrinsics_path out of the index to have them estimated",
+        )
+    if geometry is not None:
+        with progress.stage("scale"):
+            anchor: MetricAnchor | None = estimators.anchor  # type: ignore[assignment]
+            found: Iterable[AnchorFrame] = []
+            if anchor is not None and geometry.metres_per_unit is None:
+                found = anchor.run(clip, frames, _metric_frames(frames, config), geometry.focal_px)
+            _set_scale(progress, found, frames, config)
+        if progress.reasons:
+            return None
+    with progress.stage("tracks"):
+        progress.measured = measure_images(
+            frames, height=frames.height, width=frames.width, config=config.tracks
+        )
+    _reject_cuts(frames)
+    return missing
+
+
+def _metric_frames(frames: ClipFrames, config: AnnotateConfig) -> list[int]:
+    step = max(1, round(frames.timing.fps / config.geometry.anchor_fps))
+    return list(range(step // 2, len(frames), step))
+
+
+def _stream(
+    progress: _Progress, frames: ClipFrames, config: AnnotateConfig, estimators: Estimators
+) -> ClipRejection | None:
+    """One pass over the frames feeds tracks and networks alike; then geometry and scale.
+
+    Networks run in a thread of their own: while they work on one window, the next is decoded and tracked.
+    """
+    clip = progress.clip
+    sequence: StreamedGeometry = estimators.sequence  # type: ignore[assignment]
+    anchor = estimators.anchor
+    wanted = sequence.wanted(frames)
+    stream = sequence.start(clip, frames)
+    metric: AnchorStreamOf | None = None
+    if anchor is not None:
+        # Only frames that carry sequence depth can be compared with it: the anchors nearest to an even spread.
+        even = np.asarray(_metric_frames(frames, config))
+        chosen = np.unique(wanted[np.abs(wanted[None] - even[:, None]).argmin(1)])
+        metric = anchor.start(clip, frames, chosen.tolist())  # type: ignore[union-attr]
+    streams = progress.networks = [stream, *([metric] if metric is not None else [])]
+
+    def shown() -> Iterator[NDArray[np.uint8]]:
+        for number, rgb in enumerate(frames):
+            for each in streams:
+                each.add(number, rgb)
+            yield rgb
+
+    try:
+        with progress.stage("tracks"):
+            progress.measured = measure_images(
+                shown(),
+                height=frames.height,
+                width=frames.width,
+                config=config.tracks,
+            )
+        _reject_cuts(frames)
+        with progress.stage("geometry"):
+            progress.geometry = stream.finish()
+            if metric is not None:
+                progress.anchors = metric.finish(progress.geometry.focal_px)
+    finally:
+        for each in streams:
+            each.close()
+        progress.wall_s["networks_busy"] = sum(each.busy_s for each in streams)
+    with progress.stage("scale"):
+        _set_scale(progress, progress.anchors, frames, config)
+    return None
+
+
+def _set_scale(
+    progress: _Progress, found: Iterable[AnchorFrame], frames: ClipFrames, config: AnnotateConfig
+) -> None:
+    assert progress.geometry is not None
+    scale = progress.scale = estimate_scale(
+        progress.geometry, found, num_frames=len(frames), config=config.scale
+    )
+    if scale.metres_per_unit is None:
+        detail = f"{scale.num_frames_used} usable anchor frames of {len(scale.frame)}"
+        progress.reasons += [(reason, detail) for reason in scale.reasons]
 
 
 def _reject_cuts(frames: ClipFrames) -> None:
@@ -204,14 +311,13 @@ def _row(progress: _Progress) -> Row:
         values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
     if cameras is not None and frames is not None:
         values.update(_camera_columns(cameras, frames))
-    if progress.geometry is not None:
-        values.update(
-            weights=progress.geometry.weights,
-            weight_licences=progress.geometry.weight_licences,
-            stand_in=progress.geometry.stand_in,
-        )
-    else:
-        values["stand_in"] = False
+    # Also of a clip that was rejected before its networks answered: what took part is said of every row.
+    used = progress.networks or [n for n in (progress.geometry,) if n is not None]
+    values.update(
+        weights=tuple(w for n in used for w in n.weights),
+        weight_licences=tuple(w for n in used for w in n.weight_licences),
+        stand_in=any(n.stand_in for n in used),
+    )
     return Row(
         clip_id=clip.clip_id,
         source=clip.source,

@@ -12,7 +12,46 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from ..dataset.strict import Strict
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WeightsChoice(Strict):
+    """Which file of a network's weights a recipe uses."""
+
+    path: Path | None = None
+    """A local file; null: the hub's cache, which `theodolite weights pull` fills."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """Commit of the weights' repository; needed with the hub's cache until one is pinned here."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Expected digest of the file."""
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto`: a CUDA device if there is one, else the CPU; anything else as torch names it.
+
+    Raises:
+        ValueError: the device is unknown or not there.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"geometry.device {device!r}: use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"geometry.device {device!r}: this machine has no usable CUDA device; use auto or cpu"
+        )
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

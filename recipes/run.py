@@ -12,6 +12,7 @@ import numpy as np
 from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import open_clip
 from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
+from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given import read_intrinsics
 from ..annotate.sources import media_root, read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
@@ -46,7 +47,8 @@ def run_annotate(
     Returns:
         Summary of the whole dataset, and 0, or 1 if some clips failed (they are listed).
     Raises:
-        ValueError: the source cannot be read, or `out` belongs to something else; nothing has been written.
+        ValueError: the source cannot be read, weights are missing, or `out` belongs to something else; nothing has been
+            written.
         RunAborted: disk full, cluster gone.
     """
 
@@ -61,6 +63,7 @@ def run_annotate(
             f" {plan.num_shards} shards of up to {recipe.output.clips_per_shard}; nothing was written to {out}",
             0,
         )
+    check_estimators(recipe.annotate.geometry)
     digest = recipe_hash(recipe)
     started, start = now_iso(), time.time()
     with open_output(out, recipe_hash=digest):

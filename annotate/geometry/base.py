@@ -7,8 +7,8 @@ The scale stage compares the two; nobody else turns units into metres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +55,9 @@ class SequenceGeometryResult:
         weights: names and revisions of network weights used; empty for given and rendered geometry.
         weight_licences: their licences, in the same order.
         stand_in: True if any weight was random; such rows can never be exported.
+        own_metres_per_unit: what the estimator itself believes its unit to be worth, without any metric anchor; an
+            opinion to be compared, never a declaration. None where it has none.
+        diagnostics: numbers for the row's `metrics`, by name with unit suffix.
     """
 
     depth: DepthMaps
@@ -69,6 +72,8 @@ class SequenceGeometryResult:
     weights: tuple[str, ...] = ()
     weight_licences: tuple[str, ...] = ()
     stand_in: bool = False
+    own_metres_per_unit: float | None = None
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
 
 
 class SequenceGeometry(Protocol):
@@ -108,3 +113,66 @@ class MetricAnchor(Protocol):
             focal_px: (F, 2) current focal estimate for the stored size, or None.
         """
         ...
+
+
+class SequenceStream(Protocol):
+    """A sequence geometry at work on one clip: it is shown the frames as they go by."""
+
+    busy_s: float
+    """Seconds that its network ran so far."""
+    weights: tuple[str, ...]
+    weight_licences: tuple[str, ...]
+    stand_in: bool
+
+    def add(self, frame: int, rgb: NDArray[np.uint8]) -> None:
+        """Take clip frame `frame`, (height, width, 3) uint8 RGB; every frame is shown once, in order."""
+        ...
+
+    def finish(self) -> SequenceGeometryResult:
+        """Geometry of the clip, after its last frame."""
+        ...
+
+    def close(self) -> None:
+        """Stop early; nothing that has not begun is begun."""
+        ...
+
+
+class StreamedGeometry(Protocol):
+    """A sequence geometry that needs no pass over the frames of its own: decoding, tracking and it share one."""
+
+    name: str
+
+    def start(self, clip: ClipRef, frames: ClipFrames) -> SequenceStream: ...
+
+    def wanted(self, frames: ClipFrames) -> NDArray[np.int64]:
+        """Clip frames that will carry depth."""
+        ...
+
+
+class AnchorStreamOf(Protocol):
+    """A metric anchor at work on one clip."""
+
+    busy_s: float
+    weights: tuple[str, ...]
+    weight_licences: tuple[str, ...]
+    stand_in: bool
+
+    def add(self, frame: int, rgb: NDArray[np.uint8]) -> None: ...
+
+    def finish(self, focal_px: FloatArray | None) -> list[AnchorFrame]:
+        """Metric depth of the chosen frames, after the last frame.
+
+        Args:
+            focal_px: (F, 2) as for `MetricAnchor.run`, NaN rows where unknown.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class StreamedAnchor(Protocol):
+    """A metric anchor that shares the pass over the frames."""
+
+    name: str
+
+    def start(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> AnchorStreamOf: ...

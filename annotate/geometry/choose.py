@@ -8,38 +8,110 @@ import numpy as np
 from pydantic import Field
 
 from ...dataset.strict import Strict
-from .base import DepthMaps, FloatArray, MetricAnchor, SequenceGeometry
+from ..anchors import AnchorsConfig
+from ..weights import choose_device, resolve
+from .base import DepthMaps, FloatArray, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
 from .given import GivenAnchor, GivenConfig, GivenGeometrySource
+from .moge2 import MoGe2Anchor, MoGe2Config, moge2_network
+from .pi3x import Pi3XConfig, Pi3XGeometry, pi3x_network
 from .rendered import RenderedAnchor, RenderedConfig, RenderedGeometrySource
 
 
 class GeometryConfig(Strict):
     """Estimators of structure and of metric scale."""
 
-    sequence: Literal["given", "rendered"] = "given"
+    sequence: Literal["given", "rendered", "pi3x"] = "given"
     """Source of depth that is consistent over the clip."""
-    anchor: Literal["none", "given", "rendered"] = "none"
+    anchor: Literal["none", "given", "rendered", "moge2"] = "none"
     """Source of metric depth on single frames; `none` where the sequence declares its unit."""
     anchor_fps: Annotated[float, Field(gt=0, le=60)] = 1.0
     """Anchor frames per second of video: scale has one degree of freedom, more frames only cost time."""
+    weights: Literal["released", "stand_in"] = "released"
+    """`stand_in`: networks of random numbers, to time a machine or try a recipe. Their answers mean nothing, every row
+    is marked, and such rows are never exported, published or trained on."""
+    stand_in_size: Literal["released", "tiny"] = "released"
+    """Size of stand-in networks: that of the released ones, or one that runs anywhere."""
+    device: str = "auto"
+    """Where networks run: auto, cpu, cuda, cuda:N."""
+    anchors: AnchorsConfig = AnchorsConfig()
+    pi3x: Pi3XConfig = Pi3XConfig()
+    moge2: MoGe2Config = MoGe2Config()
     given: GivenConfig = GivenConfig()
     rendered: RenderedConfig = RenderedConfig()
 
 
-def sequence_geometry(config: GeometryConfig) -> SequenceGeometry:
-    """The configured sequence estimator."""
-    if config.sequence == "given":
-        return GivenGeometrySource(config.given)
-    return RenderedGeometrySource(config.rendered)
+def sequence_geometry(config: GeometryConfig) -> SequenceGeometry | StreamedGeometry:
+    """The configured sequence estimator; networks are loaded once a process.
+
+    Raises:
+        ValueError: weights are absent, damaged or do not fit; the device is not there.
+    """
+    match config.sequence:
+        case "given":
+            return GivenGeometrySource(config.given)
+        case "rendered":
+            return RenderedGeometrySource(config.rendered)
+        case "pi3x":
+            network = pi3x_network(
+                config.pi3x, weights=config.weights, size=config.stand_in_size, device=config.device
+            )
+            return Pi3XGeometry(network, config.anchors)
 
 
-def metric_anchor(config: GeometryConfig) -> MetricAnchor | None:
-    """The configured anchor, or None."""
-    if config.anchor == "given":
-        return GivenAnchor()
-    if config.anchor == "rendered":
-        return RenderedAnchor(config.rendered)
-    return None
+def metric_anchor(config: GeometryConfig) -> MetricAnchor | StreamedAnchor | None:
+    """The configured anchor, or None; networks are loaded once a process.
+
+    Raises:
+        ValueError: as `sequence_geometry`.
+    """
+    match config.anchor:
+        case "given":
+            return GivenAnchor()
+        case "rendered":
+            return RenderedAnchor(config.rendered)
+        case "moge2":
+            network = moge2_network(
+                config.moge2, weights=config.weights, size=config.stand_in_size, device=config.device
+            )
+            return MoGe2Anchor(network, config.moge2)
+        case "none":
+            return None
+
+
+def check_estimators(config: GeometryConfig) -> None:
+    """Make sure, before any work, that what the recipe needs is on this machine; loads nothing.
+
+    Raises:
+        ValueError: one message with everything that is missing: weights with the command that brings them, files with
+            another digest, the device, combinations that cannot work.
+    """
+    problems = []
+    if config.anchor == "moge2" and config.sequence != "pi3x":
+        problems.append(
+            f"geometry.anchor moge2 with geometry.sequence {config.sequence}: MoGe-2 shares the pass over the frames"
+            " with pi3x; use anchor given, rendered or none"
+        )
+    networks = {
+        name: choice
+        for name, choice, used in (
+            ("pi3x", config.pi3x, config.sequence == "pi3x"),
+            (f"moge-2-{config.moge2.variant}", config.moge2, config.anchor == "moge2"),
+        )
+        if used
+    }
+    if networks:
+        try:
+            choose_device(config.device)
+        except ValueError as error:
+            problems.append(str(error))
+    if config.weights == "released":
+        for name, choice in networks.items():
+            try:
+                resolve(name, path=choice.path, revision=choice.revision, sha256=choice.sha256)
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n  ".join(["this recipe cannot run here:", *problems]))
 
 
 class MetricDepth:

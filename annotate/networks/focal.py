@@ -27,24 +27,52 @@ def focal_and_shift(
     iterations: int = 30,
     pooled: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Focal in half image diagonals and shift along z.
+    """Focal in half image diagonals and shift along z of full maps; see `solve_samples`.
 
     Args:
         points: (B, H, W, 3) float32 points up to an unknown shift in z.
         valid: (B, H, W) bool; pixels used.
-        focal: (B,) known focal; only the shift is solved.
         samples: the map is read on a grid of samples x samples pixels.
-        iterations: Levenberg-Marquardt steps; each costs one pass over the grid.
-        pooled: one focal for all maps (frames of one clip), a shift for each. The focal of a single map is biased
-            low on long lenses with noise (20 degrees, 5 %: 3.2 instead of 4.9).
-    Returns:
-        (B,) focal and (B,) shift; focal 1 and shift 0 where fewer than 2 pixels are valid.
+        focal, iterations, pooled: as for `solve_samples`.
     """
+    return solve_samples(
+        *sample_points(points, valid, samples=samples), focal=focal, iterations=iterations, pooled=pooled
+    )
+
+
+def sample_points(points: Tensor, valid: Tensor, *, samples: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """What `solve_samples` needs of full maps: points (B, S, 3), used (B, S) bool, view-plane positions (S, 2)."""
     B, H, W, _ = points.shape
     rows, columns = nearest_grid(H, samples, points.device), nearest_grid(W, samples, points.device)
     grid = points[:, rows][:, :, columns].float().reshape(B, -1, 3)
     use = valid[:, rows][:, :, columns].reshape(B, -1)
     plane = view_plane(W, H, W / H, grid)[0][:, rows][:, :, columns].reshape(2, -1).T
+    return grid, use, plane
+
+
+def solve_samples(
+    grid: Tensor,
+    use: Tensor,
+    plane: Tensor,
+    *,
+    focal: Tensor | None = None,
+    iterations: int = 30,
+    pooled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Focal in half image diagonals and shift along z.
+
+    Args:
+        grid: (B, S, 3) points up to an unknown shift in z.
+        use: (B, S) bool.
+        plane: (S, 2) view-plane position of each sample.
+        focal: (B,) known focal; only the shift is solved.
+        iterations: Levenberg-Marquardt steps; each costs one pass over the samples.
+        pooled: one focal for all maps (frames of one clip), a shift for each. The focal of a single map is biased
+            low on long lenses with noise (20 degrees, 5 %: 3.2 instead of 4.9).
+    Returns:
+        (B,) focal and (B,) shift; focal 1 and shift 0 where fewer than 2 pixels are valid.
+    """
+    B = len(grid)
     weight = (use & grid.isfinite().all(-1)).double()
     xy = torch.where(weight[..., None] > 0, grid[..., :2], 0.0).double()
     z = torch.where(weight > 0, grid[..., 2], 1.0).double()
@@ -70,7 +98,7 @@ def focal_and_shift(
         residual = best_focal(cross, square)[:, None, None] * projected - uv
         return (residual * residual).sum((1, 2))
 
-    shift = torch.zeros(B, dtype=torch.float64, device=points.device)
+    shift = torch.zeros(B, dtype=torch.float64, device=grid.device)
     damping = torch.full_like(shift, 1e-3)
     current = cost(shift)
     # A plane of depth must stay in front of the camera: the nearest valid point bounds the step.

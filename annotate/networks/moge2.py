@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -85,6 +85,11 @@ class MoGe2Size:
             heads=heads,
             scale_dims=(width, width, width, 1),
         )
+
+    @staticmethod
+    def tiny() -> MoGe2Size:
+        """The smallest published layout cut to two blocks, for stand-ins that run on any machine."""
+        return replace(MoGe2Size.released("vits-normal"), depth=2, layers=(0, 1), num_tokens_range=(24, 48))
 
     @staticmethod
     def from_checkpoint(config: Mapping[str, object]) -> MoGe2Size:

@@ -1,0 +1,162 @@
+"""Sequence geometry by Pi3X: windows of anchors through the network, joined by `annotate/anchors.py`.
+
+Facts of the network that matter here: frames of a window are interchangeable and its world frame is arbitrary; its
+metric factor is one guess per window, so windows differ in unit; intrinsics are not predicted but fitted to the rays.
+Images are reduced with width and height scaled separately to multiples of 14, so focal lengths come back per axis.
+Sources: Pi3 (arXiv 2507.13347) and its public inference code.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import cache
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
+from ..clip import ClipRef, ClipRejection
+from ..decode import ClipFrames
+from ..networks.checkpoint import fill_stand_in, load_pi3x
+from ..networks.pi3x import Pi3X, Pi3XSize
+from ..weights import WeightsChoice, choose_device, resolve
+
+log = logging.getLogger(__name__)
+
+TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=2, head_depth=1, camera_width=64)
+"""A stand-in that is quick on any machine; its answers mean nothing."""
+OUTPUTS = ("local_points", "conf", "camera_poses")
+
+
+class Pi3XConfig(WeightsChoice):
+    """Where the weights are, and how large the images."""
+
+    max_pixels: Annotated[int, Field(ge=196 * 4)] = 255_000
+    """Pixels of an image at most, aspect kept in multiples of 14: 1280x720 becomes 672x378."""
+
+
+def image_size(height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    """(h, w) of the network's input for frames of (height, width): multiples of 14, at most `max_pixels`.
+
+    Source: the rule of the public inference code; small frames are enlarged.
+    """
+    scale = (max_pixels / (width * height)) ** 0.5
+    columns, rows = round(width * scale / 14), round(height * scale / 14)
+    while 196 * columns * rows > max_pixels:
+        if columns / max(rows, 1) > width / height:
+            columns -= 1
+        else:
+            rows -= 1
+    return 14 * max(1, rows), 14 * max(1, columns)
+
+
+class Pi3XNetwork:
+    """The network as `anchors.WindowNetwork`; one per process and device (see `pi3x_network`)."""
+
+    name = "Pi3X"
+
+    def __init__(
+        self,
+        network: Pi3X,
+        device: torch.device,
+        *,
+        max_pixels: int,
+        label: str,
+        licence: str,
+        stand_in: bool,
+    ) -> None:
+        self.device = device
+        self.max_pixels = max_pixels
+        self.weights, self.weight_licences, self.stand_in = (label,), (licence,), stand_in
+        if device.type == "cuda":
+            network.to_half()
+        self.network = network.to(device)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """See `image_size`."""
+        return image_size(height, width, self.max_pixels)
+
+    def predict(self, images: Tensor, frame: NDArray[np.int64]) -> RawWindow:
+        """One window; (N, 3, h, w) uint8 in, see `RawWindow`.
+
+        Raises:
+            ClipRejection: `geometry_not_finite` if the network's output leaves every number format.
+        """
+        try:
+            found = self.network(images[None], outputs=OUTPUTS)
+        except ValueError as error:
+            if self.network.head_dtype != torch.float16:
+                raise ClipRejection(
+                    "geometry_not_finite", f"frames {frame[0]} to {frame[-1]}: {error}"
+                ) from None
+            # Half the speed of two convolution heads for ever is better than a hole in one clip.
+            log.warning("Pi3X: a dense head overflowed float16; its convolutions run in float32 from here on")
+            self.network.head_dtype = torch.float32
+            found = self.network(images[None], outputs=OUTPUTS)
+        return RawWindow(
+            camera_to_world=found["camera_poses"][0],
+            points=found["local_points"][0],
+            confidence=found["conf"][0, ..., 0].sigmoid(),
+        )
+
+
+_building = threading.Lock()
+
+
+def pi3x_network(
+    config: Pi3XConfig,
+    *,
+    weights: Literal["released", "stand_in"],
+    size: Literal["released", "tiny"],
+    device: str,
+) -> Pi3XNetwork:
+    """The network of this process for a configuration; loaded on the first call.
+
+    Raises:
+        ValueError: the weights are absent, damaged, or do not fit.
+    """
+    with _building:
+        return _load(config.model_dump_json(), weights, size, str(choose_device(device)))
+
+
+@cache
+def _load(config_json: str, weights: str, size: str, device: str) -> Pi3XNetwork:
+    config = Pi3XConfig.model_validate_json(config_json)
+    if weights == "stand_in":
+        network = Pi3X(TINY if size == "tiny" else Pi3XSize(), conditioning=False)
+        fill_stand_in(network, 0)
+        label, licence, stand_in = f"stand-in:pi3x-{size}", "random numbers", True
+    else:
+        found = resolve("pi3x", path=config.path, revision=config.revision, sha256=config.sha256)
+        network = load_pi3x(found.path)
+        label, licence, stand_in = found.label, found.licence, False
+    return Pi3XNetwork(
+        network,
+        torch.device(device),
+        max_pixels=config.max_pixels,
+        label=label,
+        licence=licence,
+        stand_in=stand_in,
+    )
+
+
+class Pi3XGeometry:
+    """`StreamedGeometry` of recipes with `sequence: pi3x`."""
+
+    name = "pi3x"
+
+    def __init__(self, network: Pi3XNetwork, config: AnchorsConfig) -> None:
+        self.network, self.config = network, config
+
+    def start(self, clip: ClipRef, frames: ClipFrames) -> AnchorStream:
+        """Begin with a clip."""
+        return AnchorStream(self.network, self.config, clip, frames)
+
+    def wanted(self, frames: ClipFrames) -> NDArray[np.int64]:
+        """The anchors of a clip."""
+        return choose_anchors(len(frames), frames.timing.fps, self.config.fps)

@@ -1,0 +1,329 @@
+"""Anchors: which frames and windows, masks and focal lengths of a window, merging, and the stream around a network."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from theodolite.annotate import anchors
+from theodolite.annotate.anchors import (
+    AnchorsConfig,
+    AnchorStream,
+    RawWindow,
+    choose_anchors,
+    depth_edges,
+    fit_focal,
+    keep_window,
+    merge_maps,
+    plan_windows,
+    resize_lanczos,
+)
+from theodolite.annotate.clip import ClipRef, ClipRejection
+from theodolite.annotate.decode import ClipTiming
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.scale import estimate_scale
+from theodolite.dataset.metrics import trajectory_error
+
+from .simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
+
+CLIP = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=Path("c.mp4"))
+NO_ERRORS = Errors(
+    own_scale=0.0,
+    window_scale=0.0,
+    drift=0.0,
+    rotation_deg=0.0,
+    position=0.0,
+    depth=0.0,
+    outlier_frames=0.0,
+    focal=0.0,
+    metric_frame=0.0,
+    metric_outliers=0.0,
+)
+
+
+class Frames:
+    """Sizes and timing of a clip whose pictures do not matter."""
+
+    def __init__(self, num_frames: int, height: int, width: int, fps: float = 16.0) -> None:
+        index = np.arange(num_frames)
+        self.timing = ClipTiming(frame_index=index, time_s=index / fps, source_fps=fps, fps=fps)
+        self.height, self.width, self.num_frames = height, width, num_frames
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    clip = render_clip(
+        RenderConfig(width=320, height=180, num_frames=400, seed=3, zoom="in_out", zoom_factor=1.5)
+    )
+    return rendered_truth(clip)
+
+
+def run(truth: Truth, errors: Errors, config: AnchorsConfig | None = None):
+    frames = Frames(len(truth.camera_to_world), truth.height, truth.width)
+    estimators = simulated(truth, errors, config)
+    stream = estimators.sequence.start(CLIP, frames)
+    wanted = estimators.sequence.wanted(frames)
+    metric = estimators.anchor.start(CLIP, frames, wanted[2::4].tolist())
+    image = np.zeros((truth.height, truth.width, 3), np.uint8)
+    for number in range(len(frames)):
+        stream.add(number, image)
+        metric.add(number, image)
+    geometry = stream.finish()
+    return geometry, metric.finish(geometry.focal_px), wanted
+
+
+# --- which frames ------------------------------------------------------------------------------------
+
+
+def test_anchors_are_even_and_hold_both_ends() -> None:
+    chosen = choose_anchors(961, 16.0, 4.0)
+    assert len(chosen) == 241
+    assert (np.diff(chosen) == 4).all()
+    assert (chosen[0], chosen[-1]) == (0, 960)
+    assert choose_anchors(17, 16.0, 60.0).tolist() == list(range(17))
+    odd = choose_anchors(100, 29.97, 4.0)
+    assert (odd[0], odd[-1]) == (0, 99)
+    assert np.diff(odd).min() >= 7
+
+
+@pytest.mark.parametrize("count", [2, 64, 96, 97, 128, 160, 161, 241, 1000])
+def test_windows_cover_and_overlap(count: int) -> None:
+    config = AnchorsConfig()
+    windows = plan_windows(count, config)
+    assert np.array_equal(np.unique(np.concatenate(windows)), np.arange(count))
+    if count <= config.max_one_pass:
+        assert len(windows) == 1
+        return
+    *along, spread = windows
+    assert all(len(w) == config.window for w in windows)
+    assert all(len(np.intersect1d(a, b)) >= config.window // 2 for a, b in itertools.pairwise(along))
+    # The spread window meets every other one.
+    assert all(len(np.intersect1d(spread, w)) >= 2 for w in along)
+
+
+def test_windows_that_hardly_overlap_are_refused() -> None:
+    with pytest.raises(ValidationError, match="overlap by at least half"):
+        AnchorsConfig(window=64, step=48)
+
+
+# --- one window --------------------------------------------------------------------------------------
+
+
+def test_resize_is_pils_lanczos() -> None:
+    pil = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    for height, width in ((42, 84), (112, 154), (90, 70)):
+        ours = resize_lanczos(torch.from_numpy(image).permute(2, 0, 1), height, width)
+        theirs = np.asarray(pil.fromarray(image).resize((width, height), pil.Resampling.LANCZOS))
+        difference = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs.astype(int))
+        assert difference.max() <= 1  # fixed-point weights there, float32 here
+        assert (difference > 0).mean() < 0.02
+
+
+def rays(height: int, width: int, focal: tuple[float, float]) -> torch.Tensor:
+    u = ((torch.arange(width) + 0.5) / width - 0.5) / (focal[0] / width)
+    v = ((torch.arange(height) + 0.5) / height - 0.5) / (focal[1] / height)
+    out = torch.ones(1, height, width, 3)
+    out[..., 0], out[..., 1] = u, v[:, None]
+    return out
+
+
+def test_edges_are_steps_and_not_slopes() -> None:
+    ray = rays(60, 80, (60.0, 60.0))
+    valid = torch.ones(1, 60, 80, dtype=torch.bool)
+    step = ray * torch.where(torch.arange(80) < 40, 2.0, 3.0)[None, None, :, None]
+    edges = depth_edges(step, valid, AnchorsConfig())
+    assert edges[:, :, 39:41].all()
+    assert not edges[:, :, :36].any()
+    assert not edges[:, :, 45:].any()
+    # A wall seen at 80 degrees: depth changes by more than 3 % from pixel to pixel, its normal does not.
+    slope = ray / (1 - 0.95 * ray[..., :1] / ray[..., 0].abs().max())
+    z = slope[..., 2]
+    assert ((z[..., 1:] - z[..., :-1]) / z[..., :-1]).max() > 0.03
+    assert not depth_edges(slope, valid, AnchorsConfig())[:, 2:-2, 2:-2].any()
+
+
+def test_focal_is_per_axis_robust_and_in_stored_pixels() -> None:
+    # Stored 640x480; the network's image is 41x31 cells of it, scaled by other factors across and down.
+    ray = rays(31, 41, (41 * 500 / 640, 31 * 520 / 480))
+    generator = torch.Generator().manual_seed(0)
+    points = ray * (1 + torch.rand(31, 41, 1, generator=generator))
+    weight = torch.ones(1, 31, 41)
+    exact = fit_focal(points, weight, height=480, width=640)
+    np.testing.assert_allclose(exact[0], [500, 520], rtol=1e-5)
+    wrong = torch.rand(1, 31, 41, generator=generator) < 0.15
+    points[wrong] *= torch.tensor([3.0, 0.2, 1.0])
+    np.testing.assert_allclose(fit_focal(points, weight, height=480, width=640)[0], [500, 520], rtol=0.02)
+    weight[wrong] = 0
+    np.testing.assert_allclose(fit_focal(points, weight, height=480, width=640)[0], [500, 520], rtol=1e-5)
+    weight[:] = 0
+    assert torch.isnan(fit_focal(points, weight, height=480, width=640)).all()
+
+
+def test_masks_of_a_window() -> None:
+    points = rays(60, 80, (60.0, 60.0)) * 2
+    points[:, :10] *= 100.0  # sky
+    points[:, 20, :5] = torch.nan
+    points[:, 21, :5] *= -1
+    confidence = torch.full((1, 60, 80), 0.9)
+    confidence[:, 50:] = 0.05
+    pose = torch.eye(4)[None] * torch.tensor([1.01, 1.01, 1.01, 1.0])[:, None]  # no rotation any more
+    raw = RawWindow(camera_to_world=pose, points=points, confidence=confidence)
+    kept = keep_window(raw, np.array([7]), AnchorsConfig(), height=600, width=800)
+    depth = kept.depth[0].astype(np.float32)
+    assert np.isposinf(depth[:10]).all()
+    assert np.isnan(depth[50:]).all()
+    assert np.isnan(depth[20:22, :5]).all()
+    np.testing.assert_allclose(depth[25:48, 10:], 2.0, rtol=1e-3)
+    assert (kept.confidence[0][np.isnan(depth) | np.isposinf(depth)] == 0).all()
+    np.testing.assert_allclose(kept.camera_to_world[0, :3, :3], np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(kept.focal_px, [[600, 600]], rtol=1e-4)
+    raw = RawWindow(camera_to_world=pose * torch.nan, points=points, confidence=confidence)
+    with pytest.raises(ClipRejection, match="geometry_not_finite"):
+        keep_window(raw, np.array([7]), AnchorsConfig(), height=600, width=800)
+
+
+def test_merging_windows() -> None:
+    depth = np.array([[[2.0, 2.0, np.nan, np.inf, np.inf, 2.0]], [[2.0, 4.0, 3.0, np.inf, 5.0, np.nan]]])
+    trust = np.array([[[0.8, 0.5, 0.0, 0.0, 0.0, 0.0]], [[0.4, 0.5, 0.9, 0.0, 0.7, 0.0]]])
+    merged, confidence = merge_maps(depth, trust)
+    np.testing.assert_allclose(merged[0, :5], [2.0, 8**0.5, 3.0, np.inf, 5.0], rtol=1e-6)
+    assert np.isnan(merged[0, 5])
+    np.testing.assert_allclose(confidence[0, [0, 2, 3, 4, 5]], [0.6, 0.9, 0, 0.7, 0], rtol=1e-6)
+    assert confidence[0, 1] < 0.05  # a factor of two between windows is no agreement
+
+
+# --- a clip ------------------------------------------------------------------------------------------
+
+
+def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
+    geometry, found, wanted = run(truth, NO_ERRORS)
+    known = np.isfinite(geometry.camera_to_world[:, 0, 0])
+    assert np.array_equal(np.flatnonzero(known), wanted)
+    error = trajectory_error(geometry.camera_to_world[known], truth.camera_to_world[known])
+    assert error.ate_rmse_m < 1e-3
+    assert error.rotation_max_rad < 1e-3
+    np.testing.assert_allclose(geometry.focal_px[known, 0], truth.focal_px[known], rtol=1e-3)
+    for frame in map(int, wanted[::20]):
+        depth = geometry.depth.read(frame)
+        ratio = depth / truth.depth_m(frame, depth.shape)
+        assert np.nanmedian(np.abs(np.log(ratio))) < 2e-3
+        assert np.isfinite(depth).mean() > 0.6
+    assert geometry.depth.read(int(wanted[1]) - 1) is None
+    scale = estimate_scale(geometry, found, num_frames=len(known))
+    assert scale.value == pytest.approx(1.0, abs=0.01)
+    assert geometry.stand_in
+
+
+def test_errors_are_averaged_and_reported(truth: Truth) -> None:
+    geometry, found, wanted = run(truth, Errors(seed=1))
+    known = np.isfinite(geometry.camera_to_world[:, 0, 0])
+    assert np.array_equal(np.flatnonzero(known), wanted)
+    # Frames that the network gets wrong in every window are for the bundle to put right.
+    good = wanted[~SimulatedPi3X(truth, Errors(seed=1)).wrong[wanted]]
+    error = trajectory_error(geometry.camera_to_world[good], truth.camera_to_world[good], alignment="sim3")
+    assert error.ate_rmse_m < 0.01 * error.path_length_m
+    assert np.degrees(error.rotation_mean_rad) < 1.5
+    scale = estimate_scale(geometry, found, num_frames=len(known))
+    # 25 frames of 10 % that correlate by 0.6: their median errs by 4 %, and 12 % are three standard deviations.
+    assert abs(np.log(scale.value / error.scale)) < 0.12
+    calm, _, _ = run(truth, NO_ERRORS)
+    for name in ("anchor_depth_disagreement_log", "anchor_edge_residual_median", "anchor_pose_spread_median"):
+        assert geometry.diagnostics[name] > 2 * calm.diagnostics[name]
+    assert geometry.diagnostics["anchor_windows"] == calm.diagnostics["anchor_windows"] == 4
+
+
+def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
+    config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
+    network = SimulatedPi3X(truth, NO_ERRORS)
+    stream = AnchorStream(network, config, CLIP, Frames(200, truth.height, truth.width))
+    gate, image, most = threading.Semaphore(0), np.zeros((truth.height, truth.width, 3), np.uint8), 0
+    predict = network.predict
+
+    def slow(images: torch.Tensor, frame: np.ndarray) -> RawWindow:
+        gate.acquire()
+        return predict(images, frame)
+
+    monkeypatch.setattr(network, "predict", slow)
+    seen = []
+
+    def feed() -> None:
+        nonlocal most
+        for number in range(200):
+            stream.add(number, image)
+            seen.append(number)
+            most = max(most, len(stream._images))
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    feeder.join(timeout=1.0)
+    assert feeder.is_alive()
+    # Two windows are in flight; the frame that completes the third waits.
+    assert seen[-1] < 20
+    for _ in stream.windows:
+        gate.release()
+    feeder.join(timeout=60)
+    assert not feeder.is_alive()
+    spread = len(stream.windows[-1])
+    assert most <= 2 * config.window + spread
+    assert np.isfinite(stream.finish().camera_to_world[:, 0, 0]).sum() == 200
+
+
+def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SimulatedPi3X(truth, NO_ERRORS)
+    predict = network.predict
+
+    def blind(images: torch.Tensor, frame: np.ndarray) -> RawWindow:
+        raw = predict(images, frame)
+        return RawWindow(
+            camera_to_world=raw.camera_to_world, points=raw.points, confidence=0 * raw.confidence
+        )
+
+    monkeypatch.setattr(network, "predict", blind)
+    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
+    stream = AnchorStream(network, config, CLIP, Frames(400, truth.height, truth.width))
+    for number in range(400):
+        stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
+    with pytest.raises(ClipRejection, match="anchors_disconnected"):
+        stream.finish()
+
+
+def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SimulatedPi3X(truth, NO_ERRORS)
+
+    def broken(images: torch.Tensor, frame: np.ndarray) -> RawWindow:
+        raise ZeroDivisionError("out of order")
+
+    monkeypatch.setattr(network, "predict", broken)
+    stream = AnchorStream(network, AnchorsConfig(), CLIP, Frames(100, truth.height, truth.width))
+    for number in range(100):
+        stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
+    with pytest.raises(ZeroDivisionError):
+        stream.finish()
+    # The lane survives its worst clip.
+    assert anchors.lane("cpu").submit(lambda: 1).result() == 1
+
+
+def test_a_clip_that_ends_early_is_a_rejection(truth: Truth) -> None:
+    stream = AnchorStream(
+        SimulatedPi3X(truth, NO_ERRORS), AnchorsConfig(), CLIP, Frames(400, truth.height, truth.width)
+    )
+    for number in range(300):
+        stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
+    with pytest.raises(ClipRejection, match="too_few_anchors"):
+        stream.finish()
+    assert stream.size == SIZE

@@ -1,0 +1,139 @@
+"""`mode: estimate` from the command: stand-in networks over a real clip, and what is missing said before any work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from theodolite.dataset.reading import open_dataset
+from theodolite.dataset.validate import run_validate
+from theodolite.recipes.loader import load_recipe
+from theodolite.recipes.run import run_annotate
+
+CLIPS = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
+TINY = (
+    "annotate.geometry.weights=stand_in",
+    "annotate.geometry.stand_in_size=tiny",
+    "annotate.geometry.device=cpu",
+    "annotate.geometry.pi3x.max_pixels=5000",
+    "annotate.decode.max_side_px=320",
+)
+COMMAND = [str(Path(sys.executable).parent / "theodolite")]
+
+
+def theodolite(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def stand_in_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real hand-held clip and a generated one through the whole recipe with tiny random networks."""
+    if not (CLIPS / "handheld-forward-1080p.mov").is_file():
+        pytest.skip(f"needs the real clips in {CLIPS}")
+    torch.set_num_threads(1)
+    videos = tmp_path_factory.mktemp("videos")
+    for name in ("handheld-forward-1080p.mov", "generated-walk-16fps.mp4"):
+        (videos / name).symlink_to(CLIPS / name)
+    out = tmp_path_factory.mktemp("run") / "dataset"
+    recipe = load_recipe("estimate", [f"source.root={videos}", *TINY])
+    run_annotate(recipe, out, workers=0, show_progress=False)
+    return out
+
+
+def test_every_row_is_marked_and_complete(stand_in_run: Path):
+    dataset = open_dataset(stand_in_run)
+    ids = dataset.to_table(["clip_id"])["clip_id"].to_pylist()
+    assert len(ids) == 2
+    for clip_id in ids:
+        row = dataset.row(clip_id)
+        assert row.stand_in
+        assert row.weights == ("stand-in:pi3x-tiny", "stand-in:moge-2-tiny")
+        assert len(row.weight_licences) == 2
+        assert row.error is None, row.error
+        # Random depth cannot pass for geometry: either a reason, or every number that a verdict needs.
+        assert row.verdict == "rejected" or len(row.camera_to_world) == row.num_frames
+        assert row.metres_per_unit != 1.0
+        assert set(row.stage_wall_s) >= {"open", "tracks", "geometry", "scale", "networks_busy", "total"}
+
+
+def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
+    text, code = run_validate(stand_in_run)
+    assert code == 1
+    assert "no_stand_in" in text
+    done = theodolite(
+        "publish", stand_in_run, "owner/name", "--staging", tmp_path / "s", "--dry-run", home=tmp_path
+    )
+    assert done.returncode != 0
+    assert "stand-in" in done.stderr
+    for style in ("tum", "colmap"):
+        done = theodolite("export", stand_in_run, "--out", tmp_path / style, "--format", style, home=tmp_path)
+        assert done.returncode != 0
+    assert not (tmp_path / "tum").exists() or not list((tmp_path / "tum").iterdir())
+
+
+def test_missing_weights_are_one_error_before_any_work(tmp_path: Path):
+    (tmp_path / "clip.mp4").write_bytes(b"never opened")
+    out = tmp_path / "out"
+    done = theodolite(
+        "annotate",
+        "estimate",
+        "--set",
+        f"source.root={tmp_path}",
+        "--out",
+        out,
+        "--workers",
+        0,
+        home=tmp_path / "h",
+    )
+    assert done.returncode == 2
+    assert not out.exists()
+    # Both networks in one message, each with what to do.
+    assert "weights pi3x" in done.stderr
+    assert "weights moge-2-vitl-normal" in done.stderr
+    assert "Traceback" not in done.stderr
+    commit = "0" * 40
+    done = theodolite(
+        "annotate", "estimate", "--set", f"source.root={tmp_path}", "--out", out,
+        "--set", f"annotate.geometry.pi3x.revision='{commit}'",
+        "--set", f"annotate.geometry.moge2.revision='{commit}'",
+        home=tmp_path / "h",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"theodolite weights pull pi3x --revision {commit}" in done.stderr
+    assert not out.exists()
+
+
+def test_wrong_digests_devices_and_pairs(tmp_path: Path):
+    (tmp_path / "clip.mp4").write_bytes(b"never opened")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"not these")
+    done = theodolite(
+        "annotate", "estimate", "--set", f"source.root={tmp_path}", "--out", tmp_path / "out",
+        "--set", f"annotate.geometry.pi3x.path={weights}",
+        "--set", f"annotate.geometry.pi3x.sha256={'a' * 64}",
+        "--set", f"annotate.geometry.moge2.path={tmp_path / 'none.pt'}",
+        "--set", "annotate.geometry.device=cuda:77x",
+        home=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    for part in (f"expected {'a' * 64}", "none.pt", "cuda:77x"):
+        assert part in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = theodolite(
+        "annotate", "rgbd", "--set", f"source.index={tmp_path / 'clips.yaml'}", "--out", tmp_path / "out",
+        "--set", "annotate.geometry.anchor=moge2", home=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+
+
+def test_the_record_names_the_stand_ins(stand_in_run: Path):
+    resolved = load_recipe(stand_in_run / "recipe.resolved.yaml")
+    assert resolved.annotate.geometry.weights == "stand_in"
+    assert json.loads((stand_in_run / "run.json").read_text())["runs"][-1]["ended"]
