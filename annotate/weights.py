@@ -165,6 +165,16 @@ def listing() -> list[dict[str, str]]:
     return rows
 
 
+def run_list() -> tuple[str, int]:
+    """Table of `theodolite weights list`, and 0."""
+    rows = listing()
+    names = list(rows[0])
+    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
+    lines = ["  ".join(n.ljust(widths[n]) for n in names).rstrip()]
+    lines += ["  ".join(r[n].ljust(widths[n]) for n in names).rstrip() for r in rows]
+    return "\n".join(lines), 0
+
+
 def notice(name: str) -> str:
     """What a user must have read before a download starts: size and licence in one line each."""
     w = lookup(name)
@@ -197,6 +207,7 @@ def pull(
         download: replaces `huggingface_hub.hf_hub_download` (tests).
     Raises:
         ValueError: unknown name, a revision that is not a full commit, or a file with another digest.
+        OSError: no network, no such commit, disk full.
     """
     w = lookup(name)
     commit = _commit(w, revision)
@@ -205,7 +216,15 @@ def pull(
         from huggingface_hub import hf_hub_download
 
         download = hf_hub_download
-    path = Path(download(repo_id=w.repository, filename=w.filename, revision=commit))
+    try:
+        path = Path(download(repo_id=w.repository, filename=w.filename, revision=commit))
+    except (OSError, ConnectionError) as error:
+        # The hub's errors are of both kinds; the first line says what it was, the rest is advice for its own users.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise OSError(
+            f"weights {name} could not be downloaded from {w.repository} at {commit}: {reason}; a file brought by other"
+            " means is used with geometry's `path`"
+        ) from error
     return _checked(w, path, commit, sha256 or w.sha256)
 
 

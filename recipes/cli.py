@@ -252,6 +252,48 @@ def demo(
     _finish(act)
 
 
+weights_app = typer.Typer(
+    name="weights",
+    help="Released network weights: what there is, under which licence, and how it gets here.",
+    epilog=_example("theodolite weights list"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(weights_app)
+
+
+@weights_app.command("list", epilog=_example("theodolite weights list"))
+def weights_list() -> None:
+    """Every checkpoint that a recipe can name, with size, licence, revision and where it lies here."""
+
+    def act() -> tuple[str, int]:
+        from ..annotate.weights import run_list
+
+        return run_list()
+
+    _finish(act)
+
+
+@weights_app.command("pull", epilog=_example("theodolite weights pull moge-2-vitl-normal --revision COMMIT"))
+def weights_pull(
+    name: Annotated[str, typer.Argument(help="See `theodolite weights list`.", metavar="NAME")],
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="Full commit hash of the weights' repository; branches move."),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option("--sha256", help="Expected digest of the file.")] = None,
+) -> None:
+    """Download one checkpoint into the hub's cache; size and licence are shown first, the digest is checked."""
+
+    def act() -> tuple[str, int]:
+        from ..annotate.weights import pull
+
+        found = pull(name, revision=revision, sha256=sha256, show=lambda text: typer.echo(text, err=True))
+        return f"{found.label}\n{found.path}\nSHA-256 {found.sha256}", 0
+
+    _finish(act)
+
+
 def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
     """Run a command's work; its text goes to stdout, what a user can correct becomes one message and exit code 2."""
     # Our own warnings only: distributed logs every connection.

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from theodolite.annotate import weights
@@ -65,3 +69,48 @@ def test_listing_has_every_checkpoint_with_licence_and_size():
     rows = weights.listing()
     assert {r["name"] for r in rows} == set(weights.WEIGHTS)
     assert all(r["licence"] and r["size"].endswith("GB") for r in rows)
+
+
+def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "theodolite"), "weights", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False
+    )
+
+
+def test_the_command_lists_and_pulls(tmp_path):
+    listed = cli("list", HF_HOME=str(tmp_path))
+    assert listed.returncode == 0
+    for weight in weights.WEIGHTS.values():
+        line = next(x for x in listed.stdout.splitlines() if x.startswith(weight.name + " "))
+        assert weight.licence in line
+        assert f"{weight.num_bytes / 1e9:.2f} GB" in line
+    # Offline: licence and size are on stderr before the attempt, and one line says what went wrong.
+    pulled = cli("pull", "pi3x", "--revision", COMMIT, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert pulled.returncode == 1
+    assert pulled.stdout == ""
+    assert pulled.stderr.index("CC BY-NC 4.0") < pulled.stderr.index("could not be downloaded")
+    assert "Traceback" not in pulled.stderr
+    unpinned = cli("pull", "pi3x", HF_HOME=str(tmp_path))
+    assert unpinned.returncode == 2
+    assert "no pinned revision" in unpinned.stderr
+    assert cli("pull", "pi4x", HF_HOME=str(tmp_path)).returncode == 2
+
+
+def test_a_pulled_file_is_found_offline(tmp_path, monkeypatch):
+    """The hub's cache layout: what `pull` leaves is what `resolve` finds, without any network."""
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    cache = tmp_path / "models--Ruicheng--moge-2-vitl"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots" / COMMIT).mkdir(parents=True)
+    (cache / "blobs" / digest).write_bytes(content)
+    link = cache / "snapshots" / COMMIT / "model.pt"
+    link.symlink_to(cache / "blobs" / digest)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = weights.resolve("moge-2-vitl", revision=COMMIT)
+    assert found.sha256 == digest
+    assert found.path == link
+    (cache / "blobs" / digest).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="damaged"):
+        weights.resolve("moge-2-vitl", revision=COMMIT)
