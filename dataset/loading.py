@@ -8,6 +8,8 @@ neither the number of workers nor a restart changes what comes next.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,6 +219,22 @@ def _worker_context() -> Any:
     return context
 
 
+def _end_with_parent(_worker: int) -> None:
+    """Make a DataLoader worker end when the training process is killed.
+
+    torch watches the parent's process id, which in a worker is the fork server's; that one lives as long as its
+    workers do, so without this a killed rank would leave all of them behind for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # workers are never the main process
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
 class ClipStream:
     """Endless epochs for one rank of a distributed run; iterate it once per epoch.
 
@@ -275,6 +293,7 @@ class ClipStream:
             batch_size=None,
             num_workers=self._num_workers,
             multiprocessing_context=_worker_context() if self._num_workers else None,
+            worker_init_fn=_end_with_parent,
         )
         for sample in loader:
             # Counted before the sample is used: a state saved while it is being used says that it was taken.

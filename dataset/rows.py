@@ -114,6 +114,12 @@ class Row:
     depth_residual_log_median: float | None = None
     path_length_m: float | None = None
     scale_sweep_best: float | None = None
+    agreement_rotation_rad: float | None = None
+    agreement_direction_rad: float | None = None
+    agreement_scale_log: float | None = None
+    agreement_metric_log: float | None = None
+    agreement_focal_rays_log: float | None = None
+    agreement_focal_anchor_log: float | None = None
     fov_x_min_rad: float | None = None
     fov_x_max_rad: float | None = None
     fov_y_min_rad: float | None = None

@@ -118,16 +118,16 @@ def write_dataset(out: Path, shards: dict[str, list[Row]]) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_row() -> Callable[..., Row]:
     return build_row
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rejected() -> Callable[..., Row]:
     return build_rejected
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset() -> Callable[[Path, dict[str, list[Row]]], Path]:
     return write_dataset
