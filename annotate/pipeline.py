@@ -20,6 +20,7 @@ from .. import __version__
 from ..dataset.cameras import fov_from_focal
 from ..dataset.metrics import path_length
 from ..dataset.rows import Gate, Row
+from .agreement import Agreement, compare
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
 from .gates import REASONS, describe_failure, image_motion, judge, sweep_minimum
@@ -72,6 +73,7 @@ class _Progress:
     scale: ScaleEstimate | None = None
     measured: ImageMeasurements | None = None
     cameras: CameraSolution | None = None
+    agreement: Agreement | None = None
     gates: tuple[Gate, ...] = ()
     reasons: list[tuple[str, str]] = field(default_factory=list)
     wall_s: dict[str, float] = field(default_factory=dict)
@@ -155,6 +157,9 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
         )
+    progress.agreement = compare(
+        progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
+    )
     progress.gates = judge(
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
     )
@@ -311,6 +316,10 @@ def _row(progress: _Progress) -> Row:
         values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
     if cameras is not None and frames is not None:
         values.update(_camera_columns(cameras, frames))
+    if progress.agreement is not None:
+        values.update(progress.agreement.columns())
+    if progress.geometry is not None and progress.geometry.diagnostics:
+        values["metrics"] = {**values.get("metrics", {}), **progress.geometry.diagnostics}
     # Also of a clip that was rejected before its networks answered: what took part is said of every row.
     used = progress.networks or [n for n in (progress.geometry,) if n is not None]
     values.update(
