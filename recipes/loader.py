@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from .. import __version__
 from ..annotate.config import AnnotateConfig
 from ..annotate.sources import Name, SourceConfig, error_lines
+from ..dataset.store import write_atomically
 from ..dataset.strict import Strict
 
 PACKAGED = Path(__file__).parent
@@ -226,7 +226,7 @@ def write_run_record(
     A record without an end belongs to a run that was killed; a run that is recorded again (same start) replaces
     its first record.
     """
-    _write_text(out / "recipe.resolved.yaml", resolved_yaml(recipe))
+    write_atomically(out / "recipe.resolved.yaml", resolved_yaml(recipe).encode())
     path = out / "run.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     runs = [run for run in runs if run["started"] != started]
@@ -245,7 +245,7 @@ def write_run_record(
         "packages": _package_versions(),
         "result": dict(result),
     }
-    _write_text(path, json.dumps({"runs": [*runs, record]}, indent=2) + "\n")
+    write_atomically(path, (json.dumps({"runs": [*runs, record]}, indent=2) + "\n").encode())
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -282,17 +282,3 @@ def _package_versions() -> dict[str, str | None]:
     if "torch" in sys.modules:
         versions["cuda"] = sys.modules["torch"].version.cuda
     return versions
-
-
-def _write_text(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files for the owner alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -16,7 +16,7 @@ from theodolite.dataset.publish import publish, run_publish, stage_publication
 from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
 
-DETAIL = ("clip 3: /home/someone/a/9.mp4: moov atom missing, 1/2 of it",)
+DETAIL = ("clip 3: /mnt/private/a/9.mp4: moov atom missing, 1/2 of it",)
 FREE = {"weights": (), "weight_licences": ()}
 
 
@@ -26,9 +26,9 @@ def out(
 ) -> Path:
     (tmp_path / "media" / "videos").mkdir(parents=True)
     (tmp_path / "media" / "videos" / "0.mp4").write_bytes(b"pictures")
-    closed = {"data_redistributable": False, "media": "/home/someone/clips/1.mp4", "source": "other"}
+    closed = {"data_redistributable": False, "media": "/mnt/private/clips/1.mp4", "source": "other"}
     shards = {
-        "a": [make_row(0), make_rejected(3, error="File /home/someone/x.py", reason_details=DETAIL)],
+        "a": [make_row(0), make_rejected(3, error="File /mnt/private/x.py", reason_details=DETAIL)],
         "b": [make_row(1, **closed, **FREE)],
         "c": [
             make_row(
@@ -55,7 +55,7 @@ def test_staged_dataset_is_whole_valid_and_without_local_paths(out: Path, tmp_pa
     original = theodolite.dataset.open(out).row("clip_0002")
     np.testing.assert_array_equal(clips.row("clip_0002").camera_to_world, original.camera_to_world)
     everything = b"".join(p.read_bytes() for p in (tmp_path / "pub").rglob("*") if p.is_file())
-    assert b"/home/someone" not in everything
+    assert b"/mnt/private" not in everything
     with pytest.raises(ValueError, match="is not empty"):
         stage_publication(out, tmp_path / "pub")
 
