@@ -6,6 +6,7 @@ Rows are read as raw Arrow values, not as `Row`, because a broken row must be de
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,46 @@ from .store import data_folder, list_parts, part_metadata
 
 RIGID_TOLERANCE = 1e-5
 """Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
+
+
+_STORAGE_TOLERANCE = 1e-5
+"""Relative difference between a number computed before lists were rounded to float32 and after."""
+_WINDOW_SLACK_S = 0.01
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("window_start_s", "window_end_s", "annotate_wall_s"), (0.0, math.inf)),
+    **dict.fromkeys(("height", "width"), (0.0, 1e5)),
+    **dict.fromkeys(("source_fps", "fps"), (0.01, 1e5)),
+    "radial_k1": (-2.0, 2.0),
+    **dict.fromkeys(("metres_per_unit", "scale_p10", "scale_p90"), (1e-12, 1e12)),
+    **dict.fromkeys(("scale_mad_log", "scale_cov", "depth_residual_log_median"), (0.0, 100.0)),
+    **dict.fromkeys(("reprojection_rms_px", "reprojection_median_px"), (0.0, 1e5)),
+    **dict.fromkeys(("num_tracks", "num_loops"), (0.0, 1e8)),
+    **dict.fromkeys(("track_survival_min", "inlier_share_min", "confidence"), (0.0, 1.0)),
+    **dict.fromkeys(("parallax_rad", "agreement_rotation_rad", "agreement_direction_rad"), (0.0, math.pi)),
+    **dict.fromkeys(
+        (
+            *("agreement_scale_log", "agreement_metric_log"),
+            *("agreement_focal_rays_log", "agreement_focal_anchor_log"),
+        ),
+        (-100.0, 100.0),
+    ),
+    "path_length_m": (0.0, 1e7),
+    "scale_sweep_best": (1e-6, 1e6),
+    **dict.fromkeys([f"fov_{axis}_{end}_rad" for axis in "xy" for end in ("min", "max")], (1e-3, math.pi)),
+    "focal_axis_gap_max": (0.0, 2.0),
+    "focal_spread": (0.0, 1e3),
+}
+"""Least and greatest value of per-clip numbers: what a unit mixed up or a broken writer would leave."""
+_MOST_UNCERTAIN = {
+    "position_sigma_m": 1e4,
+    "rotation_sigma_rad": math.pi,
+    "log_focal_sigma": 10.0,
+    "reprojection_px": 1e4,
+}
+_NEEDED_WITH_CAMERAS = (
+    *("path_length_m", "focal_axis_gap_max", "focal_spread"),
+    *("fov_x_min_rad", "fov_x_max_rad", "fov_y_min_rad", "fov_y_max_rad"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +109,7 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
     for part in parts:
         name = str(part.relative_to(out))
         try:
-            _version, recipe_hash = part_metadata(part)
+            version, recipe_hash = part_metadata(part)
             table = pq.ParquetFile(part).read()
         except (ValueError, OSError, pa.ArrowException) as error:
             found.append(Violation(part=name, clip_id=None, rule="part_readable", message=str(error)))
@@ -84,10 +125,18 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
             continue
         num_rows += table.num_rows
         for batch in table.to_batches(max_chunksize=256):
+            values = dict(zip(batch.schema.names, batch.columns, strict=True))
+            holed = [c.name for c in COLUMNS if not c.nullable and values[c.name].null_count]
             for i in range(batch.num_rows):
-                row = _RawRow(batch, i)
+                row = _RawRow(values, i)
                 clip_id = str(row["clip_id"])
-                for rule, message in _check_row(row, part=part, recipe_hash=recipe_hash):
+                nulls = [name for name in holed if not values[name][i].is_valid]
+                problems = (
+                    [("not_null", f"{', '.join(nulls)} must not be null")]
+                    if nulls  # what follows needs them
+                    else _check_row(row, part=part, version=version, recipe_hash=recipe_hash)
+                )
+                for rule, message in problems:
                     found.append(Violation(part=name, clip_id=clip_id, rule=rule, message=message))
                 if clip_id in seen:
                     message = f"also in {seen[clip_id]}"
@@ -123,6 +172,8 @@ def _check_folder(out: Path) -> Iterator[Violation]:
 def _check_columns(name: str, schema: pa.Schema) -> Iterator[Violation]:
     for column in COLUMNS:
         if column.name not in schema.names:
+            if column.nullable:
+                continue
             message = f"column {column.name} is missing"
         elif schema.field(column.name).type != column.type:
             message = (
@@ -134,16 +185,20 @@ def _check_columns(name: str, schema: pa.Schema) -> Iterator[Violation]:
 
 
 class _RawRow:
-    """Row of a record batch: lists as numpy arrays, everything else as Python values."""
+    """Row of a record batch: lists of numbers as numpy arrays, everything else as Python values."""
 
-    def __init__(self, batch: pa.RecordBatch, index: int) -> None:
-        self._batch, self._index = batch, index
+    def __init__(self, columns: dict[str, pa.Array], index: int) -> None:
+        self._columns, self._index = columns, index
 
     def __getitem__(self, name: str) -> Any:
-        scalar = self._batch.column(name)[self._index]
+        column = self._columns.get(name)
+        if column is None:  # a nullable column that was added after the file was written
+            return None
+        scalar = column[self._index]
         if (
             isinstance(scalar, pa.ListScalar)
             and scalar.is_valid
+            and pa.types.is_list(scalar.type)  # a map is one too
             and pa.types.is_primitive(scalar.type.value_type)
         ):
             return scalar.values.to_numpy(zero_copy_only=False)
@@ -153,7 +208,9 @@ class _RawRow:
 _Problem = tuple[str, str]
 
 
-def _check_row(row: _RawRow, *, part: Path, recipe_hash: str) -> Iterator[_Problem]:
+def _check_row(row: _RawRow, *, part: Path, version: int, recipe_hash: str) -> Iterator[_Problem]:
+    if row["schema_version"] != version:
+        yield "schema_version", f"row says {row['schema_version']}, its file {version}"
     yield from _identity(row, part, recipe_hash)
     yield from _provenance(row)
     lengths = list(_lengths(row))
@@ -167,6 +224,9 @@ def _check_row(row: _RawRow, *, part: Path, recipe_hash: str) -> Iterator[_Probl
 def _identity(row: _RawRow, part: Path, recipe_hash: str) -> Iterator[_Problem]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row["clip_id"] or ""):
         yield "clip_id_characters", f"{row['clip_id']!r}; letters, digits, `_` and `-` only"
+    for name in ("original_id", "package_version"):
+        if not row[name]:
+            yield "identity_present", f"{name} is empty"
     if part.parent.name != f"source={row['source']}":
         yield "partition", f"source is {row['source']!r} but the part lies in {part.parent.name}"
     if row["recipe_hash"] != recipe_hash:
@@ -195,7 +255,7 @@ def _provenance(row: _RawRow) -> Iterator[_Problem]:
             f"data_licence is {row['data_licence']!r}; name the licence in the source's recipe",
         )
     weights, licences = row["weights"], row["weight_licences"]
-    if len(weights) != len(licences) or any(not x or x == "unknown" for x in licences):
+    if len(weights) != len(licences) or not all(weights) or any(not x or x == "unknown" for x in licences):
         yield "licence_present", f"weights {weights} have licences {licences}"
     if row["stand_in"]:
         yield "no_stand_in", "made with random or stand-in weights; run again with real ones"
@@ -206,13 +266,39 @@ def _provenance(row: _RawRow) -> Iterator[_Problem]:
         yield "verdict_reasons", "rejected without a reason"
     if row["verdict"] == "accepted" and reasons:
         yield "verdict_reasons", f"accepted with reasons {', '.join(reasons)}"
-    if len(reasons) != len(details):
-        yield "verdict_reasons", f"{len(reasons)} reasons but {len(details)} details"
-    confidence = row["confidence"]
-    if confidence is not None and not 0 <= confidence <= 1:
-        yield "confidence_range", f"confidence is {confidence}, expected 0 to 1"
-    for gate in row["gates"]:
+    if len(reasons) != len(details) or not all(reasons) or not all(details):
+        yield "verdict_reasons", f"{len(reasons)} reasons but {len(details)} details, or one of them is empty"
+    if row["error"] is not None and (not row["error"] or row["verdict"] == "accepted"):
+        yield "verdict_reasons", "an error is the traceback of a rejected clip; null if there was none"
+    yield from _gates(row)
+    for name in ("stage_wall_s", "metrics", "captions"):
+        for key, value in row[name] or ():
+            number = value if isinstance(value, float) else 0.0
+            if not key or value in (None, "") or not np.isfinite(number):
+                yield "named_values", f"{name} holds {key!r}: {value!r}; unknown values are left out"
+            elif name == "stage_wall_s" and number < 0:
+                yield "range", f"stage_wall_s[{key}] is {value}, expected at least 0"
+
+
+def _gates(row: _RawRow) -> Iterator[_Problem]:
+    gates = row["gates"]
+    names = [gate["name"] for gate in gates]
+    if row["verdict"] == "accepted" and not gates:
+        yield "gates", "accepted although no gate was judged"
+    if len(set(names)) != len(names) or not all(names) or not all(gate["unit"] for gate in gates):
+        yield "gates", f"gates {', '.join(names)}: each needs a name of its own and a unit"
+    for gate in gates:
         value, lower, upper = gate["value"], gate["lower"], gate["upper"]
+        given = [x for x in (value, lower, upper) if x is not None]
+        if not np.isfinite(given).all() or (lower is None and upper is None):
+            yield (
+                "gates",
+                f"gate {gate['name']}: {value} in [{lower}, {upper}]; needs finite numbers and a bound",
+            )
+            continue
+        if lower is not None and upper is not None and lower > upper:
+            yield "gates", f"gate {gate['name']}: lower bound {lower} above upper bound {upper}"
+            continue
         passed = value is not None and (lower is None or value >= lower) and (upper is None or value <= upper)
         if passed != gate["passed"]:
             yield (
@@ -266,11 +352,24 @@ def _times(row: _RawRow) -> Iterator[_Problem]:
             step = np.flatnonzero(~(np.diff(values) > 0))
             where = f"at frame {int(step[0]) + 1}" if step.size else "in its first value"
             yield rule, f"{name} must be finite, not negative and increase strictly; fails {where}"
-    fps, times = row["fps"], row["time_s"]
-    if fps is not None and len(times) > 2 and np.isfinite(times).all():
-        measured = (len(times) - 1) / max(times[-1] - times[0], 1e-12)
-        if not 0.9 < measured / fps < 1.1:
-            yield "fps", f"fps says {fps:g}, the times say {measured:.3f}"
+    fps, times, index = row["fps"], row["time_s"], row["frame_index"]
+    if len(times) < 2 or not np.isfinite(times).all():
+        return
+    if fps is None and row["verdict"] == "accepted":
+        yield "fps", "accepted without a frame rate"
+    span_s = max(times[-1] - times[0], 1e-12)
+    rate = (len(times) - 1) / span_s
+    if fps is not None and len(times) > 2 and not 0.9 < rate / max(fps, 1e-12) < 1.1:
+        yield "fps", f"fps says {fps:g}, the times say {rate:.3f}"
+    stated, source_rate = row["source_fps"], (index[-1] - index[0]) / span_s
+    # The average over the whole window; a source of varying rate may run differently in the frames that were kept.
+    if stated is not None and not 2 / 3 < source_rate / max(stated, 1e-12) < 1.5:
+        yield "fps", f"source_fps says {stated:g}, frame indices and times say {source_rate:.3f}"
+    start, end = row["window_start_s"], row["window_end_s"]
+    if start is not None and times[0] < start - _WINDOW_SLACK_S:
+        yield "window", f"the window starts at {start:g} s, the first frame is at {times[0]:.3f} s"
+    if end is not None and times[-1] > end + _WINDOW_SLACK_S:
+        yield "window", f"the window ends at {end:g} s, the last frame is at {times[-1]:.3f} s"
 
 
 def _cameras(row: _RawRow) -> Iterator[_Problem]:
@@ -309,8 +408,10 @@ def _cameras(row: _RawRow) -> Iterator[_Problem]:
             yield "plausible_position", f"camera over 100 km from the origin; metres expected, {first(far)}"
         stated = row["path_length_m"]
         measured = path_length(poses) if len(poses) else 0.0
-        if stated is not None and posed.all() and abs(stated - measured) > 0.01 * measured + 1e-3:
-            yield "path_length", f"path_length_m says {stated:.4f}, the poses say {measured:.4f}"
+        # Stored positions are rounded: each step is off by up to two units in the last place of float32.
+        rounding = 4 * len(poses) * float(np.spacing(np.float32(np.abs(poses[:, :3, 3]).max(initial=0.0))))
+        if stated is not None and posed.all() and not abs(stated - measured) <= 1e-4 * measured + rounding:
+            yield "path_length", f"path_length_m says {stated:.6g}, the poses say {measured:.6g}"
     for name, values in (("focal_px", focal), ("principal_point_px", centre)):
         if not np.isfinite(values).all():
             yield "finite", f"{name} is not finite, {first(~np.isfinite(values).all(axis=1))}"
@@ -330,50 +431,126 @@ def _cameras(row: _RawRow) -> Iterator[_Problem]:
                 "principal_point_in_image",
                 f"{centre[bad][0].tolist()} for {width}x{height} px, {first(bad)}",
             )
-    if np.isfinite(focal).all() and len(focal) and posed.all():
+    if np.isfinite(focal).all() and (focal > 0).all() and len(focal) and posed.all():
         for axis, (name, size_px) in enumerate((("x", width), ("y", height))):
             fov = 2 * np.arctan(0.5 * size_px / focal[:, axis])
             for end, value in (("min", fov.min()), ("max", fov.max())):
                 stated = row[f"fov_{name}_{end}_rad"]
-                if stated is not None and abs(stated - value) > 1e-3:
+                if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE:
                     yield (
                         "fov_of_focal",
-                        f"fov_{name}_{end}_rad says {stated:.4f}, focal_px and size say {value:.4f}",
+                        f"fov_{name}_{end}_rad says {stated:.6f}, focal_px and size say {value:.6f}",
                     )
+        fx, fy = focal.T
+        for column, value in (
+            ("focal_axis_gap_max", (np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+            ("focal_spread", fx.std() / fx.mean()),
+        ):
+            yield from _restated(row, column, float(value), "focal_px", absolute=_STORAGE_TOLERANCE)
+    if row["verdict"] == "accepted":
+        missing = [name for name in _NEEDED_WITH_CAMERAS if row[name] is None]
+        if missing:
+            yield "accepted_has_numbers", f"accepted, but {', '.join(missing)} are null"
+
+
+def _restated(
+    row: _RawRow, column: str, value: float, of: str, *, absolute: float = 0.0
+) -> Iterator[_Problem]:
+    """A per-clip number that repeats what a list says."""
+    stated = row[column]
+    if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE * abs(value) + absolute:
+        yield "restated", f"{column} says {stated:.6g}, {of} gives {value:.6g}"
 
 
 def _numbers(row: _RawRow) -> Iterator[_Problem]:
-    for name in ("position_sigma_m", "rotation_sigma_rad", "log_focal_sigma", "reprojection_px"):
+    accepted = row["verdict"] == "accepted"
+    for name, most in _MOST_UNCERTAIN.items():
         values = row[name]
-        if values is not None and len(values) and (np.isinf(values) | (values < 0)).any():
+        if values is None or not len(values):
+            continue
+        if (np.isinf(values) | (values < 0)).any():
             yield "uncertainty", f"{name} must be NaN (unknown) or not negative and finite"
-    scale, model = row["metres_per_unit"], row["scale_model"]
+        elif accepted and (values > most).any():
+            yield "uncertainty", f"{name} reaches {np.nanmax(values):.3g}, which no accepted clip can have"
+    reprojection = row["reprojection_px"]
+    if reprojection is not None and len(reprojection) and np.isfinite(reprojection).all():
+        yield from _restated(row, "reprojection_median_px", float(np.median(reprojection)), "reprojection_px")
+        low, high, stated = float(reprojection.min()), float(reprojection.max()), row["reprojection_rms_px"]
+        if stated is not None and not low * 0.9999 <= stated <= high * 1.0001:
+            yield "restated", f"reprojection_rms_px says {stated:.6g}, frames have {low:.6g} to {high:.6g}"
+        if accepted and (stated is None or row["reprojection_median_px"] is None):
+            yield "accepted_has_numbers", "reprojection_px is given, but its average over the clip is null"
+    yield from _scale(row)
+    for name, (least, most) in _RANGES.items():
+        value = row[name]
+        if value is not None and np.isfinite(value) and not least <= value <= most:
+            yield "range", f"{name} is {value:g}, expected {least:g} to {most:g}"
+    for column in COLUMNS:
+        if column.type == pa.float64():
+            value = row[column.name]
+            if value is not None and not np.isfinite(value):
+                yield "finite", f"{column.name} is {value}; unknown values are null"
+    for low, high in (("window_start_s", "window_end_s"), ("fov_x_min_rad", "fov_x_max_rad")):
+        a, b = row[low], row[high]
+        if a is not None and b is not None and not a < b + (low[0] == "f") * _STORAGE_TOLERANCE:
+            yield "range", f"{low} is {a:g}, {high} {b:g}"
+
+
+def _scale(row: _RawRow) -> Iterator[_Problem]:
+    scale, model, per_frame = row["metres_per_unit"], row["scale_model"], row["metres_per_unit_frame"]
     if scale is not None and not (np.isfinite(scale) and scale > 0):
         yield "scale", f"metres_per_unit is {scale}, expected positive and finite"
+        return
     if (scale is None) != (model == "none"):
         yield "scale", f"metres_per_unit is {scale} but scale_model is {model}"
     if row["verdict"] == "accepted" and scale is None:
         yield "scale", "accepted without a metric scale"
-    varying = model in ("slow_drift", "step")
-    per_frame = row["metres_per_unit_frame"]
-    if varying and per_frame is None:
-        yield "scale", f"scale_model is {model} but metres_per_unit_frame is null"
-    if len(row["scale_frame"]):
-        frames = row["scale_frame"]
-        if frames.min() < 0 or frames.max() >= row["num_frames"]:
+    if scale == 1 and model != "declared":
+        yield (
+            "scale",
+            f"metres_per_unit is exactly 1 but scale_model is {model}; only a declared unit is a metre",
+        )
+    if per_frame is None:
+        if model in ("slow_drift", "step"):
+            yield "scale", f"scale_model is {model} but metres_per_unit_frame is null"
+    elif len(per_frame):
+        if not (np.isfinite(per_frame) & (per_frame > 0)).all():
+            yield "scale", "metres_per_unit_frame must be positive and finite"
+        elif scale is None or not abs(np.median(per_frame) - scale) <= _STORAGE_TOLERANCE * scale:
+            yield "scale", f"metres_per_unit is {scale}, the median over frames {np.median(per_frame):.6g}"
+    frames, values = row["scale_frame"], row["scale_value"]
+    if len(frames) and (
+        frames.min() < 0 or frames.max() >= row["num_frames"] or (np.diff(frames) <= 0).any()
+    ):
+        yield (
+            "scale",
+            f"scale_frame must increase within a clip of {row['num_frames']} frames; runs from {frames.min()} to "
+            f"{frames.max()}",
+        )
+    if (np.isinf(values) | (values <= 0)).any():
+        yield "scale", "scale_value must be NaN (none) or positive and finite"
+        return
+    raw = values[np.isfinite(values)].astype(np.float64)
+    if not len(raw):
+        return
+    for column, value in (
+        ("scale_p10", np.percentile(raw, 10)),
+        ("scale_p90", np.percentile(raw, 90)),
+        ("scale_cov", raw.std() / raw.mean()),
+    ):
+        yield from _restated(row, column, float(value), "scale_value", absolute=1e-6)
+    if row["verdict"] == "accepted" and any(
+        row[f"scale_{name}"] is None for name in ("p10", "p90", "cov", "mad_log")
+    ):
+        yield "accepted_has_numbers", "scale_value is given, but scale_p10, _p90, _cov or _mad_log is null"
+    if scale is not None and model != "declared":
+        # A robust constant lies among the values; a drift may be extrapolated a little.
+        slack = 1 + _STORAGE_TOLERANCE if model == "constant" else 1.5
+        if not raw.min() / slack <= scale <= raw.max() * slack:
             yield (
                 "scale",
-                f"scale_frame runs from {frames.min()} to {frames.max()} in a clip of {row['num_frames']} frames",
+                f"metres_per_unit is {scale:.6g}, the raw series has {raw.min():.6g} to {raw.max():.6g}",
             )
-    for column in COLUMNS:
-        if column.type == pa.float64() and column.name != "confidence":
-            value = row[column.name]
-            if value is not None and not np.isfinite(value):
-                yield "finite", f"{column.name} is {value}; unknown values are null"
-    for name in ("track_survival_min", "inlier_share_min"):
-        value = row[name]
-        if value is not None and not 0 <= value <= 1:
-            yield "share_range", f"{name} is {value}, expected 0 to 1"
 
 
 _FRAME_CHECKS: tuple[Callable[[_RawRow], Iterator[_Problem]], ...] = (_times, _cameras, _numbers)

@@ -20,6 +20,9 @@ def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
     poses = cam.relative_to_first(cam.se3_exp(step))
     focal = 800 * (1 + 0.3 * np.sin(np.linspace(0, 2, frames)))[:, None] * [1.0, 1.01]
     length = float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+    reprojection = rng.uniform(0.3, 0.6, frames)
+    scales = 2.5 * np.exp(rng.normal(size=len(range(0, frames, 4))) * 0.05)
+    fx, fy = focal.T
     values: dict[str, Any] = {
         "clip_id": f"clip_{number:04d}",
         "source": "demo",
@@ -50,17 +53,17 @@ def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
         "position_sigma_m": np.full(frames, 0.01),
         "rotation_sigma_rad": np.full(frames, 0.001),
         "log_focal_sigma": np.full(frames, 0.004),
-        "reprojection_px": rng.uniform(0.3, 0.6, frames),
-        "metres_per_unit": 2.5,
+        "reprojection_px": reprojection,
+        "metres_per_unit": float(np.median(scales)),
         "scale_model": "constant",
         "scale_frame": np.arange(0, frames, 4),
-        "scale_value": 2.5 * np.exp(rng.normal(size=len(range(0, frames, 4))) * 0.05),
+        "scale_value": scales,
         "scale_mad_log": 0.05,
-        "scale_p10": 2.3,
-        "scale_p90": 2.7,
-        "scale_cov": 0.05,
-        "reprojection_rms_px": 0.45,
-        "reprojection_median_px": 0.44,
+        "scale_p10": float(np.percentile(scales, 10)),
+        "scale_p90": float(np.percentile(scales, 90)),
+        "scale_cov": float(scales.std() / scales.mean()),
+        "reprojection_rms_px": float(np.sqrt(np.mean(reprojection**2))),
+        "reprojection_median_px": float(np.median(reprojection)),
         "num_tracks": 1234,
         "num_loops": 2,
         "track_survival_min": 0.8,
@@ -73,8 +76,8 @@ def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
         "fov_x_max_rad": float(cam.fov_from_focal(focal[:, 0].min(), 1280)),
         "fov_y_min_rad": float(cam.fov_from_focal(focal[:, 1].max(), 720)),
         "fov_y_max_rad": float(cam.fov_from_focal(focal[:, 1].min(), 720)),
-        "focal_axis_gap_max": 0.01,
-        "focal_spread": float(focal[:, 0].std() / focal[:, 0].mean()),
+        "focal_axis_gap_max": float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+        "focal_spread": float(fx.std() / fx.mean()),
         "metrics": {"vmaf_motion": 7.5},
         "gates": (
             Gate(name="fov_x", value=1.3, lower=0.44, upper=2.09, unit="rad", passed=True),

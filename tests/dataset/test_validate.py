@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from theodolite.dataset import store
 from theodolite.dataset.rows import Row
+from theodolite.dataset.schema import COLUMNS, Column
 from theodolite.dataset.validate import run_validate, validate_dataset
 
 MakeDataset = Callable[[Path, dict[str, list[Row]]], Path]
@@ -84,7 +85,7 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("stand_in", lambda _v: True, "no_stand_in"),
     ("media", lambda _v: "", "media_pointer"),
     ("reasons", lambda _v: ["jump"], "verdict_reasons"),
-    ("confidence", lambda _v: 1.7, "confidence_range"),
+    ("confidence", lambda _v: 1.7, "range"),
     ("gates", lambda v: [v[0] | {"value": 9.0}], "gates"),
     ("gates", lambda v: [v[0] | {"value": 9.0, "passed": False}], "gates"),
     ("position_sigma_m", _at(2, -0.1), "uncertainty"),
@@ -93,8 +94,48 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("scale_model", lambda _v: "step", "scale"),
     ("scale_frame", _at(0, 33), "scale"),
     ("parallax_rad", lambda _v: float("inf"), "finite"),
-    ("inlier_share_min", lambda _v: 1.2, "share_range"),
+    ("inlier_share_min", lambda _v: 1.2, "range"),
     ("recipe_hash", lambda _v: "recipe2", "one_recipe"),
+    ("schema_version", lambda _v: 0, "schema_version"),
+    ("original_id", lambda _v: "", "identity_present"),
+    ("window_start_s", lambda _v: 1.0, "window"),
+    ("window_end_s", lambda _v: 0.5, "window"),
+    ("weights", lambda _v: [""], "licence_present"),
+    ("width", lambda v: v + 1, "fov_of_focal"),
+    ("source_fps", lambda v: v * 2, "fps"),
+    ("fps", lambda _v: None, "fps"),
+    ("radial_k1", lambda _v: 1e3, "range"),
+    ("annotate_wall_s", lambda _v: -1.0, "range"),
+    ("stage_wall_s", lambda _v: [("decode", float("nan"))], "named_values"),
+    ("captions", lambda _v: [("scene", "")], "named_values"),
+    ("camera_to_world", lambda v: [*v[:12], *v[24:36], *v[24:]], "path_length"),
+    ("path_length_m", lambda _v: None, "accepted_has_numbers"),
+    ("focal_spread", lambda v: v + 0.01, "restated"),
+    ("focal_axis_gap_max", lambda v: 2 * v, "restated"),
+    ("reprojection_median_px", lambda v: 1.1 * v, "restated"),
+    ("reprojection_rms_px", lambda v: 10 * v, "restated"),
+    ("reprojection_px", _at(3, 1e6), "uncertainty"),
+    ("rotation_sigma_rad", _at(2, 10.0), "uncertainty"),
+    ("scale_p10", lambda v: 0.9 * v, "restated"),
+    ("scale_cov", lambda v: 2 * v, "restated"),
+    ("scale_value", _at(3, -2.5), "scale"),
+    ("scale_value", _at(3, float("inf")), "scale"),
+    ("scale_value", lambda v: [1000 * x for x in v], "scale"),
+    ("scale_frame", _at(3, 4), "scale"),
+    ("metres_per_unit", lambda _v: 1.0, "scale"),
+    ("metres_per_unit", lambda v: 2 * v, "scale"),
+    ("metres_per_unit_frame", lambda _v: [1.0] * 33, "scale"),
+    ("metres_per_unit_frame", lambda _v: [float("nan")] * 33, "scale"),
+    ("num_tracks", lambda _v: -1, "range"),
+    ("parallax_rad", lambda _v: 5.0, "range"),
+    ("fov_y_min_rad", lambda _v: 3.0, "fov_of_focal"),
+    ("gates", lambda _v: [], "gates"),
+    ("gates", lambda v: [*v, v[0]], "gates"),
+    ("gates", lambda v: [v[0] | {"value": float("nan")}], "gates"),
+    ("gates", lambda v: [v[0] | {"upper": float("nan")}], "gates"),
+    ("gates", lambda v: [v[0] | {"lower": None, "upper": None}], "gates"),
+    ("gates", lambda v: [v[0] | {"lower": 3.0, "upper": 2.0, "passed": False}], "gates"),
+    ("error", lambda _v: "Traceback", "verdict_reasons"),
 ]
 
 
@@ -114,6 +155,51 @@ def test_each_broken_cell_is_named(
     assert code == 1
     assert rule in text
     assert next(iter(guilty)) in text
+
+
+def _damaged(value: Any, column: Column) -> dict[str, Any]:
+    """Values that no row may have, whatever the column is about."""
+    damage: dict[str, Any] = {} if column.nullable else {"null": None}
+    if column.type == pa.float64():
+        damage |= {"NaN": float("nan"), "infinite": float("inf")}
+    if column.per_frame and value:
+        damage |= {"too short": value[:-1], "too long": [*value, value[-1]], "empty": []}
+        if pa.types.is_floating(column.type.value_type):
+            damage["infinite"] = [*value[:-1], float("inf")]
+        if column.name in ("frame_index", "time_s"):
+            damage["swapped"] = [value[1], value[0], *value[2:]]
+    return damage
+
+
+@pytest.mark.parametrize("clip_id", [VICTIM, "clip_0002"], ids=["accepted", "rejected"])
+def test_no_damaged_cell_passes_or_stops_the_check(intact: Path, clip_id: str) -> None:
+    path = store.part_path(intact, source="demo", shard_id="a")
+    table = pq.ParquetFile(path).read()
+    row = table["clip_id"].to_pylist().index(clip_id)
+    num_damaged, passed = 0, []
+    for i, column in enumerate(COLUMNS):
+        values = table[column.name].to_pylist()
+        for what, value in _damaged(values[row], column).items():
+            cells = pa.array([*values[:row], value, *values[row + 1 :]], type=column.type)
+            broken = table.set_column(i, pa.field(column.name, column.type), cells)
+            store.write_table(
+                broken.replace_schema_metadata(table.schema.metadata), str(path), row_group_size=10
+            )
+            _num_rows, violations = validate_dataset(intact)
+            num_damaged += 1
+            if not violations:
+                passed.append(f"{column.name}: {what}")
+            elif not {v.clip_id for v in violations} & {clip_id, "None"}:
+                passed.append(f"{column.name}: {what}: blamed on {violations[0]}")
+    assert num_damaged > 80
+    assert passed == []
+
+
+def test_a_file_written_before_a_nullable_column_existed_is_valid(intact: Path) -> None:
+    path = store.part_path(intact, source="demo", shard_id="a")
+    table = pq.ParquetFile(path).read()
+    store.write_table(table.drop_columns(["parallax_rad", "metrics"]), str(path), row_group_size=10)
+    assert validate_dataset(intact) == (4, [])
 
 
 def test_rejected_row_without_reason(intact: Path) -> None:
