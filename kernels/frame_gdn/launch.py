@@ -1,6 +1,8 @@
-"""Launching the Triton stages: allocation, launch parameters and the order of work.
+"""Launching the stages: allocation, launch parameters, and which kernels run.
 
-Intermediate matrices have the dtype of the tokens; chains accumulate in float32 either way.
+Intermediate matrices have the dtype of the tokens; chains accumulate in float32 either way. The main branch
+in bfloat16 has its four heavy stages a second time for Hopper GPUs (`hopper.py`); everything else, and every
+other device, takes the Triton kernels.
 """
 
 # Triton's launch syntax, kernel[grid](...), is beyond the type checker.
@@ -10,6 +12,9 @@ Intermediate matrices have the dtype of the tokens; chains accumulate in float32
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import triton
@@ -50,6 +55,7 @@ LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("finish_keys", False): {"BR": 16, "num_warps": 4},
     ("remove_radial", True): {"BR": 8, "num_warps": 4},
     ("remove_radial", False): {"BR": 8, "num_warps": 4},
+    ("settle_queries", True): {"BR": 32, "num_warps": 4},
     ("row_dot", True): {"BR": 4, "BC": 512, "num_warps": 4},
     ("row_dot", False): {"BR": 4, "BC": 512, "num_warps": 4},
 }
@@ -68,6 +74,7 @@ class Inputs:
     q_weight: Tensor | None
     k_weight: Tensor | None
     rope: Tensor | None
+    """(2, T, S, pairs); for the Hopper kernels (T, S, D), cosine and sine of a pair side by side."""
     rays: Tensor | None
     keep: Tensor | None
     """(T,) float32; None for a causal scan."""
@@ -75,8 +82,8 @@ class Inputs:
     key_scale: float
     norm_eps: float
     eps: float
-    norms: tuple[Tensor | None, Tensor | None] | None = None
-    """Inverse RMS of q and k where a forward pass has left them."""
+    hopper: bool
+    """Whether the kernels of `hopper.py` run the heavy stages."""
 
     @property
     def half(self) -> bool:
@@ -97,6 +104,17 @@ class Inputs:
         return self.keep is not None
 
 
+@lru_cache
+def _is_hopper(device: torch.device) -> bool:
+    """Whether a device has the instructions and this Triton the language that `hopper.py` is written in."""
+    found = find_spec("triton.experimental") and find_spec("triton.experimental.gluon")
+    return found is not None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+USE_HOPPER = True
+"""Off: Triton kernels everywhere, so that one machine can test and time both."""
+
+
 def make_inputs(
     q: Tensor,
     k: Tensor,
@@ -112,14 +130,20 @@ def make_inputs(
     key_scale: float,
     norm_eps: float,
     eps: float,
-    norms: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Inputs:
     """Bring small tensors to the layout and type that the kernels read; large ones stay as they are."""
-    table = torch.float16 if k.dtype != torch.float32 else torch.float32
+    d = k.shape[-1]
+    main = rope is not None and rays is None and normalise and q_weight is not None and k_weight is not None
+    # Tiles are 128 channels wide and need one beyond the head; their rows must be multiples of 16 bytes.
+    hopper = main and 64 < d < 128 and d % 8 == 0 and k.dtype == torch.bfloat16 and k.is_cuda
+    hopper = bool(hopper) and USE_HOPPER and _is_hopper(k.device)
 
     def dense(x: Tensor) -> Tensor:
         return x if x.stride(-1) == 1 else x.contiguous()
 
+    if rope is not None:
+        rope = rope.to(torch.float16 if k.dtype != torch.float32 else torch.float32)
+        rope = rope.permute(1, 2, 3, 0).contiguous().flatten(2) if hopper else rope.contiguous()
     return Inputs(
         q=dense(q),
         k=dense(k),
@@ -128,27 +152,29 @@ def make_inputs(
         decay=decay.float().contiguous(),
         q_weight=None if q_weight is None else q_weight.float().contiguous(),
         k_weight=None if k_weight is None else k_weight.float().contiguous(),
-        rope=None if rope is None else rope.to(table).contiguous(),
+        rope=rope,
         rays=None if rays is None else rays.float().contiguous(),
         keep=None if keep is None else keep.float().contiguous(),
         normalise=normalise,
         key_scale=key_scale,
         norm_eps=norm_eps,
         eps=eps,
-        norms=norms,
+        hopper=hopper,
     )
 
 
 @dataclass(frozen=True)
 class Products:
-    """Per frame and head: p, u, pz (B, T, H, D, D); uz (B, T, H, D); stretch (B, T, H); q_inv, k_inv (B, T, S)."""
+    """Per frame and head: p, u, pz (B, T, H, D, D); uz (B, T, H, D); stretch (B, T, H); k_inv (B, T, S).
+
+    A backward pass needs u only for the camera branch, and uz not at all.
+    """
 
     p: Tensor
-    u: Tensor
+    u: Tensor | None
     pz: Tensor | None
     uz: Tensor | None
     stretch: Tensor | None
-    q_inv: Tensor | None
     k_inv: Tensor | None
 
 
@@ -193,6 +219,39 @@ def _strides(x: Tensor) -> tuple[int, int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2), x.stride(3)
 
 
+def _tokens(x: Tensor, tile: int) -> Any:
+    """Descriptor of (B, T, S, H, D) for tiles of one frame and head; rows and channels beyond are zero."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    b, t, s, h, d = x.shape
+    uniform = b == 1 or x.stride(0) == t * x.stride(1)
+    if not uniform or x.data_ptr() % 16 or any(step % 8 for step in x.stride()[1:4]):
+        x = x.contiguous()
+    strides = [*x.stride()[1:4], 1]
+    return TensorDescriptor(x, [b * t, s, h, d], strides, [1, tile, 1, 128], NVMMASharedLayout(128, 16, 4))
+
+
+def _rope_table(x: Inputs, tile: int) -> Any:
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    assert x.rope is not None
+    return TensorDescriptor(
+        x.rope, list(x.rope.shape), list(x.rope.stride()), [1, tile, 128], NVMMASharedLayout(128, 16, 3)
+    )
+
+
+def _matrices(x: Tensor) -> Any:
+    """Descriptor of (..., D, D), one matrix at a time."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    d = x.shape[-1]
+    count = x.numel() // (d * d)
+    return TensorDescriptor(x, [count, d, d], [d * d, d, 1], [1, 128, 128], NVMMASharedLayout(128, 16, 3))
+
+
 def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
     """(B, T, S) float32 inverse RMS over heads and channels of (B, T, S, H, D)."""
     b, t, s, h, d = tokens.shape
@@ -206,19 +265,24 @@ def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
 
 
 def compute_products(x: Inputs) -> Products:
-    """Transitions and updates of every frame, and the norms that prologues need."""
+    """Transitions and updates of every frame, and the norms of the keys."""
     b, t, s, h, d = x.sizes
     dtype, device = _matrix_dtype(x), x.k.device
-    if x.norms is not None:
-        q_inv, k_inv = x.norms
-    else:
-        q_inv = None if x.q_weight is None else inverse_rms(x.q, x.norm_eps)
-        k_inv = None if x.k_weight is None else inverse_rms(x.k, x.norm_eps)
+    k_inv = None if x.k_weight is None else inverse_rms(x.k, x.norm_eps)
     p = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
     u = torch.empty(b, t, h, d, d, dtype=dtype, device=device)
     pz = torch.empty_like(p) if x.normalise else None
     uz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
     stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.turning == 2 else None
+    if x.hopper:
+        from . import hopper
+
+        assert pz is not None
+        hopper.products[(b * t * h,)](
+            _tokens(x.k, 32), _tokens(x.v, 32), _rope_table(x, 32), _matrices(p), _matrices(u), _matrices(pz),
+            x.beta, k_inv, x.k_weight, uz, t, s, h, x.key_scale, D=d, BS=32, STAGES=3, num_warps=8,
+        )  # fmt: skip
+        return Products(p, u, pz, uz, stretch, k_inv)
     options = _launch("products", x.half, x.rays is not None)
     split = options["SPLIT"]
     kernels.products[(b * t * h * (split + x.normalise if split else 1),)](
@@ -228,7 +292,7 @@ def compute_products(x: Inputs) -> Products:
         D=d, NORM=x.k_weight is not None, ROPE=x.turning, DEN=x.normalise,
         HALF=x.half, BD=_block(d), **options,
     )  # fmt: skip
-    return Products(p, u, pz, uz, stretch, q_inv, k_inv)
+    return Products(p, u, pz, uz, stretch, k_inv)
 
 
 def _run_scan(
@@ -297,23 +361,51 @@ def compute_transitions(x: Inputs, products: Products) -> Ends:
     return replace(kv, z=z.kv, z_reverse=z.kv_reverse)
 
 
-def compute_readout(x: Inputs, products: Products, states: Chain) -> Tensor:
-    """Output (B, T, S, H, D) in the dtype of v."""
+@dataclass(frozen=True)
+class Readout:
+    """out (B, T, S, H, D) in the dtype of v; q_inv (B, T, S) inverse RMS of the queries."""
+
+    out: Tensor
+    q_inv: Tensor | None
+
+
+def _spread(x: Inputs, tile: int) -> int:
+    """Programs a frame and head: a streaming chunk has few frames, so their tiles fill the device."""
+    b, t, s, h, _ = x.sizes
+    return 1 if INTERPRETED else min(triton.cdiv(s, tile), triton.cdiv(528, b * t * h))
+
+
+def compute_readout(x: Inputs, states: Chain) -> Readout:
+    """Output of every frame."""
     b, t, s, h, d = x.sizes
     out = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=x.v.device)
+    if x.hopper:
+        from . import hopper
+
+        den, square = torch.empty(2, b, t, h, s, dtype=torch.float32, device=out.device)
+        q_inv = torch.empty(b, t, s, dtype=torch.float32, device=out.device)
+        hopper.readout[(b * t * h, _spread(x, 64))](
+            _tokens(x.q, 64), _rope_table(x, 64), _tokens(out, 64),
+            states.kv, states.kv_reverse, states.z, states.z_reverse, x.q_weight, den, square, t, s, h,
+            D=d, BOTH=x.both, BS=64, num_warps=4,
+        )  # fmt: skip
+        options = _launch("settle_queries", True)
+        kernels.settle_queries[(b * t, triton.cdiv(s, options["BR"]))](
+            den, square, q_inv, out, s, h, x.norm_eps, x.eps,
+            D=d, BD=_block(d), BH=triton.next_power_of_2(h), **options,
+        )  # fmt: skip
+        return Readout(out, q_inv)
+    q_inv = None if x.q_weight is None else inverse_rms(x.q, x.norm_eps)
     options = _launch("readout", x.half, x.rays is not None)
-    splits = options.pop("SPLITS")
-    if not INTERPRETED:
-        # A streaming chunk has few frames: spread a frame's tiles over programs until the device is busy.
-        splits = max(splits, min(triton.cdiv(s, options["BS"]), triton.cdiv(528, b * t * h)))
+    splits = max(options.pop("SPLITS"), _spread(x, options["BS"]))
     kernels.readout[(b * t * h, splits)](
-        x.q, products.q_inv, x.q_weight, x.rope, x.rays,
+        x.q, q_inv, x.q_weight, x.rope, x.rays,
         states.kv, states.kv_reverse, states.z, states.z_reverse, out,
         *_strides(x.q), t, s, h, x.eps,
         D=d, NORM=x.q_weight is not None, ROPE=x.turning, DEN=x.normalise, BOTH=x.both,
         HALF=x.half, BD=_block(d), **options,
     )  # fmt: skip
-    return out
+    return Readout(out, q_inv)
 
 
 @dataclass(frozen=True)
@@ -326,13 +418,12 @@ class ReadoutGradients:
     dz: Tensor | None
 
 
-def readout_backward(
-    x: Inputs, products: Products, states: Chain, out: Tensor, dout: Tensor
-) -> ReadoutGradients:
-    """Gradient of `compute_readout`; `out` is its result."""
+def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -> ReadoutGradients:
+    """Gradient of `compute_readout`."""
     b, t, s, h, d = x.sizes
-    device = out.device
+    device = dout.device
     dout = dout.contiguous()
+    q_inv = readout.q_inv
     norm = x.q_weight is not None
     dq = torch.empty(b, t, s, h, d, dtype=x.q.dtype, device=device)
     dkv = torch.empty(b, t, h, d, d, dtype=_matrix_dtype(x), device=device)
@@ -345,25 +436,34 @@ def readout_backward(
         radial = torch.empty(b, t, s, dtype=torch.float32, device=device)
         options = _launch("row_dot", x.half)
         kernels.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
-            out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
+            readout.out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
         )
-    factor = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
-    kernels.readout_backward_query[(b * t * h,)](
-        x.q, dout, products.q_inv, x.q_weight, x.rope, x.rays,
-        states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
-        dq, dz, dweight, part, factor,
-        *_strides(x.q), t, s, h, x.eps,
-        D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
-        **_launch("readout_backward_query", x.half, x.rays is not None),
-    )  # fmt: skip
-    kernels.readout_backward_state[(b * t * h,)](
-        x.q, dout, factor, x.q_weight, x.rope, x.rays, dkv, *_strides(x.q), t, s, h,
-        D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
-        **_launch("readout_backward_state", x.half, x.rays is not None),
-    )  # fmt: skip
+    if x.hopper:
+        from . import hopper
+
+        hopper.readout_backward[(b * t * h,)](
+            _tokens(x.q, 64), _tokens(dout, 64), _rope_table(x, 64), _tokens(dq, 64), _matrices(dkv),
+            states.kv, states.kv_reverse, states.z, states.z_reverse, q_inv, x.q_weight,
+            dz, dweight, part, t, s, h, x.eps, D=d, BOTH=x.both, STAGES=2, num_warps=8,
+        )  # fmt: skip
+    else:
+        factor = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
+        kernels.readout_backward_query[(b * t * h,)](
+            x.q, dout, q_inv, x.q_weight, x.rope, x.rays,
+            states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
+            dq, dz, dweight, part, factor,
+            *_strides(x.q), t, s, h, x.eps,
+            D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
+            **_launch("readout_backward_query", x.half, x.rays is not None),
+        )  # fmt: skip
+        kernels.readout_backward_state[(b * t * h,)](
+            x.q, dout, factor, x.q_weight, x.rope, x.rays, dkv, *_strides(x.q), t, s, h,
+            D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
+            **_launch("readout_backward_state", x.half, x.rays is not None),
+        )  # fmt: skip
     if part is not None:
-        assert products.q_inv is not None
-        _remove_radial(dq, x.q, products.q_inv, part)
+        assert q_inv is not None
+        _remove_radial(dq, x.q, q_inv, part)
     return ReadoutGradients(dq, None if dweight is None else dweight.sum(dim=(0, 1)).flatten(), dkv, dz)
 
 
@@ -399,12 +499,17 @@ class ProductGradients:
 
 @dataclass(frozen=True)
 class StepGradients:
-    """dp (symmetrised), du (B, T, H, D, D); ddecay, dstretch (B, T, H)."""
+    """dp (symmetrised), du (B, T, H, D, D); ddecay, dstretch (B, T, H).
+
+    dpz (B, T, H, D, D, symmetrised) and duz (B, T, H, D) for the Hopper kernels.
+    """
 
     dp: Tensor
     du: Tensor
     ddecay: Tensor
     dstretch: Tensor | None
+    dpz: Tensor | None
+    duz: Tensor | None
 
 
 def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: Chain) -> StepGradients:
@@ -414,15 +519,17 @@ def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: 
     du = torch.empty_like(dp)
     ddecay = torch.empty(b, t, h, dtype=torch.float32, device=x.k.device)
     dstretch = torch.empty_like(ddecay) if x.turning == 2 else None
+    dpz = torch.empty_like(dp) if x.hopper else None
+    duz = torch.empty(b, t, h, d, dtype=torch.float32, device=x.k.device) if x.hopper else None
     kernels.combine[(b * t * h,)](
         products.p, products.u, products.pz, states.kv, initial.kv, grads.kv,
         states.kv_reverse, grads.kv_reverse,
         states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay, products.stretch,
-        dp, du, ddecay, dstretch, t, h,
+        dp, du, ddecay, dstretch, dpz, duz, t, h,
         D=d, BD=_block(d), DEN=x.normalise, BOTH=x.both, HAS_INIT=initial.kv is not None, RAY=x.turning == 2,
-        HALF=x.half, **_launch("combine", x.half),
+        WHOLE_Z=x.hopper, HALF=x.half, **_launch("combine", x.half),
     )  # fmt: skip
-    return StepGradients(dp, du, ddecay, dstretch)
+    return StepGradients(dp, du, ddecay, dstretch, dpz, duz)
 
 
 def products_backward(
@@ -436,6 +543,22 @@ def products_backward(
     dv = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=device)
     dbeta = torch.empty(b, t, h, s, dtype=x.beta.dtype, device=device)
     part = torch.empty(b, t, h, s, dtype=torch.float32, device=device) if norm or x.normalise else None
+    if x.hopper:
+        from . import hopper
+
+        assert steps.dpz is not None
+        assert part is not None
+        assert products.k_inv is not None
+        dweight = torch.empty(b, t, h, d, dtype=torch.float32, device=device)
+        hopper.products_backward[(b * t * h,)](
+            _tokens(x.k, 64), _tokens(x.v, 64), _rope_table(x, 64),
+            _matrices(steps.dp), _matrices(steps.du), _matrices(steps.dpz), _tokens(dk, 64), _tokens(dv, 64),
+            steps.duz, x.beta, products.k_inv, x.k_weight, dbeta, part, dweight, t, s, h, x.key_scale,
+            D=d, STAGES=2, num_warps=8,
+        )  # fmt: skip
+        _remove_radial(dk, x.k, products.k_inv, part)
+        dbeta = dbeta.transpose(2, 3).contiguous()
+        return ProductGradients(dk, dv, dweight.sum(dim=(0, 1)).flatten(), dbeta, steps.ddecay)
     through = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
     coefficient = torch.empty(4, b, t, h, s, dtype=torch.float32, device=device) if x.normalise else None
     rows = (states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse)

@@ -164,7 +164,7 @@ def frame_gdn(
             eps=eps,
         )
     keep = _keep(k.shape[1], chunk_starts, k.device) if bidirectional else None
-    out, kv, z, kv_reverse, z_reverse, _, _ = _forward_op(
+    out, kv, z, kv_reverse, z_reverse, *_ = _forward_op(
         q,
         k,
         v,
@@ -218,7 +218,8 @@ def _forward_op(
     key_scale: float,
     norm_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
+    """out, final states (kv, z, kv_reverse, z_reverse), then what `_backward_op` takes as `kept`, after out."""
     from . import launch
 
     x = launch.make_inputs(
@@ -228,19 +229,15 @@ def _forward_op(
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
     products = launch.compute_products(x)
     states = launch.compute_states(x, products, initial)
-    out = launch.compute_readout(x, products, states)
+    readout = launch.compute_readout(x, states)
+    # A matrix per frame and head is an eighth of a token tensor at real size: kept, not computed again.
     ends = states.ends
-    assert ends.kv is not None
-    none = ends.kv.new_empty(0)
-    return (
-        out,
-        ends.kv,
-        none if ends.z is None else ends.z,
-        none.clone() if ends.kv_reverse is None else ends.kv_reverse,
-        none.clone() if ends.z_reverse is None else ends.z_reverse,
-        none.clone() if products.q_inv is None else products.q_inv,
-        none.clone() if products.k_inv is None else products.k_inv,
-    )
+    results = (
+        readout.out, ends.kv, ends.z, ends.kv_reverse, ends.z_reverse,
+        readout.q_inv, products.k_inv, products.p, products.u if x.turning == 2 else None, products.pz,
+        products.stretch, states.kv, states.kv_reverse, states.z, states.z_reverse,
+    )  # fmt: skip
+    return [torch.empty(0, device=k.device) if r is None else r for r in results]
 
 
 def _ends(kv: Tensor | None, z: Tensor | None, kv_reverse: Tensor | None, z_reverse: Tensor | None) -> Any:
@@ -269,27 +266,31 @@ def _(
     key_scale: float,
     norm_eps: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, _, _, h, d = k.shape
+) -> list[Tensor]:
+    b, t, s, h, d = k.shape
+    reverse, rays_given = keep is not None, rays is not None
+    matrix = torch.float32 if k.dtype == torch.float32 else torch.bfloat16
 
-    def state(wanted: bool, *tail: int) -> Tensor:
-        return (
-            k.new_empty(b, h, *tail, dtype=torch.float32) if wanted else k.new_empty(0, dtype=torch.float32)
-        )
+    def like(wanted: bool, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return k.new_empty(shape if wanted else 0, dtype=dtype if wanted else torch.float32)
 
-    def norms(weight: Tensor | None) -> Tensor:
-        return k.new_empty(0 if weight is None else k.shape[:3], dtype=torch.float32)
-
-    reverse = keep is not None
-    return (
+    return [
         torch.empty(k.shape, dtype=v.dtype, device=v.device),
-        state(True, d, d),
-        state(normalise, d),
-        state(reverse, d, d),
-        state(reverse and normalise, d),
-        norms(q_weight),
-        norms(k_weight),
-    )
+        like(True, b, h, d, d),
+        like(normalise, b, h, d),
+        like(reverse, b, h, d, d),
+        like(reverse and normalise, b, h, d),
+        like(q_weight is not None, b, t, s),
+        like(k_weight is not None, b, t, s),
+        like(True, b, t, h, d, d, dtype=matrix),
+        like(rays_given, b, t, h, d, d, dtype=matrix),
+        like(normalise, b, t, h, d, d, dtype=matrix),
+        like(rays_given, b, t, h),
+        like(True, b, t, h, d, d, dtype=matrix),
+        like(reverse, b, t, h, d, d, dtype=matrix),
+        like(normalise, b, t, h, d),
+        like(reverse and normalise, b, t, h, d),
+    ]
 
 
 @torch.library.custom_op("theodolite::frame_gdn_backward", mutates_args=())
@@ -312,9 +313,7 @@ def _backward_op(
     key_scale: float,
     norm_eps: float,
     eps: float,
-    out: Tensor,
-    q_inv: Tensor,
-    k_inv: Tensor,
+    kept: list[Tensor],
     dout: Tensor,
     dkv: Tensor | None,
     dz: Tensor | None,
@@ -326,15 +325,17 @@ def _backward_op(
     x = launch.make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
-        norms=(None if q_weight is None else q_inv, None if k_weight is None else k_inv),
     )  # fmt: skip
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
-    products = launch.compute_products(x)
-    states = launch.compute_states(x, products, initial)
-    read = launch.readout_backward(x, products, states, out, dout)
+    out, q_inv, k_inv, p, u, pz, stretch, *states = (None if y.numel() == 0 else y for y in kept)
+    assert out is not None
+    assert p is not None
+    products = launch.Products(p, u, pz, None, stretch, k_inv)
+    chain = launch.Chain(*states, ends=launch.Ends())
+    read = launch.readout_backward(x, chain, launch.Readout(out, q_inv), dout)
     grads = launch.states_backward(x, products, read.dkv, read.dz, _ends(dkv, dz, dkv_reverse, dz_reverse))
-    steps = launch.combine(x, products, states, initial, grads)
-    made = launch.products_backward(x, products, states, initial, grads, steps)
+    steps = launch.combine(x, products, chain, initial, grads)
+    made = launch.products_backward(x, products, chain, initial, grads, steps)
     none = beta.new_empty(0)
     results = [
         read.dq,
@@ -377,9 +378,7 @@ def _(
     key_scale: float,
     norm_eps: float,
     eps: float,
-    out: Tensor,
-    q_inv: Tensor,
-    k_inv: Tensor,
+    kept: list[Tensor],
     dout: Tensor,
     dkv: Tensor | None,
     dz: Tensor | None,
@@ -396,14 +395,16 @@ def _(
 _NUM_TENSORS = 14
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:_NUM_TENSORS], output[0], *output[5:])
     ctx.switches = inputs[_NUM_TENSORS:]
 
 
-def _backward(ctx: Any, dout: Tensor | None, *dends: Tensor | None) -> tuple[Tensor | None, ...]:
-    *tensors, out, q_inv, k_inv = ctx.saved_tensors
+def _backward(ctx: Any, dresults: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    dout, *dends = dresults
+    tensors, kept = ctx.saved_tensors[:_NUM_TENSORS], list(ctx.saved_tensors[_NUM_TENSORS:])
+    out = kept[0]
     normalise, reverse = ctx.switches[0], tensors[9] is not None
     b, _, _, h, d = out.shape
     given: list[Tensor | None] = list(dends[:4])
@@ -418,7 +419,7 @@ def _backward(ctx: Any, dout: Tensor | None, *dends: Tensor | None) -> tuple[Ten
     if not normalise:
         given[1] = given[3] = None
     dout = torch.zeros_like(out) if dout is None else dout
-    grads = _backward_op(*tensors, *ctx.switches, out, q_inv, k_inv, dout, *given)
+    grads = _backward_op(*tensors, *ctx.switches, kept, dout, *given)
     positions = (0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13)
     result: list[Tensor | None] = [None] * (_NUM_TENSORS + len(ctx.switches))
     for position, grad in zip(positions, grads, strict=True):

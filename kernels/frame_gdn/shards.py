@@ -287,9 +287,8 @@ class _TritonShards:
     def outputs(self, initial: list[_Ends]) -> list[Tensor]:
         from . import launch
 
-        triples = zip(self.inputs, self.products, self._states(initial), strict=True)
-        self.outs = [launch.compute_readout(x, p, states) for x, p, states in triples]
-        return self.outs
+        pairs = zip(self.inputs, self._states(initial), strict=True)
+        return [launch.compute_readout(x, states).out for x, states in pairs]
 
     def backward(self, initial: list[_Ends], douts: tuple[Tensor, ...]) -> list[_Ends]:
         from . import launch
@@ -297,11 +296,8 @@ class _TritonShards:
         self.initial = initial
         self.states = self._states(initial)
         self.reads, found = [], []
-        outs = [
-            launch.compute_readout(*xs) for xs in zip(self.inputs, self.products, self.states, strict=True)
-        ]
-        for x, p, states, out, dout in zip(self.inputs, self.products, self.states, outs, douts, strict=True):
-            read = launch.readout_backward(x, p, states, out, dout)
+        for x, p, states, dout in zip(self.inputs, self.products, self.states, douts, strict=True):
+            read = launch.readout_backward(x, states, launch.compute_readout(x, states), dout)
             self.reads.append(read)
             zero = launch.Ends(
                 **{n: None if e is None else torch.zeros_like(e) for n, e in vars(states.ends).items()}

@@ -226,6 +226,42 @@ def test_query_gradient_where_the_normaliser_is_as_small_as_eps(device: torch.de
     assert all(e < TOLERANCE[torch.float32] for e in errors.values()), errors
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("hopper", [True, False])
+@pytest.mark.parametrize(
+    "kw",
+    [
+        {},
+        {"bidirectional": False, "initial": True},
+        {"batch": 2, "chunk_starts": (0, 2), "strided": True},
+        {"beta": 0.0},
+        {"beta": 1.0, "decay": 1.0},
+        {"head_size": 120, "heads": 3},
+    ],
+    ids=str,
+)
+def test_both_paths_of_the_main_branch(
+    kw: dict, hopper: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hopper's own kernels and the Triton ones that every other device takes."""
+    from theodolite.kernels.frame_gdn import launch
+
+    monkeypatch.setattr(launch, "USE_HOPPER", hopper)
+    sizes = {"height": 9, "width": 15, "heads": 12, "head_size": 112, "frames": 4, "dtype": torch.bfloat16}
+    errors = errors_against_twin(make_case(**{**sizes, **kw}, device=device))
+    assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("eps", [1e-3, 5.0])
+def test_eps_that_matters_reaches_the_output_in_bfloat16(eps: float, device: torch.device) -> None:
+    """The Hopper kernels divide without eps and put it in afterwards, where it changes the output."""
+    case = make_case(height=9, width=15, heads=12, head_size=112, dtype=torch.bfloat16, device=device)
+    case.options["eps"] = eps
+    errors = errors_against_twin(case)
+    assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors
+
+
 def test_operator_registration_holds(device: torch.device) -> None:
     """Schema, fake implementation and autograd registration agree with what the kernels return."""
     case = make_case(frames=2, height=1, width=3, head_size=16, heads=1, device=device)
