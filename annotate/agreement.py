@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.cameras import orthonormalise, rotation_angle
+from ..dataset.rows import Row
 from .geometry.base import AnchorFrame, SequenceGeometryResult
 from .scale import ScaleEstimate
 from .solve import CameraSolution
 
-F64 = NDArray[np.float64]
+F64 = NDArray[np.floating]
 
 _BASELINE_S = 1.0
 """Directions and lengths of travel are compared over this time."""
@@ -124,3 +125,62 @@ def _compare_paths(theirs: F64, ours: F64, time_s: F64, *, travel: float) -> dic
         found["direction_rad"] = float(np.median(np.arccos(cosine)))
         found["scale_log"] = float(np.median(np.log(length[0][moving] / length[1][moving])))
     return found
+
+
+FEATURES = (
+    "rotation",
+    "direction",
+    "scale",
+    "metric",
+    "focal_rays",
+    "focal_anchor",
+    "wrong_depth",
+    "unplaced",
+    "scale_noise",
+    "depth_residual",
+    "position_sigma",
+)
+"""What the confidence looks at, in order."""
+
+
+def features_of(row: Row) -> list[float] | None:
+    """Numbers of a row that the confidence is made of (`FEATURES`), or None if it lacks one.
+
+    All grow with disagreement; those that span decades enter as logarithms.
+    """
+    metrics = row.metrics or {}
+    needed = (
+        row.agreement_rotation_rad,
+        row.agreement_metric_log,
+        row.agreement_focal_rays_log,
+        row.agreement_focal_anchor_log,
+        row.scale_mad_log,
+        row.depth_residual_log_median,
+        metrics.get("anchors_wrong_depth_share"),
+        metrics.get("anchors_placed_share"),
+        metrics.get("median_depth_m"),
+    )
+    if (
+        any(value is None for value in needed)
+        or row.position_sigma_m is None
+        or not len(row.position_sigma_m)
+    ):
+        return None
+    rotation, metric, rays, anchor, mad, residual, wrong, placed, depth = map(float, needed)  # type: ignore[arg-type]
+    # A camera that hardly moves has no direction of travel and no scale to compare: that is no disagreement.
+    direction = row.agreement_direction_rad if row.agreement_direction_rad is not None else math.radians(3.0)
+    scale = abs(row.agreement_scale_log) if row.agreement_scale_log is not None else 0.03
+    sigma = float(np.max(row.position_sigma_m)) / max(depth, 1e-9)
+    return [
+        math.log10(math.degrees(rotation) + 0.05),
+        math.log10(math.degrees(direction) + 0.3),
+        math.log10(scale + 0.005),
+        math.log10(abs(metric) + 0.05),
+        math.log10(abs(rays) + 0.003),
+        math.log10(abs(anchor) + 0.003),
+        wrong,
+        1.0 - placed,
+        math.log10(mad / math.sqrt(max(1, len(row.scale_frame))) + 0.003),
+        math.log10(residual + 0.003),
+        math.log10(sigma + 1e-4),
+    ]

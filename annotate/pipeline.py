@@ -27,6 +27,7 @@ from .gates import REASONS, describe_failure, image_motion, judge, sweep_minimum
 from .geometry.base import (
     AnchorFrame,
     AnchorStreamOf,
+    DepthMaps,
     MetricAnchor,
     SequenceGeometry,
     SequenceGeometryResult,
@@ -35,14 +36,20 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
+from .pool import in_solver
 from .scale import ScaleEstimate, estimate_scale
-from .solve import CameraSolution, solve_cameras
+from .solve import CameraSolution, StartCameras, solve_cameras
+from .start import WithoutFrames, prove_anchors
 from .tracks import ImageMeasurements, measure_images
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig
 
 log = logging.getLogger(__name__)
+
+_MIN_PLACED = 0.5
+"""Share of the keyframes that anchors must place; with fewer the bundle finds its own start, from the tracks alone."""
+
 Mode = Literal["estimate", "given_depth", "given_pose"]
 
 
@@ -74,6 +81,7 @@ class _Progress:
     measured: ImageMeasurements | None = None
     cameras: CameraSolution | None = None
     agreement: Agreement | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     reasons: list[tuple[str, str]] = field(default_factory=list)
     wall_s: dict[str, float] = field(default_factory=dict)
@@ -148,14 +156,21 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     if progress.scale is None or progress.scale.metres_per_unit is None:
         return
     depth = MetricDepth(progress.geometry.depth, progress.scale.metres_per_unit)
+    start: StartCameras | None = None
+    if progress.networks:
+        with progress.stage("start"):
+            start, depth = _prove(progress, depth, config)
     with progress.stage("bundle"):
-        cameras = progress.cameras = solve_cameras(
-            measured,
-            depth,
+        cameras = progress.cameras = in_solver(
+            config.executor.solver_processes,
+            solve_cameras,
+            measured=measured,
+            depth=depth,
             depth_sigma_log=progress.geometry.depth_sigma_log,
             tracks_config=config.tracks,
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
+            start=start,
         )
     progress.agreement = compare(
         progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
@@ -164,6 +179,36 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
     )
     progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
+
+
+def _prove(
+    progress: _Progress, depth: MetricDepth, config: AnnotateConfig
+) -> tuple[StartCameras | None, DepthMaps]:
+    """Cameras for the bundle to start from, and depth without the frames that the others contradict."""
+    geometry, scale, measured = progress.geometry, progress.scale, progress.measured
+    assert geometry is not None
+    assert scale is not None
+    assert scale.metres_per_unit is not None
+    assert measured is not None
+    if geometry.camera_to_world is None or geometry.focal_px is None:
+        return None, depth
+    poses = np.array(geometry.camera_to_world, np.float64)
+    poses[:, :3, 3] *= scale.metres_per_unit[:, None]
+    proved = in_solver(
+        config.executor.solver_processes,
+        prove_anchors,
+        measured=measured,
+        depth=depth,
+        anchors=StartCameras(camera_to_world=poses, focal_px=np.asarray(geometry.focal_px, np.float64)),
+        config=config.bundle,
+        depth_sigma_log=geometry.depth_sigma_log,
+    )
+    known = np.isfinite(poses[:, 0, 0])
+    progress.metrics["anchors_placed_share"] = proved.placed_share
+    progress.metrics["anchors_wrong_depth_share"] = float(proved.wrong_depth[known].mean())
+    return proved.cameras if proved.placed_share >= _MIN_PLACED else None, WithoutFrames(
+        depth, proved.wrong_depth
+    )
 
 
 def _given(
@@ -247,6 +292,7 @@ def _stream(
                 height=frames.height,
                 width=frames.width,
                 config=config.tracks,
+                keyframes=frozenset(wanted.tolist()),
             )
         _reject_cuts(frames)
         with progress.stage("geometry"):
@@ -318,8 +364,9 @@ def _row(progress: _Progress) -> Row:
         values.update(_camera_columns(cameras, frames))
     if progress.agreement is not None:
         values.update(progress.agreement.columns())
-    if progress.geometry is not None and progress.geometry.diagnostics:
-        values["metrics"] = {**values.get("metrics", {}), **progress.geometry.diagnostics}
+    if progress.geometry is not None:
+        metrics = values.get("metrics", {}) | progress.geometry.diagnostics | progress.metrics
+        values["metrics"] = metrics or None
     # Also of a clip that was rejected before its networks answered: what took part is said of every row.
     used = progress.networks or [n for n in (progress.geometry,) if n is not None]
     values.update(

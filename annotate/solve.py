@@ -690,6 +690,57 @@ def propose_loops(
     return sorted(pairs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartCameras:
+    """Approximate cameras of some frames, for the bundle to begin with.
+
+    Attributes:
+        camera_to_world: (F, 4, 4) in the unit of the depth that the bundle is given; NaN rows where none.
+        focal_px: (F, 2) fx, fy in pixels of the stored size; NaN rows where none.
+    """
+
+    camera_to_world: FloatArray
+    focal_px: FloatArray
+
+    def at(self, frames: IntArray) -> tuple[FloatArray, FloatArray]:
+        """World-to-camera (n, 4, 4) and focal (n,) of `frames`; between known ones interpolated, beyond them held.
+
+        The focal is a running median over five known ones: that of a single image errs.
+
+        Raises:
+            ValueError: fewer than two have a pose, or none a focal.
+        """
+        known = np.flatnonzero(np.isfinite(self.camera_to_world[:, 0, 0]))
+        with_focal = np.flatnonzero(np.isfinite(self.focal_px).all(1))
+        if len(known) < 2 or len(with_focal) < 1:
+            raise ValueError(
+                f"{len(known)} frames have a pose and {len(with_focal)} a focal; at least 2 and 1 are needed"
+            )
+        inside = np.clip(np.asarray(frames, np.float64), known[0], known[-1])
+        poses = interpolate_poses(known.astype(np.float64), self.camera_to_world[known], inside)
+        logs = np.log(self.focal_px[with_focal]).mean(1)
+        smooth = [np.median(logs[max(0, i - 2) : i + 3]) for i in range(len(logs))]
+        return se3_inverse(poses), np.exp(np.interp(frames, with_focal, smooth))
+
+    def stretched(self, pixel_aspect: float) -> StartCameras:
+        """The same in square pixels as high as the stored ones."""
+        return replace(self, focal_px=self.focal_px * np.array([pixel_aspect, 1.0]))
+
+    def state(self, problem: Problem, keyframes: IntArray) -> tuple[State, NDArray[np.bool_]]:
+        """State of the keyframe problem with points lifted by the known frames, and which keyframes are known."""
+        world_to_camera, focal = self.at(keyframes)
+        device = problem.frame.device
+        placed = np.isfinite(self.camera_to_world[keyframes, 0, 0])
+        state = replace(
+            _empty_state(problem, torch.as_tensor(np.log(focal), device=device)),
+            rotation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, :3]), device=device),
+            translation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, 3]), device=device),
+        )
+        return replace(
+            state, points=lift_points(problem, state, known=torch.as_tensor(placed, device=device))
+        ), placed
+
+
 def solve_cameras(
     measured: ImageMeasurements,
     depth: DepthMaps,
@@ -698,6 +749,7 @@ def solve_cameras(
     tracks_config: TracksConfig,
     config: BundleConfig,
     pixel_aspect: float = 1.0,
+    start: StartCameras | None = None,
 ) -> CameraSolution:
     """Cameras of every frame from image measurements and depth, lens unknown.
 
@@ -706,6 +758,7 @@ def solve_cameras(
         depth: z-depth per frame, any unit.
         depth_sigma_log: relative depth error that the source declares.
         pixel_aspect: width over height of a stored pixel; ties fy to fx.
+        start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`.
     """
@@ -717,6 +770,7 @@ def solve_cameras(
             depth_sigma_log=depth_sigma_log,
             tracks_config=tracks_config,
             config=config,
+            start=None if start is None else start.stretched(pixel_aspect),
         )
         stored = np.array([1 / pixel_aspect, 1.0])
         return replace(
@@ -759,9 +813,18 @@ def solve_cameras(
         return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)
 
     coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
-    start, log_focal = _choose_start(window_problem, _windows(measured), max(height, width), coarse)
     key_problem = problem_of(np.arange(len(keyframes)))
-    state, placed = sequential(key_problem, coarse, start=start, log_focal=log_focal, focal_step_sigma=0.05)
+    if start is None:
+        first_frame, log_focal = _choose_start(window_problem, _windows(measured), max(height, width), coarse)
+
+    def place() -> tuple[State, NDArray[np.bool_]]:
+        if start is None:
+            return sequential(
+                key_problem, coarse, start=first_frame, log_focal=log_focal, focal_step_sigma=0.05
+            )
+        return start.state(key_problem, keyframes)
+
+    state, placed = place()
     log.debug(
         "sequential: %d of %d keyframes placed, %.0f%% depth", placed.sum(), len(placed), 100 * with_depth
     )

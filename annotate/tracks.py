@@ -16,7 +16,7 @@ Pixel coordinates leave this module in the stored frame size, pixel centres at +
 # pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -290,7 +290,12 @@ def _root_sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArra
 
 
 def measure_images(
-    frames: Iterable[NDArray[np.uint8]], *, height: int, width: int, config: TracksConfig
+    frames: Iterable[NDArray[np.uint8]],
+    *,
+    height: int,
+    width: int,
+    config: TracksConfig,
+    keyframes: Collection[int] = (),
 ) -> ImageMeasurements:
     """One pass over the frames: flow tracks on all of them, descriptors on keyframes.
 
@@ -298,6 +303,7 @@ def measure_images(
         frames: (height, width, 3) uint8 RGB, in order. Only a few are alive at a time.
         height, width: stored frame size.
         config: sizes and thresholds.
+        keyframes: clip frames that are keyframes whatever moves (those that carry depth, where not all do).
     Returns:
         The measurements, in stored pixels.
     Raises:
@@ -308,7 +314,7 @@ def measure_images(
     to_stored = np.array([width / size_wh[0], height / size_wh[1]])
     tracker = _FlowTracker(size_wh, config)
     diagonal = float(np.hypot(*size_wh))
-    keyframes: list[int] = []
+    chosen, keyframes = keyframes, []
     features: list[Features] = []
     survival: list[float] = []
     median_flow: list[float] = []
@@ -348,6 +354,7 @@ def measure_images(
             describe(frame - 1, previous)
         if (
             gone
+            or frame in chosen
             or moved > config.keyframe_flow * diagonal
             or frame - keyframes[-1] >= config.max_keyframe_gap
         ):

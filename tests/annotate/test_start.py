@@ -1,0 +1,108 @@
+"""Anchors proved by tracks: wrong ones are found, the others place every keyframe, and the bundle begins there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from theodolite.annotate.bundle import BundleConfig
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.solve import StartCameras, solve_cameras
+from theodolite.annotate.start import WithoutFrames, prove_anchors
+from theodolite.annotate.tracks import TracksConfig, measure_images
+from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
+
+FRAMES = 49
+ANCHORS = np.arange(0, FRAMES, 4)
+WRONG_POSE, WRONG_DEPTH = (8, 32), (20, 44)
+
+
+class Maps:
+    """True depth at the anchors; at some of them 35 % too far as a whole."""
+
+    def __init__(self, clip) -> None:
+        self.clip = clip
+
+    def __len__(self) -> int:
+        return FRAMES
+
+    def read(self, frame: int):
+        if frame not in ANCHORS:
+            return None
+        return self.clip.depth_m(frame, size=(90, 160)) * (1.35 if frame in WRONG_DEPTH else 1.0)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    torch.set_num_threads(1)
+    clip = render_clip(
+        RenderConfig(width=320, height=180, num_frames=FRAMES, seed=4, zoom="ramp", zoom_factor=1.3)
+    )
+    measured = measure_images(
+        (f.rgb for f in clip),
+        height=180,
+        width=320,
+        config=TracksConfig(),
+        keyframes=frozenset(ANCHORS.tolist()),
+    )
+    rng = np.random.default_rng(0)
+    poses, focal = np.full((FRAMES, 4, 4), np.nan), np.full((FRAMES, 2), np.nan)
+    poses[ANCHORS] = clip.camera_to_world[ANCHORS]
+    for frame in ANCHORS:
+        big = 20 if frame in WRONG_POSE else 1
+        poses[frame, :3, :3] = poses[frame, :3, :3] @ so3_exp(0.005 * big * rng.standard_normal(3))
+        poses[frame, :3, 3] += 0.01 * big * rng.standard_normal(3)
+        focal[frame] = clip.intrinsics[frame, 0, 0] * np.exp(0.01 * rng.standard_normal())
+    return clip, measured, StartCameras(camera_to_world=poses, focal_px=focal)
+
+
+def test_keyframes_that_were_asked_for_are_keyframes(scene):
+    _, measured, _ = scene
+    assert set(ANCHORS.tolist()) <= set(measured.keyframes.tolist())
+    assert (np.diff(measured.keyframes) > 0).all()
+    assert [f.frame for f in measured.features] == measured.keyframes.tolist()
+
+
+def test_wrong_anchors_are_found_and_replaced(scene):
+    clip, measured, anchors = scene
+    proved = prove_anchors(measured, Maps(clip), anchors, BundleConfig(), depth_sigma_log=0.05)
+    assert np.flatnonzero(proved.wrong_depth).tolist() == list(WRONG_DEPTH)
+    assert proved.placed_share == 1.0
+    at = measured.keyframes
+    error = trajectory_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at])
+    assert error.ate_max_m < 0.1  # the wrong anchors were 0.35 m off
+    assert (
+        np.degrees(rotation_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at]).max()) < 1.5
+    )
+
+
+def test_the_bundle_begins_there(scene, monkeypatch):
+    clip, measured, anchors = scene
+    depth = Maps(clip)
+    proved = prove_anchors(measured, depth, anchors, BundleConfig(), depth_sigma_log=0.05)
+    monkeypatch.setattr("theodolite.annotate.solve._choose_start", None)  # not to be called
+    found = solve_cameras(
+        measured,
+        WithoutFrames(depth, proved.wrong_depth),
+        depth_sigma_log=0.05,
+        tracks_config=TracksConfig(),
+        config=BundleConfig(),
+        start=proved.cameras,
+    )
+    error = trajectory_error(found.camera_to_world, clip.camera_to_world)
+    assert error.ate_rmse_m < 0.02
+    assert focal_mape_percent(found.focal_px[:, 0], clip.intrinsics[:, 0, 0]) < 1.0
+
+
+def test_start_cameras_between_and_beyond(scene):
+    _, _, anchors = scene
+    world_to_camera, focal = anchors.at(np.array([0, 2, 48]))
+    assert np.isfinite(world_to_camera).all()
+    assert np.isfinite(focal).all()
+    wide = anchors.stretched(2.0)
+    np.testing.assert_allclose(wide.focal_px[ANCHORS, 0], 2 * anchors.focal_px[ANCHORS, 0])
+    np.testing.assert_allclose(wide.focal_px[ANCHORS, 1], anchors.focal_px[ANCHORS, 1])
+    nothing = StartCameras(camera_to_world=np.full((9, 4, 4), np.nan), focal_px=np.full((9, 2), np.nan))
+    with pytest.raises(ValueError, match="at least 2 and 1"):
+        nothing.at(np.arange(3))
