@@ -24,8 +24,10 @@ from ..dataset.cameras import interpolate_poses, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
 from .clip import ClipRejection
+from .dense import View, align_rgbd, link_points
 from .geometry.base import DepthMaps
 from .tracks import (
+    DENSE,
     DESCRIPTOR,
     ImageMeasurements,
     Tracks,
@@ -42,6 +44,11 @@ IntArray = NDArray[np.integer]
 
 SOLVED, INFILLED = "solved", "infilled"
 _MIN_INLIERS = 12
+_MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
+_MIN_DENSE_AGREEMENT = 0.85
+_MIN_LOOP_MATCHES = 25  # between images that are not neighbours in time
+# Below this decrease of the cost in one step only single outliers change sides; the cameras stand still.
+_TOLERANCE = 5e-4
 _FOCAL_HYPOTHESES = (0.55, 0.8, 1.15, 1.8)  # times the longer image side: 85 to 31 degrees
 
 
@@ -151,6 +158,7 @@ def build_problem(
         np.where(tracks.kind == DESCRIPTOR, config.descriptor_sigma_px, config.reprojection_sigma_px)
         * working
     )
+    sigma = np.where(tracks.kind == DENSE, tracks.sigma_px, sigma)
     has = np.isfinite(depth) & (depth > 0)
     relative = config.depth_sigma_log or depth_sigma_log
     device = config.device
@@ -187,6 +195,7 @@ def subset_frames(tracks: Tracks, depth: FloatArray, frames: IntArray) -> tuple[
         len(frames),
         tracks.height,
         tracks.width,
+        tracks.sigma_px[keep],
     )
     return sub, depth[keep]
 
@@ -199,7 +208,7 @@ def thin_observations(
     Between keyframes only some of the flow tracks are kept (whole tracks, so that they stay long; numbers are dealt
     out round robin over the image, so that any share of them is spread). Of descriptor tracks the longest stay.
     """
-    flow = tracks.kind != DESCRIPTOR
+    flow = tracks.kind != DESCRIPTOR  # dense links lie on keyframes, where nothing but descriptors is thinned
     is_key = np.zeros(tracks.num_frames, bool)
     is_key[keyframes] = True
     between = np.bincount(tracks.frame[flow], minlength=tracks.num_frames)[~is_key]
@@ -239,6 +248,7 @@ def drop_observations(
         tracks.num_frames,
         tracks.height,
         tracks.width,
+        tracks.sigma_px[keep],
     )
     return sub, depth[keep]
 
@@ -690,6 +700,99 @@ def propose_loops(
     return sorted(pairs)
 
 
+def weak_links(problem: Problem, state: State, placed: NDArray[np.bool_]) -> IntArray:
+    """Keyframe numbers k whose link to k + 1 rests on fewer than `_MIN_SHARED` points that agree with both cameras."""
+    uv, p = ba.project(problem, replace(state, points=torch.nan_to_num(state.points)))
+    error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
+    good = (error < 8) & (p[:, 2] > 1e-6) & torch.isfinite(state.points).all(1)[problem.point]
+    good &= torch.as_tensor(placed, device=good.device)[problem.frame]
+    frame, point = problem.frame[good], problem.point[good]
+    key = set((point * problem.num_frames + frame).tolist())
+    shared = np.zeros(problem.num_frames - 1, int)
+    for value in key:
+        f = value % problem.num_frames
+        if f + 1 < problem.num_frames and value + 1 in key:
+            shared[f] += 1
+    return np.nonzero(shared < _MIN_SHARED)[0]
+
+
+def propose_relocations(
+    placed: NDArray[np.bool_], weak: IntArray, nearest: int = 8, spread: int = 12
+) -> list[tuple[int, int]]:
+    """Keyframe pairs (lower number first) that could tie a piece of the clip to the rest of it.
+
+    Tried for each keyframe without a camera and for both ends of each weak link: the nearest placed keyframes in
+    time, and some from all over the clip.
+
+    Args:
+        placed: (K,) keyframes that have a camera.
+        weak: keyframes whose link to the next is weak.
+        nearest, spread: placed keyframes tried per keyframe.
+    """
+    there = np.nonzero(placed)[0]
+    pairs: set[tuple[int, int]] = set()
+    for k in np.unique(np.r_[np.nonzero(~placed)[0], weak, weak + 1]):
+        near = there[np.argsort(np.abs(there - k), kind="stable")[:nearest]]
+        far = there[np.unique(np.linspace(0, len(there) - 1, spread).round().astype(int))]
+        pairs |= {(int(min(k, j)), int(max(k, j))) for j in np.r_[near, far] if j != k}
+    return sorted(pairs)
+
+
+def dense_links(
+    measured: ImageMeasurements, depth: DepthMaps, weak: IntArray, focal_px: FloatArray
+) -> Tracks | None:
+    """Observations from RGB-D alignment across weak links: of each two and three neighbours that one separates.
+
+    Args:
+        weak: keyframe numbers whose link to the next one is weak.
+        focal_px: (K,) focal of each keyframe.
+    Returns:
+        Tracks of two DENSE observations each, with their own standard deviations; None if nothing aligns.
+    """
+    flow, keyframes = measured.flow, measured.keyframes
+    size = np.array([flow.width, flow.height])
+    least_px = 1.5 * max(size) / 640.0
+
+    def view(k: int) -> View | None:
+        z = depth.read(int(keyframes[k]))
+        return None if z is None else View(measured.features[k].thumbnail, z, float(focal_px[k] / flow.width))
+
+    pairs = {(k - a, k + b) for k in weak.tolist() for a, b in ((0, 1), (1, 1), (0, 2))}
+    frame, track, xy, sigma = [], [], [], []
+    count = 0
+    for i, j in sorted(pairs):
+        if i < 0 or j >= len(keyframes):
+            continue
+        first, second = view(i), view(j)
+        if first is None or second is None:
+            continue
+        found = align_rgbd(first, second, [])
+        if found is None or found.agreement < _MIN_DENSE_AGREEMENT:
+            continue
+        here, there = link_points(first, second, found)
+        n = len(here)
+        numbers = count + np.arange(n)
+        count += n
+        frame += [np.full(n, keyframes[i]), np.full(n, keyframes[j])]
+        track += [numbers, numbers]
+        xy += [here * size, there * size]
+        # All points of a link repeat one estimate: together they weigh as much as it does.
+        sigma += [np.full(2 * n, max(least_px, found.shift_sigma * flow.width) * max(1.0, np.sqrt(n / 4)))]
+    if not count:
+        return None
+    at = np.concatenate(frame)
+    return make_tracks(
+        at,
+        np.concatenate(track),
+        np.concatenate(xy),
+        np.full(len(at), DENSE, np.uint8),
+        flow.num_frames,
+        flow.height,
+        flow.width,
+        np.concatenate(sigma),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartCameras:
     """Approximate cameras of some frames, for the bundle to begin with.
@@ -788,11 +891,15 @@ def solve_cameras(
         for a in range(len(keyframes) - gap)
     }
 
+    links: Tracks | None = None
+
     def all_tracks() -> tuple[Tracks, FloatArray]:
         described = descriptor_tracks(
             measured.features, matches, num_frames=frames, height=height, width=width
         )
         joined = join_tracks(flow, described)
+        if links is not None:
+            joined = join_tracks(joined, links)
         return thin_observations(joined, sample_depth(joined, depth), keyframes, config)
 
     tracks, z = all_tracks()
@@ -825,6 +932,31 @@ def solve_cameras(
         return start.state(key_problem, keyframes)
 
     state, placed = place()
+    weak = weak_links(key_problem, state, placed)
+    if len(weak):
+        # Blur or a bare wall breaks the chain of neighbours. Two ways across: the same place seen before or after,
+        # and the alignment of whole images.
+        pairs = [pair for pair in propose_relocations(placed, weak) if pair not in matches]
+        found = {
+            (a, b): match_features(
+                measured.features[a], measured.features[b], tracks_config, diagonal_px=diagonal
+            )
+            for a, b in pairs
+        }
+        found = {pair: match for pair, match in found.items() if len(match) >= _MIN_LOOP_MATCHES}
+        links = dense_links(measured, depth, weak, np.exp(state.log_focal.cpu().numpy()))
+        log.debug(
+            "%d weak links: %d of %d far matches, %d dense points",
+            len(weak),
+            len(found),
+            len(pairs),
+            0 if links is None else links.num_tracks,
+        )
+        if found or links is not None:
+            matches |= found
+            tracks, z = all_tracks()
+            key_problem = problem_of(np.arange(len(keyframes)))
+            state, placed = place()
     log.debug(
         "sequential: %d of %d keyframes placed, %.0f%% depth", placed.sum(), len(placed), 100 * with_depth
     )
@@ -860,7 +992,7 @@ def solve_cameras(
             found = match_features(
                 measured.features[pair[0]], measured.features[pair[1]], tracks_config, diagonal_px=diagonal
             )
-            if len(found) >= 25:
+            if len(found) >= _MIN_LOOP_MATCHES:
                 matches[pair] = found
                 loops += 1
         if loops:
@@ -889,7 +1021,12 @@ def _stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
     """Measurements with x multiplied, as if the frames were `factor` times as wide."""
     by = np.array([factor, 1.0])
     flow = replace(measured.flow, xy_px=measured.flow.xy_px * by, width=measured.flow.width * factor)
-    features = [replace(f, xy_px=f.xy_px * by) for f in measured.features]
+    features = []
+    for f in measured.features:
+        high, wide = f.thumbnail.shape
+        size = (wide, max(8, round(high / factor)))
+        thumbnail = cv2.resize(f.thumbnail, size, interpolation=cv2.INTER_AREA)
+        features.append(replace(f, xy_px=f.xy_px * by, thumbnail=thumbnail))
     return replace(measured, flow=flow, features=features)
 
 
@@ -986,7 +1123,7 @@ def _all_frames(
     log.debug("moving: %.1f%% of %d tracks", 100 * moving.mean(), len(moving))
     used, used_state = _keep_known(problem, _without_points(problem, state, moving), everywhere)
     smooth = ba.focal_prior("smooth", frames, config)
-    solution = ba.solve(used, used_state, smooth, config, max_iterations=12, tolerance=1e-4)
+    solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE)
     solution, model, costs = _choose_focal_model(used, solution, config)
     return _summarise(used, solution, model, costs, tracks, loops, config)
 
@@ -1014,8 +1151,7 @@ def _choose_focal_model(
             start,
             prior,
             config,
-            max_iterations=config.max_iterations,
-            tolerance=5e-5,
+            tolerance=_TOLERANCE,
             want_covariance=True,
         )
         # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an
@@ -1080,10 +1216,12 @@ def _summarise(
     inlier = solution.weight > 0.3
     num = ba.sum_by(frame, torch.ones_like(solution.weight), frames)
     num_in = ba.sum_by(frame, inlier.double(), frames)
-    square = ba.sum_by(
-        frame, torch.where(inlier, solution.residual_px**2, torch.zeros_like(solution.residual_px)), frames
-    )
-    reprojection = (square / num_in.clamp_min(1)).sqrt()
+    # Links by alignment are no measurements of points: they speak only where a frame has nothing else.
+    points_only = inlier & (problem.sigma_px < 2 * problem.sigma_px.median())
+    few = (ba.sum_by(frame, points_only.double(), frames) == 0)[frame]
+    counted = torch.where(few, inlier, points_only).double()
+    square = ba.sum_by(frame, counted * solution.residual_px**2, frames)
+    reprojection = (square / ba.sum_by(frame, counted, frames).clamp_min(1)).sqrt()
     rotation = state.rotation.cpu().numpy()
     translation = state.translation.cpu().numpy()
     world_to_camera = np.tile(np.eye(4), (frames, 1, 1))

@@ -30,7 +30,8 @@ from ..dataset.strict import Strict
 IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.floating]
 
-FLOW, DESCRIPTOR = 0, 1
+FLOW, DESCRIPTOR, DENSE = 0, 1, 2
+_THUMBNAIL_WIDTH = 192
 
 
 class TracksConfig(Strict):
@@ -63,7 +64,9 @@ class Tracks:
     Attributes:
         frame, track: (N,) int64 clip frame and track number of each observation.
         xy_px: (N, 2) position in the stored frame, pixel centres at +0.5.
-        kind: (N,) uint8, FLOW or DESCRIPTOR.
+        kind: (N,) uint8, FLOW, DESCRIPTOR or DENSE (grid points of an RGB-D alignment, `dense.link_points`).
+        sigma_px: (N,) standard deviation in stored pixels of DENSE observations; 0 for the others, whose error the
+            bundle's configuration states.
         num_frames, num_tracks, height, width: of the clip and of the stored frame.
     """
 
@@ -71,6 +74,7 @@ class Tracks:
     track: IntArray
     xy_px: FloatArray
     kind: NDArray[np.uint8]
+    sigma_px: FloatArray
     num_frames: int
     num_tracks: int
     height: float
@@ -79,11 +83,19 @@ class Tracks:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Descriptors of one keyframe: (n, 2) positions in stored pixels and (n, 128) float32 unit RootSIFT."""
+    """What is kept of one keyframe.
+
+    Attributes:
+        frame: clip frame.
+        xy_px: (n, 2) positions in stored pixels.
+        descriptors: (n, 128) float32 unit RootSIFT.
+        thumbnail: (h, 192) uint8 grey image, for direct alignment where points fail.
+    """
 
     frame: int
     xy_px: FloatArray
     descriptors: NDArray[np.float32]
+    thumbnail: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +338,15 @@ def measure_images(
     def describe(of_frame: int, image: NDArray[np.uint8]) -> None:
         xy, descriptors = _root_sift(image, config)
         keyframes.append(of_frame)
-        features.append(Features(frame=of_frame, xy_px=(xy + 0.5) * to_stored, descriptors=descriptors))
+        small = (_THUMBNAIL_WIDTH, max(8, round(_THUMBNAIL_WIDTH * height / width)))
+        features.append(
+            Features(
+                frame=of_frame,
+                xy_px=(xy + 0.5) * to_stored,
+                descriptors=descriptors,
+                thumbnail=cv2.resize(image, small, interpolation=cv2.INTER_AREA),
+            )
+        )
 
     def take_keyframe() -> None:
         describe(frame, gray)
@@ -391,10 +411,12 @@ def make_tracks(
     num_frames: int,
     height: float,
     width: float,
+    sigma_px: FloatArray | None = None,
 ) -> Tracks:
     """Sort observations, drop tracks with a single one, number the rest without gaps."""
     order = np.lexsort((frame, track))
     frame, track, xy_px, kind = frame[order], track[order], xy_px[order], kind[order]
+    sigma_px = np.zeros(len(frame)) if sigma_px is None else sigma_px[order]
     _, inverse, count = np.unique(track, return_inverse=True, return_counts=True)
     keep = count[inverse] >= 2
     _, renumbered = np.unique(inverse[keep], return_inverse=True)
@@ -403,6 +425,7 @@ def make_tracks(
         track=renumbered.astype(np.int64),
         xy_px=xy_px[keep],
         kind=kind[keep],
+        sigma_px=sigma_px[keep],
         num_frames=num_frames,
         num_tracks=int(renumbered.max()) + 1 if len(renumbered) else 0,
         height=height,
@@ -500,4 +523,5 @@ def join_tracks(a: Tracks, b: Tracks) -> Tracks:
         a.num_frames,
         a.height,
         a.width,
+        np.r_[a.sigma_px, b.sigma_px],
     )

@@ -147,7 +147,12 @@ def test_unrelated_pictures_do_not_match() -> None:
 def test_contradictory_tracks_are_dropped() -> None:
     """Feature 0 of frame 0 matches feature 0 of frame 1; both its matches into frame 2 differ: drop the track."""
     features = [
-        Features(frame=f, xy_px=np.array([[10.0, 10], [50, 50]]), descriptors=np.zeros((2, 128), np.float32))
+        Features(
+            frame=f,
+            xy_px=np.array([[10.0, 10], [50, 50]]),
+            descriptors=np.zeros((2, 128), np.float32),
+            thumbnail=np.zeros((192, 192), np.uint8),
+        )
         for f in range(3)
     ]
     matches = {
