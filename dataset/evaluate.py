@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import svg
+from .formats.sana import SPLITS, read_sana_bench
+from .image_metrics import (
+    ImagePairScorer,
+    ImageScorer,
+    RevisitPair,
+    load_scorer,
+    revisit_pairs,
+    score_video,
+)
 from .metrics import (
     camera_control_error,
     focal_mape_percent,
@@ -27,6 +36,7 @@ from .trajectories import associate, read_trajectory
 FloatArray = NDArray[np.floating]
 TableFormat = Literal["text", "markdown", "csv"]
 _SUFFIXES = (".txt", ".tum", ".kitti")
+_VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,7 @@ class ClipCameras:
         focal_px: (F, 2) for `width` x `height`, or None.
         width, height: stored size, 0 if unknown.
         time_s: (F,) seconds, of trajectory files that carry times.
+        returns: pairs of poses at which the camera sees the same again, where a benchmark names them.
     """
 
     frame_index: NDArray[np.int64]
@@ -47,10 +58,12 @@ class ClipCameras:
     width: int = 0
     height: int = 0
     time_s: FloatArray | None = None
+    returns: tuple[RevisitPair, ...] | None = None
 
 
 def load_cameras(path: str | Path) -> dict[str, ClipCameras]:
-    """Cameras by clip id: of a dataset folder, of a folder of trajectory files, or of one such file.
+    """Cameras by clip id: of a dataset folder, of one split of SANA-WM-Bench, of a folder of trajectory files, or of
+    one such file.
 
     Trajectory files (TUM, KITTI or 4x4 rows; `<clip_id>.txt`, `.tum`, `.kitti`) hold one pose per source
     frame from 0; two TUM files may have any times.
@@ -77,10 +90,24 @@ def load_cameras(path: str | Path) -> dict[str, ClipCameras]:
                 height=row.height,
             )
         return result
+    split = next((split for split, folder in SPLITS.items() if folder == path.resolve().name), None)
+    if split is not None:
+        return {
+            scene.clip.name: ClipCameras(
+                frame_index=np.arange(len(scene.clip)),
+                camera_to_world=scene.clip.camera_to_world,
+                focal_px=scene.clip.focal_px,
+                width=scene.clip.width,
+                height=scene.clip.height,
+                returns=scene.pairs,
+            )
+            for scene in read_sana_bench(path.resolve().parent, split=split)
+        }
     files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
     if not files:
         raise ValueError(
-            f"{path}: neither a dataset (data/source=*/) nor trajectory files ({', '.join(_SUFFIXES)})"
+            f"{path}: neither a dataset (data/source=*/), nor a split of SANA-WM-Bench, nor trajectory files "
+            f"({', '.join(_SUFFIXES)})"
         )
     return {p.stem: _from_file(p) for p in files}
 
@@ -100,7 +127,8 @@ class ClipScore:
     `rpe_*` over one clip frame; `rotation_rmse_deg` with the world rotation that fits all orientations best,
     `rotation_ape_deg` with the one that fits positions best (evo's, which a nearly straight path leaves
     free); RotErr, TransErr and CamMC with the paper's Sim(3) alignment and as NVIDIA's benchmark code
-    computes them (`_bench`).
+    computes them (`_bench`). Of videos that were made to follow the true cameras: likeness of the pictures where the
+    camera returns to a place, and how much image quality declines from the first to the last ten seconds.
     """
 
     clip_id: str
@@ -122,6 +150,10 @@ class ClipScore:
     rot_err_bench_deg: float | None
     trans_err_bench: float | None
     cam_mc_bench: float | None
+    revisit_psnr_db: float | None = None
+    revisit_ssim: float | None = None
+    revisit_lpips: float | None = None
+    quality_drop: float | None = None
 
 
 SCORES = tuple(f.name for f in fields(ClipScore) if f.name not in ("clip_id", "num_frames"))
@@ -278,8 +310,48 @@ class Evaluation:
         return {s: bootstrap_mean(list(v.values())) for s in SCORES if (v := self.values(s))}
 
 
-def evaluate(predicted: Mapping[str, ClipCameras], truth: Mapping[str, ClipCameras]) -> Evaluation:
-    """Scores of every clip that both have.
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """Generated videos to score beside their cameras.
+
+    Attributes:
+        folder: holds `<clip_id>.mp4` (or another video suffix), one frame for each true camera; clips without a file
+            are left unscored.
+        quality: scorer of one image, for the decline over a minute; None: not measured.
+        perceptual: distance of two images, for returns (the benchmark's is `lpips_alex`); None: not measured.
+    """
+
+    folder: Path
+    quality: ImageScorer | None = None
+    perceptual: ImagePairScorer | None = None
+
+    def find(self, clip_id: str) -> Path | None:
+        """The clip's video, or None."""
+        return next((p for s in _VIDEO_SUFFIXES if (p := self.folder / f"{clip_id}{s}").is_file()), None)
+
+
+def _with_video(score: ClipScore, truth: ClipCameras, videos: Videos) -> ClipScore:
+    path = videos.find(score.clip_id)
+    if path is None:
+        return score
+    pairs = truth.returns if truth.returns is not None else revisit_pairs(truth.camera_to_world)
+    seen = score_video(score.clip_id, path, pairs, quality=videos.quality, perceptual=videos.perceptual)
+    return replace(
+        score,
+        revisit_psnr_db=seen.revisit.psnr_db if seen.revisit else None,
+        revisit_ssim=seen.revisit.ssim if seen.revisit else None,
+        revisit_lpips=seen.revisit.lpips if seen.revisit else None,
+        quality_drop=seen.quality_drop,
+    )
+
+
+def evaluate(
+    predicted: Mapping[str, ClipCameras],
+    truth: Mapping[str, ClipCameras],
+    *,
+    videos: Videos | None = None,
+) -> Evaluation:
+    """Scores of every clip that both have, with those of its video if `videos` has one.
 
     Raises:
         ValueError: no clip in common (except that a single clip on either side is compared whatever its
@@ -287,14 +359,23 @@ def evaluate(predicted: Mapping[str, ClipCameras], truth: Mapping[str, ClipCamer
     """
     if len(predicted) == 1 and len(truth) == 1:
         ((clip_id, p),), (t,) = predicted.items(), truth.values()
-        return Evaluation(clips=(score_clip(clip_id, p, t),), only_predicted=(), only_truth=())
+        score = score_clip(clip_id, p, t)
+        score = score if videos is None else _with_video(score, t, videos)
+        return Evaluation(clips=(score,), only_predicted=(), only_truth=())
     common = sorted(predicted.keys() & truth.keys())
     if not common:
         raise ValueError(
             f"no clip id in common: prediction has {_some(predicted)}, truth has {_some(truth)}; name files by clip id"
         )
+    scores = (score_clip(c, predicted[c], truth[c]) for c in common)
+    if videos is not None:
+        scores = (_with_video(score, truth[score.clip_id], videos) for score in scores)
+        if not any(videos.find(c) for c in common):
+            raise ValueError(
+                f"{videos.folder}: holds no video of a clip that both have, e.g. {common[0]}.mp4"
+            )
     return Evaluation(
-        clips=tuple(score_clip(c, predicted[c], truth[c]) for c in common),
+        clips=tuple(scores),
         only_predicted=tuple(sorted(predicted.keys() - truth.keys())),
         only_truth=tuple(sorted(truth.keys() - predicted.keys())),
     )
@@ -405,12 +486,31 @@ def run_evaluate(
     baseline: str | Path | None = None,
     style: TableFormat = "text",
     plots: str | Path | None = None,
+    videos: str | Path | None = None,
+    baseline_videos: str | Path | None = None,
+    quality: str | None = None,
+    perceptual: str | None = None,
 ) -> tuple[str, int]:
     """Tables for the terminal and exit code: 0, or 1 if some truth clips have no prediction (they are
-    listed)."""
+    listed).
+
+    Args:
+        videos, baseline_videos: folders of generated videos; see `Videos`.
+        quality, perceptual: names of scorers; see `image_metrics.load_scorer`.
+    """
+    if videos is None and (quality or perceptual or baseline_videos):
+        raise ValueError("scorers and baseline videos need --videos, the folder of the generated videos")
+    scorers = {
+        "quality": load_scorer(quality) if quality else None,
+        "perceptual": load_scorer(perceptual) if perceptual else None,
+    }
+    ours, theirs = (
+        None if folder is None else Videos(folder=Path(folder), **scorers)
+        for folder in (videos, baseline_videos)
+    )
     true_cameras = load_cameras(truth)
-    evaluation = evaluate(load_cameras(predicted), true_cameras)
-    other = evaluate(load_cameras(baseline), true_cameras) if baseline is not None else None
+    evaluation = evaluate(load_cameras(predicted), true_cameras, videos=ours)
+    other = evaluate(load_cameras(baseline), true_cameras, videos=theirs) if baseline is not None else None
     text = evaluation_tables(evaluation, baseline=other, style=style)
     if plots is not None:
         evaluation_plots(evaluation, plots)

@@ -42,7 +42,7 @@ def read_frames(
     media = Path(root) / row.media
     wanted = row.frame_index[chosen].astype(np.int64)
     if row.media_kind == "video":
-        source = _video(row.clip_id, media, wanted)
+        source = video_frames(row.clip_id, media, wanted)
     elif row.media_kind == "images":
         source = _images(row.clip_id, media, wanted)
     else:
@@ -65,7 +65,28 @@ def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]
     ).astype(np.uint8)
 
 
-def _video(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def count_video_frames(clip_id: str, path: Path) -> tuple[int, float]:
+    """Frames that a video decodes to, and its average rate in Hz.
+
+    Raises:
+        ValueError: missing, unreadable, or without a frame rate.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.best("video")
+            rate = getattr(stream, "average_rate", None)
+            if stream is None or not rate:
+                raise ValueError(f"clip {clip_id}: {path}: holds no video with a frame rate")
+            return sum(1 for _ in container.decode(stream)), float(rate)
+    except (FFmpegError, OSError) as error:
+        raise ValueError(f"clip {clip_id}: {path}: {error}") from error
+
+
+def video_frames(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """RGB pictures of a video by the numbers of its decoded frames, which must increase; errors as `read_frames`."""
     import av
     from av.error import FFmpegError
 

@@ -3,11 +3,18 @@ minute."""
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from .cameras import rotation_angle
+from .frames import count_video_frames, video_frames
 
 Image = NDArray[np.uint8]
 ImagePairScorer = Callable[[Image, Image], float]
@@ -151,6 +158,119 @@ def quality_drop(scores: Sequence[float], *, fps: float = 16.0, window_s: float 
     if len(values) < 2 * size:
         raise ValueError(f"quality_drop: {len(values)} frames hold no two windows of {size} frames")
     return float(values[:size].mean() - values[-size:].mean())
+
+
+def revisit_pairs(
+    camera_to_world: ArrayLike,
+    *,
+    min_gap_frames: int = 80,
+    max_distance_m: float = 0.25,
+    max_angle_rad: float = math.radians(5.0),
+    max_pairs: int = 5,
+) -> tuple[RevisitPair, ...]:
+    """Closest returns of a camera (F, 4, 4), OpenCV axes, metres, to where it was at least `min_gap_frames` before.
+
+    `quality_score` is the sum of distance and angle, each as a share of its bound. Pairs whose frames both lie within
+    16 of those of a closer pair are the same return and left out. The bounds are ours; where a benchmark ships
+    its own pairs, use those.
+    """
+    poses = np.asarray(camera_to_world, dtype=np.float64)
+    centre, rotation = poses[:, :3, 3], poses[:, :3, :3]
+    found: list[RevisitPair] = []
+    for b in range(min_gap_frames, len(poses)):
+        past = slice(0, b - min_gap_frames + 1)
+        distance = np.linalg.norm(centre[past] - centre[b], axis=1) / max_distance_m
+        angle = rotation_angle(np.swapaxes(rotation[past], 1, 2) @ rotation[b]) / max_angle_rad
+        cost = np.where((distance <= 1) & (angle <= 1), distance + angle, np.inf)
+        a = int(cost.argmin())
+        if np.isfinite(cost[a]):
+            found.append(RevisitPair(frame_a=a, frame_b=b, quality_score=float(cost[a])))
+    chosen: list[RevisitPair] = []
+    for pair in sorted(found, key=lambda p: p.quality_score):
+        if len(chosen) == max_pairs:
+            break
+        if all(abs(pair.frame_a - c.frame_a) > 16 or abs(pair.frame_b - c.frame_b) > 16 for c in chosen):
+            chosen.append(pair)
+    return tuple(chosen)
+
+
+def load_scorer(name: str) -> Callable[..., Any]:
+    """A scorer by name: `sharpness`, `lpips`, or `package.module:function` of your own.
+
+    A quality scorer takes one (H, W, 3) uint8 RGB image, a perceptual distance takes two; both return a number.
+
+    Raises:
+        ValueError: no such module or function.
+        ImportError: `lpips` is not installed.
+    """
+    if name == "sharpness":
+        return sharpness
+    if name == "lpips":
+        return lpips_alex()
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"scorer {name!r}: expected sharpness, lpips or package.module:function")
+    try:
+        scorer = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"scorer {name!r}: {error}") from None
+    if not callable(scorer):
+        raise ValueError(f"scorer {name!r}: {module} has no function {attribute!r}")
+    return scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoScore:
+    """Scores of one generated video. None: no return of the camera, too short for two windows, or no scorer."""
+
+    revisit: RevisitScore | None
+    quality_drop: float | None
+
+
+def score_video(
+    clip_id: str,
+    path: str | Path,
+    pairs: Sequence[RevisitPair],
+    *,
+    quality: ImageScorer | None = None,
+    perceptual: ImagePairScorer | None = None,
+    window_s: float = 10.0,
+) -> VideoScore:
+    """Consistency at returns, and decline of image quality from the first to the last `window_s` seconds.
+
+    Args:
+        pairs: frames of the video, counted as decoded; see `revisit_pairs`.
+        quality: scorer of one image; only the frames of the two windows are scored.
+    Raises:
+        ValueError: a video that cannot be read, or pairs beyond its end.
+    """
+    path = Path(path)
+    num_frames, fps = count_video_frames(clip_id, path)
+    size = round(fps * window_s)
+    windows = range(0)
+    if quality is not None and num_frames >= 2 * size:
+        windows = [*range(size), *range(num_frames - size, num_frames)]
+    returns = {i for p in pairs for i in (p.frame_a, p.frame_b)}
+    beyond = [i for i in returns if i >= num_frames]
+    if beyond:
+        raise ValueError(
+            f"clip {clip_id}: {path}: {num_frames} frames, but the camera returns at frame {max(beyond)}; the video "
+            "must have one frame for each camera"
+        )
+    wanted = np.array(sorted({*windows, *returns}), dtype=np.int64)
+    kept: dict[int, Image] = {}
+    scores: dict[int, float] = {}
+    for i, image in zip(wanted.tolist(), video_frames(clip_id, path, wanted), strict=True):
+        if i in returns:
+            kept[i] = image
+        if quality is not None and i in windows:
+            scores[i] = quality(image)
+    return VideoScore(
+        revisit=revisit_score(kept, pairs, lpips=perceptual) if pairs else None,
+        quality_drop=quality_drop([scores[i] for i in windows], fps=fps, window_s=window_s)
+        if scores
+        else None,
+    )
 
 
 def sharpness(image: Image) -> float:

@@ -6,6 +6,7 @@ import csv
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 from theodolite.dataset import cameras as cam
 from theodolite.dataset import evaluate as ev
 from theodolite.dataset import metrics
+from theodolite.dataset.formats.base import camera_clip
+from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
+from theodolite.dataset.image_metrics import RevisitPair, score_video
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import write_matrices, write_tum
 
@@ -148,6 +152,99 @@ def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Pa
     assert ev.paired_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
     a = rng.normal(size=30)
     assert ev.paired_difference(list(a - 0.5 + 0.1 * rng.normal(size=30)), list(a)).p_value < 1e-6
+
+
+FRAMES_16_FPS = 401
+
+
+def _there_and_back() -> np.ndarray:
+    poses = np.tile(np.eye(4), (FRAMES_16_FPS, 1, 1))
+    x = np.abs(np.linspace(-3, 3, FRAMES_16_FPS))
+    poses[:, :3, 3] = np.stack([x, 0.1 * np.sin(x), 0.2 * x**2], axis=1)
+    return poses
+
+
+def _video(path: Path, *, fades: bool) -> None:
+    """A texture that moves with the camera of `_there_and_back`, lossless; contrast is lost on the way if it fades."""
+    import av
+
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 256, (48, 400, 3)).astype(np.float64)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+        for i, x in enumerate(_there_and_back()[:, 0, 3]):
+            start = round(100 * x)
+            image = texture[:, start : start + 64]
+            if fades:
+                image = 128 + (image - 128) * (1 - 0.5 * i / FRAMES_16_FPS)
+            frame = av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_videos_are_scored_at_returns_and_from_first_to_last(tmp_path: Path) -> None:
+    poses = _there_and_back()
+    for folder in ("truth", "ours", "theirs", "steady", "fading"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(3)
+    for name in ("a", "b", "c"):
+        write_matrices(tmp_path / "truth" / f"{name}.txt", poses)
+        for run, sigma in (("ours", 0.001), ("theirs", 0.01)):
+            noisy = poses @ cam.se3_exp(rng.normal(size=(FRAMES_16_FPS, 6)) * sigma)
+            write_matrices(tmp_path / run / f"{name}.txt", noisy)
+    for name in ("a", "b"):
+        _video(tmp_path / "steady" / f"{name}.mkv", fades=False)
+        _video(tmp_path / "fading" / f"{name}.mkv", fades=True)
+    text, code = ev.run_evaluate(
+        tmp_path / "ours",
+        tmp_path / "truth",
+        baseline=tmp_path / "theirs",
+        style="csv",
+        videos=tmp_path / "steady",
+        baseline_videos=tmp_path / "fading",
+        quality="sharpness",
+        perceptual="theodolite.dataset.image_metrics:psnr_db",
+        plots=tmp_path / "plots",
+    )
+    assert code == 0
+    clips, means, paired = (list(csv.DictReader(io.StringIO(block))) for block in text.split("\n\n"))
+    a, b, c = clips
+    assert float(a["revisit_psnr_db"]) == 100 == float(b["revisit_lpips"])  # the same pictures to the bit
+    assert float(a["revisit_ssim"]) == pytest.approx(1)
+    assert abs(float(a["quality_drop"])) < 20  # the way back shows nearly the same cuts of the texture
+    assert c["revisit_psnr_db"] == "-"  # no video of this clip
+    assert next(m for m in means if m["mean over clips"] == "revisit_psnr_db")["clips"] == "2"
+    difference = {p["minus baseline"]: float(p["difference"]) for p in paired}
+    assert difference["revisit_psnr_db"] > 50
+    assert difference["quality_drop"] < -1000
+    assert difference["ate_se3_m"] < 0
+    assert (tmp_path / "plots" / "revisit_psnr_db.svg").is_file()
+    assert "revisit" not in ev.run_evaluate(tmp_path / "ours", tmp_path / "truth")[0]
+    with pytest.raises(ValueError, match="need --videos"):
+        ev.run_evaluate(tmp_path / "ours", tmp_path / "truth", quality="sharpness")
+    with pytest.raises(ValueError, match=r"holds no video of a clip that both have, e\.g\. a\.mp4"):
+        ev.run_evaluate(tmp_path / "ours", tmp_path / "truth", videos=tmp_path / "plots")
+    with pytest.raises(ValueError, match="401 frames, but the camera returns at frame 500"):
+        score_video("a", tmp_path / "steady" / "a.mkv", [RevisitPair(frame_a=0, frame_b=500)])
+
+
+def test_a_split_of_the_benchmark_is_truth_with_its_own_returns(
+    tmp_path: Path, make_row: Callable[..., Row]
+) -> None:
+    import cv2
+
+    clip = replace(camera_clip(make_row(0, frames=961)), name="indoor_001")
+    png = cv2.imencode(".png", np.zeros((clip.height, clip.width, 3), np.uint8))[1].tobytes()
+    pairs = (RevisitPair(frame_a=3, frame_b=900, quality_score=0.5),)
+    scene = BenchScene(clip=clip, image_png=png, prompt="", pairs=pairs)
+    write_sana_bench(tmp_path, {"hard_60s": [scene]})
+    truth = ev.load_cameras(tmp_path / "benchmark_v2_hard_60s")
+    assert truth["indoor_001"].returns == pairs
+    assert truth["indoor_001"].width == clip.width
+    score = ev.score_clip("indoor_001", truth["indoor_001"], truth["indoor_001"])
+    assert score.cam_mc == pytest.approx(0, abs=1e-6)
+    assert score.focal_mape_percent == 0
 
 
 def test_refusals(runs: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import numpy as np
 import pytest
+from theodolite.dataset.cameras import so3_exp
 from theodolite.dataset.image_metrics import (
     RevisitPair,
+    load_scorer,
     lpips_alex,
     psnr_db,
     quality_drop,
+    revisit_pairs,
     revisit_score,
     sharpness,
     ssim,
@@ -71,6 +75,36 @@ def test_quality_drop_compares_first_and_last_window() -> None:
         quality_drop(scores[:300])
     sharp = _image(3)
     assert sharpness(sharp) > 10 * sharpness(np.repeat(np.repeat(_image(3, (4, 5)), 8, 0), 8, 1))
+
+
+def test_returns_of_a_camera_that_goes_and_comes_back() -> None:
+    poses = np.tile(np.eye(4), (401, 1, 1))
+    poses[:, 0, 3] = np.abs(np.linspace(-3, 3, 401))  # back at the start, at the end
+    pairs = revisit_pairs(poses)
+    assert pairs[0].frame_a + pairs[0].frame_b == 400
+    assert pairs[0].quality_score == pytest.approx(0, abs=1e-9)
+    for p in pairs:
+        assert p.frame_b - p.frame_a >= 80
+        assert abs(p.frame_a + p.frame_b - 400) * 6 / 400 <= 0.25 + 1e-9  # metres apart
+    for p, q in itertools.combinations(pairs, 2):
+        assert abs(p.frame_a - q.frame_a) > 16 or abs(p.frame_b - q.frame_b) > 16
+    assert len(pairs) == 5
+    turned = poses.copy()
+    turned[200:, :3, :3] = so3_exp(np.array([0, 0.2, 0]))  # the same places, looking elsewhere
+    assert revisit_pairs(turned) == ()
+    assert revisit_pairs(poses[:80]) == ()
+
+
+def test_scorers_by_name() -> None:
+    assert load_scorer("sharpness") is sharpness
+    assert load_scorer("statistics:mean")([1, 2, 3]) == 2
+    for name, message in [
+        ("vbench", "expected sharpness, lpips or package.module:function"),
+        ("no_such_module:f", "no_such_module"),
+        ("statistics:nothing", "has no function 'nothing'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_scorer(name)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lpips") is not None, reason="lpips is installed")
