@@ -56,10 +56,12 @@ def inspect_text(path: str | Path, *, clip_id: str | None = None, limit: int = 2
         ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
-    if clip_id is None:
-        return _table_text(clips, limit)
+    return _table_text(clips, limit) if clip_id is None else _clip_text(_row(clips, clip_id))
+
+
+def _row(clips: ClipDataset, clip_id: str) -> Row:
     try:
-        return _clip_text(clips.row(clip_id))
+        return clips.row(clip_id)
     except KeyError as error:
         raise ValueError(str(error.args[0])) from None
 
@@ -221,35 +223,44 @@ def write_report(
     truth: Mapping[str, Truth] | None = None,
     thumbnail: Thumbnail | None = None,
     max_clips: int = 60,
+    clip_ids: Sequence[str] | None = None,
 ) -> Path:
-    """Write the report of a dataset folder and return its path (`<path>/report.html` by default).
+    """Write the report of a dataset folder, or of single clips, and return its path (`<path>/report.html` by
+    default).
 
     The head counts verdicts and reasons and shows distributions; below, clips in detail: all of them, or,
     beyond `max_clips`, those with truth, the worst and the best by reprojection error and scale spread, and
     rejected ones.
 
     Args:
+        clip_ids: only these clips, without the head.
         truth: ground truth by clip id, overlaid where given.
         thumbnail: gives a JPEG for a clip; see `thumbnail_from_media`.
     Raises:
-        ValueError: nothing to read there.
+        ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
     target = Path(html_path) if html_path is not None else Path(path) / "report.html"
     truth = truth or {}
-    chosen = _choose_clips(clips, truth, max_clips)
-    body = [_head(clips)]
-    total = len(clips)
-    if len(chosen) < total:
-        body.append(
-            f'<p class="note">{len(chosen)} of {total} clips in detail: with truth, worst, best and rejected ones.</p>'
-        )
-    body.extend(_clip_section(clips.row(c), truth.get(c), thumbnail) for c in chosen)
+    body: list[str] = []
+    if clip_ids is None:
+        body.append(_head(clips))
+        chosen, total = _choose_clips(clips, truth, max_clips), len(clips)
+        num_chosen = sum(map(len, chosen.values()))
+        if num_chosen < total:
+            body.append(f'<p class="note">{num_chosen} of {total} clips in detail.</p>')
+    else:
+        chosen = {"": list(clip_ids)}
+    title = Path(path).name if clip_ids is None else ", ".join(clip_ids)
+    for heading, ids in chosen.items():
+        if heading and ids:
+            body.append(f"<h2>{heading}</h2>")
+        body.extend(_clip_section(_row(clips, c), truth.get(c), thumbnail) for c in ids)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>Camera annotations: {html.escape(Path(path).name)}</title>"
+        f"<title>Camera annotations: {html.escape(title)}</title>"
         f"<style>{_PAGE_STYLE}{svg.STYLE}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
@@ -265,9 +276,12 @@ def run_report(
     truth: Mapping[str, Truth] | None = None,
     thumbnail: Thumbnail | None = None,
     max_clips: int = 60,
+    clip_ids: Sequence[str] | None = None,
 ) -> tuple[str, int]:
     """Write the report; text with its place, and exit code 0."""
-    target = write_report(path, html_path, truth=truth, thumbnail=thumbnail, max_clips=max_clips)
+    target = write_report(
+        path, html_path, truth=truth, thumbnail=thumbnail, max_clips=max_clips, clip_ids=clip_ids
+    )
     return f"report: {target}", 0
 
 
@@ -301,22 +315,31 @@ def thumbnail_from_media(root: str | Path = ".", *, width: int = 220) -> Thumbna
     return thumbnail
 
 
-def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int) -> list[str]:
+def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int) -> dict[str, list[str]]:
+    """Clips to show in detail by heading, each once."""
     table = clips.to_table(["clip_id", "verdict", "reprojection_rms_px", "scale_mad_log"]).to_pylist()
     if len(table) <= max_clips:
-        return [c["clip_id"] for c in table]
+        return {"Clips": [c["clip_id"] for c in table]}
     accepted = [c for c in table if c["verdict"] == "accepted"]
-    rejected = [c["clip_id"] for c in table if c["verdict"] != "accepted"]
 
     def badness(c: dict) -> float:
         return (c["reprojection_rms_px"] or 0.0) * (1.0 + 10.0 * (c["scale_mad_log"] or 0.0))
 
     by_badness = [c["clip_id"] for c in sorted(accepted, key=badness, reverse=True)]
     share = max(1, max_clips // 3)
-    picked = [c["clip_id"] for c in table if c["clip_id"] in truth]
-    for some in (by_badness[:share], by_badness[-share:], rejected):
-        picked.extend(c for c in some if c not in picked)
-    return picked[:max_clips]
+    groups = {
+        "Clips with ground truth": [c["clip_id"] for c in table if c["clip_id"] in truth],
+        "Worst accepted clips": by_badness[:share],
+        "Best accepted clips": by_badness[: -share - 1 : -1],
+        "Rejected clips": [c["clip_id"] for c in table if c["verdict"] != "accepted"],
+    }
+    chosen: dict[str, list[str]] = {}
+    picked: set[str] = set()
+    for heading, ids in groups.items():
+        new = [c for c in ids if c not in picked][: max_clips - len(picked)]
+        chosen[heading] = new
+        picked.update(new)
+    return chosen
 
 
 def _head(clips: ClipDataset) -> str:
@@ -366,7 +389,15 @@ def _head(clips: ClipDataset) -> str:
             zoom[np.isfinite(zoom)], title="Zoom range within a clip", label="longest / shortest focal length"
         )
     )
-    parts.append("</div><h2>Clips</h2>")
+    # The film format makes focal lengths of different picture sizes comparable.
+    wide, tele = (
+        18.0 / np.tan(0.5 * fov[np.isfinite(fov)]) for fov in (high.astype(float), low.astype(float))
+    )
+    for values, which in ((wide, "Shortest"), (tele, "Longest")):
+        parts.append(
+            _histogram(values, title=f"{which} focal length of a clip", label="mm on 36 mm wide film")
+        )
+    parts.append("</div>")
     return "".join(parts)
 
 

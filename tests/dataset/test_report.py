@@ -120,7 +120,7 @@ def test_large_dataset_shows_truth_worst_best_and_rejected(
         tmp_path, max_clips=7, truth={"clip_0010": Truth(camera_to_world=rows[10].camera_to_world)}
     ).read_text()
     shown = re.findall(r'id="(clip_\d+)"', page)
-    assert shown == ["clip_0010", "clip_0019", "clip_0018", "clip_0001", "clip_0000", "clip_0020"]
+    assert shown == ["clip_0010", "clip_0019", "clip_0018", "clip_0000", "clip_0001", "clip_0020"]
     assert "6 of 21 clips in detail" in page
 
 

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: drawn, without console errors, without a single network request."""
+"""Both reports in headless Chromium: drawn, without console errors, without a single network request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.report import write_report
+from theodolite.dataset.report import Truth, write_report
 from theodolite.dataset.rows import Row
 
 CHROMIUM = next(
@@ -51,19 +51,74 @@ def browse(page: Path, folder: Path, *, size: tuple[int, int]) -> tuple[np.ndarr
     return image, console, urls
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_report_in_a_browser(
-    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
-) -> None:
-    rows = [make_row(0, frames=161), make_row(1), make_rejected(2)]
-    page = write_report(make_dataset(tmp_path / "out", {"a": rows}))
-    image, console, urls = browse(page, tmp_path, size=(1200, 1600))
+def check(page: Path, folder: Path, *, size: tuple[int, int]) -> np.ndarray:
+    """The page as the browser draws it, once it is known to be complete, silent and without requests."""
+    folder.mkdir()
+    image, console, urls = browse(page, folder, size=size)
     assert console == ""
     foreign = [u for u in urls if not u.startswith(("file:", "data:", "chrome:", "chrome-extension:"))]
     assert [
         u for u in foreign if "google" not in u and "gvt1" not in u
     ] == []  # the browser's own start-up calls
-    assert image.shape == (1600, 1200, 3)
+    assert image.shape == (size[1], size[0], 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
-    blue = (np.abs(image.astype(int) - [184, 104, 22]).max(axis=2) < 30).sum()  # the --a line colour, BGR
-    assert blue > 300
+    return image
+
+
+def num_pixels(image: np.ndarray, bgr: tuple[int, int, int]) -> int:
+    return int((np.abs(image.astype(int) - bgr).max(axis=2) < 30).sum())
+
+
+BLUE = (184, 104, 22)
+"""Of the page's lines."""
+RED = (0, 0, 220)
+"""Of the thumbnails below."""
+
+
+def thumbnail(_row: Row) -> bytes:
+    return cv2.imencode(".jpg", np.full((90, 160, 3), RED, np.uint8))[1].tobytes()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_report_of_a_dataset_in_a_browser(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> None:
+    rows = [make_row(i, frames=161) for i in range(8)] + [make_rejected(90), make_rejected(91)]
+    dataset = make_dataset(tmp_path / "out", {"a": rows})
+    page = write_report(dataset, thumbnail=thumbnail, max_clips=6)
+    text = page.read_text()
+    for heading in (
+        "Rejections",
+        "Distributions",
+        "Worst accepted clips",
+        "Best accepted clips",
+        "Rejected clips",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.index("Worst accepted") < text.index("Best accepted") < text.index("Rejected clips")
+    assert text.count('<section class="clip"') == 6
+    image = check(page, tmp_path / "dataset", size=(1200, 2600))
+    assert num_pixels(image, BLUE) > 3000  # bars of the histograms and lines of the first clips
+    assert num_pixels(image, RED) > 0.5 * 90 * 160
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_report_of_a_clip_in_a_browser(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> None:
+    row = make_row(0, frames=161)
+    dataset = make_dataset(tmp_path / "out", {"a": [row, make_row(1), make_rejected(2)]})
+    truth = {"clip_0000": Truth(camera_to_world=row.camera_to_world.astype(float), focal_px=row.focal_px)}
+    page = write_report(
+        dataset, tmp_path / "clip.html", clip_ids=["clip_0000"], truth=truth, thumbnail=thumbnail
+    )
+    text = page.read_text()
+    assert "clip_0001" not in text
+    assert "Distributions" not in text
+    for chart in ("from above", "Focal length", "Scale", "Reprojection error", "Position uncertainty"):
+        assert chart in text
+    image = check(page, tmp_path / "clip", size=(1200, 1600))
+    assert num_pixels(image, BLUE) > 300
+    assert num_pixels(image, RED) > 0.9 * 90 * 160
+    with pytest.raises(ValueError, match="no clip 'nope' among 3"):
+        write_report(dataset, tmp_path / "x.html", clip_ids=["nope"])
