@@ -18,11 +18,12 @@ from .tracks import TracksConfig
 class ExecutorConfig(Strict):
     """How clips are spread over workers. Changes nothing in the rows, so it is left out of the recipe's hash."""
 
-    clips_in_flight: Annotated[int, Field(ge=1, le=64)] = 1
-    """Clips that one worker has under way at once: while one waits for the GPU, others are decoded and tracked."""
-    solver_processes: Annotated[int, Field(ge=0, le=256)] = 0
-    """Processes beside a worker that solve its bundles; 0: the worker itself does. With a GPU about half its cores."""
-
+    clips_in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Clips (of as many shards) that one local worker has under way at once: while one waits for the GPU, others are
+    decoded and tracked. Null: half of the worker's cores, at most 8, where a GPU runs networks; else 1."""
+    solver_processes: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Processes beside a worker that solve its bundles; 0: the worker itself does. Null: half of the worker's cores
+    where a GPU runs networks; else 0."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 2
     """Workers that a clip may kill before it is given up (`worker_died`)."""
     memory_per_worker_gib: Annotated[float, Field(gt=0)] | None = None

@@ -38,12 +38,14 @@ from ..dataset.store import finished_shards, list_parts, part_path, prepare_outp
 from .clip import ClipRef
 from .gates import REASONS as GATE_REASONS
 from .pipeline import Mode, annotate_clip
+from .pool import num_gpus, shares
 from .sources import Shard, make_shards
+from .weights import be_worker
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .config import AnnotateConfig, ExecutorConfig
+    from .config import AnnotateConfig
 
 log = logging.getLogger(__name__)
 
@@ -245,9 +247,23 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     path = part_path(job.out, source=shard.clips[0].source, shard_id=shard.shard_id)
     if path.is_file():  # a worker died after its rename and before its report
         return list(_part_outcomes(path))
+    _know_own_number()
     rows = [annotate_one(clip, job) for clip in shard.clips]
     write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [_outcome(row) for row in rows]
+
+
+def _know_own_number() -> None:
+    """Tell the networks which of this machine's workers they run in, so that each GPU gets one."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return
+    try:
+        name = distributed.get_worker().name
+    except ValueError:  # no worker: everything happens in this process
+        return
+    if isinstance(name, int):
+        be_worker(name)
 
 
 def annotate_one(clip: ClipRef, job: Job) -> Row:
@@ -349,7 +365,7 @@ def run_plan(
                     tally.add(annotate_shard(shard, job))
                 advance()
             return tally
-        with _cluster(plan, job.config.executor, workers, scheduler) as client:
+        with _cluster(plan, job.config, workers, scheduler) as client:
             for outcomes in _run_on(client, plan, job):
                 tally.add(outcomes)
                 advance()
@@ -431,14 +447,14 @@ def _abort_on_write_error(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _cluster(
-    plan: Plan, config: ExecutorConfig, workers: int | None, scheduler: str | None
+    plan: Plan, config: AnnotateConfig, workers: int | None, scheduler: str | None
 ) -> Iterator[Client]:
     import dask.config
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
     settings = {
-        "distributed.scheduler.allowed-failures": config.attempts - 1,
+        "distributed.scheduler.allowed-failures": config.executor.attempts - 1,
         # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
@@ -446,6 +462,7 @@ def _cluster(
         "distributed.worker.memory.terminate": 0.95,
         # A fork would inherit locks and decoder threads.
         "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.worker.daemon": False,  # a daemon may have no solver processes
         "distributed.comm.timeouts.connect": "30s",
     }
     if scheduler is not None:
@@ -459,16 +476,22 @@ def _cluster(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
     # give the same rows as one that was not interrupted.
-    number = workers or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
-    threads = str(max(1, cores // number))
+    # One worker a GPU: networks are loaded once, and its threads keep several shards under way.
+    number = (
+        workers or num_gpus(config.geometry) or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+    )
+    in_flight, _ = shares(config)
+    threads = str(max(1, cores // (number * in_flight)))
     limit = (
-        int(config.memory_per_worker_gib * 2**30) if config.memory_per_worker_gib else MEMORY_LIMIT // number
+        int(config.executor.memory_per_worker_gib * 2**30)
+        if config.executor.memory_per_worker_gib
+        else MEMORY_LIMIT // number
     )
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
         cluster = LocalCluster(
             n_workers=min(number, plan.num_shards),
-            threads_per_worker=1,
+            threads_per_worker=in_flight,
             processes=True,
             memory_limit=limit,
             dashboard_address=None,  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
-from .pool import in_solver
+from .pool import in_solver, shares
 from .scale import ScaleEstimate, estimate_scale
 from .solve import CameraSolution, StartCameras, solve_cameras
 from .start import WithoutFrames, prove_anchors
@@ -162,7 +162,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             start, depth = _prove(progress, depth, config)
     with progress.stage("bundle"):
         cameras = progress.cameras = in_solver(
-            config.executor.solver_processes,
+            shares(config)[1],
             solve_cameras,
             measured=measured,
             depth=depth,
@@ -195,7 +195,7 @@ def _prove(
     poses = np.array(geometry.camera_to_world, np.float64)
     poses[:, :3, 3] *= scale.metres_per_unit[:, None]
     proved = in_solver(
-        config.executor.solver_processes,
+        shares(config)[1],
         prove_anchors,
         measured=measured,
         depth=depth,

@@ -7,32 +7,75 @@ bundle holds it; each is sent to one of a few processes that live as long as the
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .clip import ClipRejection
+from .weights import choose_device
+
+if TYPE_CHECKING:
+    from .config import AnnotateConfig
+    from .geometry.choose import GeometryConfig
 
 Result = TypeVar("Result")
 _making = threading.Lock()
 
 
-def _one_thread() -> None:
+def num_gpus(config: GeometryConfig) -> int:
+    """GPUs that this machine's workers would share for the networks of a recipe; 0 without networks or GPUs."""
+    if config.sequence != "pi3x" and config.anchor != "moge2":
+        return 0
+    import torch
+
+    device = choose_device(config.device)
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.device_count() if config.device == "auto" else 1
+
+
+def shares(config: AnnotateConfig) -> tuple[int, int]:
+    """Clips that a worker has under way, and its solver processes (see `ExecutorConfig`)."""
+    gpus = num_gpus(config.geometry)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    half = max(1, cores // max(1, gpus) // 2)
+    clips, solvers = config.executor.clips_in_flight, config.executor.solver_processes
+    if clips is None:
+        clips = min(8, half) if gpus else 1
+    if solvers is None:
+        solvers = half if gpus else 0
+    return clips, solvers
+
+
+def _begin(parent: int) -> None:
+    """Start of a solver: one thread for arithmetic, and an end when the worker is gone, however it went."""
     import cv2
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 
 @cache
 def _pool(processes: int) -> ProcessPoolExecutor:
     # A fork would inherit the GPU's context and decoder threads.
     return ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(os.getpid(),),
     )
 
 

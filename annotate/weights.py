@@ -33,8 +33,17 @@ class WeightsChoice(Strict):
     """Expected digest of the file."""
 
 
+_worker_number = 0
+
+
+def be_worker(number: int) -> None:
+    """Make `auto` mean the GPU of this worker: number modulo the machine's GPUs. Before any network is loaded."""
+    global _worker_number
+    _worker_number = number
+
+
 def choose_device(device: str) -> torch.device:
-    """`auto`: a CUDA device if there is one, else the CPU; anything else as torch names it.
+    """`auto`: this worker's CUDA device if there is one, else the CPU; anything else as torch names it.
 
     Raises:
         ValueError: the device is unknown or not there.
@@ -42,7 +51,9 @@ def choose_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", _worker_number % torch.cuda.device_count())
     try:
         chosen = torch.device(device)
     except RuntimeError:

@@ -1,0 +1,107 @@
+"""Solvers beside a worker: another process does the work, rejections come back, a dead one is memory, orphans end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import numpy as np
+import psutil
+import pytest
+from theodolite.annotate.bundle import BundleConfig
+from theodolite.annotate.clip import ClipRejection
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.pool import in_solver, num_gpus, shares
+from theodolite.annotate.solve import solve_cameras
+from theodolite.annotate.start import WithoutFrames
+from theodolite.annotate.tracks import TracksConfig, measure_images
+
+
+def test_another_process_does_the_work() -> None:
+    assert in_solver(0, os.getpid) == os.getpid()
+    assert in_solver(1, os.getpid) not in (0, os.getpid())
+
+
+def test_rejections_and_errors_come_back() -> None:
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 255, (90, 200, 3), np.uint8)
+    measured = measure_images(
+        (texture[:, i : i + 160] for i in range(4)), height=90, width=160, config=TracksConfig()
+    )
+    found = {}
+    for processes in (0, 1):
+        with pytest.raises(ClipRejection) as caught:
+            in_solver(
+                processes,
+                solve_cameras,
+                measured=measured,
+                depth=WithoutFrames([None] * 4, np.ones(4, bool)),  # type: ignore[arg-type]
+                depth_sigma_log=0.05,
+                tracks_config=TracksConfig(),
+                config=BundleConfig(),
+            )
+        found[processes] = (caught.value.reason, caught.value.detail)
+    assert found[0] == found[1]
+    assert found[0][0] == "no_depth_on_tracks"
+    with pytest.raises(ZeroDivisionError):
+        in_solver(1, Fraction, numerator=1, denominator=0)
+
+
+def test_a_solver_that_dies_is_memory_and_is_replaced() -> None:
+    with pytest.raises(MemoryError, match="ended from outside"):
+        in_solver(1, os._exit, status=9)
+    assert in_solver(1, os.getpid) != os.getpid()
+
+
+def test_solvers_end_with_a_killed_worker() -> None:
+    code = (
+        "import os, time\n"
+        "from theodolite.annotate.pool import in_solver\n"
+        "if __name__ == '__main__':\n"
+        "    print(in_solver(1, os.getpid), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        solver = int(worker.stdout.readline())
+        assert psutil.pid_exists(solver)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+    for _ in range(100):
+        if not psutil.pid_exists(solver) or psutil.Process(solver).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"solver {solver} outlived its worker by ten seconds")
+
+
+def test_without_a_gpu_nothing_changes() -> None:
+    plain = AnnotateConfig()
+    assert num_gpus(plain.geometry) == 0
+    assert shares(plain) == (1, 0)
+    asked = AnnotateConfig.model_validate({"executor": {"clips_in_flight": 3, "solver_processes": 2}})
+    assert shares(asked) == (3, 2)
+    networks = AnnotateConfig.model_validate(
+        {"geometry": {"sequence": "pi3x", "anchor": "moge2", "device": "cpu"}}
+    )
+    assert shares(networks) == (1, 0)
+
+
+def test_with_gpus_each_worker_gets_one_and_a_share_of_the_cores(monkeypatch) -> None:
+    import torch
+    from theodolite.annotate import weights
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    config = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "anchor": "moge2"}})
+    assert num_gpus(config.geometry) == 2
+    assert shares(config) == (8, 8)
+    for worker, device in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
+        monkeypatch.setattr(weights, "_worker_number", worker)
+        assert str(weights.choose_device("auto")) == device
+    one = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "device": "cuda:1"}})
+    assert num_gpus(one.geometry) == 1
