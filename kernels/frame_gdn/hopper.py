@@ -209,22 +209,30 @@ def _store_state(buffer, s_ptr, r_ptr, bth, D: gl.constexpr, BOTH: gl.constexpr)
     buffer.store(state)
 
 
-@gluon.jit(do_not_specialize=["T", "S", "H"])
+@gluon.jit
+def _key_gates(
+    beta_ptr, inv_ptr, w_ptr, item, s, count, S, H, key_scale, D: gl.constexpr, layout: gl.constexpr
+):
+    """beta and 1/RMS of an item's tokens s, and its head's norm weight times the key scale."""
+    on = (s < S) & (item < count)
+    beta = gl.load(beta_ptr + item.to(gl.int64) * S + s, mask=on, other=0.0)
+    inv = gl.load(inv_ptr + (item // H).to(gl.int64) * S + s, mask=on, other=0.0)
+    d = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+    w = gl.load(w_ptr + (item % H) * D + d, mask=d < D, other=0.0) * key_scale
+    return beta, inv, w
+
+
+@gluon.jit(do_not_specialize=["T", "S", "H", "count"])
 def products(
-    k_desc, v_desc, tab_desc, p_desc, u_desc, pz_desc, beta_ptr, inv_ptr, w_ptr, uz_ptr, T, S, H, key_scale,
-    D: gl.constexpr, BS: gl.constexpr, STAGES: gl.constexpr,
+    k_desc, v_desc, tab_desc, p_desc, u_desc, pz_desc, beta_ptr, inv_ptr, w_ptr, uz_ptr,
+    T, S, H, count, key_scale, D: gl.constexpr, BS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """P, U and the normaliser's products of one frame and head in one pass over its tokens.
+    """P, U and the normaliser's products of every num_programs-th of `count` frames and heads.
 
     With a = sqrt(beta) k, P = a^T a needs one operand for both sides. The column beyond the head holds
     sqrt(beta), so that the normaliser's product has sum of beta k, its U, as a row. While the tensor cores
-    work on one tile, the next is prepared.
+    work on one tile, the next is prepared and those after it are on their way, across frames and heads.
     """
-    pid = gl.program_id(0)
-    h = pid % H
-    frame = pid // H
-    t = frame % T
-    bth = pid.to(gl.int64)
     rows_layout: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, 128, 16])
     operand: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -234,69 +242,305 @@ def products(
     plain_buf = gl.allocate_shared_memory(gl.bfloat16, [2, BS, WIDTH], operand)
     turned_buf = gl.allocate_shared_memory(gl.bfloat16, [2, BS, WIDTH], operand)
     weighted_buf = gl.allocate_shared_memory(gl.bfloat16, [2, BS, WIDTH], operand)
+    out = gl.allocate_shared_memory(gl.bfloat16, [3, 1, WIDTH, WIDTH], p_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(ready.index(i), count=1)
     fence_async_shared()
-    tiles = (S + BS - 1) // BS
-    for i in gl.static_range(STAGES):
+    # The tile that is fetched next: its item (frame, head) and first token.
+    ahead = gl.program_id(0)
+    ahead_s = gl.to_tensor(0)
+    frame = ahead // H
+    t = frame % T
+    h = ahead % H
+    for i in gl.static_range(STAGES - 1):
         _fetch(k_desc, v_desc, tab_desc, k_buf.index(i), v_buf.index(i), tab_buf.index(i), ready.index(i),
-               frame, t, h, i * BS, i < tiles, BS)  # fmt: skip
-    d = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, rows_layout))
-    w = gl.load(w_ptr + h * D + d, mask=d < D, other=0.0) * key_scale
-    beyond = gl.where(d == D, 1.0, 0.0)
-    z_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
-    p_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
-    u_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
-    s = gl.arange(0, BS, layout=gl.SliceLayout(1, rows_layout))
-    beta_next = gl.load(beta_ptr + bth * S + s, mask=s < S, other=0.0)
-    inv_next = gl.load(inv_ptr + frame.to(gl.int64) * S + s, mask=s < S, other=0.0)
-    for i in range(tiles):
-        slot = i % STAGES
-        root = gl.sqrt(beta_next.to(gl.float32))
-        inv = inv_next
-        s += BS
-        beta_next = gl.load(beta_ptr + bth * S + s, mask=s < S, other=0.0)
-        inv_next = gl.load(inv_ptr + frame.to(gl.int64) * S + s, mask=s < S, other=0.0)
-        mbarrier.wait(ready.index(slot), (i // STAGES) & 1)
-        k = k_buf.index(slot).reshape([BS, WIDTH]).load(rows_layout)
-        tab = tab_buf.index(slot).reshape([BS, WIDTH]).load(rows_layout)
-        plain, turned, weighted = _prepare_key(
-            k, inv[:, None], w[None, :], beyond[None, :], root[:, None], tab
+               frame, t, h, ahead_s, ahead < count, BS)  # fmt: skip
+        ahead_s += BS
+        if ahead_s >= S:
+            ahead += gl.num_programs(0)
+            ahead_s = gl.to_tensor(0)
+            frame = ahead // H
+            t = frame % T
+            h = ahead % H
+    beyond = gl.where(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, rows_layout)) == D, 1.0, 0.0)
+    first_s = gl.arange(0, BS, layout=gl.SliceLayout(1, rows_layout))
+    beta_next, inv_next, w = _key_gates(
+        beta_ptr, inv_ptr, w_ptr, gl.program_id(0), first_s, count, S, H, key_scale, D, rows_layout
+    )
+    tiles = (S + BS - 1) // BS
+    slot = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    half = gl.to_tensor(0)
+    for item in range(gl.program_id(0), count, gl.num_programs(0)):
+        z_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
+        p_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
+        u_acc = warpgroup_mma_init(gl.zeros([WIDTH, WIDTH], gl.float32, acc_layout))
+        beta_at = beta_ptr + item.to(gl.int64) * S
+        inv_at = inv_ptr + (item // H).to(gl.int64) * S
+        s = first_s
+        for _n in range(tiles):
+            root = gl.sqrt(beta_next.to(gl.float32))
+            inv = inv_next
+            s += BS
+            beta_next = gl.load(beta_at + s, mask=s < S, other=0.0)
+            inv_next = gl.load(inv_at + s, mask=s < S, other=0.0)
+            mbarrier.wait(ready.index(slot), phase)
+            k = k_buf.index(slot).reshape([BS, WIDTH]).load(rows_layout)
+            tab = tab_buf.index(slot).reshape([BS, WIDTH]).load(rows_layout)
+            plain, turned, weighted = _prepare_key(
+                k, inv[:, None], w[None, :], beyond[None, :], root[:, None], tab
+            )
+            plain_op = plain_buf.index(half)
+            turned_op = turned_buf.index(half)
+            weighted_op = weighted_buf.index(half)
+            half = 1 - half
+            plain_op.store(plain)
+            turned_op.store(turned)
+            weighted_op.store(weighted)
+            z, p, u = warpgroup_mma_wait(0, deps=[z_acc, p_acc, u_acc])
+            fence_async_shared()
+            _barrier()
+            v_op = v_buf.index(slot).reshape([BS, WIDTH])
+            z_acc = warpgroup_mma(plain_op.permute((1, 0)), plain_op, z, is_async=True)
+            p_acc = warpgroup_mma(turned_op.permute((1, 0)), turned_op, p, is_async=True)
+            u_acc = warpgroup_mma(v_op.permute((1, 0)), weighted_op, u, is_async=True)
+            # All are done with the tile before this one: its place takes the next.
+            old = gl.where(slot == 0, STAGES - 1, slot - 1)
+            _fetch(k_desc, v_desc, tab_desc, k_buf.index(old), v_buf.index(old), tab_buf.index(old),
+                   ready.index(old), frame, t, h, ahead_s, ahead < count, BS)  # fmt: skip
+            ahead_s += BS
+            if ahead_s >= S:
+                ahead += gl.num_programs(0)
+                ahead_s = gl.to_tensor(0)
+                frame = ahead // H
+                t = frame % T
+                h = ahead % H
+            phase = gl.where(slot == STAGES - 1, 1 - phase, phase)
+            slot = gl.where(slot == STAGES - 1, 0, slot + 1)
+        beta_next, inv_next, w = _key_gates(
+            beta_ptr,
+            inv_ptr,
+            w_ptr,
+            item + gl.num_programs(0),
+            first_s,
+            count,
+            S,
+            H,
+            key_scale,
+            D,
+            rows_layout,
         )
-        plain_op = plain_buf.index(i % 2)
-        turned_op = turned_buf.index(i % 2)
-        weighted_op = weighted_buf.index(i % 2)
-        plain_op.store(plain)
-        turned_op.store(turned)
-        weighted_op.store(weighted)
+        tma.store_wait(0)
+        _barrier()
         z, p, u = warpgroup_mma_wait(0, deps=[z_acc, p_acc, u_acc])
+        row = gl.arange(0, WIDTH, layout=gl.SliceLayout(1, acc_layout))
+        col = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc_layout))
+        uz = gl.sum(gl.where((row == D)[:, None], z, 0.0), 0)
+        gl.store(uz_ptr + item.to(gl.int64) * D + col, uz, mask=col < D)
+        out.index(0).reshape([WIDTH, WIDTH]).store(p.to(gl.bfloat16))
+        out.index(1).reshape([WIDTH, WIDTH]).store(u.to(gl.bfloat16))
+        out.index(2).reshape([WIDTH, WIDTH]).store(z.to(gl.bfloat16))
         fence_async_shared()
         _barrier()
-        v_op = v_buf.index(slot).reshape([BS, WIDTH])
-        z_acc = warpgroup_mma(plain_op.permute((1, 0)), plain_op, z, is_async=True)
-        p_acc = warpgroup_mma(turned_op.permute((1, 0)), turned_op, p, is_async=True)
-        u_acc = warpgroup_mma(v_op.permute((1, 0)), weighted_op, u, is_async=True)
-        # All are done with the tile before: its place takes the next one.
-        old = (i + STAGES - 1) % STAGES
-        s0 = (i + STAGES - 1) * BS
-        _fetch(k_desc, v_desc, tab_desc, k_buf.index(old), v_buf.index(old), tab_buf.index(old),
-               ready.index(old), frame, t, h, s0, (i > 0) & (s0 < S), BS)  # fmt: skip
-    z, p, u = warpgroup_mma_wait(0, deps=[z_acc, p_acc, u_acc])
-    row = gl.arange(0, WIDTH, layout=gl.SliceLayout(1, acc_layout))
-    col = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc_layout))
-    uz = gl.sum(gl.where((row == D)[:, None], z, 0.0), 0)
-    gl.store(uz_ptr + bth * D + col, uz, mask=col < D)
-    out = gl.allocate_shared_memory(gl.bfloat16, [3, 1, WIDTH, WIDTH], p_desc.layout)
-    out.index(0).reshape([WIDTH, WIDTH]).store(p.to(gl.bfloat16))
-    out.index(1).reshape([WIDTH, WIDTH]).store(u.to(gl.bfloat16))
-    out.index(2).reshape([WIDTH, WIDTH]).store(z.to(gl.bfloat16))
-    fence_async_shared()
-    _barrier()
-    tma.async_copy_shared_to_global(p_desc, [pid, 0, 0], out.index(0))
-    tma.async_copy_shared_to_global(u_desc, [pid, 0, 0], out.index(1))
-    tma.async_copy_shared_to_global(pz_desc, [pid, 0, 0], out.index(2))
+        tma.async_copy_shared_to_global(p_desc, [item, 0, 0], out.index(0))
+        tma.async_copy_shared_to_global(u_desc, [item, 0, 0], out.index(1))
+        tma.async_copy_shared_to_global(pz_desc, [item, 0, 0], out.index(2))
     tma.store_wait(0)
+
+
+@gluon.jit
+def _chain(
+    p_desc, u_desc, out_desc, init_ptr, final_ptr, decay_ptr, keep_ptr, b, h, T, H, row0,
+    D: gl.constexpr, REVERSE: gl.constexpr, BACKWARD: gl.constexpr, HAS_INIT: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """`triton_kernels._chain` for 64 rows of a state: same steps, the next frames' matrices on their way."""
+    BR: gl.constexpr = 64
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, 128, 16])
+    p_buf = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 1, WIDTH, WIDTH], p_desc.layout)
+    u_buf = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 1, BR, WIDTH], u_desc.layout)
+    out_buf = gl.allocate_shared_memory(gl.bfloat16, [2, 1, BR, WIDTH], out_desc.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for j in gl.static_range(STAGES):
+        mbarrier.init(ready.index(j), count=1)
+    fence_async_shared()
+    # Frames are walked in the direction of time or against it.
+    first = (b * T + (0 if REVERSE == BACKWARD else T - 1)) * H + h
+    step = H if REVERSE == BACKWARD else -H
+    for j in gl.static_range(STAGES):
+        mbarrier.expect(ready.index(j), (WIDTH + BR) * WIDTH * 2, pred=j < T)
+        tma.async_copy_global_to_shared(
+            p_desc, [first + j * step, 0, 0], ready.index(j), p_buf.index(j), pred=j < T
+        )
+        tma.async_copy_global_to_shared(
+            u_desc, [first + j * step, row0, 0], ready.index(j), u_buf.index(j), pred=j < T
+        )
+    rows = row0 + gl.arange(0, BR, layout=gl.SliceLayout(1, acc_layout))
+    d = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc_layout))
+    inside = (rows[:, None] < D) & (d[None, :] < D)
+    ends = (b * H + h).to(gl.int64) * D * D + rows[:, None] * D + d[None, :]
+    if HAS_INIT:
+        x = gl.load(init_ptr + ends, mask=inside, other=0.0)
+    else:
+        x = gl.zeros([BR, WIDTH], gl.float32, acc_layout)
+    slot = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    bth = first
+    g_next = gl.load(decay_ptr + bth)
+    keep_next = gl.load(keep_ptr + bth // H % T) if REVERSE else g_next
+    for n in range(T):
+        g = g_next
+        keep = keep_next
+        following = bth + step
+        on = n + 1 < T
+        g_next = gl.load(decay_ptr + following, mask=on, other=0.0)
+        if REVERSE:
+            keep_next = gl.load(keep_ptr + following // H % T, mask=on, other=0.0)
+        mbarrier.wait(ready.index(slot), phase)
+        u = u_buf.index(slot).reshape([BR, WIDTH]).load(acc_layout).to(gl.float32)
+        if BACKWARD:
+            if REVERSE:
+                x = x * keep
+            else:
+                x = x + u
+        product = warpgroup_mma(
+            gl.convert_layout(x.to(gl.bfloat16), gl.DotOperandLayout(0, acc_layout, 2)),
+            p_buf.index(slot).reshape([WIDTH, WIDTH]), gl.zeros([BR, WIDTH], gl.float32, acc_layout),
+            is_async=True, use_acc=False,
+        )  # fmt: skip
+        if REVERSE or BACKWARD:
+            out_buf.index(n % 2).reshape([BR, WIDTH]).store(x.to(gl.bfloat16))
+        product = warpgroup_mma_wait(0, deps=[product])
+        x = g * (x - product)
+        if not BACKWARD:
+            x = x + u
+            if REVERSE:
+                x = x * keep
+        elif REVERSE:
+            x = x + u
+        if not (REVERSE or BACKWARD):
+            out_buf.index(n % 2).reshape([BR, WIDTH]).store(x.to(gl.bfloat16))
+        tma.store_wait(0)
+        fence_async_shared()
+        _barrier()
+        tma.async_copy_shared_to_global(out_desc, [bth, row0, 0], out_buf.index(n % 2))
+        ahead = bth + STAGES * step
+        on = n + STAGES < T
+        mbarrier.expect(ready.index(slot), (WIDTH + BR) * WIDTH * 2, pred=on)
+        tma.async_copy_global_to_shared(p_desc, [ahead, 0, 0], ready.index(slot), p_buf.index(slot), pred=on)
+        tma.async_copy_global_to_shared(
+            u_desc, [ahead, row0, 0], ready.index(slot), u_buf.index(slot), pred=on
+        )
+        bth = following
+        phase = gl.where(slot == STAGES - 1, 1 - phase, phase)
+        slot = gl.where(slot == STAGES - 1, 0, slot + 1)
+    gl.store(final_ptr + ends, x, mask=inside)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _chain_row(
+    p_desc, u_ptr, out_ptr, init_ptr, final_ptr, decay_ptr, keep_ptr, b, h, T, H,
+    D: gl.constexpr, REVERSE: gl.constexpr, BACKWARD: gl.constexpr, HAS_INIT: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """The same for the normaliser's single row, whose product needs no tensor core."""
+    square: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
+    along: gl.constexpr = gl.SliceLayout(0, square)
+    p_buf = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 1, WIDTH, WIDTH], p_desc.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for j in gl.static_range(STAGES):
+        mbarrier.init(ready.index(j), count=1)
+    fence_async_shared()
+    first = (b * T + (0 if REVERSE == BACKWARD else T - 1)) * H + h
+    step = H if REVERSE == BACKWARD else -H
+    for j in gl.static_range(STAGES):
+        mbarrier.expect(ready.index(j), WIDTH * WIDTH * 2, pred=j < T)
+        tma.async_copy_global_to_shared(
+            p_desc, [first + j * step, 0, 0], ready.index(j), p_buf.index(j), pred=j < T
+        )
+    d = gl.arange(0, WIDTH, layout=along)
+    inside = d < D
+    ends = (b * H + h) * D + d
+    if HAS_INIT:
+        x = gl.load(init_ptr + ends, mask=inside, other=0.0)
+    else:
+        x = gl.zeros([WIDTH], gl.float32, along)
+    slot = gl.to_tensor(0)
+    phase = gl.to_tensor(0)
+    bth = first
+    g_next = gl.load(decay_ptr + bth)
+    keep_next = gl.load(keep_ptr + bth // H % T) if REVERSE else g_next
+    u_next = gl.load(u_ptr + bth.to(gl.int64) * D + d, mask=inside, other=0.0)
+    for n in range(T):
+        g = g_next
+        keep = keep_next
+        u = u_next
+        following = bth + step
+        on = n + 1 < T
+        g_next = gl.load(decay_ptr + following, mask=on, other=0.0)
+        if REVERSE:
+            keep_next = gl.load(keep_ptr + following // H % T, mask=on, other=0.0)
+        u_next = gl.load(u_ptr + following.to(gl.int64) * D + d, mask=inside & on, other=0.0)
+        mbarrier.wait(ready.index(slot), phase)
+        if BACKWARD:
+            if REVERSE:
+                x = x * keep
+            else:
+                x = x + u
+        if REVERSE or BACKWARD:
+            gl.store(out_ptr + bth.to(gl.int64) * D + d, x, mask=inside)
+        # P is symmetric: the sum runs along a thread's own channels.
+        product = gl.sum(_times(p_buf.index(slot).reshape([WIDTH, WIDTH]).load(square), x[None, :]), 1)
+        x = g * (x - gl.convert_layout(product, along))
+        if not BACKWARD:
+            x = x + u
+            if REVERSE:
+                x = x * keep
+        elif REVERSE:
+            x = x + u
+        if not (REVERSE or BACKWARD):
+            gl.store(out_ptr + bth.to(gl.int64) * D + d, x, mask=inside)
+        _barrier()
+        on = n + STAGES < T
+        mbarrier.expect(ready.index(slot), WIDTH * WIDTH * 2, pred=on)
+        tma.async_copy_global_to_shared(
+            p_desc, [bth + STAGES * step, 0, 0], ready.index(slot), p_buf.index(slot), pred=on
+        )
+        bth = following
+        phase = gl.where(slot == STAGES - 1, 1 - phase, phase)
+        slot = gl.where(slot == STAGES - 1, 0, slot + 1)
+    gl.store(final_ptr + ends, x, mask=inside)
+
+
+@gluon.jit(do_not_specialize=["T", "H"])
+def scan(
+    p_desc, u_desc, pz_desc, uz_ptr, decay_ptr, keep_ptr, forward_desc, reverse_desc, z_forward_ptr, z_reverse_ptr,
+    init_ptr, init_reverse_ptr, init_z_ptr, init_z_reverse_ptr,
+    final_ptr, final_reverse_ptr, final_z_ptr, final_z_reverse_ptr, T, H,
+    D: gl.constexpr, BACKWARD: gl.constexpr, HAS_INIT: gl.constexpr, HAS_INIT_REVERSE: gl.constexpr,
+    BOTH: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Program (head, block, direction): the state's first 64 rows, its other rows, the normaliser's row."""
+    bh = gl.program_id(0)
+    block = gl.program_id(1)
+    b = bh // H
+    h = bh % H
+    if gl.program_id(2) == 0:
+        if block < 2:
+            _chain(p_desc, u_desc, forward_desc, init_ptr, final_ptr, decay_ptr, keep_ptr, b, h, T, H, block * 64,
+                   D, False, BACKWARD, HAS_INIT, STAGES)  # fmt: skip
+        else:
+            _chain_row(pz_desc, uz_ptr, z_forward_ptr, init_z_ptr, final_z_ptr, decay_ptr, keep_ptr, b, h, T, H,
+                       D, False, BACKWARD, HAS_INIT, STAGES)  # fmt: skip
+    elif BOTH:
+        if block < 2:
+            _chain(p_desc, u_desc, reverse_desc, init_reverse_ptr, final_reverse_ptr, decay_ptr, keep_ptr,
+                   b, h, T, H, block * 64, D, True, BACKWARD, HAS_INIT_REVERSE, STAGES)  # fmt: skip
+        else:
+            _chain_row(pz_desc, uz_ptr, z_reverse_ptr, init_z_reverse_ptr, final_z_reverse_ptr, decay_ptr, keep_ptr,
+                       b, h, T, H, D, True, BACKWARD, HAS_INIT_REVERSE, STAGES)  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["T", "S", "H"])

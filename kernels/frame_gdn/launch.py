@@ -27,7 +27,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 # (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
 # (tests/benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.
 LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
-    ("inverse_rms", True): {"BR": 8, "num_warps": 4},
+    ("inverse_rms", True): {"BR": 2, "num_warps": 2},
     ("inverse_rms", False): {"BR": 8, "num_warps": 4},
     ("products", True): {"BS": 64, "SPLIT": 1, "num_warps": 8, "num_stages": 3},
     ("products", False): {"BS": 32, "SPLIT": 2, "num_warps": 8, "num_stages": 1},
@@ -242,14 +242,14 @@ def _rope_table(x: Inputs, tile: int) -> Any:
     )
 
 
-def _matrices(x: Tensor) -> Any:
-    """Descriptor of (..., D, D), one matrix at a time."""
+def _matrices(x: Tensor, rows: int = 128) -> Any:
+    """Descriptor of (..., D, D), one matrix or some of its rows at a time."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     d = x.shape[-1]
     count = x.numel() // (d * d)
-    return TensorDescriptor(x, [count, d, d], [d * d, d, 1], [1, 128, 128], NVMMASharedLayout(128, 16, 3))
+    return TensorDescriptor(x, [count, d, d], [d * d, d, 1], [1, rows, 128], NVMMASharedLayout(128, 16, 3))
 
 
 def inverse_rms(tokens: Tensor, norm_eps: float) -> Tensor:
@@ -278,9 +278,10 @@ def compute_products(x: Inputs) -> Products:
         from . import hopper
 
         assert pz is not None
-        hopper.products[(b * t * h,)](
+        programs = min(b * t * h, torch.cuda.get_device_properties(device).multi_processor_count)
+        hopper.products[(programs,)](
             _tokens(x.k, 32), _tokens(x.v, 32), _rope_table(x, 32), _matrices(p), _matrices(u), _matrices(pz),
-            x.beta, k_inv, x.k_weight, uz, t, s, h, x.key_scale, D=d, BS=32, STAGES=3, num_warps=8,
+            x.beta, k_inv, x.k_weight, uz, t, s, h, b * t * h, x.key_scale, D=d, BS=32, STAGES=3, num_warps=8,
         )  # fmt: skip
         return Products(p, u, pz, uz, stretch, k_inv)
     options = _launch("products", x.half, x.rays is not None)
@@ -328,6 +329,20 @@ def _run_scan(
         kv_reverse=end(x.both, d, d),
         z_reverse=end(normalise and x.both, d),
     )
+    if x.hopper and store and u is not None:
+        from . import hopper
+
+        assert kv is not None
+        assert pz is not None
+        hopper.scan[(b * h, 3, 1 + x.both)](
+            _matrices(p), _matrices(u, 64), _matrices(pz), uz, x.decay, x.keep,
+            _matrices(kv, 64), None if kv_reverse is None else _matrices(kv_reverse, 64), z, z_reverse,
+            initial.kv, initial.kv_reverse, initial.z, initial.z_reverse,
+            ends.kv, ends.kv_reverse, ends.z, ends.z_reverse, t, h,
+            D=d, BACKWARD=backward, HAS_INIT=initial.kv is not None,
+            HAS_INIT_REVERSE=initial.kv_reverse is not None, BOTH=x.both, STAGES=3, num_warps=4,
+        )  # fmt: skip
+        return Chain(kv, kv_reverse, z, z_reverse, ends)
     options = _launch("scan", x.half)
     blocks = triton.cdiv(d, options["BR"])
     kernels.scan[(b * h, blocks + normalise, 1 + x.both)](
