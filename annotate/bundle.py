@@ -29,8 +29,9 @@ from torch import Tensor
 from ..dataset.cameras import so3_exp
 from ..dataset.strict import Strict
 
-FocalModel = Literal["constant", "smooth", "piecewise"]
+FocalModel = Literal["constant", "smooth", "piecewise", "given"]
 CAMERA_DOF = 7
+_GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
 LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
 
 
@@ -115,14 +116,16 @@ class FocalPrior:
     """How log focal may change between frames.
 
     Attributes:
-        model: which of the three.
+        model: which of the four.
         first_difference_sigma: (F-1,) allowed step between neighbours; inf = free (`smooth`, breaks).
         second_difference_sigma: (F-2,) allowed change of slope; inf = free.
+        given: (F,) log focal of every frame where the lens is known (`given`), else None.
     """
 
     model: FocalModel
     first_difference_sigma: Tensor
     second_difference_sigma: Tensor
+    given: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,17 +163,27 @@ def focal_prior(
     *,
     frame_gap: Tensor | None = None,
     breaks: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> FocalPrior:
     """Prior for one focal model.
 
     Args:
         frame_gap: (F-1,) frames between neighbours (keyframes are further apart than 1); the smoothness is scaled.
         breaks: (B,) frame numbers that start a new piece (`piecewise`).
+        given: (F,) log focal, required by the model `given` and by no other.
+    Raises:
+        ValueError: `given` is there without its model, or missing with it.
     """
+    if (model == "given") != (given is not None):
+        raise ValueError(
+            f"focal model {model!r} {'needs' if given is None else 'takes no'} given focal lengths"
+        )
     one = torch.ones(max(0, num_frames - 1), dtype=torch.float64)
     gap = one if frame_gap is None else frame_gap.to(torch.float64)
     infinite = torch.full_like(one, torch.inf)
     none = torch.full((max(0, num_frames - 2),), torch.inf, dtype=torch.float64)
+    if given is not None:
+        return FocalPrior(model, infinite, none, given.to(torch.float64))
     if model == "smooth":
         curvature = config.focal_smoothness * (0.5 * (gap[1:] + gap[:-1])) ** 1.5
         return FocalPrior(model, infinite, curvature)
@@ -225,10 +238,13 @@ class _Priors:
         num = len(log_focal)
         index = torch.arange(num, device=log_focal.device)
         cost = log_focal.new_zeros(())
-        absolute = (log_focal - self.focal_centre) / self.focal_sigma
-        terms.append((index[:, None], torch.full_like(absolute, 1 / self.focal_sigma)[:, None], absolute))
+        given = self.focal.given
+        centre = self.focal_centre if given is None else given.to(log_focal.device)
+        sigma = self.focal_sigma if given is None else _GIVEN_FOCAL_SIGMA
+        absolute = (log_focal - centre) / sigma
+        terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
         # One prior per clip, however many frames: a long clip must not be pulled harder.
-        share = 1.0 / max(1, num)
+        share = 1.0 / max(1, num) if given is None else 1.0
         terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)
         cost = cost + 0.5 * share * (absolute**2).sum()
         if num > 1:
@@ -692,7 +708,8 @@ def solve(
         # Reweighted least squares steps too short along every direction in which outliers lose weight as the state
         # improves. Looking further along the step costs a hundredth of the next linearisation.
         for factor in (1.5, 2.0, 3.0, 4.0):
-            further = _apply(state, *(factor * part for part in step), free)
+            camera, lens, points = (factor * part for part in step)
+            further = _apply(state, camera, lens, points, free)
             further_cost, further_data = _cost(problem, further, priors, config.robust_scale)
             if not bool(further_cost < found[1]):
                 break

@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
-SOLVED, INFILLED = "solved", "infilled"
+SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
 _MIN_INLIERS = 12
+_KNOWN_LENS_SIGMA = 1e-4  # freedom of a known log focal in the steps before the bundle
 _MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
 _MIN_DENSE_AGREEMENT = 0.85
 _MIN_LOOP_MATCHES = 25  # between images that are not neighbours in time
@@ -60,7 +61,7 @@ class CameraSolution:
         camera_to_world: (F, 4, 4), OpenCV axes, first frame at the origin.
         focal_px: (F, 2) fx, fy; principal_point_px: (F, 2); stored size.
         pose_source: (F,) "solved" or "infilled".
-        focal_model: constant, smooth or piecewise.
+        focal_model: constant, smooth, piecewise or given.
         position_sigma: (F,) standard deviation of the camera centre along its worst axis, in depth units.
         rotation_sigma_rad: (F,) same for rotation.
         log_focal_sigma: (F,).
@@ -347,19 +348,29 @@ def _agreeing(
 
 
 def sequential(
-    problem: Problem, config: BundleConfig, *, start: int, log_focal: float, focal_step_sigma: float
+    problem: Problem,
+    config: BundleConfig,
+    *,
+    start: int,
+    log_focal: float | FloatArray,
+    focal_step_sigma: float,
 ) -> tuple[State, NDArray[np.bool_]]:
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
 
     Points that have proved themselves in other frames place a frame if they can; only otherwise all points do. So
     something that moves on its own cannot take over, even where it owns most of the tracks.
 
+    Args:
+        start: frame to begin with.
+        log_focal: of that frame, from which the focal is followed; or (F,) of every frame where the lens is known.
+        focal_step_sigma: how far the log focal may move from one frame to the next, or from the known one.
     Returns:
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
     """
     frames = problem.num_frames
+    known_lens = np.ndim(log_focal) == 1
     state = _empty_state(
-        problem, torch.full((frames,), log_focal, dtype=torch.float64, device=problem.frame.device)
+        problem, torch.as_tensor(np.array(np.broadcast_to(log_focal, frames)), device=problem.frame.device)
     )
     frame = problem.frame.cpu().numpy()
     point = problem.point.cpu().numpy()
@@ -372,7 +383,7 @@ def sequential(
     by_frame = members(frame, frames)
     rotation = np.tile(np.eye(3), (frames, 1, 1))
     translation = np.zeros((frames, 3))
-    focal = np.full(frames, np.exp(log_focal))
+    focal = np.exp(np.array(np.broadcast_to(log_focal, frames)))
     placed = np.zeros(frames, bool)
     total = np.zeros((problem.num_points, 3))
     count = np.zeros(problem.num_points)
@@ -411,24 +422,27 @@ def sequential(
             of = by_frame[i]
             known = of[(count[point[of]] > 0) & (misses[point[of]] <= hits[point[of]] + 1)]
             xyz = total[point[known]] / np.maximum(count[point[known]], 1)[:, None]
-            rotation[i], translation[i], focal[i] = rotation[last], translation[last], focal[last]
+            rotation[i], translation[i] = rotation[last], translation[last]
+            if not known_lens:
+                focal[i] = focal[last]
+            guess = focal[i]
             proved = hits[point[known]] > misses[point[known]]
             for chosen in (proved, np.ones(len(known), bool)):
-                pose = _absolute_pose(xyz[chosen], uv[known[chosen]], focal[last], centre, threshold)
+                pose = _absolute_pose(xyz[chosen], uv[known[chosen]], guess, centre, threshold)
                 if chosen is proved and (
                     pose is None or len(pose[2]) < max(_MIN_INLIERS, 0.5 * proved.sum())
                 ):
                     continue
                 if pose is None:
                     continue
-                agree = _agreeing(xyz, uv[known], pose, focal[last], centre, 2 * threshold)
+                agree = _agreeing(xyz, uv[known], pose, guess, centre, 2 * threshold)
                 r, t, f, inliers = _refine_single(
                     xyz[agree],
                     uv[known[agree]],
                     z[known[agree]],
                     pose[0],
                     pose[1],
-                    focal[last],
+                    guess,
                     centre,
                     problem,
                     config,
@@ -527,14 +541,25 @@ def _finite_median(x: Tensor) -> float:
     return float(finite.median()) if len(finite) else float("inf")
 
 
+def _window_prior(config: BundleConfig, frames: int, given: FloatArray | None) -> ba.FocalPrior:
+    if given is None:
+        return ba.focal_prior("constant", frames, config)
+    return ba.focal_prior("given", frames, config, given=torch.as_tensor(given, dtype=torch.float64))
+
+
 def _choose_start(
-    problem_of, windows: list[IntArray], long_side: float, config: BundleConfig
+    problem_of,
+    windows: list[IntArray],
+    long_side: float,
+    config: BundleConfig,
+    given: FloatArray | None = None,
 ) -> tuple[int, float]:
     """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
 
     Args:
         problem_of: frames -> Problem of that window.
         windows: keyframe numbers of each window.
+        given: (K,) log focal of every keyframe where the lens is known: then the only hypothesis.
     Returns:
         (start keyframe number, log focal there).
     """
@@ -545,26 +570,33 @@ def _choose_start(
             continue
         candidates = []
         middle = len(window) // 2
-        for factor in _FOCAL_HYPOTHESES:
-            log_focal = float(np.log(factor * long_side))
+        hypotheses: list[float | FloatArray] = (
+            [float(np.log(factor * long_side)) for factor in _FOCAL_HYPOTHESES]
+            if given is None
+            else [given[window]]
+        )
+        prior = _window_prior(config, len(window), None if given is None else given[window])
+        for log_focal in hypotheses:
             state, placed = sequential(
-                problem, config, start=middle, log_focal=log_focal, focal_step_sigma=0.02
+                problem,
+                config,
+                start=middle,
+                log_focal=log_focal,
+                focal_step_sigma=0.02 if given is None else _KNOWN_LENS_SIGMA,
             )
             if placed.sum() < max(3, 0.6 * len(window)):
                 continue
             used, used_state = _keep_known(problem, state, placed)
             if len(used.frame) < 60:
                 continue
-            prior = ba.focal_prior("constant", used.num_frames, config)
             try:
                 solution = ba.solve(used, used_state, prior, config, max_iterations=8, tolerance=1e-3)
             except FloatingPointError:
                 continue
-            candidates.append((solution.cost / len(used.frame), factor, used, solution.state))
+            candidates.append((solution.cost / len(used.frame), used, solution.state))
         if not candidates:
             continue
-        cost, factor, used, state = min(candidates, key=lambda c: c[0])
-        prior = ba.focal_prior("constant", used.num_frames, config)
+        cost, used, state = min(candidates, key=lambda c: c[0])
         solution = ba.solve(
             used, state, prior, config, max_iterations=6, tolerance=1e-4, want_covariance=True
         )
@@ -844,6 +876,40 @@ class StartCameras:
         ), placed
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownLens:
+    """Intrinsics that are held.
+
+    Attributes:
+        focal_px: (F, 2) fx, fy in pixels of the stored size.
+        principal_point_px: (F, 2) cx, cy likewise.
+    """
+
+    focal_px: FloatArray
+    principal_point_px: FloatArray
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width over height of a stored pixel, fy / fx.
+
+        Raises:
+            ClipRejection: `intrinsics_aspect_varies`: the ratio changes by more than 1 % over the clip.
+        """
+        ratio = self.focal_px[:, 1] / self.focal_px[:, 0]
+        middle = float(np.median(ratio))
+        if np.abs(ratio / middle - 1).max() > 0.01:
+            raise ClipRejection(
+                "intrinsics_aspect_varies",
+                f"given fy / fx runs from {ratio.min():.4f} to {ratio.max():.4f}; pixels keep their shape in a clip",
+            )
+        return middle
+
+    def stretched(self, pixel_aspect: float) -> KnownLens:
+        """The same in square pixels as high as the stored ones."""
+        by = np.array([pixel_aspect, 1.0])
+        return KnownLens(focal_px=self.focal_px * by, principal_point_px=self.principal_point_px * by)
+
+
 def solve_cameras(
     measured: ImageMeasurements,
     depth: DepthMaps,
@@ -853,8 +919,9 @@ def solve_cameras(
     config: BundleConfig,
     pixel_aspect: float = 1.0,
     start: StartCameras | None = None,
+    lens: KnownLens | None = None,
 ) -> CameraSolution:
-    """Cameras of every frame from image measurements and depth, lens unknown.
+    """Cameras of every frame from image measurements and depth; the lens is unknown unless `lens` says it.
 
     Args:
         measured: tracks and descriptors.
@@ -862,9 +929,14 @@ def solve_cameras(
         depth_sigma_log: relative depth error that the source declares.
         pixel_aspect: width over height of a stored pixel; ties fy to fx.
         start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
+        lens: intrinsics to hold; they come back unchanged, with the focal model `given`.
     Raises:
-        ClipRejection: `no_depth_on_tracks`, `no_reconstruction`.
+        ClipRejection: `no_depth_on_tracks`, `no_reconstruction`, `intrinsics_aspect_varies`.
     """
+    if lens is not None:
+        # What the source says of its lens goes before what the container says of its pixels.
+        pixel_aspect = lens.pixel_aspect if abs(lens.pixel_aspect - 1) > 1e-4 else 1.0
+        config = config.model_copy(update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0})
     if pixel_aspect != 1.0:
         # Solve in square pixels as high as the stored ones, then give back stored pixels.
         square = solve_cameras(
@@ -874,10 +946,16 @@ def solve_cameras(
             tracks_config=tracks_config,
             config=config,
             start=None if start is None else start.stretched(pixel_aspect),
+            lens=None if lens is None else lens.stretched(pixel_aspect),
         )
         stored = np.array([1 / pixel_aspect, 1.0])
-        return replace(
-            square, focal_px=square.focal_px * stored, principal_point_px=square.principal_point_px * stored
+        return _with_lens(
+            replace(
+                square,
+                focal_px=square.focal_px * stored,
+                principal_point_px=square.principal_point_px * stored,
+            ),
+            lens,
         )
     flow = measured.flow
     height, width, frames = flow.height, flow.width, flow.num_frames
@@ -892,6 +970,10 @@ def solve_cameras(
     }
 
     links: Tracks | None = None
+    # From here on the principal point of a known lens is the image centre, and the focal that of the rows.
+    off_centre = None if lens is None else lens.principal_point_px - np.array([width / 2, height / 2])
+    given = None if lens is None else np.log(lens.focal_px[:, 1])
+    given_keys = None if given is None else given[keyframes]
 
     def all_tracks() -> tuple[Tracks, FloatArray]:
         described = descriptor_tracks(
@@ -900,7 +982,10 @@ def solve_cameras(
         joined = join_tracks(flow, described)
         if links is not None:
             joined = join_tracks(joined, links)
-        return thin_observations(joined, sample_depth(joined, depth), keyframes, config)
+        found_z = sample_depth(joined, depth)
+        if off_centre is not None:
+            joined = replace(joined, xy_px=joined.xy_px - off_centre[joined.frame])
+        return thin_observations(joined, found_z, keyframes, config)
 
     tracks, z = all_tracks()
     with_depth = float(np.isfinite(z).mean()) if len(z) else 0.0
@@ -922,14 +1007,23 @@ def solve_cameras(
     coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
     key_problem = problem_of(np.arange(len(keyframes)))
     if start is None:
-        first_frame, log_focal = _choose_start(window_problem, _windows(measured), max(height, width), coarse)
+        first_frame, log_focal = _choose_start(
+            window_problem, _windows(measured), max(height, width), coarse, given_keys
+        )
 
     def place() -> tuple[State, NDArray[np.bool_]]:
         if start is None:
             return sequential(
-                key_problem, coarse, start=first_frame, log_focal=log_focal, focal_step_sigma=0.05
+                key_problem,
+                coarse,
+                start=first_frame,
+                log_focal=log_focal if given_keys is None else given_keys,
+                focal_step_sigma=0.05 if given_keys is None else _KNOWN_LENS_SIGMA,
             )
-        return start.state(key_problem, keyframes)
+        state, placed = start.state(key_problem, keyframes)
+        if given_keys is not None:
+            state = replace(state, log_focal=torch.as_tensor(given_keys, device=key_problem.frame.device))
+        return state, placed
 
     state, placed = place()
     weak = weak_links(key_problem, state, placed)
@@ -973,7 +1067,10 @@ def solve_cameras(
         state = replace(state, points=points)
         state = _without_points(key_problem, state, moving_tracks(key_problem, state, placed))
         used, used_state = _keep_known(key_problem, state, placed)
-        prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
+        if given_keys is None:
+            prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
+        else:
+            prior = ba.focal_prior("given", used.num_frames, coarse, given=torch.as_tensor(given_keys))
         solution = ba.solve(
             used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=256
         )
@@ -1001,7 +1098,21 @@ def solve_cameras(
             state = replace(state, points=lift_points(key_problem, state))
             state, _ = key_bundle(state, placed, 15)
     log.debug("loops: %d", loops)
-    return _all_frames(tracks, z, keyframes, state, placed, depth_sigma_log, config, loops)
+    return _with_lens(
+        _all_frames(tracks, z, keyframes, state, placed, depth_sigma_log, config, loops, given), lens
+    )
+
+
+def _with_lens(cameras: CameraSolution, lens: KnownLens | None) -> CameraSolution:
+    """The solution with the known intrinsics exactly as they were given."""
+    if lens is None:
+        return cameras
+    return replace(
+        cameras,
+        focal_px=np.array(lens.focal_px, np.float64),
+        principal_point_px=np.array(lens.principal_point_px, np.float64),
+        log_focal_sigma=np.zeros(len(lens.focal_px)),
+    )
 
 
 def _measured_depth_sigma(solution: Solution, declared: float) -> float:
@@ -1076,12 +1187,15 @@ def _all_frames(
     depth_sigma_log: float,
     config: BundleConfig,
     loops: int,
+    given: FloatArray | None,
 ) -> CameraSolution:
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
     problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
     device = problem.frame.device
     rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
+    if given is not None:
+        log_focal = given
     state = State(
         rotation=torch.as_tensor(rotation, device=device),
         translation=torch.as_tensor(translation, device=device),
@@ -1105,7 +1219,7 @@ def _all_frames(
         config,
         free_frames=free,
         focal_guess=sub_state.log_focal.clone(),
-        focal_sigma=0.05,
+        focal_sigma=0.05 if given is None else _KNOWN_LENS_SIGMA,
         iterations=15,
     )
     state = replace(moved, points=state.points)
@@ -1122,9 +1236,15 @@ def _all_frames(
     moving = moving_tracks(problem, state, everywhere)
     log.debug("moving: %.1f%% of %d tracks", 100 * moving.mean(), len(moving))
     used, used_state = _keep_known(problem, _without_points(problem, state, moving), everywhere)
-    smooth = ba.focal_prior("smooth", frames, config)
-    solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE)
-    solution, model, costs = _choose_focal_model(used, solution, config)
+    model: FocalModel
+    if given is not None:
+        prior = ba.focal_prior("given", frames, config, given=torch.as_tensor(given))
+        solution = ba.solve(used, used_state, prior, config, tolerance=_TOLERANCE, want_covariance=True)
+        model, costs = "given", {"given": solution.data_cost}
+    else:
+        smooth = ba.focal_prior("smooth", frames, config)
+        solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE)
+        solution, model, costs = _choose_focal_model(used, solution, config)
     return _summarise(used, solution, model, costs, tracks, loops, config)
 
 

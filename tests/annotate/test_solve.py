@@ -9,7 +9,7 @@ from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.gates import sweep_minimum
 from theodolite.annotate.render import RenderConfig, render_clip
-from theodolite.annotate.solve import CameraSolution, solve_cameras, thin_observations
+from theodolite.annotate.solve import CameraSolution, KnownLens, solve_cameras, thin_observations
 from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
 from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
 
@@ -197,3 +197,40 @@ def test_thinning_keeps_whole_tracks_spread_and_keyframes_full() -> None:
         original[(f, names[t])] == int(v)
         for f, t, v in zip(thin.frame[:200], thin.track[:200], z[:200], strict=True)
     )
+
+
+def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
+    """Given intrinsics come back bit for bit, and with the images cut off-centre only they put the path right."""
+    config = RenderConfig(
+        width=448, height=252, num_frames=30, seed=3, speed=1.5, zoom="ramp", zoom_factor=1.5
+    )
+    clip = render_clip(config)
+    frames = list(clip)
+    cut = 48  # columns missing on the left: the principal point moves by as much
+    measured = measure_images((f.rgb[:, cut:] for f in frames), height=252, width=448 - cut, config=TRACKS)
+    focal = np.stack([clip.intrinsics[:, 0, 0], clip.intrinsics[:, 1, 1]], 1)
+    centre = np.tile([224.0 - cut, 126.0], (30, 1))
+    solution = solve_cameras(
+        measured,
+        Maps([f.depth_m[:, cut:] for f in frames]),
+        depth_sigma_log=0.01,
+        tracks_config=TRACKS,
+        config=BundleConfig(),
+        lens=KnownLens(focal_px=focal, principal_point_px=centre),
+    )
+    assert solution.focal_model == "given"
+    assert np.array_equal(solution.focal_px, focal)
+    assert np.array_equal(solution.principal_point_px, centre)
+    truth = clip.camera_to_world
+    error = trajectory_error(solution.camera_to_world, truth, alignment="se3")
+    assert error.ate_rmse_m < 0.005 * path_length(truth)
+    turn = rotation_error(solution.camera_to_world, truth)
+    assert np.degrees(np.sqrt(np.mean(turn**2))) < 0.1
+
+
+def test_a_known_lens_whose_pixels_change_shape_is_refused() -> None:
+    focal = np.tile([300.0, 300.0], (20, 1))
+    focal[10:, 1] = 320
+    lens = KnownLens(focal_px=focal, principal_point_px=np.zeros((20, 2)))
+    with pytest.raises(ClipRejection, match="intrinsics_aspect_varies"):
+        _ = lens.pixel_aspect
