@@ -3,10 +3,11 @@ hub."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,15 @@ class _Part:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Its columns; pyarrow computes the schema anew at every access."""
-        return frozenset(self.file.schema_arrow.names)
+        """Its columns. pyarrow computes the schema anew at every access, and the parts of a run have the same one."""
+        metadata = self.file.metadata.metadata or {}
+        return _names_of_schema(metadata.get(b"ARROW:schema", b"")) or frozenset(self.file.schema_arrow.names)
+
+
+@lru_cache(maxsize=16)
+def _names_of_schema(encoded: bytes) -> frozenset[str]:
+    """Names in the Arrow schema that pyarrow stores with a file; empty if there is none."""
+    return frozenset(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names if encoded else ())
 
 
 @dataclass(frozen=True)
@@ -205,12 +213,15 @@ class ClipDataset:
     def _complete(self, table: pa.Table, names: list[str] | None) -> pa.Table:
         """The table with columns that only other parts have as nulls, in the order asked for."""
         known = names if names is not None else self.arrow.schema.names if "arrow" in self.__dict__ else None
-        present = set(table.schema.names)
-        for name in () if known is None else known:
+        found = table.schema.names
+        if known is None or found == known:
+            return table
+        present = set(found)
+        for name in known:
             if name not in present:
                 field = self.arrow.schema.field(name)
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        return table if known is None else table.select(known)
+        return table.select(known)
 
     def rows(self) -> Iterator[Row]:
         """Checked rows, one after the other."""

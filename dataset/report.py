@@ -209,7 +209,7 @@ table{border-collapse:collapse;margin:8px 0;font-variant-numeric:tabular-nums}
 th,td{padding:3px 12px 3px 0;text-align:left;border-bottom:1px solid var(--faint);vertical-align:top}
 .scroll{overflow-x:auto}
 td.n,th.n{text-align:right}.clip{background:var(--panel);border-radius:8px;padding:14px 16px;margin:14px 0}
-.charts{display:flex;flex-wrap:wrap;gap:10px 16px}.rejected,.fail{color:var(--bad);font-weight:600}
+.charts{clear:right;display:flex;flex-wrap:wrap;gap:10px 16px}.rejected,.fail{color:var(--bad);font-weight:600}
 .accepted{color:var(--c);font-weight:600}
 pre{overflow:auto;font-size:12px}img{max-width:220px;border-radius:6px;float:right;margin:0 0 8px 12px}
 .empty{color:var(--faint)}.note{color:var(--faint);font-size:13px}
