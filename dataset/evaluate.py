@@ -124,7 +124,7 @@ class ClipScore:
     """Scores of one clip; None where the data do not determine it (a straight path has no SE(3) alignment).
 
     Positions in metres, after the alignment named; `scale` is what Sim(3) alignment applies (1 is right);
-    `rpe_*` over one clip frame; `rotation_rmse_deg` with the world rotation that fits all orientations best,
+    `rpe_*` over one clip frame, which no rigid alignment changes (`rpe_sim3_m`: after scaling); `rotation_rmse_deg` with the world rotation that fits all orientations best,
     `rotation_ape_deg` with the one that fits positions best (evo's, which a nearly straight path leaves
     free); RotErr, TransErr and CamMC with the paper's Sim(3) alignment and as NVIDIA's benchmark code
     computes them (`_bench`). Of videos that were made to follow the true cameras: likeness of the pictures where the
@@ -142,6 +142,7 @@ class ClipScore:
     rotation_rmse_deg: float
     rotation_ape_deg: float | None
     rpe_m: float | None
+    rpe_sim3_m: float | None
     rpe_deg: float | None
     focal_mape_percent: float | None
     rot_err_deg: float | None
@@ -206,6 +207,7 @@ def score_clip(clip_id: str, predicted: ClipCameras, truth: ClipCameras) -> Clip
         rotation_rmse_deg=float(np.rad2deg(np.sqrt(np.mean(rotation_error(e, t) ** 2)))),
         rotation_ape_deg=float(np.rad2deg(se3.rotation_rmse_rad)) if se3 else None,
         rpe_m=rpe.translation_rmse_m if rpe else None,
+        rpe_sim3_m=relative_pose_error(e, t, scale=sim3.scale).translation_rmse_m if sim3 else None,
         rpe_deg=rpe.rotation_rmse_deg if rpe else None,
         focal_mape_percent=focal,
         rot_err_deg=control.rot_err_deg if control else None,

@@ -200,13 +200,15 @@ def load_scorer(name: str) -> Callable[..., Any]:
     A quality scorer takes one (H, W, 3) uint8 RGB image, a perceptual distance takes two; both return a number.
 
     Raises:
-        ValueError: no such module or function.
-        ImportError: `lpips` is not installed.
+        ValueError: no such module or function, or `lpips` is not installed.
     """
     if name == "sharpness":
         return sharpness
     if name == "lpips":
-        return lpips_alex()
+        try:
+            return lpips_alex()
+        except ImportError as error:
+            raise ValueError(f"scorer 'lpips': {error}") from error
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(f"scorer {name!r}: expected sharpness, lpips or package.module:function")

@@ -53,6 +53,8 @@ def test_scores_are_those_of_the_metrics(runs: Path) -> None:
     turned = np.rad2deg(np.sqrt(np.mean(metrics.rotation_error(e, t) ** 2)))
     assert c.rotation_rmse_deg == turned
     assert c.rotation_ape_deg == np.rad2deg(metrics.trajectory_error(e, t, alignment="se3").rotation_rmse_rad)
+    assert c.rpe_m == metrics.relative_pose_error(e, t).translation_rmse_m
+    assert c.rpe_sim3_m == metrics.relative_pose_error(e, t, scale=c.scale or 0).translation_rmse_m
     assert c.rpe_deg == metrics.relative_pose_error(e, t).rotation_rmse_deg
     assert c.cam_mc_bench == metrics.camera_control_error(e, t, variant="bench").cam_mc
     assert c.focal_mape_percent == pytest.approx(1.0, rel=1e-5)

@@ -111,3 +111,5 @@ def test_scorers_by_name() -> None:
 def test_lpips_says_what_to_install() -> None:
     with pytest.raises(ImportError, match="pip install lpips"):
         lpips_alex()
+    with pytest.raises(ValueError, match="pip install lpips"):
+        load_scorer("lpips")
