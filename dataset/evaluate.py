@@ -125,10 +125,11 @@ class ClipScore:
 
     Positions in metres, after the alignment named; `scale` is what Sim(3) alignment applies (1 is right);
     `rpe_*` over one clip frame, which no rigid alignment changes (`rpe_sim3_m`: after scaling);
-    `rotation_rmse_deg` with the world rotation that fits all orientations best, `rotation_ape_deg` with the one that fits positions best (evo's, which a nearly straight path leaves
-    free); RotErr, TransErr and CamMC with the paper's Sim(3) alignment and as NVIDIA's benchmark code
-    computes them (`_bench`). Of videos that were made to follow the true cameras: likeness of the pictures where the
-    camera returns to a place, and how much image quality declines from the first to the last ten seconds.
+    `rotation_rmse_deg` with the world rotation that fits all orientations best, `rotation_ape_deg` with the one that
+    fits positions best (evo's, which a nearly straight path leaves free); RotErr, TransErr and CamMC with the paper's
+    Sim(3) alignment and as NVIDIA's benchmark code computes them (`_bench`). Of videos that were made to follow the
+    true cameras: likeness of the pictures where the camera returns to a place, and how much image quality declines
+    from the first to the last ten seconds.
     """
 
     clip_id: str
