@@ -122,7 +122,7 @@ def frame_gdn(
         normalise: divide by the unrotated recurrence + eps.
         initial: forward state before the first frame (streaming, previous shard).
         initial_reverse: reverse state after the last frame (next shard).
-        key_scale: D^-1/2 S^-1/2 keeps every transition from expanding (see `key_scale` in this package).
+        key_scale: (D S)^-1/2 keeps a head's transitions from expanding (`key_scale` says under which condition).
         backend: "auto" takes Triton on a GPU and the plain twin elsewhere.
     Returns:
         Result; gradients flow through all its tensors, to all tensors but rope and rays.
@@ -432,9 +432,13 @@ _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def key_scale(head_size: int, tokens: int) -> float:
-    """Scale of the keys, (D S)^-1/2, with which a frame's transition never expands.
+    """Scale of the keys, (D S)^-1/2, that holds a frame's transition M = g (I - P) together.
 
-    RMS-normalised keys of unit weight have squared length D a token at most on average, so the S tokens of
-    a frame sum to beta K K^T of trace at most 1.
+    P = K diag(beta) K^T is positive semidefinite, so |M| <= g exactly as long as its largest eigenvalue is at
+    most 2. With this scale its trace is the mean over a frame's S tokens of beta |k|^2 / D, k unscaled: a head
+    whose mean squared key is at most 2 D can not expand, whatever its keys. RMSNorm runs over all heads
+    together: their mean squares are D on average (less behind ReLU, times the squared norm weight), but one
+    head may take up to H D, and beyond twice its even share it can expand. That is NVlabs/Sana's definition,
+    on which released weights rest; nothing here clips it.
     """
     return (head_size * tokens) ** -0.5

@@ -322,17 +322,54 @@ def table_scaling() -> None:
         print(f"streaming chunk of 3 frames after {history} frames: {ms:.3f} ms, state {kib:.0f} KiB")
 
 
+def tree(c: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """States after every step from zero, by a prefix tree: c, h (steps, N, D, D), steps a power of two.
+
+    Neighbours are joined (two products), the half as long sequence is solved, and the steps between take one
+    product more: three products a step in all, in 2 log2(steps) rounds.
+    """
+    if c.shape[0] == 1:
+        return h
+    out = torch.empty_like(h)
+    last = torch.baddbmm(h[1::2].flatten(0, 1), h[0::2].flatten(0, 1), c[1::2].flatten(0, 1)).view_as(h[1::2])
+    out[1::2] = tree(c[0::2] @ c[1::2], last)
+    out[0] = h[0]
+    if c.shape[0] > 2:
+        between = h[2::2]
+        out[2::2] = torch.baddbmm(
+            between.flatten(0, 1), out[1:-1:2].flatten(0, 1), c[2::2].flatten(0, 1)
+        ).view_as(between)
+    return out
+
+
+def table_scan() -> None:
+    """States of all frames of the main branch: the scan, and a prefix tree of batched products (cuBLAS)."""
+    for frames in (121, 961):
+        x = prepared(full_size("main", frames=frames))
+        products = launch.compute_products(x)
+        scan = milliseconds(lambda x=x, p=products: launch.compute_states(x, p, launch.Ends()))
+        assert products.u is not None
+        steps = 1 << (frames - 1).bit_length()
+        c = torch.zeros(steps, HEADS, HEAD_SIZE, HEAD_SIZE, device="cuda", dtype=torch.bfloat16)
+        h = torch.zeros_like(c)
+        eye = torch.eye(HEAD_SIZE, device="cuda")
+        c[:frames] = (x.decay[0, :, :, None, None] * (eye - products.p[0].float())).to(torch.bfloat16)
+        h[:frames] = products.u[0]
+        states = launch.compute_states(x, products, launch.Ends()).kv
+        assert states is not None
+        error = relative(tree(c, h)[:frames], states[0])
+        ms = milliseconds(lambda c=c, h=h: tree(c, h), 5)
+        print(f"{frames:4} frames: scan, both directions and normaliser {scan:.3f} ms; prefix tree, one direction "
+              f"{ms:.3f} ms (differs by {error:.1e})")  # fmt: skip
+
+
 def table_rivals(table: Table) -> None:
     import oracle
 
     square = 2 * 880 * HEAD_SIZE**2 * FRAMES * HEADS
     if oracle.available():
-        from diffusion.model.ops import fused_cam_gdn
         from diffusion.model.ops.fused_gdn import fused_bigdn_forward_with_grad, fused_qk_inv_rms
-        from diffusion.model.ops.fused_gdn_chunkwise import (
-            cam_scan_bidi_chunkwise,
-            fused_bigdn_bidi_chunkwise,
-        )
+        from diffusion.model.ops.fused_gdn_chunkwise import fused_bigdn_bidi_chunkwise
         from diffusion.model.ops.fused_gdn_chunkwise_bwd import fused_bigdn_chunkwise_autograd
 
         case = full_size("main")
@@ -384,6 +421,13 @@ def table_rivals(table: Table) -> None:
                 "NVlabs/Sana camera, preparation + both scans + output, forward",
                 lambda: oracle.camera_branch(camera, fused=True), 4 * size, 3 * square, 3,
             )  # fmt: skip
+        tensors = [camera.q, camera.k, camera.v, camera.beta, camera.decay]
+        try:
+            step = both_ways(lambda: oracle.camera_branch(camera, fused=True, training=True), tensors)
+            table.row("NVlabs/Sana camera, as trained, forward + backward", step, 11 * size, 11 * square, 2)
+        except Exception as error:  # noqa: BLE001  a rival that does not run is part of the table
+            print(f"NVlabs/Sana camera, backward: {type(error).__name__} {str(error)[:80]}")
+        with torch.no_grad():
             small = make_case(branch="main", height=HEIGHT, width=WIDTH, heads=4, head_size=HEAD_SIZE,
                               dtype=torch.bfloat16, device="cuda")  # fmt: skip
             twin = run(in_float64(small), "reference").out
@@ -393,8 +437,6 @@ def table_rivals(table: Table) -> None:
             ):
                 print(f"  bf16 main forward against float64, {name}: {relative(out, twin):.2e}")
         gradients_of_both(small, fused_bigdn_chunkwise_autograd)
-        assert fused_cam_gdn is not None
-        assert cam_scan_bidi_chunkwise is not None
     try:
         from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule
     except ImportError:
@@ -557,7 +599,7 @@ def main() -> None:
     parser.add_argument(
         "--check", nargs="?", const="0/1", help="accuracy of all variants at odd sizes; part i/n"
     )
-    parser.add_argument("--table", nargs="*", help="ours, scaling, rivals, neighbours; none: all")
+    parser.add_argument("--table", nargs="*", help="ours, scan, scaling, rivals, neighbours; none: all")
     parser.add_argument("--profile", action="store_true", help="GPU time by kernel")
     parser.add_argument("--sweep", nargs="*", help="stages to sweep; none: all")
     parser.add_argument("--grid", type=json.loads, help='launch parameters to combine, {"BS": [32, 64]}')
@@ -571,10 +613,12 @@ def main() -> None:
     if args.profile:
         profile()
     if args.table is not None:
-        names = args.table or ["ours", "scaling", "rivals", "neighbours"]
+        names = args.table or ["ours", "scan", "scaling", "rivals", "neighbours"]
         table = Table()
         if "ours" in names:
             table_ours(table)
+        if "scan" in names:
+            table_scan()
         if "scaling" in names:
             table_scaling()
         if "rivals" in names:

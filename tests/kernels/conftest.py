@@ -14,21 +14,6 @@ if not HAS_GPU and importlib.util.find_spec("triton") is not None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("gpu") and not HAS_GPU:
-            reason = "needs a CUDA device"
-            if os.environ.get("REQUIRE_GPU") == "1":
-                item.add_marker(pytest.mark.usefixtures("fail_without_gpu"))
-            else:
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture
-def fail_without_gpu() -> None:
-    pytest.fail("REQUIRE_GPU=1 but torch sees no CUDA device")
-
-
 @pytest.fixture
 def device() -> torch.device:
     """The GPU if there is one; else the CPU, where the kernels are interpreted."""

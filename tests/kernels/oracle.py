@@ -65,10 +65,11 @@ def main_branch(case, *, precision: int, eps: float = 1e-8) -> Tensor:
     return out.unflatten(1, (t, s))
 
 
-def camera_branch(case, *, fused: bool) -> Tensor:
+def camera_branch(case, *, fused: bool, training: bool = False) -> Tensor:
     """Their camera preparation, discount, scans and output transform.
 
-    fused: their Triton kernels; else their plain torch references.
+    fused: their Triton kernels; else their plain torch references. training: the kernels through which their
+    training code sends gradients.
     """
     from diffusion.model.ops import fused_cam_gdn
     from diffusion.model.ops.fused_gdn_chunkwise import cam_scan_bidi_chunkwise
@@ -77,6 +78,8 @@ def camera_branch(case, *, fused: bool) -> Tensor:
     matrix, inverse = (m.float().flatten(1, 2).contiguous() for m in _ray_matrices(case.rays))
     cos, sin = tables(case.rope)
     prepare = fused_cam_gdn.cam_prep_func if fused else fused_cam_gdn._torch_cam_prep_reference
+    if training:
+        prepare = fused_cam_gdn.cam_prep_func_with_grad
     q, k, v, inflation = prepare(
         *(x.flatten(1, 2).contiguous() for x in (case.q, case.k, case.v)),
         q_norm_weight=case.q_weight.float(),
@@ -92,7 +95,10 @@ def camera_branch(case, *, fused: bool) -> Tensor:
     beta = beta / inflation.unflatten(-1, (t, s)).mean(-1, keepdim=True).clamp_min(1.0)
     decay = case.decay.transpose(1, 2).float().contiguous()
     scan = (q.float().contiguous(), k.float().contiguous(), v.float().contiguous(), beta.contiguous(), decay)
-    if fused:
+    if training:
+        out = fused_cam_gdn.cam_scan_func_with_grad(*scan)
+        out = out + fused_cam_gdn.cam_scan_func_with_grad(*scan, reverse=True)
+    elif fused:
         out = cam_scan_bidi_chunkwise(*scan)
     else:
         out = fused_cam_gdn._torch_cam_scan_reference(*scan)

@@ -151,17 +151,22 @@ def test_transition_never_expands_while_each_head_keeps_its_share(kind: str) -> 
         assert transition_norms(case, k * s**0.5).min() > 5
 
 
-def test_norm_over_all_heads_leaves_room_for_expansion() -> None:
-    """RMSNorm runs over all heads together: one head may take the share of H, and then P reaches H, not 1."""
+@pytest.mark.parametrize("share", [1.0, 2.0, 2.5, 4.0])
+def test_transition_expands_beyond_twice_the_share_of_a_head(share: float) -> None:
+    """RMSNorm runs over all heads together: where one head's keys, all in one direction, take `share` times
+    the norm of an even split, P has that eigenvalue and |I - P| is |1 - share|: above 1 beyond a share of 2."""
     case = in_float64(make_case(beta=1.0, decay=1.0, frames=1, heads=4, height=2, width=2))
     d, s = case.k.shape[-1], case.k.shape[2]
     k = torch.zeros_like(case.k)
-    k[..., 0, 0] = 1.0
+    k[..., 0, 0] = share**0.5
+    k[..., 1:, 1] = ((4 - share) / 3) ** 0.5
     ready = prepare(
         case.q, k, case.v, case.beta, q_weight=None, k_weight=torch.ones(4 * d, dtype=torch.float64),
-        rope=None, rays=None, key_scale=key_scale(d, s), norm_eps=1e-5,
+        rope=None, rays=None, key_scale=key_scale(d, s), norm_eps=1e-9,
     )  # fmt: skip
-    assert float(transition_norms(case, ready.key).detach().max()) == pytest.approx(3, rel=1e-2)
+    norms = transition_norms(case, ready.key).detach()[0, 0]
+    assert float(norms[0]) == pytest.approx(max(1.0, share - 1), rel=1e-6)
+    assert (norms[1:] <= 1 + 1e-6).all()
 
 
 def test_rays_discount_keeps_stretched_keys_contracting() -> None:
