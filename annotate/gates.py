@@ -15,6 +15,7 @@ from pydantic import Field
 from ..dataset.cameras import fov_from_focal, rigid_error
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict
+from .given_poses import GivenPoseCheck
 from .scale import ScaleEstimate
 from .solve import INFILLED, CameraSolution, members
 from .tracks import ImageMeasurements
@@ -48,6 +49,11 @@ class GatesConfig(Strict):
     """How far from 1 the factor on depth may lie at which depth and camera path agree best."""
     max_position_sigma: Annotated[float, Field(gt=0)] = 0.2
     """Largest standard deviation of a camera centre, as a share of the median scene depth."""
+    max_given_rotation_deg: Annotated[float, Field(gt=0)] = 3.0
+    max_given_direction_deg: Annotated[float, Field(gt=0)] = 15.0
+    """Median angle between given and solved relative rotations, and between directions of travel."""
+    given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far from 1 the ratio of solved to given path may lie where both are in metres."""
     static_motion: Annotated[float, Field(ge=0)] = 0.004
     """Image motion over the clip, as a share of the diagonal, below which the camera stands still."""
 
@@ -155,6 +161,26 @@ def judge(
     return tuple(gates)
 
 
+def judge_given(check: GivenPoseCheck, config: GatesConfig) -> tuple[Gate, ...]:
+    """Gates of poses that the source gives: do the images say the same?"""
+    tolerance = config.given_scale_tolerance
+    return (
+        _bounded(
+            "given_rotation",
+            float(np.degrees(check.rotation_rad)),
+            upper=config.max_given_rotation_deg,
+            unit="deg",
+        ),
+        _bounded(
+            "given_direction",
+            float(np.degrees(check.direction_rad)),
+            upper=config.max_given_direction_deg,
+            unit="deg",
+        ),
+        _bounded("given_scale", check.scale, lower=1 - tolerance, upper=1 / (1 - tolerance)),
+    )
+
+
 REASONS = {
     "finite": "cameras_not_finite",
     "fov_min": "fov_too_narrow",
@@ -170,6 +196,9 @@ REASONS = {
     "parallax": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
+    "given_rotation": "given_poses_disagree",
+    "given_direction": "given_poses_disagree",
+    "given_scale": "given_poses_disagree",
 }
 """Rejection reason of each gate."""
 

@@ -23,7 +23,7 @@ from ..dataset.rows import Gate, Row
 from .agreement import Agreement, compare
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
-from .gates import REASONS, describe_failure, image_motion, judge, sweep_minimum
+from .gates import REASONS, describe_failure, image_motion, judge, judge_given, sweep_minimum
 from .geometry.base import (
     AnchorFrame,
     AnchorStreamOf,
@@ -36,9 +36,10 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
+from .given_poses import keep_given_poses
 from .pool import in_solver, shares
 from .scale import ScaleEstimate, estimate_scale
-from .solve import CameraSolution, StartCameras, solve_cameras
+from .solve import CameraSolution, KnownLens, StartCameras, solve_cameras
 from .start import WithoutFrames, prove_anchors
 from .tracks import ImageMeasurements, measure_images
 
@@ -171,14 +172,38 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
             start=start,
+            lens=_known_lens(progress.geometry),
         )
+    given_gates: tuple[Gate, ...] = ()
+    if progress.geometry.given_camera_to_world:
+        assert progress.geometry.camera_to_world is not None
+        cameras, check = keep_given_poses(
+            cameras,
+            np.asarray(progress.geometry.camera_to_world, np.float64),
+            # Poses in the depth's unit become metres as the depth did.
+            unit_to_metres=None if progress.geometry.poses_in_own_unit else progress.scale.value,
+        )
+        progress.cameras = cameras
+        given_gates = judge_given(check, config.gates)
     progress.agreement = compare(
         progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
     )
     progress.gates = judge(
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
     )
+    progress.gates += given_gates
     progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
+
+
+def _known_lens(geometry: SequenceGeometryResult) -> KnownLens | None:
+    if not geometry.given_intrinsics:
+        return None
+    assert geometry.focal_px is not None
+    assert geometry.principal_point_px is not None
+    return KnownLens(
+        focal_px=np.asarray(geometry.focal_px, np.float64),
+        principal_point_px=np.asarray(geometry.principal_point_px, np.float64),
+    )
 
 
 def _prove(
@@ -230,13 +255,6 @@ def _given(
                 raise
             missing = rejection
     geometry = progress.geometry
-    if geometry is not None and (geometry.given_camera_to_world or geometry.given_intrinsics):
-        # Read and checked, but the bundle cannot hold them fixed yet; estimating them anew would ignore the source.
-        raise ClipRejection(
-            "given_cameras_unsupported",
-            f"clip {clip.clip_id}: given poses or intrinsics cannot be kept yet; leave camera_to_world_path and"
-            " intrinsics_path out of the index to have them estimated",
-        )
     if geometry is not None:
         with progress.stage("scale"):
             anchor: MetricAnchor | None = estimators.anchor  # type: ignore[assignment]

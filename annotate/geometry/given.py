@@ -97,13 +97,11 @@ class GivenGeometrySource:
 
         poses = None
         if given.camera_to_world_path is not None:
-            metric_depth = given.depth_units_per_metre is not None
-            if metric_depth != given.poses_metric:
+            if given.poses_metric and given.depth_units_per_metre is None:
                 raise ClipRejection(
                     "given_units_disagree",
-                    f"clip {clip.clip_id}: depth is {'in metres' if metric_depth else 'of unknown unit'} but poses"
-                    f" are {'in metres' if given.poses_metric else 'not declared metric'}; one unit must hold for"
-                    " both",
+                    f"clip {clip.clip_id}: depth is of unknown unit but poses are in metres; give"
+                    " depth_units_per_metre, or leave poses_metric out to have the scale estimated",
                 )
             poses = _read_poses(clip, given.camera_to_world_path, frames)
         focal_px = principal_point_px = None
@@ -118,6 +116,7 @@ class GivenGeometrySource:
             principal_point_px=principal_point_px,
             given_camera_to_world=poses is not None,
             given_intrinsics=intrinsics is not None,
+            poses_in_own_unit=poses is not None and not given.poses_metric,
         )
 
 

@@ -12,8 +12,10 @@ from theodolite.annotate.gates import (
     describe_failure,
     image_motion,
     judge,
+    judge_given,
     sweep_minimum,
 )
+from theodolite.annotate.given_poses import GivenPoseCheck
 from theodolite.annotate.scale import ScaleConfig, fit_scale
 from theodolite.annotate.solve import INFILLED, SOLVED, CameraSolution
 from theodolite.annotate.tracks import FLOW, ImageMeasurements, make_tracks
@@ -84,6 +86,7 @@ def failed(
 
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     gates = judge(solution(), scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    gates += judge_given(GivenPoseCheck(0.01, 0.05, 1.02, 30), GatesConfig())
     assert all(g.passed for g in gates)
     assert {g.name for g in gates} == set(REASONS)
     assert all(g.value is not None for g in gates)

@@ -176,7 +176,10 @@ def test_per_frame_intrinsics_and_poses_follow_the_frame_index(tmp_path) -> None
     np.testing.assert_allclose(result.focal_px[:, 0], (400 + np.array([0, 2, 3, 5])) / 2)
     np.testing.assert_allclose(result.camera_to_world[:, 0, 3], [0, 2, 3, 5])
     assert result.given_camera_to_world
-    mixed = replace(clip, given=replace(clip.given, poses_metric=False))
+    assert not result.poses_in_own_unit
+    own = replace(clip, given=replace(clip.given, poses_metric=False))
+    assert GivenGeometrySource().run(own, FRAMES).poses_in_own_unit
+    mixed = replace(clip, given=replace(clip.given, depth_units_per_metre=None))
     assert rejection(mixed).reason == "given_units_disagree"
     np.savetxt(tmp_path / "poses.txt", poses[:5].reshape(5, 16))
     short = rejection(clip)

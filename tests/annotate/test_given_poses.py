@@ -1,0 +1,131 @@
+"""Given poses and intrinsics: kept where the images agree, refused where they do not, in metres either way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.given_poses import compare_poses, keep_given_poses
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
+from theodolite.dataset.cameras import se3_exp, se3_inverse
+from theodolite.dataset.rows import Row
+from theodolite.dataset.schema import POSE_SOURCES
+
+from .test_gates import FRAMES, solution
+
+OPENGL = np.diag([1.0, -1, -1, 1])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[RenderedFiles, np.ndarray, np.ndarray]:
+    clip = render_clip(
+        RenderConfig(width=320, height=192, num_frames=24, seed=3, speed=1.5, zoom="ramp", zoom_factor=1.3)
+    )
+    return write_clip(clip, tmp_path_factory.mktemp("given")), clip.camera_to_world, clip.intrinsics
+
+
+def annotate(files: RenderedFiles, folder: Path, poses: np.ndarray | None, **given) -> Row:
+    if poses is not None:
+        np.savetxt(folder / "poses.txt", poses.reshape(-1, 16))
+        given["camera_to_world_path"] = folder / "poses.txt"
+    clip = ClipRef(
+        clip_id="c1",
+        source="test",
+        original_id="c1",
+        media_kind="video",
+        media_path=files.media_path,
+        data_licence="Apache-2.0",
+        given=GivenGeometry(depth_pattern=files.depth_pattern, depth_units_per_metre=1000.0, **given),
+    )
+    return annotate_clip(clip, AnnotateConfig(), mode="given_pose", recipe_hash="0" * 16)
+
+
+def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -> None:
+    written, truth, intrinsics = files
+    poses = truth.copy()
+    poses[:, :3, 3] /= 2.7
+    row = annotate(written, tmp_path, poses, intrinsics_path=written.intrinsics_path)
+    assert row.verdict == "accepted", row.reason_details
+    relative = se3_inverse(truth[:1]) @ truth
+    assert row.camera_to_world is not None
+    np.testing.assert_allclose(row.camera_to_world[:, :3, :3], relative[:, :3, :3], atol=1e-6)
+    length = np.linalg.norm(relative[-1, :3, 3])
+    ratio = np.linalg.norm(row.camera_to_world[-1, :3, 3]) / length
+    assert ratio == pytest.approx(1, abs=0.01)  # found from the images and the depth
+    assert {POSE_SOURCES[code] for code in row.pose_source} == {"given"}
+    assert row.focal_model == "given"
+    np.testing.assert_allclose(row.focal_px[:, 0], intrinsics[:, 0, 0], rtol=1e-6)
+    assert {g.name for g in row.gates} >= {"given_rotation", "given_direction", "given_scale"}
+
+
+def test_axes_of_another_convention_are_refused(files, tmp_path) -> None:
+    """The same file with OpenGL axes: a plausible path, and every view of it is wrong."""
+    written, truth, _ = files
+    row = annotate(written, tmp_path, truth @ OPENGL, poses_metric=True)
+    assert row.verdict == "rejected"
+    assert "given_poses_disagree" in row.reasons
+    assert row.camera_to_world is not None
+
+
+def path_with_turns() -> np.ndarray:
+    rng = np.random.default_rng(4)
+    steps = se3_exp(np.c_[rng.normal([0.02, 0, 0.03], 0.01, (FRAMES, 3)), rng.normal(0, 0.02, (FRAMES, 3))])
+    poses = [np.eye(4)]
+    for step in steps[1:]:
+        poses.append(poses[-1] @ step)
+    return np.array(poses)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("intact", lambda t: se3_exp(np.array([1, 2, 3, 0.3, 0.2, 0.1])) @ t),  # another world frame is none
+        ("opengl", lambda t: t @ OPENGL),
+        ("both sides flipped", lambda t: OPENGL @ t @ OPENGL),
+        ("world to camera", se3_inverse),
+        ("rotation transposed", lambda t: np.concatenate([np.swapaxes(t[:, :3, :3], 1, 2), t[:, :3, 3:]], 2)),
+        ("rows swapped", lambda t: t[:, [1, 0, 2, 3]]),
+        ("centimetres", lambda t: np.concatenate([t[:, :3, :3], 100 * t[:, :3, 3:]], 2)),
+        ("another clip", lambda t: path_with_turns()[::-1]),
+        ("shifted by a quarter of the clip", lambda t: np.roll(t, FRAMES // 4, axis=0)),
+    ],
+)
+def test_each_wrong_convention_shows(name: str, wrong) -> None:
+    truth = path_with_turns()
+    given = wrong(truth)
+    if given.shape[1] == 3:
+        given = np.concatenate([given, np.tile([[[0, 0, 0, 1.0]]], (FRAMES, 1, 1))], 1)
+    if name == "rows swapped":
+        given[:, 2, :3] *= -1  # still a rotation
+    check = compare_poses(truth, given, np.full(FRAMES, 0.001))
+    fine = check.rotation_rad < np.radians(3) and check.direction_rad < np.radians(15)
+    fine &= 0.8 < check.scale < 1.25
+    assert fine == (name == "intact"), check
+
+
+def test_frames_without_a_given_pose_take_the_solved_motion() -> None:
+    truth = path_with_turns()
+    cameras = replace(solution(), camera_to_world=truth)
+    given = truth.copy()
+    given[:, :3, 3] *= 0.5
+    given[10:15] = np.nan
+    kept, check = keep_given_poses(cameras, given, unit_to_metres=None)
+    np.testing.assert_allclose(kept.camera_to_world, truth, atol=1e-9)
+    assert (kept.pose_source[10:15] == "solved").all()
+    assert (np.delete(kept.pose_source, np.s_[10:15]) == "given").all()
+    assert check.scale == pytest.approx(1)
+
+
+def test_too_few_and_motionless_given_poses() -> None:
+    cameras = replace(solution(), camera_to_world=path_with_turns())
+    given = np.full((FRAMES, 4, 4), np.nan)
+    given[:2] = np.eye(4)
+    with pytest.raises(ClipRejection, match="given_poses_too_few"):
+        keep_given_poses(cameras, given, unit_to_metres=1.0)
+    with pytest.raises(ClipRejection, match="given_poses_degenerate"):
+        keep_given_poses(cameras, np.tile(np.eye(4), (FRAMES, 1, 1)), unit_to_metres=None)
