@@ -24,19 +24,22 @@ _CHUNK_FILES, _DATA_FILE_MB = 1000, 100
 POSE_KEY, INTRINSICS_KEY = "observation.camera_pose", "observation.intrinsics"
 
 
-def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int = 16) -> Path:
+def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int | None = None) -> Path:
     """Write a LeRobot v3.0 dataset of cameras, one episode per clip; returns the folder.
 
     Features: `observation.camera_pose` float32 (12,) row-major 3x4 camera to world, OpenCV axes, metres;
     `observation.intrinsics` float32 (4,) fx fy cx cy in pixels; `observation.image_size` int64 (2,) height,
     width. The clip's name is its episode's task text when it has no caption.
 
+    Args:
+        fps: frames a second, one whole number for all clips; None: that of the longest clip, rounded.
     Raises:
         ValueError: no clips, or a clip whose times do not match `fps`.
     """
     if not clips:
         raise ValueError(f"{folder}: no clips to write")
     folder = Path(folder)
+    fps = _whole_rate(clips) if fps is None else fps
     tasks = sorted({c.caption or c.name for c in clips})
     task_index = {t: i for i, t in enumerate(tasks)}
     episodes: list[dict[str, Any]] = []
@@ -46,10 +49,12 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int =
     for e, clip in enumerate(clips):
         frames = len(clip)
         if clip.time_s is not None and frames > 1:
-            rate = (frames - 1) / float(clip.time_s[-1] - clip.time_s[0])
-            if abs(rate - fps) > 0.02 * fps:
+            # Frames are the nearest to a regular grid: both ends may be half a step off.
+            expected_s, span_s = (frames - 1) / fps, float(clip.time_s[-1] - clip.time_s[0])
+            if abs(span_s - expected_s) > 0.02 * expected_s + 1 / fps:
                 raise ValueError(
-                    f"clip {clip.name}: times say {rate:.3f} frames/s, LeRobot needs one rate of {fps}"
+                    f"clip {clip.name}: {frames} frames in {span_s:.3f} s, LeRobot needs one rate of {fps} for all "
+                    "clips; export the others by themselves"
                 )
         table = _episode_table(clip, e, start, task_index[clip.caption or clip.name], fps)
         if tables and pending_bytes + table.nbytes > _DATA_FILE_MB * 1_000_000:
@@ -104,6 +109,14 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int =
     (folder / "meta" / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     (folder / "meta" / "stats.json").write_text(json.dumps(_stats(clips), indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _whole_rate(clips: Sequence[CameraClip]) -> int:
+    clip = max(clips, key=len)
+    if clip.time_s is None or len(clip) < 2:
+        raise ValueError(f"clip {clip.name}: has no times; pass fps")
+    rate = (len(clip) - 1) / float(clip.time_s[-1] - clip.time_s[0])
+    return max(1, round(rate))
 
 
 def _features() -> dict[str, Any]:

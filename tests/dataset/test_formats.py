@@ -300,8 +300,33 @@ def test_lerobot_round_trip(tmp_path: Path, make_row: Callable[..., Row]) -> Non
         assert (a.name, a.caption) == (b.name, b.caption)
         assert_same_cameras(a, b)
         np.testing.assert_allclose(a.time_s, b.time_s, atol=1e-9)
-    with pytest.raises(ValueError, match="times say"):
-        write_lerobot([replace(clips[0], time_s=np.arange(10) / 30)], tmp_path / "x")
+    other = replace(clips[0], time_s=np.arange(10) / 30)
+    with pytest.raises(ValueError, match=r"10 frames in 0\.300 s, LeRobot needs one rate of 16"):
+        write_lerobot([*clips, other], tmp_path / "x")
+    write_lerobot([other], tmp_path / "native")
+    assert json.loads((tmp_path / "native/meta/info.json").read_text())["fps"] == 30
+    # Four frames nearest to a 16 fps grid in a 29.97 fps video: half a step at each end is no other rate.
+    write_lerobot([clips[2], camera_clip(make_row(5, frames=4))], tmp_path / "short")
+
+
+def test_lerobot_itself_reads_the_export(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    lerobot = pytest.importorskip(
+        "lerobot.datasets.lerobot_dataset",
+        reason="lerobot is not installed (it needs torchvision)",
+        exc_type=ImportError,
+    )
+    clips = [camera_clip(make_row(i, frames=10 + i)) for i in range(3)]
+    theirs = lerobot.LeRobotDataset("theodolite/test", root=write_lerobot(clips, tmp_path / "out"))
+    assert (theirs.num_episodes, theirs.num_frames, theirs.fps) == (3, 33, 16)
+    sample = theirs[10 + 4]
+    assert (int(sample["episode_index"]), int(sample["frame_index"])) == (1, 4)
+    np.testing.assert_array_equal(
+        np.asarray(sample["observation.camera_pose"]).reshape(3, 4),
+        clips[1].camera_to_world[4, :3].astype(np.float32),
+    )
+    np.testing.assert_array_equal(
+        np.asarray(sample["observation.intrinsics"])[:2], clips[1].focal_px[4].astype(np.float32)
+    )
 
 
 def test_huggingface_datasets_reads_the_export(out: Path, tmp_path: Path) -> None:
