@@ -6,8 +6,9 @@ The frame-wise delta rule steps by M_t = g_t (I - K diag(beta) K^T). With the sc
 the eigenvalues of K diag(beta) K^T stay in [0, 1] where a head has its even share of the norm that runs over
 all heads, and within the 2 that |M| <= g allows up to twice that share; with D^-1/2 ("dim") or none they do
 not, and the state grows by up to |1 - eigenvalue| a frame. Prints a table and draws the norm of the state as
-text; --out writes every frame's numbers, --figure draws them (needs matplotlib). Keys: random; adversarial, every token of a frame in one direction;
-and those with the share of 2 and of 20 heads, the most that the model's norm lets one of its 20 heads take.
+text; --out writes every frame's numbers, --figure draws them (needs matplotlib). Keys: random; adversarial,
+every token of a frame in one direction; and those with the share of 2 and of 20 heads, the most that the
+model's norm lets one of its 20 heads take.
 """
 
 from __future__ import annotations

@@ -83,6 +83,22 @@ def test_shards_equal_the_single_scan(count: int, kw: dict, backend, device: tor
         assert relative(grad, expected) < 1e-5, name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [2, 4])
+def test_shards_in_bfloat16_at_the_real_head_size(count: int, device: torch.device) -> None:
+    case = make_case(frames=8, height=5, width=9, head_size=112, heads=8, dtype=torch.bfloat16, device=device)
+    exact_case = in_float64(case)
+    outs = torch.cat(frame_gdn_shards(cut(case, count), backend="triton", **options(case)), dim=1)
+    exact = run(exact_case, "reference").out
+    assert relative(outs, exact) < 1e-2
+    seed = torch.randn(exact.shape, dtype=torch.float64, device=exact.device).to(torch.bfloat16)
+    names = [n for n in NAMES if getattr(case, n) is not None]
+    grads = torch.autograd.grad(outs, [getattr(case, n) for n in names], seed)
+    truth = torch.autograd.grad(exact, [getattr(exact_case, n) for n in names], seed.double())
+    for name, grad, expected in zip(names, grads, truth, strict=True):
+        assert relative(grad, expected) < 1e-2, name
+
+
 def test_composition_is_associative_and_gives_the_prefix() -> None:
     torch.manual_seed(0)
     p = 0.1 * torch.randn(1, 6, 2, 5, 5, dtype=torch.float64)
