@@ -87,7 +87,8 @@ class Paced:
         key = tuple(map(int, frame))
         if key not in self.made:
             with self.lock:
-                found = self.simulated.predict(images, frame)
+                blank = torch.zeros((len(frame), 3, *self.simulated.size), dtype=torch.uint8)
+                found = self.simulated.predict(blank, frame)
                 for name, value in vars(found).items():
                     object.__setattr__(found, name, value.to(self.device))
                 self.made[key] = found
@@ -137,14 +138,13 @@ def clips(args: argparse.Namespace) -> None:
     )  # fmt: skip
     of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
     num_frames = args.frames or 961
-    index = np.round(np.arange(num_frames) * float(fps) / 16 + 1e-9).astype(int)
     index = np.minimum(np.floor(np.arange(num_frames) * float(fps) / 16 + 0.5).astype(int), 1800)
     truth = rendered_truth(rendered, index)
     errors = Errors(seed=0)
-    size = of.network.input_size(720, 1280)  # type: ignore[union-attr]
+    size = (189, 336)  # half of the network's: its answers are kept at this size anyway
     estimators = Estimators(
         sequence=Streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, size))),  # type: ignore[union-attr]
-        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, (360, 640)))),  # type: ignore[union-attr]
+        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, size))),  # type: ignore[union-attr]
     )
 
     def ref(number: int) -> ClipRef:

@@ -1,0 +1,203 @@
+"""Calibrate the confidence of `mode: estimate` on clips with truth, and show how far it can be believed.
+
+    python tests/benchmarks/estimate_calibration.py run --out cases.jsonl --cases 160 [--data ../shared/data]
+    python tests/benchmarks/estimate_calibration.py fit cases.jsonl
+
+`run` annotates rendered clips, and pieces of real RGB-D recordings where given, on the production path with simulated
+networks (tests/annotate/simulator.py) whose errors are drawn anew for each clip, from small to hopeless. `fit` fits a
+logistic model to two thirds of the scenes, prints it as it stands in `annotate/agreement.py`, and judges it on the
+others: share that is usable against what was promised, and the Brier score.
+
+Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
+10 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from theodolite.annotate.agreement import FEATURES, features_of
+from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
+from simulator import Errors, Truth, recorded_truth, rendered_truth, simulated
+
+BOUNDS = {"rotation_deg": 1.0, "position_percent": 2.0, "focal_percent": 3.0, "scale_percent": 10.0}
+
+
+def cases(
+    number: int, data: Path | None, work: Path
+) -> Iterator[tuple[str, ClipRef, AnnotateConfig, Truth, Errors]]:
+    """Scene name, clip, configuration, truth and errors of each case; case k is the same however many there are."""
+    for k in range(number):
+        rng = np.random.default_rng([20260515, k])
+        level = float(np.exp(rng.uniform(np.log(0.3), np.log(5.0))))
+        usual = asdict(Errors())
+        fixed = {"seed", "sky_share", "outlier_frames", "metric_outliers"}
+        values = {
+            name: value if name in fixed else value * level * float(np.exp(rng.normal(0, 0.5)))
+            for name, value in usual.items()
+        }
+        values |= {
+            "seed": k,
+            "outlier_frames": float(min(0.5, 0.2 * level * rng.random())),
+            "metric_outliers": float(min(0.5, 0.2 * level * rng.random())),
+            "sky_share": float(rng.choice([0.0, 0.0, 0.25])),
+        }
+        errors = Errors(**values)
+        scene = int(rng.integers(0, 24))
+        if data is not None and k % 4 == 3:
+            yield _recorded(k, scene, data, errors)
+            continue
+        fields = {
+            "width": 320,
+            "height": 180,
+            "num_frames": 96,
+            "seed": 100 + scene,
+            "zoom": str(rng.choice(["none", "none", "ramp", "in_out"])),
+            "zoom_factor": 1.5,
+            "moving_object": bool(rng.random() < 0.3),
+            "speed": float(rng.choice([0.5, 1.0, 1.5])),
+            "motion": str(rng.choice(["handheld", "handheld", "handheld", "rotation"])),
+        }
+        path = work / f"case{k}.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        clip = ClipRef(
+            clip_id=f"case{k}",
+            source="calibration",
+            original_id=str(k),
+            media_kind="rendered",
+            media_path=path,
+        )
+        truth = rendered_truth(render_clip(RenderConfig.model_validate(fields)))
+        yield f"rendered-{scene}", clip, AnnotateConfig(), truth, errors
+
+
+def _recorded(k: int, scene: int, data: Path, errors: Errors):
+    office = scene % 2 == 0
+    folder = data / ("rgbd-office-a" if office else "rgbd-redkitchen")
+    first = (scene // 2) * (4 if office else 70)
+    count = 96
+    clip = ClipRef(
+        clip_id=f"case{k}",
+        source="calibration",
+        original_id=str(k),
+        media_kind="video",
+        media_path=folder / "rgb.mp4",
+        source_fps=16.0,
+        start_s=first / 16.0,
+    )
+    config = AnnotateConfig.model_validate({"decode": {"max_frames": count, "max_side_px": 480}})
+    height, width, focal = (320, 480, 495.6 * 480 / 540) if office else (360, 480, 521.0 * 480 / 640)
+    truth = recorded_truth(
+        folder, frame_index=np.arange(first, first + count), focal_px=focal, height=height, width=width
+    )
+    # Neighbouring pieces share frames: they are one scene when cases are split.
+    return f"{folder.name}-{first // (40 if office else 200)}", clip, config, truth, errors
+
+
+def run(args: argparse.Namespace) -> None:
+    """Annotate the cases, one JSON line each; lines that are there already are kept."""
+    torch.set_num_threads(1)
+    done = set()
+    if args.out.is_file():
+        done = {json.loads(line)["case"] for line in args.out.read_text().splitlines()}
+    with tempfile.TemporaryDirectory() as work, args.out.open("a") as out:
+        for k, (scene, clip, config, truth, errors) in enumerate(cases(args.cases, args.data, Path(work))):
+            if k in done or k % args.of != args.part:
+                continue
+            row = annotate_clip(
+                clip, config, mode="estimate", recipe_hash="0" * 16, estimators=simulated(truth, errors)
+            )
+            line = {
+                "case": k,
+                "scene": scene,
+                "verdict": row.verdict,
+                "reasons": row.reasons,
+                "error": row.error,
+            }
+            if len(row.camera_to_world):
+                line |= {"features": features_of(row), "truth": _truth(row, truth)}
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            print(k, scene, row.verdict, row.reasons, line.get("truth"), flush=True)
+
+
+def _truth(row, truth: Truth) -> dict[str, float]:
+    poses = truth.camera_to_world
+    found = {
+        "rotation_deg": float(np.degrees(np.sqrt(np.mean(rotation_error(row.camera_to_world, poses) ** 2)))),
+        "focal_percent": focal_mape_percent(row.focal_px[:, 0], truth.focal_px),
+    }
+    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()
+    if steps > 0.05:
+        error = trajectory_error(row.camera_to_world, poses, alignment="sim3")
+        found["position_percent"] = error.ate_percent_of_path
+        found["scale_percent"] = 100 * abs(float(np.expm1(-np.log(error.scale))))
+    else:  # a turning camera has neither path nor scale
+        found["position_percent"] = found["scale_percent"] = 0.0
+    return found
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit on two thirds of the scenes, judge on the rest."""
+    lines = [json.loads(line) for path in args.files for line in path.read_text().splitlines()]
+    used = [line for line in lines if line.get("features") and all(v is not None for v in line["features"])]
+    x = np.array([line["features"] for line in used])
+    y = np.array([all(line["truth"][n] <= bound for n, bound in BOUNDS.items()) for line in used], float)
+    scenes = sorted({line["scene"] for line in used})
+    held = np.array([scenes.index(line["scene"]) % 3 == 2 for line in used])
+    middle, spread = x[~held].mean(0), x[~held].std(0) + 1e-9
+    z = np.c_[(x - middle) / spread, np.ones(len(x))]
+    weight = np.zeros(z.shape[1])
+    ridge = np.r_[np.full(x.shape[1], 1.0), 1e-6]
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-z[~held] @ weight))
+        gradient = z[~held].T @ (p - y[~held]) + ridge * weight
+        hessian = (z[~held] * (p * (1 - p))[:, None]).T @ z[~held] + np.diag(ridge)
+        weight -= np.linalg.solve(hessian, gradient)
+    slope = weight[:-1] / spread
+    offset = float(weight[-1] - (slope * middle).sum())
+    print(f"{len(lines)} cases, {len(used)} with cameras, {int(y.sum())} usable, {int(held.sum())} held out")
+    print("_WEIGHTS = {" + ", ".join(f'"{n}": {v:.3f}' for n, v in zip(FEATURES, slope, strict=True)) + "}")
+    print(f"_OFFSET = {offset:.3f}")
+    p = 1 / (1 + np.exp(-(x @ slope + offset)))
+    for name, of in (("fitted", ~held), ("held out", held)):
+        base = y[of].mean() * (1 - y[of].mean())
+        print(f"{name}: Brier {np.mean((p[of] - y[of]) ** 2):.3f} (always the mean: {base:.3f})")
+        for low, high in ((0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0001)):
+            bin_ = of & (p >= low) & (p < high)
+            if bin_.any():
+                print(f"  promised {p[bin_].mean():.2f}, usable {y[bin_].mean():.2f} of {int(bin_.sum())}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    sub = parser.add_subparsers(dest="what", required=True)
+    runner = sub.add_parser("run")
+    runner.add_argument("--out", type=Path, required=True)
+    runner.add_argument("--cases", type=int, default=160)
+    runner.add_argument("--data", type=Path)
+    runner.add_argument("--part", type=int, default=0)
+    runner.add_argument("--of", type=int, default=1)
+    fitter = sub.add_parser("fit")
+    fitter.add_argument("files", type=Path, nargs="+")
+    args = parser.parse_args()
+    run(args) if args.what == "run" else fit(args)
+
+
+if __name__ == "__main__":
+    main()
