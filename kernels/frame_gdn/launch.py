@@ -321,6 +321,8 @@ def _run_scan(
     def end(wanted: bool, *tail: int) -> Tensor | None:
         return torch.empty(b, h, *tail, dtype=torch.float32, device=device) if wanted else None
 
+    # The Hopper kernel stores in any case: its rows are written while the next product runs.
+    store = store or (x.hopper and u is not None)
     kv, kv_reverse = states(True), states(x.both)
     z, z_reverse = rows(normalise), rows(normalise and x.both)
     ends = Ends(
@@ -329,7 +331,7 @@ def _run_scan(
         kv_reverse=end(x.both, d, d),
         z_reverse=end(normalise and x.both, d),
     )
-    if x.hopper and store and u is not None:
+    if x.hopper and u is not None:
         from . import hopper
 
         assert kv is not None

@@ -163,7 +163,7 @@ def frame_gdn(
             norm_eps=norm_eps,
             eps=eps,
         )
-    keep = _keep(k.shape[1], chunk_starts, k.device) if bidirectional else None
+    keep = cached_keep(k.shape[1], chunk_starts, k.device) if bidirectional else None
     out, kv, z, kv_reverse, z_reverse, *_ = _forward_op(
         q,
         k,
@@ -192,7 +192,7 @@ def frame_gdn(
 
 
 @lru_cache(maxsize=64)
-def _keep(frames: int, chunk_starts: tuple[int, ...] | None, device: torch.device) -> Tensor:
+def cached_keep(frames: int, chunk_starts: tuple[int, ...] | None, device: torch.device) -> Tensor:
     """`chunk_keep` in float32, kept: copying it to a GPU makes the host wait."""
     with torch.inference_mode(False):
         return chunk_keep(frames, chunk_starts, torch.empty(0, device=device))

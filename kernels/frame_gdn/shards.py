@@ -10,14 +10,14 @@ per head and shard, never tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .op import Backend, check_arguments, resolve_backend
+from .op import Backend, cached_keep, check_arguments, resolve_backend
 from .reference import (
     Composite,
     State,
@@ -46,7 +46,7 @@ class Shard:
 
 
 Exchange = Callable[[list[Tensor]], list[Tensor]]
-"""Takes the local shards' tensors, returns those of all shards, in order of shards."""
+"""Takes one tensor of each local shard, returns those of all shards, in order of shards."""
 
 
 def frame_gdn_shards(
@@ -157,8 +157,10 @@ class _Ends:
 class _ReferenceShards:
     """The local shards in plain torch."""
 
-    def __init__(self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...]) -> None:
-        self.options, self.starts = options, starts
+    def __init__(
+        self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...], kept: list[Any] | None
+    ) -> None:
+        self.options, self.starts, self.kept = options, starts, kept
         self.tensors = [
             None if x is None else x.detach().requires_grad_(x.is_floating_point()) for x in tensors
         ]
@@ -214,7 +216,9 @@ class _ReferenceShards:
         rows = {n: x[:, :, None] if n.startswith("z") and x is not None else x for n, x in ends.items()}
         return result.out, _Ends(**rows)  # pyright: ignore[reportArgumentType]
 
-    def backward(self, initial: list[_Ends], douts: tuple[Tensor, ...]) -> list[_Ends]:
+    def backward(
+        self, initial: list[_Ends], outs: tuple[Tensor, ...], douts: tuple[Tensor, ...]
+    ) -> list[_Ends]:
         """Gradients of the incoming states by way of the local outputs alone."""
         self.douts, self.graphs = douts, []
         found = []
@@ -239,9 +243,15 @@ class _ReferenceShards:
 
 
 class _TritonShards:
-    """The local shards by the kernels: products once a pass, then scans with what came in."""
+    """The local shards by the kernels: products, then scans with what came in.
 
-    def __init__(self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...]) -> None:
+    kept: per shard, for the backward pass: products, states and the queries' norms, matrices and numbers per
+    frame and head or per token, none of them as large as a token tensor.
+    """
+
+    def __init__(
+        self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...], kept: list[Any] | None
+    ) -> None:
         from . import launch
 
         self.tensors = tensors
@@ -249,7 +259,11 @@ class _TritonShards:
             _inputs(options, tensors[0], tensors[1], tensors[2 + 7 * i : 9 + 7 * i], start)
             for i, start in enumerate(starts)
         ]
-        self.products = [launch.compute_products(x) for x in self.inputs]
+        self.kept = kept
+        if kept is None:
+            self.products = [launch.compute_products(x) for x in self.inputs]
+        else:
+            self.products = [products for products, _, _ in kept]
 
     @staticmethod
     def _from_launch(ends: Any) -> _Ends:
@@ -276,33 +290,31 @@ class _TritonShards:
         ends = [launch.compute_states(x, p, launch.Ends(), store=False).ends for x, p in pairs]
         return transitions, [self._from_launch(e) for e in ends]
 
-    def _states(self, initial: list[_Ends]) -> list[Any]:
-        from . import launch
-
-        return [
-            launch.compute_states(x, p, self._to_launch(start))
-            for x, p, start in zip(self.inputs, self.products, initial, strict=True)
-        ]
-
     def outputs(self, initial: list[_Ends]) -> list[Tensor]:
         from . import launch
 
-        pairs = zip(self.inputs, self._states(initial), strict=True)
-        return [launch.compute_readout(x, states).out for x, states in pairs]
+        outs, self.kept = [], []
+        for x, products, start in zip(self.inputs, self.products, initial, strict=True):
+            states = launch.compute_states(x, products, self._to_launch(start))
+            readout = launch.compute_readout(x, states)
+            outs.append(readout.out)
+            self.kept.append((replace(products, u=products.u if x.rays is not None else None, uz=None),
+                              replace(states, ends=launch.Ends()), readout.q_inv))  # fmt: skip
+        return outs
 
-    def backward(self, initial: list[_Ends], douts: tuple[Tensor, ...]) -> list[_Ends]:
+    def backward(
+        self, initial: list[_Ends], outs: tuple[Tensor, ...], douts: tuple[Tensor, ...]
+    ) -> list[_Ends]:
         from . import launch
 
+        assert self.kept is not None
         self.initial = initial
-        self.states = self._states(initial)
+        self.states = [states for _, states, _ in self.kept]
         self.reads, found = [], []
-        for x, p, states, dout in zip(self.inputs, self.products, self.states, douts, strict=True):
-            read = launch.readout_backward(x, states, launch.compute_readout(x, states), dout)
+        for x, (products, states, q_inv), out, dout in zip(self.inputs, self.kept, outs, douts, strict=True):
+            read = launch.readout_backward(x, states, launch.Readout(out, q_inv), dout)
             self.reads.append(read)
-            zero = launch.Ends(
-                **{n: None if e is None else torch.zeros_like(e) for n, e in vars(states.ends).items()}
-            )
-            own = launch.states_backward(x, p, read.dkv, read.dz, zero, store=False).ends
+            own = launch.states_backward(x, products, read.dkv, read.dz, launch.Ends(), store=False).ends
             found.append(self._from_launch(own))
         return found
 
@@ -333,23 +345,25 @@ class _ShardedScan(torch.autograd.Function):
         ctx: Any, local: Any, options: _Options, exchange: Exchange, mine: range, starts: list[Any],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        shards = local(options, starts, tensors)
+        shards = local(options, starts, tensors, None)
         transitions, ends = shards.composites()
-        initial = _incoming(transitions, ends, exchange, mine)
-        ctx.save_for_backward(*tensors)
-        ctx.initial, ctx.transitions = initial, transitions
-        ctx.rest = (local, options, exchange, mine, starts)
-        return tuple(shards.outputs(initial))
+        everyone = _gather(transitions, exchange)
+        initial = _incoming(everyone, _gather(ends, exchange), mine)
+        outs = tuple(shards.outputs(initial))
+        ctx.save_for_backward(*tensors, *outs)
+        ctx.initial, ctx.transitions, ctx.kept = initial, everyone, shards.kept
+        ctx.rest = (local, options, exchange, mine, starts, len(tensors))
+        return outs
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        local, options, exchange, mine, starts = ctx.rest
-        tensors = ctx.saved_tensors
-        shards = local(options, starts, tensors)
-        own = shards.backward(ctx.initial, douts)
+        local, options, exchange, mine, starts, count = ctx.rest
+        tensors, outs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        shards = local(options, starts, tensors, ctx.kept)
+        own = _gather(shards.backward(ctx.initial, outs, douts), exchange)
         # Gradients walk the shards the other way, through the same transitions transposed.
         transposed = [_Ends(**{n: getattr(t, n).transpose(-1, -2) for n in t.names}) for t in ctx.transitions]
-        grads = shards.finish(_incoming(transposed, own, exchange, mine, backward=True))
+        grads = shards.finish(_incoming(transposed, own, mine, backward=True))
         given = [
             None if t is None or g is None else g.to(t.dtype).view_as(t)
             for t, g in zip(tensors, grads, strict=True)
@@ -372,26 +386,38 @@ def _inputs(
     assert v is not None
     assert beta is not None
     assert decay is not None
-    keep = chunk_keep(k.shape[1], chunk_starts, decay) if options.bidirectional else None
+    keep = cached_keep(k.shape[1], chunk_starts, k.device) if options.bidirectional else None
     return launch.make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         options.normalise, options.key_scale, options.norm_eps, options.eps,
     )  # fmt: skip
 
 
+def _gather(local: list[_Ends], exchange: Exchange) -> list[_Ends]:
+    """Those of all shards, in order of shards; what a shard sends goes as one message."""
+    names = local[0].names
+    shapes = [getattr(local[0], n).shape for n in names]
+    packed = exchange([torch.cat([getattr(ends, n).flatten() for n in names]) for ends in local])
+    parts = [x.split([shape.numel() for shape in shapes]) for x in packed]
+    return [
+        _Ends(**{n: x.view(shape) for n, x, shape in zip(names, part, shapes, strict=True)}) for part in parts
+    ]
+
+
 def _incoming(
-    transitions: list[_Ends], ends: list[_Ends], exchange: Exchange, mine: range, *, backward: bool = False
+    transitions: list[_Ends], ends: list[_Ends], mine: range, *, backward: bool = False
 ) -> list[_Ends]:
-    """What comes into each local shard: states, or backward the gradients of the states that it hands on.
+    """What comes into each local shard, from what all shards do: states, or backward gradients of the states
+    that it hands on.
 
     The forward scan runs through the shards from the first, the reverse scan from the last; gradients run
     the other way than their states.
     """
     found: dict[str, list[Tensor]] = {}
     for name in ends[0].names:
-        cs = exchange([getattr(t, name) for t in transitions])
-        hs = exchange([getattr(e, name) for e in ends])
-        everyone = [Composite(c, h) for c, h in zip(cs, hs, strict=True)]
+        everyone = [
+            Composite(getattr(t, name), getattr(e, name)) for t, e in zip(transitions, ends, strict=True)
+        ]
         if name.endswith("_reverse") != backward:
             found[name] = exclusive_prefix(everyone[::-1])[::-1]
         else:
