@@ -384,7 +384,8 @@ def _cameras(row: _RawRow) -> Iterator[_Problem]:
     posed = sources != 0
     if row["verdict"] == "accepted" and not posed.all():
         yield "accepted_has_cameras", f"accepted, but {int((~posed).sum())} frames have pose_source none"
-    poses = to_4x4(flat.reshape(-1, 3, 4)[posed])
+    with np.errstate(invalid="ignore"):  # infinite entries are named below
+        poses = to_4x4(flat.reshape(-1, 3, 4)[posed])
     focal = row["focal_px"].reshape(-1, 2)[posed].astype(np.float64)
     centre = row["principal_point_px"].reshape(-1, 2)[posed].astype(np.float64)
     frames = np.flatnonzero(posed)
