@@ -306,6 +306,10 @@ def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
         array = _one_array(column)
         if name not in COLUMN_BY_NAME:
             unknown[name] = array.to_pylist()
+        elif array.null_count and not COLUMN_BY_NAME[name].nullable:
+            raise ValueError(
+                f"column {name} holds nulls, which it must not; theodolite validate names the rows"
+            )
         elif name != "num_frames":
             columns[name] = _values(name, array)
     return [

@@ -79,6 +79,17 @@ def test_unknown_columns_survive_and_missing_ones_are_named(make_row: MakeRow) -
         rows_to_table([row, make_row(1)])
 
 
+@pytest.mark.parametrize("name", ["gates", "camera_to_world", "stand_in", "num_frames"])
+def test_nulls_where_none_may_be(make_row: MakeRow, name: str) -> None:
+    table = rows_to_table([make_row(0), make_row(1)])
+    i = table.schema.get_field_index(name)
+    values = pa.array([table[name][0].as_py(), None], table.schema.field(i).type)
+    holed = table.set_column(i, pa.field(name, values.type), values)
+    with pytest.raises(ValueError, match=f"column {name} holds nulls"):
+        rows_from_table(holed)
+    assert rows_from_table(holed.slice(0, 0)) == []
+
+
 def test_newer_schema_is_refused() -> None:
     assert check_version({b"theodolite.schema_version": b"1"}, where="f") == 1
     with pytest.raises(ValueError, match="version 2, this reader knows 1"):
