@@ -474,6 +474,7 @@ class _Normal:
         self.gp = sum_by(p, (jpt @ r[:, :, None])[:, :, 0], points)
         self.gg = (jgt @ r[:, :, None])[:, :, 0].sum(0)
         self.w = jct @ jp  # (N, 7, 3)
+        self.wt = self.w.transpose(1, 2).contiguous()  # products with a transposed view take twice as long
         self.hcg_obs = jct @ jg  # (N, 7, G)
         self.hpg_obs = jpt @ jg  # (N, 3, G)
         self.focal_terms, _ = priors.focal_terms(state.log_focal)
@@ -518,7 +519,7 @@ class _Normal:
         y = self.w @ piece_inv[piece_of]  # (N, 7, 3)
         blocks = self.hcc.new_zeros(nb * 2 * m * m, CAMERA_DOF, CAMERA_DOF)
         for i, j, slot in zip(layout.pair_left, layout.pair_right, layout.pair_slot, strict=True):
-            blocks.index_add_(0, slot, torch.bmm(y[i], self.w[j].transpose(1, 2)), alpha=-1)
+            blocks.index_add_(0, slot, torch.bmm(y[i], self.wt[j]), alpha=-1)
         frame = torch.arange(frames, device=problem.frame.device)
         own = ((frame // m) * 2 * m + frame % m) * m + frame % m
         blocks[own] += self.hcc + torch.diag_embed(self.damp_c)
@@ -572,7 +573,7 @@ class _Normal:
         """Damped Schur complement times (c, g), without forming it."""
         problem = self.problem
         f, p = problem.frame, problem.point
-        moved = (self.w.transpose(1, 2) @ c[f][:, :, None])[:, :, 0]
+        moved = (self.wt @ c[f][:, :, None])[:, :, 0]
         if len(g):
             moved = moved + self.hpg_obs @ g
         z = (self.hpp_inv @ sum_by(p, moved, problem.num_points)[:, :, None])[:, :, 0]
@@ -620,7 +621,7 @@ class _Normal:
                 rho_next = (rc * zc).sum() + (rg * zg).sum()
                 dc, dg = zc + rho_next / rho * dc, zg + rho_next / rho * dg
                 rho = rho_next
-        back = (self.w.transpose(1, 2) @ xc[f][:, :, None])[:, :, 0]
+        back = (self.wt @ xc[f][:, :, None])[:, :, 0]
         if len(xg):
             back = back + self.hpg_obs @ xg
         xp = -(self.hpp_inv @ (self.gp + sum_by(p, back, problem.num_points))[:, :, None])[:, :, 0]

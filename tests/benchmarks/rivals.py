@@ -266,6 +266,10 @@ def measure(recording: Recording, method: str, work: Path) -> dict[str, Any]:
         if len(solved) < 3:
             raise RuntimeError(f"only {len(solved)} of {len(frames)} frames")
         error = trajectory_error(poses, truth[solved], alignment=alignment)
+        (work / "poses").mkdir(exist_ok=True)
+        np.savez(
+            work / f"poses/{recording.name}-{method}.npz", poses=poses, solved=solved, truth=truth[solved]
+        )
     except (RuntimeError, ValueError) as failure:
         return {"failed": str(failure), "frames": len(frames), "seconds": time.perf_counter() - start}
     relative = relative_pose_error(poses, truth[solved], scale=error.scale)
@@ -307,6 +311,25 @@ def table(results: dict[str, dict[str, Any]], names: list[str]) -> Iterator[str]
             )
 
 
+def common_frames(work: Path, names: list[str]) -> Iterator[str]:
+    """ATE of ours and of pycolmap on the frames that pycolmap registered, each aligned on just these."""
+    yield "| recording | frames | pycolmap ATE cm (sim3) | ours ATE cm (se3) |"
+    yield "| --- | --- | --- | --- |"
+    for name in names:
+        paths = [work / f"poses/{name}-{method}.npz" for method in ("colmap", "ours")]
+        if not all(path.is_file() for path in paths):
+            continue
+        rival, ours = (np.load(path) for path in paths)
+        both, i, j = np.intersect1d(rival["solved"], ours["solved"], return_indices=True)
+        if len(both) < 3:
+            continue
+        errors = [
+            trajectory_error(found["poses"][at], found["truth"][at], alignment=alignment).ate_rmse_m
+            for found, at, alignment in ((rival, i, "sim3"), (ours, j, "se3"))
+        ]
+        yield f"| {name} | {len(both)} | {100 * errors[0]:.2f} | {100 * errors[1]:.2f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -336,6 +359,8 @@ def main() -> None:
             # Read again: another process may fill other cells.
             cache.write_text(json.dumps({**cached(), key: result}, indent=1))
     print("\n".join(table(cached(), names)))
+    print()
+    print("\n".join(common_frames(work, names)))
 
 
 if __name__ == "__main__":
