@@ -47,9 +47,8 @@ def write_index(out: str | Path) -> Path:
     parts = list_parts(out)
     if not parts:
         raise ValueError(f"{out}: no part files below data/source=*/; is this the --out folder of a run?")
-    stamps = [
-        _stamp(out, part) for part in parts
-    ]  # before reading: a part that changes meanwhile makes it stale
+    # Before reading: a part that changes meanwhile makes the index stale.
+    stamps = [part_stamp(out, part) for part in parts]
     tables: list[pa.Table] = []
     for number, part in enumerate(parts):
         try:
@@ -96,12 +95,21 @@ def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
     version = (schema.metadata or {}).get(b"theodolite.schema_version")
     if version != str(SCHEMA_VERSION).encode():
         return None
-    if json.loads((schema.metadata or {})[b"theodolite.parts"]) != [_stamp(out, Path(f)) for f in files]:
+    stamps = [part_stamp(out, Path(file)) for file in files]
+    if json.loads((schema.metadata or {})[b"theodolite.parts"]) != [list(stamp) for stamp in stamps]:
         return None
     return pads.dataset(str(path), format="parquet")
 
 
-def _stamp(out: Path, part: Path) -> list[str | int]:
+def indexed_parts(index: pads.FileSystemDataset) -> set[tuple[str, int, int]]:
+    """The parts that an opened index speaks of: path in the dataset, size, time of change in nanoseconds."""
+    return {
+        (name, size, changed)
+        for name, size, changed in json.loads(index.schema.metadata[b"theodolite.parts"])
+    }
+
+
+def part_stamp(out: Path, part: Path) -> tuple[str, int, int]:
     """What tells a part from another one of the same name without reading it."""
     status = part.stat()
-    return [str(part.relative_to(out)), status.st_size, status.st_mtime_ns]
+    return str(part.relative_to(out)), status.st_size, status.st_mtime_ns

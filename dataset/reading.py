@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .index import PLACE_COLUMNS, open_index
+from .index import PLACE_COLUMNS, indexed_parts, open_index, part_stamp
 from .rows import Row, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 
@@ -141,7 +141,12 @@ class ClipDataset:
         """The clips that also satisfy `condition`, e.g. `pyarrow.compute.field("verdict") == "accepted"`."""
         both = condition if self.filter is None else self.filter & condition
         narrowed = replace(self, filter=both)
-        for name in ("arrow", "_places", "_open_parts"):  # what was read for this one serves that one too
+        for name in (
+            "arrow",
+            "_places",
+            "_open_parts",
+            "_indexed_parts",
+        ):  # what was read for this one serves that one too
             if name in self.__dict__:
                 narrowed.__dict__[name] = self.__dict__[name]
         return narrowed
@@ -247,13 +252,14 @@ class ClipDataset:
         (row,) = rows_from_table(self._complete(table, None)) or [None]
         if row is None or row.clip_id != clip_id:
             raise ValueError(
-                f"{self.files[file]}: was rewritten since the dataset was opened, and clip {clip_id} is elsewhere; "
-                "open it again"
+                f"{self.files[file]}: was rewritten since the dataset was opened, clip {clip_id} is gone; open it again"
             )
         return row
 
     def _open_part(self, file: str) -> _Part:
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        if self.index is not None and part_stamp(Path(self.path), Path(file)) not in self._indexed_parts:
+            raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
         part = pq.ParquetFile(file if local else self.filesystem.open_input_file(file))
         check_version(part.metadata.metadata, where=file)
         return _Part(part)
@@ -282,6 +288,10 @@ class ClipDataset:
                 f"{self.path}: no column {', '.join(unknown)}; there are: {', '.join(self.columns)}"
             )
         return list(columns)
+
+    @cached_property
+    def _indexed_parts(self) -> set[tuple[str, int, int]]:
+        return set() if self.index is None else indexed_parts(self.index)
 
     @cached_property
     def _open_parts(self) -> dict[int, _Part]:

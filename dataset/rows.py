@@ -131,6 +131,7 @@ class Row:
     confidence: float | None = None
     reasons: tuple[str, ...] = ()
     reason_details: tuple[str, ...] = ()
+    decode_notes: tuple[str, ...] = ()
     error: str | None = None
     captions: Mapping[str, str] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -172,7 +173,7 @@ class Row:
                 )
             array.flags.writeable = False
             put(name, array)
-        for name in ("weights", "weight_licences", "reasons", "reason_details", "gates"):
+        for name in ("weights", "weight_licences", "reasons", "reason_details", "decode_notes", "gates"):
             if isinstance(getattr(self, name), str):
                 raise self._error(f"{name} must be a sequence, found a string")
             put(name, tuple(getattr(self, name)))

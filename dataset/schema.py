@@ -287,6 +287,12 @@ COLUMNS: tuple[Column, ...] = (
         True,
     ),
     Column("reasons", _TEXTS, "-", "Stable codes of the rejection; empty if accepted."),
+    Column(
+        "decode_notes",
+        _TEXTS,
+        "-",
+        "What decoding had to decide about the media: rotation, several streams, time stamps not in order.",
+    ),
     Column("reason_details", _TEXTS, "-", "One sentence a reason, with the numbers found."),
     Column("error", _TEXT, "-", "Traceback of an unexpected exception.", True),
     Column("captions", pa.map_(_TEXT, _TEXT), "-", "Captions by kind.", True),
