@@ -118,6 +118,11 @@ class ClipFrames(Protocol):
         """Clip frames at which a new shot begins; known after a complete iteration."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What decoding had to decide about the media."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:

@@ -361,6 +361,7 @@ def _row(progress: _Progress) -> Row:
             fps=frames.timing.fps,
             frame_index=frames.timing.frame_index,
             time_s=frames.timing.time_s,
+            decode_notes=frames.notes,
         )
     if scale is not None:
         usable = np.isfinite(scale.raw)

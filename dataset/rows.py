@@ -176,7 +176,7 @@ class Row:
         for name in ("weights", "weight_licences", "reasons", "reason_details", "decode_notes", "gates"):
             if isinstance(getattr(self, name), str):
                 raise self._error(f"{name} must be a sequence, found a string")
-            put(name, tuple(getattr(self, name)))
+            put(name, tuple(getattr(self, name) or ()))
         self._check_lengths()
 
     def _error(self, message: str) -> ValueError:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-"""Version of this contract. Readers accept the same version and keep columns that they do not know."""
+"""Version of this contract. Readers accept the same version and keep columns that they do not know; a column that is
+added within a version is nullable, so that files without it stay readable."""
 
 POSE_SOURCES = ("none", "solved", "infilled", "given")
 """Meaning of the codes 0 to 3 in `pose_source`: no pose; solved from measurements; bridged by motion model or
@@ -292,6 +293,7 @@ COLUMNS: tuple[Column, ...] = (
         _TEXTS,
         "-",
         "What decoding had to decide about the media: rotation, several streams, time stamps not in order.",
+        True,
     ),
     Column("reason_details", _TEXTS, "-", "One sentence a reason, with the numbers found."),
     Column("error", _TEXT, "-", "Traceback of an unexpected exception.", True),

@@ -237,7 +237,7 @@ class GivenAnchor:
     def run(
         self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
     ) -> list[AnchorFrame]:
-        """Metric depth of those `anchor_frames` that have a file; `focal_px` is not needed.
+        """Metric depth of the frames with a file nearest to each of `anchor_frames`; `focal_px` is not needed.
 
         Raises:
             ClipRejection: `anchor_unit_unknown`, or a file that cannot be read. A map without any valid value is
@@ -260,12 +260,14 @@ class GivenAnchor:
             units_per_metre=given.anchor_units_per_metre,
             invalid_value=given.depth_invalid_value,
         )
-        available = set(self.available_frames(clip, frames))
+        available = np.asarray(self.available_frames(clip, frames))
+        wanted = np.asarray(anchor_frames)
+        if not len(available) or not len(wanted):
+            return []
         anchors = []
-        for frame in anchor_frames:
-            if frame in available:
-                stored = read_depth_file(depth.path(frame), clip_id=clip.clip_id)
-                anchors.append(AnchorFrame(frame=int(frame), depth_m=depth._to_z(stored, frame)))
+        for frame in np.unique(available[np.abs(available[None] - wanted[:, None]).argmin(1)]).tolist():
+            stored = read_depth_file(depth.path(frame), clip_id=clip.clip_id)
+            anchors.append(AnchorFrame(frame=frame, depth_m=depth._to_z(stored, frame)))
         return anchors
 
 

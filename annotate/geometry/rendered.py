@@ -71,6 +71,7 @@ class RenderedFrames:
     num_source_frames: int | None
     pixel_aspect: float = 1.0
     cuts: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.timing.frame_index)

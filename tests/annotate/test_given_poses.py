@@ -39,6 +39,7 @@ def annotate(files: RenderedFiles, folder: Path, poses: np.ndarray | None, **giv
         original_id="c1",
         media_kind="video",
         media_path=files.media_path,
+        source_fps=16.0,
         data_licence="Apache-2.0",
         given=GivenGeometry(depth_pattern=files.depth_pattern, depth_units_per_metre=1000.0, **given),
     )
@@ -59,6 +60,7 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
     assert ratio == pytest.approx(1, abs=0.01)  # found from the images and the depth
     assert {POSE_SOURCES[code] for code in row.pose_source} == {"given"}
     assert row.focal_model == "given"
+    assert row.decode_notes == ("time stamps replaced by 16 fps",)
     np.testing.assert_allclose(row.focal_px[:, 0], intrinsics[:, 0, 0], rtol=1e-6)
     assert {g.name for g in row.gates} >= {"given_rotation", "given_direction", "given_scale"}
 
