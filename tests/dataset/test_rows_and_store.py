@@ -79,6 +79,14 @@ def test_unknown_columns_survive_and_missing_ones_are_named(make_row: MakeRow) -
         rows_to_table([row, make_row(1)])
 
 
+def test_files_written_before_a_nullable_column_existed_are_read(make_row: MakeRow) -> None:
+    later = [c.name for c in COLUMNS if c.nullable]
+    (row,) = rows_from_table(rows_to_table([make_row(0)]).drop_columns(later))
+    np.testing.assert_array_equal(row.camera_to_world, make_row(0).camera_to_world)
+    assert row.decode_notes == ()
+    assert rows_from_table(rows_to_table([row]))[0].decode_notes == ()
+
+
 @pytest.mark.parametrize("name", ["gates", "camera_to_world", "stand_in", "num_frames"])
 def test_nulls_where_none_may_be(make_row: MakeRow, name: str) -> None:
     table = rows_to_table([make_row(0), make_row(1)])
