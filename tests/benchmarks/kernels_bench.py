@@ -37,10 +37,10 @@ from theodolite.kernels.frame_gdn.reference import rope_tables, world_to_ray
 HEADS, HEAD_SIZE, HEIGHT, WIDTH, FRAMES = 20, 112, 22, 40, 121
 
 
-def milliseconds(function: Callable[[], object], repeats: int = 10) -> float:
+def milliseconds(function: Callable[[], object], repeats: int = 10, *, idle_cycles: int = 2_000_000) -> float:
     """Median time of a call on a GPU that is kept busy, as a network's other kernels keep it.
 
-    While the GPU idles for a millisecond the host runs ahead, so that its own time per launch stays out.
+    While the GPU idles (2e6 cycles are a millisecond) the host runs ahead, so that its own time stays out.
     """
     for _ in range(2):
         function()
@@ -48,7 +48,7 @@ def milliseconds(function: Callable[[], object], repeats: int = 10) -> float:
     times = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(2_000_000)
+        torch.cuda._sleep(idle_cycles)
         start.record()
         function()
         stop.record()
