@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Protocol
 
@@ -424,32 +424,43 @@ class AnchorStream:
 
 @dataclass(frozen=True)
 class _AnchorMaps:
-    """Depth or confidence of the anchors, merged over windows when asked for; the `DepthMaps` of base.py."""
+    """Maps of the anchors, half-size and in few bits; the `DepthMaps` of base.py.
 
-    kept: Sequence[_KeptWindow]
-    log_scale: F64
-    where: dict[int, list[tuple[int, int]]]
+    Attributes:
+        number: place of each anchor in `maps`, by clip frame.
+        maps: (A, h, w) float16 depth or uint8 confidence (255 = 1).
+        num_frames: of the clip.
+    """
+
+    number: dict[int, int]
+    maps: NDArray
     num_frames: int
-    want: str
-    _last: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.num_frames
 
     def read(self, frame: int) -> FloatArray | None:
         """(h, w) float32 map of clip frame `frame`; None where it is no anchor."""
-        if frame not in self.where:
+        if frame not in self.number:
             return None
-        depth, confidence = merge_maps(
-            np.stack(
-                [
-                    self.kept[w].depth[i].astype(np.float32) * np.exp(self.log_scale[w])
-                    for w, i in self.where[frame]
-                ]
-            ),
-            np.stack([self.kept[w].confidence[i].astype(np.float32) / 255 for w, i in self.where[frame]]),
+        found = self.maps[self.number[frame]].astype(np.float32)
+        return found / 255 if self.maps.dtype == np.uint8 else found
+
+
+def _merged(
+    kept: Sequence[_KeptWindow], log_scale: F64, where: dict[int, list[tuple[int, int]]], num_frames: int
+) -> tuple[_AnchorMaps, _AnchorMaps]:
+    """Depth and confidence of every anchor from all windows that hold it."""
+    shape = (len(where), *kept[0].depth.shape[1:])
+    depth, confidence = np.empty(shape, np.float16), np.empty(shape, np.uint8)
+    number = {frame: i for i, frame in enumerate(sorted(where))}
+    for frame, i in number.items():
+        z, trust = merge_maps(
+            np.stack([kept[w].depth[k].astype(np.float32) * np.exp(log_scale[w]) for w, k in where[frame]]),
+            np.stack([kept[w].confidence[k].astype(np.float32) / 255 for w, k in where[frame]]),
         )
-        return depth if self.want == "depth" else confidence
+        depth[i], confidence[i] = z, np.round(255 * trust)
+    return _AnchorMaps(number, depth, num_frames), _AnchorMaps(number, confidence, num_frames)
 
 
 def merge_maps(depth: FloatArray, confidence: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -464,7 +475,7 @@ def merge_maps(depth: FloatArray, confidence: FloatArray) -> tuple[FloatArray, F
     """
     usable = np.isfinite(depth) & (depth > 0) & (confidence > 0)
     weight = np.where(usable, confidence, 0.0)
-    logs = np.log(np.where(usable, depth, 1.0))
+    logs = np.log(np.where(usable, depth, np.float32(1.0)))
     total = weight.sum(0)
     some = total > 0
     safe = np.where(some, total, 1.0)
@@ -520,14 +531,15 @@ def join_windows(
         if np.isfinite(logs).any(0).all():
             focal[f] = np.exp(np.nanmean(logs, axis=0))
     disagreement = depth_disagreement(kept, log_scale, where)
+    depth, confidence = _merged(kept, log_scale, where, num_frames)
     return SequenceGeometryResult(
-        depth=_AnchorMaps(kept, log_scale, where, num_frames, "depth"),
+        depth=depth,
         # Windows share what the network gets wrong in an image, so their disagreement is only a lower bound.
         depth_sigma_log=float(np.clip(1.5 * disagreement, 0.05, 0.3)) if np.isfinite(disagreement) else 0.05,
         metres_per_unit=None,
         camera_to_world=poses,
         focal_px=focal,
-        confidence=_AnchorMaps(kept, log_scale, where, num_frames, "confidence"),
+        confidence=confidence,
         weights=network.weights,
         weight_licences=network.weight_licences,
         stand_in=network.stand_in,

@@ -31,6 +31,8 @@ from ..dataset.strict import Strict
 
 FocalModel = Literal["constant", "smooth", "piecewise", "given"]
 CAMERA_DOF = 7
+_EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...
+_EXPECTED_FOCAL_SHARE = 1 / 16  # ... and neighbouring frames err alike: one measurement a second
 _GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
 LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
 
@@ -120,12 +122,15 @@ class FocalPrior:
         first_difference_sigma: (F-1,) allowed step between neighbours; inf = free (`smooth`, breaks).
         second_difference_sigma: (F-2,) allowed change of slope; inf = free.
         given: (F,) log focal of every frame where the lens is known (`given`), else None.
+        expected: (F,) log focal that something else measured, as the rays of a network; None: nothing is expected
+            but about 60 degrees.
     """
 
     model: FocalModel
     first_difference_sigma: Tensor
     second_difference_sigma: Tensor
     given: Tensor | None = None
+    expected: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -239,12 +244,17 @@ class _Priors:
         index = torch.arange(num, device=log_focal.device)
         cost = log_focal.new_zeros(())
         given = self.focal.given
-        centre = self.focal_centre if given is None else given.to(log_focal.device)
-        sigma = self.focal_sigma if given is None else _GIVEN_FOCAL_SIGMA
+        expected = self.focal.expected
+        centre, sigma = self.focal_centre, self.focal_sigma
+        # One prior per clip, however many frames: a long clip must not be pulled harder.
+        share = 1.0 / max(1, num)
+        if given is not None:
+            centre, sigma, share = given.to(log_focal.device), _GIVEN_FOCAL_SIGMA, 1.0
+        elif expected is not None:
+            centre, sigma = expected.to(log_focal.device), _EXPECTED_FOCAL_SIGMA
+            share = _EXPECTED_FOCAL_SHARE
         absolute = (log_focal - centre) / sigma
         terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
-        # One prior per clip, however many frames: a long clip must not be pulled harder.
-        share = 1.0 / max(1, num) if given is None else 1.0
         terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)
         cost = cost + 0.5 * share * (absolute**2).sum()
         if num > 1:

@@ -380,7 +380,8 @@ def _shade(scene: Scene, view: _View, face: NDArray[np.int16]) -> F32:
         y, x = np.divmod(index, width)
         image[index] = _colour(scene.textures[n], view.inverse[n], x + 0.5, y + 0.5, fine=False)
     border = _face_borders(face)
-    image[border] = _supersample(scene, view, face, border)
+    if len(border):  # a long lens may see one face only
+        image[border] = _supersample(scene, view, face, border)
     return image.reshape(height, width, 3)
 
 

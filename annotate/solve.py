@@ -1069,6 +1069,8 @@ def solve_cameras(
         used, used_state = _keep_known(key_problem, state, placed)
         if given_keys is None:
             prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
+            if start is not None:
+                prior = replace(prior, expected=torch.as_tensor(np.log(start.at(keyframes)[1])))
         else:
             prior = ba.focal_prior("given", used.num_frames, coarse, given=torch.as_tensor(given_keys))
         solution = ba.solve(
@@ -1099,7 +1101,19 @@ def solve_cameras(
             state, _ = key_bundle(state, placed, 15)
     log.debug("loops: %d", loops)
     return _with_lens(
-        _all_frames(tracks, z, keyframes, state, placed, depth_sigma_log, config, loops, given), lens
+        _all_frames(
+            tracks,
+            z,
+            keyframes,
+            state,
+            placed,
+            depth_sigma_log,
+            config,
+            loops,
+            given,
+            None if start is None else torch.as_tensor(np.log(start.at(np.arange(frames))[1])),
+        ),
+        lens,
     )
 
 
@@ -1188,6 +1202,7 @@ def _all_frames(
     config: BundleConfig,
     loops: int,
     given: FloatArray | None,
+    expected: Tensor | None = None,
 ) -> CameraSolution:
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
@@ -1242,14 +1257,14 @@ def _all_frames(
         solution = ba.solve(used, used_state, prior, config, tolerance=_TOLERANCE, want_covariance=True)
         model, costs = "given", {"given": solution.data_cost}
     else:
-        smooth = ba.focal_prior("smooth", frames, config)
+        smooth = replace(ba.focal_prior("smooth", frames, config), expected=expected)
         solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE)
-        solution, model, costs = _choose_focal_model(used, solution, config)
+        solution, model, costs = _choose_focal_model(used, solution, config, expected)
     return _summarise(used, solution, model, costs, tracks, loops, config)
 
 
 def _choose_focal_model(
-    problem: Problem, smooth: Solution, config: BundleConfig
+    problem: Problem, smooth: Solution, config: BundleConfig, expected: Tensor | None = None
 ) -> tuple[Solution, FocalModel, dict[str, float]]:
     """Constant, smooth or piecewise focal by the Bayesian information criterion.
 
@@ -1262,7 +1277,7 @@ def _choose_focal_model(
     solutions: dict[FocalModel, Solution] = {}
 
     def finish(model: FocalModel, breaks: Tensor | None, freedom: float) -> None:
-        prior = ba.focal_prior(model, frames, config, breaks=breaks)
+        prior = replace(ba.focal_prior(model, frames, config, breaks=breaks), expected=expected)
         start = smooth.state
         if model != "smooth":
             start = replace(start, log_focal=_flatten(start.log_focal, breaks))

@@ -5,11 +5,14 @@ each track's position is the median of what the frames that see it make of it. T
 against those points, from scratch where its own anchor is of no use. Nothing is chained, so nothing drifts.
 """
 
+# OpenCV types every image as MatLike.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +23,6 @@ from .solve import (
     StartCameras,
     _absolute_pose,
     _agreeing,
-    _refine_single,
     build_problem,
     members,
     sample_depth,
@@ -33,8 +35,6 @@ F64 = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 _MIN_INLIERS = 12
-_FOCAL_STEP = 0.03
-"""How far, in log, a keyframe's focal may stray from its anchor's: what rays of the networks err by."""
 _WRONG_DEPTH_LOG = 0.12
 """Depth of a frame that is off by more than this as a whole is not used: more than twice the usual error."""
 
@@ -101,13 +101,10 @@ def prove_anchors(
             if pose is None or len(pose[2]) < max(_MIN_INLIERS, 0.25 * len(of)):
                 continue
             agree = of[_agreeing(xyz[point[of]], uv[of], pose, focal[i], centre, 2 * tolerance * threshold)]
-            r, t, f, inliers = _refine_single(
-                xyz[point[agree]], uv[agree], np.full(len(agree), np.nan), pose[0], pose[1], focal[i], centre,
-                problem, config, _FOCAL_STEP,
-            )  # fmt: skip
-            if inliers < _MIN_INLIERS:
+            if len(agree) < _MIN_INLIERS:
                 continue
-            rotation[i], translation[i], focal[i], placed[i] = r, t, f, True
+            r, t = _refined(xyz[point[agree]], uv[agree], pose[0], pose[1], focal[i], centre)
+            rotation[i], translation[i], placed[i] = r, t, True
             seen = (xyz[point[agree]] @ r.T + t)[:, 2]
             has = np.isfinite(z[agree]) & (seen > 0)
             if has.sum() >= _MIN_INLIERS:
@@ -150,6 +147,22 @@ class WithoutFrames:
     def read(self, frame: int) -> FloatArray | None:
         """As the maps beneath, None for the frames left out."""
         return None if self._without[frame] else self._depth.read(frame)
+
+
+def _refined(
+    xyz: F64, uv: F64, rotation: F64, translation: F64, focal: float, centre: F64
+) -> tuple[NDArray, NDArray]:
+    """World-to-camera rotation and translation of least reprojection error, focal held (that is the bundle's)."""
+    camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
+    turn, move = cv2.solvePnPRefineLM(
+        np.ascontiguousarray(xyz),
+        np.ascontiguousarray(uv),
+        camera,
+        None,
+        cv2.Rodrigues(rotation)[0],
+        translation[:, None],
+    )
+    return np.asarray(cv2.Rodrigues(turn)[0]), np.asarray(move)[:, 0]
 
 
 def median_lift(

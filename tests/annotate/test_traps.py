@@ -1,0 +1,237 @@
+"""Traps that other annotation systems fell into, each on the path that production takes.
+
+Simulated networks stand where the networks stand; everything behind them is what recipes run. Wrong conventions of
+given poses are in test_given_poses.py, damaged files in test_decode.py, kills in tests/recipes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from theodolite.annotate.anchors import AnchorsConfig, RawWindow
+from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.gates import GatesConfig
+from theodolite.annotate.geometry.moge2 import RawImages
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
+from theodolite.dataset.rows import Row
+
+from .simulator import Errors, Truth, rendered_truth, simulated
+
+SMALL = {"width": 320, "height": 180, "num_frames": 81, "seed": 3}
+CALM = Errors(outlier_frames=0.0, metric_outliers=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def prepared(folder: Path, **fields) -> tuple[ClipRef, Truth]:
+    path = folder / "clip.yaml"
+    path.write_text(yaml.safe_dump(SMALL | fields))
+    clip = ClipRef(clip_id="clip", source="traps", original_id="clip", media_kind="rendered", media_path=path)
+    return clip, rendered_truth(render_clip(RenderConfig.model_validate(SMALL | fields)))
+
+
+def annotate(clip: ClipRef, estimators, **config) -> Row:
+    return annotate_clip(
+        clip,
+        AnnotateConfig.model_validate(config),
+        mode="estimate",
+        recipe_hash="0" * 16,
+        estimators=estimators,
+    )
+
+
+# --- metric depth full of holes ------------------------------------------------------------------------
+
+
+def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monkeypatch) -> None:
+    """One masked pixel made the peers' exponential mean infinite to the end of the clip."""
+    clip, truth = prepared(tmp_path)
+    estimators = simulated(truth, replace(CALM, metric_frame=0.02))
+    network = estimators.anchor.network
+    predict, seen = network.predict, []
+
+    def holed(images: torch.Tensor, frame) -> RawImages:
+        raw = predict(images, frame)
+        for i in range(len(frame)):
+            seen.append(frame[i])
+            raw.points[i, :, :20] = torch.inf
+            raw.points[i, :, 20:24] = torch.nan
+            if len(seen) == 1:
+                raw.valid[i] = False  # the first frame has nothing at all
+            if len(seen) == 3:
+                raw.metric_scale[i] = torch.inf
+        return raw
+
+    monkeypatch.setattr(network, "predict", holed)
+    row = annotate(clip, estimators)
+    assert row.error is None, row.error
+    assert len(seen) == 5
+    error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
+    assert abs(np.log(error.scale)) < 0.06
+    assert len(row.scale_value) == 3  # two of five frames said nothing, and that is in the row
+    assert np.isfinite(row.scale_value).all()
+    assert row.metres_per_unit != 1.0
+
+
+def test_no_usable_metric_frame_is_no_scale_and_never_one(tmp_path: Path, monkeypatch) -> None:
+    clip, truth = prepared(tmp_path)
+    estimators = simulated(truth, CALM)
+    network = estimators.anchor.network
+    predict = network.predict
+
+    def blind(images: torch.Tensor, frame) -> RawImages:
+        raw = predict(images, frame)
+        return RawImages(
+            points=torch.full_like(raw.points, torch.inf),
+            valid=torch.zeros_like(raw.valid),
+            metric_scale=raw.metric_scale,
+        )
+
+    monkeypatch.setattr(network, "predict", blind)
+    row = annotate(clip, estimators)
+    assert row.verdict == "rejected"
+    assert row.reasons[0] == "no_metric_scale"
+    assert row.metres_per_unit is None
+    assert len(row.camera_to_world) == 0
+    assert row.error is None
+
+
+# --- scale series --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 0.4])
+def test_outliers_up_to_forty_percent_move_the_scale_by_one_percent(share: float) -> None:
+    rng = np.random.default_rng(7)
+    logs = []
+    for _ in range(20):
+        x = np.log(0.4) + 0.01 * rng.standard_normal(60)
+        wrong = rng.permutation(60)[: round(60 * share)]
+        x[wrong] += rng.uniform(0.2, 0.9, len(wrong))
+        found = fit_scale(np.arange(60) * 16, x, num_frames=961)
+        logs.append(np.log(found.value / 0.4))
+    assert np.sqrt(np.mean(np.square(logs))) < 0.01
+
+
+def test_a_scale_that_jumps_is_seen_raw() -> None:
+    """The paper's gate (2.0) on a smoothed series can hardly fail; ours reads the raw one."""
+    x = np.full(60, np.log(0.4))
+    x[5::10] += np.log(60.0)
+    frame = np.arange(60) * 16
+    smooth = fit_scale(frame, x, num_frames=961, config=ScaleConfig(method="paper")).metres_per_unit
+    assert smooth is not None
+    assert smooth.std() / smooth.mean() < 1.0
+    assert fit_scale(frame, x, num_frames=961).cov > GatesConfig().max_scale_cov
+
+
+# --- windows -------------------------------------------------------------------------------------------
+
+
+def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Path) -> None:
+    """Random similarity per window, noise, one frame in seven wrong: rotations stay rotations, ends meet."""
+    clip, truth = prepared(tmp_path, num_frames=129)
+    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
+    errors = Errors(window_scale=0.2, outlier_frames=0.15, metric_frame=0.03, metric_outliers=0.0, seed=5)
+    row = annotate(clip, simulated(truth, errors, config))
+    assert row.error is None, row.error
+    determinant = np.linalg.det(row.camera_to_world[:, :3, :3].astype(np.float64))
+    np.testing.assert_allclose(determinant, 1, atol=1e-5)  # float32 storage
+    error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
+    assert error.ate_percent_of_path < 1.5
+    assert error.position_error_m.max() < 0.05 * error.path_length_m
+    assert row.metrics["anchor_windows_joined"] == row.metrics["anchor_windows"] == 5.0
+    assert row.metrics["anchors_wrong_depth_share"] > 0
+    assert set(row.reasons) <= {"pose_jump"}
+
+
+def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> None:
+    """A window that agrees with no other is left out of the gauge, not blended in."""
+    clip, truth = prepared(tmp_path, num_frames=129)
+    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
+    estimators = simulated(truth, replace(CALM, metric_frame=0.02), config)
+    network = estimators.sequence.network
+    predict = network.predict
+
+    def one_blind(images: torch.Tensor, frame) -> RawWindow:
+        raw = predict(images, frame)
+        if frame[0] > 0 and len(frame) == 16 and frame[-1] == 128 and frame[1] - frame[0] < 6:
+            return replace(raw, confidence=0 * raw.confidence)
+        return raw
+
+    monkeypatch.setattr(network, "predict", one_blind)
+    row = annotate(clip, estimators)
+    assert row.error is None, row.error
+    assert row.metrics["anchor_windows_joined"] == row.metrics["anchor_windows"] - 1
+    error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
+    assert error.ate_percent_of_path < 2.0
+
+
+# --- zoom ----------------------------------------------------------------------------------------------
+
+
+def test_a_zoom_is_followed_frame_by_frame(tmp_path: Path) -> None:
+    """Peers solved the frames between keyframes with the first focal: their pose error grew with the zoom."""
+    clip, truth = prepared(tmp_path, seed=5, zoom="ramp", zoom_factor=1.8)
+    row = annotate(clip, simulated(truth, CALM))
+    assert row.error is None, row.error
+    focal = row.focal_px[:, 0].astype(np.float64)
+    assert focal_mape_percent(focal, truth.focal_px) < 2.5
+    smooth = np.convolve(focal, np.ones(9) / 9, mode="valid")
+    assert (np.diff(smooth) > -0.003 * smooth[1:]).all()
+    assert np.ptp(np.log(focal)) > 0.85 * np.log(1.8)
+    error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
+    wide, long = error.position_error_m[:20], error.position_error_m[-20:]
+    assert np.median(long) < 3 * max(np.median(wide), 0.01)
+
+
+def test_a_zooming_camera_at_rest_is_no_travelling_one(tmp_path: Path) -> None:
+    clip, truth = prepared(tmp_path, motion="static", zoom="ramp", zoom_factor=1.5)
+    row = annotate(clip, simulated(truth, CALM))
+    assert row.error is None, row.error
+    assert row.verdict == "rejected"
+    assert set(row.reasons) & {"no_parallax", "static_camera", "position_uncertain"}
+
+
+# --- clips ---------------------------------------------------------------------------------------------
+
+
+def test_seven_frames_and_a_broken_file_have_their_reasons(tmp_path: Path) -> None:
+    _, truth = prepared(tmp_path)
+    files = write_clip(
+        render_clip(RenderConfig(width=160, height=96, num_frames=7)),
+        tmp_path / "seven",
+        depth_units_per_metre=None,
+    )
+    seven = ClipRef(
+        clip_id="seven", source="traps", original_id="7", media_kind="video", media_path=files.media_path
+    )
+    row = annotate(seven, simulated(truth, CALM))
+    assert row.reasons == ("too_short",)
+    assert "7 frames" in row.reason_details[0]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(files.media_path.read_bytes()[:400])
+    row = annotate(replace(seven, clip_id="broken", media_path=broken), simulated(truth, CALM))
+    assert row.reasons[0] in ("unreadable_video", "truncated_video")
+    assert row.error is None
+
+
+def test_every_simulated_row_is_a_stand_in(tmp_path: Path) -> None:
+    """Fakes that pass all checks must be unmistakable; also where the clip was rejected before they answered."""
+    clip, truth = prepared(tmp_path, num_frames=33)
+    row = annotate(clip, simulated(truth, CALM), decode={"min_frames": 16})
+    assert row.stand_in
+    assert all(w.startswith("simulated:") for w in row.weights)
+    rejected = annotate(clip, simulated(truth, CALM), scale={"min_frames": 40})
+    assert rejected.verdict == "rejected"
+    assert rejected.stand_in
