@@ -118,7 +118,10 @@ def run(setup: Setup, dataset: str, folder: Path, dice: random.Random) -> dict[s
         assert codes <= ({0} if kill_at is None else {0, -signal.SIGKILL}), codes
         num_killed += -signal.SIGKILL in codes
         num_helpers += len(helpers)
-        num_orphans += len(psutil.wait_procs(helpers, timeout=10)[1])
+        _ended, orphans = psutil.wait_procs(helpers, timeout=10)
+        num_orphans += len(orphans)
+        for process in orphans:
+            process.kill()
     logs = [lines(folder / f"rank{r}.log") for r in range(setup.ranks)]
     return {
         "logs": logs,
