@@ -19,11 +19,11 @@ class ExecutorConfig(Strict):
     """How clips are spread over workers. Changes nothing in the rows, so it is left out of the recipe's hash."""
 
     clips_in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Clips (of as many shards) that one local worker has under way at once: while one waits for the GPU, others are
-    decoded and tracked. Null: half of the worker's cores, at most 8, where a GPU runs networks; else 1."""
+    """Clips (of as many shards) that one local worker has under way at once: while some wait for the GPU or a solver,
+    others are decoded and tracked. Null: two more than solvers where a GPU runs networks; else 1."""
     solver_processes: Annotated[int, Field(ge=0, le=256)] | None = None
-    """Processes beside a worker that solve its bundles; 0: the worker itself does. Null: half of the worker's cores
-    where a GPU runs networks; else 0."""
+    """Processes beside a worker that solve its bundles; 0: the worker itself does. Null: three quarters of the worker's
+    cores where a GPU runs networks; else 0."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 2
     """Workers that a clip may kill before it is given up (`worker_died`)."""
     memory_per_worker_gib: Annotated[float, Field(gt=0)] | None = None

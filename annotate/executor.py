@@ -38,7 +38,7 @@ from ..dataset.store import finished_shards, list_parts, part_path, prepare_outp
 from .clip import ClipRef
 from .gates import REASONS as GATE_REASONS
 from .pipeline import Mode, annotate_clip
-from .pool import num_gpus, shares
+from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
 from .sources import Shard, make_shards
 from .weights import be_worker
 
@@ -248,6 +248,7 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     if path.is_file():  # a worker died after its rename and before its report
         return list(_part_outcomes(path))
     _know_own_number()
+    share_threads(job.config)
     rows = [annotate_one(clip, job) for clip in shard.clips]
     write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [_outcome(row) for row in rows]
@@ -476,9 +477,11 @@ def _cluster(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
     # give the same rows as one that was not interrupted.
-    # One worker a GPU: networks are loaded once, and its threads keep several shards under way.
+    # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
     number = (
-        workers or num_gpus(config.geometry) or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+        workers
+        or WORKERS_PER_GPU * num_gpus(config.geometry)
+        or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
     )
     in_flight, _ = shares(config)
     threads = str(max(1, cores // (number * in_flight)))

@@ -39,17 +39,33 @@ def num_gpus(config: GeometryConfig) -> int:
     return torch.cuda.device_count() if config.device == "auto" else 1
 
 
+WORKERS_PER_GPU = 2
+"""Processes that share a GPU: one interpreter cannot track frames as fast as the GPU sees them. Each holds the networks
+once more (about 12 GB in all)."""
+
+
 def shares(config: AnnotateConfig) -> tuple[int, int]:
     """Clips that a worker has under way, and its solver processes (see `ExecutorConfig`)."""
     gpus = num_gpus(config.geometry)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    half = max(1, cores // max(1, gpus) // 2)
     clips, solvers = config.executor.clips_in_flight, config.executor.solver_processes
-    if clips is None:
-        clips = min(8, half) if gpus else 1
     if solvers is None:
-        solvers = half if gpus else 0
+        # Bundles take three times the processor time of decoding and tracking.
+        solvers = max(1, 3 * cores // (4 * WORKERS_PER_GPU * gpus)) if gpus else 0
+    if clips is None:
+        # A clip in a solver is under way as well; two more are decoded meanwhile.
+        clips = solvers + 2 if gpus else 1
     return clips, solvers
+
+
+def share_threads(config: AnnotateConfig) -> None:
+    """Keep this process's libraries from starting a thread a core in every clip that is under way."""
+    if shares(config)[0] > 1:
+        import cv2
+        import torch
+
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
 
 
 def _begin(parent: int) -> None:

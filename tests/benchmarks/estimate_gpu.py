@@ -25,6 +25,7 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import GeometryConfig, metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.pipeline import Estimators, annotate_clip
+from theodolite.annotate.pool import share_threads
 from theodolite.annotate.render import RenderConfig, render_clip
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
@@ -156,10 +157,15 @@ def clips(args: argparse.Namespace) -> None:
             media_path=args.media,
         )
 
+    began = time.perf_counter()
+
     def annotate(clip, config, *, mode, recipe_hash):
         row = annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash, estimators=estimators)
         stages = {name: round(value, 1) for name, value in (row.stage_wall_s or {}).items()}
-        print(f"  {clip.clip_id}: {row.verdict} {row.reasons} {row.error or ''} {stages}", flush=True)
+        print(
+            f"  at {time.perf_counter() - began:.0f} s {clip.clip_id}: {row.verdict} {row.reasons} {row.error or ''} {stages}",
+            flush=True,
+        )
         return row
 
     alone = config.model_copy(
@@ -169,7 +175,7 @@ def clips(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads_alone)
     for number in range(args.alone):
         annotate(ref(number), alone, mode="estimate", recipe_hash="0" * 16)
-    torch.set_num_threads(1)
+    share_threads(config)
     if not args.clips:
         return
     if torch.cuda.is_available():
