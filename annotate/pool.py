@@ -84,15 +84,33 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 @cache
 def _pool(processes: int) -> ProcessPoolExecutor:
     # A fork would inherit the GPU's context and decoder threads.
-    return ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
         initargs=(os.getpid(),),
     )
+    # Libraries read these when they are imported, which in the new processes is before `_begin`. A dozen solvers with
+    # a thread a core each bring a machine to a stand.
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        # A process is started for each task that finds none idle: now all of them, while the variables stand.
+        for started in [pool.submit(time.sleep, 0.1) for _ in range(processes)]:
+            started.result()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return pool
 
 
 def _run(work: Callable[..., Result], arguments: dict) -> Result | tuple[str, str]:

@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import psutil
 import pytest
+import torch
 from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.config import AnnotateConfig
@@ -24,6 +25,16 @@ from theodolite.annotate.tracks import TracksConfig, measure_images
 def test_another_process_does_the_work() -> None:
     assert in_solver(0, os.getpid) == os.getpid()
     assert in_solver(1, os.getpid) not in (0, os.getpid())
+
+
+def test_solvers_have_one_thread_each(monkeypatch) -> None:
+    """With a thread a core in each, twelve of them brought a machine of sixteen cores to a load of 130."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert in_solver(2, os.getenv, key="OPENBLAS_NUM_THREADS") == "1"
+    assert in_solver(2, torch.get_num_threads) == 1
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_rejections_and_errors_come_back() -> None:
@@ -91,7 +102,6 @@ def test_without_a_gpu_nothing_changes() -> None:
 
 
 def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> None:
-    import torch
     from theodolite.annotate import weights
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

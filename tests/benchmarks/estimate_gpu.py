@@ -162,8 +162,9 @@ def clips(args: argparse.Namespace) -> None:
     def annotate(clip, config, *, mode, recipe_hash):
         row = annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash, estimators=estimators)
         stages = {name: round(value, 1) for name, value in (row.stage_wall_s or {}).items()}
+        reasons = f"{row.reasons} {row.error or ''}"
         print(
-            f"  at {time.perf_counter() - began:.0f} s {clip.clip_id}: {row.verdict} {row.reasons} {row.error or ''} {stages}",
+            f"  at {time.perf_counter() - began:.0f} s {clip.clip_id}: {row.verdict} {reasons} {stages}",
             flush=True,
         )
         return row
