@@ -125,6 +125,10 @@ def report(
         Path | None, typer.Option("--html", help="File to write; default DIR/report.html.")
     ] = None,
     max_clips: Annotated[int, typer.Option("--max-clips", min=1, help="Clips shown in detail.")] = 60,
+    clips: Annotated[
+        list[str] | None,
+        typer.Option("--clip", help="Only this clip, without the whole dataset; may be given often."),
+    ] = None,
     truth: Annotated[
         bool,
         typer.Option("--truth/--no-truth", help="Overlay the ground truth that the recipe's source names."),
@@ -142,6 +146,7 @@ def report(
             truth=truth_of_dataset(path) if truth else None,
             thumbnail=thumbnail_from_media(media_root_of_dataset(path)),
             max_clips=max_clips,
+            clip_ids=clips,
         )
 
     _finish(act)
@@ -150,7 +155,10 @@ def report(
 @app.command(epilog=_example("theodolite evaluate runs/a truth/ --baseline runs/b --format markdown"))
 def evaluate(
     predicted: Annotated[
-        Path, typer.Argument(help="Dataset folder, or folder of trajectory files.", metavar="PRED")
+        Path,
+        typer.Argument(
+            help="Dataset folder, split of SANA-WM-Bench, or folder of trajectory files.", metavar="PRED"
+        ),
     ],
     truth: Annotated[Path, typer.Argument(help="The same for the ground truth.", metavar="TRUTH")],
     baseline: Annotated[
@@ -159,8 +167,33 @@ def evaluate(
     ] = None,
     style: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder for figures.")] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--videos",
+            help="Folder of generated videos, <clip_id>.mp4: scored where the camera returns to a place.",
+        ),
+    ] = None,
+    baseline_videos: Annotated[
+        Path | None, typer.Option("--baseline-videos", help="The same for --baseline.")
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            "--quality",
+            help="Scorer of image quality, for its decline from the first to the last 10 s: sharpness, or "
+            "package.module:function of one RGB image.",
+        ),
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            "--perceptual",
+            help="Distance of two images at returns: lpips, or package.module:function of two RGB images.",
+        ),
+    ] = None,
 ) -> None:
-    """Measure predicted cameras against ground truth, with confidence intervals."""
+    """Measure predicted cameras, and videos that follow them, against ground truth, with confidence intervals."""
 
     def act() -> tuple[str, int]:
         from typing import get_args
@@ -169,7 +202,17 @@ def evaluate(
 
         if style not in get_args(TableFormat):
             raise ValueError(f"--format {style}: use one of {', '.join(get_args(TableFormat))}")
-        return run_evaluate(predicted, truth, baseline=baseline, style=style, plots=plots)  # type: ignore[arg-type]
+        return run_evaluate(
+            predicted,
+            truth,
+            baseline=baseline,
+            style=style,  # type: ignore[arg-type]
+            plots=plots,
+            videos=videos,
+            baseline_videos=baseline_videos,
+            quality=quality,
+            perceptual=perceptual,
+        )
 
     _finish(act)
 
