@@ -250,7 +250,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
     config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
     network = SimulatedPi3X(truth, NO_ERRORS)
-    stream = AnchorStream(network, config, CLIP, Frames(200, truth.height, truth.width))
+    stream = AnchorStream(network, config, CLIP, Frames(100, truth.height, truth.width))
     gate, image, most = threading.Semaphore(0), np.zeros((truth.height, truth.width, 3), np.uint8), 0
     predict = network.predict
 
@@ -263,7 +263,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
 
     def feed() -> None:
         nonlocal most
-        for number in range(200):
+        for number in range(100):
             stream.add(number, image)
             seen.append(number)
             most = max(most, len(stream._images))
@@ -280,7 +280,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     assert not feeder.is_alive()
     spread = len(stream.windows[-1])
     assert most <= 2 * config.window + spread
-    assert np.isfinite(stream.finish().camera_to_world[:, 0, 0]).sum() == 200
+    assert np.isfinite(stream.finish().camera_to_world[:, 0, 0]).sum() == 100
 
 
 def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,8 +140,8 @@ def test_a_scale_that_jumps_is_seen_raw() -> None:
 
 def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Path) -> None:
     """Random similarity per window, noise, one frame in seven wrong: rotations stay rotations, ends meet."""
-    clip, truth = prepared(tmp_path, num_frames=129)
-    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
+    clip, truth = prepared(tmp_path, num_frames=97)
+    config = AnchorsConfig(window=12, step=6, max_one_pass=12)
     errors = Errors(window_scale=0.2, outlier_frames=0.15, metric_frame=0.03, metric_outliers=0.0, seed=5)
     row = annotate(clip, simulated(truth, errors, config))
     assert row.error is None, row.error
@@ -157,15 +157,15 @@ def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Pat
 
 def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> None:
     """A window that agrees with no other is left out of the gauge, not blended in."""
-    clip, truth = prepared(tmp_path, num_frames=129)
-    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
+    clip, truth = prepared(tmp_path, num_frames=65)
+    config = AnchorsConfig(window=8, step=4, max_one_pass=8)
     estimators = simulated(truth, replace(CALM, metric_frame=0.02), config)
     network = estimators.sequence.network
     predict = network.predict
 
     def one_blind(images: torch.Tensor, frame) -> RawWindow:
         raw = predict(images, frame)
-        if frame[0] > 0 and len(frame) == 16 and frame[-1] == 128 and frame[1] - frame[0] < 6:
+        if frame[-1] == 64 and frame[1] - frame[0] < 6:  # the last of those along the clip
             return replace(raw, confidence=0 * raw.confidence)
         return raw
 
@@ -196,7 +196,7 @@ def test_a_zoom_is_followed_frame_by_frame(tmp_path: Path) -> None:
 
 
 def test_a_zooming_camera_at_rest_is_no_travelling_one(tmp_path: Path) -> None:
-    clip, truth = prepared(tmp_path, motion="static", zoom="ramp", zoom_factor=1.5)
+    clip, truth = prepared(tmp_path, num_frames=49, motion="static", zoom="ramp", zoom_factor=1.5)
     row = annotate(clip, simulated(truth, CALM))
     assert row.error is None, row.error
     assert row.verdict == "rejected"

@@ -1,0 +1,47 @@
+"""The production path against two usual ways of joining windows, on one short clip; the full table is a benchmark."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import yaml
+from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.render import RenderConfig, render_clip
+
+from ..benchmarks.estimate_simulated import one, scale_error
+from .simulator import Errors, rendered_truth
+
+
+def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path):
+    torch.set_num_threads(1)
+    fields = {
+        "width": 320,
+        "height": 180,
+        "num_frames": 161,
+        "seed": 40,
+        "zoom": "in_out",
+        "zoom_factor": 1.5,
+    }
+    path = tmp_path / "clip.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="rendered", media_path=path)
+    truth = rendered_truth(render_clip(RenderConfig.model_validate(fields)))
+    lines = {
+        method: one(method, truth, Errors(seed=0), clip, AnnotateConfig())
+        for method in ("ours", "chained", "peers-chain")
+    }
+    assert lines["ours"]["error"] is None
+    for method in ("chained", "peers-chain"):
+        assert lines["ours"]["ate_m"] < 0.5 * lines[method]["ate_m"], lines
+        assert lines["ours"]["scale_error"] < 0.5 * lines[method]["scale_error"], lines
+
+
+def test_the_measure_of_scale():
+    poses = np.tile(np.eye(4), (81, 1, 1))
+    time = np.arange(81) / 16
+    poses[:, 0, 3] = time
+    off = poses.copy()
+    off[:, 0, 3] *= 1.1
+    assert scale_error(poses, poses, time) == 0
+    assert abs(scale_error(off, poses, time) - np.log(1.1)) < 1e-9
