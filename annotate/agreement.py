@@ -127,20 +127,30 @@ def _compare_paths(theirs: F64, ours: F64, time_s: F64, *, travel: float) -> dic
     return found
 
 
-FEATURES = (
-    "rotation",
-    "direction",
-    "scale",
-    "metric",
-    "focal_rays",
-    "focal_anchor",
-    "wrong_depth",
-    "unplaced",
-    "scale_noise",
-    "depth_residual",
-    "position_sigma",
-)
+FEATURES = ("rotation", "direction", "scale", "focal_rays", "focal_anchor")
 """What the confidence looks at, in order."""
+
+_WEIGHTS = {
+    "rotation": -3.065,
+    "direction": -1.033,
+    "scale": -1.032,
+    "focal_rays": -0.188,
+    "focal_anchor": -3.128,
+}
+_OFFSET = -6.831
+
+
+def confidence_of(row: Row) -> float | None:
+    """Probability that the cameras of a row are usable, or None if the row lacks what it is made of.
+
+    Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
+    10 %. A logistic model of `features_of`, fitted and judged by `tests/benchmarks/estimate_calibration.py`.
+    """
+    features = features_of(row)
+    if features is None:
+        return None
+    score = _OFFSET + sum(_WEIGHTS[name] * value for name, value in zip(FEATURES, features, strict=True))
+    return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
 
 
 def features_of(row: Row) -> list[float] | None:
@@ -148,39 +158,21 @@ def features_of(row: Row) -> list[float] | None:
 
     All grow with disagreement; those that span decades enter as logarithms.
     """
-    metrics = row.metrics or {}
     needed = (
         row.agreement_rotation_rad,
-        row.agreement_metric_log,
         row.agreement_focal_rays_log,
         row.agreement_focal_anchor_log,
-        row.scale_mad_log,
-        row.depth_residual_log_median,
-        metrics.get("anchors_wrong_depth_share"),
-        metrics.get("anchors_placed_share"),
-        metrics.get("median_depth_m"),
     )
-    if (
-        any(value is None for value in needed)
-        or row.position_sigma_m is None
-        or not len(row.position_sigma_m)
-    ):
+    if any(value is None for value in needed):
         return None
-    rotation, metric, rays, anchor, mad, residual, wrong, placed, depth = map(float, needed)  # type: ignore[arg-type]
+    rotation, rays, anchor = map(float, needed)  # type: ignore[arg-type]
     # A camera that hardly moves has no direction of travel and no scale to compare: that is no disagreement.
     direction = row.agreement_direction_rad if row.agreement_direction_rad is not None else math.radians(3.0)
     scale = abs(row.agreement_scale_log) if row.agreement_scale_log is not None else 0.03
-    sigma = float(np.max(row.position_sigma_m)) / max(depth, 1e-9)
     return [
         math.log10(math.degrees(rotation) + 0.05),
         math.log10(math.degrees(direction) + 0.3),
         math.log10(scale + 0.005),
-        math.log10(abs(metric) + 0.05),
         math.log10(abs(rays) + 0.003),
         math.log10(abs(anchor) + 0.003),
-        wrong,
-        1.0 - placed,
-        math.log10(mad / math.sqrt(max(1, len(row.scale_frame))) + 0.003),
-        math.log10(residual + 0.003),
-        math.log10(sigma + 1e-4),
     ]

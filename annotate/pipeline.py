@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from .. import __version__
 from ..dataset.cameras import fov_from_focal
 from ..dataset.metrics import path_length
 from ..dataset.rows import Gate, Row
-from .agreement import Agreement, compare
+from .agreement import Agreement, compare, confidence_of
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
 from .gates import REASONS, describe_failure, image_motion, judge, judge_given, sweep_minimum
@@ -130,7 +130,8 @@ def annotate_clip(
         progress.reasons.append(("internal_error", f"{type(error).__name__}: {error}"))
         progress.error = traceback.format_exc()
     progress.wall_s["total"] = time.perf_counter() - start
-    return _row(progress)
+    row = _row(progress)
+    return replace(row, confidence=confidence_of(row))
 
 
 def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theodolite.annotate.agreement import compare
+from theodolite.annotate.agreement import compare, confidence_of
 from theodolite.annotate.geometry.base import AnchorFrame, SequenceGeometryResult
 from theodolite.annotate.scale import fit_scale
 from theodolite.annotate.solve import CameraSolution
 from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.rows import Row
 
 FRAMES, FPS = 97, 16.0
 
@@ -113,3 +114,51 @@ def test_a_camera_at_rest_has_no_direction():
     found = compare(sequence(poses, focal, ANCHORS), scale_of(1.0), [], solved(poses, focal), fps=FPS)
     assert np.isnan(found.direction_rad)
     assert found.rotation_rad < 1e-6
+
+
+def row_with(**agreement) -> Row:
+    values = {
+        "agreement_rotation_rad": np.radians(0.2),
+        "agreement_direction_rad": np.radians(2.0),
+        "agreement_scale_log": 0.01,
+        "agreement_focal_rays_log": 0.01,
+        "agreement_focal_anchor_log": 0.01,
+    }
+    return Row(
+        clip_id="c", source="s", original_id="c", media_kind="video", media="c.mp4", mode="estimate",
+        data_licence="x", data_redistributable=False, stand_in=True, recipe_hash="h", package_version="0",
+        verdict="rejected", reasons=("static_camera",), reason_details=("x",), **(values | agreement),
+    )  # fmt: skip
+
+
+def test_confidence_falls_with_every_disagreement():
+    calm = confidence_of(row_with())
+    assert calm is not None
+    assert 0.8 < calm <= 1
+    all_wrong = confidence_of(
+        row_with(
+            agreement_rotation_rad=np.radians(5),
+            agreement_direction_rad=np.radians(40),
+            agreement_scale_log=-0.5,
+            agreement_focal_rays_log=0.1,
+            agreement_focal_anchor_log=-0.1,
+        )
+    )
+    assert all_wrong is not None
+    assert all_wrong < 0.1
+    for name, value in (
+        ("agreement_rotation_rad", np.radians(3)),
+        ("agreement_scale_log", -0.3),
+        ("agreement_focal_anchor_log", 0.1),
+    ):
+        worse = confidence_of(row_with(**{name: value}))
+        assert worse is not None
+        assert worse < calm
+
+
+def test_without_a_second_opinion_there_is_no_confidence():
+    assert confidence_of(row_with(agreement_rotation_rad=None)) is None
+    assert confidence_of(row_with(agreement_focal_anchor_log=None)) is None
+    # A camera at rest has neither direction nor scale of travel; that alone says nothing against it.
+    still = confidence_of(row_with(agreement_direction_rad=None, agreement_scale_log=None))
+    assert still is not None

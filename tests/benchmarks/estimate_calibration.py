@@ -4,9 +4,9 @@
     python tests/benchmarks/estimate_calibration.py fit cases.jsonl
 
 `run` annotates rendered clips, and pieces of real RGB-D recordings where given, on the production path with simulated
-networks (tests/annotate/simulator.py) whose errors are drawn anew for each clip, from small to hopeless. `fit` fits a
-logistic model to two thirds of the scenes, prints it as it stands in `annotate/agreement.py`, and judges it on the
-others: share that is usable against what was promised, and the Brier score.
+networks (tests/annotate/simulator.py) whose errors are drawn anew for each clip, from small to hopeless. `fit` judges a
+logistic model on scenes that it was not fitted to (three folds): share that is usable against what was promised, and
+the Brier score; then prints the model of all scenes as it stands in `annotate/agreement.py`.
 
 Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
 10 %.
@@ -152,36 +152,42 @@ def _truth(row, truth: Truth) -> dict[str, float]:
     return found
 
 
+def logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Slopes and offset of a logistic model with a ridge of one on standardised features."""
+    middle, spread = x.mean(0), x.std(0) + 1e-9
+    z = np.c_[(x - middle) / spread, np.ones(len(x))]
+    weight = np.zeros(z.shape[1])
+    ridge = np.r_[np.ones(x.shape[1]), 1e-6]
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-z @ weight))
+        hessian = (z * (p * (1 - p))[:, None]).T @ z + np.diag(ridge)
+        weight -= np.linalg.solve(hessian, z.T @ (p - y) + ridge * weight)
+    slope = weight[:-1] / spread
+    return slope, float(weight[-1] - (slope * middle).sum())
+
+
 def fit(args: argparse.Namespace) -> None:
-    """Fit on two thirds of the scenes, judge on the rest."""
+    """Promise every case by a model of the other scenes, then fit the model that is printed to all."""
     lines = [json.loads(line) for path in args.files for line in path.read_text().splitlines()]
-    used = [line for line in lines if line.get("features") and all(v is not None for v in line["features"])]
+    used = [line for line in lines if line.get("features")]
     x = np.array([line["features"] for line in used])
     y = np.array([all(line["truth"][n] <= bound for n, bound in BOUNDS.items()) for line in used], float)
     scenes = sorted({line["scene"] for line in used})
-    held = np.array([scenes.index(line["scene"]) % 3 == 2 for line in used])
-    middle, spread = x[~held].mean(0), x[~held].std(0) + 1e-9
-    z = np.c_[(x - middle) / spread, np.ones(len(x))]
-    weight = np.zeros(z.shape[1])
-    ridge = np.r_[np.full(x.shape[1], 1.0), 1e-6]
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-z[~held] @ weight))
-        gradient = z[~held].T @ (p - y[~held]) + ridge * weight
-        hessian = (z[~held] * (p * (1 - p))[:, None]).T @ z[~held] + np.diag(ridge)
-        weight -= np.linalg.solve(hessian, gradient)
-    slope = weight[:-1] / spread
-    offset = float(weight[-1] - (slope * middle).sum())
-    print(f"{len(lines)} cases, {len(used)} with cameras, {int(y.sum())} usable, {int(held.sum())} held out")
+    fold = np.array([scenes.index(line["scene"]) % 3 for line in used])
+    print(f"{len(lines)} cases, {len(used)} with cameras, {int(y.sum())} usable, {len(scenes)} scenes")
+    p = np.zeros(len(used))
+    for k in range(3):
+        slope, offset = logistic(x[fold != k], y[fold != k])
+        p[fold == k] = 1 / (1 + np.exp(-(x[fold == k] @ slope + offset)))
+    base = y.mean() * (1 - y.mean())
+    print(f"other scenes: Brier {np.mean((p - y) ** 2):.3f} (always the mean: {base:.3f})")
+    for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 0.8), (0.8, 1.0001)):
+        inside = (p >= low) & (p < high)
+        if inside.any():
+            print(f"  promised {p[inside].mean():.2f}, usable {y[inside].mean():.2f} of {int(inside.sum())}")
+    slope, offset = logistic(x, y)
     print("_WEIGHTS = {" + ", ".join(f'"{n}": {v:.3f}' for n, v in zip(FEATURES, slope, strict=True)) + "}")
     print(f"_OFFSET = {offset:.3f}")
-    p = 1 / (1 + np.exp(-(x @ slope + offset)))
-    for name, of in (("fitted", ~held), ("held out", held)):
-        base = y[of].mean() * (1 - y[of].mean())
-        print(f"{name}: Brier {np.mean((p[of] - y[of]) ** 2):.3f} (always the mean: {base:.3f})")
-        for low, high in ((0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0001)):
-            bin_ = of & (p >= low) & (p < high)
-            if bin_.any():
-                print(f"  promised {p[bin_].mean():.2f}, usable {y[bin_].mean():.2f} of {int(bin_.sum())}")
 
 
 def main() -> None:
