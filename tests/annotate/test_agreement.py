@@ -119,8 +119,6 @@ def test_a_camera_at_rest_has_no_direction():
 def row_with(**agreement) -> Row:
     values = {
         "agreement_rotation_rad": np.radians(0.2),
-        "agreement_direction_rad": np.radians(2.0),
-        "agreement_scale_log": 0.01,
         "agreement_focal_rays_log": 0.01,
         "agreement_focal_anchor_log": 0.01,
     }
@@ -138,8 +136,6 @@ def test_confidence_falls_with_every_disagreement():
     all_wrong = confidence_of(
         row_with(
             agreement_rotation_rad=np.radians(5),
-            agreement_direction_rad=np.radians(40),
-            agreement_scale_log=-0.5,
             agreement_focal_rays_log=0.1,
             agreement_focal_anchor_log=-0.1,
         )
@@ -148,7 +144,7 @@ def test_confidence_falls_with_every_disagreement():
     assert all_wrong < 0.1
     for name, value in (
         ("agreement_rotation_rad", np.radians(3)),
-        ("agreement_scale_log", -0.3),
+        ("agreement_focal_rays_log", -0.1),
         ("agreement_focal_anchor_log", 0.1),
     ):
         worse = confidence_of(row_with(**{name: value}))
@@ -159,6 +155,3 @@ def test_confidence_falls_with_every_disagreement():
 def test_without_a_second_opinion_there_is_no_confidence():
     assert confidence_of(row_with(agreement_rotation_rad=None)) is None
     assert confidence_of(row_with(agreement_focal_anchor_log=None)) is None
-    # A camera at rest has neither direction nor scale of travel; that alone says nothing against it.
-    still = confidence_of(row_with(agreement_direction_rad=None, agreement_scale_log=None))
-    assert still is not None
