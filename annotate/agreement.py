@@ -130,7 +130,7 @@ def _compare_paths(theirs: F64, ours: F64, time_s: F64, *, travel: float) -> dic
 FEATURES = ("rotation", "focal_rays", "focal_anchor")
 """What the confidence looks at, in order. Direction and scale of travel added nothing on scenes not fitted to."""
 
-# 65 cases of 26 scenes, 52 with cameras, 24 usable. On scenes not fitted to: Brier score 0.098 (always the mean: 0.249);
+# 65 cases of 26 scenes, 52 with cameras, 24 usable. On scenes not fitted to: Brier score 0.098 (the mean: 0.249);
 # promised 0.03, 0.40, 0.65 and 0.90 on average, usable were 0.06 of 18, 0.27 of 11, 0.57 of 7 and all of 16.
 _WEIGHTS = {"rotation": -2.958, "focal_rays": -1.700, "focal_anchor": -3.417}
 _OFFSET = -9.057
