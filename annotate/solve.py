@@ -307,10 +307,17 @@ def _empty_state(problem: Problem, log_focal: Tensor) -> State:
     )
 
 
-def _absolute_pose(
+def absolute_pose(
     xyz: FloatArray, uv: FloatArray, focal: float, centre: FloatArray, threshold_px: float
 ) -> tuple[FloatArray, FloatArray, IntArray] | None:
-    """Robust perspective-n-point: rotation, translation (world to camera) and inlier numbers; None if it fails."""
+    """Robust perspective-n-point (RANSAC over SQPnP, Terzakis and Lourakis 2020).
+
+    Args:
+        xyz: (n, 3) world points; uv: (n, 2) where they were seen, pixels.
+        focal: pixels; centre: (2,) principal point.
+    Returns:
+        Rotation (3, 3) and translation (3,) world to camera, and (m,) inlier numbers; None if it fails.
+    """
     if len(xyz) < 6:
         return None
     camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
@@ -332,7 +339,7 @@ def _absolute_pose(
     return cv2.Rodrigues(rvec)[0], tvec[:, 0], inliers[:, 0]
 
 
-def _agreeing(
+def agreeing(
     xyz: FloatArray,
     uv: FloatArray,
     pose: tuple[FloatArray, FloatArray, IntArray],
@@ -340,7 +347,7 @@ def _agreeing(
     centre: FloatArray,
     threshold_px: float,
 ) -> NDArray[np.bool_]:
-    """Points (n,) that project within `threshold_px` of where they were seen."""
+    """(n,) bool: world points `xyz` (n, 3) that project within `threshold_px` of where they were seen, `uv` (n, 2)."""
     local = xyz @ pose[0].T + pose[1]
     ahead = np.maximum(local[:, 2], 1e-6)
     error = np.linalg.norm(local[:, :2] / ahead[:, None] * focal + centre - uv, axis=1)
@@ -396,7 +403,7 @@ def sequential(
         of = by_frame[i]
         of = of[count[point[of]] > 0]
         mean = total[point[of]] / count[point[of]][:, None]
-        good = _agreeing(mean, uv[of], (rotation[i], translation[i], of), focal[i], centre, 2 * threshold)
+        good = agreeing(mean, uv[of], (rotation[i], translation[i], of), focal[i], centre, 2 * threshold)
         np.add.at(hits, point[of[good]], 1)
         np.add.at(misses, point[of[~good]], 1)
 
@@ -428,15 +435,15 @@ def sequential(
             guess = focal[i]
             proved = hits[point[known]] > misses[point[known]]
             for chosen in (proved, np.ones(len(known), bool)):
-                pose = _absolute_pose(xyz[chosen], uv[known[chosen]], guess, centre, threshold)
+                pose = absolute_pose(xyz[chosen], uv[known[chosen]], guess, centre, threshold)
                 if chosen is proved and (
                     pose is None or len(pose[2]) < max(_MIN_INLIERS, 0.5 * proved.sum())
                 ):
                     continue
                 if pose is None:
                     continue
-                agree = _agreeing(xyz, uv[known], pose, guess, centre, 2 * threshold)
-                r, t, f, inliers = _refine_single(
+                agree = agreeing(xyz, uv[known], pose, guess, centre, 2 * threshold)
+                r, t, f, inliers = refine_single(
                     xyz[agree],
                     uv[known[agree]],
                     z[known[agree]],
@@ -483,7 +490,7 @@ def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_],
     return triangulate(sub, state, wanted)
 
 
-def _refine_single(
+def refine_single(
     xyz: FloatArray,
     uv: FloatArray,
     z: FloatArray,
@@ -495,7 +502,16 @@ def _refine_single(
     config: BundleConfig,
     focal_step_sigma: float,
 ) -> tuple[FloatArray, FloatArray, float, int]:
-    """Pose and focal of one frame against fixed points; the tiny case of `bundle.resect`."""
+    """Pose and focal of one frame against fixed points; the tiny case of `bundle.resect`.
+
+    Args:
+        xyz: (n, 3) world points; uv: (n, 2) pixels; z: (n,) depth in the points' unit, NaN where none.
+        rotation, translation, focal: where to begin, world to camera and pixels.
+        problem: whose standard deviations hold for this frame too.
+        focal_step_sigma: how far log focal may move.
+    Returns:
+        Rotation (3, 3), translation (3,), focal in pixels, number of inliers.
+    """
     n = len(xyz)
     device = problem.frame.device
     single = Problem(

@@ -21,8 +21,8 @@ from .bundle import BundleConfig
 from .geometry.base import DepthMaps, FloatArray
 from .solve import (
     StartCameras,
-    _absolute_pose,
-    _agreeing,
+    absolute_pose,
+    agreeing,
     build_problem,
     members,
     sample_depth,
@@ -97,10 +97,10 @@ def prove_anchors(
         placed = np.zeros(problem.num_frames, bool)
         for i, all_of in enumerate(by_frame):
             of = all_of[known[point[all_of]]]
-            pose = _absolute_pose(xyz[point[of]], uv[of], focal[i], centre, tolerance * threshold)
+            pose = absolute_pose(xyz[point[of]], uv[of], focal[i], centre, tolerance * threshold)
             if pose is None or len(pose[2]) < max(_MIN_INLIERS, 0.25 * len(of)):
                 continue
-            agree = of[_agreeing(xyz[point[of]], uv[of], pose, focal[i], centre, 2 * tolerance * threshold)]
+            agree = of[agreeing(xyz[point[of]], uv[of], pose, focal[i], centre, 2 * tolerance * threshold)]
             if len(agree) < _MIN_INLIERS:
                 continue
             r, t = _refined(xyz[point[agree]], uv[agree], pose[0], pose[1], focal[i], centre)
