@@ -1,35 +1,39 @@
-"""What `mode: estimate` costs on a GPU: windows of anchors by size, then whole clips by stage.
+"""What `mode: estimate` costs on a GPU: windows of anchors by size, then whole clips through the executor.
 
     python tests/benchmarks/estimate_gpu.py windows
-    python tests/benchmarks/estimate_gpu.py clips --media CLIP.mp4 --render SEED,FPS --clips 8 --in-flight 6 --solvers 8
+    python tests/benchmarks/estimate_gpu.py clips --media CLIP.mp4 --render SEED,FPS,FRAMES --clips 28 --out DIR
+    python tests/benchmarks/estimate_gpu.py render --media CLIP.mp4 --render SEED,FPS,FRAMES
 
-Networks are stand-ins of the released size (the compute does not depend on the weights). Random depth would end the
-bundle early, so for `clips` the networks run in full and their answers are replaced by simulated ones
-(tests/annotate/simulator.py) over a rendered clip: 1280x720, 60 s. The simulated answers are made before the clock
-starts. Prints a table; figures are those of the machine it runs on.
+Networks are stand-ins of the released size (the compute does not depend on the weights); how `clips` makes the bundle
+see geometry that fits its clip is in paced.py. `render` writes the clip (1280x720). Prints a table; figures are those
+of the machine it runs on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from theodolite.annotate.anchors import AnchorsConfig, AnchorStream, RawWindow, keep_window, plan_windows
+from theodolite.annotate.anchors import AnchorsConfig, keep_window, plan_windows
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.geometry.choose import GeometryConfig, metric_anchor, sequence_geometry
-from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
-from theodolite.annotate.pipeline import Estimators, annotate_clip
-from theodolite.annotate.pool import share_threads
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.executor import Job, open_output, plan_run, run_plan
+from theodolite.annotate.geometry.choose import GeometryConfig, sequence_geometry
+from theodolite.annotate.pool import WORKERS_PER_GPU, num_gpus, shares
+from theodolite.annotate.render import VideoWriter, render_clip
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
-from simulator import Errors, SimulatedMoGe2, SimulatedPi3X, rendered_truth
+sys.path.insert(0, str(Path(__file__).parent))
+import paced
 
 CORPUS = ((164_060, 10.0), (48_915, 60.0))
 """Clips and seconds of each: SpatialVID-HQ and DL3DV, then the minute-long sources (arXiv 2605.15178)."""
@@ -71,155 +75,120 @@ def windows() -> None:
     print(f"60 s clip in one pass: {cost[241]:.1f} s")
 
 
-class Paced:
-    """Runs a real network for its cost and gives the answers of a simulated one, made once per window."""
-
-    def __init__(self, real, simulated) -> None:
-        self.real, self.simulated = real, simulated
-        self.name, self.device = "paced", real.device
-        self.weights, self.weight_licences, self.stand_in = real.weights, real.weight_licences, True
-        self.made: dict[tuple[int, ...], RawWindow | RawImages] = {}
-        self.lock = threading.Lock()
-
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.real.input_size(height, width)
-
-    def predict(self, images: torch.Tensor, frame):
-        key = tuple(map(int, frame))
-        if key not in self.made:
-            with self.lock:
-                blank = torch.zeros((len(frame), 3, *self.simulated.size), dtype=torch.uint8)
-                found = self.simulated.predict(blank, frame)
-                for name, value in vars(found).items():
-                    object.__setattr__(found, name, value.to(self.device))
-                self.made[key] = found
-        self.real.predict(images, frame)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.made[key]
-
-
-class Streamed:
-    """Estimators around paced networks."""
-
-    name = "paced"
-
-    def __init__(self, of, network) -> None:
-        self.of, self.network, self.config = of, network, of.config
-
-    def start(self, clip, frames, *rest):
-        stream = AnchorStream if not rest else MoGe2Stream
-        return stream(self.network, self.config, clip, frames, *rest)
-
-    def wanted(self, frames):
-        return self.of.wanted(frames)
-
-
 def clips(args: argparse.Namespace) -> None:
-    """Whole clips: first alone, stage by stage, then several under way at once."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    seed, fps = args.render.split(",")
-    rendered = render_clip(
-        RenderConfig(
-            width=1280, height=720, num_frames=1801, fps=float(fps), seed=int(seed), zoom="in_out",
-            zoom_factor=1.3, zoom_period_s=20.0, noise_sigma=1.5,
-        )
-    )  # fmt: skip
+    """Whole clips through the executor, as a run of many clips does; the rate while all of it is full."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "clips.jsonl"
+    log.unlink(missing_ok=True)
     config = AnnotateConfig.model_validate(
         {
             "geometry": {
                 "sequence": "pi3x", "anchor": "moge2", "weights": "stand_in", "stand_in_size": args.size,
-                "anchors": {"window": args.window, "step": args.window // 2, "max_one_pass": 96},
+                "anchors": {"window": args.window, "step": args.window // 2},
             },
-            "decode": {"max_frames": args.frames, "threads": args.decode_threads},
-            "bundle": {"device": args.bundle_device},
+            "decode": {"max_frames": args.frames},
             "executor": {"clips_in_flight": args.in_flight, "solver_processes": args.solvers},
         }
     )  # fmt: skip
-    of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
-    num_frames = args.frames or 961
-    index = np.minimum(np.floor(np.arange(num_frames) * float(fps) / 16 + 0.5).astype(int), 1800)
-    truth = rendered_truth(rendered, index)
-    errors = Errors(seed=0)
-    size = (189, 336)  # half of the network's: its answers are kept at this size anyway
-    estimators = Estimators(
-        sequence=Streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, size))),  # type: ignore[union-attr]
-        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, size))),  # type: ignore[union-attr]
+    seed, fps, num_frames = args.render.split(",")
+    job = Job(
+        out=args.out / "rows",
+        config=config,
+        mode="estimate",
+        recipe_hash="0" * 16,
+        annotate=partial(
+            paced.annotate, rendered=paced.bench_clip(int(seed), float(fps), int(num_frames)), log=log
+        ),
     )
-
-    def ref(number: int) -> ClipRef:
-        return ClipRef(
-            clip_id=f"c{number}",
-            source="bench",
-            original_id=f"c{number}",
-            media_kind="video",
+    refs = [
+        ClipRef(
+            clip_id=f"c{number:03d}", source="bench", original_id=f"c{number}", media_kind="video",
             media_path=args.media,
         )
-
-    began = time.perf_counter()
-
-    def annotate(clip, config, *, mode, recipe_hash):
-        row = annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash, estimators=estimators)
-        stages = {name: round(value, 1) for name, value in (row.stage_wall_s or {}).items()}
-        reasons = f"{row.reasons} {row.error or ''}"
-        print(
-            f"  at {time.perf_counter() - began:.0f} s {clip.clip_id}: {row.verdict} {reasons} {stages}",
-            flush=True,
-        )
-        return row
-
-    alone = config.model_copy(
-        update={"executor": config.executor.model_copy(update={"clips_in_flight": 1, "solver_processes": 0})}
-    )
-    print("alone (the first also makes the simulated answers and compiles kernels):")
-    torch.set_num_threads(args.threads_alone)
-    for number in range(args.alone):
-        annotate(ref(number), alone, mode="estimate", recipe_hash="0" * 16)
-    share_threads(config)
-    if not args.clips:
-        return
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    # Threads that take one clip after the other, as those of a worker do.
-    start = time.perf_counter()
-    with ThreadPoolExecutor(args.in_flight) as threads:
-        rows = list(
-            threads.map(
-                lambda i: annotate(ref(100 + i), config, mode="estimate", recipe_hash="0" * 16),
-                range(args.clips),
-            )
-        )
-    took = time.perf_counter() - start
-    assert len(rows) == args.clips
-    peak = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
+        for number in range(args.clips)
+    ]  # fmt: skip
+    in_flight, solvers = shares(config)
+    workers = args.workers or WORKERS_PER_GPU * num_gpus(config.geometry) or 1
     print(
-        f"{args.clips} clips, {args.in_flight} under way, {args.solvers} solvers: {took:.1f} s,"
-        f" {took / args.clips:.1f} s a clip, {peak:.1f} GiB reserved"
+        f"{workers} workers, each {in_flight} clips under way and {solvers} solver processes; {os.cpu_count()} cores",
+        flush=True,
     )
+    memory = DeviceMemory()
+    with open_output(job.out, recipe_hash=job.recipe_hash):
+        plan = plan_run(lambda: refs, job.out, clips_per_shard=1)
+        start = time.time()
+        with memory:
+            run_plan(plan, job, workers=workers, show_progress=False)
+        took = time.time() - start
+    lines = sorted(map(json.loads, log.read_text().splitlines()), key=lambda x: x["ended"])
+    for x in lines:
+        stages = {name: round(value, 1) for name, value in (x["stages"] or {}).items()}
+        print(
+            f"  {x['began'] - start:6.1f} to {x['ended'] - start:6.1f} s {x['clip']}: {x['verdict']}"
+            f" {x['reasons']} {x['error'] or ''} {stages}"
+        )
+    print(f"{len(lines)} clips in {took:.0f} s: {took / len(lines):.1f} s a clip, start and end included")
+    # Full: from the first clip that is done until the last one begins.
+    first, last = lines[0]["ended"], max(x["began"] for x in lines)
+    inside = sum(first < x["ended"] <= last for x in lines)
+    count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
+    if inside:
+        print(f"steady: {inside} clips in {last - first:.0f} s: {(last - first) / inside:.1f} s a clip")
+        print(
+            f"the corpus has {count:,} clips of {seconds:.0f} s: {count * (last - first) / inside / 3600:.0f} GPU-hours"
+        )
+    reserved = max(x["reserved_gib"] for x in lines)
+    print(f"GPU memory: {memory.peak_gib:.1f} GiB in use at most; one worker reserves {reserved:.1f} GiB")
+
+
+class DeviceMemory:
+    """Watches what all processes together hold of the first GPU."""
+
+    def __init__(self) -> None:
+        self.peak_gib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> DeviceMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        while shutil.which(command[0]) and not self._stop.wait(1.0):
+            used = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+            if used and used[0].isdigit():
+                self.peak_gib = max(self.peak_gib, int(used[0]) / 1024)
+
+
+def render(args: argparse.Namespace) -> None:
+    """Write the clip that `clips` annotates; smaller than the renderer's usual quality, as public clips are."""
+    seed, fps, num_frames = args.render.split(",")
+    config = paced.bench_clip(int(seed), float(fps), int(num_frames))
+    with VideoWriter(args.media, width=config.width, height=config.height, fps=config.fps, crf=26) as out:
+        for frame in render_clip(config):
+            out.write(frame.rgb)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["windows", "clips"])
+    parser.add_argument("what", choices=["windows", "clips", "render"])
     parser.add_argument("--media", type=Path)
-    parser.add_argument("--render", default="5,30")
+    parser.add_argument("--render", default="5,30,1801", help="seed, fps and frames of what the media shows")
     parser.add_argument("--frames", type=int, default=None)
     parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--alone", type=int, default=2)
-    parser.add_argument("--in-flight", type=int, default=6)
-    parser.add_argument("--solvers", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--in-flight", type=int, default=None)
+    parser.add_argument("--solvers", type=int, default=None)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--size", default="released", choices=["released", "tiny"])
-    parser.add_argument("--bundle-device", default="cpu")
-    parser.add_argument("--decode-threads", type=int, default=2)
-    parser.add_argument("--threads-alone", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/estimate_gpu"))
     args = parser.parse_args()
-    if args.what == "windows":
-        windows()
-    else:
-        clips(args)
+    {"windows": lambda _: windows(), "clips": clips, "render": render}[args.what](args)
 
 
 if __name__ == "__main__":
