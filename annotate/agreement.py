@@ -66,18 +66,14 @@ def compare(
     """Agreement of a solved clip.
 
     Args:
-        geometry: of the sequence network; its cameras are compared only if they are estimates, not given.
+        geometry: of the sequence network, its cameras estimates.
         scale: metres per unit.
         anchors: of the metric anchor, with its own focal where it has one.
         cameras: of the bundle, in metres.
         fps: of the clip.
     """
     found: dict[str, float] = {}
-    if (
-        geometry.camera_to_world is not None
-        and not geometry.given_camera_to_world
-        and scale.metres_per_unit is not None
-    ):
+    if geometry.camera_to_world is not None and scale.metres_per_unit is not None:
         known = np.flatnonzero(np.isfinite(geometry.camera_to_world[:, 0, 0]))
         if len(known) >= 3:
             theirs = np.asarray(geometry.camera_to_world, np.float64)[known].copy()
@@ -88,7 +84,7 @@ def compare(
     if geometry.own_metres_per_unit is not None and scale.value is not None and scale.model != "declared":
         found["metric_log"] = math.log(scale.value / geometry.own_metres_per_unit)
     ours = np.log(cameras.focal_px).mean(1)
-    if geometry.focal_px is not None and not geometry.given_intrinsics:
+    if geometry.focal_px is not None:
         rays = np.log(geometry.focal_px).mean(1)
         if np.isfinite(rays).any():
             found["focal_rays_log"] = float(np.nanmedian(rays - ours))

@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..dataset.formats.shipped import CamerasFormat
+
 MediaKind = Literal["video", "images", "rendered"]
-DepthKind = Literal["z", "ray_distance", "disparity"]
+DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenGeometry:
     """Files with geometry that the source ships beside the colour frames; every part is optional.
 
-    Item `i` of depth, poses and intrinsics belongs to *source frame* `i` (0-based index of decoded frames).
+    Item `i` of depth, poses and intrinsics belongs to *source frame* `i` (0-based index of decoded frames), unless the
+    cameras come in a format of their own (`cameras_path`), which says itself which frame each belongs to.
     """
 
     depth_pattern: str | None = None
@@ -36,6 +39,12 @@ class GivenGeometry:
     """True only if the source declares that the given poses are in metres."""
     intrinsics_path: Path | None = None
     """3x3 text, or CSV with columns fx, fy, cx, cy, a row per source frame; pixels of the source size."""
+    cameras_path: Path | None = None
+    """Poses and intrinsics in the source's own layout, instead of the two above: see `dataset/formats/shipped.py`."""
+    cameras_format: CamerasFormat | None = None
+    """Which layout that is."""
+    metres_per_unit: float | None = None
+    """Metres of one unit of shipped depth and poses alike (OmniWorld's `Metric Scale`). None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

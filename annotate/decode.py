@@ -93,6 +93,7 @@ class ClipFrames(Protocol):
         height, width: of the frames that are yielded (the stored size).
         source_height, source_width: of the source after rotation flags, before any resizing.
         num_source_frames: frames that the whole source holds, or None where they were not counted.
+        image_names: file name of every source frame where the media is a folder of images, else empty.
     """
 
     @property
@@ -107,6 +108,8 @@ class ClipFrames(Protocol):
     def source_width(self) -> int: ...
     @property
     def num_source_frames(self) -> int | None: ...
+    @property
+    def image_names(self) -> tuple[str, ...]: ...
 
     @property
     def pixel_aspect(self) -> float:
@@ -299,7 +302,7 @@ class DecodedFrames:
 
     Attributes:
         clip: what was opened.
-        timing, height, width, source_height, source_width, num_source_frames: as in `ClipFrames`.
+        timing, height, width, source_height, source_width, num_source_frames, image_names: as in `ClipFrames`.
         pixel_aspect: width of a pixel over its height (1 nearly always); fx / fy of an undistorted lens is its
             inverse.
         notes: what a reader of the row should know about the media (several video streams, rotation, ...).
@@ -313,6 +316,7 @@ class DecodedFrames:
     source_height: int
     source_width: int
     num_source_frames: int | None
+    image_names: tuple[str, ...] = ()
     pixel_aspect: float = 1.0
     notes: tuple[str, ...] = ()
     _reader: _Video | _Images = field(repr=False)
@@ -825,6 +829,7 @@ def _open_images(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
         source_height=height,
         source_width=width,
         num_source_frames=len(paths),
+        image_names=tuple(path.name for path in paths),
         pixel_aspect=(width / stored_width) / (height / stored_height),
         _reader=images,
     )

@@ -21,7 +21,7 @@ from ..dataset.metrics import focal_mape_percent, rotation_error, trajectory_err
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
 from ..dataset.trajectories import read_trajectory
-from .geometry.given import read_intrinsics
+from .geometry.given_cameras import read_intrinsics
 from .geometry.rendered import RenderedConfig, disturb_anchor_depth
 from .render import RenderConfig, render_clip, write_clip, write_depth_png
 

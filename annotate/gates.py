@@ -54,6 +54,8 @@ class GatesConfig(Strict):
     """Median angle between given and solved relative rotations, and between directions of travel."""
     given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far from 1 the ratio of solved to given path may lie where both are in metres."""
+    max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
+    """Longest time in a clip without a given pose; sources ship one four or five times a second, or on every frame."""
     static_motion: Annotated[float, Field(ge=0)] = 0.004
     """Image motion over the clip, as a share of the diagonal, below which the camera stands still."""
 
@@ -161,8 +163,8 @@ def judge(
     return tuple(gates)
 
 
-def judge_given(check: GivenPoseCheck, config: GatesConfig) -> tuple[Gate, ...]:
-    """Gates of poses that the source gives: do the images say the same?"""
+def judge_given(check: GivenPoseCheck, config: GatesConfig, *, longest_gap_s: float) -> tuple[Gate, ...]:
+    """Gates of poses that the source gives: do the images say the same, and are there enough of them?"""
     tolerance = config.given_scale_tolerance
     return (
         _bounded(
@@ -178,6 +180,7 @@ def judge_given(check: GivenPoseCheck, config: GatesConfig) -> tuple[Gate, ...]:
             unit="deg",
         ),
         _bounded("given_scale", check.scale, lower=1 - tolerance, upper=1 / (1 - tolerance)),
+        _bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s"),
     )
 
 
@@ -199,6 +202,7 @@ REASONS = {
     "given_rotation": "given_poses_disagree",
     "given_direction": "given_poses_disagree",
     "given_scale": "given_poses_disagree",
+    "given_gap": "given_poses_sparse",
 }
 """Rejection reason of each gate."""
 

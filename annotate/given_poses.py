@@ -82,37 +82,63 @@ def similarity_scale(solved: FloatArray, given: FloatArray) -> float:
 
 
 def keep_given_poses(
-    cameras: CameraSolution, given: FloatArray, *, unit_to_metres: float | None
+    cameras: CameraSolution,
+    given: FloatArray,
+    position: FloatArray,
+    *,
+    unit_to_metres: float | None,
 ) -> tuple[CameraSolution, GivenPoseCheck]:
-    """The solution with the given poses in place of its own.
+    """The solution bent through the given poses.
+
+    Frames with a given pose get it, exactly. The others keep what was measured on them: the motion that the images
+    show, carried by the correction that the given neighbours on either side make to it (interpolated on the group, so
+    rotations stay rotations). A gap is thus filled with measurement, never with a straight line, and such frames keep
+    their own pose source; before the first and after the last given pose the nearest correction is held. How long a
+    gap may last is a gate (`given_gap`).
 
     Args:
-        cameras: solved without them, in metres.
-        given: (F, 4, 4) camera-to-world in a unit of their own, OpenCV axes; NaN rows where none.
+        cameras: solved without the given poses, in metres.
+        given: (N, 4, 4) camera-to-world in a unit of their own, OpenCV axes.
+        position: (N,) the clip frame of each, strictly increasing, within 0 and F - 1; not whole for a pose between
+            two clip frames (the motion between neighbours 1/16 s apart is taken as even there).
         unit_to_metres: factor on their translations; None: unknown, taken from `similarity_scale`.
     Returns:
-        Cameras relative to the first frame as everywhere; frames without a given pose keep the solved motion from
-        their nearest given neighbours, and their own pose source. And the comparison that justifies it.
+        Cameras relative to the first frame as everywhere. And the comparison that justifies them.
     Raises:
-        ClipRejection: `given_poses_too_few` (fewer than three frames have one), `given_poses_degenerate`.
+        ClipRejection: `given_poses_too_few` (fewer than three), `given_poses_degenerate`.
     """
-    known = np.flatnonzero(np.isfinite(given).all((1, 2)))
-    if len(known) < 3:
+    frames = len(cameras.camera_to_world)
+    if len(given) < 3:
         raise ClipRejection(
-            "given_poses_too_few", f"{len(known)} of {len(given)} frames have a given pose, need 3"
+            "given_poses_too_few", f"{len(given)} given poses within the clip's {frames} frames, need 3"
         )
-    solved = cameras.camera_to_world
-    factor = similarity_scale(solved[known], given[known]) if unit_to_metres is None else unit_to_metres
-    metric = np.array(given[known], np.float64)
+    at = np.arange(frames, dtype=np.float64)
+    solved = interpolate_poses(at, cameras.camera_to_world, position)
+    factor = similarity_scale(solved, given) if unit_to_metres is None else unit_to_metres
+    metric = np.array(given, np.float64)
     metric[:, :3, 3] *= factor
-    check = compare_poses(solved[known], metric, cameras.position_sigma[known])
-    # Where none is given, the solved pose, moved by the correction that the given neighbours make on either side.
-    correction = metric @ se3_inverse(solved[known])
-    at = np.clip(np.arange(len(given)), known[0], known[-1]).astype(np.float64)
-    poses = interpolate_poses(known.astype(np.float64), correction, at) @ solved
-    poses[known] = metric
+    check = compare_poses(solved, metric, np.interp(position, at, cameras.position_sigma))
+    correction = metric @ se3_inverse(solved)
+    poses = (
+        interpolate_poses(position, correction, np.clip(at, position[0], position[-1]))
+        @ cameras.camera_to_world
+    )
+    exact = np.flatnonzero(position == np.round(position))
+    on = position[exact].astype(np.int64)
+    poses[on] = metric[exact]
     source = np.array(cameras.pose_source, dtype=object)
-    source[known] = GIVEN
+    source[on] = GIVEN
     return replace(
         cameras, camera_to_world=se3_inverse(poses[:1]) @ poses, pose_source=source.astype(str)
     ), check
+
+
+def longest_gap_s(position: FloatArray, time_s: FloatArray) -> float:
+    """Longest time in a clip without a given pose, its beginning and end included.
+
+    Args:
+        position: (N,) as in `keep_given_poses`.
+        time_s: (F,) of the clip's frames.
+    """
+    known = np.interp(position, np.arange(len(time_s)), time_s)
+    return float(np.diff(np.concatenate([time_s[:1], known, time_s[-1:]])).max())

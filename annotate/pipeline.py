@@ -36,7 +36,8 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
-from .given_poses import keep_given_poses
+from .geometry.given_cameras import GivenCameras, read_given_cameras
+from .given_poses import keep_given_poses, longest_gap_s
 from .pool import in_solver, shares
 from .scale import ScaleEstimate, estimate_scale
 from .solve import CameraSolution, KnownLens, StartCameras, solve_cameras
@@ -75,6 +76,7 @@ class _Progress:
     mode: Mode
     recipe_hash: str
     frames: ClipFrames | None = None
+    given: GivenCameras | None = None
     geometry: SequenceGeometryResult | None = None
     anchors: list[AnchorFrame] = field(default_factory=list)
     networks: list[SequenceStream | AnchorStreamOf] = field(default_factory=list)
@@ -138,6 +140,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     clip = progress.clip
     with progress.stage("open"):
         frames = progress.frames = open_clip(clip, config.decode)
+        progress.given = _given_cameras(clip, frames, progress.mode)
     if hasattr(estimators.sequence, "start"):
         missing = _stream(progress, frames, config, estimators)
     else:
@@ -173,19 +176,17 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
             start=start,
-            lens=_known_lens(progress.geometry),
+            lens=_known_lens(progress.given),
         )
     given_gates: tuple[Gate, ...] = ()
-    if progress.geometry.given_camera_to_world:
-        assert progress.geometry.camera_to_world is not None
+    given = progress.given
+    if given is not None and given.camera_to_world is not None:
         cameras, check = keep_given_poses(
-            cameras,
-            np.asarray(progress.geometry.camera_to_world, np.float64),
-            # Poses in the depth's unit become metres as the depth did.
-            unit_to_metres=None if progress.geometry.poses_in_own_unit else progress.scale.value,
+            cameras, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit
         )
         progress.cameras = cameras
-        given_gates = judge_given(check, config.gates)
+        gap_s = longest_gap_s(given.position, frames.timing.time_s)
+        given_gates = judge_given(check, config.gates, longest_gap_s=gap_s)
     progress.agreement = compare(
         progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
     )
@@ -196,14 +197,23 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
 
 
-def _known_lens(geometry: SequenceGeometryResult) -> KnownLens | None:
-    if not geometry.given_intrinsics:
+def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCameras | None:
+    """Cameras that the source ships; mode `estimate` looks at the media alone."""
+    given = None if mode == "estimate" else read_given_cameras(clip, frames)
+    if given is None and mode == "given_pose":
+        raise ClipRejection(
+            "given_cameras_missing",
+            f"clip {clip.clip_id}: the recipe's mode is given_pose, but the source names neither poses nor intrinsics",
+        )
+    return given
+
+
+def _known_lens(given: GivenCameras | None) -> KnownLens | None:
+    if given is None or given.focal_px is None or given.principal_point_px is None:
         return None
-    assert geometry.focal_px is not None
-    assert geometry.principal_point_px is not None
     return KnownLens(
-        focal_px=np.asarray(geometry.focal_px, np.float64),
-        principal_point_px=np.asarray(geometry.principal_point_px, np.float64),
+        focal_px=np.asarray(given.focal_px, np.float64),
+        principal_point_px=np.asarray(given.principal_point_px, np.float64),
     )
 
 
@@ -220,12 +230,14 @@ def _prove(
         return None, depth
     poses = np.array(geometry.camera_to_world, np.float64)
     poses[:, :3, 3] *= scale.metres_per_unit[:, None]
+    lens = _known_lens(progress.given)
+    focal_px = np.asarray(geometry.focal_px if lens is None else lens.focal_px, np.float64)
     proved = in_solver(
         shares(config)[1],
         prove_anchors,
         measured=measured,
         depth=depth,
-        anchors=StartCameras(camera_to_world=poses, focal_px=np.asarray(geometry.focal_px, np.float64)),
+        anchors=StartCameras(camera_to_world=poses, focal_px=focal_px),
         config=config.bundle,
         depth_sigma_log=geometry.depth_sigma_log,
     )
@@ -317,7 +329,10 @@ def _stream(
         with progress.stage("geometry"):
             progress.geometry = stream.finish()
             if metric is not None:
-                progress.anchors = metric.finish(progress.geometry.focal_px)
+                lens = _known_lens(progress.given)
+                progress.anchors = metric.finish(
+                    progress.geometry.focal_px if lens is None else lens.focal_px
+                )
     finally:
         for each in streams:
             each.close()

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from ..dataset.formats.shipped import CamerasFormat
 from ..dataset.strict import Strict
 from .clip import ClipRef, DepthKind, GivenGeometry, MediaKind
 
@@ -74,11 +75,27 @@ class IndexEntry(Strict):
     camera_to_world_path: str | None = None
     poses_metric: bool = False
     intrinsics_path: str | None = None
+    cameras_path: str | None = None
+    cameras_format: CamerasFormat | None = None
+    metres_per_unit: Annotated[float, Field(gt=0)] | None = None
     data_licence: str = "unknown"
     data_redistributable: bool = False
     truth_camera_to_world_path: str | None = None
     truth_intrinsics_path: str | None = None
     render_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> IndexEntry:
+        if (self.cameras_path is None) != (self.cameras_format is None):
+            raise ValueError("cameras_path and cameras_format go together")
+        if self.cameras_path is not None and (self.camera_to_world_path or self.intrinsics_path):
+            raise ValueError("cameras_path replaces camera_to_world_path and intrinsics_path")
+        if self.metres_per_unit is not None and (self.poses_metric or self.depth_units_per_metre is not None):
+            raise ValueError(
+                "metres_per_unit is for depth and poses in the same unit; it replaces poses_metric and"
+                " depth_units_per_metre"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +263,9 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
             camera_to_world_path=at_root(entry.camera_to_world_path),
             poses_metric=entry.poses_metric,
             intrinsics_path=at_root(entry.intrinsics_path),
+            cameras_path=at_root(entry.cameras_path),
+            cameras_format=entry.cameras_format,
+            metres_per_unit=entry.metres_per_unit,
         ),
         data_licence=entry.data_licence,
         data_redistributable=entry.data_redistributable,

@@ -13,7 +13,7 @@ from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import open_clip
 from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
 from ..annotate.geometry.choose import check_estimators
-from ..annotate.geometry.given import read_intrinsics
+from ..annotate.geometry.given_cameras import read_intrinsics
 from ..annotate.sources import media_root, read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
 from ..dataset.index import refresh_index

@@ -49,9 +49,6 @@ class SequenceGeometryResult:
         metres_per_unit: declared by the source (given metric depth: 1.0), or None when it must be estimated.
         camera_to_world: (F, 4, 4) initial poses in the same unit, OpenCV axes, NaN rows where none; or None.
         focal_px: (F, 2) initial fx, fy in pixels of the stored size, NaN rows where none; or None.
-        principal_point_px: (F, 2) cx, cy in pixels of the stored size where the source gives them; or None (centre).
-        given_camera_to_world, given_intrinsics: True if these are declared truth of the source to be kept.
-        poses_in_own_unit: the given poses are in a unit that nobody knows, not that of the depth.
         confidence: optional per-frame maps in [0, 1], same access as depth.
         weights: names and revisions of network weights used; empty for given and rendered geometry.
         weight_licences: their licences, in the same order.
@@ -66,10 +63,6 @@ class SequenceGeometryResult:
     metres_per_unit: float | None
     camera_to_world: FloatArray | None = None
     focal_px: FloatArray | None = None
-    principal_point_px: FloatArray | None = None
-    given_camera_to_world: bool = False
-    given_intrinsics: bool = False
-    poses_in_own_unit: bool = False
     confidence: DepthMaps | None = None
     weights: tuple[str, ...] = ()
     weight_licences: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Geometry that the source ships: depth maps, and optionally poses and intrinsics, read from files.
+"""Depth that the source ships, read from files; its cameras are read in given_cameras.py.
 
 Depth of source frame `i` is the file `depth_pattern.format(frame=i)`; a clip frame finds its file through
 `frames.timing.frame_index`. A map covers exactly the colour image, at any resolution.
@@ -9,7 +9,6 @@ number itself: nothing is guessed here, and the scale stage has to find what a u
 
 from __future__ import annotations
 
-import csv
 import re
 import zipfile
 import zlib
@@ -24,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ...dataset.cameras import pixel_centres, resize_intrinsics, split_intrinsics, z_depth_from_ray_distance
+from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
 from ...dataset.strict import Strict
-from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection, DepthKind
 from ..decode import ClipFrames
 from .base import AnchorFrame, FloatArray, SequenceGeometryResult
+from .given_cameras import check_count, given_intrinsics
 
 F32 = NDArray[np.float32]
 
@@ -62,8 +61,8 @@ class GivenGeometrySource:
         Raises:
             ClipRejection: `depth_missing` (none is named), `depth_frame_count_mismatch`, `depth_unreadable`,
                 `depth_size_changed`, `depth_aspect_mismatch`, `depth_not_finite`, `depth_all_invalid`,
-                `intrinsics_unreadable`, `intrinsics_count_mismatch`, `poses_unreadable`, `pose_count_mismatch`,
-                `ray_distance_without_intrinsics`, `given_units_disagree`.
+                `ray_distance_without_intrinsics`, `given_units_disagree`, and for distances along rays what
+                `given_intrinsics` finds wrong.
         """
         given = clip.given
         if given.depth_pattern is None:
@@ -72,51 +71,42 @@ class GivenGeometrySource:
                 f"clip {clip.clip_id}: the source names no depth files; set given.depth_pattern, or estimate the"
                 " geometry",
             )
-        intrinsics = None
-        if given.intrinsics_path is not None:
-            intrinsics = _read_intrinsics(clip, given.intrinsics_path, frames)
+        intrinsics = given_intrinsics(clip, frames) if given.depth_kind == "ray_distance" else None
         if given.depth_kind == "ray_distance" and intrinsics is None:
             raise ClipRejection(
                 "ray_distance_without_intrinsics",
                 f"clip {clip.clip_id}: distances along rays become z-depth only through intrinsics; give"
                 " intrinsics_path",
             )
+        units = given.depth_units_per_metre
+        if units is None and given.metres_per_unit is not None:
+            units = 1 / given.metres_per_unit
+        if given.poses_metric and units is None:
+            raise ClipRejection(
+                "given_units_disagree",
+                f"clip {clip.clip_id}: depth is of unknown unit but poses are in metres; give depth_units_per_metre, or"
+                " leave poses_metric out to have the scale estimated",
+            )
         count = _count_files(clip, given.depth_pattern)
-        _check_count(clip, "depth", f"depth files match {given.depth_pattern}", count, frames)
+        check_count(
+            clip, "depth_frame_count_mismatch", f"depth files match {given.depth_pattern}", count, frames
+        )
         depth = GivenDepth(
             clip_id=clip.clip_id,
             pattern=given.depth_pattern,
             frame_index=frames.timing.frame_index,
             image_size=(frames.height, frames.width),
-            units_per_metre=given.depth_units_per_metre or 1.0,
+            units_per_metre=units or 1.0,
             invalid_value=given.depth_invalid_value,
             kind=given.depth_kind,
             intrinsics=intrinsics,
         )
         depth.require_any_valid()
 
-        poses = None
-        if given.camera_to_world_path is not None:
-            if given.poses_metric and given.depth_units_per_metre is None:
-                raise ClipRejection(
-                    "given_units_disagree",
-                    f"clip {clip.clip_id}: depth is of unknown unit but poses are in metres; give"
-                    " depth_units_per_metre, or leave poses_metric out to have the scale estimated",
-                )
-            poses = _read_poses(clip, given.camera_to_world_path, frames)
-        focal_px = principal_point_px = None
-        if intrinsics is not None:
-            focal_px, principal_point_px = split_intrinsics(intrinsics)
         return SequenceGeometryResult(
             depth=depth,
             depth_sigma_log=self.config.depth_sigma_log,
-            metres_per_unit=1.0 if given.depth_units_per_metre is not None else None,
-            camera_to_world=poses,
-            focal_px=focal_px,
-            principal_point_px=principal_point_px,
-            given_camera_to_world=poses is not None,
-            given_intrinsics=intrinsics is not None,
-            poses_in_own_unit=poses is not None and not given.poses_metric,
+            metres_per_unit=1.0 if units is not None else None,
         )
 
 
@@ -131,7 +121,7 @@ class GivenDepth:
         image_size: (height, width) of the stored colour image.
         units_per_metre: stored value of one metre (of one inverse metre for disparity); 1.0 keeps stored units.
         invalid_value: stored value that means "no measurement".
-        kind: what the stored number is.
+        kind: what the stored number is; `omniworld` as in `omniworld_depth`.
         intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
     """
 
@@ -188,7 +178,9 @@ class GivenDepth:
 
     def _to_z(self, stored: NDArray, frame: int) -> F32:
         invalid = np.isnan(stored) | (stored == self.invalid_value)
-        if self.kind == "disparity":
+        if self.kind == "omniworld":
+            depth = omniworld_depth(stored) / self.units_per_metre
+        elif self.kind == "disparity":
             invalid |= stored < 0
             with np.errstate(divide="ignore"):
                 depth = self.units_per_metre / stored.astype(np.float64)
@@ -219,6 +211,25 @@ class GivenDepth:
             f"clip {self.clip_id}: not one valid value in {len(self)} maps ({self.path(0)} to"
             f" {self.path(len(self) - 1)}); invalid are NaN, values <= 0 and {self.invalid_value:g}",
         )
+
+
+def omniworld_depth(stored: NDArray) -> NDArray[np.float64]:
+    """Depth of OmniWorld-Game's 16-bit depth images, in the scene's own unit.
+
+    They hold a game's depth buffer z in [0, 1]: depth is z / (1000 - 999 z) / 0.004; below 0.0015 lies what is too
+    near to tell, above 65500 / 65535 the sky. (Not millimetres: read so, everything is a plausible room.)
+
+    Args:
+        stored: (h, w) uint16.
+    Returns:
+        (h, w); NaN where too near, +inf for sky.
+    Source: OmniWorld's data card and loader (load_depth in its scripts).
+    """
+    z = stored.astype(np.float64) / 65535
+    depth = z / (1000 - 999 * z) / 0.004
+    depth[z < 0.0015] = np.nan
+    depth[stored.astype(np.int64) > 65500] = np.inf
+    return depth
 
 
 class GivenAnchor:
@@ -360,83 +371,3 @@ def _count_files(clip: ClipRef, pattern: str) -> int:
                 " is missing (frames count from 0)",
             )
     return len(numbers)
-
-
-def _check_count(clip: ClipRef, what: str, described: str, count: int, frames: ClipFrames) -> None:
-    reason = f"{what}_frame_count_mismatch" if what == "depth" else f"{what}_count_mismatch"
-    wanted = frames.num_source_frames
-    if wanted is not None and count != wanted:
-        raise ClipRejection(
-            reason, f"clip {clip.clip_id}: {count} {described}, but {clip.media_path} has {wanted} frames"
-        )
-    last = int(frames.timing.frame_index[-1])
-    if count <= last:
-        raise ClipRejection(
-            reason, f"clip {clip.clip_id}: {count} {described}, but the clip uses source frame {last}"
-        )
-
-
-def _read_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> FloatArray:
-    """(F, 4, 4) camera-to-world of the clip's frames."""
-    try:
-        poses = read_trajectory(path).camera_to_world
-    except ValueError as error:
-        raise ClipRejection("poses_unreadable", f"clip {clip.clip_id}: {error}") from error
-    _check_count(clip, "pose", f"poses in {path}", len(poses), frames)
-    return poses[frames.timing.frame_index]
-
-
-def _read_intrinsics(clip: ClipRef, path: Path, frames: ClipFrames) -> FloatArray:
-    """(F, 3, 3) intrinsics of the clip's frames in pixels of the stored size."""
-    try:
-        source = read_intrinsics(path)
-    except ValueError as error:
-        raise ClipRejection("intrinsics_unreadable", f"clip {clip.clip_id}: {error}") from error
-    if source.ndim == 2:
-        source = np.broadcast_to(source, (len(frames), 3, 3))
-    else:
-        _check_count(clip, "intrinsics", f"rows in {path}", len(source), frames)
-        source = source[frames.timing.frame_index]
-    return resize_intrinsics(
-        source,
-        from_size=(frames.source_height, frames.source_width),
-        to_size=(frames.height, frames.width),
-    )
-
-
-def read_intrinsics(path: Path) -> FloatArray:
-    """Intrinsics of a file, in pixels of the source image.
-
-    Returns:
-        (3, 3) of a text file with three rows of three numbers, or (N, 3, 3) of a CSV with the columns fx, fy, cx
-        and cy (others are ignored), a row per source frame.
-    Raises:
-        ValueError: the file is neither, or holds impossible numbers.
-    """
-    expected = "expected 3 rows of 3 numbers, or CSV with columns fx, fy, cx, cy"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {expected}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    try:
-        if lines and "fx" in lines[0]:
-            rows = list(csv.DictReader(lines, skipinitialspace=True))
-            values = np.array([[float(row[name]) for name in ("fx", "fy", "cx", "cy")] for row in rows])
-            values = values.reshape(-1, 4)
-            intrinsics = np.zeros((len(values), 3, 3))
-            intrinsics[:, 0, 0], intrinsics[:, 1, 1] = values[:, 0], values[:, 1]
-            intrinsics[:, 0, 2], intrinsics[:, 1, 2] = values[:, 2], values[:, 3]
-            intrinsics[:, 2, 2] = 1.0
-        else:
-            intrinsics = np.array(
-                [[float(word) for word in line.replace(",", " ").split()] for line in lines]
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {expected} ({error})") from error
-    if intrinsics.size == 0 or intrinsics.shape[-2:] != (3, 3):
-        raise ValueError(f"{path}: found shape {intrinsics.shape}; {expected}")
-    focal = np.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]])
-    if not (np.isfinite(intrinsics).all() and (focal > 0).all()):
-        raise ValueError(f"{path}: intrinsics must be finite with positive focal lengths")
-    return intrinsics

@@ -69,6 +69,7 @@ class RenderedFrames:
     source_height: int
     source_width: int
     num_source_frames: int | None
+    image_names: tuple[str, ...] = ()
     pixel_aspect: float = 1.0
     cuts: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()

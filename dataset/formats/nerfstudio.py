@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, sim3_scale, transform
-from .base import CameraClip, read_text
+from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
+from .base import CameraClip, FloatArray, read_text
+
+_RIGID_TOLERANCE = 2e-3
+"""Largest entry of |R^T R - I| and of |det R - 1| that rounding in text explains."""
 
 
 def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
@@ -75,6 +78,8 @@ def read_nerfstudio(
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object with `frames`, found {type(content).__name__}")
     model = content.get("camera_model", "OPENCV")
     if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise ValueError(f"{path}: camera_model {model} is not supported; undistort to a pinhole first")
@@ -84,7 +89,7 @@ def read_nerfstudio(
 
     def value(frame: dict[str, Any], key: str) -> float:
         if key in frame or key in content:
-            return float(frame.get(key, content.get(key)))
+            return float(frame[key] if key in frame else content[key])
         raise ValueError(
             f"{path}: {key} is given neither for frame {frame.get('file_path')!r} nor for the whole file"
         )
@@ -92,18 +97,10 @@ def read_nerfstudio(
     width, height = round(value(frames[0], "w")), round(value(frames[0], "h"))
     focal = np.array([[value(f, "fl_x"), value(f, "fl_y")] for f in frames])
     centre = np.array([[value(f, "cx"), value(f, "cy")] for f in frames])
-    matrix = np.array([f["transform_matrix"] for f in frames], dtype=np.float64)
-    if matrix.shape[1:] == (3, 4):
-        matrix = np.concatenate([matrix, np.tile([[[0.0, 0.0, 0.0, 1.0]]], (len(matrix), 1, 1))], axis=1)
+    matrix = _matrices(frames, path)
     if undo_applied_transform and "applied_transform" in content:
-        applied = np.eye(4)
-        applied[:3] = np.asarray(content["applied_transform"], dtype=np.float64)[:3]
-        matrix = np.linalg.inv(applied) @ matrix
-    spread = sim3_scale(matrix)
-    if np.abs(spread - 1.0).max() > 1e-3:
-        raise ValueError(
-            f"{path}: transform_matrix carries a scale of {float(spread[0]):.4g}; expected rigid poses"
-        )
+        matrix = np.linalg.inv(_applied_transform(content["applied_transform"], path)) @ matrix
+    _require_rigid(matrix, "transform_matrix", path)
     rigid = transform(orthonormalise(matrix[:, :3, :3]), matrix[:, :3, 3])
     clip = CameraClip(
         name=name or path.parent.name or "clip",
@@ -117,6 +114,47 @@ def read_nerfstudio(
         image_names=tuple(Path(f["file_path"]).name for f in frames),
     )
     return clip if image_size is None else clip.resized(height=image_size[0], width=image_size[1])
+
+
+def _matrices(frames: list[dict[str, Any]], path: Path) -> FloatArray:
+    """(F, 4, 4) as they stand in the file."""
+    rows = []
+    for frame in frames:
+        try:
+            matrix = np.asarray(frame["transform_matrix"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            matrix = np.zeros(0)
+        if matrix.shape not in ((3, 4), (4, 4)) or not np.isfinite(matrix).all():
+            raise ValueError(
+                f"{path}: frame {frame.get('file_path')!r} has no transform_matrix of 4x4 or 3x4 finite numbers"
+            )
+        rows.append(matrix[:3])
+    return to_4x4(np.array(rows))
+
+
+def _applied_transform(value: Any, path: Path) -> FloatArray:
+    """(4, 4) change of world axes; nerfstudio writes its upper three rows."""
+    try:
+        matrix = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.zeros(0)
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise ValueError(f"{path}: applied_transform must hold 3x4 numbers, found {value!r}")
+    applied = to_4x4(matrix[:3])
+    _require_rigid(applied[None], "applied_transform", path)
+    return applied
+
+
+def _require_rigid(matrix: FloatArray, what: str, path: Path) -> None:
+    error = np.asarray(rigid_error(matrix))
+    bad = np.flatnonzero(~(error <= _RIGID_TOLERANCE))
+    if len(bad):
+        i = int(bad[0])
+        det = float(np.linalg.det(matrix[i, :3, :3]))
+        found = f"a scale of {det ** (1 / 3):.4g}" if det > 0 else f"a reflection (determinant {det:.4g})"
+        if abs(det - 1) < _RIGID_TOLERANCE:
+            found = f"no rotation (off by {error[i]:.2g})"
+        raise ValueError(f"{path}: {what} carries {found} in entry {i}; expected rigid poses")
 
 
 def _k1(content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]) -> float | None:

@@ -101,10 +101,11 @@ def test_each_difference_shows_in_its_column():
     assert columns["agreement_focal_anchor_log"] is None
 
 
-def test_given_cameras_are_no_second_opinion():
+def test_depth_alone_is_no_second_opinion():
+    """As depth shipped with a recording: no cameras of an estimator, nothing to compare."""
     poses, focal = path(), np.full(FRAMES, 500.0)
-    given = sequence(poses, focal, np.arange(FRAMES), given_camera_to_world=True, given_intrinsics=True)
-    columns = compare(given, scale_of(1.0), [], solved(poses, focal), fps=FPS).columns()
+    shipped = SequenceGeometryResult(depth=NoMaps(), depth_sigma_log=0.02, metres_per_unit=1.0)
+    columns = compare(shipped, scale_of(1.0), [], solved(poses, focal), fps=FPS).columns()
     assert set(columns.values()) == {None}
 
 

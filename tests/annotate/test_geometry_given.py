@@ -11,7 +11,8 @@ import pytest
 import yaml
 from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.decode import ClipTiming
-from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, read_intrinsics
+from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
+from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_intrinsics
 from theodolite.annotate.geometry.rendered import (
     RenderedAnchor,
     RenderedConfig,
@@ -33,6 +34,7 @@ class Frames:
     source_height: int = 180
     source_width: int = 320
     num_source_frames: int | None = 6
+    image_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.timing.frame_index)
@@ -95,7 +97,6 @@ def test_depth_follows_the_source_frame_index_and_the_declared_unit(tmp_path) ->
         np.testing.assert_allclose(depth[1:], 2.0 * (source + 1))
     assert result.camera_to_world is None
     assert result.focal_px is None
-    assert not result.given_intrinsics
 
 
 def test_an_undeclared_unit_stays_undeclared(tmp_path) -> None:
@@ -149,9 +150,11 @@ def test_ray_distances_become_z_at_another_resolution(tmp_path) -> None:
     )
     result = GivenGeometrySource().run(clip, FRAMES)
     np.testing.assert_allclose(result.depth.read(2), 3.0, rtol=1e-6)
-    assert result.given_intrinsics
-    np.testing.assert_allclose(result.focal_px, [[150, 155]] * 4)  # stored at half of the source size
-    np.testing.assert_allclose(result.principal_point_px, [[75, 47.5]] * 4)
+    cameras = read_given_cameras(clip, FRAMES)
+    assert cameras is not None
+    assert cameras.camera_to_world is None
+    np.testing.assert_allclose(cameras.focal_px, [[150, 155]] * 4)  # stored at half of the source size
+    np.testing.assert_allclose(cameras.principal_point_px, [[75, 47.5]] * 4)
     blind = replace(clip, given=replace(clip.given, intrinsics_path=None))
     assert rejection(blind).reason == "ray_distance_without_intrinsics"
 
@@ -170,23 +173,27 @@ def test_per_frame_intrinsics_and_poses_follow_the_frame_index(tmp_path) -> None
         camera_to_world_path=tmp_path / "poses.txt",
         poses_metric=True,
     )
-    result = GivenGeometrySource().run(clip, FRAMES)
-    assert result.focal_px is not None
-    assert result.camera_to_world is not None
-    np.testing.assert_allclose(result.focal_px[:, 0], (400 + np.array([0, 2, 3, 5])) / 2)
-    np.testing.assert_allclose(result.camera_to_world[:, 0, 3], [0, 2, 3, 5])
-    assert result.given_camera_to_world
-    assert not result.poses_in_own_unit
+    found = read_given_cameras(clip, FRAMES)
+    assert found is not None
+    assert found.focal_px is not None
+    assert found.camera_to_world is not None
+    np.testing.assert_allclose(found.focal_px[:, 0], (400 + np.array([0, 2, 3, 5])) / 2)
+    np.testing.assert_allclose(found.camera_to_world[:, 0, 3], [0, 2, 3, 5])
+    np.testing.assert_array_equal(found.position, [0, 1, 2, 3])
+    assert found.metres_per_unit == 1.0
     own = replace(clip, given=replace(clip.given, poses_metric=False))
-    assert GivenGeometrySource().run(own, FRAMES).poses_in_own_unit
+    unknown = read_given_cameras(own, FRAMES)
+    assert unknown is not None
+    assert unknown.metres_per_unit is None
     mixed = replace(clip, given=replace(clip.given, depth_units_per_metre=None))
     assert rejection(mixed).reason == "given_units_disagree"
     np.savetxt(tmp_path / "poses.txt", poses[:5].reshape(5, 16))
-    short = rejection(clip)
-    assert short.reason == "pose_count_mismatch"
-    assert "5 poses" in short.detail
+    with pytest.raises(ClipRejection, match="pose_count_mismatch: clip c1: 5 poses"):
+        read_given_cameras(clip, FRAMES)
+    np.savetxt(tmp_path / "poses.txt", poses.reshape(6, 16))
     (tmp_path / "k.csv").write_text("frame,fx,fy,cx,cy\n0,400,400,160,90\n1,400,400,160,90\n")
-    assert rejection(clip).reason == "intrinsics_count_mismatch"
+    with pytest.raises(ClipRejection, match="intrinsics_count_mismatch"):
+        read_given_cameras(clip, FRAMES)
 
 
 def test_another_number_of_depth_files(tmp_path) -> None:
@@ -330,13 +337,17 @@ def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
     )
     frames = replace(FRAMES, source_height=90, source_width=160)
     result = GivenGeometrySource().run(clip, frames)
-    assert result.camera_to_world is not None
-    assert result.focal_px is not None
+    cameras = read_given_cameras(clip, frames)
+    assert cameras is not None
+    assert cameras.camera_to_world is not None
+    assert cameras.focal_px is not None
     for frame, source in enumerate((0, 2, 3, 5)):
         np.testing.assert_allclose(result.depth.read(frame), rendered.depth_m(source), atol=0.51 / 2700)
-        np.testing.assert_allclose(result.camera_to_world[frame], rendered.camera_to_world[source], atol=1e-6)
         np.testing.assert_allclose(
-            result.focal_px[frame], rendered.intrinsics[source, [0, 1], [0, 1]], rtol=1e-6
+            cameras.camera_to_world[frame], rendered.camera_to_world[source], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            cameras.focal_px[frame], rendered.intrinsics[source, [0, 1], [0, 1]], rtol=1e-6
         )
 
 
@@ -360,6 +371,11 @@ def test_a_real_recording() -> None:
     frames = Frames(timing(*range(150)), 360, 540, 360, 540, 150)
     result = GivenGeometrySource().run(clip, frames)
     depth = result.depth.read(70)
+    cameras = read_given_cameras(clip, frames)
+    assert cameras is not None
+    assert cameras.focal_px is not None
+    assert cameras.camera_to_world is not None
+    assert len(cameras.camera_to_world) == 150
     assert 0.4 < np.isnan(depth).mean() + 0.25 < 0.75  # 20 to 45 % of a frame have no value
     assert 0.5 < np.nanmedian(depth) < 5
 
