@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .index import PLACE_COLUMNS, indexed_parts, open_index, part_stamp
-from .rows import Row, rows_from_table
+from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_index, part_stamp
+from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
     return pads.FileSystemDataset(fragments, schema, _PARQUET, filesystem)
 
 
+_Place = TypeVar("_Place")
 _MAX_OPEN_PARTS = 64
 """Parts that `row` keeps open: files are limited (often to 1024 a process), and footers take memory."""
 
@@ -145,7 +146,9 @@ class ClipDataset:
             "arrow",
             "_places",
             "_open_parts",
-            "_indexed_parts",
+            "_stamps",
+            "_clip_rows",
+            "_numbers",
         ):  # what was read for this one serves that one too
             if name in self.__dict__:
                 narrowed.__dict__[name] = self.__dict__[name]
@@ -234,16 +237,19 @@ class ClipDataset:
             yield from rows_from_table(batch)
 
     def row(self, clip_id: str) -> Row:
-        """One clip by id. The first call reads the id column of the dataset, later ones only one row group.
+        """One clip by id. The first call reads the id column of the dataset, later ones only one row group: with an
+        index its series of frames alone, the rest comes from the index.
 
         Raises:
             KeyError: no such clip.
             ValueError: its part was rewritten since the dataset was opened.
         """
-        try:
-            file, group, offset = self._places[clip_id]
-        except KeyError:
-            raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(self._places)}") from None
+        if self._clip_rows is not None:
+            number = self._look_up(self._numbers, clip_id)
+            values = self._clip_rows.read(number, self._open_source)
+            if values is not None:
+                return rows_from_arrays(values, num_rows=1)[0]
+        file, group, offset = self._look_up(self._places, clip_id)
         part = self._open_parts.pop(file, None) or self._open_part(self.files[file])
         self._open_parts[file] = part
         if len(self._open_parts) > _MAX_OPEN_PARTS:
@@ -256,10 +262,27 @@ class ClipDataset:
             )
         return row
 
+    def _look_up(self, places: dict[str, _Place], clip_id: str) -> _Place:
+        try:
+            return places[clip_id]
+        except KeyError:
+            raise KeyError(f"{self.path}: no clip {clip_id!r} among {len(places)}") from None
+
+    def _open_source(self, number: int) -> pa.NativeFile:
+        """A part of the index, which must be the one that the index was made from. Checked once it is open: what is
+        put in its place later does not change what this file reads."""
+        source = pa.OSFile(self.files[number])
+        self._check_stamp(self.files[number])
+        return source
+
+    def _check_stamp(self, file: str) -> None:
+        if part_stamp(file) != self._stamps[file]:
+            raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
+
     def _open_part(self, file: str) -> _Part:
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        if self.index is not None and part_stamp(Path(self.path), Path(file)) not in self._indexed_parts:
-            raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
+        if self.index is not None:
+            self._check_stamp(file)
         part = pq.ParquetFile(file if local else self.filesystem.open_input_file(file))
         check_version(part.metadata.metadata, where=file)
         return _Part(part)
@@ -290,8 +313,20 @@ class ClipDataset:
         return list(columns)
 
     @cached_property
-    def _indexed_parts(self) -> set[tuple[str, int, int]]:
-        return set() if self.index is None else indexed_parts(self.index)
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """What the parts were when the index was made."""
+        return {} if self.index is None else dict(zip(self.files, indexed_parts(self.index), strict=True))
+
+    @cached_property
+    def _clip_rows(self) -> ClipRows | None:
+        return None if self.index is None else open_clip_rows(Path(self.path), self.index)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """clip id -> number of the clip in the index."""
+        assert self.index is not None  # asked for only with an index
+        ids = self.index.to_table(columns=["clip_id"])["clip_id"].to_pylist()
+        return dict(zip(ids, range(len(ids)), strict=True))
 
     @cached_property
     def _open_parts(self) -> dict[int, _Part]:

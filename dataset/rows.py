@@ -295,16 +295,20 @@ def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
     Raises:
         ValueError: a declared column is missing, or a row breaks the rules of `Row`.
     """
-    names = table.schema.names  # computed anew by every access
-    missing = [c.name for c in COLUMNS if c.name not in names and not c.nullable]
+    arrays = (_one_array(column) for column in table.columns)
+    return rows_from_arrays(dict(zip(table.schema.names, arrays, strict=True)), num_rows=table.num_rows)
+
+
+def rows_from_arrays(arrays: Mapping[str, pa.Array], *, num_rows: int) -> list[Row]:
+    """Rows of columns by name, each of `num_rows` values; otherwise as `rows_from_table`."""
+    missing = [c.name for c in COLUMNS if c.name not in arrays and not c.nullable]
     if missing:
         raise ValueError(f"table lacks the columns {', '.join(missing)}; read all columns to build rows")
-    if not table.num_rows:
+    if not num_rows:
         return []
     columns: dict[str, list[Any]] = {}
     unknown: dict[str, list[Any]] = {}
-    for name, column in zip(names, table.columns, strict=True):
-        array = _one_array(column)
+    for name, array in arrays.items():
         if name not in COLUMN_BY_NAME:
             unknown[name] = array.to_pylist()
         elif array.null_count and not COLUMN_BY_NAME[name].nullable:
@@ -318,14 +322,16 @@ def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
             **{name: values[i] for name, values in columns.items()},
             extra={name: values[i] for name, values in unknown.items()},
         )
-        for i in range(table.num_rows)
+        for i in range(num_rows)
     ]
 
 
 def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(column, pa.ChunkedArray):
         return column
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _values(name: str, array: pa.Array) -> list[Any]:

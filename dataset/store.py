@@ -13,6 +13,7 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -173,12 +174,13 @@ def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: i
     )
 
 
-def _leaf_paths(schema: pa.Schema) -> list[str]:
+@lru_cache(maxsize=8)
+def _leaf_paths(schema: pa.Schema) -> tuple[str, ...]:
     """Dotted Parquet paths of all leaf columns."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [parquet.column(i).path for i in range(len(parquet))]
+    return tuple(parquet.column(i).path for i in range(len(parquet)))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
