@@ -52,6 +52,8 @@ class GatesConfig(Strict):
     max_given_rotation_deg: Annotated[float, Field(gt=0)] = 3.0
     max_given_direction_deg: Annotated[float, Field(gt=0)] = 15.0
     """Median angle between given and solved relative rotations, and between directions of travel."""
+    max_given_turn_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The same angle between rotations as a share of what the camera turned."""
     given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far from 1 the ratio of solved to given path may lie where both are in metres."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
@@ -173,6 +175,7 @@ def judge_given(check: GivenPoseCheck, config: GatesConfig, *, longest_gap_s: fl
             upper=config.max_given_rotation_deg,
             unit="deg",
         ),
+        _bounded("given_turn", check.turn_share, upper=config.max_given_turn_share),
         _bounded(
             "given_direction",
             float(np.degrees(check.direction_rad)),
@@ -200,6 +203,7 @@ REASONS = {
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
     "given_rotation": "given_poses_disagree",
+    "given_turn": "given_poses_disagree",
     "given_direction": "given_poses_disagree",
     "given_scale": "given_poses_disagree",
     "given_gap": "given_poses_sparse",

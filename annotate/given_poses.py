@@ -18,6 +18,10 @@ from .solve import GIVEN, CameraSolution
 
 FloatArray = NDArray[np.floating]
 
+LEAST_TURN_RAD = np.radians(3.0)
+"""Turns smaller than this are not compared among themselves: solved and given rotations both err by tenths of a
+degree."""
+
 
 @dataclass(frozen=True)
 class GivenPoseCheck:
@@ -25,12 +29,16 @@ class GivenPoseCheck:
 
     Attributes:
         rotation_rad: angle between the two relative rotations.
+        turn_share: that angle over a sixth of the poses, as a share of how far the camera turned in that time (of
+            `LEAST_TURN_RAD` where it turned less). Where a clip turns little, paths that differ by axes, order of
+            numbers or time can be within a degree of each other; they are never within a tenth of what they turn.
         direction_rad: angle between the two translations, both in the axes of the first camera of the pair.
         scale: solved over given length of the path between the two, in the units in which they came.
         num_pairs: pairs whose translation is large enough to have a direction.
     """
 
     rotation_rad: float
+    turn_share: float
     direction_rad: float
     scale: float
     num_pairs: int
@@ -44,10 +52,13 @@ def compare_poses(solved: FloatArray, given: FloatArray, position_sigma: FloatAr
     """
     count = len(solved)
     rotation, direction, ratio = [], [], []
+    turn_share = float("nan")
     for lag in sorted({max(1, count // 16), max(1, count // 6)}):
         a = se3_inverse(solved[:-lag]) @ solved[lag:]
         b = se3_inverse(given[:-lag]) @ given[lag:]
         rotation.append(np.linalg.norm(so3_log(np.swapaxes(a[:, :3, :3], 1, 2) @ b[:, :3, :3]), axis=1))
+        turn = float(np.median(np.linalg.norm(so3_log(a[:, :3, :3]), axis=1)))
+        turn_share = float(np.median(rotation[-1])) / max(turn, LEAST_TURN_RAD)  # the longest lag counts
         ta, tb = np.linalg.norm(a[:, :3, 3], axis=1), np.linalg.norm(b[:, :3, 3], axis=1)
         moved = (ta > 5 * np.maximum(position_sigma[:-lag], position_sigma[lag:])) & (tb > 0)
         cosine = (a[moved, :3, 3] * b[moved, :3, 3]).sum(1) / (ta * tb)[moved]
@@ -56,6 +67,7 @@ def compare_poses(solved: FloatArray, given: FloatArray, position_sigma: FloatAr
     angles, ratios = np.concatenate(direction), np.concatenate(ratio)
     return GivenPoseCheck(
         rotation_rad=float(np.median(np.concatenate(rotation))),
+        turn_share=turn_share,
         direction_rad=float(np.median(angles)) if len(angles) else float("nan"),
         scale=float(np.exp(np.median(np.log(ratios)))) if len(ratios) else float("nan"),
         num_pairs=len(angles),

@@ -1,7 +1,8 @@
 """Source readers: where clips come from, always the same clips in the same order, cut into shards.
 
-Two kinds. `videos` is a folder of video files with nothing beside them. `index` is a table (YAML, JSON or CSV) that
+Three kinds. `videos` is a folder of video files with nothing beside them. `index` is a table (YAML, JSON or CSV) that
 names for every clip its media and whatever geometry the source ships; its columns are the fields of `IndexEntry`.
+`release` is a public video set as it unpacks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..dataset.formats.shipped import CamerasFormat
 from ..dataset.strict import Strict
 from .clip import ClipRef, DepthKind, GivenGeometry, MediaKind
+from .releases import ReleaseLayout, release_clips
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
 
@@ -52,11 +54,32 @@ class IndexSource(Strict):
     """Folder that paths in the index are relative to; null: the folder of the index."""
 
 
-SourceConfig = Annotated[VideosSource | IndexSource, Field(discriminator="kind")]
+class ReleaseSource(Strict):
+    """A public video set, unpacked, with the geometry that it ships."""
+
+    kind: Literal["release"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    layout: ReleaseLayout
+    """Whose tree it is; what makes a clip is described in annotate/releases.py."""
+    root: Path
+    """Folder that holds the tree, at any depth."""
+    metadata: Path | None = None
+    """CSV of the release, for layouts that need one; null: at its own place below the root, if it is there."""
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+
+
+Source = VideosSource | IndexSource | ReleaseSource
+SourceConfig = Annotated[Source, Field(discriminator="kind")]
 
 
 class IndexEntry(Strict):
-    """One clip of an index: the fields of `ClipRef` and `GivenGeometry`, paths relative to the source's root."""
+    """One clip of an index: the fields of `ClipRef` and `GivenGeometry`, paths relative to the source's root.
+
+    What is said of given geometry counts in the modes `given_depth` and `given_pose`; mode `estimate` looks at the
+    media alone.
+    """
 
     clip_id: Name
     media_path: str
@@ -110,7 +133,7 @@ class Shard:
     clips: tuple[ClipRef, ...]
 
 
-def read_clips(source: VideosSource | IndexSource) -> Iterator[ClipRef]:
+def read_clips(source: Source) -> Iterator[ClipRef]:
     """All clips of a source, in an order that depends on names only.
 
     Raises:
@@ -118,12 +141,22 @@ def read_clips(source: VideosSource | IndexSource) -> Iterator[ClipRef]:
     """
     if isinstance(source, VideosSource):
         return _read_videos(source)
+    if isinstance(source, ReleaseSource):
+        return release_clips(
+            source.layout,
+            media_root(source),
+            source.metadata,
+            source=source.name,
+            media_root=media_root(source),
+            data_licence=source.data_licence,
+            data_redistributable=source.data_redistributable,
+        )
     return _read_index(source)
 
 
-def media_root(source: VideosSource | IndexSource) -> Path:
+def media_root(source: Source) -> Path:
     """Folder that the media pointers of this source's rows are relative to."""
-    root = source.root if isinstance(source, VideosSource) else source.root or source.index.parent
+    root = source.root or source.index.parent if isinstance(source, IndexSource) else source.root
     return root.resolve()
 
 
@@ -284,7 +317,7 @@ def error_lines(error: ValidationError) -> list[str]:
     for item in error.errors():
         # The tag of a discriminated union is no key of the file.
         loc = [str(p) for p in item["loc"]]
-        if len(loc) > 1 and loc[0] == "source" and loc[1] in ("videos", "index"):
+        if len(loc) > 1 and loc[0] == "source" and loc[1] in ("videos", "index", "release"):
             del loc[1]
         path = ".".join(loc) or "(the file)"
         if item["type"] == "extra_forbidden":

@@ -31,7 +31,7 @@ from ..dataset.strict import Strict
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
 
-_PATH_KEYS = (("source", "root"), ("source", "index"))
+_PATH_KEYS = (("source", "root"), ("source", "index"), ("source", "metadata"))
 _RECORDED_PACKAGES = (
     "torch",
     "numpy",

@@ -39,7 +39,7 @@ FORMATS: tuple[CamerasFormat, ...] = ("omniworld", "dl3dv", "sekai-game", "spati
 _RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| that float32 storage and text rounding explain; the rest is another kind of matrix."""
 _DROPPED_DISTORTION = 0.01
-"""Displacement of an image corner, as a share of the diagonal, by distortion that is dropped."""
+"""Largest displacement, as a share of the diagonal, by distortion that is dropped (a phone's: 0.6 % in a corner)."""
 NORMALISED = (1, 1)
 """`image_size` of intrinsics that are fractions of width and height."""
 
@@ -134,16 +134,17 @@ def read_dl3dv(path: str | Path) -> ShippedCameras:
 
     The world is COLMAP's again (`applied_transform` undone). Intrinsics are for the size in the file, whatever the size
     of the images beside it. Cameras belong to stills by the number in their name; stills are some 4 to 5 a second of a
-    video that they do not number. Distortion: k1 is left to who solves the clip, the rest is dropped while it moves
-    no corner by more than 1 % of the diagonal.
+    video that they do not number. Distortion is left to who solves the clip with one radial term; a lens that this
+    term misses by more than 1 % of the diagonal anywhere is refused.
 
     Raises:
-        ValueError: as `read_nerfstudio`; names without a number or with the same one; distortion too strong to drop.
+        ValueError: as `read_nerfstudio`; names without a number or with the same one; distortion that is more than
+            one radial term.
     """
     path = Path(path)
     clip = read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop")
     assert clip.image_names is not None, "read_nerfstudio always names the images"
-    _require_weak_rest(_json(path), clip, path)
+    _require_one_radial_term(_json(path), clip, path)
     numbers = []
     for name in clip.image_names:
         digits = re.search(r"(\d+)$", Path(name).stem)
@@ -238,19 +239,21 @@ def read_spatialvid(folder: str | Path) -> ShippedCameras:
     )
 
 
-def _require_weak_rest(content: dict[str, Any], clip: CameraClip, path: Path) -> None:
-    """Refuse k2, k3, p1, p2 (OpenCV's model) that move a corner by more than 1 % of the diagonal."""
-    k2, k3, p1, p2 = (float(content.get(name) or 0.0) for name in ("k2", "k3", "p1", "p2"))
-    corners = np.array([[x, y] for x in (0.0, clip.width) for y in (0.0, clip.height)])
-    n = (corners - clip.principal_point_px[0]) / clip.focal_px[0]
+def _require_one_radial_term(content: dict[str, Any], clip: CameraClip, path: Path) -> None:
+    """Refuse distortion (OpenCV's k1, k2, k3, p1, p2) that no single radial term follows to 1 % of the diagonal."""
+    k1, k2, k3, p1, p2 = (float(content.get(name) or 0.0) for name in ("k1", "k2", "k3", "p1", "p2"))
+    grid = np.stack(np.meshgrid(np.linspace(0, clip.width, 21), np.linspace(0, clip.height, 21)), -1)
+    n = (grid.reshape(-1, 2) - clip.principal_point_px[0]) / clip.focal_px[0]
     x, y, r2 = n[:, 0], n[:, 1], (n * n).sum(1)
-    moved = n * (k2 * r2**2 + k3 * r2**3)[:, None]
+    moved = n * (k1 * r2 + k2 * r2**2 + k3 * r2**3)[:, None]
     moved += np.stack([2 * p1 * x * y + p2 * (r2 + 2 * x * x), p1 * (r2 + 2 * y * y) + 2 * p2 * x * y], 1)
-    share = float(np.linalg.norm(moved * clip.focal_px[0], axis=1).max() / np.hypot(clip.width, clip.height))
+    term = n * r2[:, None]
+    rest_px = (moved - term * ((moved * term).sum() / (term * term).sum())) * clip.focal_px[0]
+    share = float(np.linalg.norm(rest_px, axis=1).max() / np.hypot(clip.width, clip.height))
     if share > _DROPPED_DISTORTION:
         raise ValueError(
-            f"{path}: k2 {k2:g}, k3 {k3:g}, p1 {p1:g}, p2 {p2:g} move a corner by {100 * share:.1f} % of the diagonal;"
-            " undistort the images to a pinhole first"
+            f"{path}: k1 {k1:g}, k2 {k2:g}, k3 {k3:g}, p1 {p1:g}, p2 {p2:g} leave {100 * share:.1f} % of the diagonal"
+            " after the best single radial term; undistort the images to a pinhole first"
         )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.given_poses import compare_poses, keep_given_poses
+from theodolite.annotate.gates import GatesConfig, judge_given
+from theodolite.annotate.given_poses import compare_poses, keep_given_poses, longest_gap_s
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
-from theodolite.dataset.cameras import se3_exp, se3_inverse
+from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp, so3_log
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import POSE_SOURCES
 
@@ -95,6 +96,7 @@ def path_with_turns() -> np.ndarray:
         ("centimetres", lambda t: np.concatenate([t[:, :3, :3], 100 * t[:, :3, 3:]], 2)),
         ("another clip", lambda t: path_with_turns()[::-1]),
         ("shifted by a quarter of the clip", lambda t: np.roll(t, FRAMES // 4, axis=0)),
+        ("every frame is the next but one", lambda t: np.concatenate([t[::2], t[::2]])),
     ],
 )
 def test_each_wrong_convention_shows(name: str, wrong) -> None:
@@ -105,8 +107,7 @@ def test_each_wrong_convention_shows(name: str, wrong) -> None:
     if name == "rows swapped":
         given[:, 2, :3] *= -1  # still a rotation
     check = compare_poses(truth, given, np.full(FRAMES, 0.001))
-    fine = check.rotation_rad < np.radians(3) and check.direction_rad < np.radians(15)
-    fine &= 0.8 < check.scale < 1.25
+    fine = all(gate.passed for gate in judge_given(check, GatesConfig(), longest_gap_s=0.0))
     assert fine == (name == "intact"), check
 
 
@@ -121,6 +122,54 @@ def test_frames_without_a_given_pose_take_the_solved_motion() -> None:
     assert (kept.pose_source[10:15] == "solved").all()
     assert (np.delete(kept.pose_source, np.s_[10:15]) == "given").all()
     assert check.scale == pytest.approx(1)
+
+
+def test_a_slow_clip_hides_no_wrong_axes() -> None:
+    """Turns of two degrees: swapped axes stay below three degrees of difference, and still show."""
+    truth = path_with_turns()
+    angle = so3_log(truth[:, :3, :3]) * 0.15
+    truth[:, :3, :3] = so3_exp(angle)
+    wrong = truth.copy()
+    wrong[:, :3, :3] = so3_exp(angle[:, [1, 0, 2]])
+    check = compare_poses(truth, wrong, np.full(FRAMES, 0.001))
+    assert check.rotation_rad < np.radians(3)
+    gates = {g.name: g.passed for g in judge_given(check, GatesConfig(), longest_gap_s=0.0)}
+    assert gates["given_rotation"]
+    assert not gates["given_turn"]
+
+
+def test_poses_between_the_frames_of_the_clip() -> None:
+    """A pose for every third of 30 frames a second, a clip of 16: given poses hold where they are, motion between."""
+    fine = np.arange(0, FRAMES - 1, 0.125)
+    truth = interpolate_poses(np.arange(FRAMES, dtype=float), path_with_turns(), fine)
+    position = fine[4::13]
+    rng = np.random.default_rng(5)
+    # The solved path drifts; the given one does not, and is in another world and unit.
+    drift = se3_exp(np.cumsum(0.002 * rng.standard_normal((len(fine), 6)), 0) / 8)
+    solved = (drift @ truth)[::8]
+    given = se3_exp(np.array([1, 2, 3, 0.3, 0.2, 0.1])) @ truth[4::13]
+    given[:, :3, 3] *= 0.5
+    frames = len(solved)
+    cameras = replace(
+        solution(),
+        camera_to_world=solved,
+        pose_source=np.full(frames, "solved"),
+        position_sigma=np.full(frames, 0.001),
+    )
+    kept, check = keep_given_poses(cameras, given, position, unit_to_metres=2.0)
+    assert check.scale == pytest.approx(1, abs=0.02)
+    on = np.isin(np.arange(frames), position)
+    np.testing.assert_array_equal(kept.pose_source == "given", on)
+    assert 0 < on.sum() < frames / 4
+    error = np.linalg.norm(
+        (se3_inverse(kept.camera_to_world) @ (se3_inverse(truth[:1]) @ truth[::8]))[:, :3, 3], axis=1
+    )
+    raw = np.linalg.norm((se3_inverse(solved) @ drift[:1] @ truth[::8])[:, :3, 3], axis=1)
+    assert error.max() < 0.4 * raw.max()
+    assert np.abs(np.linalg.det(kept.camera_to_world[:, :3, :3]) - 1).max() < 1e-12
+    time_s = np.arange(frames) / 16
+    assert longest_gap_s(position, time_s) == pytest.approx(1.625 / 16)
+    assert longest_gap_s(position[4:], time_s) == pytest.approx((0.5 + 4 * 1.625) / 16)
 
 
 def test_too_few_and_motionless_given_poses() -> None:
