@@ -673,6 +673,7 @@ def solve(
     tolerance: float = 1e-5,
     want_covariance: bool = False,
     band_frames: int | None = None,
+    hopeless_above: float | None = None,
 ) -> Solution:
     """Minimise the robust cost from `state` by Levenberg-Marquardt.
 
@@ -683,6 +684,8 @@ def solve(
         max_iterations, tolerance: steps at most; stop when a step lowers the cost by less than this fraction.
         want_covariance: also return per-frame covariance, scaled by the robust residual variance.
         band_frames: overrides the configured band width.
+        hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
+            as the last one would not bring it down there.
     Raises:
         ValueError: if the problem has no observation or is not sorted.
         FloatingPointError: if the cost is not finite at the start.
@@ -731,7 +734,8 @@ def solve(
     converged = False
     iteration = 0
     limit = max_iterations or config.max_iterations
-    while iteration < limit and not converged:
+    lost = False
+    while iteration < limit and not converged and not lost:
         linear, _ = _linearise(problem, state, config.robust_scale, free)
         normal = _Normal(problem, layout, linear, state, priors, free)
         accepted = False
@@ -752,6 +756,7 @@ def solve(
                     state, (camera, lens, points), (trial, new_cost, new_data)
                 )
                 converged = float(cost - new_cost) < tolerance * float(cost)
+                lost = hopeless_above is not None and float(new_data - 5 * (data - new_data)) > hopeless_above
                 state, cost, data = trial, new_cost, new_data
                 damping, growth, accepted = max(damping / 5, 1e-9), 2.0, True
             else:
@@ -766,26 +771,7 @@ def solve(
     weight = torch.where(behind, torch.zeros_like(weight), weight)
     covariance = None
     if want_covariance:
-        linear, _ = _linearise(problem, state, config.robust_scale, free)
-        wide = _layout(problem, max(config.covariance_band_frames, band_frames or config.band_frames))
-        normal = _Normal(problem, wide, linear, state, priors, free)
-        damping = 1e-10
-        while True:
-            try:
-                normal.damp(damping)
-                break
-            except FloatingPointError:
-                # Directions that nothing determines: the least damping that factorises bounds their variance.
-                damping *= 10
-                if damping > 1e-2:
-                    raise
-        # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
-        variance = float((r_uv * r_uv).sum(1).median()) / 1.386
-        # Unknowns soak up part of the noise.
-        equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
-        unknowns = CAMERA_DOF * problem.num_frames + 3 * problem.num_points
-        variance *= equations / max(equations - unknowns, 0.1 * equations)
-        covariance = normal.covariance() * max(variance, 1e-6)
+        covariance = _covariance(problem, state, priors, free, config, band_frames or config.band_frames)
     return Solution(
         state=state,
         cost=float(cost),
@@ -801,6 +787,33 @@ def solve(
         weight=weight,
         covariance=covariance,
     )
+
+
+def _covariance(
+    problem: Problem, state: State, priors: _Priors, free: Tensor, config: BundleConfig, band_frames: int
+) -> Tensor:
+    """(F, 7, 7) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
+    linear, _ = _linearise(problem, state, config.robust_scale, free)
+    wide = _layout(problem, max(config.covariance_band_frames, band_frames))
+    normal = _Normal(problem, wide, linear, state, priors, free)
+    damping = 1e-10
+    while True:
+        try:
+            normal.damp(damping)
+            break
+        except FloatingPointError:
+            # Directions that nothing determines: the least damping that factorises bounds their variance.
+            damping *= 10
+            if damping > 1e-2:
+                raise
+    r_uv = _residuals(problem, state)[0]
+    # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
+    variance = float((r_uv * r_uv).sum(1).median()) / 1.386
+    # Unknowns soak up part of the noise.
+    equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
+    unknowns = CAMERA_DOF * problem.num_frames + 3 * problem.num_points
+    variance *= equations / max(equations - unknowns, 0.1 * equations)
+    return normal.covariance() * max(variance, 1e-6)
 
 
 def resect(

@@ -20,7 +20,7 @@ class ExecutorConfig(Strict):
 
     clips_in_flight: Annotated[int, Field(ge=1, le=64)] | None = None
     """Clips (of as many shards) that one local worker has under way at once: while some wait for the GPU or a solver,
-    others are decoded and tracked. Null: two more than solvers where a GPU runs networks; else 1."""
+    others are decoded and tracked. Null: three more than solvers where a GPU runs networks; else 1."""
     solver_processes: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes beside a worker that solve its bundles; 0: the worker itself does. Null: three quarters of the worker's
     cores where a GPU runs networks; else 0."""

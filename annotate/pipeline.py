@@ -9,7 +9,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ from .geometry.base import (
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
 from .geometry.given_cameras import GivenCameras, read_given_cameras
 from .given_poses import keep_given_poses, longest_gap_s
-from .pool import in_solver, shares
+from .pool import in_solver, shares, streamed
 from .scale import ScaleEstimate, estimate_scale
 from .solve import CameraSolution, KnownLens, StartCameras, solve_cameras
 from .start import WithoutFrames, prove_anchors
@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 _MIN_PLACED = 0.5
 """Share of the keyframes that anchors must place; with fewer the bundle finds its own start, from the tracks alone."""
+
+_DEPTHS_PER_FRAME = 30.0
+"""Independent errors in a frame of a network's depth; as many as `align` counts in an edge between windows."""
 
 Mode = Literal["estimate", "given_depth", "given_pose"]
 
@@ -142,7 +145,10 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         frames = progress.frames = open_clip(clip, config.decode)
         progress.given = _given_cameras(clip, frames, progress.mode)
     if hasattr(estimators.sequence, "start"):
-        missing = _stream(progress, frames, config, estimators)
+        with ExitStack() as place:
+            with progress.stage("waiting"):
+                place.enter_context(streamed(config))
+            missing = _stream(progress, frames, config, estimators)
     else:
         missing = _given(progress, frames, config, estimators)
     measured = progress.measured
@@ -176,6 +182,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
             start=start,
+            depths_per_frame=_DEPTHS_PER_FRAME if progress.networks else None,
             lens=_known_lens(progress.given),
         )
     given_gates: tuple[Gate, ...] = ()
@@ -286,7 +293,8 @@ def _given(
 
 
 def _metric_frames(frames: ClipFrames, config: AnnotateConfig) -> list[int]:
-    step = max(1, round(frames.timing.fps / config.geometry.anchor_fps))
+    sparse = round(frames.timing.fps / config.geometry.anchor_fps)
+    step = max(1, min(sparse, len(frames) // config.geometry.min_anchor_frames))
     return list(range(step // 2, len(frames), step))
 
 

@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,6 +45,12 @@ WORKERS_PER_GPU = 2
 once more (about 12 GB in all)."""
 
 
+CLIPS_STREAMED = 3
+"""Clips of a worker that are decoded, tracked and seen by the networks at a time. Tracking takes a thread three times
+as long as the networks take; with more, all clips would creep through the GPU together, then queue for solvers."""
+_streams = threading.BoundedSemaphore(CLIPS_STREAMED)
+
+
 def shares(config: AnnotateConfig) -> tuple[int, int]:
     """Clips that a worker has under way, and its solver processes (see `ExecutorConfig`)."""
     gpus = num_gpus(config.geometry)
@@ -53,9 +60,19 @@ def shares(config: AnnotateConfig) -> tuple[int, int]:
         # Bundles take three times the processor time of decoding and tracking.
         solvers = max(1, 3 * cores // (4 * WORKERS_PER_GPU * gpus)) if gpus else 0
     if clips is None:
-        # A clip in a solver is under way as well; two more are decoded meanwhile.
-        clips = solvers + 2 if gpus else 1
+        # A clip in a solver is under way as well.
+        clips = solvers + CLIPS_STREAMED if gpus else 1
     return clips, solvers
+
+
+@contextmanager
+def streamed(config: AnnotateConfig) -> Iterator[None]:
+    """Holds one of the worker's `CLIPS_STREAMED` places; waits for it where clips share a worker."""
+    if shares(config)[0] == 1:
+        yield
+        return
+    with _streams:
+        yield
 
 
 def share_threads(config: AnnotateConfig) -> None:

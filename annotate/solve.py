@@ -71,7 +71,8 @@ class CameraSolution:
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
         num_tracks, num_loops: totals.
-        focal_cost: cost of each focal model that was tried (lower fits better).
+        focal_cost: cost of each focal model that was tried (lower fits better); of one that was given up as hopeless,
+            what it had come to.
         scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree.
         radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2) in normalised coordinates; the
             pinhole cameras are those of the undistorted image.
@@ -1288,44 +1289,57 @@ def _choose_focal_model(
     1 for constant, one per piece, and for smooth one per second (16 frames), about what its prior leaves free.
     """
     frames = problem.num_frames
-    observations = len(problem.frame)
+    # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an independent one,
+    # or the criterion would buy any wiggle.
+    unit = float(np.log(max(2, 0.1 * len(problem.frame))))
     costs: dict[str, float] = {}
     solutions: dict[FocalModel, Solution] = {}
+    priors: dict[FocalModel, ba.FocalPrior] = {}
 
-    def finish(model: FocalModel, breaks: Tensor | None, freedom: float) -> None:
-        prior = replace(ba.focal_prior(model, frames, config, breaks=breaks), expected=expected)
-        start = smooth.state
-        if model != "smooth":
-            start = replace(start, log_focal=_flatten(start.log_focal, breaks))
-        solution = ba.solve(
-            problem,
-            start,
-            prior,
-            config,
-            tolerance=_TOLERANCE,
-            want_covariance=True,
-        )
-        # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an
-        # independent one, or the criterion would buy any wiggle.
-        costs[model] = 0.2 * solution.data_cost + freedom * float(np.log(max(2, 0.1 * observations)))
+    def finish(model: FocalModel, breaks: Tensor | None, freedom: float, *, judged: bool = True) -> None:
+        priors[model] = replace(ba.focal_prior(model, frames, config, breaks=breaks), expected=expected)
+        if model == "smooth":
+            solution = smooth
+        else:
+            start = replace(smooth.state, log_focal=_flatten(smooth.state.log_focal, breaks))
+            best = min(costs.values(), default=np.inf)
+            solution = ba.solve(
+                problem,
+                start,
+                priors[model],
+                config,
+                tolerance=_TOLERANCE,
+                hopeless_above=(best - freedom * unit) / 0.2 if judged and np.isfinite(best) else None,
+            )
+        costs[model] = 0.2 * solution.data_cost + freedom * unit
         solutions[model] = solution
 
-    wanted = ("constant", "smooth", "piecewise") if config.focal_model == "auto" else (config.focal_model,)
+    # Rolling shutter, blur and lens distortion ask for wiggles of this size; a zoom that small is no zoom.
+    still = float(smooth.state.log_focal.std()) < config.focal_floor
+    wanted = ("smooth", "constant", "piecewise") if config.focal_model == "auto" else (config.focal_model,)
     breaks = _find_breaks(smooth.state.log_focal)
-    if "constant" in wanted:
-        finish("constant", None, 1.0)
-    if "piecewise" in wanted and (len(breaks) or config.focal_model == "piecewise"):
-        finish("piecewise", breaks, 1.0 + 2.0 * len(breaks))
     if "smooth" in wanted:
         finish("smooth", None, 1.0 + frames / 16.0)
+    if "constant" in wanted:
+        finish("constant", None, 1.0, judged=not still)
+    if "piecewise" in wanted and (len(breaks) or config.focal_model == "piecewise"):
+        finish("piecewise", breaks, 1.0 + 2.0 * len(breaks))
     model: FocalModel = min(solutions, key=lambda name: costs[name])
     if model != "constant" and "constant" in costs:
         spread = float(solutions[model].state.log_focal.std())
         if spread < config.focal_floor:
-            # Rolling shutter, blur and lens distortion ask for wiggles of this size; a zoom that small is no zoom.
             model = "constant"
     log.debug("focal models: %s -> %s", costs, model)
-    return solutions[model], model, costs
+    # Once more from its own optimum, whose covariance nobody needed before.
+    best = ba.solve(
+        problem,
+        solutions[model].state,
+        priors[model],
+        config,
+        tolerance=_TOLERANCE,
+        want_covariance=True,
+    )
+    return best, model, costs
 
 
 def _flatten(log_focal: Tensor, breaks: Tensor | None) -> Tensor:

