@@ -128,15 +128,14 @@ def clips(args: argparse.Namespace) -> None:
             f" {x['reasons']} {x['error'] or ''} {stages}"
         )
     print(f"{len(lines)} clips in {took:.0f} s: {took / len(lines):.1f} s a clip, start and end included")
-    # Full: from the first clip that is done until the last one begins.
-    first, last = lines[0]["ended"], max(x["began"] for x in lines)
-    inside = sum(first < x["ended"] <= last for x in lines)
-    count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
-    if inside:
-        print(f"steady: {inside} clips in {last - first:.0f} s: {(last - first) / inside:.1f} s a clip")
-        print(
-            f"the corpus has {count:,} clips of {seconds:.0f} s: {count * (last - first) / inside / 3600:.0f} GPU-hours"
-        )
+    # What comes out between the first clip and the last: the start of the workers and the first clip's way through the
+    # stages are left out, and so is nothing else.
+    window = lines[-1]["ended"] - lines[0]["ended"]
+    if len(lines) > 1:
+        rate = window / (len(lines) - 1)
+        count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
+        print(f"steady: {len(lines) - 1} clips in {window:.0f} s: {rate:.1f} s a clip")
+        print(f"the corpus has {count:,} clips of {seconds:.0f} s: {count * rate / 3600:.0f} GPU-hours")
     reserved = max(x["reserved_gib"] for x in lines)
     print(f"GPU memory: {memory.peak_gib:.1f} GiB in use at most; one worker reserves {reserved:.1f} GiB")
 
