@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ..dataset.cameras import resize_intrinsics
+from ..dataset.frames import VideoWriter
 from ..dataset.strict import Strict
 from .render_scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
 
@@ -525,44 +525,6 @@ def write_png(path: Path, image: NDArray) -> None:
     stored = image[..., ::-1] if image.ndim == 3 else image
     if not cv2.imwrite(str(path), stored, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
         raise ValueError(f"{path}: cannot write the image; does the folder exist?")
-
-
-class VideoWriter:
-    """H.264 file of high quality, one frame at a time; use as a context manager.
-
-    Args:
-        path: `.mp4` file to write.
-        width, height: even numbers (4:2:0 chroma).
-        fps: frame rate.
-        crf: x264 quality, lower is better; 12 is visually lossless.
-    Raises:
-        ValueError: odd size.
-    """
-
-    def __init__(self, path: Path, *, width: int, height: int, fps: float, crf: int = 12) -> None:
-        import av
-
-        if width % 2 or height % 2:
-            raise ValueError(f"{path}: H.264 with 4:2:0 chroma needs even sizes, got {width}x{height}")
-        self._frame_type = av.VideoFrame
-        self._container = av.open(str(path), "w")
-        rate = Fraction(fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.options = {"crf": str(crf), "preset": "veryfast"}
-
-    def write(self, rgb: U8) -> None:
-        """Append (height, width, 3) uint8."""
-        frame = self._frame_type.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-        self._container.mux(self._stream.encode(frame))
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
 
 
 @dataclass(frozen=True, kw_only=True)

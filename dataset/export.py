@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .formats.base import CameraClip, camera_clip
+from .formats.base import CameraClip, Pictures, camera_clip
 from .formats.colmap import write_colmap
 from .formats.huggingface import write_huggingface
 from .formats.lerobot import write_lerobot
@@ -17,7 +17,7 @@ from .formats.nerfstudio import write_nerfstudio
 from .formats.rerun import write_rerun
 from .formats.sana import write_sana_npy, write_sana_zip
 from .formats.webdataset import write_webdataset
-from .frames import read_frames
+from .frames import iterate_frames, read_frames
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .trajectories import write_kitti, write_tum
@@ -45,13 +45,17 @@ PER_CLIP: dict[str, Callable[[CameraClip, Path], object]] = {
     "kitti": _kitti,
     "sana-npy": lambda clip, out: write_sana_npy(clip, out),
 }
-SHARDED: dict[str, Callable[[list[CameraClip], Path, int], object]] = {
-    "sana-zip": lambda clips, out, number: write_sana_zip(clips, out / f"theodolite_{number:08d}.zip"),
-    "webdataset": lambda clips, out, number: write_webdataset(
-        clips, out / f"{number:06d}", clips_per_shard=len(clips)
+SHARDED: dict[str, Callable[[list[CameraClip], Path, int, Pictures | None], object]] = {
+    "sana-zip": lambda clips, out, number, _pictures: write_sana_zip(
+        clips, out / f"theodolite_{number:08d}.zip"
     ),
-    "lerobot": lambda clips, out, _number: write_lerobot(clips, out),
+    "webdataset": lambda clips, out, number, pictures: write_webdataset(
+        clips, out / f"{number:06d}", clips_per_shard=len(clips), pictures=pictures
+    ),
+    "lerobot": lambda clips, out, _number, pictures: write_lerobot(clips, out, pictures=pictures),
 }
+WITH_VIDEO = ("webdataset", "lerobot")
+"""Formats that carry the clips' pictures as video, one frame per camera, if `media_root` is given."""
 FORMATS = (*PER_CLIP, *SHARDED, "huggingface", "rerun")
 _RERUN_PICTURES = 100
 _CLIPS_PER_SHARD = 1000
@@ -72,9 +76,11 @@ def export_dataset(
         format: one of `FORMATS`.
         clip_ids: only these; unknown or rejected ones are an error.
         source: only this source.
-        media_root: folder to which media paths refer; `rerun` then shows up to 100 pictures of each clip.
+        media_root: folder to which media paths refer; `rerun` then shows up to 100 pictures of each clip, and
+            `webdataset` and `lerobot` carry a video of each, re-encoded so that every camera has one frame.
     Raises:
-        ValueError: unknown format, nothing to export, an id that is not there, or stand-in rows.
+        ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, or videos of media that
+            may not be passed on.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -83,6 +89,9 @@ def export_dataset(
     if format == "huggingface":
         write_huggingface(chosen, out)
         return len(chosen)
+    pictures = None
+    if format in WITH_VIDEO and media_root is not None:
+        pictures = _video_pictures(chosen, media_root)
     out.mkdir(parents=True, exist_ok=True)
     count, pending, shard = 0, [], 0
     size = 10**9 if format == "lerobot" else _CLIPS_PER_SHARD
@@ -96,13 +105,30 @@ def export_dataset(
         if format in PER_CLIP:
             PER_CLIP[format](clip, out)
             continue
+        if pictures is not None:  # H.264 takes even sizes
+            clip = clip.resized(height=clip.height // 2 * 2, width=clip.width // 2 * 2)
         pending.append(clip)
         if len(pending) == size:
-            SHARDED[format](pending, out, shard)
+            SHARDED[format](pending, out, shard, pictures)
             pending, shard = [], shard + 1
     if pending:
-        SHARDED[format](pending, out, shard)
+        SHARDED[format](pending, out, shard, pictures)
     return count
+
+
+def _video_pictures(chosen: ClipDataset, media_root: str | Path) -> Pictures:
+    """Frames of a clip by its name.
+
+    Raises:
+        ValueError: there are clips whose media may not be passed on.
+    """
+    kept = chosen.where(~pc.field("data_redistributable")).to_table(["clip_id"])["clip_id"].to_pylist()
+    if kept:
+        raise ValueError(
+            f"{chosen.path}: the media of {len(kept)} clips may not be passed on, e.g. {kept[0]}; export those without "
+            "--media-root (cameras alone), or choose others with --source or --clip"
+        )
+    return lambda clip: iterate_frames(chosen.row(clip.name), media_root, size=(clip.height, clip.width))
 
 
 def _pictures(row: Row, media_root: str | Path) -> dict[int, NDArray[np.uint8]]:

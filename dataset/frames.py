@@ -1,9 +1,10 @@
-"""Pictures of a stored clip: the frames that its row names, at the size that its intrinsics refer to."""
+"""Pictures of a stored clip: the frames that its row names, at the size that its intrinsics refer to; and videos."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,27 @@ def read_frames(
     positions: Sequence[int] | None = None,
     size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """RGB frames of a clip from its media.
+    """RGB frames of a clip from its media, all at once; arguments and errors as `iterate_frames`.
+
+    Returns:
+        (n, height, width, 3) uint8.
+    """
+    height, width = size or (row.height, row.width)
+    count = row.num_frames if positions is None else len(positions)
+    out = np.empty((count, height, width, 3), dtype=np.uint8)
+    for i, image in enumerate(iterate_frames(row, root, positions=positions, size=(height, width))):
+        out[i] = image
+    return out
+
+
+def iterate_frames(
+    row: Row,
+    root: str | Path = ".",
+    *,
+    positions: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """RGB frames of a clip from its media, (height, width, 3) uint8, one after the other.
 
     Source frames are counted as decoded forward from the start of the file (never by seeking, which some
     files answer one frame late), so `frame_index` names the same pictures as in the annotation.
@@ -30,8 +51,6 @@ def read_frames(
         root: folder to which a relative `media` refers.
         positions: clip frames wanted, increasing; all if None. Decoding stops after the last.
         size: (height, width) to return; the stored size if None.
-    Returns:
-        (n, height, width, 3) uint8.
     Raises:
         ValueError: media missing, unreadable, of another shape, shorter than the row says, or without files
         (rendered).
@@ -48,10 +67,8 @@ def read_frames(
     else:
         raise ValueError(f"clip {row.clip_id}: {row.media_kind} media has no files to read frames from")
     height, width = size or (row.height, row.width)
-    out = np.empty((len(chosen), height, width, 3), dtype=np.uint8)
-    for i, image in enumerate(source):
-        out[i] = _fit(image, height, width)
-    return out
+    for image in source:
+        yield _fit(image, height, width)
 
 
 def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -140,3 +157,53 @@ def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[N
 def _natural(path: Path) -> tuple[tuple[int, str | int], ...]:
     """Frame 2 before frame 10, padded or not."""
     return tuple((1, int(p)) if p.isdigit() else (0, p) for p in re.split(r"(\d+)", path.name))
+
+
+class VideoWriter:
+    """H.264 file of high quality, one frame at a time; use as a context manager.
+
+    Args:
+        path: `.mp4` file to write.
+        width, height: even numbers (4:2:0 chroma).
+        fps: frame rate; frame i is shown from i / fps on.
+        crf: x264 quality, lower is better; 12 is visually lossless.
+        key_frame_every: frames from one key frame to the next, for readers that jump; None leaves it to x264.
+    Raises:
+        ValueError: odd size.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float,
+        crf: int = 12,
+        key_frame_every: int | None = None,
+    ) -> None:
+        import av
+
+        if width % 2 or height % 2:
+            raise ValueError(f"{path}: H.264 with 4:2:0 chroma needs even sizes, got {width}x{height}")
+        self._frame_type = av.VideoFrame
+        self._container = av.open(str(path), "w")
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream = self._container.add_stream("libx264", rate=rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.options = {"crf": str(crf), "preset": "veryfast"}
+        if key_frame_every is not None:
+            self._stream.options |= {"g": str(key_frame_every), "bf": "0"}
+
+    def write(self, rgb: NDArray[np.uint8]) -> None:
+        """Append (height, width, 3) uint8."""
+        frame = self._frame_type.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()

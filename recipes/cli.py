@@ -232,7 +232,10 @@ def export(
     source: Annotated[str | None, typer.Option("--source", help="Only this source.")] = None,
     media_root: Annotated[
         Path | None,
-        typer.Option("--media-root", help="Folder that media paths are relative to (rerun pictures)."),
+        typer.Option(
+            "--media-root",
+            help="Folder that media paths are relative to; rerun, webdataset and lerobot then carry pictures.",
+        ),
     ] = None,
 ) -> None:
     """Write the accepted clips in the format of another tool."""

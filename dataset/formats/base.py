@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from ..cameras import (
     split_intrinsics,
     transform,
 )
+from ..frames import VideoWriter
 from ..rows import Row
 
 FloatArray = NDArray[np.floating]
+Pictures = Callable[["CameraClip"], Iterator[NDArray[np.uint8]]]
+"""Gives the RGB frames of a clip, (height, width, 3) uint8, one for each camera."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +35,7 @@ class CameraClip:
         focal_px, principal_point_px: (F, 2) for `height` x `width`; pixel centres at +0.5.
         radial_k1: x_px = f n (1 + k1 |n|^2) + c, or None for a pinhole.
         time_s: (F,) seconds from the clip's first frame.
+        media: pointer to the media, and frame_index: (F,) which of its decoded frames each camera belongs to.
         image_names: (F,) names of stills, if the format needs or gave them.
         caption: one text, or None.
         scores: numbers by name, for formats with score sidecars.
@@ -44,6 +49,8 @@ class CameraClip:
     width: int
     radial_k1: float | None = None
     time_s: FloatArray | None = None
+    media: str | None = None
+    frame_index: NDArray[np.integer] | None = None
     image_names: tuple[str, ...] | None = None
     caption: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -63,7 +70,7 @@ class CameraClip:
             raise ValueError(
                 f"clip {self.name}: stored size is {self.width}x{self.height}; intrinsics need it"
             )
-        for name in ("time_s", "image_names"):
+        for name in ("time_s", "frame_index", "image_names"):
             value = getattr(self, name)
             if value is not None and len(value) != frames:
                 raise ValueError(f"clip {self.name}: {len(value)} {name} for {frames} frames")
@@ -124,9 +131,32 @@ def camera_clip(row: Row) -> CameraClip:
         width=row.width,
         radial_k1=row.radial_k1,
         time_s=row.time_s - row.time_s[0],
+        media=row.media,
+        frame_index=row.frame_index,
         caption=next(iter(captions.values()), None),
         scores=numbers | {k: float(v) for k, v in (row.metrics or {}).items()},
     )
+
+
+def mean_rate_hz(clip: CameraClip) -> float:
+    """Frames a second on average. Raises ValueError for a clip without times or with a single frame."""
+    if clip.time_s is None or len(clip) < 2:
+        raise ValueError(f"clip {clip.name}: {len(clip)} frames, times are needed for a frame rate")
+    return (len(clip) - 1) / float(clip.time_s[-1] - clip.time_s[0])
+
+
+def write_video(video: VideoWriter, clip: CameraClip, pictures: Pictures) -> None:
+    """Append all frames of a clip to a video.
+
+    Raises:
+        ValueError: more or fewer frames than cameras, which then no longer belong to each other.
+    """
+    count = 0
+    for rgb in pictures(clip):
+        video.write(rgb)
+        count += 1
+    if count != len(clip):
+        raise ValueError(f"clip {clip.name}: {count} pictures for {len(clip)} cameras")
 
 
 def read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""LeRobot v3.0 folder: many episodes per file, cameras as features. Videos are not copied.
+"""LeRobot v3.0 folder: many episodes per file, cameras as features, pictures as a video feature where given.
 
 Source of the layout: LeRobot documentation, "LeRobotDataset v3.0" (meta/info.json, meta/episodes, data
 chunks).
@@ -7,24 +7,38 @@ chunks).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from .base import CameraClip, read_text
+from ..frames import VideoWriter
+from .base import CameraClip, Pictures, mean_rate_hz, read_text, write_video
 
 _POSE_NAMES = [f"{kind}{r}{c}" for r in range(3) for kind, c in (("r", 0), ("r", 1), ("r", 2), ("t", 3))]
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CHUNK_FILES, _DATA_FILE_MB = 1000, 100
+_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_VIDEO_FILE_MB = 200
+_KEY_FRAME_EVERY = 2
+"""As LeRobot's own writer: its loader jumps to single frames."""
 POSE_KEY, INTRINSICS_KEY = "observation.camera_pose", "observation.intrinsics"
+VIDEO_KEY = "observation.images.video"
 
 
-def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int | None = None) -> Path:
+def write_lerobot(
+    clips: Sequence[CameraClip],
+    folder: str | Path,
+    *,
+    fps: int | None = None,
+    pictures: Pictures | None = None,
+) -> Path:
     """Write a LeRobot v3.0 dataset of cameras, one episode per clip; returns the folder.
 
     Features: `observation.camera_pose` float32 (12,) row-major 3x4 camera to world, OpenCV axes, metres;
@@ -33,8 +47,9 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int |
 
     Args:
         fps: frames a second, one whole number for all clips; None: that of the longest clip, rounded.
+        pictures: also write `observation.images.video`, H.264 with one frame per camera, many clips in one file.
     Raises:
-        ValueError: no clips, or a clip whose times do not match `fps`.
+        ValueError: no clips, a clip whose times do not match `fps`, or pictures of several sizes.
     """
     if not clips:
         raise ValueError(f"{folder}: no clips to write")
@@ -42,6 +57,9 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int |
     fps = _whole_rate(clips) if fps is None else fps
     tasks = sorted({c.caption or c.name for c in clips})
     task_index = {t: i for i, t in enumerate(tasks)}
+    features = _features()
+    if pictures is not None:
+        features[VIDEO_KEY] = _video_feature(clips, fps)
     episodes: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     pending_bytes = chunk = file = start = 0
@@ -79,6 +97,11 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int |
         )
         start += frames
     written.append((chunk, file, tables))
+    stats = _stats(clips)
+    if pictures is not None:
+        places, stats[VIDEO_KEY] = _write_videos(clips, folder, fps, pictures)
+        for episode, place in zip(episodes, places, strict=True):
+            episode.update(place)
     for chunk_index, file_index, group in written:
         target = folder / _DATA_PATH.format(chunk_index=chunk_index, file_index=file_index)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,24 +122,90 @@ def write_lerobot(clips: Sequence[CameraClip], folder: str | Path, *, fps: int |
         "total_tasks": len(tasks),
         "chunks_size": _CHUNK_FILES,
         "data_files_size_in_mb": _DATA_FILE_MB,
-        "video_files_size_in_mb": 200,
+        "video_files_size_in_mb": _VIDEO_FILE_MB,
         "fps": fps,
         "splits": {"train": f"0:{len(clips)}"},
         "data_path": _DATA_PATH,
-        "video_path": None,
-        "features": _features(),
+        "video_path": None if pictures is None else _VIDEO_PATH,
+        "features": features,
     }
     (folder / "meta" / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    (folder / "meta" / "stats.json").write_text(json.dumps(_stats(clips), indent=2) + "\n", encoding="utf-8")
+    (folder / "meta" / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 def _whole_rate(clips: Sequence[CameraClip]) -> int:
-    clip = max(clips, key=len)
-    if clip.time_s is None or len(clip) < 2:
-        raise ValueError(f"clip {clip.name}: has no times; pass fps")
-    rate = (len(clip) - 1) / float(clip.time_s[-1] - clip.time_s[0])
-    return max(1, round(rate))
+    return max(1, round(mean_rate_hz(max(clips, key=len))))
+
+
+def _video_feature(clips: Sequence[CameraClip], fps: int) -> dict[str, Any]:
+    sizes = {(clip.height, clip.width): clip.name for clip in clips}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{name} {w}x{h}" for (h, w), name in sorted(sizes.items())[:5])
+        raise ValueError(f"pictures of several sizes ({listed}); a LeRobot video has one: export them apart")
+    ((height, width),) = sizes
+    info = {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": "h264",
+        "video.pix_fmt": "yuv420p",
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+        "is_depth_map": False,
+    }
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": info,
+    }
+
+
+def _write_videos(
+    clips: Sequence[CameraClip], folder: Path, fps: int, pictures: Pictures
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Write the pictures of all clips; where each clip's lie, as columns of its episode, and their statistics."""
+    places: list[dict[str, Any]] = []
+    samples: list[NDArray[np.float64]] = []
+
+    def sampled(clip: CameraClip) -> Iterator[NDArray[np.uint8]]:
+        for rgb in pictures(clip):
+            pixels = rgb[::8, ::8].reshape(-1, 3) / 255.0
+            samples.append(np.stack([pixels.min(0), pixels.max(0), pixels.mean(0), (pixels**2).mean(0)]))
+            yield rgb
+
+    path, video, files, frames = folder, None, 0, 0
+    with ExitStack() as stack:
+        for clip in clips:
+            if video is None or path.stat().st_size >= _VIDEO_FILE_MB * 1_000_000:
+                stack.close()
+                chunk, file = divmod(files, _CHUNK_FILES)
+                path = folder / _VIDEO_PATH.format(video_key=VIDEO_KEY, chunk_index=chunk, file_index=file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = VideoWriter(
+                    path, width=clip.width, height=clip.height, fps=fps, key_frame_every=_KEY_FRAME_EVERY
+                )
+                video = stack.enter_context(writer)
+                files, frames = files + 1, 0
+            write_video(video, clip, sampled)
+            first, frames = frames, frames + len(clip)
+            place = {
+                "chunk_index": (files - 1) // _CHUNK_FILES,
+                "file_index": (files - 1) % _CHUNK_FILES,
+                "from_timestamp": first / fps,
+                "to_timestamp": frames / fps,
+            }
+            places.append({f"videos/{VIDEO_KEY}/{name}": value for name, value in place.items()})
+    low, high, mean, square = np.moveaxis(np.stack(samples), 1, 0)
+    of_all = {
+        "min": low.min(0),
+        "max": high.max(0),
+        "mean": mean.mean(0),
+        "std": np.sqrt(np.maximum(square.mean(0) - mean.mean(0) ** 2, 0)),
+    }
+    per_channel = {name: values.reshape(3, 1, 1).tolist() for name, values in of_all.items()}
+    return places, {**per_channel, "count": [len(samples)]}
 
 
 def _features() -> dict[str, Any]:

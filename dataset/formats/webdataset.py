@@ -1,16 +1,19 @@
-"""WebDataset tars: `<key>.pose.npy`, `<key>.intrinsics.npy`, `<key>.json`, and `<key>.mp4` where given."""
+"""WebDataset tars: `<key>.pose.npy`, `<key>.intrinsics.npy`, `<key>.json`, and with pictures
+`<key>.mp4`."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .base import CameraClip
+from ..frames import VideoWriter
+from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
 
 def write_webdataset(
@@ -18,15 +21,19 @@ def write_webdataset(
     folder: str | Path,
     *,
     clips_per_shard: int = 1000,
-    videos: Mapping[str, Path] | None = None,
+    pictures: Pictures | None = None,
 ) -> list[Path]:
     """Write `shard-%06d.tar` files; the members of a sample are adjacent. Returns the shards.
 
     `pose.npy` is (F, 4, 4) float32 camera to world, OpenCV axes, metres; `intrinsics.npy` (F, 4) float32 fx
-    fy cx cy in pixels of the `width` and `height` in the JSON.
+    fy cx cy in pixels of the `width` and `height` in the JSON, which also holds `media` and the `frame_index` of every
+    camera in it.
 
+    Args:
+        pictures: also write `mp4`, with one frame per camera.
     Raises:
-        ValueError: no clips, or a name with a dot (WebDataset cuts keys at the first dot).
+        ValueError: no clips, a name with a dot (WebDataset cuts keys at the first dot), or with `pictures` a clip
+            without times, from which the video has its rate.
     """
     if not clips:
         raise ValueError(f"{folder}: no clips to write")
@@ -48,16 +55,26 @@ def write_webdataset(
                     "radial_k1": clip.radial_k1,
                     "caption": clip.caption,
                     "time_s": None if clip.time_s is None else [float(t) for t in clip.time_s],
+                    "media": clip.media,
+                    "frame_index": None if clip.frame_index is None else [int(i) for i in clip.frame_index],
                     "scores": clip.scores,
                 }
                 k = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
                 _add(tar, f"{clip.name}.json", json.dumps(info).encode())
                 _add(tar, f"{clip.name}.pose.npy", _npy(clip.camera_to_world))
                 _add(tar, f"{clip.name}.intrinsics.npy", _npy(k))
-                if videos is not None and clip.name in videos:
-                    _add(tar, f"{clip.name}.mp4", videos[clip.name].read_bytes())
+                if pictures is not None:
+                    _add(tar, f"{clip.name}.mp4", _mp4(clip, pictures))
         shards.append(shard)
     return shards
+
+
+def _mp4(clip: CameraClip, pictures: Pictures) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with VideoWriter(path, width=clip.width, height=clip.height, fps=mean_rate_hz(clip)) as video:
+            write_video(video, clip, pictures)
+        return path.read_bytes()
 
 
 def _npy(values: np.ndarray) -> bytes:
@@ -105,6 +122,8 @@ def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
             width=info["width"],
             radial_k1=info.get("radial_k1"),
             time_s=None if times is None else np.asarray(times),
+            media=info.get("media"),
+            frame_index=None if info.get("frame_index") is None else np.asarray(info["frame_index"]),
             caption=info.get("caption"),
             scores=info.get("scores") or {},
         )

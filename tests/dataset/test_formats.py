@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
+from av.container import InputContainer
 from theodolite.dataset import cameras as cam
 from theodolite.dataset.export import FORMATS, export_dataset, run_export
+from theodolite.dataset.formats import lerobot as lerobot_format
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import ColmapPoints, read_colmap, write_colmap
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
@@ -420,3 +424,129 @@ def test_the_gate_for_rows(
         with pytest.raises(ValueError, match=message):
             camera_clip(row)
     assert len(theodolite.dataset.open(out).where(pc.field("stand_in"))) == 0
+
+
+LEVEL_STEP = 6
+
+
+@pytest.fixture
+def filmed(tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable) -> Path:
+    """Three clips of one size, odd in both directions, whose source frame i is grey of level 6 i; every other frame is
+    stored."""
+    (tmp_path / "videos").mkdir()
+    with av.open(str(tmp_path / "videos" / "source.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=32)
+        stream.width, stream.height, stream.pix_fmt = 65, 49, "bgr0"
+        for i in range(40):
+            image = np.full((49, 65, 3), LEVEL_STEP * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    rows = [
+        make_row(
+            n,
+            frames=frames,
+            height=49,
+            width=65,
+            media="videos/source.mkv",
+            frame_index=start + 2 * np.arange(frames),
+            time_s=(start + 2 * np.arange(frames)) / 32,
+        )
+        for n, (start, frames) in enumerate([(0, 8), (5, 17), (21, 9)])
+    ]
+    return make_dataset(tmp_path / "filmed", {"a": rows})
+
+
+def _levels(container: InputContainer) -> list[float]:
+    frames = container.decode(container.streams.video[0])
+    return [float(frame.to_ndarray(format="rgb24").mean()) for frame in frames]
+
+
+def test_webdataset_carries_one_picture_per_camera(filmed: Path, tmp_path: Path) -> None:
+    assert run_export(filmed, tmp_path / "cameras", format="webdataset")[1] == 0
+    assert export_dataset(filmed, tmp_path / "wds", format="webdataset", media_root=filmed.parent) == 3
+    (shard,) = (tmp_path / "wds").rglob("*.tar")
+    clips = {clip.name: clip for clip in read_webdataset(shard)}
+    rows = {row.clip_id: row for row in theodolite.dataset.open(filmed).rows()}
+    with tarfile.open(shard) as tar:
+        for name, row in rows.items():
+            content = tar.extractfile(f"{name}.mp4")
+            assert content is not None
+            with av.open(content, "r") as video:
+                stream = video.streams.video[0]
+                assert (stream.height, stream.width, float(stream.average_rate or 0)) == (48, 64, 16)
+                np.testing.assert_allclose(_levels(video), LEVEL_STEP * row.frame_index, atol=2)
+            clip = clips[name]
+            assert clip.media == "videos/source.mkv"
+            np.testing.assert_array_equal(clip.frame_index, row.frame_index)
+            assert (clip.height, clip.width) == (48, 64)
+            np.testing.assert_allclose(clip.focal_px, row.focal_px * [64 / 65, 48 / 49], rtol=1e-6)
+    with tarfile.open(next((tmp_path / "cameras").rglob("*.tar"))) as tar:
+        assert not [m.name for m in tar if m.name.endswith(".mp4")]
+
+
+def test_lerobot_finds_the_picture_of_every_camera(filmed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lerobot"
+    assert export_dataset(filmed, folder, format="lerobot", media_root=filmed.parent) == 3
+    info = json.loads((folder / "meta/info.json").read_text())
+    key = "observation.images.video"
+    assert (info["features"][key]["dtype"], info["features"][key]["shape"]) == ("video", [48, 64, 3])
+    stats = json.loads((folder / "meta/stats.json").read_text())[key]
+    rows = {row.clip_id: row for row in theodolite.dataset.open(filmed).rows()}
+    levels = np.concatenate([LEVEL_STEP * row.frame_index for row in rows.values()]) / 255
+    np.testing.assert_allclose(np.ravel(stats["mean"]), [levels.mean()] * 3, atol=0.01)
+    np.testing.assert_allclose(np.ravel(stats["std"]), [levels.std()] * 3, atol=0.01)
+    for episode in pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist():
+        row = rows[episode["clip_id"]]
+        place = {n: episode[f"videos/{key}/{n}"] for n in ("chunk_index", "file_index")}
+        first_s = episode[f"videos/{key}/from_timestamp"]
+        assert episode[f"videos/{key}/to_timestamp"] - first_s == pytest.approx(row.num_frames / 16)
+        with av.open(str(folder / info["video_path"].format(video_key=key, **place)), "r") as video:
+            stream = video.streams.video[0]
+            assert stream.time_base is not None
+            for i in (
+                row.num_frames - 1,
+                0,
+                4,
+            ):  # as its loader does: jump to the key frame before, decode to the time
+                wanted_s = first_s + i / info["fps"]
+                video.seek(round(wanted_s / stream.time_base), stream=stream)
+                frame = next(f for f in video.decode(stream) if abs((f.time or 0.0) - wanted_s) < 1e-4)
+                level = float(frame.to_ndarray(format="rgb24").mean())
+                assert level == pytest.approx(LEVEL_STEP * row.frame_index[i], abs=2)
+    back = read_lerobot(folder)
+    assert [(c.name, len(c), c.height) for c in back] == [(n, r.num_frames, 48) for n, r in rows.items()]
+
+
+def test_lerobot_begins_another_video_file_when_one_is_full(
+    filmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lerobot_format, "_VIDEO_FILE_MB", 0)
+    export_dataset(filmed, tmp_path / "lerobot", format="lerobot", media_root=filmed.parent)
+    files = sorted(p.name for p in (tmp_path / "lerobot").rglob("*.mp4"))
+    assert files == ["file-000.mp4", "file-001.mp4", "file-002.mp4"]
+    episodes = pq.read_table(tmp_path / "lerobot/meta/episodes/chunk-000/file-000.parquet")
+    key = "videos/observation.images.video"
+    assert episodes[f"{key}/file_index"].to_pylist() == [0, 1, 2]
+    assert episodes[f"{key}/from_timestamp"].to_pylist() == [0, 0, 0]
+
+
+def test_videos_that_cannot_be_exported(
+    filmed: Path, tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    kept = make_dataset(tmp_path / "kept", {"a": [make_row(0), make_row(1, data_redistributable=False)]})
+    for name in ("webdataset", "lerobot"):
+        with pytest.raises(ValueError, match=r"media of 1 clips may not be passed on, e\.g\. clip_0001"):
+            export_dataset(kept, tmp_path / name, format=name, media_root=filmed.parent)
+        assert not (tmp_path / name).exists()
+        assert export_dataset(kept, tmp_path / name, format=name) == 2
+    with pytest.raises(ValueError, match=r"clip clip_0000: .*0\.mp4: no such file"):
+        export_dataset(
+            kept, tmp_path / "x", format="webdataset", clip_ids=["clip_0000"], media_root=filmed.parent
+        )
+    clips = [camera_clip(row) for row in theodolite.dataset.open(filmed).rows()]
+    image = np.zeros((48, 64, 3), np.uint8)
+    even = [clip.resized(height=48, width=64) for clip in clips]
+    with pytest.raises(ValueError, match="clip clip_0000: 3 pictures for 8 cameras"):
+        write_webdataset(even, tmp_path / "few", pictures=lambda _clip: iter([image] * 3))
+    with pytest.raises(ValueError, match=r"several sizes \(clip_0000 64x48, clip_0001 65x49\)"):
+        write_lerobot([even[0], clips[1]], tmp_path / "sizes", pictures=lambda _clip: iter([image]))
