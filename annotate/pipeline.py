@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 _MIN_PLACED = 0.5
 """Share of the keyframes that anchors must place; with fewer the bundle finds its own start, from the tracks alone."""
 
+_DEPTHS_PER_FRAME = 30.0
+"""Independent errors in a frame of a network's depth; as many as `align` counts in an edge between windows."""
+
 Mode = Literal["estimate", "given_depth", "given_pose"]
 
 
@@ -179,6 +182,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
             config=config.bundle,
             pixel_aspect=frames.pixel_aspect,
             start=start,
+            depths_per_frame=_DEPTHS_PER_FRAME if progress.networks else None,
             lens=_known_lens(progress.given),
         )
     given_gates: tuple[Gate, ...] = ()
@@ -289,7 +293,8 @@ def _given(
 
 
 def _metric_frames(frames: ClipFrames, config: AnnotateConfig) -> list[int]:
-    step = max(1, round(frames.timing.fps / config.geometry.anchor_fps))
+    sparse = round(frames.timing.fps / config.geometry.anchor_fps)
+    step = max(1, min(sparse, len(frames) // config.geometry.min_anchor_frames))
     return list(range(step // 2, len(frames), step))
 
 

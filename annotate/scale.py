@@ -53,6 +53,9 @@ class ScaleConfig(Strict):
     """Frames further than this many robust standard deviations from the model are dropped."""
     significance: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     """Probability of taking a constant scale for a varying one (all alternatives together)."""
+    test_spacing: Annotated[int, Field(ge=1)] = 16
+    """Clip frames. For that test, ratios closer together than this are pooled: frames of less than a second err so much
+    alike that no short series tells their likeness from a drift."""
     min_change: Annotated[float, Field(ge=0)] = 0.03
     """Smallest change of log scale over a clip that is worth modelling."""
     max_samples: Annotated[int, Field(ge=100)] = 20_000
@@ -426,7 +429,7 @@ def _choose_model(t: F64, x: F64, config: ScaleConfig) -> tuple[ScaleModel, tupl
         return constant
     all_t, all_x = t, x
     near = _near_neighbours(x, config.outlier_mads)
-    t, x = t[near], x[near]
+    t, x = _pooled(t[near], x[near], config.test_spacing)
     n = len(x)
     if n < max(_MIN_SERIES_FOR_TEST, 2 * _MIN_SEGMENT):
         return constant
@@ -464,6 +467,16 @@ def _choose_model(t: F64, x: F64, config: ScaleConfig) -> tuple[ScaleModel, tupl
         return constant[0], p_value, constant[2]
     best = min(accepted)[1]
     return ("step" if best == 2 else "slow_drift"), p_value, candidates[best]
+
+
+def _pooled(t: F64, x: F64, spacing: int) -> tuple[F64, F64]:
+    """Mean times and median values of about one block every `spacing` frames; a sparser series as it is."""
+    blocks = round((t[-1] - t[0]) / spacing) + 1
+    if len(t) <= blocks:
+        return t, x
+    block = np.round((t - t[0]) / (t[-1] - t[0]) * (blocks - 1)) if blocks > 1 else np.zeros(len(t))
+    members = [block == b for b in np.unique(block)]
+    return np.array([t[m].mean() for m in members]), np.array([np.median(x[m]) for m in members])
 
 
 def _carried_everywhere(t: F64, residual: F64, fit: _Fit) -> bool:

@@ -255,6 +255,20 @@ def drop_observations(
     return sub, depth[keep]
 
 
+def count_depth(problem: Problem, per_frame: float | None) -> Problem:
+    """The problem with depth weighted as if no frame had more than `per_frame` independent ones; None changes nothing.
+
+    A network errs alike over large parts of an image. Believed one by one, hundreds of its depths move a camera and
+    bend its focal length to please an error that they share.
+    """
+    if per_frame is None:
+        return problem
+    has = torch.isfinite(problem.sigma_log_depth)
+    count = ba.sum_by(problem.frame, has.double(), problem.num_frames)
+    factor = (count / per_frame).clamp_min(1.0).sqrt()[problem.frame]
+    return replace(problem, sigma_log_depth=problem.sigma_log_depth * factor)
+
+
 def lift_points(problem: Problem, state: State, *, known: Tensor | None = None) -> Tensor:
     """World points (P, 3) from depth: the median camera-frame lift over the observations that have depth.
 
@@ -659,10 +673,32 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     return out
 
 
-def _without_points(problem: Problem, state: State, drop: NDArray[np.bool_]) -> State:
-    """State whose dropped points are NaN, so that `_keep_known` leaves their observations out."""
-    mask = torch.as_tensor(drop, device=state.points.device)[:, None]
-    return replace(state, points=torch.where(mask, torch.full_like(state.points, torch.nan), state.points))
+_DEPTH_TOLERANCE = 4.0
+"""Standard deviations by which a triangulated point may lie off its measured depth."""
+
+
+def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) -> State:
+    """State in which the points of tracks that move are NaN, so that `_keep_known` leaves their observations out.
+
+    A track that its lift does not explain need not move: depth of a network is a few percent off, which parallax
+    shows. Where triangulation explains the track and lies as far from the measured depth as depth errs, the point is
+    kept, at that place. Else clips with much parallax would lose all their depth, and with it their scale.
+    """
+    moving = torch.as_tensor(moving_tracks(problem, state, placed), device=state.points.device)
+    solved = triangulate_known(problem, state, placed, moving)
+    found = torch.isfinite(solved).all(1)
+    trial = replace(state, points=torch.where(found[:, None], solved, state.points))
+    still = found & ~torch.as_tensor(moving_tracks(problem, trial, placed), device=found.device)
+    # The worst of its depths decides: a thing that moves along its own line of sight has a depth that changes.
+    has = torch.isfinite(problem.sigma_log_depth) & still[problem.point]
+    point, frame = problem.point[has], problem.frame[has]
+    z = (state.rotation[frame] @ solved[point][:, :, None])[:, 2, 0] + state.translation[frame, 2]
+    off = (z.clamp_min(1e-6).log() - problem.log_depth[has]).abs() / problem.sigma_log_depth[has]
+    still[point[off > _DEPTH_TOLERANCE]] = False
+    dropped = moving & ~still
+    log.debug("moving: %d of %d tracks, %d kept by triangulation", dropped.sum(), len(moving), still.sum())
+    points = torch.where(still[:, None], solved, state.points)
+    return replace(state, points=torch.where(dropped[:, None], torch.nan, points))
 
 
 def _keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
@@ -937,6 +973,7 @@ def solve_cameras(
     pixel_aspect: float = 1.0,
     start: StartCameras | None = None,
     lens: KnownLens | None = None,
+    depths_per_frame: float | None = None,
 ) -> CameraSolution:
     """Cameras of every frame from image measurements and depth; the lens is unknown unless `lens` says it.
 
@@ -947,6 +984,8 @@ def solve_cameras(
         pixel_aspect: width over height of a stored pixel; ties fy to fx.
         start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
         lens: intrinsics to hold; they come back unchanged, with the focal model `given`.
+        depths_per_frame: independent depth errors in a frame, where depth errs alike over parts of the image; None if
+            every pixel errs on its own.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`, `intrinsics_aspect_varies`.
     """
@@ -964,6 +1003,7 @@ def solve_cameras(
             config=config,
             start=None if start is None else start.stretched(pixel_aspect),
             lens=None if lens is None else lens.stretched(pixel_aspect),
+            depths_per_frame=depths_per_frame,
         )
         stored = np.array([1 / pixel_aspect, 1.0])
         return _with_lens(
@@ -1082,8 +1122,9 @@ def solve_cameras(
             triangulate_known(key_problem, state, placed, ~torch.isfinite(points).all(1)),
         )
         state = replace(state, points=points)
-        state = _without_points(key_problem, state, moving_tracks(key_problem, state, placed))
+        state = without_moving(key_problem, state, placed)
         used, used_state = _keep_known(key_problem, state, placed)
+        used = count_depth(used, depths_per_frame)
         if given_keys is None:
             prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
             if start is not None:
@@ -1129,6 +1170,7 @@ def solve_cameras(
             loops,
             given,
             None if start is None else torch.as_tensor(np.log(start.at(np.arange(frames))[1])),
+            depths_per_frame,
         ),
         lens,
     )
@@ -1220,6 +1262,7 @@ def _all_frames(
     loops: int,
     given: FloatArray | None,
     expected: Tensor | None = None,
+    depths_per_frame: float | None = None,
 ) -> CameraSolution:
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
@@ -1265,9 +1308,8 @@ def _all_frames(
         100 * np.isfinite(z).mean(),
     )
     everywhere = np.ones(frames, bool)
-    moving = moving_tracks(problem, state, everywhere)
-    log.debug("moving: %.1f%% of %d tracks", 100 * moving.mean(), len(moving))
-    used, used_state = _keep_known(problem, _without_points(problem, state, moving), everywhere)
+    used, used_state = _keep_known(problem, without_moving(problem, state, everywhere), everywhere)
+    used = count_depth(used, depths_per_frame)
     model: FocalModel
     if given is not None:
         prior = ba.focal_prior("given", frames, config, given=torch.as_tensor(given))

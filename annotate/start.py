@@ -35,8 +35,9 @@ F64 = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 _MIN_INLIERS = 12
-_WRONG_DEPTH_LOG = 0.12
-"""Depth of a frame that is off by more than this as a whole is not used: more than twice the usual error."""
+_WRONG_DEPTH_LOG = 0.04
+"""Depth of a frame that is off by more than this as a whole, and by four times what is usual in the clip, is not used.
+A frame lost costs little; one kept with a wrong factor pulls its camera and its focal length along."""
 
 
 @dataclass(frozen=True, kw_only=True)

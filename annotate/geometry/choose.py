@@ -25,7 +25,9 @@ class GeometryConfig(Strict):
     anchor: Literal["none", "given", "rendered", "moge2"] = "none"
     """Source of metric depth on single frames; `none` where the sequence declares its unit."""
     anchor_fps: Annotated[float, Field(gt=0, le=60)] = 1.0
-    """Anchor frames per second of video: scale has one degree of freedom, more frames only cost time."""
+    """Anchor frames per second of video: scale has one degree of freedom, more frames only cost time ..."""
+    min_anchor_frames: Annotated[int, Field(ge=1)] = 20
+    """... but a short clip gets at least so many, as far as it has frames: single ones may be wrong altogether."""
     weights: Literal["released", "stand_in"] = "released"
     """`stand_in`: networks of random numbers, to time a machine or try a recipe. Their answers mean nothing, every row
     is marked, and such rows are never exported, published or trained on."""

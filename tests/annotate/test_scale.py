@@ -239,6 +239,17 @@ def test_constant_series_are_called_constant(n: int, correlation: float, dirty: 
     assert models(make, runs=60).count("constant") >= 57
 
 
+def test_frames_of_one_second_are_not_taken_for_a_drift() -> None:
+    """Ten seconds of metric frames at 4 fps whose errors last two seconds: unpooled, a quarter looked like one."""
+    frame = np.arange(0, 161, 4)
+    rng = np.random.default_rng(5)
+    found = [
+        fit_scale(frame, series(41, rng, sigma=0.1, correlation=0.97**4), num_frames=161).model
+        for _ in range(60)
+    ]
+    assert found.count("constant") >= 54
+
+
 def test_ten_percent_changes_are_found() -> None:
     ramp = np.log(1.1) * np.linspace(0, 1, 60)
     step = np.where(np.arange(60) < 25, 0.0, np.log(1.1))

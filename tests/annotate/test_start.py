@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from theodolite.annotate.bundle import BundleConfig
+from theodolite.annotate import bundle
+from theodolite.annotate.bundle import BundleConfig, State
 from theodolite.annotate.render import RenderConfig, render_clip
-from theodolite.annotate.solve import StartCameras, solve_cameras
+from theodolite.annotate.solve import (
+    StartCameras,
+    build_problem,
+    count_depth,
+    lift_points,
+    moving_tracks,
+    solve_cameras,
+    triangulate,
+    without_moving,
+)
 from theodolite.annotate.start import WithoutFrames, prove_anchors
-from theodolite.annotate.tracks import TracksConfig, measure_images
+from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
 from theodolite.dataset.cameras import so3_exp
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 
@@ -106,3 +118,63 @@ def test_start_cameras_between_and_beyond(scene):
     nothing = StartCameras(camera_to_world=np.full((9, 4, 4), np.nan), focal_px=np.full((9, 2), np.nan))
     with pytest.raises(ValueError, match="at least 2 and 1"):
         nothing.at(np.arange(3))
+
+
+def _sideways(rng: np.random.Generator, *, tracks: int, speed_m: float, depth_factor: float):
+    """Tracks of a camera that moves 20 cm a frame to the right, and its state: points at 2 to 4 m, most of them without
+    depth, the others with one that is off by `depth_factor`; they all move by `speed_m` a frame."""
+    frames, focal, size = 12, 500.0, (480, 640)
+    start = np.c_[rng.uniform(-0.6, 2.6, tracks), rng.uniform(-0.8, 0.8, tracks), rng.uniform(2, 4, tracks)]
+    frame = np.tile(np.arange(frames), tracks)
+    track = np.repeat(np.arange(tracks), frames)
+    local = start[track] + frame[:, None] * np.array([speed_m - 0.2, 0, 0])
+    uv = (
+        focal * local[:, :2] / local[:, 2:]
+        + np.array(size[::-1]) / 2
+        + 0.3 * rng.standard_normal((len(frame), 2))
+    )
+    depth = np.where((frame == 0) & (track % 4 == 0), local[:, 2] * depth_factor, np.nan)
+    problem = build_problem(
+        make_tracks(frame, track, uv, np.zeros(len(frame), np.uint8), frames, *size),
+        depth,
+        BundleConfig(device="cpu"),
+        depth_sigma_log=0.05,
+    )
+    translation = torch.zeros(frames, 3, dtype=torch.float64)
+    translation[:, 0] = -0.2 * torch.arange(frames)
+    state = State(
+        rotation=torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
+        translation=translation,
+        log_focal=torch.full((frames,), float(np.log(focal)), dtype=torch.float64),
+        lens=torch.zeros(bundle.LENS_DOF, dtype=torch.float64),
+        points=torch.zeros(tracks, 3, dtype=torch.float64),
+    )
+    lifted = lift_points(problem, state)
+    found = torch.where(
+        torch.isfinite(lifted), lifted, triangulate(problem, state, ~torch.isfinite(lifted).all(1))
+    )
+    return problem, replace(state, points=found)
+
+
+def test_depth_that_parallax_corrects_is_no_motion():
+    rng = np.random.default_rng(0)
+    placed = np.ones(12, bool)
+    problem, state = _sideways(rng, tracks=200, speed_m=0.0, depth_factor=1.15)
+    # By its lift alone every track with depth moves.
+    assert moving_tracks(problem, state, placed)[::4].mean() > 0.9
+    kept = without_moving(problem, state, placed).points
+    assert torch.isfinite(kept).all(1).double().mean() > 0.98
+    # ... and those that move beside the camera triangulate too, but not where their depth says they are.
+    problem, state = _sideways(rng, tracks=200, speed_m=0.1, depth_factor=1.0)
+    kept = without_moving(problem, state, placed).points[::4]
+    assert not torch.isfinite(kept).any()
+
+
+def test_depths_of_a_frame_count_as_thirty():
+    problem, _ = _sideways(np.random.default_rng(0), tracks=480, speed_m=0.0, depth_factor=1.0)
+    counted = count_depth(problem, 30.0)
+    has = torch.isfinite(problem.sigma_log_depth)
+    assert float((counted.sigma_log_depth[has] ** -2).sum() * 0.05**2) == pytest.approx(30.0)
+    assert torch.isinf(counted.sigma_log_depth[~has]).all()
+    assert count_depth(problem, None) is problem
+    assert float(count_depth(problem, 500.0).sigma_log_depth[has].max()) == pytest.approx(0.05)
