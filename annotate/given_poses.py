@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.cameras import interpolate_poses, se3_inverse, so3_log, umeyama
+from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse, umeyama
 from .clip import ClipRejection
 from .solve import GIVEN, CameraSolution
 
@@ -29,9 +29,10 @@ class GivenPoseCheck:
 
     Attributes:
         rotation_rad: angle between the two relative rotations.
-        turn_share: that angle over a sixth of the poses, as a share of how far the camera turned in that time (of
-            `LEAST_TURN_RAD` where it turned less). Where a clip turns little, paths that differ by axes, order of
-            numbers or time can be within a degree of each other; they are never within a tenth of what they turn.
+        turn_share: that angle as a share of how far the camera turned (of `LEAST_TURN_RAD` where it turned less), over
+            a sixth and over half of the poses; the smaller of the two. Where a clip turns little, paths that differ by
+            axes, order of numbers or time can be within a degree of each other, but never within a tenth of what they
+            turn; a constant error (shutters out of step) weighs little over half a clip, slow drift over a sixth.
         direction_rad: angle between the two translations, both in the axes of the first camera of the pair.
         scale: solved over given length of the path between the two, in the units in which they came.
         num_pairs: pairs whose translation is large enough to have a direction.
@@ -52,13 +53,10 @@ def compare_poses(solved: FloatArray, given: FloatArray, position_sigma: FloatAr
     """
     count = len(solved)
     rotation, direction, ratio = [], [], []
-    turn_share = float("nan")
     for lag in sorted({max(1, count // 16), max(1, count // 6)}):
         a = se3_inverse(solved[:-lag]) @ solved[lag:]
         b = se3_inverse(given[:-lag]) @ given[lag:]
-        rotation.append(np.linalg.norm(so3_log(np.swapaxes(a[:, :3, :3], 1, 2) @ b[:, :3, :3]), axis=1))
-        turn = float(np.median(np.linalg.norm(so3_log(a[:, :3, :3]), axis=1)))
-        turn_share = float(np.median(rotation[-1])) / max(turn, LEAST_TURN_RAD)  # the longest lag counts
+        rotation.append(_angle_between(a, b))
         ta, tb = np.linalg.norm(a[:, :3, 3], axis=1), np.linalg.norm(b[:, :3, 3], axis=1)
         moved = (ta > 5 * np.maximum(position_sigma[:-lag], position_sigma[lag:])) & (tb > 0)
         cosine = (a[moved, :3, 3] * b[moved, :3, 3]).sum(1) / (ta * tb)[moved]
@@ -67,11 +65,22 @@ def compare_poses(solved: FloatArray, given: FloatArray, position_sigma: FloatAr
     angles, ratios = np.concatenate(direction), np.concatenate(ratio)
     return GivenPoseCheck(
         rotation_rad=float(np.median(np.concatenate(rotation))),
-        turn_share=turn_share,
+        turn_share=min(_turn_share(solved, given, max(1, count // part)) for part in (6, 2)),
         direction_rad=float(np.median(angles)) if len(angles) else float("nan"),
         scale=float(np.exp(np.median(np.log(ratios)))) if len(ratios) else float("nan"),
         num_pairs=len(angles),
     )
+
+
+def _angle_between(a: FloatArray, b: FloatArray) -> FloatArray:
+    return np.asarray(rotation_angle(np.swapaxes(a[:, :3, :3], 1, 2) @ b[:, :3, :3]))
+
+
+def _turn_share(solved: FloatArray, given: FloatArray, lag: int) -> float:
+    a = se3_inverse(solved[:-lag]) @ solved[lag:]
+    b = se3_inverse(given[:-lag]) @ given[lag:]
+    turn = float(np.median(rotation_angle(a[:, :3, :3])))
+    return float(np.median(_angle_between(a, b))) / max(turn, LEAST_TURN_RAD)
 
 
 def similarity_scale(solved: FloatArray, given: FloatArray) -> float:
