@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import add, norm_relu_pad
+from .fused import add, norm_relu_pad, resize_pad
 
 
 def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
@@ -135,14 +135,13 @@ class ConvHead(nn.Module):
             x = add(x, None, up[1].bias)
             for block in stage[1:]:
                 x = block(x)
-        x = F.interpolate(x, (14 * h, 14 * w), mode="bilinear", align_corners=False)
         channels = x.shape[1]
         plane = view_plane(14 * w, 14 * h, aspect, x)
         # All branches read the same map: one convolution with their weights stacked.
         first = [branch[0] for branch in self.output_block]
         weight = torch.cat([layer.weight for layer in first]).to(dtype)
         bias = torch.cat([layer.bias for layer in first])
-        y = F.conv2d(pad_border(x), weight[:, :channels])
+        y = F.conv2d(resize_pad(x, 14 * h, 14 * w), weight[:, :channels])
         y = F.relu(add(y, F.conv2d(pad_border(plane), weight[:, channels:]), bias)).float()
         parts = [conv(b[2], part) for b, part in zip(self.output_block, y.split(32, dim=1), strict=True)]
         return torch.cat(parts, dim=1)
@@ -187,11 +186,11 @@ class ConvStack(nn.Module):
             for a, b in zip(dim_res_blocks, dim_out, strict=True)
         )
 
-    def forward(self, features: Sequence[Tensor], plane_only: Tensor | None = None) -> list[Tensor]:
-        """Maps of all five levels; an input of batch size one is broadcast over the batch.
+    def levels(self, features: Sequence[Tensor], plane_only: Tensor | None = None) -> list[Tensor]:
+        """Maps of all levels but the last, which is linear in the one before (see `last_maps`).
 
         Args:
-            features: one map per level.
+            features: one map per level but the last; one of batch size one is broadcast over the batch.
             plane_only: (1, 2, h, w) channels concatenated to the first level, kept apart (see the module).
         """
         outputs: list[Tensor] = []
@@ -214,38 +213,79 @@ class ConvStack(nn.Module):
                 assert entering_bias is not None
                 entering = add(x, entering, lacking + entering_bias)
             x = self.res_blocks[level](entering)
-            out_layer = self.output_blocks[level]
             assert x is not None
-            outputs.append(conv(out_layer, x) if isinstance(out_layer, nn.Conv2d) else x)
+            outputs.append(x)
             if level < len(features) - 1:
-                resampler = self.resamplers[level]
-                assert isinstance(resampler, nn.Sequential)
-                lacking = resampler[1].bias
-                if isinstance(resampler[0], nn.ConvTranspose2d):
-                    x = conv(
-                        resampler[1], pad_border(transposed(resampler[0], x), resampler[0].bias), bias=False
-                    )
-                else:
-                    x = upsample_conv(resampler[1], x)
+                up, layer = self.resamplers[level]
+                lacking = layer.bias
+                x = conv(layer, pad_border(transposed(up, x), up.bias), bias=False)
         return outputs
 
 
-def upsample_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def last_maps(
+    neck: ConvStack, heads: Sequence[ConvStack], level: Tensor, maps: Sequence[Tensor], plane: Tensor
+) -> list[Tensor]:
+    """What each head gives at the last, largest level.
+
+    That level has no residual blocks, neither in the neck nor in a head: from the level before it everything is a
+    bilinear upsampling, a 3x3 convolution and 1x1 products, all linear. So the products are taken on the weights
+    and no 32-channel map of the largest size is ever made.
+
+    Args:
+        neck, heads: the stacks.
+        level: (B, C, H, W) the neck's map of the last level but one.
+        maps: that level's map of each head.
+        plane: (1, 2, 2H, 2W) view plane of the last level.
+    Returns:
+        (B, c, 2H, 2W) float32 for each head.
+    """
+    neck_up, neck_in = neck.resamplers[-1][1], neck.input_blocks[-1]
+    through, offsets, own = [], [], []
+    for head in heads:
+        out, entering, up = head.output_blocks[-1], head.input_blocks[-1], head.resamplers[-1][1]
+        out_weight, in_weight = out.weight.float().flatten(1), entering.weight.float().flatten(1)
+        own.append(torch.einsum("ao,oiyx->aiyx", out_weight, up.weight.float()))
+        joined = out_weight @ in_weight
+        through.append(torch.einsum("ao,oiyx->aiyx", joined, neck_up.weight.float()))
+        bias = out_weight @ (up.bias + entering.bias).float() + joined @ (neck_up.bias + neck_in.bias).float()
+        plane_weight = (joined @ neck_in.weight.float().flatten(1))[:, :, None, None]
+        offsets.append(F.conv2d(plane.float(), plane_weight, bias + out.bias.float()))
+    shared = upsample_phases(torch.cat(through), level)
+    parts = []
+    first = 0
+    for x, weight, offset in zip(maps, own, offsets, strict=True):
+        c = len(weight)
+        phases = upsample_phases(weight, x).float() + shared[:, :, :, first : first + c]
+        parts.append(interleave(phases) + offset)
+        first += c
+    return parts
+
+
+def upsample_phases(weight: Tensor, x: Tensor) -> Tensor:
     """conv3x3(pad(bilinear 2x upsampling of x)) *without bias*, as one convolution at the low resolution.
 
     Both steps are linear, so the four output phases are four 3x3 convolutions of the padded input; repeating the
-    border before upsampling or after it gives the same values. Saves writing the upsampled map.
+    border before upsampling or after it gives the same values.
+
+    Args:
+        weight: (O, C, 3, 3) float32.
+        x: (B, C, H, W).
+    Returns:
+        (B, 2, 2, O, H, W) view: row phase, column phase; pixel (2y + p, 2x + q) of the map is [p, q, :, y, x].
     """
-    weight = layer.weight.float()
     spread = torch.tensor(_SPREAD, device=x.device)
-    # Phases before channels: the interleaving below then moves whole pixels.
-    merged = torch.einsum("oiyx,pyr,qxs->pqoirs", weight, spread, spread)
     c_out, c_in = weight.shape[:2]
-    merged = merged.reshape(4 * c_out, c_in, 3, 3).to(x.dtype).contiguous(memory_format=torch.channels_last)
-    out = F.conv2d(pad_border(x), merged)
-    B, _, H, W = out.shape
-    pixels = out.permute(0, 2, 3, 1).reshape(B, H, W, 2, 2, c_out).transpose(2, 3)
-    return pixels.reshape(B, 2 * H, 2 * W, c_out).permute(0, 3, 1, 2)
+    merged = torch.einsum("oiyx,pyr,qxs->pqoirs", weight, spread, spread).reshape(4 * c_out, c_in, 3, 3)
+    # Tensor cores take output channels in eights.
+    merged = F.pad(merged, (0, 0) * 3 + (0, -4 * c_out % 8)).to(x.dtype)
+    out = F.conv2d(pad_border(x), merged.contiguous(memory_format=torch.channels_last))
+    return out[:, : 4 * c_out].unflatten(1, (2, 2, c_out))
+
+
+def interleave(phases: Tensor) -> Tensor:
+    """(B, 2, 2, O, H, W) phases to (B, O, 2H, 2W)."""
+    B, _, _, c, H, W = phases.shape
+    return phases.permute(0, 3, 4, 1, 5, 2).reshape(B, c, 2 * H, 2 * W)
 
 
 def _spread() -> list[list[list[float]]]:

@@ -93,7 +93,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def rotate_qk(
-    qkv: Tensor, table: Tensor, q_norm: nn.LayerNorm | None, k_norm: nn.LayerNorm | None
+    qkv: Tensor,
+    table: Tensor,
+    q_norm: nn.LayerNorm | None,
+    k_norm: nn.LayerNorm | None,
+    *,
+    q_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Optional LayerNorm over each head, then rotary embedding, for q and k.
 
@@ -101,24 +106,31 @@ def rotate_qk(
         qkv: (B, L, 3, H, 64).
         table: (n, 2, 64), n dividing L.
         q_norm, k_norm: LayerNorms over the 64 dims of a head; both or none.
+        q_factor: multiplied onto q before it is rounded.
     Returns:
         q and k, (B, L, H, 64), in the type of `qkv`.
     """
     kernels = _kernels() if qkv.is_cuda else None
     if kernels is not None:
-        return kernels.rotate_qk(qkv, table, q_norm, k_norm)
-    return rotate_qk_reference(qkv, table, q_norm, k_norm)
+        return kernels.rotate_qk(qkv, table, q_norm, k_norm, q_factor)
+    return rotate_qk_reference(qkv, table, q_norm, k_norm, q_factor=q_factor)
 
 
 def rotate_qk_reference(
-    qkv: Tensor, table: Tensor, q_norm: nn.LayerNorm | None, k_norm: nn.LayerNorm | None
+    qkv: Tensor,
+    table: Tensor,
+    q_norm: nn.LayerNorm | None,
+    k_norm: nn.LayerNorm | None,
+    *,
+    q_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Twin of `rotate_qk` in plain torch."""
     q, k = qkv[:, :, 0], qkv[:, :, 1]
     if q_norm is not None and k_norm is not None:
         q = F.layer_norm(q.float(), (64,), q_norm.weight, q_norm.bias, q_norm.eps).to(qkv.dtype)
         k = F.layer_norm(k.float(), (64,), k_norm.weight, k_norm.bias, k_norm.eps).to(qkv.dtype)
-    return rotate(q, table), rotate(k, table)
+    q = rotate(q.float(), table) * q_factor
+    return q.to(qkv.dtype), rotate(k, table)
 
 
 def add(x: Tensor, other: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -187,6 +199,27 @@ def norm_relu_pad_reference(
         )
     x = F.relu(x) if relu else x
     return F.pad(x, (1, 1, 1, 1), mode="replicate").to(dtype) if pad else x.to(dtype)
+
+
+def resize_pad(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resizing, then one repeated border pixel.
+
+    Args:
+        x: (B, C, H, W).
+        height, width: size before the border.
+    Returns:
+        (B, C, height + 2, width + 2); channels last on CUDA.
+    """
+    kernels = _kernels() if x.is_cuda else None
+    if kernels is not None:
+        return kernels.resize_pad(x, height, width)
+    return resize_pad_reference(x, height, width)
+
+
+def resize_pad_reference(x: Tensor, height: int, width: int) -> Tensor:
+    """Twin of `resize_pad` in plain torch."""
+    x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")
 
 
 # Largest score bound for which exp(score - bound) cannot leave the range of float32 and bfloat16: 2 * 40 / ln 2 = 115

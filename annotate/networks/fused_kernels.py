@@ -57,49 +57,48 @@ def add_norm(
 
 @triton.jit
 def _rotate_qk(
-    qkv_ptr, table_ptr, qw_ptr, qb_ptr, kw_ptr, kb_ptr, out_ptr, num_tokens, n, num_heads, eps,
-    ROWS: tl.constexpr, HAS_NORM: tl.constexpr,
+    qkv_ptr, table_ptr, qw_ptr, qb_ptr, kw_ptr, kb_ptr, out_ptr, num_tokens, n, eps, q_factor,
+    TOKENS: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    # One program: ROWS tokens, one of q and k, head after head. A row of 64 is normalised and each
-    # value needs its partner 16 dims away; the partner is read a second time (from cache) instead of shuffled.
-    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    which = tl.program_id(1)
-    e = tl.arange(0, 64)
-    partner = e ^ 16
-    alive = token < num_tokens
-    place = token % n
-    cosine = tl.load(table_ptr + place[:, None] * 128 + e[None, :], mask=alive[:, None], other=0.0)
-    sine = tl.load(table_ptr + place[:, None] * 128 + 64 + e[None, :], mask=alive[:, None], other=0.0)
-    if HAS_NORM:
-        w_ptr = qw_ptr if which == 0 else kw_ptr
-        b_ptr = qb_ptr if which == 0 else kb_ptr
-        w, wp = tl.load(w_ptr + e).to(tl.float32), tl.load(w_ptr + partner).to(tl.float32)
-        b, bp = tl.load(b_ptr + e).to(tl.float32), tl.load(b_ptr + partner).to(tl.float32)
-    for head in range(0, num_heads):
-        source = qkv_ptr + ((token * 3 + which) * num_heads + head)[:, None] * 64
-        x = tl.load(source + e[None, :], mask=alive[:, None], other=0.0).to(tl.float32)
-        y = tl.load(source + partner[None, :], mask=alive[:, None], other=0.0).to(tl.float32)
+    # One program: a few tokens, all heads of q, then of k. The two partners of a rotation are 16 dims apart, so a
+    # head of 64 is read as two tiles of 32; `e` is the place of the first partner.
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    alive = (token < num_tokens)[:, None, None]
+    j = tl.arange(0, 32)
+    e = (j // 16) * 32 + j % 16
+    place = (token % n)[:, None, None] * 128 + e[None, None, :]
+    cosine = tl.load(table_ptr + place, mask=alive, other=0.0)
+    sine = tl.load(table_ptr + place + 80, mask=alive, other=0.0)
+    head = tl.arange(0, HEADS)[None, :, None]
+    for which in tl.static_range(2):
+        source = qkv_ptr + ((token[:, None, None] * 3 + which) * HEADS + head) * 64 + e[None, None, :]
+        a = tl.load(source, mask=alive, other=0.0).to(tl.float32)
+        b = tl.load(source + 16, mask=alive, other=0.0).to(tl.float32)
         if HAS_NORM:
-            mean = tl.sum(x, 1) / 64
-            centred = x - mean[:, None]
-            scale = tl.rsqrt(tl.sum(centred * centred, 1) / 64 + eps)
+            w_ptr = qw_ptr if which == 0 else kw_ptr
+            b_ptr = qb_ptr if which == 0 else kb_ptr
+            mean = (tl.sum(a, 2) + tl.sum(b, 2))[:, :, None] / 64
+            a, b = a - mean, b - mean
+            scale = tl.rsqrt((tl.sum(a * a, 2) + tl.sum(b * b, 2))[:, :, None] / 64 + eps)
+            a = a * scale * tl.load(w_ptr + e)[None, None, :] + tl.load(b_ptr + e)[None, None, :]
+            b = b * scale * tl.load(w_ptr + e + 16)[None, None, :] + tl.load(b_ptr + e + 16)[None, None, :]
             # Rounded to the storage type between norm and rotation, as the plain version is.
-            x = (
-                (centred * scale[:, None] * w[None, :] + b[None, :])
-                .to(out_ptr.dtype.element_ty)
-                .to(tl.float32)
-            )
-            y = ((y - mean[:, None]) * scale[:, None] * wp[None, :] + bp[None, :]).to(
-                out_ptr.dtype.element_ty
-            )
-            y = y.to(tl.float32)
-        rotated = x * cosine + y * sine
-        target = out_ptr + ((token * 2 + which) * num_heads + head)[:, None] * 64
-        tl.store(target + e[None, :], rotated.to(out_ptr.dtype.element_ty), mask=alive[:, None])
+            a = a.to(out_ptr.dtype.element_ty).to(tl.float32)
+            b = b.to(out_ptr.dtype.element_ty).to(tl.float32)
+        first, second = a * cosine - b * sine, b * cosine + a * sine
+        if which == 0:
+            first, second = first * q_factor, second * q_factor
+        target = out_ptr + ((token[:, None, None] * 2 + which) * HEADS + head) * 64 + e[None, None, :]
+        tl.store(target, first.to(out_ptr.dtype.element_ty), mask=alive)
+        tl.store(target + 16, second.to(out_ptr.dtype.element_ty), mask=alive)
 
 
 def rotate_qk(
-    qkv: Tensor, table: Tensor, q_norm: nn.LayerNorm | None, k_norm: nn.LayerNorm | None
+    qkv: Tensor,
+    table: Tensor,
+    q_norm: nn.LayerNorm | None,
+    k_norm: nn.LayerNorm | None,
+    q_factor: float,
 ) -> tuple[Tensor, Tensor]:
     """See `fused.rotate_qk`."""
     qkv = qkv.contiguous()
@@ -108,26 +107,28 @@ def rotate_qk(
     tensors = (table,) * 4
     if q_norm is not None and k_norm is not None:
         tensors = (q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias)
-    rows = 16
-    _rotate_qk[(triton.cdiv(B * L, rows), 2)](
-        qkv, table, *tensors, out, B * L, table.shape[0], H, q_norm.eps if q_norm is not None else 0.0,
-        ROWS=rows, HAS_NORM=q_norm is not None, num_warps=4,
+    tokens = 4
+    _rotate_qk[(triton.cdiv(B * L, tokens),)](
+        qkv, table, *tensors, out, B * L, table.shape[0], q_norm.eps if q_norm is not None else 0.0, q_factor,
+        TOKENS=tokens, HEADS=H, HAS_NORM=q_norm is not None, num_warps=4,
     )  # fmt: skip
     return out[:, :, 0], out[:, :, 1]
 
 
 @triton.jit
-def _channel_sums(x_ptr, sums_ptr, num_pixels, C: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr):
+def _channel_sums(x_ptr, sums_ptr, num_pixels, steps, C: tl.constexpr, ROWS: tl.constexpr):
+    # One program: 4 * steps tiles of ROWS pixels of one image; four independent loads are in flight.
     image = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, C)
     total = tl.zeros([C], tl.float32)
     squares = tl.zeros([C], tl.float32)
-    for step in range(STEPS):
-        pixel = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
-        offset = (image * num_pixels + pixel)[:, None] * C + c[None, :]
-        x = tl.load(x_ptr + offset, mask=(pixel < num_pixels)[:, None], other=0.0).to(tl.float32)
-        total += tl.sum(x, 0)
-        squares += tl.sum(x * x, 0)
+    for step in range(steps):
+        for part in tl.static_range(4):
+            pixel = ((tl.program_id(0) * steps + step) * 4 + part) * ROWS + tl.arange(0, ROWS)
+            offset = (image * num_pixels + pixel)[:, None] * C + c[None, :]
+            x = tl.load(x_ptr + offset, mask=(pixel < num_pixels)[:, None], other=0.0).to(tl.float32)
+            total += tl.sum(x, 0)
+            squares += tl.sum(x * x, 0)
     tl.atomic_add(sums_ptr + image * 2 * C + c, total)
     tl.atomic_add(sums_ptr + image * 2 * C + C + c, squares)
 
@@ -183,8 +184,9 @@ def norm_relu_pad(
         assert weight is not None
         assert bias is not None
         raw = torch.zeros(B, 2, C, device=x.device, dtype=torch.float32)
-        steps = 8
-        _channel_sums[(triton.cdiv(H * W, rows * steps), B)](x, raw, H * W, C=C, ROWS=rows, STEPS=steps)
+        # About eight programs for each multiprocessor of the largest chips, so that few meet in an atomic add.
+        steps = max(1, min(8, B * H * W // (rows * 4 * 1056)))
+        _channel_sums[(triton.cdiv(H * W, rows * 4 * steps), B)](x, raw, H * W, steps, C=C, ROWS=rows)
         total, squares = raw.unbind(1)
         offset = before.float() if before is not None else torch.zeros(C, device=x.device)
         # Sums of x + offset from the sums of x.
@@ -209,6 +211,49 @@ def norm_relu_pad(
         x, factors, before if before is not None else x, out, H, W, out_h, out_w,
         C=C, ROWS=rows, HAS_NORM=bool(num_groups), HAS_BEFORE=before is not None, RELU=relu, BORDER=border,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _resize_pad(
+    x_ptr, out_ptr, H, W, out_h, out_w, step_y, step_x, C: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    c = tl.arange(0, C)
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    alive = (place < (out_h + 2) * (out_w + 2))[:, None]
+    row = tl.minimum(tl.maximum(place // (out_w + 2) - 1, 0), out_h - 1).to(tl.float32)
+    column = tl.minimum(tl.maximum(place % (out_w + 2) - 1, 0), out_w - 1).to(tl.float32)
+    y = tl.maximum((row + 0.5) * step_y - 0.5, 0.0)
+    x = tl.maximum((column + 0.5) * step_x - 0.5, 0.0)
+    y0, x0 = y.to(tl.int32), x.to(tl.int32)
+    fy, fx = (y - y0.to(tl.float32))[:, None], (x - x0.to(tl.float32))[:, None]
+    y1, x1 = tl.minimum(y0 + 1, H - 1), tl.minimum(x0 + 1, W - 1)
+    top, bottom = (image * H + y0) * W, (image * H + y1) * W
+    a = tl.load(x_ptr + (top + x0)[:, None] * C + c[None, :], mask=alive, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + (top + x1)[:, None] * C + c[None, :], mask=alive, other=0.0).to(tl.float32)
+    d = tl.load(x_ptr + (bottom + x0)[:, None] * C + c[None, :], mask=alive, other=0.0).to(tl.float32)
+    e = tl.load(x_ptr + (bottom + x1)[:, None] * C + c[None, :], mask=alive, other=0.0).to(tl.float32)
+    value = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * d + fx * e)
+    target = out_ptr + (image * (out_h + 2) * (out_w + 2) + place)[:, None] * C + c[None, :]
+    tl.store(target, value.to(out_ptr.dtype.element_ty), mask=alive)
+
+
+def resize_pad(x: Tensor, height: int, width: int) -> Tensor:
+    """See `fused.resize_pad`; channels must be a power of two, else torch does it."""
+    B, C, H, W = x.shape
+    if C & (C - 1) or C < 8:
+        from .fused import resize_pad_reference
+
+        return resize_pad_reference(x, height, width)
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(
+        (B, C, height + 2, width + 2), device=x.device, dtype=x.dtype, memory_format=torch.channels_last
+    )
+    rows = max(1, 2048 // C)
+    _resize_pad[(triton.cdiv((height + 2) * (width + 2), rows), B)](
+        x, out, H, W, height, width, H / height, W / width, C=C, ROWS=rows
+    )
     return out
 
 

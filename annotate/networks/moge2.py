@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import ConvStack, view_plane
+from .conv import ConvStack, last_maps, view_plane
 from .focal import focal_and_shift
 from .vit import PATCH, VisionTransformer, cast_linears, linear
 
@@ -131,13 +131,22 @@ class MoGe2Size:
                     list(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
                 ) != value:
                     raise ValueError(f"model_config {name}.{key}: {found!r} is not supported, only {value!r}")
+            blocks = numbers(given["num_res_blocks"], f"{name}.num_res_blocks", n)
+            if blocks[-1]:
+                raise ValueError(
+                    f"model_config {name}.num_res_blocks: {blocks} is not supported, the last level must have none"
+                )
             out = given["dim_out"]
             outs = tuple(out) if isinstance(out, Sequence) else (out,) * n
+            if any(c is not None for c in outs[:-1]):
+                raise ValueError(
+                    f"model_config {name}.dim_out: {outs} is not supported, only the last level's"
+                )
             return StackSize(
                 dim_in=numbers(given["dim_in"], f"{name}.dim_in", n),
                 dim_res_blocks=tuple(dims),
                 dim_out=outs,  # type: ignore[arg-type]
-                num_res_blocks=numbers(given["num_res_blocks"], f"{name}.num_res_blocks", n),
+                num_res_blocks=blocks,
             )
 
         encoder = table("encoder")
@@ -236,14 +245,19 @@ class MoGe2(nn.Module):
         aspect = W / H
         h, w = round((num_tokens / aspect) ** 0.5), round((num_tokens * aspect) ** 0.5)
         feature, class_token = self.encoder(image.float(), h, w, self.size.layers)
-        planes = [view_plane(w * 2**i, h * 2**i, aspect, feature) for i in range(len(self.size.neck.dim_in))]
-        levels = self.neck([feature, *planes[1:]], planes[0])
+        last = len(self.size.neck.dim_in) - 1
+        planes = [view_plane(w * 2**i, h * 2**i, aspect, feature) for i in range(last)]
+        planes.append(view_plane(w * 2**last, h * 2**last, aspect, feature.float()))
+        names = [name for name, _ in self.size.heads if name != "normal_head" or normals]
+        heads = [self.get_submodule(name) for name in names]
+        levels = self.neck.levels([feature, *planes[1:-1]], planes[0])
+        finals = last_maps(
+            self.neck, heads, levels[-1], [head.levels(levels)[-1] for head in heads], planes[-1]
+        )
         out: dict[str, Tensor] = {}
-        for name, _ in self.size.heads:
-            if name == "normal_head" and not normals:
-                continue
-            raw = self.get_submodule(name)(levels)[-1]
-            maps = F.interpolate(raw.float(), (H, W), mode="bilinear", align_corners=False)
+        for name, maps in zip(names, finals, strict=True):
+            if maps.shape[-2:] != (H, W):
+                maps = F.interpolate(maps, (H, W), mode="bilinear", align_corners=False)
             if name == "points_head":
                 xy, z = maps.permute(0, 2, 3, 1).split([2, 1], dim=-1)
                 z = z.exp()

@@ -37,6 +37,8 @@ from .vit import (
 OUTPUTS = ("points", "local_points", "rays", "conf", "camera_poses", "metric")
 CONDITION_PREFIXES = ("depth_encoder.", "depth_emb", "ray_embed.", "pose_inject_blk.")
 NUM_SPECIAL = 5
+FRAMES_AT_ONCE = 64
+"""Frames that pass a frame-wise transformer at once: bounds the memory of its widest activation."""
 _POSE_AFTER = (1, 9, 17, 25, 33)
 
 
@@ -339,7 +341,7 @@ class Pi3X(nn.Module):
             images: (B, N, 3, H, W) RGB in [0, 1], or uint8; H and W multiples of 14.
             conditions: what is known.
             outputs: names to compute; dropping `conf` or all of points, local_points and rays saves their branch.
-            chunk: frames that pass the encoder and the dense heads at once (no effect on results).
+            chunk: frames that pass the convolutions of the dense heads at once (no effect on results).
         Returns:
             camera_poses: (B, N, 4, 4) camera-to-world, OpenCV axes, approximately metric, arbitrary world frame;
             local_points: (B, N, H, W, 3) in the camera frame, same unit; points: the same in the world frame;
@@ -357,14 +359,14 @@ class Pi3X(nn.Module):
         B, N, _, H, W = images.shape
         h, w = H // PATCH, W // PATCH
         flat = images.flatten(0, 1)
-        tokens = torch.cat([self._encode(part) for part in flat.split(chunk)]).float()
+        tokens = torch.cat([self._encode(part) for part in flat.split(FRAMES_AT_ONCE)]).float()
         poses, pose_frames = None, None
         if conditions is not None:
             if not self.conditioning:
                 raise ValueError(
                     "this Pi3X was built without its conditioning parts (conditioning=True builds them)"
                 )
-            tokens, poses, pose_frames = self._condition(tokens, conditions, B, N, H, W, chunk)
+            tokens, poses, pose_frames = self._condition(tokens, conditions, B, N, H, W)
         compute = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
         table = rope_table(h, w, NUM_SPECIAL, compute, images.device)  # type: ignore[arg-type]
         features = self._decode(tokens, table, B, N, h, w, poses, pose_frames)
@@ -376,7 +378,7 @@ class Pi3X(nn.Module):
         return self.encoder((images - self.image_mean) / self.image_std)[0][0]
 
     def _condition(
-        self, tokens: Tensor, given: Conditions, B: int, N: int, H: int, W: int, chunk: int
+        self, tokens: Tensor, given: Conditions, B: int, N: int, H: int, W: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Add depth and ray embeddings to (B * N, P, D) tokens; normalised poses and the frames that use them."""
         device = tokens.device
@@ -431,7 +433,7 @@ class Pi3X(nn.Module):
         if bool(use_depth.any()):
             stacked = torch.stack([depth, positive.float()], dim=2).flatten(0, 1)
             wanted = use_depth.flatten().nonzero()[:, 0]
-            for part in wanted.split(chunk):
+            for part in wanted.split(FRAMES_AT_ONCE):
                 tokens[part] += self.depth_encoder(stacked[part])[0][0].float() + self.depth_emb[0]
         return tokens, poses, use_pose if bool(use_pose.any()) else None
 
@@ -486,7 +488,7 @@ class Pi3X(nn.Module):
         out["metric"] = metric
         scale = metric.view(B, 1, 1, 1, 1)
         if wanted & {"camera_poses", "points"}:
-            camera = torch.cat([self.camera_decoder(part, attend) for part in features.split(64)])
+            camera = torch.cat([self.camera_decoder(part, attend) for part in features.split(FRAMES_AT_ONCE)])
             poses = self.camera_head(camera.float()).view(B, N, 4, 4)
             poses[..., :3, 3] *= metric.view(B, 1, 1)
             out["camera_poses"] = poses
@@ -518,8 +520,9 @@ class Pi3X(nn.Module):
         w: int,
         chunk: int,
     ) -> Tensor:
-        parts = [head(decoder(part, attend), h, w, self.head_dtype) for part in features.split(chunk)]
-        maps = torch.cat(parts)
+        tokens = (decoder(part, attend) for part in features.split(FRAMES_AT_ONCE))
+        parts = (few for part in tokens for few in part.split(chunk))
+        maps = torch.cat([head(few, h, w, self.head_dtype) for few in parts])
         if self.head_dtype == torch.float16 and not bool(maps.isfinite().all()):
             raise ValueError(
                 "Pi3X: a dense head left the range of float16; use to_half(head_dtype=torch.float32)"

@@ -78,12 +78,27 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
+        return linear(self.fc2, linear_gelu(self.fc1, x))
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer(x)` in the type of the layer's weight."""
     return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`gelu(layer(x))` in the type of the layer's weight.
+
+    With half types on CUDA the activation is the product's epilogue: no pass of its own, and one rounding less. That
+    epilogue is GELU's tanh form, at most 5e-4 from the exact one; together with the rounding that is saved the
+    result is nearer to float32 than the two steps are (measured: 1.7e-3 against 2.6e-3 relative in bfloat16, 2.9e-4
+    against 3.2e-4 in float16).
+    """
+    if not (x.is_cuda and layer.weight.dtype in (torch.bfloat16, torch.float16)):
+        return F.gelu(linear(layer, x))
+    flat = x.to(layer.weight.dtype).reshape(-1, x.shape[-1])
+    out = torch._addmm_activation(layer.bias, flat, layer.weight.t(), use_gelu=True)
+    return out.view(*x.shape[:-1], -1)
 
 
 def attention(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, *, bound: float | None = None) -> Tensor:
@@ -216,6 +231,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.rule: PositionRule = "size_antialiased" if num_registers else "scale_plus_tenth"
+        self._positions: tuple[tuple[object, ...], Tensor] | None = None
         self.num_registers = num_registers
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + 37 * 37, width))
@@ -226,6 +242,19 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(channels, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """`resample_positions` of this table, kept until the grid or the table changes.
+
+        torch's bicubic kernel uses one thread a pixel and loops over the channels: 5 ms on an H200.
+        """
+        table = self.pos_embed
+        if table.is_inference():  # such tensors do not tell when they change
+            return resample_positions(table, h, w, self.rule)
+        key = (h, w, table.data_ptr(), table.device, table._version)
+        if self._positions is None or self._positions[0] != key:
+            self._positions = key, resample_positions(table, h, w, self.rule)
+        return self._positions[1]
 
     def forward(self, image: Tensor, layers: Iterable[int] | None = None) -> list[tuple[Tensor, Tensor]]:
         """Normalised patch and class tokens after chosen blocks.
@@ -241,7 +270,7 @@ class VisionTransformer(nn.Module):
         dtype = self.patch_embed.proj.weight.dtype
         x = self.patch_embed(image).float()
         x = torch.cat([self.cls_token.float().expand(B, -1, -1), x], dim=1)
-        x = x + resample_positions(self.pos_embed, H // PATCH, W // PATCH, self.rule)
+        x = x + self.positions(H // PATCH, W // PATCH)
         if self.num_registers:
             registers = self.register_tokens.float().expand(B, -1, -1)
             x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
