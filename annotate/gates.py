@@ -52,9 +52,10 @@ class GatesConfig(Strict):
     max_given_rotation_deg: Annotated[float, Field(gt=0)] = 3.0
     max_given_direction_deg: Annotated[float, Field(gt=0)] = 15.0
     """Median angle between given and solved relative rotations, and between directions of travel."""
-    max_given_turn_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    max_given_turn_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """The angle between rotations as a share of what the camera turned. Recordings with true poses: 0.01, and 0.11 where
-    colour and depth camera differ; wrong axes, order of numbers or time: from 0.23."""
+    colour and depth camera differ; poses that are a third of a second late: 0.20; wrong axes, order of numbers or rate:
+    from 0.30."""
     given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far from 1 the ratio of solved to given path may lie where both are in metres."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
