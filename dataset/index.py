@@ -87,7 +87,7 @@ def write_index(out: str | Path) -> Path:
     sink = pa.BufferOutputStream()
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.schema.names])
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 20)
-    write_atomically(out / _NAME, sink.getvalue().to_pybytes())
+    write_atomically(out / _NAME, memoryview(sink.getvalue()))
     return out / _NAME
 
 
@@ -99,7 +99,8 @@ def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
         raise ValueError(f"{part}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     schema = file.schema_arrow
     check_version(schema.metadata, where=str(part))
-    table = file.read(columns=[name for name in schema.names if name not in SERIES_COLUMNS])
+    wanted = [name for name in schema.names if name not in SERIES_COLUMNS]
+    table = file.read(columns=wanted, use_threads=False)  # threads cost more than such small columns give
     groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     columns = (
         [number] * table.num_rows,
@@ -120,10 +121,12 @@ def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         for start in range(0, table.num_rows, _ROWS_PER_BATCH):
-            # Once more, for no chunk holds more than 2 GiB of text.
-            (batch,) = table.slice(start, _ROWS_PER_BATCH).combine_chunks().to_batches()
-            writer.write_batch(batch)
-    write_atomically(path, sink.getvalue().to_pybytes())
+            rows = table.slice(start, _ROWS_PER_BATCH)
+            batches = rows.to_batches()
+            if len(batches) > 1:  # a chunk ends in them, for none holds more than 2 GiB of text
+                batches = rows.combine_chunks().to_batches()
+            writer.write_batch(batches[0])
+    write_atomically(path, memoryview(sink.getvalue()))
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ _MAPS = ("stage_wall_s", "metrics", "captions")
 
 
 def _cell(row: Row, name: str) -> Any:
-    """Value of one column as pyarrow takes it."""
+    """Value of a column of lists, maps or structures as pyarrow takes it."""
     value = getattr(row, name)
     if value is None:
         return None
@@ -275,10 +275,10 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     """
     rows = list(rows)
     schema = arrow_schema()
-    columns = [
-        pa.array([_cell(row, column.name) for row in rows], type=schema.field(column.name).type)
-        for column in COLUMNS
-    ]
+    columns: list[pa.Array] = []
+    for column in COLUMNS:
+        name, cell = column.name, _cell if pa.types.is_nested(column.type) else getattr
+        columns.append(pa.array([cell(row, name) for row in rows], type=schema.field(name).type))
     extra_names = sorted({name for row in rows for name in row.extra})
     for name in extra_names:
         missing = [row.clip_id for row in rows if name not in row.extra]

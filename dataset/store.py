@@ -134,7 +134,7 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
     per_group = max(1, _ROW_GROUP_FRAMES * len(rows) // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_atomically(path, memoryview(sink.getvalue()))
     return path
 
 
@@ -183,7 +183,7 @@ def _leaf_paths(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(parquet.column(i).path for i in range(len(parquet)))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a whole file or nothing: temporary name beside it, flush to disk, rename, flush the folder.
 
     Raises:
