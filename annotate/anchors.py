@@ -15,7 +15,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Protocol
@@ -33,6 +33,7 @@ from .align import AlignConfig, Aligned, Window, align_connected
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
 from .geometry.base import FloatArray, SequenceGeometryResult
+from .lane import lane, next_turn
 
 F64 = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -328,12 +329,6 @@ def upload(rgb: NDArray[np.uint8], device: torch.device, size: tuple[int, int] |
 # --- a clip ------------------------------------------------------------------------------------------
 
 
-@cache
-def lane(device: str) -> ThreadPoolExecutor:
-    """The one thread of this process that runs networks on `device`: clips in flight take turns, window by window."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"networks-{device}")
-
-
 class AnchorStream:
     """Takes a clip's frames one by one and ends with its geometry.
 
@@ -355,6 +350,7 @@ class AnchorStream:
         self.weights, self.weight_licences = network.weights, network.weight_licences
         self.stand_in = network.stand_in
         self.busy_s = 0.0
+        self._turn = next_turn()
         self._due = [int(w[-1]) for w in self.windows]
         self._users = np.bincount(np.concatenate(self.windows), minlength=len(self.anchors))
         self._images: dict[int, Tensor] = {}
@@ -398,7 +394,7 @@ class AnchorStream:
                 self.busy_s += time.perf_counter() - start
                 self._room.release()
 
-        self._pending.append(lane(str(self.network.device)).submit(work))
+        self._pending.append(lane(str(self.network.device)).submit(self._turn, work))
 
     def close(self) -> None:
         """Give up: nothing that waits is started."""

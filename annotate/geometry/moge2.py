@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from ..anchors import WINDOWS_IN_FLIGHT, lane, upload
+from ..anchors import WINDOWS_IN_FLIGHT, upload
 from ..clip import ClipRef
 from ..decode import ClipFrames
+from ..lane import lane, next_turn
 from ..networks.checkpoint import fill_stand_in, load_moge2
 from ..networks.focal import sample_points, solve_samples
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
@@ -166,6 +167,7 @@ class MoGe2Stream:
         self.stand_in = network.stand_in
         self.height, self.width = frames.height, frames.width
         self.busy_s = 0.0
+        self._turn = next_turn()
         self._wanted = {int(f) for f in anchor_frames}
         self._batch: list[tuple[int, Tensor]] = []
         self._pending: list[Future[_Kept]] = []
@@ -197,7 +199,7 @@ class MoGe2Stream:
                 self.busy_s += time.perf_counter() - start
                 self._room.release()
 
-        self._pending.append(lane(str(self.network.device)).submit(work))
+        self._pending.append(lane(str(self.network.device)).submit(self._turn, work))
 
     def _keep(self, raw: RawImages, frame: list[int]) -> _Kept:
         samples, used, plane = sample_points(raw.points, raw.valid)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from theodolite.annotate import anchors
 from theodolite.annotate.anchors import (
     AnchorsConfig,
     AnchorStream,
@@ -25,6 +24,7 @@ from theodolite.annotate.anchors import (
 )
 from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.decode import ClipTiming
+from theodolite.annotate.lane import lane
 from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.annotate.scale import estimate_scale
 from theodolite.dataset.metrics import trajectory_error
@@ -315,7 +315,7 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
     with pytest.raises(ZeroDivisionError):
         stream.finish()
     # The lane survives its worst clip.
-    assert anchors.lane("cpu").submit(lambda: 1).result() == 1
+    assert lane("cpu").submit(0, lambda: 1).result() == 1
 
 
 def test_a_clip_that_ends_early_is_a_rejection(truth: Truth) -> None:

@@ -29,7 +29,7 @@ from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.executor import Job, open_output, plan_run, run_plan
 from theodolite.annotate.geometry.choose import GeometryConfig, sequence_geometry
-from theodolite.annotate.pool import WORKERS_PER_GPU, num_gpus, shares
+from theodolite.annotate.pool import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
 from theodolite.annotate.render import VideoWriter, render_clip
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -128,14 +128,14 @@ def clips(args: argparse.Namespace) -> None:
             f" {x['reasons']} {x['error'] or ''} {stages}"
         )
     print(f"{len(lines)} clips in {took:.0f} s: {took / len(lines):.1f} s a clip, start and end included")
-    # What comes out between the first clip and the last: the start of the workers and the first clip's way through the
-    # stages are left out, and so is nothing else.
-    window = lines[-1]["ended"] - lines[0]["ended"]
-    if len(lines) > 1:
-        rate = window / (len(lines) - 1)
-        count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
-        print(f"steady: {len(lines) - 1} clips in {window:.0f} s: {rate:.1f} s a clip")
-        print(f"the corpus has {count:,} clips of {seconds:.0f} s: {count * rate / 3600:.0f} GPU-hours")
+    # The start of the workers and the first wave's way through all stages are left out: clips that began to stream
+    # together also end together.
+    wave = min(workers * CLIPS_STREAMED, len(lines) - 1)
+    window = lines[-1]["ended"] - lines[wave - 1]["ended"]
+    rate = window / (len(lines) - wave)
+    count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
+    print(f"steady: {len(lines) - wave} clips in {window:.0f} s: {rate:.1f} s a clip")
+    print(f"the corpus has {count:,} clips of {seconds:.0f} s: {count * rate / 3600:.0f} GPU-hours")
     reserved = max(x["reserved_gib"] for x in lines)
     print(f"GPU memory: {memory.peak_gib:.1f} GiB in use at most; one worker reserves {reserved:.1f} GiB")
 
