@@ -57,6 +57,8 @@ SHARDED: dict[str, Callable[[list[CameraClip], Path, int, Pictures | None], obje
 WITH_VIDEO = ("webdataset", "lerobot")
 """Formats that carry the clips' pictures as video, one frame per camera, if `media_root` is given."""
 FORMATS = (*PER_CLIP, *SHARDED, "huggingface", "rerun")
+ScenePoints = Callable[[Row, str | Path], tuple[NDArray[np.float32], NDArray[np.uint8]]]
+"""Gives points of the scene by a clip and the folder of its media: (P, 3) metres and (P, 3) RGB."""
 _RERUN_PICTURES = 100
 _CLIPS_PER_SHARD = 1000
 
@@ -69,6 +71,7 @@ def export_dataset(
     clip_ids: Sequence[str] | None = None,
     source: str | None = None,
     media_root: str | Path | None = None,
+    points: ScenePoints | None = None,
 ) -> int:
     """Write accepted clips to `out` and return how many.
 
@@ -78,6 +81,7 @@ def export_dataset(
         source: only this source.
         media_root: folder to which media paths refer; `rerun` then shows up to 100 pictures of each clip, and
             `webdataset` and `lerobot` carry a video of each, re-encoded so that every camera has one frame.
+        points: makes the points that `rerun` shows beside the pictures.
     Raises:
         ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, or videos of media that
             may not be passed on.
@@ -99,8 +103,12 @@ def export_dataset(
         clip = camera_clip(row)
         count += 1
         if format == "rerun":
-            images = _pictures(row, media_root) if media_root is not None else None
-            write_rerun(clip, out / f"{clip.name}.rrd", images=images)
+            images = found = colours = None
+            if media_root is not None:
+                images = _pictures(row, media_root)
+                found, colours = (None, None) if points is None else points(row, media_root)
+            path = out / f"{clip.name}.rrd"
+            write_rerun(clip, path, images=images, points_world=found, point_colours=colours)
             continue
         if format in PER_CLIP:
             PER_CLIP[format](clip, out)
@@ -169,7 +177,10 @@ def run_export(
     clip_ids: Sequence[str] | None = None,
     source: str | None = None,
     media_root: str | Path | None = None,
+    points: ScenePoints | None = None,
 ) -> tuple[str, int]:
     """Export; text with the count, and exit code 0."""
-    count = export_dataset(path, out, format=format, clip_ids=clip_ids, source=source, media_root=media_root)
+    count = export_dataset(
+        path, out, format=format, clip_ids=clip_ids, source=source, media_root=media_root, points=points
+    )
     return f"{count} clips as {format}: {out}", 0

@@ -243,7 +243,12 @@ def export(
     def act() -> tuple[str, int]:
         from ..dataset.export import run_export
 
-        return run_export(path, out, format=style, clip_ids=clips, source=source, media_root=media_root)
+        points = None
+        if style == "rerun" and media_root is not None:
+            from ..annotate.scene_points import scene_points as points
+        return run_export(
+            path, out, format=style, clip_ids=clips, source=source, media_root=media_root, points=points
+        )
 
     _finish(act)
 
