@@ -53,9 +53,12 @@ class GatesConfig(Strict):
     max_given_direction_deg: Annotated[float, Field(gt=0)] = 15.0
     """Median angle between given and solved relative rotations, and between directions of travel."""
     max_given_turn_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """The angle between rotations as a share of what the camera turned. Recordings with true poses: 0.01, and 0.11 where
-    colour and depth camera differ; poses that are a third of a second late: 0.20; wrong axes, order of numbers or rate:
-    from 0.30."""
+    """The angle between rotations as a share of what the camera turned. Recordings with true poses: 0.01, and 0.11
+    where colour and depth camera differ; poses that are a third of a second late: 0.20; wrong axes, order of numbers
+    or rate: from 0.30."""
+    given_focal_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """How far from 1 the focal length that images and depth (or the network) ask for may lie, over the given one. Wide,
+    since a short path leaves 10 % open; intrinsics for another size are off by more."""
     given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far from 1 the ratio of solved to given path may lie where both are in metres."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
@@ -161,6 +164,10 @@ def judge(
             upper=config.max_position_sigma,
         ),
     ]
+    if cameras.focal_model == "given":
+        bound = config.given_focal_tolerance
+        asked = float(np.exp(cameras.focal_asked_log))
+        gates.append(_bounded("given_focal", asked, lower=1 - bound, upper=1 / (1 - bound)))
     if scale.model != "declared":
         # A declared unit has no series; its consistency is what the sweep checks.
         gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
@@ -204,6 +211,7 @@ REASONS = {
     "parallax": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
+    "given_focal": "given_intrinsics_disagree",
     "given_rotation": "given_poses_disagree",
     "given_turn": "given_poses_disagree",
     "given_direction": "given_poses_disagree",

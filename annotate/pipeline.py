@@ -187,6 +187,11 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         )
     given_gates: tuple[Gate, ...] = ()
     given = progress.given
+    lens = _known_lens(given)
+    if lens is not None and start is not None and progress.geometry.focal_px is not None:
+        # The bundle began from a network, which has an opinion of the lens.
+        rays = np.log(np.asarray(progress.geometry.focal_px, np.float64) / lens.focal_px)
+        cameras = progress.cameras = replace(cameras, focal_asked_log=float(np.nanmedian(rays)))
     if given is not None and given.camera_to_world is not None:
         cameras, check = keep_given_poses(
             cameras, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit

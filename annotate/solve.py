@@ -44,6 +44,7 @@ IntArray = NDArray[np.integer]
 
 SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
 _MIN_INLIERS = 12
+_FOCAL_DOUBT_LOG = 0.1  # a window's focal that is further than this from the given one is looked into
 _KNOWN_LENS_SIGMA = 1e-4  # freedom of a known log focal in the steps before the bundle
 _MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
 _MIN_DENSE_AGREEMENT = 0.85
@@ -77,6 +78,8 @@ class CameraSolution:
         radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2) in normalised coordinates; the
             pinhole cameras are those of the undistorted image.
         median_depth: median depth of all observations.
+        focal_asked_log: where the lens is known, log of the focal length that images and depth ask for by themselves
+            over the given one; NaN where the lens is unknown or the start came from elsewhere.
     """
 
     camera_to_world: FloatArray
@@ -98,6 +101,7 @@ class CameraSolution:
     scale_sweep: FloatArray
     radial_k1: float
     median_depth: float
+    focal_asked_log: float = float("nan")
 
 
 def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
@@ -1063,9 +1067,10 @@ def solve_cameras(
 
     coarse = config.model_copy(update={"robust_scale": 2 * config.robust_scale})
     key_problem = problem_of(np.arange(len(keyframes)))
+    windows = _windows(measured)
     if start is None:
         first_frame, log_focal = _choose_start(
-            window_problem, _windows(measured), max(height, width), coarse, given_keys
+            window_problem, windows, max(height, width), coarse, given_keys
         )
 
     def place() -> tuple[State, NDArray[np.bool_]]:
@@ -1113,7 +1118,9 @@ def solve_cameras(
     )
     gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64, device=key_problem.frame.device)
 
-    def key_bundle(state: State, placed: NDArray[np.bool_], iterations: int) -> tuple[State, Solution]:
+    def key_bundle(
+        state: State, placed: NDArray[np.bool_], iterations: int, *, free_lens: bool = given_keys is None
+    ) -> tuple[State, Solution]:
         points = torch.where(torch.isfinite(state.points), state.points, lift_points(key_problem, state))
         # Tracks without depth still tie frames together.
         points = torch.where(
@@ -1125,7 +1132,7 @@ def solve_cameras(
         state = without_moving(key_problem, state, placed)
         used, used_state = _keep_known(key_problem, state, placed)
         used = count_depth(used, depths_per_frame)
-        if given_keys is None:
+        if free_lens or given_keys is None:
             prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
             if start is not None:
                 prior = replace(prior, expected=torch.as_tensor(np.log(start.at(keyframes)[1])))
@@ -1137,6 +1144,22 @@ def solve_cameras(
         new = solution.state
         return replace(new, points=lift_points(key_problem, new)), solution
 
+    def asked_focal_log() -> float:
+        if given_keys is None or start is not None:
+            return float("nan")
+        try:
+            at, asked = _choose_start(window_problem, windows, max(height, width), coarse)
+        except ClipRejection:
+            return float("nan")  # nothing confirms the lens
+        focal_asked_log = float(asked - given_keys[at])
+        if abs(focal_asked_log) > _FOCAL_DOUBT_LOG:
+            # One window is not enough to doubt the source: ask the whole clip, as if nothing were known.
+            free, where = sequential(key_problem, coarse, start=at, log_focal=asked, focal_step_sigma=0.05)
+            free, _ = key_bundle(free, where, 20, free_lens=True)
+            focal_asked_log = float(np.median((free.log_focal.cpu().numpy() - given_keys)[where]))
+        return focal_asked_log
+
+    focal_asked_log = asked_focal_log()
     state, first = key_bundle(state, placed, 20)
     depth_sigma_log = _measured_depth_sigma(first, depth_sigma_log)
     key_problem = problem_of(np.arange(len(keyframes)))
@@ -1158,7 +1181,7 @@ def solve_cameras(
             state = replace(state, points=lift_points(key_problem, state))
             state, _ = key_bundle(state, placed, 15)
     log.debug("loops: %d", loops)
-    return _with_lens(
+    solved = _with_lens(
         _all_frames(
             tracks,
             z,
@@ -1174,6 +1197,7 @@ def solve_cameras(
         ),
         lens,
     )
+    return replace(solved, focal_asked_log=focal_asked_log)
 
 
 def _with_lens(cameras: CameraSolution, lens: KnownLens | None) -> CameraSolution:

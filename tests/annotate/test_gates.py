@@ -85,7 +85,8 @@ def failed(
 
 
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
-    gates = judge(solution(), scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    cameras = replace(solution(), focal_model="given", focal_asked_log=0.02)
+    gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     gates += judge_given(GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30), GatesConfig(), longest_gap_s=0.2)
     assert all(g.passed for g in gates)
     assert {g.name for g in gates} == set(REASONS)

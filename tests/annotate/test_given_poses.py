@@ -30,7 +30,9 @@ def files(tmp_path_factory) -> tuple[RenderedFiles, np.ndarray, np.ndarray]:
     return write_clip(clip, tmp_path_factory.mktemp("given")), clip.camera_to_world, clip.intrinsics
 
 
-def annotate(files: RenderedFiles, folder: Path, poses: np.ndarray | None, **given) -> Row:
+def annotate(
+    files: RenderedFiles, folder: Path, poses: np.ndarray | None, config: dict | None = None, **given
+) -> Row:
     if poses is not None:
         np.savetxt(folder / "poses.txt", poses.reshape(-1, 16))
         given["camera_to_world_path"] = folder / "poses.txt"
@@ -44,7 +46,9 @@ def annotate(files: RenderedFiles, folder: Path, poses: np.ndarray | None, **giv
         data_licence="Apache-2.0",
         given=GivenGeometry(depth_pattern=files.depth_pattern, depth_units_per_metre=1000.0, **given),
     )
-    return annotate_clip(clip, AnnotateConfig(), mode="given_pose", recipe_hash="0" * 16)
+    return annotate_clip(
+        clip, AnnotateConfig.model_validate(config or {}), mode="given_pose", recipe_hash="0" * 16
+    )
 
 
 def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -> None:
@@ -73,6 +77,81 @@ def test_axes_of_another_convention_are_refused(files, tmp_path) -> None:
     assert row.verdict == "rejected"
     assert "given_poses_disagree" in row.reasons
     assert row.camera_to_world is not None
+
+
+LIGHT = {
+    "tracks": {"num_flow_tracks": 150, "num_descriptors": 250, "max_loops_per_keyframe": 0},
+    "bundle": {"focal_model": "constant", "max_iterations": 8},
+}
+
+
+def _scaled(intrinsics: np.ndarray, x: float, y: float) -> np.ndarray:
+    return intrinsics * np.array([[x], [y], [1.0]])
+
+
+def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
+    out = intrinsics.copy()
+    out[:, [0, 1], [0, 1]] *= factor
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "poses", "intrinsics", "reasons"),
+    [
+        ("intact", lambda t: t, lambda k: k, set()),
+        ("world to camera", se3_inverse, lambda k: k, {"given_poses_disagree"}),
+        (
+            "y and z flipped on both sides",
+            lambda t: OPENGL @ t @ OPENGL,
+            lambda k: k,
+            {"given_poses_disagree"},
+        ),
+        (
+            "rotation by columns",
+            lambda t: np.concatenate([np.swapaxes(t[:, :3], 1, 2)[:, :3, :3], t[:, :3, 3:]], 2),
+            lambda k: k,
+            {"given_poses_disagree"},
+        ),
+        ("matrix by columns", lambda t: np.swapaxes(t, 1, 2), lambda k: k, {"poses_unreadable"}),
+        ("mirrored", lambda t: t @ np.diag([1.0, 1, -1, 1]), lambda k: k, {"poses_unreadable"}),
+        (
+            "centimetres",
+            lambda t: t * np.array([[1, 1, 1, 100.0]] * 3 + [[1] * 4]),
+            lambda k: k,
+            {"given_poses_disagree"},
+        ),
+        (
+            "normalised intrinsics",
+            lambda t: t,
+            lambda k: _scaled(k, 1 / 320, 1 / 192),
+            {"intrinsics_of_another_size"},
+        ),
+        ("of twice the size", lambda t: t, lambda k: _scaled(k, 2, 2), {"intrinsics_of_another_size"}),
+        ("of half the size", lambda t: t, lambda k: _scaled(k, 0.5, 0.5), {"intrinsics_of_another_size"}),
+        ("focal of another size", lambda t: t, lambda k: _focal_only(k, 0.5), {"given_intrinsics_disagree"}),
+        (
+            "focal of another size, no poses",
+            None,
+            lambda k: _focal_only(k, 0.5),
+            {"given_intrinsics_disagree"},
+        ),
+        ("longer focal, no poses", None, lambda k: _focal_only(k, 1.5), {"given_intrinsics_disagree"}),
+    ],
+)
+def test_wrong_files_through_the_whole_path(files, tmp_path, name, poses, intrinsics, reasons) -> None:
+    written, truth, true_intrinsics = files
+    k = intrinsics(true_intrinsics)[:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    np.savetxt(tmp_path / "k.csv", k, delimiter=",", header="fx,fy,cx,cy", comments="")
+    given: dict = {"intrinsics_path": tmp_path / "k.csv"}
+    if poses is not None:
+        # KITTI rows carry no last row that would give a transposed rotation away.
+        rows = poses(truth)
+        np.savetxt(tmp_path / "poses.txt", rows.reshape(len(truth), -1))
+        given |= {"camera_to_world_path": tmp_path / "poses.txt", "poses_metric": True}
+    row = annotate(written, tmp_path, None, config=LIGHT, **given)
+    assert row.error is None, row.error
+    assert row.verdict == ("rejected" if reasons else "accepted"), row.reason_details
+    assert reasons <= set(row.reasons), row.reason_details
 
 
 def path_with_turns() -> np.ndarray:
