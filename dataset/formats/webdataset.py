@@ -89,11 +89,25 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+def _require_end(tar: tarfile.TarFile) -> None:
+    """A tar ends in two empty blocks; one that was cut between two members ends without, and reads as if it were whole.
+
+    Raises:
+        tarfile.ReadError: the end is missing.
+    """
+    last = tar.getmembers()[-1] if tar.getmembers() else None
+    end = 0 if last is None else last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    assert tar.fileobj is not None, "an open tar has its file"
+    tar.fileobj.seek(end)
+    if tar.fileobj.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("cut off: no end of the archive after the last member")
+
+
 def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
     """Clips of one shard, in order.
 
     Raises:
-        ValueError: a damaged tar, or a sample that lacks a part.
+        ValueError: a damaged or cut tar, or a sample that lacks a part.
     """
     shard = Path(shard)
     samples: dict[str, dict[str, bytes]] = {}
@@ -104,6 +118,7 @@ def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
                 if stream is not None:
                     key, extension = Path(member.name).name.split(".", 1)
                     samples.setdefault(key, {})[extension] = stream.read()
+            _require_end(tar)
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{shard}: not a readable tar ({error})") from None
     for key, parts in samples.items():

@@ -1,7 +1,8 @@
 """Traps that other annotation systems fell into, each on the path that production takes.
 
 Simulated networks stand where the networks stand; everything behind them is what recipes run. Wrong conventions of
-given poses are in test_given_poses.py, damaged files in test_decode.py, kills in tests/recipes.
+given cameras are in test_given_poses.py, layouts of public sets and their wrong readings in test_shipped_cameras.py,
+damaged files in test_decode.py, cut tars in tests/dataset/test_formats.py, kills in tests/recipes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import yaml
 from theodolite.annotate.anchors import AnchorsConfig, RawWindow
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.gates import GatesConfig
 from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_clip
 from theodolite.annotate.scale import ScaleConfig, fit_scale
 from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row
@@ -224,6 +226,25 @@ def test_seven_frames_and_a_broken_file_have_their_reasons(tmp_path: Path) -> No
     row = annotate(replace(seven, clip_id="broken", media_path=broken), simulated(truth, CALM))
     assert row.reasons[0] in ("unreadable_video", "truncated_video")
     assert row.error is None
+
+
+def test_1441_frames_are_one_clip_and_not_none(tmp_path: Path) -> None:
+    """A minute of 24 fps with one frame too many: others cut windows of exactly 60 s out of it and got none, or two."""
+    path = tmp_path / "minute.mp4"
+    wall = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
+    with VideoWriter(path, width=64, height=48, fps=24) as video:
+        for i in range(1441):
+            video.write(wall[:, i * 16 // 1441 :][:, :64])
+    clip = ClipRef(clip_id="minute", source="traps", original_id="m", media_kind="video", media_path=path)
+    whole = open_clip(clip, DecodeConfig())
+    assert (len(whole), whole.timing.frame_index[-1]) == (961, 1440)
+    minute = open_clip(replace(clip, end_s=60.0), DecodeConfig())
+    assert (len(minute), minute.timing.frame_index[-1]) == (960, 1439)
+    row = annotate_clip(
+        replace(clip, start_s=60.0), AnnotateConfig(), mode="given_depth", recipe_hash="0" * 16
+    )
+    assert row.reasons == ("too_short",)
+    assert "1 frames in the window 60 s to the end of 1441 source frames" in row.reason_details[0]
 
 
 def test_every_simulated_row_is_a_stand_in(tmp_path: Path) -> None:

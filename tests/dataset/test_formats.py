@@ -292,6 +292,19 @@ def test_webdataset_round_trip(tmp_path: Path, clip: CameraClip, make_row: Calla
         list(read_webdataset(shards[0]))
 
 
+def test_a_tar_cut_anywhere_is_no_shorter_dataset(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    """Cut between two members a tar reads without complaint, and the clips behind the cut are simply not there."""
+    (shard,) = write_webdataset([camera_clip(make_row(i, frames=5)) for i in range(3)], tmp_path)
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        end = max(m.offset_data + m.size for m in tar)
+    assert len(list(read_webdataset(shard))) == 3
+    for length in range(0, end + 512, 256):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=re.escape(str(shard))):
+            list(read_webdataset(shard))
+
+
 def test_lerobot_round_trip(tmp_path: Path, make_row: Callable[..., Row]) -> None:
     rows = [make_row(i, frames=10 + i, time_s=np.arange(10 + i) / 16) for i in range(3)]
     clips = [camera_clip(r) for r in rows]
