@@ -309,6 +309,28 @@ def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot) -> N
     refused_by_the_images(annotate(replace(clip, given=flipped), simulated(truth, calm), **two_seconds))
 
 
+def test_sekai_recipe_joins_networks_and_shipped_cameras(tmp_path: Path, shot: Shot) -> None:
+    """The recipe itself, with tiny random networks: their depth is nonsense, so nothing may come out but reasons."""
+    (tmp_path / "sekai-game-walking").mkdir()
+    video = tmp_path / "sekai-game-walking/00100100001_0000000_0000048.mp4"
+    video.symlink_to(shot.video)
+    write_sekai(video.with_suffix(".npz"), shot)
+    (tmp_path / "sekai-game-walking/without.mp4").symlink_to(shot.video)
+    tiny = ("weights=stand_in", "stand_in_size=tiny", "device=cpu", "pi3x.max_pixels=5000", "anchor_fps=4")
+    overrides = [f"annotate.geometry.{setting}" for setting in tiny]
+    recipe = load_recipe("sekai-game", [f"source.root={tmp_path}", *overrides])
+    run_annotate(recipe, tmp_path / "out", workers=0, show_progress=False)
+    with_cameras, without = sorted(open_dataset(tmp_path / "out").rows(), key=lambda row: row.clip_id)
+    assert with_cameras.error is None, with_cameras.error
+    assert with_cameras.stand_in
+    assert with_cameras.mode == "given_pose"
+    assert with_cameras.verdict == "rejected"
+    assert with_cameras.data_licence == "research-only"
+    assert without.reasons == ("cameras_unreadable",)
+    assert "without.npz" in without.reason_details[0]
+    assert without.num_frames == 32  # what was decoded stays in the row
+
+
 def test_sekai_files_that_are_none(tmp_path: Path, shot: Shot) -> None:
     pixels = np.array([[shot.focal, 0, WIDTH / 2], [0, shot.focal, HEIGHT / 2], [0, 0, 1]])
     for path, message in (

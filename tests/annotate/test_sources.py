@@ -97,6 +97,34 @@ def test_every_wrong_entry_is_named(tmp_path):
     assert "entry 5 (clip ?)" in text
 
 
+def test_cameras_in_a_layout_of_their_own(tmp_path):
+    path = tmp_path / "a.yaml"
+    entry = {
+        "clip_id": "a",
+        "media_path": "color",
+        "depth_pattern": "depth/{frame:06d}.png",
+        "depth_kind": "omniworld",
+        "cameras_path": "camera/split_3.json",
+        "cameras_format": "omniworld",
+        "metres_per_unit": 2.5,
+    }
+    path.write_text(yaml.safe_dump({"clips": [entry]}))
+    (clip,) = read_clips(index(path))
+    assert clip.given.cameras_path == tmp_path / "camera/split_3.json"
+    assert (clip.given.cameras_format, clip.given.metres_per_unit) == ("omniworld", 2.5)
+    for changes, message in (
+        ({"cameras_format": None}, "cameras_path and cameras_format go together"),
+        ({"intrinsics_path": "k.csv"}, "replaces camera_to_world_path and intrinsics_path"),
+        ({"poses_metric": True}, "it replaces poses_metric"),
+        ({"cameras_format": "opengl"}, "cameras_format: should be 'omniworld', 'dl3dv'"),
+        ({"metres_per_unit": 0}, "metres_per_unit: should be greater than 0"),
+    ):
+        path.write_text(yaml.safe_dump({"clips": [entry | changes]}))
+        with pytest.raises(ValueError, match="entry 1 \\(clip a\\)") as caught:
+            read_clips(index(path))
+        assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
