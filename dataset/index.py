@@ -22,7 +22,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from .footers import SERIES_COLUMNS, read_with_footer, series_footers
-from .schema import SCHEMA_VERSION, check_version
+from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
 from .store import list_parts, write_atomically
 
 PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
@@ -32,8 +32,8 @@ _LEFT_OUT = ("error", "stage_wall_s")
 """Per-clip columns that `index.parquet` lacks: nothing is selected by them."""
 _NAME = "index.parquet"
 _ROWS_NAME = "index.arrow"
-_ROWS_PER_BATCH = 128
-"""Clips of `index.arrow` that are read to get one: 64 take 30 % more space, 256 a fifth longer."""
+_ROWS_PER_BATCH = 256
+"""Clips of `index.arrow` that are read to get one: 128 take a fifth more space and 10 microseconds less."""
 _FOOTER = "index_footer"
 _OWN_COLUMNS = (*PLACE_COLUMNS, _FOOTER)
 
@@ -115,7 +115,8 @@ def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
 def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -> None:
     metadata = table.schema.metadata
     # By name alone: units and meanings, which the parts hold, would only be parsed at every opening.
-    table = pa.table([*table.columns, pa.array(footers, pa.binary())], names=[*table.schema.names, _FOOTER])
+    columns = {name: table[name] for name in table.schema.names if not _is_void(name, table[name])}
+    table = pa.table(columns | {_FOOTER: pa.array(footers, pa.binary())})
     table = table.replace_schema_metadata(metadata).combine_chunks()
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
@@ -127,6 +128,11 @@ def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -
                 batches = rows.combine_chunks().to_batches()
             writer.write_batch(batches[0])
     write_atomically(path, memoryview(sink.getvalue()))
+
+
+def _is_void(name: str, values: pa.ChunkedArray) -> bool:
+    """Whether no clip has a value in a column that may be absent: it then costs time and room in every batch."""
+    return name in COLUMN_BY_NAME and COLUMN_BY_NAME[name].nullable and values.null_count == len(values)
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,16 @@ def made(
     make_rejected: Callable[..., Row],
     make_dataset: Callable,
 ) -> Path:
-    """290 clips, so that row groups cross batches of the index: many in one part, some without frames or cameras."""
+    """550 clips, so that row groups cross batches of the index: many in one part, some without frames or cameras."""
     rows: list[Row] = []
-    for i in range(280):
+    for i in range(540):
         if i % 11 == 3:
             rows.append(make_rejected(i, error="Traceback: …", decode_notes=("rotated by 90 degrees",)))
         elif i % 11 == 5:
             rows.append(make_row(i, frames=2 + i % 7, position_sigma_m=None, captions=None, metrics=None))
         else:
             rows.append(make_row(i, frames=2 + i % 7))
-    other = [make_row(i, source="other", frames=9) for i in range(280, 290)]
+    other = [make_row(i, source="other", frames=9) for i in range(540, 550)]
     return make_dataset(tmp_path_factory.mktemp("made"), {"a": rows[:3], "b": rows[3:], "c": other})
 
 
@@ -80,12 +80,12 @@ def test_every_field_of_every_clip(out: Path, monkeypatch: pytest.MonkeyPatch) -
     plain = theodolite.dataset.open(out)
     assert plain.index is None
     expected = {row.clip_id: row for row in plain.rows()}
-    assert len(expected) == 290
+    assert len(expected) == 550
     write_index(out)
     fast = without_parts(theodolite.dataset.open(out), monkeypatch)
     for clip_id in np.random.default_rng(0).permutation(sorted(expected)):
         assert_same(fast.row(str(clip_id)), expected[str(clip_id)])
-    with pytest.raises(KeyError, match="no clip 'nope' among 290"):
+    with pytest.raises(KeyError, match="no clip 'nope' among 550"):
         fast.row("nope")
 
 
@@ -101,10 +101,10 @@ def test_every_field_of_every_clip(out: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_parts_of_other_layouts(out: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     path = store.part_path(out, source="other", shard_id="c")
-    expected = theodolite.dataset.open(out).row("clip_0287")
+    expected = theodolite.dataset.open(out).row("clip_0547")
     rewrite(path, pq.ParquetFile(path).read(), **options)
     write_index(out)
-    assert_same(without_parts(theodolite.dataset.open(out), monkeypatch).row("clip_0287"), expected)
+    assert_same(without_parts(theodolite.dataset.open(out), monkeypatch).row("clip_0547"), expected)
 
 
 def test_older_parts_and_columns_of_a_later_writer(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_older_parts_and_columns_of_a_later_writer(out: Path, monkeypatch: pytes
     ]  # nullable: an older file may lack them
     rewrite(path, table.drop_columns(dropped).append_column("sharpness", sharpness))
     write_index(out)
-    row = without_parts(theodolite.dataset.open(out), monkeypatch).row("clip_0283")
+    row = without_parts(theodolite.dataset.open(out), monkeypatch).row("clip_0543")
     assert (row.position_sigma_m, row.decode_notes) == (None, ())
     assert row.reprojection_px is not None
     assert row.extra == {"sharpness": [0.5, 3.0]}
@@ -132,10 +132,10 @@ def test_a_part_that_no_footer_can_be_made_for_is_read_as_without_an_index(out: 
     rewrite(path, table.set_column(number, pa.field("focal_px", wide.type, nullable=False), wide))
     file = pq.ParquetFile(path)
     assert series_footers(file, file.schema_arrow) is None
-    expected = theodolite.dataset.open(out).row("clip_0284")
+    expected = theodolite.dataset.open(out).row("clip_0544")
     write_index(out)
     clips = theodolite.dataset.open(out)
-    assert_same(clips.row("clip_0284"), expected)
+    assert_same(clips.row("clip_0544"), expected)
     assert [Path(clips.files[i]).name for i in clips._open_parts] == ["part-c.parquet"]
 
 
@@ -153,7 +153,7 @@ def test_index_arrow_is_ignored_and_written_anew_when_it_does_not_fit(
     else:
         store.write_part(
             out,
-            [make_row(i, source="other", media="elsewhere.mp4") for i in range(280, 290)],
+            [make_row(i, source="other", media="elsewhere.mp4") for i in range(540, 550)],
             shard_id="c",
             recipe_hash="recipe1",
         )
@@ -161,9 +161,9 @@ def test_index_arrow_is_ignored_and_written_anew_when_it_does_not_fit(
         rows.write_bytes(before)
     clips = theodolite.dataset.open(out)
     assert clips.index is not None
-    media = {"clip_0001": "videos/1.mp4", "clip_0285": "videos/285.mp4"}
+    media = {"clip_0001": "videos/1.mp4", "clip_0545": "videos/545.mp4"}
     if harm == "of another generation":
-        media["clip_0285"] = "elsewhere.mp4"
+        media["clip_0545"] = "elsewhere.mp4"
     assert {i: clips.row(i).media for i in media} == media
     refresh_index(out)
     fresh = without_parts(theodolite.dataset.open(out), monkeypatch)
@@ -174,7 +174,7 @@ def test_footers_are_parquet_to_another_reader(out: Path, tmp_path: Path) -> Non
     """The data of a part under one of the footers is a Parquet file with the series of one row group."""
     duckdb = pytest.importorskip("duckdb")
     path = store.part_path(out, source="demo", shard_id="b")
-    store.write_table(pq.ParquetFile(path).read(), str(path), row_group_size=40)
+    store.write_table(pq.ParquetFile(path).read(), str(path), row_group_size=80)
     file = pq.ParquetFile(path)
     footers = series_footers(file, file.schema_arrow)
     assert footers is not None
@@ -185,9 +185,9 @@ def test_footers_are_parquet_to_another_reader(out: Path, tmp_path: Path) -> Non
         cut = tmp_path / "cut.parquet"
         cut.write_bytes(data + footers[group][4:])
         found = duckdb.sql(f"select * from '{cut}'").fetchall()
-        start = 40 * group
+        start = 80 * group
         everything = duckdb.sql(
-            f"select {columns} from read_parquet('{path}') limit 40 offset {start}"
+            f"select {columns} from read_parquet('{path}') limit 80 offset {start}"
         ).fetchall()
         # Columns of the footer follow the file, those of the query the schema; they have the same order.
         assert len(found) == len(everything) > 0
