@@ -43,6 +43,8 @@ class GivenGeometry:
     """Poses and intrinsics in the source's own layout, instead of the two above: see `dataset/formats/shipped.py`."""
     cameras_format: CamerasFormat | None = None
     """Which layout that is."""
+    stills_path: Path | None = None
+    """Folder of the stills that the cameras belong to, where the media is the video that they were drawn from."""
     metres_per_unit: float | None = None
     """Metres of one unit of shipped depth and poses alike (OmniWorld's `Metric Scale`). None: unknown."""
 

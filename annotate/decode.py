@@ -132,6 +132,10 @@ class ClipFrames(Protocol):
         """Yield (height, width, 3) uint8 RGB, one per clip frame, in order."""
         ...
 
+    def every_frame(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield (source_height, source_width, 3) uint8 RGB of all source frames from the clip's first to its last."""
+        ...
+
 
 # --- which frames ------------------------------------------------------------------------------
 
@@ -348,6 +352,16 @@ class DecodedFrames:
                 yield rgb
         if detector is not None:
             self._cuts = tuple(detector.finish())
+
+    def every_frame(self) -> Iterator[U8]:
+        """Yield (source_height, source_width, 3) uint8 RGB of all source frames from the clip's first to its last.
+
+        Raises:
+            ClipRejection: as iteration.
+        """
+        first, last = self.timing.frame_index[[0, -1]]
+        with closing(self._reader.read(np.arange(first, last + 1))) as frames:
+            yield from frames
 
     @property
     def cuts(self) -> tuple[int, ...]:

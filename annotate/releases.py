@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from .clip import ClipRef, GivenGeometry
 
-ReleaseLayout = Literal["omniworld-game", "dl3dv", "sekai-game", "spatialvid-hq"]
+ReleaseLayout = Literal["omniworld-game", "dl3dv", "dl3dv-stills", "sekai-game", "spatialvid-hq"]
 
 _DL3DV_IMAGES = ("images_4", "images_2", "images", "images_8")
 """Folders of stills, the wanted size first: 960x540, then larger, then smaller."""
@@ -38,6 +38,7 @@ def release_clips(
     readers: dict[ReleaseLayout, Callable[..., Iterator[ClipRef]]] = {
         "omniworld-game": _omniworld,
         "dl3dv": _dl3dv,
+        "dl3dv-stills": _dl3dv_stills,
         "sekai-game": _sekai_game,
         "spatialvid-hq": _spatialvid,
     }
@@ -94,18 +95,36 @@ def _omniworld(root: Path, metadata: Path | None, **common: Any) -> Iterator[Cli
 
 
 def _dl3dv(root: Path, metadata: Path | None, **common: Any) -> Iterator[ClipRef]:
-    """A clip per scene: its stills, with the cameras of `transforms.json`.
+    """A clip per scene: its video, with the cameras of the stills that were drawn from it.
+
+    Videos and stills come from different repositories and may lie in different batches: scenes are matched by hash.
+    """
+    videos = {_scene_of(folder, root): folder / "video.mp4" for folder in _folders_with(root, "video.mp4")}
+    for folder in _folders_with(root, "transforms.json"):
+        scene = _scene_of(folder, root)
+        yield ClipRef(
+            clip_id=_clean(scene),
+            original_id=folder.relative_to(root).as_posix(),
+            media_kind="video",
+            media_path=videos.get(scene, folder / "video.mp4"),
+            given=GivenGeometry(
+                cameras_path=folder / "transforms.json",
+                cameras_format="dl3dv",
+                stills_path=_stills_folder(folder),
+            ),
+            **common,
+        )
+
+
+def _dl3dv_stills(root: Path, metadata: Path | None, **common: Any) -> Iterator[ClipRef]:
+    """A clip per scene: its stills and nothing between them, with the cameras of `transforms.json`.
 
     Stills are spread evenly over the whole video, four or five a second; how many depends on the video's duration,
     which the set's index (`DL3DV-valid.csv`) has. Without it a clip has no time.
     """
     durations = _table(metadata, root, "cache/DL3DV-valid.csv", key="hash")
     for folder in _folders_with(root, "transforms.json"):
-        inside = folder.relative_to(root).parts
-        scene = next((part for part in inside if re.fullmatch(r"[0-9a-f]{64}", part)), folder.name)
-        images = next(
-            (folder / name for name in _DL3DV_IMAGES if (folder / name).is_dir()), folder / "images"
-        )
+        scene, images = _scene_of(folder, root), _stills_folder(folder)
         numbers = [int(m[1]) for p in images.glob("*.*") if (m := re.search(r"(\d+)$", p.stem))]
         duration_s = _positive(durations.get(scene, {}).get("duration"))
         yield ClipRef(
@@ -117,6 +136,16 @@ def _dl3dv(root: Path, metadata: Path | None, **common: Any) -> Iterator[ClipRef
             given=GivenGeometry(cameras_path=folder / "transforms.json", cameras_format="dl3dv"),
             **common,
         )
+
+
+def _scene_of(folder: Path, root: Path) -> str:
+    """A scene's hash among the folders above its files; else the folder's name."""
+    inside = folder.relative_to(root).parts
+    return next((part for part in inside if re.fullmatch(r"[0-9a-f]{64}", part)), folder.name)
+
+
+def _stills_folder(folder: Path) -> Path:
+    return next((folder / name for name in _DL3DV_IMAGES if (folder / name).is_dir()), folder / "images")
 
 
 def _sekai_game(root: Path, metadata: Path | None, **common: Any) -> Iterator[ClipRef]:

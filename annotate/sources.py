@@ -100,6 +100,7 @@ class IndexEntry(Strict):
     intrinsics_path: str | None = None
     cameras_path: str | None = None
     cameras_format: CamerasFormat | None = None
+    stills_path: str | None = None
     metres_per_unit: Annotated[float, Field(gt=0)] | None = None
     data_licence: str = "unknown"
     data_redistributable: bool = False
@@ -298,6 +299,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
             intrinsics_path=at_root(entry.intrinsics_path),
             cameras_path=at_root(entry.cameras_path),
             cameras_format=entry.cameras_format,
+            stills_path=at_root(entry.stills_path),
             metres_per_unit=entry.metres_per_unit,
         ),
         data_licence=entry.data_licence,

@@ -1,8 +1,9 @@
 """Cameras that the source ships: read in whatever layout they come, and laid onto the frames of a clip.
 
-A source frame is no clip frame: a clip takes 16 frames a second, and a source may ship a pose for every sixth frame of
-30. So each pose keeps its place between the clip's frames; nothing is rounded to the nearest one, and nothing is
-filled in here. What happens between two given poses is decided where the images are known (`given_poses.py`).
+Numbers of frames are taken from the source's own files, and where it has none (stills drawn from a video) from the
+pictures. A source frame is no clip frame: a clip takes 16 frames a second, and a source may ship a pose for every sixth
+frame of 30. So each pose keeps its place between the clip's frames; nothing is rounded to the nearest one, and nothing
+is filled in here. What happens between two given poses is decided where the images are known (`given_poses.py`).
 Intrinsics change slowly: between two given ones the focal length is interpolated (in its logarithm), beyond the first
 and the last it is held.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
 from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
-from ..decode import ClipFrames
+from ..decode import IMAGE_SUFFIXES, ClipFrames
+from ..stills import locate_stills
 from .base import FloatArray
 
 MAX_CENTRE_OFFSET = 0.2
@@ -170,11 +173,7 @@ def _source_frames(
     numbers = shipped.frame_number
     if not frames.image_names:
         if shipped.numbering == "stills":
-            raise ClipRejection(
-                "cameras_not_on_frames",
-                f"clip {clip.clip_id}: {path} gives cameras of stills by their names, and {clip.media_path} is a video:"
-                " which of its frames the stills are is written nowhere. Let media_path be the folder of the stills",
-            )
+            return _stills_in_video(clip, path, shipped, frames)
         count = frames.num_source_frames
         if count is not None and numbers[-1] >= count:
             raise ClipRejection(
@@ -183,19 +182,48 @@ def _source_frames(
                 " frames",
             )
         return numbers, np.ones(len(numbers), bool)
+    found = _by_number(clip, path, frames.image_names, clip.media_path)
+    source = np.array([found.get(int(n), -1) for n in numbers], np.int64)
+    return source, source >= 0
+
+
+def _stills_in_video(
+    clip: ClipRef, path: Path, shipped: ShippedCameras, frames: ClipFrames
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As `_source_frames`, by looking the stills up in the video."""
+    folder = clip.given.stills_path
+    if folder is None or not folder.is_dir():
+        found = "stills_path names no folder" if folder is None else f"{folder} is no folder"
+        raise ClipRejection(
+            "cameras_not_on_frames",
+            f"clip {clip.clip_id}: {path} gives cameras of stills by their names, and {clip.media_path} is a video:"
+            f" which of its frames they are is found by looking at them, but {found}. Name the folder of the stills as"
+            " stills_path, or as media_path",
+        )
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    there = _by_number(clip, path, names, folder)
+    known = np.array([int(n) in there for n in shipped.frame_number])
+    source = np.full(len(shipped), -1, np.int64)
+    if known.any():
+        stills = [folder / names[there[int(n)]] for n in shipped.frame_number[known]]
+        source[known] = locate_stills(clip, frames, stills)
+    return source, source >= 0
+
+
+def _by_number(clip: ClipRef, path: Path, names: Sequence[str], folder: Path) -> dict[int, int]:
+    """Number at the end of each image's name -> its place in `names`."""
     found: dict[int, int] = {}
-    for index, name in enumerate(frames.image_names):
+    for index, name in enumerate(names):
         digits = re.search(r"(\d+)$", Path(name).stem)
         if digits is None or int(digits[1]) in found:
             why = "has no number" if digits is None else "has the number of another image"
             raise ClipRejection(
                 "cameras_not_on_frames",
-                f"clip {clip.clip_id}: {path} gives cameras by number of the image, but {name!r} in {clip.media_path}"
-                f" {why} at the end of its name",
+                f"clip {clip.clip_id}: {path} gives cameras by number of the image, but {name!r} in {folder} {why} at"
+                " the end of its name",
             )
         found[int(digits[1])] = index
-    source = np.array([found.get(int(n), -1) for n in numbers], np.int64)
-    return source, source >= 0
+    return found
 
 
 # --- plain text -----------------------------------------------------------------------------------

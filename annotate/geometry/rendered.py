@@ -81,6 +81,11 @@ class RenderedFrames:
         for index in self.timing.frame_index:
             yield self.rendered.frame(int(index)).rgb
 
+    def every_frame(self) -> Iterator[NDArray[np.uint8]]:
+        first, last = self.timing.frame_index[[0, -1]]
+        for index in range(first, last + 1):
+            yield self.rendered.frame(index).rgb
+
 
 def open_rendered(clip: ClipRef) -> RenderedFrames:
     """All frames of a rendered clip at the renderer's own rate.

@@ -502,11 +502,66 @@ def test_dl3dv_intrinsics_of_4k_beside_small_stills(tmp_path: Path, shot: Shot) 
     assert "for another size?" in row.reason_details[0]
 
 
-def test_dl3dv_cameras_do_not_belong_to_the_video(tmp_path: Path, shot: Shot) -> None:
-    clip = clip_of(shot, cameras_path=write_dl3dv(tmp_path, shot), cameras_format="dl3dv")
+DRAWN = np.array([1, 5, 12, 14, 21, 26, 29, 36, 38, 45])
+"""Frames of the video that became stills 1, 2, ...: one in each stretch of five, not at even distances."""
+
+
+def write_drawn(folder: Path, shot: Shot, drawn: np.ndarray) -> Path:
+    """A scene whose stills were drawn from the video."""
+    path = write_dl3dv(folder, shot, lost=-1)
+    content = json.loads(path.read_text())
+    by_name = {frame["file_path"]: frame for frame in content["frames"]}
+    images = folder / "images_8"
+    for still in images.iterdir():
+        still.unlink()
+    frames = []
+    for number, source in enumerate(drawn, start=1):
+        name = f"images/frame_{number:05d}.png"
+        frames.append(by_name[f"images/frame_{source + 1:05d}.png"] | {"file_path": name})
+        (images / Path(name).name).symlink_to(shot.folder / f"color/{source:06d}.png")
+    path.write_text(json.dumps(content | {"frames": frames}))
+    return path
+
+
+def test_dl3dv_stills_are_found_in_their_video(tmp_path: Path, shot: Shot) -> None:
+    path = write_drawn(tmp_path, shot, DRAWN)
+    clip = clip_of(shot, cameras_path=path, cameras_format="dl3dv", stills_path=path.parent / "images_8")
+    frames = open_clip(clip, DecodeConfig())
+    found = read_given_cameras(clip, frames)
+    assert found is not None
+    np.testing.assert_array_equal(
+        np.interp(found.position, np.arange(len(frames)), frames.timing.frame_index), DRAWN
+    )
+    row = annotate(clip)
+    assert row.verdict == "accepted", row.reason_details
+    rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
+    assert rotation < 0.2
+    assert position < 0.015 * float(row.path_length_m or 0)  # the unit is found from images and depth
+    sources = np.array([POSE_SOURCES[code] for code in row.pose_source])
+    np.testing.assert_array_equal(sources == "given", np.isin(row.frame_index, DRAWN))
+    # A window takes the stills that it shows; those just outside of it are not squeezed in.
+    window = replace(clip, start_s=10 / FPS, end_s=40 / FPS)
+    shown = open_clip(window, DecodeConfig())
+    inside = read_given_cameras(window, shown)
+    assert inside is not None
+    source = np.interp(inside.position, np.arange(len(shown)), shown.timing.frame_index)
+    np.testing.assert_array_equal(source, [12, 14, 21, 26, 29, 36, 38])
+
+
+def test_dl3dv_stills_of_another_video_and_of_none(tmp_path: Path, shot: Shot) -> None:
+    path = write_drawn(tmp_path, shot, DRAWN)
+    clip = clip_of(shot, cameras_path=path, cameras_format="dl3dv")
     row = annotate(clip)
     assert row.reasons == ("cameras_not_on_frames",)
-    assert "folder of the stills" in row.reason_details[0]
+    assert "stills_path names no folder" in row.reason_details[0]
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in sorted(p.name for p in (path.parent / "images_8").iterdir()):
+        picture = np.random.default_rng(5).integers(0, 255, (6, 10, 3), np.uint8)
+        write_png(other / name, np.kron(picture, np.ones((24, 24, 1), np.uint8)))
+    row = annotate(replace(clip, given=replace(clip.given, stills_path=other)))
+    assert row.reasons == ("cameras_not_on_frames",)
+    assert "none of the 10 cameras" in row.reason_details[0]
 
 
 @pytest.mark.skipif(not (RECORDINGS / "fox-transforms").is_dir(), reason="the real recordings are not here")
@@ -690,12 +745,16 @@ def test_trees_as_they_unpack(tmp_path: Path) -> None:
     touch(dl3dv / f"1K/{scene}/{scene}/transforms.json")  # some archives nest one folder deeper
     for number in (1, 2, 300):
         touch(dl3dv / f"1K/{scene}/{scene}/images_4/frame_{number:05d}.png")
-    (clip,) = listed("dl3dv", dl3dv).values()
+    (clip,) = listed("dl3dv-stills", dl3dv).values()
     assert clip.clip_id == scene
     assert clip.source_fps is None
     index = dl3dv / "valid.csv"
     index.write_text(f"hash,sensibility label,batch,duration\n{scene},0,1K,60.0\n")
-    assert listed("dl3dv", dl3dv, index)[scene].source_fps == 5.0
+    assert listed("dl3dv-stills", dl3dv, index)[scene].source_fps == 5.0
+    touch(dl3dv / f"3K/{scene}/video.mp4")  # the video lies in another batch than the stills
+    (clip,) = listed("dl3dv", dl3dv).values()
+    assert clip.media == f"3K/{scene}/video.mp4"
+    assert clip.given.stills_path == dl3dv / f"1K/{scene}/{scene}/images_4"
 
     world = tmp_path / "world"
     uid = "b04f88d1f85a"
