@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import add, norm_relu_pad, resize_pad
+from .fused import add, norm_relu_pad, relu_product, resize_pad
 
 
 def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class ConvHead(nn.Module):
             h, w: patch grid.
             dtype: type of the convolutions; the last 1x1 product is always taken in float32.
         Returns:
-            (B, sum(out_channels), 14h, 14w) float32, branches in order.
+            (B, 14h, 14w, sum(out_channels)) float32, branches in order.
         """
         aspect = w / h
         # A (B, h*w, C) token array is a channels-last map already; no copy is made.
@@ -142,9 +142,9 @@ class ConvHead(nn.Module):
         weight = torch.cat([layer.weight for layer in first]).to(dtype)
         bias = torch.cat([layer.bias for layer in first])
         y = F.conv2d(resize_pad(x, 14 * h, 14 * w), weight[:, :channels])
-        y = F.relu(add(y, F.conv2d(pad_border(plane), weight[:, channels:]), bias)).float()
-        parts = [conv(b[2], part) for b, part in zip(self.output_block, y.split(32, dim=1), strict=True)]
-        return torch.cat(parts, dim=1)
+        other = F.conv2d(pad_border(plane), weight[:, channels:])
+        second = torch.block_diag(*(branch[2].weight.flatten(1).float() for branch in self.output_block))
+        return relu_product(y, other, bias, second, torch.cat([b[2].bias.float() for b in self.output_block]))
 
 
 class ConvStack(nn.Module):

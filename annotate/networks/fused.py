@@ -222,31 +222,91 @@ def resize_pad_reference(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (1, 1, 1, 1), mode="replicate")
 
 
-# Largest score bound for which exp(score - bound) cannot leave the range of float32 and bfloat16: 2 * 40 / ln 2 = 115
-# binary orders below one.
-MAX_SCORE_BOUND = 40.0
-MIN_TOKENS_OWN_ATTENTION = 8192
-
-
-def bounded_attention(q: Tensor, k: Tensor, v: Tensor, bound: float | None) -> Tensor | None:
-    """Softmax attention with a constant in place of the running maximum, or None where that does not apply.
-
-    Softmax does not change when a constant is subtracted from all scores. Online kernels subtract the running
-    maximum so that exponents stay small, and rescale what they have summed whenever it grows; a bound that holds
-    for every score (qk-norm gives one) makes both unnecessary. Used for long bfloat16 sequences on Hopper, where
-    it was measured against cuDNN.
+def relu_product(x: Tensor, other: Tensor, bias: Tensor, weight: Tensor, out_bias: Tensor) -> Tensor:
+    """weight @ relu(x + other + bias) + out_bias at every pixel, in float32.
 
     Args:
-        q, k, v: (B, L, H, 64) bfloat16 on CUDA; v may be a strided view.
-        bound: see `Attention.score_bound`.
+        x: (B, C, H, W).
+        other: (1, C, H, W), the same for every image.
+        bias: (C,).
+        weight: (O, C) float32.
+        out_bias: (O,) float32.
     Returns:
-        (B, L, H * 64), or None: the caller then uses torch's attention, which computes the same.
+        (B, H, W, O) float32.
     """
-    kernels = _kernels() if q.is_cuda else None
-    if kernels is None or bound is None or bound > MAX_SCORE_BOUND:
+    kernels = _kernels() if x.is_cuda else None
+    if kernels is not None:
+        return kernels.relu_product(x, other, bias, weight, out_bias)
+    return relu_product_reference(x, other, bias, weight, out_bias)
+
+
+def relu_product_reference(
+    x: Tensor, other: Tensor, bias: Tensor, weight: Tensor, out_bias: Tensor
+) -> Tensor:
+    """Twin of `relu_product` in plain torch."""
+    x = F.relu(x.float() + other.float() + bias.float()[:, None, None])
+    return F.linear(x.permute(0, 2, 3, 1), weight, out_bias)
+
+
+MAX_SCORE_BOUND = 40.0
+"""Scores within this bound need no maximum: 2^(40 log2(e)) = 2^58 keeps far from the limits of float32 and bfloat16."""
+DIRECT_FACTOR = 1.4426950408889634 / 8
+"""log2(e) / sqrt(64): with q multiplied by it, softmax weights are 2^(q . k)."""
+
+
+@cache
+def _attention_kernel() -> ModuleType | None:
+    """The Gluon kernel, or None where Triton is absent or older than 3.6, whose Gluon it was written in."""
+    try:
+        import triton
+    except ImportError:
         return None
-    if q.dtype != torch.bfloat16 or q.shape[1] < MIN_TOKENS_OWN_ATTENTION or q.shape[-1] != 64:
+    major, minor = triton.__version__.split(".")[:2]
+    if (int(major), int(minor)) < (3, 6):
         return None
-    if torch.cuda.get_device_capability(q.device)[0] != 9:
-        return None
-    return kernels.bounded_attention(q, k, v, bound)
+    from . import attention_kernel
+
+    return attention_kernel
+
+
+def has_attention_kernel(x: Tensor) -> bool:
+    """Whether `own_attention` serves tensors such as `x`: half types on Hopper with Triton 3.6 or later."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(x.device)[0] == 9
+        and _attention_kernel() is not None
+    )
+
+
+def takes_direct(qkv: Tensor, score_bound: float | None) -> bool:
+    """Whether attention between these may skip the softmax's maximum.
+
+    Softmax does not change when a constant is subtracted from all scores. Kernels subtract the running maximum so
+    that no exponential overflows, and rescale what they have summed whenever it grows; a bound that holds for every
+    score (qk-norm gives one) makes both unnecessary. In float16 the weights would leave the type's range.
+
+    Args:
+        qkv: gives type and device.
+        score_bound: |q . k| / sqrt(64) never exceeds it, see `Attention.score_bound`.
+    """
+    return (
+        score_bound is not None
+        and score_bound <= MAX_SCORE_BOUND
+        and qkv.dtype == torch.bfloat16
+        and has_attention_kernel(qkv)
+    )
+
+
+def own_attention(q: Tensor, k: Tensor, v: Tensor, *, direct: bool) -> Tensor:
+    """Softmax attention without mask by our kernel; only where `has_attention_kernel` says so.
+
+    Args:
+        q, k, v: (B, L, H, 64) half precision; strided views of one (B, L, ..., 64) array will do.
+        direct: q carries `DIRECT_FACTOR` and `takes_direct` held.
+    Returns:
+        (B, L, H * 64).
+    """
+    kernel = _attention_kernel()
+    assert kernel is not None
+    return kernel.attention(q, k, v, direct=direct)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 # pyright: reportUnreachable=false, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
 
 @triton.jit
@@ -117,20 +118,19 @@ def rotate_qk(
 
 @triton.jit
 def _channel_sums(x_ptr, sums_ptr, num_pixels, steps, C: tl.constexpr, ROWS: tl.constexpr):
-    # One program: 4 * steps tiles of ROWS pixels of one image; four independent loads are in flight.
+    # One program: `steps` tiles of ROWS pixels of one image, added place by place and reduced once at the end.
     image = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, C)
-    total = tl.zeros([C], tl.float32)
-    squares = tl.zeros([C], tl.float32)
+    total = tl.zeros([ROWS, C], tl.float32)
+    squares = tl.zeros([ROWS, C], tl.float32)
     for step in range(steps):
-        for part in tl.static_range(4):
-            pixel = ((tl.program_id(0) * steps + step) * 4 + part) * ROWS + tl.arange(0, ROWS)
-            offset = (image * num_pixels + pixel)[:, None] * C + c[None, :]
-            x = tl.load(x_ptr + offset, mask=(pixel < num_pixels)[:, None], other=0.0).to(tl.float32)
-            total += tl.sum(x, 0)
-            squares += tl.sum(x * x, 0)
-    tl.atomic_add(sums_ptr + image * 2 * C + c, total)
-    tl.atomic_add(sums_ptr + image * 2 * C + C + c, squares)
+        pixel = (tl.program_id(0) * steps + step) * ROWS + tl.arange(0, ROWS)
+        offset = (image * num_pixels + pixel)[:, None] * C + c[None, :]
+        x = tl.load(x_ptr + offset, mask=(pixel < num_pixels)[:, None], other=0.0).to(tl.float32)
+        total += x
+        squares += x * x
+    tl.atomic_add(sums_ptr + image * 2 * C + c, tl.sum(total, 0))
+    tl.atomic_add(sums_ptr + image * 2 * C + C + c, tl.sum(squares, 0))
 
 
 @triton.jit
@@ -185,8 +185,8 @@ def norm_relu_pad(
         assert bias is not None
         raw = torch.zeros(B, 2, C, device=x.device, dtype=torch.float32)
         # About eight programs for each multiprocessor of the largest chips, so that few meet in an atomic add.
-        steps = max(1, min(8, B * H * W // (rows * 4 * 1056)))
-        _channel_sums[(triton.cdiv(H * W, rows * 4 * steps), B)](x, raw, H * W, steps, C=C, ROWS=rows)
+        steps = max(1, min(32, B * H * W // (rows * 1056)))
+        _channel_sums[(triton.cdiv(H * W, rows * steps), B)](x, raw, H * W, steps, C=C, ROWS=rows)
         total, squares = raw.unbind(1)
         offset = before.float() if before is not None else torch.zeros(C, device=x.device)
         # Sums of x + offset from the sums of x.
@@ -258,6 +258,44 @@ def resize_pad(x: Tensor, height: int, width: int) -> Tensor:
 
 
 @triton.jit
+def _relu_product(
+    x_ptr, other_ptr, bias_ptr, weight_ptr, out_bias_ptr, out_ptr, num_pixels,
+    C: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    c = tl.arange(0, C)
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    alive = pixel < num_pixels
+    x = tl.load(
+        x_ptr + (image * num_pixels + pixel)[:, None] * C + c[None, :], mask=alive[:, None], other=0.0
+    )
+    other = tl.load(other_ptr + pixel[:, None] * C + c[None, :], mask=alive[:, None], other=0.0)
+    x = x.to(tl.float32) + other.to(tl.float32) + tl.load(bias_ptr + c).to(tl.float32)[None, :]
+    x = tl.maximum(x, 0.0)
+    for o in tl.static_range(OUT):
+        weight = tl.load(weight_ptr + o * C + c)
+        y = tl.sum(x * weight[None, :], 1) + tl.load(out_bias_ptr + o)
+        tl.store(out_ptr + (image * num_pixels + pixel) * OUT + o, y, mask=alive)
+
+
+def relu_product(x: Tensor, other: Tensor, bias: Tensor, weight: Tensor, out_bias: Tensor) -> Tensor:
+    """See `fused.relu_product`; channels must be a power of two, else torch does it."""
+    B, C, H, W = x.shape
+    if C & (C - 1):
+        from .fused import relu_product_reference
+
+        return relu_product_reference(x, other, bias, weight, out_bias)
+    x = x.contiguous(memory_format=torch.channels_last)
+    other = other.contiguous(memory_format=torch.channels_last)
+    out = torch.empty(B, H, W, len(weight), device=x.device, dtype=torch.float32)
+    rows = max(1, 4096 // C)
+    _relu_product[(triton.cdiv(H * W, rows), B)](
+        x, other, bias, weight.contiguous(), out_bias, out, H * W, C=C, OUT=len(weight), ROWS=rows
+    )
+    return out
+
+
+@triton.jit
 def _add(
     x_ptr, other_ptr, bias_ptr, size, other_step, C,
     BLOCK: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -290,66 +328,3 @@ def add(x: Tensor, other: Tensor | None, bias: Tensor | None) -> Tensor:
         BLOCK=2048, HAS_OTHER=other is not None, HAS_BIAS=bias is not None,
     )  # fmt: skip
     return x
-
-
-@triton.jit
-def _bounded_attention(
-    q_desc, k_desc, v_desc, o_desc, L, num_heads, scale, bound,
-    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    # Base-2 exponents: scale and bound carry log2(e). One program: BM queries of one head against all keys.
-    m0 = tl.program_id(0) * BM
-    batch = tl.program_id(1) // num_heads
-    head = tl.program_id(1) % num_heads
-    row = batch * L
-    q = q_desc.load([row + m0, head * 64])
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, 64], tl.float32)
-    num_full = L // BN
-    for i in tl.range(0, num_full, num_stages=STAGES):
-        k = k_desc.load([row + i * BN, head * 64])
-        p = tl.exp2(tl.dot(q, k.T) * scale - bound)
-        total += tl.sum(p, 1)
-        v = v_desc.load([row + i * BN, head * 64])
-        acc = tl.dot(p.to(v.dtype), v, acc)
-    if num_full * BN < L:
-        n0 = num_full * BN
-        k = k_desc.load([row + n0, head * 64])
-        p = tl.exp2(tl.dot(q, k.T) * scale - bound)
-        p = tl.where((n0 + tl.arange(0, BN) < L)[None, :], p, 0.0)
-        total += tl.sum(p, 1)
-        v = v_desc.load([row + n0, head * 64])
-        acc = tl.dot(p.to(v.dtype), v, acc)
-    o_desc.store([row + m0, head * 64], (acc / total[:, None]).to(q.dtype))
-
-
-def bounded_attention(
-    q: Tensor, k: Tensor, v: Tensor, bound: float, *, block: tuple[int, int, int, int] = (128, 64, 3, 4)
-) -> Tensor:
-    """See `fused.bounded_attention`; `block` is queries, keys, pipeline stages, warps."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    B, L, H, E = q.shape
-    block_m, block_n, stages, warps = block
-    if B > 1 and L % block_m:
-        # A tile that crosses the end of a sequence would write into the next one.
-        parts = [
-            bounded_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], bound, block=block) for b in range(B)
-        ]
-        return torch.cat(parts)
-    out = torch.empty(B, L, H * E, device=q.device, dtype=q.dtype)
-
-    def rows(t: Tensor, size: int) -> TensorDescriptor:
-        # (B, L, H, 64) with tokens `stride(1)` apart is a matrix of B * L rows; every view we pass is of this kind.
-        assert t.stride(-1) == 1
-        assert t.stride(2) == E
-        assert B == 1 or t.stride(0) == L * t.stride(1)
-        return TensorDescriptor(t, [B * L, H * E], [t.stride(1), 1], [size, E])
-
-    log2e = 1.4426950408889634
-    _bounded_attention[(triton.cdiv(L, block_m), B * H)](
-        rows(q, block_m), rows(k, block_n), rows(v, block_n), rows(out.view(B, L, H, E), block_m),
-        L, H, E**-0.5 * log2e, bound * log2e,
-        BM=block_m, BN=block_n, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
-    return out

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import ConvHead
-from .fused import add_norm, rope_table, rotate, rotate_qk
+from .fused import DIRECT_FACTOR, add_norm, rope_table, rotate, rotate_qk, takes_direct
 from .vit import (
     PATCH,
     Attention,
@@ -84,8 +84,10 @@ class RopeAttend:
 
     def __call__(self, attn: Attention, x: Tensor) -> Tensor:
         qkv = attn.split(x)
-        q, k = rotate_qk(qkv, self.table, attn.q_norm, attn.k_norm)
-        return attention(q, k, qkv[:, :, 2], bound=attn.score_bound)
+        direct = takes_direct(qkv, attn.score_bound)
+        factor = DIRECT_FACTOR if direct else 1.0
+        q, k = rotate_qk(qkv, self.table, attn.q_norm, attn.k_norm, q_factor=factor)
+        return attention(q, k, qkv[:, :, 2], direct=direct)
 
 
 class FrameDecoder(nn.Module):
@@ -494,7 +496,7 @@ class Pi3X(nn.Module):
             out["camera_poses"] = poses
         if wanted & {"points", "local_points", "rays"}:
             maps = self._dense(self.point_decoder, self.point_head, features, attend, h, w, chunk)
-            maps = maps.permute(0, 2, 3, 1).reshape(B, N, H, W, 3)
+            maps = maps.view(B, N, H, W, 3)
             xy, z = maps[..., :2], maps[..., 2:].clamp(max=15.0).exp()
             if "rays" in wanted:
                 out["rays"] = F.normalize(torch.cat([xy, torch.ones_like(z)], dim=-1), dim=-1)

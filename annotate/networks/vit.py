@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .fused import add_norm, bounded_attention
+from .fused import add_norm, has_attention_kernel, own_attention
 
 PATCH = 14
 HEAD_WIDTH = 64
@@ -97,25 +97,25 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     if not (x.is_cuda and layer.weight.dtype in (torch.bfloat16, torch.float16)):
         return F.gelu(linear(layer, x))
     flat = x.to(layer.weight.dtype).reshape(-1, x.shape[-1])
-    out = torch._addmm_activation(layer.bias, flat, layer.weight.t(), use_gelu=True)
+    out = torch.ops.aten._addmm_activation(layer.bias, flat, layer.weight.t(), use_gelu=True)
     return out.view(*x.shape[:-1], -1)
 
 
-def attention(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, *, bound: float | None = None) -> Tensor:
+def attention(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, *, direct: bool = False) -> Tensor:
     """(B, L, H * E) softmax attention without mask.
 
     Args:
         q_BLHE, k_BLHE, v_BLHE: queries, keys, values.
-        bound: |q . k| / sqrt(E) never exceeds it; lets long windows use our own kernel on CUDA.
+        direct: q carries `fused.DIRECT_FACTOR` and `fused.takes_direct` held.
 
-    With half types on CUDA cuDNN's kernel is asked for first: on Hopper at head width 64 it was measured 1.3 to 1.4
-    times as fast as the flash kernel (tests/benchmarks/networks_speed.py).
+    On Hopper our own kernel is used for half types (tests/benchmarks/networks_speed.py has it beside cuDNN's and the
+    flash kernel); elsewhere cuDNN's is asked for first.
     """
+    if has_attention_kernel(q_BLHE):
+        return own_attention(q_BLHE, k_BLHE, v_BLHE, direct=direct)
+    assert not direct
     q, k, v = (x.transpose(1, 2) for x in (q_BLHE, k_BLHE, v_BLHE))
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        own = bounded_attention(q_BLHE, k_BLHE, v_BLHE, bound)
-        if own is not None:
-            return own
         order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         with sdpa_kernel(order, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v)

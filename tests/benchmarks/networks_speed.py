@@ -4,7 +4,7 @@
 
 Prints frames/s, peak memory, achieved TFLOP/s against a measured matmul and the difference of the outputs. The
 weights are random (the compute does not depend on them). The error of both against float32 with TF32 off is
-measured at a short window.
+measured at a short window. `--parts clips` measures several short clips in one call of the network against one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def clear() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def seconds(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median time after one warm-up, and peak GiB."""
-    work()
+def seconds(work: Callable[[], object], repeats: int, *, warm: bool = False) -> tuple[float, float]:
+    """Median time (the longer one of two) after one warm-up, unless it is `warm`, and peak GiB."""
+    if not warm:
+        work()
     clear()
     times = []
     for _ in range(repeats):
@@ -77,27 +78,35 @@ def report(name: str, count: int, timing: tuple[float, float], tflop: float, cei
     return took
 
 
+def build_pi3x(device: torch.device, tiny: bool) -> Pi3X:
+    size = Pi3XSize(encoder_depth=1, decoder_depth=2, head_depth=1) if tiny else Pi3XSize()
+    with torch.device(device):
+        network = Pi3X(size, conditioning=False)
+    randomise(network)
+    return network
+
+
+def randomise(network: torch.nn.Module) -> None:
+    """Values drawn on the network's device; `fill_stand_in` draws on the CPU, which takes long at full size."""
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if p.ndim > 1:
+                p.copy_(torch.randn_like(p) / max(1, p[0].numel()) ** 0.5)
+            elif name.endswith("gamma"):
+                p.fill_(0.2)
+            elif name.endswith("bias"):
+                p.copy_(0.05 * torch.randn_like(p))
+            else:
+                p.copy_(1 + 0.1 * torch.randn_like(p))
+
+
 def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -> None:
     from pi3.models.pi3x import Pi3X as Upstream  # pyright: ignore[reportMissingImports]
 
     H, W = (28, 42) if tiny else (378, 672)
-    size = Pi3XSize(encoder_depth=1, decoder_depth=2, head_depth=1) if tiny else Pi3XSize()
-    ours = Pi3X(size, conditioning=False).to(device)
-    if device.type == "cuda":
-        for p in ours.parameters():
-            p.copy_(
-                torch.randn_like(p) / max(1, p[0].numel()) ** 0.5
-                if p.ndim > 1
-                else 1 + 0.1 * torch.randn_like(p)
-            )
-        for n, p in ours.named_parameters():
-            if n.endswith("gamma"):
-                p.fill_(0.2)
-            elif n.endswith("bias"):
-                p.mul_(0.05)
-    else:
-        fill_stand_in(ours, 1)
-    theirs = Upstream(use_multimodal=False)
+    ours = build_pi3x(device, tiny)
+    with torch.device(device):
+        theirs = Upstream(use_multimodal=False)
     if tiny:
         theirs.encoder.blocks = theirs.encoder.blocks[:1]
         theirs.decoder = theirs.decoder[:2]
@@ -131,28 +140,37 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
             )
             print(f"  {key:14s} {a:.2e} | {b:.2e} | {c:.2e}")
     ours.head_dtype = torch.float16
+    own = fused._attention_kernel
     for n in windows:
         images = torch.rand(1, n, 3, H, W, device=device)
         work = tflop_pi3x(n, H // 14, W // 14)
         expected = {k: v.cpu() for k, v in rival(images).items()}
         ref = report(
-            f"Pi3X {W}x{H} window {n}, upstream", n, seconds(lambda: rival(images), 2), work, ceiling
+            f"Pi3X {W}x{H} window {n}, upstream",
+            n,
+            seconds(lambda: rival(images), 2, warm=True),
+            work,
+            ceiling,
         )
-        for label, bound, outputs, head in (
-            ("all outputs, cuDNN attention", -1.0, None, torch.float16),
-            ("all outputs", 40.0, None, torch.float16),
-            ("all outputs, TF32 heads", 40.0, None, torch.float32),
-            ("poses, depth, metric", 40.0, RECIPE, torch.float16),
-        ):
-            fused.MAX_SCORE_BOUND = bound
+        variants = [
+            ("all outputs", own, None, torch.float16),
+            ("poses, depth, metric", own, RECIPE, torch.float16),
+        ]
+        if n <= 64:
+            variants += [
+                ("all outputs, cuDNN attention", lambda: None, None, torch.float16),
+                ("all outputs, TF32 heads", own, None, torch.float32),
+            ]
+        for label, kernel, outputs, head in variants:
+            fused._attention_kernel = kernel
             ours.head_dtype = head
             run = lambda o=outputs: ours(images, outputs=o) if o else ours(images)  # noqa: E731
             mine = run()
             worst = max(difference(mine[k].cpu(), expected[k]) for k in mine)
             del mine
-            took = report(f"  ours, {label}", n, seconds(run, 2), work, ceiling)
+            took = report(f"  ours, {label}", n, seconds(run, 2, warm=True), work, ceiling)
             print(f"      {ref / took:.2f}x upstream, largest difference of an output {worst:.1e}")
-        fused.MAX_SCORE_BOUND = 40.0
+        fused._attention_kernel = own
         ours.head_dtype = torch.float16
     if device.type == "cuda":
         stages(lambda: ours(torch.rand(1, 64, 3, H, W, device=device)))
@@ -171,25 +189,31 @@ def stages(work: Callable[[], object]) -> None:
         print(f"      {100 * r.self_device_time_total / total:5.1f} %  {r.count:5d} x  {r.key[:90]}")
 
 
+def build_moge2(device: torch.device, size: MoGe2Size) -> MoGe2:
+    network = MoGe2(size)
+    fill_stand_in(network, 1)
+    return network.to(device)
+
+
 def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
     from moge.model.v2 import MoGeModel  # pyright: ignore[reportMissingImports]
 
     size = MoGe2Size.released("vits-normal" if tiny else "vitl-normal")
-    ours = MoGe2(size)
-    fill_stand_in(ours, 1)
+    ours = build_moge2(device, size)
     stack = lambda s: dict(  # noqa: E731
         dim_in=list(s.dim_in), dim_res_blocks=list(s.dim_res_blocks), dim_out=list(s.dim_out),
         num_res_blocks=list(s.num_res_blocks), resamplers=["conv_transpose"] * 3 + ["bilinear"],
         res_block_in_norm="none", res_block_hidden_norm="none",
     )  # fmt: skip
-    theirs = MoGeModel(
+    with torch.device(device):
+        theirs = MoGeModel(
         encoder=dict(backbone="dinov2_vits14" if tiny else "dinov2_vitl14",
                      intermediate_layers=list(size.layers), dim_out=size.width),
         neck=stack(size.neck), **{n: stack(s) for n, s in size.heads},
         scale_head=dict(dims=list(size.scale_dims)), remap_output="exp", num_tokens_range=[1200, 3600],
     )  # fmt: skip
     theirs.load_state_dict(ours.state_dict())
-    theirs, ours = theirs.to(device).eval(), ours.to(device)
+    theirs = theirs.to(device).eval()
     H, W = (90, 160) if tiny else (720, 1280)
     tokens = 40 if tiny else 3600
     few = torch.rand(2, 3, H, W, device=device)
@@ -223,49 +247,66 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
 
 
 def attention_table(device: torch.device) -> None:
-    """Attention at head width 64: torch's cuDNN and flash kernels, and our bounded kernel in several shapes."""
+    """Attention at head width 64: torch's cuDNN and flash kernels beside ours, as the networks call it."""
     import torch.nn.functional as F
-    from theodolite.annotate.networks import fused_kernels
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    for L in (20816, 83264):
-        q, k, v = (torch.randn(1, L, 16, 64, device=device, dtype=torch.bfloat16) for _ in range(3))
-        q, k = (F.layer_norm(t.float(), (64,)).bfloat16() for t in (q, k))
-        tflop = 4 * L * L * 1024 / 1e12
-        turned = [t.transpose(1, 2) for t in (q, k, v)]
+    for batch, L, dtype, note in (
+        (1, 83264, torch.bfloat16, "64 frames of Pi3X"),
+        (1, 166528, torch.bfloat16, "128 frames of Pi3X"),
+        (64, 1301, torch.bfloat16, "each of 64 frames of Pi3X"),
+        (32, 3601, torch.float16, "32 images of MoGe-2"),
+    ):
+        qkv = torch.randn(batch, L, 3, 16, 64, device=device, dtype=dtype)
+        q, k = (F.layer_norm(qkv[:, :, i].float(), (64,)).to(dtype) for i in (0, 1))
+        v = qkv[:, :, 2]
+        tflop = 4 * batch * L * L * 1024 / 1e12
+        turned = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         expected = None
         for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
             with sdpa_kernel(backend):
                 expected = F.scaled_dot_product_attention(*turned)
-                took, _ = seconds(lambda: F.scaled_dot_product_attention(*turned), 5)
-            print(f"attention {L} tokens, {backend.name}: {tflop / took:.0f} TFLOP/s")
+                took, _ = seconds(lambda: F.scaled_dot_product_attention(*turned), 3, warm=True)
+            print(f"attention {batch} x {L} tokens ({note}), {backend.name}: {tflop / took:.0f} TFLOP/s")
+        if not fused.has_attention_kernel(q):
+            continue
         assert expected is not None
         expected = expected.transpose(1, 2).flatten(2)
-        for block in (
-            (128, 64, 3, 4),
-            (128, 64, 3, 8),
-            (128, 128, 3, 8),
-            (64, 128, 3, 4),
-            (64, 64, 3, 4),
-            (128, 64, 4, 4),
-            (64, 64, 4, 4),
-            (128, 128, 2, 4),
-            (128, 32, 4, 4),
-        ):
-            try:
-                run = lambda b=block: fused_kernels.bounded_attention(q, k, v, 9.0, block=b)  # noqa: E731
-                error = difference(run(), expected)
-                took, _ = seconds(run, 5)
-                print(f"  bounded {block}: {tflop / took:.0f} TFLOP/s, difference {error:.1e}", flush=True)
-            except Exception as problem:  # noqa: BLE001  a shape that does not fit the chip is a line in the table
-                print(f"  bounded {block}: {str(problem)[:80]}")
+        scaled = (q.float() * fused.DIRECT_FACTOR).to(dtype)
+        for direct in (False, True)[: 1 + fused.takes_direct(q, 8.0)]:
+            run = lambda d=direct: fused.own_attention(scaled if d else q, k, v, direct=d)  # noqa: E731
+            error = difference(run(), expected)
+            took, _ = seconds(run, 3, warm=True)
+            kind = "no maximum" if direct else "running maximum"
+            print(f"    ours, {kind}: {tflop / took:.0f} TFLOP/s, difference {error:.1e}", flush=True)
+
+
+def clips(device: torch.device, tiny: bool) -> None:
+    """Short clips together or one by one: 10 s are 41 anchors for Pi3X and 10 images for MoGe-2."""
+    H, W, frames = (28, 42, 3) if tiny else (378, 672, 41)
+    network = build_pi3x(device, tiny).to_half()
+    for batch in (1, 2, 4):
+        images = torch.rand(batch, frames, 3, H, W, device=device)
+        took, _ = seconds(lambda n=network, x=images: n(x, outputs=RECIPE), 3)
+        print(
+            f"Pi3X, {batch} clips of {frames} frames at once: {batch * frames / took:.2f} frames/s",
+            flush=True,
+        )
+    del network, images
+    clear()
+    size = MoGe2Size.released("vits-normal" if tiny else "vitl-normal")
+    depth = build_moge2(device, size).to_half()
+    for batch in (1, 2) if tiny else (10, 16, 32):
+        images = torch.rand(batch, 3, 90 if tiny else 720, 160 if tiny else 1280, device=device)
+        took, _ = seconds(lambda x=images: depth(x, 40 if tiny else 3600, normals=False), 3)
+        print(f"MoGe-2 without normals, batch {batch}: {batch / took:.2f} images/s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tiny", action="store_true", help="a dry run on small sizes")
     parser.add_argument("--windows", type=int, nargs="*", default=[16, 64, 128])
-    parser.add_argument("--parts", nargs="*", default=["attention", "pi3x", "moge"])
+    parser.add_argument("--parts", nargs="*", default=["attention", "pi3x", "moge", "clips"])
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -277,12 +318,15 @@ def main() -> None:
         if "attention" in args.parts:
             attention_table(device)
     assert vit.HEAD_WIDTH == 64
-    with torch.inference_mode():
+    with torch.no_grad():
         if "pi3x" in args.parts:
             pi3x(device, args.tiny, [2] if args.tiny else args.windows, ceiling)
             clear()
         if "moge" in args.parts:
             moge(device, args.tiny, ceiling)
+            clear()
+        if "clips" in args.parts:
+            clips(device, args.tiny)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def test_rotate_qk(norm: bool):
     qkv = torch.randn(2, 60, 3, 4, 64, device="cuda").bfloat16()
     norms = (q_norm, k_norm) if norm else (None, None)
     with torch.no_grad():
-        found, expected = fused.rotate_qk(qkv, table, *norms), fused.rotate_qk_reference(qkv, table, *norms)
+        found = fused.rotate_qk(qkv, table, *norms, q_factor=0.3)
+        expected = fused.rotate_qk_reference(qkv, table, *norms, q_factor=0.3)
     assert error(found[0], expected[0]) < 2e-3  # one bfloat16 rounding may fall the other way
     assert error(found[1], expected[1]) < 2e-3
 
@@ -63,6 +64,21 @@ def test_norm_relu_pad(groups: int, pad: bool):
     assert error(found, fused.norm_relu_pad_reference(x, groups, weight, bias, **keywords)) < 1e-5
 
 
+def test_resize_pad():
+    x = torch.randn(3, 32, 16, 24, device="cuda")
+    assert error(fused.resize_pad(x, 28, 42), fused.resize_pad_reference(x, 28, 42)) < 1e-6
+    assert error(fused.resize_pad(x.half(), 28, 42), fused.resize_pad_reference(x, 28, 42)) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_relu_product(dtype: torch.dtype):
+    x, other = (torch.randn(n, 64, 11, 17, device="cuda", dtype=dtype) for n in (3, 1))
+    bias, weight, out_bias = (torch.randn(*shape, device="cuda") for shape in ((64,), (3, 64), (3,)))
+    with torch.no_grad():
+        expected = fused.relu_product_reference(x, other, bias, weight, out_bias)
+    assert error(fused.relu_product(x, other, bias, weight, out_bias), expected) < 1e-6
+
+
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_add(images: int):
     x = torch.randn(3, 32, 9, 13, device="cuda")
@@ -72,16 +88,40 @@ def test_add(images: int):
     assert error(fused.add(x.clone(), other, bias), expected) < 1e-6
 
 
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 8192), (1, 9001), (2, 8333)])
-def test_bounded_attention(batch: int, tokens: int):
-    if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("the kernel is used on Hopper only")
+def exact_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """(B, L, H * 64) in float32 of (B, L, H, 64)."""
+    q, k, v = (t.float().transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 8192), (1, 9001), (2, 8333), (3, 1301), (2, 65), (2, 40)])
+@pytest.mark.parametrize(("dtype", "direct"), [("bfloat16", True), ("bfloat16", False), ("float16", False)])
+def test_own_attention(batch: int, tokens: int, dtype: str, direct: bool):
+    half = getattr(torch, dtype)
     qkv = torch.randn(batch, tokens, 3, 2, 64, device="cuda")
-    q, k = (F.layer_norm(qkv[:, :, i], (64,)).bfloat16() for i in (0, 1))
-    v = qkv.bfloat16()[:, :, 2]
-    found = fused.bounded_attention(q, k, v, 8.0)
-    assert found is not None
-    expected = F.scaled_dot_product_attention(*(t.float().transpose(1, 2) for t in (q, k, v)))
-    assert error(found, expected.transpose(1, 2).flatten(2)) < 6e-3  # bfloat16 weights and values
-    assert fused.bounded_attention(q, k, v, 41.0) is None
-    assert fused.bounded_attention(q, k, v, None) is None
+    if not fused.has_attention_kernel(qkv.to(half)):
+        pytest.skip("the kernel is for Hopper with Triton 3.6 or later")
+    q, k = (F.layer_norm(qkv[:, :, i], (64,)) for i in (0, 1))
+    expected = exact_attention(*(t.to(half) for t in (q, k, qkv[:, :, 2])))
+    factor = fused.DIRECT_FACTOR if direct else 1.0
+    found = fused.own_attention((q * factor).to(half), k.to(half), qkv.to(half)[:, :, 2], direct=direct)
+    bound = 6e-3 if half == torch.bfloat16 else 1e-3  # weights, values and the scaled q are rounded to half
+    assert error(found, expected) < bound
+
+
+def test_online_attention_takes_any_score():
+    qkv = torch.randn(2, 700, 3, 2, 64, device="cuda").half()
+    if not fused.has_attention_kernel(qkv):
+        pytest.skip("the kernel is for Hopper with Triton 3.6 or later")
+    q, k, v = (qkv * torch.tensor([30.0, 30.0, 1.0], device="cuda").half()[:, None, None]).unbind(2)
+    expected = exact_attention(q, k, v)
+    found = fused.own_attention(q, k, v, direct=False)
+    assert error(found, expected) < 1e-3
+
+
+def test_direct_attention_needs_a_bound_and_bfloat16():
+    x = torch.empty(1, 1, 1, 64, device="cuda")
+    assert not fused.takes_direct(x.bfloat16(), None)
+    assert not fused.takes_direct(x.bfloat16(), 41.0)
+    assert not fused.takes_direct(x.half(), 8.0)
+    assert not fused.takes_direct(x, 8.0)
