@@ -74,60 +74,60 @@ def solve_samples(
     """
     B = len(grid)
     weight = (use & grid.isfinite().all(-1)).double()
-    xy = torch.where(weight[..., None] > 0, grid[..., :2], 0.0).double()
-    z = torch.where(weight > 0, grid[..., 2], 1.0).double()
+    inside = weight[..., None] > 0
+    xy = torch.where(inside, grid[..., :2], 0.0).double()
+    z = torch.where(inside[..., 0], grid[..., 2], 1.0).double()
     uv = plane.double()[None] * weight[..., None]
+    # With w = 1 / (z + s) the projection is p = xy w and dp/ds = -xy w^2, so that all that is ever needed of the
+    # samples are sums of a w^k and b w^k, k = 1..4: one small product for a shift.
+    factors = torch.stack([(xy * uv).sum(-1), (xy * xy).sum(-1)], dim=1)
+    target = (uv * uv).sum((1, 2))
     fixed = focal.double() if focal is not None else None
 
-    def terms(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        projected = xy / (z + s[:, None])[..., None]
-        projected = torch.where(projected.isfinite(), projected, 0.0)
-        cross = (projected * uv).sum((1, 2))
-        square = (projected * projected).sum((1, 2))
-        return projected, cross, square
+    def sums(s: Tensor) -> Tensor:
+        """(B, 2, 4): sums over the samples of a w^k and b w^k."""
+        w = torch.nan_to_num(1 / (z + s[:, None]), nan=0.0, posinf=0.0, neginf=0.0)
+        square = w * w
+        return factors @ torch.stack([w, square, square * w, square * square], dim=-1)
 
-    def best_focal(cross: Tensor, square: Tensor) -> Tensor:
+    def best_focal(at: Tensor) -> Tensor:
         if fixed is not None:
             return fixed
+        cross, square = at[:, 0, 0], at[:, 1, 1]
         if pooled:
             return (cross.sum() / square.sum().clamp_min(1e-30)).expand(B)
         return cross / square.clamp_min(1e-30)
 
-    def cost(s: Tensor) -> Tensor:
-        projected, cross, square = terms(s)
-        residual = best_focal(cross, square)[:, None, None] * projected - uv
-        return (residual * residual).sum((1, 2))
+    def cost(at: Tensor) -> Tensor:
+        f = best_focal(at)
+        return f * f * at[:, 1, 1] - 2 * f * at[:, 0, 0] + target
 
     shift = torch.zeros(B, dtype=torch.float64, device=grid.device)
     damping = torch.full_like(shift, 1e-3)
-    current = cost(shift)
+    here = sums(shift)
+    current = cost(here)
     # A plane of depth must stay in front of the camera: the nearest valid point bounds the step.
     nearest = torch.where(weight > 0, z, torch.inf).amin(1)
     for _ in range(iterations):
-        projected, cross, square = terms(shift)
-        f = best_focal(cross, square)
-        residual = f[:, None, None] * projected - uv
-        slope = -projected / (z + shift[:, None])[..., None]
+        (a1, a2, _, _), (_, b2, b3, b4) = (row.unbind(-1) for row in here.unbind(1))
+        f = best_focal(here)
         if fixed is None and not pooled:
-            # Derivative of the eliminated focal.
-            d_cross = (slope * uv).sum((1, 2))
-            d_square = 2 * (slope * projected).sum((1, 2))
-            d_focal = (d_cross - f * d_square) / square.clamp_min(1e-30)
+            d_focal = (2 * f * b3 - a2) / b2.clamp_min(1e-30)  # of the eliminated focal
         else:
             d_focal = torch.zeros_like(f)
-        jacobian = f[:, None, None] * slope + d_focal[:, None, None] * projected
-        gradient = (jacobian * residual).sum((1, 2))
-        curvature = (jacobian * jacobian).sum((1, 2)).clamp_min(1e-30)
+        gradient = f * (a2 - f * b3) + d_focal * (f * b2 - a1)
+        curvature = (f * f * b4 - 2 * f * d_focal * b3 + d_focal * d_focal * b2).clamp_min(1e-30)
         proposed = shift - gradient / (curvature * (1 + damping))
         proposed = torch.maximum(proposed, -nearest + 0.05 * (nearest + shift))
-        after = cost(proposed)
-        better = after.sum() <= current.sum() if pooled else after <= current
+        there = sums(proposed)
+        after = cost(there)
+        better = (after.sum() <= current.sum()).expand(B) if pooled else after <= current
         shift = torch.where(better, proposed, shift)
+        here = torch.where(better[:, None, None], there, here)
         current = torch.where(better, after, current)
         damping = torch.where(better, damping * 0.3, damping * 10).clamp(1e-9, 1e9)
     shift = shift.float().double()
-    _, cross, square = terms(shift)
-    f = best_focal(cross, square)
+    f = best_focal(sums(shift))
     enough = weight.sum(1) >= 2
     shift = torch.where(enough, shift, 0.0)
     if focal is None:
