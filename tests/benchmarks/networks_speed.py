@@ -57,14 +57,17 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b)[good].double().norm() / b[good].double().norm())
 
 
-def tflop_pi3x(frames: int, h: int, w: int) -> float:
-    """Multiply-adds x 2 per window of matrix products and attention in the full network, in units of 1e12."""
+def tflop_pi3x(frames: int, h: int, w: int, *, branches: int = 3) -> float:
+    """Multiply-adds x 2 per window of matrix products, attention and dense heads, in units of 1e12.
+
+    `branches`: 3 head transformers (camera, points, confidence), or 2 without confidence.
+    """
     L, P, D = h * w + 5, h * w, 1024
     block = lambda n, tokens: n * tokens * 24 * D * D  # noqa: E731
     encoder = 24 * (block(1, P + 5) + 4 * (P + 5) ** 2 * D)
     decoder = 36 * block(1, L) + 18 * 4 * L**2 * D + 18 * 4 * L * (L * frames) * D
-    heads = 3 * (5 * (block(1, L) + 4 * L**2 * D) + 6 * L * D * D)
-    return frames * (encoder + decoder + heads + 2 * 0.185e12 * P / 1296) / 1e12
+    heads = branches * (5 * (block(1, L) + 4 * L**2 * D) + 6 * L * D * D)
+    return frames * (encoder + decoder + heads + (branches - 1) * 0.185e12 * P / 1296) / 1e12
 
 
 def report(name: str, count: int, timing: tuple[float, float], tflop: float, ceiling: float) -> float:
@@ -168,7 +171,8 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
             mine = run()
             worst = max(difference(mine[k].cpu(), expected[k]) for k in mine)
             del mine
-            took = report(f"  ours, {label}", n, seconds(run, 2, warm=True), work, ceiling)
+            done = tflop_pi3x(n, H // 14, W // 14, branches=2) if outputs else work
+            took = report(f"  ours, {label}", n, seconds(run, 2, warm=True), done, ceiling)
             print(f"      {ref / took:.2f}x upstream, largest difference of an output {worst:.1e}")
         fused._attention_kernel = own
         ours.head_dtype = torch.float16
@@ -240,7 +244,8 @@ def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
         )  # fmt: skip
         for label, outputs in (("all outputs", ("points", "depth", "normal")), ("depth only", ("depth",))):
             run = lambda o=outputs: ours.infer(images, num_tokens=tokens, outputs=o)  # noqa: E731
-            took = report(f"  ours, {label}", batch, seconds(run, 3), work, ceiling)
+            done = work if "normal" in outputs else batch * 4.23
+            took = report(f"  ours, {label}", batch, seconds(run, 3), done, ceiling)
             print(f"      {ref / took:.2f}x upstream")
     if device.type == "cuda":
         stages(lambda: ours.infer(torch.rand(32, 3, H, W, device=device), num_tokens=tokens))
