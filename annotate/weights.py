@@ -28,7 +28,7 @@ class WeightsChoice(Strict):
     path: Path | None = None
     """A local file; null: the hub's cache, which `theodolite weights pull` fills."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    """Commit of the weights' repository; needed with the hub's cache until one is pinned here."""
+    """Commit of the weights' repository; null: the pinned one (`theodolite weights list`)."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected digest of the file."""
 
@@ -72,7 +72,7 @@ class WeightFile:
     Attributes:
         name: short name used in recipes and rows.
         repository, filename: place on the Hugging Face hub.
-        revision: commit of the repository, 40 hex digits, or None while none is pinned: `pull` then demands one.
+        revision: commit of the repository, 40 hex digits.
         sha256: of the file, or None while unknown.
         num_bytes: size; approximate where the card does not say.
         licence: of the weights, not of any code.
@@ -82,20 +82,20 @@ class WeightFile:
     name: str
     repository: str
     filename: str
-    revision: str | None
+    revision: str
     sha256: str | None
     num_bytes: int
     licence: str
     commercial_use: bool
 
 
-def _moge(variant: str, num_bytes: int) -> WeightFile:
+def _moge(variant: str, num_bytes: int, revision: str, sha256: str | None = None) -> WeightFile:
     return WeightFile(
         name=f"moge-2-{variant}",
         repository=f"Ruicheng/moge-2-{variant}",
         filename="model.pt",
-        revision=None,
-        sha256=None,
+        revision=revision,
+        sha256=sha256,
         num_bytes=num_bytes,
         licence="MIT (as third parties quote the model card)",
         commercial_use=True,
@@ -109,20 +109,26 @@ WEIGHTS: Mapping[str, WeightFile] = {
             name="pi3x",
             repository="yyfz233/Pi3X",
             filename="model.safetensors",
-            revision=None,
-            sha256=None,
-            num_bytes=5_440_000_000,
+            revision="bb1deea4d7423de5b30691739cb451a3f57dc1d5",
+            sha256="69972d6e1c4492cb4d737a84fe940e357087d81c52f5c9b7c160b49c1f41669a",
+            num_bytes=5_440_325_620,
             licence="CC BY-NC 4.0 (non-commercial)",
             commercial_use=False,
         ),
-        _moge("vitl", 1_305_000_000),
-        _moge("vitl-normal", 1_324_000_000),
-        _moge("vitb-normal", 419_110_160),
-        _moge("vits-normal", 140_550_416),
+        _moge("vitl", 1_305_000_000, "39c4d5e957afe587e04eec59dc2bcc3be5ecd968"),
+        _moge(
+            "vitl-normal",
+            1_323_815_904,
+            "cb0e8bbd6b1e243589717c78e750b1ba4c093acf",
+            "280741fd09bc3f403ccff9967784c2a391b52d2c0742ae3efdb21d9f90cc1a01",
+        ),
+        _moge("vitb-normal", 419_110_160, "54ad3a693e61907ea4633d13dec6ee682fa09419"),
+        _moge("vits-normal", 140_550_416, "679230677b4d282c6f304189a93e98e14f085902"),
     )
 }
-"""Every checkpoint that a recipe can name. No revision is pinned yet: nobody on this project has been able to read
-the hub's commit list, and a made-up pin would be worse than none. `pull` asks for `--revision`."""
+"""Every checkpoint that a recipe can name. Commits and digests are those that public projects pin and record for these
+files (Pi3X and MoGe-2 ViT-L with normals: several of them, with one digest; the others: one, without a digest, so that
+only the hub's own digest is checked). They were not fetched from the hub here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +168,14 @@ def listing() -> list[dict[str, str]]:
     """One row per checkpoint for `theodolite weights list`: name, repository, size, licence, revision, local file."""
     rows = []
     for w in WEIGHTS.values():
-        cached = _cached(w, w.revision) if w.revision else None
+        cached = _cached(w, w.revision)
         rows.append(
             {
                 "name": w.name,
                 "repository": f"{w.repository}/{w.filename}",
                 "size": f"{w.num_bytes / 1e9:.2f} GB",
                 "licence": w.licence,
-                "revision": w.revision or "not pinned: pass --revision",
+                "revision": w.revision,
                 "local": str(cached) if cached else "-",
             }
         )
@@ -236,7 +242,7 @@ def pull(
             f"weights {name} could not be downloaded from {w.repository} at {commit}: {reason}; a file brought by other"
             " means is used with geometry's `path`"
         ) from error
-    return _checked(w, path, commit, sha256 or w.sha256)
+    return _checked(w, path, commit, _digest(w, commit, sha256))
 
 
 def resolve(
@@ -245,7 +251,7 @@ def resolve(
     """The checkpoint on this machine; never touches the network.
 
     Args:
-        path: a local file, used instead of the hub's cache.
+        path: a local file, used instead of the hub's cache; the released one, unless `sha256` says otherwise.
         revision, sha256: as for `pull`.
     Raises:
         ValueError: the file is absent (with the command that brings it) or has another digest.
@@ -254,29 +260,32 @@ def resolve(
     if path is not None:
         if not path.is_file():
             raise ValueError(f"weights {name}: no file {path}")
-        return _checked(w, path, revision or w.revision or "local-file", sha256 or w.sha256)
+        if revision is None:
+            # A file that somebody brought is the released one, unless its user says what else it is.
+            revision = w.revision if sha256 is None and w.sha256 is not None else "local-file"
+        return _checked(w, path, revision, _digest(w, revision, sha256))
     commit = _commit(w, revision)
     cached = _cached(w, commit)
     if cached is None:
         raise ValueError(
-            f"weights {name} are not on this machine at {commit}; "
-            f"run: theodolite weights pull {name} --revision {commit}"
+            f"weights {name} are not on this machine at {commit}; run: theodolite weights pull {name}"
+            + (f" --revision {commit}" if commit != w.revision else "")
         )
-    return _checked(w, cached, commit, sha256 or w.sha256)
+    return _checked(w, cached, commit, _digest(w, commit, sha256))
 
 
 def _commit(w: WeightFile, revision: str | None) -> str:
     commit = revision or w.revision
-    if commit is None:
-        raise ValueError(
-            f"weights {w.name} have no pinned revision; pass the commit hash shown under 'Files and versions' "
-            f"of {w.repository}"
-        )
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise ValueError(
             f"weights {w.name}: revision {commit!r} is no full commit (40 hex digits); branches move"
         )
     return commit
+
+
+def _digest(w: WeightFile, revision: str, given: str | None) -> str | None:
+    """Expected digest: the given one, else the pinned one if this is the pinned commit."""
+    return given or (w.sha256 if revision == w.revision else None)
 
 
 def _cached(w: WeightFile, commit: str) -> Path | None:

@@ -325,12 +325,12 @@ def weights_list() -> None:
     _finish(act)
 
 
-@weights_app.command("pull", epilog=_example("theodolite weights pull moge-2-vitl-normal --revision COMMIT"))
+@weights_app.command("pull", epilog=_example("theodolite weights pull moge-2-vitl-normal"))
 def weights_pull(
     name: Annotated[str, typer.Argument(help="See `theodolite weights list`.", metavar="NAME")],
     revision: Annotated[
         str | None,
-        typer.Option("--revision", help="Full commit hash of the weights' repository; branches move."),
+        typer.Option("--revision", help="Full commit hash, if not the pinned one; branches move."),
     ] = None,
     sha256: Annotated[str | None, typer.Option("--sha256", help="Expected digest of the file.")] = None,
 ) -> None:

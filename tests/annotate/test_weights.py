@@ -55,10 +55,26 @@ def test_the_digest_in_the_hub_cache_is_checked(tmp_path):
         weights.resolve("moge-2-vitl", path=link)
 
 
+def test_the_pinned_digest_holds_for_the_pinned_commit_and_for_local_files(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"not Pi3X")
+    own = hashlib.sha256(b"not Pi3X").hexdigest()
+    pinned = weights.WEIGHTS["pi3x"].sha256
+    with pytest.raises(ValueError, match=f"expected {pinned}"):
+        weights.pull("pi3x", show=str, download=lambda **_: str(file))
+    with pytest.raises(ValueError, match=f"expected {pinned}"):
+        weights.resolve("pi3x", path=file)
+    # Somebody's own weights are used when their digest is given, and rows do not call them the released ones.
+    assert weights.resolve("pi3x", path=file, sha256=own).label == f"pi3x@local-file#{own[:12]}"
+    assert weights.pull("pi3x", revision=COMMIT, show=str, download=lambda **_: str(file)).revision == COMMIT
+
+
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=f"theodolite weights pull moge-2-vits-normal --revision {COMMIT}"):
         weights.resolve("moge-2-vits-normal", revision=COMMIT)
+    with pytest.raises(ValueError, match=r"theodolite weights pull pi3x$"):
+        weights.resolve("pi3x")
     with pytest.raises(ValueError, match="no file"):
         weights.resolve("pi3x", path=tmp_path / "none")
     with pytest.raises(ValueError, match="moge-2-vitb-normal"):
@@ -91,9 +107,11 @@ def test_the_command_lists_and_pulls(tmp_path):
     assert pulled.stdout == ""
     assert pulled.stderr.index("CC BY-NC 4.0") < pulled.stderr.index("could not be downloaded")
     assert "Traceback" not in pulled.stderr
-    unpinned = cli("pull", "pi3x", HF_HOME=str(tmp_path))
-    assert unpinned.returncode == 2
-    assert "no pinned revision" in unpinned.stderr
+    pinned = cli("pull", "pi3x", HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert pinned.returncode == 1
+    assert f"at {weights.WEIGHTS['pi3x'].revision}" in pinned.stderr
+    moving = cli("pull", "pi3x", "--revision", "main", HF_HOME=str(tmp_path))
+    assert moving.returncode == 2
     assert cli("pull", "pi4x", HF_HOME=str(tmp_path)).returncode == 2
 
 
