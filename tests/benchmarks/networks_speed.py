@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from theodolite.annotate.geometry.pi3x import OUTPUTS as RECIPE
 from theodolite.annotate.networks import fused, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
 from theodolite.annotate.networks.pi3x import Pi3X, Pi3XSize
 
 sys.path.insert(0, os.environ["THEODOLITE_UPSTREAM"])
-RECIPE = ("camera_poses", "local_points", "metric")
+WITHOUT_CONFIDENCE = ("camera_poses", "local_points", "metric")
 
 
 def clear() -> None:
@@ -157,7 +158,8 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
         )
         variants = [
             ("all outputs", own, None, torch.float16),
-            ("poses, depth, metric", own, RECIPE, torch.float16),
+            ("what the recipe reads", own, RECIPE, torch.float16),
+            ("poses, depth, metric", own, WITHOUT_CONFIDENCE, torch.float16),
         ]
         if n <= 64:
             variants += [
@@ -171,7 +173,7 @@ def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -
             mine = run()
             worst = max(difference(mine[k].cpu(), expected[k]) for k in mine)
             del mine
-            done = tflop_pi3x(n, H // 14, W // 14, branches=2) if outputs else work
+            done = tflop_pi3x(n, H // 14, W // 14, branches=2) if outputs == WITHOUT_CONFIDENCE else work
             took = report(f"  ours, {label}", n, seconds(run, 2, warm=True), done, ceiling)
             print(f"      {ref / took:.2f}x upstream, largest difference of an output {worst:.1e}")
         fused._attention_kernel = own
