@@ -1148,7 +1148,8 @@ def solve_cameras(
         if given_keys is None or start is not None:
             return float("nan")
         try:
-            at, asked = _choose_start(window_problem, windows, max(height, width), coarse)
+            window = [numbers for numbers in windows if numbers[len(numbers) // 2] == first_frame]
+            at, asked = _choose_start(window_problem, window, max(height, width), coarse)
         except ClipRejection:
             return float("nan")  # nothing confirms the lens
         focal_asked_log = float(asked - given_keys[at])
