@@ -223,7 +223,7 @@ def omniworld_depth(stored: NDArray) -> NDArray[np.float64]:
         stored: (h, w) uint16.
     Returns:
         (h, w); NaN where too near, +inf for sky.
-    Source: OmniWorld's data card and loader (load_depth in its scripts).
+    Source: the OmniWorld repository (yangzhou24/OmniWorld), description of its depth maps.
     """
     z = stored.astype(np.float64) / 65535
     depth = z / (1000 - 999 * z) / 0.004

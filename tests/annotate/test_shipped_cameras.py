@@ -95,7 +95,7 @@ def shot(tmp_path_factory) -> Shot:
             video.write(frame.rgb)
             write_png(folder / f"color/{i:06d}.png", frame.rgb)
             write_depth_png(folder / f"depth_mm/{i:06d}.png", frame.depth_m, units_per_metre=1000.0)
-            # A depth buffer with its near plane at 0.25 and its far plane at 250 units.
+            # The released decoding solved for the stored number; the largest stands for 250 units.
             d = 4 * frame.depth_m.astype(np.float64) / METRIC_SCALE
             write_png(folder / f"depth/{i:06d}.png", np.rint(65535 * d / (1 + 0.999 * d)).astype(np.uint16))
     return Shot(folder, rendered, rendered.camera_to_world, float(rendered.intrinsics[0, 0, 0]))
