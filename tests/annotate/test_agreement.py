@@ -119,9 +119,9 @@ def test_a_camera_at_rest_has_no_direction():
 
 def row_with(**agreement) -> Row:
     values = {
-        "agreement_rotation_rad": np.radians(0.2),
-        "agreement_focal_rays_log": 0.01,
-        "agreement_focal_anchor_log": 0.01,
+        "agreement_rotation_rad": np.radians(0.15),
+        "agreement_focal_rays_log": 0.005,
+        "agreement_focal_anchor_log": 0.005,
     }
     return Row(
         clip_id="c", source="s", original_id="c", media_kind="video", media="c.mp4", mode="estimate",
