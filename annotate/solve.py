@@ -677,6 +677,10 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     return out
 
 
+_DEPTH_MATTERS_RAD = 0.0175
+"""Angle under which tracks are seen, by the cameras that the bundle starts from, below which every depth counts: with
+so little parallax nothing else tells a zoom from a camera that comes closer."""
+
 _DEPTH_TOLERANCE = 4.0
 """Standard deviations by which a triangulated point may lie off its measured depth."""
 
@@ -1116,6 +1120,10 @@ def solve_cameras(
     log.debug(
         "sequential: %d of %d keyframes placed, %.0f%% depth", placed.sum(), len(placed), 100 * with_depth
     )
+    if start is not None and depths_per_frame is not None:
+        seen = torch.isfinite(state.points).all(1)[key_problem.point]
+        if _parallax(key_problem, state, seen) < _DEPTH_MATTERS_RAD:
+            depths_per_frame = None
     gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64, device=key_problem.frame.device)
 
     def key_bundle(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 import yaml
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.pipeline import _metric_frames
 from theodolite.annotate.render import RenderConfig, render_clip
 
 from ..benchmarks.estimate_simulated import one, piece_logs
@@ -46,3 +50,17 @@ def test_the_measure_of_scale():
     assert len(piece_logs(off, poses, time)) == 81 - 32
     np.testing.assert_allclose(piece_logs(poses, poses, time), 0, atol=1e-12)
     np.testing.assert_allclose(piece_logs(off, poses, time), np.log(1.1))
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(60, 60), (10, 20), (1, 17)])
+def test_short_clips_get_more_metric_frames_a_second(seconds, count):
+    class Frames:
+        timing = SimpleNamespace(fps=16.0)
+
+        def __len__(self) -> int:
+            return 16 * seconds + 1
+
+    chosen = _metric_frames(Frames(), AnnotateConfig())  # type: ignore[arg-type]
+    assert len(chosen) == pytest.approx(count, abs=1)
+    assert chosen[0] >= 0
+    assert chosen[-1] < len(Frames())
