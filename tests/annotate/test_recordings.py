@@ -1,0 +1,73 @@
+"""Real recordings through the pipeline, the lens unknown; they are not part of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from theodolite.annotate.clip import ClipRef, GivenGeometry
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.rows import Row
+from theodolite.dataset.trajectories import read_trajectory
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
+
+
+def annotated(media: str, given: GivenGeometry, decode: dict[str, Any], fps: float | None = None) -> Row:
+    path = SHARED / media
+    clip = ClipRef(
+        clip_id=path.parent.name,
+        source="recordings",
+        original_id=media,
+        media_kind="images" if path.is_dir() else "video",
+        media_path=path,
+        source_fps=fps,
+        given=given,
+    )
+    config = AnnotateConfig.model_validate(
+        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10, **decode}}
+    )
+    return annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
+
+
+@pytest.mark.parametrize(
+    ("media", "reasons"),
+    [
+        ("static-euroc/gray.mp4", ("static_camera", "no_metric_scale")),
+        ("kitti-straight/gray.mp4", ("no_metric_scale",)),
+    ],
+)
+def test_without_depth_there_is_no_scale_and_a_camera_at_rest_is_seen(media: str, reasons: tuple) -> None:
+    row = annotated(media, GivenGeometry(), {"fps": "native"})
+    assert row.verdict == "rejected"
+    assert row.reasons == reasons
+    assert row.metres_per_unit is None
+    assert len(row.camera_to_world) == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "media", "units", "decode", "fps", "ate_m", "focal_percent"),
+    [
+        ("rgbd-office-a", "rgb.mp4", 1000.0, {"max_frames": 48}, None, 0.03, 3.0),
+        # Ten frames, eleven centimetres: the focal length is hardly determined.
+        ("rgbd-tum-mini", "rgb", 5000.0, {"fps": "native"}, 30.0, 0.01, 20.0),
+    ],
+)
+def test_depth_and_pixels_give_metric_cameras_and_the_focal_length(
+    folder: str, media: str, units: float, decode: dict, fps: float | None, ate_m: float, focal_percent: float
+) -> None:
+    given = GivenGeometry(
+        depth_pattern=str(SHARED / folder / "depth/{frame:06d}.png"), depth_units_per_metre=units
+    )
+    row = annotated(f"{folder}/{media}", given, decode, fps)
+    truth = read_trajectory(SHARED / folder / "poses_c2w.txt").camera_to_world[row.frame_index]
+    error = trajectory_error(np.asarray(row.camera_to_world, np.float64), truth, alignment="se3")
+    assert error.ate_rmse_m < ate_m
+    true_focal = np.loadtxt(SHARED / folder / "K.txt")[0, 0]
+    assert 100 * np.abs(row.focal_px[:, 0] / true_focal - 1).mean() < focal_percent
+    assert row.focal_px[:, 0].std() < 0.02 * true_focal
