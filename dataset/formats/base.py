@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +159,17 @@ def write_video(video: VideoWriter, clip: CameraClip, pictures: Pictures) -> Non
         count += 1
     if count != len(clip):
         raise ValueError(f"clip {clip.name}: {count} pictures for {len(clip)} cameras")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object of a JSON file. Raises ValueError naming it if it is missing, not JSON or no object."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object with keys, found {type(content).__name__}")
+    return content
 
 
 def read_text(path: Path) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..frames import VideoWriter
-from .base import CameraClip, Pictures, mean_rate_hz, read_text, write_video
+from .base import CameraClip, Pictures, mean_rate_hz, read_json, write_video
 
 _POSE_NAMES = [f"{kind}{r}{c}" for r in range(3) for kind, c in (("r", 0), ("r", 1), ("r", 2), ("t", 3))]
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -270,7 +270,7 @@ def read_lerobot(folder: str | Path) -> list[CameraClip]:
         ValueError: another version, missing features, or episodes that do not add up.
     """
     folder = Path(folder)
-    info = json.loads(read_text(folder / "meta" / "info.json"))
+    info = read_json(folder / "meta" / "info.json")
     if info.get("codebase_version") != "v3.0":
         raise ValueError(f"{folder}: LeRobot version {info.get('codebase_version')}, expected v3.0")
     missing = [k for k in (POSE_KEY, INTRINSICS_KEY, "observation.image_size") if k not in info["features"]]

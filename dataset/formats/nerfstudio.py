@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
-from .base import CameraClip, FloatArray, read_text
+from .base import CameraClip, FloatArray, read_json
 
 _RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| and of |det R - 1| that rounding in text explains."""
@@ -74,12 +74,7 @@ def read_nerfstudio(
         ValueError: missing fields, unsupported lens models, or distortion beyond k1 that is not negligible.
     """
     path = Path(path)
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with `frames`, found {type(content).__name__}")
+    content = read_json(path)
     model = content.get("camera_model", "OPENCV")
     if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise ValueError(f"{path}: camera_model {model} is not supported; undistort to a pinhole first")

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..cameras import fov_from_focal, split_intrinsics
 from ..image_metrics import RevisitPair
-from .base import CameraClip, read_text
+from .base import CameraClip, read_json, read_text
 
 FOV_RANGE_DEG = (25.0, 120.0)
 """What NVIDIA's inference code accepts, both axes."""
@@ -163,7 +163,7 @@ def read_sana_zip(zip_path: str | Path) -> list[CameraClip]:
     if not zip_path.is_file() or not camera_path.is_file():
         raise ValueError(f"{zip_path}: needs the zip and {camera_path.name} beside it")
     scale_path = Path(f"{stem}_metric_scale_stats.json")
-    scales = json.loads(read_text(scale_path)) if scale_path.is_file() else {}
+    scales = read_json(scale_path) if scale_path.is_file() else {}
     try:
         with zipfile.ZipFile(zip_path) as archive:
             infos = {
@@ -306,7 +306,7 @@ def read_sana_bench(root: str | Path, *, split: str) -> list[BenchScene]:
     entries = [
         json.loads(line) for line in read_text(export / "run_manifest.jsonl").splitlines() if line.strip()
     ]
-    meta = json.loads(read_text(root / SPLITS[split] / "scene_trajectories_v2.json"))
+    meta = read_json(root / SPLITS[split] / "scene_trajectories_v2.json")
     pairs = {s["scene_id"]: s.get("evaluation_pairs", []) for s in meta["scenes"]}
     scenes: list[BenchScene] = []
     for entry in sorted(entries, key=lambda e: e["id"]):

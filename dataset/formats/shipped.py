@@ -11,7 +11,6 @@ utils/quat_to_mat.py and utils/normalize_intrinsics.py, DL3DV-10K issues 4, 18 a
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..cameras import (
     se3_inverse,
     transform,
 )
-from .base import CameraClip, read_text
+from .base import CameraClip, read_json, read_text
 from .nerfstudio import read_nerfstudio
 
 FloatArray = NDArray[np.floating]
@@ -107,11 +106,11 @@ def read_omniworld(path: str | Path) -> ShippedCameras:
         raise ValueError(f"{path}: expected the cameras of one split, camera/split_N.json")
     number = int(match[1])
     info_path = path.parent.parent / "split_info.json"
-    splits = _member(_json(info_path), "split", info_path)
+    splits = _member(read_json(info_path), "split", info_path)
     if not isinstance(splits, list) or number >= len(splits):
         found = f"{len(splits)} splits" if isinstance(splits, list) else type(splits).__name__
         raise ValueError(f"{info_path}: {found}, but {path.name} is asked for")
-    content = _json(path)
+    content = read_json(path)
     quaternion = _numbers(_member(content, "quats", path), path, "quats", (None, 4))
     shift = _numbers(_member(content, "trans", path), path, "trans", (None, 3))
     focal = _numbers(_member(content, "focals", path), path, "focals", (None,))
@@ -144,7 +143,7 @@ def read_dl3dv(path: str | Path) -> ShippedCameras:
     path = Path(path)
     clip = read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop")
     assert clip.image_names is not None, "read_nerfstudio always names the images"
-    _require_one_radial_term(_json(path), clip, path)
+    _require_one_radial_term(read_json(path), clip, path)
     numbers = []
     for name in clip.image_names:
         digits = re.search(r"(\d+)$", Path(name).stem)
@@ -258,16 +257,6 @@ def _require_one_radial_term(content: dict[str, Any], clip: CameraClip, path: Pa
 
 
 # --- checks ---------------------------------------------------------------------------------------
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with keys, found {type(content).__name__}")
-    return content
 
 
 def _member(content: dict[str, Any], key: str, path: Path) -> Any:
