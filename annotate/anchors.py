@@ -33,7 +33,7 @@ from .align import AlignConfig, Aligned, Window, align_connected
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
 from .geometry.base import FloatArray, SequenceGeometryResult
-from .lane import lane, next_turn
+from .lane import lane, next_turn, taken_over, uploading
 
 F64 = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -368,7 +368,8 @@ class AnchorStream:
         number = self._number.get(frame)
         if number is None:
             return
-        self._images[number] = upload(rgb, self.network.device, self.size)
+        with uploading(self.network.device):
+            self._images[number] = upload(rgb, self.network.device, self.size)
         for window, due in zip(self.windows, self._due, strict=True):
             if due == number:
                 self._hand_over(window)
@@ -377,19 +378,18 @@ class AnchorStream:
         for done in [p for p in self._pending if p.done()]:
             done.result()  # an error ends the clip now, not after its last frame
         self._room.acquire()
-        images = torch.stack([self._images[int(i)] for i in window])
+        with uploading(self.network.device, wait=True):
+            images = torch.stack([self._images[int(i)] for i in window])
         self._users[window] -= 1
         for i in window:
             if self._users[i] == 0:
                 del self._images[int(i)]
-        if self.network.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # uploads and the stack are there before the lane reads them
         frame = self.anchors[window]
 
         def work() -> _KeptWindow:
             start = time.perf_counter()
             try:
-                raw = self.network.predict(images, frame)
+                raw = self.network.predict(taken_over(images), frame)
                 return keep_window(raw, frame, self.config, height=self.height, width=self.width)
             finally:
                 self.busy_s += time.perf_counter() - start

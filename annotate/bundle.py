@@ -9,8 +9,8 @@ camera system is block tridiagonal and its factorisation costs a constant amount
 tracks fall outside that band; they stay exact, because the system is solved by conjugate gradients with the
 factorised band (of the tracks cut to its width, which keeps it positive definite) as preconditioner.
 
-Everything is float64 torch and runs on CPU or GPU. Frames: OpenCV axes; units: pixels, radians, and the length unit
-of the depth that is given.
+Everything is float64; sparse products are scipy's, the rest is torch on the CPU. Frames: OpenCV axes; units: pixels,
+radians, and the length unit of the depth that is given.
 
 Sources: Triggs et al. 2000 (Schur complement, gauge), Agarwal et al. 2010 (preconditioned conjugate gradients),
 Meurant 1992 (blocks of the inverse of a block tridiagonal matrix), SANA-WM (arXiv 2605.15178) appendix B.1 for
@@ -19,11 +19,15 @@ intrinsics per frame.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
+from scipy.sparse import bsr_array
 from torch import Tensor
 
 from ..dataset.cameras import so3_exp
@@ -34,6 +38,7 @@ CAMERA_DOF = 7
 _EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...
 _EXPECTED_FOCAL_SHARE = 1 / 16  # ... and neighbouring frames err alike: one measurement a second
 _GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
+_GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
 LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
 
 
@@ -71,7 +76,6 @@ class BundleConfig(Strict):
     covariance_band_frames: Annotated[int, Field(ge=4, le=256)] = 31
     """The same for the uncertainty, which sees no connection that is longer."""
     max_iterations: Annotated[int, Field(ge=1, le=200)] = 30
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -347,61 +351,66 @@ def _linearise(
     return _Linear(jc, jp, lens[:, :, free_lens], r), w_uv
 
 
+class _Frames:
+    """Which observations belong to each frame."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.order = torch.argsort(problem.frame, stable=True)
+        self.counts = torch.bincount(problem.frame, minlength=problem.num_frames).tolist()
+
+    def products(self, columns: Tensor) -> Tensor:
+        """(F, K, K) sums over each frame's observations of `columns` (N, 3, K) transposed times themselves."""
+        rows = columns[self.order].reshape(-1, columns.shape[2])
+        return torch.stack([part.T @ part for part in rows.split([3 * count for count in self.counts])])
+
+
 @dataclass
 class _Layout:
     """Index structure of a problem, computed once."""
 
-    segment: Tensor  # (N,) number of the band-limited piece of its track
-    num_segments: int
+    frames: _Frames
+    column: NDArray[np.int32]  # (N,) frame of each observation
+    point_start: NDArray[np.int32]  # (P + 1,) observations of point p are those from point_start[p] on
+    piece: Tensor  # (N,) number of the band-limited piece of its track
+    piece_start: NDArray[np.int32]
     superblock: int  # frames per diagonal block
     num_blocks: int
-    pair_left: list[Tensor]  # observation numbers of pairs within a segment, by offset
-    pair_right: list[Tensor]
-    pair_slot: list[Tensor]  # flat index of the (frame, frame) block
     exact: bool  # no track was cut: the band is the whole system
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.piece_start) - 1
+
+
+def _starts(group: Tensor, size: int) -> NDArray[np.int32]:
+    counts = torch.bincount(group, minlength=size)
+    return np.concatenate([[0], torch.cumsum(counts, 0).numpy()]).astype(np.int32)
 
 
 def _layout(problem: Problem, band_frames: int) -> _Layout:
-    n = len(problem.frame)
-    device = problem.frame.device
-    m = min(band_frames, problem.num_frames)
-    new_point = torch.ones(n, dtype=torch.bool, device=device)
+    n, frames = len(problem.frame), problem.num_frames
+    num_blocks = -(-frames // band_frames)
+    # One or two blocks hold every pair of frames; more are cut to the band.
+    m = -(-frames // num_blocks) if num_blocks <= 2 else band_frames
+    new_point = torch.ones(n, dtype=torch.bool)
     new_point[1:] = problem.point[1:] != problem.point[:-1]
-    first = torch.cummax(
-        torch.where(
-            new_point, torch.arange(n, device=device), torch.zeros((), dtype=torch.long, device=device)
-        ),
-        0,
-    )[0]
-    # A piece spans at most `m` frames beyond its first, so that its frames lie in one block or two neighbours.
-    piece = (problem.frame - problem.frame[first]) // (m + 1)
-    new_segment = new_point.clone()
-    new_segment[1:] |= piece[1:] != piece[:-1]
-    segment = torch.cumsum(new_segment.long(), 0) - 1
-    num_blocks = -(-problem.num_frames // m)
-    left, right, slot = [], [], []
-    offset = 0
-    here = torch.arange(n, device=device)
-    while len(here):
-        i, j = here, here + offset
-        fi, fj = problem.frame[i], problem.frame[j]
-        bi, bj = fi // m, fj // m
-        left.append(i)
-        right.append(j)
-        slot.append(((bi * 2 + (bj - bi)) * m + fi % m) * m + fj % m)
-        offset += 1
-        here = here[: len(here)]
-        here = here[(here + offset < n)]
-        here = here[segment[here + offset] == segment[here]]
+    new_piece = new_point.clone()
+    if num_blocks > 2:
+        here = torch.arange(n)
+        first = torch.cummax(torch.where(new_point, here, torch.zeros_like(here)), 0)[0]
+        # A piece spans at most `m` frames beyond its first, so that its frames lie in one block or two neighbours.
+        place = (problem.frame - problem.frame[first]) // (m + 1)
+        new_piece[1:] |= place[1:] != place[:-1]
+    piece = torch.cumsum(new_piece.long(), 0) - 1
     return _Layout(
-        segment,
-        int(segment[-1]) + 1 if n else 0,
-        m,
-        num_blocks,
-        left,
-        right,
-        slot,
-        bool((new_segment == new_point).all()),
+        frames=_Frames(problem),
+        column=problem.frame.numpy().astype(np.int32),
+        point_start=_starts(problem.point, problem.num_points),
+        piece=piece,
+        piece_start=_starts(piece, int(piece[-1]) + 1),
+        superblock=m,
+        num_blocks=num_blocks,
+        exact=bool((new_piece == new_point).all()),
     )
 
 
@@ -412,6 +421,23 @@ def _invert3(h: Tensor) -> Tensor:
     det = (a * A + b * B + c * C).clamp_min(1e-300)
     inverse = torch.stack([A, B, C, B, a * f - c * c, b * c - a * e, C, b * c - a * e, a * d - b * b], -1)
     return (inverse / det[..., None]).reshape(*h.shape[:-2], 3, 3)
+
+
+def _divide_by_root(w: Tensor, h: Tensor, group: Tensor) -> Tensor:
+    """(N, 3, 7) of w (N, 3, 7), each multiplied by the inverse Cholesky factor of its group's `h` (G, 3, 3).
+
+    Sums of products of the result are those of `w` with the inverse of `h` between.
+    """
+    tiny = 1e-150
+    l00 = h[:, 0, 0].clamp_min(tiny).sqrt()
+    l10, l20 = h[:, 1, 0] / l00, h[:, 2, 0] / l00
+    l11 = (h[:, 1, 1] - l10 * l10).clamp_min(tiny).sqrt()
+    l21 = (h[:, 2, 1] - l20 * l10) / l11
+    l22 = (h[:, 2, 2] - l20 * l20 - l21 * l21).clamp_min(tiny).sqrt()
+    l00, l10, l11, l20, l21, l22 = torch.stack([l00, l10, l11, l20, l21, l22])[:, group, None]
+    u0 = w[:, 0] / l00
+    u1 = (w[:, 1] - l10 * u0) / l11
+    return torch.stack([u0, u1, (w[:, 2] - l20 * u0 - l21 * u1) / l22], 1)
 
 
 def sum_by(index: Tensor, value: Tensor, size: int) -> Tensor:
@@ -471,22 +497,26 @@ class _Normal:
     def __init__(
         self, problem: Problem, layout: _Layout, linear: _Linear, state: State, priors: _Priors, free: Tensor
     ) -> None:
-        self.problem, self.layout, self.linear = problem, layout, linear
+        self.problem, self.layout = problem, layout
         frames, points = problem.num_frames, problem.num_points
         jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
-        f, p = problem.frame, problem.point
-        jct, jpt, jgt = jc.transpose(1, 2), jp.transpose(1, 2), jg.transpose(1, 2)
-        self.hcc = sum_by(f, jct @ jc, frames)
-        self.hpp_obs = jpt @ jp
-        self.hpp = sum_by(p, self.hpp_obs, points)
-        self.hgg = (jgt @ jg).sum(0)
-        self.gc = sum_by(f, (jct @ r[:, :, None])[:, :, 0], frames)
-        self.gp = sum_by(p, (jpt @ r[:, :, None])[:, :, 0], points)
-        self.gg = (jgt @ r[:, :, None])[:, :, 0].sum(0)
-        self.w = jct @ jp  # (N, 7, 3)
-        self.wt = self.w.transpose(1, 2).contiguous()  # products with a transposed view take twice as long
-        self.hcg_obs = jct @ jg  # (N, 7, G)
-        self.hpg_obs = jpt @ jg  # (N, 3, G)
+        self.num_lens = jg.shape[2]
+        # Everything that belongs to a frame is in the products of its columns with each other.
+        of_frame = layout.frames.products(torch.cat([jc, jg, r[:, :, None]], 2))
+        lens = slice(CAMERA_DOF, CAMERA_DOF + self.num_lens)
+        self.hcc = of_frame[:, :CAMERA_DOF, :CAMERA_DOF]
+        self.hcg = of_frame[:, :CAMERA_DOF, lens]
+        self.gc = of_frame[:, :CAMERA_DOF, -1]
+        self.hgg = of_frame[:, lens, lens].sum(0)
+        self.gg = of_frame[:, lens, -1].sum(0)
+        jpt = jp.transpose(1, 2)
+        self.of_observation = jpt @ torch.cat([jp, jg, r[:, :, None]], 2)  # (N, 3, 3 + G + 1)
+        of_point = sum_by(problem.point, self.of_observation, points)
+        self.hpp, self.hpg, self.gp = of_point[:, :, :3], of_point[:, :, 3:-1], of_point[:, :, -1]
+        self.wt = jpt @ jc  # (N, 3, 7): how each observation couples its point to its frame
+        self.coupling = self._sparse(self.wt, layout.point_start)
+        # Only steps along a direction ask for the transpose, and where the band is exact there are none.
+        self.coupling_t = self.coupling.T
         self.focal_terms, _ = priors.focal_terms(state.log_focal)
         for index, coefficient, residual in self.focal_terms:
             finite = torch.nan_to_num(coefficient)
@@ -495,8 +525,21 @@ class _Normal:
         self.hgg = self.hgg + torch.diag(1 / sigma**2)
         self.gg = self.gg + state.lens[free] / sigma**2
         # Gauge: the first frame does not move.
-        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool, device=f.device)
+        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool, device=jc.device)
         self.fixed[0, :6] = True
+
+    def _sparse(self, blocks: Tensor, start: NDArray[np.int32]) -> bsr_array:
+        """(3 G, 7 F) matrix of the blocks (N, 3, 7); group g of rows holds the observations from start[g] on."""
+        shape = 3 * (len(start) - 1), CAMERA_DOF * self.problem.num_frames
+        return bsr_array((blocks.numpy(), self.layout.column, start), shape=shape, blocksize=(3, CAMERA_DOF))
+
+    def _to_points(self, c: Tensor) -> Tensor:
+        """(P, 3) of camera steps (F, 7)."""
+        return torch.from_numpy(self.coupling @ c.reshape(-1).numpy()).reshape(-1, 3)
+
+    def _to_cameras(self, z: Tensor) -> Tensor:
+        """(F, 7) of point steps (P, 3)."""
+        return torch.from_numpy(self.coupling_t @ z.reshape(-1).numpy()).reshape(-1, CAMERA_DOF)
 
     def _focal_prior_times(self, x: Tensor) -> Tensor:
         out = torch.zeros_like(x)
@@ -518,49 +561,51 @@ class _Normal:
         self.hpp_inv = _invert3(self.hpp + torch.diag_embed(self.damp_p))
         # Band: tracks cut into pieces, each piece with its own point block. Pieces share the damping.
         if layout.exact:
-            piece_inv = self.hpp_inv
-            piece_of = problem.point
+            piece, damp = self.hpp, self.damp_p
+            of_piece = self.of_observation[:0]
         else:
-            piece_of = layout.segment
-            owner = torch.zeros(layout.num_segments, dtype=torch.long, device=problem.frame.device)
-            owner[layout.segment] = problem.point
-            piece = sum_by(layout.segment, self.hpp_obs, layout.num_segments)
-            piece_inv = _invert3(piece + torch.diag_embed(self.damp_p[owner]))
-        y = self.w @ piece_inv[piece_of]  # (N, 7, 3)
-        blocks = self.hcc.new_zeros(nb * 2 * m * m, CAMERA_DOF, CAMERA_DOF)
-        for i, j, slot in zip(layout.pair_left, layout.pair_right, layout.pair_slot, strict=True):
-            blocks.index_add_(0, slot, torch.bmm(y[i], self.wt[j]), alpha=-1)
-        frame = torch.arange(frames, device=problem.frame.device)
-        own = ((frame // m) * 2 * m + frame % m) * m + frame % m
-        blocks[own] += self.hcc + torch.diag_embed(self.damp_c)
+            of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
+            piece, damp = of_piece[:, :, :3], self.damp_p[problem.point[layout.piece_start[:-1]]]
+        root = self._sparse(
+            _divide_by_root(self.wt, piece + torch.diag_embed(damp), layout.piece), layout.piece_start
+        )
+        removed = root.T @ root
+        diagonal = self.hcc.new_zeros(nb, m, CAMERA_DOF, m, CAMERA_DOF)
+        upper = torch.zeros_like(diagonal)
+        row = torch.arange(frames).repeat_interleave(torch.from_numpy(np.diff(removed.indptr)).long())
+        column = torch.from_numpy(removed.indices).long()
+        block = row // m
+        for into, apart in ((diagonal, 0), (upper, 1)):
+            of = column // m - block == apart
+            i, j = row[of] % m, column[of] % m
+            into[block[of], i, :, j, :] = -torch.from_numpy(removed.data)[of]
+        frame = torch.arange(frames)
+        diagonal[frame // m, frame % m, :, frame % m, :] += self.hcc + torch.diag_embed(self.damp_c)
         for index, coefficient, _ in self.focal_terms:
-            width = index.shape[1]
-            for a in range(width):
-                for b in range(a, width):
-                    fa, fb = index[:, a], index[:, b]
-                    slot = (((fa // m) * 2 + (fb // m - fa // m)) * m + fa % m) * m + fb % m
-                    blocks[:, 6, 6].index_add_(0, slot, coefficient[:, a] * coefficient[:, b])
-        blocks = blocks.reshape(nb, 2, m, m, CAMERA_DOF, CAMERA_DOF).permute(0, 1, 2, 4, 3, 5)
-        blocks = blocks.reshape(nb, 2, m * CAMERA_DOF, m * CAMERA_DOF)
-        # Off-diagonal 7x7 blocks were stored once (frame a <= b); mirror them.
-        mask = torch.ones(m, m, dtype=torch.bool, device=blocks.device).triu(1)
-        mask = mask.repeat_interleave(CAMERA_DOF, 0).repeat_interleave(CAMERA_DOF, 1)
-        above = torch.where(mask, blocks[:, 0], torch.zeros_like(blocks[:, 0]))
-        inner = torch.where(mask | mask.T, torch.zeros_like(blocks[:, 0]), blocks[:, 0])
-        diagonal = above + above.transpose(1, 2) + inner
+            for a, b in itertools.product(range(index.shape[1]), repeat=2):
+                fa, fb = index[:, a], index[:, b]
+                for into, apart in ((diagonal, 0), (upper, 1)):
+                    of = fb // m - fa // m == apart
+                    where = (fa[of] // m, fa[of] % m, torch.tensor(6), fb[of] % m, torch.tensor(6))
+                    into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[of], accumulate=True)
+        diagonal = diagonal.reshape(nb, m * CAMERA_DOF, m * CAMERA_DOF)
+        upper = upper.reshape(nb, m * CAMERA_DOF, m * CAMERA_DOF)
         missing = nb * m - frames
         if missing:
-            last = torch.arange(m * CAMERA_DOF - missing * CAMERA_DOF, m * CAMERA_DOF, device=blocks.device)
+            last = torch.arange((m - missing) * CAMERA_DOF, m * CAMERA_DOF)
             diagonal[-1, last, last] = 1.0
         self.padded = nb * m * CAMERA_DOF
-        self.band = _BandFactor(diagonal, blocks[:, 1])
-        if self.linear.jg.shape[2]:
-            pg = sum_by(piece_of, self.hpg_obs, int(piece_inv.shape[0]))
-            hcg = sum_by(problem.frame, self.hcg_obs - y @ pg[piece_of], frames)
+        self.band = _BandFactor(diagonal, upper)
+        if self.num_lens:
+            pg = self.hpg if layout.exact else of_piece[:, :, 3:-1]
+            along = _invert3(piece + torch.diag_embed(damp)) @ pg
+            cut = self._sparse(self.wt, layout.piece_start)
+            spread = torch.from_numpy(cut.T @ along.reshape(-1, self.num_lens).numpy())
+            hcg = self.hcg - spread.reshape(frames, CAMERA_DOF, self.num_lens)
             hcg = torch.where(self.fixed[:, :, None], torch.zeros_like(hcg), hcg)
             self.border = self._pad(hcg.reshape(frames * CAMERA_DOF, -1))
             self.border_solved = self.band.solve(self.border)
-            hgg = self.hgg - (pg.transpose(1, 2) @ piece_inv @ pg).sum(0)
+            hgg = self.hgg - (pg.transpose(1, 2) @ along).sum(0)
             self.border_schur = torch.linalg.inv(
                 hgg - self.border.T @ self.border_solved + 1e-12 * torch.diag(torch.diagonal(self.hgg))
             )
@@ -581,34 +626,18 @@ class _Normal:
 
     def times(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Damped Schur complement times (c, g), without forming it."""
-        problem = self.problem
-        f, p = problem.frame, problem.point
-        moved = (self.wt @ c[f][:, :, None])[:, :, 0]
-        if len(g):
-            moved = moved + self.hpg_obs @ g
-        z = (self.hpp_inv @ sum_by(p, moved, problem.num_points)[:, :, None])[:, :, 0]
-        zo = z[p][:, :, None]
-        out_c = (self.hcc @ c[:, :, None])[:, :, 0] + self.damp_c * c
-        out_c = out_c - sum_by(f, (self.w @ zo)[:, :, 0], problem.num_frames)
+        z = (self.hpp_inv @ (self._to_points(c) + self.hpg @ g)[:, :, None])[:, :, 0]
+        out_c = (self.hcc @ c[:, :, None])[:, :, 0] + self.damp_c * c - self._to_cameras(z) + self.hcg @ g
         out_c[:, 6] += self._focal_prior_times(c[:, 6])
-        if len(g):
-            out_c = out_c + sum_by(f, self.hcg_obs @ g, problem.num_frames)
-            out_g = self.hgg @ g + (self.hcg_obs.transpose(1, 2) @ c[f][:, :, None])[:, :, 0].sum(0)
-            out_g = out_g - (self.hpg_obs.transpose(1, 2) @ zo)[:, :, 0].sum(0)
-        else:
-            out_g = g
+        out_g = self.hgg @ g + torch.einsum("fig,fi->g", self.hcg, c) - torch.einsum("pig,pi->g", self.hpg, z)
         return torch.where(self.fixed, self.damp_c * c, out_c), out_g
 
     def step(self, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """Gauss-Newton step (camera (F, 7), lens (G,), points (P, 3)) and the conjugate-gradient iterations used."""
-        problem = self.problem
-        f, p = problem.frame, problem.point
         zp = (self.hpp_inv @ self.gp[:, :, None])[:, :, 0]
-        bc = -(self.gc - sum_by(f, (self.w @ zp[p][:, :, None])[:, :, 0], problem.num_frames))
+        bc = self._to_cameras(zp) - self.gc
         bc = torch.where(self.fixed, torch.zeros_like(bc), bc)
-        bg = -self.gg
-        if len(bg):
-            bg = bg + (self.hpg_obs.transpose(1, 2) @ zp[p][:, :, None])[:, :, 0].sum(0)
+        bg = torch.einsum("pig,pi->g", self.hpg, zp) - self.gg
         xc, xg = self.precondition(bc, bg)
         used = 0
         if not self.layout.exact:
@@ -631,10 +660,8 @@ class _Normal:
                 rho_next = (rc * zc).sum() + (rg * zg).sum()
                 dc, dg = zc + rho_next / rho * dc, zg + rho_next / rho * dg
                 rho = rho_next
-        back = (self.wt @ xc[f][:, :, None])[:, :, 0]
-        if len(xg):
-            back = back + self.hpg_obs @ xg
-        xp = -(self.hpp_inv @ (self.gp + sum_by(p, back, problem.num_points))[:, :, None])[:, :, 0]
+        back = self._to_points(xc) + self.hpg @ xg
+        xp = -(self.hpp_inv @ (self.gp + back)[:, :, None])[:, :, 0]
         return xc, xg, xp, used
 
     def covariance(self) -> Tensor:
@@ -730,7 +757,7 @@ def solve(
             found = further, further_cost, further_data
         return found
 
-    damping, growth = 1e-4, 2.0
+    damping, growth = 1e-4, _GROWTH
     converged = False
     iteration = 0
     limit = max_iterations or config.max_iterations
@@ -743,7 +770,7 @@ def solve(
             iteration += 1
             try:
                 normal.damp(damping)
-                camera, lens, points, _ = normal.step(0.05, 12)
+                camera, lens, points, _ = normal.step(0.1, 80)
             except FloatingPointError:
                 damping *= growth * 10
                 if damping > 1e8:
@@ -758,7 +785,9 @@ def solve(
                 converged = float(cost - new_cost) < tolerance * float(cost)
                 lost = hopeless_above is not None and float(new_data - 5 * (data - new_data)) > hopeless_above
                 state, cost, data = trial, new_cost, new_data
-                damping, growth, accepted = max(damping / 5, 1e-9), 2.0, True
+                # A damping that was only just found to be enough is not given up at once.
+                damping = max(damping / 5, 1e-9) if growth == _GROWTH else damping
+                growth, accepted = _GROWTH, True
             else:
                 if float(camera.abs().max()) < 1e-9 or damping > 1e6:
                     converged = True
@@ -849,13 +878,13 @@ def resect(
 
     cost = frame_cost(state)
     damping = torch.full((frames,), 1e-3, dtype=torch.float64, device=problem.frame.device)
+    members = _Frames(problem)
     no_points = torch.zeros_like(state.points)
     none = state.lens.new_zeros(0)
     for _ in range(iterations):
         linear, _ = _linearise(problem, state, config.robust_scale, lens_free)
-        jct = linear.jc.transpose(1, 2)
-        h = sum_by(problem.frame, jct @ linear.jc, frames)
-        g = sum_by(problem.frame, (jct @ linear.r[:, :, None])[:, :, 0], frames)
+        of_frame = members.products(torch.cat([linear.jc, linear.r[:, :, None]], 2))
+        h, g = of_frame[:, :CAMERA_DOF, :CAMERA_DOF], of_frame[:, :CAMERA_DOF, -1]
         h[:, 6, 6] += 1 / focal_sigma**2
         g[:, 6] += (state.log_focal - focal_guess) / focal_sigma**2
         diag = torch.diagonal(h, dim1=1, dim2=2)

@@ -11,10 +11,14 @@ import atexit
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 _turns = itertools.count()
@@ -66,3 +70,32 @@ class Lane:
 def lane(device: str) -> Lane:
     """The lane of this process for `device`."""
     return Lane(f"networks-{device}")
+
+
+@cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)  # a copy is short, and more frames wait behind it
+
+
+@contextmanager
+def uploading(device: torch.device, *, wait: bool = False) -> Iterator[None]:
+    """What is queued inside runs beside the lane's network; with `wait`, all of it so far is there at the end.
+
+    In the lane's own stream it would wait for the window that the network is busy with, and tracking with it.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = _upload_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    if wait:
+        stream.synchronize()
+
+
+def taken_over(images: Tensor) -> Tensor:
+    """Images that were made while `uploading`, for use in the lane's stream."""
+    if images.is_cuda:
+        # Their memory belongs to the other stream, which must not take it back while the network reads it.
+        images.record_stream(torch.cuda.current_stream(images.device))
+    return images

@@ -45,9 +45,10 @@ WORKERS_PER_GPU = 2
 once more (about 12 GB in all)."""
 
 
-CLIPS_STREAMED = 3
-"""Clips of a worker that are decoded, tracked and seen by the networks at a time. Tracking takes a thread three times
-as long as the networks take; with more, all clips would creep through the GPU together, then queue for solvers."""
+CLIPS_STREAMED = 5
+"""Clips of a worker that are decoded, tracked and seen by the networks at a time. Tracking takes a thread about six
+times as long as the networks take, and two workers share the GPU; with more, all clips would creep through it together,
+then queue for solvers."""
 _streams = threading.BoundedSemaphore(CLIPS_STREAMED)
 
 
@@ -57,8 +58,8 @@ def shares(config: AnnotateConfig) -> tuple[int, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clips, solvers = config.executor.clips_in_flight, config.executor.solver_processes
     if solvers is None:
-        # Bundles take three times the processor time of decoding and tracking.
-        solvers = max(1, 3 * cores // (4 * WORKERS_PER_GPU * gpus)) if gpus else 0
+        # A bundle takes about the processor time of decoding and tracking.
+        solvers = max(1, cores // (2 * WORKERS_PER_GPU * gpus)) if gpus else 0
     if clips is None:
         # A clip in a solver is under way as well.
         clips = solvers + CLIPS_STREAMED if gpus else 1

@@ -167,10 +167,9 @@ def build_problem(
     sigma = np.where(tracks.kind == DENSE, tracks.sigma_px, sigma)
     has = np.isfinite(depth) & (depth > 0)
     relative = config.depth_sigma_log or depth_sigma_log
-    device = config.device
 
     def tensor(x: NDArray, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(x), dtype=dtype, device=device)
+        return torch.as_tensor(np.ascontiguousarray(x), dtype=dtype)
 
     return Problem(
         frame=tensor(tracks.frame, torch.long),

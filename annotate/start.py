@@ -77,9 +77,7 @@ def prove_anchors(
     """
     keyframes = measured.keyframes
     tracks, z = subset_frames(measured.flow, sample_depth(measured.flow, depth), keyframes)
-    problem = build_problem(
-        tracks, z, config.model_copy(update={"device": "cpu"}), depth_sigma_log=depth_sigma_log
-    )
+    problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
     world_to_camera, focal = anchors.at(keyframes)
     rotation, translation = world_to_camera[:, :3, :3].copy(), world_to_camera[:, :3, 3].copy()
     frame, point = tracks.frame, tracks.track

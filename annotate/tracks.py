@@ -331,7 +331,7 @@ def measure_images(
     survival: list[float] = []
     median_flow: list[float] = []
     sharpness: list[float] = []
-    at_keyframe: dict[int, NDArray] = {}
+    at_keyframe = (tracker.track, tracker.xy)
     gray = np.zeros(0, np.uint8)
     frame = -1
 
@@ -349,9 +349,9 @@ def measure_images(
         )
 
     def take_keyframe() -> None:
+        nonlocal at_keyframe
         describe(frame, gray)
-        at_keyframe.clear()
-        at_keyframe.update(zip(tracker.track.tolist(), tracker.xy, strict=True))
+        at_keyframe = tracker.track, tracker.xy
 
     for frame, rgb in enumerate(frames):
         previous, gray = gray, _normalised_gray(rgb, size_wh)
@@ -362,13 +362,12 @@ def measure_images(
         if not keyframes:
             take_keyframe()
             continue
-        common = [
-            (at_keyframe[t], xy)
-            for t, xy in zip(tracker.track.tolist(), tracker.xy, strict=True)
-            if t in at_keyframe
-        ]
-        moved = np.median([np.linalg.norm(b - a) for a, b in common]) if common else np.inf
-        gone = len(common) < 0.6 * max(1, len(at_keyframe))
+        common, now, then = np.intersect1d(
+            tracker.track, at_keyframe[0], assume_unique=True, return_indices=True
+        )
+        steps = np.linalg.norm(tracker.xy[now] - at_keyframe[1][then], axis=1)
+        moved = np.median(steps) if len(common) else np.inf
+        gone = len(common) < 0.6 * max(1, len(at_keyframe[0]))
         if alive < 0.5 and keyframes[-1] < frame - 1:
             # A large step: bridge it with descriptors on both of its sides.
             describe(frame - 1, previous)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..anchors import WINDOWS_IN_FLIGHT, upload
 from ..clip import ClipRef
 from ..decode import ClipFrames
-from ..lane import lane, next_turn
+from ..lane import lane, next_turn, taken_over, uploading
 from ..networks.checkpoint import fill_stand_in, load_moge2
 from ..networks.focal import sample_points, solve_samples
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
@@ -177,7 +177,8 @@ class MoGe2Stream:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
         if frame not in self._wanted:
             return
-        self._batch.append((frame, upload(rgb, self.network.device, None)))
+        with uploading(self.network.device):
+            self._batch.append((frame, upload(rgb, self.network.device, None)))
         if len(self._batch) == self.config.batch:
             self._hand_over()
 
@@ -186,15 +187,14 @@ class MoGe2Stream:
             done.result()
         self._room.acquire()
         frame = [f for f, _ in self._batch]
-        images = torch.stack([image for _, image in self._batch])
+        with uploading(self.network.device, wait=True):
+            images = torch.stack([image for _, image in self._batch])
         self._batch = []
-        if self.network.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
 
         def work() -> _Kept:
             start = time.perf_counter()
             try:
-                return self._keep(self.network.predict(images, frame), frame)
+                return self._keep(self.network.predict(taken_over(images), frame), frame)
             finally:
                 self.busy_s += time.perf_counter() - start
                 self._room.release()

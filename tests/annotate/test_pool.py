@@ -130,7 +130,7 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
     config = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "anchor": "moge2"}})
     assert num_gpus(config.geometry) == 2
-    assert shares(config) == (9, 6)  # four workers of eight cores
+    assert shares(config) == (9, 4)
     for worker, device in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
         monkeypatch.setattr(weights, "_worker_number", worker)
         assert str(weights.choose_device("auto")) == device

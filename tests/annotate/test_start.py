@@ -137,7 +137,7 @@ def _sideways(rng: np.random.Generator, *, tracks: int, speed_m: float, depth_fa
     problem = build_problem(
         make_tracks(frame, track, uv, np.zeros(len(frame), np.uint8), frames, *size),
         depth,
-        BundleConfig(device="cpu"),
+        BundleConfig(),
         depth_sigma_log=0.05,
     )
     translation = torch.zeros(frames, 3, dtype=torch.float64)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -117,15 +118,17 @@ def clips(args: argparse.Namespace) -> None:
     with open_output(job.out, recipe_hash=job.recipe_hash):
         plan = plan_run(lambda: refs, job.out, clips_per_shard=1)
         start = time.time()
-        with memory:
+        with memory, suppress(KeyboardInterrupt):
             run_plan(plan, job, workers=workers, show_progress=False)
         took = time.time() - start
     lines = sorted(map(json.loads, log.read_text().splitlines()), key=lambda x: x["ended"])
+    if len(lines) < args.clips:
+        print(f"interrupted: {len(lines)} of {args.clips} clips")
     for x in lines:
         stages = {name: round(value, 1) for name, value in (x["stages"] or {}).items()}
         print(
             f"  {x['began'] - start:6.1f} to {x['ended'] - start:6.1f} s {x['clip']}: {x['verdict']}"
-            f" {x['reasons']} {x['error'] or ''} {stages}"
+            f" {x['reasons']} {x['error'] or ''} {stages}, processor time of its thread {x['thread_cpu']:.1f}"
         )
     print(f"{len(lines)} clips in {took:.0f} s: {took / len(lines):.1f} s a clip, start and end included")
     # The start of the workers and the first wave's way through all stages are left out: clips that began to stream

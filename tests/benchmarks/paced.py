@@ -112,7 +112,7 @@ def annotate(
     log: Path,
 ) -> Row:
     """`annotate_clip` with paced networks; adds a line with start, end and stages to `log`."""
-    began = time.time()
+    began, cpu = time.time(), time.thread_time()
     with _building:
         estimators = _paced(config.model_dump_json(), rendered.model_dump_json())
     row = annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash, estimators=estimators)
@@ -120,6 +120,7 @@ def annotate(
     line = {
         "clip": clip.clip_id, "began": began, "ended": time.time(), "verdict": row.verdict,
         "reasons": row.reasons, "error": row.error, "stages": row.stage_wall_s, "reserved_gib": reserved,
+        "thread_cpu": time.thread_time() - cpu,
     }  # fmt: skip
     with log.open("a") as out:
         out.write(json.dumps(line) + "\n")
