@@ -515,7 +515,6 @@ class _Normal:
         self.hpp, self.hpg, self.gp = of_point[:, :, :3], of_point[:, :, 3:-1], of_point[:, :, -1]
         self.wt = jpt @ jc  # (N, 3, 7): how each observation couples its point to its frame
         self.coupling = self._sparse(self.wt, layout.point_start)
-        # Only steps along a direction ask for the transpose, and where the band is exact there are none.
         self.coupling_t = self.coupling.T
         self.focal_terms, _ = priors.focal_terms(state.log_focal)
         for index, coefficient, residual in self.focal_terms:
@@ -561,14 +560,13 @@ class _Normal:
         self.hpp_inv = _invert3(self.hpp + torch.diag_embed(self.damp_p))
         # Band: tracks cut into pieces, each piece with its own point block. Pieces share the damping.
         if layout.exact:
-            piece, damp = self.hpp, self.damp_p
-            of_piece = self.of_observation[:0]
+            hpp, pg, damp = self.hpp, self.hpg, self.damp_p
         else:
             of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
-            piece, damp = of_piece[:, :, :3], self.damp_p[problem.point[layout.piece_start[:-1]]]
-        root = self._sparse(
-            _divide_by_root(self.wt, piece + torch.diag_embed(damp), layout.piece), layout.piece_start
-        )
+            hpp, pg = of_piece[:, :, :3], of_piece[:, :, 3:-1]
+            damp = self.damp_p[problem.point[layout.piece_start[:-1]]]
+        hpp = hpp + torch.diag_embed(damp)
+        root = self._sparse(_divide_by_root(self.wt, hpp, layout.piece), layout.piece_start)
         removed = root.T @ root
         diagonal = self.hcc.new_zeros(nb, m, CAMERA_DOF, m, CAMERA_DOF)
         upper = torch.zeros_like(diagonal)
@@ -597,8 +595,7 @@ class _Normal:
         self.padded = nb * m * CAMERA_DOF
         self.band = _BandFactor(diagonal, upper)
         if self.num_lens:
-            pg = self.hpg if layout.exact else of_piece[:, :, 3:-1]
-            along = _invert3(piece + torch.diag_embed(damp)) @ pg
+            along = _invert3(hpp) @ pg
             cut = self._sparse(self.wt, layout.piece_start)
             spread = torch.from_numpy(cut.T @ along.reshape(-1, self.num_lens).numpy())
             hcg = self.hcg - spread.reshape(frames, CAMERA_DOF, self.num_lens)
