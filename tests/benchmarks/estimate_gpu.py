@@ -131,16 +131,23 @@ def clips(args: argparse.Namespace) -> None:
             f" {x['reasons']} {x['error'] or ''} {stages}, processor time of its thread {x['thread_cpu']:.1f}"
         )
     print(f"{len(lines)} clips in {took:.0f} s: {took / len(lines):.1f} s a clip, start and end included")
-    # The start of the workers and the first wave's way through all stages are left out: clips that began to stream
-    # together also end together.
-    wave = min(workers * CLIPS_STREAMED, len(lines) - 1)
-    window = lines[-1]["ended"] - lines[wave - 1]["ended"]
-    rate = window / (len(lines) - wave)
-    count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
-    print(f"steady: {len(lines) - wave} clips in {window:.0f} s: {rate:.1f} s a clip")
-    print(f"the corpus has {count:,} clips of {seconds:.0f} s: {count * rate / 3600:.0f} GPU-hours")
     reserved = max(x["reserved_gib"] for x in lines)
     print(f"GPU memory: {memory.peak_gib:.1f} GiB in use at most; one worker reserves {reserved:.1f} GiB")
+    # Clips that began to stream together also end together, so each is compared with the one a wave before. That
+    # leaves out the start of the workers and the first wave's way through all stages.
+    wave = workers * CLIPS_STREAMED
+    ended = np.array([x["ended"] for x in lines])
+    if len(ended) <= wave:
+        print(f"no steady state: more than {wave} clips are needed")
+        return
+    behind = ended[wave:] - ended[:-wave]
+    rate = float(behind.mean()) / wave
+    count, seconds = min(CORPUS, key=lambda of: abs(of[1] - ((args.frames or 961) - 1) / 16))
+    print(
+        f"steady: {len(behind)} clips end {behind.min():.0f} to {behind.max():.0f} s, {behind.mean():.0f} s on average,"
+        f" after the clip {wave} places before: {rate:.1f} s a clip"
+    )
+    print(f"the corpus has {count:,} clips of {seconds:.0f} s: {count * rate / 3600:.0f} GPU-hours")
 
 
 class DeviceMemory:
