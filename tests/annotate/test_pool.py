@@ -136,3 +136,13 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
         assert str(weights.choose_device("auto")) == device
     one = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "device": "cuda:1"}})
     assert num_gpus(one.geometry) == 1
+
+
+def test_a_bundle_without_solvers_takes_one_thread_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert in_solver(0, torch.get_num_threads) == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
