@@ -245,7 +245,7 @@ class _Priors:
         """[(indices (M, k), coefficients (M, k) already weighted, residuals (M,))] and the cost."""
         terms = []
         num = len(log_focal)
-        index = torch.arange(num, device=log_focal.device)
+        index = torch.arange(num)
         cost = log_focal.new_zeros(())
         given = self.focal.given
         expected = self.focal.expected
@@ -253,22 +253,22 @@ class _Priors:
         # One prior per clip, however many frames: a long clip must not be pulled harder.
         share = 1.0 / max(1, num)
         if given is not None:
-            centre, sigma, share = given.to(log_focal.device), _GIVEN_FOCAL_SIGMA, 1.0
+            centre, sigma, share = given, _GIVEN_FOCAL_SIGMA, 1.0
         elif expected is not None:
-            centre, sigma = expected.to(log_focal.device), _EXPECTED_FOCAL_SIGMA
+            centre, sigma = expected, _EXPECTED_FOCAL_SIGMA
             share = _EXPECTED_FOCAL_SHARE
         absolute = (log_focal - centre) / sigma
         terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
         terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)
         cost = cost + 0.5 * share * (absolute**2).sum()
         if num > 1:
-            sigma = self.focal.first_difference_sigma.to(log_focal.device)
+            sigma = self.focal.first_difference_sigma
             r = (log_focal[1:] - log_focal[:-1]) / sigma
             c = torch.stack([-1 / sigma, 1 / sigma], 1)
             terms.append((torch.stack([index[:-1], index[1:]], 1), c, r))
             cost = cost + 0.5 * (r**2).sum()
         if num > 2:
-            sigma = self.focal.second_difference_sigma.to(log_focal.device)
+            sigma = self.focal.second_difference_sigma
             r = (log_focal[2:] - 2 * log_focal[1:-1] + log_focal[:-2]) / sigma
             rho, weight = cauchy(r * r, self.robust_scale)
             root = weight.sqrt()
@@ -524,7 +524,7 @@ class _Normal:
         self.hgg = self.hgg + torch.diag(1 / sigma**2)
         self.gg = self.gg + state.lens[free] / sigma**2
         # Gauge: the first frame does not move.
-        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool, device=jc.device)
+        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool)
         self.fixed[0, :6] = True
 
     def _sparse(self, blocks: Tensor, start: NDArray[np.int32]) -> bsr_array:
@@ -665,7 +665,7 @@ class _Normal:
         """(F, 7, 7) marginal covariance of the cameras from the band (lens held fixed)."""
         m, frames = self.layout.superblock, self.problem.num_frames
         blocks = self.band.inverse_diagonal().reshape(-1, m, CAMERA_DOF, m, CAMERA_DOF)
-        i = torch.arange(m, device=blocks.device)
+        i = torch.arange(m)
         return blocks[:, i, :, i, :].permute(1, 0, 2, 3).reshape(-1, CAMERA_DOF, CAMERA_DOF)[:frames]
 
 
@@ -719,12 +719,9 @@ def solve(
     key = problem.point * problem.num_frames + problem.frame
     if bool((key[1:] <= key[:-1]).any()):
         raise ValueError("bundle: observations must be sorted by point, then frame, each pair once")
-    device = problem.frame.device
     diagonal = problem.focal_scale_px
     pp = config.principal_point_sigma * diagonal
-    lens_sigma = torch.tensor(
-        [pp, pp, config.aspect_sigma, config.radial_sigma], dtype=torch.float64, device=device
-    )
+    lens_sigma = torch.tensor([pp, pp, config.aspect_sigma, config.radial_sigma], dtype=torch.float64)
     free = lens_sigma > 0
     width = 2 * float(problem.centre_px[0])
     priors = _Priors(
@@ -861,7 +858,7 @@ def resect(
         New state, and the number of inliers (robust weight above 0.3) per frame (F,).
     """
     frames = problem.num_frames
-    lens_free = torch.zeros(LENS_DOF, dtype=torch.bool, device=problem.frame.device)
+    lens_free = torch.zeros(LENS_DOF, dtype=torch.bool)
 
     def frame_cost(s: State) -> Tensor:
         r_uv, r_d, behind, _ = _residuals(problem, s)
@@ -874,7 +871,7 @@ def resect(
         )
 
     cost = frame_cost(state)
-    damping = torch.full((frames,), 1e-3, dtype=torch.float64, device=problem.frame.device)
+    damping = torch.full((frames,), 1e-3, dtype=torch.float64)
     members = _Frames(problem)
     no_points = torch.zeros_like(state.points)
     none = state.lens.new_zeros(0)

@@ -302,26 +302,25 @@ def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
     ray = (state.rotation[f].transpose(1, 2) @ ray[:, :, None])[:, :, 0]
     ray = ray / ray.norm(dim=1, keepdim=True)
     centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
-    project = torch.eye(3, dtype=ray.dtype, device=ray.device) - ray[:, :, None] * ray[:, None, :]
+    project = torch.eye(3, dtype=ray.dtype) - ray[:, :, None] * ray[:, None, :]
     a = ba.sum_by(problem.point[use], project[use], problem.num_points)
     b = ba.sum_by(problem.point[use], (project @ centre[f][:, :, None])[use][:, :, 0], problem.num_points)
     eigen = torch.linalg.eigvalsh(a)
     # Two rays at angle t have least eigenvalue 1 - cos t; 1 degree over the track at least.
     ok = wanted & (eigen[:, 0] > 1.5e-4)
-    solved = torch.full((problem.num_points, 3), torch.nan, dtype=ray.dtype, device=ray.device)
+    solved = torch.full((problem.num_points, 3), torch.nan, dtype=ray.dtype)
     solved[ok] = torch.linalg.solve(a[ok], b[ok])
     return solved
 
 
 def _empty_state(problem: Problem, log_focal: Tensor) -> State:
-    device = problem.frame.device
     frames = problem.num_frames
     return State(
-        rotation=torch.eye(3, dtype=torch.float64, device=device).repeat(frames, 1, 1),
-        translation=torch.zeros(frames, 3, dtype=torch.float64, device=device),
+        rotation=torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
+        translation=torch.zeros(frames, 3, dtype=torch.float64),
         log_focal=log_focal,
-        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64, device=device),
-        points=torch.zeros(problem.num_points, 3, dtype=torch.float64, device=device),
+        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64),
+        points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
     )
 
 
@@ -394,9 +393,7 @@ def sequential(
     """
     frames = problem.num_frames
     known_lens = np.ndim(log_focal) == 1
-    state = _empty_state(
-        problem, torch.as_tensor(np.array(np.broadcast_to(log_focal, frames)), device=problem.frame.device)
-    )
+    state = _empty_state(problem, torch.as_tensor(np.array(np.broadcast_to(log_focal, frames))))
     frame = problem.frame.cpu().numpy()
     point = problem.point.cpu().numpy()
     uv = problem.uv_px.cpu().numpy()
@@ -482,20 +479,19 @@ def sequential(
                     break
             i += direction
     count[misses > hits + 1] = 0
-    device = problem.frame.device
     state = replace(
         state,
-        rotation=torch.as_tensor(rotation, device=device),
-        translation=torch.as_tensor(translation, device=device),
-        log_focal=torch.as_tensor(np.log(focal), device=device),
+        rotation=torch.as_tensor(rotation),
+        translation=torch.as_tensor(translation),
+        log_focal=torch.as_tensor(np.log(focal)),
     )
-    points = torch.as_tensor(total / np.where(count > 0, count, np.nan)[:, None], device=device)
+    points = torch.as_tensor(total / np.where(count > 0, count, np.nan)[:, None])
     return replace(state, points=points), placed
 
 
 def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_], wanted: Tensor) -> Tensor:
     """`triangulate` from the observations of placed frames only."""
-    keep = torch.as_tensor(placed, device=problem.frame.device)[problem.frame]
+    keep = torch.as_tensor(placed)[problem.frame]
     sub = replace(
         problem,
         frame=problem.frame[keep],
@@ -531,15 +527,14 @@ def refine_single(
         Rotation (3, 3), translation (3,), focal in pixels, number of inliers.
     """
     n = len(xyz)
-    device = problem.frame.device
     single = Problem(
-        frame=torch.zeros(n, dtype=torch.long, device=device),
-        point=torch.arange(n, device=device),
-        uv_px=torch.as_tensor(uv, device=device),
-        sigma_px=torch.full((n,), float(problem.sigma_px.median()), dtype=torch.float64, device=device),
-        log_depth=torch.as_tensor(np.log(np.where(np.isfinite(z), z, 1.0)), device=device),
+        frame=torch.zeros(n, dtype=torch.long),
+        point=torch.arange(n),
+        uv_px=torch.as_tensor(uv),
+        sigma_px=torch.full((n,), float(problem.sigma_px.median()), dtype=torch.float64),
+        log_depth=torch.as_tensor(np.log(np.where(np.isfinite(z), z, 1.0))),
         sigma_log_depth=torch.as_tensor(
-            np.where(np.isfinite(z), _finite_median(problem.sigma_log_depth), np.inf), device=device
+            np.where(np.isfinite(z), _finite_median(problem.sigma_log_depth), np.inf)
         ),
         num_frames=1,
         num_points=n,
@@ -547,17 +542,17 @@ def refine_single(
         focal_scale_px=problem.focal_scale_px,
     )
     state = State(
-        rotation=torch.as_tensor(rotation, device=device)[None],
-        translation=torch.as_tensor(translation, device=device)[None],
-        log_focal=torch.tensor([np.log(focal)], dtype=torch.float64, device=device),
-        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64, device=device),
-        points=torch.as_tensor(xyz, device=device),
+        rotation=torch.as_tensor(rotation)[None],
+        translation=torch.as_tensor(translation)[None],
+        log_focal=torch.tensor([np.log(focal)], dtype=torch.float64),
+        lens=torch.zeros(ba.LENS_DOF, dtype=torch.float64),
+        points=torch.as_tensor(xyz),
     )
     state, inliers = ba.resect(
         single,
         state,
         config,
-        free_frames=torch.ones(1, dtype=torch.bool, device=device),
+        free_frames=torch.ones(1, dtype=torch.bool),
         focal_guess=state.log_focal.clone(),
         focal_sigma=focal_step_sigma,
         iterations=8,
@@ -658,10 +653,7 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     uv, p = ba.project(problem, replace(state, points=torch.nan_to_num(points)))
     error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
     error = torch.where(p[:, 2] > 1e-6, error, torch.full_like(error, 1e3))
-    use = (
-        torch.as_tensor(placed, device=uv.device)[problem.frame]
-        & torch.isfinite(points).all(1)[problem.point]
-    )
+    use = torch.as_tensor(placed)[problem.frame] & torch.isfinite(points).all(1)[problem.point]
     e = error[use].cpu().numpy()
     point = problem.point[use].cpu().numpy()
     if len(e) == 0:
@@ -691,11 +683,11 @@ def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) ->
     shows. Where triangulation explains the track and lies as far from the measured depth as depth errs, the point is
     kept, at that place. Else clips with much parallax would lose all their depth, and with it their scale.
     """
-    moving = torch.as_tensor(moving_tracks(problem, state, placed), device=state.points.device)
+    moving = torch.as_tensor(moving_tracks(problem, state, placed))
     solved = triangulate_known(problem, state, placed, moving)
     found = torch.isfinite(solved).all(1)
     trial = replace(state, points=torch.where(found[:, None], solved, state.points))
-    still = found & ~torch.as_tensor(moving_tracks(problem, trial, placed), device=found.device)
+    still = found & ~torch.as_tensor(moving_tracks(problem, trial, placed))
     # The worst of its depths decides: a thing that moves along its own line of sight has a depth that changes.
     has = torch.isfinite(problem.sigma_log_depth) & still[problem.point]
     point, frame = problem.point[has], problem.frame[has]
@@ -710,13 +702,10 @@ def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) ->
 
 def _keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
     """Observations of placed frames and of points with a position that two of them share; points renumbered."""
-    device = problem.frame.device
-    ok_frame = torch.as_tensor(placed, device=device)
+    ok_frame = torch.as_tensor(placed)
     ok_point = torch.isfinite(state.points).all(1)
     keep = ok_frame[problem.frame] & ok_point[problem.point]
-    count = torch.zeros(problem.num_points, device=device).index_add_(
-        0, problem.point[keep], torch.ones(int(keep.sum()), device=device)
-    )
+    count = torch.zeros(problem.num_points).index_add_(0, problem.point[keep], torch.ones(int(keep.sum())))
     keep &= count[problem.point] >= 2
     used, renumbered = torch.unique(problem.point[keep], return_inverse=True)
     sub = replace(
@@ -797,7 +786,7 @@ def weak_links(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Int
     uv, p = ba.project(problem, replace(state, points=torch.nan_to_num(state.points)))
     error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
     good = (error < 8) & (p[:, 2] > 1e-6) & torch.isfinite(state.points).all(1)[problem.point]
-    good &= torch.as_tensor(placed, device=good.device)[problem.frame]
+    good &= torch.as_tensor(placed)[problem.frame]
     frame, point = problem.frame[good], problem.point[good]
     key = set((point * problem.num_frames + frame).tolist())
     shared = np.zeros(problem.num_frames - 1, int)
@@ -924,16 +913,13 @@ class StartCameras:
     def state(self, problem: Problem, keyframes: IntArray) -> tuple[State, NDArray[np.bool_]]:
         """State of the keyframe problem with points lifted by the known frames, and which keyframes are known."""
         world_to_camera, focal = self.at(keyframes)
-        device = problem.frame.device
         placed = np.isfinite(self.camera_to_world[keyframes, 0, 0])
         state = replace(
-            _empty_state(problem, torch.as_tensor(np.log(focal), device=device)),
-            rotation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, :3]), device=device),
-            translation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, 3]), device=device),
+            _empty_state(problem, torch.as_tensor(np.log(focal))),
+            rotation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, :3])),
+            translation=torch.as_tensor(np.ascontiguousarray(world_to_camera[:, :3, 3])),
         )
-        return replace(
-            state, points=lift_points(problem, state, known=torch.as_tensor(placed, device=device))
-        ), placed
+        return replace(state, points=lift_points(problem, state, known=torch.as_tensor(placed))), placed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1087,7 +1073,7 @@ def solve_cameras(
             )
         state, placed = start.state(key_problem, keyframes)
         if given_keys is not None:
-            state = replace(state, log_focal=torch.as_tensor(given_keys, device=key_problem.frame.device))
+            state = replace(state, log_focal=torch.as_tensor(given_keys))
         return state, placed
 
     state, placed = place()
@@ -1123,7 +1109,7 @@ def solve_cameras(
         seen = torch.isfinite(state.points).all(1)[key_problem.point]
         if _parallax(key_problem, state, seen) < _DEPTH_MATTERS_RAD:
             depths_per_frame = None
-    gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64, device=key_problem.frame.device)
+    gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64)
 
     def key_bundle(
         state: State, placed: NDArray[np.bool_], iterations: int, *, free_lens: bool = given_keys is None
@@ -1299,19 +1285,18 @@ def _all_frames(
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
     problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
-    device = problem.frame.device
     rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
     if given is not None:
         log_focal = given
     state = State(
-        rotation=torch.as_tensor(rotation, device=device),
-        translation=torch.as_tensor(translation, device=device),
-        log_focal=torch.as_tensor(log_focal, device=device),
+        rotation=torch.as_tensor(rotation),
+        translation=torch.as_tensor(translation),
+        log_focal=torch.as_tensor(log_focal),
         lens=key_state.lens,
-        points=torch.zeros(problem.num_points, 3, dtype=torch.float64, device=device),
+        points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
     )
-    known = torch.zeros(frames, dtype=torch.bool, device=device)
-    known[torch.as_tensor(keyframes[placed], device=device)] = True
+    known = torch.zeros(frames, dtype=torch.bool)
+    known[torch.as_tensor(keyframes[placed])] = True
     points = lift_points(problem, state, known=known)
     points = torch.where(
         torch.isfinite(points), points, triangulate(problem, state, ~torch.isfinite(points).all(1))
@@ -1319,7 +1304,7 @@ def _all_frames(
     usable = torch.isfinite(points).all(1)
     state = replace(state, points=points)
     sub, sub_state = _keep_known(problem, state, np.ones(frames, bool))
-    free = torch.ones(frames, dtype=torch.bool, device=device) & ~known
+    free = torch.ones(frames, dtype=torch.bool) & ~known
     moved, _ = ba.resect(
         sub,
         sub_state,
@@ -1519,7 +1504,7 @@ def _parallax(problem: Problem, state: State, inlier: Tensor) -> float:
     ray, point = ray[inlier], problem.point[inlier]
     if len(point) < 2:
         return 0.0
-    starts = torch.ones(len(point), dtype=torch.bool, device=point.device)
+    starts = torch.ones(len(point), dtype=torch.bool)
     starts[1:] = point[1:] != point[:-1]
     ends = torch.ones_like(starts)
     ends[:-1] = starts[1:]
@@ -1543,7 +1528,7 @@ def scale_sweep(
     point = problem.point[index]
     if len(index) < 2:
         return np.array([[f, np.nan] for f in factors])
-    starts = torch.ones(len(point), dtype=torch.bool, device=point.device)
+    starts = torch.ones(len(point), dtype=torch.bool)
     starts[1:] = point[1:] != point[:-1]
     ends = torch.ones_like(starts)
     ends[:-1] = starts[1:]
@@ -1562,7 +1547,7 @@ def scale_sweep(
         pair = replace(
             problem,
             frame=problem.frame[j],
-            point=torch.arange(len(j), device=j.device),
+            point=torch.arange(len(j)),
             uv_px=problem.uv_px[j],
             sigma_px=problem.sigma_px[j],
             log_depth=problem.log_depth[j],

@@ -21,6 +21,7 @@ from theodolite.annotate.anchors import (
     merge_maps,
     plan_windows,
     resize_lanczos,
+    upload,
 )
 from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.decode import ClipTiming
@@ -300,6 +301,41 @@ def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
     with pytest.raises(ClipRejection, match="anchors_disconnected"):
         stream.finish()
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_images_that_are_uploaded_beside_a_busy_network_reach_it_whole(
+    name: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU two streams share the memory: a block that is freed in one must not be written while the other reads."""
+    device = torch.device(name)
+    network = SimulatedPi3X(truth, NO_ERRORS)
+    side = 4096 if device.type == "cuda" else 64
+    heavy = torch.randn(side, side, device=device) / side**0.5
+    predict, seen = network.predict, []
+
+    def late(images: torch.Tensor, frame: np.ndarray) -> RawWindow:
+        work = heavy
+        for _ in range(20):
+            work = heavy @ work
+        found = (images.float() + 0 * work[0, 0]).cpu()  # the images are read when all of the work is done
+        seen.append((frame, found))
+        return predict(found.to(torch.uint8), frame)
+
+    monkeypatch.setattr(network, "predict", late)
+    monkeypatch.setattr(network, "device", device)
+    config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
+    stream = AnchorStream(network, config, CLIP, Frames(100, truth.height, truth.width))
+    shape = (100, truth.height, truth.width, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for number, image in enumerate(images):
+        stream.add(number, image)
+    stream.finish()
+    assert sum(len(frame) for frame, _ in seen) == sum(map(len, stream.windows))
+    for frame, found in seen:
+        expected = torch.stack([upload(images[f], torch.device("cpu"), stream.size) for f in frame])
+        # Sums in another order may round a pixel the other way.
+        assert float((found - expected.float()).abs().max()) <= (1 if device.type == "cuda" else 0)
 
 
 def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
