@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.formats.shipped import CamerasFormat
+from ..dataset.reasons import REASONS, ReasonCode
 
 MediaKind = Literal["video", "images", "rendered"]
 DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]
@@ -93,11 +94,15 @@ class ClipRejection(ValueError):
     """A clip cannot be annotated, for a reason that belongs in its row.
 
     Args:
-        reason: stable snake_case code, counted in reports (`unreadable_video`, `too_short`, ...).
+        reason: stable code of `dataset/reasons.py`, counted in reports.
         detail: one sentence with the file and the numbers found.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: ReasonCode, detail: str) -> None:
+        assert reason in REASONS, f"{reason!r} is not in dataset/reasons.py"
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason: ReasonCode = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ClipRejection], tuple[ReasonCode, str]]:
+        return type(self), (self.reason, self.detail)  # solvers raise it in another process

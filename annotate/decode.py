@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.reasons import ReasonCode
 from ..dataset.strict import Strict
 from .clip import ClipRef, ClipRejection
 from .cuts import CutDetector
@@ -546,7 +547,7 @@ def _open_video(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
             tick_s = 1 / Fraction(rate)
             notes.append(f"no time stamps in order; frames are taken as evenly spaced at {float(rate):g} fps")
     except (FFmpegError, OSError) as error:
-        reason = "truncated_video" if _is_mp4_without_index(path) else "unreadable_video"
+        reason: ReasonCode = "truncated_video" if _is_mp4_without_index(path) else "unreadable_video"
         hint = (
             "the file begins as MP4 but its index (moov) is missing: " if reason == "truncated_video" else ""
         )

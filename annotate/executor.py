@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow.parquet as pq
 
 from .. import __version__
+from ..dataset.reasons import ReasonCode, Status, status_of
 from ..dataset.rows import Row
 from ..dataset.store import finished_shards, list_parts, part_path, prepare_output, write_part
 from .clip import ClipRef
-from .gates import REASONS as GATE_REASONS
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
 from .sources import Shard, make_shards
@@ -48,18 +48,6 @@ if TYPE_CHECKING:
     from .config import AnnotateConfig
 
 log = logging.getLogger(__name__)
-
-JUDGEMENTS = frozenset(GATE_REASONS.values()) | {
-    "frame_gap",
-    "no_anchor_frames",
-    "no_metric_scale",
-    "shot_cut",
-    "source_fps_below_16",
-    "too_few_usable_anchor_frames",
-    "too_short",
-}
-"""Reasons that judge a clip which was there and readable. Any other reason means that the clip *failed*: its files
-are missing or damaged, or the software could not cope."""
 
 LINE_INTERVAL_S = 60.0
 """Time between progress lines where stderr is no terminal."""
@@ -100,9 +88,9 @@ class Outcome:
     detail: str
 
     @property
-    def failed(self) -> bool:
-        """True if some reason is no judgement of a readable clip."""
-        return any(reason not in JUDGEMENTS for reason in self.reasons)
+    def status(self) -> Status:
+        """Accepted, rejected (judged) or failed."""
+        return status_of(self.verdict, self.reasons)
 
 
 @dataclass(kw_only=True)
@@ -121,12 +109,13 @@ class Tally:
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            if outcome.failed:
-                self.failed.append(outcome)
-            elif outcome.verdict == "accepted":
-                self.accepted += 1
-            else:
-                self.rejected[outcome.reasons[0]] += 1
+            match outcome.status:
+                case "accepted":
+                    self.accepted += 1
+                case "rejected":
+                    self.rejected[outcome.reasons[0]] += 1
+                case "failed":
+                    self.failed.append(outcome)
 
     @property
     def done(self) -> int:
@@ -271,6 +260,7 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
     """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`."""
     _quiet_decoders()
     start = time.perf_counter()
+    reason: ReasonCode
     try:
         return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
     except MemoryError as error:
@@ -285,7 +275,7 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
 def failure_row(
     clip: ClipRef,
     job: Job,
-    reason: str,
+    reason: ReasonCode,
     detail: str,
     *,
     error: str | None = None,

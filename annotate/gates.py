@@ -6,6 +6,7 @@ others catch what those cannot see: a static camera, a jump, tracks that died, d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..dataset.cameras import fov_from_focal, rigid_error
+from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict
 from .given_poses import GivenPoseCheck
@@ -196,7 +198,7 @@ def judge_given(check: GivenPoseCheck, config: GatesConfig, *, longest_gap_s: fl
     )
 
 
-REASONS = {
+REASONS: Mapping[str, ReasonCode] = {
     "finite": "cameras_not_finite",
     "fov_min": "fov_too_narrow",
     "fov_max": "fov_too_wide",

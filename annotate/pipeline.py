@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..dataset.cameras import fov_from_focal
 from ..dataset.metrics import path_length
+from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row
 from .agreement import Agreement, compare, confidence_of
 from .clip import ClipRef, ClipRejection
@@ -89,7 +90,7 @@ class _Progress:
     agreement: Agreement | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
-    reasons: list[tuple[str, str]] = field(default_factory=list)
+    reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
     wall_s: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -206,7 +207,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
     )
     progress.gates += given_gates
-    progress.reasons += [(REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed]
+    progress.reasons.extend((REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed)
 
 
 def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCameras | None:
@@ -364,7 +365,7 @@ def _set_scale(
     )
     if scale.metres_per_unit is None:
         detail = f"{scale.num_frames_used} usable anchor frames of {len(scale.frame)}"
-        progress.reasons += [(reason, detail) for reason in scale.reasons]
+        progress.reasons.extend((reason, detail) for reason in scale.reasons)
 
 
 def _reject_cuts(frames: ClipFrames) -> None:

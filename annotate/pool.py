@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from .clip import ClipRejection
 from .weights import choose_device
 
 if TYPE_CHECKING:
@@ -148,13 +147,6 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return pool
 
 
-def _run(work: Callable[..., Result], arguments: dict) -> Result | tuple[str, str]:
-    try:
-        return work(**arguments)
-    except ClipRejection as rejection:
-        return rejection.reason, rejection.detail  # its constructor cannot be pickled back
-
-
 def in_solver(processes: int, work: Callable[..., Result], **arguments: object) -> Result:
     """`work(**arguments)`, here if `processes` is 0, else in one of that many processes; waits for it.
 
@@ -168,11 +160,8 @@ def in_solver(processes: int, work: Callable[..., Result], **arguments: object) 
     with _making:
         pool = _pool(processes)
     try:
-        found = pool.submit(_run, work, arguments).result()
+        return pool.submit(work, **arguments).result()
     except BrokenProcessPool:
         with _making:
             _pool.cache_clear()
         raise MemoryError("a solver process was ended from outside") from None
-    if isinstance(found, tuple):
-        raise ClipRejection(*found)
-    return found

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.reasons import ReasonCode
 from ..dataset.strict import Strict
 from .geometry.base import AnchorFrame, FloatArray, SequenceGeometryResult
 
@@ -92,7 +93,7 @@ class ScaleEstimate:
     cov: float
     num_frames_used: int
     p_value: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[ReasonCode, ...] = ()
 
     @property
     def value(self) -> float | None:
@@ -231,7 +232,7 @@ def fit_scale(
             num_frames_used=len(x),
             **spread,
         )
-    reasons = []
+    reasons: list[ReasonCode] = []
     if len(frame) == 0:
         reasons = ["no_metric_scale", "no_anchor_frames"]
     elif len(x) < config.min_frames or len(x) < config.min_usable_share * len(frame):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from .metrics import (
     trajectory_error,
 )
 from .reading import ClipDataset, open_dataset
+from .reasons import Status, find_reason, status_of
 from .rows import Row
 from .schema import COLUMNS
 
@@ -93,7 +95,7 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
     header = [
         "clip",
         "source",
-        "verdict",
+        "status",
         "frames",
         "size",
         "focal",
@@ -117,7 +119,7 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
             [
                 c["clip_id"],
                 c["source"],
-                c["verdict"],
+                status_of(c["verdict"], c["reasons"]),
                 str(c["num_frames"]),
                 f"{c['width']}x{c['height']}",
                 c["focal_model"],
@@ -135,8 +137,8 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
     )
     if table.num_rows > limit:
         text += f"\n... and {table.num_rows - limit} more"
-    counts = Counter(table["verdict"].to_pylist())
-    return f"{text}\n{table.num_rows} clips: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items()))
+    counts = Counter(map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()))
+    return f"{text}\n{table.num_rows} clips: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
 
 
 def _maybe(value: float | None, spec: str) -> str:
@@ -144,9 +146,11 @@ def _maybe(value: float | None, spec: str) -> str:
 
 
 def _clip_text(row: Row) -> str:
-    lines = [f"{row.clip_id}  {row.verdict}"]
+    lines = [f"{row.clip_id}  {status_of(row.verdict, row.reasons)}"]
     for reason, detail in zip(row.reasons, row.reason_details, strict=True):
         lines.append(f"  {reason}: {detail}")
+        if (entry := find_reason(reason)) is not None:
+            lines += [f"    {entry.meaning}", f"    {entry.remedy}"]
     width = max(len(c.name) for c in COLUMNS)
     for column in COLUMNS:
         if column.per_frame or column.name in (
@@ -342,34 +346,48 @@ def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int
     return chosen
 
 
+_HEAD = (
+    "reasons",
+    "fov_x_min_rad",
+    "fov_x_max_rad",
+    "path_length_m",
+    "scale_mad_log",
+    "reprojection_rms_px",
+    "num_frames",
+    "fps",
+    "stand_in",
+)
+
+
 def _head(clips: ClipDataset) -> str:
-    counts = clips.counts("source", "verdict")
+    table = clips.to_table(["source", "verdict", *_HEAD])
+    counts = Counter(
+        zip(
+            table["source"].to_pylist(),
+            map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()),
+            strict=True,
+        )
+    )
     sources = sorted({s for s, _ in counts})
     parts = [f"<h1>Camera annotations</h1><p class='note'>{html.escape(clips.path)}: {len(clips)} clips</p>"]
     rows = "".join(
-        f"<tr><td>{html.escape(s)}</td><td class=n>{counts.get((s, 'accepted'), 0)}</td>"
-        f"<td class=n>{counts.get((s, 'rejected'), 0)}</td></tr>"
+        f"<tr><td>{html.escape(s)}</td>"
+        + "".join(f"<td class=n>{counts[s, status]}</td>" for status in get_args(Status))
+        + "</tr>"
         for s in sources
     )
-    parts.append(
-        f"<table><tr><th>source</th><th class=n>accepted</th><th class=n>rejected</th></tr>{rows}</table>"
-    )
-    columns = [
-        "reasons",
-        "fov_x_min_rad",
-        "fov_x_max_rad",
-        "path_length_m",
-        "scale_mad_log",
-        "reprojection_rms_px",
-    ]
-    table = clips.to_table([*columns, "num_frames", "fps", "stand_in"])
+    heads = "".join(f"<th class=n>{status}</th>" for status in get_args(Status))
+    parts.append(f"<table><tr><th>source</th>{heads}</tr>{rows}</table>")
     reasons = Counter(r for row in table["reasons"].to_pylist() for r in row)
     if reasons:
         listed = "".join(
-            f"<tr><td>{html.escape(r)}</td><td class=n>{n}</td></tr>" for r, n in reasons.most_common()
+            f"<tr><td>{html.escape(r)}</td><td class=n>{n}</td>"
+            f"<td>{html.escape(' '.join((find_reason(r) or ('',))[1:]))}</td></tr>"
+            for r, n in reasons.most_common()
         )
         parts.append(
-            f"<h2>Rejections</h2><table><tr><th>reason</th><th class=n>clips</th></tr>{listed}</table>"
+            "<h2>Rejected and failed</h2><table><tr><th>reason</th><th class=n>clips</th>"
+            f"<th>what it means, what to try</th></tr>{listed}</table>"
         )
     stand_ins = sum(table["stand_in"].to_pylist())
     if stand_ins:
@@ -429,7 +447,9 @@ def _clip_section(row: Row, truth: Truth | None, thumbnail: Thumbnail | None) ->
         parts.append(
             f'<img alt="first frame" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
         )
-    parts.append(f"<h3>{row.clip_id} <span class={row.verdict}>{row.verdict}</span></h3>")
+    parts.append(
+        f"<h3>{row.clip_id} <span class={row.verdict}>{status_of(row.verdict, row.reasons)}</span></h3>"
+    )
     facts = [row.source, f"{row.num_frames} frames"]
     if row.width:
         facts.append(f"{row.width}x{row.height}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from .reasons import reasons_markdown
+
 SCHEMA_VERSION = 1
 """Version of this contract. Readers accept the same version and keep columns that they do not know; a column that is
 added within a version is nullable, so that files without it stay readable."""
@@ -287,7 +289,9 @@ COLUMNS: tuple[Column, ...] = (
         "Probability-like score in [0, 1] that the clip is usable; null = not calibrated.",
         True,
     ),
-    Column("reasons", _TEXTS, "-", "Stable codes of the rejection; empty if accepted."),
+    Column(
+        "reasons", _TEXTS, "-", "Stable codes of the rejection, see the table of reasons; empty if accepted."
+    ),
     Column(
         "decode_notes",
         _TEXTS,
@@ -363,7 +367,11 @@ def reference_page() -> str:
         "field metadata of every file; its file metadata holds `theodolite.schema_version` and "
         "`theodolite.recipe_hash`. Per-frame values are flat lists: "
         "`numpy.asarray(row.camera_to_world).reshape(-1, 3, 4)`. Readers keep columns they do not know and refuse "
-        "a newer version.\n\n" + schema_markdown()
+        "a newer version.\n\n" + schema_markdown() + "\n# Reasons\n\n"
+        "Codes in `reasons`, from `dataset/reasons.py`. *Judged*: the clip could be read, and what was measured on it "
+        "says that no trustworthy cameras come of it; commands call it rejected. *Failed*: its files, what the index "
+        "says of them, or the software has to be mended first. `verdict` is `rejected` for both.\n\n"
+        + reasons_markdown()
     )
 
 

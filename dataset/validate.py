@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from .cameras import rigid_error, to_4x4
 from .metrics import path_length
+from .reasons import find_reason
 from .schema import (
     COLUMNS,
     FOCAL_MODELS,
@@ -268,6 +269,9 @@ def _provenance(row: _RawRow) -> Iterator[_Problem]:
         yield "verdict_reasons", f"accepted with reasons {', '.join(reasons)}"
     if len(reasons) != len(details) or not all(reasons) or not all(details):
         yield "verdict_reasons", f"{len(reasons)} reasons but {len(details)} details, or one of them is empty"
+    for code in reasons:
+        if code and find_reason(code) is None:
+            yield "verdict_reasons", f"unknown reason {code!r}; dataset/SCHEMA.md lists them"
     if row["error"] is not None and (not row["error"] or row["verdict"] == "accepted"):
         yield "verdict_reasons", "an error is the traceback of a rejected clip; null if there was none"
     yield from _gates(row)

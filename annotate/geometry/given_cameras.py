@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
+from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
 from ..decode import IMAGE_SUFFIXES, ClipFrames
@@ -112,7 +113,7 @@ def given_intrinsics(clip: ClipRef, frames: ClipFrames) -> FloatArray | None:
     return _to_stored(clip, path, source, (frames.source_height, frames.source_width), frames)
 
 
-def check_count(clip: ClipRef, reason: str, described: str, count: int, frames: ClipFrames) -> None:
+def check_count(clip: ClipRef, reason: ReasonCode, described: str, count: int, frames: ClipFrames) -> None:
     """Raise `ClipRejection` unless `count` things are one for every source frame."""
     wanted = frames.num_source_frames
     if wanted is not None and count != wanted:

@@ -107,7 +107,7 @@ def synthetic_row(number: int, frames: int, rng: np.random.Generator) -> Row:
         fov_x_max_rad=1.3,
         gates=(Gate(name="fov_x", value=1.2, lower=0.43, upper=2.1, unit="rad", passed=True),),
         verdict="accepted" if accepted else "rejected",
-        reasons=() if accepted else ("scale_spread",),
+        reasons=() if accepted else ("scale_inconsistent",),
         reason_details=() if accepted else ("MAD of log scale 0.4 exceeds 0.2",),
         captions={"scene": "A walk through a street with shops, people and parked cars on both sides."},
     )

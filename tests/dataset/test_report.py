@@ -146,11 +146,11 @@ def test_truths_from_files_follow_source_frames(tmp_path: Path, make_row: Callab
 
 def test_inspect(out: Path) -> None:
     text = inspect_text(out)
-    assert "4 clips: 3 accepted, 1 rejected" in text
-    assert re.search(r"clip_0002 +demo +rejected +0 .*unreadable_video", text)
+    assert "4 clips: 3 accepted, 1 failed" in text
+    assert re.search(r"clip_0002 +demo +failed +0 .*unreadable_video", text)
     short = inspect_text(out, limit=1)
     assert "clip_0001" not in short
-    assert "... and 3 more\n4 clips: 3 accepted, 1 rejected" in short
+    assert "... and 3 more\n4 clips: 3 accepted, 1 failed" in short
     one = inspect_text(out, clip_id="clip_0000")
     assert re.search(r"metres_per_unit +2\.\d+ m", one)
     assert re.search(r"gate fov_x +1.3 in \[0.44, 2.09\] rad: pass", one)

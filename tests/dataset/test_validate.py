@@ -207,6 +207,13 @@ def test_rejected_row_without_reason(intact: Path) -> None:
     assert {(v.clip_id, v.rule) for v in validate_dataset(intact)[1]} == {("clip_0002", "verdict_reasons")}
 
 
+def test_reason_that_nobody_knows(intact: Path) -> None:
+    _edit(intact, "reasons", lambda _v: ["to_short"], clip_id="clip_0002")
+    (violation,) = validate_dataset(intact)[1]
+    assert (violation.clip_id, violation.rule) == ("clip_0002", "verdict_reasons")
+    assert "unknown reason 'to_short'" in violation.message
+
+
 def test_intact_dataset_passes(intact: Path) -> None:
     assert validate_dataset(intact) == (4, [])
     text, code = run_validate(intact)

@@ -1,0 +1,365 @@
+"""Every reason for which a clip may carry no accepted cameras: the one list that all stages, tables and pages use.
+
+A reason is *judged* or *failed*. Judged: the clip was there and could be read, and what was measured on it says that no
+trustworthy cameras come of it; nothing is broken, and trying again gives the same answer. Failed: something has to be
+mended before anything can be said of the clip: its files, what the index says of them, or this software.
+
+To add one, put its code into `ReasonCode` and its entry into `REASONS`; the type checker then knows it in every call of
+`ClipRejection`, and `tests/dataset/test_reasons.py` reads the sources for codes that are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, cast, get_args
+
+ReasonKind = Literal["judged", "failed"]
+Status = Literal["accepted", "rejected", "failed"]
+"""How a clip ended, in the words of every command: `failed` where some reason is no judgement."""
+
+ReasonCode = Literal[
+    # The media
+    "corrupt_video",
+    "frame_size_changed",
+    "image_size_changed",
+    "no_frame_rate",
+    "truncated_video",
+    "unreadable_image",
+    "unreadable_video",
+    # Which frames
+    "frame_gap",
+    "shot_cut",
+    "source_fps_below_16",
+    "too_short",
+    # Depth that comes with the clip
+    "anchor_unit_unknown",
+    "depth_all_invalid",
+    "depth_aspect_mismatch",
+    "depth_frame_count_mismatch",
+    "depth_missing",
+    "depth_not_finite",
+    "depth_size_changed",
+    "depth_unreadable",
+    "given_units_disagree",
+    "ray_distance_without_intrinsics",
+    # Cameras that come with the clip
+    "camera_count_mismatch",
+    "cameras_not_on_frames",
+    "cameras_unreadable",
+    "given_cameras_missing",
+    "given_intrinsics_disagree",
+    "given_poses_degenerate",
+    "given_poses_disagree",
+    "given_poses_sparse",
+    "given_poses_too_few",
+    "intrinsics_aspect_varies",
+    "intrinsics_count_mismatch",
+    "intrinsics_of_another_size",
+    "intrinsics_unreadable",
+    "pose_count_mismatch",
+    "poses_unreadable",
+    # Structure and scale
+    "anchors_disconnected",
+    "geometry_not_finite",
+    "no_anchor_frames",
+    "no_depth_on_tracks",
+    "no_metric_scale",
+    "no_reconstruction",
+    "scale_inconsistent",
+    "too_few_anchors",
+    "too_few_usable_anchor_frames",
+    # The cameras that were found
+    "cameras_not_finite",
+    "depth_and_path_disagree",
+    "focal_axes_differ",
+    "fov_too_narrow",
+    "fov_too_wide",
+    "no_parallax",
+    "pose_jump",
+    "poses_not_rigid",
+    "position_uncertain",
+    "static_camera",
+    "too_few_inliers",
+    "too_many_infilled",
+    "tracks_lost",
+    # The run
+    "internal_error",
+    "out_of_memory",
+    "worker_died",
+]
+
+
+class Reason(NamedTuple):
+    """One reason: its kind, a sentence that says what it means, and one that says what to try."""
+
+    kind: ReasonKind
+    meaning: str
+    remedy: str
+
+
+def _judged(meaning: str, remedy: str) -> Reason:
+    return Reason("judged", meaning, remedy)
+
+
+def _failed(meaning: str, remedy: str) -> Reason:
+    return Reason("failed", meaning, remedy)
+
+
+REASONS: Mapping[ReasonCode, Reason] = {
+    "corrupt_video": _failed(
+        "A frame of the video cannot be decoded.",
+        "Fetch the file again, or set the window (start_s, end_s) to the part before the damage.",
+    ),
+    "frame_size_changed": _failed(
+        "The video changes its size on the way.",
+        "Re-encode it at one size, or set the window to a part of one size.",
+    ),
+    "image_size_changed": _failed(
+        "The images of the folder are of different sizes.",
+        "Bring them to one size, or take the foreign ones out of the folder.",
+    ),
+    "no_frame_rate": _failed(
+        "Images carry no time stamps, and nobody says how many there are a second.",
+        "Give the clip's source_fps in the index, or annotate.decode.source_fps.",
+    ),
+    "truncated_video": _failed(
+        "The video file ends before its contents do.",
+        "Fetch the file again.",
+    ),
+    "unreadable_image": _failed("An image cannot be read.", "Fetch the file again."),
+    "unreadable_video": _failed(
+        "The media is missing, or nothing in it can be decoded.",
+        "Look at the path in the detail; fetch or convert the file.",
+    ),
+    "frame_gap": _judged(
+        "Frames are missing over more than 1/16 s, and frames are never repeated.",
+        "Set the window beside the gap, or keep every frame as it is: annotate.decode.fps=native.",
+    ),
+    "shot_cut": _judged(
+        "The clip shows more than one shot.",
+        "Cut the video at the times in the detail and list the shots as clips (start_s, end_s).",
+    ),
+    "source_fps_below_16": _judged(
+        "The source has fewer than 16 frames a second, and frames are never repeated.",
+        "Keep every frame as it is: annotate.decode.fps=native.",
+    ),
+    "too_short": _judged(
+        "The clip has too few frames.",
+        "Take a longer window, or lower annotate.decode.min_frames.",
+    ),
+    "anchor_unit_unknown": _failed(
+        "Anchor depth is named without its unit, so it is no metric anchor.",
+        "Give anchor_units_per_metre in the index.",
+    ),
+    "depth_all_invalid": _failed(
+        "The depth maps hold no valid value.",
+        "Look at the maps and at depth_invalid_value and depth_kind in the index.",
+    ),
+    "depth_aspect_mismatch": _failed(
+        "The depth maps have another shape than the images.",
+        "Crop or pad them so that they cover exactly the image.",
+    ),
+    "depth_frame_count_mismatch": _failed(
+        "The depth maps are not one for every source frame.",
+        "Number them from 0 as the source frames are, and look for missing and left-over files.",
+    ),
+    "depth_missing": _failed(
+        "The recipe takes depth as given, but the source names none.",
+        "Give depth_pattern in the index, or use the recipe estimate.",
+    ),
+    "depth_not_finite": _failed("A depth map holds nothing but NaN or infinity.", "Write the map anew."),
+    "depth_size_changed": _failed(
+        "The depth maps are of different sizes.", "Bring all maps of the clip to one size."
+    ),
+    "depth_unreadable": _failed(
+        "A depth file is missing or cannot be read.",
+        "Look at the path in the detail and at depth_pattern in the index.",
+    ),
+    "given_units_disagree": _failed(
+        "Poses are declared to be in metres while the unit of the depth is unknown.",
+        "Give depth_units_per_metre, or leave poses_metric out to have the scale estimated.",
+    ),
+    "ray_distance_without_intrinsics": _failed(
+        "Distances along rays become z-depth only through intrinsics, and there are none.",
+        "Give intrinsics_path, or depth_kind: z if the maps hold z-depth.",
+    ),
+    "camera_count_mismatch": _failed(
+        "The given cameras are not one for every source frame.",
+        "Look whether they belong to another video or to a cut of it.",
+    ),
+    "cameras_not_on_frames": _failed(
+        "It cannot be told to which frames the given cameras belong.",
+        "Look at the names of the images, and at the window of the clip.",
+    ),
+    "cameras_unreadable": _failed(
+        "The file of cameras cannot be read.", "Look at the file, and at cameras_format in the index."
+    ),
+    "given_cameras_missing": _failed(
+        "The recipe takes cameras as given, but the source names none.",
+        "Give camera_to_world_path or intrinsics_path in the index, or use another recipe.",
+    ),
+    "given_intrinsics_disagree": _judged(
+        "Images and depth ask for another focal length than the given one.",
+        "Look whether the intrinsics are of this lens and this image size.",
+    ),
+    "given_poses_degenerate": _judged(
+        "All given poses lie in one point, so they have no scale.",
+        "Look at the file of poses; leave it out to have the poses estimated.",
+    ),
+    "given_poses_disagree": _judged(
+        "The images show another motion than the given poses.",
+        "Look at their axes, direction (camera to world), order of numbers, unit and time; or leave them out.",
+    ),
+    "given_poses_sparse": _judged(
+        "For too long a time of the clip there is no given pose.",
+        "Set the window to where there are poses, or leave them out.",
+    ),
+    "given_poses_too_few": _judged(
+        "Fewer than three given poses lie within the clip.",
+        "Take a longer window, or leave the poses out.",
+    ),
+    "intrinsics_aspect_varies": _judged(
+        "The given fx and fy change their ratio within the clip, which no lens does.",
+        "Look whether the intrinsics belong to frames of several sizes.",
+    ),
+    "intrinsics_count_mismatch": _failed(
+        "The given intrinsics are not one for every source frame.",
+        "Give one 3x3 matrix for the whole clip, or one row for every source frame.",
+    ),
+    "intrinsics_of_another_size": _failed(
+        "The given principal point lies far off the middle of the images.",
+        "Give intrinsics in pixels of the source's own size, neither normalised nor of a resized copy.",
+    ),
+    "intrinsics_unreadable": _failed("The file of intrinsics cannot be read.", "Look at the file."),
+    "pose_count_mismatch": _failed(
+        "The given poses are not one for every source frame.",
+        "Look whether they belong to another video or to a cut of it.",
+    ),
+    "poses_unreadable": _failed("The file of poses cannot be read.", "Look at the file."),
+    "anchors_disconnected": _judged(
+        "The network's windows share too few good points to be joined into one path.",
+        "Take a shorter window; fast motion, blur and bare walls do this.",
+    ),
+    "geometry_not_finite": _judged(
+        "The network's answer holds values that are no numbers.",
+        "Look at the frames in the detail; a damaged checkpoint does this to every clip.",
+    ),
+    "no_anchor_frames": _judged(
+        "No frame of the clip has metric depth to take the scale from.",
+        "Give depth_units_per_metre or metric anchor depth, or use the recipe estimate.",
+    ),
+    "no_depth_on_tracks": _judged(
+        "Hardly any point that can be tracked has valid depth.",
+        "Look whether the depth maps are empty or belong to other frames; distant scenes are beyond a sensor's range.",
+    ),
+    "no_metric_scale": _judged(
+        "There is nothing to tell how long a metre is.",
+        "Give depth_units_per_metre or metric anchor depth, or use the recipe estimate.",
+    ),
+    "no_reconstruction": _judged(
+        "No stretch of the clip gives cameras that its points agree with.",
+        "Blur, bare walls, moving crowds, cuts and wrong depth do this: look at the clip and its depth, or take another"
+        " window of it.",
+    ),
+    "scale_inconsistent": _judged(
+        "The scale found on single frames differs too much along the clip.",
+        "Look at scale_value; depth of several units or of other frames does this.",
+    ),
+    "too_few_anchors": _judged(
+        "The media ended before the last frame that the network was to see.",
+        "Look whether the video holds as many frames as it promises.",
+    ),
+    "too_few_usable_anchor_frames": _judged(
+        "Too few frames have metric depth that can be compared with the clip's own.",
+        "Give anchor depth on more frames, or raise annotate.geometry.min_anchor_frames.",
+    ),
+    "cameras_not_finite": _judged(
+        "The cameras that were found hold values that are no numbers.", "Please report the clip as a fault."
+    ),
+    "depth_and_path_disagree": _judged(
+        "The camera's path fits the depth best when the depth is scaled.",
+        "Look at the unit of the depth (depth_units_per_metre) and at depth_kind.",
+    ),
+    "focal_axes_differ": _judged(
+        "Horizontal and vertical focal length differ more than any lens allows.",
+        "Look whether the images were squeezed to another shape.",
+    ),
+    "fov_too_narrow": _judged(
+        "The field of view of a frame is narrower than the gate allows.",
+        "Widen annotate.gates.fov_min_deg if the lens is known to be so long.",
+    ),
+    "fov_too_wide": _judged(
+        "The field of view of a frame is wider than the gate allows.",
+        "Widen annotate.gates.fov_max_deg if the lens is known to be so wide; fisheye lenses are not modelled.",
+    ),
+    "no_parallax": _judged(
+        "Points are hardly seen from different sides, so no translation can be checked.",
+        "Take a window in which the camera travels.",
+    ),
+    "pose_jump": _judged(
+        "The camera jumps from one frame to the next.",
+        "Look at the frames there; take a window beside the jump.",
+    ),
+    "poses_not_rigid": _judged(
+        "A pose is not a rotation and a translation.", "Look at the given poses, if there are any."
+    ),
+    "position_uncertain": _judged(
+        "The place of the camera is known too badly, measured by how far the scene is.",
+        "Take a window with more texture or more parallax.",
+    ),
+    "static_camera": _judged(
+        "The picture does not move: the camera stands still.", "Take a window in which the camera moves."
+    ),
+    "too_few_inliers": _judged(
+        "Too few of the tracked points agree with the cameras.",
+        "Moving crowds, water and overlays do this; take another window.",
+    ),
+    "too_many_infilled": _judged(
+        "Too many frames have too few tracks for a camera of their own.",
+        "Take a window without the blurred or bare frames.",
+    ),
+    "tracks_lost": _judged(
+        "On too many frames nearly no track survives from the frame before.",
+        "Blur, flashes and very fast motion do this; take another window.",
+    ),
+    "internal_error": _failed(
+        "The software stopped with an error that is a fault of ours.",
+        "Read the traceback in the column error, and please report it.",
+    ),
+    "out_of_memory": _failed(
+        "Memory ran out.",
+        "Use fewer workers (--workers), raise annotate.executor.memory_per_worker_gib, or take a shorter window.",
+    ),
+    "worker_died": _failed(
+        "The clip ended its worker process, also with nothing else running.",
+        "Memory or a crash in a decoder: convert the file, or give workers more memory.",
+    ),
+}
+"""What each code means and what to try."""
+
+assert set(REASONS) == set(get_args(ReasonCode)), set(REASONS) ^ set(get_args(ReasonCode))
+
+
+def find_reason(code: str) -> Reason | None:
+    """Entry of a code that a row holds, or None if the table does not have it (a row of a newer version)."""
+    return REASONS.get(cast(ReasonCode, code))
+
+
+def is_judgement(code: str) -> bool:
+    """True if a reason judges a clip that was there and readable; a code that is not in the table does not."""
+    reason = find_reason(code)
+    return reason is not None and reason.kind == "judged"
+
+
+def status_of(verdict: str, reasons: Iterable[str]) -> Status:
+    """How a clip ended, from its row: `accepted`, `rejected` (judged), or `failed` if any reason is no judgement."""
+    if verdict == "accepted":
+        return "accepted"
+    return "rejected" if all(is_judgement(code) for code in reasons) else "failed"
+
+
+def reasons_markdown() -> str:
+    """Reference of all reasons as a Markdown table."""
+    lines = ["| reason | kind | meaning | what to try |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{code}` | {r.kind} | {r.meaning} | {r.remedy} |" for code, r in REASONS.items()]
+    return "\n".join(lines) + "\n"
