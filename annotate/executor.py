@@ -213,7 +213,7 @@ def read_outcomes(out: Path) -> Iterator[Outcome]:
 
 
 def _part_outcomes(path: Path) -> Iterator[Outcome]:
-    # ParquetFile, not read_table: the latter takes `source=...` in the path for a column.
+    # ParquetFile, not read_table: in folders of schema version 1 the latter takes `source=...` for a column.
     table = pq.ParquetFile(path).read(columns=["clip_id", "verdict", "reasons", "reason_details"])
     for row in table.to_pylist():
         yield Outcome(

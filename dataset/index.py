@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from .conform import check_types, conform, file_version
 from .footers import SERIES_COLUMNS, read_with_footer, series_footers
-from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
-from .store import list_parts, write_atomically
+from .schema import COLUMN_BY_NAME, SCHEMA_VERSION
+from .store import data_folder, dataset_files, write_atomically
 
 PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
 """Columns of the index beyond the dataset's own: number of the part in sorted order, row group in it, row in
@@ -46,7 +47,7 @@ def refresh_index(out: str | Path) -> Path | None:
         ValueError: a part that cannot be read.
     """
     out = Path(out)
-    files = [str(part) for part in list_parts(out)]
+    files = [str(part) for part in dataset_files(out)] if data_folder(out).is_dir() else []
     if not files:
         return None
     index = open_index(out, files)
@@ -61,9 +62,9 @@ def write_index(out: str | Path) -> Path:
         ValueError: no parts, or a part that cannot be read.
     """
     out = Path(out)
-    parts = list_parts(out)
+    parts = dataset_files(out) if data_folder(out).is_dir() else []
     if not parts:
-        raise ValueError(f"{out}: no part files below data/source=*/; is this the --out folder of a run?")
+        raise ValueError(f"{out}: no Parquet files below data/; is this the --out folder of a run?")
     # Before reading: a part that changes meanwhile makes the index stale.
     stamps = _named_stamps(out, parts)
     tables: list[pa.Table] = []
@@ -98,9 +99,12 @@ def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{part}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     schema = file.schema_arrow
-    check_version(schema.metadata, where=str(part))
+    file_version(schema, where=str(part))
+    check_types(schema, where=str(part))
     wanted = [name for name in schema.names if name not in SERIES_COLUMNS]
-    table = file.read(columns=wanted, use_threads=False)  # threads cost more than such small columns give
+    table = conform(
+        file.read(columns=wanted, use_threads=False)
+    )  # threads cost more than such small columns give
     groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     columns = (
         [number] * table.num_rows,

@@ -6,19 +6,19 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from .licences import allows_commercial_use, find_licence, known_licences, unknown_licences
 from .reading import ClipDataset, open_dataset
-from .rows import Row, rows_from_table
+from .rows import Row
 from .schema import schema_markdown
-from .store import list_parts, part_metadata, prepare_output, write_part
+from .staging import staged
+from .store import DATA_FILES, write_dataset
 from .validate import validate_dataset
 
 Use = Literal["research", "commercial"]
@@ -73,48 +73,44 @@ def stage_publication(
         shown = "\n  ".join(str(v) for v in violations[:_MAX_LISTED])
         more = "" if len(violations) <= _MAX_LISTED else f"\n  and {len(violations) - _MAX_LISTED} more"
         raise ValueError(f"{path}: not fit to publish, {len(violations)} violations:\n  {shown}{more}")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty; stage into a new folder")
-    _refuse_unknown_licences(path)
-    num_clips = left_out = num_media = 0
-    for part in list_parts(path):
-        _version, recipe_hash = part_metadata(part)
-        rows = rows_from_table(pq.ParquetFile(part).read())
-        kept = [
-            r for r in rows if use == "research" or allows_commercial_use(r.data_licence, r.weight_licences)
-        ]
-        left_out += len(rows) - len(kept)
-        if not kept:
-            continue
+    clips = open_dataset(path)
+    _refuse_unknown_licences(clips)
+    _ = clips.arrow  # rows then have the columns of all parts
+    counts = {"left out": 0, "media": 0}
+    with staged(folder) as staging:
+
+        def public_rows() -> Iterator[Row]:
+            for row in clips.rows():
+                if use == "commercial" and not allows_commercial_use(row.data_licence, row.weight_licences):
+                    counts["left out"] += 1
+                    continue
+                pointer, copied = _publish_media(row, staging, media_root)
+                counts["media"] += copied
+                details = tuple(_LOCAL_PATH.sub(r"\1", text) for text in row.reason_details)
+                yield replace(row, error=None, media=pointer, reason_details=details)
+
+        num_clips = write_dataset(staging, public_rows())
         if not num_clips:
-            prepare_output(folder, recipe_hash=recipe_hash)
-        public = []
-        for row in kept:
-            pointer, copied = _publish_media(row, folder, media_root)
-            num_media += copied
-            details = tuple(_LOCAL_PATH.sub(r"\1", text) for text in row.reason_details)
-            public.append(replace(row, error=None, media=pointer, reason_details=details))
-        write_part(folder, public, shard_id=part.stem.removeprefix("part-"), recipe_hash=recipe_hash)
-        num_clips += len(kept)
-    if not num_clips:
-        raise ValueError(f"{path}: no clip's data and weights allow {use} use; nothing to publish")
-    (folder / "README.md").write_text(
-        dataset_card(open_dataset(folder), name=name or path.name, use=use), encoding="utf-8"
+            raise ValueError(f"{path}: no clip's data and weights allow {use} use; nothing to publish")
+        (staging / "README.md").write_text(
+            dataset_card(open_dataset(staging), name=name or path.stem, use=use), encoding="utf-8"
+        )
+    return Publication(
+        folder=folder, num_clips=num_clips, left_out=counts["left out"], num_media=counts["media"]
     )
-    return Publication(folder=folder, num_clips=num_clips, left_out=left_out, num_media=num_media)
 
 
-def _refuse_unknown_licences(path: Path) -> None:
+def _refuse_unknown_licences(clips: ClipDataset) -> None:
     unknown: Counter[str] = Counter()
     example: dict[str, str] = {}
-    for row in open_dataset(path).rows():
+    for row in clips.rows():
         for licence in unknown_licences(row):
             unknown[licence] += 1
             example.setdefault(licence, row.clip_id)
     if unknown:
         listed = ", ".join(f"{name!r} ({n} clips, e.g. {example[name]})" for name, n in unknown.most_common())
         known = ", ".join(licence.name for licence in known_licences())
-        raise ValueError(f"{path}: licences that are not known: {listed}; the known ones are {known}")
+        raise ValueError(f"{clips.path}: licences that are not known: {listed}; the known ones are {known}")
 
 
 def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tuple[str, int]:
@@ -167,6 +163,7 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
     accepted = [r for r in rows if r["verdict"] == "accepted"]
     hours = sum(r["num_frames"] / r["fps"] for r in accepted if r["fps"]) / 3600
     licences = sorted({r["data_licence"] for r in rows} | {x for r in rows for x in r["weight_licences"]})
+    sources = sorted({r["source"] for r in rows})
     front = {
         "license": "other",
         "license_name": "per-clip",
@@ -174,7 +171,15 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
         "tags": ["camera-pose", "intrinsics", "metric", "video", "world-model", "theodolite"],
         "size_categories": [_size_category(len(rows))],
         "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/**/*.parquet"}]}
+            {"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILES}]},
+            *(
+                {
+                    "config_name": source,
+                    "data_files": [{"split": "train", "path": f"data/{source}/*.parquet"}],
+                }
+                for source in sources
+                if len(sources) > 1 and source != "default"
+            ),
         ],
     }
     parts = [
@@ -212,6 +217,9 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
         "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics       # (F, 3, 3), pixels\n```\n",
         "Or without theodolite: any Parquet reader; `camera_to_world` is a flat list of 12 floats a frame "
         "(row-major 3x4).\n",
+        "```python\nimport datasets\nimport numpy\n\n"
+        'clips = datasets.load_dataset("OWNER/NAME", split="train")\n'
+        'poses = numpy.float32(clips[0]["camera_to_world"]).reshape(-1, 3, 4)\n```\n',
         "## Columns\n",
         schema_markdown(),
     ]

@@ -4,6 +4,7 @@ hub."""
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -18,42 +19,45 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .conform import check_types, common_schema, conform, file_version, is_declared
 from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_index, part_stamp
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
+from .store import DATA_FILES, dataset_files
 
 if TYPE_CHECKING:
     import pandas
 
 
 def open_dataset(path: str | Path) -> ClipDataset:
-    """Dataset in a folder, or on the Hugging Face hub under `owner/name`.
+    """Dataset in a folder, in a single Parquet file, or on the Hugging Face hub under `owner/name`.
 
-    Nothing but names is read here, and `index.parquet` if there is one (see `index`); file footers are read
-    when they are first needed.
+    A folder is the `--out` folder of a run, or any that holds Parquet files with our columns: what polars, DuckDB,
+    pandas or `datasets` wrote after a filter is opened like the original. Nothing but names is read here, and
+    `index.parquet` if there is one (see `index`); file footers are read when they are first needed.
 
     Raises:
         ValueError: nothing there, a file that is not of this schema, or a newer schema version.
     """
-    local = Path(path)
+    local = Path(os.path.abspath(path))  # stays right when the process changes its folder
     index = None
-    if local.is_dir():
-        root = local / "data" if (local / "data").is_dir() else local
+    if local.exists():
         filesystem: Any = pafs.LocalFileSystem()
-        found = (p for p in root.rglob("*.parquet") if not p.name.startswith((".", "_", "index.parquet")))
-        files = [str(p) for p in sorted(found)]  # in the order of `list_parts`, to which the index refers
-        index = open_index(local, files) if root != local else None
-    elif isinstance(path, str) and path.count("/") == 1 and not local.exists():
+        files = [str(p) for p in dataset_files(local)]  # in the order to which the index refers
+        index = open_index(local, files) if (local / "data").is_dir() else None
+    elif isinstance(path, str) and path.count("/") == 1:
         from huggingface_hub import HfFileSystem
 
         hub = HfFileSystem()
         try:
-            files = sorted(str(p) for p in hub.glob(f"datasets/{path}/data/**/*.parquet"))
+            files = sorted(str(p) for p in hub.glob(f"datasets/{path}/{DATA_FILES}"))
         except OSError as error:
             raise ValueError(f"{path}: neither a folder nor a dataset on the hub ({error})") from error
         filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(hub))
     else:
-        raise ValueError(f"{path}: no such folder; give the --out folder of a run or a hub id `owner/name`")
+        raise ValueError(
+            f"{path}: no such folder; give the --out folder of a run, a Parquet file, or a hub id `owner/name`"
+        )
     if not files:
         raise ValueError(f"{path}: holds no Parquet files below data/; did the run write any part?")
     clips = ClipDataset(path=str(path), files=tuple(files), filesystem=filesystem, index=index)
@@ -63,17 +67,17 @@ def open_dataset(path: str | Path) -> ClipDataset:
 
 
 _PARQUET = pads.ParquetFileFormat()
-_PARTITIONING = pads.partitioning(pa.schema([("source", pa.string())]), flavor="hive")
 
 
 def _fragment(file: str, filesystem: pafs.FileSystem) -> pads.ParquetFileFragment:
-    """Fragment of one part, its footer read and its version checked."""
-    fragment = _PARQUET.make_fragment(file, filesystem, partition_expression=_PARTITIONING.parse(file))
+    """Fragment of one part, its footer read, its version and types checked."""
+    fragment = _PARQUET.make_fragment(file, filesystem)
     try:
         fragment.ensure_complete_metadata()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    check_version(fragment.physical_schema.metadata, where=file)
+    file_version(fragment.physical_schema, where=file)
+    check_types(fragment.physical_schema, where=file)
     return fragment
 
 
@@ -81,8 +85,9 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
     with ThreadPoolExecutor(8) as pool:
         fragments = list(pool.map(lambda file: _fragment(file, filesystem), files))
     try:
-        # Parts of an older or newer minor layout may have further columns: keep the union.
-        schema = pa.unify_schemas([f.physical_schema for f in fragments], promote_options="permissive")
+        # Parts of an older or newer minor layout may have further columns: keep the union. What the files hold in
+        # other types, the scanner casts to those of this schema.
+        schema = common_schema([f.physical_schema for f in fragments])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{files[0]} and its neighbours disagree on column types: {error}") from error
     return pads.FileSystemDataset(fragments, schema, _PARQUET, filesystem)
@@ -101,15 +106,30 @@ class _Part:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Its columns. pyarrow computes the schema anew at every access, and the parts of a run have the same one."""
-        metadata = self.file.metadata.metadata or {}
-        return _names_of_schema(metadata.get(b"ARROW:schema", b"")) or frozenset(self.file.schema_arrow.names)
+        """Its columns."""
+        return self._layout[0]
+
+    def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A row group, in the declared types."""
+        table = self.file.read_row_group(group, columns=columns, use_threads=False)
+        return table if self._layout[1] else conform(table)
+
+    @cached_property
+    def _layout(self) -> tuple[frozenset[str], bool]:
+        """Columns, and whether all have the declared types. pyarrow computes the schema anew at every access, and the
+        parts of a run have the same one."""
+        encoded = (self.file.metadata.metadata or {}).get(b"ARROW:schema")
+        if encoded is not None:
+            return _layout_of_schema(encoded)
+        schema = self.file.schema_arrow
+        return frozenset(schema.names), is_declared(schema)
 
 
 @lru_cache(maxsize=16)
-def _names_of_schema(encoded: bytes) -> frozenset[str]:
-    """Names in the Arrow schema that pyarrow stores with a file; empty if there is none."""
-    return frozenset(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names if encoded else ())
+def _layout_of_schema(encoded: bytes) -> tuple[frozenset[str], bool]:
+    """Names in the Arrow schema that pyarrow stores with a file, and whether they have the declared types."""
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+    return frozenset(schema.names), is_declared(schema)
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,7 @@ class ClipDataset:
             return
         for part, group, rows in self._groups(places):
             wanted = None if names is None else [name for name in names if name in part.names]
-            table = part.file.read_row_group(group, columns=wanted, use_threads=False)
+            table = part.read_row_group(group, columns=wanted)
             table = self._complete(table if rows is None else table.take(rows), names)
             yield from (batch for batch in table.to_batches(max_chunksize=batch_size) if batch.num_rows)
 
@@ -254,7 +274,7 @@ class ClipDataset:
         self._open_parts[file] = part
         if len(self._open_parts) > _MAX_OPEN_PARTS:
             del self._open_parts[next(iter(self._open_parts))]
-        table = part.file.read_row_group(group, use_threads=False).slice(offset, 1)
+        table = part.read_row_group(group).slice(offset, 1)
         (row,) = rows_from_table(self._complete(table, None)) or [None]
         if row is None or row.clip_id != clip_id:
             raise ValueError(
@@ -284,7 +304,11 @@ class ClipDataset:
         if self.index is not None:
             self._check_stamp(file)
         part = pq.ParquetFile(file if local else self.filesystem.open_input_file(file))
-        check_version(part.metadata.metadata, where=file)
+        metadata = part.metadata.metadata or {}
+        if (
+            b"theodolite.schema_version" in metadata
+        ):  # a copy by another tool has none, and was looked at when opened
+            check_version(metadata, where=file)
         return _Part(part)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -319,7 +343,7 @@ class ClipDataset:
 
     @cached_property
     def _clip_rows(self) -> ClipRows | None:
-        return None if self.index is None else open_clip_rows(Path(self.path), self.index)
+        return None if self.index is None else open_clip_rows(Path(self.index.files[0]).parent, self.index)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

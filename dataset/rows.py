@@ -13,12 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .cameras import intrinsics_matrix
+from .conform import PANDAS_INDEX, conform
 from .schema import (
     COLUMN_BY_NAME,
     COLUMNS,
     FOCAL_MODELS,
     MEDIA_KINDS,
     MODES,
+    NAMED_COLUMNS,
     POSE_SOURCES,
     SCALE_MODELS,
     SCHEMA_VERSION,
@@ -55,6 +57,7 @@ class Row:
         pose_source: (F,) int8 codes of `schema.POSE_SOURCES`; names are accepted.
         position_sigma_m, rotation_sigma_rad, log_focal_sigma, reprojection_px, metres_per_unit_frame: (F,)
             float32 or None.
+        schema_version: of the file that the row was read from; rows are written in the current one.
         extra: columns of a file that this version does not know, kept as plain values.
     Raises:
         ValueError: naming clip and field, when lengths disagree or a value is outside its vocabulary.
@@ -248,7 +251,6 @@ _OPTIONAL_PER_FRAME = (
     "metres_per_unit_frame",
 )
 _GATE_FIELDS = tuple(f.name for f in fields(Gate))
-_MAPS = ("stage_wall_s", "metrics", "captions")
 
 
 def _cell(row: Row, name: str) -> Any:
@@ -260,8 +262,8 @@ def _cell(row: Row, name: str) -> Any:
         return value[:, :3, :].reshape(-1)
     if name == "gates":
         return [{f: getattr(gate, f) for f in _GATE_FIELDS} for gate in value]
-    if name in _MAPS:
-        return sorted(value.items())
+    if name in NAMED_COLUMNS:
+        return [{"name": key, "value": item} for key, item in sorted(value.items())]
     if isinstance(value, np.ndarray):
         return value.reshape(-1)
     return list(value) if isinstance(value, tuple) else value
@@ -269,6 +271,8 @@ def _cell(row: Row, name: str) -> Any:
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     """Arrow table of rows, in order, with the declared schema; unknown columns in `extra` are appended.
+
+    Rows that were read from files of an older version are written in the current one.
 
     Raises:
         ValueError: rows with different unknown columns.
@@ -278,7 +282,8 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     columns: list[pa.Array] = []
     for column in COLUMNS:
         name, cell = column.name, _cell if pa.types.is_nested(column.type) else getattr
-        columns.append(pa.array([cell(row, name) for row in rows], type=schema.field(name).type))
+        values = [SCHEMA_VERSION if name == "schema_version" else cell(row, name) for row in rows]
+        columns.append(pa.array(values, type=schema.field(name).type))
     extra_names = sorted({name for row in rows for name in row.extra})
     for name in extra_names:
         missing = [row.clip_id for row in rows if name not in row.extra]
@@ -292,9 +297,12 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
 def rows_from_table(table: pa.Table | pa.RecordBatch) -> list[Row]:
     """Rows of an Arrow table with at least the declared columns; others are kept in `extra`.
 
+    Types may be those of an older version, or those of a tool that copied the columns (see `conform`).
+
     Raises:
-        ValueError: a declared column is missing, or a row breaks the rules of `Row`.
+        ValueError: a declared column is missing or has no such values, or a row breaks the rules of `Row`.
     """
+    table = conform(table)
     arrays = (_one_array(column) for column in table.columns)
     return rows_from_arrays(dict(zip(table.schema.names, arrays, strict=True)), num_rows=table.num_rows)
 
@@ -309,6 +317,8 @@ def rows_from_arrays(arrays: Mapping[str, pa.Array], *, num_rows: int) -> list[R
     columns: dict[str, list[Any]] = {}
     unknown: dict[str, list[Any]] = {}
     for name, array in arrays.items():
+        if name.startswith(PANDAS_INDEX):
+            continue
         if name not in COLUMN_BY_NAME:
             unknown[name] = array.to_pylist()
         elif array.null_count and not COLUMN_BY_NAME[name].nullable:
@@ -317,6 +327,11 @@ def rows_from_arrays(arrays: Mapping[str, pa.Array], *, num_rows: int) -> list[R
             )
         elif name != "num_frames":
             columns[name] = _values(name, array)
+    newest = max(columns["schema_version"])
+    if newest > SCHEMA_VERSION:
+        raise ValueError(
+            f"rows of schema version {newest}, this reader knows {SCHEMA_VERSION}; update theodolite"
+        )
     return [
         Row(
             **{name: values[i] for name, values in columns.items()},
@@ -340,7 +355,11 @@ def _values(name: str, array: pa.Array) -> list[Any]:
         assert isinstance(array, pa.ListArray)
         tail = (3, 4) if name == "camera_to_world" else _ARRAY_TAIL[name]
         size = math.prod(tail)
-        flat = array.values.to_numpy(zero_copy_only=False)
+        if array.values.null_count and not pa.types.is_floating(array.type.value_type):
+            raise ValueError(f"{name} holds nulls within its lists, which it must not")
+        flat = array.values.to_numpy(
+            zero_copy_only=False
+        )  # a null among floats becomes NaN, as it was before pandas
         ends = array.offsets.to_numpy().tolist()
         valid = array.is_valid().to_pylist() if array.null_count else [True] * len(array)
         result: list[Any] = []
@@ -353,8 +372,8 @@ def _values(name: str, array: pa.Array) -> list[Any]:
     values = array.to_pylist()
     if name == "gates":
         return [tuple(Gate(**gate) for gate in gates) for gates in values]
-    if name in _MAPS:
-        return [None if value is None else dict(value) for value in values]
+    if name in NAMED_COLUMNS:
+        return [None if value is None else {x["name"]: x["value"] for x in value} for value in values]
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 

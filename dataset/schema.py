@@ -1,10 +1,9 @@
-"""Schema v1 of the Parquet dataset: one row per clip, every column with its type, unit and meaning.
+"""Schema of the Parquet dataset: one row per clip, every column with its type, unit and meaning.
 
 Per-frame values are flat lists (12 floats a frame for poses, 2 for focal lengths), not lists of lists:
 Arrow's Parquet reader decodes them almost twice as fast, and `numpy.reshape` restores the shape. Poses are
 float32: rotations keep 1e-7 and positions 4 micrometres at 100 m from the clip's first camera, far below what
-    any video determines, at half
-the size. Times and per-clip numbers are float64.
+any video determines, at half the size. Times and per-clip numbers are float64.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import pyarrow as pa
 
 from .reasons import reasons_markdown
 
-SCHEMA_VERSION = 1
-"""Version of this contract. Readers accept the same version and keep columns that they do not know; a column that is
-added within a version is nullable, so that files without it stay readable."""
+SCHEMA_VERSION = 2
+"""Version of this contract. Readers accept it and those before it, and keep columns that they do not know; a column
+that is added within a version is nullable, so that files without it stay readable."""
 
 POSE_SOURCES = ("none", "solved", "infilled", "given")
 """Meaning of the codes 0 to 3 in `pose_source`: no pose; solved from measurements; bridged by motion model or
@@ -35,6 +34,13 @@ TIME_COLUMNS = ("annotate_wall_s", "stage_wall_s")
 
 def _list(value: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", value, nullable=False))
+
+
+def _named(value: pa.DataType) -> pa.DataType:
+    """Values by name. Not a map: `datasets` has no such type, and pandas and DuckDB each show one in their own way."""
+    return _list(
+        pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", value, nullable=False)])
+    )
 
 
 _TEXTS = _list(pa.string())
@@ -70,7 +76,7 @@ COLUMNS: tuple[Column, ...] = (
     # Identity and provenance
     Column("schema_version", _I32, "1", "Version of this schema."),
     Column("clip_id", _TEXT, "-", "Stable, unique in the dataset; letters, digits, `_` and `-` only."),
-    Column("source", _TEXT, "-", "Data source, also the partition (`source=...`)."),
+    Column("source", _TEXT, "-", "Data source, also the folder below `data/`."),
     Column("original_id", _TEXT, "-", "The source's own identifier, unchanged."),
     Column("media_kind", _TEXT, "-", "`video`, `images` (folder) or `rendered`."),
     Column(
@@ -92,7 +98,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("recipe_hash", _TEXT, "-", "Hash of the resolved recipe that made the row."),
     Column("package_version", _TEXT, "-", "Version of theodolite that made the row."),
     Column("annotate_wall_s", _F64, "s", "Time the clip took; differs from run to run.", True),
-    Column("stage_wall_s", pa.map_(_TEXT, _F64), "s", "The same by stage.", True),
+    Column("stage_wall_s", _named(_F64), "s", "The same by stage.", True),
     # Frames
     Column("num_frames", _I32, "1", "Frames F of the clip; 0 if it was rejected before decoding."),
     Column(
@@ -276,9 +282,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("fov_y_max_rad", _F64, "rad", "Largest vertical field of view.", True),
     Column("focal_axis_gap_max", _F64, "1", "Largest |fx - fy| / mean(fx, fy) of a frame.", True),
     Column("focal_spread", _F64, "1", "Standard deviation over mean of fx along the clip.", True),
-    Column(
-        "metrics", pa.map_(_TEXT, _F64), "-", "Further numbers of the run, by name with unit suffix.", True
-    ),
+    Column("metrics", _named(_F64), "-", "Further numbers of the run, by name with unit suffix.", True),
     Column("gates", _list(GATE_TYPE), "-", "Every gate that was judged: value, bounds, unit, passed."),
     # Verdict
     Column("verdict", _TEXT, "-", "`accepted` or `rejected`."),
@@ -301,11 +305,20 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("reason_details", _TEXTS, "-", "One sentence a reason, with the numbers found."),
     Column("error", _TEXT, "-", "Traceback of an unexpected exception.", True),
-    Column("captions", pa.map_(_TEXT, _TEXT), "-", "Captions by kind.", True),
+    Column("captions", _named(_TEXT), "-", "Captions by kind.", True),
 )
 
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
 PER_FRAME_COLUMNS = tuple(column.name for column in COLUMNS if column.per_frame)
+NAMED_COLUMNS = tuple(column.name for column in COLUMNS if column.type in (_named(_F64), _named(_TEXT)))
+"""Columns of values by name: mappings in `Row`, lists of `{name, value}` in files."""
+
+
+def declared_type(column: Column, *, version: int = SCHEMA_VERSION) -> pa.DataType:
+    """Type of a column in files of a schema version. In version 1 values by name were maps."""
+    if version == 1 and column.name in NAMED_COLUMNS:
+        return pa.map_(_TEXT, column.type.value_type.field("value").type)
+    return column.type
 
 
 def arrow_schema(*, recipe_hash: str | None = None) -> pa.Schema:
@@ -361,13 +374,26 @@ def reference_page() -> str:
         "# Columns of the dataset\n\n"
         "Generated from `dataset/schema.py`; write it anew with "
         "`python -m theodolite.dataset.schema > dataset/SCHEMA.md`.\n\n"
-        "A dataset lies in one folder: `data/source=<source>/part-<shard>.parquet`, `dataset.json` (schema "
-        "version and recipe hash) and, derived from the parts, `index.parquet` and `index.arrow` (per-clip columns for "
+        "A dataset lies in one folder: `data/<source>/part-<shard>.parquet`, `dataset.json` (schema "
+        "version and recipe hash), `README.md` (tells `datasets` which files are data) and, derived from the parts, "
+        "`index.parquet` and `index.arrow` (per-clip columns for "
         "queries, and for one clip by id). Units and meanings are also in the "
         "field metadata of every file; its file metadata holds `theodolite.schema_version` and "
         "`theodolite.recipe_hash`. Per-frame values are flat lists: "
-        "`numpy.asarray(row.camera_to_world).reshape(-1, 3, 4)`. Readers keep columns they do not know and refuse "
-        "a newer version.\n\n" + schema_markdown() + "\n# Reasons\n\n"
+        "`numpy.asarray(row.camera_to_world).reshape(-1, 3, 4)`; values by name are lists of `{name, value}`: "
+        "`{x['name']: x['value'] for x in metrics}`. Readers keep columns they do not know and refuse "
+        "a newer version.\n\n"
+        "`datasets.load_dataset(DIR)`, `pandas.read_parquet(DIR + '/data')`, `pyarrow.parquet.read_table`, polars and "
+        "DuckDB read it as it is. What they write, a filtered copy say, opens again with `theodolite.dataset.open(FILE "
+        "or DIR)`, validates and exports, whatever the order and the width of its columns, as long as it kept those "
+        "that may not be null.\n\n"
+        "## Versions\n\n"
+        "| version | change |\n| --- | --- |\n"
+        "| 2 | `stage_wall_s`, `metrics` and `captions` are lists of `{name, value}`, maps before (`datasets` knows no "
+        "maps). Parts lie in `data/<source>/`, in `data/source=<source>/` before, where readers took `source` for a "
+        "key and a column at once. Pages carry checksums. |\n"
+        "| 1 | Read as before, also mixed with parts of version 2; a run in such a folder is not continued. |\n\n"
+        "## Columns\n\n" + schema_markdown() + "\n# Reasons\n\n"
         "Codes in `reasons`, from `dataset/reasons.py`. *Judged*: the clip could be read, and what was measured on it "
         "says that no trustworthy cameras come of it; commands call it rejected. *Failed*: its files, what the index "
         "says of them, or the software has to be mended first. `verdict` is `rejected` for both.\n\n"

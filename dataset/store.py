@@ -1,7 +1,7 @@
 """Writing and finding part files. A part is the unit of commit: temporary name, flush to disk, rename.
 
-A dataset lies in one folder: `dataset.json` (schema version and recipe hash) and
-`data/source=<source>/part-<shard>.parquet`. Whatever process dies at whatever moment, a part is there whole
+A dataset lies in one folder: `dataset.json` (schema version and recipe hash), `README.md` and
+`data/<source>/part-<shard>.parquet`. Whatever process dies at whatever moment, a part is there whole
 or not at all; which shards are done is which parts exist.
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,10 +23,34 @@ from .rows import Row, rows_to_table
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
 
 _SHARD = re.compile(r"[A-Za-z0-9_-]+")
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _ROW_GROUP_FRAMES = 12_288
 """Frames aimed at per row group: about 1 MB of cameras. Larger groups stream faster, smaller ones give one clip
 sooner, and every group lengthens the footer that has to be read before either (see `write_table`)."""
+
+
+DATA_FILES = "data/**/*.parquet"
+_README = f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {DATA_FILES}
+---
+# Camera dataset
+
+One row a clip, written by theodolite. Columns with units: theodolite's dataset/SCHEMA.md, or the field metadata of the
+files.
+
+```python
+import theodolite.dataset  # Row by row, checked, with (F, 4, 4) poses
+clips = theodolite.dataset.open("THIS FOLDER")
+
+import datasets  # or pandas.read_parquet("THIS FOLDER/data"), polars, DuckDB
+clips = datasets.load_dataset("THIS FOLDER", split="train")
+```
+"""
+"""The first lines tell `datasets` which files are data."""
 
 
 def data_folder(out: str | Path) -> Path:
@@ -40,12 +64,36 @@ def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
     for what, name in (("source", source), ("shard id", shard_id)):
         if not _SHARD.fullmatch(name):
             raise ValueError(f"{what} {name!r}: use letters, digits, `_` and `-` only")
-    return data_folder(out) / f"source={source}" / f"part-{shard_id}.parquet"
+    return data_folder(out) / source / f"part-{shard_id}.parquet"
 
 
 def list_parts(out: str | Path) -> list[Path]:
-    """Finished part files of a dataset, sorted."""
-    return sorted(data_folder(out).glob("source=*/part-*.parquet"))
+    """Finished part files that `write_part` wrote, sorted; those of schema version 1 lie in `source=<source>`."""
+    return sorted(data_folder(out).glob("*/part-*.parquet"))
+
+
+def dataset_files(path: str | Path) -> list[Path]:
+    """Files of a dataset, sorted: its parts, or whatever Parquet files another tool has put there; `path` may be one
+    such file. The index is none of them."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    root = data_folder(path) if data_folder(path).is_dir() else path
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith((".", "_"))]
+        found += [
+            Path(folder, name)
+            for name in names
+            if name.endswith(".parquet") and not name.startswith((".", "_", "index.parquet"))
+        ]
+    return sorted(found)
 
 
 def finished_shards(out: str | Path) -> set[str]:
@@ -73,6 +121,12 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
     wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
     if marker.is_file():
         found = json.loads(marker.read_text(encoding="utf-8"))
+        if found.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{out}: holds schema version {found.get('schema_version')}, this version of theodolite writes "
+                f"{SCHEMA_VERSION}; choose another --out, or go on with the version that began it. What is there stays "
+                "readable: inspect, validate, evaluate, export and publish take it"
+            )
         for key in wanted:
             if found.get(key) != wanted[key]:
                 raise ValueError(
@@ -84,14 +138,16 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
         if list_parts(out):
             raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
         write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
+    if not (out / "README.md").exists():
+        write_atomically(out / "README.md", _README.encode())
     return finished_shards(out)
 
 
 def clean_temporaries(out: str | Path) -> int:
     """Remove temporaries of killed writers and return their number. Not while writers run."""
     stale = [
-        *data_folder(out).glob(f"source=*/{_TEMPORARY}*"),
-        *(p for p in Path(out).glob(f"{_TEMPORARY}*") if p.is_file()),
+        *data_folder(out).glob(f"*/{TEMPORARY}*"),
+        *(p for p in Path(out).glob(f"{TEMPORARY}*") if p.is_file()),
     ]
     for path in stale:
         path.unlink(missing_ok=True)
@@ -138,6 +194,45 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
     return path
 
 
+def write_dataset(out: str | Path, rows: Iterable[Row], *, rows_per_part: int = 1000) -> int:
+    """Write rows, of one recipe and of any sources, as a dataset folder of its own; returns how many.
+
+    At most `rows_per_part` rows of each source are in memory. Without any row nothing is written.
+
+    Raises:
+        ValueError: rows of several recipes, or a clip id that occurs twice.
+    """
+    first: Row | None = None
+    seen: set[str] = set()
+    pending: dict[str, list[Row]] = {}
+    parts: dict[str, int] = {}
+
+    def flush(source: str, recipe_hash: str) -> None:
+        number = parts[source] = parts.get(source, -1) + 1
+        write_part(out, pending.pop(source), shard_id=f"{number:06d}", recipe_hash=recipe_hash)
+
+    for row in rows:
+        if first is None:
+            first = row
+            prepare_output(out, recipe_hash=row.recipe_hash)
+        if row.recipe_hash != first.recipe_hash:
+            raise ValueError(
+                f"clip {row.clip_id} was made by recipe {row.recipe_hash}, {first.clip_id} by {first.recipe_hash}; "
+                "one dataset holds rows of one recipe: write them apart, each chosen by its recipe_hash"
+            )
+        if row.clip_id in seen:
+            raise ValueError(f"clip {row.clip_id} occurs more than once")
+        seen.add(row.clip_id)
+        group = pending.setdefault(row.source, [])
+        group.append(row)
+        if len(group) == rows_per_part:
+            flush(row.source, first.recipe_hash)
+    for source in sorted(pending):
+        assert first is not None
+        flush(source, first.recipe_hash)
+    return len(seen)
+
+
 def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: int) -> None:
     """Parquet with the dataset's encodings: byte-stream-split floats and delta-packed indices for the per-frame
     lists, plain values for everything else, all of it under LZ4.
@@ -171,6 +266,7 @@ def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: i
         use_dictionary=dictionary,  # pyright: ignore[reportArgumentType]  (stubs know bool only)
         column_encoding=encoding,
         write_statistics=statistics,  # pyright: ignore[reportArgumentType]
+        write_page_checksum=True,
     )
 
 
@@ -189,7 +285,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: the disk is full (says what to do) or not writable.
     """
-    temporary = path.parent / f"{_TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = path.parent / f"{TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("xb") as stream:
             stream.write(content)
@@ -227,12 +323,17 @@ def _sync_folder(folder: Path) -> None:
 def part_metadata(path: Path) -> tuple[int, str]:
     """Schema version and recipe hash of a part file. Raises ValueError for a file that is not ours or not
     Parquet."""
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    schema = read_schema(path)
     version = check_version(schema.metadata, where=str(path))
     recipe_hash = (schema.metadata or {}).get(b"theodolite.recipe_hash")
     if recipe_hash is None:
         raise ValueError(f"{path}: no recipe hash in the file metadata")
     return version, recipe_hash.decode()
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Arrow schema of a file. Raises ValueError for one that is not Parquet."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

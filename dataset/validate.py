@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .cameras import rigid_error, to_4x4
+from .conform import check_types, conform, file_version
 from .metrics import path_length
 from .reasons import find_reason
 from .schema import (
@@ -25,11 +26,14 @@ from .schema import (
     FOCAL_MODELS,
     MEDIA_KINDS,
     MODES,
+    NAMED_COLUMNS,
     POSE_SOURCES,
     SCALE_MODELS,
+    SCHEMA_VERSION,
     VERDICTS,
+    declared_type,
 )
-from .store import data_folder, list_parts, part_metadata
+from .store import TEMPORARY, data_folder, dataset_files, read_schema
 
 RIGID_TOLERANCE = 1e-5
 """Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
@@ -91,47 +95,71 @@ class Violation:
 
 
 def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
-    """Rows read and all violations of a dataset folder, in file order.
+    """Rows read and all violations of a dataset folder, or of one file, in file order.
+
+    A copy that another tool wrote (no schema version in its metadata) may have other types and lie anywhere; its rows
+    keep all the rest of the promises.
 
     Raises:
-        ValueError: not a folder, or no part files.
+        ValueError: nothing there, or no Parquet files.
     """
     out = Path(path)
-    parts = list_parts(out)
+    parts = dataset_files(out)
     if not parts:
-        raise ValueError(f"{out}: no part files below data/source=*/; is this the --out folder of a run?")
-    found: list[Violation] = list(_check_folder(out))
+        raise ValueError(f"{out}: no part files, here or below data/; is this the --out folder of a run?")
+    if out.is_file():
+        out = out.parent
+    found: list[Violation] = list(_check_folder(out)) if Path(path).is_dir() else []
     seen: dict[str, str] = {}
     first_hash: tuple[str, str] | None = None
     marker = out / "dataset.json"
-    if marker.is_file():
+    if Path(path).is_dir() and marker.is_file():
         first_hash = ("dataset.json", str(json.loads(marker.read_text(encoding="utf-8")).get("recipe_hash")))
     num_rows = 0
     for part in parts:
         name = str(part.relative_to(out))
         try:
-            version, recipe_hash = part_metadata(part)
-            table = pq.ParquetFile(part).read()
+            schema = read_schema(part)
+            version = file_version(schema, where=str(part))
+            table = pq.ParquetFile(part, page_checksum_verification=True).read()
         except (ValueError, OSError, pa.ArrowException) as error:
             found.append(Violation(part=name, clip_id=None, rule="part_readable", message=str(error)))
             continue
-        if first_hash is None:
-            first_hash = (name, recipe_hash)
-        if recipe_hash != first_hash[1]:
-            message = f"written by recipe {recipe_hash}, but {first_hash[0]} says {first_hash[1]}"
-            found.append(Violation(part=name, clip_id=None, rule="one_recipe", message=message))
-        columns = list(_check_columns(name, table.schema))
+        columns = list(_check_columns(name, table.schema, version))
         found.extend(columns)
         if columns:
             continue
+        try:
+            table = conform(table)
+        except ValueError as error:
+            found.append(Violation(part=name, clip_id=None, rule="declared_columns", message=str(error)))
+            continue
+        recipe_hash = _recipe_hash(schema, table)
+        if recipe_hash is not None:
+            if first_hash is None:
+                first_hash = (name, recipe_hash)
+            if recipe_hash != first_hash[1]:
+                message = f"written by recipe {recipe_hash}, but {first_hash[0]} says {first_hash[1]}"
+                found.append(Violation(part=name, clip_id=None, rule="one_recipe", message=message))
         num_rows += table.num_rows
         for batch in table.to_batches(max_chunksize=256):
             values = dict(zip(batch.schema.names, batch.columns, strict=True))
             holed = [c.name for c in COLUMNS if not c.nullable and values[c.name].null_count]
+            holed_lists = [
+                c.name
+                for c in COLUMNS
+                if c.name in values
+                and pa.types.is_list(c.type)
+                and not pa.types.is_floating(c.type.value_type)  # there a null is read as NaN
+                and values[c.name].values.null_count
+            ]
             for i in range(batch.num_rows):
                 row = _RawRow(values, i)
                 clip_id = str(row["clip_id"])
                 nulls = [name for name in holed if not values[name][i].is_valid]
+                nulls += [
+                    f"values within {name}" for name in holed_lists if None in (values[name][i].as_py() or ())
+                ]
                 problems = (
                     [("not_null", f"{', '.join(nulls)} must not be null")]
                     if nulls  # what follows needs them
@@ -161,7 +189,7 @@ def run_validate(path: str | Path) -> tuple[str, int]:
 
 
 def _check_folder(out: Path) -> Iterator[Violation]:
-    for stale in sorted([*data_folder(out).rglob(".tmp-*"), *out.glob(".tmp-*")]):
+    for stale in sorted([*data_folder(out).rglob(f"{TEMPORARY}*"), *out.glob(f"{TEMPORARY}*")]):
         yield Violation(
             part=str(stale.relative_to(out)),
             clip_id=None,
@@ -170,16 +198,31 @@ def _check_folder(out: Path) -> Iterator[Violation]:
         )
 
 
-def _check_columns(name: str, schema: pa.Schema) -> Iterator[Violation]:
+def _recipe_hash(schema: pa.Schema, table: pa.Table) -> str | None:
+    """That of the file, or of its rows if they are of one recipe and it is a copy without metadata of ours."""
+    stated = (schema.metadata or {}).get(b"theodolite.recipe_hash")
+    if stated is not None:
+        return stated.decode()
+    return table["recipe_hash"][0].as_py() if table.num_rows else None
+
+
+def _check_columns(name: str, schema: pa.Schema, version: int | None) -> Iterator[Violation]:
+    """Declared columns and their types; in a copy (version None) any that are read as those."""
+    if version is None:
+        try:
+            check_types(schema, where=name)
+        except ValueError as error:
+            message = str(error).removeprefix(f"{name}: ")
+            yield Violation(part=name, clip_id=None, rule="declared_columns", message=message)
+        return
     for column in COLUMNS:
+        expected = declared_type(column, version=version)
         if column.name not in schema.names:
             if column.nullable:
                 continue
             message = f"column {column.name} is missing"
-        elif schema.field(column.name).type != column.type:
-            message = (
-                f"column {column.name} has type {schema.field(column.name).type}, expected {column.type}"
-            )
+        elif schema.field(column.name).type != expected:
+            message = f"column {column.name} has type {schema.field(column.name).type}, expected {expected}"
         else:
             continue
         yield Violation(part=name, clip_id=None, rule="declared_columns", message=message)
@@ -199,7 +242,7 @@ class _RawRow:
         if (
             isinstance(scalar, pa.ListScalar)
             and scalar.is_valid
-            and pa.types.is_list(scalar.type)  # a map is one too
+            and pa.types.is_list(scalar.type)
             and pa.types.is_primitive(scalar.type.value_type)
         ):
             return scalar.values.to_numpy(zero_copy_only=False)
@@ -209,10 +252,21 @@ class _RawRow:
 _Problem = tuple[str, str]
 
 
-def _check_row(row: _RawRow, *, part: Path, version: int, recipe_hash: str) -> Iterator[_Problem]:
-    if row["schema_version"] != version:
+def _check_row(
+    row: _RawRow, *, part: Path, version: int | None, recipe_hash: str | None
+) -> Iterator[_Problem]:
+    if version is not None and row["schema_version"] != version:
         yield "schema_version", f"row says {row['schema_version']}, its file {version}"
-    yield from _identity(row, part, recipe_hash)
+    if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
+        yield "schema_version", f"row says {row['schema_version']}, this reader knows 1 to {SCHEMA_VERSION}"
+    if version is not None and "data" in (part.parent.name, part.parent.parent.name):
+        folder = f"source={row['source']}" if version == 1 else row["source"]
+        if part.parent.name != folder:
+            yield (
+                "partition",
+                f"source is {row['source']!r} but the part lies in {part.parent.name}, not {folder}",
+            )
+    yield from _identity(row, recipe_hash)
     yield from _provenance(row)
     lengths = list(_lengths(row))
     yield from lengths
@@ -222,14 +276,12 @@ def _check_row(row: _RawRow, *, part: Path, version: int, recipe_hash: str) -> I
         yield from check(row)
 
 
-def _identity(row: _RawRow, part: Path, recipe_hash: str) -> Iterator[_Problem]:
+def _identity(row: _RawRow, recipe_hash: str | None) -> Iterator[_Problem]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", row["clip_id"] or ""):
         yield "clip_id_characters", f"{row['clip_id']!r}; letters, digits, `_` and `-` only"
     for name in ("original_id", "package_version"):
         if not row[name]:
             yield "identity_present", f"{name} is empty"
-    if part.parent.name != f"source={row['source']}":
-        yield "partition", f"source is {row['source']!r} but the part lies in {part.parent.name}"
     if row["recipe_hash"] != recipe_hash:
         yield "one_recipe", f"row says recipe {row['recipe_hash']}, its file {recipe_hash}"
     for name, vocabulary in (
@@ -275,8 +327,11 @@ def _provenance(row: _RawRow) -> Iterator[_Problem]:
     if row["error"] is not None and (not row["error"] or row["verdict"] == "accepted"):
         yield "verdict_reasons", "an error is the traceback of a rejected clip; null if there was none"
     yield from _gates(row)
-    for name in ("stage_wall_s", "metrics", "captions"):
-        for key, value in row[name] or ():
+    for name in NAMED_COLUMNS:
+        entries = [(x["name"], x["value"]) for x in row[name] or ()]
+        if len({key for key, _value in entries}) < len(entries):
+            yield "named_values", f"{name} holds a name twice: {', '.join(str(key) for key, _ in entries)}"
+        for key, value in entries:
             number = value if isinstance(value, float) else 0.0
             if not key or value in (None, "") or not np.isfinite(number):
                 yield "named_values", f"{name} holds {key!r}: {value!r}; unknown values are left out"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from theodolite.dataset import cameras as cam
-from theodolite.dataset.rows import Gate, Row
+from theodolite.dataset.rows import Gate, Row, rows_to_table
 from theodolite.dataset.store import prepare_output, write_part
 
 
@@ -121,6 +124,26 @@ def write_dataset(out: Path, shards: dict[str, list[Row]]) -> Path:
     return out
 
 
+def write_version_1(out: Path, shards: dict[str, list[Row]]) -> Path:
+    """Dataset folder as version 1 of the schema laid it out: maps, `source=...` folders, its own number."""
+    numbers, texts = pa.map_(pa.string(), pa.float64()), pa.map_(pa.string(), pa.string())
+    metadata = {"theodolite.schema_version": "1", "theodolite.recipe_hash": "recipe1"}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "dataset.json").write_text(json.dumps({"schema_version": 1, "recipe_hash": "recipe1"}))
+    for shard_id, rows in shards.items():
+        table = rows_to_table(rows)
+        for name, kind in (("stage_wall_s", numbers), ("metrics", numbers), ("captions", texts)):
+            values = [getattr(row, name) for row in rows]
+            items = pa.array([None if v is None else sorted(v.items()) for v in values], kind)
+            table = table.set_column(table.schema.get_field_index(name), name, items)
+        ones = pa.array([1] * len(rows), pa.int32())
+        table = table.set_column(0, pa.field("schema_version", pa.int32(), nullable=False), ones)
+        folder = out / "data" / f"source={rows[0].source}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(metadata), folder / f"part-{shard_id}.parquet")
+    return out
+
+
 @pytest.fixture(scope="session")
 def make_row() -> Callable[..., Row]:
     return build_row
@@ -134,3 +157,8 @@ def make_rejected() -> Callable[..., Row]:
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[[Path, dict[str, list[Row]]], Path]:
     return write_dataset
+
+
+@pytest.fixture(scope="session")
+def make_version_1() -> Callable[[Path, dict[str, list[Row]]], Path]:
+    return write_version_1

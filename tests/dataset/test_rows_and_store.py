@@ -58,7 +58,7 @@ def test_row_survives_parquet_exactly(tmp_path: Path, make_row: MakeRow, make_re
         make_row(2, frames=7, captions=None, confidence=None, radial_k1=-0.1),
     ]
     path = store.write_part(tmp_path, rows, shard_id="s0", recipe_hash="recipe1")
-    assert path == tmp_path / "data/source=demo/part-s0.parquet"
+    assert path == tmp_path / "data/demo/part-s0.parquet"
     for a, b in zip(rows, rows_from_table(pq.read_table(path, partitioning=None)), strict=True):
         assert_rows_equal(a, b)
     assert store.part_metadata(path) == (SCHEMA_VERSION, "recipe1")
@@ -100,8 +100,9 @@ def test_nulls_where_none_may_be(make_row: MakeRow, name: str) -> None:
 
 def test_newer_schema_is_refused() -> None:
     assert check_version({b"theodolite.schema_version": b"1"}, where="f") == 1
-    with pytest.raises(ValueError, match="version 2, this reader knows 1"):
-        check_version({b"theodolite.schema_version": b"2"}, where="f")
+    assert check_version({b"theodolite.schema_version": b"2"}, where="f") == 2
+    with pytest.raises(ValueError, match="version 3, this reader knows 2"):
+        check_version({b"theodolite.schema_version": b"3"}, where="f")
     with pytest.raises(ValueError, match="not a theodolite dataset"):
         check_version({}, where="f")
 
@@ -151,7 +152,7 @@ def test_prepare_output_resumes_cleans_and_refuses(tmp_path: Path, make_row: Mak
     out = tmp_path / "out"
     assert store.prepare_output(out, recipe_hash="recipe1") == set()
     store.write_part(out, [make_row(0)], shard_id="00", recipe_hash="recipe1")
-    stale = out / "data/source=demo/.tmp-part-01.parquet-1-abc"
+    stale = out / "data/demo/.tmp-part-01.parquet-1-abc"
     stale.write_bytes(b"half")
     assert store.prepare_output(out, recipe_hash="recipe1") == {"00"}
     assert not stale.exists()

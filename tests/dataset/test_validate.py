@@ -106,8 +106,9 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("fps", lambda _v: None, "fps"),
     ("radial_k1", lambda _v: 1e3, "range"),
     ("annotate_wall_s", lambda _v: -1.0, "range"),
-    ("stage_wall_s", lambda _v: [("decode", float("nan"))], "named_values"),
-    ("captions", lambda _v: [("scene", "")], "named_values"),
+    ("stage_wall_s", lambda _v: [{"name": "decode", "value": float("nan")}], "named_values"),
+    ("captions", lambda _v: [{"name": "scene", "value": ""}], "named_values"),
+    ("metrics", lambda _v: 2 * [{"name": "vmaf_motion", "value": 7.5}], "named_values"),
     ("camera_to_world", lambda v: [*v[:12], *v[24:36], *v[24:]], "path_length"),
     ("path_length_m", lambda _v: None, "accepted_has_numbers"),
     ("focal_spread", lambda v: v + 0.01, "restated"),
@@ -222,7 +223,7 @@ def test_intact_dataset_passes(intact: Path) -> None:
 
 
 def test_broken_files_are_named(intact: Path) -> None:
-    folder = intact / "data/source=demo"
+    folder = intact / "data/demo"
     (folder / ".tmp-part-c.parquet-1-x").write_bytes(b"")
     (folder / "part-c.parquet").write_bytes((folder / "part-b.parquet").read_bytes()[:1000])
     table = pq.ParquetFile(folder / "part-b.parquet").read()

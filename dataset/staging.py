@@ -1,0 +1,82 @@
+"""Output that is there whole or not at all: written into a hidden folder beside its place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .store import TEMPORARY
+
+
+@contextmanager
+def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
+    """Folder to write into, which becomes `out` when the block ends; an exception in it leaves `out` as it was.
+
+    A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call for the same `out`
+    removes it once its process is gone.
+
+    Args:
+        out: absent, or an empty folder.
+        merge: `out` may hold other things. What was written is moved in entry by entry, in place of its namesakes.
+    Raises:
+        ValueError: `out` is a file, or (without `merge`) holds something.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; give a folder")
+    occupied = out.is_dir() and any(not p.name.startswith(TEMPORARY) for p in out.iterdir())
+    if occupied and not merge:
+        raise ValueError(f"{out}: is not empty; write into a new folder, or remove what is there")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, on the same file system; within it where that is a mount or only it may be written to.
+    inside = out.is_dir() and (os.path.ismount(out) or not os.access(out.parent, os.W_OK))
+    place = out if inside else out.parent
+    prefix = f"{TEMPORARY}{out.name}-"
+    _clean(place, prefix)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
+    try:
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp's are for their owner alone
+        yield temporary
+        if out.is_dir() and (occupied or inside):
+            _move_in(temporary, out)
+        else:
+            temporary.rename(out)  # an empty folder is replaced
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_in(temporary: Path, out: Path) -> None:
+    for new in sorted(temporary.iterdir()):
+        target = out / new.name
+        if target.is_dir() and not target.is_symlink():
+            old = temporary / f"{TEMPORARY}old-{new.name}"
+            target.rename(old)
+        new.replace(target)
+
+
+def _clean(place: Path, prefix: str) -> None:
+    """Remove what killed processes of this machine left behind."""
+    for stale in place.glob(f"{prefix}*"):
+        number = stale.name.removeprefix(prefix).split("-")[0]
+        if number.isdigit() and not _alive(int(number)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OSError):
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
