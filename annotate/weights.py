@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from ..dataset.licences import allows_commercial_use
 from ..dataset.strict import Strict
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class WeightFile:
         revision: commit of the repository, 40 hex digits.
         sha256: of the file, or None while unknown.
         num_bytes: size; approximate where the card does not say.
-        licence: of the weights, not of any code.
-        commercial_use: False if the licence forbids it.
+        licence: of the weights, not of any code; a name of `dataset/licences.py`, by which publishing judges.
+        licence_source: where that is said.
     """
 
     name: str
@@ -86,7 +87,12 @@ class WeightFile:
     sha256: str | None
     num_bytes: int
     licence: str
-    commercial_use: bool
+    licence_source: str
+
+    @property
+    def commercial_use(self) -> bool:
+        """False if the licence forbids it."""
+        return allows_commercial_use(self.licence, ())
 
 
 def _moge(variant: str, num_bytes: int, revision: str, sha256: str | None = None) -> WeightFile:
@@ -97,8 +103,8 @@ def _moge(variant: str, num_bytes: int, revision: str, sha256: str | None = None
         revision=revision,
         sha256=sha256,
         num_bytes=num_bytes,
-        licence="MIT (as third parties quote the model card)",
-        commercial_use=True,
+        licence="MIT",
+        licence_source="as third parties quote the model card",
     )
 
 
@@ -112,8 +118,8 @@ WEIGHTS: Mapping[str, WeightFile] = {
             revision="bb1deea4d7423de5b30691739cb451a3f57dc1d5",
             sha256="69972d6e1c4492cb4d737a84fe940e357087d81c52f5c9b7c160b49c1f41669a",
             num_bytes=5_440_325_620,
-            licence="CC BY-NC 4.0 (non-commercial)",
-            commercial_use=False,
+            licence="CC-BY-NC-4.0",
+            licence_source="model card",
         ),
         _moge("vitl", 1_305_000_000, "39c4d5e957afe587e04eec59dc2bcc3be5ecd968"),
         _moge(
@@ -197,7 +203,7 @@ def notice(name: str) -> str:
     w = lookup(name)
     lines = [
         f"{w.name}: {w.repository}/{w.filename}, {w.num_bytes / 1e9:.2f} GB",
-        f"licence of the weights: {w.licence}",
+        f"licence of the weights: {w.licence} ({w.licence_source})",
     ]
     if not w.commercial_use:
         lines.append(

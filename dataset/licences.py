@@ -6,6 +6,7 @@ is not here counts as unknown, and unknown never leaves the house.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .rows import Row
@@ -50,8 +51,8 @@ def known_licences() -> tuple[Licence, ...]:
 
 
 def find_licence(name: str) -> Licence | None:
-    """Licence of this name (case does not matter), or None if it is unknown."""
-    return _BY_NAME.get(name.strip().lower())
+    """Licence of this name, or None if it is unknown; case, and blanks in place of hyphens, do not matter."""
+    return _BY_NAME.get("-".join(re.split(r"[\s_-]+", name.strip().lower())))
 
 
 def allows_commercial_use(data_licence: str, weight_licences: tuple[str, ...] | list[str]) -> bool:

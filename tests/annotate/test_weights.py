@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from theodolite.annotate import weights
+from theodolite.dataset.licences import find_licence
+from theodolite.recipes.loader import PACKAGED, load_recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,7 +27,7 @@ def test_notice_comes_before_the_download_and_names_licence_and_size(tmp_path):
 
     got = weights.pull("pi3x", revision=COMMIT, show=events.append, download=download)
     text, where = events
-    assert "CC BY-NC 4.0" in text
+    assert "CC-BY-NC-4.0" in text
     assert "5.44 GB" in text
     assert "commercially" in text
     assert where == {"repo_id": "yyfz233/Pi3X", "filename": "model.safetensors", "revision": COMMIT}
@@ -87,6 +89,18 @@ def test_listing_has_every_checkpoint_with_licence_and_size():
     assert all(r["licence"] and r["size"].endswith("GB") for r in rows)
 
 
+def test_every_licence_is_one_that_publishing_knows():
+    """Weights and packaged recipes name licences by which publishing judges each clip."""
+    for weight in weights.WEIGHTS.values():
+        assert find_licence(weight.licence) is not None, weight.name
+        assert weight.commercial_use == find_licence(weight.licence).commercial
+    assert not weights.WEIGHTS["pi3x"].commercial_use
+    assert weights.WEIGHTS["moge-2-vitl-normal"].commercial_use
+    for path in PACKAGED.glob("*.yaml"):
+        licence = getattr(load_recipe(path).source, "data_licence", "unknown")
+        assert licence == "unknown" or find_licence(licence) is not None, path
+
+
 def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "theodolite"), "weights", *map(str, arguments)]
     return subprocess.run(
@@ -105,7 +119,7 @@ def test_the_command_lists_and_pulls(tmp_path):
     pulled = cli("pull", "pi3x", "--revision", COMMIT, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert pulled.returncode == 1
     assert pulled.stdout == ""
-    assert pulled.stderr.index("CC BY-NC 4.0") < pulled.stderr.index("could not be downloaded")
+    assert pulled.stderr.index("CC-BY-NC-4.0") < pulled.stderr.index("could not be downloaded")
     assert "Traceback" not in pulled.stderr
     pinned = cli("pull", "pi3x", HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert pinned.returncode == 1

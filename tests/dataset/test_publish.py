@@ -161,7 +161,8 @@ def test_upload_uses_the_clients_resumable_upload(out: Path, tmp_path: Path) -> 
 
 def test_licence_table() -> None:
     assert len({x.name.lower() for x in known_licences()}) == len(known_licences())
-    assert find_licence("cc-by-4.0") == find_licence("CC-BY-4.0 ")
+    assert find_licence("cc-by-4.0") == find_licence("CC-BY-4.0 ") == find_licence("CC BY 4.0") is not None
+    assert find_licence("CC BY-NC 4.0").commercial is False
     assert find_licence("whatever") is None
     assert allows_commercial_use("MIT", ["Apache-2.0"])
     assert not allows_commercial_use("MIT", ["CC-BY-NC-4.0"])
