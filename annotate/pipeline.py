@@ -316,12 +316,12 @@ def _stream(
     anchor = estimators.anchor
     wanted = sequence.wanted(frames)
     stream = sequence.start(clip, frames)
+    # Only frames that carry sequence depth can be compared with it: the anchors nearest to an even spread.
+    even = np.asarray(_metric_frames(frames, config))
+    chosen = np.unique(wanted[np.abs(wanted[None] - even[:, None]).argmin(1)]).tolist()
     metric: AnchorStreamOf | None = None
-    if anchor is not None:
-        # Only frames that carry sequence depth can be compared with it: the anchors nearest to an even spread.
-        even = np.asarray(_metric_frames(frames, config))
-        chosen = np.unique(wanted[np.abs(wanted[None] - even[:, None]).argmin(1)])
-        metric = anchor.start(clip, frames, chosen.tolist())  # type: ignore[union-attr]
+    if anchor is not None and not isinstance(anchor, MetricAnchor):
+        metric = anchor.start(clip, frames, chosen)
     streams = progress.networks = [stream, *([metric] if metric is not None else [])]
 
     def shown() -> Iterator[NDArray[np.uint8]]:
@@ -342,11 +342,12 @@ def _stream(
         _reject_cuts(frames)
         with progress.stage("geometry"):
             progress.geometry = stream.finish()
+            lens = _known_lens(progress.given)
+            focal_px = progress.geometry.focal_px if lens is None else lens.focal_px
             if metric is not None:
-                lens = _known_lens(progress.given)
-                progress.anchors = metric.finish(
-                    progress.geometry.focal_px if lens is None else lens.focal_px
-                )
+                progress.anchors = metric.finish(focal_px)
+            elif isinstance(anchor, MetricAnchor):
+                progress.anchors = anchor.run(clip, frames, chosen, focal_px)
     finally:
         for each in streams:
             each.close()

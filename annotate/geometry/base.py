@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,7 @@ class AnchorFrame:
     focal_px: float | None = None
 
 
+@runtime_checkable
 class MetricAnchor(Protocol):
     """Estimator of metric depth for single frames."""
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection
@@ -51,7 +51,7 @@ def render_config_of(clip: ClipRef) -> RenderConfig:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         config = RenderConfig.model_validate(fields)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: no text, or other fields
         raise ClipRejection(
             "unreadable_video", f"clip {clip.clip_id}: {path} is no render configuration: {error}"
         ) from error
