@@ -85,6 +85,21 @@ def share_threads(config: AnnotateConfig) -> None:
         torch.set_num_threads(1)
 
 
+class _OneThread:
+    """How many bundles run here, and the number of torch's threads before the first began.
+
+    The number is one for the whole process: of two bundles that overlap, only the last to end may give it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running = 0
+        self.before = 1
+
+
+_solving = _OneThread()
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One thread for arithmetic, as in a solver process.
@@ -94,12 +109,18 @@ def _one_thread() -> Iterator[None]:
     """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _solving.lock:
+        if _solving.running == 0:
+            _solving.before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _solving.running += 1
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _solving.lock:
+            _solving.running -= 1
+            if _solving.running == 0:
+                torch.set_num_threads(_solving.before)
 
 
 def _begin(parent: int) -> None:

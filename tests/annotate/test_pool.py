@@ -138,6 +138,36 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
     assert num_gpus(one.geometry) == 1
 
 
+def test_bundles_that_overlap_give_the_threads_back_after_the_last() -> None:
+    """The first to end gave back what it had found, while the second still ran; that one then left 1 for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    first_runs, second_ran, first_ended = (threading.Event() for _ in range(3))
+    seen = []
+
+    def first() -> None:
+        first_runs.set()
+        second_ran.wait(30)
+
+    def second() -> None:
+        second_ran.set()
+        first_ended.wait(30)
+        seen.append(torch.get_num_threads())
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            a = threads.submit(in_solver, 0, first)
+            first_runs.wait(30)
+            b = threads.submit(in_solver, 0, second)
+            a.result()
+            first_ended.set()
+            b.result()
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_bundle_without_solvers_takes_one_thread_and_gives_the_others_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
