@@ -13,7 +13,6 @@ from .cases import errors_against_twin, in_float64, make_case, outputs, relative
 # float32: a few units in the last place of long sums; bfloat16: operands of products carry 8 bits.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 SMALL = {"height": 3, "width": 7, "head_size": 24}
-triton_only = pytest.importorskip("triton", reason="pip install theodolite[kernels]")
 
 
 def token_by_token(case) -> torch.Tensor:
@@ -183,6 +182,7 @@ def test_rays_discount_keeps_stretched_keys_contracting() -> None:
     assert ((ready.beta * stretch).mean(2) <= 1 + 1e-9).all()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     "kw",
     [
@@ -206,6 +206,7 @@ def test_kernels_equal_the_twin(kw: dict, device: torch.device) -> None:
     assert all(e < TOLERANCE[torch.float32] for e in errors.values()), errors
 
 
+@pytest.mark.triton
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_size", [112, 40])
@@ -223,6 +224,7 @@ def test_kernels_equal_the_twin_at_odd_sizes(
     assert all(e < TOLERANCE[dtype] for e in errors.values()), errors
 
 
+@pytest.mark.triton
 def test_query_gradient_where_the_normaliser_is_as_small_as_eps(device: torch.device) -> None:
     """There the output does depend on the query's length: the path that corrects for it must run."""
     case = make_case(device=device)
@@ -231,6 +233,7 @@ def test_query_gradient_where_the_normaliser_is_as_small_as_eps(device: torch.de
     assert all(e < TOLERANCE[torch.float32] for e in errors.values()), errors
 
 
+@pytest.mark.triton
 @pytest.mark.gpu
 @pytest.mark.parametrize("hopper", [True, False])
 @pytest.mark.parametrize(
@@ -257,6 +260,7 @@ def test_both_paths_of_the_main_branch(
     assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors
 
 
+@pytest.mark.triton
 @pytest.mark.gpu
 @pytest.mark.parametrize("eps", [1e-3, 5.0])
 def test_eps_that_matters_reaches_the_output_in_bfloat16(eps: float, device: torch.device) -> None:
@@ -267,6 +271,7 @@ def test_eps_that_matters_reaches_the_output_in_bfloat16(eps: float, device: tor
     assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors
 
 
+@pytest.mark.triton
 def test_operator_registration_holds(device: torch.device) -> None:
     """Schema, fake implementation and autograd registration agree with what the kernels return."""
     case = make_case(frames=2, height=1, width=3, head_size=16, heads=1, device=device)

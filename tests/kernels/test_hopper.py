@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="pip install theodolite[kernels]")
+pytestmark = pytest.mark.triton
 
 SHARED_MEMORY = 227 * 1024
 """Bytes that a program may have on an H100 or H200."""

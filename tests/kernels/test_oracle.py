@@ -8,10 +8,12 @@ import torch
 from . import oracle
 from .cases import make_case, relative, run
 
-pytest.importorskip("triton", reason="pip install theodolite[kernels]")
-pytestmark = pytest.mark.skipif(
-    not oracle.available(), reason="set THEODOLITE_SANA to a checkout of NVlabs/Sana to compare with it"
-)
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(
+        not oracle.available(), reason="set THEODOLITE_SANA to a checkout of NVlabs/Sana to compare with it"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

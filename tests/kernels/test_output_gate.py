@@ -8,9 +8,8 @@ from theodolite.kernels import output_gate, output_gate_reference
 
 from .cases import relative
 
-pytest.importorskip("triton", reason="pip install theodolite[kernels]")
 
-
+@pytest.mark.triton
 @pytest.mark.parametrize("camera", [False, True])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str

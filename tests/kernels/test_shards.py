@@ -17,8 +17,6 @@ from theodolite.kernels.frame_gdn.shards import frame_gdn_shards
 
 from .cases import Case, in_float64, make_case, relative, run
 
-pytest.importorskip("triton", reason="pip install theodolite[kernels]")
-
 NAMES = ("q", "k", "v", "beta", "decay", "q_weight", "k_weight")
 
 
@@ -60,9 +58,9 @@ def options(case: Case) -> dict:
         (2, "reference"),
         (4, "reference"),
         (8, "reference"),
-        (2, "triton"),
-        pytest.param(4, "triton", marks=pytest.mark.gpu),
-        pytest.param(8, "triton", marks=pytest.mark.gpu),
+        pytest.param(2, "triton", marks=pytest.mark.triton),
+        pytest.param(4, "triton", marks=[pytest.mark.gpu, pytest.mark.triton]),
+        pytest.param(8, "triton", marks=[pytest.mark.gpu, pytest.mark.triton]),
     ],
 )
 def test_shards_equal_the_single_scan(count: int, kw: dict, backend, device: torch.device) -> None:
@@ -83,6 +81,7 @@ def test_shards_equal_the_single_scan(count: int, kw: dict, backend, device: tor
         assert relative(grad, expected) < 1e-5, name
 
 
+@pytest.mark.triton
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [2, 4])
 def test_shards_in_bfloat16_at_the_real_head_size(count: int, device: torch.device) -> None:

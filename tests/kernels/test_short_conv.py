@@ -11,8 +11,6 @@ from torch.nn.functional import conv1d, pad
 
 from .cases import relative
 
-pytest.importorskip("triton", reason="pip install theodolite[kernels]")
-
 
 def causal(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     sites = x.permute(0, 2, 3, 1).flatten(0, 1)
@@ -32,6 +30,7 @@ def test_twin_is_forward_plus_reversed_convolution_minus_centre(chunk_starts: tu
     assert relative(short_conv(x, weight, bidirectional=False), causal(x, weight)) < 1e-12
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     "kw",
     [
