@@ -61,7 +61,7 @@ class CameraSolution:
     Attributes:
         camera_to_world: (F, 4, 4), OpenCV axes, first frame at the origin.
         focal_px: (F, 2) fx, fy; principal_point_px: (F, 2); stored size.
-        pose_source: (F,) "solved" or "infilled".
+        pose_source: (F,) "solved", "infilled", or "given" where `keep_given_poses` put a given one.
         focal_model: constant, smooth, piecewise or given.
         position_sigma: (F,) standard deviation of the camera centre along its worst axis, in depth units.
         rotation_sigma_rad: (F,) same for rotation.
@@ -732,7 +732,7 @@ def propose_loops(
     """Keyframe pairs far apart in time that look at the same place, by the present cameras.
 
     Two views overlap if the centre of each one's view volume (at its median depth) projects into the other's image
-    grown by a quarter, with viewing directions within 50 degrees and depth within a factor of 2.
+    grown by a fifth, with viewing directions within 50 degrees and depth within a factor of 2.
 
     Args:
         depth_median: (K,) median depth of each keyframe's points.

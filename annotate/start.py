@@ -31,7 +31,6 @@ from .solve import (
 from .tracks import ImageMeasurements
 
 log = logging.getLogger(__name__)
-F64 = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 _MIN_INLIERS = 12
@@ -149,7 +148,12 @@ class WithoutFrames:
 
 
 def _refined(
-    xyz: F64, uv: F64, rotation: F64, translation: F64, focal: float, centre: F64
+    xyz: FloatArray,
+    uv: FloatArray,
+    rotation: FloatArray,
+    translation: FloatArray,
+    focal: float,
+    centre: FloatArray,
 ) -> tuple[NDArray, NDArray]:
     """World-to-camera rotation and translation of least reprojection error, focal held (that is the bundle's)."""
     camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1.0]])
@@ -167,15 +171,15 @@ def _refined(
 def median_lift(
     frame: IntArray,
     point: IntArray,
-    uv: F64,
-    z: F64,
-    rotation: F64,
-    translation: F64,
-    focal: F64,
-    centre: F64,
+    uv: FloatArray,
+    z: FloatArray,
+    rotation: FloatArray,
+    translation: FloatArray,
+    focal: FloatArray,
+    centre: FloatArray,
     trusted: NDArray[np.bool_],
     num_points: int,
-) -> F64:
+) -> FloatArray:
     """(P, 3) world points: the median, axis by axis, of where trusted frames with depth see each; NaN without any."""
     of = np.flatnonzero(np.isfinite(z) & trusted[frame])
     f = frame[of]

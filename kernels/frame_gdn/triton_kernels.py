@@ -773,7 +773,6 @@ def products_backward_value(
         mask_s = s < S
         mask = mask_s[:, None] & mask_d[None, :]
         offs = ((first + s) * H + h)[:, None] * D + d[None, :]
-        (first + s) * H + h
         k = tl.load(k_base + s[:, None] * kss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         v = tl.load(v_base + s[:, None] * vss + d[None, :], mask=mask, other=0.0).to(tl.float32)
         beta = tl.load(beta_ptr + bth * S + s, mask=mask_s, other=0.0).to(tl.float32) * discount
