@@ -4,6 +4,7 @@ schemes."""
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -58,7 +59,22 @@ class Bars:
     label: str | None = None
 
 
-Mark = Line | Dots | Band | Bars
+@dataclass(frozen=True, kw_only=True)
+class Wedge:
+    """Field of view on a map: two sides of `length_px` from (x, y), at angles counted from the x axis towards y, and a
+    text at the tip."""
+
+    x: float
+    y: float
+    left_rad: float
+    right_rad: float
+    text: str = ""
+    style: str = "c"
+    length_px: float = 26.0
+    label: str | None = None
+
+
+Mark = Line | Dots | Band | Bars | Wedge
 
 STYLE = """
 svg{max-width:100%;height:auto;font:11px system-ui,sans-serif}svg text{fill:var(--ink)}
@@ -179,6 +195,21 @@ def _draw(mark: Mark, px, py, *, base: float) -> str:
         corners = [*zip(px(x), py(high), strict=True), *zip(px(x[::-1]), py(low[::-1]), strict=True)]
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
         return f'<polygon class="fill band {mark.style}" points="{points}"/>'
+    if isinstance(mark, Wedge):
+        u, v = float(px(mark.x)), float(py(mark.y))
+        down = 1.0 if float(py(mark.y + 1.0)) > v else -1.0
+        # As many steps as make the outer edge round.
+        angle = np.linspace(mark.left_rad, mark.right_rad, 7)
+        rim = [(u + mark.length_px * np.cos(a), v + down * mark.length_px * np.sin(a)) for a in angle]
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in [(u, v), *rim])
+        middle = 0.5 * (mark.left_rad + mark.right_rad)
+        tip = mark.length_px + 8
+        return (
+            f'<polygon class="fill band {mark.style}" points="{points}"/>'
+            f'<circle class="fill {mark.style}" cx="{u:.1f}" cy="{v:.1f}" r="2.5"/>'
+            f'<text x="{u + tip * np.cos(middle):.1f}" y="{v + down * tip * np.sin(middle) + 4:.1f}" '
+            f'text-anchor="middle">{html.escape(mark.text)}</text>'
+        )
     edges, count = px(mark.edges), np.asarray(mark.count, dtype=np.float64)
     tops = py(count)
     return "".join(
@@ -208,8 +239,8 @@ def _extent(marks: Sequence[Mark]) -> tuple[FloatArray, FloatArray]:
             xs.append(np.asarray(mark.x, dtype=np.float64))
             ys.extend(np.asarray(v, dtype=np.float64) for v in (mark.low, mark.high))
         else:
-            xs.append(np.asarray(mark.x, dtype=np.float64))
-            ys.append(np.asarray(mark.y, dtype=np.float64))
+            xs.append(np.atleast_1d(np.asarray(mark.x, dtype=np.float64)))
+            ys.append(np.atleast_1d(np.asarray(mark.y, dtype=np.float64)))
     x = np.concatenate(xs) if xs else np.zeros(0)
     y = np.concatenate(ys) if ys else np.zeros(0)
     return x[np.isfinite(x)], y[np.isfinite(y)]
@@ -240,7 +271,13 @@ def _number(value: float, ticks: Sequence[float]) -> str:
     return f"{0.0 if abs(value) < step / 1000 else value:.{decimals}f}"
 
 
-Orientation = Literal["above", "side"]
+Orientation = Literal["above", "side", "front"]
+_VIEWS: dict[Orientation, tuple[int, int, str]] = {
+    "above": (0, 2, "Trajectory from above"),
+    "side": (2, 1, "Trajectory from the side"),
+    "front": (0, 1, "Trajectory from behind"),
+}
+"""Axis to the right, axis up or down, and title, in OpenCV axes of the first camera."""
 
 
 def trajectory_chart(
@@ -248,12 +285,13 @@ def trajectory_chart(
     *,
     view: Orientation,
     truth: ArrayLike | None = None,
+    wedges: Sequence[Wedge] = (),
     size: tuple[int, int] = (356, 240),
 ) -> str:
-    """Path of camera centres (F, 3) from above (x right, z up) or from the side (z right, y down), in
-    metres."""
+    """Path of camera centres (F, 3), in metres: from above (x right, z up), from the side (z right, y down) or from
+    behind (x right, y down)."""
     c = np.asarray(centres, dtype=np.float64).reshape(-1, 3)
-    horizontal, vertical = (0, 2) if view == "above" else (2, 1)
+    horizontal, vertical, title = _VIEWS[view]
     marks: list[Mark] = []
     if truth is not None:
         t = np.asarray(truth, dtype=np.float64).reshape(-1, 3)
@@ -263,15 +301,53 @@ def trajectory_chart(
             x=c[:, horizontal], y=c[:, vertical], style="a", label="estimated" if truth is not None else None
         )
     )
-    marks.append(Dots(x=c[:1, horizontal], y=c[:1, vertical], style="b", label="start"))
+    known = c[np.isfinite(c).all(axis=1)][:1]
+    marks.append(Dots(x=known[:, horizontal], y=known[:, vertical], style="b", label="start"))
     names = "xyz"
     return chart(
-        marks,
-        title="Trajectory from above" if view == "above" else "Trajectory from the side",
+        [*marks, *wedges],
+        title=title,
         x_label=f"{names[horizontal]} (m)",
         y_label=f"{names[vertical]} (m)",
         width=size[0],
         height=size[1],
         equal_aspect=True,
-        y_down=view == "side",
+        y_down=view != "above",
+    )
+
+
+def trajectory_views(
+    centres: ArrayLike, *, truth: ArrayLike | None = None, wedges: Sequence[Wedge] = ()
+) -> list[str]:
+    """The path from above (with fields of view there), from the side and from behind."""
+    return [
+        trajectory_chart(centres, view=view, truth=truth, wedges=wedges if view == "above" else ())
+        for view in _VIEWS
+    ]
+
+
+def standalone(drawing: str, *, style: str) -> str:
+    """A drawing as a file of its own."""
+    head, rest = drawing.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+
+
+def grid(drawings: Sequence[str], *, title: str, columns: int = 3, gap: int = 12) -> str:
+    """Drawings of `chart` in rows, as one drawing."""
+    parts: list[str] = []
+    x, y, row_height, width = 0, 24, 0, 0
+    for i, drawing in enumerate(drawings):
+        found = re.match(r'<svg viewBox="0 0 (\d+) (\d+)"', drawing)
+        if found is None:  # a chart without data is a sentence, not a drawing
+            continue
+        w, h = int(found[1]), int(found[2])
+        parts.append(drawing.replace("<svg ", f'<svg x="{x}" y="{y}" ', 1))
+        x, row_height, width = x + w + gap, max(row_height, h), max(width, x + w)
+        if (i + 1) % columns == 0:
+            x, y, row_height = 0, y + row_height + gap, 0
+    height = y + row_height
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{html.escape(title, quote=True)}"><text class="title" x="4" y="16">{html.escape(title)}</text>'
+        f"{''.join(parts)}</svg>"
     )

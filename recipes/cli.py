@@ -152,12 +152,22 @@ def report(
     _finish(act)
 
 
+def _help_metrics(value: bool) -> None:
+    if value:
+        from ..dataset.evaluate import explain_metrics
+
+        typer.echo(explain_metrics())
+        raise typer.Exit
+
+
 @app.command(epilog=_example("theodolite evaluate runs/a truth/ --baseline runs/b --format markdown"))
 def evaluate(
     predicted: Annotated[
         Path,
         typer.Argument(
-            help="Dataset folder, split of SANA-WM-Bench, or folder of trajectory files.", metavar="PRED"
+            help="Dataset folder, split of SANA-WM-Bench, one clip's cameras (TUM, KITTI, 4x4 rows, EuRoC, COLMAP, "
+            "transforms.json) or a folder of them.",
+            metavar="PRED",
         ),
     ],
     truth: Annotated[Path, typer.Argument(help="The same for the ground truth.", metavar="TRUTH")],
@@ -165,8 +175,42 @@ def evaluate(
         Path | None,
         typer.Option("--baseline", help="A second prediction; differences are tested clip by clip."),
     ] = None,
-    style: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
-    plots: Annotated[Path | None, typer.Option("--plots", help="Folder for figures.")] = None,
+    style: Annotated[
+        str, typer.Option("--format", help="text, markdown, csv (the clips alone) or json (everything).")
+    ] = "text",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for clips.csv, means.csv and evaluation.json.")
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option("--plots", help="Folder for figures: every score, and each clip's path and errors."),
+    ] = None,
+    max_difference: Annotated[
+        float, typer.Option("--t-max-diff", min=0, help="Largest distance of times that belong together, s.")
+    ] = 0.01,
+    offset: Annotated[
+        str,
+        typer.Option(
+            "--t-offset", help="Seconds added to the predicted times; `start`: both begin at the same moment."
+        ),
+    ] = "0",
+    interpolate: Annotated[
+        bool,
+        typer.Option(
+            "--interpolate", help="Compare with the truth between its neighbours in time, not the nearest."
+        ),
+    ] = False,
+    rows: Annotated[
+        str,
+        typer.Option(
+            "--rows",
+            help="What row i of a file without times is, beside a dataset: source or clip frame i; auto: by count.",
+        ),
+    ] = "auto",
+    first_image: Annotated[
+        int | None,
+        typer.Option("--first-image", min=0, help="Number of the first frame in names of images."),
+    ] = None,
     videos: Annotated[
         Path | None,
         typer.Option(
@@ -192,26 +236,43 @@ def evaluate(
             help="Distance of two images at returns: lpips, or package.module:function of two RGB images.",
         ),
     ] = None,
+    _help: Annotated[
+        bool,
+        typer.Option(
+            "--help-metrics", callback=_help_metrics, is_eager=True, help="Explain every column and exit."
+        ),
+    ] = False,
 ) -> None:
     """Measure predicted cameras, and videos that follow them, against ground truth, with confidence intervals."""
 
     def act() -> tuple[str, int]:
         from typing import get_args
 
+        from ..dataset.clip_cameras import Matching, parse_offset
         from ..dataset.evaluate import TableFormat, run_evaluate
 
         if style not in get_args(TableFormat):
             raise ValueError(f"--format {style}: use one of {', '.join(get_args(TableFormat))}")
+        if rows not in ("auto", "source", "clip"):
+            raise ValueError(f"--rows {rows}: use auto, source or clip")
         return run_evaluate(
             predicted,
             truth,
             baseline=baseline,
             style=style,  # type: ignore[arg-type]
+            out=out,
             plots=plots,
             videos=videos,
             baseline_videos=baseline_videos,
             quality=quality,
             perceptual=perceptual,
+            matching=Matching(
+                max_difference_s=max_difference,
+                offset_s=parse_offset(offset),
+                interpolate=interpolate,
+                rows=rows,  # type: ignore[arg-type]
+                first_image=first_image,
+            ),
         )
 
     _finish(act)

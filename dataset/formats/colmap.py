@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,15 @@ _MODELS = {
     "SIMPLE_RADIAL": (2, 4),
     "RADIAL": (3, 5),
     "OPENCV": (4, 8),
+    "OPENCV_FISHEYE": (5, 8),
+    "FULL_OPENCV": (6, 12),
+    "FOV": (7, 5),
+    "SIMPLE_RADIAL_FISHEYE": (8, 4),
+    "RADIAL_FISHEYE": (9, 5),
+    "THIN_PRISM_FISHEYE": (10, 12),
+    "RAD_TAN_THIN_PRISM_FISHEYE": (11, 16),
 }
+_ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,20 +143,31 @@ def _write_binary(target, clip, model, params, quaternion, shift, names, points,
     (target / "points3D.bin").write_bytes(out)
 
 
-def read_colmap(folder: str | Path, *, name: str | None = None) -> CameraClip:
+def has_colmap_model(folder: Path) -> bool:
+    """Whether `read_colmap` finds a model in a folder."""
+    return _model_folder(folder) is not None
+
+
+def _model_folder(folder: Path) -> Path | None:
+    inner = ("", "sparse/0", "colmap/sparse/0", "sparse")
+    return next((f for name in inner if _has_model(f := folder / name)), None)
+
+
+def read_colmap(
+    folder: str | Path, *, name: str | None = None, on_lens: Literal["error", "keep_focal"] = "error"
+) -> CameraClip:
     """Cameras of a COLMAP model folder (text or binary), images in order of their names.
 
     Args:
         folder: holds cameras.* and images.* itself, or in sparse/0.
+        on_lens: what to do about lenses that k1 alone does not describe: `error`, or `keep_focal` to take focal length
+            and principal point and forget the distortion of all images (for poses, whatever the lens).
     Raises:
         ValueError: missing or damaged files, unsupported lens models, images of different sizes, or different
             distortion from image to image.
     """
     folder = Path(folder)
-    model = next(
-        (f for f in (folder, folder / "sparse" / "0", folder / "colmap" / "sparse" / "0") if _has_model(f)),
-        None,
-    )
+    model = _model_folder(folder)
     if model is None:
         raise ValueError(f"{folder}: no cameras.bin or cameras.txt here or in sparse/0")
     binary = (model / "cameras.bin").is_file()
@@ -163,7 +183,7 @@ def read_colmap(folder: str | Path, *, name: str | None = None) -> CameraClip:
             raise ValueError(f"{model}: image {image_name} names camera {camera_id}, which does not exist")
         kind, width, height, p = cameras[camera_id]
         sizes.add((width, height))
-        f, c, k = _pinhole(kind, p, model)
+        f, c, k = _pinhole(kind, p, model) if on_lens == "error" else _focal_and_centre(kind, p)
         focal.append(f)
         centre.append(c)
         k1.add(k)
@@ -204,6 +224,12 @@ def _pinhole(kind: str, p: FloatArray, where: Path) -> tuple[tuple[float, float]
     raise ValueError(
         f"{where}: {kind} with parameters {list(map(float, p))}: only k1 distortion is kept; undistort first"
     )
+
+
+def _focal_and_centre(kind: str, p: FloatArray) -> tuple[tuple[float, float], tuple[float, float], float]:
+    if kind in _ONE_FOCAL:
+        return (p[0], p[0]), (p[1], p[2]), 0.0
+    return (p[0], p[1]), (p[2], p[3]), 0.0
 
 
 _Camera = tuple[str, int, int, FloatArray]

@@ -14,6 +14,8 @@ from .base import CameraClip, FloatArray, read_json
 
 _RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| and of |det R - 1| that rounding in text explains."""
+_ANGLES = {"fl_x": ("camera_angle_x", "w"), "fl_y": ("camera_angle_y", "h")}
+"""Where a file gives the field of view (radians) instead of a focal length, and the side it spans."""
 
 
 def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
@@ -85,6 +87,12 @@ def read_nerfstudio(
     def value(frame: dict[str, Any], key: str) -> float:
         if key in frame or key in content:
             return float(frame[key] if key in frame else content[key])
+        axis = _ANGLES.get(key)
+        if axis is not None and (axis[0] in frame or axis[0] in content):
+            angle = float(frame[axis[0]] if axis[0] in frame else content[axis[0]])
+            return 0.5 * value(frame, axis[1]) / float(np.tan(0.5 * angle))
+        if key == "fl_y":  # one focal length for both axes
+            return value(frame, "fl_x")
         raise ValueError(
             f"{path}: {key} is given neither for frame {frame.get('file_path')!r} nor for the whole file"
         )
