@@ -398,7 +398,7 @@ def _row(progress: _Progress) -> Row:
         usable = np.isfinite(scale.raw)
         values.update(
             metres_per_unit=scale.value,
-            metres_per_unit_frame=scale.metres_per_unit,
+            metres_per_unit_frame=scale.metres_per_unit if scale.model in ("slow_drift", "step") else None,
             scale_model=scale.model,
             scale_frame=scale.frame[usable],
             scale_value=scale.raw[usable],

@@ -178,15 +178,18 @@ COLUMNS: tuple[Column, ...] = (
         "metres_per_unit_frame",
         _list(_F32),
         "m",
-        "Scale a frame, where the model is slow_drift or step.",
+        "Scale a frame where the model is slow_drift or step; null where one number holds for all.",
         True,
         1,
     ),
     Column("scale_model", _TEXT, "-", "`constant`, `slow_drift`, `step`, `declared` or `none`."),
-    Column("scale_frame", _list(_I32), "1", "Clip frames of the raw scale series."),
     Column(
-        "scale_value", _list(_F32), "m", "Raw metres per unit at `scale_frame`; NaN where a frame gave none."
+        "scale_frame",
+        _list(_I32),
+        "1",
+        "Clip frames whose scale was measured; one that gave none is left out.",
     ),
+    Column("scale_value", _list(_F32), "m", "Raw metres per unit of each `scale_frame` on its own."),
     Column(
         "scale_mad_log", _F64, "1", "1.4826 x median absolute deviation of log scale about its model.", True
     ),

@@ -587,10 +587,10 @@ def _scale(row: _RawRow) -> Iterator[_Problem]:
             f"scale_frame must increase within a clip of {row['num_frames']} frames; runs from {frames.min()} to "
             f"{frames.max()}",
         )
-    if (np.isinf(values) | (values <= 0)).any():
-        yield "scale", "scale_value must be NaN (none) or positive and finite"
+    if not (np.isfinite(values) & (values > 0)).all():
+        yield "scale", "scale_value must be positive and finite; a frame without a scale is left out"
         return
-    raw = values[np.isfinite(values)].astype(np.float64)
+    raw = values.astype(np.float64)
     if not len(raw):
         return
     for column, value in (

@@ -121,6 +121,7 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
     ("scale_cov", lambda v: 2 * v, "restated"),
     ("scale_value", _at(3, -2.5), "scale"),
     ("scale_value", _at(3, float("inf")), "scale"),
+    ("scale_value", _at(3, float("nan")), "scale"),
     ("scale_value", lambda v: [1000 * x for x in v], "scale"),
     ("scale_frame", _at(3, 4), "scale"),
     ("metres_per_unit", lambda _v: 1.0, "scale"),
