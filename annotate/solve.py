@@ -67,7 +67,7 @@ class CameraSolution:
         rotation_sigma_rad: (F,) same for rotation.
         log_focal_sigma: (F,).
         reprojection_px: (F,) robust root mean square over a frame's inliers, stored pixels.
-        num_inliers: (F,) observations that agree.
+        num_observations, num_inliers: (F,) observations, and those of them that agree.
         inlier_share: (F,) of all observations of the frame.
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
@@ -80,6 +80,7 @@ class CameraSolution:
         median_depth: median depth of all observations.
         focal_asked_log: where the lens is known, log of the focal length that images and depth ask for by themselves
             over the given one; NaN where the lens is unknown or the start came from elsewhere.
+        evidence: what the cameras were solved from; None unless it was asked for.
     """
 
     camera_to_world: FloatArray
@@ -91,6 +92,7 @@ class CameraSolution:
     rotation_sigma_rad: FloatArray
     log_focal_sigma: FloatArray
     reprojection_px: FloatArray
+    num_observations: IntArray
     num_inliers: IntArray
     inlier_share: FloatArray
     depth_log_residual: float
@@ -102,6 +104,23 @@ class CameraSolution:
     radial_k1: float
     median_depth: float
     focal_asked_log: float = float("nan")
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Observations behind a solution, so that other cameras can be measured on them.
+
+    Attributes:
+        problem: observations of all frames, in the pixels in which they were solved (square ones, and the principal
+            point of a known lens at the centre).
+        state: cameras and points at the optimum, in the world of `problem`.
+        config: of the bundle.
+    """
+
+    problem: Problem
+    state: State
+    config: BundleConfig
 
 
 def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
@@ -1107,7 +1126,7 @@ def solve_cameras(
     )
     if start is not None and depths_per_frame is not None:
         seen = torch.isfinite(state.points).all(1)[key_problem.point]
-        if _parallax(key_problem, state, seen) < _DEPTH_MATTERS_RAD:
+        if parallax(key_problem, state, seen) < _DEPTH_MATTERS_RAD:
             depths_per_frame = None
     gap = torch.as_tensor(np.diff(keyframes), dtype=torch.float64)
 
@@ -1483,33 +1502,37 @@ def _summarise(
         .numpy(),
         log_focal_sigma=covariance[:, 6, 6].clamp_min(0).sqrt().cpu().numpy(),
         reprojection_px=reprojection.cpu().numpy(),
+        num_observations=num.cpu().numpy().astype(np.int64),
         num_inliers=num_in.cpu().numpy().astype(np.int64),
         inlier_share=(num_in / num.clamp_min(1)).cpu().numpy(),
         depth_log_residual=float(residual.median()) if len(residual) else float("nan"),
-        parallax_rad=_parallax(problem, state, inlier),
+        parallax_rad=parallax(problem, state, inlier),
         num_tracks=problem.num_points,
         num_loops=loops,
         focal_cost=costs,
         scale_sweep=scale_sweep(problem, state, config),
         radial_k1=float(lens[3]),
         median_depth=float(np.median(_median_depth(problem))),
+        evidence=Evidence(problem, state, config),
     )
 
 
-def _parallax(problem: Problem, state: State, inlier: Tensor) -> float:
-    """Median over tracks of the angle (radians) between the rays of their first and last inlier observation."""
+def parallax(problem: Problem, state: State, inlier: Tensor) -> float:
+    """Median over tracks of the largest angle (radians) between the rays of any two of their inlier observations."""
     centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
-    ray = state.points[problem.point] - centre[problem.frame]
+    ray = state.points[problem.point[inlier]] - centre[problem.frame[inlier]]
     ray = ray / ray.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    ray, point = ray[inlier], problem.point[inlier]
-    if len(point) < 2:
+    _, length = torch.unique_consecutive(problem.point[inlier], return_counts=True)
+    if not len(length):
         return 0.0
-    starts = torch.ones(len(point), dtype=torch.bool)
-    starts[1:] = point[1:] != point[:-1]
-    ends = torch.ones_like(starts)
-    ends[:-1] = starts[1:]
-    cosine = (ray[starts] * ray[ends]).sum(1).clamp(-1, 1)
-    return float(torch.acos(cosine).median())
+    start = torch.cumsum(length, 0) - length
+    cosine = torch.ones(len(length), dtype=ray.dtype)
+    for size in torch.unique(length).tolist():
+        # Tracks of one length at a time, a few thousand pairs of rays at once.
+        for some in torch.nonzero(length == size)[:, 0].split(max(1, 1_000_000 // size**2)):
+            of = ray[start[some][:, None] + torch.arange(size)]
+            cosine[some] = (of @ of.transpose(1, 2)).amin((1, 2))
+    return float(torch.acos(cosine.clamp(-1, 1)).median())
 
 
 def scale_sweep(

@@ -37,6 +37,7 @@ def solution() -> CameraSolution:
         rotation_sigma_rad=np.full(FRAMES, 0.001),
         log_focal_sigma=np.full(FRAMES, 0.001),
         reprojection_px=np.full(FRAMES, 0.4),
+        num_observations=np.full(FRAMES, 250),
         num_inliers=np.full(FRAMES, 200),
         inlier_share=np.full(FRAMES, 0.8),
         depth_log_residual=0.004,
