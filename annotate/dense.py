@@ -40,11 +40,13 @@ class View:
         grey: (h, w) uint8 or float, any size with the stored image's shape ratio.
         depth: (h', w') z-depth covering the same image; NaN or infinite where unknown.
         focal: focal length in image widths (fx / width).
+        overlay: (h, w) bool of `grey`'s size, True where it does not show the scene; None if it does everywhere.
     """
 
     grey: NDArray
     depth: FloatArray
     focal: float
+    overlay: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ def _level(view: View, width: int) -> _Level:
     depth = cv2.resize(view.depth.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
     log_depth: FloatArray = np.log(np.where(np.isfinite(depth) & (depth > 0), depth, np.nan))
     image = _normalised(grey)
+    if view.overlay is not None:
+        # After the normalisation: what lies on the picture is neither compared nor does it leave a hole in it.
+        hidden = (
+            cv2.resize(view.overlay.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+        )
+        image, log_depth = np.where(hidden, np.nan, image), np.where(hidden, np.nan, log_depth)
     return _Level(
         image,
         log_depth,
@@ -239,7 +247,7 @@ def align_rgbd(first: View, second: View, starts: list[FloatArray]) -> Alignment
         if len(points) < 200:
             return None
         if number == 0:
-            (dx, dy), _ = cv2.phaseCorrelate(a.image.astype(np.float32), b.image.astype(np.float32))
+            (dx, dy), _ = cv2.phaseCorrelate(*(np.nan_to_num(v.image).astype(np.float32) for v in (a, b)))
             guesses.append(se3_exp(np.array([0, 0, 0, -dy / a.focal, dx / a.focal, 0])))
             tried = [_refine(b, points, brightness, _Move(guess, 0.0), 30) for guess in guesses]
             move = min(tried, key=lambda t: t[1])[0]

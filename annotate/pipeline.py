@@ -408,6 +408,7 @@ def _row(progress: _Progress) -> Row:
             scale_cov=_optional(scale.cov),
         )
     if progress.measured is not None:
+        progress.metrics["overlay_share"] = progress.measured.overlay_share
         survival = progress.measured.survival
         values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
     if cameras is not None and frames is not None:

@@ -854,8 +854,9 @@ def dense_links(
     least_px = 1.5 * max(size) / 640.0
 
     def view(k: int) -> View | None:
-        z = depth.read(int(keyframes[k]))
-        return None if z is None else View(measured.features[k].thumbnail, z, float(focal_px[k] / flow.width))
+        z, shown = depth.read(int(keyframes[k])), measured.features[k]
+        focal = float(focal_px[k] / flow.width)
+        return None if z is None else View(shown.thumbnail, z, focal, shown.overlay)
 
     pairs = {(k - a, k + b) for k in weak.tolist() for a, b in ((0, 1), (1, 1), (0, 2))}
     frame, track, xy, sigma = [], [], [], []
@@ -1247,7 +1248,10 @@ def _stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
         high, wide = f.thumbnail.shape
         size = (wide, max(8, round(high / factor)))
         thumbnail = cv2.resize(f.thumbnail, size, interpolation=cv2.INTER_AREA)
-        features.append(replace(f, xy_px=f.xy_px * by, thumbnail=thumbnail))
+        overlay = f.overlay
+        if overlay is not None:
+            overlay = cv2.resize(overlay.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        features.append(replace(f, xy_px=f.xy_px * by, thumbnail=thumbnail, overlay=overlay))
     return replace(measured, flow=flow, features=features)
 
 

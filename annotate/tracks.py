@@ -8,7 +8,8 @@ Two families, because each covers what the other cannot:
 * **descriptor tracks** (RootSIFT) live on keyframes, survive blur, large steps and leaving the view, and carry
   loop closures: places seen again seconds later get the same track.
 
-Outliers that pass (moving objects, repeated texture) are left to the bundle's robust loss.
+What lies on the picture and does not move with the scene (`overlay`) is left out of both. Outliers that pass (moving
+objects, repeated texture) are left to the bundle's robust loss.
 Pixel coordinates leave this module in the stored frame size, pixel centres at +0.5.
 """
 
@@ -17,7 +18,7 @@ Pixel coordinates leave this module in the stored frame size, pixel centres at +
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import cv2
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..dataset.strict import Strict
+from .overlay import Overlay, OverlayFinder
 
 IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.floating]
@@ -55,6 +57,8 @@ class TracksConfig(Strict):
     """Lowe's ratio between best and second-best match."""
     max_loops_per_keyframe: Annotated[int, Field(ge=0, le=50)] = 2
     """Loop-closure candidates tried for each keyframe; 0 switches loop closure off."""
+    leave_out_overlays: bool = True
+    """Leave out what stands still on the picture while the scene moves: logos, interfaces, subtitles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +94,14 @@ class Features:
         xy_px: (n, 2) positions in stored pixels.
         descriptors: (n, 128) float32 unit RootSIFT.
         thumbnail: (h, 192) uint8 grey image, for direct alignment where points fail.
+        overlay: (h, 192) bool, True where the thumbnail shows an overlay; None if nowhere.
     """
 
     frame: int
     xy_px: FloatArray
     descriptors: NDArray[np.float32]
     thumbnail: NDArray[np.uint8]
+    overlay: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,7 @@ class ImageMeasurements:
         survival: (F,) share of the tracks alive in frame i-1 that were found in frame i (1 for i = 0).
         median_flow_px: (F,) median displacement from frame i-1 in stored pixels (0 for i = 0).
         sharpness: (F,) variance of the Laplacian at working size, a blur score.
+        overlay_share: mean share of the picture that was left out as an overlay.
     """
 
     flow: Tracks
@@ -117,6 +124,7 @@ class ImageMeasurements:
     survival: FloatArray
     median_flow_px: FloatArray
     sharpness: FloatArray
+    overlay_share: float = 0.0
 
 
 _LK_WINDOW = (19, 19)
@@ -124,11 +132,16 @@ _LK_LEVELS = 3
 _LK_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 0.01)
 
 
-def _normalised_gray(rgb: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
-    """Gray working image with mean 118 and spread 48, so that exposure steps do not look like motion."""
+def _gray(rgb: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
+    """Gray working image."""
     gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     if (gray.shape[1], gray.shape[0]) != size_wh:
         gray = cv2.resize(gray, size_wh, interpolation=cv2.INTER_AREA)
+    return gray
+
+
+def _normalised(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same with mean 118 and spread 48, so that exposure steps do not look like motion."""
     mean, spread = cv2.meanStdDev(gray)
     gain = 48.0 / max(float(spread[0, 0]), 4.0)
     return cv2.convertScaleAbs(gray, alpha=gain, beta=118.0 - gain * float(mean[0, 0]))
@@ -215,9 +228,11 @@ class _FlowTracker:
         self.reference_xy = np.zeros((0, 2), np.float32)
         self.num_tracks = 0
         self.observed: list[tuple[NDArray, NDArray, NDArray]] = []
+        self.tried: list[tuple[NDArray, NDArray, NDArray]] = []
+        """Per frame of those alive before it: place before, step, whether it was found."""
 
-    def _step(self, frame: int, gray: NDArray[np.uint8], small: NDArray) -> tuple[float, float]:
-        """Move live tracks into `frame`; returns (survival, median displacement in working pixels)."""
+    def _step(self, frame: int, gray: NDArray[np.uint8], small: NDArray) -> float:
+        """Move live tracks into `frame`; returns their survival."""
         assert self.previous_small is not None
         forward = self.dense.calc(self.previous_small, small, None)
         before = self.xy
@@ -228,14 +243,13 @@ class _FlowTracker:
         ok &= back_ok & (np.linalg.norm(back - before, axis=1) < self.config.forward_backward_px)
         width, height = self.size_wh
         ok &= (after[:, 0] > 3) & (after[:, 1] > 3) & (after[:, 0] < width - 4) & (after[:, 1] < height - 4)
-        displacement = np.linalg.norm(after - before, axis=1)
-        median = float(np.median(displacement[ok])) if ok.any() else float("nan")
+        self.tried.append((before, np.linalg.norm(after - before, axis=1), ok.copy()))
         survival = float(ok.mean()) if len(ok) else 0.0
         self._refine_on_reference(frame, gray, after, ok)
         keep = ok & (self.age + 1 < self.config.max_track_frames)
         self.xy, self.track, self.age = after[keep], self.track[keep], self.age[keep] + 1
         self.reference_frame, self.reference_xy = self.reference_frame[keep], self.reference_xy[keep]
-        return survival, median
+        return survival
 
     def _refine_on_reference(self, frame: int, gray: NDArray[np.uint8], after: NDArray, ok: NDArray) -> None:
         """Replace step-wise positions by matches against each track's first frame, where these agree."""
@@ -255,14 +269,15 @@ class _FlowTracker:
             self.reference_frame[stale] = frame
             self.reference_xy[stale] = after[stale]
 
-    def add(self, frame: int, gray: NDArray[np.uint8]) -> tuple[float, float]:
-        """Process one frame in order; returns (survival, median displacement in working pixels)."""
+    def add(self, frame: int, gray: NDArray[np.uint8]) -> float:
+        """Process one frame in order; returns the survival of the tracks."""
         small = cv2.resize(gray, None, fx=self.dense_scale, fy=self.dense_scale, interpolation=cv2.INTER_AREA)
-        survival, median = 1.0, 0.0
+        survival = 1.0
         if frame > 0 and len(self.xy):
-            survival, median = self._step(frame, gray, small)
-        elif frame > 0:
-            survival, median = 0.0, float("nan")
+            survival = self._step(frame, gray, small)
+        else:
+            survival = 1.0 if frame == 0 else 0.0
+            self.tried.append((np.zeros((0, 2)), np.zeros(0), np.zeros(0, bool)))
         want = self.config.num_flow_tracks - len(self.xy)
         if want > 0.15 * self.config.num_flow_tracks or frame == 0:
             spacing = max(
@@ -281,7 +296,29 @@ class _FlowTracker:
         needed = set(self.reference_frame.tolist()) | {frame}
         for stale in [f for f in self.images if f not in needed]:
             del self.images[stale]
-        return survival, median
+        return survival
+
+    def without(self, overlay: Overlay) -> tuple[FloatArray, FloatArray]:
+        """Forget what was seen on the overlay; a track that comes upon it ends there.
+
+        Returns:
+            (F,) survival of the tracks and (F,) median displacement in working pixels, both outside the overlay.
+        """
+        ended: set[int] = set()
+        survival, median = [1.0], [0.0]
+        for number, (frame, track, xy) in enumerate(self.observed):
+            covered = overlay.covers(number, xy)
+            ended.update(track[covered].tolist())
+            keep = ~np.isin(track, np.fromiter(ended, np.int64, len(ended)))
+            self.observed[number] = (frame[keep], track[keep], xy[keep])
+            if number == 0:
+                continue
+            before, moved, found = self.tried[number]
+            outside = ~overlay.covers(number, before)
+            found, moved = found[outside], moved[outside]
+            survival.append(float(found.mean()) if len(found) else 0.0)
+            median.append(float(np.median(moved[found])) if found.any() else float("nan"))
+        return np.array(survival), np.array(median)
 
 
 def _root_sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArray, NDArray[np.float32]]:
@@ -328,9 +365,8 @@ def measure_images(
     diagonal = float(np.hypot(*size_wh))
     chosen, keyframes = keyframes, []
     features: list[Features] = []
-    survival: list[float] = []
-    median_flow: list[float] = []
     sharpness: list[float] = []
+    finder = OverlayFinder() if config.leave_out_overlays else None
     at_keyframe = (tracker.track, tracker.xy)
     gray = np.zeros(0, np.uint8)
     frame = -1
@@ -354,11 +390,12 @@ def measure_images(
         at_keyframe = tracker.track, tracker.xy
 
     for frame, rgb in enumerate(frames):
-        previous, gray = gray, _normalised_gray(rgb, size_wh)
+        plain = _gray(rgb, size_wh)
+        previous, gray = gray, _normalised(plain)
         sharpness.append(float(cv2.Laplacian(gray, cv2.CV_32F).var()))
-        alive, median = tracker.add(frame, gray)
-        survival.append(alive)
-        median_flow.append(median * float(to_stored.mean()))
+        if finder is not None:
+            finder.add(frame, plain)
+        alive = tracker.add(frame, gray)
         if not keyframes:
             take_keyframe()
             continue
@@ -382,14 +419,32 @@ def measure_images(
         raise ValueError("no frames to measure")
     if keyframes[-1] != frame:
         take_keyframe()
+    overlay = Overlay((), frame + 1)
+    if finder is not None:
+        overlay = finder.find([(track, xy) for _, track, xy in tracker.observed])
+    survival, median_flow = tracker.without(overlay)
+    features = [_without_overlay(f, overlay, to_stored) for f in features]
     flow = _flow_tracks(tracker, frame + 1, height, width, to_stored)
     return ImageMeasurements(
         flow=flow,
         keyframes=np.array(keyframes),
         features=features,
-        survival=np.array(survival),
-        median_flow_px=np.array(median_flow),
+        survival=survival,
+        median_flow_px=median_flow * float(to_stored.mean()),
         sharpness=np.array(sharpness),
+        overlay_share=overlay.share(),
+    )
+
+
+def _without_overlay(features: Features, overlay: Overlay, to_stored: FloatArray) -> Features:
+    mask = overlay.mask(features.frame)
+    if mask is None:
+        return features
+    keep = ~overlay.covers(features.frame, features.xy_px / to_stored - 0.5)
+    height, width = features.thumbnail.shape
+    small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA) > 0
+    return replace(
+        features, xy_px=features.xy_px[keep], descriptors=features.descriptors[keep], overlay=small
     )
 
 
