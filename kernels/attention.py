@@ -8,12 +8,14 @@ speed, and no mask is ever stored. FlexAttention with a block mask is the altern
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .checks import check_chunk_starts, check_counts, check_tensors
 
 AttentionBackend = Literal["auto", "cudnn", "flash", "reference"]
 
@@ -35,13 +37,16 @@ def visible_frames(
     """Which runs of frames each chunk of queries reads.
 
     Args:
-        chunk_starts: first frames of chunks; None: one chunk, everything sees everything.
+        chunk_starts: first frames of chunks, increasing; None: one chunk, everything sees everything.
         window_chunks: chunks before its own that a chunk reads; None: all.
         sink_chunks: first chunks that every chunk reads in any case.
     Returns:
         [(query frames [first, end), [key frames [first, end), ...]), ...]
+    Raises:
+        ValueError: chunks that do not increase or lie outside the clip; negative numbers.
     """
-    edges = sorted({0, *(s for s in chunk_starts or () if s < frames), frames})
+    check_counts(frames=frames, window_chunks=window_chunks, sink_chunks=sink_chunks)
+    edges = sorted({0, *(check_chunk_starts(chunk_starts, frames) or ()), frames})
     plan = []
     for i, (first, end) in enumerate(itertools.pairwise(edges)):
         start = 0 if window_chunks is None else max(0, i - window_chunks)
@@ -72,12 +77,18 @@ def frame_attention(
     Returns:
         (B, H, T, S, D) in the dtype of v.
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: on shapes, types, devices, chunks or a backend that do not fit.
     """
+    if backend not in get_args(AttentionBackend):
+        raise ValueError(f"backend {backend!r}: use one of {', '.join(get_args(AttentionBackend))}")
     if q.ndim != 5 or q.shape != k.shape or k.shape != v.shape:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: give three equal (B, H, T, S, D)"
         )
+    check_tensors(q, "q", k=k, v=v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q holds {q.dtype}, k {k.dtype}, v {v.dtype}; give one type")
+    plan = visible_frames(q.shape[2], chunk_starts, window_chunks=window_chunks, sink_chunks=sink_chunks)
     if backend == "reference":
         return frame_attention_reference(
             q,
@@ -92,7 +103,6 @@ def frame_attention(
         order = _ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     else:
         order = [SDPBackend.CUDNN_ATTENTION if backend == "cudnn" else SDPBackend.FLASH_ATTENTION]
-    plan = visible_frames(q.shape[2], chunk_starts, window_chunks=window_chunks, sink_chunks=sink_chunks)
     outputs = []
     with sdpa_kernel(order, set_priority=True):
         for (first, end), runs in plan:
@@ -121,8 +131,8 @@ def frame_attention_reference(
     """`frame_attention` with its mask written out, one softmax over all tokens."""
     frames, tokens = q.shape[2:4]
     chunk = torch.zeros(frames, dtype=torch.long, device=q.device)
-    for start in chunk_starts or ():
-        if 0 < start < frames:
+    for start in check_chunk_starts(chunk_starts, frames) or ():
+        if start > 0:
             chunk[start:] += 1
     query, key = chunk[:, None], chunk[None, :]
     visible = key <= query

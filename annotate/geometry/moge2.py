@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..anchors import WINDOWS_IN_FLIGHT, upload
-from ..clip import ClipRef
+from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
 from ..lane import lane, next_turn, taken_over, uploading
 from ..networks.checkpoint import fill_stand_in, load_moge2
@@ -87,8 +87,14 @@ class MoGe2Network:
 
     def predict(self, images: Tensor, frame: Sequence[int]) -> RawImages:
         """(B, 3, H, W) uint8 images of clip frames `frame`."""
-        raw = self.network(images.float() / 255, self.num_tokens, normals=False)
-        return RawImages(points=raw["points"], valid=raw["mask"] > 0.5, metric_scale=raw["metric_scale"])
+        raw = self.network(images, self.num_tokens, normals=False)
+        # NaN compares as False, which would make sky of a mask that is no numbers.
+        known = raw["mask"].isfinite().flatten(1).all(1)
+        return RawImages(
+            points=raw["points"],
+            valid=raw["mask"] > 0.5,
+            metric_scale=torch.where(known, raw["metric_scale"], torch.nan),
+        )
 
 
 _building = threading.Lock()
@@ -235,6 +241,8 @@ class MoGe2Stream:
                 one takes the focal pooled over the clip's frames.
         Returns:
             Frames with at least 16 usable samples and a finite scale; the others are left out.
+        Raises:
+            ClipRejection: `geometry_not_finite` if the network's answer is no numbers on every frame.
         """
         if self._batch:
             self._hand_over()
@@ -260,6 +268,11 @@ class MoGe2Stream:
         out = []
         scale = np.concatenate([k.metric_scale for k in kept])
         z, valid = np.concatenate([k.z for k in kept]), np.concatenate([k.valid for k in kept])
+        if not (np.isfinite(scale) & np.isfinite(z).any((1, 2))).any():
+            raise ClipRejection(
+                "geometry_not_finite",
+                f"clip {self.clip.clip_id}: MoGe-2 gave no finite depth and scale on any of {len(frame)} frames",
+            )
         for i, f in enumerate(frame):
             if not (np.isfinite(scale[i]) and bool(enough[i]) and np.isfinite(float(shift[i]))):
                 continue

@@ -23,7 +23,7 @@ from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
 from ..networks.checkpoint import fill_stand_in, load_pi3x
-from ..networks.pi3x import Pi3X, Pi3XSize
+from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..weights import WeightsChoice, choose_device, resolve
 
 log = logging.getLogger(__name__)
@@ -88,16 +88,21 @@ class Pi3XNetwork:
             ClipRejection: `geometry_not_finite` if the network's output leaves every number format.
         """
         try:
-            found = self.network(images[None], outputs=OUTPUTS)
-        except ValueError as error:
-            if self.network.head_dtype != torch.float16:
-                raise ClipRejection(
-                    "geometry_not_finite", f"frames {frame[0]} to {frame[-1]}: {error}"
-                ) from None
-            # Half the speed of two convolution heads for ever is better than a hole in one clip.
-            log.warning("Pi3X: a dense head overflowed float16; its convolutions run in float32 from here on")
-            self.network.head_dtype = torch.float32
-            found = self.network(images[None], outputs=OUTPUTS)
+            try:
+                found = self.network(images[None], outputs=OUTPUTS)
+            except NotFinite:
+                if self.network.head_dtype != torch.float16:
+                    raise
+                # Half the speed of two convolution heads for ever is better than a hole in one clip.
+                self.network.head_dtype = torch.float32
+                found = self.network(images[None], outputs=OUTPUTS)
+                log.warning(
+                    "Pi3X: a dense head overflowed float16; its convolutions run in float32 from here on"
+                )
+        except NotFinite as error:
+            raise ClipRejection(
+                "geometry_not_finite", f"clip frames {frame[0]} to {frame[-1]}: {error}"
+            ) from None
         return RawWindow(
             camera_to_world=found["camera_poses"][0],
             points=found["local_points"][0],

@@ -41,7 +41,19 @@ def focal_and_shift(
 
 
 def sample_points(points: Tensor, valid: Tensor, *, samples: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """What `solve_samples` needs of full maps: points (B, S, 3), used (B, S) bool, view-plane positions (S, 2)."""
+    """What `solve_samples` needs of full maps: points (B, S, 3), used (B, S) bool, view-plane positions (S, 2).
+
+    Raises:
+        ValueError: shapes or types that do not fit, no samples.
+    """
+    if points.ndim != 4 or points.shape[-1] != 3 or 0 in points.shape:
+        raise ValueError(f"points are {tuple(points.shape)}; give (B, H, W, 3)")
+    if valid.shape != points.shape[:-1] or valid.dtype != torch.bool:
+        raise ValueError(
+            f"valid holds {valid.dtype} of {tuple(valid.shape)}; give bool of {tuple(points.shape[:-1])}"
+        )
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; give at least 1")
     B, H, W, _ = points.shape
     rows, columns = nearest_grid(H, samples, points.device), nearest_grid(W, samples, points.device)
     grid = points[:, rows][:, :, columns].float().reshape(B, -1, 3)
@@ -71,8 +83,17 @@ def solve_samples(
             low on long lenses with noise (20 degrees, 5 %: 3.2 instead of 4.9).
     Returns:
         (B,) focal and (B,) shift; focal 1 and shift 0 where fewer than 2 pixels are valid.
+    Raises:
+        ValueError: shapes that do not fit.
     """
     B = len(grid)
+    if grid.ndim != 3 or use.shape != grid.shape[:2] or plane.shape != (grid.shape[1], 2):
+        raise ValueError(
+            f"grid is {tuple(grid.shape)}, use {tuple(use.shape)}, plane {tuple(plane.shape)}; give (B, S, 3),"
+            " (B, S) and (S, 2)"
+        )
+    if focal is not None and focal.shape != (B,):
+        raise ValueError(f"focal is {tuple(focal.shape)}; give ({B},)")
     weight = (use & grid.isfinite().all(-1)).double()
     inside = weight[..., None] > 0
     xy = torch.where(inside, grid[..., :2], 0.0).double()

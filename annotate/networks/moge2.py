@@ -21,6 +21,7 @@ from .conv import ConvStack, last_maps, view_plane
 from .focal import focal_and_shift
 from .vit import PATCH, VisionTransformer, cast_linears, linear
 
+OUTPUTS = ("points", "depth", "normal")
 BACKBONES = {"dinov2_vitl14": (1024, 24), "dinov2_vitb14": (768, 12), "dinov2_vits14": (384, 12)}
 Variant = Literal["vitl", "vitl-normal", "vitb-normal", "vits-normal"]
 
@@ -234,16 +235,26 @@ class MoGe2(nn.Module):
         """Affine-invariant geometry.
 
         Args:
-            image: (B, 3, H, W) RGB in [0, 1].
+            image: (B, 3, H, W) RGB in [0, 1], or uint8.
             num_tokens: patches to use; the grid follows the aspect ratio.
             normals: also compute normals if the network has that head.
         Returns:
             points (B, H, W, 3) with an unknown shift in z; mask (B, H, W) in 0..1; normal (B, H, W, 3);
             metric_scale (B,). All float32.
+        Raises:
+            ValueError: for sizes, types or numbers that do not fit.
         """
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+            raise ValueError(f"image must be (B, 3, H, W), got {tuple(image.shape)}")
+        if not (image.dtype == torch.uint8 or image.is_floating_point()):
+            raise ValueError(f"image holds {image.dtype}; give uint8, or floating numbers in [0, 1]")
+        if num_tokens < 1 or num_tokens != int(num_tokens):
+            raise ValueError(f"num_tokens is {num_tokens}; give a whole number of at least 1")
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
         _, _, H, W = image.shape
         aspect = W / H
-        h, w = round((num_tokens / aspect) ** 0.5), round((num_tokens * aspect) ** 0.5)
+        h, w = (max(1, round(x**0.5)) for x in (num_tokens / aspect, num_tokens * aspect))
         feature, class_token = self.encoder(image.float(), h, w, self.size.layers)
         last = len(self.size.neck.dim_in) - 1
         planes = [view_plane(w * 2**i, h * 2**i, aspect, feature) for i in range(last)]
@@ -283,7 +294,7 @@ class MoGe2(nn.Module):
         pooled_focal: bool = False,
         force_projection: bool = True,
         apply_mask: bool = True,
-        outputs: Sequence[str] = ("points", "depth", "normal"),
+        outputs: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Metric geometry of a batch of images.
 
@@ -294,13 +305,23 @@ class MoGe2(nn.Module):
             pooled_focal: one focal for all images of the batch (frames of one clip).
             force_projection: recompute x and y from depth and focal.
             apply_mask: points and depth become +inf, normals 0 where the mask is False.
-            outputs: which of points, depth, normal to give; dropping normals saves their head.
+            outputs: which of points, depth, normal to give; None: all that the network has. Dropping normals saves
+                their head.
         Returns:
             depth_m (B, H, W) along z; points_m (B, H, W, 3); normal (B, H, W, 3); intrinsics (B, 3, 3) normalised by
             image width and height; valid (B, H, W) bool; metric_scale (B,).
+        Raises:
+            ValueError: for sizes, types, names or numbers that do not fit.
         """
-        if image.dtype == torch.uint8:
-            image = image.float() / 255
+        there = [n for n in OUTPUTS if n != "normal" or "normal_head" in dict(self.size.heads)]
+        outputs = there if outputs is None else [outputs] if isinstance(outputs, str) else outputs
+        unknown = sorted(set(outputs) - set(there))
+        if unknown:
+            raise ValueError(f"unknown outputs {unknown}; this network gives {', '.join(there)}")
+        if not 0 <= resolution_level <= 9:
+            raise ValueError(f"resolution_level is {resolution_level}; give 0 to 9")
+        if image.ndim != 4:
+            raise ValueError(f"image must be (B, 3, H, W), got {tuple(image.shape)}")
         B, _, H, W = image.shape
         aspect = W / H
         diagonal = (1 + aspect**2) ** 0.5
@@ -312,7 +333,12 @@ class MoGe2(nn.Module):
         valid = raw["mask"] > 0.5
         known = None
         if fov_x_deg is not None:
-            fov = torch.as_tensor(fov_x_deg, device=points.device, dtype=torch.float32).expand(B)
+            fov = torch.as_tensor(fov_x_deg, device=points.device, dtype=torch.float32)
+            if fov.shape not in ((), (B,)) or not bool(((fov > 0) & (fov < 180)).all()):
+                raise ValueError(
+                    f"fov_x_deg is {fov_x_deg}; give a number of degrees between 0 and 180, or {B}"
+                )
+            fov = fov.expand(B)
             known = aspect / diagonal / torch.tan(torch.deg2rad(fov) / 2)
         focal, shift = focal_and_shift(points, valid, focal=known, pooled=pooled_focal)
         fx, fy = focal / 2 * diagonal / aspect, focal / 2 * diagonal

@@ -40,6 +40,8 @@ NUM_SPECIAL = 5
 FRAMES_AT_ONCE = 64
 """Frames that pass a frame-wise transformer at once: bounds the memory of its widest activation."""
 _POSE_AFTER = (1, 9, 17, 25, 33)
+_MAX_RIGID_ERROR = 1e-2
+"""Largest entry of R R^T - I of a pose that may condition the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +60,14 @@ class Conditions:
     """What is known beforehand; every part is optional.
 
     Attributes:
-        depth: (B, N, H, W) z-depth in one unit per window, non-positive where unknown.
+        depth: (B, N, H, W) z-depth in one unit per window, non-positive or NaN where unknown.
         intrinsics: (B, N, 3, 3) in pixels of the H x W input, first pixel centre at 0.5.
         rays: (B, N, H, W, 3) instead of intrinsics; any length.
         camera_to_world: (B, N, 4, 4) OpenCV, in the unit of `depth`.
         depth_frames, ray_frames, pose_frames: (B, N) bool, frames whose condition is used; default all frames.
 
-    The scale of the conditions is not carried to the output: align the result to them afterwards.
+    Frames that are not used may hold anything. The scale of the conditions is not carried to the output: align the
+    result to them afterwards.
     """
 
     depth: Tensor | None = None
@@ -74,6 +77,10 @@ class Conditions:
     depth_frames: Tensor | None = None
     ray_frames: Tensor | None = None
     pose_frames: Tensor | None = None
+
+
+class NotFinite(ValueError):
+    """A network's output left every number format: the input is at fault, or the weights are."""
 
 
 class RopeAttend:
@@ -349,15 +356,22 @@ class Pi3X(nn.Module):
             local_points: (B, N, H, W, 3) in the camera frame, same unit; points: the same in the world frame;
             rays: (B, N, H, W, 3) unit vectors; conf: (B, N, H, W, 1) logits; metric: (B,) the factor inside.
         Raises:
-            ValueError: for sizes, names or conditions that do not fit, and for non-finite results.
+            ValueError: for sizes, types, names or conditions that do not fit.
+            NotFinite: for results that are no numbers.
         """
+        if not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(f"images hold {images.dtype}; give uint8, or floating numbers in [0, 1]")
+        if 0 in images.shape:
+            raise ValueError(f"images are {tuple(images.shape)}: they hold nothing")
+        if chunk < 1:
+            raise ValueError(f"chunk is {chunk}; at least one frame passes at once")
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[-1] % PATCH or images.shape[-2] % PATCH:
             raise ValueError(
                 f"images must be (B, N, 3, H, W) with H, W multiples of 14, got {tuple(images.shape)}"
             )
-        unknown = set(outputs) - set(OUTPUTS)
-        if unknown:
-            raise ValueError(f"unknown outputs {sorted(unknown)}; there are {', '.join(OUTPUTS)}")
+        unknown = {outputs} if isinstance(outputs, str) else set(outputs) - set(OUTPUTS)
+        if unknown or not outputs:
+            raise ValueError(f"unknown outputs {sorted(unknown)}; name some of {', '.join(OUTPUTS)}")
         B, N, _, H, W = images.shape
         h, w = H // PATCH, W // PATCH
         flat = images.flatten(0, 1)
@@ -372,7 +386,11 @@ class Pi3X(nn.Module):
         compute = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
         table = rope_table(h, w, NUM_SPECIAL, compute, images.device)  # type: ignore[arg-type]
         features = self._decode(tokens, table, B, N, h, w, poses, pose_frames)
-        return self._heads(features, table, set(outputs), B, N, h, w, chunk)
+        found = self._heads(features, table, set(outputs), B, N, h, w, chunk)
+        wrong = [name for name, x in found.items() if not bool(x.isfinite().all())]
+        if wrong:
+            raise NotFinite(f"Pi3X: {' and '.join(wrong)} hold values that are no numbers")
+        return found
 
     def _encode(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
@@ -384,13 +402,30 @@ class Pi3X(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Add depth and ray embeddings to (B * N, P, D) tokens; normalised poses and the frames that use them."""
         device = tokens.device
+        if given.rays is not None and given.intrinsics is not None:
+            raise ValueError("rays were given beside intrinsics; give one of them")
+        for name, x, shape in (
+            ("depth", given.depth, (B, N, H, W)),
+            ("intrinsics", given.intrinsics, (B, N, 3, 3)),
+            ("rays", given.rays, (B, N, H, W, 3)),
+            ("camera_to_world", given.camera_to_world, (B, N, 4, 4)),
+        ):
+            if x is None:
+                continue
+            if tuple(x.shape) != shape:
+                raise ValueError(f"{name} is {tuple(x.shape)}; for these images it must be {shape}")
+            if not x.is_floating_point() or x.device != device:
+                raise ValueError(
+                    f"{name} holds {x.dtype} on {x.device}; give floating numbers on {device}, as the images"
+                )
 
         def frames(mask: Tensor | None, present: bool) -> Tensor:
             if mask is None:
                 return torch.full((B, N), present, device=device)
-            if mask.shape != (B, N) or mask.dtype != torch.bool:
+            if mask.shape != (B, N) or mask.dtype != torch.bool or mask.device != device:
                 raise ValueError(
-                    f"frame masks must be bool of shape {(B, N)}, got {mask.dtype} {tuple(mask.shape)}"
+                    f"frame masks must be bool of shape {(B, N)} on {device}, got {mask.dtype}"
+                    f" {tuple(mask.shape)} on {mask.device}"
                 )
             if bool(mask.any()) and not present:
                 raise ValueError("a frame mask was given for a condition that is absent")
@@ -401,7 +436,16 @@ class Pi3X(nn.Module):
         use_ray = frames(given.ray_frames, has_rays)
         use_pose = frames(given.pose_frames, given.camera_to_world is not None)
         use_pose[use_pose.sum(dim=1) == 1] = False  # a single pose says nothing about others
+
+        def only(use: Tensor, x: Tensor, good: Tensor, what: str, other: Tensor) -> Tensor:
+            """x with `other` in frames that are not used and not good; an error where a frame is used."""
+            if bool((use & ~good).any()):
+                b, n = (use & ~good).nonzero()[0].tolist()
+                raise ValueError(f"window {b}, frame {n}: {what}")
+            return torch.where(good.view(B, N, *[1] * (x.ndim - 2)), x, other)
+
         depth = given.depth.float() if given.depth is not None else torch.zeros(B, N, H, W, device=device)
+        depth = torch.where(depth.isfinite(), depth, 0.0)
         positive = depth > 0
         count = positive.flatten(1).sum(1)
         mean = torch.where(positive, depth, 0.0).flatten(1).sum(1) / count.clamp_min(1)
@@ -410,6 +454,13 @@ class Pi3X(nn.Module):
         poses = None
         if given.camera_to_world is not None:
             pose = given.camera_to_world.float()
+            rotation = pose[..., :3, :3]
+            eye = torch.eye(4, device=device)
+            off = (rotation @ rotation.transpose(-1, -2) - eye[:3, :3]).abs().amax((-1, -2))
+            rigid = (
+                (off < _MAX_RIGID_ERROR) & (torch.linalg.det(rotation) > 0) & pose.isfinite().all(-1).all(-1)
+            )
+            pose = only(use_pose, pose, rigid, "camera_to_world is no rotation and translation", eye)
             poses = invert_rigid(pose[:, :1]) @ pose
             poses[..., :3, 3] /= mean.view(B, 1, 1)
             if N > 1:
@@ -420,6 +471,8 @@ class Pi3X(nn.Module):
         if bool(use_ray.any()):
             if given.rays is not None:
                 ray = given.rays.float()
+                good = (ray.isfinite().all(-1) & (ray[..., 2] > 0)).flatten(2).all(-1)
+                ray = only(use_ray, ray, good, "rays are no numbers, or look backwards", ray.new_ones(()))
                 ray = ray[..., :2] / (ray[..., 2:] + 1e-6)
             else:
                 assert given.intrinsics is not None
@@ -427,9 +480,11 @@ class Pi3X(nn.Module):
                     torch.arange(H, device=device) + 0.5, torch.arange(W, device=device) + 0.5, indexing="ij"
                 )
                 pixel = torch.stack([u, v, torch.ones_like(u)], dim=-1)
-                ray = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(given.intrinsics.float()), pixel)[
-                    ..., :2
-                ]
+                matrix = given.intrinsics.float()
+                good = matrix.isfinite().all(-1).all(-1) & (matrix[..., [0, 1, 2], [0, 1, 2]] > 0).all(-1)
+                what = "intrinsics must be finite with positive focal lengths"
+                matrix = only(use_ray, matrix, good, what, torch.eye(3, device=device))
+                ray = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(matrix), pixel)[..., :2]
             embedded = self.ray_embed(ray.reshape(B * N, H, W, 2).permute(0, 3, 1, 2))
             tokens = tokens + embedded * use_ray.view(-1, 1, 1)
         if bool(use_depth.any()):
@@ -526,7 +581,7 @@ class Pi3X(nn.Module):
         parts = (few for part in tokens for few in part.split(chunk))
         maps = torch.cat([head(few, h, w, self.head_dtype) for few in parts])
         if self.head_dtype == torch.float16 and not bool(maps.isfinite().all()):
-            raise ValueError(
+            raise NotFinite(
                 "Pi3X: a dense head left the range of float16; use to_half(head_dtype=torch.float32)"
             )
         return maps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .arguments import check_arguments
 from .reference import Result, State, chunk_keep, frame_gdn_reference
 
 Backend = Literal["auto", "triton", "reference"]
@@ -16,67 +18,24 @@ Backend = Literal["auto", "triton", "reference"]
 _HAS_TRITON = find_spec("triton") is not None
 
 
-def check_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
-    *,
-    rope: Tensor | None = None,
-    rays: Tensor | None = None,
-    normalise: bool = True,
-    bidirectional: bool = True,
-    chunk_starts: tuple[int, ...] | None = None,
-    initial: State | None = None,
-    initial_reverse: State | None = None,
-) -> None:
-    """Raise ValueError where shapes do not fit each other."""
-    if k.ndim != 5:
-        raise ValueError(f"k is {tuple(k.shape)}; give (batch, frames, tokens, heads, head size)")
-    b, t, s, h, d = k.shape
-
-    def shape(name: str, x: Tensor, *expected: int) -> None:
-        if tuple(x.shape) != expected:
-            raise ValueError(f"{name} is {tuple(x.shape)}; with k {tuple(k.shape)} it must be {expected}")
-
-    shape("q", q, b, t, s, h, d)
-    shape("v", v, b, t, s, h, d)
-    shape("beta", beta, b, t, s, h)
-    shape("decay", decay, b, t, h)
-    if rays is not None:
-        shape("rays", rays, b, t, s, 3, 4)
-        if rope is None:
-            raise ValueError("the camera branch rotates half of the head: give rope beside rays")
-        if normalise:
-            raise ValueError("the camera branch has no normaliser: pass normalise=False with rays")
-        if d % 8:
-            raise ValueError(f"head size {d}: the camera branch needs a multiple of 8")
-    if rope is not None:
-        pairs = d // 2 if rays is None else d // 4
-        shape("rope", rope, 2, t, s, pairs)
-    for name, state in (("initial", initial), ("initial_reverse", initial_reverse)):
-        if state is None:
-            continue
-        shape(f"{name}.kv", state.kv, b, h, d, d)
-        if (state.z is None) == normalise:
-            raise ValueError(f"{name}.z must be given exactly when normalise is set (normalise={normalise})")
-        if state.z is not None:
-            shape(f"{name}.z", state.z, b, h, d)
-    if not bidirectional and (chunk_starts is not None or initial_reverse is not None):
-        raise ValueError(
-            "chunk_starts and initial_reverse belong to the reverse scan: set bidirectional=True"
-        )
-
-
 def resolve_backend(backend: Backend, x: Tensor) -> bool:
-    """True for Triton. "auto" takes it for CUDA tensors of a dtype that it has, where Triton is installed."""
+    """True for Triton. "auto" takes it for CUDA tensors of a dtype that it has, where Triton is installed.
+
+    Raises:
+        ValueError: an unknown backend, or Triton where it cannot run.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend {backend!r}: use one of {', '.join(get_args(Backend))}")
     if backend == "reference":
         return False
     supported = x.dtype in (torch.float32, torch.bfloat16)
     if backend == "triton":
         if not supported:
             raise ValueError(f"the Triton kernels take float32 and bfloat16, not {x.dtype}")
+        if not _HAS_TRITON:
+            raise ValueError("backend 'triton': Triton is not installed; pip install theodolite[kernels]")
+        if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"backend 'triton' needs CUDA tensors, not {x.device}; use auto or reference")
         return True
     return x.is_cuda and supported and _HAS_TRITON
 
@@ -115,10 +74,11 @@ def frame_gdn(
         q_weight, k_weight: (H * D) RMSNorm weights; the norm runs over all heads together, ReLU follows.
         rope: (2, T, S, pairs) cosines and sines, see `rope_tables`; float16 serves bfloat16 tokens and saves a
             conversion.
-        rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them.
+        rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them. A ray of NaN
+            makes NaN of every frame that reads its frame, whatever the backend.
         bidirectional: False for a causal scan (each frame sees itself and earlier ones).
-        chunk_starts: first frames of chunks; the reverse scan does not cross into an earlier chunk. None: one
-            chunk.
+        chunk_starts: first frames of chunks, increasing; the reverse scan does not cross into an earlier chunk.
+            None: one chunk.
         normalise: divide by the unrotated recurrence + eps.
         initial: forward state before the first frame (streaming, previous shard).
         initial_reverse: reverse state after the last frame (next shard).
@@ -127,14 +87,16 @@ def frame_gdn(
     Returns:
         Result; gradients flow through all its tensors, to all tensors but rope and rays.
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: on shapes, types, devices, chunks or a backend that do not fit.
     """
-    check_arguments(
+    chunk_starts = check_arguments(
         q,
         k,
         v,
         beta,
         decay,
+        q_weight=q_weight,
+        k_weight=k_weight,
         rope=rope,
         rays=rays,
         normalise=normalise,

@@ -15,9 +15,15 @@ Source: SANA-WM (arXiv 2605.15178) and the public NVlabs/Sana code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from ..checks import check_chunk_starts, check_counts, check_tensors
+from .arguments import check_arguments
+
+Degenerate = Literal["auto", "refuse", "nan", "identity"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,20 @@ def rope_tables(
     Returns:
         (2, T, S, pairs) float64: cosines, then sines; tokens are row-major. For the whole head cosine and sine
         of a pair are neighbours in memory, which saves the kernels a copy.
+    Raises:
+        ValueError: sizes that are no positive whole numbers, a head size that cannot be paired.
     Source: NVlabs/Sana `wan_rope`; angles are position * theta^(-2i/d) with d the axis's full size.
     """
+    check_counts(height=height, width=width, head_size=head_size)
+    if isinstance(frames, Tensor):
+        if frames.ndim != 1 or len(frames) == 0:
+            raise ValueError(f"frames is {tuple(frames.shape)}; give a number, or (T,) frame numbers")
+    else:
+        check_counts(frames=frames)
+    if min(height, width, len(frames) if isinstance(frames, Tensor) else frames) < 1:
+        raise ValueError(f"{frames} frames of {height} x {width} tokens: none may be 0")
+    if head_size < 2 or head_size % (4 if half else 2):
+        raise ValueError(f"head size {head_size}: give a multiple of {4 if half else 2}")
     spatial_pairs = head_size // 6
     pairs = (head_size // 2 - 2 * spatial_pairs, spatial_pairs, spatial_pairs)
     used = pairs
@@ -89,18 +107,45 @@ def rope_tables(
     return torch.stack([angle.cos(), angle.sin()], dim=-1).permute(3, 0, 1, 2)
 
 
-def world_to_ray(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
+def world_to_ray(
+    camera_to_world: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    *,
+    degenerate: Degenerate = "auto",
+) -> Tensor:
     """Rigid transform from the world to the frame of each token's ray.
+
+    A camera is degenerate where it gives a ray no frame: a focal length of zero, values that are no numbers, a matrix
+    that is no rotation.
 
     Args:
         camera_to_world: (B, T, 3 or 4, 4), OpenCV axes, metres.
         intrinsics: (B, T, 4) fx, fy, cx, cy in units of tokens (pixels / 32 at full size).
         height, width: token grid.
+        degenerate: what a degenerate camera does. "refuse": an error that names it; on a GPU the host waits for that.
+            "nan": rays of NaN, which `frame_gdn` carries to its output. "identity": the identity, as NVlabs/Sana does,
+            so that such a clip trains on as if its camera stood at the origin. "auto": refuse on the CPU, NaN on a GPU
+            and in compiled code.
     Returns:
-        (B, T, height * width, 3, 4) rows x, y, z of the ray frame and the translation; identity where a ray
-        is not finite.
+        (B, T, height * width, 3, 4) rows x, y, z of the ray frame and the translation.
+    Raises:
+        ValueError: shapes, types or devices that do not fit; a degenerate camera, if it is to be refused.
     Source: UCPE of SANA-WM; token (u, v) looks along ((u - cx)/fx, (v - cy)/fy, 1) without a half token.
     """
+    if degenerate not in get_args(Degenerate):
+        raise ValueError(f"degenerate {degenerate!r}: use one of {', '.join(get_args(Degenerate))}")
+    check_counts(height=height, width=width)
+    if min(height, width) < 1:
+        raise ValueError(f"{height} x {width} tokens: none may be 0")
+    check_tensors(camera_to_world, "camera_to_world", intrinsics=intrinsics)
+    b_t = camera_to_world.shape[:-2]
+    if len(b_t) != 2 or camera_to_world.shape[-2:] not in ((3, 4), (4, 4)) or intrinsics.shape != (*b_t, 4):
+        raise ValueError(
+            f"camera_to_world is {tuple(camera_to_world.shape)}, intrinsics {tuple(intrinsics.shape)}; give"
+            " (B, T, 3 or 4, 4) and (B, T, 4)"
+        )
     fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
     u = torch.arange(width, dtype=intrinsics.dtype, device=intrinsics.device)
     v = torch.arange(height, dtype=intrinsics.dtype, device=intrinsics.device)
@@ -114,8 +159,23 @@ def world_to_ray(camera_to_world: Tensor, intrinsics: Tensor, height: int, width
     rows = torch.stack([x_axis, y_axis, z_axis], dim=-2)
     translation = -(rows @ centre[..., None, :, None])
     result = torch.cat([rows, translation], dim=-1)
-    identity = torch.eye(3, 4, dtype=result.dtype, device=result.device)
-    return torch.where(result.isfinite().all(-1).all(-1)[..., None, None], result, identity)
+    # `normalize` leaves a zero vector zero, so a matrix that is no rotation may give finite rows without length.
+    usable = result.isfinite().all(-1).all(-1) & (rows.square().sum(-1) > 0.5).all(-1)
+    if degenerate == "auto":
+        degenerate = "nan" if result.is_cuda or torch.compiler.is_compiling() else "refuse"
+    if degenerate == "refuse":
+        if not bool(usable.all()):
+            b, t, s = (~usable).nonzero()[0].tolist()
+            raise ValueError(
+                f"the camera of batch {b}, frame {t} gives token {s} no ray: intrinsics {intrinsics[b, t].tolist()},"
+                f" camera_to_world {camera_to_world[b, t, :3].tolist()}"
+            )
+        return result
+    if degenerate == "identity":
+        other = torch.eye(3, 4, dtype=result.dtype, device=result.device)
+    else:
+        other = torch.full((), torch.nan, dtype=result.dtype, device=result.device)
+    return torch.where(usable[..., None, None], result, other)
 
 
 def _rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:
@@ -238,7 +298,7 @@ def scan(
 
 def chunk_keep(frames: int, chunk_starts: tuple[int, ...] | None, like: Tensor) -> Tensor:
     """(T,) factor of the reverse scan: 0 at the first frame of a chunk, else 1."""
-    starts = set(chunk_starts or ())
+    starts = set(check_chunk_starts(chunk_starts, frames) or ())
     keep = torch.tensor([0.0 if t in starts else 1.0 for t in range(frames)], dtype=like.dtype)
     return keep.to(like.device)
 
@@ -264,6 +324,22 @@ def frame_gdn_reference(
     eps: float = 1e-8,
 ) -> Result:
     """`frame_gdn` written down plainly; see there for the arguments. Computes in float32, or float64 if given."""
+    check_arguments(
+        q,
+        k,
+        v,
+        beta,
+        decay,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        rope=rope,
+        rays=rays,
+        normalise=normalise,
+        bidirectional=bidirectional,
+        chunk_starts=chunk_starts,
+        initial=initial,
+        initial_reverse=initial_reverse,
+    )
     ready = prepare(
         q,
         k,
@@ -339,6 +415,8 @@ def exclusive_prefix(composites: list[Composite], initial: Tensor | None = None)
         composites: one a shard.
         initial: (B, H, R, D) state before the first shard; zero if None.
     """
+    if not composites:
+        raise ValueError("there must be at least one composite")
     state = torch.zeros_like(composites[0].h) if initial is None else initial
     incoming = []
     for composite in composites:

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .op import Backend, cached_keep, check_arguments, resolve_backend
+from .arguments import check_arguments
+from .op import Backend, cached_keep, resolve_backend
 from .reference import (
     Composite,
     State,
@@ -119,24 +120,35 @@ def _run(
     exchange: Exchange,
     mine: range,
 ) -> list[Tensor]:
-    for shard in shards:
-        check_arguments(
+    if not shards:
+        raise ValueError("there must be at least one shard")
+    first, starts = shards[0].k, []
+    for number, shard in enumerate(shards):
+        fixed = [(x.shape[0], *x.shape[2:], x.dtype, x.device) for x in (first, shard.k)]
+        if fixed[0] != fixed[1]:
+            raise ValueError(
+                f"shard {number}: k is {tuple(shard.k.shape)} {shard.k.dtype} on {shard.k.device}, the first shard's"
+                f" {tuple(first.shape)} {first.dtype} on {first.device}; shards may differ in frames only"
+            )
+        given = check_arguments(
             shard.q,
             shard.k,
             shard.v,
             shard.beta,
             shard.decay,
+            q_weight=q_weight,
+            k_weight=k_weight,
             rope=shard.rope,
             rays=shard.rays,
             normalise=options.normalise,
             bidirectional=options.bidirectional,
             chunk_starts=shard.chunk_starts,
         )
+        starts.append(given)
     local = _TritonShards if resolve_backend(backend, shards[0].k) else _ReferenceShards
     tensors: list[Tensor | None] = [q_weight, k_weight]
     for shard in shards:
         tensors += [shard.q, shard.k, shard.v, shard.beta, shard.decay, shard.rope, shard.rays]
-    starts = [shard.chunk_starts for shard in shards]
     return list(_ShardedScan.apply(local, options, exchange, mine, starts, *tensors))  # pyright: ignore[reportArgumentType]
 
 

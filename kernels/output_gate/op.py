@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..frame_gdn.op import Backend, resolve_backend
-from .reference import output_gate_reference
+from .reference import check_arguments, output_gate_reference
 
 _BLOCK = 1024
 
@@ -26,11 +26,9 @@ def output_gate(main: Tensor, camera: Tensor | None, gate: Tensor, *, backend: B
     Returns:
         the same shape in the dtype of main; gradients flow to all three.
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if shapes or devices differ, or on a type or backend that does not fit.
     """
-    for name, x in (("gate", gate), ("camera", camera)):
-        if x is not None and x.shape != main.shape:
-            raise ValueError(f"{name} is {tuple(x.shape)}; main is {tuple(main.shape)}")
+    check_arguments(main, camera, gate)
     if not resolve_backend(backend, main):
         return output_gate_reference(main, camera, gate)
     return _forward_op(main, camera, gate)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..frame_gdn.op import Backend, resolve_backend
-from .reference import short_conv_reference
+from .reference import check_arguments, short_conv_reference
 
 
 def short_conv(
@@ -34,26 +34,19 @@ def short_conv(
     Args:
         x: (B, T, S, C) float32 or bfloat16, last axis dense.
         weight: (C, 1, taps), oldest tap first.
-        chunk_starts: first frames of chunks; None: one chunk.
+        chunk_starts: first frames of chunks, increasing; None: one chunk.
         before: (B, taps - 1, S, C) the frames before the first (streaming); None: zeros.
     Returns:
         (B, T, S, C) in the dtype of x; gradients flow to x, weight and before.
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: on shapes, types, devices, chunks or a backend that do not fit.
     Source: NVlabs/Sana `conv_k`, forward plus reversed causal convolution minus the centre tap.
     """
-    if x.ndim != 4 or weight.ndim != 3 or weight.shape[:2] != (x.shape[-1], 1):
-        raise ValueError(
-            f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}; give (B, T, S, C) and (C, 1, taps)"
-        )
-    expected = (x.shape[0], weight.shape[-1] - 1, *x.shape[2:])
-    if before is not None and tuple(before.shape) != expected:
-        raise ValueError(f"before is {tuple(before.shape)}; it must be {expected}")
-    if not bidirectional and chunk_starts is not None:
-        raise ValueError("chunk_starts bound the look ahead: set bidirectional=True")
+    chunk_starts = check_arguments(x, weight, bidirectional, chunk_starts, before)
     if weight.shape[-1] > _TAPS and backend == "triton":
         raise ValueError(f"weight has {weight.shape[-1]} taps; the kernels take up to {_TAPS}")
-    if weight.shape[-1] > _TAPS or not resolve_backend(backend, x):
+    triton = resolve_backend(backend, x)
+    if weight.shape[-1] > _TAPS or not triton:
         return short_conv_reference(
             x, weight, bidirectional=bidirectional, chunk_starts=chunk_starts, before=before
         )
@@ -63,7 +56,7 @@ def short_conv(
 @lru_cache(maxsize=64)
 def _chunk_bounds(frames: int, chunk_starts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(T,) int32 first and end frame of each frame's chunk; kept, since a copy makes the host wait."""
-    edges = sorted({0, *(s for s in chunk_starts if s < frames), frames})
+    edges = sorted({0, *chunk_starts, frames})
     first = [a for a, b in itertools.pairwise(edges) for _ in range(a, b)]
     end = [b for a, b in itertools.pairwise(edges) for _ in range(a, b)]
     both = torch.tensor([first, end], dtype=torch.int32).to(device, non_blocking=True)

@@ -9,10 +9,7 @@ import pytest
 import torch
 
 HAS_GPU = torch.cuda.is_available()
-try:
-    HAS_TRITON = importlib.util.find_spec("triton") is not None
-except ValueError:  # None in sys.modules: made unfindable by a test
-    HAS_TRITON = False
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 if not HAS_GPU and HAS_TRITON:
     # Read when Triton is first imported, so it must be set before any test module imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from theodolite.annotate.clip import ClipRejection
+from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Network, MoGe2Stream
+from theodolite.annotate.geometry.pi3x import Pi3XNetwork
 from theodolite.annotate.networks import conv, fused, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in, layout_digest, load_moge2, load_strict
 from theodolite.annotate.networks.focal import focal_and_shift
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
-from theodolite.annotate.networks.pi3x import Conditions, Pi3X, Pi3XSize, nearest_rotation
+from theodolite.annotate.networks.pi3x import Conditions, NotFinite, Pi3X, Pi3XSize, nearest_rotation
 
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=4, head_depth=1, camera_width=64)
 
@@ -305,3 +310,138 @@ def test_moge2_infer_geometry():
     assert set(masked) == {"depth_m", "intrinsics", "valid", "metric_scale"}
     assert bool(masked["depth_m"][~masked["valid"]].isinf().all())
     torch.testing.assert_close(masked["depth_m"][masked["valid"]], out["depth_m"][masked["valid"]])
+
+
+IMAGES = torch.full((1, 2, 3, 28, 42), 0.5)
+DEPTH, MASK = torch.ones(1, 2, 28, 42), torch.ones(1, 2, dtype=torch.bool)
+LENS, POSE = torch.eye(3).expand(1, 2, 3, 3), torch.eye(4).expand(1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"depth": DEPTH.transpose(2, 3)}, "depth is .1, 2, 42, 28."),
+        ({"depth": DEPTH[..., :14]}, "depth is"),
+        ({"depth": DEPTH[:, :1]}, "depth is"),
+        ({"depth": DEPTH[0]}, "depth is"),
+        ({"depth": DEPTH.int()}, "depth holds torch.int32"),
+        ({"depth": DEPTH.to("meta")}, "on meta"),
+        ({"intrinsics": LENS[:, :1]}, "intrinsics is"),
+        ({"intrinsics": 0 * LENS}, "window 0, frame 0: intrinsics"),
+        ({"intrinsics": LENS * torch.nan}, "frame 0: intrinsics"),
+        ({"rays": torch.ones(1, 2, 28, 42)}, "rays is"),
+        ({"rays": -torch.ones(1, 2, 28, 42, 3)}, "look backwards"),
+        ({"rays": torch.ones(1, 2, 28, 42, 3), "intrinsics": LENS}, "one of them"),
+        ({"camera_to_world": POSE[..., :3, :]}, "camera_to_world is"),
+        ({"camera_to_world": 2 * POSE}, "no rotation"),
+        ({"camera_to_world": POSE * torch.nan}, "no rotation"),
+        ({"depth": DEPTH, "depth_frames": MASK[:, :1]}, "frame masks"),
+        ({"depth": DEPTH, "depth_frames": MASK.float()}, "frame masks"),
+        ({"depth_frames": MASK}, "absent"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(tiny, given, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(IMAGES, Conditions(**given), outputs=("camera_poses",))
+
+
+def test_unused_frames_and_unknown_pixels_may_hold_anything(tiny):
+    only = torch.tensor([[True, False]])
+    pose, lens, depth = POSE.clone(), LENS.clone(), DEPTH.clone()
+    pose[0, 1], lens[0, 1], depth[0, 0, :5] = torch.nan, 0, torch.nan
+    zero = torch.where(depth.isfinite(), depth, 0.0)
+    found = [
+        tiny(
+            IMAGES,
+            Conditions(depth=d, intrinsics=lens, ray_frames=only, camera_to_world=pose, pose_frames=only),
+            outputs=("camera_poses",),
+        )["camera_poses"]
+        for d in (depth, zero)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("images", "kw", "message"),
+    [
+        (IMAGES[0], {}, "multiples of 14"),
+        (IMAGES[..., :20], {}, "multiples of 14"),
+        (IMAGES[:, :0], {}, "hold nothing"),
+        (IMAGES.int(), {}, "hold torch.int32"),
+        (IMAGES, {"outputs": ("deth",)}, "unknown outputs .'deth'."),
+        (IMAGES, {"outputs": "conf"}, "unknown outputs"),
+        (IMAGES, {"outputs": ()}, "name some of"),
+        (IMAGES, {"chunk": 0}, "chunk is 0"),
+    ],
+)
+def test_pi3x_refuses_what_does_not_fit(tiny, images, kw, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(images, **kw)
+
+
+def test_output_that_is_no_number_is_said_and_rejects_the_clip():
+    network = Pi3X(TINY, conditioning=False)
+    fill_stand_in(network, 0)
+    network.metric_head.bias.fill_(torch.nan)
+    with pytest.raises(NotFinite, match="camera_poses and metric"):
+        network(IMAGES, outputs=("camera_poses", "metric"))
+    damaged = IMAGES.clone()
+    damaged[0, 1, 0, 3, 3] = torch.nan
+    with pytest.raises(NotFinite):
+        network(damaged, outputs=("conf",))
+    whole = Pi3XNetwork(network, torch.device("cpu"), max_pixels=2000, label="x", licence="x", stand_in=True)
+    with pytest.raises(ClipRejection, match="geometry_not_finite: clip frames 3 to 9"):
+        whole.predict(torch.zeros(2, 3, 28, 42, dtype=torch.uint8), np.array([3, 9]))
+    # Half precision is given up once, and then the same holds.
+    whole.network.head_dtype = torch.float16
+    with pytest.raises(ClipRejection, match="geometry_not_finite"):
+        whole.predict(torch.zeros(2, 3, 28, 42, dtype=torch.uint8), np.array([3, 9]))
+
+
+@pytest.mark.parametrize(
+    ("image", "kw", "message"),
+    [
+        (IMAGES, {}, r"\(B, 3, H, W\)"),
+        (IMAGES[0, :, :1], {}, r"\(B, 3, H, W\)"),
+        (IMAGES[0].int(), {}, "holds torch.int32"),
+        (IMAGES[0], {"outputs": ("deth",)}, "unknown outputs .'deth'."),
+        (IMAGES[0], {"resolution_level": 10}, "resolution_level is 10"),
+        (IMAGES[0], {"resolution_level": -1}, "resolution_level is -1"),
+        (IMAGES[0], {"num_tokens": 0}, "num_tokens is 0"),
+        (IMAGES[0], {"num_tokens": 40, "fov_x_deg": 180.0}, "between 0 and 180"),
+        (IMAGES[0], {"num_tokens": 40, "fov_x_deg": torch.tensor([50.0, 50.0, 50.0])}, "fov_x_deg"),
+        (IMAGES[0], {"num_tokens": 40, "fov_x_deg": float("nan")}, "fov_x_deg"),
+    ],
+)
+def test_moge2_refuses_what_does_not_fit(image, kw, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_moge2().infer(image, **kw)
+
+
+def test_moge2_says_which_outputs_it_has():
+    size = MoGe2Size.released("vits-normal")
+    heads = tuple(h for h in size.heads if h[0] != "normal_head")
+    network = MoGe2(dataclasses.replace(size, depth=2, layers=(0, 1), heads=heads))
+    fill_stand_in(network, 0)
+    assert "normal" not in network.infer(IMAGES[0], num_tokens=12)
+    with pytest.raises(ValueError, match="this network gives points, depth"):
+        network.infer(IMAGES[0], num_tokens=12, outputs=("normal",))
+    byte = network((IMAGES[0] * 255).byte(), 12)
+    assert torch.equal(byte["points"], network((IMAGES[0] * 255).byte().float() / 255, 12)["points"])
+
+
+@pytest.mark.parametrize("part", ["metric_scale", "mask", "points"])
+def test_metric_depth_that_is_no_number_rejects_the_clip(part):
+    network = tiny_moge2()
+    whole = MoGe2Network(network, torch.device("cpu"), level=0, label="x", licence="x", stand_in=True)
+    whole.num_tokens = 12
+    raw = network((IMAGES[0] * 255).byte(), 12)
+    raw[part] = raw[part] * torch.nan
+    whole.network = lambda *_, **__: raw  # type: ignore[assignment]
+    frames = SimpleNamespace(height=28, width=42)
+    clip = SimpleNamespace(clip_id="c")
+    stream = MoGe2Stream(whole, MoGe2Config(batch=2), clip, frames, [0, 1])  # type: ignore[arg-type]
+    for number in (0, 1):
+        stream.add(number, np.full((28, 42, 3), 127, np.uint8))
+    with pytest.raises(ClipRejection, match="geometry_not_finite: clip c: MoGe-2"):
+        stream.finish(None)
