@@ -178,16 +178,17 @@ def world_to_ray(
     return torch.where(usable[..., None, None], result, other)
 
 
-def _rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:
-    """Rotate neighbouring pairs of the last axis of x (B, T, S, H, 2 P)."""
-    cos, sin = rope.to(x)[:, None, :, :, None]
+def rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:
+    """Rotate neighbouring pairs of the last axis of x (B, T, S, H, 2 P) by `rope` (2, T, S, P); in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = rope.to(dtype)[:, None, :, :, None]
     if inverse:
         sin = -sin
     even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def _ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
+def ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
     """4x4 world-to-ray transform P (B, T, S, 4, 4) and its inverse."""
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=rays.dtype, device=rays.device).expand(
         *rays.shape[:-2], 1, 4
@@ -197,11 +198,21 @@ def _ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([rays, bottom], dim=-2), torch.cat([inverse, bottom], dim=-2)
 
 
-def _ray_transform(x: Tensor, matrix: Tensor, rope: Tensor, *, inverse_rope: bool = False) -> Tensor:
-    """First half of the head in groups of four by `matrix`, second half rotated. x (B, T, S, H, D)."""
+def ray_transform(x: Tensor, matrix: Tensor, rope: Tensor, *, inverse_rope: bool = False) -> Tensor:
+    """First half of each head in groups of four by a matrix, second half rotated (UCPE).
+
+    Args:
+        x: (B, T, S, H, D).
+        matrix: (B, T, S, 4, 4); the product is computed in its type.
+        rope: (2, T, S, D / 4).
+        inverse_rope: rotate back.
+    Returns:
+        (B, T, S, H, D) in the dtype of x.
+    """
     half = x.shape[-1] // 2
-    first = torch.einsum("btsij,btshgj->btshgi", matrix, x[..., :half].unflatten(-1, (-1, 4))).flatten(-2)
-    return torch.cat([first, _rotate(x[..., half:], rope, inverse=inverse_rope)], dim=-1)
+    groups = x[..., :half].unflatten(-1, (-1, 4)).to(matrix.dtype)
+    first = torch.einsum("btsij,btshgj->btshgi", matrix, groups).flatten(-2).to(x.dtype)
+    return torch.cat([first, rotate(x[..., half:], rope, inverse=inverse_rope)], dim=-1)
 
 
 def _norm_relu(x: Tensor, weight: Tensor, norm_eps: float) -> Tensor:
@@ -246,13 +257,13 @@ def prepare(
         k = _norm_relu(k, k_weight.to(dtype), norm_eps)
     k = k * key_scale
     if rays is None:
-        query, key = (q, k) if rope is None else (_rotate(q, rope), _rotate(k, rope))
+        query, key = (q, k) if rope is None else (rotate(q, rope), rotate(k, rope))
         return Prepared(query, key, v, beta, q, k)
     assert rope is not None
-    matrix, inverse = _ray_matrices(rays.to(dtype))
-    query = _ray_transform(q, matrix.transpose(-1, -2), rope)
-    key = _ray_transform(k, inverse, rope)
-    value = _ray_transform(v, inverse, rope)
+    matrix, inverse = ray_matrices(rays.to(dtype))
+    query = ray_transform(q, matrix.transpose(-1, -2), rope)
+    key = ray_transform(k, inverse, rope)
+    value = ray_transform(v, inverse, rope)
     stretch = key.square().sum(-1).clamp_min(1e-12) / k.square().sum(-1).clamp_min(1e-12)
     beta = beta / stretch.mean(dim=2, keepdim=True).clamp_min(1.0)
     return Prepared(query, key, value, beta, q, k)
@@ -373,7 +384,7 @@ def frame_gdn_reference(
         out = out / (torch.einsum("bthij,btshj->btshi", zs, ready.plain_query) + eps)
     if rays is not None:
         assert rope is not None
-        out = _ray_transform(out, _ray_matrices(rays.to(out.dtype))[0], rope, inverse_rope=True)
+        out = ray_transform(out, ray_matrices(rays.to(out.dtype))[0], rope, inverse_rope=True)
     return Result(
         out.to(v.dtype), State(final_kv, None if final_z is None else final_z[:, :, 0]), final_reverse
     )

@@ -9,7 +9,7 @@ import os
 import sys
 
 import torch
-from theodolite.kernels.frame_gdn.reference import _ray_matrices
+from theodolite.kernels.frame_gdn.reference import ray_matrices
 from torch import Tensor
 
 
@@ -75,7 +75,7 @@ def camera_branch(case, *, fused: bool, training: bool = False) -> Tensor:
     from diffusion.model.ops.fused_gdn_chunkwise import cam_scan_bidi_chunkwise
 
     t, s, _h, d = case.k.shape[1:]
-    matrix, inverse = (m.float().flatten(1, 2).contiguous() for m in _ray_matrices(case.rays))
+    matrix, inverse = (m.float().flatten(1, 2).contiguous() for m in ray_matrices(case.rays))
     cos, sin = tables(case.rope)
     prepare = fused_cam_gdn.cam_prep_func if fused else fused_cam_gdn._torch_cam_prep_reference
     if training:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from theodolite.kernels import State, frame_gdn, key_scale, rope_tables, world_to_ray
 from theodolite.kernels.frame_gdn.op import _forward_op
-from theodolite.kernels.frame_gdn.reference import _ray_matrices, frame_products, prepare
+from theodolite.kernels.frame_gdn.reference import frame_products, prepare, ray_matrices
 
 from .cases import errors_against_twin, in_float64, make_case, outputs, relative, run
 
@@ -97,11 +97,11 @@ def test_rope_rotates_by_relative_position() -> None:
     """Shifting all frames by the same number changes no product of query and key."""
     head_size, (height, width) = 24, (2, 3)
     x = torch.randn(2, 1, 2, height * width, 1, head_size, dtype=torch.float64)
-    from theodolite.kernels.frame_gdn.reference import _rotate
+    from theodolite.kernels.frame_gdn.reference import rotate
 
     def products(start: int) -> torch.Tensor:
         rope = rope_tables(torch.arange(start, start + 2), height, width, head_size)
-        q, k = _rotate(x[0], rope).flatten(1, 2), _rotate(x[1], rope).flatten(1, 2)
+        q, k = rotate(x[0], rope).flatten(1, 2), rotate(x[1], rope).flatten(1, 2)
         return torch.einsum("bnhd,bmhd->bnm", q, k)
 
     assert relative(products(5), products(0)) < 1e-12
@@ -110,7 +110,7 @@ def test_rope_rotates_by_relative_position() -> None:
 def test_rays_are_rigid_and_look_along_the_pixel() -> None:
     case = make_case(branch="camera")
     assert case.rays is not None
-    matrix, inverse = _ray_matrices(case.rays.double())
+    matrix, inverse = ray_matrices(case.rays.double())
     eye = torch.eye(4, dtype=torch.float64)
     assert (matrix @ inverse - eye).abs().max() < 1e-5  # float32 rays
     pose = torch.eye(4, dtype=torch.float64)[None, None]

@@ -1,0 +1,137 @@
+"""Cameras as the world model takes them: relative to the first frame, one a latent frame, and a map of the rays."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .network import Cameras
+
+TEMPORAL_STRIDE = 8
+"""Video frames a latent frame (but the first, which holds one)."""
+SPATIAL_STRIDE = 32
+"""Pixels a token."""
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of a video of 8 k + 1 frames.
+
+    Raises:
+        ValueError: for any other number.
+    """
+    if num_frames < 1 or (num_frames - 1) % TEMPORAL_STRIDE:
+        raise ValueError(f"{num_frames} frames: the video autoencoder takes 8 k + 1 (for example 161 or 961)")
+    return (num_frames - 1) // TEMPORAL_STRIDE + 1
+
+
+def condition_cameras(
+    camera_to_world: Tensor, intrinsics_px: Tensor, *, height: int, width: int, plucker: bool = True
+) -> Cameras:
+    """Cameras of every video frame as the network takes them.
+
+    Args:
+        camera_to_world: (B, F, 4, 4), OpenCV axes, metres; any world.
+        intrinsics_px: (B, F, 4) fx, fy, cx, cy in pixels of the picture that the model makes.
+        height, width: of that picture, multiples of 32.
+        plucker: also make the ray map.
+    Returns:
+        cameras relative to frame 0: of video frame 8 i for latent frame i, and the ray map of all frames.
+    Raises:
+        ValueError: on shapes that do not fit, a size that is no multiple of 32, another number than 8 k + 1 frames,
+            values that are not finite, rotations that are not rigid or focal lengths that are not positive.
+    """
+    if camera_to_world.ndim != 4 or camera_to_world.shape[-2:] != (4, 4):
+        raise ValueError(f"camera_to_world is {tuple(camera_to_world.shape)}; give (B, F, 4, 4)")
+    if intrinsics_px.shape != (*camera_to_world.shape[:2], 4):
+        raise ValueError(
+            f"intrinsics are {tuple(intrinsics_px.shape)}; with {tuple(camera_to_world.shape)} poses give "
+            f"{(*camera_to_world.shape[:2], 4)}"
+        )
+    if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE or height < 1 or width < 1:
+        raise ValueError(f"picture of {width}x{height}: both sides must be multiples of {SPATIAL_STRIDE}")
+    latent_frames(camera_to_world.shape[1])
+    _check_cameras(camera_to_world, intrinsics_px)
+    relative = relative_to_first(camera_to_world)
+    tokens = intrinsics_px / SPATIAL_STRIDE
+    return Cameras(
+        camera_to_world=relative[:, ::TEMPORAL_STRIDE],
+        intrinsics=tokens[:, ::TEMPORAL_STRIDE],
+        plucker=plucker_map(relative, tokens, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
+        if plucker
+        else None,
+    )
+
+
+def _check_cameras(camera_to_world: Tensor, intrinsics_px: Tensor) -> None:
+    bad = ~camera_to_world.isfinite().flatten(2).all(-1) | ~intrinsics_px.isfinite().all(-1)
+    if bool(bad.any()):
+        raise ValueError(f"the camera of frame {int(bad.nonzero()[0, 1])} is not finite")
+    rotation = camera_to_world[..., :3, :3].double()
+    eye = torch.eye(3, dtype=torch.float64, device=rotation.device)
+    off = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax((-1, -2))
+    wrong = (off > 1e-3) | (torch.linalg.det(rotation) < 0)
+    if bool(wrong.any()):
+        frame = int(wrong.nonzero()[0, 1])
+        raise ValueError(
+            f"the camera of frame {frame} is no rigid transform: R R^T differs from 1 by {off.max():.2g}"
+        )
+    if not bool((intrinsics_px[..., :2] > 0).all()):
+        raise ValueError("focal lengths must be positive")
+
+
+def relative_to_first(camera_to_world: Tensor) -> Tensor:
+    """(B, F, 4, 4) in the frame of each clip's first camera; computed in float64."""
+    exact = camera_to_world.double()
+    rotation, centre = exact[:, :1, :3, :3].transpose(-1, -2), exact[:, :1, :3, 3:]
+    first = torch.cat([rotation, -rotation @ centre], dim=-1)
+    return torch.cat([first @ exact, exact[..., 3:, :]], dim=-2).to(camera_to_world.dtype)
+
+
+def plucker_map(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """Rays of every video frame, eight frames stacked a latent frame.
+
+    Args:
+        camera_to_world: (B, F, 4, 4) relative to frame 0.
+        intrinsics: (B, F, 4) fx, fy, cx, cy in units of tokens.
+        height, width: token grid.
+    Returns:
+        (B, 48, T, height, width): for each of eight frames direction d and moment o x d. Latent frame i takes frames
+        s..s+7 with s = max(0, 8 i - 7); a short tail repeats the last frame.
+    Source: NVlabs/Sana; token (u, v) looks along ((u - cx)/fx, (v - cy)/fy, 1) without a half token.
+    """
+    b, frames = camera_to_world.shape[:2]
+    fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
+    u = torch.arange(width, dtype=intrinsics.dtype, device=intrinsics.device)
+    v = torch.arange(height, dtype=intrinsics.dtype, device=intrinsics.device)
+    x, y = torch.broadcast_tensors((u - cx) / fx, (v[:, None] - cy) / fy)
+    rays = torch.stack([x, y, torch.ones_like(x)], dim=-1)
+    rotation = camera_to_world[..., :3, :3].to(intrinsics.dtype)
+    direction = torch.nn.functional.normalize(torch.einsum("bfij,bfhwj->bfhwi", rotation, rays), dim=-1)
+    centre = camera_to_world[..., :3, 3].to(intrinsics.dtype)[:, :, None, None].expand_as(direction)
+    six = torch.cat([direction, torch.linalg.cross(centre, direction)], dim=-1)
+    latents = (frames - 1) // TEMPORAL_STRIDE + 1
+    start = (TEMPORAL_STRIDE * torch.arange(latents) - (TEMPORAL_STRIDE - 1)).clamp_min(0)
+    index = (start[:, None] + torch.arange(TEMPORAL_STRIDE)).clamp_max(frames - 1).to(six.device)
+    stacked = six[:, index]  # (B, T, 8, H, W, 6)
+    return stacked.permute(0, 2, 5, 1, 3, 4).reshape(b, 6 * TEMPORAL_STRIDE, latents, height, width)
+
+
+def without_cameras(batch: int, frames: int, *, height: int, width: int) -> Cameras:
+    """What stands for the cameras of a clip that has none: identity poses, focal length one picture, no motion.
+
+    Args:
+        batch, frames: B, and latent frames T.
+        height, width: token grid.
+    Source: NVlabs/Sana's training on clips without cameras.
+    """
+    poses = torch.eye(4).repeat(batch, frames, 1, 1)
+    one = torch.tensor([width, height, width / 2, height / 2], dtype=torch.float32)
+    intrinsics = one.repeat(batch, frames, 1)
+    video = TEMPORAL_STRIDE * (frames - 1) + 1
+    return Cameras(
+        camera_to_world=poses,
+        intrinsics=intrinsics,
+        plucker=plucker_map(
+            torch.eye(4).repeat(batch, video, 1, 1), one.repeat(batch, video, 1), height, width
+        ),
+    )

@@ -1,0 +1,917 @@
+"""The world model: a diffusion transformer over video latents whose attention follows the camera.
+
+Tokens are kept as (B, T, S, C): batch, latent frames, tokens of a frame (row-major), channels. Three of four blocks
+attend by frame-wise Gated DeltaNet, every fourth by softmax. Every block has a second attention branch in which
+queries and keys meet through the rays they lie on (UCPE), and adds a Plücker map of the rays.
+
+Modules bear the names of the released files, so that their state dicts are this network's. Nothing here knows of
+sharding, compiling or checkpointing: they are applied from outside, block by block.
+
+Source: SANA-WM (arXiv 2605.15178) and the public NVlabs/Sana code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import (
+    Result,
+    State,
+    frame_attention,
+    frame_gdn,
+    gated_add,
+    glu_conv,
+    key_scale,
+    modulated_norm,
+    norm_rotate,
+    output_gate,
+    rope_tables,
+    short_conv,
+    world_to_ray,
+)
+from ..kernels.attention import AttentionBackend
+from ..kernels.frame_gdn.op import Backend
+from ..kernels.frame_gdn.reference import ray_matrices, ray_transform
+from .config import WorldModelConfig, chunk_ranges
+
+_NORM_EPS = 1e-5
+"""RMSNorm of queries, keys and text; cross attention has 1e-6."""
+_LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Which implementation of each operator runs; "auto" is the fastest that the device has."""
+
+    kernels: Backend = "auto"
+    """Gated DeltaNet, short convolutions and output gates."""
+    attention: AttentionBackend = "auto"
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Camera of each latent frame (the one of video frame 8 i).
+
+    Attributes:
+        camera_to_world: (B, T, 4, 4) OpenCV axes, metres, relative to the clip's first frame.
+        intrinsics: (B, T, 4) fx, fy, cx, cy in units of tokens (pixels / 32).
+        plucker: (B, 48, T, H, W) rays of eight video frames (`conditioning.plucker_map`); None: no map is added.
+    """
+
+    camera_to_world: Tensor
+    intrinsics: Tensor
+    plucker: Tensor | None = None
+
+
+@dataclass
+class BlockCache:
+    """What a block remembers of the chunks before the current one; sizes do not grow with the clip but where softmax
+    keeps its whole history.
+
+    Attributes:
+        gdn, camera_gdn: forward states of the two branches.
+        conv, camera_conv: (B, taps - 1, S, C) last inputs of the keys' short convolutions.
+        ffn: (B, 1, S, C) last frame before the temporal convolution.
+        chunks: keys and values of softmax blocks by chunk, after rotation and ray transform.
+    """
+
+    gdn: State | None = None
+    camera_gdn: State | None = None
+    conv: Tensor | None = None
+    camera_conv: Tensor | None = None
+    ffn: Tensor | None = None
+    chunks: list[ChunkKeys] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ChunkKeys:
+    """Keys and values of one chunk, (B, heads, tokens, D) each; `camera_*` of the camera branch, if it ran."""
+
+    key: Tensor
+    value: Tensor
+    camera_key: Tensor | None = None
+    camera_value: Tensor | None = None
+
+
+@dataclass
+class StreamCache:
+    """The state of a clip that is generated chunk by chunk.
+
+    Attributes:
+        window_chunks: chunks before the current one that softmax blocks read; None: all of them.
+        sink_chunks: first chunks that they read in any case.
+        next_frame: absolute latent frame with which the next chunk starts.
+        blocks: one entry a block.
+    """
+
+    window_chunks: int | None
+    sink_chunks: int
+    blocks: list[BlockCache]
+    next_frame: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held by all caches."""
+        return sum(t.numel() * t.element_size() for block in self.blocks for t in _tensors(block))
+
+
+def _tensors(block: BlockCache) -> list[Tensor]:
+    states = [s for s in (block.gdn, block.camera_gdn) if s is not None]
+    found = [t for s in states for t in (s.kv, s.z)]
+    found += [block.conv, block.camera_conv, block.ffn]
+    found += [t for c in block.chunks for t in (c.key, c.value, c.camera_key, c.camera_value)]
+    return [t for t in found if t is not None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all blocks of one call share.
+
+    Attributes:
+        height, width: token grid of a frame.
+        rope: (2, T, S, D/2) rotation of whole heads, (2, T, S, D/4) of half heads in `camera_rope`.
+        rays: (B, T, S, 3, 4) world-to-ray transforms; None: the camera branch does not run.
+        plucker: (B, T, S, C) embedded ray map; None: nothing is added.
+        text: (B, L, C), with `text_mask` (B, L) True where a token is real, or None.
+        starts: first frames of chunks for chunk-causal runs; None: bidirectional.
+        stream: True where a cache is read: everything before the chunk comes from it.
+        save: whether the cache is written.
+    """
+
+    height: int
+    width: int
+    rope: Tensor
+    camera_rope: Tensor
+    rays: Tensor | None
+    plucker: Tensor | None
+    text: Tensor
+    text_mask: Tensor | None
+    starts: tuple[int, ...] | None
+    stream: StreamCache | None
+    save: bool
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) * weight over the last axis, in float32."""
+
+    def __init__(self, channels: int, eps: float = _NORM_EPS) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Projection(nn.Module):
+    """A 1 x 1 x 1 convolution, applied to channels-last tokens as the linear map that it is."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(channels, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, T, H W, width)."""
+        tokens = x.flatten(3).permute(0, 2, 3, 1)
+        return F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimeEmbedder(nn.Module):
+    """Sines of the diffusion time, then two layers."""
+
+    def __init__(self, frequencies: int, width: int) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: Tensor) -> Tensor:
+        """times (...) in 0..1000, cut to whole numbers as in training; -> (..., width)."""
+        half = self.frequencies // 2
+        index = torch.arange(half, dtype=torch.float32, device=times.device)
+        angle = times.long().float()[..., None] * torch.exp(-math.log(10000.0) * index / half)
+        table = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return self.mlp(table.to(next(self.mlp.parameters()).dtype))
+
+
+class TextMlp(nn.Module):
+    def __init__(self, text_width: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(text_width, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class TextEmbedder(nn.Module):
+    """Text states to tokens; `y_embedding` is the caption that stands for a dropped one in training."""
+
+    y_embedding: Tensor
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.y_proj = TextMlp(config.text_width, config.width)
+        self.register_buffer("y_embedding", torch.zeros(config.text_tokens, config.text_width))
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.y_proj(text)
+
+
+class ShortConv(nn.Module):
+    """Weights of a depthwise convolution along time; oldest tap first."""
+
+    def __init__(self, channels: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1, taps))
+
+
+class CameraAttention(nn.Module):
+    """What both kinds of attention share: projections of two branches, gates, and their sum.
+
+    Softmax blocks carry the DeltaNet's gates without using them, since released files do.
+    """
+
+    recall_gate: Tensor
+
+    def __init__(self, config: WorldModelConfig, operators: Operators) -> None:
+        super().__init__()
+        width = config.width
+        self.config, self.operators = config, operators
+        self.heads, self.head_size = config.heads, config.head_size
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(width), RMSNorm(width)
+        self.proj = nn.Linear(width, width)
+        self.output_gate = nn.Linear(width, width)
+        self.beta_proj = nn.Linear(width, config.heads)
+        self.gate_proj = nn.Linear(width, config.heads)
+        self.A_log = nn.Parameter(torch.zeros(config.heads))
+        self.dt_bias = nn.Parameter(torch.zeros(config.heads))
+        self.register_buffer("recall_gate", torch.zeros(1))
+        self.q_proj_cam, self.k_proj_cam, self.v_proj_cam, self.out_proj_cam = (
+            nn.Linear(width, width) for _ in range(4)
+        )
+        self.q_norm_cam, self.k_norm_cam = RMSNorm(width), RMSNorm(width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, T, S, C) -> (B, T, S, heads, D)."""
+        return x.unflatten(-1, (self.heads, self.head_size))
+
+    def gated(self, x: Tensor, main: Tensor, camera: Tensor | None) -> Tensor:
+        """Sum of the branches, gated by the block's input, projected."""
+        added = None if camera is None else self.out_proj_cam(camera)
+        return self.proj(
+            output_gate(main, added, self.output_gate(x), backend=self.operators.kernels).to(x.dtype)
+        )
+
+    def capped(self, transformed: Tensor, before: Tensor) -> Tensor:
+        """Scale tokens down whose RMS the ray transform raised (`camera_rms_cap`)."""
+        rms_before, rms_after = (
+            (x.float().square().mean(-1, keepdim=True) + 1e-6).sqrt() for x in (before, transformed)
+        )
+        return transformed * (rms_before / rms_after).clamp(max=1.0).to(transformed.dtype)
+
+    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
+        raise NotImplementedError("use DeltaNetAttention or SoftmaxAttention")
+
+
+class DeltaNetAttention(CameraAttention):
+    """Frame-wise Gated DeltaNet in both branches."""
+
+    def __init__(self, config: WorldModelConfig, operators: Operators) -> None:
+        super().__init__(config, operators)
+        self.conv_k = ShortConv(config.width, config.conv_taps)
+        self.conv_k_cam = ShortConv(config.width, config.conv_taps)
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Step sizes beta (B, T, S, heads) and decay (B, T, heads) in float32."""
+        beta = torch.sigmoid(self.beta_proj(x))
+        rate = F.softplus(self.gate_proj(x.mean(dim=2)).float() + self.dt_bias.float())
+        return beta, torch.exp(-torch.exp(self.A_log.float()) * rate)
+
+    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        beta, decay = self.gates(x)
+        scale = key_scale(self.head_size, x.shape[2])
+        backend = self.operators.kernels
+        starts = None if context.stream is not None else context.starts
+        conv = None if cache is None else cache.conv
+        main = frame_gdn(
+            self.split(q),
+            self.split(short_conv(k, self.conv_k.weight, chunk_starts=starts, before=conv, backend=backend)),
+            self.split(v),
+            beta,
+            decay,
+            q_weight=self.q_norm.weight,
+            k_weight=self.k_norm.weight,
+            rope=context.rope,
+            chunk_starts=starts,
+            initial=None if cache is None else cache.gdn,
+            key_scale=scale,
+            norm_eps=_NORM_EPS,
+            backend=backend,
+        )
+        if cache is not None and context.save:
+            cache.gdn, cache.conv = main.final, _last_frames(conv, k, self.config.conv_taps - 1)
+        camera = None
+        if context.rays is not None:
+            camera = self._camera(x, beta, decay, scale, context, cache)
+        return self.gated(x, main.out.flatten(-2), camera)
+
+    def _camera(
+        self,
+        x: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        scale: float,
+        context: Context,
+        cache: BlockCache | None,
+    ) -> Tensor:
+        q, k, v = self.q_proj_cam(x), self.k_proj_cam(x), self.v_proj_cam(x)
+        backend = self.operators.kernels
+        starts = None if context.stream is not None else context.starts
+        conv = None if cache is None else cache.camera_conv
+        initial = None if cache is None else cache.camera_gdn
+        inputs = k
+        k = short_conv(k, self.conv_k_cam.weight, chunk_starts=starts, before=conv, backend=backend)
+        if self.config.camera_rms_cap == "all":
+            result = self._capped_camera(q, k, v, beta, decay, scale, context, starts, initial)
+            out = ray_transform(
+                result.out, ray_matrices(_rays(context))[0], context.camera_rope, inverse_rope=True
+            )
+        else:
+            result = frame_gdn(
+                self.split(q),
+                self.split(k),
+                self.split(v),
+                beta,
+                decay,
+                q_weight=self.q_norm_cam.weight,
+                k_weight=self.k_norm_cam.weight,
+                rope=context.camera_rope,
+                rays=context.rays,
+                normalise=False,
+                chunk_starts=starts,
+                initial=initial,
+                key_scale=scale,
+                norm_eps=_NORM_EPS,
+                backend=backend,
+            )
+            out = result.out
+        if cache is not None and context.save:
+            cache.camera_gdn = result.final
+            cache.camera_conv = _last_frames(conv, inputs, self.config.conv_taps - 1)
+        return out.flatten(-2).to(x.dtype)
+
+    def _capped_camera(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        scale: float,
+        context: Context,
+        starts: tuple[int, ...] | None,
+        initial: State | None,
+    ) -> Result:
+        """The camera branch with `camera_rms_cap`, in plain torch up to the recurrence."""
+        matrix, inverse = ray_matrices(_rays(context))
+        q = self.split(F.relu(self.q_norm_cam(q)))
+        k = self.split(F.relu(self.k_norm_cam(k))) * scale
+        v = self.split(v)
+        query = self.capped(ray_transform(q, matrix.transpose(-1, -2), context.camera_rope), q)
+        key = self.capped(ray_transform(k, inverse, context.camera_rope), k)
+        value = self.capped(ray_transform(v, inverse, context.camera_rope), v)
+        stretch = key.float().square().sum(-1).clamp_min(1e-12) / k.float().square().sum(-1).clamp_min(1e-12)
+        beta = beta / stretch.mean(dim=2, keepdim=True).clamp_min(1.0).to(beta.dtype)
+        return frame_gdn(
+            query,
+            key,
+            value,
+            beta,
+            decay,
+            normalise=False,
+            chunk_starts=starts,
+            initial=initial,
+            backend=self.operators.kernels,
+        )
+
+
+class SoftmaxAttention(CameraAttention):
+    """Softmax attention in both branches."""
+
+    def __init__(self, config: WorldModelConfig, operators: Operators) -> None:
+        super().__init__(config, operators)
+        for unused in (self.beta_proj, self.gate_proj):
+            unused.requires_grad_(False)
+        self.A_log.requires_grad_(False)
+        self.dt_bias.requires_grad_(False)
+
+    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        query = self._turned(q, self.q_norm, context.rope)
+        key = self._turned(k, self.k_norm, context.rope)
+        main, own = self._attend(query, key, self.split(v), context, cache, self.config.softmax_scale)
+        camera = camera_own = None
+        if context.rays is not None:
+            matrix, inverse = ray_matrices(context.rays)
+            rope = context.camera_rope
+            q, k, v = self.q_proj_cam(x), self.k_proj_cam(x), self.v_proj_cam(x)
+            query = self._turned(q, self.q_norm_cam, rope, matrix.transpose(-1, -2))
+            key = self._turned(k, self.k_norm_cam, rope, inverse)
+            value = self._turned(v, None, rope, inverse)
+            if self.config.camera_rms_cap != "none":
+                query = self.capped(query, self.split(self.q_norm_cam(q)))
+                key = self.capped(key, self.split(self.k_norm_cam(k)))
+                value = self.capped(value, self.split(v))
+            out, camera_own = self._attend(
+                query, key, value, context, cache, self.config.camera_softmax_scale, camera=True
+            )
+            camera = self._turned(out.flatten(-2), None, rope, matrix, inverse_rope=True).flatten(-2)
+        if cache is not None and context.save:
+            assert context.stream is not None
+            cache.chunks.append(ChunkKeys(*own, *(camera_own or ())))
+            _forget(cache.chunks, context.stream)
+        return self.gated(x, main.flatten(-2), camera)
+
+    def _turned(
+        self,
+        x: Tensor,
+        norm: RMSNorm | None,
+        rope: Tensor,
+        matrix: Tensor | None = None,
+        *,
+        inverse_rope: bool = False,
+    ) -> Tensor:
+        """(B, T, S, C) -> (B, T, S, heads, D), normed, then rotated or transformed by rays."""
+        return norm_rotate(
+            x,
+            None if norm is None else norm.weight,
+            rope,
+            heads=self.heads,
+            matrix=matrix,
+            inverse_rope=inverse_rope,
+            eps=_NORM_EPS,
+            backend=self.operators.kernels,
+        )
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        context: Context,
+        cache: BlockCache | None,
+        scale: float | None,
+        *,
+        camera: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """q, k, v (B, T, S, heads, D) -> the same, and the chunk's own keys and values as they are cached."""
+        dtype = q.dtype
+        if dtype == torch.float32 and self.config.softmax_bfloat16:
+            q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+        q, k, v = (x.permute(0, 3, 1, 2, 4) for x in (q, k, v))
+        own = (k.flatten(2, 3), v.flatten(2, 3))
+        if cache is None:
+            out = frame_attention(
+                q, k, v, chunk_starts=context.starts, scale=scale, backend=self.operators.attention
+            )
+        else:
+            out = frame_attention(
+                q, k, v, before=_history(cache.chunks, camera), scale=scale, backend=self.operators.attention
+            )
+        return out.permute(0, 2, 3, 1, 4).to(dtype), own
+
+
+def _rays(context: Context) -> Tensor:
+    assert context.rays is not None
+    return context.rays
+
+
+def _last_frames(before: Tensor | None, x: Tensor, frames: int) -> Tensor:
+    """(B, frames, S, C): the last inputs, those of earlier chunks (or zeros) included where this one is short."""
+    if x.shape[1] < frames:
+        missing = frames - x.shape[1]
+        past = x.new_zeros(x.shape[0], missing, *x.shape[2:]) if before is None else before[:, -missing:]
+        x = torch.cat([past, x], dim=1)
+    return x[:, x.shape[1] - frames :].detach().clone()
+
+
+def _history(chunks: list[ChunkKeys], camera: bool) -> list[tuple[Tensor, Tensor]]:
+    pairs = [(c.camera_key, c.camera_value) if camera else (c.key, c.value) for c in chunks]
+    found = [(k, v) for k, v in pairs if k is not None and v is not None]
+    if len(found) != len(chunks):
+        raise ValueError("cameras must be given for all chunks of a stream or for none")
+    return found
+
+
+def _forget(chunks: list[ChunkKeys], stream: StreamCache) -> None:
+    """Drop what no later chunk reads: all but the sink and the window."""
+    if stream.window_chunks is None:
+        return
+    while len(chunks) > stream.sink_chunks + stream.window_chunks:
+        del chunks[stream.sink_chunks]
+
+
+class CrossAttention(nn.Module):
+    """Video tokens read the text."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.head_size = config.heads, config.head_size
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.q_norm, self.k_norm = RMSNorm(width, 1e-6), RMSNorm(width, 1e-6)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, T, S, C), text (B, L, C), mask (B, L) True where a token is real."""
+        k, v = self.kv_linear(text).chunk(2, dim=-1)
+        q = self.q_norm(self.q_linear(x)).flatten(1, 2)
+        q, k, v = (
+            y.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2) for y in (q, self.k_norm(k), v)
+        )
+        visible = None if mask is None else mask[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.proj(out.transpose(1, 2).flatten(-2).unflatten(1, x.shape[1:3]))
+
+
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution, applied to channels-last tokens as the linear map that it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
+class ConvWeights(nn.Module):
+    """A convolution one level down, as released names have it."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward network with a 3 x 3 convolution over the frame and a 3-tap one over time."""
+
+    def __init__(self, config: WorldModelConfig, operators: Operators) -> None:
+        super().__init__()
+        width, hidden = config.width, config.ffn_width
+        self.backend: Backend = operators.kernels
+        self.inverted_conv = ConvWeights(Pointwise(width, 2 * hidden, 1))
+        self.depth_conv = ConvWeights(nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden))
+        self.point_conv = ConvWeights(Pointwise(hidden, width, 1, bias=False))
+        self.t_conv = nn.Conv2d(width, width, (3, 1), padding=(1, 0), bias=False)
+
+    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
+        y = self._spatial(x, context.height, context.width)
+        before = None if cache is None else cache.ffn
+        if cache is not None and context.save:
+            cache.ffn = y[:, -1:].detach().clone()
+        starts = None if context.stream is not None else context.starts
+        return self._temporal(y, before, starts)
+
+    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
+        depth = self.depth_conv.conv
+        assert depth.bias is not None
+        hidden = glu_conv(
+            self.inverted_conv.conv(x),
+            depth.weight,
+            depth.bias,
+            height=height,
+            width=width,
+            backend=self.backend,
+        )
+        return self.point_conv.conv(hidden)
+
+    def _temporal(self, y: Tensor, before: Tensor | None, starts: tuple[int, ...] | None) -> Tensor:
+        """y + conv(y) along time; a chunk's last frame does not see the next chunk's first."""
+        past, centre, ahead = self.t_conv.weight.squeeze(-1).unbind(-1)
+        b, t, s, c = y.shape
+        following = y
+        if starts is not None and len(starts) > 1:
+            keep = torch.ones(t, dtype=y.dtype, device=y.device)
+            keep[[start for start in starts if start > 0]] = 0
+            following = y * keep[:, None, None]
+        rows = y.flatten(1, 2)
+        out = torch.baddbmm(rows, rows, centre.T.expand(b, c, c))
+        if before is not None:
+            out[:, :s].baddbmm_(before.flatten(1, 2), past.T.expand(b, c, c))
+        if t > 1:
+            out[:, s:].baddbmm_(rows[:, :-s], past.T.expand(b, c, c))
+            out[:, :-s].baddbmm_(following.flatten(1, 2)[:, s:], ahead.T.expand(b, c, c))
+        return out.unflatten(1, (t, s))
+
+
+class Block(nn.Module):
+    """Attention, ray map, text, feed-forward network."""
+
+    def __init__(self, config: WorldModelConfig, number: int, operators: Operators) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
+        self.backend: Backend = operators.kernels
+        kind = SoftmaxAttention if config.is_softmax(number) else DeltaNetAttention
+        self.attn = kind(config, operators)
+        self.plucker_proj = nn.Linear(config.width, config.width)
+        self.cross_attn = CrossAttention(config)
+        self.mlp = FeedForward(config, operators)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, context: Context, cache: BlockCache | None = None
+    ) -> Tensor:
+        """x (B, T, S, C); modulation (B, T or 1, 6 C) of each frame's diffusion time."""
+        table = self.scale_shift_table + modulation.unflatten(-1, (6, -1))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(-2)
+        backend = self.backend
+        attended = self.attn(
+            modulated_norm(x, shift_a, scale_a, eps=_LAYER_NORM_EPS, backend=backend), context, cache
+        )
+        rays = None if context.plucker is None else self.plucker_proj(context.plucker)
+        x = gated_add(x, attended, gate_a, rays, backend=backend)
+        x = x + self.cross_attn(x, context.text, context.text_mask)
+        normed = modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend)
+        return gated_add(x, self.mlp(normed, context, cache), gate_f, backend=backend)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: WorldModelConfig, operators: Operators) -> None:
+        super().__init__()
+        self.backend: Backend = operators.kernels
+        self.scale_shift_table = nn.Parameter(torch.randn(2, config.width) / config.width**0.5)
+        self.linear = nn.Linear(config.width, config.latent_channels)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, T, S, C), time (B, T or 1, C)."""
+        shift, scale = (self.scale_shift_table + time[:, :, None]).unbind(-2)
+        return self.linear(modulated_norm(x, shift, scale, eps=_LAYER_NORM_EPS, backend=self.backend))
+
+
+class WorldModel(nn.Module):
+    """Latents and their diffusion times, text and cameras in; velocity (noise - data) out.
+
+    Args:
+        config: sizes and options.
+        operators: implementations of the operators.
+    """
+
+    def __init__(self, config: WorldModelConfig, operators: Operators | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.operators = operators or Operators()
+        width = config.width
+        self.x_embedder = Projection(config.latent_channels, width)
+        self.t_embedder = TimeEmbedder(config.time_frequencies, width)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.y_embedder = TextEmbedder(config)
+        self.attention_y_norm = RMSNorm(width)
+        self.plucker_embedder = Projection(config.plucker_channels, width)
+        self.raymap_embedder = Projection(3, width).requires_grad_(False)
+        """In every released file, used by none of the released models."""
+        self.blocks = nn.ModuleList(Block(config, i, self.operators) for i in range(config.depth))
+        self.final_layer = FinalLayer(config, self.operators)
+
+    def forward(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        text: Tensor,
+        *,
+        text_mask: Tensor | None = None,
+        cameras: Cameras | None = None,
+        chunk_starts: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """Velocity of all frames of a clip.
+
+        Args:
+            latents: (B, 128, T, H, W) noisy latents.
+            times: (B,) or (B, T) diffusion times in 0..1000, cut to whole numbers.
+            text: (B, L, 2304) hidden states of the text encoder.
+            text_mask: (B, L) True where a token is real; None: all are.
+            cameras: of each latent frame; None: neither camera branch nor ray map.
+            chunk_starts: first frames of chunks (`config.chunk_starts`): every frame sees all earlier chunks and its
+                own; None: every frame sees every frame.
+        Returns:
+            (B, 128, T, H, W) in the dtype of the weights.
+        Raises:
+            ValueError: where shapes do not fit each other, or cameras are not finite.
+        """
+        self._check(latents, times, text, text_mask, cameras)
+        frames = latents.shape[2]
+        if chunk_starts is not None:
+            chunk_ranges(frames, chunk_starts)
+        context = self._context(latents, text, text_mask, cameras, first_frame=0, starts=chunk_starts)
+        return self._run(latents, times, context, None)
+
+    def start_stream(self, *, window_chunks: int | None = None, sink_chunks: int = 0) -> StreamCache:
+        """Empty caches for a clip that is generated chunk by chunk with `forward_chunk`.
+
+        Args:
+            window_chunks: earlier chunks that softmax blocks read; None: all of them, so that the cache grows.
+            sink_chunks: first chunks that they read in any case.
+        """
+        return StreamCache(
+            window_chunks=window_chunks,
+            sink_chunks=sink_chunks,
+            blocks=[BlockCache() for _ in self.blocks],
+        )
+
+    def forward_chunk(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        text: Tensor,
+        cache: StreamCache,
+        *,
+        text_mask: Tensor | None = None,
+        cameras: Cameras | None = None,
+        save: bool = False,
+    ) -> Tensor:
+        """Velocity of one chunk, everything before it read from the cache.
+
+        Equal to the chunk's part of `forward` on the clip up to here with `chunk_starts`, where earlier chunks are
+        clean and the window holds them all.
+
+        Args:
+            latents: (B, 128, t, H, W) of the chunk; others as in `forward`, of the chunk's frames.
+            cache: from `start_stream`; read, and written only with `save`.
+            save: remember this chunk (call it once, with the finished latents at time 0) and go on to the next.
+        """
+        self._check(latents, times, text, text_mask, cameras)
+        context = self._context(
+            latents, text, text_mask, cameras, first_frame=cache.next_frame, stream=cache, save=save
+        )
+        out = self._run(latents, times, context, cache.blocks)
+        if save:
+            cache.next_frame += latents.shape[2]
+        return out
+
+    def _run(
+        self, latents: Tensor, times: Tensor, context: Context, caches: Sequence[BlockCache] | None
+    ) -> Tensor:
+        dtype = self.final_layer.linear.weight.dtype
+        x = self.x_embedder(latents.to(dtype))
+        time = self.t_embedder(times if times.ndim == 2 else times[:, None])
+        modulation = self.t_block(time)
+        for i, block in enumerate(self.blocks):
+            x = block(x, modulation, context, None if caches is None else caches[i])
+        x = self.final_layer(x, time)
+        return x.permute(0, 3, 1, 2).unflatten(-1, (context.height, context.width))
+
+    def _context(
+        self,
+        latents: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        cameras: Cameras | None,
+        *,
+        first_frame: int,
+        starts: tuple[int, ...] | None = None,
+        stream: StreamCache | None = None,
+        save: bool = False,
+    ) -> Context:
+        frames, height, width = latents.shape[2:]
+        weight = self.final_layer.linear.weight
+        index = torch.arange(first_frame, first_frame + frames, device=latents.device)
+        rope, camera_rope = (
+            rope_tables(index, height, width, self.config.head_size, half=half) for half in (False, True)
+        )
+        table = (
+            torch.float16
+            if weight.dtype == torch.bfloat16
+            else torch.promote_types(weight.dtype, torch.float32)
+        )
+        rays = plucker = None
+        if cameras is not None:
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            rays = world_to_ray(
+                cameras.camera_to_world.to(exact), cameras.intrinsics.to(exact), height, width
+            )
+            if cameras.plucker is not None:
+                plucker = self.plucker_embedder(cameras.plucker.to(weight.dtype))
+        return Context(
+            height=height,
+            width=width,
+            rope=rope.to(table),
+            camera_rope=camera_rope.to(table),
+            rays=rays,
+            plucker=plucker,
+            text=self.attention_y_norm(self.y_embedder(text.to(weight.dtype))),
+            text_mask=None if text_mask is None else text_mask.bool(),
+            starts=starts,
+            stream=stream,
+            save=save,
+        )
+
+    def _check(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        cameras: Cameras | None,
+    ) -> None:
+        config = self.config
+        if latents.ndim != 5 or latents.shape[1] != config.latent_channels or 0 in latents.shape:
+            raise ValueError(
+                f"latents are {tuple(latents.shape)}; give (B, {config.latent_channels}, T, H, W)"
+            )
+        b, _, t, h, w = latents.shape
+
+        def shape(name: str, x: Tensor, *allowed: tuple[int, ...]) -> None:
+            if tuple(x.shape) not in allowed:
+                raise ValueError(
+                    f"{name} {tuple(x.shape)} does not fit latents {tuple(latents.shape)}: "
+                    + " or ".join(map(str, allowed))
+                )
+
+        shape("times", times, (b,), (b, t))
+        if text.ndim != 3 or text.shape[0] != b or text.shape[2] != config.text_width or text.shape[1] == 0:
+            raise ValueError(f"text is {tuple(text.shape)}; give ({b}, tokens, {config.text_width})")
+        if text_mask is not None:
+            shape("text_mask", text_mask, (b, text.shape[1]))
+        if cameras is not None:
+            shape("camera_to_world", cameras.camera_to_world, (b, t, 4, 4), (b, t, 3, 4))
+            shape("intrinsics", cameras.intrinsics, (b, t, 4))
+            if cameras.plucker is not None:
+                shape("plucker", cameras.plucker, (b, config.plucker_channels, t, h, w))
+
+
+@torch.no_grad()
+def initialise(model: WorldModel, generator: torch.Generator | None = None) -> None:
+    """Initial values from which SANA-WM is trained: gates and convolutions that pass, camera branches that are silent.
+
+    Source: NVlabs/Sana; all linear maps Xavier uniform with zero bias, then the exceptions below.
+    """
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+            if module.bias is not None:
+                bound = module.weight[0].numel() ** -0.5
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    nn.init.xavier_uniform_(model.x_embedder.proj.weight.flatten(1), generator=generator)
+    for part in (model.t_embedder.mlp, model.t_block, model.y_embedder.y_proj):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+    nn.init.normal_(model.y_embedder.y_embedding, std=model.config.text_width**-0.5, generator=generator)
+    for embedder in (model.plucker_embedder, model.raymap_embedder):
+        nn.init.zeros_(embedder.proj.weight)
+        if embedder.proj.bias is not None:
+            nn.init.zeros_(embedder.proj.bias)
+    std = model.config.width**-0.5
+    nn.init.normal_(model.final_layer.scale_shift_table, std=std, generator=generator)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        nn.init.normal_(block.scale_shift_table, std=std, generator=generator)
+        nn.init.zeros_(block.mlp.t_conv.weight)
+        attn = block.attn
+        nn.init.zeros_(attn.out_proj_cam.weight)
+        nn.init.zeros_(attn.beta_proj.weight)
+        nn.init.constant_(attn.beta_proj.bias, 5.0)
+        nn.init.zeros_(attn.gate_proj.weight)
+        nn.init.zeros_(attn.A_log)
+        nn.init.constant_(attn.dt_bias, -5.0)
+        nn.init.zeros_(attn.output_gate.weight)
+        nn.init.constant_(attn.output_gate.bias, _SILU_IS_ONE)
+        if isinstance(attn, DeltaNetAttention):
+            for conv in (attn.conv_k, attn.conv_k_cam):
+                nn.init.zeros_(conv.weight)
+                conv.weight[:, 0, -1] = 1.0
+
+
+_SILU_IS_ONE = 1.278464542761074
+"""SiLU of it is 1."""
+
+
+@torch.no_grad()
+def start_camera_from_main(model: WorldModel) -> None:
+    """Copy queries, keys, values, norms and convolutions of the main branch into the camera branch of every block.
+
+    Where a stage of training adds cameras to weights that were trained without them (`init_cam_from_base`).
+    """
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        attn = block.attn
+        for target, source in zip(
+            (attn.q_proj_cam, attn.k_proj_cam, attn.v_proj_cam), attn.qkv.weight.chunk(3), strict=True
+        ):
+            target.weight.copy_(source)
+            nn.init.zeros_(target.bias)
+        attn.q_norm_cam.weight.copy_(attn.q_norm.weight)
+        attn.k_norm_cam.weight.copy_(attn.k_norm.weight)
+        if isinstance(attn, DeltaNetAttention):
+            attn.conv_k_cam.weight.copy_(attn.conv_k.weight)

@@ -1,0 +1,126 @@
+"""Operators between a block's matrix products: kernels against their twins, and twins against torch's own layers."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from theodolite.kernels import gated_add, glu_conv, modulated_norm, norm_rotate, rope_tables, world_to_ray
+from theodolite.kernels.frame_gdn.reference import ray_matrices
+from torch import nn
+
+from .cases import relative
+
+with_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="pip install theodolite[kernels]"
+)
+kinds = pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
+)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return 1e-5 if dtype == torch.float32 else 1e-2
+
+
+def both(operator, *inputs, device: torch.device, dtype: torch.dtype, **options) -> float:
+    """Distance of the kernel from the float64 twin on the same rounded inputs."""
+    given = [None if x is None else x.to(device, dtype) for x in inputs]
+    exact = [None if x is None else x.double() for x in given]
+    fast = operator(*given, backend="triton", **options)
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    return relative(fast, operator(*exact, backend="reference", **wide))
+
+
+@with_triton
+@kinds
+@pytest.mark.parametrize("frames", [1, 3])
+def test_modulated_norm(frames: int, dtype: torch.dtype, device: torch.device) -> None:
+    x = 3 + 2 * torch.randn(2, 3, 5, 48)
+    table = torch.randn(2, frames, 2, 48)
+    found = both(modulated_norm, x, table[:, :, 0], table[:, :, 1], device=device, dtype=dtype)
+    assert found < tolerance(dtype)
+
+
+@with_triton
+@kinds
+@pytest.mark.parametrize("extra", [False, True])
+def test_gated_add(extra: bool, dtype: torch.dtype, device: torch.device) -> None:
+    x, y, z = torch.randn(3, 2, 3, 5, 48)
+    found = both(gated_add, x, y, torch.randn(2, 3, 48), z if extra else None, device=device, dtype=dtype)
+    assert found < tolerance(dtype)
+
+
+@with_triton
+@kinds
+@pytest.mark.parametrize(("height", "width", "hidden"), [(3, 5, 6), (1, 1, 3), (2, 9, 70)])
+def test_glu_conv(height: int, width: int, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(1, 2, height * width, 2 * hidden)
+    weight, bias = torch.randn(2 * hidden, 1, 3, 3), torch.randn(2 * hidden)
+    found = both(glu_conv, x, weight, bias, device=device, dtype=dtype, height=height, width=width)
+    assert found < tolerance(dtype)
+
+
+@with_triton
+@kinds
+@pytest.mark.parametrize("rays", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_norm_rotate(rays: bool, norm: bool, dtype: torch.dtype, device: torch.device) -> None:
+    b, t, height, width, heads, size = 2, 3, 2, 3, 3, 24
+    x = torch.randn(b, t, height * width, 3 * heads * size)[..., heads * size : 2 * heads * size]
+    rope = rope_tables(t, height, width, size, half=rays).float().to(device)
+    matrix = None
+    if rays:
+        poses = torch.eye(4).repeat(b, t, 1, 1)
+        poses[..., :3, 3] = torch.randn(b, t, 3)
+        intrinsics = torch.tensor([2.0, 2.0, 1.0, 1.0]).repeat(b, t, 1)
+        matrix = ray_matrices(world_to_ray(poses, intrinsics, height, width))[1].to(device)
+    weight = 1 + torch.randn(heads * size) if norm else None
+    found = both(
+        norm_rotate,
+        x,
+        weight,
+        device=device,
+        dtype=dtype,
+        rope=rope,
+        heads=heads,
+        matrix=matrix,
+        inverse_rope=rays,
+    )
+    assert found < tolerance(dtype)
+
+
+def test_twin_of_the_convolution_is_torchs_own() -> None:
+    conv = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+    x = torch.randn(2, 1, 12, 12)
+    picture = nn.functional.silu(x[:, 0].transpose(1, 2).unflatten(-1, (3, 4)))
+    value, gate = conv(picture).chunk(2, dim=1)
+    expected = (value * nn.functional.silu(gate)).flatten(2).transpose(1, 2)[:, None]
+    assert relative(glu_conv(x, conv.weight, conv.bias, height=3, width=4), expected) < 1e-6
+
+
+def test_gradients_take_the_twin_and_kernels_refuse_them() -> None:
+    x, y = torch.randn(2, 1, 2, 3, 8)
+    gate = torch.randn(1, 2, 8, requires_grad=True)
+    gated_add(x, y, gate).sum().backward()
+    assert torch.allclose(gate.grad, y.sum(dim=2))
+    with pytest.raises(ValueError, match="no backward"):
+        gated_add(x, y, gate, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: modulated_norm(torch.zeros(1, 2, 3, 4), torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)), "shift"),
+        (lambda: modulated_norm(torch.zeros(2, 3, 4), torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)), "tokens"),
+        (lambda: gated_add(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), torch.zeros(1, 1, 4)), "y is"),
+        (lambda: glu_conv(torch.zeros(1, 1, 6, 4), torch.zeros(4, 1, 3, 3), torch.zeros(4), height=2, width=2), "x is"),
+        (lambda: glu_conv(torch.zeros(1, 1, 6, 4), torch.zeros(4, 3, 3), torch.zeros(4), height=2, width=3), "weight"),
+        (lambda: norm_rotate(torch.zeros(1, 1, 6, 16), None, torch.zeros(2, 1, 6, 4), heads=3), "heads"),
+        (lambda: norm_rotate(torch.zeros(1, 1, 6, 16), None, torch.zeros(2, 1, 5, 4), heads=2), "rope"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(call, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        call()

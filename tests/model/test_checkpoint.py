@@ -1,0 +1,222 @@
+"""Weights in the layouts of released files: read strictly, written back as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from theodolite.model.checkpoint import load_world_model, save_world_model
+from theodolite.model.network import WorldModel
+
+from .cases import TINY, relative, tiny_inputs, tiny_model
+
+
+@pytest.fixture
+def released() -> dict[str, torch.Tensor]:
+    """A file's tensors: the network's, and the table that no model reads."""
+    state = {"pos_embed": torch.randn(1, 4, 48)}
+    return state | {k: v.clone() for k, v in tiny_model().state_dict().items()}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def bare(state, path):
+    with (path / "model.pt").open(
+        "wb"
+    ) as file:  # torch names the folder inside after the file, if it knows it
+        torch.save(state, file)
+    return path / "model.pt"
+
+
+def renamed(state, path):
+    from collections import OrderedDict
+
+    ordered = OrderedDict(state)
+    ordered._metadata = OrderedDict({"": {"version": 1}})
+    torch.save(ordered, path / "epoch_1_step_2.pth")
+    return (path / "epoch_1_step_2.pth").rename(path / "model.pth")
+
+
+def wrapped(state, path):
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path / "model.pth")
+    return path / "model.pth"
+
+
+def student(state, path):
+    content = {
+        "generator": {f"model.{k}": v for k, v in state.items()},
+        "step": 3700,
+        "denoising_step_list": [1000, 0],
+    }
+    torch.save(content, path / "model.pt")
+    return path / "model.pt"
+
+
+def sharded_ranks(state, path):
+    named = {k.replace("blocks.", "blocks._checkpoint_wrapped_module.", 1): v for k, v in state.items()}
+    torch.save({f"_fsdp_wrapped_module.{k}": v for k, v in named.items()}, path / "model.pt")
+    return path / "model.pt"
+
+
+def half_precision(state, path):
+    mixed = {k: v.bfloat16() if "attn" in k else v for k, v in state.items()}
+    save_file(mixed, path / "model.safetensors", metadata={"format": "pt"})
+    return path / "model.safetensors"
+
+
+def diffusers_names(state):
+    def theirs(name):
+        return name.replace("t_embedder.mlp.0", "t_embedder.linear_1").replace(
+            "t_embedder.mlp.2", "t_embedder.linear_2"
+        )
+
+    return {theirs(k): v for k, v in state.items() if k not in ("pos_embed", "y_embedder.y_embedding")}
+
+
+def diffusers(state, path):
+    save_file(diffusers_names(state), path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    return path / "diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "layout", [bare, renamed, wrapped, student, sharded_ranks, half_precision, diffusers]
+)
+def test_every_layout_is_read_and_written_back_to_the_byte(layout, released, tmp_path: Path) -> None:
+    source = layout(released, tmp_path)
+    model, found = load_world_model(source)
+    assert model.config == TINY.model_copy(update={"text_tokens": 300 if layout is diffusers else 10})
+    assert found.has_null_caption == (layout is not diffusers)
+    tolerance = 0.02 if layout is half_precision else 1e-6
+    with torch.no_grad():
+        out = model.float()(**tiny_inputs())
+        assert relative(out, tiny_model()(**tiny_inputs())) < tolerance
+    copy = tmp_path / "copy" / source.name
+    copy.parent.mkdir()
+    save_world_model(load_world_model(source)[0], copy, found)
+    assert digest(copy) == digest(source)
+    assert [p.name for p in copy.parent.iterdir()] == [source.name]
+
+
+def test_shards_of_a_diffusers_folder(released, tmp_path: Path) -> None:
+    state = diffusers_names(released)
+    names = sorted(state)
+    shards = {"a-00001-of-00002.safetensors": names[:90], "a-00002-of-00002.safetensors": names[90:]}
+    for shard, held in shards.items():
+        save_file({k: state[k] for k in held}, tmp_path / shard)
+    index = tmp_path / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {k: s for s, held in shards.items() for k in held}}))
+    model, _ = load_world_model(tmp_path)
+    assert torch.equal(model.blocks[2].attn.qkv.weight, released["blocks.2.attn.qkv.weight"])
+    (tmp_path / "a-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="a-00002-of-00002"):
+        load_world_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
+    with pytest.raises(ValueError, match="does not lie beside it"):
+        load_world_model(tmp_path)
+
+
+def test_options_types_and_what_is_trained(released, tmp_path: Path) -> None:
+    source = bare(released, tmp_path)
+    model, _ = load_world_model(source, options={"camera_rms_cap": "all"}, dtype=torch.bfloat16)
+    assert model.config.camera_rms_cap == "all"
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not model.training
+    idle = {k for k, p in model.named_parameters() if not p.requires_grad}
+    assert idle == {k for k, p in WorldModel(TINY).named_parameters() if not p.requires_grad}
+    assert "blocks.3.attn.A_log" in idle
+    assert "raymap_embedder.proj.weight" in idle
+    assert "blocks.0.attn.A_log" not in idle
+    with pytest.raises(ValueError, match="camera_cap"):
+        load_world_model(source, options={"camera_cap": "all"})
+
+
+def broken(state: dict, kind: str) -> dict:
+    state = dict(state)
+    if kind == "missing":
+        del state["blocks.1.mlp.t_conv.weight"]
+    elif kind == "unknown":
+        state["blocks.1.attn.extra.weight"] = torch.zeros(2)
+    elif kind == "shape":
+        state["blocks.1.mlp.t_conv.weight"] = torch.zeros(48, 48, 5, 1)
+    elif kind == "nan":
+        state["blocks.1.mlp.t_conv.weight"] = torch.full((48, 48, 3, 1), float("nan"))
+    elif kind == "another network":
+        state = {"encoder.weight": torch.zeros(3, 3), "pos_embed": torch.zeros(1)}
+    elif kind == "twice":
+        state["module.pos_embed"] = torch.zeros(1, 4, 48)
+    elif kind == "integers":
+        state["blocks.1.mlp.t_conv.weight"] = torch.zeros(48, 48, 3, 1, dtype=torch.int64)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("missing", "missing blocks.1.mlp.t_conv.weight"),
+        ("unknown", "unknown blocks.1.attn.extra.weight"),
+        ("shape", "t_conv.weight is .48, 48, 5, 1., expected .48, 48, 3, 1."),
+        ("nan", "t_conv.weight holds NaN"),
+        ("another network", "no weights of the world model"),
+        ("twice", "pos_embed' twice"),
+        ("integers", "t_conv.weight holds"),
+    ],
+)
+def test_what_does_not_fit_is_named(kind: str, named: str, released, tmp_path: Path) -> None:
+    source = bare(broken(released, kind), tmp_path)
+    with pytest.raises(ValueError, match=named) as error:
+        load_world_model(source)
+    assert str(source) in str(error.value)
+
+
+def test_damaged_and_missing_files(released, tmp_path: Path) -> None:
+    for layout in (bare, half_precision):
+        source = layout(released, tmp_path)
+        content = source.read_bytes()
+        source.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=str(source)):
+            load_world_model(source)
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(ValueError, match=r"text\.pt"):
+        load_world_model(tmp_path / "text.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="no state dict"):
+        load_world_model(tmp_path / "list.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        load_world_model(tmp_path / "none.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        load_world_model(tmp_path / "empty")
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"evil\.pt"):
+        load_world_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(released, tmp_path: Path, monkeypatch) -> None:
+    source = bare(released, tmp_path)
+    before = digest(source)
+    model, layout = load_world_model(source)
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_world_model(model, source, layout)
+    assert digest(source) == before
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
+    with pytest.raises(ValueError, match="suffix"):
+        save_world_model(model, tmp_path / "model.safetensors", layout)
