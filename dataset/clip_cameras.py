@@ -55,7 +55,7 @@ class ClipCameras:
         source_step: source frames to one frame of the clip, where that is known.
         whole_source: the clip reaches from the first to the last frame of its source, as far as is known.
         returns: pairs of poses at which the camera sees the same again, where a benchmark names them.
-        rejection: reasons for which the clip was rejected, of a dataset; empty: accepted, or no dataset.
+        rejection: reasons for which a dataset's clip was rejected; empty: accepted, or no dataset.
         notes: what reading had to decide.
     """
 

@@ -27,6 +27,7 @@ from .metrics import (
     rotation_error,
     trajectory_error,
 )
+from .reasons import status_of
 
 FloatArray = NDArray[np.floating]
 TableFormat = Literal["text", "markdown", "csv", "json"]
@@ -142,8 +143,8 @@ _CLIP_COLUMNS = {
     "num_truth": "Poses of the truth.",
     "matched_by": "What told which poses belong together: `name` of the image, source `frame`, `image number`, "
     "`time`, `source frame` or `clip frame` of each row, `row`.",
-    "status": "`scored`; `rejected`: by the prediction's own gates, scored where it has cameras, never in the means; "
-    "`failed`: damaged, or nothing to compare; `no prediction`: only the truth has it.",
+    "status": "`scored`; `rejected`: judged by the prediction itself, scored where it has cameras, never in the means; "
+    "`failed`: damaged, or not to be compared; `no prediction`: only the truth has it.",
     "detail": "Why a clip is not scored.",
 }
 _MEAN_COLUMNS = {
@@ -442,16 +443,17 @@ def evaluate(
     notes = [f"not read: {text}" for _, text in sorted(lone.items())]
     matches: dict[str, Match] = {}
     for clip_id in common:
-        if clip_id in ours.without_cameras:
-            rejected[clip_id] = ours.without_cameras[clip_id]
+        reasons = ours.without_cameras.get(clip_id, ())
+        if reasons and status_of("rejected", reasons) == "rejected":
+            rejected[clip_id] = reasons
             continue
-        wrong = ours.unreadable.get(clip_id) or theirs.unreadable.get(clip_id)
+        wrong = ours.unreadable.get(clip_id) or theirs.unreadable.get(clip_id) or " ".join(reasons) or None
         if wrong is not None:
             failed[clip_id] = wrong
             continue
         p, t = ours[clip_id], theirs[clip_id]
         if t.rejection:
-            failed[clip_id] = f"the truth's own clip was rejected ({', '.join(t.rejection)})"
+            failed[clip_id] = f"the true cameras were rejected themselves ({', '.join(t.rejection)})"
             continue
         try:
             matches[clip_id] = match(clip_id, p, t, matching)

@@ -1,27 +1,33 @@
-"""What a dataset looks like: `inspect` as text, and a report as one HTML file that needs no network and no
-script."""
+"""What a dataset looks like: `inspect` as text, and a report as one HTML file that needs no network."""
 
 from __future__ import annotations
 
 import base64
 import html
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import svg
+from .cameras import fov_from_focal
+from .clip_cameras import ClipCameras, Matching, frames_of_row, match, read_clip
+from .frames import iterate_frames
+from .gates import GATE_MEANINGS, gate_margin
 from .metrics import (
+    TrajectoryError,
     align_trajectory,
     focal_mape_percent,
     relative_pose_error,
     rotation_error,
     trajectory_error,
 )
+from .page import SortKey, data_attributes, page, toolbar
 from .reading import ClipDataset, open_dataset
 from .reasons import Status, find_reason, status_of
 from .rows import Row
@@ -37,14 +43,18 @@ class Truth:
     Attributes:
         camera_to_world: (F, 4, 4) metres, any world frame; or None.
         focal_px: (F, 2) for the stored size; or None.
+        problem: why truth that should be there is not.
     """
 
     camera_to_world: FloatArray | None = None
     focal_px: FloatArray | None = None
+    problem: str | None = None
 
 
 Thumbnail = Callable[[Row], bytes | None]
 """JPEG bytes of a clip, or None if its media cannot be shown."""
+Pictures = Callable[[Row, Sequence[int]], dict[int, bytes]]
+"""JPEG bytes by clip frame of those wanted that can be shown."""
 
 
 # ---------------------------------------------------------------------------------------------------- text
@@ -202,22 +212,11 @@ def _clip_text(row: Row) -> str:
 
 # ---------------------------------------------------------------------------------------------------- HTML
 
-_PAGE_STYLE = """
-:root{--ink:#1c2126;--paper:#fff;--faint:#9aa4ad;--panel:#f5f7f8;--a:#1668b8;--b:#c2410c;--c:#0f7b4f;--bad:#b42318}
-@media (prefers-color-scheme:dark){:root{--ink:#e4e8eb;--paper:#14181b;--faint:#6d7780;--panel:#1d2327;--a:#6cb2f5;
---b:#f2935b;--c:#5fc99a;--bad:#ff8a7d}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:1180px;padding:24px;background:var(--paper);color:var(--ink);
-font:15px/1.5 system-ui,sans-serif}h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:32px 0 8px}
-h3{font-size:16px;margin:0 0 6px;overflow-wrap:anywhere}
-table{border-collapse:collapse;margin:8px 0;font-variant-numeric:tabular-nums}
-th,td{padding:3px 12px 3px 0;text-align:left;border-bottom:1px solid var(--faint);vertical-align:top}
-.scroll{overflow-x:auto}
-td.n,th.n{text-align:right}.clip{background:var(--panel);border-radius:8px;padding:14px 16px;margin:14px 0}
-.charts{clear:right;display:flex;flex-wrap:wrap;gap:10px 16px}.rejected,.fail{color:var(--bad);font-weight:600}
-.accepted{color:var(--c);font-weight:600}
-pre{overflow:auto;font-size:12px}img{max-width:220px;border-radius:6px;float:right;margin:0 0 8px 12px}
-.empty{color:var(--faint)}.note{color:var(--faint);font-size:13px}
-"""
+FEW_CLIPS = 8
+"""Up to here clips come first and distributions, small, last."""
+_MAX_LISTED = 5000
+"""Clips in the table of all clips: a page of hundreds of thousands would not open."""
+_NUM_PICTURES = 5
 
 
 def write_report(
@@ -226,20 +225,24 @@ def write_report(
     *,
     truth: Mapping[str, Truth] | None = None,
     thumbnail: Thumbnail | None = None,
+    pictures: Pictures | None = None,
     max_clips: int = 60,
     clip_ids: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of a dataset folder, or of single clips, and return its path (`<path>/report.html` by
     default).
 
-    The head counts verdicts and reasons and shows distributions; below, clips in detail: all of them, or,
-    beyond `max_clips`, those with truth, the worst and the best by reprojection error and scale spread, and
-    rejected ones.
+    The head counts verdicts and reasons, lists the clips and shows distributions; below, clips in detail: all of them,
+    or, beyond `max_clips`, those with truth, the worst and the best by reprojection error and scale spread, and
+    rejected ones. Of few clips the details come first.
 
     Args:
         clip_ids: only these clips, without the head.
-        truth: ground truth by clip id, overlaid where given.
+        truth: ground truth by clip id, overlaid where given; only that of clips in detail is asked for.
         thumbnail: gives a JPEG for a clip; see `thumbnail_from_media`.
+        pictures: gives several along a clip; see `pictures_from_media`.
+        notes: sentences for the head of the page.
     Raises:
         ValueError: nothing to read there, or no such clip.
     """
@@ -247,30 +250,40 @@ def write_report(
     target = Path(html_path) if html_path is not None else Path(path) / "report.html"
     truth = truth or {}
     body: list[str] = []
+    after: list[str] = []
     if clip_ids is None:
-        body.append(_head(clips))
         chosen, total = _choose_clips(clips, truth, max_clips), len(clips)
         num_chosen = sum(map(len, chosen.values()))
+        few = total <= FEW_CLIPS
+        overview = _Overview.of(clips)
+        body.extend([overview.head(), *_notes(notes), overview.reasons()])
+        if num_chosen > 1:
+            body.append(toolbar(overview.statuses(), _SORT_KEYS))
+        if not few:
+            body.extend(
+                [overview.listing({c for ids in chosen.values() for c in ids}), overview.distributions()]
+            )
+        else:
+            after.append(overview.distributions(small=True))
         if num_chosen < total:
             body.append(f'<p class="note">{num_chosen} of {total} clips in detail.</p>')
     else:
         chosen = {"": list(clip_ids)}
+        body.extend(_notes(notes))
     title = Path(path).name if clip_ids is None else ", ".join(clip_ids)
     for heading, ids in chosen.items():
-        if heading and ids:
-            body.append(f"<h2>{heading}</h2>")
-        body.extend(_clip_section(_row(clips, c), truth.get(c), thumbnail) for c in ids)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>Camera annotations: {html.escape(title)}</title>"
-        f"<style>{_PAGE_STYLE}{svg.STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+        if not ids:
+            continue
+        body.append(f'<div class="group">{f"<h2>{heading}</h2>" if heading else ""}')
+        body.extend(_clip_section(_row(clips, c), truth.get(c), thumbnail, pictures) for c in ids)
+        body.append("</div>")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    target.write_text(page(f"Camera annotations: {title}", [*body, *after]), encoding="utf-8")
     return target
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [f'<p class="note">{html.escape(note)}</p>' for note in notes]
 
 
 def run_report(
@@ -279,14 +292,51 @@ def run_report(
     *,
     truth: Mapping[str, Truth] | None = None,
     thumbnail: Thumbnail | None = None,
+    pictures: Pictures | None = None,
     max_clips: int = 60,
     clip_ids: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[str, int]:
     """Write the report; text with its place, and exit code 0."""
     target = write_report(
-        path, html_path, truth=truth, thumbnail=thumbnail, max_clips=max_clips, clip_ids=clip_ids
+        path,
+        html_path,
+        truth=truth,
+        thumbnail=thumbnail,
+        pictures=pictures,
+        max_clips=max_clips,
+        clip_ids=clip_ids,
+        notes=notes,
     )
-    return f"report: {target}", 0
+    return "\n".join([f"report: {target}", *(f"note: {note}" for note in notes)]), 0
+
+
+def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures:
+    """Pictures of local media at clip frames, as the row counts them; relative media lie below `root`."""
+
+    def pictures(row: Row, positions: Sequence[int]) -> dict[int, bytes]:
+        import cv2
+
+        found: dict[int, bytes] = {}
+        if row.width <= 0:
+            return found
+        size = (max(1, round(row.height * width / row.width)), width)
+        images = iterate_frames(row, root, positions=positions, size=size)
+        for position in positions:
+            try:
+                rgb = next(images, None)
+            except (ValueError, OSError):  # media gone, or shorter than it was: what was read so far is shown
+                break
+            if rgb is None:
+                break
+            ok, jpeg = cv2.imencode(
+                ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80]
+            )
+            if ok:
+                found[position] = jpeg.tobytes()
+        return found
+
+    return pictures
 
 
 def thumbnail_from_media(root: str | Path = ".", *, width: int = 220) -> Thumbnail:
@@ -335,7 +385,7 @@ def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int
         "Clips with ground truth": [c["clip_id"] for c in table if c["clip_id"] in truth],
         "Worst accepted clips": by_badness[:share],
         "Best accepted clips": by_badness[: -share - 1 : -1],
-        "Rejected clips": [c["clip_id"] for c in table if c["verdict"] != "accepted"],
+        "Rejected and failed clips": [c["clip_id"] for c in table if c["verdict"] != "accepted"],
     }
     chosen: dict[str, list[str]] = {}
     picked: set[str] = set()
@@ -346,83 +396,191 @@ def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int
     return chosen
 
 
-_HEAD = (
+_OVERVIEW_COLUMNS = (
+    "clip_id",
+    "source",
+    "verdict",
     "reasons",
+    "num_frames",
+    "fps",
     "fov_x_min_rad",
     "fov_x_max_rad",
     "path_length_m",
     "scale_mad_log",
     "reprojection_rms_px",
-    "num_frames",
-    "fps",
+    "confidence",
     "stand_in",
+)
+_SORT_KEYS = (
+    SortKey(key="clip", label="clip"),
+    SortKey(key="px", label="reprojection error, largest first", up=False),
+    SortKey(key="mad", label="scale spread, largest first", up=False),
+    SortKey(key="path", label="path length, longest first", up=False),
+    SortKey(key="ate", label="error against the truth, largest first", up=False),
+    SortKey(key="margin", label="margin of the gates, least first"),
+    SortKey(key="confidence", label="confidence, least first"),
 )
 
 
-def _head(clips: ClipDataset) -> str:
-    table = clips.to_table(["source", "verdict", *_HEAD])
-    counts = Counter(
-        zip(
-            table["source"].to_pylist(),
-            map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()),
-            strict=True,
-        )
-    )
-    sources = sorted({s for s, _ in counts})
-    parts = [f"<h1>Camera annotations</h1><p class='note'>{html.escape(clips.path)}: {len(clips)} clips</p>"]
-    rows = "".join(
-        f"<tr><td>{html.escape(s)}</td>"
-        + "".join(f"<td class=n>{counts[s, status]}</td>" for status in get_args(Status))
-        + "</tr>"
-        for s in sources
-    )
-    heads = "".join(f"<th class=n>{status}</th>" for status in get_args(Status))
-    parts.append(f"<table><tr><th>source</th>{heads}</tr>{rows}</table>")
-    reasons = Counter(r for row in table["reasons"].to_pylist() for r in row)
-    if reasons:
+@dataclass(frozen=True, kw_only=True)
+class _Overview:
+    """Per-clip columns of the whole dataset, for the head of the page."""
+
+    where: str
+    table: pa.Table
+    status: list[Status]
+
+    @classmethod
+    def of(cls, clips: ClipDataset) -> _Overview:
+        table = clips.to_table(_OVERVIEW_COLUMNS)
+        status = [
+            status_of(v, r)
+            for v, r in zip(table["verdict"].to_pylist(), table["reasons"].to_pylist(), strict=True)
+        ]
+        return cls(where=clips.path, table=table, status=status)
+
+    def statuses(self) -> list[Status]:
+        return [s for s in get_args(Status) if s in self.status]
+
+    def head(self) -> str:
+        """Title, and the counts at a glance."""
+        frames = self.table["num_frames"].to_numpy()
+        fps = self.table["fps"].to_numpy(zero_copy_only=False).astype(np.float64)
+        seconds = float(np.nansum(frames / np.where(fps > 0, fps, np.nan)))
+        metres = float(np.nansum(self._numbers("path_length_m")))
+        duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+        cards = [(f"{len(self.status):,}", "clips" if len(self.status) != 1 else "clip")]
+        cards += [(f"{self.status.count(s):,}", f'<span class="{s}">{s}</span>') for s in self.statuses()]
+        cards += [
+            (f"{int(frames.sum()):,}", "frames"),
+            (duration, "of video"),
+            (f"{metres:,.1f} m", "travelled"),
+        ]
+        shown = "".join(f'<div class="card"><b>{n}</b><span>{what}</span></div>' for n, what in cards)
+        parts = [
+            f"<h1>Camera annotations</h1><p class='note'>{html.escape(self.where)}</p>",
+            f'<div class="cards">{shown}</div>',
+        ]
+        stand_ins = sum(self.table["stand_in"].to_pylist())
+        if stand_ins:
+            parts.append(f"<p class='fail'>{stand_ins} clips were made with stand-in weights: not data.</p>")
+        sources = self.table["source"].to_pylist()
+        if len(set(sources)) > 1:
+            counts = Counter(zip(sources, self.status, strict=True))
+            rows = "".join(
+                f"<tr><td>{html.escape(s)}</td>"
+                + "".join(f"<td class=n>{counts[s, status]}</td>" for status in get_args(Status))
+                + "</tr>"
+                for s in sorted(set(sources))
+            )
+            heads = "".join(f"<th class=n>{status}</th>" for status in get_args(Status))
+            parts.append(f"<table><tr><th>source</th>{heads}</tr>{rows}</table>")
+        return "".join(parts)
+
+    def reasons(self) -> str:
+        """Why clips were not accepted, most frequent first, with what each reason means."""
+        counts = Counter(r for reasons in self.table["reasons"].to_pylist() for r in reasons)
+        if not counts:
+            return ""
         listed = "".join(
             f"<tr><td>{html.escape(r)}</td><td class=n>{n}</td>"
             f"<td>{html.escape(' '.join((find_reason(r) or ('',))[1:]))}</td></tr>"
-            for r, n in reasons.most_common()
+            for r, n in counts.most_common()
         )
-        parts.append(
+        return (
             "<h2>Rejected and failed</h2><table><tr><th>reason</th><th class=n>clips</th>"
             f"<th>what it means, what to try</th></tr>{listed}</table>"
         )
-    stand_ins = sum(table["stand_in"].to_pylist())
-    if stand_ins:
-        parts.append(f"<p class='fail'>{stand_ins} clips were made with stand-in weights: not data.</p>")
-    parts.append("<h2>Distributions</h2><div class='charts'>")
-    for column, title, label, factor in (
-        ("fov_x_max_rad", "Widest horizontal field of view", "degrees", 180 / np.pi),
-        ("path_length_m", "Path length", "metres", 1.0),
-        ("scale_mad_log", "Spread of log scale within a clip", "1.4826 MAD", 1.0),
-        ("reprojection_rms_px", "Reprojection error", "pixels", 1.0),
-    ):
-        parts.append(_histogram(table[column].drop_null().to_numpy() * factor, title=title, label=label))
-    low, high = (table[f"fov_x_{end}_rad"].to_numpy(zero_copy_only=False) for end in ("min", "max"))
-    zoom = np.tan(0.5 * high.astype(float)) / np.tan(0.5 * low.astype(float))
-    parts.append(
-        _histogram(
-            zoom[np.isfinite(zoom)], title="Zoom range within a clip", label="longest / shortest focal length"
+
+    def listing(self, in_detail: set[str]) -> str:
+        """Table of the clips; those in detail below are links."""
+        columns = (
+            ("clip", "clip", ""),
+            ("source", "source", ""),
+            ("status", "status", ""),
+            ("frames", "frames", "n"),
+            ("fov", "field of view", "n"),
+            ("path", "path", "n"),
+            ("px", "reprojection", "n"),
+            ("mad", "scale spread", "n"),
+            ("confidence", "confidence", "n"),
+            ("reasons", "reasons", ""),
         )
-    )
-    # The film format makes focal lengths of different picture sizes comparable.
-    wide, tele = (
-        18.0 / np.tan(0.5 * fov[np.isfinite(fov)]) for fov in (high.astype(float), low.astype(float))
-    )
-    for values, which in ((wide, "Shortest"), (tele, "Longest")):
-        parts.append(
-            _histogram(values, title=f"{which} focal length of a clip", label="mm on 36 mm wide film")
+        head = "".join(f'<th data-sort="{key}" class="{kind}">{label}</th>' for key, label, kind in columns)
+        rows = [
+            self._listed(c, status, in_detail)
+            for c, status in zip(self.table.slice(0, _MAX_LISTED).to_pylist(), self.status, strict=False)
+        ]
+        more = len(self.status) - len(rows)
+        note = f'<p class="note">{more} more are not listed.</p>' if more > 0 else ""
+        return (
+            f'<h2>All clips</h2><div class="scroll listing"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table></div>{note}"
         )
-    parts.append("</div>")
-    return "".join(parts)
+
+    def _listed(self, c: dict[str, Any], status: Status, in_detail: set[str]) -> str:
+        clip_id, reasons = c["clip_id"], " ".join(c["reasons"])
+        wide = None if c["fov_x_max_rad"] is None else float(np.rad2deg(c["fov_x_max_rad"]))
+        attributes = data_attributes(
+            text=f"{clip_id} {c['source']} {reasons}".lower(),
+            clip=clip_id,
+            source=c["source"],
+            status=status,
+            frames=c["num_frames"],
+            fov=wide,
+            path=c["path_length_m"],
+            px=c["reprojection_rms_px"],
+            mad=c["scale_mad_log"],
+            confidence=c["confidence"],
+            reasons=reasons,
+        )
+        name = f'<a href="#{clip_id}">{clip_id}</a>' if clip_id in in_detail else clip_id
+        numbers = (
+            str(c["num_frames"]),
+            "" if wide is None else f"{wide:.1f}\N{DEGREE SIGN}",
+            "" if c["path_length_m"] is None else f"{c['path_length_m']:.2f} m",
+            "" if c["reprojection_rms_px"] is None else f"{c['reprojection_rms_px']:.2f} px",
+            "" if c["scale_mad_log"] is None else f"{100 * c['scale_mad_log']:.1f} %",
+            "" if c["confidence"] is None else f"{c['confidence']:.2f}",
+        )
+        return (
+            f"<tr{attributes}><td>{name}</td><td>{html.escape(c['source'])}</td>"
+            f'<td class="{status}">{status}</td>'
+            + "".join(f'<td class="n">{n}</td>' for n in numbers)
+            + f"<td>{html.escape(reasons)}</td></tr>"
+        )
+
+    def _numbers(self, column: str) -> NDArray[np.float64]:
+        """Values of a column, NaN where a clip has none."""
+        return self.table[column].to_numpy(zero_copy_only=False).astype(np.float64)
+
+    def distributions(self, *, small: bool = False) -> str:
+        """Histograms over clips; none where fewer than three have a value."""
+        low, high = self._numbers("fov_x_min_rad"), self._numbers("fov_x_max_rad")
+        # The film format makes focal lengths of different picture sizes comparable.
+        wide, tele = (18.0 / np.tan(0.5 * fov) for fov in (high, low))
+        series = (
+            ("Widest horizontal field of view", "degrees", np.rad2deg(high)),
+            ("Path length", "metres", self._numbers("path_length_m")),
+            ("Spread of log scale within a clip", "1.4826 MAD", self._numbers("scale_mad_log")),
+            ("Reprojection error", "pixels", self._numbers("reprojection_rms_px")),
+            (
+                "Zoom range within a clip",
+                "longest / shortest focal length",
+                np.tan(0.5 * high) / np.tan(0.5 * low),
+            ),
+            ("Shortest focal length of a clip", "mm on 36 mm wide film", wide),
+            ("Longest focal length of a clip", "mm on 36 mm wide film", tele),
+        )
+        charts = [
+            _histogram(known, title=title, label=label, small=small)
+            for title, label, values in series
+            if (known := values[np.isfinite(values)]).size >= 3
+        ]
+        return f"<h2>Distributions</h2><div class='charts'>{''.join(charts)}</div>" if charts else ""
 
 
-def _histogram(values: FloatArray, *, title: str, label: str) -> str:
-    values = np.asarray(values, dtype=np.float64)
-    if not values.size:
-        return f'<p class="empty">{html.escape(title)}: no data</p>'
+def _histogram(values: FloatArray, *, title: str, label: str, small: bool) -> str:
     span = float(values.max() - values.min())
     edges = (
         np.histogram_bin_edges(values, bins=min(30, max(5, int(np.sqrt(values.size)))))
@@ -435,21 +593,31 @@ def _histogram(values: FloatArray, *, title: str, label: str) -> str:
         title=title,
         x_label=label,
         y_label="clips",
-        height=210,
+        width=268 if small else 356,
+        height=150 if small else 210,
         y_from_zero=True,
     )
 
 
-def _clip_section(row: Row, truth: Truth | None, thumbnail: Thumbnail | None) -> str:
-    parts = [f'<section class="clip" id="{row.clip_id}">']
-    jpeg = thumbnail(row) if thumbnail is not None else None
-    if jpeg:
-        parts.append(
-            f'<img alt="first frame" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
-        )
-    parts.append(
-        f"<h3>{row.clip_id} <span class={row.verdict}>{status_of(row.verdict, row.reasons)}</span></h3>"
+def _clip_section(
+    row: Row, truth: Truth | None, thumbnail: Thumbnail | None, pictures: Pictures | None
+) -> str:
+    status = status_of(row.verdict, row.reasons)
+    compared = _compare(row, truth)
+    margins = [m for gate in row.gates if (m := gate_margin(gate)) is not None]
+    attributes = data_attributes(
+        text=f"{row.clip_id} {row.source} {' '.join(row.reasons)}".lower(),
+        clip=row.clip_id,
+        status=status,
+        px=row.reprojection_rms_px,
+        mad=row.scale_mad_log,
+        path=row.path_length_m,
+        ate=None if compared is None or compared.rigid is None else compared.rigid.ate_rmse_m,
+        margin=min(margins, default=None),
+        confidence=row.confidence,
     )
+    parts = [f'<section class="clip" id="{row.clip_id}"{attributes}>']
+    parts.append(f'<h3>{row.clip_id} <span class="pill {status}">{status}</span></h3>')
     facts = [row.source, f"{row.num_frames} frames"]
     if row.width:
         facts.append(f"{row.width}x{row.height}")
@@ -460,15 +628,22 @@ def _clip_section(row: Row, truth: Truth | None, thumbnail: Thumbnail | None) ->
         ("reprojection {} px", row.reprojection_rms_px, ".2f"),
         ("parallax {} deg", None if row.parallax_rad is None else np.rad2deg(row.parallax_rad), ".1f"),
         ("{} metres per unit", row.metres_per_unit, ".4g"),
+        ("confidence {}", row.confidence, ".2f"),
     ):
         if value is not None:
             facts.append(label.format(format(value, spec)))
-    parts.append(f"<p>{html.escape(', '.join(facts))}</p>")
+    parts.append(f'<p class="note">{html.escape(", ".join(facts))}</p>')
     for reason, detail in zip(row.reasons, row.reason_details, strict=True):
         parts.append(f"<p><span class=fail>{html.escape(reason)}</span> {html.escape(detail)}</p>")
-    parts.append(_truth_table(row, truth))
+    shown = np.unique(np.linspace(0, row.num_frames - 1, _NUM_PICTURES).round().astype(int)).tolist()
+    shown = shown if row.num_frames else []
+    parts.append(_strip(row, shown, thumbnail, pictures))
+    if truth is not None and truth.problem:
+        parts.append(f"<p><span class=fail>no truth shown</span> {html.escape(truth.problem)}</p>")
+    if compared is not None:
+        parts.append(_truth_table(row, compared))
     parts.append('<div class="charts">')
-    parts.extend(_clip_charts(row, truth))
+    parts.extend(_clip_charts(row, compared, shown))
     parts.append("</div>")
     if row.gates:
         parts.append(_gate_table(row))
@@ -476,6 +651,101 @@ def _clip_section(row: Row, truth: Truth | None, thumbnail: Thumbnail | None) ->
         parts.append(f"<details><summary>traceback</summary><pre>{html.escape(row.error)}</pre></details>")
     parts.append("</section>")
     return "".join(parts)
+
+
+def _field_of_view_deg(row: Row, position: int) -> tuple[float, float] | None:
+    """Horizontal and vertical, of a frame that has a camera."""
+    if position >= len(row.focal_px) or row.pose_source[position] == 0:
+        return None
+    fx, fy = (float(v) for v in row.focal_px[position])
+    if not (fx > 0 and fy > 0 and np.isfinite([fx, fy]).all()):
+        return None
+    return (
+        float(np.rad2deg(fov_from_focal(np.float64(fx), row.width))),
+        float(np.rad2deg(fov_from_focal(np.float64(fy), row.height))),
+    )
+
+
+def _strip(row: Row, positions: Sequence[int], thumbnail: Thumbnail | None, pictures: Pictures | None) -> str:
+    """Pictures along the clip with time and field of view; the numbers are those on the map."""
+    found = pictures(row, positions) if pictures is not None and positions else {}
+    if not found and thumbnail is not None and (jpeg := thumbnail(row)):
+        found = {positions[0] if positions else 0: jpeg}
+    figures = []
+    for number, position in enumerate(positions or found, start=1):
+        words = [str(number)] if len(row.camera_to_world) else []
+        if position < row.num_frames:
+            words.append(f"{row.time_s[position] - row.time_s[0]:.1f} s")
+        fov = _field_of_view_deg(row, position)
+        if fov is not None:
+            words.append(f"{fov[0]:.1f}\N{DEGREE SIGN} x {fov[1]:.1f}\N{DEGREE SIGN}")
+        image = ""
+        if position in found:
+            data = base64.b64encode(found[position]).decode()
+            image = f'<img alt="frame {position}" src="data:image/jpeg;base64,{data}">'
+        elif fov is None:
+            continue
+        caption = " \N{MIDDLE DOT} ".join(words)
+        figures.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    return f'<div class="strip">{"".join(figures)}</div>' if figures else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """A clip beside its truth, on the frames that both have.
+
+    Attributes:
+        truth: as given, and whole (one entry a clip frame).
+        both: (F,) frames with a camera on both sides.
+        rigid, scaled: errors after SE(3) and Sim(3) alignment; None where the path does not determine them.
+        undetermined: why.
+        aligned: (F, 4, 4) truth moved rigidly onto the estimate, NaN elsewhere: the world is free, metres are not.
+        rotation_deg: (F,) angle between orientations, NaN elsewhere.
+    """
+
+    truth: Truth
+    both: NDArray[np.bool_]
+    rigid: TrajectoryError | None = None
+    scaled: TrajectoryError | None = None
+    undetermined: str | None = None
+    aligned: FloatArray | None = None
+    rotation_deg: FloatArray | None = None
+
+
+def _compare(row: Row, truth: Truth | None) -> _Comparison | None:
+    if truth is None or not len(row.camera_to_world):
+        return None
+    _check_truth(row, truth)
+    none = np.zeros(row.num_frames, bool)
+    if truth.camera_to_world is None:
+        return None if truth.focal_px is None else _Comparison(truth=truth, both=none)
+    both = _both_known(row, truth)
+    if not both.any():
+        return _Comparison(truth=truth, both=both)
+    estimated = row.camera_to_world[both].astype(np.float64)
+    true = np.asarray(truth.camera_to_world)[both]
+    rigid = scaled = undetermined = None
+    try:
+        rigid = trajectory_error(estimated, true, alignment="se3")
+        scaled = trajectory_error(estimated, true, alignment="sim3")
+        moved, _ = align_trajectory(true, estimated, alignment="se3")
+    except ValueError as error:  # straight or resting cameras: say so instead of a number
+        undetermined = str(error)
+        # The rotation is free: start both at the same pose.
+        moved, _ = align_trajectory(true, estimated, alignment="first")
+    aligned = np.full((row.num_frames, 4, 4), np.nan)
+    aligned[both] = moved
+    rotation = np.full(row.num_frames, np.nan)
+    rotation[both] = np.rad2deg(rotation_error(estimated, true))
+    return _Comparison(
+        truth=truth,
+        both=both,
+        rigid=rigid,
+        scaled=scaled,
+        undetermined=undetermined,
+        aligned=aligned,
+        rotation_deg=rotation,
+    )
 
 
 def _both_known(row: Row, truth: Truth) -> NDArray[np.bool_]:
@@ -493,94 +763,88 @@ def _check_truth(row: Row, truth: Truth) -> None:
             )
 
 
-def _truth_table(row: Row, truth: Truth | None) -> str:
-    if truth is None or not len(row.camera_to_world):
-        return ""
-    _check_truth(row, truth)
+def _truth_table(row: Row, compared: _Comparison) -> str:
+    truth, both = compared.truth, compared.both
     cells: list[tuple[str, str]] = []
-    if truth.camera_to_world is not None:
-        both = _both_known(row, truth)
+    if truth.camera_to_world is not None and not both.any():
+        cells.append(("truth", "no frame has both a camera and a true pose"))
+    elif truth.camera_to_world is not None:
         estimated, true = row.camera_to_world[both], np.asarray(truth.camera_to_world)[both]
-        try:
-            rigid = trajectory_error(estimated, true, alignment="se3")
-            scaled = trajectory_error(estimated, true, alignment="sim3")
-        except ValueError as error:  # straight or resting cameras: say so instead of a number
-            cells.append(("ATE", str(error)))
+        if compared.rigid is None or compared.scaled is None:
+            cells.append(("ATE", compared.undetermined or ""))
         else:
-            cells.append(
-                (
-                    "ATE RMSE (SE(3), metric)",
-                    f"{rigid.ate_rmse_m:.4f} m = {rigid.ate_percent_of_path:.2f} % of path",
-                )
-            )
-            cells.append(("scale that would fit best", f"{scaled.scale:.4f} (1 is right)"))
-        turned = np.rad2deg(np.sqrt(np.mean(rotation_error(estimated, true) ** 2)))
+            error = f"{compared.rigid.ate_rmse_m:.4f} m = {compared.rigid.ate_percent_of_path:.2f} % of path"
+            cells.append(("ATE RMSE (SE(3), metric)", error))
+            cells.append(("scale that would fit best", f"{compared.scaled.scale:.4f} (1 is right)"))
+        turned = np.sqrt(np.nanmean(np.square(compared.rotation_deg)))
         cells.append(("rotation RMSE", f"{turned:.3f} deg"))
         if both.sum() > 1:
             rpe = relative_pose_error(estimated, true)
             cells.append(("RPE, 1 frame", f"{rpe.translation_rmse_m:.4f} m, {rpe.rotation_rmse_deg:.3f} deg"))
+        if not both.all():
+            cells.append(("frames compared", f"{int(both.sum())} of {row.num_frames}"))
     if truth.focal_px is not None:
-        known = np.isfinite(truth.focal_px).all(axis=1)
-        cells.append(
-            ("focal MAPE", f"{focal_mape_percent(row.focal_px[known], truth.focal_px[known]):.2f} %")
-        )
+        focal = np.asarray(truth.focal_px)
+        known = (np.isfinite(focal) & np.isfinite(row.focal_px)).all(axis=1) & (row.pose_source != 0)
+        if known.any():
+            cells.append(("focal MAPE", f"{focal_mape_percent(row.focal_px[known], focal[known]):.2f} %"))
     rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in cells)
     return f"<table>{rows}</table>"
 
 
-def _clip_charts(row: Row, truth: Truth | None) -> list[str]:
+def _clip_charts(row: Row, compared: _Comparison | None, shown: Sequence[int]) -> list[str]:
     charts: list[str] = []
     frame = np.arange(row.num_frames)
     if len(row.camera_to_world):
         poses = row.camera_to_world.astype(np.float64)
         poses[row.pose_source == 0] = np.nan
         centres = poses[:, :3, 3]
-        overlay = _aligned_truth(row, truth)
-        charts.extend(svg.trajectory_chart(centres, view=view, truth=overlay) for view in ("above", "side"))
-        charts.append(_focal_chart(row, truth, frame))
+        aligned = None if compared is None else compared.aligned
+        overlay = None if aligned is None else aligned[:, :3, 3]
+        charts.extend(svg.trajectory_views(centres, truth=overlay, wedges=_wedges(row, shown)))
+        charts.append(_focal_chart(row, None if compared is None else compared.truth, frame))
+        if compared is not None and overlay is not None and compared.rotation_deg is not None:
+            distance = np.linalg.norm(overlay - centres, axis=1)
+            charts.append(_series(frame, distance, "Position error against the truth", "m", style="c"))
+            charts.append(
+                _series(
+                    frame, compared.rotation_deg, "Rotation error against the truth", "degrees", style="c"
+                )
+            )
     if len(row.scale_value):
         charts.append(_scale_chart(row))
     if row.reprojection_px is not None and row.num_frames:
-        marks = [svg.Line(x=frame, y=row.reprojection_px)]
-        charts.append(
-            svg.chart(
-                marks,
-                title="Reprojection error",
-                x_label="frame",
-                y_label="pixels",
-                y_from_zero=True,
-                height=240,
-            )
-        )
+        charts.append(_series(frame, row.reprojection_px, "Reprojection error", "pixels"))
     if row.position_sigma_m is not None and row.num_frames:
-        marks = [svg.Line(x=frame, y=1000 * row.position_sigma_m.astype(np.float64), style="b")]
-        charts.append(
-            svg.chart(
-                marks,
-                title="Position uncertainty (1 sigma)",
-                x_label="frame",
-                y_label="mm",
-                y_from_zero=True,
-            )
-        )
+        millimetres = 1000 * row.position_sigma_m.astype(np.float64)
+        charts.append(_series(frame, millimetres, "Position uncertainty (1 sigma)", "mm", style="b"))
     return charts
 
 
-def _aligned_truth(row: Row, truth: Truth | None) -> FloatArray | None:
-    """(F, 3) true centres moved rigidly onto the estimate: the world frame is free, metres are not."""
-    if truth is None or truth.camera_to_world is None:
-        return None
-    both = _both_known(row, truth)
-    centres = np.full((row.num_frames, 3), np.nan)
-    estimated, true = row.camera_to_world[both], np.asarray(truth.camera_to_world)[both]
-    if not len(true):
-        return None
-    try:
-        aligned, _ = align_trajectory(true, estimated, alignment="se3")
-    except ValueError:  # a straight or resting camera leaves rotation free: start both at the same pose
-        aligned, _ = align_trajectory(true, estimated, alignment="first")
-    centres[both] = aligned[:, :3, 3]
-    return centres
+def _series(frame: NDArray, values: NDArray, title: str, unit: str, *, style: str = "a") -> str:
+    line = svg.Line(x=frame, y=values, style=style)
+    return svg.chart([line], title=title, x_label="frame", y_label=unit, y_from_zero=True)
+
+
+def _wedges(row: Row, positions: Sequence[int]) -> list[svg.Wedge]:
+    """Horizontal field of view at some frames, for the map from above (x right, z up)."""
+    wedges = []
+    for number, position in enumerate(positions, start=1):
+        fov = _field_of_view_deg(row, position)
+        if fov is None or not np.isfinite(row.camera_to_world[position]).all():
+            continue
+        forward = row.camera_to_world[position, :3, 2].astype(np.float64)
+        heading, half = float(np.arctan2(forward[2], forward[0])), float(np.deg2rad(0.5 * fov[0]))
+        wedges.append(
+            svg.Wedge(
+                x=float(row.camera_to_world[position, 0, 3]),
+                y=float(row.camera_to_world[position, 2, 3]),
+                left_rad=heading - half,
+                right_rad=heading + half,
+                text=str(number),
+            )
+        )
+    return wedges
 
 
 def _focal_chart(row: Row, truth: Truth | None, frame: NDArray) -> str:
@@ -616,43 +880,109 @@ def _scale_chart(row: Row) -> str:
 
 
 def _gate_table(row: Row) -> str:
+    """Every gate with its meaning and margin, the closest call first; open where one failed."""
+    judged = [(gate, gate_margin(gate)) for gate in row.gates]
+    judged.sort(key=lambda pair: (pair[0].passed, np.inf if pair[1] is None else pair[1]))
     rows = []
-    for gate in row.gates:
+    for gate, margin in judged:
         bounds = [("" if v is None else f"{v:g}") for v in (gate.lower, gate.upper)]
         value = "missing" if gate.value is None else f"{gate.value:.4g}"
         verdict = "<td>pass</td>" if gate.passed else "<td class=fail>FAIL</td>"
         rows.append(
             f"<tr><td>{html.escape(gate.name)}</td><td class=n>{value}</td><td class=n>{bounds[0]}</td>"
-            f"<td class=n>{bounds[1]}</td><td>{html.escape(gate.unit)}</td>{verdict}</tr>"
+            f"<td class=n>{bounds[1]}</td><td>{html.escape(gate.unit)}</td><td class=n>{_margin_bar(margin)}</td>"
+            f"{verdict}<td>{html.escape(GATE_MEANINGS.get(gate.name, ''))}</td></tr>"
         )
     head = "<tr><th>gate</th><th class=n>value</th><th class=n>least</th><th class=n>most</th>"
-    head += "<th>unit</th><th>verdict</th></tr>"
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    head += "<th>unit</th><th class=n>margin</th><th>verdict</th><th>what it measures</th></tr>"
+    failed = sum(not gate.passed for gate, _ in judged)
+    first, margin = judged[0]
+    closest = "" if margin is None else f"; closest: {html.escape(first.name)}, margin {100 * margin:.0f} %"
+    words = (
+        f"{failed} of {len(judged)} gates failed" if failed else f"all {len(judged)} gates passed{closest}"
+    )
+    return (
+        f"<details{' open' if failed else ''}><summary>{words}</summary>"
+        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+        '<p class="note">margin: distance to the bound as a share of the bound; of half the range where there are '
+        "two.</p></details>"
+    )
+
+
+def _margin_bar(margin: float | None) -> str:
+    if margin is None:
+        return ""
+    kind = "out" if margin < 0 else "low" if margin < 0.2 else "in"
+    width = 100.0 if margin < 0 else 100.0 * min(margin, 1.0)
+    return f'{100 * margin:.0f} %<span class="bar"><i class="{kind}" style="width:{width:.0f}%"></i></span>'
+
+
+def truth_of_row(
+    row: Row, cameras: ClipCameras, *, matching: Matching | None = None, path: str | Path = ""
+) -> Truth:
+    """True cameras on the frames of a row, brought together as `evaluate` does it; with a problem where none are."""
+    try:
+        found = match(row.clip_id, frames_of_row(row), cameras, matching)
+    except ValueError as error:
+        where = f" ({path})" if str(path) and str(path) not in str(error) else ""
+        return Truth(problem=f"{error}{where}")
+    poses = np.full((row.num_frames, 4, 4), np.nan)
+    poses[found.predicted] = found.truth_camera_to_world
+    focal = None
+    if cameras.focal_px is not None and cameras.width and cameras.height and row.width:
+        focal = np.full((row.num_frames, 2), np.nan)
+        size = np.array([row.width / cameras.width, row.height / cameras.height])
+        focal[found.predicted] = cameras.focal_px[found.truth] * size
+    return Truth(camera_to_world=poses, focal_px=focal)
+
+
+class TruthByClip(Mapping[str, Truth]):
+    """Ground truth by clip id, read when it is asked for: a report shows a few of many clips.
+
+    Args:
+        clip_ids: clips that have truth.
+        read: gives that of one; a ValueError or OSError costs this clip's truth alone and becomes its `problem`.
+    """
+
+    def __init__(self, clip_ids: Iterable[str], read: Callable[[str], Truth]) -> None:
+        self._ids, self._read = dict.fromkeys(clip_ids), read
+
+    def __getitem__(self, clip_id: str) -> Truth:
+        if clip_id not in self._ids:
+            raise KeyError(clip_id)
+        try:
+            return self._read(clip_id)
+        except (ValueError, OSError) as error:
+            return Truth(problem=str(error))
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 def truths_from_files(
-    rows: Sequence[Row], camera_paths: Mapping[str, Path], *, by_source_frame: bool = True
-) -> dict[str, Truth]:
-    """Truth for `write_report` from trajectory files (TUM, KITTI or 4x4 rows) by clip id.
+    rows: Sequence[Row],
+    camera_paths: Mapping[str, Path],
+    *,
+    by_source_frame: bool = True,
+    matching: Matching | None = None,
+) -> TruthByClip:
+    """Truth for `write_report` from files or folders of any layout of `clip_cameras.read_clip`, by clip id.
 
     Args:
-        by_source_frame: line `i` of a file belongs to source frame `i` (rows pick theirs by `frame_index`);
-            False: to clip frame `i`.
-    Raises:
-        ValueError: a file shorter than the frames that are asked for.
+        by_source_frame: line `i` of a file without times belongs to source frame `i`; False: to clip frame `i`.
+        matching: how poses are brought together otherwise.
     """
-    from .trajectories import read_trajectory
+    options = replace(matching or Matching(), rows="source" if by_source_frame else "clip")
+    by_id = {row.clip_id: row for row in rows if row.clip_id in camera_paths}
 
-    result: dict[str, Truth] = {}
-    for row in rows:
-        if row.clip_id not in camera_paths:
-            continue
-        poses = read_trajectory(camera_paths[row.clip_id]).camera_to_world
-        index = row.frame_index if by_source_frame else np.arange(row.num_frames)
-        if len(index) and index.max() >= len(poses):
-            raise ValueError(
-                f"clip {row.clip_id}: {camera_paths[row.clip_id]} holds {len(poses)} poses, "
-                f"frame {index.max()} is asked for"
-            )
-        result[row.clip_id] = Truth(camera_to_world=poses[index])
-    return result
+    def read(clip_id: str) -> Truth:
+        path = camera_paths[clip_id]
+        return truth_of_row(by_id[clip_id], read_clip(path), matching=options, path=path)
+
+    return TruthByClip(by_id, read)

@@ -83,7 +83,7 @@ svg .title{font-size:12px;font-weight:600}
 svg .line{fill:none;stroke-width:1.6;stroke-linejoin:round}svg .line.a{stroke:var(--a)}svg .line.b{stroke:var(--b)}
 svg .line.c{stroke:var(--c)}svg .line.truth{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4}
 svg .fill.a{fill:var(--a)}svg .fill.b{fill:var(--b)}svg .fill.c{fill:var(--c)}svg .fill.truth{fill:var(--ink)}
-svg .band{fill-opacity:.18}
+svg .band{fill-opacity:.18}svg .wedge{fill-opacity:.3}
 """
 
 
@@ -205,7 +205,7 @@ def _draw(mark: Mark, px, py, *, base: float) -> str:
         middle = 0.5 * (mark.left_rad + mark.right_rad)
         tip = mark.length_px + 8
         return (
-            f'<polygon class="fill band {mark.style}" points="{points}"/>'
+            f'<polygon class="fill wedge {mark.style}" points="{points}"/>'
             f'<circle class="fill {mark.style}" cx="{u:.1f}" cy="{v:.1f}" r="2.5"/>'
             f'<text x="{u + tip * np.cos(middle):.1f}" y="{v + down * tip * np.sin(middle) + 4:.1f}" '
             f'text-anchor="middle">{html.escape(mark.text)}</text>'

@@ -133,20 +133,42 @@ def report(
         bool,
         typer.Option("--truth/--no-truth", help="Overlay the ground truth that the recipe's source names."),
     ] = True,
+    truth_from: Annotated[
+        Path | None,
+        typer.Option("--truth-from", help="Ground truth from here instead: anything that `evaluate` reads."),
+    ] = None,
+    max_difference: Annotated[
+        float, typer.Option("--t-max-diff", min=0, help="Largest distance of times that belong together, s.")
+    ] = 0.01,
+    offset: Annotated[
+        str,
+        typer.Option(
+            "--t-offset", help="Seconds added to the clips' times; `start`: both begin at the same moment."
+        ),
+    ] = "0",
 ) -> None:
     """Write one HTML file that shows trajectories, focal lengths, scale, residuals and gates."""
 
     def act() -> tuple[str, int]:
-        from ..dataset.report import run_report, thumbnail_from_media
-        from .run import media_root_of_dataset, truth_of_dataset
+        from ..dataset.clip_cameras import Matching, parse_offset
+        from ..dataset.report import pictures_from_media, run_report, thumbnail_from_media
+        from .run import report_sources
 
+        sources = report_sources(
+            path,
+            truth=truth,
+            truth_from=truth_from,
+            matching=Matching(max_difference_s=max_difference, offset_s=parse_offset(offset)),
+        )
         return run_report(
             path,
             html,
-            truth=truth_of_dataset(path) if truth else None,
-            thumbnail=thumbnail_from_media(media_root_of_dataset(path)),
+            truth=sources.truth,
+            thumbnail=thumbnail_from_media(sources.media_root),
+            pictures=pictures_from_media(sources.media_root),
             max_clips=max_clips,
             clip_ids=clips,
+            notes=sources.notes,
         )
 
     _finish(act)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..annotate.demo import CLIP_ID, DemoConfig, compare_with_truth, errors_table, write_demo_clip
 from ..dataset.reading import open_dataset
-from ..dataset.report import run_report, thumbnail_from_media
+from ..dataset.report import pictures_from_media, run_report
 from .loader import load_recipe
-from .run import media_root_of_dataset, run_annotate, truth_of_dataset
+from .run import report_sources, run_annotate
 
 
 def run_demo(
@@ -48,11 +48,13 @@ def run_demo(
         return f"{summary}\nno cameras to compare", 1
     table, good = errors_table(compare_with_truth(row, files))
     report_path = out / "report.html"
+    sources = report_sources(dataset)
     run_report(
         dataset,
         report_path,
-        truth=truth_of_dataset(dataset),
-        thumbnail=thumbnail_from_media(media_root_of_dataset(dataset)),
+        truth=sources.truth,
+        pictures=pictures_from_media(sources.media_root),
+        notes=sources.notes,
     )
     verdict = row.verdict if not row.reasons else f"{row.verdict} ({', '.join(row.reasons)})"
     lines = [

@@ -530,27 +530,38 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     still = np.tile(np.eye(4), (33, 1, 1))
     reject = {"verdict": "rejected", "reasons": ("pose_jump",), "reason_details": ("jumps",)}
     rows = [make_row(0), make_row(1), make_row(2), make_row(3, camera_to_world=still), make_row(4, **reject)]
-    make_dataset(runs / "mixed", {"a": [*rows, make_rejected(5)]})
+    blank = {"reasons": ("no_reconstruction",), "reason_details": ("a wall",)}
+    write_tum(folder / "clip_0006.tum", still, np.arange(33))
+    make_dataset(runs / "mixed", {"a": [*rows, make_rejected(5, **blank), make_rejected(6)]})
     text, code = ev.run_evaluate(runs / "mixed", folder, style="json", out=runs / "tables")
     assert code == 1
     found = json.loads(text)
-    assert found["rejected"] == {"clip_0004": ["pose_jump"], "clip_0005": ["unreadable_video"]}
+    assert found["rejected"] == {"clip_0004": ["pose_jump"], "clip_0005": ["no_reconstruction"]}
     assert "clip_0001.tum: 3 entries" in found["failed"]["clip_0001"]
     assert "clip_0002.tum and clip_0002.txt are both of clip clip_0002" in found["failed"]["clip_0002"]
-    assert set(found["failed"]) == {"clip_0001", "clip_0002"}
-    assert found["means"]["ate_none_m"]["missing"] == ["clip_0001", "clip_0002"]
-    assert found["means"]["ate_se3_m"]["missing"] == ["clip_0001", "clip_0002", "clip_0003"]  # stands still
+    assert found["failed"]["clip_0006"] == "unreadable_video"  # damage is no judgement
+    assert set(found["failed"]) == {"clip_0001", "clip_0002", "clip_0006"}
+    assert found["means"]["ate_none_m"]["missing"] == ["clip_0001", "clip_0002", "clip_0006"]
+    assert found["means"]["ate_se3_m"]["missing"] == ["clip_0001", "clip_0002", "clip_0003", "clip_0006"]
     assert found["means"]["ate_se3_m"]["num_clips"] == 1
     assert found["means_of_rejected"]["ate_none_m"]["num_clips"] == 1
-    assert found["num_clips_expected"] == 4
+    assert found["num_clips_expected"] == 5
     statuses = {c["clip_id"]: c["status"] for c in _csv(runs / "tables" / "clips.csv")}
-    assert list(statuses.values()) == ["scored", "failed", "failed", "scored", "rejected", "rejected"]
+    assert list(statuses.values()) == [
+        "scored",
+        "failed",
+        "failed",
+        "scored",
+        "rejected",
+        "rejected",
+        "failed",
+    ]
     means = _csv(runs / "tables" / "means.csv")
     ate = next(m for m in means if m["mean over clips"] == "ate_se3_m")
-    assert (ate["clips"], ate["of"], ate["missing"]) == ("1", "4", "clip_0001 clip_0002 clip_0003")
+    assert (ate["clips"], ate["of"], ate["missing"]) == ("1", "5", "clip_0001 clip_0002 clip_0003 clip_0006")
     assert [m["which"] for m in means if m["mean over clips"] == "ate_none_m"] == ["accepted", "rejected"]
     text, _ = ev.run_evaluate(runs / "mixed", folder)
-    assert "means stand on 2 of 4 clips" in text
+    assert "means stand on 2 of 5 clips" in text
     assert f"note: not read: {folder / 'README.txt'}: 1 entries" in text
     assert json.loads((runs / "tables" / "evaluation.json").read_text()) == found
 

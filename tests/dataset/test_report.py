@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from theodolite.dataset import cameras as cam
 from theodolite.dataset import svg
+from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
 from theodolite.dataset.report import (
     Truth,
+    TruthByClip,
     inspect_text,
+    pictures_from_media,
     thumbnail_from_media,
     truths_from_files,
     write_report,
 )
-from theodolite.dataset.rows import Row
+from theodolite.dataset.rows import Gate, Row
 from theodolite.dataset.trajectories import write_matrices
 
 
@@ -40,7 +43,7 @@ def out(
 class _Check(HTMLParser):
     """Balanced tags, and nothing that a browser would load."""
 
-    VOID = frozenset({"meta", "link", "img"})
+    VOID = frozenset({"meta", "link", "img", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +51,7 @@ class _Check(HTMLParser):
         self.urls: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag != "script"
+        assert tag != "script" or not attrs  # inline, nothing to load
         self.urls += [v or "" for k, v in attrs if k in ("src", "href")]
         if tag not in self.VOID:
             self.stack.append(tag)
@@ -72,7 +75,7 @@ def test_report_is_one_page_with_all_charts(out: Path, make_row: Callable[..., R
     check = _Check()
     check.feed(page)
     assert check.stack == []
-    assert set(check.urls) == {"data:,"}
+    assert {u for u in check.urls if not u.startswith("#")} == {"data:,"}
     assert not re.search(r"https?://|@import|url\(", page)
     sections = page.split('<section class="clip"')[1:]
     assert len(sections) == 4
@@ -140,8 +143,9 @@ def test_truths_from_files_follow_source_frames(tmp_path: Path, make_row: Callab
     truth = truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})["clip_0000"].camera_to_world
     np.testing.assert_allclose(truth, poses[row.frame_index], atol=1e-12)
     write_matrices(tmp_path / "p.txt", poses[:-1])
-    with pytest.raises(ValueError, match=f"holds {len(poses) - 1} poses"):
-        truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})
+    broken = truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})["clip_0000"]
+    assert broken.camera_to_world is None
+    assert f"{len(poses) - 1} rows without times, but the clip has 33 frames" in (broken.problem or "")
 
 
 def test_inspect(out: Path) -> None:
@@ -165,3 +169,102 @@ def test_charts_survive_empty_constant_and_long_data() -> None:
         ET.fromstring(svg.chart([svg.Line(x=np.arange(5), y=y)], title="a<b", x_label="x", y_label="y"))
     long = svg.chart([svg.Line(x=np.arange(10**5), y=np.arange(10**5))], title="t", x_label="x", y_label="y")
     assert len(long) < 30_000
+
+
+def test_one_broken_truth_costs_its_overlay_and_is_named(
+    out: Path, make_row: Callable[..., Row], tmp_path: Path
+) -> None:
+    row = make_row(0)
+    write_matrices(tmp_path / "good.txt", row.camera_to_world)
+    (tmp_path / "bad.txt").write_text("1 2 3\n")
+    paths = {
+        "clip_0000": tmp_path / "good.txt",
+        "clip_0001": tmp_path / "bad.txt",
+        "clip_0003": tmp_path / "gone.txt",
+    }
+    truth = truths_from_files([row, make_row(1), make_row(3)], paths, by_source_frame=False)
+    sections = write_report(out, truth=truth).read_text().split('<section class="clip"')[1:]
+    assert "0.0000 m = 0.00 % of path" in sections[0]
+    assert f"{tmp_path / 'bad.txt'}: 3 entries in the first row" in sections[1]
+    assert f"{tmp_path / 'gone.txt'}: no such file" in sections[3]
+    assert all("Trajectory from behind" in sections[i] for i in (0, 1, 3))
+
+
+def test_only_the_truth_of_clips_in_detail_is_read(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    rows = [make_row(i, frames=3) for i in range(12)]
+    make_dataset(tmp_path, {"a": rows})
+    read: list[str] = []
+
+    def truth(clip_id: str) -> Truth:
+        read.append(clip_id)
+        return Truth()
+
+    write_report(tmp_path, max_clips=4, truth=TruthByClip([r.clip_id for r in rows], truth))
+    assert len(read) == 4
+
+
+def test_pages_of_few_and_of_many_clips(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> None:
+    rows = [make_row(i) for i in range(11)]
+    few = write_report(make_dataset(tmp_path / "few", {"a": rows[:3]})).read_text()
+    assert few.index("<h2>Clips") < few.index("<h2>Distributions")
+    assert "All clips" not in few
+    one = write_report(make_dataset(tmp_path / "one", {"a": rows[:1]})).read_text()
+    assert "Distributions" not in one
+    assert 'id="q"' not in one
+    odd = make_rejected(11, reasons=("odd<reason",), original_id="<b>")
+    page = write_report(make_dataset(tmp_path / "many", {"a": [*rows, odd]}), max_clips=5).read_text()
+    assert page.index("<h2>All clips") < page.index("<h2>Distributions") < page.index("<h2>Worst")
+    listed = re.findall(r'<tr data-text="(clip_\d+)', page)
+    assert listed == [f"clip_{i:04d}" for i in range(12)]
+    assert page.count('<a href="#clip_') == 3  # the worst, the best, the rejected one
+    assert "odd<reason" not in page
+    for drawing in re.findall(r"<svg.*?</svg>", page):
+        ET.fromstring(drawing)
+
+
+def test_pictures_show_the_frames_of_the_row_with_their_field_of_view(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    (tmp_path / "frames").mkdir()
+    row = make_row(
+        0, media_kind="images", media="frames", frame_index=np.arange(33), focal_px=np.full((33, 2), 640.0)
+    )
+    for i in range(20):  # the folder has lost its end since
+        cv2.imwrite(str(tmp_path / "frames" / f"{i}.jpg"), np.full((72, 128, 3), 10 * i, np.uint8))
+    shown = pictures_from_media(tmp_path)(row, [0, 8, 16, 24, 32])
+    assert list(shown) == [0, 8, 16]
+    grey = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for jpeg in shown.values()]
+    assert [image.shape for image in grey] == [(124, 220)] * 3
+    assert [round(float(image.mean()), -1) for image in grey] == [0, 80, 160]
+    page = write_report(
+        make_dataset(tmp_path / "set", {"a": [row]}), pictures=pictures_from_media(tmp_path)
+    ).read_text()
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert page.count("90.0\N{DEGREE SIGN} x 58.7\N{DEGREE SIGN}") == 5
+    assert page.count('class="fill wedge') == 5
+
+
+def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[..., Row]) -> None:
+    from theodolite.annotate.gates import REASONS
+
+    assert set(REASONS) <= set(GATE_MEANINGS)
+    margins = [
+        (Gate(name="g", value=v, lower=low, upper=high, passed=True), expected)
+        for v, low, high, expected in (
+            (3.0, None, 4.0, 0.25),
+            (5.0, None, 4.0, -0.25),
+            (5.0, 4.0, None, 0.25),
+            (1.05, 0.9, 1.1, 0.5),
+            (0.1, 0.0, None, 0.1),
+            (None, 0.0, 1.0, None),
+        )
+    ]
+    assert [gate_margin(gate) for gate, _ in margins] == [
+        pytest.approx(m) if m is not None else None for _, m in margins
+    ]
+    page = write_report(out).read_text()
+    assert "all 2 gates passed; closest: fov_x, margin 96 %" in page

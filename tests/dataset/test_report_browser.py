@@ -88,14 +88,16 @@ def test_report_of_a_dataset_in_a_browser(
     page = write_report(dataset, thumbnail=thumbnail, max_clips=6)
     text = page.read_text()
     for heading in (
-        "Rejections",
+        "Rejected and failed",
         "Distributions",
         "Worst accepted clips",
         "Best accepted clips",
-        "Rejected clips",
+        "Rejected and failed clips",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert text.index("Worst accepted") < text.index("Best accepted") < text.index("Rejected clips")
+    assert (
+        text.index("Worst accepted") < text.index("Best accepted") < text.index("Rejected and failed clips")
+    )
     assert text.count('<section class="clip"') == 6
     image = check(page, tmp_path / "dataset", size=(1200, 2600))
     assert num_pixels(image, BLUE) > 3000  # bars of the histograms and lines of the first clips

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import yaml
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.dataset.clip_cameras import Matching
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
+from theodolite.dataset.trajectories import write_tum
 from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
-from theodolite.recipes.run import media_root_of_dataset, run_annotate, truth_of_dataset
+from theodolite.recipes.run import media_root_of_dataset, report_sources, run_annotate, truth_of_dataset
 
 
 @pytest.fixture
@@ -73,12 +75,37 @@ def test_truth_is_for_the_stored_frames_and_size(dataset):
     assert focal_px[-1, 0] > 1.2 * focal_px[0, 0]  # it zooms: frames are not mixed up
 
 
-def test_truth_that_is_too_short_is_an_error(dataset):
+def test_truth_that_is_too_short_costs_its_overlay_and_nothing_else(dataset):
     out, _ = dataset
     path = out.parent / "scene" / "poses_c2w.txt"
     path.write_text("\n".join(path.read_text().splitlines()[:30]))
-    with pytest.raises(ValueError, match=r"clip a: .*holds 30 entries, source frame 38"):
-        truth_of_dataset(out)
+    truth = truth_of_dataset(out)["a"]
+    assert truth.camera_to_world is None
+    assert "30 rows without times, but the clip has 20 frames, up to source frame 38" in (truth.problem or "")
+    assert str(path) in (truth.problem or "")
+    assert truth.focal_px is not None  # that file is whole
+    sources = report_sources(out)
+    assert sources.truth is not None
+    assert sources.notes == ()
+
+
+def test_a_report_outlives_its_source(dataset):
+    out, _ = dataset
+    (out.parent / "clips.yaml").unlink()
+    sources = report_sources(out)
+    assert sources.truth is None
+    assert "no ground truth" in sources.notes[0]
+    (out / "recipe.resolved.yaml").write_text("name: 3")
+    assert len(report_sources(out).notes) == 2
+
+
+def test_truth_with_times_is_shown_at_the_frames_of_these_times(dataset):
+    out, rendered = dataset
+    path = out.parent / "scene" / "poses_c2w.txt"
+    write_tum(path, rendered.camera_to_world[::-1], 100 - np.arange(40)[::-1] / 32)
+    poses = truth_of_dataset(out, matching=Matching(offset_s=100 - 39 / 32))["a"].camera_to_world
+    assert poses is not None
+    np.testing.assert_allclose(poses, rendered.camera_to_world[::-2], atol=1e-9)
 
 
 def test_a_dataset_without_its_recipe_has_no_truth(dataset):

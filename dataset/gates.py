@@ -1,0 +1,55 @@
+"""What each gate of a row measures, and how far a value is from its bounds: for pages and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .rows import Gate
+
+GATE_MEANINGS: Mapping[str, str] = {
+    "finite": "1 if every number of the cameras is finite.",
+    "fov_min": "Narrowest field of view of a frame, horizontal or vertical.",
+    "fov_max": "Widest field of view of a frame, horizontal or vertical.",
+    "focal_axis_gap": "Largest difference of fx and fy in a frame, over their mean.",
+    "scale_cov": "Standard deviation of the raw scale series over its mean.",
+    "rigid": "Largest deviation of a rotation from orthonormal.",
+    "jump": "Largest step of the camera from frame to frame, over the 90th percentile of all steps.",
+    "infilled": "Share of frames whose camera was bridged for want of tracks.",
+    "inliers": "Share of observations that agree with the cameras.",
+    "tracks_lost": "Share of frames into which hardly any track survives.",
+    "motion": "Image motion over the clip, as a share of the diagonal: below, the camera stands still.",
+    "parallax": "Median angle under which tracks are seen: without it no translation can be checked.",
+    "scale_sweep": "Factor on depth at which depth and path agree best; 1 where the scale is right.",
+    "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
+    "depth_residual": "Median log difference between the depth that the cameras give and the measured one.",
+    "depth_reading": "How much worse other readings of the given depth (turned, late, inverse) fit the images; "
+    "below 0, one fits better.",
+    "depth_parallax": "Share of the parallax between frames that the given depth leaves unexplained.",
+    "depth_consistency": "Median log difference between given depth and what the frame before lets expect.",
+    "depth_unit": "Median step of the given depth's unit from frame to frame.",
+    "given_focal": "Focal length that images and depth ask for, over the given one.",
+    "given_rotation": "Median angle between given and solved relative rotations.",
+    "given_turn": "The same as a share of what the camera turned.",
+    "given_direction": "Median angle between given and solved directions of travel.",
+    "given_scale": "Length of the solved path over that of the given one.",
+    "given_gap": "Longest time without a given pose.",
+}
+"""One sentence a gate, by the name that rows store. A row of another version may hold gates that are not here."""
+
+
+def gate_margin(gate: Gate) -> float | None:
+    """How far a value is inside its bounds, as a share of the bound (of half their distance where there are two): 0 at
+    the bound, negative outside, None without a value or bounds."""
+    if gate.value is None:
+        return None
+    lower, upper = gate.lower, gate.upper
+    if lower is not None and upper is not None:
+        room = 0.5 * (upper - lower)
+        inside = min(gate.value - lower, upper - gate.value)
+    elif upper is not None:
+        room, inside = abs(upper), upper - gate.value
+    elif lower is not None:
+        room, inside = abs(lower), gate.value - lower
+    else:
+        return None
+    return inside / room if room > 0 else inside
