@@ -433,7 +433,7 @@ class _Overview:
     @classmethod
     def of(cls, clips: ClipDataset) -> _Overview:
         table = clips.to_table(_OVERVIEW_COLUMNS)
-        status = [
+        status: list[Status] = [
             status_of(v, r)
             for v, r in zip(table["verdict"].to_pylist(), table["reasons"].to_pylist(), strict=True)
         ]
@@ -581,12 +581,9 @@ class _Overview:
 
 
 def _histogram(values: FloatArray, *, title: str, label: str, small: bool) -> str:
-    span = float(values.max() - values.min())
-    edges = (
-        np.histogram_bin_edges(values, bins=min(30, max(5, int(np.sqrt(values.size)))))
-        if span > 1e-3 * abs(values[0])
-        else (values[0] + max(abs(values[0]) * 0.05, 1e-3) * np.array([-1.0, 1.0]))
-    )
+    if float(values.max() - values.min()) <= 1e-3 * abs(values[0]):
+        return f'<p class="empty">{html.escape(title)}: {values[0]:.4g} {html.escape(label)} in all clips</p>'
+    edges = np.histogram_bin_edges(values, bins=min(30, max(5, int(np.sqrt(values.size)))))
     count, _ = np.histogram(values, bins=edges)
     return svg.chart(
         [svg.Bars(edges=edges, count=count)],
@@ -768,7 +765,7 @@ def _truth_table(row: Row, compared: _Comparison) -> str:
     cells: list[tuple[str, str]] = []
     if truth.camera_to_world is not None and not both.any():
         cells.append(("truth", "no frame has both a camera and a true pose"))
-    elif truth.camera_to_world is not None:
+    elif truth.camera_to_world is not None and compared.rotation_deg is not None:
         estimated, true = row.camera_to_world[both], np.asarray(truth.camera_to_world)[both]
         if compared.rigid is None or compared.scaled is None:
             cells.append(("ATE", compared.undetermined or ""))
@@ -776,7 +773,7 @@ def _truth_table(row: Row, compared: _Comparison) -> str:
             error = f"{compared.rigid.ate_rmse_m:.4f} m = {compared.rigid.ate_percent_of_path:.2f} % of path"
             cells.append(("ATE RMSE (SE(3), metric)", error))
             cells.append(("scale that would fit best", f"{compared.scaled.scale:.4f} (1 is right)"))
-        turned = np.sqrt(np.nanmean(np.square(compared.rotation_deg)))
+        turned = np.sqrt(np.nanmean(compared.rotation_deg**2))
         cells.append(("rotation RMSE", f"{turned:.3f} deg"))
         if both.sum() > 1:
             rpe = relative_pose_error(estimated, true)

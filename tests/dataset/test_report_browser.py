@@ -124,3 +124,38 @@ def test_report_of_a_clip_in_a_browser(
     assert num_pixels(image, RED) > 0.9 * 90 * 160
     with pytest.raises(ValueError, match="no clip 'nope' among 3"):
         write_report(dataset, tmp_path / "x.html", clip_ids=["nope"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_filters_and_sorts(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> None:
+    assert CHROMIUM is not None
+    rows = [make_row(i, frames=3, reprojection_rms_px=px) for i, px in enumerate([0.3, 0.9, 0.6] + [0.1] * 6)]
+    page = write_report(make_dataset(tmp_path / "out", {"a": [*rows, make_rejected(20)]}))
+    acts = """<script>
+    const shown=s=>[...document.querySelectorAll(s)].filter(e=>!e.hidden).map(e=>e.dataset.clip).join(' ');
+    const set=(e,v,k)=>{e.value=v;e.dispatchEvent(new Event(k))};const out=[];
+    set(document.getElementById('sort'),'px:down','change');out.push(shown('section'));
+    document.querySelector('th[data-sort=px]').click();document.querySelector('th[data-sort=px]').click();
+    out.push(shown('.listing tbody tr'));
+    set(document.getElementById('q'),'unreadable','input');out.push(shown('section'),shown('.listing tbody tr'));
+    set(document.getElementById('q'),'','input');document.querySelector('input[value=accepted]').click();
+    out.push(shown('section'),document.getElementById('count').textContent);
+    document.title=out.join(';');</script></body>"""
+    page.write_text(page.read_text().replace("</body>", acts))
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    dom = subprocess.run(
+        [*command, profile, "--dump-dom", page.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    by_px, listed, found, rows_found, failed, count = dom.split("<title>")[1].split("</title>")[0].split(";")
+    assert by_px.startswith("clip_0001 clip_0002 clip_0000 ")
+    assert by_px.endswith(" clip_0020")  # without a value
+    assert listed.startswith("clip_0001 clip_0002 clip_0000 ")
+    assert (found, rows_found, failed) == ("clip_0020",) * 3
+    assert count == "1 of 10 clips below"
