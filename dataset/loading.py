@@ -1,25 +1,31 @@
 """Clips for training: a map-style dataset, and a stream that shards, resumes and shares frames between ranks.
 
-The order of an epoch is one permutation of all clips, given by seed and epoch alone. Data-parallel rank `r`
-of `R` takes every R-th clip of it, its DataLoader workers take turns, and the loader returns them in order:
-neither the number of workers nor a restart changes what comes next.
+The order of an epoch is one permutation of all clips, given by seed and epoch alone, and so is the window of frames
+that each clip gives. Data-parallel rank `r` of `R` takes every R-th clip of it, its DataLoader workers take turns, a
+batch each, and the loader returns them in order: neither the number of workers nor a restart changes what comes next.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
+import pickle
+import sys
 import threading
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from .cameras import relative_to_first
 from .frames import read_frames
@@ -27,6 +33,7 @@ from .reading import ClipDataset
 from .rows import Row
 
 Content = Literal["cameras", "frames", "latents"]
+Window = Literal["start", "random"]
 LatentReader = Callable[[Row], NDArray]
 """Gives the latents of a clip, (C, T, H, W); see `latents_from_folder`."""
 
@@ -39,17 +46,21 @@ class Sampling:
         content: `cameras` alone; `frames` adds decoded pictures; `latents` adds latents instead.
         media_root: folder to which relative media paths refer.
         size: (height, width) of frames; intrinsics are scaled along. None: stored size.
-        num_frames: first frames of each clip; shorter clips are left out. None: all (batches need one
-            length).
+        num_frames: frames of a sample, consecutive ones of its clip; None: all (batches need one length).
+        window: which ones: the first, or a stretch drawn anew for every clip in every epoch.
+        short_clips: clips with fewer than `num_frames` are left out (`skip`, with a warning that counts them), or an
+            error that names one.
         latents: reader of latents, needed for `latents`.
         latent_stride: video frames per latent frame after the first (LTX-2: 8).
-        relative: poses relative to the clip's first camera.
+        relative: poses relative to the sample's first camera.
     """
 
     content: Content = "cameras"
     media_root: str | Path = "."
     size: tuple[int, int] | None = None
     num_frames: int | None = None
+    window: Window = "start"
+    short_clips: Literal["skip", "error"] = "skip"
     latents: LatentReader | None = None
     latent_stride: int = 8
     relative: bool = True
@@ -57,6 +68,33 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.content == "latents" and self.latents is None:
             raise ValueError("content `latents` needs a reader of latents, e.g. latents_from_folder(FOLDER)")
+        for name, value, known in (
+            ("content", self.content, get_args(Content)),
+            ("window", self.window, get_args(Window)),
+            ("short_clips", self.short_clips, ("skip", "error")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames is {self.num_frames}, expected at least 1, or None for all")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size is {self.size}, expected (height, width) in pixels")
+        if self.latent_stride < 1:
+            raise ValueError(f"latent_stride is {self.latent_stride}, expected at least 1")
+        if self.window == "random" and self.num_frames is None:
+            raise ValueError("window `random` needs num_frames: how many frames of each clip")
+        if self.window == "random" and self.content == "latents":
+            raise ValueError(
+                "window `random` needs frames or cameras: latents were made from a clip's first frame on, and a later "
+                "stretch of them is not what the encoder gives for that stretch"
+            )
+
+    def start(self, row_frames: int, clip_id: str, *, seed: int, epoch: int) -> int:
+        """First frame of the sample that a clip of `row_frames` frames gives in an epoch."""
+        if self.window == "start" or self.num_frames is None:
+            return 0
+        draw = np.random.default_rng([seed, epoch, zlib.crc32(clip_id.encode())])
+        return int(draw.integers(row_frames - self.num_frames + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +133,13 @@ def latents_from_folder(folder: str | Path, *, key: str = "z") -> LatentReader:
     return read
 
 
-def make_sample(row: Row, sampling: Sampling, share: Share | None = None) -> dict[str, Any]:
+def make_sample(
+    row: Row, sampling: Sampling, share: Share | None = None, *, start: int = 0
+) -> dict[str, Any]:
     """Tensors of one clip, or of one rank's share of it.
 
+    Args:
+        start: clip frame at which the sample begins.
     Returns:
         `clip_id`, `caption` (text, may be empty), `camera_to_world` (F, 4, 4) float32 metres, `intrinsics`
         (F, 4) float32 fx fy cx cy for the size returned, `frame_index` (F,) clip frames, `size` (2,) height,
@@ -109,15 +151,17 @@ def make_sample(row: Row, sampling: Sampling, share: Share | None = None) -> dic
     share = share or Share()
     if not len(row.camera_to_world):
         raise ValueError(f"clip {row.clip_id}: has no cameras; filter on verdict == 'accepted'")
-    frames = row.num_frames if sampling.num_frames is None else sampling.num_frames
-    if frames > row.num_frames:
-        raise ValueError(f"clip {row.clip_id}: {row.num_frames} frames, {frames} are asked for")
-    poses = row.camera_to_world[:frames].astype(np.float64)
+    frames = row.num_frames - start if sampling.num_frames is None else sampling.num_frames
+    if start < 0 or start + frames > row.num_frames:
+        where = f" from frame {start} on" if start else ""
+        raise ValueError(f"clip {row.clip_id}: {row.num_frames} frames, {frames}{where} are asked for")
+    window = slice(start, start + frames)
+    poses = row.camera_to_world[window].astype(np.float64)
     if sampling.relative:
         poses = relative_to_first(poses)
     height, width = sampling.size or (row.height, row.width)
     factor = np.array([width / row.width, height / row.height] * 2)
-    intrinsics = np.concatenate([row.focal_px, row.principal_point_px], axis=1)[:frames] * factor
+    intrinsics = np.concatenate([row.focal_px, row.principal_point_px], axis=1)[window] * factor
     sample: dict[str, Any] = {
         "clip_id": row.clip_id,
         "caption": next(iter((row.captions or {}).values()), ""),
@@ -139,45 +183,86 @@ def make_sample(row: Row, sampling: Sampling, share: Share | None = None) -> dic
     else:
         chosen = np.arange(frames)[share.slice(frames)]
         if sampling.content == "frames":
-            pixels = read_frames(row, sampling.media_root, positions=chosen.tolist(), size=(height, width))
+            positions = (start + chosen).tolist()
+            pixels = read_frames(row, sampling.media_root, positions=positions, size=(height, width))
             sample["frames"] = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     sample["camera_to_world"] = torch.from_numpy(poses[chosen]).float()
     sample["intrinsics"] = torch.from_numpy(intrinsics[chosen]).float()
-    sample["frame_index"] = torch.from_numpy(chosen)
+    sample["frame_index"] = torch.from_numpy(start + chosen)
     return sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clip:
+    """What has to be known of a clip to deal it: id, frames, and stored size."""
+
+    clip_id: str
+    num_frames: int
+    height: int
+    width: int
 
 
 def trainable(clips: ClipDataset, sampling: Sampling) -> tuple[str, ...]:
     """Ids of accepted clips that are long enough, sorted: the same list on every rank.
 
+    Warns of those that are too short.
+
     Raises:
-        ValueError: none, or stand-in rows among them.
+        ValueError: none, stand-in rows among them, or (`short_clips` is `error`) one that is too short.
     """
+    return tuple(clip.clip_id for clip in _trainable(clips, sampling))
+
+
+def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
     accepted = clips.where(pc.field("verdict") == "accepted")
-    if sampling.num_frames is not None:
-        accepted = accepted.where(pc.field("num_frames") >= sampling.num_frames)
-    if len(accepted.where(pc.field("stand_in"))):
+    wanted = sampling.num_frames or 1
+    table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in"])
+    known = sorted(table.to_pylist(), key=lambda clip: clip["clip_id"])
+    good = [clip for clip in known if clip["num_frames"] >= wanted]
+    if any(clip.pop("stand_in") for clip in good):
         raise ValueError(f"{clips.path}: rows made with stand-in weights; they are not data to train on")
-    ids = tuple(sorted(accepted.to_table(["clip_id"])["clip_id"].to_pylist()))
-    if not ids:
-        raise ValueError(f"{clips.path}: no accepted clip of at least {sampling.num_frames or 1} frames")
-    return ids
+    short = [clip for clip in known if clip["num_frames"] < wanted]
+    if not good:
+        longest = max(short, key=lambda clip: clip["num_frames"], default=None)
+        found = "" if longest is None else f"; the longest, {longest['clip_id']}, has {longest['num_frames']}"
+        raise ValueError(f"{clips.path}: no accepted clip of at least {wanted} frames{found}")
+    if short:
+        message = (
+            f"{clips.path}: {len(short)} of {len(known)} accepted clips have fewer than {wanted} frames, e.g. "
+            f"{short[0]['clip_id']} with {short[0]['num_frames']}"
+        )
+        if sampling.short_clips == "error":
+            raise ValueError(f"{message}; lower num_frames, or leave them out with short_clips='skip'")
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
+    return [_Clip(**clip) for clip in good]
 
 
 class CameraDataset(Dataset[dict[str, Any]]):
-    """Map-style dataset of accepted clips, sorted by id."""
+    """Map-style dataset of accepted clips, sorted by id.
+
+    Attributes:
+        epoch: number that random windows depend on; set it before every pass over the data.
+    """
 
     def __init__(
-        self, clips: ClipDataset, sampling: Sampling | None = None, *, share: Share | None = None
+        self,
+        clips: ClipDataset,
+        sampling: Sampling | None = None,
+        *,
+        share: Share | None = None,
+        seed: int = 0,
     ) -> None:
         self._clips, self._sampling, self._share = clips, sampling or Sampling(), share or Share()
-        self.clip_ids = trainable(clips, self._sampling)
+        self.clip_ids = tuple(clip.clip_id for clip in _trainable(clips, self._sampling))
+        self._seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return make_sample(self._clips.row(self.clip_ids[index]), self._sampling, self._share)
+        row = self._clips.row(self.clip_ids[index])
+        start = self._sampling.start(row.num_frames, row.clip_id, seed=self._seed, epoch=self.epoch)
+        return make_sample(row, self._sampling, self._share, start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,17 +278,50 @@ def epoch_order(num_clips: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_clips)
 
 
-class _Stream(IterableDataset[dict[str, Any]]):
-    """What one rank still has to take of an epoch, dealt to DataLoader workers in turns."""
+_Task = tuple[str, int]
+"""Clip, and the frame at which its sample begins."""
 
-    def __init__(self, clips: ClipDataset, ids: Sequence[str], sampling: Sampling, share: Share) -> None:
-        self._clips, self._ids, self._sampling, self._share = clips, ids, sampling, share
+
+class _Stream(IterableDataset[dict[str, Any]]):
+    """What one rank still has to take of an epoch, dealt to DataLoader workers in turns.
+
+    Args:
+        steps: the samples of each step; a batch of them if `collate`, else a single one.
+    """
+
+    def __init__(
+        self,
+        clips: ClipDataset,
+        steps: Sequence[Sequence[_Task]],
+        sampling: Sampling,
+        share: Share,
+        *,
+        collate: bool,
+    ) -> None:
+        self._clips, self._steps, self._sampling, self._share = clips, steps, sampling, share
+        self._collate = collate
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        mine = self._ids if worker is None else self._ids[worker.id :: worker.num_workers]
-        for clip_id in mine:
-            yield make_sample(self._clips.row(clip_id), self._sampling, self._share)
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in islice(self._steps, first, None, stride):
+            samples = [
+                make_sample(self._clips.row(clip_id), self._sampling, self._share, start=start)
+                for clip_id, start in step
+            ]
+            yield _batch(samples) if self._collate else samples[0]
+
+
+def _batch(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One dictionary of stacked tensors and lists of texts."""
+    for name, value in samples[0].items():
+        for other in samples[1:]:
+            if isinstance(value, torch.Tensor) and value.shape != other[name].shape:
+                raise ValueError(
+                    f"clips {samples[0]['clip_id']} and {other['clip_id']} give {name} of shapes {tuple(value.shape)} "
+                    f"and {tuple(other[name].shape)}, which make no batch"
+                )
+    return default_collate(list(samples))
 
 
 def _worker_context() -> Any:
@@ -213,10 +331,50 @@ def _worker_context() -> Any:
     are spawned.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
+        return _SpawnContext()
+    context = _ForkServerContext()
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _start_without_main(start: Callable[[Any], Any], process: Any) -> Any:
+    """Start a worker that does not run the main script again, as fork servers and spawned processes otherwise do: a
+    training script would start its own workers anew in each of them unless `if __name__ == "__main__"` guards it.
+
+    What a worker gets is ours and is imported by name. Where it refers to the script after all (a reader of latents
+    that is defined there), the script is run again, and needs that guard.
+    """
+    main = sys.modules["__main__"]
+    loads_from = process._args[1:2]  # second in torch's call
+    if b"__main__" in pickle.dumps(loads_from):
+        return start(process)
+    hidden = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        return start(process)
+    finally:
+        main.__dict__.update(hidden)
+
+
+class _SpawnProcess(multiprocessing.context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _start_without_main(multiprocessing.context.SpawnProcess._Popen, process_obj)
+
+
+class _SpawnContext(multiprocessing.context.SpawnContext):
+    Process = _SpawnProcess
+
+
+if "forkserver" in multiprocessing.get_all_start_methods():
+
+    class _ForkServerProcess(multiprocessing.context.ForkServerProcess):
+        @staticmethod
+        def _Popen(process_obj: Any) -> Any:
+            return _start_without_main(multiprocessing.context.ForkServerProcess._Popen, process_obj)
+
+    class _ForkServerContext(multiprocessing.context.ForkServerContext):
+        Process = _ForkServerProcess
 
 
 def _end_with_parent(_worker: int) -> None:
@@ -235,17 +393,23 @@ def _end_with_parent(_worker: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-class ClipStream:
+class ClipStream(IterableDataset[dict[str, Any]]):
     """Endless epochs for one rank of a distributed run; iterate it once per epoch.
+
+    It brings its own workers. A torch `DataLoader` may wrap it with `num_workers=0` (`batch_size=None`, or it makes the
+    batches); with workers it would hand each of them a copy whose place nobody learns of, and is refused.
 
     Args:
         rank, world_size: of the whole run.
         context_parallel: ranks that share a clip; neighbours in rank order. They get the same clip and
             contiguous shares of its frames.
         drop_last: leave out the last clips of an epoch that do not go round, so that every rank makes equally
-            many steps (needed with collective operations). False: no clip is lost or doubled, ranks may
-            differ by one.
+            many steps with full batches (needed with collective operations). False: no clip is lost or doubled, ranks
+            may differ by one.
+        batch_size: samples of each step, stacked (texts become lists); None: single samples without that dimension.
         num_workers: DataLoader processes.
+    Raises:
+        ValueError: no clip to train on, fewer clips than go round once, or clips whose samples do not stack.
     """
 
     def __init__(
@@ -258,18 +422,47 @@ class ClipStream:
         world_size: int = 1,
         context_parallel: int = 1,
         drop_last: bool = False,
+        batch_size: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        if world_size % context_parallel or not 0 <= rank < world_size:
+        if context_parallel < 1 or world_size % context_parallel or not 0 <= rank < world_size:
             raise ValueError(
                 f"rank {rank} of {world_size} with context_parallel {context_parallel} does not divide"
             )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for single samples")
         self._clips, self._sampling = clips, sampling or Sampling()
-        self._ids = trainable(clips, self._sampling)
+        self._known = _trainable(clips, self._sampling)
         self._seed, self._drop_last, self._num_workers = seed, drop_last, num_workers
+        self._batch_size = batch_size
         self._group, self._groups = rank // context_parallel, world_size // context_parallel
         self._share = Share(rank=rank % context_parallel, size=context_parallel)
         self._position = Position()
+        needed = self._step if drop_last else self._groups
+        if len(self._known) < needed:
+            batches = f" with batches of {batch_size} (drop_last)" if drop_last and batch_size else ""
+            raise ValueError(
+                f"{clips.path}: {len(self._known)} clips for {self._groups} data-parallel ranks{batches}: some ranks "
+                f"would get nothing; at least {needed} clips are needed, or fewer ranks"
+            )
+        if batch_size is not None and batch_size > 1:
+            self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """Refuse clips whose samples differ in shape before the first batch meets two of them."""
+        first = self._known[0]
+        for clip in self._known[1:]:
+            if self._sampling.num_frames is None and clip.num_frames != first.num_frames:
+                raise ValueError(
+                    f"clips {first.clip_id} and {clip.clip_id} have {first.num_frames} and {clip.num_frames} frames, "
+                    "which make no batch; say how many frames a sample has: num_frames"
+                )
+            same = (clip.height, clip.width) == (first.height, first.width)
+            if self._sampling.content == "frames" and self._sampling.size is None and not same:
+                raise ValueError(
+                    f"clips {first.clip_id} and {clip.clip_id} are {first.width}x{first.height} and "
+                    f"{clip.width}x{clip.height}, which make no batch; give the frames' size=(height, width)"
+                )
 
     @property
     def position(self) -> Position:
@@ -277,17 +470,37 @@ class ClipStream:
         ahead."""
         return self._position
 
+    @property
+    def _step(self) -> int:
+        """Clips that all ranks together take in a step."""
+        return self._groups * (self._batch_size or 1)
+
     def __len__(self) -> int:
-        """Samples that this rank still gets in the current epoch."""
+        """Steps (samples, or batches) that this rank still gets in the current epoch."""
         return len(self._remaining())
 
-    def _remaining(self) -> list[str]:
-        order = epoch_order(len(self._ids), seed=self._seed, epoch=self._position.epoch)
-        usable = len(order) - len(order) % self._groups if self._drop_last else len(order)
-        return [self._ids[i] for i in order[self._position.clips_taken : usable][self._group :: self._groups]]
+    def _remaining(self) -> list[list[_Task]]:
+        epoch, taken = self._position.epoch, self._position.clips_taken
+        order = epoch_order(len(self._known), seed=self._seed, epoch=epoch)[taken:]
+        if self._drop_last:  # of what is left: another number of ranks may have begun the epoch
+            order = order[: len(order) - len(order) % self._step]
+        mine = [self._known[i] for i in order[self._group :: self._groups]]
+        tasks = [
+            (c.clip_id, self._sampling.start(c.num_frames, c.clip_id, seed=self._seed, epoch=epoch))
+            for c in mine
+        ]
+        size = self._batch_size or 1
+        return [tasks[i : i + size] for i in range(0, len(tasks), size)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        stream = _Stream(self._clips, self._remaining(), self._sampling, self._share)
+        if get_worker_info() is not None:
+            raise ValueError(
+                "a ClipStream inside a DataLoader with workers: each would hold a copy of it, and neither the epoch "
+                "nor the place to resume from would move; iterate over ClipStream(..., batch_size=, num_workers=) "
+                "itself, or wrap it with num_workers=0"
+            )
+        collate = self._batch_size is not None
+        stream = _Stream(self._clips, self._remaining(), self._sampling, self._share, collate=collate)
         loader: DataLoader[dict[str, Any]] = DataLoader(
             stream,
             batch_size=None,
@@ -297,7 +510,8 @@ class ClipStream:
         )
         for sample in loader:
             # Counted before the sample is used: a state saved while it is being used says that it was taken.
-            self._position = replace(self._position, clips_taken=self._position.clips_taken + self._groups)
+            taken = min(self._position.clips_taken + self._step, len(self._known))
+            self._position = replace(self._position, clips_taken=taken)
             yield sample
         self._position = Position(epoch=self._position.epoch + 1)
 
@@ -307,16 +521,16 @@ class ClipStream:
             "epoch": self._position.epoch,
             "clips_taken": self._position.clips_taken,
             "seed": self._seed,
-            "num_clips": len(self._ids),
+            "num_clips": len(self._known),
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue at a saved place, also with another number of ranks or workers.
+        """Continue at a saved place, also with another number of ranks or workers or another batch size.
 
         Raises:
             ValueError: the state belongs to another seed or another set of clips.
         """
-        for key, mine in (("seed", self._seed), ("num_clips", len(self._ids))):
+        for key, mine in (("seed", self._seed), ("num_clips", len(self._known))):
             if state[key] != mine:
                 raise ValueError(
                     f"the saved position has {key} {state[key]}, this run {mine}; the order would differ"

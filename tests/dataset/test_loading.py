@@ -3,8 +3,11 @@ cameras."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -94,6 +97,146 @@ def test_epochs_differ_and_a_run_can_continue_with_other_ranks(out: Path) -> Non
     assert Counter(taken + rest) == {f"clip_{i:04d}": 1 for i in range(NUM_CLIPS)}
     with pytest.raises(ValueError, match="saved position has seed 0, this run 1"):
         ClipStream(clips, NINE, seed=1).load_state_dict(stream.state_dict())
+
+
+def test_random_windows_are_drawn_anew_each_epoch_and_again_after_a_kill(out: Path) -> None:
+    clips = theodolite.dataset.open(out)
+    four = Sampling(num_frames=4, window="random", relative=False)
+
+    def taken(stream: ClipStream) -> list[tuple[str, int]]:
+        return [(s["clip_id"], int(s["frame_index"][0])) for s in stream]
+
+    stream = ClipStream(clips, four, seed=3)
+    first, second = taken(stream), taken(stream)
+    assert dict(first) != dict(second)  # other windows, not only another order
+    starts = {start for epoch in (first, second) for _clip, start in epoch}
+    assert starts <= set(range(6))
+    assert len(starts) > 3
+    assert dict(first)["clip_0060"] == 0  # four frames: no choice
+    half = ClipStream(clips, four, seed=3, num_workers=2)
+    head = [(s["clip_id"], int(s["frame_index"][0])) for s in islice(half, 5)]
+    resumed = ClipStream(clips, four, seed=3)
+    resumed.load_state_dict(half.state_dict())
+    assert head + taken(resumed) == first
+    ranks = [taken(ClipStream(clips, four, seed=3, rank=r, world_size=2)) for r in (0, 1)]
+    assert sorted(ranks[0] + ranks[1]) == sorted(first)
+    row = clips.row("clip_0003")
+    for sample in ClipStream(clips, four, seed=3):
+        if sample["clip_id"] == "clip_0003":
+            chosen = sample["frame_index"].numpy()
+            np.testing.assert_array_equal(np.diff(chosen), 1)
+            np.testing.assert_allclose(sample["camera_to_world"], row.camera_to_world[chosen], atol=1e-6)
+            np.testing.assert_allclose(sample["intrinsics"][:, :2], row.focal_px[chosen])
+    dataset = CameraDataset(clips, four, seed=3)
+    before = [int(dataset[i]["frame_index"][0]) for i in range(len(dataset))]
+    dataset.epoch = 1
+    assert dict(zip(dataset.clip_ids, before, strict=True)) == dict(first)
+    assert [int(dataset[i]["frame_index"][0]) for i in range(len(dataset))] != before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_each_clip_once_in_the_order_of_single_samples(out: Path, workers: int) -> None:
+    clips = theodolite.dataset.open(out)
+    for ranks in (1, 2) if not workers else (2,):
+        for rank in range(ranks):
+            options = {"seed": 3, "rank": rank, "world_size": ranks}
+            single = list(ClipStream(clips, NINE, **options))
+            stream = ClipStream(clips, NINE, **options, batch_size=3, num_workers=workers)
+            assert len(stream) == -(-len(single) // 3)
+            batches = list(stream)
+            assert [len(b["clip_id"]) for b in batches][:-1] == [3] * (len(batches) - 1)
+            assert [c for b in batches for c in b["clip_id"]] == [s["clip_id"] for s in single]
+            together = torch.cat([b["camera_to_world"] for b in batches])
+            torch.testing.assert_close(together, torch.stack([s["camera_to_world"] for s in single]))
+            assert batches[0]["size"].tolist() == [[720, 1280]] * 3
+            assert stream.position.epoch == 1
+
+
+def test_batches_resume_with_other_ranks_and_batch_sizes(out: Path) -> None:
+    clips = theodolite.dataset.open(out)
+    two = [ClipStream(clips, NINE, rank=r, world_size=2, batch_size=2) for r in range(2)]
+    taken = [c for s in two for c in next(iter(s))["clip_id"]]
+    states = [s.state_dict() for s in two]
+    assert states[0] == states[1]
+    rest = []
+    for rank in range(3):
+        more = ClipStream(clips, NINE, rank=rank, world_size=3, batch_size=2, drop_last=True)
+        more.load_state_dict(states[0])
+        batches = list(more)
+        assert [len(b["clip_id"]) for b in batches] == [2]  # seven are left, six go round
+        rest += [c for b in batches for c in b["clip_id"]]
+    assert len(set(taken) | set(rest)) == 10
+    whole = ClipStream(clips, NINE, batch_size=7)
+    whole.load_state_dict(states[0])
+    assert Counter(taken + next(iter(whole))["clip_id"]) == {f"clip_{i:04d}": 1 for i in range(NUM_CLIPS)}
+
+
+def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
+    out: Path, tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    clips = theodolite.dataset.open(out)
+    with pytest.raises(ValueError, match="clip_0000 and clip_0060 have 9 and 4 frames, which make no batch"):
+        ClipStream(clips, batch_size=2)
+    with pytest.raises(ValueError, match="11 clips for 12 data-parallel ranks: some ranks would get nothing"):
+        ClipStream(clips, NINE, world_size=12)
+    with pytest.raises(ValueError, match="at least 12 clips"):
+        ClipStream(clips, NINE, world_size=4, batch_size=3, drop_last=True)
+    with pytest.raises(
+        ValueError, match=r"1 of 12 accepted clips have fewer than 9 frames, e\.g\. clip_0060 with 4"
+    ):
+        ClipStream(clips, Sampling(num_frames=9, short_clips="error"))
+    with pytest.warns(UserWarning, match="1 of 12 .* clip_0060 with 4; they are left out"):
+        ClipStream(clips, NINE)
+    sizes = [make_row(0), make_row(1, height=360, width=640)]
+    mixed = theodolite.dataset.open(make_dataset(tmp_path / "mixed", {"a": sizes}))
+    with pytest.raises(ValueError, match="clip_0000 and clip_0001 are 1280x720 and 640x360"):
+        ClipStream(mixed, Sampling(content="frames", num_frames=9), batch_size=2)
+    assert len(next(iter(ClipStream(mixed, NINE, batch_size=2)))["clip_id"]) == 2
+    for wrong in (
+        {"num_frames": 0},
+        {"window": "random"},
+        {"window": "middle", "num_frames": 3},
+        {"content": "latents", "latents": print, "window": "random", "num_frames": 9},
+    ):
+        with pytest.raises(ValueError, match=r"expected|needs"):
+            Sampling(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_inside_a_torch_data_loader(out: Path) -> None:
+    clips = theodolite.dataset.open(out)
+    stream = ClipStream(clips, NINE, seed=3)
+    expected = _ids(ClipStream(clips, NINE, seed=3))
+    loader = torch.utils.data.DataLoader(stream, batch_size=4)
+    batches = list(loader)
+    assert [c for b in batches for c in b["clip_id"]] == expected
+    assert stream.position.epoch == 1
+    assert [c for b in loader for c in b["clip_id"]] != expected  # the next epoch
+    first = next(iter(torch.utils.data.DataLoader(ClipStream(clips, NINE, batch_size=2), batch_size=None)))
+    assert first["camera_to_world"].shape == (2, 9, 4, 4)
+    with pytest.raises(ValueError, match="inside a DataLoader with workers"):
+        next(iter(torch.utils.data.DataLoader(stream, batch_size=4, num_workers=1)))
+
+
+@pytest.mark.slow
+def test_a_plain_script_without_a_guard_may_use_workers(out: Path, tmp_path: Path) -> None:
+    """Fork servers and spawned processes run the main script again, which then starts workers of its own."""
+    (tmp_path / "train.py").write_text(
+        f"""
+import theodolite.dataset
+from theodolite.dataset.loading import ClipStream, Sampling
+
+clips = theodolite.dataset.open({str(out)!r})
+stream = ClipStream(clips, Sampling(num_frames=4, window="random"), batch_size=6, num_workers=2)
+for _ in range(2):
+    for batch in stream:
+        print("batch", len(batch["clip_id"]))
+assert __file__.endswith("train.py")
+"""
+    )
+    command = [sys.executable, "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == ["batch 6"] * 4
 
 
 def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:
