@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..dataset.cameras import world_to_camera
+from ..dataset.formats.colmap import ColmapPoints
 from ..dataset.frames import iterate_frames
 from ..dataset.rows import Row
 from .bundle import Problem, State, project, sum_by
@@ -31,41 +32,71 @@ _UNDISTORT_STEPS = 8
 def scene_points(
     row: Row, media_root: str | Path = ".", *, config: TracksConfig | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Static points that a clip shows, by its own cameras.
+    """Static points that a clip shows, by its own cameras: (P, 3) metres in the clip's world and (P, 3) RGB.
 
     Args:
-        row: with a camera on every frame. media_root: folder to which its media path refers.
-        config: how corners are followed.
-    Returns:
-        (P, 3) metres in the clip's world and (P, 3) RGB. Tracks are left out whose viewing rays are so nearly parallel
-        that half a pixel is over 5 % of depth, and those that their point explains worse than 1.5 pixels (at 640 pixels
-        width).
+        row, config: as for `observed_points`. media_root: folder to which the row's media path refers.
     Raises:
         ValueError: the row lacks cameras, or its media cannot be read.
+    """
+    found = observed_points(row, iterate_frames(row, media_root), config=config)
+    assert found.colour is not None, "observed points are always coloured"
+    return found.points_world.astype(np.float32), found.colour
+
+
+def observed_points(
+    row: Row, pictures: Iterable[NDArray[np.uint8]], *, config: TracksConfig | None = None
+) -> ColmapPoints:
+    """Static points that a clip shows, by its own cameras, and where they are seen.
+
+    Args:
+        row: with a camera on every frame. pictures: its RGB frames, all of them.
+        config: how corners are followed.
+    Returns:
+        Points in metres in the clip's world, with colours. Tracks are left out whose viewing rays are so nearly
+        parallel that half a pixel is over 5 % of depth, and those that their point explains worse than 1.5 pixels (at
+        640 pixels width).
+    Raises:
+        ValueError: the row lacks cameras.
     """
     if len(row.camera_to_world) != row.num_frames or (row.pose_source == 0).any():
         raise ValueError(f"clip {row.clip_id}: points need a camera on every frame")
     thumbnails: list[NDArray[np.uint8]] = []
     small = (_COLOUR_WIDTH, max(1, round(row.height * _COLOUR_WIDTH / row.width)))
 
-    def pictures() -> Iterator[NDArray[np.uint8]]:
-        for rgb in iterate_frames(row, media_root):
+    def seen() -> Iterator[NDArray[np.uint8]]:
+        for rgb in pictures:
             thumbnails.append(np.asarray(cv2.resize(rgb, small, interpolation=cv2.INTER_AREA), np.uint8))
             yield rgb
 
     measured = measure_images(
-        pictures(), height=row.height, width=row.width, config=config or TracksConfig(num_descriptors=100)
+        seen(), height=row.height, width=row.width, config=config or TracksConfig(num_descriptors=100)
     )
     tracks = measured.flow
     if not tracks.num_tracks:
-        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+        none = np.zeros(0, np.int64)
+        return ColmapPoints(
+            points_world=np.zeros((0, 3)),
+            frame=none,
+            point=none,
+            xy_px=np.zeros((0, 2)),
+            colour=np.zeros((0, 3), np.uint8),
+        )
     points, kept = _triangulated(row, tracks)
     first = np.searchsorted(tracks.track, np.arange(tracks.num_tracks))  # sorted by track, then frame
     colours = np.empty((tracks.num_tracks, 3), np.uint8)
     pixels = (tracks.xy_px[first] * [small[0] / row.width, small[1] / row.height]).astype(int)
     for i, (frame, (x, y)) in enumerate(zip(tracks.frame[first], pixels, strict=True)):
         colours[i] = thumbnails[frame][min(y, small[1] - 1), min(x, small[0] - 1)]
-    return points[kept].astype(np.float32), colours[kept]
+    used = kept[tracks.track]
+    number = np.cumsum(kept) - 1
+    return ColmapPoints(
+        points_world=points[kept],
+        frame=tracks.frame[used],
+        point=number[tracks.track[used]],
+        xy_px=tracks.xy_px[used],
+        colour=colours[kept],
+    )
 
 
 def _triangulated(row: Row, tracks: Tracks) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

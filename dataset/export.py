@@ -1,8 +1,11 @@
-"""`theodolite export`: the accepted clips of a dataset in the format of another tool."""
+"""`theodolite export`: the accepted clips of a dataset in the format of another tool; and `subset`: chosen rows
+of it as a dataset of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,55 +15,46 @@ from numpy.typing import NDArray
 from .formats.base import CameraClip, Pictures, camera_clip
 from .formats.colmap import write_colmap
 from .formats.huggingface import write_huggingface
-from .formats.lerobot import write_lerobot
+from .formats.lerobot import LerobotWriter, require_one_size, whole_rate
 from .formats.nerfstudio import write_nerfstudio
 from .formats.rerun import write_rerun
 from .formats.sana import write_sana_npy, write_sana_zip
-from .formats.webdataset import write_webdataset
-from .frames import iterate_frames, read_frames
+from .formats.scene import FindPoints, Scene, write_scene_images
+from .formats.webdataset import WebDatasetWriter
+from .frames import iterate_frames
+from .index import write_index
 from .reading import ClipDataset, open_dataset
 from .rows import Row
+from .staging import staged
+from .store import write_dataset
 from .trajectories import write_kitti, write_tum
 
-
-def _tum(clip: CameraClip, out: Path) -> None:
-    assert clip.time_s is not None  # rows always carry times
-    write_tum(out / f"{clip.name}.tum", clip.camera_to_world, clip.time_s)
-
-
-def _kitti(clip: CameraClip, out: Path) -> None:
-    write_kitti(
-        out / f"{clip.name}.txt",
-        clip.camera_to_world,
-        time_s=clip.time_s,
-        times_path=out / f"{clip.name}_times.txt",
-    )
-
-
-PER_CLIP: dict[str, Callable[[CameraClip, Path], object]] = {
-    "colmap": lambda clip, out: write_colmap(clip, out / clip.name, binary=True),
-    "colmap-text": lambda clip, out: write_colmap(clip, out / clip.name),
-    "nerfstudio": lambda clip, out: write_nerfstudio(clip, out / clip.name),
-    "tum": _tum,
-    "kitti": _kitti,
-    "sana-npy": lambda clip, out: write_sana_npy(clip, out),
-}
-SHARDED: dict[str, Callable[[list[CameraClip], Path, int, Pictures | None], object]] = {
-    "sana-zip": lambda clips, out, number, _pictures: write_sana_zip(
-        clips, out / f"theodolite_{number:08d}.zip"
-    ),
-    "webdataset": lambda clips, out, number, pictures: write_webdataset(
-        clips, out / f"{number:06d}", clips_per_shard=len(clips), pictures=pictures
-    ),
-    "lerobot": lambda clips, out, _number, pictures: write_lerobot(clips, out, pictures=pictures),
-}
+CAMERAS = ("tum", "kitti", "sana-npy")
+"""Formats of a file or two a clip, without pictures."""
+SCENES = ("colmap", "colmap-text", "nerfstudio")
+"""Formats of a folder a clip from which a radiance field is trained."""
 WITH_VIDEO = ("webdataset", "lerobot")
 """Formats that carry the clips' pictures as video, one frame per camera, if `media_root` is given."""
-FORMATS = (*PER_CLIP, *SHARDED, "huggingface", "rerun")
-ScenePoints = Callable[[Row, str | Path], tuple[NDArray[np.float32], NDArray[np.uint8]]]
-"""Gives points of the scene by a clip and the folder of its media: (P, 3) metres and (P, 3) RGB."""
+PER_CLIP = (*SCENES, *CAMERAS, "rerun")
+"""Formats whose files are named by their clip: an export adds to those that are there."""
+FORMATS = (*PER_CLIP, "sana-zip", *WITH_VIDEO, "huggingface")
 _RERUN_PICTURES = 100
-_CLIPS_PER_SHARD = 1000
+_CLIPS_PER_ZIP = 1000
+
+
+@dataclass
+class _Export:
+    """What an export was asked for, and what is to be said when it is done."""
+
+    format: str
+    chosen: ClipDataset
+    media_root: str | Path | None
+    points: FindPoints | None
+    notes: list[str] = field(default_factory=list)
+
+
+Add = Callable[[CameraClip, Row], None]
+"""Writes one clip."""
 
 
 def export_dataset(
@@ -70,58 +64,251 @@ def export_dataset(
     format: str,
     clip_ids: Sequence[str] | None = None,
     source: str | None = None,
+    where: str | None = None,
     media_root: str | Path | None = None,
-    points: ScenePoints | None = None,
+    points: FindPoints | None = None,
 ) -> int:
-    """Write accepted clips to `out` and return how many.
+    """Write accepted clips to `out` and return how many. Arguments and errors as `run_export`."""
+    count, _notes = _export(
+        path,
+        out,
+        format=format,
+        clip_ids=clip_ids,
+        source=source,
+        where=where,
+        media_root=media_root,
+        points=points,
+    )
+    return count
+
+
+def run_export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    clip_ids: Sequence[str] | None = None,
+    source: str | None = None,
+    where: str | None = None,
+    media_root: str | Path | None = None,
+    points: FindPoints | None = None,
+) -> tuple[str, int]:
+    """Export accepted clips; text with the count and what is worth knowing, and exit code 0.
+
+    `out` is written whole or not at all: an error leaves it as it was. Formats with files named by clip (`PER_CLIP`)
+    add to it and replace what is there of the same clip; the others want an empty or absent folder.
 
     Args:
+        path: dataset folder, a Parquet file of one, or `owner/name` on the hub.
         format: one of `FORMATS`.
         clip_ids: only these; unknown or rejected ones are an error.
         source: only this source.
-        media_root: folder to which media paths refer; `rerun` then shows up to 100 pictures of each clip, and
-            `webdataset` and `lerobot` carry a video of each, re-encoded so that every camera has one frame.
-        points: makes the points that `rerun` shows beside the pictures.
+        where: only clips for which this condition holds, see `where.parse_where`.
+        media_root: folder to which media paths refer. `colmap` and `nerfstudio` then carry the pictures as files,
+            `webdataset` and `lerobot` a video of each clip, re-encoded so that every camera has one frame, and `rerun`
+            up to 100 pictures.
+        points: finds points of the scene in the pictures, for `colmap`, `nerfstudio` and `rerun`.
     Raises:
         ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, or videos of media that
             may not be passed on.
     """
+    count, notes = _export(
+        path,
+        out,
+        format=format,
+        clip_ids=clip_ids,
+        source=source,
+        where=where,
+        media_root=media_root,
+        points=points,
+    )
+    return "\n".join([f"{count} clips as {format}: {out}", *notes]), 0
+
+
+def _export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    format: str,
+    clip_ids: Sequence[str] | None,
+    source: str | None,
+    where: str | None,
+    media_root: str | Path | None,
+    points: FindPoints | None,
+) -> tuple[int, list[str]]:
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
-    out = Path(out)
-    chosen = _chosen(open_dataset(path), clip_ids, source)
-    if format == "huggingface":
-        write_huggingface(chosen, out)
-        return len(chosen)
-    pictures = None
-    if format in WITH_VIDEO and media_root is not None:
-        pictures = _video_pictures(chosen, media_root)
-    out.mkdir(parents=True, exist_ok=True)
-    count, pending, shard = 0, [], 0
-    size = 10**9 if format == "lerobot" else _CLIPS_PER_SHARD
-    for row in chosen.rows():
-        clip = camera_clip(row)
-        count += 1
-        if format == "rerun":
-            images = found = colours = None
-            if media_root is not None:
-                images = _pictures(row, media_root)
-                found, colours = (None, None) if points is None else points(row, media_root)
-            path = out / f"{clip.name}.rrd"
-            write_rerun(clip, path, images=images, points_world=found, point_colours=colours)
-            continue
-        if format in PER_CLIP:
-            PER_CLIP[format](clip, out)
-            continue
+    if media_root is not None and not Path(media_root).is_dir():
+        raise ValueError(f"media root {media_root}: no such folder")
+    chosen = _chosen(open_dataset(path), clip_ids, source, where)
+    job = _Export(format=format, chosen=chosen, media_root=media_root, points=points)
+    with staged(out, merge=format in PER_CLIP) as folder:
+        if format == "huggingface":
+            write_huggingface(chosen, folder)
+            return len(chosen), []
+        count = 0
+        with _writer(job, folder) as add:
+            for row in chosen.rows():
+                add(camera_clip(row), row)
+                count += 1
+    return count, job.notes
+
+
+def _writer(job: _Export, folder: Path) -> AbstractContextManager[Add]:
+    if job.format in SCENES:
+        return _scenes(job, folder)
+    if job.format in WITH_VIDEO:
+        return _with_video(job, folder)
+    return {"rerun": _rerun, "sana-zip": _sana_zip}.get(job.format, _cameras)(job, folder)
+
+
+@contextmanager
+def _cameras(job: _Export, folder: Path) -> Iterator[Add]:
+    def add(clip: CameraClip, _row: Row) -> None:
+        assert clip.time_s is not None  # rows always carry times
+        if job.format == "tum":
+            write_tum(folder / f"{clip.name}.tum", clip.camera_to_world, clip.time_s)
+        elif job.format == "kitti":
+            times = folder / f"{clip.name}_times.txt"
+            write_kitti(
+                folder / f"{clip.name}.txt", clip.camera_to_world, time_s=clip.time_s, times_path=times
+            )
+        else:
+            write_sana_npy(clip, folder)
+
+    yield add
+
+
+@contextmanager
+def _scenes(job: _Export, folder: Path) -> Iterator[Add]:
+    """A folder a clip: `images/` with a picture for every camera if the media is there, cameras, points if found."""
+    pattern = "frame_{:05d}.png" if job.format == "nerfstudio" else "{:06d}.png"
+    first = 1 if job.format == "nerfstudio" else 0
+    without_points: list[str] = []
+
+    def add(clip: CameraClip, row: Row) -> None:
+        target = folder / clip.name
+        scene = Scene(clip=clip, points=None)
+        if job.media_root is not None:
+            names = tuple(pattern.format(i + first) for i in range(len(clip)))
+            scene = write_scene_images(
+                row, clip, target / "images", media_root=job.media_root, names=names, points=job.points
+            )
+            if scene.points is None or not len(scene.points.points_world):
+                without_points.append(clip.name)
+        if job.format == "nerfstudio":
+            write_nerfstudio(scene.clip, target, points=scene.points)
+        else:
+            write_colmap(scene.clip, target, binary=job.format == "colmap", points=scene.points)
+
+    yield add
+    if job.media_root is None:
+        job.notes.append("cameras only: give --media-root for the pictures, and the points seen in them")
+        return
+    job.notes.append("pictures are the clips' frames, not undistorted: cameras carry k1 where a clip has one")
+    if without_points:
+        job.notes.append(f"no points for {len(without_points)} clips, e.g. {without_points[0]}")
+    kept = job.chosen.where(~pc.field("data_redistributable"))
+    if len(kept):
+        job.notes.append(
+            f"the pictures of {len(kept)} clips may not be passed on: keep the folder to yourself"
+        )
+
+
+@contextmanager
+def _rerun(job: _Export, folder: Path) -> Iterator[Add]:
+    def add(clip: CameraClip, row: Row) -> None:
+        images = found = None
+        if job.media_root is not None:
+            images = _SomePictures(row)
+            frames = images.kept(iterate_frames(row, job.media_root))
+            if job.points is not None:
+                found = job.points(row, frames)
+            for _rgb in frames:  # what nobody has taken yet
+                pass
+        write_rerun(
+            clip,
+            folder / f"{clip.name}.rrd",
+            images=None if images is None else images.by_frame,
+            points_world=None if found is None else found.points_world,
+            point_colours=None if found is None else found.colour,
+        )
+
+    yield add
+
+
+class _SomePictures:
+    """Evenly spread pictures of a clip by frame, at most 640 pixels wide, kept while all of its frames pass."""
+
+    def __init__(self, row: Row) -> None:
+        spread = np.linspace(0, row.num_frames - 1, _RERUN_PICTURES).round().astype(int)
+        self._wanted = set(spread.tolist())
+        self._width = min(row.width, 640)
+        self._height = max(1, round(row.height * self._width / row.width))
+        self.by_frame: dict[int, NDArray[np.uint8]] = {}
+
+    def kept(self, frames: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        import cv2
+
+        for i, rgb in enumerate(frames):
+            if i in self._wanted:
+                small = cv2.resize(rgb, (self._width, self._height), interpolation=cv2.INTER_AREA)
+                self.by_frame[i] = np.asarray(small, np.uint8)
+            yield rgb
+
+
+@contextmanager
+def _sana_zip(_job: _Export, folder: Path) -> Iterator[Add]:
+    pending: list[CameraClip] = []
+    written = 0
+
+    def flush() -> None:
+        nonlocal written
+        write_sana_zip(pending, folder / f"theodolite_{written:08d}.zip")
+        pending.clear()
+        written += 1
+
+    def add(clip: CameraClip, _row: Row) -> None:
+        pending.append(clip)
+        if len(pending) == _CLIPS_PER_ZIP:
+            flush()
+
+    yield add
+    if pending:
+        flush()
+
+
+@contextmanager
+def _with_video(job: _Export, folder: Path) -> Iterator[Add]:
+    pictures = None if job.media_root is None else _video_pictures(job.chosen, job.media_root)
+    if job.format == "webdataset":
+        writer: WebDatasetWriter | LerobotWriter = WebDatasetWriter(folder, pictures=pictures)
+    else:
+        if pictures is not None:
+            sizes = job.chosen.to_table(["clip_id", "height", "width"])
+            require_one_size(
+                (clip["clip_id"], clip["height"] // 2 * 2, clip["width"] // 2 * 2)
+                for clip in sizes.to_pylist()
+            )
+        writer = LerobotWriter(folder, fps=_rate_of_longest(job.chosen), pictures=pictures)
+
+    def add(clip: CameraClip, _row: Row) -> None:
         if pictures is not None:  # H.264 takes even sizes
             clip = clip.resized(height=clip.height // 2 * 2, width=clip.width // 2 * 2)
-        pending.append(clip)
-        if len(pending) == size:
-            SHARDED[format](pending, out, shard, pictures)
-            pending, shard = [], shard + 1
-    if pending:
-        SHARDED[format](pending, out, shard, pictures)
-    return count
+        writer.add(clip)
+
+    try:
+        yield add
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
+
+
+def _rate_of_longest(clips: ClipDataset) -> int:
+    table = clips.to_table(["clip_id", "num_frames"])
+    longest = int(np.argmax(table["num_frames"].to_numpy()))
+    return whole_rate(camera_clip(clips.row(table["clip_id"][longest].as_py())))
 
 
 def _video_pictures(chosen: ClipDataset, media_root: str | Path) -> Pictures:
@@ -134,25 +321,19 @@ def _video_pictures(chosen: ClipDataset, media_root: str | Path) -> Pictures:
     if kept:
         raise ValueError(
             f"{chosen.path}: the media of {len(kept)} clips may not be passed on, e.g. {kept[0]}; export those without "
-            "--media-root (cameras alone), or choose others with --source or --clip"
+            "--media-root (cameras alone), or choose others with --source, --where or --clip"
         )
     return lambda clip: iterate_frames(chosen.row(clip.name), media_root, size=(clip.height, clip.width))
 
 
-def _pictures(row: Row, media_root: str | Path) -> dict[int, NDArray[np.uint8]]:
-    """Evenly spread pictures by clip frame, at most 640 pixels wide."""
-    positions = np.unique(np.linspace(0, row.num_frames - 1, _RERUN_PICTURES).round().astype(int)).tolist()
-    width = min(row.width, 640)
-    height = max(1, round(row.height * width / row.width))
-    return dict(
-        zip(positions, read_frames(row, media_root, positions=positions, size=(height, width)), strict=True)
-    )
-
-
-def _chosen(clips: ClipDataset, clip_ids: Sequence[str] | None, source: str | None) -> ClipDataset:
+def _chosen(
+    clips: ClipDataset, clip_ids: Sequence[str] | None, source: str | None, where: str | None
+) -> ClipDataset:
     chosen = clips.where(pc.field("verdict") == "accepted")
     if source is not None:
         chosen = chosen.where(pc.field("source") == source)
+    if where is not None:
+        chosen = chosen.where(where)
     if clip_ids is not None:
         chosen = chosen.where(pc.field("clip_id").isin(list(clip_ids)))
         found = set(chosen.to_table(["clip_id"])["clip_id"].to_pylist())
@@ -169,18 +350,20 @@ def _chosen(clips: ClipDataset, clip_ids: Sequence[str] | None, source: str | No
     return chosen
 
 
-def run_export(
-    path: str | Path,
-    out: str | Path,
-    *,
-    format: str,
-    clip_ids: Sequence[str] | None = None,
-    source: str | None = None,
-    media_root: str | Path | None = None,
-    points: ScenePoints | None = None,
-) -> tuple[str, int]:
-    """Export; text with the count, and exit code 0."""
-    count = export_dataset(
-        path, out, format=format, clip_ids=clip_ids, source=source, media_root=media_root, points=points
-    )
-    return f"{count} clips as {format}: {out}", 0
+def run_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[str, int]:
+    """Write the rows, accepted or not, for which a condition holds as a dataset of their own; text and exit code 0.
+
+    Args:
+        path: as for `run_export`. out: absent or empty folder.
+    Raises:
+        ValueError: no such condition (see `where.parse_where`), or no row for which it holds.
+    """
+    clips = open_dataset(path)
+    chosen = clips.where(where)
+    _ = chosen.arrow  # rows then have the columns of all parts
+    with staged(out) as folder:
+        count = write_dataset(folder, chosen.rows())
+        if not count:
+            raise ValueError(f"{path}: {where!r} holds for none of {len(clips)} clips")
+        write_index(folder)
+    return f"{count} of {len(clips)} clips: {out}", 0

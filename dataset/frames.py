@@ -71,6 +71,18 @@ def iterate_frames(
         yield _fit(image, height, width)
 
 
+def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
+    """The file of every frame of a clip whose media is a folder of images.
+
+    Args:
+        root: folder to which a relative `media` refers.
+    Raises:
+        ValueError: no such folder, or fewer images than the row names.
+    """
+    files = _listed(row.clip_id, Path(root) / row.media, row.frame_index.astype(np.int64))
+    return tuple(files[i] for i in row.frame_index.tolist())
+
+
 def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     if image.shape[:2] == (height, width):
         return image
@@ -133,9 +145,7 @@ def video_frames(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Iterato
         )
 
 
-def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    import cv2
-
+def _listed(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(
             f"clip {clip_id}: {folder}: no such folder; pass the folder that media paths are relative to"
@@ -143,11 +153,18 @@ def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[N
     files = sorted(
         (p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != "."), key=_natural
     )
+    if len(wanted) and wanted.max() >= len(files):
+        raise ValueError(
+            f"clip {clip_id}: {folder}: holds {len(files)} images, the row names number {wanted.max()}"
+        )
+    return files
+
+
+def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    import cv2
+
+    files = _listed(clip_id, folder, wanted)
     for index in wanted:
-        if index >= len(files):
-            raise ValueError(
-                f"clip {clip_id}: {folder}: holds {len(files)} images, the row names number {index}"
-            )
         bgr = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
         if bgr is None:
             raise ValueError(f"clip {clip_id}: {files[index]}: no readable image")

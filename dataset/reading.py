@@ -24,6 +24,7 @@ from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 from .store import DATA_FILES, dataset_files
+from .where import parse_where
 
 if TYPE_CHECKING:
     import pandas
@@ -158,8 +159,15 @@ class ClipDataset:
         """Names of all columns, unknown ones included."""
         return self.arrow.schema.names
 
-    def where(self, condition: pads.Expression) -> ClipDataset:
-        """The clips that also satisfy `condition`, e.g. `pyarrow.compute.field("verdict") == "accepted"`."""
+    def where(self, condition: pads.Expression | str) -> ClipDataset:
+        """The clips that also satisfy `condition`: `pyarrow.compute.field("verdict") == "accepted"`, or as text (see
+        `where`) `"verdict = 'accepted'"`.
+
+        Raises:
+            ValueError: a text that is no condition on these columns.
+        """
+        if isinstance(condition, str):
+            condition = parse_where(condition, self.arrow.schema)
         both = condition if self.filter is None else self.filter & condition
         narrowed = replace(self, filter=both)
         for name in (

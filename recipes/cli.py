@@ -317,21 +317,59 @@ def export(
         Path | None,
         typer.Option(
             "--media-root",
-            help="Folder that media paths are relative to; rerun, webdataset and lerobot then carry pictures.",
+            help="Folder that media paths are relative to; colmap and nerfstudio then carry pictures and points, "
+            "webdataset and lerobot a video of each clip, rerun both.",
         ),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help='Only clips for which this holds, e.g. "reprojection_rms_px < 1".'),
+    ] = None,
 ) -> None:
-    """Write the accepted clips in the format of another tool."""
+    """Write the accepted clips in the format of another tool: whole, or nothing."""
 
     def act() -> tuple[str, int]:
-        from ..dataset.export import run_export
+        from ..dataset.export import SCENES, run_export
 
         points = None
-        if style == "rerun" and media_root is not None:
-            from ..annotate.scene_points import scene_points as points
+        if media_root is not None and style in (*SCENES, "rerun"):
+            from ..annotate.scene_points import observed_points as points
         return run_export(
-            path, out, format=style, clip_ids=clips, source=source, media_root=media_root, points=points
+            path,
+            out,
+            format=style,
+            clip_ids=clips,
+            source=source,
+            where=where,
+            media_root=media_root,
+            points=points,
         )
+
+    _finish(act)
+
+
+@app.command(
+    epilog=_example(
+        "theodolite subset runs/rgbd --where \"source = 'walks' and num_frames > 160\" --out runs/some"
+    )
+)
+def subset(
+    path: Dataset,
+    where: Annotated[
+        str,
+        typer.Option(
+            "--where",
+            help="Condition on columns: =, !=, <, <=, >, >=, in (...), is null, and, or, not, parentheses.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Absent or empty folder to write.")],
+) -> None:
+    """Write the clips for which a condition holds, rejected ones too, as a dataset of their own."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.export import run_subset
+
+        return run_subset(path, out, where=where)
 
     _finish(act)
 

@@ -1,10 +1,11 @@
-"""COLMAP models, text and binary: world-to-camera, scalar-first quaternions, one camera per frame.
+"""COLMAP models, text and binary: world-to-camera, scalar-first quaternions, a camera for every lens that occurs.
 
 Source of the layout: COLMAP documentation, "Output format"; camera models of src/colmap/sensor/models.h.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def write_colmap(
 ) -> Path:
     """Write `<folder>/sparse/0/{cameras,images,points3D}.{txt,bin}` and return that inner folder.
 
-    Radial distortion becomes COLMAP's OPENCV model with k1 only, otherwise PINHOLE; image `i + 1` uses camera
-    `i + 1`.
+    Radial distortion becomes COLMAP's OPENCV model with k1 only (images stay as they are), otherwise PINHOLE. Frame
+    `i` is image `i + 1`; frames of the same intrinsics share a camera, so a zooming lens has one a frame.
     """
     target = Path(folder) / "sparse" / "0"
     target.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,10 @@ def write_colmap(
     if clip.radial_k1 is not None:
         params = np.concatenate([params, np.tile([clip.radial_k1, 0.0, 0.0, 0.0], (len(clip), 1))], axis=1)
     names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
+    _check_names(names, target)
+    numbers: dict[bytes, int] = {}
+    camera = [numbers.setdefault(p.tobytes(), len(numbers)) for p in params]
+    lenses = params[[camera.index(i) for i in range(len(numbers))]]
     # Observations of each frame in order; their place in it is COLMAP's POINT2D_IDX.
     per_frame: list[list[int]] = [[] for _ in names]
     place: dict[int, tuple[int, int]] = {}
@@ -78,8 +83,33 @@ def write_colmap(
             place[i] = (int(f), len(per_frame[f]))
             per_frame[f].append(i)
     write = _write_binary if binary else _write_text
-    write(target, clip, model, params, quaternion, shift, names, points, per_frame, place)
+    errors = None if points is None else _errors_px(clip, points)
+    write(target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place)
     return target
+
+
+def _check_names(names: tuple[str, ...], where: Path) -> None:
+    """COLMAP's text files are split at blanks and lines, its binary ones at zero bytes."""
+    for name in names:
+        if not name or re.search(r"[\s\0]", name):
+            raise ValueError(
+                f"{where}: image {name!r} has a blank in its name, which COLMAP files cannot hold"
+            )
+
+
+def _errors_px(clip: CameraClip, points: ColmapPoints) -> FloatArray:
+    """(P,) mean distance of each point's projections from its observations; -1 (COLMAP's unknown) without any."""
+    seen, frame = points.points_world[points.point], points.frame
+    in_camera = seen - clip.camera_to_world[frame, :3, 3]
+    in_camera = np.einsum("nji,nj->ni", clip.camera_to_world[frame, :3, :3], in_camera)
+    n = in_camera[:, :2] / in_camera[:, 2:]
+    n = n * (1 + (clip.radial_k1 or 0.0) * (n**2).sum(1, keepdims=True))
+    distance = np.linalg.norm(
+        clip.focal_px[frame] * n + clip.principal_point_px[frame] - points.xy_px, axis=1
+    )
+    count = np.bincount(points.point, minlength=len(points.points_world))
+    total = np.bincount(points.point, weights=distance, minlength=len(points.points_world))
+    return np.where(count > 0, total / np.maximum(count, 1), -1.0)
 
 
 def _tracks(points: ColmapPoints, place: dict[int, tuple[int, int]]) -> list[list[tuple[int, int]]]:
@@ -94,34 +124,38 @@ def _colours(points: ColmapPoints) -> NDArray[np.uint8]:
     return np.full((len(points.points_world), 3), 128, np.uint8) if points.colour is None else points.colour
 
 
-def _write_text(target, clip, model, params, quaternion, shift, names, points, per_frame, place) -> None:
+def _write_text(
+    target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place
+) -> None:
     def numbers(values) -> str:
         return " ".join(repr(float(v)) for v in values)
 
-    cameras = [f"{i + 1} {model} {clip.width} {clip.height} {numbers(p)}" for i, p in enumerate(params)]
+    cameras = [f"{i + 1} {model} {clip.width} {clip.height} {numbers(p)}" for i, p in enumerate(lenses)]
     (target / "cameras.txt").write_text(
         "# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n" + "\n".join(cameras) + "\n"
     )
     images = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", "# POINTS2D[] as X Y POINT3D_ID"]
     for i, name in enumerate(names):
-        images.append(f"{i + 1} {numbers(quaternion[i])} {numbers(shift[i])} {i + 1} {name}")
+        images.append(f"{i + 1} {numbers(quaternion[i])} {numbers(shift[i])} {camera[i] + 1} {name}")
         images.append(
             " ".join(f"{numbers(points.xy_px[o])} {int(points.point[o]) + 1}" for o in per_frame[i])
         )
-    (target / "images.txt").write_text("\n".join(images) + "\n")
+    (target / "images.txt").write_text("\n".join(images) + "\n", encoding="utf-8")
     lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[] as IMAGE_ID POINT2D_IDX"]
     if points is not None:
         colours = _colours(points)
         for j, track in enumerate(_tracks(points, place)):
             seen = " ".join(f"{image} {index}" for image, index in track)
             rgb = " ".join(str(int(c)) for c in colours[j])
-            lines.append(f"{j + 1} {numbers(points.points_world[j])} {rgb} -1.0 {seen}")
+            lines.append(f"{j + 1} {numbers(points.points_world[j])} {rgb} {float(errors[j])!r} {seen}")
     (target / "points3D.txt").write_text("\n".join(lines) + "\n")
 
 
-def _write_binary(target, clip, model, params, quaternion, shift, names, points, per_frame, place) -> None:
-    out = bytearray(struct.pack("<Q", len(params)))
-    for i, p in enumerate(params):
+def _write_binary(
+    target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place
+) -> None:
+    out = bytearray(struct.pack("<Q", len(lenses)))
+    for i, p in enumerate(lenses):
         out += (
             struct.pack("<iiQQ", i + 1, _MODELS[model][0], clip.width, clip.height)
             + np.asarray(p, "<f8").tobytes()
@@ -129,7 +163,7 @@ def _write_binary(target, clip, model, params, quaternion, shift, names, points,
     (target / "cameras.bin").write_bytes(out)
     out = bytearray(struct.pack("<Q", len(names)))
     for i, name in enumerate(names):
-        out += struct.pack("<i7di", i + 1, *quaternion[i], *shift[i], i + 1) + name.encode() + b"\0"
+        out += struct.pack("<i7di", i + 1, *quaternion[i], *shift[i], camera[i] + 1) + name.encode() + b"\0"
         out += struct.pack("<Q", len(per_frame[i]))
         for o in per_frame[i]:
             out += struct.pack("<ddq", *points.xy_px[o], int(points.point[o]) + 1)
@@ -138,7 +172,9 @@ def _write_binary(target, clip, model, params, quaternion, shift, names, points,
     if points is not None:
         colours = _colours(points)
         for j, track in enumerate(_tracks(points, place)):
-            out += struct.pack("<q3d3Bd", j + 1, *points.points_world[j], *(int(c) for c in colours[j]), -1.0)
+            out += struct.pack(
+                "<q3d3Bd", j + 1, *points.points_world[j], *(int(c) for c in colours[j]), errors[j]
+            )
             out += struct.pack("<Q", len(track)) + b"".join(struct.pack("<ii", *pair) for pair in track)
     (target / "points3D.bin").write_bytes(out)
 

@@ -1,13 +1,13 @@
 """Parquet as the Hugging Face `datasets` library writes it: `data/<split>-00000-of-0000N.parquet` with its
 feature types.
 
-Maps become JSON text (the library knows no map type); poses stay flat lists, as in our own files.
+Values by name become JSON text; poses stay flat lists, as in our own files (which the library reads as well).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..reading import ClipDataset
+from ..schema import NAMED_COLUMNS
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -29,9 +30,9 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 def _plain(table: pa.Table) -> pa.Table:
     for i, field in enumerate(table.schema):
-        if pa.types.is_map(field.type):
+        if field.name in NAMED_COLUMNS:
             texts = [
-                None if v is None else json.dumps(dict(v), sort_keys=True)
+                None if v is None else json.dumps({x["name"]: x["value"] for x in v}, sort_keys=True)
                 for v in table.column(i).to_pylist()
             ]
             table = table.set_column(i, pa.field(field.name, pa.string()), pa.array(texts, pa.string()))
@@ -84,8 +85,3 @@ def _tables(clips: ClipDataset, size: int) -> Iterator[pa.Table]:
                 pending, count = [], 0
     if pending:
         yield pa.Table.from_batches(pending)
-
-
-def columns_as_json(clips: ClipDataset) -> Sequence[str]:
-    """Names of the columns that the export turns into JSON text."""
-    return [field.name for field in clips.arrow.schema if pa.types.is_map(field.type)]

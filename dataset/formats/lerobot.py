@@ -7,7 +7,7 @@ chunks).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,127 @@ _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.
 _VIDEO_FILE_MB = 200
 _KEY_FRAME_EVERY = 2
 """As LeRobot's own writer: its loader jumps to single frames."""
+_ROW_GROUP_BYTES, _MOST_PENDING = 16_000_000, 1000
+"""Tables are written together when they reach this size or number."""
 POSE_KEY, INTRINSICS_KEY = "observation.camera_pose", "observation.intrinsics"
 VIDEO_KEY = "observation.images.video"
+
+
+class LerobotWriter:
+    """Writes a LeRobot v3.0 dataset of cameras into a folder, one episode per clip, many clips in a file; memory does
+    not grow with the number of clips, but for their task texts.
+
+    Features: `observation.camera_pose` float32 (12,) row-major 3x4 camera to world, OpenCV axes, metres;
+    `observation.intrinsics` float32 (4,) fx fy cx cy in pixels; `observation.image_size` int64 (2,) height,
+    width. The clip's name is its episode's task text when it has no caption.
+
+    Args:
+        fps: frames a second, one whole number for all clips.
+        pictures: also write `observation.images.video`, H.264 with one frame per camera.
+    """
+
+    def __init__(self, folder: str | Path, *, fps: int, pictures: Pictures | None = None) -> None:
+        self._folder, self._fps, self._pictures = Path(folder), fps, pictures
+        self._tasks: dict[str, int] = {}
+        self._num_clips = self._num_frames = 0
+        self._data = _ParquetFiles(self._folder, _DATA_PATH, most_bytes=_DATA_FILE_MB * 1_000_000)
+        self._episodes = _ParquetFiles(self._folder, _EPISODES_PATH)
+        self._videos: _Videos | None = None
+        self._size: tuple[str, int, int] | None = None
+        self._stats = {POSE_KEY: _Stats(12), INTRINSICS_KEY: _Stats(4)}
+
+    def add(self, clip: CameraClip) -> None:
+        """Append a clip as an episode.
+
+        Raises:
+            ValueError: its times do not match `fps`, or its pictures have another size than those before.
+        """
+        frames = len(clip)
+        if clip.time_s is not None and frames > 1:
+            # Frames are the nearest to a regular grid: both ends may be half a step off.
+            expected_s, span_s = (frames - 1) / self._fps, float(clip.time_s[-1] - clip.time_s[0])
+            if abs(span_s - expected_s) > 0.02 * expected_s + 1 / self._fps:
+                raise ValueError(
+                    f"clip {clip.name}: {frames} frames in {span_s:.3f} s, LeRobot needs one rate of {self._fps} for "
+                    "all clips; export the others by themselves"
+                )
+        task = clip.caption or clip.name
+        number = self._tasks.setdefault(task, len(self._tasks))
+        table = _episode_table(clip, self._num_clips, self._num_frames, number, self._fps)
+        chunk, file = self._data.add(table)
+        episode = {
+            "episode_index": self._num_clips,
+            "tasks": [task],
+            "length": frames,
+            "dataset_from_index": self._num_frames,
+            "dataset_to_index": self._num_frames + frames,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "meta/episodes/chunk_index": 0,
+            "meta/episodes/file_index": 0,
+            "clip_id": clip.name,
+        }
+        if self._pictures is not None:
+            episode |= self._add_video(clip, self._pictures)
+        self._episodes.add(pa.Table.from_pylist([episode]))
+        for name, values in zip((POSE_KEY, INTRINSICS_KEY), _camera_arrays(clip), strict=True):
+            self._stats[name].add(values)
+        self._num_clips += 1
+        self._num_frames += frames
+
+    def _add_video(self, clip: CameraClip, pictures: Pictures) -> dict[str, Any]:
+        if self._size is None or self._videos is None:
+            self._size = (clip.name, clip.height, clip.width)
+            self._videos = _Videos(self._folder, self._fps)
+        require_one_size([self._size, (clip.name, clip.height, clip.width)])
+        return self._videos.add(clip, pictures)
+
+    def close(self) -> None:
+        """Finish the files and write what describes them.
+
+        Raises:
+            ValueError: no clip was added.
+        """
+        for files in (self._data, self._episodes, self._videos):
+            if files is not None:
+                files.close()
+        if not self._num_clips:
+            raise ValueError(f"{self._folder}: no clips to write")
+        features = _features()
+        stats = {name: of.values() for name, of in self._stats.items()}
+        if self._videos is not None and self._size is not None:
+            features[VIDEO_KEY] = _video_feature(self._size[1], self._size[2], self._fps)
+            stats[VIDEO_KEY] = self._videos.values()
+        # LeRobot reads tasks with pandas, the text as index.
+        import pandas as pd
+
+        index = pd.Index(list(self._tasks), name="task")
+        tasks = pd.DataFrame({"task_index": list(self._tasks.values())}, index=index)
+        tasks.to_parquet(self._folder / "meta" / "tasks.parquet")
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": None,
+            "total_episodes": self._num_clips,
+            "total_frames": self._num_frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": _CHUNK_FILES,
+            "data_files_size_in_mb": _DATA_FILE_MB,
+            "video_files_size_in_mb": _VIDEO_FILE_MB,
+            "fps": self._fps,
+            "splits": {"train": f"0:{self._num_clips}"},
+            "data_path": _DATA_PATH,
+            "video_path": None if self._pictures is None else _VIDEO_PATH,
+            "features": features,
+        }
+        for name, content in (("stats", stats), ("info", info)):
+            text = json.dumps(content, indent=2) + "\n"
+            (self._folder / "meta" / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def abort(self) -> None:
+        """Close files without finishing the dataset."""
+        for files in (self._data, self._episodes, self._videos):
+            if files is not None:
+                files.abort()
 
 
 def write_lerobot(
@@ -39,111 +158,182 @@ def write_lerobot(
     fps: int | None = None,
     pictures: Pictures | None = None,
 ) -> Path:
-    """Write a LeRobot v3.0 dataset of cameras, one episode per clip; returns the folder.
-
-    Features: `observation.camera_pose` float32 (12,) row-major 3x4 camera to world, OpenCV axes, metres;
-    `observation.intrinsics` float32 (4,) fx fy cx cy in pixels; `observation.image_size` int64 (2,) height,
-    width. The clip's name is its episode's task text when it has no caption.
+    """Write clips as `LerobotWriter` does; returns the folder.
 
     Args:
-        fps: frames a second, one whole number for all clips; None: that of the longest clip, rounded.
-        pictures: also write `observation.images.video`, H.264 with one frame per camera, many clips in one file.
+        fps: None: that of the longest clip, rounded.
     Raises:
-        ValueError: no clips, a clip whose times do not match `fps`, or pictures of several sizes.
+        ValueError: no clips, or one that `LerobotWriter.add` refuses.
     """
     if not clips:
         raise ValueError(f"{folder}: no clips to write")
-    folder = Path(folder)
-    fps = _whole_rate(clips) if fps is None else fps
-    tasks = sorted({c.caption or c.name for c in clips})
-    task_index = {t: i for i, t in enumerate(tasks)}
-    features = _features()
     if pictures is not None:
-        features[VIDEO_KEY] = _video_feature(clips, fps)
-    episodes: list[dict[str, Any]] = []
-    tables: list[pa.Table] = []
-    pending_bytes = chunk = file = start = 0
-    written: list[tuple[int, int, list[pa.Table]]] = []
-    for e, clip in enumerate(clips):
-        frames = len(clip)
-        if clip.time_s is not None and frames > 1:
-            # Frames are the nearest to a regular grid: both ends may be half a step off.
-            expected_s, span_s = (frames - 1) / fps, float(clip.time_s[-1] - clip.time_s[0])
-            if abs(span_s - expected_s) > 0.02 * expected_s + 1 / fps:
-                raise ValueError(
-                    f"clip {clip.name}: {frames} frames in {span_s:.3f} s, LeRobot needs one rate of {fps} for all "
-                    "clips; export the others by themselves"
-                )
-        table = _episode_table(clip, e, start, task_index[clip.caption or clip.name], fps)
-        if tables and pending_bytes + table.nbytes > _DATA_FILE_MB * 1_000_000:
-            written.append((chunk, file, tables))
-            tables, pending_bytes = [], 0
-            chunk, file = (chunk, file + 1) if file + 1 < _CHUNK_FILES else (chunk + 1, 0)
-        tables.append(table)
-        pending_bytes += table.nbytes
-        episodes.append(
-            {
-                "episode_index": e,
-                "tasks": [clip.caption or clip.name],
-                "length": frames,
-                "dataset_from_index": start,
-                "dataset_to_index": start + frames,
-                "data/chunk_index": chunk,
-                "data/file_index": file,
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-                "clip_id": clip.name,
-            }
-        )
-        start += frames
-    written.append((chunk, file, tables))
-    stats = _stats(clips)
-    if pictures is not None:
-        places, stats[VIDEO_KEY] = _write_videos(clips, folder, fps, pictures)
-        for episode, place in zip(episodes, places, strict=True):
-            episode.update(place)
-    for chunk_index, file_index, group in written:
-        target = folder / _DATA_PATH.format(chunk_index=chunk_index, file_index=file_index)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.concat_tables(group), target)
-    target = folder / _EPISODES_PATH.format(chunk_index=0, file_index=0)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(episodes), target)
-    # LeRobot reads tasks with pandas, the text as index.
-    import pandas as pd
-
-    frame = pd.DataFrame({"task_index": list(range(len(tasks)))}, index=pd.Index(tasks, name="task"))
-    frame.to_parquet(folder / "meta" / "tasks.parquet")
-    info = {
-        "codebase_version": "v3.0",
-        "robot_type": None,
-        "total_episodes": len(clips),
-        "total_frames": start,
-        "total_tasks": len(tasks),
-        "chunks_size": _CHUNK_FILES,
-        "data_files_size_in_mb": _DATA_FILE_MB,
-        "video_files_size_in_mb": _VIDEO_FILE_MB,
-        "fps": fps,
-        "splits": {"train": f"0:{len(clips)}"},
-        "data_path": _DATA_PATH,
-        "video_path": None if pictures is None else _VIDEO_PATH,
-        "features": features,
-    }
-    (folder / "meta" / "info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    (folder / "meta" / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
-    return folder
+        require_one_size((clip.name, clip.height, clip.width) for clip in clips)
+    writer = LerobotWriter(
+        folder, fps=whole_rate(max(clips, key=len)) if fps is None else fps, pictures=pictures
+    )
+    try:
+        for clip in clips:
+            writer.add(clip)
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
+    return Path(folder)
 
 
-def _whole_rate(clips: Sequence[CameraClip]) -> int:
-    return max(1, round(mean_rate_hz(max(clips, key=len))))
+def require_one_size(clips: Iterable[tuple[str, int, int]]) -> None:
+    """Refuse clips, given by name, height and width, that do not fit into one video feature.
 
-
-def _video_feature(clips: Sequence[CameraClip], fps: int) -> dict[str, Any]:
-    sizes = {(clip.height, clip.width): clip.name for clip in clips}
+    Raises:
+        ValueError: naming a clip of each size.
+    """
+    sizes: dict[tuple[int, int], str] = {}
+    for name, height, width in clips:
+        sizes.setdefault((height, width), name)
     if len(sizes) > 1:
         listed = ", ".join(f"{name} {w}x{h}" for (h, w), name in sorted(sizes.items())[:5])
         raise ValueError(f"pictures of several sizes ({listed}); a LeRobot video has one: export them apart")
-    ((height, width),) = sizes
+
+
+def whole_rate(clip: CameraClip) -> int:
+    """Frames a second of a clip as LeRobot takes them."""
+    return max(1, round(mean_rate_hz(clip)))
+
+
+class _ParquetFiles:
+    """Numbered Parquet files of tables that come one after the other."""
+
+    def __init__(self, folder: Path, pattern: str, *, most_bytes: int | None = None) -> None:
+        self._folder, self._pattern, self._most_bytes = folder, pattern, most_bytes
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._file, self._bytes = 0, 0
+
+    def add(self, table: pa.Table) -> tuple[int, int]:
+        """Append a table; number of its chunk and of its file in that."""
+        if self._most_bytes is not None and self._bytes and self._bytes + table.nbytes > self._most_bytes:
+            self.close()
+            self._file, self._bytes = self._file + 1, 0
+        place = divmod(self._file, _CHUNK_FILES)
+        if self._writer is None:
+            path = self._folder / self._pattern.format(chunk_index=place[0], file_index=place[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(path, table.schema)
+        self._pending.append(table)
+        self._bytes += table.nbytes
+        if sum(t.nbytes for t in self._pending) > _ROW_GROUP_BYTES or len(self._pending) >= _MOST_PENDING:
+            self._flush()
+        return place
+
+    def _flush(self) -> None:
+        if self._writer is not None and self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending))
+        self._pending = []
+
+    def close(self) -> None:
+        self._flush()
+        self.abort()
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._pending = None, []
+
+
+class _Videos:
+    """Numbered video files, each of many clips, and the statistics of their pixels."""
+
+    def __init__(self, folder: Path, fps: int) -> None:
+        self._folder, self._fps = folder, fps
+        self._path: Path | None = None
+        self._open = ExitStack()
+        self._writer: VideoWriter | None = None
+        self._files = self._frames = 0
+        self._pixels = _Stats(3)
+        self._num_pictures = 0
+
+    def add(self, clip: CameraClip, pictures: Pictures) -> dict[str, Any]:
+        """Append the pictures of a clip; where they lie, as columns of its episode."""
+        full = self._path is not None and self._path.stat().st_size >= _VIDEO_FILE_MB * 1_000_000
+        if self._writer is None or full:
+            self.close()
+            chunk, file = divmod(self._files, _CHUNK_FILES)
+            name = _VIDEO_PATH.format(video_key=VIDEO_KEY, chunk_index=chunk, file_index=file)
+            self._path = self._folder / name
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            writer = VideoWriter(
+                self._path,
+                width=clip.width,
+                height=clip.height,
+                fps=self._fps,
+                key_frame_every=_KEY_FRAME_EVERY,
+            )
+            self._writer = self._open.enter_context(writer)
+            self._files, self._frames = self._files + 1, 0
+        write_video(self._writer, clip, lambda clip: self._sampled(pictures(clip)))
+        first, self._frames = self._frames, self._frames + len(clip)
+        place = {
+            "chunk_index": (self._files - 1) // _CHUNK_FILES,
+            "file_index": (self._files - 1) % _CHUNK_FILES,
+            "from_timestamp": first / self._fps,
+            "to_timestamp": self._frames / self._fps,
+        }
+        return {f"videos/{VIDEO_KEY}/{name}": value for name, value in place.items()}
+
+    def _sampled(self, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        for rgb in pictures:
+            self._pixels.add(rgb[::8, ::8].reshape(-1, 3) / 255.0)
+            self._num_pictures += 1
+            yield rgb
+
+    def values(self) -> dict[str, Any]:
+        """Statistics a channel, as LeRobot shapes them; counted in pictures."""
+        of_all = {name: values for name, values in self._pixels.values().items() if name != "count"}
+        per_channel = {name: np.reshape(values, (3, 1, 1)).tolist() for name, values in of_all.items()}
+        return {**per_channel, "count": [self._num_pictures]}
+
+    def close(self) -> None:
+        """Finish the current file."""
+        self._open.close()
+        self._writer = None
+
+    abort = close
+
+
+class _Stats:
+    """Least, greatest, mean and standard deviation of vectors that come in blocks.
+
+    Source: Chan, Golub and LeVeque (1983), pairwise updating of the sum of squares.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        self._low, self._high = np.full(size, np.inf), np.full(size, -np.inf)
+        self._mean, self._squares = np.zeros(size), np.zeros(size)
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in (n, size) values, n at least 1."""
+        x = values.astype(np.float64)
+        count, mean = len(x), x.mean(0)
+        apart, total = mean - self._mean, self._count + count
+        self._squares += ((x - mean) ** 2).sum(0) + apart**2 * self._count * count / total
+        self._mean += apart * count / total
+        self._count = total
+        self._low, self._high = np.minimum(self._low, x.min(0)), np.maximum(self._high, x.max(0))
+
+    def values(self) -> dict[str, Any]:
+        """As LeRobot names them."""
+        return {
+            "min": self._low.tolist(),
+            "max": self._high.tolist(),
+            "mean": self._mean.tolist(),
+            "std": np.sqrt(self._squares / max(self._count, 1)).tolist(),
+            "count": [self._count],
+        }
+
+
+def _video_feature(height: int, width: int, fps: int) -> dict[str, Any]:
     info = {
         "video.height": height,
         "video.width": width,
@@ -160,52 +350,6 @@ def _video_feature(clips: Sequence[CameraClip], fps: int) -> dict[str, Any]:
         "names": ["height", "width", "channels"],
         "info": info,
     }
-
-
-def _write_videos(
-    clips: Sequence[CameraClip], folder: Path, fps: int, pictures: Pictures
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Write the pictures of all clips; where each clip's lie, as columns of its episode, and their statistics."""
-    places: list[dict[str, Any]] = []
-    samples: list[NDArray[np.float64]] = []
-
-    def sampled(clip: CameraClip) -> Iterator[NDArray[np.uint8]]:
-        for rgb in pictures(clip):
-            pixels = rgb[::8, ::8].reshape(-1, 3) / 255.0
-            samples.append(np.stack([pixels.min(0), pixels.max(0), pixels.mean(0), (pixels**2).mean(0)]))
-            yield rgb
-
-    path, video, files, frames = folder, None, 0, 0
-    with ExitStack() as stack:
-        for clip in clips:
-            if video is None or path.stat().st_size >= _VIDEO_FILE_MB * 1_000_000:
-                stack.close()
-                chunk, file = divmod(files, _CHUNK_FILES)
-                path = folder / _VIDEO_PATH.format(video_key=VIDEO_KEY, chunk_index=chunk, file_index=file)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                writer = VideoWriter(
-                    path, width=clip.width, height=clip.height, fps=fps, key_frame_every=_KEY_FRAME_EVERY
-                )
-                video = stack.enter_context(writer)
-                files, frames = files + 1, 0
-            write_video(video, clip, sampled)
-            first, frames = frames, frames + len(clip)
-            place = {
-                "chunk_index": (files - 1) // _CHUNK_FILES,
-                "file_index": (files - 1) % _CHUNK_FILES,
-                "from_timestamp": first / fps,
-                "to_timestamp": frames / fps,
-            }
-            places.append({f"videos/{VIDEO_KEY}/{name}": value for name, value in place.items()})
-    low, high, mean, square = np.moveaxis(np.stack(samples), 1, 0)
-    of_all = {
-        "min": low.min(0),
-        "max": high.max(0),
-        "mean": mean.mean(0),
-        "std": np.sqrt(np.maximum(square.mean(0) - mean.mean(0) ** 2, 0)),
-    }
-    per_channel = {name: values.reshape(3, 1, 1).tolist() for name, values in of_all.items()}
-    return places, {**per_channel, "count": [len(samples)]}
 
 
 def _features() -> dict[str, Any]:
@@ -245,22 +389,6 @@ def _episode_table(clip: CameraClip, episode: int, start: int, task: int, fps: i
             "task_index": pa.array(np.full(frames, task), pa.int64()),
         }
     )
-
-
-def _stats(clips: Sequence[CameraClip]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, values in zip(
-        (POSE_KEY, INTRINSICS_KEY), zip(*map(_camera_arrays, clips), strict=True), strict=True
-    ):
-        x = np.concatenate(values).astype(np.float64)
-        result[name] = {
-            "min": x.min(0).tolist(),
-            "max": x.max(0).tolist(),
-            "mean": x.mean(0).tolist(),
-            "std": x.std(0).tolist(),
-            "count": [len(x)],
-        }
-    return result
 
 
 def read_lerobot(folder: str | Path) -> list[CameraClip]:

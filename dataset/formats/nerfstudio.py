@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
 from .base import CameraClip, FloatArray, read_json
+from .colmap import ColmapPoints
 
 _RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| and of |det R - 1| that rounding in text explains."""
@@ -18,11 +19,13 @@ _ANGLES = {"fl_x": ("camera_angle_x", "w"), "fl_y": ("camera_angle_y", "h")}
 """Where a file gives the field of view (radians) instead of a focal length, and the side it spans."""
 
 
-def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
-    """Write `<folder>/transforms.json`; frames refer to `images/<name>`. Returns the file.
+def write_nerfstudio(clip: CameraClip, folder: str | Path, *, points: ColmapPoints | None = None) -> Path:
+    """Write `<folder>/transforms.json`, and `sparse_pc.ply` if there are points; frames refer to `images/<name>`.
+    Returns the former.
 
     The world is the clip's own (no `applied_transform`). nerfstudio's loader re-centres and rescales poses
-    unless told otherwise (`--orientation-method none --center-method none --auto-scale-poses False`).
+    unless told otherwise (`--orientation-method none --center-method none --auto-scale-poses False`). Radial
+    distortion is `k1` of the lens: the images are not undistorted.
     """
     names = clip.image_names or tuple(f"frame_{i + 1:05d}.png" for i in range(len(clip)))
     gl = opencv_to_opengl(clip.camera_to_world)
@@ -31,6 +34,8 @@ def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
         frame: dict[str, Any] = {
             "file_path": f"images/{name}",
             "transform_matrix": gl[i].tolist(),
+            "w": clip.width,
+            "h": clip.height,
             "fl_x": float(clip.focal_px[i, 0]),
             "fl_y": float(clip.focal_px[i, 1]),
             "cx": float(clip.principal_point_px[i, 0]),
@@ -51,8 +56,26 @@ def write_nerfstudio(clip: CameraClip, folder: str | Path) -> Path:
     }
     target = Path(folder) / "transforms.json"
     target.parent.mkdir(parents=True, exist_ok=True)
+    if points is not None and len(points.points_world):
+        content["ply_file_path"] = "sparse_pc.ply"
+        _write_ply(points, target.parent / "sparse_pc.ply")
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return target
+
+
+def _write_ply(points: ColmapPoints, path: Path) -> None:
+    """Binary PLY of the points in the world of the poses."""
+    layout = [(axis, "<f4") for axis in "xyz"] + [(colour, "u1") for colour in ("red", "green", "blue")]
+    vertices = np.zeros(len(points.points_world), dtype=layout)
+    grey = np.full((len(vertices), 3), 128, np.uint8)
+    colours = grey if points.colour is None else points.colour
+    for i in range(3):
+        vertices["xyz"[i]] = points.points_world[:, i]
+        vertices[layout[3 + i][0]] = colours[:, i]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {name}" for name, _ in layout[3:]]
+    path.write_bytes("\n".join([*header, "end_header", ""]).encode() + vertices.tobytes())
 
 
 def read_nerfstudio(

@@ -7,7 +7,8 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +16,110 @@ import numpy as np
 from ..frames import VideoWriter
 from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
+CLIPS_PER_SHARD, BYTES_PER_SHARD = 1000, 1_000_000_000
 
-def write_webdataset(
-    clips: Sequence[CameraClip],
-    folder: str | Path,
-    *,
-    clips_per_shard: int = 1000,
-    pictures: Pictures | None = None,
-) -> list[Path]:
-    """Write `shard-%06d.tar` files; the members of a sample are adjacent. Returns the shards.
+
+class WebDatasetWriter:
+    """Writes `shard-%06d.tar` files into a folder, one clip after the other; the members of a sample are adjacent.
 
     `pose.npy` is (F, 4, 4) float32 camera to world, OpenCV axes, metres; `intrinsics.npy` (F, 4) float32 fx
     fy cx cy in pixels of the `width` and `height` in the JSON, which also holds `media` and the `frame_index` of every
     camera in it.
 
     Args:
+        clips_per_shard, bytes_per_shard: a shard ends before the clip with which it would hold more.
         pictures: also write `mp4`, with one frame per camera.
-    Raises:
-        ValueError: no clips, a name with a dot (WebDataset cuts keys at the first dot), or with `pictures` a clip
-            without times, from which the video has its rate.
     """
-    if not clips:
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        clips_per_shard: int = CLIPS_PER_SHARD,
+        bytes_per_shard: int = BYTES_PER_SHARD,
+        pictures: Pictures | None = None,
+    ) -> None:
+        self._folder, self._pictures = Path(folder), pictures
+        self._most_clips, self._most_bytes = clips_per_shard, bytes_per_shard
+        self._tar: tarfile.TarFile | None = None
+        self._clips = 0
+        self.shards: list[Path] = []
+
+    def add(self, clip: CameraClip) -> None:
+        """Append a clip.
+
+        Raises:
+            ValueError: a name with a dot (WebDataset cuts keys at the first dot), or with `pictures` a clip without
+                times, from which the video has its rate.
+        """
+        if "." in clip.name:
+            raise ValueError(f"clip {clip.name!r}: WebDataset cuts keys at the first dot; rename the clip")
+        info = {
+            "clip_id": clip.name,
+            "height": clip.height,
+            "width": clip.width,
+            "radial_k1": clip.radial_k1,
+            "caption": clip.caption,
+            "time_s": None if clip.time_s is None else [float(t) for t in clip.time_s],
+            "media": clip.media,
+            "frame_index": None if clip.frame_index is None else [int(i) for i in clip.frame_index],
+            "scores": clip.scores,
+        }
+        k = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
+        members = {
+            "json": json.dumps(info).encode(),
+            "pose.npy": _npy(clip.camera_to_world),
+            "intrinsics.npy": _npy(k),
+        }
+        if self._pictures is not None:
+            members["mp4"] = _mp4(clip, self._pictures)
+        size = sum(_size_in_tar(content) for content in members.values())
+        if self._clips == self._most_clips or (self._tar and self._tar.offset + size > self._most_bytes):
+            self.close()
+        if self._tar is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.shards.append(self._folder / f"shard-{len(self.shards):06d}.tar")
+            self._tar = tarfile.open(self.shards[-1], "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 (see `close`)
+            self._clips = 0
+        for extension, content in members.items():
+            _add(self._tar, f"{clip.name}.{extension}", content)
+        self._clips += 1
+
+    def close(self) -> None:
+        """End the current shard."""
+        if self._tar is not None:
+            self._tar.close()
+        self._tar, self._clips = None, 0
+
+    abort = close
+
+
+def write_webdataset(
+    clips: Iterable[CameraClip],
+    folder: str | Path,
+    *,
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    bytes_per_shard: int = BYTES_PER_SHARD,
+    pictures: Pictures | None = None,
+) -> list[Path]:
+    """Write clips as `WebDatasetWriter` does; returns the shards.
+
+    Raises:
+        ValueError: no clips, or one that `WebDatasetWriter.add` refuses.
+    """
+    writer = WebDatasetWriter(
+        folder, clips_per_shard=clips_per_shard, bytes_per_shard=bytes_per_shard, pictures=pictures
+    )
+    with closing(writer):
+        for clip in clips:
+            writer.add(clip)
+    if not writer.shards:
         raise ValueError(f"{folder}: no clips to write")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[Path] = []
-    for s in range(0, len(clips), clips_per_shard):
-        shard = folder / f"shard-{s // clips_per_shard:06d}.tar"
-        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for clip in clips[s : s + clips_per_shard]:
-                if "." in clip.name:
-                    raise ValueError(
-                        f"clip {clip.name!r}: WebDataset cuts keys at the first dot; rename the clip"
-                    )
-                info = {
-                    "clip_id": clip.name,
-                    "height": clip.height,
-                    "width": clip.width,
-                    "radial_k1": clip.radial_k1,
-                    "caption": clip.caption,
-                    "time_s": None if clip.time_s is None else [float(t) for t in clip.time_s],
-                    "media": clip.media,
-                    "frame_index": None if clip.frame_index is None else [int(i) for i in clip.frame_index],
-                    "scores": clip.scores,
-                }
-                k = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
-                _add(tar, f"{clip.name}.json", json.dumps(info).encode())
-                _add(tar, f"{clip.name}.pose.npy", _npy(clip.camera_to_world))
-                _add(tar, f"{clip.name}.intrinsics.npy", _npy(k))
-                if pictures is not None:
-                    _add(tar, f"{clip.name}.mp4", _mp4(clip, pictures))
-        shards.append(shard)
-    return shards
+    return writer.shards
+
+
+def _size_in_tar(content: bytes) -> int:
+    return tarfile.BLOCKSIZE * (1 + -(-len(content) // tarfile.BLOCKSIZE))
 
 
 def _mp4(clip: CameraClip, pictures: Pictures) -> bytes:

@@ -22,7 +22,9 @@ import pytest
 import theodolite.dataset
 from av.container import InputContainer
 from theodolite.dataset import cameras as cam
-from theodolite.dataset.export import FORMATS, export_dataset, run_export
+from theodolite.dataset import export as export_module
+from theodolite.dataset.export import FORMATS, PER_CLIP, export_dataset, run_export, run_subset
+from theodolite.dataset.formats import huggingface as huggingface_format
 from theodolite.dataset.formats import lerobot as lerobot_format
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import ColmapPoints, read_colmap, write_colmap
@@ -42,6 +44,7 @@ from theodolite.dataset.formats.webdataset import read_webdataset, write_webdata
 from theodolite.dataset.image_metrics import RevisitPair
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_kitti, read_tum
+from theodolite.dataset.validate import validate_dataset
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -406,6 +409,199 @@ def test_every_format_exports_accepted_clips_and_refuses_stand_ins(
     with pytest.raises(ValueError, match="stand-in"):
         export_dataset(fake, tmp_path / "never", format=name)
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("name", [f for f in FORMATS if _installed(f)])
+def test_a_failed_export_leaves_nothing_and_a_good_one_no_traces(
+    out: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "exports" / "target"
+    target.parent.mkdir()
+
+    def full(row: Row) -> CameraClip:
+        if row.clip_id == "clip_0003":
+            raise OSError(28, "No space left on device")
+        return camera_clip(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "camera_clip", full)
+        patch.setattr(
+            huggingface_format.pq,
+            "write_table",
+            lambda *_a, **_k: full(theodolite.dataset.open(out).row("clip_0003")),
+        )
+        with pytest.raises(OSError, match="No space left"):
+            export_dataset(out, target, format=name)
+        assert list(target.parent.iterdir()) == []
+        target.mkdir()
+        with pytest.raises(OSError, match="No space left"):
+            export_dataset(out, target, format=name)
+        assert list(target.iterdir()) == []
+    assert export_dataset(out, target, format=name) == 3
+    assert [p.name for p in target.parent.iterdir()] == ["target"]
+    assert not [p for p in target.rglob("*") if p.name.startswith(".")]
+    if name in PER_CLIP:
+        before = sorted(target.iterdir())
+        assert export_dataset(out, target, format=name, clip_ids=["clip_0001"]) == 1
+        assert sorted(target.iterdir()) == before
+    else:
+        with pytest.raises(ValueError, match="is not empty; write into a new folder"):
+            export_dataset(out, target, format=name)
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_a_hidden_folder_that_the_next_one_removes(out: Path, tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+import theodolite.dataset.export as export
+whole = export.camera_clip
+def killed(row):
+    if row.clip_id == "clip_0003":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(row)
+export.camera_clip = killed
+export.export_dataset(sys.argv[1], sys.argv[2], format="lerobot")
+"""
+    target = tmp_path / "exports" / "target"
+    done = subprocess.run([sys.executable, "-c", script, str(out), str(target)], cwd=tmp_path, check=False)
+    assert done.returncode < 0
+    (left,) = target.parent.iterdir()
+    assert left.name.startswith(".tmp-target-")
+    assert not list(left.rglob("info.json"))
+    assert export_dataset(out, target, format="lerobot") == 3
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_clip_ids_that_are_long(tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable) -> None:
+    name = 120 * "x"
+    data = make_dataset(tmp_path / "d", {"a": [make_row(0, clip_id=name)]})
+    for style in FORMATS:
+        if _installed(style):
+            assert export_dataset(data, tmp_path / style, format=style) == 1
+    (clip,) = read_webdataset(tmp_path / "webdataset" / "shard-000000.tar")
+    assert clip.name == name
+    wds = pytest.importorskip("webdataset")
+    (sample,) = wds.WebDataset(
+        str(tmp_path / "webdataset" / "shard-{000000..000000}.tar"), shardshuffle=False
+    )
+    assert sample["__key__"] == name
+
+
+def test_webdataset_shards_are_flat_and_of_a_stated_size(
+    tmp_path: Path, make_row: Callable[..., Row]
+) -> None:
+    clips = [camera_clip(make_row(i, frames=200)) for i in range(7)]
+    shards = write_webdataset(clips, tmp_path / "s", bytes_per_shard=60_000)
+    assert [p.name for p in sorted((tmp_path / "s").iterdir())] == [s.name for s in shards]
+    assert len(shards) > 2
+    sizes = [s.stat().st_size for s in shards]
+    assert max(sizes) <= 60_000 + 10_240  # a tar ends on a whole record of 10,240 bytes
+    assert min(sizes[:-1]) > 30_000
+    assert [c.name for s in shards for c in read_webdataset(s)] == [c.name for c in clips]
+    alone = write_webdataset(clips[:2], tmp_path / "t", bytes_per_shard=1)  # one clip is never cut
+    assert [[c.name for c in read_webdataset(s)] for s in alone] == [["clip_0000"], ["clip_0001"]]
+
+
+def test_lerobot_is_written_as_a_stream(
+    tmp_path: Path, make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files end at their size, what was written is not kept, statistics are those of all frames at once."""
+    monkeypatch.setattr(lerobot_format, "_DATA_FILE_MB", 0.05)
+    monkeypatch.setattr(lerobot_format, "_ROW_GROUP_BYTES", 10_000)
+    clips = [camera_clip(make_row(i, frames=40, time_s=np.arange(40) / 16)) for i in range(40)]
+    writer = lerobot_format.LerobotWriter(tmp_path, fps=16)
+    held = []
+    for clip in clips:
+        writer.add(clip)
+        held.append(sum(t.nbytes for t in writer._data._pending))
+    writer.close()
+    assert max(held) <= 10_000
+    files = sorted((tmp_path / "data" / "chunk-000").iterdir())
+    assert [f.name for f in files] == [f"file-{i:03d}.parquet" for i in range(len(files))]
+    assert len(files) > 3
+    for a, b in zip(read_lerobot(tmp_path), clips, strict=True):
+        assert a.name == b.name
+        assert_same_cameras(a, b)
+    stats = json.loads((tmp_path / "meta/stats.json").read_text())[lerobot_format.POSE_KEY]
+    poses = np.concatenate([c.camera_to_world[:, :3].reshape(-1, 12).astype(np.float32) for c in clips])
+    for name, expected in (
+        ("min", poses.min(0)),
+        ("max", poses.max(0)),
+        ("mean", poses.mean(0)),
+        ("std", poses.std(0)),
+    ):
+        np.testing.assert_allclose(stats[name], expected, atol=1e-5, err_msg=name)
+    assert stats["count"] == [1600]
+    tasks = pq.read_table(tmp_path / "meta" / "tasks.parquet").to_pylist()
+    assert tasks == [{"task_index": 0, "task": "A room."}]
+
+
+def test_frames_of_the_same_lens_share_a_colmap_camera(tmp_path: Path, clip: CameraClip) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    still = replace(clip, focal_px=np.tile(clip.focal_px[:1], (33, 1)), radial_k1=-0.1)
+    for binary in (False, True):
+        folder = write_colmap(still, tmp_path / str(binary), binary=binary, points=_observations(still))
+        model = pycolmap.Reconstruction(str(folder))
+        assert (model.num_cameras(), model.num_images()) == (1, 33)
+        assert max(point.error for point in model.points3D.values()) < 1e-6
+        assert_same_cameras(read_colmap(tmp_path / str(binary)), still, atol=1e-12)
+    with pytest.raises(ValueError, match="has a blank in its name"):
+        write_colmap(replace(still, image_names=tuple(f"a {i}.png" for i in range(33))), tmp_path / "blank")
+
+
+def test_where_chooses_clips_of_an_export_and_of_a_subset(
+    out: Path, tmp_path: Path, make_rejected: Callable[..., Row]
+) -> None:
+    assert (
+        export_dataset(out, tmp_path / "t", format="tum", where="num_frames < 30 or clip_id = 'clip_0003'")
+        == 2
+    )
+    assert sorted(p.stem for p in (tmp_path / "t").iterdir()) == ["clip_0001", "clip_0003"]
+    text, code = run_subset(out, tmp_path / "sub", where="verdict = 'rejected' or num_frames >= 30")
+    assert (text, code) == (f"3 of 4 clips: {tmp_path / 'sub'}", 0)
+    assert validate_dataset(tmp_path / "sub") == (3, [])
+    clips = theodolite.dataset.open(tmp_path / "sub")
+    assert clips.index is not None
+    assert clips.row("clip_0002").reasons == make_rejected(2).reasons
+    np.testing.assert_array_equal(
+        clips.row("clip_0003").camera_to_world, theodolite.dataset.open(out).row("clip_0003").camera_to_world
+    )
+    with pytest.raises(ValueError, match="holds for none of 4 clips"):
+        run_subset(out, tmp_path / "none", where="num_frames > 1e6")
+    with pytest.raises(ValueError, match="is not empty"):
+        run_subset(out, tmp_path / "sub", where="num_frames > 0")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("verdict = 'accepted' and num_frames > 20", [0, 3]),
+        ('VERDICT == "accepted"', "no column VERDICT"),
+        ("not verdict = 'accepted'", [2]),
+        ("verdict != 'accepted' OR clip_id IN ('clip_0000', 'clip_0009')", [0, 2]),
+        ("clip_id not in ('clip_0000')", [1, 2, 3]),
+        ("reprojection_rms_px is null", [2]),
+        ("reprojection_rms_px IS NOT NULL and not (num_frames = 33)", [1]),
+        ("confidence >= 0.9 and confidence <= .95e0 and num_tracks = 1234", [0, 1, 3]),
+        ("data_redistributable and stand_in = false", [0, 1, 2, 3]),
+        ("num_frames = 'many'", "condition"),
+        ("num_frames", "expected a comparison"),
+        ("num_frames > ", "expected a number"),
+        ("num_frames > 3 4", "expected `and`"),
+        ("(num_frames > 3", r"expected `\)`"),
+        ("num_frames > 3; drop", "cannot read ';"),
+        ("", "expected a column"),
+    ],
+)
+def test_conditions(out: Path, text: str, ids: list[int] | str) -> None:
+    clips = theodolite.dataset.open(out)
+    if isinstance(ids, str):
+        with pytest.raises(ValueError, match=ids):
+            clips.where(text)
+    else:
+        found = clips.where(text).to_table(["clip_id"])["clip_id"].to_pylist()
+        assert found == [f"clip_{i:04d}" for i in ids]
 
 
 def test_export_choices(out: Path, tmp_path: Path) -> None:

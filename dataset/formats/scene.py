@@ -1,0 +1,85 @@
+"""What a radiance field is trained from beside the cameras: the clip's pictures as files, and points seen in them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..frames import image_paths, iterate_frames
+from ..rows import Row
+from .base import CameraClip
+from .colmap import ColmapPoints
+
+FindPoints = Callable[[Row, Iterator[NDArray[np.uint8]]], ColmapPoints]
+"""Gives points of the scene and where they are seen, by a clip and its frames; takes all of the frames."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """Cameras of a clip with the names of its pictures, and points in them if there are any."""
+
+    clip: CameraClip
+    points: ColmapPoints | None
+
+
+def write_scene_images(
+    row: Row,
+    clip: CameraClip,
+    folder: Path,
+    *,
+    media_root: str | Path,
+    names: Sequence[str],
+    points: FindPoints | None,
+) -> Scene:
+    """Write a picture for every camera into `folder`, and find points in them on the way.
+
+    Frames of a video become PNG files. Images of a folder keep their names, and their files where those hold the very
+    pixels that the cameras belong to (neither resized nor turned by EXIF); the others become PNG files of that name.
+    Lenses are left as they are: pictures are not undistorted, `radial_k1` belongs to them.
+
+    Args:
+        names: one a frame, for those that have none of their own.
+    Raises:
+        ValueError: the media is missing or unreadable, or there are two pictures of one name.
+    """
+    folder.mkdir(parents=True)
+    files = image_paths(row, media_root) if row.media_kind == "images" else (None,) * row.num_frames
+    written: list[str] = []
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for name, file, rgb in zip(names, files, iterate_frames(row, media_root), strict=True):
+            written.append(_write_image(folder, name, file, rgb))
+            yield rgb
+
+    frames = pictures()
+    found = None if points is None else points(row, frames)
+    for _rgb in frames:  # what nobody has taken yet
+        pass
+    if len(set(written)) < len(written):
+        twice = next(name for name in written if written.count(name) > 1)
+        raise ValueError(f"clip {row.clip_id}: two pictures are called {twice}")
+    return Scene(clip=replace(clip, image_names=tuple(written)), points=found)
+
+
+def _write_image(folder: Path, name: str, file: Path | None, rgb: NDArray[np.uint8]) -> str:
+    """Write one picture and return its name."""
+    if file is not None and file.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        content = file.read_bytes()
+        stored = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+        if stored is not None and np.array_equal(stored[..., ::-1], rgb):
+            (folder / file.name).write_bytes(content)
+            return file.name
+    name = f"{name if file is None else file.stem}.png"
+    done, content = cv2.imencode(".png", rgb[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise OSError(errno.EIO, "OpenCV cannot write the picture", str(folder / name))
+    (folder / name).write_bytes(content.tobytes())
+    return name
