@@ -34,11 +34,16 @@ from ..dataset.cameras import so3_exp
 from ..dataset.strict import Strict
 
 FocalModel = Literal["constant", "smooth", "piecewise", "given"]
-CAMERA_DOF = 7
+CAMERA_DOF = 7  # of a frame: turn, move, log focal; an eighth, the log gain of its depth, where that is free
+_FOCAL, _GAIN = 6, 7  # columns
 _EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...
 _EXPECTED_FOCAL_SHARE = 1 / 16  # ... and neighbouring frames err alike: one measurement a second
 _GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
 _GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
+_GAIN_ROBUST_SCALE = 3.0  # of the Cauchy loss on changes of the gain, in standard deviations
+PriorTerm = tuple[Tensor, Tensor, Tensor]
+"""A prior's residuals (M,), whitened and weighted, with the frames (M, k) that each depends on and its derivatives
+(M, k)."""
 LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
 
 
@@ -55,7 +60,7 @@ class BundleConfig(Strict):
     """Relative depth error per observation; None takes what the geometry source declares."""
     focal_model: Literal["auto", "constant", "smooth", "piecewise"] = "auto"
     """`auto` chooses by the Bayesian information criterion."""
-    focal_floor: Annotated[float, Field(ge=0)] = 0.01
+    focal_floor: Annotated[float, Field(ge=0)] = 0.015
     """A focal whose logarithm varies by less than this (standard deviation) is called constant."""
     focal_smoothness: Annotated[float, Field(gt=0)] = 0.004
     """Standard deviation of the second difference of log focal per frame (model `smooth`), robust."""
@@ -108,13 +113,44 @@ class Problem:
 @dataclass(frozen=True)
 class State:
     """Unknowns: rotation (F, 3, 3) and translation (F, 3) world to camera, log_focal (F,) of fx in pixels,
-    lens (4,), points (P, 3) in the world."""
+    lens (4,), points (P, 3) in the world, log_gain (F,) of measured over true depth in each frame; None where the
+    depth of all frames is in one unit exactly."""
 
     rotation: Tensor
     translation: Tensor
     log_focal: Tensor
     lens: Tensor
     points: Tensor
+    log_gain: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GainPrior:
+    """What is known of the factor by which the depth of a whole frame is wrong: an autoregressive series.
+
+    White factors (a network that judges frame by frame) and slow ones (a sensor that warms up, a unit that drifts) are
+    its two ends. Changes are judged robustly: a single wrong frame or a step is paid for once.
+
+    Attributes:
+        sigma: standard deviation of the log factor.
+        keep: (F-1,) correlation between neighbours, in [0, 1).
+    """
+
+    sigma: float
+    keep: Tensor
+
+    def terms(self, log_gain: Tensor, robust_scale: float) -> tuple[list[PriorTerm], Tensor]:
+        """As `_Priors.focal_terms`, for the column of the gain."""
+        index = torch.arange(len(log_gain))
+        first = log_gain[:1] / self.sigma
+        terms = [(index[:1, None], torch.full_like(first, 1 / self.sigma)[:, None], first)]
+        change = self.sigma * (1 - self.keep**2).sqrt()
+        r = (log_gain[1:] - self.keep * log_gain[:-1]) / change
+        rho, weight = cauchy(r * r, robust_scale)
+        root = weight.sqrt()
+        c = torch.stack([-root * self.keep / change, root / change], 1)
+        terms.append((torch.stack([index[:-1], index[1:]], 1), c, root * r))
+        return terms, 0.5 * (first**2).sum() + rho.sum()
 
 
 @dataclass(frozen=True)
@@ -150,8 +186,8 @@ class Solution:
         residual_px: (N,) reprojection error of each observation.
         residual_log_depth: (N,) log depth error; 0 where none.
         weight: (N,) robust weight of the reprojection in [0, 1].
-        covariance: (F, 7, 7) of (rotation vector rad, translation, log focal) of world_to_camera, perturbed from
-            the left, gauge fixed at the first frame; None unless asked for.
+        covariance: (F, D, D) of (rotation vector rad, translation, log focal and, where it is free, log gain) of
+            world_to_camera, perturbed from the left, gauge fixed at the first frame; None unless asked for.
     """
 
     state: State
@@ -221,7 +257,10 @@ def _residuals(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, 
     uv, p = project(problem, state)
     r_uv = (uv - problem.uv_px) / problem.sigma_px[:, None]
     behind = p[:, 2] <= 1e-6
-    r_d = (p[:, 2].clamp_min(1e-6).log() - problem.log_depth) / problem.sigma_log_depth
+    log_depth = p[:, 2].clamp_min(1e-6).log()
+    if state.log_gain is not None:
+        log_depth = log_depth + state.log_gain[problem.frame]
+    r_d = (log_depth - problem.log_depth) / problem.sigma_log_depth
     return r_uv, torch.where(torch.isinf(problem.sigma_log_depth), torch.zeros_like(r_d), r_d), behind, p
 
 
@@ -240,10 +279,18 @@ class _Priors:
     focal_sigma: float
     lens_sigma: Tensor
     robust_scale: float
+    gain: GainPrior | None = None
 
-    def focal_terms(self, log_focal: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """[(indices (M, k), coefficients (M, k) already weighted, residuals (M,))] and the cost."""
-        terms = []
+    def terms(self, state: State) -> list[tuple[int, PriorTerm]]:
+        """All terms on the cameras, each with the column of the camera that it is about."""
+        terms = [(_FOCAL, term) for term in self.focal_terms(state.log_focal)[0]]
+        if self.gain is not None and state.log_gain is not None:
+            terms += [(_GAIN, term) for term in self.gain.terms(state.log_gain, _GAIN_ROBUST_SCALE)[0]]
+        return terms
+
+    def focal_terms(self, log_focal: Tensor) -> tuple[list[PriorTerm], Tensor]:
+        """Terms on log focal, and their cost."""
+        terms: list[PriorTerm] = []
         num = len(log_focal)
         index = torch.arange(num)
         cost = log_focal.new_zeros(())
@@ -286,6 +333,9 @@ def _cost(problem: Problem, state: State, priors: _Priors, robust_scale: float) 
     rho_uv = torch.where(behind, cauchy(torch.full_like(rho_uv, 1e6), robust_scale)[0], rho_uv)
     rho_d, _ = cauchy(r_d * r_d, robust_scale)
     data = rho_uv.sum() + rho_d.sum()
+    if priors.gain is not None and state.log_gain is not None:
+        # What a model makes the depth's factors do is part of how well it explains the depth.
+        data = data + priors.gain.terms(state.log_gain, _GAIN_ROBUST_SCALE)[1]
     _, focal_cost = priors.focal_terms(state.log_focal)
     free = priors.lens_sigma > 0
     lens_cost = 0.5 * ((state.lens[free] / priors.lens_sigma[free]) ** 2).sum()
@@ -296,7 +346,7 @@ def _cost(problem: Problem, state: State, priors: _Priors, robust_scale: float) 
 class _Linear:
     """Whitened, robustly weighted Jacobians and residuals at one state, and what the solver derives from them."""
 
-    jc: Tensor  # (N, 3, 7)
+    jc: Tensor  # (N, 3, 7), or 8 where the depth of frames has a gain
     jp: Tensor  # (N, 3, 3)
     jg: Tensor  # (N, 3, G)
     r: Tensor  # (N, 3)
@@ -334,7 +384,10 @@ def _linearise(
     cross = torch.stack([zero, p[:, 2], -p[:, 1], -p[:, 2], zero, p[:, 0], p[:, 1], -p[:, 0], zero], 1)
     jw = dp @ cross.reshape(-1, 3, 3)
     jf = torch.stack([focal * a * radial * su[:, 0], fy * b * radial * su[:, 0], zero], 1)
-    jc = torch.cat([jw, dp, jf[:, :, None]], 2)
+    columns = [jw, dp, jf[:, :, None]]
+    if state.log_gain is not None:
+        columns.append(torch.stack([zero, zero, sd[:, 0]], 1)[:, :, None])
+    jc = torch.cat(columns, 2)
     jp = dp @ state.rotation[problem.frame]
     s = su[:, 0]
     lens = torch.stack(
@@ -500,51 +553,51 @@ class _Normal:
         self.problem, self.layout = problem, layout
         frames, points = problem.num_frames, problem.num_points
         jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
-        self.num_lens = jg.shape[2]
+        self.num_lens, self.dof = jg.shape[2], jc.shape[2]
         # Everything that belongs to a frame is in the products of its columns with each other.
         of_frame = layout.frames.products(torch.cat([jc, jg, r[:, :, None]], 2))
-        lens = slice(CAMERA_DOF, CAMERA_DOF + self.num_lens)
-        self.hcc = of_frame[:, :CAMERA_DOF, :CAMERA_DOF]
-        self.hcg = of_frame[:, :CAMERA_DOF, lens]
-        self.gc = of_frame[:, :CAMERA_DOF, -1]
+        lens = slice(self.dof, self.dof + self.num_lens)
+        self.hcc = of_frame[:, : self.dof, : self.dof]
+        self.hcg = of_frame[:, : self.dof, lens]
+        self.gc = of_frame[:, : self.dof, -1]
         self.hgg = of_frame[:, lens, lens].sum(0)
         self.gg = of_frame[:, lens, -1].sum(0)
         jpt = jp.transpose(1, 2)
         self.of_observation = jpt @ torch.cat([jp, jg, r[:, :, None]], 2)  # (N, 3, 3 + G + 1)
         of_point = sum_by(problem.point, self.of_observation, points)
         self.hpp, self.hpg, self.gp = of_point[:, :, :3], of_point[:, :, 3:-1], of_point[:, :, -1]
-        self.wt = jpt @ jc  # (N, 3, 7): how each observation couples its point to its frame
+        self.wt = jpt @ jc  # (N, 3, D): how each observation couples its point to its frame
         self.coupling = self._sparse(self.wt, layout.point_start)
         self.coupling_t = self.coupling.T
-        self.focal_terms, _ = priors.focal_terms(state.log_focal)
-        for index, coefficient, residual in self.focal_terms:
+        self.prior_terms = priors.terms(state)
+        for column, (index, coefficient, residual) in self.prior_terms:
             finite = torch.nan_to_num(coefficient)
-            self.gc[:, 6].index_add_(0, index.reshape(-1), (finite * residual[:, None]).reshape(-1))
+            self.gc[:, column].index_add_(0, index.reshape(-1), (finite * residual[:, None]).reshape(-1))
         sigma = priors.lens_sigma[free]
         self.hgg = self.hgg + torch.diag(1 / sigma**2)
         self.gg = self.gg + state.lens[free] / sigma**2
         # Gauge: the first frame does not move.
-        self.fixed = torch.zeros(frames, CAMERA_DOF, dtype=torch.bool)
+        self.fixed = torch.zeros(frames, self.dof, dtype=torch.bool)
         self.fixed[0, :6] = True
 
     def _sparse(self, blocks: Tensor, start: NDArray[np.int32]) -> bsr_array:
-        """(3 G, 7 F) matrix of the blocks (N, 3, 7); group g of rows holds the observations from start[g] on."""
-        shape = 3 * (len(start) - 1), CAMERA_DOF * self.problem.num_frames
-        return bsr_array((blocks.numpy(), self.layout.column, start), shape=shape, blocksize=(3, CAMERA_DOF))
+        """(3 G, D F) matrix of the blocks (N, 3, D); group g of rows holds the observations from start[g] on."""
+        shape = 3 * (len(start) - 1), self.dof * self.problem.num_frames
+        return bsr_array((blocks.numpy(), self.layout.column, start), shape=shape, blocksize=(3, self.dof))
 
     def _to_points(self, c: Tensor) -> Tensor:
-        """(P, 3) of camera steps (F, 7)."""
+        """(P, 3) of camera steps (F, D)."""
         return torch.from_numpy(self.coupling @ c.reshape(-1).numpy()).reshape(-1, 3)
 
     def _to_cameras(self, z: Tensor) -> Tensor:
-        """(F, 7) of point steps (P, 3)."""
-        return torch.from_numpy(self.coupling_t @ z.reshape(-1).numpy()).reshape(-1, CAMERA_DOF)
+        """(F, D) of point steps (P, 3)."""
+        return torch.from_numpy(self.coupling_t @ z.reshape(-1).numpy()).reshape(-1, self.dof)
 
-    def _focal_prior_times(self, x: Tensor) -> Tensor:
+    def _priors_times(self, x: Tensor) -> Tensor:
         out = torch.zeros_like(x)
-        for index, coefficient, _ in self.focal_terms:
-            inner = (coefficient * x[index]).sum(1)
-            out.index_add_(0, index.reshape(-1), (coefficient * inner[:, None]).reshape(-1))
+        for column, (index, coefficient, _) in self.prior_terms:
+            inner = (coefficient * x[index, column]).sum(1)
+            out[:, column].index_add_(0, index.reshape(-1), (coefficient * inner[:, None]).reshape(-1))
         return out
 
     def damp(self, damping: float) -> None:
@@ -568,7 +621,7 @@ class _Normal:
         hpp = hpp + torch.diag_embed(damp)
         root = self._sparse(_divide_by_root(self.wt, hpp, layout.piece), layout.piece_start)
         removed = root.T @ root
-        diagonal = self.hcc.new_zeros(nb, m, CAMERA_DOF, m, CAMERA_DOF)
+        diagonal = self.hcc.new_zeros(nb, m, self.dof, m, self.dof)
         upper = torch.zeros_like(diagonal)
         row = torch.arange(frames).repeat_interleave(torch.from_numpy(np.diff(removed.indptr)).long())
         column = torch.from_numpy(removed.indices).long()
@@ -579,28 +632,29 @@ class _Normal:
             into[block[of], i, :, j, :] = -torch.from_numpy(removed.data)[of]
         frame = torch.arange(frames)
         diagonal[frame // m, frame % m, :, frame % m, :] += self.hcc + torch.diag_embed(self.damp_c)
-        for index, coefficient, _ in self.focal_terms:
+        for number, (index, coefficient, _) in self.prior_terms:
+            at = torch.tensor(number)
             for a, b in itertools.product(range(index.shape[1]), repeat=2):
                 fa, fb = index[:, a], index[:, b]
                 for into, apart in ((diagonal, 0), (upper, 1)):
                     of = fb // m - fa // m == apart
-                    where = (fa[of] // m, fa[of] % m, torch.tensor(6), fb[of] % m, torch.tensor(6))
+                    where = (fa[of] // m, fa[of] % m, at, fb[of] % m, at)
                     into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[of], accumulate=True)
-        diagonal = diagonal.reshape(nb, m * CAMERA_DOF, m * CAMERA_DOF)
-        upper = upper.reshape(nb, m * CAMERA_DOF, m * CAMERA_DOF)
+        diagonal = diagonal.reshape(nb, m * self.dof, m * self.dof)
+        upper = upper.reshape(nb, m * self.dof, m * self.dof)
         missing = nb * m - frames
         if missing:
-            last = torch.arange((m - missing) * CAMERA_DOF, m * CAMERA_DOF)
+            last = torch.arange((m - missing) * self.dof, m * self.dof)
             diagonal[-1, last, last] = 1.0
-        self.padded = nb * m * CAMERA_DOF
+        self.padded = nb * m * self.dof
         self.band = _BandFactor(diagonal, upper)
         if self.num_lens:
             along = _invert3(hpp) @ pg
             cut = self._sparse(self.wt, layout.piece_start)
             spread = torch.from_numpy(cut.T @ along.reshape(-1, self.num_lens).numpy())
-            hcg = self.hcg - spread.reshape(frames, CAMERA_DOF, self.num_lens)
+            hcg = self.hcg - spread.reshape(frames, self.dof, self.num_lens)
             hcg = torch.where(self.fixed[:, :, None], torch.zeros_like(hcg), hcg)
-            self.border = self._pad(hcg.reshape(frames * CAMERA_DOF, -1))
+            self.border = self._pad(hcg.reshape(frames * self.dof, -1))
             self.border_solved = self.band.solve(self.border)
             hgg = self.hgg - (pg.transpose(1, 2) @ along).sum(0)
             self.border_schur = torch.linalg.inv(
@@ -613,24 +667,24 @@ class _Normal:
         return torch.cat([x, x.new_zeros(self.padded - x.shape[0], x.shape[1])], 0)
 
     def precondition(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve the band system for right-hand sides c (F, 7), g (G,)."""
+        """Solve the band system for right-hand sides c (F, D), g (G,)."""
         frames = self.problem.num_frames
         y = self.band.solve(self._pad(c.reshape(-1, 1)))
         if len(g):
             g = self.border_schur @ (g - (self.border.T @ y)[:, 0])
             y = y - self.border_solved @ g[:, None]
-        return y[: frames * CAMERA_DOF, 0].reshape(frames, CAMERA_DOF), g
+        return y[: frames * self.dof, 0].reshape(frames, self.dof), g
 
     def times(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Damped Schur complement times (c, g), without forming it."""
         z = (self.hpp_inv @ (self._to_points(c) + self.hpg @ g)[:, :, None])[:, :, 0]
         out_c = (self.hcc @ c[:, :, None])[:, :, 0] + self.damp_c * c - self._to_cameras(z) + self.hcg @ g
-        out_c[:, 6] += self._focal_prior_times(c[:, 6])
+        out_c += self._priors_times(c)
         out_g = self.hgg @ g + torch.einsum("fig,fi->g", self.hcg, c) - torch.einsum("pig,pi->g", self.hpg, z)
         return torch.where(self.fixed, self.damp_c * c, out_c), out_g
 
     def step(self, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Gauss-Newton step (camera (F, 7), lens (G,), points (P, 3)) and the conjugate-gradient iterations used."""
+        """Gauss-Newton step (camera (F, D), lens (G,), points (P, 3)) and the conjugate-gradient iterations used."""
         zp = (self.hpp_inv @ self.gp[:, :, None])[:, :, 0]
         bc = self._to_cameras(zp) - self.gc
         bc = torch.where(self.fixed, torch.zeros_like(bc), bc)
@@ -662,11 +716,11 @@ class _Normal:
         return xc, xg, xp, used
 
     def covariance(self) -> Tensor:
-        """(F, 7, 7) marginal covariance of the cameras from the band (lens held fixed)."""
+        """(F, D, D) marginal covariance of the cameras from the band (lens held fixed)."""
         m, frames = self.layout.superblock, self.problem.num_frames
-        blocks = self.band.inverse_diagonal().reshape(-1, m, CAMERA_DOF, m, CAMERA_DOF)
+        blocks = self.band.inverse_diagonal().reshape(-1, m, self.dof, m, self.dof)
         i = torch.arange(m)
-        return blocks[:, i, :, i, :].permute(1, 0, 2, 3).reshape(-1, CAMERA_DOF, CAMERA_DOF)[:frames]
+        return blocks[:, i, :, i, :].permute(1, 0, 2, 3).reshape(-1, self.dof, self.dof)[:frames]
 
 
 def _apply(state: State, camera: Tensor, lens: Tensor, points: Tensor, free: Tensor) -> State:
@@ -679,6 +733,7 @@ def _apply(state: State, camera: Tensor, lens: Tensor, points: Tensor, free: Ten
         log_focal=state.log_focal + camera[:, 6],
         lens=new_lens,
         points=state.points + points,
+        log_gain=None if state.log_gain is None else state.log_gain + camera[:, _GAIN],
     )
 
 
@@ -698,6 +753,7 @@ def solve(
     want_covariance: bool = False,
     band_frames: int | None = None,
     hopeless_above: float | None = None,
+    gain: GainPrior | None = None,
 ) -> Solution:
     """Minimise the robust cost from `state` by Levenberg-Marquardt.
 
@@ -710,8 +766,9 @@ def solve(
         band_frames: overrides the configured band width.
         hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
             as the last one would not bring it down there.
+        gain: frees the gain of each frame's depth under this prior; None: all depth is in one unit.
     Raises:
-        ValueError: if the problem has no observation or is not sorted.
+        ValueError: if the problem has no observation or is not sorted, or the state has gains without a prior.
         FloatingPointError: if the cost is not finite at the start.
     """
     if len(problem.frame) == 0:
@@ -719,6 +776,8 @@ def solve(
     key = problem.point * problem.num_frames + problem.frame
     if bool((key[1:] <= key[:-1]).any()):
         raise ValueError("bundle: observations must be sorted by point, then frame, each pair once")
+    if gain is None and state.log_gain is not None:
+        raise ValueError("bundle: the state has gains of the depth, but no prior says what they may be")
     diagonal = problem.focal_scale_px
     pp = config.principal_point_sigma * diagonal
     lens_sigma = torch.tensor([pp, pp, config.aspect_sigma, config.radial_sigma], dtype=torch.float64)
@@ -731,7 +790,10 @@ def solve(
         focal_sigma=config.focal_prior_sigma,
         lens_sigma=lens_sigma,
         robust_scale=config.robust_scale,
+        gain=gain,
     )
+    if gain is not None and state.log_gain is None:
+        state = replace(state, log_gain=torch.zeros_like(state.log_focal))
     layout = _layout(problem, band_frames or config.band_frames)
     cost, data = _cost(problem, state, priors, config.robust_scale)
     if not bool(torch.isfinite(cost)):
@@ -815,7 +877,7 @@ def solve(
 def _covariance(
     problem: Problem, state: State, priors: _Priors, free: Tensor, config: BundleConfig, band_frames: int
 ) -> Tensor:
-    """(F, 7, 7) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
+    """(F, D, D) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
     linear, _ = _linearise(problem, state, config.robust_scale, free)
     wide = _layout(problem, max(config.covariance_band_frames, band_frames))
     normal = _Normal(problem, wide, linear, state, priors, free)
@@ -834,7 +896,7 @@ def _covariance(
     variance = float((r_uv * r_uv).sum(1).median()) / 1.386
     # Unknowns soak up part of the noise.
     equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
-    unknowns = CAMERA_DOF * problem.num_frames + 3 * problem.num_points
+    unknowns = linear.jc.shape[2] * problem.num_frames + 3 * problem.num_points
     variance *= equations / max(equations - unknowns, 0.1 * equations)
     return normal.covariance() * max(variance, 1e-6)
 
@@ -847,6 +909,7 @@ def resect(
     free_frames: Tensor,
     focal_guess: Tensor,
     focal_sigma: float,
+    gain_sigma: float | None = None,
     iterations: int = 12,
 ) -> tuple[State, Tensor]:
     """Pose and focal of single frames against fixed points, all frames at once.
@@ -854,21 +917,35 @@ def resect(
     Args:
         free_frames: (F,) bool, which frames move.
         focal_guess: (F,) log focal that each frame is drawn to with `focal_sigma`.
+        gain_sigma: how far the log gain of a frame's depth may lie from that of `state`; None: not at all.
     Returns:
         New state, and the number of inliers (robust weight above 0.3) per frame (F,).
     """
     frames = problem.num_frames
     lens_free = torch.zeros(LENS_DOF, dtype=torch.bool)
+    # (column, log value that it is drawn to, standard deviation)
+    drawn = [(_FOCAL, focal_guess, focal_sigma)]
+    held = state.log_gain if gain_sigma is None else None
+    if gain_sigma is not None:
+        guess = torch.zeros_like(focal_guess) if state.log_gain is None else state.log_gain
+        drawn.append((_GAIN, guess, gain_sigma))
+        state = replace(state, log_gain=guess)
+    elif held is not None:
+        problem = replace(problem, log_depth=problem.log_depth - held[problem.frame])
+        state = replace(state, log_gain=None)
+
+    def value(s: State, column: int) -> Tensor:
+        found = s.log_focal if column == _FOCAL else s.log_gain
+        assert found is not None
+        return found
 
     def frame_cost(s: State) -> Tensor:
         r_uv, r_d, behind, _ = _residuals(problem, s)
         rho, _ = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
         rho = torch.where(behind, cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
         rho_d, _ = cauchy(r_d * r_d, config.robust_scale)
-        return (
-            sum_by(problem.frame, rho + rho_d, frames)
-            + 0.5 * ((s.log_focal - focal_guess) / focal_sigma) ** 2
-        )
+        prior = sum(0.5 * ((value(s, column) - centre) / sigma) ** 2 for column, centre, sigma in drawn)
+        return sum_by(problem.frame, rho + rho_d, frames) + prior
 
     cost = frame_cost(state)
     damping = torch.full((frames,), 1e-3, dtype=torch.float64)
@@ -878,9 +955,10 @@ def resect(
     for _ in range(iterations):
         linear, _ = _linearise(problem, state, config.robust_scale, lens_free)
         of_frame = members.products(torch.cat([linear.jc, linear.r[:, :, None]], 2))
-        h, g = of_frame[:, :CAMERA_DOF, :CAMERA_DOF], of_frame[:, :CAMERA_DOF, -1]
-        h[:, 6, 6] += 1 / focal_sigma**2
-        g[:, 6] += (state.log_focal - focal_guess) / focal_sigma**2
+        h, g = of_frame[:, :-1, :-1], of_frame[:, :-1, -1]
+        for column, centre, sigma in drawn:
+            h[:, column, column] += 1 / sigma**2
+            g[:, column] += (value(state, column) - centre) / sigma**2
         diag = torch.diagonal(h, dim1=1, dim2=2)
         h = h + torch.diag_embed(damping[:, None] * diag + 1e-9 * diag.amax(1, keepdim=True) + 1e-12)
         step, info = torch.linalg.solve_ex(h, -g)
@@ -894,10 +972,13 @@ def resect(
             log_focal=torch.where(better, trial.log_focal, state.log_focal),
             lens=state.lens,
             points=state.points,
+            log_gain=None if gain_sigma is None else torch.where(better, trial.log_gain, state.log_gain),  # type: ignore[arg-type]
         )
         cost = torch.where(better, new_cost, cost)
         damping = torch.where(better, damping / 4, damping * 4).clamp(1e-9, 1e6)
     r_uv, _, behind, _ = _residuals(problem, state)
     _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
     inlier = (weight > 0.3) & ~behind
+    if held is not None:
+        state = replace(state, log_gain=held)
     return _orthonormal(state), sum_by(problem.frame, inlier.double(), frames)

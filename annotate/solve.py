@@ -25,6 +25,7 @@ from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
 from .clip import ClipRejection
 from .dense import View, align_rgbd, link_points
+from .depth_noise import DepthNoise, first_noise, measured_noise, sample_depth
 from .geometry.base import DepthMaps
 from .tracks import (
     DENSE,
@@ -36,6 +37,7 @@ from .tracks import (
     join_tracks,
     make_tracks,
     match_features,
+    members,
 )
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
 _MIN_INLIERS = 12
 _FOCAL_DOUBT_LOG = 0.1  # a window's focal that is further than this from the given one is looked into
 _KNOWN_LENS_SIGMA = 1e-4  # freedom of a known log focal in the steps before the bundle
+_LEAST_RAY_EIGENVALUE = 3e-4  # rays at an angle t have 1 - cos t: 1.4 degrees
 _MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
 _MIN_DENSE_AGREEMENT = 0.85
 _MIN_LOOP_MATCHES = 25  # between images that are not neighbours in time
@@ -121,52 +124,6 @@ class Evidence:
     problem: Problem
     state: State
     config: BundleConfig
-
-
-def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
-    """Depth of each observation (N,), NaN where there is none or where it lies on a depth edge.
-
-    The map covers the stored image at any resolution. A pixel is trusted if the valid depths in its 3x3
-    neighbourhood (at least 5) differ by less than 8 % in all: tracks cling to corners, corners to depth edges.
-    """
-    out = np.full(len(tracks.frame), np.nan)
-    for frame, of in enumerate(members(tracks.frame, tracks.num_frames)):
-        if not len(of):
-            continue
-        z = depth.read(frame)
-        if z is None:
-            continue
-        out[of] = _look_up(z, tracks.xy_px[of] / (tracks.width, tracks.height))
-    return out
-
-
-def _look_up(z: FloatArray, xy: FloatArray) -> FloatArray:
-    """Depth (n,) of image points `xy` (n, 2) in shares of width and height; NaN where not trusted."""
-    height, width = z.shape
-    x, y = xy[:, 0] * width, xy[:, 1] * height
-    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
-    inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
-    dy, dx = np.mgrid[-1:2, -1:2].reshape(2, 9)
-    r = np.clip(row[:, None] + dy, 0, height - 1)
-    c = np.clip(column[:, None] + dx, 0, width - 1)
-    patch = z[r, c].astype(np.float64)
-    good = np.isfinite(patch) & (patch > 0)
-    low = np.where(good, patch, np.inf).min(1)
-    high = np.where(good, patch, -np.inf).max(1)
-    trusted = inside & good[:, 4] & (good.sum(1) >= 5) & (high < 1.08 * low)
-    # Bilinear weights around the exact position, over the valid pixels.
-    weight = np.maximum(1 - np.abs(column[:, None] + dx + 0.5 - x[:, None]), 0) * np.maximum(
-        1 - np.abs(row[:, None] + dy + 0.5 - y[:, None]), 0
-    )
-    weight = np.where(good, weight, 0)
-    value = (weight * np.where(good, patch, 0)).sum(1) / np.maximum(weight.sum(1), 1e-12)
-    return np.where(trusted, value, np.nan)
-
-
-def members(group: IntArray, size: int) -> list[IntArray]:
-    """For each group 0..size-1 the (increasing) numbers of its elements, in one sort however many groups there are."""
-    order = np.argsort(group, kind="stable")
-    return np.split(order, np.searchsorted(group[order], np.arange(1, size)))
 
 
 def build_problem(
@@ -291,6 +248,11 @@ def count_depth(problem: Problem, per_frame: float | None) -> Problem:
     return replace(problem, sigma_log_depth=problem.sigma_log_depth * factor)
 
 
+def true_log_depth(problem: Problem, state: State) -> Tensor:
+    """(N,) log depth of the observations without the factor by which their frame's depth is wrong."""
+    return problem.log_depth if state.log_gain is None else problem.log_depth - state.log_gain[problem.frame]
+
+
 def lift_points(problem: Problem, state: State, *, known: Tensor | None = None) -> Tensor:
     """World points (P, 3) from depth: the median camera-frame lift over the observations that have depth.
 
@@ -301,7 +263,7 @@ def lift_points(problem: Problem, state: State, *, known: Tensor | None = None) 
     if known is not None:
         has &= known[problem.frame]
     f = problem.frame
-    z = problem.log_depth.exp()
+    z = true_log_depth(problem, state).exp()
     focal = state.log_focal[f].exp()
     xy = problem.uv_px - problem.centre_px
     p = torch.stack([xy[:, 0] / focal * z, xy[:, 1] / focal * z, z], 1)
@@ -397,6 +359,7 @@ def sequential(
     start: int,
     log_focal: float | FloatArray,
     focal_step_sigma: float,
+    gain_sigma: float | None = None,
 ) -> tuple[State, NDArray[np.bool_]]:
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
 
@@ -407,6 +370,8 @@ def sequential(
         start: frame to begin with.
         log_focal: of that frame, from which the focal is followed; or (F,) of every frame where the lens is known.
         focal_step_sigma: how far the log focal may move from one frame to the next, or from the known one.
+        gain_sigma: by how much the depth of whole frames is wrong; then each frame's depth is brought to that of the
+            frames before. None: it is taken as it is.
     Returns:
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
     """
@@ -432,6 +397,10 @@ def sequential(
     # misses, however many tracks they carry, so only points that have proved themselves place the next frame.
     hits = np.zeros(problem.num_points)
     misses = np.zeros(problem.num_points)
+    gain = np.zeros(frames)
+    # Of points without any depth: sums over the viewing rays of placed frames, to triangulate them by where needed.
+    ray_matrix, ray_vector = np.zeros((problem.num_points, 3, 3)), np.zeros((problem.num_points, 3))
+    triangulated = np.zeros(problem.num_points, bool)
 
     def judge_points(i: int) -> None:
         of = by_frame[i]
@@ -444,7 +413,10 @@ def sequential(
     def lift(i: int) -> None:
         of = by_frame[i]
         of = of[np.isfinite(z[of])]
-        depth = z[of]
+        depth = z[of] * np.exp(-gain[i])
+        # The first depth of a point takes the place of what rays made of it.
+        fresh = point[of][triangulated[point[of]]]
+        total[fresh], count[fresh], triangulated[fresh] = 0, 0, False
         p = np.concatenate([(uv[of] - centre) / focal[i] * depth[:, None], depth[:, None]], 1)
         world = (p - translation[i]) @ rotation[i]
         # Points far off their first position are mismatches or moving: the first lift stands.
@@ -454,13 +426,46 @@ def sequential(
         np.add.at(total, point[of[near]], world[near])
         np.add.at(count, point[of[near]], 1)
 
+    def add_rays(i: int) -> None:
+        of = by_frame[i]
+        of = of[(count[point[of]] == 0) | triangulated[point[of]]]
+        ray = np.concatenate([(uv[of] - centre) / focal[i], np.ones((len(of), 1))], 1)
+        ray = (ray / np.linalg.norm(ray, axis=1, keepdims=True)) @ rotation[i]
+        across = np.eye(3) - ray[:, :, None] * ray[:, None, :]
+        ray_matrix[point[of]] += across
+        ray_vector[point[of]] += across @ -(rotation[i].T @ translation[i])
+
+    def triangulate_of(i: int) -> None:
+        """Points for frame `i` where depth gave too few: from the rays of the frames before."""
+        of = by_frame[i]
+        p = point[of][(count[point[of]] == 0) | triangulated[point[of]]]
+        p = p[np.linalg.eigvalsh(ray_matrix[p])[:, 0] > _LEAST_RAY_EIGENVALUE]
+        total[p] = np.linalg.solve(ray_matrix[p], ray_vector[p][:, :, None])[:, :, 0]
+        count[p], triangulated[p] = 1, True
+
+    def judge_gain(i: int, agree: IntArray) -> float:
+        """Factor of frame i's depth against the points that agree with its camera."""
+        assert gain_sigma is not None
+        of = agree[np.isfinite(z[agree]) & (count[point[agree]] > 0)]
+        if len(of) < 8:
+            return 0.0
+        mean = total[point[of]] / count[point[of]][:, None]
+        seen = (mean @ rotation[i].T + translation[i])[:, 2]
+        of, seen = of[seen > 0], seen[seen > 0]
+        off = np.log(z[of]) - np.log(seen)
+        doubt = 1.25 * 1.4826 * np.median(np.abs(off - np.median(off))) / len(of) ** 0.5
+        return float(np.median(off)) * gain_sigma**2 / (gain_sigma**2 + doubt**2)
+
     placed[start] = True
     lift(start)
+    add_rays(start)
     for direction in (1, -1):
         last = start
         i = start + direction
         while 0 <= i < frames:
             of = by_frame[i]
+            if (count[point[of]] > 0).sum() < _MIN_SHARED:
+                triangulate_of(i)
             known = of[(count[point[of]] > 0) & (misses[point[of]] <= hits[point[of]] + 1)]
             xyz = total[point[known]] / np.maximum(count[point[known]], 1)[:, None]
             rotation[i], translation[i] = rotation[last], translation[last]
@@ -488,21 +493,31 @@ def sequential(
                     problem,
                     config,
                     focal_step_sigma,
+                    gain_sigma,
                 )
                 if inliers >= _MIN_INLIERS:
                     rotation[i], translation[i], focal[i] = r, t, f
                     placed[i] = True
                     last = i
+                    if gain_sigma is not None:
+                        gain[i] = judge_gain(i, known[agree])
                     judge_points(i)
                     lift(i)
+                    add_rays(i)
                     break
             i += direction
     count[misses > hits + 1] = 0
+    if gain_sigma is not None:
+        # The frame to begin with need not be the one whose depth is right.
+        usual = float(np.median(gain[placed]))
+        gain[placed] -= usual
+        translation, total = translation * np.exp(usual), total * np.exp(usual)
     state = replace(
         state,
         rotation=torch.as_tensor(rotation),
         translation=torch.as_tensor(translation),
         log_focal=torch.as_tensor(np.log(focal)),
+        log_gain=None if gain_sigma is None else torch.as_tensor(gain),
     )
     points = torch.as_tensor(total / np.where(count > 0, count, np.nan)[:, None])
     return replace(state, points=points), placed
@@ -534,6 +549,7 @@ def refine_single(
     problem: Problem,
     config: BundleConfig,
     focal_step_sigma: float,
+    gain_sigma: float | None = None,
 ) -> tuple[FloatArray, FloatArray, float, int]:
     """Pose and focal of one frame against fixed points; the tiny case of `bundle.resect`.
 
@@ -542,6 +558,7 @@ def refine_single(
         rotation, translation, focal: where to begin, world to camera and pixels.
         problem: whose standard deviations hold for this frame too.
         focal_step_sigma: how far log focal may move.
+        gain_sigma: by how much the depth of a whole frame is wrong; None: not at all.
     Returns:
         Rotation (3, 3), translation (3,), focal in pixels, number of inliers.
     """
@@ -574,6 +591,7 @@ def refine_single(
         free_frames=torch.ones(1, dtype=torch.bool),
         focal_guess=state.log_focal.clone(),
         focal_sigma=focal_step_sigma,
+        gain_sigma=gain_sigma,
         iterations=8,
     )
     return (
@@ -601,6 +619,7 @@ def _choose_start(
     long_side: float,
     config: BundleConfig,
     given: FloatArray | None = None,
+    noise: DepthNoise | None = None,
 ) -> tuple[int, float]:
     """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
 
@@ -608,6 +627,7 @@ def _choose_start(
         problem_of: frames -> Problem of that window.
         windows: keyframe numbers of each window.
         given: (K,) log focal of every keyframe where the lens is known: then the only hypothesis.
+        noise: of the depth; None: its frames all have one unit.
     Returns:
         (start keyframe number, log focal there).
     """
@@ -624,6 +644,7 @@ def _choose_start(
             else [given[window]]
         )
         prior = _window_prior(config, len(window), None if given is None else given[window])
+        gain = None if noise is None else noise.gain_prior(len(window))
         for log_focal in hypotheses:
             state, placed = sequential(
                 problem,
@@ -631,6 +652,7 @@ def _choose_start(
                 start=middle,
                 log_focal=log_focal,
                 focal_step_sigma=0.02 if given is None else _KNOWN_LENS_SIGMA,
+                gain_sigma=None if noise is None else noise.gain_sigma,
             )
             if placed.sum() < max(3, 0.6 * len(window)):
                 continue
@@ -638,7 +660,9 @@ def _choose_start(
             if len(used.frame) < 60:
                 continue
             try:
-                solution = ba.solve(used, used_state, prior, config, max_iterations=8, tolerance=1e-3)
+                solution = ba.solve(
+                    used, used_state, prior, config, max_iterations=8, tolerance=1e-3, gain=gain
+                )
             except FloatingPointError:
                 continue
             candidates.append((solution.cost / len(used.frame), used, solution.state))
@@ -646,7 +670,7 @@ def _choose_start(
             continue
         cost, used, state = min(candidates, key=lambda c: c[0])
         solution = ba.solve(
-            used, state, prior, config, max_iterations=6, tolerance=1e-4, want_covariance=True
+            used, state, prior, config, max_iterations=6, tolerance=1e-4, want_covariance=True, gain=gain
         )
         assert solution.covariance is not None
         sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
@@ -711,7 +735,7 @@ def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) ->
     has = torch.isfinite(problem.sigma_log_depth) & still[problem.point]
     point, frame = problem.point[has], problem.frame[has]
     z = (state.rotation[frame] @ solved[point][:, :, None])[:, 2, 0] + state.translation[frame, 2]
-    off = (z.clamp_min(1e-6).log() - problem.log_depth[has]).abs() / problem.sigma_log_depth[has]
+    off = (z.clamp_min(1e-6).log() - true_log_depth(problem, state)[has]).abs() / problem.sigma_log_depth[has]
     still[point[off > _DEPTH_TOLERANCE]] = False
     dropped = moving & ~still
     log.debug("moving: %d of %d tracks, %d kept by triangulation", dropped.sum(), len(moving), still.sum())
@@ -1064,6 +1088,12 @@ def solve_cameras(
             "no_depth_on_tracks", f"{np.isfinite(z).sum()} of {len(z)} track points have valid depth"
         )
 
+    # What errs alike in a frame of a network is counted (`depths_per_frame`); of given depth it is measured.
+    noise = first_noise(tracks, z, depth_sigma_log) if depths_per_frame is None else None
+    log.debug("depth: %s", noise)
+    if noise is not None:
+        depth_sigma_log = noise.observation
+
     def problem_of(numbers: IntArray) -> Problem:
         sub, sub_z = subset_frames(tracks, z, keyframes[numbers])
         return build_problem(sub, sub_z, config, depth_sigma_log=depth_sigma_log)
@@ -1079,7 +1109,7 @@ def solve_cameras(
     windows = _windows(measured)
     if start is None:
         first_frame, log_focal = _choose_start(
-            window_problem, windows, max(height, width), coarse, given_keys
+            window_problem, windows, max(height, width), coarse, given_keys, noise
         )
 
     def place() -> tuple[State, NDArray[np.bool_]]:
@@ -1090,6 +1120,7 @@ def solve_cameras(
                 start=first_frame,
                 log_focal=log_focal if given_keys is None else given_keys,
                 focal_step_sigma=0.05 if given_keys is None else _KNOWN_LENS_SIGMA,
+                gain_sigma=None if noise is None else noise.gain_sigma,
             )
         state, placed = start.state(key_problem, keyframes)
         if given_keys is not None:
@@ -1133,7 +1164,7 @@ def solve_cameras(
 
     def key_bundle(
         state: State, placed: NDArray[np.bool_], iterations: int, *, free_lens: bool = given_keys is None
-    ) -> tuple[State, Solution]:
+    ) -> tuple[State, Problem, Solution]:
         points = torch.where(torch.isfinite(state.points), state.points, lift_points(key_problem, state))
         # Tracks without depth still tie frames together.
         points = torch.where(
@@ -1145,6 +1176,9 @@ def solve_cameras(
         state = without_moving(key_problem, state, placed)
         used, used_state = _keep_known(key_problem, state, placed)
         used = count_depth(used, depths_per_frame)
+        gain = None if noise is None else noise.gain_prior(used.num_frames)
+        if gain is None:
+            used_state = replace(used_state, log_gain=None)
         if free_lens or given_keys is None:
             prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
             if start is not None:
@@ -1152,30 +1186,52 @@ def solve_cameras(
         else:
             prior = ba.focal_prior("given", used.num_frames, coarse, given=torch.as_tensor(given_keys))
         solution = ba.solve(
-            used, used_state, prior, coarse, max_iterations=iterations, tolerance=3e-4, band_frames=256
+            used,
+            used_state,
+            prior,
+            coarse,
+            max_iterations=iterations,
+            tolerance=3e-4,
+            band_frames=256,
+            gain=gain,
         )
         new = solution.state
-        return replace(new, points=lift_points(key_problem, new)), solution
+        return replace(new, points=lift_points(key_problem, new)), used, solution
 
     def asked_focal_log() -> float:
         if given_keys is None or start is not None:
             return float("nan")
         try:
             window = [numbers for numbers in windows if numbers[len(numbers) // 2] == first_frame]
-            at, asked = _choose_start(window_problem, window, max(height, width), coarse)
+            at, asked = _choose_start(window_problem, window, max(height, width), coarse, noise=noise)
         except ClipRejection:
             return float("nan")  # nothing confirms the lens
         focal_asked_log = float(asked - given_keys[at])
         if abs(focal_asked_log) > _FOCAL_DOUBT_LOG:
             # One window is not enough to doubt the source: ask the whole clip, as if nothing were known.
-            free, where = sequential(key_problem, coarse, start=at, log_focal=asked, focal_step_sigma=0.05)
-            free, _ = key_bundle(free, where, 20, free_lens=True)
+            free, where = sequential(
+                key_problem,
+                coarse,
+                start=at,
+                log_focal=asked,
+                focal_step_sigma=0.05,
+                gain_sigma=None if noise is None else noise.gain_sigma,
+            )
+            free, _, _ = key_bundle(free, where, 20, free_lens=True)
             focal_asked_log = float(np.median((free.log_focal.cpu().numpy() - given_keys)[where]))
         return focal_asked_log
 
     focal_asked_log = asked_focal_log()
-    state, first = key_bundle(state, placed, 20)
-    depth_sigma_log = _measured_depth_sigma(first, depth_sigma_log)
+
+    def judged(problem: Problem, solution: Solution) -> tuple[DepthNoise | None, float]:
+        if noise is None:
+            return None, _measured_depth_sigma(solution, depth_sigma_log)
+        found = measured_noise(problem, solution, noise)
+        log.debug("depth: %s", found)
+        return found, found.observation
+
+    state, solved_problem, first = key_bundle(state, placed, 20)
+    noise, depth_sigma_log = judged(solved_problem, first)
     key_problem = problem_of(np.arange(len(keyframes)))
     loops = 0
     if tracks_config.max_loops_per_keyframe:
@@ -1193,7 +1249,9 @@ def solve_cameras(
             tracks, z = all_tracks()
             key_problem = problem_of(np.arange(len(keyframes)))
             state = replace(state, points=lift_points(key_problem, state))
-            state, _ = key_bundle(state, placed, 15)
+            state, solved_problem, first = key_bundle(state, placed, 15)
+            if noise is not None:
+                noise, depth_sigma_log = judged(solved_problem, first)
     log.debug("loops: %d", loops)
     solved = _with_lens(
         _all_frames(
@@ -1208,6 +1266,7 @@ def solve_cameras(
             given,
             None if start is None else torch.as_tensor(np.log(start.at(np.arange(frames))[1])),
             depths_per_frame,
+            noise,
         ),
         lens,
     )
@@ -1292,6 +1351,18 @@ def _spread_to_all(
     return world_to_camera[:, :3, :3], world_to_camera[:, :3, 3], log_focal
 
 
+def _spread_gain(key_state: State, keyframes: IntArray, placed: NDArray[np.bool_], frames: int) -> Tensor:
+    """Start values (F,) of the gain of every frame's depth: the keyframes' own, and between them their slow part."""
+    if key_state.log_gain is None:
+        return torch.zeros(frames, dtype=torch.float64)
+    good = np.nonzero(placed)[0]
+    own = key_state.log_gain.numpy()[good]
+    slow = [np.median(own[max(0, i - 2) : i + 3]) for i in range(len(own))]
+    gain = np.interp(np.arange(frames), keyframes[good], slow)
+    gain[keyframes[good]] = own
+    return torch.as_tensor(gain)
+
+
 def _all_frames(
     tracks: Tracks,
     z: FloatArray,
@@ -1304,11 +1375,13 @@ def _all_frames(
     given: FloatArray | None,
     expected: Tensor | None = None,
     depths_per_frame: float | None = None,
+    noise: DepthNoise | None = None,
 ) -> CameraSolution:
     """Resect the frames between keyframes, then bundle everything and choose the focal model."""
     frames = tracks.num_frames
     problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
     rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
+    gain = None if noise is None else noise.gain_prior(frames)
     if given is not None:
         log_focal = given
     state = State(
@@ -1317,6 +1390,7 @@ def _all_frames(
         log_focal=torch.as_tensor(log_focal),
         lens=key_state.lens,
         points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
+        log_gain=None if gain is None else _spread_gain(key_state, keyframes, placed, frames),
     )
     known = torch.zeros(frames, dtype=torch.bool)
     known[torch.as_tensor(keyframes[placed])] = True
@@ -1335,6 +1409,7 @@ def _all_frames(
         free_frames=free,
         focal_guess=sub_state.log_focal.clone(),
         focal_sigma=0.05 if given is None else _KNOWN_LENS_SIGMA,
+        gain_sigma=None if noise is None or gain is None else noise.gain_sigma,
         iterations=15,
     )
     state = replace(moved, points=state.points)
@@ -1353,17 +1428,23 @@ def _all_frames(
     model: FocalModel
     if given is not None:
         prior = ba.focal_prior("given", frames, config, given=torch.as_tensor(given))
-        solution = ba.solve(used, used_state, prior, config, tolerance=_TOLERANCE, want_covariance=True)
+        solution = ba.solve(
+            used, used_state, prior, config, tolerance=_TOLERANCE, want_covariance=True, gain=gain
+        )
         model, costs = "given", {"given": solution.data_cost}
     else:
         smooth = replace(ba.focal_prior("smooth", frames, config), expected=expected)
-        solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE)
-        solution, model, costs = _choose_focal_model(used, solution, config, expected)
+        solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE, gain=gain)
+        solution, model, costs = _choose_focal_model(used, solution, config, expected, gain)
     return _summarise(used, solution, model, costs, tracks, loops, config)
 
 
 def _choose_focal_model(
-    problem: Problem, smooth: Solution, config: BundleConfig, expected: Tensor | None = None
+    problem: Problem,
+    smooth: Solution,
+    config: BundleConfig,
+    expected: Tensor | None = None,
+    gain: ba.GainPrior | None = None,
 ) -> tuple[Solution, FocalModel, dict[str, float]]:
     """Constant, smooth or piecewise focal by the Bayesian information criterion.
 
@@ -1392,6 +1473,7 @@ def _choose_focal_model(
                 config,
                 tolerance=_TOLERANCE,
                 hopeless_above=(best - freedom * unit) / 0.2 if judged and np.isfinite(best) else None,
+                gain=gain,
             )
         costs[model] = 0.2 * solution.data_cost + freedom * unit
         solutions[model] = solution
@@ -1420,6 +1502,7 @@ def _choose_focal_model(
         config,
         tolerance=_TOLERANCE,
         want_covariance=True,
+        gain=gain,
     )
     return best, model, costs
 

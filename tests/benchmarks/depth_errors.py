@@ -1,0 +1,404 @@
+"""Depth that errs as depth does: recordings with every kind of error put on their depth, and what becomes of them.
+
+    python tests/benchmarks/depth_errors.py --data ../shared/data [--recordings office-a,redkitchen] [--only gain-5,...]
+        [--frames 80] [--jobs 4] [--work DIR] [--out lines.jsonl]
+
+The images are the same for every variant, so their tracks are measured once a recording and kept in `--work`; from
+there on it is `annotate_clip`, recipe `rgbd`. A line of the table: how far the path is off (SE(3), no scale, in cm and
+as a share of its length), the worst and the mean error of the focal length, the verdict, and how far the errors exceed
+the standard deviations that the row states (position, rotation, focal length; 1 is right).
+
+`table FILES` prints the lines of earlier runs, one file a column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from theodolite.annotate import pipeline
+from theodolite.annotate.clip import ClipRef, GivenGeometry
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.decode import ClipFrames
+from theodolite.annotate.geometry.base import SequenceGeometryResult
+from theodolite.annotate.geometry.given import GivenGeometrySource
+from theodolite.annotate.geometry.rendered import RenderedConfig, RenderedGeometrySource
+from theodolite.annotate.pipeline import Estimators, annotate_clip
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.dataset.cameras import rotation_angle
+from theodolite.dataset.metrics import path_length, trajectory_error
+from theodolite.dataset.rows import Row
+from theodolite.dataset.trajectories import read_trajectory
+
+Maps = Callable[[int], np.ndarray]
+"""Depth of a clip frame, NaN where there is none."""
+
+
+# --- errors ---------------------------------------------------------------------------------------------
+
+
+def _rng(seed: int, frame: int) -> np.random.Generator:
+    return np.random.default_rng([seed, frame])
+
+
+def gain(percent: float) -> Callable:
+    """One wrong factor a frame, another in every frame: what networks do."""
+    return lambda maps, frames, seed: (
+        lambda f: maps(f) * np.exp(percent / 100 * _rng(seed, f).standard_normal())
+    )
+
+
+def pixel(percent: float) -> Callable:
+    """Noise of every pixel by itself."""
+
+    def noisy(maps: Maps, frames: int, seed: int) -> Maps:
+        def read(f: int) -> np.ndarray:
+            z = maps(f)
+            return z * np.exp(percent / 100 * _rng(seed, f).standard_normal(z.shape))
+
+        return read
+
+    return noisy
+
+
+def field_of(percent: float) -> Callable:
+    """Smooth errors over the image, about a sixth of it wide, another field in every frame."""
+
+    def noisy(maps: Maps, frames: int, seed: int) -> Maps:
+        def read(f: int) -> np.ndarray:
+            z = maps(f)
+            coarse = _rng(seed, f).standard_normal((5, 8))
+            smooth = cv2.resize(coarse, (z.shape[1], z.shape[0]), interpolation=cv2.INTER_CUBIC)
+            return z * np.exp(percent / 100 * smooth / smooth.std())
+
+        return read
+
+    return noisy
+
+
+def drift(percent: float) -> Callable:
+    """A factor that changes evenly along the clip, from below to above by `percent`."""
+    return lambda maps, frames, seed: lambda f: maps(f) * (1 + percent / 100 * (2 * f / (frames - 1) - 1))
+
+
+def step(percent: float) -> Callable:
+    """A factor that is there from the middle of the clip on."""
+    return lambda maps, frames, seed: lambda f: maps(f) * (1 + percent / 100 * (f >= frames // 2))
+
+
+def lag(by: int) -> Callable:
+    """Every frame has the depth of the frame `by` before it."""
+    return lambda maps, frames, seed: lambda f: maps(min(max(f - by, 0), frames - 1))
+
+
+def missing(first: float, last: float) -> Callable:
+    """No value in a run of frames, given as shares of the clip."""
+
+    def read_of(maps: Maps, frames: int, seed: int) -> Maps:
+        return lambda f: np.where(first * frames <= f < last * frames, np.nan, maps(f))
+
+    return read_of
+
+
+def ranged(low: float, high: float, *, saturates: bool) -> Callable:
+    """Depth is measured between two quantiles of the clip only; beyond, it is absent or reads the limit."""
+
+    def read_of(maps: Maps, frames: int, seed: int) -> Maps:
+        some = np.concatenate([maps(f)[::8, ::8].ravel() for f in range(0, frames, 10)])
+        near, far = np.nanquantile(some[np.isfinite(some)], [low, high])
+        near, far = near if low > 0 else 0.0, far if high < 1 else np.inf
+
+        def read(f: int) -> np.ndarray:
+            z = maps(f)
+            if saturates:
+                return np.clip(z, near, far)
+            with np.errstate(invalid="ignore"):
+                return np.where((z < near) | (z > far), np.nan, z)
+
+        return read
+
+    return read_of
+
+
+VARIANTS: dict[str, Callable | None] = {
+    "clean": None,
+    **{f"gain-{p}": gain(p) for p in (2, 5, 10, 20)},
+    **{f"pixel-{p}": pixel(p) for p in (2, 5, 10, 20)},
+    **{f"field-{p}": field_of(p) for p in (2, 5, 10)},
+    "drift-10": drift(10),
+    "step-10": step(10),
+    "lag-1": lag(1),
+    "lead-1": lag(-1),
+    "missing-20": missing(0.4, 0.6),
+    "missing-start": missing(0.0, 0.2),
+    "far-absent": ranged(0.0, 0.6, saturates=False),
+    "far-saturates": ranged(0.0, 0.6, saturates=True),
+    "near-absent": ranged(0.3, 1.0, saturates=False),
+    "near-saturates": ranged(0.3, 1.0, saturates=True),
+}
+
+
+class Altered:
+    """Sequence geometry whose depth has an error put on it."""
+
+    name = "altered"
+
+    def __init__(self, source: Any, change: Callable | None, seed: int, warp: Callable | None) -> None:
+        self.source, self.change, self.seed, self.warp = source, change, seed, warp
+
+    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
+        found = self.source.run(clip, frames)
+
+        @lru_cache(400)
+        def maps(f: int) -> np.ndarray:
+            z = np.asarray(found.depth.read(f))
+            return z if self.warp is None else self.warp(z, f)
+
+        read = maps if self.change is None else self.change(maps, len(frames), self.seed)
+        return replace(found, depth=_Maps(lru_cache(400)(read), len(frames)))
+
+
+class _Maps:
+    def __init__(self, read: Maps, frames: int) -> None:
+        self._read, self._frames = read, frames
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def read(self, frame: int) -> np.ndarray | None:
+        z = self._read(frame)
+        return z.astype(np.float32) if np.isfinite(z).any() else None
+
+
+# --- recordings -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A clip, its truth, and where its depth comes from."""
+
+    clip: ClipRef
+    decode: dict[str, Any]
+    camera_to_world: np.ndarray  # by source frame
+    focal_px: np.ndarray  # by source frame
+    rendered: bool = False
+    zoom: np.ndarray | None = field(default=None)
+
+    def warp(self, frame_index: np.ndarray) -> Callable | None:
+        """The warp that made the colours of a zoom copy, for its depth: nearest neighbour."""
+        zoom = self.zoom
+        if zoom is None:
+            return None
+
+        def warped(z: np.ndarray, f: int) -> np.ndarray:
+            height, width = z.shape
+            by = zoom[frame_index[f]]
+            row = ((np.arange(height) + 0.5 - height / 2) / by + height / 2).astype(int)
+            column = ((np.arange(width) + 0.5 - width / 2) / by + width / 2).astype(int)
+            return z[row[:, None], column]
+
+        return warped
+
+
+def recording(name: str, data: Path, work: Path) -> Recording:
+    if name.startswith("rendered"):
+        fields = {"width": 480, "height": 270, "num_frames": 97, "seed": 7, "moving_object": True}
+        fields |= {"zoom": "in_out", "zoom_factor": 1.35} if name.endswith("zoom") else {}
+        path = work / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        clip = render_clip(RenderConfig.model_validate(fields))
+        return Recording(
+            clip=ClipRef(clip_id=name, source="s", original_id=name, media_kind="rendered", media_path=path),
+            decode={},
+            camera_to_world=clip.camera_to_world,
+            focal_px=clip.intrinsics[:, 0, 0],
+            rendered=True,
+        )
+    folder = data / f"rgbd-{name.removesuffix('-zoom').removesuffix('-961')}"
+    zooms = name.endswith("-zoom")
+    poses = read_trajectory(folder / "poses_c2w.txt").camera_to_world
+    zoom = None
+    if zooms:
+        table = np.genfromtxt(folder / "zoom_intrinsics.csv", delimiter=",", names=True)
+        zoom, focal = table["zoom"], table["fx"]
+    else:
+        # The colour camera of redkitchen has no published calibration; matches between frames fit 521 px.
+        one = 521.0 if "kitchen" in name else np.loadtxt(folder / "K.txt")[0, 0]
+        focal = np.full(len(poses), one)
+    clip = ClipRef(
+        clip_id=name,
+        source="s",
+        original_id=name,
+        media_kind="images" if "tum" in name else "video",
+        media_path=folder / ("zoom.mp4" if zooms else "rgb" if "tum" in name else "rgb.mp4"),
+        source_fps=30.0 if "tum" in name else None,
+        given=GivenGeometry(
+            depth_pattern=str(folder / "depth/{frame:06d}.png"),
+            depth_units_per_metre=5000.0 if "tum" in name else 1000.0,
+        ),
+    )
+    decode: dict[str, Any] = {}
+    if name.endswith("-961"):
+        decode = {"source_fps": 16.0, "max_frames": 961}
+    if "tum" in name:
+        decode = {"fps": "native", "min_frames": 10}
+    return Recording(clip=clip, decode=decode, camera_to_world=poses, focal_px=focal, zoom=zoom)
+
+
+# --- one line -------------------------------------------------------------------------------------------
+
+
+def annotate(name: str, variant: str, args: argparse.Namespace) -> tuple[Row, Recording]:
+    """The row of one variant; tracks come from `args.work` where they are there."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    made = recording(name, args.data, args.work)
+    decode = made.decode | {"detect_cuts": False}
+    if args.frames:
+        decode["max_frames"] = args.frames
+    config = AnnotateConfig.model_validate(
+        {"geometry": {"sequence": "rendered" if made.rendered else "given"}, "decode": decode}
+    )
+    cache = args.work / f"tracks-{name}-{args.frames or 'all'}.pickle"
+    measure = pipeline.measure_images
+
+    def measured(frames: Any, **keywords: Any) -> Any:
+        if not cache.is_file():
+            partial = cache.with_suffix(f".{time.time_ns()}")
+            partial.write_bytes(pickle.dumps(measure(frames, **keywords)))
+            partial.rename(cache)
+        return pickle.loads(cache.read_bytes())
+
+    source = (
+        RenderedGeometrySource(RenderedConfig(declare_metric=True))
+        if made.rendered
+        else GivenGeometrySource()
+    )
+    # The frames of the clip by number in the source are known only when it is open.
+    frames = pipeline.open_clip(made.clip, config.decode)
+    seed = zlib.crc32(variant.encode())
+    altered = Altered(source, VARIANTS[variant], seed, made.warp(frames.timing.frame_index))
+    with mock.patch.object(pipeline, "measure_images", measured):
+        row = annotate_clip(
+            made.clip,
+            config,
+            mode="given_depth",
+            recipe_hash="0" * 16,
+            estimators=Estimators(sequence=altered, anchor=None),
+        )
+    return row, made
+
+
+def line_of(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Errors of one variant against the truth."""
+    row, made = annotate(name, variant, args)
+    line: dict[str, Any] = {"recording": name, "variant": variant, "verdict": row.verdict}
+    line |= {"reasons": row.reasons, "details": row.reason_details, "error": row.error}
+    line |= {"wall_s": row.stage_wall_s.get("bundle")}
+    line |= {"gates": {g.name: g.value for g in row.gates}}
+    if not len(row.camera_to_world):
+        return line
+    found = np.asarray(row.camera_to_world, np.float64)
+    truth = made.camera_to_world[row.frame_index]
+    error = trajectory_error(found, truth, alignment="se3")
+    focal = np.log(row.focal_px[:, 0].astype(np.float64) / made.focal_px[row.frame_index])
+    relative = np.linalg.inv(found[:1]) @ found
+    expected = np.linalg.inv(truth[:1]) @ truth
+    turn = np.asarray(rotation_angle(expected[:, :3, :3].swapaxes(1, 2) @ relative[:, :3, :3]))
+    assert row.position_sigma_m is not None
+
+    def ratio(actual: np.ndarray, sigma: Any) -> float:
+        rms = float(np.sqrt(np.mean(np.square(np.asarray(sigma, np.float64)))))
+        return float(np.sqrt(np.mean(np.square(actual)))) / max(rms, 1e-12)
+
+    return line | {
+        "ate_m": error.ate_rmse_m,
+        "path_m": float(path_length(truth)),
+        "focal_mean": float(np.mean(focal)),
+        "focal_abs": float(np.mean(np.abs(focal))),
+        "focal_worst": float(np.abs(focal).max()),
+        "model": row.focal_model,
+        "depth_residual": row.depth_residual_log_median,
+        "sigma_m": float(np.median(row.position_sigma_m)),
+        "sigma_focal": float(np.median(row.log_focal_sigma)),
+        "position_ratio": ratio(error.position_error_m, row.position_sigma_m),
+        "rotation_ratio": ratio(turn, row.rotation_sigma_rad),
+        "focal_ratio": ratio(focal, row.log_focal_sigma),
+        "metrics": row.metrics,
+    }
+
+
+def _work(task: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
+    return line_of(*task)
+
+
+# --- tables ---------------------------------------------------------------------------------------------
+
+
+def cell(line: dict[str, Any]) -> str:
+    """One line as a cell of a table."""
+    verdict = "accepted" if line["verdict"] == "accepted" else ", ".join(line["reasons"])
+    if "ate_m" not in line:
+        return f"none; {verdict}"
+    return (
+        f"{100 * line['ate_m']:.1f} cm, {100 * line['ate_m'] / line['path_m']:.2f} %; focal"
+        f" {100 * line['focal_abs']:.1f}, worst {100 * line['focal_worst']:.1f} % ({line['model']}); {verdict};"
+        f" {line['position_ratio']:.1f} {line['rotation_ratio']:.1f} {line['focal_ratio']:.1f}"
+    )
+
+
+def table(files: list[Path]) -> None:
+    """One row a variant, one column a file."""
+    columns = [
+        {(x["recording"], x["variant"]): x for x in map(json.loads, path.read_text().splitlines())}
+        for path in files
+    ]
+    print(f"| recording | depth | {' | '.join(path.stem for path in files)} |")
+    print("| --- | --- |" + " --- |" * len(files))
+    for key in dict.fromkeys(k for column in columns for k in column):
+        print(f"| {key[0]} | {key[1]} | {' | '.join(cell(c[key]) if key in c else '' for c in columns)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--recordings", default="office-a,redkitchen")
+    parser.add_argument("--only", default=",".join(VARIANTS))
+    parser.add_argument("--frames", type=int, default=0, help="of each clip at most; 0: all")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/depth_errors"))
+    parser.add_argument("--out", type=Path, help="JSON lines, appended")
+    parser.add_argument("--table", type=Path, nargs="+", help="print these files instead of running")
+    args = parser.parse_args()
+    if args.table:
+        table(args.table)
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    tasks = [(r, v, args) for r in args.recordings.split(",") for v in args.only.split(",")]
+    with get_context("spawn").Pool(args.jobs) as pool:
+        for line in pool.imap(_work, tasks) if args.jobs > 1 else map(_work, tasks):
+            if args.out:
+                with args.out.open("a") as out:
+                    out.write(json.dumps(line) + "\n")
+            print(
+                f"{line['recording']} {line['variant']}: {cell(line)} [{line['wall_s'] or 0:.0f} s]",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
