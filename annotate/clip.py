@@ -59,7 +59,8 @@ class ClipRef:
         source: short name of the data source, the Parquet partition (`rgbd`, `spatialvid`, ...).
         original_id: the source's own identifier, unchanged.
         media_kind, media_path: a video file, a folder of images (sorted by name) or the built-in renderer.
-        start_s, end_s: window in presentation time of the media; None = from the start / to the end.
+        media_pattern: glob of the names that are frames, where a folder of images holds others, too; None = all.
+        start_s, end_s: window in seconds after the first frame of the media; None = from the start / to the end.
         media_root: folder of the source; what a row stores as its media is relative to it where possible.
         source_fps: replaces the time stamps of the media; needed for image folders, whose files carry no time.
         truth_camera_to_world_path, truth_intrinsics_path: ground truth for evaluation and reports. The estimator
@@ -72,6 +73,7 @@ class ClipRef:
     media_kind: MediaKind
     media_path: Path
     media_root: Path | None = None
+    media_pattern: str | None = None
     start_s: float | None = None
     end_s: float | None = None
     source_fps: float | None = None

@@ -288,6 +288,7 @@ def failure_row(
         original_id=clip.original_id,
         media_kind=clip.media_kind,
         media=clip.media,
+        media_pattern=clip.media_pattern,
         window_start_s=clip.start_s,
         window_end_s=clip.end_s,
         mode=job.mode,

@@ -431,6 +431,7 @@ def _row(progress: _Progress) -> Row:
         original_id=clip.original_id,
         media_kind=clip.media_kind,
         media=clip.media,
+        media_pattern=clip.media_pattern,
         window_start_s=clip.start_s,
         window_end_s=clip.end_s,
         mode=progress.mode,

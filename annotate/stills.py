@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset.images import read_image
+from ..dataset.media import MediaError
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
 
@@ -38,13 +40,10 @@ def locate_stills(clip: ClipRef, frames: ClipFrames, stills: Sequence[Path]) -> 
     first = int(frames.timing.frame_index[0])
     height = max(2, round(_THUMB_WIDTH * frames.source_height / frames.source_width))
     shown = np.stack([_thumb(rgb, height) for rgb in frames.every_frame()])
-    wanted = []
-    for path in stills:
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise ClipRejection("unreadable_image", f"clip {clip.clip_id}: {path}: no readable image")
-        wanted.append(_thumb(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8), height))
-    still = np.stack(wanted)
+    try:
+        still = np.stack([_thumb(read_image(clip.clip_id, path), height) for path in stills])
+    except MediaError as error:
+        raise ClipRejection(error.reason, error.detail) from error
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a b, all pairs at once.
     square = (still**2).sum(1)[:, None] + (shown**2).sum(1)[None] - 2 * still @ shown.T
     rms = np.sqrt(np.maximum(square, 0) / shown.shape[1])

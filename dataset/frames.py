@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .images import list_images, read_image
 from .rows import Row
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from .video import open_video, open_video_at
 
 
 def read_frames(
@@ -44,12 +44,12 @@ def iterate_frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """RGB frames of a clip from its media, (height, width, 3) uint8, one after the other.
 
-    Source frames are counted as decoded forward from the start of the file (never by seeking, which some
-    files answer one frame late), so `frame_index` names the same pictures as in the annotation.
+    They are the pictures of the annotation, upright as players show them, found by the same decoder: `frame_index`
+    counts the frames that the file shows, and decoding starts at the key frame before each.
 
     Args:
         root: folder to which a relative `media` refers.
-        positions: clip frames wanted, increasing; all if None. Decoding stops after the last.
+        positions: clip frames wanted, increasing; all if None.
         size: (height, width) to return; the stored size if None.
     Raises:
         ValueError: media missing, unreadable, of another shape, shorter than the row says, or without files
@@ -63,12 +63,13 @@ def iterate_frames(
     if row.media_kind == "video":
         source = video_frames(row.clip_id, media, wanted)
     elif row.media_kind == "images":
-        source = _images(row.clip_id, media, wanted)
+        source = _images(row.clip_id, media, row.media_pattern, wanted)
     else:
         raise ValueError(f"clip {row.clip_id}: {row.media_kind} media has no files to read frames from")
     height, width = size or (row.height, row.width)
-    for image in source:
-        yield _fit(image, height, width)
+    with closing(source):
+        for image in source:
+            yield fit(image, height, width)
 
 
 def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
@@ -79,11 +80,12 @@ def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
     Raises:
         ValueError: no such folder, or fewer images than the row names.
     """
-    files = _listed(row.clip_id, Path(root) / row.media, row.frame_index.astype(np.int64))
-    return tuple(files[i] for i in row.frame_index.tolist())
+    files = _listed(row.clip_id, Path(root) / row.media, row.media_pattern)
+    return tuple(_file(row.clip_id, files, i) for i in row.frame_index.tolist())
 
 
-def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """An image at another size: averaged where it becomes smaller, interpolated where larger."""
     if image.shape[:2] == (height, width):
         return image
     import cv2
@@ -95,85 +97,49 @@ def _fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]
 
 
 def count_video_frames(clip_id: str, path: Path) -> tuple[int, float]:
-    """Frames that a video decodes to, and its average rate in Hz.
+    """Frames that a video shows, and its average rate in Hz.
 
     Raises:
-        ValueError: missing, unreadable, or without a frame rate.
+        ValueError: missing, unreadable, incomplete, or without a frame rate.
     """
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            rate = getattr(stream, "average_rate", None)
-            if stream is None or not rate:
-                raise ValueError(f"clip {clip_id}: {path}: holds no video with a frame rate")
-            return sum(1 for _ in container.decode(stream)), float(rate)
-    except (FFmpegError, OSError) as error:
-        raise ValueError(f"clip {clip_id}: {path}: {error}") from error
+    video = open_video(clip_id, path)
+    if not video.average_rate:
+        raise ValueError(f"clip {clip_id}: {path}: holds no video with a frame rate")
+    return len(video.timeline.ticks), float(video.average_rate)
 
 
-def video_frames(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """RGB pictures of a video by the numbers of its decoded frames, which must increase; errors as `read_frames`."""
-    import av
-    from av.error import FFmpegError
-
+def video_frames(clip_id: str, path: Path, wanted: NDArray[np.int64]) -> Generator[NDArray[np.uint8]]:
+    """RGB pictures of a video by the numbers of its shown frames, which must increase; errors as `read_frames`."""
     if not path.is_file():
         raise ValueError(
             f"clip {clip_id}: {path}: no such file; pass the folder that media paths are relative to"
         )
-    remaining = list(wanted)
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError(f"clip {clip_id}: {path}: holds no video")
-            for i, frame in enumerate(container.decode(stream)):
-                if not remaining:
-                    return
-                if i == remaining[0] and isinstance(frame, av.VideoFrame):
-                    remaining.pop(0)
-                    turns = round(frame.rotation / 90) % 4
-                    rgb = np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-                    yield np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
-    except FFmpegError as error:
-        raise ValueError(f"clip {clip_id}: {path}: {error}") from error
-    if remaining:
-        raise ValueError(
-            f"clip {clip_id}: {path}: ends before source frame {remaining[0]}, which the row names"
-        )
+    if len(wanted):
+        yield from open_video_at(clip_id, path, int(wanted[-1])).read(wanted)
 
 
-def _listed(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> list[Path]:
+def _listed(clip_id: str, folder: Path, pattern: str | None) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise ValueError(
             f"clip {clip_id}: {folder}: no such folder; pass the folder that media paths are relative to"
         )
-    files = sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and p.name[0] != "."), key=_natural
-    )
-    if len(wanted) and wanted.max() >= len(files):
+    return list_images(clip_id, folder, pattern)
+
+
+def _file(clip_id: str, files: Sequence[Path], index: int) -> Path:
+    if index >= len(files):
         raise ValueError(
-            f"clip {clip_id}: {folder}: holds {len(files)} images, the row names number {wanted.max()}"
+            f"clip {clip_id}: {files[0].parent}: holds {len(files)} images, the row names number {index}"
         )
-    return files
+    return files[index]
 
 
-def _images(clip_id: str, folder: Path, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    import cv2
-
-    files = _listed(clip_id, folder, wanted)
-    for index in wanted:
-        bgr = cv2.imread(str(files[index]), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise ValueError(f"clip {clip_id}: {files[index]}: no readable image")
-        yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8)
-
-
-def _natural(path: Path) -> tuple[tuple[int, str | int], ...]:
-    """Frame 2 before frame 10, padded or not."""
-    return tuple((1, int(p)) if p.isdigit() else (0, p) for p in re.split(r"(\d+)", path.name))
+def _images(
+    clip_id: str, folder: Path, pattern: str | None, wanted: NDArray[np.int64]
+) -> Generator[NDArray[np.uint8]]:
+    files = _listed(clip_id, folder, pattern)
+    for index in wanted.tolist():
+        yield read_image(clip_id, _file(clip_id, files, index))
 
 
 class VideoWriter:

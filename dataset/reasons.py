@@ -22,7 +22,10 @@ ReasonCode = Literal[
     "corrupt_video",
     "frame_size_changed",
     "image_size_changed",
+    "mixed_images",
     "no_frame_rate",
+    "orientation_changed",
+    "orientation_unsupported",
     "truncated_video",
     "unreadable_image",
     "unreadable_video",
@@ -118,9 +121,21 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "The images of the folder are of different sizes.",
         "Bring them to one size, or take the foreign ones out of the folder.",
     ),
+    "mixed_images": _failed(
+        "The folder holds images of several kinds, such as colour and depth, and nobody says which are the frames.",
+        "Name those that are frames as media_pattern in the index (the detail lists the patterns), or move the others.",
+    ),
     "no_frame_rate": _failed(
         "Images carry no time stamps, and nobody says how many there are a second.",
         "Give the clip's source_fps in the index, or annotate.decode.source_fps.",
+    ),
+    "orientation_changed": _failed(
+        "The video is turned another way from some frame on.",
+        "Set the window to a part that is turned one way, or re-encode it upright.",
+    ),
+    "orientation_unsupported": _failed(
+        "The file asks to be shown turned by no multiple of 90 degrees, or sheared.",
+        "Re-encode it upright and without the flag.",
     ),
     "truncated_video": _failed(
         "The video file ends before its contents do.",

@@ -340,33 +340,9 @@ def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures
 
 
 def thumbnail_from_media(root: str | Path = ".", *, width: int = 220) -> Thumbnail:
-    """Thumbnails from the first frame of local video files or image folders; relative media lie below
-    `root`."""
-
-    def thumbnail(row: Row) -> bytes | None:
-        import av
-        import cv2
-        from av.error import FFmpegError
-
-        media = Path(root) / row.media
-        image: NDArray | None = None
-        if row.media_kind == "images" and media.is_dir():
-            files = sorted(p for p in media.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-            image = cv2.imread(str(files[0])) if files else None
-        elif row.media_kind == "video" and media.is_file():
-            try:
-                with av.open(str(media)) as container:
-                    frame = next(container.decode(video=0), None)
-                    image = None if frame is None else frame.to_ndarray(format="bgr24")
-            except (FFmpegError, IndexError):  # a broken or soundtrack-only file has no picture to show
-                image = None
-        if image is None:
-            return None
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        ok, jpeg = cv2.imencode(".jpg", cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
-        return jpeg.tobytes() if ok else None
-
-    return thumbnail
+    """Thumbnails of a clip's first frame from local media, upright; relative media lie below `root`."""
+    pictures = pictures_from_media(root, width=width)
+    return lambda row: pictures(row, [0]).get(0) if row.num_frames else None
 
 
 def _choose_clips(clips: ClipDataset, truth: Mapping[str, Truth], max_clips: int) -> dict[str, list[str]]:

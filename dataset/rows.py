@@ -76,6 +76,7 @@ class Row:
     package_version: str
     verdict: str
     schema_version: int = SCHEMA_VERSION
+    media_pattern: str | None = None
     window_start_s: float | None = None
     window_end_s: float | None = None
     weights: tuple[str, ...] = ()

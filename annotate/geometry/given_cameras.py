@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
+from ...dataset.images import images_in
 from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
-from ..decode import IMAGE_SUFFIXES, ClipFrames
+from ..decode import ClipFrames
 from ..stills import locate_stills
 from .base import FloatArray
 
@@ -201,7 +202,7 @@ def _stills_in_video(
             f" which of its frames they are is found by looking at them, but {found}. Name the folder of the stills as"
             " stills_path, or as media_path",
         )
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    names = [entry.name for entry in images_in(folder)]
     there = _by_number(clip, path, names, folder)
     known = np.array([int(n) in there for n in shipped.frame_number])
     source = np.full(len(shipped), -1, np.int64)

@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames, ClipTiming
@@ -69,6 +70,7 @@ class RenderedFrames:
     source_height: int
     source_width: int
     num_source_frames: int | None
+    orientation: Orientation = UPRIGHT
     image_names: tuple[str, ...] = ()
     pixel_aspect: float = 1.0
     cuts: tuple[int, ...] = ()

@@ -13,12 +13,12 @@ from theodolite.annotate.gates import REASONS as GATE_REASONS
 from theodolite.dataset.reasons import REASONS, is_judgement, status_of
 
 ROOT = Path(__file__).parents[2]
-CALLS = {"ClipRejection": 0, "check_count": 1, "failure_row": 2}
+CALLS = {"ClipRejection": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
 """Functions that take a reason, and its place among their arguments."""
 
 
 def sources() -> list[Path]:
-    return [p for folder in ("annotate", "recipes") for p in sorted((ROOT / folder).rglob("*.py"))]
+    return [p for folder in ("annotate", "dataset", "recipes") for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def constants(node: ast.expr) -> Iterator[str]:
