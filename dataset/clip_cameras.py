@@ -25,7 +25,14 @@ from .formats.sana import SPLITS, read_sana_bench
 from .image_metrics import RevisitPair
 from .reading import open_dataset
 from .rows import Row
-from .trajectories import associate, is_pose_folder, read_pose_files, read_table, read_trajectory
+from .trajectories import (
+    Trajectory,
+    associate,
+    is_pose_folder,
+    read_pose_files,
+    read_table,
+    read_trajectory,
+)
 
 FloatArray = NDArray[np.floating]
 Indices = NDArray[np.int64]
@@ -44,6 +51,7 @@ class ClipCameras:
 
     Attributes:
         frame_index: (F,) number of each pose.
+        counted: the numbers are those of a file that may count from 1.
         numbering: what it counts: decoded source `frames` from 0; the `rows` of a file that says no more; or `images`
             by the number in their name, which may start anywhere.
         camera_to_world: (F, 4, 4); NaN where the frame has no camera.
@@ -62,6 +70,7 @@ class ClipCameras:
     frame_index: NDArray[np.int64]
     camera_to_world: FloatArray
     numbering: Numbering = "frames"
+    counted: bool = False
     focal_px: FloatArray | None = None
     width: int = 0
     height: int = 0
@@ -278,11 +287,12 @@ def read_clip(path: Path) -> ClipCameras:
     )
 
 
-def _from_trajectory(read) -> ClipCameras:
+def _from_trajectory(read: Trajectory) -> ClipCameras:
     number = read.frame_number
     return ClipCameras(
         frame_index=np.arange(len(read)) if number is None else number,
         numbering="rows" if number is None else "frames",
+        counted=number is not None,
         camera_to_world=read.camera_to_world,
         time_s=read.time_s,
         notes=read.notes,
@@ -397,14 +407,15 @@ class Matching:
         interpolate: take the truth between its two neighbours in time instead of the nearest.
         rows: what row i of a file without times belongs to, where the other side is a dataset: `source` frame i, clip
             frame i, or what the number of rows tells (`auto`).
-        first_image: number of the first frame in names of images; None: 0, or 1 where the numbers say so.
+        first_frame: number of a source's first frame in names of images and numbered rows; None: 0, or 1 where the
+            numbers say so.
     """
 
     max_difference_s: float = 0.01
     offset_s: float | Literal["start"] = 0.0
     interpolate: bool = False
     rows: Literal["auto", "source", "clip"] = "auto"
-    first_image: int | None = None
+    first_frame: int | None = None
 
 
 def parse_offset(text: str) -> float | Literal["start"]:
@@ -429,7 +440,7 @@ class Match:
         truth_camera_to_world: (n, 4, 4) true poses of the moments of the predicted ones.
         how: what told them: `name`, `frame`, `image number`, `time`, `clip frame` or `row`, with what was assumed.
         coverage: share of the truth's poses that are matched.
-        covered_span: share of the truth's duration that lies between matched poses not much further apart than usual.
+        covered_span: share of the truth's poses that are matched or lie between matched ones that are close.
     """
 
     predicted: Indices
@@ -480,19 +491,18 @@ def match(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Mat
 
 
 def _covered_span(truth: ClipCameras, matched: NDArray[np.bool_], posed: NDArray[np.bool_]) -> float:
-    """Share of the posed truth, in time or frames, that lies between matched poses a few usual steps apart at most."""
+    """Share of the truth's poses that are matched or lie, in time or frames, between matched ones a few usual steps
+    apart at most; before the first and after the last, within one such step."""
     axis = np.asarray(truth.frame_index if truth.time_s is None else truth.time_s, dtype=np.float64)
-    order = np.argsort(axis, kind="stable")
-    axis, matched, posed = axis[order], matched[order], posed[order]
-    whole, met = axis[posed], axis[matched]
-    if len(whole) < 2 or whole[-1] == whole[0] or not len(met):
-        return float(len(met) > 0)
-    own, steps = float(np.median(np.diff(whole))), np.diff(met)
-    usual = max(own, float(np.median(steps))) if len(steps) else own
-    covered = float(steps[steps <= _FEW_STEPS * usual].sum())
-    # A pose also stands for the moments around it: what is left before the first and after the last.
-    covered += min(met[0] - whole[0], usual) + min(whole[-1] - met[-1], usual)
-    return min(1.0, covered / float(whole[-1] - whole[0]))
+    whole, met = np.sort(axis[posed]), np.sort(axis[matched])
+    steps = [float(np.median(np.diff(values))) for values in (whole, met) if len(values) > 1]
+    usual = max(steps, default=0.0)
+    after = np.searchsorted(met, whole, side="left")  # the first matched pose at or behind each
+    before = np.searchsorted(met, whole, side="right") - 1
+    inside = (after < len(met)) & (before >= 0)
+    gap = met[np.minimum(after, len(met) - 1)] - met[np.maximum(before, 0)]
+    outside = np.where(before < 0, met[0] - whole, whole - met[-1])
+    return float(np.where(inside, gap <= _FEW_STEPS * usual, outside <= usual).mean())
 
 
 def _pairs(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Matching) -> _Pairs:
@@ -503,7 +513,7 @@ def _pairs(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Ma
     predicted, truth = _numbered(predicted, truth), _numbered(truth, predicted)
     kinds = {predicted.numbering, truth.numbering}
     if len(kinds) == 1 and "rows" not in kinds:
-        return _by_number(clip_id, predicted.frame_index, truth.frame_index)
+        return _by_number(clip_id, predicted, truth, options)
     if kinds == {"images", "frames"}:
         if truth.numbering == "images":
             return _images_on_frames(clip_id, truth, predicted, options).swapped()
@@ -566,21 +576,36 @@ def _span(values: NDArray) -> str:
     return f"{values.min():g} to {values.max():g}" if len(values) else "none"
 
 
-def _by_number(clip_id: str, ours: Indices, theirs: Indices) -> _Pairs:
+def _by_number(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Matching) -> _Pairs:
+    ours, theirs = predicted.frame_index, truth.frame_index
+    how = "frame" if predicted.numbering == "frames" else "image number"
+    for side, other in ((predicted, truth), (truth, predicted)):
+        if not side.counted or other.counted:
+            continue
+        first = options.first_frame or 0
+        if options.first_frame is None and side.frame_index.min() == 1:
+            # From 1 only where that is proved: with the last number there would be no frame.
+            first = int(
+                np.isin(side.frame_index - 1, other.frame_index).all()
+                and not np.isin(side.frame_index, other.frame_index).all()
+            )
+        if first:
+            how = f"frame (from {first})"
+            ours, theirs = (ours - first, theirs) if side is predicted else (ours, theirs - first)
     _common, i, j = np.intersect1d(ours, theirs, return_indices=True)
     if not len(i):
         raise ValueError(
             f"clip {clip_id}: no common frame; prediction has source frames {_span(ours)}, truth {_span(theirs)}"
         )
-    return _Pairs(i, j, "frame")
+    return _Pairs(i, j, how)
 
 
 def _images_on_frames(clip_id: str, images: ClipCameras, frames: ClipCameras, options: Matching) -> _Pairs:
     """Images by the number in their name on the frames of a clip: source frames or clip frames, counted from 0 or 1."""
     number = images.frame_index
     count = len(frames.frame_index)
-    firsts = (0, 1) if options.first_image is None else (options.first_image,)
-    if options.first_image is None and number.min() == 1:
+    firsts = (0, 1) if options.first_frame is None else (options.first_frame,)
+    if options.first_frame is None and number.min() == 1:
         firsts = (1, 0)  # as ffmpeg and nerfstudio count
     clip_frame = np.arange(count)
     scales = [("source", frames.frame_index)]
@@ -595,9 +620,9 @@ def _images_on_frames(clip_id: str, images: ClipCameras, frames: ClipCameras, op
             # All images, or all frames (a model of every source frame): this is it. Otherwise the most.
             complete = int(len(i) in (len(number), count))
             how = (
-                f"image number, {name} frames from {first}"
+                f"image number ({name} frames from {first})"
                 if len(scales) > 1
-                else f"image number from {first}"
+                else f"image number (from {first})"
             )
             if best is None or (complete, len(i)) > best[:2]:
                 best = (complete, len(i), i, j, how)
@@ -642,7 +667,7 @@ def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: 
     if options.interpolate:
         a, b, poses = _between(ours, theirs, truth.camera_to_world[j])
         if len(a):
-            return _Pairs(i[a], j[b], f"{how}, interpolated", poses)
+            return _Pairs(i[a], j[b], f"{how} (interpolated)", poses)
     else:
         try:
             a, b = associate(ours, theirs, max_difference_s=options.max_difference_s)
@@ -678,7 +703,7 @@ def _offset(
     if options.offset_s == "start":
         return start, "time from the start"
     if options.offset_s:
-        return float(options.offset_s), f"time, offset {options.offset_s:g} s"
+        return float(options.offset_s), f"time (offset {options.offset_s:.10g} s)"
     # A dataset stores the time in the source, an export of the clip the time in the clip: as many frames with the same
     # spacing are the clip's own, whatever their zero.
     own = "frames" in kinds and len(ours) == len(theirs) and abs(start) > options.max_difference_s

@@ -69,8 +69,8 @@ class ClipScore:
     covered_span: float = _score(
         "1",
         "more",
-        "Share of the truth's duration that lies between matched poses; 1 too where the truth is merely sampled more "
-        "often than the prediction.",
+        "Share of the truth's poses that are matched or lie between matched ones that are close: 1 too where the truth "
+        "is merely sampled more often than the prediction.",
     )
     path_length_m: float = _score("m", "", "Length of the true path through the matched poses.")
     ate_none_m: float = _score(
@@ -471,7 +471,8 @@ def evaluate(
                 notes.append(f"video not scored: {error}")
         clips.append(score)
     if not clips and not rejected:
-        raise ValueError(f"none of {len(common)} clips can be compared; {next(iter(failed.values()))}")
+        many = f"none of {len(common)} clips can be compared; " if len(common) > 1 else ""
+        raise ValueError(many + next(iter(failed.values())))
     return Evaluation(
         clips=tuple(clips),
         only_predicted=tuple(sorted((ours.clips.keys() | ours.without_cameras.keys()) - true)),
@@ -531,12 +532,15 @@ def _number(value: float | None, digits: int = 5) -> str:
     return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}g}"
 
 
-def clip_table(evaluation: Evaluation, *, scores: Sequence[str] | None = None, digits: int = 5) -> Table:
+def clip_table(
+    evaluation: Evaluation, *, scores: Sequence[str] | None = None, digits: int = 5, with_detail: bool = True
+) -> Table:
     """A row a clip: scored, rejected, failed or without prediction.
 
     Args:
         scores: columns; None: all that any clip has.
         digits: of numbers.
+        with_detail: a column that says why a clip is not scored.
     """
     have = [s for s in SCORES if any(getattr(c, s) is not None for c in evaluation.clips)]
     shown = [s for s in have if scores is None or s in scores]
@@ -556,7 +560,7 @@ def clip_table(evaluation: Evaluation, *, scores: Sequence[str] | None = None, d
             cells = [str(c.num_frames), *values, str(c.num_truth), c.matched_by]
         rows.append([clip_id, *cells, status, detail])
     header = ["clip_id", "num_frames", *shown, "num_truth", "matched_by", "status", "detail"]
-    if not any(row[-1] for row in rows):
+    if not with_detail or not any(row[-1] for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return Table(name="clips", header=header, rows=rows)
 
@@ -617,7 +621,7 @@ def evaluation_tables(
         table = clip_table(evaluation, digits=_CSV_DIGITS)
         return format_table(table.header, table.rows, style=style)
     tables = [
-        clip_table(evaluation, scores=_MAIN_SCORES if style == "text" else None),
+        clip_table(evaluation, scores=_MAIN_SCORES if style == "text" else None, with_detail=style != "text"),
         mean_table(evaluation),
         *([] if baseline is None else [baseline_table(evaluation, baseline)]),
     ]
@@ -628,7 +632,7 @@ def evaluation_tables(
 def _remarks(evaluation: Evaluation) -> list[str]:
     """What a reader of the means must know, a line each."""
     scored = len(evaluation.clips) - sum(c.clip_id in evaluation.rejected for c in evaluation.clips)
-    lines = [f"note: {note}" for note in evaluation.notes]
+    lines = [f"note: {note}" for note in dict.fromkeys(evaluation.notes)]
     if evaluation.only_predicted:
         few = _named(evaluation.only_predicted)
         lines.append(f"{len(evaluation.only_predicted)} clips of the prediction have no truth: {few}")

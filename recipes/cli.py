@@ -229,9 +229,11 @@ def evaluate(
             help="What row i of a file without times is, beside a dataset: source or clip frame i; auto: by count.",
         ),
     ] = "auto",
-    first_image: Annotated[
+    first_frame: Annotated[
         int | None,
-        typer.Option("--first-image", min=0, help="Number of the first frame in names of images."),
+        typer.Option(
+            "--first-frame", min=0, help="Number of a source's first frame in image names and numbered rows."
+        ),
     ] = None,
     videos: Annotated[
         Path | None,
@@ -293,7 +295,7 @@ def evaluate(
                 offset_s=parse_offset(offset),
                 interpolate=interpolate,
                 rows=rows,  # type: ignore[arg-type]
-                first_image=first_image,
+                first_frame=first_frame,
             ),
         )
 

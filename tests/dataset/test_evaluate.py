@@ -342,7 +342,7 @@ def test_truth_at_another_rate_is_matched_by_time(walk: tuple[Path, Row], tmp_pa
     between = _only(dataset, tmp_path, interpolate=True)
     assert between.num_frames == 81
     assert (between.ate_se3_m or 1) < 1e-4
-    assert between.matched_by == "time, interpolated"
+    assert between.matched_by == "time (interpolated)"
     coarse = np.arange(0, 20, 0.3)
     write_tum(tmp_path / "clip_0000.tum", _walk(coarse), coarse)
     assert _only(dataset, tmp_path, max_difference_s=0.001).num_frames < 20
@@ -447,6 +447,13 @@ def test_numbered_rows_find_their_frames(tmp_path: Path) -> None:
         )
     score = _only(tmp_path / "scannet", tmp_path / "truth.txt")
     assert (score.num_frames, score.ate_none_m) == (19, pytest.approx(0, abs=1e-12))
+    (tmp_path / "one.txt").write_text("\n".join(f"{i + 1} {line}" for i, line in enumerate(lines)))
+    dense = {"x": ev.ClipCameras(frame_index=np.arange(60), camera_to_world=poses)}
+    for first in (None, 1):
+        options = ev.Matching(first_frame=first)
+        (score,) = ev.evaluate(ev.load_cameras(tmp_path / "one.txt"), dense, matching=options).clips
+        assert (score.num_frames, score.matched_by) == (60, "frame (from 1)")
+        assert score.ate_none_m == pytest.approx(0, abs=1e-12)
     (tmp_path / "numbered.txt").write_text("\n".join(f"0.5 {line}" for line in lines))
     with pytest.raises(ValueError, match="first should be a frame number"):
         ev.load_cameras(tmp_path / "numbered.txt")
@@ -507,7 +514,7 @@ def test_images_are_matched_by_name_number_or_the_time_they_are_named_by(
     ffmpeg = model("ffmpeg", [f"img{i + 1:04d}.jpg" for i in range(81)], slice(0, 81, 2))
     for path, how in ((source, "source frames from 0"), (ffmpeg, "clip frames from 1")):
         score = _only(path, dataset)
-        assert score.matched_by == f"image number, {how}"
+        assert score.matched_by == f"image number ({how})"
         assert score.ate_none_m < 1e-6
     assert _only(source, model("other", [f"x/{i:06d}.png" for i in row.frame_index])).matched_by == "name"
     stamped = model("stamped", [f"{1305031102 + t:.6f}.png" for t in row.time_s])
