@@ -314,26 +314,30 @@ def run_report(
 def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures:
     """Pictures of local media at clip frames, as the row counts them; relative media lie below `root`."""
 
-    def pictures(row: Row, positions: Sequence[int]) -> dict[int, bytes]:
+    def read(row: Row, positions: Sequence[int]) -> dict[int, bytes]:
         import cv2
 
         found: dict[int, bytes] = {}
-        if row.width <= 0:
-            return found
         size = (max(1, round(row.height * width / row.width)), width)
-        images = iterate_frames(row, root, positions=positions, size=size)
-        for position in positions:
-            try:
-                rgb = next(images, None)
-            except (ValueError, OSError):  # media gone, or shorter than it was: what was read so far is shown
-                break
-            if rgb is None:
-                break
-            ok, jpeg = cv2.imencode(
-                ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80]
-            )
-            if ok:
-                found[position] = jpeg.tobytes()
+        try:
+            for position, rgb in zip(
+                positions, iterate_frames(row, root, positions=positions, size=size), strict=True
+            ):
+                bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+                ok, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 80])
+                if ok:
+                    found[position] = jpeg.tobytes()
+        except (ValueError, OSError):  # media gone, or shorter than it was: what was read so far is shown
+            pass
+        return found
+
+    def pictures(row: Row, positions: Sequence[int]) -> dict[int, bytes]:
+        if row.width <= 0 or row.media_kind == "rendered" or not (Path(root) / row.media).exists():
+            return {}
+        found = read(row, positions)
+        for position in positions if len(found) < len(positions) else ():
+            if position not in found:  # one missing frame costs itself
+                found |= read(row, [position])
         return found
 
     return pictures

@@ -238,8 +238,8 @@ def test_pictures_show_the_frames_of_the_row_with_their_field_of_view(
     shown = pictures_from_media(tmp_path)(row, [0, 8, 16, 24, 32])
     assert list(shown) == [0, 8, 16]
     grey = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for jpeg in shown.values()]
-    assert [image.shape for image in grey] == [(124, 220)] * 3
-    assert [round(float(image.mean()), -1) for image in grey] == [0, 80, 160]
+    assert [np.shape(image) for image in grey] == [(124, 220)] * 3
+    assert [round(float(np.mean(image)), -1) for image in grey if image is not None] == [0, 80, 160]
     page = write_report(
         make_dataset(tmp_path / "set", {"a": [row]}), pictures=pictures_from_media(tmp_path)
     ).read_text()
