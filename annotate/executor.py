@@ -40,7 +40,7 @@ from .clip import ClipRef
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
 from .sources import Shard, make_shards
-from .weights import be_worker
+from .weights import be_worker, claim_worker_number
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -244,16 +244,15 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
 
 
 def _know_own_number() -> None:
-    """Tell the networks which of this machine's workers they run in, so that each GPU gets one."""
+    """Tell the networks which of this machine's workers they run in, so that each GPU gets as many."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return
     try:
-        name = distributed.get_worker().name
+        distributed.get_worker()
     except ValueError:  # no worker: everything happens in this process
         return
-    if isinstance(name, int):
-        be_worker(name)
+    be_worker(claim_worker_number())
 
 
 def annotate_one(clip: ClipRef, job: Job) -> Row:

@@ -6,21 +6,33 @@ against its SHA-256 when one is known (pinned here or in the hub's own metadata 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import itertools
+import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from ..dataset.hub import hub_error
 from ..dataset.licences import allows_commercial_use
+from ..dataset.store import write_atomically
 from ..dataset.strict import Strict
 
 if TYPE_CHECKING:
     import torch
+
+
+log = logging.getLogger(__name__)
 
 
 class WeightsChoice(Strict):
@@ -41,6 +53,35 @@ def be_worker(number: int) -> None:
     """Make `auto` mean the GPU of this worker: number modulo the machine's GPUs. Before any network is loaded."""
     global _worker_number
     _worker_number = number
+
+
+_held: list[int] = []
+"""Open files whose locks say which numbers this process holds."""
+
+
+@cache
+def claim_worker_number() -> int:
+    """The least number that no other worker of this user on this machine holds; kept until the process ends.
+
+    Names that a cluster gives its workers say nothing of machines, and workers come and go. A lock of the system's
+    own ends with its process, however that ends. Workers that see other GPUs count apart.
+    """
+    visible = re.sub(r"[^\w-]", "_", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))[:100]
+    try:
+        folder = Path(tempfile.gettempdir()) / f"theodolite-workers-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for number in itertools.count():
+            descriptor = os.open(folder / f"{visible}-{number}", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            _held.append(descriptor)
+            return number
+    except OSError as error:
+        log.warning("workers of this machine cannot be counted (%s): several may share a GPU", error)
+    return os.getpid()
 
 
 def choose_device(device: str) -> torch.device:
@@ -241,9 +282,9 @@ def pull(
         download = hf_hub_download
     try:
         path = Path(download(repo_id=w.repository, filename=w.filename, revision=commit))
-    except (OSError, ConnectionError) as error:
-        # The hub's errors are of both kinds; the first line says what it was, the rest is advice for its own users.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:
+        if (reason := hub_error(error)) is None:
+            raise
         raise OSError(
             f"weights {name} could not be downloaded from {w.repository} at {commit}: {reason}; a file brought by other"
             " means is used with geometry's `path`"
@@ -263,13 +304,36 @@ def resolve(
         ValueError: the file is absent (with the command that brings it) or has another digest.
     """
     w = lookup(name)
+    found = locate(name, path=path, revision=revision)
     if path is not None:
-        if not path.is_file():
-            raise ValueError(f"weights {name}: no file {path}")
         if revision is None:
             # A file that somebody brought is the released one, unless its user says what else it is.
             revision = w.revision if sha256 is None and w.sha256 is not None else "local-file"
-        return _checked(w, path, revision, _digest(w, revision, sha256))
+        return _checked(w, found, revision, _digest(w, revision, sha256))
+    commit = _commit(w, revision)
+    return _checked(w, found, commit, _digest(w, commit, sha256))
+
+
+def expected_digest(name: str, choice: WeightsChoice) -> str | None:
+    """Digest that a chosen file must have, or None where anything that fits is taken."""
+    w = lookup(name)
+    if choice.path is not None and choice.revision is None:
+        return choice.sha256 or w.sha256
+    return _digest(w, choice.revision or w.revision, choice.sha256)
+
+
+def locate(name: str, *, path: Path | None = None, revision: str | None = None) -> Path:
+    """Where a checkpoint lies on this machine; arguments as for `resolve`. Looks for it, reads nothing.
+
+    Raises:
+        ValueError: the file is absent (with the command that brings it).
+    """
+    w = lookup(name)
+    if path is not None:
+        if not path.is_file():
+            what = "is a folder; name the file in it" if path.is_dir() else "no such file"
+            raise ValueError(f"weights {name}: {path}: {what}")
+        return path
     commit = _commit(w, revision)
     cached = _cached(w, commit)
     if cached is None:
@@ -277,7 +341,7 @@ def resolve(
             f"weights {name} are not on this machine at {commit}; run: theodolite weights pull {name}"
             + (f" --revision {commit}" if commit != w.revision else "")
         )
-    return _checked(w, cached, commit, _digest(w, commit, sha256))
+    return cached
 
 
 def _commit(w: WeightFile, revision: str | None) -> str:
@@ -302,11 +366,10 @@ def _cached(w: WeightFile, commit: str) -> Path | None:
 
 
 def _checked(w: WeightFile, path: Path, revision: str, expected: str | None) -> ResolvedWeights:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    found = digest.hexdigest()
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise ValueError(f"weights {w.name}: {path} cannot be read: {error.strerror or error}") from None
     # The hub's cache links a large file to a blob named by its SHA-256.
     blob = path.resolve().name
     if expected is None and re.fullmatch(r"[0-9a-f]{64}", blob):
@@ -316,3 +379,56 @@ def _checked(w: WeightFile, path: Path, revision: str, expected: str | None) -> 
             f"weights {w.name}: {path} has SHA-256 {found}, expected {expected}; the file is damaged or another version"
         )
     return ResolvedWeights(path=path, name=w.name, revision=revision, sha256=found, licence=w.licence)
+
+
+# --- digests -----------------------------------------------------------------------------------
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read once: it is remembered for as long as the file's times, size and inode stay.
+
+    Several gigabytes take a minute, and the check before a run and each of its workers ask for the same.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = path.resolve()
+    state = path.stat()
+    mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    for note in _digest_notes(path):
+        try:
+            known = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(known, dict) and known.get("file") == str(path) and known.get("mark") == mark:
+            return str(known["sha256"])
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    found = digest.hexdigest()
+    # A file that was written a moment ago may be written again within one tick of the system's clock.
+    if time.time_ns() - state.st_mtime_ns > 50_000_000:
+        _remember(path, {"file": str(path), "mark": mark, "sha256": found})
+    return found
+
+
+def _digest_notes(path: Path) -> Iterator[Path]:
+    """Where a file's digest may be noted: the user's cache, or where that cannot be written, a temporary folder."""
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32] + ".json"
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(cache_home):  # without a home it is not
+        yield Path(cache_home) / "theodolite" / "digests" / name
+    yield Path(tempfile.gettempdir()) / f"theodolite-digests-{os.getuid()}" / name
+
+
+def _remember(path: Path, known: dict[str, object]) -> None:
+    for note in _digest_notes(path):
+        try:
+            note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if note.parent.stat().st_uid != os.getuid():
+                continue  # somebody else's word is not taken
+            write_atomically(note, json.dumps(known).encode())
+            return
+        except OSError:
+            continue

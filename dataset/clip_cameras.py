@@ -25,6 +25,7 @@ from .formats.sana import SPLITS, read_sana_bench
 from .image_metrics import RevisitPair
 from .reading import open_dataset
 from .rows import Row
+from .store import refuse_above_datasets
 from .trajectories import (
     Trajectory,
     associate,
@@ -167,6 +168,7 @@ def _from_folder(folder: Path) -> CameraSet:
         except ValueError as error:
             unreadable[clip_id] = str(error)
     if not clips:
+        refuse_above_datasets(folder)
         detail = f"; {next(iter(unreadable.values()))}" if unreadable else ""
         raise ValueError(
             f"{folder}: neither a dataset (data/source=*/), nor a split of SANA-WM-Bench, nor cameras of clips "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .conform import check_types, common_schema, conform, file_version, is_declared
+from .hub import hub_error
 from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_index, part_stamp
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
@@ -46,14 +48,21 @@ def open_dataset(path: str | Path) -> ClipDataset:
         filesystem: Any = pafs.LocalFileSystem()
         files = [str(p) for p in dataset_files(local)]  # in the order to which the index refers
         index = open_index(local, files) if (local / "data").is_dir() else None
-    elif isinstance(path, str) and path.count("/") == 1:
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(path)) and not local.parent.is_dir():
+        path = os.fspath(path)
         from huggingface_hub import HfFileSystem
 
         hub = HfFileSystem()
         try:
             files = sorted(str(p) for p in hub.glob(f"datasets/{path}/{DATA_FILES}"))
-        except OSError as error:
-            raise ValueError(f"{path}: neither a folder nor a dataset on the hub ({error})") from error
+            if not files:
+                hub.info(f"datasets/{path}")  # absent, or there without parts?
+        except Exception as error:
+            if (reason := hub_error(error)) is None:
+                raise
+            raise ValueError(
+                f"{path}: no folder here, and no dataset on the hub could be read: {reason}"
+            ) from error
         filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(hub))
     else:
         raise ValueError(

@@ -74,10 +74,15 @@ def list_parts(out: str | Path) -> list[Path]:
 
 def dataset_files(path: str | Path) -> list[Path]:
     """Files of a dataset, sorted: its parts, or whatever Parquet files another tool has put there; `path` may be one
-    such file. The index is none of them."""
+    such file. The index is none of them.
+
+    Raises:
+        ValueError: the folder lies above whole datasets, which are opened one by one.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
+    refuse_above_datasets(path)
     root = data_folder(path) if data_folder(path).is_dir() else path
     found: list[Path] = []
     seen: set[str] = set()
@@ -112,35 +117,76 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
     Raises:
         ValueError: the folder belongs to another recipe, or is a file.
     """
+    check_output(out, recipe_hash=recipe_hash)
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; --out must be a folder")
     data_folder(out).mkdir(parents=True, exist_ok=True)
     clean_temporaries(out)
     marker = out / "dataset.json"
-    wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
-    if marker.is_file():
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        if found.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{out}: holds schema version {found.get('schema_version')}, this version of theodolite writes "
-                f"{SCHEMA_VERSION}; choose another --out, or go on with the version that began it. What is there stays "
-                "readable: inspect, validate, evaluate, export and publish take it"
-            )
-        for key in wanted:
-            if found.get(key) != wanted[key]:
-                raise ValueError(
-                    f"{out}: was written with {key.replace('_', ' ')} {found.get(key)}, this run has {wanted[key]}; "
-                    "one dataset holds rows of one recipe: choose another --out, or run the recipe that made it "
-                    "(recipe.resolved.yaml beside it)"
-                )
-    else:
-        if list_parts(out):
-            raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
+    if not marker.is_file():
+        wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
         write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
     if not (out / "README.md").exists():
         write_atomically(out / "README.md", _README.encode())
     return finished_shards(out)
+
+
+def check_output(out: str | Path, *, recipe_hash: str) -> None:
+    """Make sure that a run of this recipe may write into a folder, which may be absent; writes nothing.
+
+    Raises:
+        ValueError: the folder belongs to another recipe or schema version, holds other datasets, or is a file.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; --out must be a folder")
+    marker = out / "dataset.json"
+    if not marker.is_file():
+        if list_parts(out):
+            raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
+        if below := datasets_below(out):
+            raise ValueError(
+                f"{out}: holds whole datasets ({_some(below)}); choose a folder beside them as --out"
+            )
+        return
+    wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{marker}: is no JSON object; choose another --out")
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(
+            f"{out}: holds schema version {found.get('schema_version')}, this version of theodolite writes "
+            f"{SCHEMA_VERSION}; choose another --out, or go on with the version that began it. What is there stays "
+            "readable: inspect, validate, evaluate, export and publish take it"
+        )
+    for key in wanted:
+        if found.get(key) != wanted[key]:
+            raise ValueError(
+                f"{out}: was written with {key.replace('_', ' ')} {found.get(key)}, this run has {wanted[key]}; "
+                "one dataset holds rows of one recipe: choose another --out, or run the recipe that made it "
+                "(recipe.resolved.yaml beside it)"
+            )
+
+
+def refuse_above_datasets(path: str | Path) -> None:
+    """Raise ValueError for a folder that lies above whole datasets, which are opened one by one."""
+    if below := datasets_below(path):
+        raise ValueError(f"{path}: lies above whole datasets ({_some(below)}); name one of them")
+
+
+def datasets_below(path: str | Path) -> list[Path]:
+    """Folders of whole datasets, one or two levels below a folder that is none itself; sorted."""
+    path = Path(path)
+    if (path / "dataset.json").is_file() or not path.is_dir():
+        return []
+    return sorted(marker.parent for depth in ("*", "*/*") for marker in path.glob(f"{depth}/dataset.json"))
+
+
+def _some(folders: Sequence[Path]) -> str:
+    shown = ", ".join(folder.name for folder in folders[:5])
+    return shown + (f" and {len(folders) - 5} more" if len(folders) > 5 else "")
 
 
 def clean_temporaries(out: str | Path) -> int:

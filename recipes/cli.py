@@ -26,7 +26,10 @@ app = typer.Typer(
 Out = Annotated[
     Path, typer.Option("--out", help="Dataset folder; continued if it holds parts of the same recipe.")
 ]
-Dataset = Annotated[Path, typer.Argument(help="Folder that `theodolite annotate` wrote.", metavar="DIR")]
+Dataset = Annotated[
+    Path,
+    typer.Argument(help="Folder that `theodolite annotate` wrote, or owner/name on the hub.", metavar="DIR"),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

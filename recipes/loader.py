@@ -14,10 +14,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -25,13 +25,13 @@ from pydantic import BaseModel, Field, ValidationError
 from .. import __version__
 from ..annotate.config import AnnotateConfig
 from ..annotate.sources import Name, SourceConfig, error_lines
+from ..annotate.weights import expected_digest
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict
 
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
 
-_PATH_KEYS = (("source", "root"), ("source", "index"), ("source", "metadata"))
 _RECORDED_PACKAGES = (
     "torch",
     "numpy",
@@ -67,6 +67,22 @@ class Recipe(Strict):
     source: SourceConfig
     annotate: AnnotateConfig = AnnotateConfig()
     output: OutputConfig = OutputConfig()
+
+
+def _path_keys(annotation: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Keys of a model that hold paths, those of its sections and of all alternatives included."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from _path_keys(field.annotation, (*at, name))
+    elif annotation is Path:
+        yield at
+    else:
+        for inner in get_args(annotation):
+            yield from _path_keys(inner, at)
+
+
+PATH_KEYS = frozenset(_path_keys(Recipe))
+"""Every key whose value is a path."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,8 +156,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
-    for section, key in _PATH_KEYS:
-        inner = content.get(section)
+    for *sections, key in PATH_KEYS:
+        inner: Any = content
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and isinstance(inner.get(key), str):
             inner[key] = str(folder / Path(inner[key]).expanduser())
 
@@ -156,8 +174,16 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return [f"--set {override}: the value is not YAML"]
-    if tuple(keys) in _PATH_KEYS and isinstance(value, str):
+    if isinstance(value, str) and tuple(keys) in PATH_KEYS:
         value = str(Path(value).expanduser().resolve())
+    elif isinstance(value, dict):
+        # A whole section at once holds paths as well.
+        for key in (k[len(keys) :] for k in PATH_KEYS if k[: len(keys)] == tuple(keys)):
+            inner: Any = value
+            for section in key[:-1]:
+                inner = inner.get(section) if isinstance(inner, dict) else None
+            if isinstance(inner, dict) and isinstance(inner.get(key[-1]), str):
+                inner[key[-1]] = str(Path(inner[key[-1]]).expanduser().resolve())
     target = content
     for key in keys[:-1]:
         # A section that the file leaves out, or leaves empty, starts from its defaults.
@@ -200,9 +226,24 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """16 hexadecimal digits of SHA-256 over everything in the recipe that can change a row."""
+    """16 hexadecimal digits of SHA-256 over everything in the recipe that can change a row.
+
+    Where things lie and where they run is left out, so that a run goes on after its data have moved or on another
+    device: paths of the source, the device, and of weights the path if a digest says what the file is.
+    """
     content = recipe.model_dump(mode="json")
-    del content["annotate"]["executor"]
+    del content["annotate"]["executor"], content["description"]
+    geometry = content["annotate"]["geometry"]
+    del geometry["device"]
+    for section, key in ((keys[0], keys[1]) for keys in PATH_KEYS if keys[0] == "source"):
+        content[section].pop(key, None)
+    networks = recipe.annotate.geometry
+    for key, choice, name in (
+        ("pi3x", networks.pi3x, "pi3x"),
+        ("moge2", networks.moge2, f"moge-2-{networks.moge2.variant}"),
+    ):
+        if expected_digest(name, choice) is not None:
+            del geometry[key]["path"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -210,6 +251,13 @@ def recipe_hash(recipe: Recipe) -> str:
 def now_iso() -> str:
     """Current time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_resolved(out: Path, recipe: Recipe) -> None:
+    """Write `recipe.resolved.yaml` where it is not there yet, or says something else; all or nothing."""
+    path, content = out / "recipe.resolved.yaml", resolved_yaml(recipe).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def write_run_record(
@@ -226,7 +274,7 @@ def write_run_record(
     A record without an end belongs to a run that was killed; a run that is recorded again (same start) replaces
     its first record.
     """
-    write_atomically(out / "recipe.resolved.yaml", resolved_yaml(recipe).encode())
+    write_resolved(out, recipe)
     path = out / "run.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
     runs = [run for run in runs if run["started"] != started]

@@ -23,7 +23,8 @@ from ..dataset.index import refresh_index
 from ..dataset.reading import open_dataset
 from ..dataset.report import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
-from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_run_record
+from ..dataset.store import check_output
+from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
 
 MAX_LISTED = 50
 """Failed clips named at the end of a run; `theodolite inspect` shows the rest."""
@@ -58,7 +59,11 @@ def run_annotate(
     def clips() -> Any:
         return read_clips(recipe.source)
 
+    digest = recipe_hash(recipe)
     plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+    check_estimators(recipe.annotate.geometry)
+    check_output(out, recipe_hash=digest)
+    check_same_clips(recipe, out)
     if dry_run:
         left = plan.num_clips - plan.num_clips_done
         return (
@@ -66,8 +71,6 @@ def run_annotate(
             f" {plan.num_shards} shards of up to {recipe.output.clips_per_shard}; nothing was written to {out}",
             0,
         )
-    check_estimators(recipe.annotate.geometry)
-    digest = recipe_hash(recipe)
     started, start = now_iso(), time.time()
     with open_output(out, recipe_hash=digest):
         # Planned again under the lock: another run may have ended in between.
@@ -89,10 +92,47 @@ def run_annotate(
             job = Job(out=out.resolve(), config=recipe.annotate, mode=recipe.mode, recipe_hash=digest)
             tally = run_plan(plan, job, workers=workers, scheduler=scheduler, show_progress=show_progress)
             record(now_iso(), tally)
+        else:
+            write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
         refresh_index(out)
         whole = Tally()
         whole.add(read_outcomes(out))
     return f"{out}: {whole.done} clips: {whole}\n{_failures(whole)}".rstrip(), 1 if whole.failed else 0
+
+
+def check_same_clips(recipe: Recipe, out: Path) -> None:
+    """Make sure that a run that goes on with a source in another place goes on with the same clips.
+
+    Data may move between two runs. But two folders of videos may hold files of the same names, and the clips of one
+    would count as done for the other.
+
+    Raises:
+        ValueError: none of the clips that `out` holds is in the source, or a clip's media is another file than before.
+    """
+    path = out / "recipe.resolved.yaml"
+    if not path.is_file():
+        return
+    before = load_recipe(path).source
+    have = {outcome.clip_id for outcome in read_outcomes(out)}
+    if before == recipe.source or not have:
+        return
+    now = {clip.clip_id: clip for clip in read_clips(recipe.source)}
+    advice = "one dataset holds clips of one source: choose another --out"
+    old_place, new_place = media_root(before), media_root(recipe.source)
+    if not have & now.keys():
+        raise ValueError(
+            f"{out}: holds {len(have)} clips of {old_place}, none of which is in {new_place}; {advice}"
+        )
+    try:
+        old = {clip.clip_id: clip for clip in read_clips(before)}
+    except ValueError:
+        return  # the old place is no more: the data have moved
+    for clip_id in sorted(have & now.keys() & old.keys()):
+        a, b = old[clip_id].media_path, now[clip_id].media_path
+        if a.is_file() and b.is_file() and a.stat().st_size != b.stat().st_size:
+            raise ValueError(
+                f"{out}: clip {clip_id} was made from {a}, which is another file than {b}; {advice}"
+            )
 
 
 def _failures(tally: Tally) -> str:

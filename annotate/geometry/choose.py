@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ...dataset.strict import Strict
 from ..anchors import AnchorsConfig
-from ..weights import choose_device, resolve
+from ..networks.checkpoint import check_moge2, check_pi3x
+from ..weights import choose_device, locate, resolve
 from .base import DepthMaps, FloatArray, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
 from .given import GivenAnchor, GivenConfig, GivenGeometrySource
 from .moge2 import MoGe2Anchor, MoGe2Config, moge2_network
@@ -81,11 +82,14 @@ def metric_anchor(config: GeometryConfig) -> MetricAnchor | StreamedAnchor | Non
 
 
 def check_estimators(config: GeometryConfig) -> None:
-    """Make sure, before any work, that what the recipe needs is on this machine; loads nothing.
+    """Make sure, before any work, that what the recipe needs is on this machine and fits; loads no network.
+
+    Of weights the headers are compared with the networks' layouts. Their digests are taken the first time that a file
+    is used (`file_digest`).
 
     Raises:
-        ValueError: one message with everything that is missing: weights with the command that brings them, files with
-            another digest, the device, combinations that cannot work.
+        ValueError: one message with everything that is missing: weights with the command that brings them, files that
+            are damaged, do not fit or have another digest, the device, combinations that cannot work.
     """
     problems = []
     if config.anchor == "moge2" and config.sequence != "pi3x":
@@ -109,8 +113,13 @@ def check_estimators(config: GeometryConfig) -> None:
     if config.weights == "released":
         for name, choice in networks.items():
             try:
+                path = locate(name, path=choice.path, revision=choice.revision)
+                if isinstance(choice, MoGe2Config):
+                    check_moge2(path, choice.variant)
+                else:
+                    check_pi3x(path)
                 resolve(name, path=choice.path, revision=choice.revision, sha256=choice.sha256)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(["this recipe cannot run here:", *problems]))

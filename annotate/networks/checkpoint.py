@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import pickle
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .moge2 import MoGe2, MoGe2Size
+from .moge2 import MoGe2, MoGe2Size, Variant
 from .pi3x import CONDITION_PREFIXES, Pi3X
 
 
@@ -26,28 +30,141 @@ def load_strict(
     Raises:
         ValueError: naming the missing, unexpected or wrong-shaped tensors.
     """
+    problems = _misfits(network, {k: tuple(v.shape) for k, v in tensors.items()}, ignore)
     own = network.state_dict()
     given = {k: v for k, v in tensors.items() if not k.startswith(tuple(ignore)) or k in own}
-    problems = [f"missing {k} {tuple(own[k].shape)}" for k in sorted(own.keys() - given.keys())]
-    problems += [f"unexpected {k} {tuple(given[k].shape)}" for k in sorted(given.keys() - own.keys())]
-    problems += [
-        f"{k} has shape {tuple(given[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & given.keys())
-        if given[k].shape != own[k].shape
-    ]
     problems += [
         f"{k} holds NaN or inf" for k in sorted(own.keys() & given.keys()) if not given[k].isfinite().all()
     ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{origin} does not fit {type(network).__name__}: {shown}")
+    _refuse(network, problems, origin)
     network.load_state_dict(given)
 
 
+def _misfits(network: nn.Module, shapes: Mapping[str, tuple[int, ...]], ignore: Collection[str]) -> list[str]:
+    """What keeps tensors of these names and shapes from filling a network."""
+    own = network.state_dict()
+    given = {k: v for k, v in shapes.items() if not k.startswith(tuple(ignore)) or k in own}
+    problems = [f"missing {k} {tuple(own[k].shape)}" for k in sorted(own.keys() - given.keys())]
+    problems += [f"unexpected {k} {given[k]}" for k in sorted(given.keys() - own.keys())]
+    problems += [
+        f"{k} has shape {given[k]}, expected {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & given.keys())
+        if given[k] != tuple(own[k].shape)
+    ]
+    return problems
+
+
+def _refuse(network: nn.Module, problems: list[str], origin: str) -> None:
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"{origin} does not fit {type(network).__name__}: {shown}")
+
+
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a `.safetensors` file, from its header alone.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it: no such format, or shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 2 <= length <= size - 8 else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(int(n) for n in entry["shape"]) for name, entry in header.items()}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{path} is no safetensors file{_what_else(path)}") from None
+    if size != end:
+        what = "truncated" if size < end else "longer than its header says"
+        raise ValueError(f"{path} is {what}: {size} bytes, of {end}; fetch it again")
+    return shapes
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that should be a checkpoint, for messages."""
+    start = path.open("rb").read(64)
+    if not start:
+        return ": it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer, not the file itself"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return ": it is a web page"
+    if not start.strip(b"\0"):
+        return ": it begins with zeros, as a download that was cut off leaves them"
+    return ", or it is damaged"
+
+
+def check_pi3x(path: Path) -> None:
+    """Make sure by its header that a file holds Pi3X; reads no tensor.
+
+    Raises:
+        ValueError: as `safetensors_shapes`, or naming the tensors that do not fit.
+    """
+    shapes = {k: v for k, v in safetensors_shapes(path).items() if not k.startswith(CONDITION_PREFIXES)}
+    with torch.device("meta"):
+        network = Pi3X(conditioning=False)
+    _refuse(network, _misfits(network, shapes, ()), str(path))
+
+
+def check_moge2(path: Path, variant: Variant) -> None:
+    """Make sure that a file holds the MoGe-2 network that is asked for; its tensors are mapped, not read.
+
+    Raises:
+        ValueError: as `load_moge2`, or it holds another variant.
+    """
+    stored = _read_moge2(path, mapped=True)
+    size = MoGe2Size.from_checkpoint(stored["model_config"])
+    wanted = MoGe2Size.released(variant)
+    for what in ("width", "depth", "heads"):
+        found, expected = (
+            [h for h, _ in s.heads] if what == "heads" else getattr(s, what) for s in (size, wanted)
+        )
+        if found != expected:
+            raise ValueError(f"{path} is not MoGe-2 {variant}: {what} {found}, expected {expected}")
+    with torch.device("meta"):
+        network = MoGe2(size)
+    shapes = {k: tuple(v.shape) for k, v in stored["model"].items()}
+    _refuse(network, _misfits(network, shapes, ("refiner.",)), str(path))
+
+
+def _read_moge2(path: Path, *, mapped: bool) -> dict[str, Any]:
+    try:
+        # Files of before 2020 are no ZIP archives and cannot be mapped.
+        mapped = mapped and zipfile.is_zipfile(path)
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (
+        RuntimeError,
+        OSError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} is no checkpoint{_what_else(path)} ({reason})") from None
+    if not isinstance(stored, dict) or not {"model", "model_config"} <= stored.keys():
+        raise ValueError(f"{path} is no MoGe-2 checkpoint: it must hold 'model' and 'model_config'")
+    model, config = stored["model"], stored["model_config"]
+    if not isinstance(model, Mapping) or not all(isinstance(v, Tensor) for v in model.values()):
+        raise ValueError(f"{path} is no MoGe-2 checkpoint: its 'model' is no table of tensors")
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{path} is no MoGe-2 checkpoint: its 'model_config' is no table")
+    return stored
+
+
 def load_pi3x(path: Path, *, conditioning: bool = False) -> Pi3X:
-    """Pi3X from a `.safetensors` file of the released layout; without conditioning those tensors are not read."""
+    """Pi3X from a `.safetensors` file of the released layout; without conditioning those tensors are not read.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
     from safetensors import safe_open
 
+    safetensors_shapes(path)
     with safe_open(path, framework="pt") as file:
         skip = () if conditioning else CONDITION_PREFIXES
         tensors = {k: file.get_tensor(k) for k in file.keys() if not k.startswith(skip)}  # noqa: SIM118
@@ -59,10 +176,12 @@ def load_pi3x(path: Path, *, conditioning: bool = False) -> Pi3X:
 
 
 def load_moge2(path: Path) -> MoGe2:
-    """MoGe-2 from a released `model.pt`; sizes are read from the file."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(stored, dict) or not {"model", "model_config"} <= stored.keys():
-        raise ValueError(f"{path} is no MoGe-2 checkpoint: it must hold 'model' and 'model_config'")
+    """MoGe-2 from a released `model.pt`; sizes are read from the file.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    stored = _read_moge2(path, mapped=False)
     network = MoGe2(MoGe2Size.from_checkpoint(stored["model_config"]))
     load_strict(network, stored["model"], origin=str(path), ignore=("refiner.",))
     return network

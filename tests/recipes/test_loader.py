@@ -9,6 +9,7 @@ import yaml
 from theodolite.annotate.decode import DecodeConfig
 from theodolite.recipes.loader import (
     PACKAGED,
+    PATH_KEYS,
     RecipeError,
     find_recipe,
     git_state,
@@ -119,6 +120,25 @@ def test_paths_are_relative_to_the_recipe_and_overrides_to_the_caller(tmp_path, 
     assert load_recipe(path, ["source.index=mine.yaml"]).source.index == tmp_path / "elsewhere/mine.yaml"
 
 
+def test_every_path_of_a_recipe_is_relative_to_it(tmp_path, monkeypatch):
+    assert {".".join(keys) for keys in PATH_KEYS} == {
+        "source.root",
+        "source.index",
+        "source.metadata",
+        "annotate.geometry.pi3x.path",
+        "annotate.geometry.moge2.path",
+    }
+    weights = GOOD + "annotate:\n  geometry:\n    pi3x: {path: weights/a}\n    moge2: {path: ../b}\n"
+    path = written(tmp_path, weights)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    geometry = load_recipe(path).annotate.geometry
+    assert geometry.pi3x.path == tmp_path / "weights/a"
+    assert geometry.moge2.path == tmp_path / "../b"
+    whole = load_recipe(path, ["annotate.geometry.pi3x={path: mine}"]).annotate.geometry
+    assert whole.pi3x.path == tmp_path / "elsewhere/mine"
+
+
 def test_unknown_recipe_names_the_known_ones():
     with pytest.raises(RecipeError, match=r"come with theodolite: .*rgbd.*videos"):
         find_recipe("rgdb")
@@ -130,6 +150,22 @@ def test_hash_covers_what_changes_rows_and_nothing_else(tmp_path):
     assert re.fullmatch(r"[0-9a-f]{16}", base)
     assert recipe_hash(load_recipe(path, ["annotate.executor.attempts=5"])) == base
     assert recipe_hash(load_recipe(path, ["annotate.decode.max_frames=10"])) != base
+    # Where things lie and where they run: data may move, and another card may go on.
+    for place in (
+        "source.index=/elsewhere/clips.yaml",
+        "source.root=/elsewhere",
+        "annotate.geometry.device=cuda:1",
+        "annotate.geometry.pi3x.path=/elsewhere/model.safetensors",
+        "description=other words",
+    ):
+        assert recipe_hash(load_recipe(path, [place])) == base, place
+    for other in (
+        "source.name=other",
+        "annotate.geometry.pi3x.sha256=" + "a" * 64,
+        # No digest says what this file is, so its path has to.
+        "annotate.geometry.moge2={variant: vits-normal, path: /elsewhere/model.pt}",
+    ):
+        assert recipe_hash(load_recipe(path, [other])) != base, other
 
 
 def test_run_record(tmp_path):

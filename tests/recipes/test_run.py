@@ -1,13 +1,21 @@
 """Truth and media of a dataset are found again through the recipe beside it."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
 from theodolite.dataset.clip_cameras import Matching
+from theodolite.dataset.evaluate import run_evaluate
+from theodolite.dataset.export import run_export
+from theodolite.dataset.publish import run_publish
+from theodolite.dataset.report import inspect_text, write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.trajectories import write_tum
+from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
 from theodolite.recipes.run import media_root_of_dataset, report_sources, run_annotate, truth_of_dataset
 
@@ -124,3 +132,99 @@ def test_rows_point_to_media_below_the_root(tmp_path):
     from theodolite.dataset.reading import open_dataset
 
     assert open_dataset(tmp_path / "out").row("notes").media == "notes.mp4"
+
+
+# --- the same run again, elsewhere -----------------------------------------------------------------------
+
+
+def videos(folder: Path, *names: str, content: bytes = b"no video") -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / f"{name}.mp4").write_bytes(content)
+    return folder
+
+
+def annotate(root: Path, out: Path, *sets: str, **options) -> tuple[str, int]:
+    recipe = load_recipe("videos", [f"source.root={root}", *sets])
+    return run_annotate(recipe, out, workers=0, show_progress=False, **options)
+
+
+def test_a_run_goes_on_after_its_data_have_moved(tmp_path):
+    root, out = videos(tmp_path / "a", "one", "two"), tmp_path / "out"
+    annotate(root, out, limit=1)
+    root.rename(tmp_path / "b")
+    text, _ = annotate(tmp_path / "b", out, "annotate.geometry.device=cpu")
+    assert "2 clips: 0 accepted, 0 rejected, 2 failed" in text
+    # Reports look for the media where they are now, also if nothing was left to do.
+    (tmp_path / "b").rename(tmp_path / "c")
+    annotate(tmp_path / "c", out)
+    assert media_root_of_dataset(out) == tmp_path / "c"
+    # A copy of the same files is the same source, too.
+    shutil.copytree(tmp_path / "c", tmp_path / "d")
+    annotate(tmp_path / "d", out)
+
+
+def test_other_clips_do_not_count_as_done(tmp_path):
+    out = tmp_path / "out"
+    annotate(videos(tmp_path / "a", "one", "two"), out)
+    before = sorted(p.name for p in out.rglob("*"))
+    for kind, other in {
+        "another file than": videos(tmp_path / "b", "one", "two", content=b"another video"),
+        "none of which is in": videos(tmp_path / "c", "three"),
+    }.items():
+        for dry_run in (True, False):
+            with pytest.raises(ValueError, match=rf"{kind}.*choose another --out"):
+                annotate(other, out, dry_run=dry_run)
+    assert sorted(p.name for p in out.rglob("*")) == before
+
+
+def test_dry_run_finds_what_a_run_would_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    root = videos(tmp_path / "a", "one")
+    with pytest.raises(ValueError, match="weights pull pi3x"):
+        run_annotate(load_recipe("estimate", [f"source.root={root}"]), tmp_path / "out", dry_run=True)
+    foreign = tmp_path / "foreign"
+    annotate(root, foreign, "annotate.decode.max_frames=10")
+    with pytest.raises(ValueError, match="was written with recipe hash"):
+        annotate(root, foreign, dry_run=True)
+    (foreign / "dataset.json").write_text("damaged")
+    with pytest.raises(ValueError, match="is no JSON object"):
+        annotate(root, foreign, dry_run=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        annotate(root, tmp_path / "file", dry_run=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_above_several_runs_is_refused_by_all(tmp_path):
+    root, runs = videos(tmp_path / "a", "one"), tmp_path / "runs"
+    for name in ("x", "y"):
+        annotate(root, runs / name)
+    for act in (
+        lambda: annotate(root, runs),
+        lambda: annotate(root, runs, dry_run=True),
+        lambda: inspect_text(runs),
+        lambda: write_report(runs, tmp_path / "report.html"),
+        lambda: validate_dataset(runs),
+        lambda: run_export(runs, tmp_path / "export", format="tum"),
+        lambda: run_publish(runs, "me/x", tmp_path / "staging", dry_run=True),
+        lambda: run_evaluate(runs, runs),
+    ):
+        with pytest.raises(ValueError, match=r"runs: (lies above|holds) whole datasets \(x, y\)"):
+            act()
+    assert sorted(p.name for p in runs.iterdir()) == ["x", "y"]
+
+
+def test_a_hub_that_is_not_reached_is_said(monkeypatch):
+    class Hub:
+        def glob(self, pattern):
+            raise type("TransportError", (Exception,), {})("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", Hub)
+    for name in ("owner/name", Path("owner/name")):
+        with pytest.raises(
+            ValueError, match=r"owner/name: no folder here.*the hub was not reached: no route"
+        ):
+            inspect_text(name)
+    with pytest.raises(ValueError, match="no such folder"):
+        inspect_text(Path("./owner/name/deeper"))
