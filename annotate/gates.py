@@ -24,6 +24,8 @@ from .tracks import ImageMeasurements
 
 FloatArray = NDArray[np.floating]
 
+_MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
+
 
 class GatesConfig(Strict):
     """Bounds of the gates."""
@@ -44,7 +46,12 @@ class GatesConfig(Strict):
     min_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.15
     """Share of observations that agree with the cameras, over the clip."""
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Share of frames into which fewer than 5 % of the tracks survive."""
+    """Share of frames into which fewer than 5 % of the tracks survive, and that no 20 points of the solution join to
+    the frames before either: where the camera moves fast, descriptors follow what flow loses."""
+    max_lone_frame: Annotated[float, Field(gt=0)] = 1.5
+    """Largest distance of a camera centre from the middle between its neighbours, over the 90th percentile of all steps
+    (at least a hundredth of the scene's depth). True paths at 16 fps and sub-sampled: up to 0.5, hand-held at 30 fps
+    with noise 0.7."""
     min_parallax_deg: Annotated[float, Field(ge=0)] = 0.25
     """Median angle under which tracks are seen along their life: without parallax no translation is checked."""
     scale_sweep_tolerance: Annotated[float, Field(ge=0)] = 0.15
@@ -84,6 +91,25 @@ def image_motion(measured: ImageMeasurements) -> float:
     frame = flow.frame[~first]
     per_frame = [np.median(moved[of]) for of in members(frame, flow.num_frames) if len(of)]
     return float(max(per_frame) / np.hypot(flow.height, flow.width))
+
+
+def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
+    """Share of frames that neither flow nor any other points of the solution join to the frames before them."""
+    if len(measured.survival) < 2:
+        return 0.0
+    lost = measured.survival[1:] < _MIN_SURVIVAL
+    if cameras.num_joining is not None:
+        held = np.minimum(cameras.num_inliers[1:], cameras.num_inliers[:-1])
+        lost &= np.minimum(cameras.num_joining[1:], held) < _MIN_JOINING
+    return float(lost.mean())
+
+
+def _lone_frame(centre: FloatArray, usual: float) -> float:
+    """Largest distance of a centre (F, 3) from the middle between its neighbours, over `usual`."""
+    if len(centre) < 3 or usual <= 0:
+        return 0.0
+    off = np.linalg.norm(centre[1:-1] - (centre[:-2] + centre[2:]) / 2, axis=1)
+    return float(off.max() / usual)
 
 
 def sweep_minimum(sweep: FloatArray) -> float:
@@ -130,7 +156,6 @@ def judge(
     fx, fy = cameras.focal_px.T
     steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     usual = float(np.percentile(steps, 90)) if len(steps) else 0.0
-    lost = float((measured.survival[1:] < 0.05).mean()) if len(measured.survival) > 1 else 0.0
     observations = cameras.num_inliers.sum() / max(
         1e-9, (cameras.num_inliers / np.maximum(cameras.inlier_share, 1e-9)).sum()
     )
@@ -146,10 +171,15 @@ def judge(
         _bounded("rigid", float(np.max(rigid_error(poses))), upper=config.max_rigid_error),
         _bounded("jump", float(steps.max() / usual) if usual > 0 else 0.0, upper=config.max_jump),
         _bounded(
+            "lone_frame",
+            _lone_frame(poses[:, :3, 3], max(usual, 0.01 * cameras.median_depth)),
+            upper=config.max_lone_frame,
+        ),
+        _bounded(
             "infilled", float((cameras.pose_source == INFILLED).mean()), upper=config.max_infilled_share
         ),
         _bounded("inliers", float(observations), lower=config.min_inlier_share),
-        _bounded("tracks_lost", lost, upper=config.max_lost_share),
+        _bounded("tracks_lost", _lost_share(measured, cameras), upper=config.max_lost_share),
         _bounded("motion", image_motion(measured), lower=config.static_motion),
         _bounded(
             "parallax", float(np.degrees(cameras.parallax_rad)), lower=config.min_parallax_deg, unit="deg"
@@ -206,6 +236,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "scale_cov": "scale_inconsistent",
     "rigid": "poses_not_rigid",
     "jump": "pose_jump",
+    "lone_frame": "pose_jump",
     "infilled": "too_many_infilled",
     "inliers": "too_few_inliers",
     "tracks_lost": "tracks_lost",

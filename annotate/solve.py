@@ -72,6 +72,7 @@ class CameraSolution:
         reprojection_px: (F,) robust root mean square over a frame's inliers, stored pixels.
         num_observations, num_inliers: (F,) observations, and those of them that agree.
         inlier_share: (F,) of all observations of the frame.
+        num_joining: (F,) points that agree both before a frame and from it on; None where it was not counted.
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
         num_tracks, num_loops: totals.
@@ -108,6 +109,7 @@ class CameraSolution:
     median_depth: float
     focal_asked_log: float = float("nan")
     evidence: Evidence | None = None
+    num_joining: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -1601,7 +1603,20 @@ def _summarise(
         radial_k1=float(lens[3]),
         median_depth=float(np.median(_median_depth(problem))),
         evidence=Evidence(problem, state, config),
+        num_joining=_num_joining(frame[points_only], problem.point[points_only], frames),
     )
+
+
+def _num_joining(frame: Tensor, point: Tensor, num_frames: int) -> IntArray:
+    """(F,) points seen both before a frame and in it or later, from the (N,) frame and point of observations."""
+    order = np.lexsort((frame.cpu().numpy(), point.cpu().numpy()))
+    of, at = point.cpu().numpy()[order], frame.cpu().numpy()[order]
+    first = np.r_[True, of[1:] != of[:-1]][: len(of)]
+    last = np.r_[of[1:] != of[:-1], True][: len(of)]
+    change = np.zeros(num_frames + 1, np.int64)
+    np.add.at(change, at[first] + 1, 1)
+    np.add.at(change, at[last] + 1, -1)
+    return np.cumsum(change)[:num_frames]
 
 
 def parallax(problem: Problem, state: State, inlier: Tensor) -> float:

@@ -312,7 +312,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Take a window in which the camera travels.",
     ),
     "pose_jump": _judged(
-        "The camera jumps from one frame to the next.",
+        "The camera jumps from one frame to the next, or a single frame lies beside the path.",
         "Look at the frames there; take a window beside the jump.",
     ),
     "poses_not_rigid": _judged(
@@ -334,7 +334,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Take a window without the blurred or bare frames.",
     ),
     "tracks_lost": _judged(
-        "On too many frames nearly no track survives from the frame before.",
+        "On too many frames nearly no track survives from the frame before, nor do other points join them to it.",
         "Blur, flashes and very fast motion do this; take another window.",
     ),
     "internal_error": _failed(

@@ -106,6 +106,12 @@ def moved(frame: int, by: float) -> CameraSolution:
     return replace(solution(), camera_to_world=poses)
 
 
+def beside(frame: int, by: float) -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[frame, 1, 3] += by
+    return replace(solution(), camera_to_world=poses)
+
+
 def sheared() -> CameraSolution:
     poses = solution().camera_to_world.copy()
     poses[5, 0, 1] = 0.01
@@ -121,6 +127,7 @@ def sheared() -> CameraSolution:
         (replace(solution(), focal_px=np.tile([520.0, 680.0], (FRAMES, 1))), "focal_axes_differ"),
         (sheared(), "poses_not_rigid"),
         (moved(20, 0.5), "pose_jump"),
+        (beside(20, 0.1), "pose_jump"),  # three and a half times a step: no jump, but this frame alone is off
         (
             replace(solution(), pose_source=np.where(np.arange(FRAMES) < 10, INFILLED, SOLVED)),
             "too_many_infilled",
@@ -144,6 +151,18 @@ def test_defects_of_scale_and_tracks() -> None:
     assert "static_camera" in failed(solution(), measurements(step_px=0.01))
     lost = replace(measurements(), survival=np.where(np.arange(FRAMES) % 3 == 0, 0.0, 1.0))
     assert "tracks_lost" in failed(solution(), lost)
+    assert "tracks_lost" in failed(replace(solution(), num_joining=np.full(FRAMES, 5)), lost)
+    # Too fast for flow, but descriptors hold every frame.
+    assert failed(replace(solution(), num_joining=np.full(FRAMES, 150)), lost) == []
+
+
+def test_a_lone_frame_is_measured_against_the_steps() -> None:
+    assert failed(beside(20, 0.03)) == []  # as far as a step
+    still = solution()
+    trembling = still.camera_to_world.copy()
+    trembling[:, 0, 3] = 0.002 * np.arange(FRAMES) + 0.004 * (np.arange(FRAMES) % 2)
+    # Of two metres of depth, half a centimetre to and fro is a tremor.
+    assert failed(replace(still, camera_to_world=trembling)) == []
 
 
 def test_declared_scale_has_no_series_to_judge() -> None:

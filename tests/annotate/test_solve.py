@@ -90,6 +90,9 @@ def test_numbers_that_gates_read_are_sane(zooming) -> None:
     assert abs(sweep_minimum(solution.scale_sweep) - 1) < 0.05
     assert 0.1 < np.median(solution.reprojection_px) < 1.5
     assert solution.num_inliers.min() > 50
+    assert solution.num_joining is not None
+    assert solution.num_joining[0] == 0
+    assert solution.num_joining[1:].min() > 50
     assert (solution.position_sigma[1:] > 0).all()
     assert np.isfinite(solution.log_focal_sigma).all()
     assert solution.depth_log_residual < 0.01
