@@ -341,7 +341,8 @@ def _chosen(
         if missing:
             raise ValueError(f"{clips.path}: no accepted clip {', '.join(missing[:5])}")
     if not len(chosen):
-        raise ValueError(f"{clips.path}: no accepted clips to export")
+        which = "" if where is None else f" for which {where!r} holds"
+        raise ValueError(f"{clips.path}: no accepted clips to export{which}")
     stand_ins = len(chosen.where(pc.field("stand_in")))
     if stand_ins:
         raise ValueError(

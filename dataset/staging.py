@@ -16,12 +16,13 @@ from .store import TEMPORARY
 def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     """Folder to write into, which becomes `out` when the block ends; an exception in it leaves `out` as it was.
 
+    A folder that exists stays the one that it is (somebody may stand in it): what was written is moved in entry by entry.
     A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call for the same `out`
     removes it once its process is gone.
 
     Args:
         out: absent, or an empty folder.
-        merge: `out` may hold other things. What was written is moved in entry by entry, in place of its namesakes.
+        merge: `out` may hold other things. What was written takes the place of its namesakes.
     Raises:
         ValueError: `out` is a file, or (without `merge`) holds something.
     """
@@ -41,10 +42,10 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     try:
         temporary.chmod(0o777 & ~_umask())  # mkdtemp's are for their owner alone
         yield temporary
-        if out.is_dir() and (occupied or inside):
+        if out.is_dir():
             _move_in(temporary, out)
         else:
-            temporary.rename(out)  # an empty folder is replaced
+            temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
