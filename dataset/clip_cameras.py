@@ -120,8 +120,8 @@ class CameraSet(Mapping[str, ClipCameras]):
 
 
 def load_cameras(path: str | Path) -> CameraSet:
-    """Cameras by clip id: of a dataset folder, of one split of SANA-WM-Bench, of a folder with a file or folder a clip,
-    or of a single one of those.
+    """Cameras by clip id: of a dataset (folder or Parquet file), of one split of SANA-WM-Bench, of a folder with a file
+    or folder a clip, or of a single one of those.
 
     Files are TUM, KITTI (times in `<clip_id>_times.txt`), 4x4 rows, EuRoC's or another table with named columns
     (`<clip_id>.txt`, `.tum`, `.kitti`, `.csv`), `transforms.json`; folders are COLMAP models, nerfstudio's, EuRoC's and
@@ -132,18 +132,26 @@ def load_cameras(path: str | Path) -> CameraSet:
         ValueError: nothing readable there.
     """
     path = Path(path)
+    if _is_dataset(path):
+        return _from_dataset(path)
     if path.is_file():
         return CameraSet({clip_name(path): read_clip(path)}, where=str(path))
     if not path.is_dir():
         raise ValueError(f"{path}: no such file or folder")
-    if (path / "data").is_dir() and next((path / "data").rglob("*.parquet"), None):
-        return _from_dataset(path)
     split = next((split for split, folder in SPLITS.items() if folder == path.resolve().name), None)
     if split is not None:
         return CameraSet(_from_bench(path, split), where=str(path))
     if layout_of(path) is not None:
         return CameraSet({clip_name(path): read_clip(path)}, where=str(path))
     return _from_folder(path)
+
+
+def _is_dataset(path: Path) -> bool:
+    """Whether there is a run's folder, a Parquet file, or a folder of such: what another tool left of one, say."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    in_data = (path / "data").is_dir() and next((path / "data").rglob("*.parquet"), None)
+    return bool(in_data) or next(path.glob("*.parquet"), None) is not None
 
 
 def _from_folder(folder: Path) -> CameraSet:
@@ -171,7 +179,7 @@ def _from_folder(folder: Path) -> CameraSet:
         refuse_above_datasets(folder)
         detail = f"; {next(iter(unreadable.values()))}" if unreadable else ""
         raise ValueError(
-            f"{folder}: neither a dataset (data/source=*/), nor a split of SANA-WM-Bench, nor cameras of clips "
+            f"{folder}: neither a dataset (data/*/*.parquet), nor a split of SANA-WM-Bench, nor cameras of clips "
             f"({', '.join(SUFFIXES)}; folders of COLMAP, nerfstudio, EuRoC, TUM RGB-D or a 4x4 matrix a frame){detail}"
         )
     return CameraSet(clips, unreadable, where=str(folder))

@@ -231,7 +231,7 @@ def write_report(
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of a dataset folder, or of single clips, and return its path (`<path>/report.html` by
-    default).
+    default, for a Parquet file the one beside it).
 
     The head counts verdicts and reasons, lists the clips and shows distributions; below, clips in detail: all of them,
     or, beyond `max_clips`, those with truth, the worst and the best by reprojection error and scale spread, and
@@ -247,7 +247,8 @@ def write_report(
         ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
-    target = Path(html_path) if html_path is not None else Path(path) / "report.html"
+    beside = Path(path).with_suffix(".html") if Path(path).is_file() else Path(path) / "report.html"
+    target = beside if html_path is None else Path(html_path)
     truth = truth or {}
     body: list[str] = []
     after: list[str] = []

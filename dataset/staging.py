@@ -16,9 +16,9 @@ from .store import TEMPORARY
 def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     """Folder to write into, which becomes `out` when the block ends; an exception in it leaves `out` as it was.
 
-    A folder that exists stays the one that it is (somebody may stand in it): what was written is moved in entry by entry.
-    A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call for the same `out`
-    removes it once its process is gone.
+    A folder that exists stays the one that it is (somebody may stand in it): what was written is moved in entry by
+    entry. A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call for the same
+    `out` removes it once its process is gone.
 
     Args:
         out: absent, or an empty folder.

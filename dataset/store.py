@@ -92,7 +92,11 @@ def dataset_files(path: str | Path) -> list[Path]:
             below.clear()
             continue
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith((".", "_"))]
+        below[:] = [  # a dataset within is another one
+            name
+            for name in below
+            if not name.startswith((".", "_")) and not Path(folder, name, "dataset.json").is_file()
+        ]
         found += [
             Path(folder, name)
             for name in names

@@ -438,7 +438,9 @@ def test_a_failed_export_leaves_nothing_and_a_good_one_no_traces(
             export_dataset(out, target, format=name)
         assert list(target.iterdir()) == []
     monkeypatch.chdir(target)
-    assert export_dataset(out, ".", format=name) == 3  # the folder stays the same one: somebody may stand in it
+    assert (
+        export_dataset(out, ".", format=name) == 3
+    )  # the folder stays the same one: somebody may stand in it
     assert list(Path().iterdir())
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     assert not [p for p in target.rglob("*") if p.name.startswith(".")]

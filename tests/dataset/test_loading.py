@@ -220,23 +220,23 @@ def test_inside_a_torch_data_loader(out: Path) -> None:
 @pytest.mark.slow
 def test_a_plain_script_without_a_guard_may_use_workers(out: Path, tmp_path: Path) -> None:
     """Fork servers and spawned processes run the main script again, which then starts workers of its own."""
-    (tmp_path / "train.py").write_text(
-        f"""
-import theodolite.dataset
-from theodolite.dataset.loading import ClipStream, Sampling
-
-clips = theodolite.dataset.open({str(out)!r})
-stream = ClipStream(clips, Sampling(num_frames=4, window="random"), batch_size=6, num_workers=2)
-for _ in range(2):
-    for batch in stream:
-        print("batch", len(batch["clip_id"]))
-assert __file__.endswith("train.py")
-"""
-    )
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = (part for part in readme.split("```python\n") if "ClipStream" in part.split("```")[0])
+    code = example.split("```")[0]
+    for written, here in (
+        ("runs/rgbd", str(out)),
+        ('content="frames", media_root="/data", num_frames=161', "num_frames=4"),
+        ('batch["frames"].shape, ', ""),
+        ("batch_size=2", "batch_size=6"),
+    ):
+        assert written in code
+        code = code.replace(written, here)
+    (tmp_path / "train.py").write_text(f"{code}\nassert __file__.endswith('train.py')\n")
     command = [sys.executable, "train.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:-1] == ["batch 6"] * 4
+    shapes = f"{torch.Size([6, 4, 4, 4])} {torch.Size([6, 4, 4])}"
+    assert done.stdout.splitlines() == [shapes] * 2
 
 
 def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:

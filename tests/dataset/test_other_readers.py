@@ -20,6 +20,7 @@ from theodolite.dataset.evaluate import load_cameras
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.publish import stage_publication
+from theodolite.dataset.report import run_inspect, run_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import NAMED_COLUMNS
 from theodolite.dataset.trajectories import read_tum
@@ -212,8 +213,13 @@ def test_a_filtered_copy_opens_validates_and_exports(
             assert_same_row(clips.row(clip_id), row)
         assert validate_dataset(path) == (4, [])
         assert export_dataset(path, tmp_path / f"tum-{path.name}", format="tum") == 4
+        assert set(load_cameras(path)) == set(expected)
     back = read_tum(tmp_path / "tum-subset" / "clip_0003.tum")
     np.testing.assert_allclose(back.camera_to_world, expected["clip_0003"].camera_to_world, atol=1e-6)
+    if write is _by_polars:
+        assert run_report(file)[1] == 0
+        assert file.with_suffix(".html").is_file()
+        assert run_inspect(file)[0].endswith("4 clips: 4 accepted")
     stage_publication(file, tmp_path / "pub")
     assert validate_dataset(tmp_path / "pub") == (4, [])
 
@@ -298,6 +304,9 @@ def test_relative_paths_links_and_folders_without_permission(
     (tmp_path / "parts" / "data" / "demo").symlink_to(out / "data" / "demo")
     (tmp_path / "parts" / "data" / "again").symlink_to(tmp_path / "parts")
     assert len(theodolite.dataset.open(tmp_path / "link")) == 6
+    shutil.copytree(out, tmp_path / "copies" / "sub")  # beside a copy lies a dataset: another one
+    shutil.copy(store.list_parts(out)[1], tmp_path / "copies" / "copy.parquet")
+    assert len(theodolite.dataset.open(tmp_path / "copies")) == 1
     assert len(theodolite.dataset.open(tmp_path / "parts")) == 4
     monkeypatch.chdir(out.parent)
     clips = theodolite.dataset.open("run")
