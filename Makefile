@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all their set-up themselves; each package set is installed once.
+# `make demo` and `make test` do all their set-up themselves; each package set is installed once. Test files are shared
+# out to as many processes as there are cores; a file's tests stay together, with what they solve once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ demo: $(VENV)/.core
 	$(BIN)/theodolite demo --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

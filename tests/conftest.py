@@ -7,6 +7,11 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a core of its own; read when numpy and torch are first imported.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
 
 def _has_gpu() -> bool:
     if importlib.util.find_spec("torch") is None:
