@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dataset.cameras import relative_to_first, rigid_error
 from .network import Cameras
 
 TEMPORAL_STRIDE = 8
@@ -51,7 +52,9 @@ def condition_cameras(
         raise ValueError(f"picture of {width}x{height}: both sides must be multiples of {SPATIAL_STRIDE}")
     latent_frames(camera_to_world.shape[1])
     _check_cameras(camera_to_world, intrinsics_px)
-    relative = relative_to_first(camera_to_world)
+    relative = torch.stack([relative_to_first(clip.double()) for clip in camera_to_world]).to(
+        camera_to_world.dtype
+    )
     tokens = intrinsics_px / SPATIAL_STRIDE
     return Cameras(
         camera_to_world=relative[:, ::TEMPORAL_STRIDE],
@@ -66,25 +69,14 @@ def _check_cameras(camera_to_world: Tensor, intrinsics_px: Tensor) -> None:
     bad = ~camera_to_world.isfinite().flatten(2).all(-1) | ~intrinsics_px.isfinite().all(-1)
     if bool(bad.any()):
         raise ValueError(f"the camera of frame {int(bad.nonzero()[0, 1])} is not finite")
-    rotation = camera_to_world[..., :3, :3].double()
-    eye = torch.eye(3, dtype=torch.float64, device=rotation.device)
-    off = (rotation @ rotation.transpose(-1, -2) - eye).abs().amax((-1, -2))
-    wrong = (off > 1e-3) | (torch.linalg.det(rotation) < 0)
-    if bool(wrong.any()):
-        frame = int(wrong.nonzero()[0, 1])
+    error = rigid_error(camera_to_world.double())
+    if bool((error > 1e-3).any()):
+        frame = int((error > 1e-3).nonzero()[0, 1])
         raise ValueError(
-            f"the camera of frame {frame} is no rigid transform: R R^T differs from 1 by {off.max():.2g}"
+            f"the camera of frame {frame} is no rigid transform: off by {float(error.max()):.2g}"
         )
     if not bool((intrinsics_px[..., :2] > 0).all()):
         raise ValueError("focal lengths must be positive")
-
-
-def relative_to_first(camera_to_world: Tensor) -> Tensor:
-    """(B, F, 4, 4) in the frame of each clip's first camera; computed in float64."""
-    exact = camera_to_world.double()
-    rotation, centre = exact[:, :1, :3, :3].transpose(-1, -2), exact[:, :1, :3, 3:]
-    first = torch.cat([rotation, -rotation @ centre], dim=-1)
-    return torch.cat([first @ exact, exact[..., 3:, :]], dim=-2).to(camera_to_world.dtype)
 
 
 def plucker_map(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:

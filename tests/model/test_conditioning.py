@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from theodolite.model.conditioning import condition_cameras, latent_frames, plucker_map, relative_to_first
+from theodolite.dataset.cameras import relative_to_first
+from theodolite.model.conditioning import condition_cameras, latent_frames, plucker_map
 
 from .cases import poses
 
@@ -31,7 +32,7 @@ def test_every_eighth_frame_relative_to_the_first_in_tokens() -> None:
 
 def test_map_of_the_rays_by_hand() -> None:
     camera_to_world, intrinsics = clip()
-    relative, tokens = relative_to_first(camera_to_world), intrinsics / 32
+    relative, tokens = torch.stack([relative_to_first(c) for c in camera_to_world]), intrinsics / 32
     found = plucker_map(relative, tokens, 3, 4)
     # Latent frame 0 holds video frames 0..7, latent frame 1 frames 1..8, latent frame 2 frames 9..16.
     for latent, first in ((0, 0), (1, 1), (2, 9)):
