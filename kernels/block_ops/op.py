@@ -28,6 +28,10 @@ def _fused(backend: Backend, x: Tensor, *others: Tensor | None) -> bool:
     return not wanted and resolve_backend(backend, x)
 
 
+_ROWS = 8
+"""Tokens of a program of `modulated_norm`, which share the rows of their frame's modulation."""
+
+
 def _frames(name: str, x: Tensor, like: Tensor) -> None:
     allowed = [(like.shape[0], t, like.shape[3]) for t in (like.shape[1], 1)]
     if tuple(x.shape) not in allowed:
@@ -66,9 +70,9 @@ def modulated_norm(
     b, t, s, c = x.shape
     x, shift, scale = x.contiguous(), _dense(shift), _dense(scale)
     out = torch.empty_like(x)
-    kernels.modulated_norm[(b * t * s,)](
+    kernels.modulated_norm[(triton.cdiv(s, _ROWS), b * t)](
         x, shift, scale, out, t, s, c, *_steps(shift), *_steps(scale), eps,
-        BLOCK=triton.next_power_of_2(c), num_warps=8,
+        ROWS=_ROWS, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -101,7 +105,7 @@ def gated_add(
     x, y, gate = x.contiguous(), y.contiguous(), _dense(gate)
     extra = None if extra is None else extra.contiguous()
     out = torch.empty_like(x)
-    kernels.gated_add[(b * t * s,)](
+    kernels.gated_add[(s, b * t)](
         x, y, gate, extra, out, t, s, c, *_steps(gate),
         HAS_EXTRA=extra is not None, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
@@ -117,8 +121,8 @@ def _steps(x: Tensor) -> tuple[int, int]:
     return x.stride(0), x.stride(1) if x.shape[1] > 1 else 0
 
 
-_COLUMNS, _CHANNELS = 8, 64
-"""Tile of `glu_conv`: columns of the picture and channels; it walks the rows."""
+_CHANNELS = 128
+"""Channels of a program of `glu_conv`, which walks along four rows of a frame."""
 
 
 def glu_conv(
@@ -155,10 +159,9 @@ def glu_conv(
     x = x.contiguous()
     out = torch.empty(b, t, s, half, dtype=x.dtype, device=x.device)
     taps = weight.flatten(1).T.contiguous()  # (9, 2 F)
-    kernels.glu_conv[(triton.cdiv(half, _CHANNELS), triton.cdiv(width, _COLUMNS), b * t)](
+    kernels.glu_conv[(triton.cdiv(half, _CHANNELS), triton.cdiv(height, 4), b * t)](
         x, taps, bias.contiguous(), out, height, width, half,
-        COLUMNS=_COLUMNS, CHANNELS=_CHANNELS,
-        FAST=x.is_cuda and x.dtype == torch.bfloat16, num_warps=4,
+        CHANNELS=_CHANNELS, FAST=x.is_cuda and x.dtype == torch.bfloat16, num_warps=2,
     )  # fmt: skip
     return out
 

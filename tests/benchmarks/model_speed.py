@@ -1,6 +1,6 @@
 """Speed of the world model's network at full size: one forward pass of a minute of 720p, by part.
 
-    python tests/benchmarks/model_speed.py [--frames 121] [--chunk-causal] [--profile]
+    python tests/benchmarks/model_speed.py [--frames 121] [--chunk-causal] [--profile] [--stream]
 
 Prints milliseconds, achieved TFLOP/s, peak memory and the floor (operations over the measured ceilings of this card).
 """
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections import defaultdict
 
 import torch
 from theodolite.model.conditioning import condition_cameras
 from theodolite.model.config import WorldModelConfig, chunk_starts
 from theodolite.model.network import WorldModel, initialise
+from theodolite.model.samplers import Text, stream_distilled
 
 
 def random_model(config: WorldModelConfig, dtype: torch.dtype = torch.bfloat16) -> WorldModel:
@@ -83,11 +85,34 @@ def ceilings() -> tuple[float, float]:
     return product, 2 * 2**31 / time_ms(lambda: target.copy_(source), 10) / 1e9
 
 
+def stream(model: WorldModel, lengths: tuple[int, ...]) -> None:
+    """The distilled student over clips of several lengths: seconds, time to the first chunk, memory."""
+    for frames in lengths:
+        inputs = random_inputs(frames)
+        text = Text(inputs["text"])
+        for _ in range(2):  # the first compiles kernels for new shapes
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+            start, first = time.perf_counter(), 0.0
+            for _chunk in stream_distilled(model, inputs["latents"], text, cameras=inputs["cameras"]):
+                if not first:
+                    torch.cuda.synchronize()
+                    first = time.perf_counter() - start
+            torch.cuda.synchronize()
+            elapsed = time.perf_counter() - start
+        seconds = (8 * (frames - 1) + 1) / 16
+        print(
+            f"student, {seconds:.0f} s of video: {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), first chunk "
+            f"after {first:.2f} s, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=121)
     parser.add_argument("--chunk-causal", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--stream", action="store_true", help="also the four-step student, chunk by chunk")
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     config = WorldModelConfig()
@@ -108,6 +133,8 @@ def main() -> None:
         f"floor {total / product / 1e9:.0f} ms: "
         + ", ".join(f"{k} {v / 1e12:.0f} TFLOP" for k, v in work.items())
     )
+    if arguments.stream:
+        stream(model, (21, 61, 121))
     if arguments.profile:
         from torch.profiler import ProfilerActivity, profile
 
