@@ -60,9 +60,10 @@ def action_path(
     Source: NVlabs/Sana since July 2026 (before, a and d moved sideways, and j and l turned).
     """
     unit = np.array([speed_m, speed_m, math.radians(turn_deg), math.radians(turn_deg)])
-    pose, pitch, limit = np.eye(4), 0.0, math.radians(pitch_limit_deg)
+    pose: FloatArray = np.eye(4)
+    pitch, limit = 0.0, math.radians(pitch_limit_deg)
     velocity, held = np.zeros(4), frozenset[str]()
-    poses = [pose]
+    poses: list[FloatArray] = [pose]
     for keys in _parse_action(action):
         target = np.zeros(4)
         for key in keys:
