@@ -12,7 +12,7 @@ frame does from frame to frame is the frame's factor, what is left of a single o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ _FIRST_STEP, _FIRST_SIGMA = 0.01, 0.15
 """Freedom of the factors until they have been measured: from frame to frame, and in all."""
 _LEAST_FRAME = 0.001
 _LEAST_OBSERVATION = 0.004
-_TRACK_DRIFT = 0.015
+TRACK_DRIFT = 0.02
 """Slow factors as small as this are not told from what tracks alone drift by."""
 
 
@@ -180,12 +180,30 @@ class DepthNoise:
     Attributes:
         observation: of one observed depth, the factor of its frame aside.
         frame: of the factor of a whole frame, from one frame to the next.
-        slow: of the part of the factor that changes slowly along the clip.
+        slow: of the part of the factor that changes slowly along the clip, beyond what tracks drift by alone.
+        wander: of all that changed slowly when the factors were free, whether depth or tracks are to blame.
     """
 
     observation: float
     frame: float
     slow: float
+    wander: float = 0.0
+
+    def scale_sigma_log(self, num_frames: int) -> float:
+        """Standard deviation of the log of the unit that a clip of `num_frames` takes from its depth.
+
+        White factors average out; a slow one has one value or two in a clip, and nothing says which is right.
+        """
+        return float(np.hypot(self.frame / max(1, num_frames) ** 0.5, max(self.slow, self.wander)))
+
+    def metrics(self, num_frames: int) -> dict[str, float]:
+        """Values of a row's `metrics`."""
+        return {
+            "depth_sigma_log": self.observation,
+            "depth_frame_sigma_log": self.frame,
+            "depth_wander_log": self.wander,
+            "depth_scale_sigma_log": self.scale_sigma_log(num_frames),
+        }
 
     @property
     def calm(self) -> bool:
@@ -247,8 +265,10 @@ def measured_noise(problem: Problem, solution: Solution, before: DepthNoise) -> 
     inlier = (solution.weight > 0.3) & torch.isfinite(problem.sigma_log_depth)
     frame = problem.frame[inlier].numpy()
     residual = solution.residual_log_depth[inlier].numpy()
-    if len(residual) < 100 or solution.state.log_gain is None:
+    if solution.state.log_gain is None:
         return before
+    if len(residual) < 100:
+        return replace(before, slow=0.0)
     count = np.bincount(frame, minlength=problem.num_frames)
     gain = solution.state.log_gain.numpy()[count >= _MIN_PER_FRAME]
     observation = _TO_SIGMA * float(np.median(np.abs(residual)))
@@ -257,11 +277,12 @@ def measured_noise(problem: Problem, solution: Solution, before: DepthNoise) -> 
     white = _TO_SIGMA * float(np.median(np.abs(np.diff(gain)))) / 2**0.5
     smooth = np.array([np.median(gain[max(0, i - 2) : i + 3]) for i in range(len(gain))])
     # A median of five has variance 0.29 of one.
-    slow = _wander(smooth) ** 2 - 0.29 * white**2 - _TRACK_DRIFT**2
+    wander = max(0.0, _wander(smooth) ** 2 - 0.29 * white**2)
     return DepthNoise(
         observation=max(observation, _LEAST_OBSERVATION),
         frame=max(white, _LEAST_FRAME),
-        slow=float(np.sqrt(max(0.0, slow))),
+        slow=max(0.0, wander - TRACK_DRIFT**2) ** 0.5,
+        wander=wander**0.5,
     )
 
 

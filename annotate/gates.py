@@ -72,6 +72,9 @@ class GatesConfig(Strict):
     """How far from 1 the ratio of solved to given path may lie where both are in metres."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
     """Longest time in a clip without a given pose; sources ship one four or five times a second, or on every frame."""
+    max_depth_scale_sigma: Annotated[float, Field(gt=0)] = 0.08
+    """Standard deviation of the log of the unit that a clip takes from given depth. Sensors: 0.002 to 0.025; depth that
+    drifts or steps by 20 % along the clip 0.05 to 0.07; what is worse has no unit that a clip could state."""
     static_motion: Annotated[float, Field(ge=0)] = 0.004
     """Image motion over the clip, as a share of the diagonal, below which the camera stands still."""
 
@@ -200,6 +203,14 @@ def judge(
         bound = config.given_focal_tolerance
         asked = float(np.exp(cameras.focal_asked_log))
         gates.append(_bounded("given_focal", asked, lower=1 - bound, upper=1 / (1 - bound)))
+    if cameras.depth_noise is not None:
+        gates.append(
+            _bounded(
+                "depth_scale",
+                cameras.depth_noise.scale_sigma_log(len(poses)),
+                upper=config.max_depth_scale_sigma,
+            )
+        )
     if scale.model != "declared":
         # A declared unit has no series; its consistency is what the sweep checks.
         gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
@@ -244,6 +255,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "parallax": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
+    "depth_scale": "depth_scale_wanders",
     "given_focal": "given_intrinsics_disagree",
     "given_rotation": "given_poses_disagree",
     "given_turn": "given_poses_disagree",

@@ -452,6 +452,7 @@ def _row(progress: _Progress) -> Row:
 
 def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, Any]:
     fx, fy = cameras.focal_px.T
+    position_sigma, rotation_sigma, log_focal_sigma = cameras.stated_sigmas()
     fov_x, fov_y = fov_from_focal(fx, frames.width), fov_from_focal(fy, frames.height)
     used = cameras.num_inliers > 0
     mean_square = (
@@ -470,9 +471,9 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
         "radial_k1": cameras.radial_k1,
         "pose_source": cameras.pose_source,
         "focal_model": cameras.focal_model,
-        "position_sigma_m": float32(cameras.position_sigma),
-        "rotation_sigma_rad": float32(cameras.rotation_sigma_rad),
-        "log_focal_sigma": float32(cameras.log_focal_sigma),
+        "position_sigma_m": float32(position_sigma),
+        "rotation_sigma_rad": float32(rotation_sigma),
+        "log_focal_sigma": float32(log_focal_sigma),
         "reprojection_px": float32(cameras.reprojection_px),
         "reprojection_rms_px": None if mean_square is None else float(np.sqrt(mean_square)),
         "reprojection_median_px": float(np.median(cameras.reprojection_px)),
@@ -492,5 +493,6 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
         "metrics": {
             "median_depth_m": float(cameras.median_depth),
             **{f"focal_cost_{name}": float(cost) for name, cost in cameras.focal_cost.items()},
+            **({} if cameras.depth_noise is None else cameras.depth_noise.metrics(len(fx))),
         },
     }

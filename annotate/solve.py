@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..dataset.cameras import interpolate_poses, se3_inverse
+from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
 from .clip import ClipRejection
 from .dense import View, align_rgbd, link_points
-from .depth_noise import DepthNoise, first_noise, measured_noise, sample_depth
+from .depth_noise import TRACK_DRIFT, DepthNoise, first_noise, measured_noise, sample_depth
 from .geometry.base import DepthMaps
 from .tracks import (
     DENSE,
@@ -85,6 +85,11 @@ class CameraSolution:
         focal_asked_log: where the lens is known, log of the focal length that images and depth ask for by themselves
             over the given one; NaN where the lens is unknown or the start came from elsewhere.
         evidence: what the cameras were solved from; None unless it was asked for.
+        depth_noise: how the given depth errs, as measured; None where that is not asked (networks).
+        depth_gain_log: (F,) log of measured over true depth of each frame; None where all have one unit.
+        sigma_factor: by how much errors that neighbours have in common widen the standard deviations.
+        focal_doubt_log, scale_doubt_log: standard deviations of what is wrong with all focal lengths alike, and with
+            the unit of the depth.
     """
 
     camera_to_world: FloatArray
@@ -108,6 +113,31 @@ class CameraSolution:
     radial_k1: float
     median_depth: float
     focal_asked_log: float = float("nan")
+    depth_noise: DepthNoise | None = None
+    depth_gain_log: FloatArray | None = None
+    sigma_factor: float = 1.0
+    focal_doubt_log: float = 0.0
+    scale_doubt_log: float = 0.0
+
+    def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Standard deviations that the row states, each (F,): position (depth units), rotation (rad), log focal.
+
+        `position_sigma` and its like know independent errors of single observations only. Errors of neighbours are
+        alike, and what is wrong with the lens or the unit of depth is wrong in all frames: a focal length that is too
+        long by a share turns and moves the camera too little by that share, all along from the first frame on.
+        """
+        poses = self.camera_to_world
+        turned = rotation_angle(poses[:1, :3, :3].swapaxes(1, 2) @ poses[:, :3, :3])
+        gone = np.linalg.norm(poses[:, :3, 3] - poses[:1, :3, 3], axis=1)
+        position = np.hypot(
+            self.sigma_factor * self.position_sigma,
+            np.hypot(self.focal_doubt_log, self.scale_doubt_log) * gone,
+        )
+        rotation = np.hypot(
+            self.sigma_factor * self.rotation_sigma_rad, self.focal_doubt_log * np.asarray(turned)
+        )
+        return position, rotation, np.hypot(self.sigma_factor * self.log_focal_sigma, self.focal_doubt_log)
+
     evidence: Evidence | None = None
     num_joining: IntArray | None = None
 
@@ -1433,12 +1463,22 @@ def _all_frames(
         solution = ba.solve(
             used, used_state, prior, config, tolerance=_TOLERANCE, want_covariance=True, gain=gain
         )
-        model, costs = "given", {"given": solution.data_cost}
+        model, costs, wiggle = "given", {"given": solution.data_cost}, 0.0
     else:
         smooth = replace(ba.focal_prior("smooth", frames, config), expected=expected)
         solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE, gain=gain)
-        solution, model, costs = _choose_focal_model(used, solution, config, expected, gain)
-    return _summarise(used, solution, model, costs, tracks, loops, config)
+        solution, model, costs, wiggle = _choose_focal_model(used, solution, config, expected, gain)
+    found = _summarise(used, solution, model, costs, tracks, loops, config)
+    log_gain = solution.state.log_gain
+    drift = 0.0 if noise is None or given is not None else min(noise.wander, TRACK_DRIFT)
+    return replace(
+        found,
+        depth_noise=noise,
+        depth_gain_log=None if log_gain is None else log_gain.numpy(),
+        sigma_factor=likeness(used, solution) ** 0.5,
+        focal_doubt_log=float(np.hypot(wiggle, drift)),
+        scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
+    )
 
 
 def _choose_focal_model(
@@ -1447,11 +1487,15 @@ def _choose_focal_model(
     config: BundleConfig,
     expected: Tensor | None = None,
     gain: ba.GainPrior | None = None,
-) -> tuple[Solution, FocalModel, dict[str, float]]:
+) -> tuple[Solution, FocalModel, dict[str, float], float]:
     """Constant, smooth or piecewise focal by the Bayesian information criterion.
 
     The smooth solution stands; a simpler model replaces it when its likelihood is nearly as good. Degrees of freedom:
     1 for constant, one per piece, and for smooth one per second (16 frames), about what its prior leaves free.
+
+    Returns:
+        The solution, its model, the cost of each model, and the standard deviation of what the smooth solution's log
+        focal wiggles about the chosen model: what an imperfect lens, shutter and depth make a focal length do.
     """
     frames = problem.num_frames
     # Tracks repeat much of what they say from frame to frame: count an observation as a tenth of an independent one,
@@ -1506,7 +1550,48 @@ def _choose_focal_model(
         want_covariance=True,
         gain=gain,
     )
-    return best, model, costs
+    free = smooth.state.log_focal.numpy()
+    if model == "smooth":
+        # A zoom is even over a second; what is not is no zoom.
+        width = min(17, len(free) - 1 + len(free) % 2)
+        padded = np.pad(free, width // 2, mode="reflect", reflect_type="odd")
+        about = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+    else:
+        about = _flatten(smooth.state.log_focal, breaks if model == "piecewise" else None).numpy()
+    return best, model, costs, float((free - about).std())
+
+
+_CELLS = (8, 5)  # across and down the image, within which errors are compared
+
+
+def likeness(problem: Problem, solution: Solution) -> float:
+    """Observations for one independent one: how alike the errors of neighbours are, in the image and along tracks.
+
+    Within cells of the image: the variance of their means over what independent errors leave. Along tracks: the sum
+    of the autocorrelation, as far as it is positive.
+    """
+    uv, _ = ba.project(problem, solution.state)
+    inlier = (solution.weight > 0.3).numpy()
+    error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).numpy()[inlier]
+    if len(error) < 100:
+        return 1.0
+    frame, point = problem.frame.numpy()[inlier], problem.point.numpy()[inlier]
+    variance = float((error**2).mean())
+    place = problem.uv_px.numpy()[inlier] / (2 * problem.centre_px.numpy()) * _CELLS
+    column, row = np.clip(place.astype(int), 0, np.array(_CELLS) - 1).T
+    cell = (frame * _CELLS[0] + column) * _CELLS[1] + row
+    count = np.bincount(cell)
+    full = count >= 4
+    total = np.stack([np.bincount(cell, weights=error[:, k]) for k in (0, 1)], 1)[full]
+    beside = float((total**2 / count[full, None]).mean()) / variance if full.any() else 1.0
+    along = 1.0
+    for lag, share in ((1, 1), (2, 1), (4, 2), (8, 4)):  # each stands for the lags since the one before
+        same = point[lag:] == point[:-lag]
+        if same.sum() < 100:
+            break
+        correlation = float((error[lag:] * error[:-lag])[same].mean()) / variance
+        along += 2 * share * float(np.clip(correlation, 0, 1))
+    return max(1.0, beside) * along
 
 
 def _flatten(log_focal: Tensor, breaks: Tensor | None) -> Tensor:
@@ -1662,11 +1747,12 @@ def scale_sweep(
     if len(i) == 0:
         return np.array([[f, np.nan] for f in factors])
     rows = []
+    log_depth = true_log_depth(problem, state)
     fi = problem.frame[i]
     focal = state.log_focal[fi].exp()
     n = (problem.uv_px[i] - problem.centre_px - state.lens[:2]) / focal[:, None]
     for factor in factors:
-        z = problem.log_depth[i].exp() * factor
+        z = log_depth[i].exp() * factor
         p = torch.stack([n[:, 0] * z, n[:, 1] * z, z], 1)
         world = (state.rotation[fi].transpose(1, 2) @ (p - state.translation[fi])[:, :, None])[:, :, 0]
         pair = replace(

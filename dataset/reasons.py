@@ -74,6 +74,7 @@ ReasonCode = Literal[
     # The cameras that were found
     "cameras_not_finite",
     "depth_and_path_disagree",
+    "depth_scale_wanders",
     "focal_axes_differ",
     "fov_too_narrow",
     "fov_too_wide",
@@ -294,6 +295,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "depth_and_path_disagree": _judged(
         "The camera's path fits the depth best when the depth is scaled.",
         "Look at the unit of the depth (depth_units_per_metre) and at depth_kind.",
+    ),
+    "depth_scale_wanders": _judged(
+        "What a unit of the given depth is worth changes along the clip, so that no frame says what is right.",
+        "Look at the depth of single frames, shorten the window, or estimate the geometry.",
     ),
     "focal_axes_differ": _judged(
         "Horizontal and vertical focal length differ more than any lens allows.",

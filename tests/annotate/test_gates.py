@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from theodolite.annotate.depth_noise import DepthNoise
 from theodolite.annotate.gates import (
     REASONS,
     GatesConfig,
@@ -86,7 +87,8 @@ def failed(
 
 
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
-    cameras = replace(solution(), focal_model="given", focal_asked_log=0.02)
+    quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
+    cameras = replace(solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet)
     gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     gates += judge_given(GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30), GatesConfig(), longest_gap_s=0.2)
     assert all(g.passed for g in gates)
@@ -135,6 +137,11 @@ def sheared() -> CameraSolution:
         (replace(solution(), inlier_share=np.full(FRAMES, 0.1)), "too_few_inliers"),
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
+        # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
+        (
+            replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.01, slow=0.1, wander=0.1)),
+            "depth_scale_wanders",
+        ),
         (
             replace(solution(), scale_sweep=solution().scale_sweep * np.array([1.4, 1.0])),
             "depth_and_path_disagree",
@@ -143,6 +150,12 @@ def sheared() -> CameraSolution:
 )
 def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
     assert reason in failed(cameras)
+
+
+def test_frames_whose_depth_errs_by_a_fifth_still_have_a_unit() -> None:
+    assert not failed(
+        replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.2, slow=0.0, wander=0.01))
+    )
 
 
 def test_defects_of_scale_and_tracks() -> None:
