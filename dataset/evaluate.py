@@ -36,6 +36,8 @@ _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 _CSV_DIGITS = 9
 _MAX_NAMED = 5
 """Clips named in a cell of a table; JSON names all."""
+_MAX_LISTED = 20
+"""Failed clips described below the tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,7 +424,9 @@ def evaluate(
     """
     ours, theirs = _as_set(predicted), _as_set(truth)
     known = ours.clips.keys() | ours.unreadable.keys() | ours.without_cameras.keys()
-    true = theirs.clips.keys() | theirs.unreadable.keys()
+    # Cameras that were rejected are no truth, but to say how far off rejected ones are they do.
+    untrue = {c for c, t in theirs.items() if t.rejection and not (c in ours and ours[c].rejection)}
+    true = (theirs.clips.keys() - untrue) | theirs.unreadable.keys()
     if len(ours) == len(true) == 1 and not known & true:
         (clip_id,) = ours
         theirs, true = replace(theirs, clips={clip_id: theirs[next(iter(true))]}), {clip_id}
@@ -441,6 +445,10 @@ def evaluate(
     lone = {c: ours.unreadable[c] for c in ours.unreadable.keys() - true}
     lone |= {c: theirs.unreadable[c] for c in theirs.unreadable.keys() - known}
     notes = [f"not read: {text}" for _, text in sorted(lone.items())]
+    if untrue:
+        notes.append(
+            f"{len(untrue)} clips of the truth were rejected themselves and are left out: {_named(sorted(untrue))}"
+        )
     matches: dict[str, Match] = {}
     for clip_id in common:
         reasons = ours.without_cameras.get(clip_id, ())
@@ -452,9 +460,6 @@ def evaluate(
             failed[clip_id] = wrong
             continue
         p, t = ours[clip_id], theirs[clip_id]
-        if t.rejection:
-            failed[clip_id] = f"the true cameras were rejected themselves ({', '.join(t.rejection)})"
-            continue
         try:
             matches[clip_id] = match(clip_id, p, t, matching)
             score = _score_match(clip_id, p, t, matches[clip_id])
@@ -476,7 +481,7 @@ def evaluate(
     return Evaluation(
         clips=tuple(clips),
         only_predicted=tuple(sorted((ours.clips.keys() | ours.without_cameras.keys()) - true)),
-        only_truth=tuple(sorted(theirs.clips.keys() - known)),
+        only_truth=tuple(sorted((theirs.clips.keys() - untrue) - known)),
         rejected=rejected,
         failed=failed,
         notes=tuple(notes),
@@ -641,8 +646,10 @@ def _remarks(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"{len(evaluation.rejected)} clips were rejected and are in no mean of the others: {few}"
         )
-    for clip_id, text in evaluation.failed.items():
+    for clip_id, text in list(evaluation.failed.items())[:_MAX_LISTED]:
         lines.append(f"failed: {text}" if clip_id in text else f"failed: clip {clip_id}: {text}")
+    if len(evaluation.failed) > _MAX_LISTED:
+        lines.append(f"and {len(evaluation.failed) - _MAX_LISTED} more failed; --out DIR lists all")
     if evaluation.only_truth:
         missing = ", ".join(evaluation.only_truth)
         lines.append(f"{len(evaluation.only_truth)} clips of the truth have no prediction: {missing}")

@@ -567,6 +567,12 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     ate = next(m for m in means if m["mean over clips"] == "ate_se3_m")
     assert (ate["clips"], ate["of"], ate["missing"]) == ("1", "5", "clip_0001 clip_0002 clip_0003 clip_0006")
     assert [m["which"] for m in means if m["mean over clips"] == "ate_none_m"] == ["accepted", "rejected"]
+    itself = json.loads(ev.run_evaluate(runs / "mixed", runs / "mixed", style="json")[0])
+    assert itself["means"]["ate_none_m"]["num_clips"] == 4
+    assert itself["means_of_rejected"]["ate_none_m"]["num_clips"] == 1
+    as_truth = json.loads(ev.run_evaluate(runs / "truth", runs / "mixed", style="json")[0])
+    assert as_truth["no_truth"] == ["clip_0004", "clip_0005"]  # rejected cameras are no truth
+    assert as_truth["failed"] == {}
     text, _ = ev.run_evaluate(runs / "mixed", folder)
     assert "means stand on 2 of 5 clips" in text
     assert f"note: not read: {folder / 'README.txt'}: 1 entries" in text
@@ -623,3 +629,30 @@ def test_real_layouts_agree_with_each_other(tmp_path: Path) -> None:
     fox = SHARED / "fox-transforms"
     score = _only(fox, fox / "transforms.json")
     assert (score.num_frames, score.matched_by, score.focal_mape_percent) == (67, "name", 0)
+
+
+@pytest.mark.skipif(not TUM.is_dir(), reason="real trajectories (../shared/data) are not here")
+def test_offsets_and_distances_of_times_are_those_of_evo(tmp_path: Path) -> None:
+    sync = pytest.importorskip("evo.core.sync")
+    file_interface = pytest.importorskip("evo.tools.file_interface")
+    evo_metrics = pytest.importorskip("evo.core.metrics")
+    truth_path, path = TUM / "freiburg1_xyz-groundtruth.txt", tmp_path / "late.txt"
+    lines = (TUM / "freiburg1_xyz-rgbdslam_drift.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line[0] != "#"]
+    path.write_text("\n".join(" ".join([f"{float(r[0]) + 0.75:.6f}", *r[1:]]) for r in rows))
+    score = _only(path, truth_path, offset_s=-0.75, max_difference_s=0.004)
+    truth, estimate = (file_interface.read_tum_trajectory_file(str(p)) for p in (truth_path, path))
+    truth, estimate = sync.associate_trajectories(truth, estimate, max_diff=0.004, offset_2=-0.75)
+    assert score.num_frames == estimate.num_poses < len(rows)
+    rmse = evo_metrics.StatisticsType.rmse
+    for relation, ours in (
+        (evo_metrics.PoseRelation.translation_part, score.rpe_m),
+        (evo_metrics.PoseRelation.rotation_angle_deg, score.rpe_deg),
+    ):
+        rpe = evo_metrics.RPE(relation, 1, evo_metrics.Unit.frames)
+        rpe.process_data((truth, estimate))
+        assert ours == pytest.approx(rpe.get_statistic(rmse), rel=1e-6)
+    estimate.align(truth)
+    ape = evo_metrics.APE(evo_metrics.PoseRelation.translation_part)
+    ape.process_data((truth, estimate))
+    assert score.ate_se3_m == pytest.approx(ape.get_statistic(rmse), rel=1e-6)
