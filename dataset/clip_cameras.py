@@ -58,7 +58,7 @@ class ClipCameras:
         camera_to_world: (F, 4, 4); NaN where the frame has no camera.
         focal_px: (F, 2) for `width` x `height`, or None.
         width, height: stored size, 0 if unknown.
-        time_s: (F,) seconds, or None.
+        time_s: (F,) seconds, of a dataset from the source's first frame; or None.
         names: (F,) names of the images, or None.
         frame_time_s: (N,) times of the source's frames, where the layout ships them beside poses at other times.
         source_step: source frames to one frame of the clip, where that is known.
@@ -222,11 +222,28 @@ def frames_of_row(row: Row) -> ClipCameras:
         camera_to_world=np.tile(np.eye(4), (row.num_frames, 1, 1)),
         width=row.width,
         height=row.height,
-        time_s=row.time_s,
+        time_s=row.time_s - _first_stamp_s(row),
         source_step=row.source_fps / row.fps if row.source_fps and row.fps else None,
         whole_source=row.window_start_s is None and row.window_end_s is None,
         rejection=row.reasons,
     )
+
+
+def _first_stamp_s(row: Row) -> float:
+    """Time stamp of the source's first frame, which is not 0 in every container; truth counts from the first frame."""
+    if not row.num_frames:
+        return 0.0
+    first = float(row.time_s[0])
+    if row.frame_index[0] == 0:
+        return first
+    if row.window_start_s is None or not row.source_fps:
+        return 0.0
+    # The clip's first frame is the first one in the window, which counts from the source's first frame.
+    latest = first - row.window_start_s
+    earliest = latest - 1.5 / row.source_fps
+    if earliest <= 0.0 <= latest + 0.5 / row.source_fps:
+        return 0.0
+    return float(np.clip(first - row.frame_index[0] / row.source_fps, earliest, latest))
 
 
 def _from_bench(path: Path, split: str) -> dict[str, ClipCameras]:

@@ -351,6 +351,23 @@ def test_truth_at_another_rate_is_matched_by_time(walk: tuple[Path, Row], tmp_pa
         _only(dataset, tmp_path, max_difference_s=1e-5)
 
 
+@pytest.mark.parametrize("first_frame", [0, 219])
+def test_time_counts_from_the_first_frame_whatever_its_stamp(
+    make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path, first_frame: int
+) -> None:
+    """MPEG transport streams start at 1.4 s and more; truth beside a recording starts at 0."""
+    index = make_row(0).frame_index + first_frame
+    times = index / 29.97
+    window = {"window_start_s": first_frame / 29.97} if first_frame else {}
+    poses = cam.relative_to_first(_walk(times))
+    row = make_row(0, frame_index=index, time_s=times + 1.4, camera_to_world=poses, **window)
+    dense = np.arange(0, 12, 1 / 200)
+    write_tum(tmp_path / "truth.tum", _walk(dense), dense)
+    score = _only(make_dataset(tmp_path / "set", {"a": [row]}), tmp_path / "truth.tum")
+    assert (score.num_frames, score.matched_by) == (33, "time")
+    assert (score.ate_se3_m or 1) < 0.003  # half a sample of the truth
+
+
 def test_times_since_1970_need_an_offset_and_the_message_says_which(
     walk: tuple[Path, Row], tmp_path: Path
 ) -> None:
