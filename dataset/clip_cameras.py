@@ -670,8 +670,7 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
         if count != wanted:
             raise ValueError(f"clip {clip_id}: {count} rows, but the clip has {wanted} frames")
         return _Pairs(np.arange(count), np.arange(count), "clip frame")
-    # Behind its last frame a clip leaves less than one of its own steps of the source.
-    spare = int(np.ceil(frames.source_step or 1.0)) if frames.whole_source else None
+    spare = _spare_frames(frames)
     fits = count > last and (spare is None or options.rows == "source" or count <= last + 1 + spare)
     if not fits:
         end = "" if spare is None or count <= last else f" of a source with at most {last + 1 + spare}"
@@ -686,7 +685,7 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
 def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Matching) -> _Pairs:
     assert predicted.time_s is not None, "asked for where both have times"
     assert truth.time_s is not None, "asked for where both have times"
-    offset, how = _offset(predicted.time_s, truth.time_s, {predicted.numbering, truth.numbering}, options)
+    offset, how = _offset(predicted, truth, options)
     # Only frames with a camera: a neighbour without one must not take the place of the next.
     i, j = np.flatnonzero(predicted.posed), np.flatnonzero(truth.posed)
     i, j = i[np.argsort(predicted.time_s[i], kind="stable")], j[np.argsort(truth.time_s[j], kind="stable")]
@@ -722,21 +721,50 @@ def _between(
     return a, right[a] - nearer_left, interpolate_poses(time_s, camera_to_world, wanted[a])
 
 
-def _offset(
-    ours: FloatArray, theirs: FloatArray, kinds: set[Numbering], options: Matching
-) -> tuple[float, str]:
+def _offset(predicted: ClipCameras, truth: ClipCameras, options: Matching) -> tuple[float, str]:
     """Seconds to add to the predicted times, and the words for it."""
-    start = float(theirs[0] - ours[0])
+    ours, theirs = predicted.time_s, truth.time_s
+    assert ours is not None, "asked for where both have times"
+    assert theirs is not None, "asked for where both have times"
     if options.offset_s == "start":
-        return start, "time from the start"
+        return float(theirs[0] - ours[0]), "time from the start"
     if options.offset_s:
         return float(options.offset_s), f"time (offset {options.offset_s:.10g} s)"
-    # A dataset stores the time in the source, an export of the clip the time in the clip: as many frames with the same
-    # spacing are the clip's own, whatever their zero.
-    own = "frames" in kinds and len(ours) == len(theirs) and abs(start) > options.max_difference_s
-    if own and np.abs((theirs - theirs[0]) - (ours - ours[0])).max() <= _SAME_SPACING_S:
-        return start, f"time in the clip (zeros {abs(start):.3f} s apart)"
+    if truth.numbering == "frames" and predicted.numbering == "rows":
+        apart, how = _zeros_apart(predicted, truth, options)
+        return -apart, how
+    if predicted.numbering == "frames" and truth.numbering == "rows":
+        return _zeros_apart(truth, predicted, options)
     return 0.0, "time"
+
+
+def _zeros_apart(rows: ClipCameras, frames: ClipCameras, options: Matching) -> tuple[float, str]:
+    """Seconds by which the clock of a file is ahead of that of a dataset's clip, and the words for it. 0 unless the
+    file cannot but hold the clip's own frames, or its source's."""
+    file, clip = rows.time_s, frames.time_s
+    assert file is not None, "asked for where both have times"
+    assert clip is not None, "asked for where both have times"
+    if len(file) == len(clip) and abs(file[0] - clip[0]) > options.max_difference_s:
+        # An export counts from the clip's first frame: as many poses with the same spacing.
+        apart = float(file[0] - clip[0])
+        if np.abs(file - clip - apart).max() <= _SAME_SPACING_S:
+            return apart, f"time in the clip (zeros {abs(apart):.3f} s apart)"
+    spare = _spare_frames(frames)
+    last = int(frames.frame_index.max())
+    one_a_frame = spare is not None and last < len(file) <= last + 1 + spare
+    if one_a_frame and (file[0] > clip[-1] or file[-1] < clip[0]):
+        # Another clock (since 1970), but one pose a source frame with the clip's own spacing.
+        gaps = file[frames.frame_index] - clip
+        apart = float(np.median(gaps))
+        if np.abs(gaps - apart).max() <= options.max_difference_s:
+            return apart, f"time of source frames (zeros {abs(apart):.3f} s apart)"
+    return 0.0, "time"
+
+
+def _spare_frames(frames: ClipCameras) -> int | None:
+    """Source frames that a clip of a whole source leaves behind its last one at most: less than one of its own steps.
+    None where the clip may end before its source."""
+    return int(np.ceil(frames.source_step or 1.0)) if frames.whole_source else None
 
 
 def _no_common_time(

@@ -369,7 +369,7 @@ def test_time_counts_from_the_first_frame_whatever_its_stamp(
 
 
 def test_times_since_1970_need_an_offset_and_the_message_says_which(
-    walk: tuple[Path, Row], tmp_path: Path
+    walk: tuple[Path, Row], make_dataset: Callable, tmp_path: Path
 ) -> None:
     dataset, row = walk
     times = row.time_s[0] + np.arange(0, 5, 1 / 100)
@@ -380,6 +380,18 @@ def test_times_since_1970_need_an_offset_and_the_message_says_which(
         _only(dataset, tmp_path)
     for offset in ("start", 1305031098.0):
         assert (_only(dataset, tmp_path, offset_s=offset).ate_se3_m or 1) < 0.02
+    source = _walk(np.arange(371) / 29.97)  # one pose a frame of a source, stamped by its camera
+    stamps = 1305031098.0 + np.arange(371) / 29.97 + np.random.default_rng(0).uniform(-0.003, 0.003, 371)
+    write_tum(tmp_path / "frames.txt", source, stamps)
+    whole = tmp_path / "whole"
+    make_dataset(whole, {"a": [replace(row, window_start_s=None, source_fps=29.97)]})
+    assert _only(whole, tmp_path / "frames.txt").matched_by.startswith(
+        "time of source frames (zeros 130503109"
+    )
+    assert (_only(whole, tmp_path / "frames.txt").ate_se3_m or 1) < 0.005  # frame 219 is 7 ms behind START_S
+    write_tum(tmp_path / "frames.txt", source[1:], stamps[1:])  # one pose is missing: which one?
+    with pytest.raises(ValueError, match="--t-offset start"):
+        _only(whole, tmp_path / "frames.txt")
     (tmp_path / "ns").mkdir()
     write_tum(tmp_path / "ns" / "clip_0000.txt", _walk(times), (times * 1e9).round())
     with pytest.raises(ValueError, match="are the times of the truth in nanoseconds"):
