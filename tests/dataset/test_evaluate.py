@@ -389,7 +389,8 @@ def test_times_since_1970_need_an_offset_and_the_message_says_which(
         "time of source frames (zeros 130503109"
     )
     assert (_only(whole, tmp_path / "frames.txt").ate_se3_m or 1) < 0.005  # frame 219 is 7 ms behind START_S
-    write_tum(tmp_path / "frames.txt", source[1:], stamps[1:])  # one pose is missing: which one?
+    gap = np.arange(371) != 300  # one pose is missing: rows are no frames any more
+    write_tum(tmp_path / "frames.txt", source[gap], stamps[gap])
     with pytest.raises(ValueError, match="--t-offset start"):
         _only(whole, tmp_path / "frames.txt")
     (tmp_path / "ns").mkdir()
