@@ -600,6 +600,8 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     itself = json.loads(ev.run_evaluate(runs / "mixed", runs / "mixed", style="json")[0])
     assert itself["means"]["ate_none_m"]["num_clips"] == 4
     assert itself["means_of_rejected"]["ate_none_m"]["num_clips"] == 1
+    (part,) = (runs / "mixed").rglob("part-*.parquet")
+    assert ev.load_cameras(part).keys() == ev.load_cameras(runs / "mixed").keys()
     as_truth = json.loads(ev.run_evaluate(runs / "truth", runs / "mixed", style="json")[0])
     assert as_truth["no_truth"] == ["clip_0004", "clip_0005"]  # rejected cameras are no truth
     assert as_truth["failed"] == {}
