@@ -32,6 +32,8 @@ from .given_cameras import check_count, given_intrinsics
 
 F32 = NDArray[np.float32]
 
+MAX_MISSING = 0.5
+"""Share of a clip's frames that may lack their depth file."""
 MAX_ASPECT_MISMATCH = 0.03
 """Largest relative difference between the aspect ratios of depth and colour: more means another field of view."""
 
@@ -68,8 +70,8 @@ class GivenGeometrySource:
         if given.depth_pattern is None:
             raise ClipRejection(
                 "depth_missing",
-                f"clip {clip.clip_id}: the source names no depth files; set given.depth_pattern, or estimate the"
-                " geometry",
+                f"clip {clip.clip_id}: the source names no depth files; give depth_pattern in the index, or use the"
+                " recipe estimate",
             )
         intrinsics = given_intrinsics(clip, frames) if given.depth_kind == "ray_distance" else None
         if given.depth_kind == "ray_distance" and intrinsics is None:
@@ -87,10 +89,7 @@ class GivenGeometrySource:
                 f"clip {clip.clip_id}: depth is of unknown unit but poses are in metres; give depth_units_per_metre, or"
                 " leave poses_metric out to have the scale estimated",
             )
-        count = _count_files(clip, given.depth_pattern)
-        check_count(
-            clip, "depth_frame_count_mismatch", f"depth files match {given.depth_pattern}", count, frames
-        )
+        missing = _missing_files(clip, given.depth_pattern, frames)
         depth = GivenDepth(
             clip_id=clip.clip_id,
             pattern=given.depth_pattern,
@@ -100,6 +99,7 @@ class GivenGeometrySource:
             invalid_value=given.depth_invalid_value,
             kind=given.depth_kind,
             intrinsics=intrinsics,
+            missing=missing,
         )
         depth.require_any_valid()
 
@@ -123,6 +123,7 @@ class GivenDepth:
         invalid_value: stored value that means "no measurement".
         kind: what the stored number is; `omniworld` as in `omniworld_depth`.
         intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
+        missing: source frames that have no file: they carry no depth.
     """
 
     clip_id: str
@@ -133,6 +134,7 @@ class GivenDepth:
     invalid_value: float
     kind: DepthKind = "z"
     intrinsics: FloatArray | None = None
+    missing: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -141,16 +143,19 @@ class GivenDepth:
         """File of clip frame `frame`."""
         return Path(self.pattern.format(frame=int(self.frame_index[frame])))
 
-    def read(self, frame: int) -> F32:
-        """(h, w) float32 z-depth of clip frame `frame`; NaN where invalid, +inf where stored as +inf (sky).
+    def read(self, frame: int) -> F32 | None:
+        """(h, w) float32 z-depth of clip frame `frame`; NaN where invalid, +inf where stored as +inf (sky); None where
+        the source has no file for it.
 
         Raises:
             ClipRejection: `depth_unreadable`, `depth_size_changed` (against the clip's first frame),
                 `depth_aspect_mismatch`, `depth_not_finite` (the file holds nothing but NaN or infinity).
         """
+        if int(self.frame_index[frame]) in self.missing:
+            return None
         path = self.path(frame)
         stored = read_depth_file(path, clip_id=self.clip_id)
-        first = self._first_size if frame else stored.shape
+        first = self._first_size
         if stored.shape != first:
             raise ClipRejection(
                 "depth_size_changed",
@@ -174,7 +179,8 @@ class GivenDepth:
 
     @cached_property
     def _first_size(self) -> tuple[int, ...]:
-        return read_depth_file(self.path(0), clip_id=self.clip_id).shape
+        first = next(i for i, f in enumerate(self.frame_index) if int(f) not in self.missing)
+        return read_depth_file(self.path(first), clip_id=self.clip_id).shape
 
     def _to_z(self, stored: NDArray, frame: int) -> F32:
         invalid = np.isnan(stored) | (stored == self.invalid_value)
@@ -204,7 +210,8 @@ class GivenDepth:
             ClipRejection: `depth_all_invalid` if none has, or what `read` finds wrong on the way.
         """
         for frame in range(len(self)):
-            if np.isfinite(self.read(frame)).any():
+            depth = self.read(frame)
+            if depth is not None and np.isfinite(depth).any():
                 return
         raise ClipRejection(
             "depth_all_invalid",
@@ -356,18 +363,25 @@ def _matching_files(clip: ClipRef, pattern: str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _count_files(clip: ClipRef, pattern: str) -> int:
-    """Number of depth files 0, 1, 2, ...
+def _missing_files(clip: ClipRef, pattern: str, frames: ClipFrames) -> frozenset[int]:
+    """Source frames of the clip that have no depth file. Files are numbered as source frames are, from 0.
+
+    Single files may be missing (a recorder that dropped one). The numbers must still end with the last source frame:
+    else the depth belongs to another video, or is counted from 1.
 
     Raises:
-        ClipRejection: `depth_frame_count_mismatch` if one in between is missing.
+        ClipRejection: `depth_frame_count_mismatch` if the numbers do not end where the frames do, or more than half of
+            the clip's frames have no file.
     """
-    numbers = [number for number, _ in _matching_files(clip, pattern)]
-    for expected, number in enumerate(numbers):
-        if number != expected:
-            raise ClipRejection(
-                "depth_frame_count_mismatch",
-                f"clip {clip.clip_id}: {len(numbers)} depth files match {pattern}, but the one of frame {expected}"
-                " is missing (frames count from 0)",
-            )
-    return len(numbers)
+    there = {number for number, _ in _matching_files(clip, pattern)}
+    count = max(there, default=-1) + 1
+    holes = f" ({count - len(there)} of them missing)" if count > len(there) else ""
+    check_count(clip, "depth_frame_count_mismatch", f"depth files match {pattern}{holes}", count, frames)
+    missing = frozenset(int(f) for f in frames.timing.frame_index if int(f) not in there)
+    if len(missing) > MAX_MISSING * len(frames):
+        raise ClipRejection(
+            "depth_frame_count_mismatch",
+            f"clip {clip.clip_id}: {len(missing)} of the clip's {len(frames)} frames have no depth file that matches"
+            f" {pattern}, the first of them frame {min(missing)}",
+        )
+    return missing

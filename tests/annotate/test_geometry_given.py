@@ -210,11 +210,31 @@ def test_another_number_of_depth_files(tmp_path) -> None:
 
 
 def test_a_hole_in_the_numbering(tmp_path) -> None:
-    write_png_maps(tmp_path, count=7)
-    (tmp_path / "000003.png").unlink()
+    """A frame without its file has no depth; the others keep theirs."""
+    write_png_maps(tmp_path, count=6)
+    used = FRAMES.timing.frame_index.tolist()
+    whole = GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth
+    expected = [whole.read(i) for i in range(len(used))]
+    holes = {used[0], used[2]}
+    for hole in holes:
+        (tmp_path / f"{hole:06d}.png").unlink()
+    depth = GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth
+    assert [depth.read(i) is None for i in range(len(used))] == [f in holes for f in used]
+    np.testing.assert_array_equal(depth.read(3), expected[3])
+    # With most of them missing, it is no recorder that dropped some.
+    (tmp_path / f"{used[1]:06d}.png").unlink()
     found = rejection(clip_of(tmp_path))
     assert found.reason == "depth_frame_count_mismatch"
-    assert "frame 3" in found.detail
+    assert f"3 of the clip's {len(used)} frames have no depth file" in found.detail
+
+
+def test_files_counted_from_one_are_not_taken_for_holes(tmp_path) -> None:
+    write_png_maps(tmp_path, count=7)
+    (tmp_path / "000000.png").unlink()
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_frame_count_mismatch"
+    assert "7 depth files" in found.detail
+    assert "1 of them missing" in found.detail
 
 
 def test_files_of_other_names_do_not_count(tmp_path) -> None:
