@@ -192,7 +192,7 @@ def choose_frames(
         raise ClipRejection(
             "source_fps_below_16",
             f"{len(time)} frames in {time[-1] / (step * GRID_FPS):.3f} s are {rate:.3f} fps; frames are never repeated"
-            " to reach 16 fps (keep all of them with decode.fps: native)",
+            " to reach 16 fps (keep all of them with annotate.decode.fps: native)",
         )
     period = int(np.median(np.diff(time)))
     # wanted < last + period / 2, in whole numbers: the number of k with 2 k step < 2 last + period.
@@ -259,7 +259,7 @@ def _timing(clip: ClipRef, timeline: _Timeline, config: DecodeConfig) -> ClipTim
         raise ClipRejection(
             "too_short",
             f"clip {clip.clip_id}: {clip.media_path}: {len(index)} frames{window} of {len(timeline.ticks)} source"
-            f" frames, at least {config.min_frames} are wanted (decode.min_frames)",
+            f" frames, at least {config.min_frames} are wanted (annotate.decode.min_frames)",
         )
     first, last = index[0], index[-1]
     span_s = Fraction(int(timeline.ticks[last] - timeline.ticks[first])) * timeline.tick_s

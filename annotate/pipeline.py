@@ -366,6 +366,12 @@ def _set_scale(
     )
     if scale.metres_per_unit is None:
         detail = f"{scale.num_frames_used} usable anchor frames of {len(scale.frame)}"
+        if config.geometry.anchor == "none":
+            detail = (
+                f"clip {progress.clip.clip_id}: nothing says what a unit of the depth is worth: give"
+                " depth_units_per_metre in the index (1000 for millimetres), or metric depth by"
+                " annotate.geometry.anchor"
+            )
         progress.reasons.extend((reason, detail) for reason in scale.reasons)
 
 

@@ -177,10 +177,15 @@ def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shar
 def _read_videos(source: VideosSource) -> Iterator[ClipRef]:
     root = media_root(source)
     if not root.is_dir():
-        raise ValueError(f"{source.root}: no such folder (source.root)")
+        raise ValueError(
+            f"{source.root}: no such folder (source.root; name yours with --set source.root=DIR)"
+        )
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
     if not paths:
-        raise ValueError(f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)}) (source.root)")
+        raise ValueError(
+            f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)})"
+            " (source.root; name yours with --set source.root=DIR)"
+        )
     return (
         ClipRef(
             clip_id=clip_id_of(path.relative_to(root).as_posix()),
@@ -242,7 +247,12 @@ def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}) (source.index)") from None
+        raise ValueError(
+            f"{path}: the index of clips cannot be read ({error.strerror}); name yours with"
+            ' --set source.index=FILE (README, "Build a dataset", shows one)'
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: the index of clips is no text (source.index)") from None
     if path.suffix.lower() == ".csv":
         for row in csv.DictReader(text.splitlines()):
             if None in row or None in row.values():

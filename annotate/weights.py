@@ -99,10 +99,10 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"geometry.device {device!r}: use auto, cpu, cuda or cuda:N") from None
+        raise ValueError(f"annotate.geometry.device {device!r}: use auto, cpu, cuda or cuda:N") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"geometry.device {device!r}: this machine has no usable CUDA device; use auto or cpu"
+            f"annotate.geometry.device {device!r}: this machine has no usable CUDA device; use auto or cpu"
         )
     return chosen
 
@@ -287,7 +287,7 @@ def pull(
             raise
         raise OSError(
             f"weights {name} could not be downloaded from {w.repository} at {commit}: {reason}; a file brought by other"
-            " means is used with geometry's `path`"
+            " means is used with annotate.geometry.pi3x.path or annotate.geometry.moge2.path"
         ) from error
     return _checked(w, path, commit, _digest(w, commit, sha256))
 

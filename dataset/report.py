@@ -60,15 +60,29 @@ Pictures = Callable[[Row, Sequence[int]], dict[int, bytes]]
 # ---------------------------------------------------------------------------------------------------- text
 
 
-def inspect_text(path: str | Path, *, clip_id: str | None = None, limit: int = 200) -> str:
+def inspect_text(
+    path: str | Path, *, clip_id: str | None = None, limit: int = 200, media_root: Path | None = None
+) -> str:
     """Text for the terminal: one line per clip (the first `limit`) and the counts, or everything about one
     clip.
 
+    Args:
+        media_root: folder that media paths are relative to, if it is known: what is looked for where is said.
     Raises:
         ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
-    return _table_text(clips, limit) if clip_id is None else _clip_text(_row(clips, clip_id))
+    if clip_id is not None:
+        row = _row(clips, clip_id)
+        text = _clip_text(row)
+        if media_root is None or "://" in row.media:
+            return text
+        place = media_root / row.media
+        return f"{text}\n  media are looked for at {place}{'' if place.exists() else ': not there'}"
+    text = _table_text(clips, limit)
+    if media_root is None:
+        return text
+    return f"{text}\nmedia are looked for in {media_root}{'' if media_root.is_dir() else ': no such folder'}"
 
 
 def _row(clips: ClipDataset, clip_id: str) -> Row:
@@ -78,9 +92,11 @@ def _row(clips: ClipDataset, clip_id: str) -> Row:
         raise ValueError(str(error.args[0])) from None
 
 
-def run_inspect(path: str | Path, *, clip_id: str | None = None) -> tuple[str, int]:
+def run_inspect(
+    path: str | Path, *, clip_id: str | None = None, media_root: Path | None = None
+) -> tuple[str, int]:
     """`inspect_text` and exit code 0."""
-    return inspect_text(path, clip_id=clip_id), 0
+    return inspect_text(path, clip_id=clip_id, media_root=media_root), 0
 
 
 _OVERVIEW = (

@@ -7,6 +7,7 @@ Everything heavy is imported inside the commands, so that help and completion ar
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,10 @@ Sets = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=0, help="Local worker processes; default one a core. 0: work in this process."
+        "--workers",
+        min=0,
+        help="Local worker processes; default one a core (with 3 GiB of memory each), or two a GPU where networks run "
+        "on one. 0: work in this process.",
     ),
 ]
 
@@ -59,7 +63,25 @@ def _root(
         raise typer.Exit
 
 
-@app.command(epilog=_example("theodolite annotate rgbd --set source.index=/data/clips.yaml --out runs/rgbd"))
+def _recipes() -> str:
+    """Recipes that come with the package, each with the first sentence of its description; read without a parser, so
+    that help stays instant."""
+    lines = []
+    for path in sorted(Path(__file__).parent.glob("*.yaml")):
+        words = re.search(
+            r"^description:[ >-]*\n((?: .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        text = " ".join(words[1].split()) if words else ""
+        lines.append(f"  {path.stem:14} {re.split(r'[.:;] ', text)[0].rstrip('.')}")
+    return "\n".join(lines)
+
+
+@app.command(
+    epilog="Recipes that come with the package:\n\n\b\n"
+    + _recipes()
+    + "\n\n"
+    + _example("theodolite annotate rgbd --set source.index=/data/clips.yaml --out runs/rgbd")
+)
 def annotate(
     recipe: Annotated[
         str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")
@@ -115,8 +137,10 @@ def inspect(
 
     def act() -> tuple[str, int]:
         from ..dataset.report import run_inspect
+        from .run import media_root_of_dataset
 
-        return run_inspect(path, clip_id=clip)
+        known = (path / "recipe.resolved.yaml").is_file()
+        return run_inspect(path, clip_id=clip, media_root=media_root_of_dataset(path) if known else None)
 
     _finish(act)
 
@@ -471,6 +495,19 @@ def weights_pull(
     _finish(act)
 
 
+_EXTRAS = {
+    "datasets": "pip install datasets",
+    "decord": "pip install decord",
+    "lpips": "pip install lpips",
+    "matplotlib": "pip install matplotlib",
+    "open3d": "pip install theodolite[rivals]",
+    "pycolmap": "pip install theodolite[colmap]",
+    "rerun": "pip install theodolite[viz]",
+    "triton": "pip install theodolite[kernels]",
+}
+"""What brings each package that only some commands need."""
+
+
 def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
     """Run a command's work; its text goes to stdout, what a user can correct becomes one message and exit code 2."""
     # Our own warnings only: distributed logs every connection.
@@ -484,6 +521,12 @@ def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
         raise typer.Exit(130) from None
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        typer.echo(f"error: this needs the package {error.name}, which is not installed: {extra}", err=True)
         raise typer.Exit(2) from None
     except (OSError, RuntimeError) as error:
         from ..annotate.executor import RunAborted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..dataset.cameras import resize_intrinsics, split_intrinsics
 from ..dataset.clip_cameras import Matching, load_cameras, read_clip
 from ..dataset.index import refresh_index
 from ..dataset.reading import open_dataset
+from ..dataset.reasons import find_reason
 from ..dataset.report import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
 from ..dataset.store import check_output
@@ -28,6 +30,8 @@ from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, w
 
 MAX_LISTED = 50
 """Failed clips named at the end of a run; `theodolite inspect` shows the rest."""
+MAX_ADVICE = 8
+"""Reasons explained at the end of a run."""
 
 
 def run_annotate(
@@ -97,7 +101,8 @@ def run_annotate(
         refresh_index(out)
         whole = Tally()
         whole.add(read_outcomes(out))
-    return f"{out}: {whole.done} clips: {whole}\n{_failures(whole)}".rstrip(), 1 if whole.failed else 0
+    parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
+    return "\n".join(part for part in parts if part), 1 if whole.failed else 0
 
 
 def check_same_clips(recipe: Recipe, out: Path) -> None:
@@ -140,6 +145,14 @@ def _failures(tally: Tally) -> str:
     if len(tally.failed) > MAX_LISTED:
         lines.append(f"  and {len(tally.failed) - MAX_LISTED} more: theodolite inspect")
     return "\n".join(lines)
+
+
+def _advice(tally: Tally) -> str:
+    """What to try about each reason of this dataset, the most frequent first."""
+    reasons = Counter(tally.rejected)
+    reasons.update(o.reasons[0] for o in tally.failed)
+    entries = [(reason, find_reason(reason)) for reason, _ in reasons.most_common(MAX_ADVICE)]
+    return "\n".join(f"  {reason}: {entry.meaning} {entry.remedy}" for reason, entry in entries if entry)
 
 
 def media_root_of_dataset(out: Path) -> Path:

@@ -94,8 +94,8 @@ def check_estimators(config: GeometryConfig) -> None:
     problems = []
     if config.anchor == "moge2" and config.sequence != "pi3x":
         problems.append(
-            f"geometry.anchor moge2 with geometry.sequence {config.sequence}: MoGe-2 shares the pass over the frames"
-            " with pi3x; use anchor given, rendered or none"
+            f"annotate.geometry.anchor moge2 with annotate.geometry.sequence {config.sequence}: MoGe-2 shares the pass"
+            " over the frames with pi3x; use anchor given, rendered or none"
         )
     networks = {
         name: choice

@@ -70,7 +70,9 @@ def config(sequence: str, anchor: str) -> AnnotateConfig:
 def test_combination_runs_or_is_refused(clip: ClipRef, sequence: str, anchor: str):
     chosen = config(sequence, anchor)
     if anchor == "moge2" and sequence != "pi3x":
-        with pytest.raises(ValueError, match=f"moge2 with geometry.sequence {sequence}.*use anchor given"):
+        with pytest.raises(
+            ValueError, match=f"moge2 with annotate.geometry.sequence {sequence}.*use anchor given"
+        ):
             check_estimators(chosen.geometry)
         return
     check_estimators(chosen.geometry)

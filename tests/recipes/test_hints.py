@@ -1,0 +1,79 @@
+"""Messages name keys that work: every key of a recipe that a text mentions exists, under its whole path."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.recipes.loader import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The model that a field holds, or those of its alternatives."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_of(inner)
+
+
+def is_key(path: str) -> bool:
+    models = [Recipe]
+    for name in path.split("."):
+        fields = [m.model_fields[name].annotation for m in models if name in m.model_fields]
+        if not fields:
+            return False
+        models = [inner for field in fields for inner in models_of(field)]
+    return True
+
+
+SECTION = "|".join(AnnotateConfig.model_fields)
+WHOLE = re.compile(r"\b(annotate|source|output)((?:\.[a-z]\w*)+)")
+SHORT = re.compile(rf"(?<![\w./])(?:{SECTION}|given)\.[a-z]\w*")
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Strings of a file that may be shown, with their lines: all but docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.lineno, node.value
+
+
+FILES = [p for folder in ("annotate", "dataset", "recipes") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_keys_in_messages_exist(path: Path):
+    for line, text in texts(path):
+        if " " not in text:
+            continue
+        where = f"{path.relative_to(ROOT)}:{line}"
+        for match in WHOLE.finditer(text):
+            if not re.search(r"\.(py|ya?ml)$", match[0]):
+                assert is_key(match[0]), f"{where}: {match[0]} is no key of a recipe"
+        for match in SHORT.finditer(text):
+            assert re.search(r"\.(py|ya?ml)$", match[0]), (
+                f"{where}: {match[0]} is no whole key: annotate.{match[0]}?"
+            )
+
+
+def test_the_reader_of_keys_sees_them():
+    assert is_key("annotate.decode.fps")
+    assert is_key("source.root")
+    assert not is_key("annotate.decode.fsp")
+    assert not is_key("annotate.fps")
+    assert SHORT.findall("keep them (decode.fps: native)") == ["decode.fps"]
+    assert not SHORT.findall("annotate.decode.fps=native, dataset/bundle.py")
