@@ -156,8 +156,8 @@ COLUMNS: tuple[Column, ...] = (
         "position_sigma_m",
         _list(_F32),
         "m",
-        "Standard deviation of the camera centre along its worst axis, from the first frame on, errors that frames share"
-        " included.",
+        "Standard deviation of the camera centre along its worst axis, from the first frame on; errors that frames"
+        " share are included.",
         True,
         1,
     ),
