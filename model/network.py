@@ -706,7 +706,8 @@ class WorldModel(nn.Module):
         frames = latents.shape[2]
         if chunk_starts is not None:
             chunk_ranges(frames, chunk_starts)
-        context = self._context(latents, text, text_mask, cameras, first_frame=0, starts=chunk_starts)
+        index = torch.arange(frames, device=latents.device)
+        context = self._context(latents, text, text_mask, cameras, index, starts=chunk_starts)
         return self._run(latents, times, context, None)
 
     def start_stream(self, *, window_chunks: int | None = None, sink_chunks: int = 0) -> StreamCache:
@@ -744,13 +745,30 @@ class WorldModel(nn.Module):
             save: remember this chunk (call it once, with the finished latents at time 0) and go on to the next.
         """
         self._check(latents, times, text, text_mask, cameras)
-        context = self._context(
-            latents, text, text_mask, cameras, first_frame=cache.next_frame, stream=cache, save=save
+        index = torch.arange(cache.next_frame, cache.next_frame + latents.shape[2], device=latents.device)
+        out = self.run_chunk(
+            latents, times, text, cache, index, text_mask=text_mask, cameras=cameras, save=save
         )
-        out = self._run(latents, times, context, cache.blocks)
         if save:
             cache.next_frame += latents.shape[2]
         return out
+
+    def run_chunk(
+        self,
+        latents: Tensor,
+        times: Tensor,
+        text: Tensor,
+        cache: StreamCache,
+        index: Tensor,
+        *,
+        text_mask: Tensor | None = None,
+        cameras: Cameras | None = None,
+        save: bool = False,
+    ) -> Tensor:
+        """`forward_chunk` with the chunk's frame numbers (t,) as a tensor, without checks and without counting on: what
+        a CUDA graph records."""
+        context = self._context(latents, text, text_mask, cameras, index, stream=cache, save=save)
+        return self._run(latents, times, context, cache.blocks)
 
     def _run(
         self, latents: Tensor, times: Tensor, context: Context, caches: Sequence[BlockCache] | None
@@ -770,15 +788,14 @@ class WorldModel(nn.Module):
         text: Tensor,
         text_mask: Tensor | None,
         cameras: Cameras | None,
+        index: Tensor,
         *,
-        first_frame: int,
         starts: tuple[int, ...] | None = None,
         stream: StreamCache | None = None,
         save: bool = False,
     ) -> Context:
-        frames, height, width = latents.shape[2:]
+        height, width = latents.shape[3:]
         weight = self.final_layer.linear.weight
-        index = torch.arange(first_frame, first_frame + frames, device=latents.device)
         rope, camera_rope = (
             rope_tables(index, height, width, self.config.head_size, half=half) for half in (False, True)
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import chunk_ranges, chunk_starts
+from .graphs import ChunkGraph
 from .network import Cameras, WorldModel
 
 Progress = Callable[[int, int], None]
@@ -234,6 +235,7 @@ def stream_distilled(
     chunk: int = 3,
     window_chunks: int | None = 1,
     sink_chunks: int = 1,
+    graphs: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """The distilled student: a few steps a chunk, then one call at time 0 that remembers it.
@@ -244,6 +246,8 @@ def stream_distilled(
         chunk: latent frames of a chunk.
         window_chunks, sink_chunks: what softmax blocks read (`WorldModel.start_stream`); released: the first chunk and
             the one before ("two cached blocks with sink").
+        graphs: record the calls of a chunk once as CUDA graphs and replay them; the host then costs next to nothing.
+            Needs a GPU and a window.
         Others as in `sample_bidirectional`.
     Yields:
         (B, C, t, H, W) clean latents of one chunk after another.
@@ -251,28 +255,33 @@ def stream_distilled(
     if len(times) < 2 or times[-1] != 0 or any(b >= a for a, b in pairwise(times)):
         raise ValueError(f"times {times} must fall strictly and end in 0")
     ranges = streaming_ranges(latents.shape[2], chunk)
+    if graphs and (window_chunks is None or not latents.is_cuda):
+        raise ValueError("CUDA graphs need latents on a GPU and caches of constant size: give window_chunks")
     cache = model.start_stream(window_chunks=window_chunks, sink_chunks=sink_chunks)
+    graph: ChunkGraph | None = None
     sigmas = np.asarray(times, np.float32) / 1000
     total, done = len(ranges) * len(times), 0
 
     def call(part: Tensor, now: NDArray, first: int, end: int, *, save: bool) -> Tensor:
         nonlocal done
-        velocity = model.forward_chunk(
-            part,
-            _times(now, part),
-            text.states,
-            cache,
-            text_mask=text.mask,
-            cameras=None if cameras is None else _frames_of(cameras, first, end),
-            save=save,
-        )
+        seen = None if cameras is None else _frames_of(cameras, first, end)
+        if graph is not None:
+            velocity = graph(part, _times(now, part), seen, save=save)
+        else:
+            velocity = model.forward_chunk(
+                part, _times(now, part), text.states, cache, text_mask=text.mask, cameras=seen, save=save
+            )
         done += 1
         if progress is not None:
             progress(done, total)
         return velocity
 
-    for first, end in ranges:
+    for number, (first, end) in enumerate(ranges):
         part = latents[:, :, first:end]
+        if graphs and graph is None and number == sink_chunks + (window_chunks or 0) + 1:
+            # From here on every chunk finds caches of the same shape.
+            seen = None if cameras is None else _frames_of(cameras, first, end)
+            graph = ChunkGraph(model, cache, part, text.states, text.mask, seen)
         for now, following in pairwise(sigmas):
             here, ahead = np.full(end - first, now), np.full(end - first, following)
             if first == 0:

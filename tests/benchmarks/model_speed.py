@@ -90,21 +90,26 @@ def stream(model: WorldModel, lengths: tuple[int, ...]) -> None:
     for frames in lengths:
         inputs = random_inputs(frames)
         text = Text(inputs["text"])
-        for _ in range(2):  # the first compiles kernels for new shapes
-            torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-            start, first = time.perf_counter(), 0.0
-            for _chunk in stream_distilled(model, inputs["latents"], text, cameras=inputs["cameras"]):
-                if not first:
-                    torch.cuda.synchronize()
-                    first = time.perf_counter() - start
-            torch.cuda.synchronize()
-            elapsed = time.perf_counter() - start
-        seconds = (8 * (frames - 1) + 1) / 16
-        print(
-            f"student, {seconds:.0f} s of video: {elapsed:.2f} s ({seconds / elapsed:.1f}x real time), first chunk "
-            f"after {first:.2f} s, peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        )
+        for graphs in (False, True):
+            for _ in range(2):  # the first compiles kernels for new shapes
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+                start, first = time.perf_counter(), 0.0
+                chunks = stream_distilled(
+                    model, inputs["latents"], text, cameras=inputs["cameras"], graphs=graphs
+                )
+                for _chunk in chunks:
+                    if not first:
+                        torch.cuda.synchronize()
+                        first = time.perf_counter() - start
+                torch.cuda.synchronize()
+                elapsed = time.perf_counter() - start
+            seconds = (8 * (frames - 1) + 1) / 16
+            print(
+                f"student {'with graphs' if graphs else 'as it is'}, {seconds:.0f} s of video: {elapsed:.2f} s "
+                f"({seconds / elapsed:.1f}x real time), first chunk after {first:.2f} s, "
+                f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+            )
 
 
 def main() -> None:

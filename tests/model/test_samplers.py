@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from theodolite.model.network import Cameras, Operators
 from theodolite.model.samplers import (
     Guidance,
     Text,
@@ -163,6 +164,37 @@ def test_bad_settings_are_refused(call, named: str) -> None:
     latents, text, _ = start()
     with pytest.raises(ValueError, match=named):
         call(latents, text)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("window", "sink", "cameras"), [(1, 1, True), (2, 0, True), (2, 1, False)])
+def test_replayed_graphs_give_the_same_clip(window: int, sink: int, cameras: bool) -> None:
+    model = tiny_model(operators=Operators()).cuda()
+    inputs = tiny_inputs(25, batch=1)
+    given = inputs["cameras"]
+    seen = None
+    if cameras:
+        seen = Cameras(*(t.cuda() for t in (given.camera_to_world, given.intrinsics, given.plucker)))
+    image = torch.randn(1, TINY.latent_channels, 1, 2, 3).cuda()
+    latents = noise_latents(model, image, 25, torch.Generator("cuda").manual_seed(0))
+    text = Text(inputs["text"].cuda(), inputs["text_mask"].cuda())
+
+    def run(graphs: bool) -> torch.Tensor:
+        chunks = stream_distilled(
+            model, latents, text, cameras=seen, window_chunks=window, sink_chunks=sink, graphs=graphs
+        )
+        return torch.cat([c.clone() for c in chunks], dim=2)
+
+    eager = run(False)
+    assert relative(run(True), eager) < 1e-5
+    with pytest.raises(ValueError, match="CUDA graphs"):
+        next(stream_distilled(model, latents, text, window_chunks=None, graphs=True))
+
+
+def test_graphs_are_refused_without_a_gpu() -> None:
+    latents, text, _ = start()
+    with pytest.raises(ValueError, match="CUDA graphs"):
+        next(stream_distilled(StandIn(), latents, text, graphs=True))
 
 
 def test_the_network_through_all_three_loops() -> None:
