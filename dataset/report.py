@@ -233,6 +233,10 @@ FEW_CLIPS = 8
 _MAX_LISTED = 5000
 """Clips in the table of all clips: a page of hundreds of thousands would not open."""
 _NUM_PICTURES = 5
+_NO_PICTURES = (
+    "No pictures: no clip's media were found. Their paths are relative to the source in the recipe beside the dataset, "
+    "or to the current folder where there is none."
+)
 
 
 def write_report(
@@ -294,6 +298,8 @@ def write_report(
         body.append(f'<div class="group">{f"<h2>{heading}</h2>" if heading else ""}')
         body.extend(_clip_section(_row(clips, c), truth.get(c), thumbnail, pictures) for c in ids)
         body.append("</div>")
+    if pictures is not None and any(chosen.values()) and not any("<img " in part for part in body):
+        body.insert(0 if clip_ids is not None else 1, "".join(_notes([_NO_PICTURES])))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page(f"Camera annotations: {title}", [*body, *after]), encoding="utf-8")
     return target

@@ -246,6 +246,11 @@ def test_pictures_show_the_frames_of_the_row_with_their_field_of_view(
     assert page.count("data:image/jpeg;base64,") == 3
     assert page.count("90.0\N{DEGREE SIGN} x 58.7\N{DEGREE SIGN}") == 5
     assert page.count('class="fill wedge') == 5
+    assert "No pictures" not in page
+    assert (
+        "No pictures"
+        in write_report(tmp_path / "set", pictures=pictures_from_media(tmp_path / "gone")).read_text()
+    )
 
 
 def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[..., Row]) -> None:
