@@ -548,7 +548,15 @@ class _Normal:
     """Normal equations of one linearisation, points eliminated."""
 
     def __init__(
-        self, problem: Problem, layout: _Layout, linear: _Linear, state: State, priors: _Priors, free: Tensor
+        self,
+        problem: Problem,
+        layout: _Layout,
+        linear: _Linear,
+        state: State,
+        priors: _Priors,
+        free: Tensor,
+        *,
+        hold_poses: bool = False,
     ) -> None:
         self.problem, self.layout = problem, layout
         frames, points = problem.num_frames, problem.num_points
@@ -578,7 +586,7 @@ class _Normal:
         self.gg = self.gg + state.lens[free] / sigma**2
         # Gauge: the first frame does not move.
         self.fixed = torch.zeros(frames, self.dof, dtype=torch.bool)
-        self.fixed[0, :6] = True
+        self.fixed[: frames if hold_poses else 1, :6] = True
 
     def _sparse(self, blocks: Tensor, start: NDArray[np.int32]) -> bsr_array:
         """(3 G, D F) matrix of the blocks (N, 3, D); group g of rows holds the observations from start[g] on."""
@@ -754,6 +762,7 @@ def solve(
     band_frames: int | None = None,
     hopeless_above: float | None = None,
     gain: GainPrior | None = None,
+    hold_poses: bool = False,
 ) -> Solution:
     """Minimise the robust cost from `state` by Levenberg-Marquardt.
 
@@ -767,6 +776,7 @@ def solve(
         hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
             as the last one would not bring it down there.
         gain: frees the gain of each frame's depth under this prior; None: all depth is in one unit.
+        hold_poses: rotations and translations stay; only focal lengths, lens and points are free.
     Raises:
         ValueError: if the problem has no observation or is not sorted, or the state has gains without a prior.
         FloatingPointError: if the cost is not finite at the start.
@@ -820,7 +830,7 @@ def solve(
     lost = False
     while iteration < limit and not converged and not lost:
         linear, _ = _linearise(problem, state, config.robust_scale, free)
-        normal = _Normal(problem, layout, linear, state, priors, free)
+        normal = _Normal(problem, layout, linear, state, priors, free, hold_poses=hold_poses)
         accepted = False
         while not accepted and iteration < limit:
             iteration += 1
@@ -851,36 +861,52 @@ def solve(
                 damping *= growth
                 growth *= 2
         state = _orthonormal(state)
-    r_uv, r_d, behind, _ = _residuals(problem, state)
-    _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
-    weight = torch.where(behind, torch.zeros_like(weight), weight)
+    residual_px, residual_log_depth, weight = residuals(problem, state, config)
     covariance = None
     if want_covariance:
-        covariance = _covariance(problem, state, priors, free, config, band_frames or config.band_frames)
+        band = band_frames or config.band_frames
+        covariance = _covariance(problem, state, priors, free, config, band, hold_poses=hold_poses)
     return Solution(
         state=state,
         cost=float(cost),
         data_cost=float(data),
         iterations=iteration,
         converged=converged,
-        residual_px=(r_uv * problem.sigma_px[:, None]).norm(dim=1),
-        residual_log_depth=torch.where(
-            torch.isinf(problem.sigma_log_depth),
-            torch.zeros_like(r_d),
-            r_d * problem.sigma_log_depth.nan_to_num(0, 0),
-        ),
+        residual_px=residual_px,
+        residual_log_depth=residual_log_depth,
         weight=weight,
         covariance=covariance,
     )
 
 
+def residuals(problem: Problem, state: State, config: BundleConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each observation (N,): reprojection error in pixels, log depth error (0 where there is none), and robust
+    weight of the reprojection in [0, 1]."""
+    r_uv, r_d, behind, _ = _residuals(problem, state)
+    _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+    log_depth = torch.where(
+        torch.isinf(problem.sigma_log_depth),
+        torch.zeros_like(r_d),
+        r_d * problem.sigma_log_depth.nan_to_num(0, 0),
+    )
+    px = (r_uv * problem.sigma_px[:, None]).norm(dim=1)
+    return px, log_depth, torch.where(behind, torch.zeros_like(weight), weight)
+
+
 def _covariance(
-    problem: Problem, state: State, priors: _Priors, free: Tensor, config: BundleConfig, band_frames: int
+    problem: Problem,
+    state: State,
+    priors: _Priors,
+    free: Tensor,
+    config: BundleConfig,
+    band_frames: int,
+    *,
+    hold_poses: bool = False,
 ) -> Tensor:
     """(F, D, D) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
     linear, _ = _linearise(problem, state, config.robust_scale, free)
     wide = _layout(problem, max(config.covariance_band_frames, band_frames))
-    normal = _Normal(problem, wide, linear, state, priors, free)
+    normal = _Normal(problem, wide, linear, state, priors, free, hold_poses=hold_poses)
     damping = 1e-10
     while True:
         try:
@@ -982,3 +1008,33 @@ def resect(
     if held is not None:
         state = replace(state, log_gain=held)
     return _orthonormal(state), sum_by(problem.frame, inlier.double(), frames)
+
+
+def intersect(problem: Problem, state: State, config: BundleConfig, *, iterations: int = 8) -> State:
+    """Points against fixed cameras, each on its own: the counterpart of `resect`."""
+    num = problem.num_points
+
+    def point_cost(s: State) -> Tensor:
+        r_uv, r_d, behind, _ = _residuals(problem, s)
+        rho, _ = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+        rho = torch.where(behind, cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
+        rho_d, _ = cauchy(r_d * r_d, config.robust_scale)
+        return sum_by(problem.point, rho + rho_d, num)
+
+    lens_free = torch.zeros(LENS_DOF, dtype=torch.bool)
+    cost = point_cost(state)
+    damping = torch.full((num,), 1e-3, dtype=torch.float64)
+    for _ in range(iterations):
+        linear, _ = _linearise(problem, state, config.robust_scale, lens_free)
+        jpt = linear.jp.transpose(1, 2)
+        of_point = sum_by(problem.point, jpt @ torch.cat([linear.jp, linear.r[:, :, None]], 2), num)
+        h, g = of_point[:, :, :3], of_point[:, :, 3:]
+        diag = torch.diagonal(h, dim1=1, dim2=2)
+        h = h + torch.diag_embed(damping[:, None] * diag + 1e-9 * diag.amax(1, keepdim=True) + 1e-12)
+        trial = replace(state, points=state.points - (_invert3(h) @ g)[:, :, 0])
+        new_cost = point_cost(trial)
+        better = new_cost < cost
+        state = replace(state, points=torch.where(better[:, None], trial.points, state.points))
+        cost = torch.where(better, new_cost, cost)
+        damping = torch.where(better, damping / 4, damping * 4).clamp(1e-9, 1e6)
+    return state

@@ -17,9 +17,10 @@ from ..dataset.cameras import fov_from_focal, rigid_error
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict
-from .given_poses import GivenPoseCheck
+from .given_poses import GivenPoseCheck, GivenPoseErrors
+from .held_cameras import LensCheck
 from .scale import ScaleEstimate
-from .solve import INFILLED, CameraSolution, members
+from .solve import GIVEN, INFILLED, CameraSolution, members, sweep_minimum
 from .tracks import ImageMeasurements
 
 FloatArray = NDArray[np.floating]
@@ -68,8 +69,30 @@ class GatesConfig(Strict):
     given_focal_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """How far from 1 the focal length that images and depth (or the network) ask for may lie, over the given one. Wide,
     since a short path leaves 10 % open; intrinsics for another size are off by more."""
-    given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far from 1 the ratio of solved to given path may lie where both are in metres."""
+    given_lens_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.06
+    """The same, of focal length, ratio of fy to fx and order of the frames, where poses are given too and the tracks
+    fit only with another lens. Recordings with true intrinsics: 0.01."""
+    max_given_centre: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Offset of the principal point that is asked for then, as a share of the diagonal. True: 0.004, and 0.02 where
+    colour and depth camera differ."""
+    given_scale_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.06
+    """How far from 1 the ratio of the length by depth to the given one may lie where both are in metres; at least three
+    standard errors are allowed."""
+    max_given_noise: Annotated[float, Field(gt=0)] = 0.008
+    max_given_worst: Annotated[float, Field(gt=0)] = 0.02
+    """Error that given poses have on their own, as a share of the long side by which it moves the picture: usual, and
+    of the worst pose. Recordings with true poses: 0.002 and 0.012; with 5 mm and 0.1 degrees added: 0.005."""
+    max_given_noise_m: Annotated[float, Field(gt=0)] = 0.1
+    """The same in metres; three thousandths of the usual depth are always allowed."""
+    max_given_reprojection: Annotated[float, Field(gt=0)] = 0.008
+    """Median reprojection error of tracks under given poses, as a share of the long side. True: 0.003; with 5 mm and
+    0.1 degrees added: 0.005."""
+    max_given_offset_frames: Annotated[float, Field(gt=0)] = 0.4
+    """Time by which given poses may be late or early, in frames of the clip; 20 ms and three standard errors are
+    always allowed."""
+    min_given_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of observations that agree with given cameras: good poses are good to millimetres, tracks to half a
+    pixel. What errs more fails by its reprojection."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
     """Longest time in a clip without a given pose; sources ship one four or five times a second, or on every frame."""
     max_depth_scale_sigma: Annotated[float, Field(gt=0)] = 0.08
@@ -115,18 +138,6 @@ def _lone_frame(centre: FloatArray, usual: float) -> float:
     return float(off.max() / usual)
 
 
-def sweep_minimum(sweep: FloatArray) -> float:
-    """Factor at which the swept cost is least, refined by a parabola through its neighbours in log factor."""
-    if not np.isfinite(sweep[:, 1]).all():
-        return float("nan")
-    i = int(sweep[:, 1].argmin())
-    if i in (0, len(sweep) - 1):
-        return float(sweep[i, 0])
-    x, y = np.log(sweep[i - 1 : i + 2, 0]), sweep[i - 1 : i + 2, 1]
-    a, b, _ = np.polyfit(x, y, 2)
-    return float(np.exp(-b / (2 * a))) if a > 0 else float(sweep[i, 0])
-
-
 def _bounded(
     name: str, value: float, *, lower: float | None = None, upper: float | None = None, unit: str = "1"
 ) -> Gate:
@@ -147,7 +158,11 @@ def judge(
     width: int,
     config: GatesConfig,
 ) -> tuple[Gate, ...]:
-    """All gates of a solved clip, in the order in which they are reported."""
+    """All gates of a solved clip, in the order in which they are reported.
+
+    Where poses are given, what depends on how the path was found is judged by `judge_given`.
+    """
+    posed = bool((cameras.pose_source == GIVEN).any())
     poses = cameras.camera_to_world
     numbers = (poses, cameras.focal_px, cameras.principal_point_px)
     finite = float(all(np.isfinite(x).all() for x in numbers))
@@ -159,9 +174,7 @@ def judge(
     fx, fy = cameras.focal_px.T
     steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     usual = float(np.percentile(steps, 90)) if len(steps) else 0.0
-    observations = cameras.num_inliers.sum() / max(
-        1e-9, (cameras.num_inliers / np.maximum(cameras.inlier_share, 1e-9)).sum()
-    )
+    observations = cameras.num_inliers.sum() / max(1, cameras.num_observations.sum())
     gates = [
         _bounded("finite", finite, lower=1.0),
         _bounded("fov_min", float(fov.min()), lower=config.fov_min_deg, unit="deg"),
@@ -181,17 +194,15 @@ def judge(
         _bounded(
             "infilled", float((cameras.pose_source == INFILLED).mean()), upper=config.max_infilled_share
         ),
-        _bounded("inliers", float(observations), lower=config.min_inlier_share),
+        _bounded(
+            "inliers",
+            float(observations),
+            lower=config.min_given_inlier_share if posed else config.min_inlier_share,
+        ),
         _bounded("tracks_lost", _lost_share(measured, cameras), upper=config.max_lost_share),
         _bounded("motion", image_motion(measured), lower=config.static_motion),
         _bounded(
             "parallax", float(np.degrees(cameras.parallax_rad)), lower=config.min_parallax_deg, unit="deg"
-        ),
-        _bounded(
-            "scale_sweep",
-            sweep_minimum(cameras.scale_sweep),
-            lower=1 - config.scale_sweep_tolerance,
-            upper=1 + config.scale_sweep_tolerance,
         ),
         _bounded(
             "position_sigma",
@@ -199,10 +210,13 @@ def judge(
             upper=config.max_position_sigma,
         ),
     ]
-    if cameras.focal_model == "given":
-        bound = config.given_focal_tolerance
-        asked = float(np.exp(cameras.focal_asked_log))
-        gates.append(_bounded("given_focal", asked, lower=1 - bound, upper=1 / (1 - bound)))
+    if not posed:
+        # Of given poses the same is asked with a standard error (`given_scale`).
+        tolerance = config.scale_sweep_tolerance
+        sweep = sweep_minimum(cameras.scale_sweep)
+        gates.insert(-1, _bounded("scale_sweep", sweep, lower=1 - tolerance, upper=1 + tolerance))
+        if cameras.focal_model == "given":
+            gates.append(_given_focal(cameras, config))
     if cameras.depth_noise is not None:
         gates.append(
             _bounded(
@@ -217,10 +231,34 @@ def judge(
     return tuple(gates)
 
 
-def judge_given(check: GivenPoseCheck, config: GatesConfig, *, longest_gap_s: float) -> tuple[Gate, ...]:
-    """Gates of poses that the source gives: do the images say the same, and are there enough of them?"""
-    tolerance = config.given_scale_tolerance
-    return (
+def judge_given(
+    check: GivenPoseCheck,
+    config: GatesConfig,
+    *,
+    longest_gap_s: float,
+    errors: GivenPoseErrors | None = None,
+    lens: LensCheck | None = None,
+    cameras: CameraSolution | None = None,
+    long_side_px: float = float("nan"),
+    frame_s: float = 1 / 16,
+) -> tuple[Gate, ...]:
+    """Gates of poses that the source gives: do images and depth say the same, and are there enough of them?
+
+    What cannot be told (no depth, no motion, too few poses) has no gate. Where the tracks fit the given poses with
+    another lens and not with the given one, the intrinsics are wrong: then the solution, which rests on them, says
+    nothing of the poses, and the gates that compare the two are left out.
+
+    Args:
+        errors, lens, cameras: of the kept cameras; None: only the two motions are compared.
+        long_side_px: of the stored frames.
+        frame_s: time between two frames of the clip.
+    """
+    gap = _bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s")
+    of_lens = _judge_lens(lens, cameras, config)
+    if not all(gate.passed for gate in of_lens):
+        return (*of_lens, gap)
+    gates = [
+        *of_lens,
         _bounded(
             "given_rotation",
             float(np.degrees(check.rotation_rad)),
@@ -228,15 +266,102 @@ def judge_given(check: GivenPoseCheck, config: GatesConfig, *, longest_gap_s: fl
             unit="deg",
         ),
         _bounded("given_turn", check.turn_share, upper=config.max_given_turn_share),
+    ]
+    if check.num_pairs:
+        gates.append(
+            _bounded(
+                "given_direction",
+                float(np.degrees(check.direction_rad)),
+                upper=config.max_given_direction_deg,
+                unit="deg",
+            )
+        )
+    ratio, sigma = (check.scale, 0.0) if errors is None else (errors.scale_ratio, errors.scale_sigma)
+    if np.isfinite(sigma):
+        gates.append(_near_one("given_scale", ratio, max(np.log1p(config.given_scale_tolerance), 3 * sigma)))
+    if errors is not None and cameras is not None:
+        gates += _judge_errors(errors, cameras, config, long_side_px=long_side_px, frame_s=frame_s)
+    return (*gates, gap)
+
+
+def _judge_errors(
+    errors: GivenPoseErrors,
+    cameras: CameraSolution,
+    config: GatesConfig,
+    *,
+    long_side_px: float,
+    frame_s: float,
+) -> list[Gate]:
+    gates = [
+        _bounded("given_noise", errors.noise_px, upper=config.max_given_noise * long_side_px, unit="px"),
+        _bounded("given_worst", errors.worst_px, upper=config.max_given_worst * long_side_px, unit="px"),
         _bounded(
-            "given_direction",
-            float(np.degrees(check.direction_rad)),
-            upper=config.max_given_direction_deg,
-            unit="deg",
+            "given_noise_m",
+            errors.noise_m,
+            upper=max(config.max_given_noise_m, 0.003 * cameras.median_depth),
+            unit="m",
         ),
-        _bounded("given_scale", check.scale, lower=1 - tolerance, upper=1 / (1 - tolerance)),
-        _bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s"),
-    )
+        _bounded(
+            "given_reprojection",
+            float(np.median(cameras.reprojection_px)),
+            upper=config.max_given_reprojection * long_side_px,
+            unit="px",
+        ),
+    ]
+    if np.isfinite(errors.time_offset_s):
+        known = max(config.max_given_offset_frames * frame_s, 0.02)
+        if np.isfinite(errors.time_offset_sigma_s):
+            known = max(known, 3 * errors.time_offset_sigma_s)
+        # A shift that hardly improves the agreement is none, wherever the least cost lies.
+        bound = known if errors.time_offset_gain > _OFFSET_GAIN else max(known, abs(errors.time_offset_s))
+        gates.append(_bounded("given_time_offset", errors.time_offset_s, lower=-bound, upper=bound, unit="s"))
+    return gates
+
+
+def _judge_lens(
+    lens: LensCheck | None, cameras: CameraSolution | None, config: GatesConfig
+) -> tuple[Gate, ...]:
+    """Gates of intrinsics that are given beside poses.
+
+    The lens that the given poses ask for counts where it explains the tracks and the given lens does not: poses that
+    err ask for a lens that errs, but then the tracks fit neither. Elsewhere only depth is asked.
+    """
+    asked_log = float("nan") if cameras is None else cameras.focal_asked_log
+    if lens is not None:
+        misfit = lens.given_px > _MISFIT * lens.sigma_px and lens.free_px < 0.6 * lens.given_px
+        # Another lens must do about as well as other poses do; or depth must ask for the same one by itself.
+        by_depth = abs(asked_log - lens.focal_log) < 0.4 * abs(lens.focal_log)
+        if misfit and (lens.free_px <= 1.5 * lens.solved_px or by_depth):
+            bound = float(np.log1p(config.given_lens_tolerance))
+            return (
+                _near_one("given_focal", float(np.exp(lens.focal_log)), max(bound, 3 * lens.focal_sigma)),
+                _near_one("given_aspect", float(np.exp(lens.aspect_log)), bound),
+                _bounded("given_centre", lens.centre_share, upper=config.max_given_centre),
+                _bounded("given_focal_order", lens.order_log, upper=bound + 0.02),
+            )
+    if cameras is None or cameras.focal_model != "given" or not np.isfinite(asked_log):
+        return ()
+    return (_given_focal(cameras, config),)
+
+
+def _given_focal(cameras: CameraSolution, config: GatesConfig) -> Gate:
+    """The focal length that images and depth ask for by themselves, over the given one: strict where they fit better
+    with it, and as far as the clip agrees on it."""
+    bound = -np.log1p(-config.given_focal_tolerance)
+    if cameras.focal_asked_gain > _FOCAL_GAIN:
+        bound = max(np.log1p(config.given_lens_tolerance), 3 * cameras.focal_asked_sigma)
+    return _near_one("given_focal", float(np.exp(cameras.focal_asked_log)), bound)
+
+
+def _near_one(name: str, value: float, log_bound: float) -> Gate:
+    log_bound = min(log_bound, 50.0)
+    return _bounded(name, value, lower=float(np.exp(-log_bound)), upper=float(np.exp(log_bound)))
+
+
+_FOCAL_GAIN = 1.1
+_OFFSET_GAIN = 1.5
+_MISFIT = 2.0
+"""Median reprojection error, in standard deviations of a measurement, above which cameras do not fit the tracks."""
 
 
 REASONS: Mapping[str, ReasonCode] = {
@@ -261,6 +386,14 @@ REASONS: Mapping[str, ReasonCode] = {
     "given_turn": "given_poses_disagree",
     "given_direction": "given_poses_disagree",
     "given_scale": "given_poses_disagree",
+    "given_noise": "given_poses_disagree",
+    "given_noise_m": "given_poses_disagree",
+    "given_worst": "given_poses_disagree",
+    "given_reprojection": "given_poses_disagree",
+    "given_time_offset": "given_poses_disagree",
+    "given_aspect": "given_intrinsics_disagree",
+    "given_centre": "given_intrinsics_disagree",
+    "given_focal_order": "given_intrinsics_disagree",
     "given_gap": "given_poses_sparse",
 }
 """Rejection reason of each gate."""

@@ -30,6 +30,7 @@ from .geometry.base import (
     AnchorStreamOf,
     DepthMaps,
     MetricAnchor,
+    NoDepth,
     SequenceGeometry,
     SequenceGeometryResult,
     SequenceStream,
@@ -38,10 +39,11 @@ from .geometry.base import (
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
 from .geometry.given_cameras import GivenCameras, read_given_cameras
-from .given_poses import keep_given_poses, longest_gap_s
+from .given_poses import longest_gap_s
 from .pool import in_solver, shares, streamed
+from .posed import Posed, solve_posed
 from .scale import ScaleEstimate, estimate_scale
-from .solve import CameraSolution, KnownLens, StartCameras, solve_cameras
+from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
 from .start import WithoutFrames, prove_anchors
 from .tracks import ImageMeasurements, measure_images
 
@@ -55,6 +57,9 @@ _MIN_PLACED = 0.5
 
 _DEPTHS_PER_FRAME = 30.0
 """Independent errors in a frame of a network's depth; as many as `align` counts in an edge between windows."""
+
+_DECLARED_SCALE_SIGMA, _NETWORK_SCALE_SIGMA = 0.01, 0.07
+"""Error that all depth of a clip has in common, which no scatter shows: of a sensor, and of a network's metres."""
 
 Mode = Literal["estimate", "given_depth", "given_pose"]
 
@@ -87,6 +92,7 @@ class _Progress:
     scale: ScaleEstimate | None = None
     measured: ImageMeasurements | None = None
     cameras: CameraSolution | None = None
+    posed: Posed | None = None
     agreement: Agreement | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
@@ -157,49 +163,59 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         return
     if missing is not None:
         # Without depth there is no unit of length; say also when there was nothing to see anyway.
-        motion = image_motion(measured)
-        if motion < config.gates.static_motion:
-            progress.reasons.append(
-                ("static_camera", f"tracks move {100 * motion:.2g} % of the image diagonal over the clip")
-            )
+        _look_for_rest(progress, measured, config)
         progress.reasons.append(("no_metric_scale", missing.detail))
         return
     assert progress.geometry is not None
     if progress.scale is None or progress.scale.metres_per_unit is None:
+        return
+    if isinstance(progress.geometry.depth, NoDepth) and _look_for_rest(progress, measured, config):
         return
     depth = MetricDepth(progress.geometry.depth, progress.scale.metres_per_unit)
     start: StartCameras | None = None
     if progress.networks:
         with progress.stage("start"):
             start, depth = _prove(progress, depth, config)
+    given, lens = progress.given, _known_lens(progress.given)
+    arguments: dict[str, Any] = {
+        "measured": measured,
+        "depth": None if isinstance(progress.geometry.depth, NoDepth) else depth,
+        "depth_sigma_log": progress.geometry.depth_sigma_log,
+        "tracks_config": config.tracks,
+        "config": config.bundle,
+        "pixel_aspect": frames.pixel_aspect,
+        "start": start,
+        "depths_per_frame": _DEPTHS_PER_FRAME if progress.networks else None,
+        "lens": lens,
+    }
     with progress.stage("bundle"):
-        cameras = progress.cameras = in_solver(
-            shares(config)[1],
-            solve_cameras,
-            measured=measured,
-            depth=depth,
-            depth_sigma_log=progress.geometry.depth_sigma_log,
-            tracks_config=config.tracks,
-            config=config.bundle,
-            pixel_aspect=frames.pixel_aspect,
-            start=start,
-            depths_per_frame=_DEPTHS_PER_FRAME if progress.networks else None,
-            lens=_known_lens(progress.given),
-        )
-    given_gates: tuple[Gate, ...] = ()
-    given = progress.given
-    lens = _known_lens(given)
+        if given is not None and given.camera_to_world is not None:
+            arguments |= {
+                "given": given,
+                "time_s": frames.timing.time_s,
+                "scale_sigma_log": _common_scale_sigma(progress.scale),
+            }
+            progress.posed = in_solver(shares(config)[1], solve_posed, **arguments)
+            cameras = progress.posed.cameras
+        else:
+            cameras = in_solver(shares(config)[1], solve_cameras, **arguments)
+    progress.cameras = cameras
     if lens is not None and start is not None and progress.geometry.focal_px is not None:
         # The bundle began from a network, which has an opinion of the lens.
         rays = np.log(np.asarray(progress.geometry.focal_px, np.float64) / lens.focal_px)
         cameras = progress.cameras = replace(cameras, focal_asked_log=float(np.nanmedian(rays)))
-    if given is not None and given.camera_to_world is not None:
-        cameras, check = keep_given_poses(
-            cameras, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit
+    given_gates: tuple[Gate, ...] = ()
+    if progress.posed is not None and given is not None:
+        given_gates = judge_given(
+            progress.posed.check,
+            config.gates,
+            longest_gap_s=longest_gap_s(given.position, frames.timing.time_s),
+            errors=progress.posed.errors,
+            lens=progress.posed.lens,
+            cameras=cameras,
+            long_side_px=max(frames.height, frames.width),
+            frame_s=float(np.median(np.diff(frames.timing.time_s))),
         )
-        progress.cameras = cameras
-        gap_s = longest_gap_s(given.position, frames.timing.time_s)
-        given_gates = judge_given(check, config.gates, longest_gap_s=gap_s)
     progress.agreement = compare(
         progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
     )
@@ -208,6 +224,17 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     )
     progress.gates += given_gates
     progress.reasons.extend((REASONS[g.name], describe_failure(g)) for g in progress.gates if not g.passed)
+
+
+def _look_for_rest(progress: _Progress, measured: ImageMeasurements, config: AnnotateConfig) -> bool:
+    """Whether the camera stands still, which is then a reason: without depth nothing can be solved."""
+    motion = image_motion(measured)
+    if motion < config.gates.static_motion:
+        progress.reasons.append(
+            ("static_camera", f"tracks move {100 * motion:.2g} % of the image diagonal over the clip")
+        )
+        return True
+    return False
 
 
 def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCameras | None:
@@ -219,6 +246,13 @@ def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCamera
             f"clip {clip.clip_id}: the recipe's mode is given_pose, but the source names neither poses nor intrinsics",
         )
     return given
+
+
+def _common_scale_sigma(scale: ScaleEstimate) -> float:
+    """Standard deviation of the logarithm of the scale that a clip's depth has in common."""
+    if scale.model == "declared":
+        return _DECLARED_SCALE_SIGMA
+    return float(np.hypot(_NETWORK_SCALE_SIGMA, np.nan_to_num(scale.sigma_log)))
 
 
 def _known_lens(given: GivenCameras | None) -> KnownLens | None:
@@ -279,7 +313,13 @@ def _given(
         except ClipRejection as rejection:
             if rejection.reason != "depth_missing":
                 raise
-            missing = rejection
+            if progress.given is not None and progress.given.stand_alone:
+                # Poses and intrinsics can be checked by the images alone; their unit is the source's word.
+                progress.geometry = SequenceGeometryResult(
+                    depth=NoDepth(len(frames)), depth_sigma_log=1.0, metres_per_unit=1.0
+                )
+            else:
+                missing = rejection
     geometry = progress.geometry
     if geometry is not None:
         with progress.stage("scale"):
@@ -419,6 +459,8 @@ def _row(progress: _Progress) -> Row:
         values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
     if cameras is not None and frames is not None:
         values.update(_camera_columns(cameras, frames))
+    if progress.posed is not None:
+        values.update(_given_columns(progress.posed))
     if progress.agreement is not None:
         values.update(progress.agreement.columns())
     if progress.geometry is not None:
@@ -460,12 +502,9 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
     fx, fy = cameras.focal_px.T
     position_sigma, rotation_sigma, log_focal_sigma = cameras.stated_sigmas()
     fov_x, fov_y = fov_from_focal(fx, frames.width), fov_from_focal(fy, frames.height)
-    used = cameras.num_inliers > 0
-    mean_square = (
-        np.average(cameras.reprojection_px[used] ** 2, weights=cameras.num_inliers[used])
-        if used.any()
-        else None
-    )
+    # Of solved cameras the observations that agree count, of given ones all of them.
+    counted = np.where(cameras.pose_source == GIVEN, cameras.num_observations, cameras.num_inliers)
+    mean_square = np.average(cameras.reprojection_px**2, weights=counted) if counted.any() else None
 
     def float32(x: NDArray) -> NDArray:
         return np.asarray(x, np.float32)
@@ -501,4 +540,18 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
             **{f"focal_cost_{name}": float(cost) for name, cost in cameras.focal_cost.items()},
             **({} if cameras.depth_noise is None else cameras.depth_noise.metrics(len(fx))),
         },
+    }
+
+
+def _given_columns(posed: Posed) -> dict[str, float | None]:
+    errors, lens = posed.errors, posed.lens
+    return {
+        "given_scale_ratio": _optional(errors.scale_ratio),
+        "given_scale_sigma": _optional(errors.scale_sigma),
+        "given_time_offset_s": _optional(errors.time_offset_s),
+        "given_time_offset_sigma_s": _optional(errors.time_offset_sigma_s),
+        "given_position_rms_m": _optional(errors.noise_m),
+        "given_position_rms_px": _optional(errors.noise_px),
+        "given_focal_ratio": None if lens is None else _optional(float(np.exp(lens.focal_log))),
+        "given_focal_sigma": None if lens is None else _optional(lens.focal_sigma),
     }

@@ -45,8 +45,10 @@ FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
+RMS_OF_MEDIAN = 1.2011
+"""Root mean square over median of the length of a 2-D Gaussian error."""
 _MIN_INLIERS = 12
-_FOCAL_DOUBT_LOG = 0.1  # a window's focal that is further than this from the given one is looked into
+_FOCAL_DOUBT_LOG = 0.05  # a window's focal that is further than this from the given one is looked into
 _KNOWN_LENS_SIGMA = 1e-4  # freedom of a known log focal in the steps before the bundle
 _LEAST_RAY_EIGENVALUE = 3e-4  # rays at an angle t have 1 - cos t: 1.4 degrees
 _MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
@@ -69,7 +71,8 @@ class CameraSolution:
         position_sigma: (F,) standard deviation of the camera centre along its worst axis, in depth units.
         rotation_sigma_rad: (F,) same for rotation.
         log_focal_sigma: (F,).
-        reprojection_px: (F,) robust root mean square over a frame's inliers, stored pixels.
+        reprojection_px: (F,) robust root mean square over a frame's inliers, stored pixels; of cameras that were not
+            solved from them (given or bridged) over all observations, by their median.
         num_observations, num_inliers: (F,) observations, and those of them that agree.
         inlier_share: (F,) of all observations of the frame.
         num_joining: (F,) points that agree both before a frame and from it on; None where it was not counted.
@@ -78,12 +81,14 @@ class CameraSolution:
         num_tracks, num_loops: totals.
         focal_cost: cost of each focal model that was tried (lower fits better); of one that was given up as hopeless,
             what it had come to.
-        scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree.
+        scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree. (0, 2) without depth.
         radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2) in normalised coordinates; the
             pinhole cameras are those of the undistorted image.
         median_depth: median depth of all observations.
         focal_asked_log: where the lens is known, log of the focal length that images and depth ask for by themselves
             over the given one; NaN where the lens is unknown or the start came from elsewhere.
+        focal_asked_sigma, focal_asked_gain: spread of that along the clip, and the cost of the keyframes with the given
+            lens over that with the one asked for; NaN where a part of the clip confirmed the given one.
         evidence: what the cameras were solved from; None unless it was asked for.
         depth_noise: how the given depth errs, as measured; None where that is not asked (networks).
         depth_gain_log: (F,) log of measured over true depth of each frame; None where all have one unit.
@@ -118,6 +123,10 @@ class CameraSolution:
     sigma_factor: float = 1.0
     focal_doubt_log: float = 0.0
     scale_doubt_log: float = 0.0
+    focal_asked_sigma: float = float("nan")
+    focal_asked_gain: float = float("nan")
+    evidence: Evidence | None = None
+    num_joining: IntArray | None = None
 
     def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Standard deviations that the row states, each (F,): position (depth units), rotation (rad), log focal.
@@ -137,9 +146,6 @@ class CameraSolution:
             self.sigma_factor * self.rotation_sigma_rad, self.focal_doubt_log * np.asarray(turned)
         )
         return position, rotation, np.hypot(self.sigma_factor * self.log_focal_sigma, self.focal_doubt_log)
-
-    evidence: Evidence | None = None
-    num_joining: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -1043,6 +1049,7 @@ def solve_cameras(
     start: StartCameras | None = None,
     lens: KnownLens | None = None,
     depths_per_frame: float | None = None,
+    with_evidence: bool = False,
 ) -> CameraSolution:
     """Cameras of every frame from image measurements and depth; the lens is unknown unless `lens` says it.
 
@@ -1055,6 +1062,7 @@ def solve_cameras(
         lens: intrinsics to hold; they come back unchanged, with the focal model `given`.
         depths_per_frame: independent depth errors in a frame, where depth errs alike over parts of the image; None if
             every pixel errs on its own.
+        with_evidence: keep the observations in the solution.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`, `intrinsics_aspect_varies`.
     """
@@ -1065,7 +1073,7 @@ def solve_cameras(
     if pixel_aspect != 1.0:
         # Solve in square pixels as high as the stored ones, then give back stored pixels.
         square = solve_cameras(
-            _stretched(measured, pixel_aspect),
+            stretched(measured, pixel_aspect),
             depth,
             depth_sigma_log=depth_sigma_log,
             tracks_config=tracks_config,
@@ -1073,16 +1081,9 @@ def solve_cameras(
             start=None if start is None else start.stretched(pixel_aspect),
             lens=None if lens is None else lens.stretched(pixel_aspect),
             depths_per_frame=depths_per_frame,
+            with_evidence=with_evidence,
         )
-        stored = np.array([1 / pixel_aspect, 1.0])
-        return _with_lens(
-            replace(
-                square,
-                focal_px=square.focal_px * stored,
-                principal_point_px=square.principal_point_px * stored,
-            ),
-            lens,
-        )
+        return with_lens(in_stored_pixels(square, pixel_aspect), lens)
     flow = measured.flow
     height, width, frames = flow.height, flow.width, flow.num_frames
     keyframes = measured.keyframes
@@ -1230,30 +1231,34 @@ def solve_cameras(
         new = solution.state
         return replace(new, points=lift_points(key_problem, new)), used, solution
 
-    def asked_focal_log() -> float:
+    def asked_focal() -> tuple[float, float, float]:
+        """Log of the focal length that is asked for over the given one, its spread, and the cost per observation."""
+        nothing = float("nan"), float("nan"), float("nan")
         if given_keys is None or start is not None:
-            return float("nan")
+            return nothing
         try:
             window = [numbers for numbers in windows if numbers[len(numbers) // 2] == first_frame]
             at, asked = _choose_start(window_problem, window, max(height, width), coarse, noise=noise)
         except ClipRejection:
-            return float("nan")  # nothing confirms the lens
-        focal_asked_log = float(asked - given_keys[at])
-        if abs(focal_asked_log) > _FOCAL_DOUBT_LOG:
-            # One window is not enough to doubt the source: ask the whole clip, as if nothing were known.
-            free, where = sequential(
-                key_problem,
-                coarse,
-                start=at,
-                log_focal=asked,
-                focal_step_sigma=0.05,
-                gain_sigma=None if noise is None else noise.gain_sigma,
-            )
-            free, _, _ = key_bundle(free, where, 20, free_lens=True)
-            focal_asked_log = float(np.median((free.log_focal.cpu().numpy() - given_keys)[where]))
-        return focal_asked_log
+            return nothing  # nothing confirms the lens
+        if abs(asked - given_keys[at]) <= _FOCAL_DOUBT_LOG:
+            return float(asked - given_keys[at]), float("nan"), float("nan")
+        # One window is not enough to doubt the source: ask the whole clip, as if nothing were known.
+        free, where = sequential(
+            key_problem,
+            coarse,
+            start=at,
+            log_focal=asked,
+            focal_step_sigma=0.05,
+            gain_sigma=None if noise is None else noise.gain_sigma,
+        )
+        free, _, bundle = key_bundle(free, where, 20, free_lens=True)
+        off = (free.log_focal.cpu().numpy() - given_keys)[where]
+        middle = float(np.median(off))
+        spread = 1.4826 * float(np.median(np.abs(off - middle)))
+        return middle, spread, bundle.data_cost / len(bundle.weight)
 
-    focal_asked_log = asked_focal_log()
+    focal_asked_log, focal_asked_sigma, asked_cost = asked_focal()
 
     def judged(problem: Problem, solution: Solution) -> tuple[DepthNoise | None, float]:
         if noise is None:
@@ -1263,6 +1268,7 @@ def solve_cameras(
         return found, found.observation
 
     state, solved_problem, first = key_bundle(state, placed, 20)
+    focal_asked_gain = first.data_cost / len(first.weight) / asked_cost
     noise, depth_sigma_log = judged(solved_problem, first)
     key_problem = problem_of(np.arange(len(keyframes)))
     loops = 0
@@ -1285,7 +1291,7 @@ def solve_cameras(
             if noise is not None:
                 noise, depth_sigma_log = judged(solved_problem, first)
     log.debug("loops: %d", loops)
-    solved = _with_lens(
+    solved = with_lens(
         _all_frames(
             tracks,
             z,
@@ -1302,10 +1308,24 @@ def solve_cameras(
         ),
         lens,
     )
-    return replace(solved, focal_asked_log=focal_asked_log)
+    return replace(
+        solved,
+        focal_asked_log=focal_asked_log,
+        focal_asked_sigma=focal_asked_sigma,
+        focal_asked_gain=focal_asked_gain,
+        evidence=solved.evidence if with_evidence else None,
+    )
 
 
-def _with_lens(cameras: CameraSolution, lens: KnownLens | None) -> CameraSolution:
+def in_stored_pixels(square: CameraSolution, pixel_aspect: float) -> CameraSolution:
+    """A solution found in square pixels as high as the stored ones, in stored pixels."""
+    stored = np.array([1 / pixel_aspect, 1.0])
+    return replace(
+        square, focal_px=square.focal_px * stored, principal_point_px=square.principal_point_px * stored
+    )
+
+
+def with_lens(cameras: CameraSolution, lens: KnownLens | None) -> CameraSolution:
     """The solution with the known intrinsics exactly as they were given."""
     if lens is None:
         return cameras
@@ -1330,7 +1350,7 @@ def _measured_depth_sigma(solution: Solution, declared: float) -> float:
     return float(np.clip(1.4826 * float(residual.median()), min(0.004, declared), declared))
 
 
-def _stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
+def stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
     """Measurements with x multiplied, as if the frames were `factor` times as wide."""
     by = np.array([factor, 1.0])
     flow = replace(measured.flow, xy_px=measured.flow.xy_px * by, width=measured.flow.width * factor)
@@ -1468,7 +1488,7 @@ def _all_frames(
         smooth = replace(ba.focal_prior("smooth", frames, config), expected=expected)
         solution = ba.solve(used, used_state, smooth, config, tolerance=_TOLERANCE, gain=gain)
         solution, model, costs, wiggle = _choose_focal_model(used, solution, config, expected, gain)
-    found = _summarise(used, solution, model, costs, tracks, loops, config)
+    found = summarise(used, solution, model, costs, tracks, loops, config)
     log_gain = solution.state.log_gain
     drift = 0.0 if noise is None or given is not None else min(noise.wander, TRACK_DRIFT)
     return replace(
@@ -1618,7 +1638,7 @@ def _find_breaks(log_focal: Tensor, threshold: float = 0.04) -> Tensor:
     return torch.as_tensor(sorted(breaks), dtype=torch.long)
 
 
-def _summarise(
+def summarise(
     problem: Problem,
     solution: Solution,
     model: FocalModel,
@@ -1654,6 +1674,9 @@ def _summarise(
         inside = np.clip(np.arange(frames), good[0], good[-1]).astype(float)
         pose[weak] = interpolate_poses(good.astype(float), pose[good], inside[weak])
         log_focal[weak] = np.interp(inside[weak], good, log_focal[good])
+        reprojection, num_in = _measure_bridged(
+            problem, state, config, torch.as_tensor(weak), pose, log_focal, reprojection, num_in
+        )
     focal = np.exp(log_focal)
     assert solution.covariance is not None
     covariance = solution.covariance
@@ -1704,6 +1727,36 @@ def _num_joining(frame: Tensor, point: Tensor, num_frames: int) -> IntArray:
     return np.cumsum(change)[:num_frames]
 
 
+def _measure_bridged(
+    problem: Problem,
+    state: State,
+    config: BundleConfig,
+    weak: Tensor,
+    pose: FloatArray,
+    log_focal: FloatArray,
+    reprojection: Tensor,
+    num_in: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Reprojection error and inliers of each frame (F,), those of bridged frames under the camera that they got."""
+    world = torch.as_tensor(se3_inverse(pose))
+    # `pose` counts from the first camera, the points do not.
+    first = state.rotation[0], state.translation[0]
+    bridged = replace(
+        state,
+        rotation=world[:, :3, :3].contiguous(),
+        translation=world[:, :3, 3].contiguous(),
+        log_focal=torch.as_tensor(log_focal),
+        points=state.points @ first[0].T + first[1],
+    )
+    px, _, weight = ba.residuals(problem, bridged, config)
+    of = torch.zeros(problem.num_frames, dtype=px.dtype)
+    for frame in torch.nonzero(weak)[:, 0].tolist():
+        seen = problem.frame == frame
+        of[frame] = RMS_OF_MEDIAN * float(px[seen].median()) if bool(seen.any()) else 0.0
+    agree = ba.sum_by(problem.frame, (weight > 0.3).double(), problem.num_frames)
+    return torch.where(weak, of, reprojection), torch.where(weak, agree, num_in)
+
+
 def parallax(problem: Problem, state: State, inlier: Tensor) -> float:
     """Median over tracks of the largest angle (radians) between the rays of any two of their inlier observations."""
     centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
@@ -1722,16 +1775,31 @@ def parallax(problem: Problem, state: State, inlier: Tensor) -> float:
     return float(torch.acos(cosine.clamp(-1, 1)).median())
 
 
+def sweep_minimum(sweep: FloatArray) -> float:
+    """Factor at which the swept cost is least, refined by a parabola through its neighbours in log factor."""
+    if len(sweep) == 0 or not np.isfinite(sweep[:, 1]).all():
+        return float("nan")
+    i = int(sweep[:, 1].argmin())
+    if i in (0, len(sweep) - 1):
+        return float(sweep[i, 0])
+    x, y = np.log(sweep[i - 1 : i + 2, 0]), sweep[i - 1 : i + 2, 1]
+    a, b, _ = np.polyfit(x, y, 2)
+    return float(np.exp(-b / (2 * a))) if a > 0 else float(sweep[i, 0])
+
+
 def scale_sweep(
     problem: Problem,
     state: State,
     config: BundleConfig,
     factors: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.4, 2.0),
+    *,
+    lifted: Tensor | None = None,
 ) -> FloatArray:
     """Reprojection cost when every frame's depth is multiplied while the camera path stays: least at 1.0 if they agree.
 
     Each observation with depth is lifted by its own frame and projected into the other frames of its track (first
-    and last). Returns (S, 2): factor, mean robust cost per pair; NaN costs if there is no pair.
+    and last); where `lifted` (F,) bool is given, only those that such a frame lifts. Returns (S, 2): factor, mean
+    robust cost per pair; NaN costs if there is no pair.
     """
     has = torch.isfinite(problem.sigma_log_depth)
     index = torch.nonzero(has)[:, 0]
@@ -1744,6 +1812,8 @@ def scale_sweep(
     ends[:-1] = starts[1:]
     i, j = index[starts], index[ends]
     i, j = i[i != j], j[i != j]
+    if lifted is not None:
+        i, j = i[lifted[problem.frame[i]]], j[lifted[problem.frame[i]]]
     if len(i) == 0:
         return np.array([[f, np.nan] for f in factors])
     rows = []

@@ -215,7 +215,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Give camera_to_world_path or intrinsics_path in the index, or use another recipe.",
     ),
     "given_intrinsics_disagree": _judged(
-        "Images and depth ask for another focal length than the given one.",
+        "Images and depth, or images under the given poses, ask for another lens than the given one.",
         "Look whether the intrinsics are of this lens and this image size.",
     ),
     "given_poses_degenerate": _judged(
@@ -223,8 +223,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Look at the file of poses; leave it out to have the poses estimated.",
     ),
     "given_poses_disagree": _judged(
-        "The images show another motion than the given poses.",
-        "Look at their axes, direction (camera to world), order of numbers, unit and time; or leave them out.",
+        "The images, or the depth, show another motion than the given poses.",
+        "Look at their axes, direction (camera to world), order of numbers, unit, time and noise; or leave them out.",
     ),
     "given_poses_sparse": _judged(
         "For too long a time of the clip there is no given pose.",

@@ -124,6 +124,14 @@ class Row:
     agreement_metric_log: float | None = None
     agreement_focal_rays_log: float | None = None
     agreement_focal_anchor_log: float | None = None
+    given_scale_ratio: float | None = None
+    given_scale_sigma: float | None = None
+    given_time_offset_s: float | None = None
+    given_time_offset_sigma_s: float | None = None
+    given_position_rms_m: float | None = None
+    given_position_rms_px: float | None = None
+    given_focal_ratio: float | None = None
+    given_focal_sigma: float | None = None
     fov_x_min_rad: float | None = None
     fov_x_max_rad: float | None = None
     fov_y_min_rad: float | None = None

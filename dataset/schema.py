@@ -178,7 +178,13 @@ COLUMNS: tuple[Column, ...] = (
         1,
     ),
     Column(
-        "reprojection_px", _list(_F32), "px", "Robust root mean square reprojection error a frame.", True, 1
+        "reprojection_px",
+        _list(_F32),
+        "px",
+        "Robust root mean square reprojection error a frame, under the camera of the row: of the observations that "
+        "agree with a solved one, of all with a given or bridged one.",
+        True,
+        1,
     ),
     # Scale
     Column(
@@ -293,6 +299,52 @@ COLUMNS: tuple[Column, ...] = (
         "Median log ratio of the metric anchor's own focal length to the bundle's.",
         True,
     ),
+    Column(
+        "given_scale_ratio",
+        _F64,
+        "1",
+        "Length by depth over that of the given path, both in metres (about 1 where the unit of the poses was unknown "
+        "and fitted); null = no given poses, or nothing to tell it by (no depth): the scale is the source's word.",
+        True,
+    ),
+    Column("given_scale_sigma", _F64, "1", "Standard error of the logarithm of `given_scale_ratio`.", True),
+    Column(
+        "given_time_offset_s",
+        _F64,
+        "s",
+        "By how much the given poses come late against the images; negative = early; null = too few poses to tell.",
+        True,
+    ),
+    Column(
+        "given_time_offset_sigma_s",
+        _F64,
+        "s",
+        "Its standard error; null = motion too even to tell, or the offset is beyond the search.",
+        True,
+    ),
+    Column(
+        "given_position_rms_m",
+        _F64,
+        "m",
+        "Root mean square distance of a given camera from where its neighbours and the measured motion put it.",
+        True,
+    ),
+    Column(
+        "given_position_rms_px",
+        _F64,
+        "px",
+        "By how much that error, of position and orientation, moves the picture.",
+        True,
+    ),
+    Column(
+        "given_focal_ratio",
+        _F64,
+        "1",
+        "Focal length that the images ask for under the given poses over the given one; null = not both given, or too"
+        " few frames to tell.",
+        True,
+    ),
+    Column("given_focal_sigma", _F64, "1", "Standard error of the logarithm of `given_focal_ratio`.", True),
     Column("fov_x_min_rad", _F64, "rad", "Least horizontal field of view.", True),
     Column("fov_x_max_rad", _F64, "rad", "Largest horizontal field of view.", True),
     Column("fov_y_min_rad", _F64, "rad", "Least vertical field of view.", True),

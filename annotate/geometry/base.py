@@ -39,6 +39,20 @@ class DepthMaps(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NoDepth:
+    """The `DepthMaps` of a clip of `num_frames` without any depth."""
+
+    num_frames: int
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def read(self, frame: int) -> None:
+        """Nothing, whatever the frame."""
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceGeometryResult:
     """Geometry of a clip in one common unit.

@@ -52,6 +52,15 @@ class GivenCameras:
     focal_px: FloatArray | None
     principal_point_px: FloatArray | None
 
+    @property
+    def stand_alone(self) -> bool:
+        """Whether these are whole cameras in metres, which need no depth."""
+        return (
+            self.camera_to_world is not None
+            and self.metres_per_unit is not None
+            and self.focal_px is not None
+        )
+
 
 def read_given_cameras(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None:
     """What the clip's source says of its cameras, or None if it says nothing.

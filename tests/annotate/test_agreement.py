@@ -35,7 +35,8 @@ def solved(poses: np.ndarray, focal: np.ndarray) -> CameraSolution:
     return CameraSolution(
         camera_to_world=poses, focal_px=np.stack([focal, focal], 1), principal_point_px=np.zeros((FRAMES, 2)),
         pose_source=np.full(FRAMES, "solved"), focal_model="smooth", position_sigma=ones, rotation_sigma_rad=ones,
-        log_focal_sigma=ones, reprojection_px=ones, num_observations=ones.astype(int), num_inliers=ones.astype(int), inlier_share=ones,
+        log_focal_sigma=ones, reprojection_px=ones, num_observations=ones.astype(int), num_inliers=ones.astype(int),
+        inlier_share=ones,
         depth_log_residual=0.0, parallax_rad=0.1, num_tracks=1, num_loops=0, focal_cost={},
         scale_sweep=np.zeros((1, 2)), radial_k1=0.0, median_depth=3.0,
     )  # fmt: skip

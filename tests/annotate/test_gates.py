@@ -16,7 +16,8 @@ from theodolite.annotate.gates import (
     judge_given,
     sweep_minimum,
 )
-from theodolite.annotate.given_poses import GivenPoseCheck
+from theodolite.annotate.given_poses import GivenPoseCheck, GivenPoseErrors
+from theodolite.annotate.held_cameras import LensCheck
 from theodolite.annotate.scale import ScaleConfig, fit_scale
 from theodolite.annotate.solve import INFILLED, SOLVED, CameraSolution
 from theodolite.annotate.tracks import FLOW, ImageMeasurements, make_tracks
@@ -90,7 +91,37 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
     cameras = replace(solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet)
     gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
-    gates += judge_given(GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30), GatesConfig(), longest_gap_s=0.2)
+    errors = GivenPoseErrors(
+        noise_m=0.003,
+        noise_px=1.0,
+        worst_px=4.0,
+        worst_frame=7.0,
+        time_offset_s=0.004,
+        time_offset_sigma_s=0.003,
+        time_offset_gain=1.2,
+        scale_ratio=1.02,
+        scale_sigma=0.01,
+    )
+    lens = LensCheck(
+        focal_log=0.02,
+        focal_sigma=0.01,
+        order_log=0.01,
+        aspect_log=0.01,
+        centre_share=0.01,
+        sigma_px=0.6,
+        given_px=1.8,
+        free_px=0.4,
+        solved_px=0.4,
+    )
+    gates += judge_given(
+        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
+        GatesConfig(),
+        longest_gap_s=0.2,
+        errors=errors,
+        lens=lens,
+        cameras=cameras,
+        long_side_px=640,
+    )
     assert all(g.passed for g in gates)
     assert {g.name for g in gates} == set(REASONS)
     assert all(g.value is not None for g in gates)
@@ -134,7 +165,7 @@ def sheared() -> CameraSolution:
             replace(solution(), pose_source=np.where(np.arange(FRAMES) < 10, INFILLED, SOLVED)),
             "too_many_infilled",
         ),
-        (replace(solution(), inlier_share=np.full(FRAMES, 0.1)), "too_few_inliers"),
+        (replace(solution(), num_inliers=np.full(FRAMES, 25)), "too_few_inliers"),
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
