@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .store import TEMPORARY
@@ -17,8 +19,8 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     """Folder to write into, which becomes `out` when the block ends; an exception in it leaves `out` as it was.
 
     A folder that exists stays the one that it is (somebody may stand in it): what was written is moved in entry by
-    entry. A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call for the same
-    `out` removes it once its process is gone.
+    entry. A process that is killed leaves a hidden folder `.tmp-<name>-...` beside `out`; the next call on that
+    machine for the same `out` removes it once its process is gone.
 
     Args:
         out: absent, or an empty folder.
@@ -32,11 +34,12 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     occupied = out.is_dir() and any(not p.name.startswith(TEMPORARY) for p in out.iterdir())
     if occupied and not merge:
         raise ValueError(f"{out}: is not empty; write into a new folder, or remove what is there")
+    made = [p for p in out.parents if not p.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside it, on the same file system; within it where that is a mount or only it may be written to.
     inside = out.is_dir() and (os.path.ismount(out) or not os.access(out.parent, os.W_OK))
     place = out if inside else out.parent
-    prefix = f"{TEMPORARY}{out.name}-"
+    prefix = f"{TEMPORARY}{out.name}-{_machine()}-"
     _clean(place, prefix)
     temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=place))
     try:
@@ -46,8 +49,19 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
             _move_in(temporary, out)
         else:
             temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _machine() -> str:
+    """Name of this machine, as part of a file name: process numbers are its own."""
+    return re.sub(r"[^A-Za-z0-9]", "_", platform.node())
 
 
 def _move_in(temporary: Path, out: Path) -> None:

@@ -71,7 +71,7 @@ def write_colmap(
     if clip.radial_k1 is not None:
         params = np.concatenate([params, np.tile([clip.radial_k1, 0.0, 0.0, 0.0], (len(clip), 1))], axis=1)
     names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
-    _check_names(names, target)
+    _check_names(clip, names, binary=binary)
     numbers: dict[bytes, int] = {}
     camera = [numbers.setdefault(p.tobytes(), len(numbers)) for p in params]
     lenses = params[[camera.index(i) for i in range(len(numbers))]]
@@ -88,12 +88,13 @@ def write_colmap(
     return target
 
 
-def _check_names(names: tuple[str, ...], where: Path) -> None:
-    """COLMAP's text files are split at blanks and lines, its binary ones at zero bytes."""
+def _check_names(clip: CameraClip, names: tuple[str, ...], *, binary: bool) -> None:
+    """COLMAP splits its text files at blanks and lines, its binary ones at zero bytes."""
     for name in names:
-        if not name or re.search(r"[\s\0]", name):
+        if not name or "\0" in name or (not binary and re.search(r"\s", name)):
             raise ValueError(
-                f"{where}: image {name!r} has a blank in its name, which COLMAP files cannot hold"
+                f"clip {clip.name}: image {name!r} has a blank in its name, which COLMAP's text files cannot hold; "
+                "write the binary ones, or rename the images"
             )
 
 

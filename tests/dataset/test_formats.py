@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -431,7 +432,7 @@ def test_a_failed_export_leaves_nothing_and_a_good_one_no_traces(
             lambda *_a, **_k: full(theodolite.dataset.open(out).row("clip_0003")),
         )
         with pytest.raises(OSError, match="No space left"):
-            export_dataset(out, target, format=name)
+            export_dataset(out, target / "deeper" / "still", format=name)
         assert list(target.parent.iterdir()) == []
         target.mkdir()
         with pytest.raises(OSError, match="No space left"):
@@ -451,6 +452,34 @@ def test_a_failed_export_leaves_nothing_and_a_good_one_no_traces(
     else:
         with pytest.raises(ValueError, match="is not empty; write into a new folder"):
             export_dataset(out, target, format=name)
+
+
+def test_rerun_is_given_pictures_and_points(
+    filmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recording itself needs rerun; what goes into it does not."""
+    given: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(
+        export_module, "write_rerun", lambda clip, path, **options: given.update({clip.name: options})
+    )
+
+    def points(row: Row, pictures: Iterator[np.ndarray]) -> ColmapPoints:
+        first = next(pictures)  # the rest is taken by the export
+        assert first.shape == (row.height, row.width, 3)
+        none = np.zeros(0, np.int64)
+        return ColmapPoints(points_world=np.ones((2, 3)), frame=none, point=none, xy_px=np.zeros((0, 2)))
+
+    assert (
+        export_dataset(filmed, tmp_path / "a", format="rerun", media_root=filmed.parent, points=points) == 3
+    )
+    for row in theodolite.dataset.open(filmed).rows():
+        images = given[row.clip_id]["images"]
+        assert list(images) == list(range(row.num_frames))
+        levels = [float(image.mean()) for image in images.values()]
+        np.testing.assert_allclose(levels, LEVEL_STEP * row.frame_index, atol=2)
+        assert given[row.clip_id]["points_world"].shape == (2, 3)
+    export_dataset(filmed, tmp_path / "b", format="rerun")
+    assert all(options["images"] is None and options["points_world"] is None for options in given.values())
 
 
 @pytest.mark.slow
@@ -549,8 +578,11 @@ def test_frames_of_the_same_lens_share_a_colmap_camera(tmp_path: Path, clip: Cam
         assert (model.num_cameras(), model.num_images()) == (1, 33)
         assert max(point.error for point in model.points3D.values()) < 1e-6
         assert_same_cameras(read_colmap(tmp_path / str(binary)), still, atol=1e-12)
+    named = replace(still, image_names=tuple(f"a {i:02d} ü.png" for i in range(33)))
     with pytest.raises(ValueError, match="has a blank in its name"):
-        write_colmap(replace(still, image_names=tuple(f"a {i}.png" for i in range(33))), tmp_path / "blank")
+        write_colmap(named, tmp_path / "blank")
+    model = pycolmap.Reconstruction(str(write_colmap(named, tmp_path / "binary", binary=True)))
+    assert model.images[8].name == "a 07 ü.png"
 
 
 def test_where_chooses_clips_of_an_export_and_of_a_subset(

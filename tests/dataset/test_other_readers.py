@@ -17,7 +17,7 @@ import pytest
 import theodolite.dataset
 from theodolite.dataset import store
 from theodolite.dataset.evaluate import load_cameras
-from theodolite.dataset.export import export_dataset
+from theodolite.dataset.export import export_dataset, run_subset
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.report import run_inspect, run_report
@@ -269,6 +269,11 @@ def test_version_1_is_read_as_before(
     stage_publication(folder, tmp_path / "pub")
     assert validate_dataset(tmp_path / "pub") == (6, [])
     assert theodolite.dataset.open(tmp_path / "pub").row("clip_0000").schema_version == 2
+    assert run_subset(folder, tmp_path / "new", where="num_frames >= 0")[0].startswith("6 of 6 clips")
+    assert validate_dataset(tmp_path / "new") == (6, [])
+    for row in theodolite.dataset.open(tmp_path / "new").rows():
+        assert row.schema_version == 2
+        assert_same_row(row, expected[row.clip_id])
 
 
 def test_a_folder_of_both_versions(

@@ -262,6 +262,25 @@ def test_broken_files_are_named(intact: Path) -> None:
     }
 
 
+def test_a_flipped_bit_is_found(intact: Path) -> None:
+    """Poses one bit off still look like poses; the pages' checksums tell."""
+    path = store.part_path(intact, source="demo", shard_id="a")
+    whole = path.read_bytes()
+    chunk = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {chunk.column(i).path_in_schema: chunk.column(i) for i in range(chunk.num_columns)}
+    for name in ("camera_to_world.list.element", "time_s.list.element", "original_id"):
+        column = columns[name]
+        middle = column.data_page_offset + column.total_compressed_size * 3 // 4
+        damaged = bytearray(whole)
+        damaged[middle] ^= 1
+        path.write_bytes(damaged)
+        violations = validate_dataset(intact)[1]
+        assert [v.rule for v in violations] == ["part_readable"], name
+        assert "part-a.parquet" in violations[0].part
+    path.write_bytes(whole)
+    assert validate_dataset(intact) == (4, [])
+
+
 def test_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no part files"):
         validate_dataset(tmp_path)
