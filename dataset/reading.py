@@ -57,6 +57,10 @@ def open_dataset(path: str | Path) -> ClipDataset:
             files = sorted(str(p) for p in hub.glob(f"datasets/{path}/{DATA_FILES}"))
             if not files:
                 hub.info(f"datasets/{path}")  # absent, or there without parts?
+        except FileNotFoundError:
+            raise ValueError(
+                f"{path}: no folder here, and the hub has no such dataset or it holds no Parquet files below data/"
+            ) from None
         except Exception as error:
             if (reason := hub_error(error)) is None:
                 raise

@@ -309,9 +309,6 @@ def test_relative_paths_links_and_folders_without_permission(
     (tmp_path / "parts" / "data" / "demo").symlink_to(out / "data" / "demo")
     (tmp_path / "parts" / "data" / "again").symlink_to(tmp_path / "parts")
     assert len(theodolite.dataset.open(tmp_path / "link")) == 6
-    shutil.copytree(out, tmp_path / "copies" / "sub")  # beside a copy lies a dataset: another one
-    shutil.copy(store.list_parts(out)[1], tmp_path / "copies" / "copy.parquet")
-    assert len(theodolite.dataset.open(tmp_path / "copies")) == 1
     assert len(theodolite.dataset.open(tmp_path / "parts")) == 4
     monkeypatch.chdir(out.parent)
     clips = theodolite.dataset.open("run")
