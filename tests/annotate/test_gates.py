@@ -254,3 +254,28 @@ def test_motion_is_that_of_most_tracks() -> None:
     xy = still.flow.xy_px.copy()
     xy[still.flow.track < 10, 0] += 8.0 * still.flow.frame[still.flow.track < 10]
     assert image_motion(replace(still, flow=replace(still.flow, xy_px=xy))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "gain", "parallax_rad", "passed"),
+    [
+        (1 / 1.2, 1.3, 0.08, False),  # 20 % too long, and everything fits better without
+        (1 / 0.85, 1.3, 0.08, False),
+        (1.04, 1.3, 0.08, True),
+        (1 / 1.2, 1.0, 0.08, True),  # nothing fits better: the clip cannot tell
+        (1.19, 1.3, 0.022, True),  # a shallow path leaves that much open
+        (1.5, 1.0, 0.022, False),
+    ],
+)
+def test_a_given_focal_length_is_doubted_as_far_as_the_clip_can_tell(
+    asked: float, gain: float, parallax_rad: float, passed: bool
+) -> None:
+    cameras = replace(
+        solution(),
+        focal_model="given",
+        focal_asked_log=float(np.log(asked)),
+        focal_asked_sigma=0.01,
+        focal_asked_gain=gain,
+        parallax_rad=parallax_rad,
+    )
+    assert ("given_intrinsics_disagree" not in failed(cameras)) == passed
