@@ -297,6 +297,14 @@ def read_clip(path: Path) -> ClipCameras:
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
+    try:
+        return _read_clip(path)
+    except ValueError as error:
+        named = str(path) in str(error) or str(path.resolve()) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
+
+
+def _read_clip(path: Path) -> ClipCameras:
     if path.is_dir():
         reader = layout_of(path)
         if reader is None:

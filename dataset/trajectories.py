@@ -240,16 +240,19 @@ def read_matrices(path: str | Path, *, tolerance: float = 1e-3, lenient: bool = 
     path = Path(path)
     rows = _read_rows(path, columns=(16, 17), layout=_MATRIX_LAYOUT, finite=not lenient)
     rows, numbers = _split_numbers(path, rows, 16)
-    poses = rows.reshape(-1, 4, 4)
-    known = _holds_pose(poses)
+    read = _of_matrices(path, rows.reshape(-1, 4, 4), tolerance=tolerance, lenient=lenient)
+    return replace(read, frame_number=numbers)
+
+
+def _of_matrices(path: Path, poses: FloatArray, *, tolerance: float, lenient: bool) -> Trajectory:
+    """Trajectory of (F, 4, 4) matrices, whose last rows must be 0 0 0 1."""
     off = np.abs(poses[:, 3] - [0.0, 0.0, 0.0, 1.0]).max(axis=1) > 1e-9
-    bad = np.flatnonzero(known & off if lenient else off)
+    bad = np.flatnonzero(_holds_pose(poses) & off if lenient else off)
     if bad.size:
         raise ValueError(
             f"{path}: pose {bad[0]} ends in {poses[bad[0], 3].tolist()}, expected 0 0 0 1; column-major?"
         )
-    read = _rigid_where_known(path, poses, tolerance=tolerance, lenient=lenient)
-    return replace(read, frame_number=numbers)
+    return _rigid_where_known(path, poses, tolerance=tolerance, lenient=lenient)
 
 
 def _split_numbers(path: Path, rows: FloatArray, columns: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
@@ -291,7 +294,7 @@ def read_pose_files(folder: str | Path, *, lenient: bool = False) -> Trajectory:
     if not lenient and not np.isfinite(poses).all():
         i = int(np.flatnonzero(~np.isfinite(poses).all(axis=(1, 2)))[0])
         raise ValueError(f"{files[numbers[i]]}: NaN or infinite value; frames without a pose have no file")
-    read = _rigid_where_known(folder, poses, tolerance=1e-3, lenient=lenient)
+    read = _of_matrices(folder, poses, tolerance=1e-3, lenient=lenient)
     return replace(read, frame_number=np.array(numbers, dtype=np.int64))
 
 

@@ -103,16 +103,19 @@ def read_nerfstudio(
     model = content.get("camera_model", "OPENCV")
     if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise ValueError(f"{path}: camera_model {model} is not supported; undistort to a pinhole first")
-    frames = sorted(content.get("frames") or [], key=lambda f: _natural(f.get("file_path", "")))
-    if not frames:
+    listed = content.get("frames")
+    if not isinstance(listed, list) or not listed:
         raise ValueError(f"{path}: holds no frames")
+    if not all(isinstance(f, dict) and isinstance(f.get("file_path"), str) for f in listed):
+        raise ValueError(f"{path}: every frame must be an object with a file_path")
+    frames: list[dict[str, Any]] = sorted(listed, key=lambda f: _natural(f["file_path"]))
 
     def value(frame: dict[str, Any], key: str) -> float:
         if key in frame or key in content:
-            return float(frame[key] if key in frame else content[key])
+            return _number(frame[key] if key in frame else content[key], key, path)
         axis = _ANGLES.get(key)
         if axis is not None and (axis[0] in frame or axis[0] in content):
-            angle = float(frame[axis[0]] if axis[0] in frame else content[axis[0]])
+            angle = _number(frame[axis[0]] if axis[0] in frame else content[axis[0]], axis[0], path)
             return 0.5 * value(frame, axis[1]) / float(np.tan(0.5 * angle))
         if key == "fl_y":  # one focal length for both axes
             return value(frame, "fl_x")
@@ -136,7 +139,9 @@ def read_nerfstudio(
         height=height,
         width=width,
         radial_k1=_k1(content, path, on_distortion),
-        time_s=np.array([float(f["time"]) for f in frames]) if all("time" in f for f in frames) else None,
+        time_s=np.array([_number(f["time"], "time", path) for f in frames])
+        if all("time" in f for f in frames)
+        else None,
         image_names=tuple(Path(f["file_path"]).name for f in frames),
     )
     return clip if image_size is None else clip.resized(height=image_size[0], width=image_size[1])
@@ -184,13 +189,23 @@ def _require_rigid(matrix: FloatArray, what: str, path: Path) -> None:
 
 
 def _k1(content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]) -> float | None:
-    further = {k: float(content.get(k, 0.0) or 0.0) for k in ("k2", "k3", "p1", "p2")}
+    further = {k: _number(content.get(k) or 0.0, k, path) for k in ("k2", "k3", "p1", "p2")}
     if on_distortion == "error" and any(abs(v) > 1e-9 for v in further.values()):
         terms = ", ".join(f"{k}={v:g}" for k, v in further.items() if v)
         raise ValueError(
             f"{path}: lens distortion beyond k1 ({terms}); undistort the images to a pinhole first"
         )
-    return float(content.get("k1", 0.0) or 0.0) or None
+    return _number(content.get("k1") or 0.0, "k1", path) or None
+
+
+def _number(value: Any, what: str, path: Path) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(f"{path}: {what} is {value!r}, expected a number")
+    return number
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -612,6 +612,36 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     assert json.loads((runs / "tables" / "evaluation.json").read_text()) == found
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c/transforms.json", b'{"frames": [1, 2], "w": 4, "h": 4}', "every frame must be an object"),
+        ("c/transforms.json", b'{"frames": {}}', "holds no frames"),
+        ("c/transforms.json", b'{"frames": [{"file_path": "1.png"}], "w": null, "h": 4}', "w is None"),
+        ("c/transforms.json", b"[]", "expected an object"),
+        ("c/cameras.txt", b"1 PINHOLE 4 4 x 1 1 1\n", "x"),
+        ("c/cameras.bin", bytes(5), "ends at byte 5"),
+        ("c/pose/000.txt", b"1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 2\n", "pose 0 ends in"),
+        ("c/mav0/state_groundtruth_estimate0/data.csv", b"#timestamp,x\n1,2\n", "a table of 2 columns"),
+        ("c/groundtruth.txt", b"\xff\xfe", "not a text file"),
+        ("c.csv", b"time,x,y,z\n0,1,2,3\n", "c.csv"),
+        ("c.tum", b"0 0 0 0 0 0 0 1\n1 0 0", "c.tum:2: 3 entries"),
+    ],
+)
+def test_damaged_files_of_any_layout_cost_one_clip_and_are_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    write_tum(tmp_path / "good.tum", _walk(np.arange(5)), np.arange(5))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    if "cameras" in name:
+        (tmp_path / name.replace("cameras", "images")).write_bytes(bytes(8) if "bin" in name else b"")
+    found = ev.load_cameras(tmp_path)
+    assert set(found) == {"good"}
+    assert message in found.unreadable["c"]
+    assert str(tmp_path / "c") in found.unreadable["c"]
+
+
 def test_every_column_is_explained(runs: Path) -> None:
     ev.run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs", out=runs / "tables")
     explained = " ".join(row["column"] for row in _csv(runs / "tables" / "columns.csv"))
