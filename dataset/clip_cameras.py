@@ -752,16 +752,19 @@ def _zeros_apart(rows: ClipCameras, frames: ClipCameras, options: Matching) -> t
     file, clip = rows.time_s, frames.time_s
     assert file is not None, "asked for where both have times"
     assert clip is not None, "asked for where both have times"
-    if len(file) == len(clip) and abs(file[0] - clip[0]) > options.max_difference_s:
-        # An export counts from the clip's first frame: as many poses with the same spacing.
+    foreign = bool(file[0] > clip[-1] or file[-1] < clip[0])  # another clock, such as since 1970
+    from_zero = abs(file[0]) <= _SAME_SPACING_S < abs(clip[0])
+    if len(file) == len(clip) and (foreign or from_zero):
+        # An export counts from the clip's first frame: as many poses with the same spacing. A file that starts anywhere
+        # else on the clip's clock is early or late, which is what is measured.
         apart = float(file[0] - clip[0])
         if np.abs(file - clip - apart).max() <= _SAME_SPACING_S:
             return apart, f"time in the clip (zeros {abs(apart):.3f} s apart)"
     spare = _spare_frames(frames)
     last = int(frames.frame_index.max())
     one_a_frame = spare is not None and last < len(file) <= last + 1 + spare
-    if one_a_frame and (file[0] > clip[-1] or file[-1] < clip[0]):
-        # Another clock (since 1970), but one pose a source frame with the clip's own spacing.
+    if one_a_frame and foreign:
+        # One pose a source frame with the clip's own spacing.
         gaps = file[frames.frame_index] - clip
         apart = float(np.median(gaps))
         if np.abs(gaps - apart).max() <= options.max_difference_s:

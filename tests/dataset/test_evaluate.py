@@ -394,6 +394,12 @@ def test_times_since_1970_need_an_offset_and_the_message_says_which(
     write_tum(tmp_path / "frames.txt", source[gap], stamps[gap])
     with pytest.raises(ValueError, match="--t-offset start"):
         _only(whole, tmp_path / "frames.txt")
+    write_tum(
+        tmp_path / "late.txt", row.camera_to_world, row.time_s + 0.5
+    )  # late on the same clock is an error
+    assert _only(dataset, tmp_path / "late.txt").matched_by == "time"
+    assert (_only(dataset, tmp_path / "late.txt").ate_se3_m or 0) > 0.01
+    assert (_only(dataset, tmp_path / "late.txt", offset_s=0.5).ate_se3_m or 1) < 1e-6
     (tmp_path / "ns").mkdir()
     write_tum(tmp_path / "ns" / "clip_0000.txt", _walk(times), (times * 1e9).round())
     with pytest.raises(ValueError, match="are the times of the truth in nanoseconds"):
