@@ -684,8 +684,8 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
         end = "" if spare is None or count <= last else f" of a source with at most {last + 1 + spare}"
         raise ValueError(
             f"clip {clip_id}: {count} rows without times, but the clip has {wanted} frames, up to source frame {last}"
-            f"{end}; one row a clip frame or one a source frame is expected: give the file times (TUM"
-            + (", or --rows source if row i is source frame i)" if count > last else ")")
+            f"{end}; one row a clip frame or one a source frame is expected: give the file times (TUM)"
+            + (", or --rows source if row i is source frame i" if count > last else "")
         )
     return _Pairs(frames.frame_index, np.arange(wanted), "source frame")
 
