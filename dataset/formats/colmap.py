@@ -33,6 +33,7 @@ _MODELS = {
     "THIN_PRISM_FISHEYE": (10, 12),
     "RAD_TAN_THIN_PRISM_FISHEYE": (11, 16),
 }
+_SAME_LENS_PX = 0.01
 _ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 
 
@@ -60,7 +61,8 @@ def write_colmap(
     """Write `<folder>/sparse/0/{cameras,images,points3D}.{txt,bin}` and return that inner folder.
 
     Radial distortion becomes COLMAP's OPENCV model with k1 only (images stay as they are), otherwise PINHOLE. Frame
-    `i` is image `i + 1`; frames of the same intrinsics share a camera, so a zooming lens has one a frame.
+    `i` is image `i + 1`; frames of the same intrinsics share a camera, so a zooming lens has one a frame and one that
+    does not (to a hundredth of a pixel) a single one.
     """
     target = Path(folder) / "sparse" / "0"
     target.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,7 @@ def write_colmap(
         params = np.concatenate([params, np.tile([clip.radial_k1, 0.0, 0.0, 0.0], (len(clip), 1))], axis=1)
     names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
     _check_names(clip, names, binary=binary)
+    params = _one_lens(params, clip)
     numbers: dict[bytes, int] = {}
     camera = [numbers.setdefault(p.tobytes(), len(numbers)) for p in params]
     lenses = params[[camera.index(i) for i in range(len(numbers))]]
@@ -86,6 +89,15 @@ def write_colmap(
     errors = None if points is None else _errors_px(clip, points)
     write(target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place)
     return target
+
+
+def _one_lens(params: FloatArray, clip: CameraClip) -> FloatArray:
+    """Intrinsics of all frames, made the same where no pixel of the image moves by more than `_SAME_LENS_PX`."""
+    middle = np.median(params, axis=0)
+    apart = np.abs(params - middle).max(axis=0)
+    reach = np.hypot(clip.width, clip.height) / middle[:2]  # of the image in units of focal length
+    moved = np.hypot(*(apart[:2] * reach + apart[2:4]))
+    return np.tile(middle, (len(params), 1)) if moved <= _SAME_LENS_PX else params
 
 
 def _check_names(clip: CameraClip, names: tuple[str, ...], *, binary: bool) -> None:

@@ -571,13 +571,17 @@ def test_lerobot_is_written_as_a_stream(
 
 def test_frames_of_the_same_lens_share_a_colmap_camera(tmp_path: Path, clip: CameraClip) -> None:
     pycolmap = pytest.importorskip("pycolmap")
-    still = replace(clip, focal_px=np.tile(clip.focal_px[:1], (33, 1)), radial_k1=-0.1)
+    # A lens that does not zoom is stored in float32, and solved to a millionth.
+    focal = clip.focal_px[:1] * (1 + 1e-6 * np.linspace(0, 1, 33)[:, None])
+    still = replace(clip, focal_px=focal, radial_k1=-0.1)
     for binary in (False, True):
         folder = write_colmap(still, tmp_path / str(binary), binary=binary, points=_observations(still))
         model = pycolmap.Reconstruction(str(folder))
         assert (model.num_cameras(), model.num_images()) == (1, 33)
-        assert max(point.error for point in model.points3D.values()) < 1e-6
+        assert max(point.error for point in model.points3D.values()) < 0.01
         assert_same_cameras(read_colmap(tmp_path / str(binary)), still, atol=1e-12)
+    slow = replace(still, focal_px=clip.focal_px[:1] * (1 + 1e-4 * np.linspace(0, 1, 33)[:, None]))
+    assert pycolmap.Reconstruction(str(write_colmap(slow, tmp_path / "slow"))).num_cameras() == 33
     named = replace(still, image_names=tuple(f"a {i:02d} ü.png" for i in range(33)))
     with pytest.raises(ValueError, match="has a blank in its name"):
         write_colmap(named, tmp_path / "blank")
