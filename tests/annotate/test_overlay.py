@@ -158,6 +158,7 @@ def test_cameras_under_an_interface_a_logo_and_subtitles(tmp_path: Path) -> None
     (tmp_path / "images").mkdir()
     for i, image in enumerate(frames):
         cv2.imwrite(str(tmp_path / "images" / f"{i:06d}.png"), subtitle(logo(interface(image)), i)[..., ::-1])
+        (tmp_path / f"{i:06d}.png").symlink_to(folder / "depth" / f"{i:06d}.png")
     clip = ClipRef(
         clip_id="office",
         source="recordings",
@@ -165,9 +166,7 @@ def test_cameras_under_an_interface_a_logo_and_subtitles(tmp_path: Path) -> None
         media_kind="images",
         media_path=tmp_path / "images",
         source_fps=16.0,
-        given=GivenGeometry(
-            depth_pattern=str(folder / "depth" / "{frame:06d}.png"), depth_units_per_metre=1000.0
-        ),
+        given=GivenGeometry(depth_pattern=str(tmp_path / "{frame:06d}.png"), depth_units_per_metre=1000.0),
     )
     config = AnnotateConfig.model_validate({"geometry": {"sequence": "given"}, "decode": {"min_frames": 10}})
     row = annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
