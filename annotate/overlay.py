@@ -45,8 +45,8 @@ _MIN_NEWS = 6.0
 _EXACT_PX = 0.4
 """How far from its middle a track on an overlay may be seen, nine times in ten."""
 _MIN_STILL, _MIN_STILL_SHARE = 2, 0.05
-"""Tracks that must stay so, and their share of all that pass (a round map moves within its border): on the far scenery of
-a drive there is none."""
+"""Tracks that must stay so, and their share of all that pass (a round map moves within its border): on the far
+scenery of a drive there is none."""
 _CHUNK = 6
 """Samples that are summed together; two neighbouring chunks are tested by themselves, for subtitles."""
 _COHERENT, _COHERENT_SHORT = 0.35, 0.65
