@@ -34,6 +34,7 @@ from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
 from .geometry.base import FloatArray, SequenceGeometryResult
 from .lane import lane, next_turn, taken_over, uploading
+from .reporting import counted
 
 F64 = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -409,7 +410,10 @@ class AnchorStream:
         Raises:
             ClipRejection: `geometry_not_finite`, `anchors_disconnected`, `too_few_anchors`.
         """
-        kept = [pending.result() for pending in self._pending]
+        waited_for = (pending.result() for pending in self._pending)
+        kept = list(
+            counted(self.clip.clip_id, "geometry", waited_for, len(self._pending), "windows of the network")
+        )
         if len(kept) != len(self.windows):
             raise ClipRejection(
                 "too_few_anchors",

@@ -39,6 +39,7 @@ from ..dataset.store import finished_shards, list_parts, part_path, prepare_outp
 from .clip import ClipRef
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
+from .reporting import Listener, listen, listening, say
 from .sources import Shard, make_shards
 from .weights import be_worker, claim_worker_number
 
@@ -51,6 +52,10 @@ log = logging.getLogger(__name__)
 
 LINE_INTERVAL_S = 60.0
 """Time between progress lines where stderr is no terminal."""
+FIRST_LINE_S = 10.0
+"""... and to the first one."""
+MAX_SHOWN = 3
+"""Clips under way that progress names."""
 
 
 class AnnotateClip(Protocol):
@@ -236,23 +241,28 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     path = part_path(job.out, source=shard.clips[0].source, shard_id=shard.shard_id)
     if path.is_file():  # a worker died after its rename and before its report
         return list(_part_outcomes(path))
-    _know_own_number()
+    _begin_as_worker()
     share_threads(job.config)
     rows = [annotate_one(clip, job) for clip in shard.clips]
     write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [_outcome(row) for row in rows]
 
 
-def _know_own_number() -> None:
-    """Tell the networks which of this machine's workers they run in, so that each GPU gets as many."""
+_TOPIC = "theodolite-clips"
+
+
+def _begin_as_worker() -> None:
+    """In a dask worker: the networks learn which of this machine's workers they run in, so that each GPU gets as many,
+    and where clips stand is told to the scheduler. Elsewhere everything happens in this process."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return
     try:
-        distributed.get_worker()
-    except ValueError:  # no worker: everything happens in this process
+        worker = distributed.get_worker()
+    except ValueError:
         return
     be_worker(claim_worker_number())
+    listen(lambda clip_id, text: worker.log_event(_TOPIC, (clip_id, text)))
 
 
 def annotate_one(clip: ClipRef, job: Job) -> Row:
@@ -261,7 +271,10 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
     start = time.perf_counter()
     reason: ReasonCode
     try:
-        return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
+        try:
+            return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
+        finally:
+            say(clip.clip_id, "")
     except MemoryError as error:
         reason, detail, trace = "out_of_memory", str(error) or "memory ran out", traceback.format_exc()
     # The one place where anything may be caught: a shard must survive its worst clip, and the row keeps the traceback.
@@ -347,16 +360,18 @@ def run_plan(
         KeyboardInterrupt: Ctrl-C or SIGTERM; workers are ended before it is passed on.
     """
     tally = Tally()
-    with _progress(plan, tally, show_progress) as advance:
+    with _progress(plan, tally, show_progress) as (advance, hear):
         if not plan.num_shards:
             return tally
         if workers == 0 and scheduler is None:
-            for shard in plan.shards():
-                with _abort_on_write_error(job.out):
-                    tally.add(annotate_shard(shard, job))
-                advance()
+            with listening(hear):
+                for shard in plan.shards():
+                    with _abort_on_write_error(job.out):
+                        tally.add(annotate_shard(shard, job))
+                    advance()
             return tally
         with _cluster(plan, job.config, workers, scheduler) as client:
+            client.subscribe_topic(_TOPIC, lambda event: hear(*event[1]))
             for outcomes in _run_on(client, plan, job):
                 tally.add(outcomes)
                 advance()
@@ -560,12 +575,40 @@ def progress_line(plan: Plan, tally: Tally, elapsed_s: float) -> str:
     return line
 
 
+class _Standing:
+    """Where the clips stand that are under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: dict[str, str] = {}
+
+    def hear(self, clip_id: str, text: str) -> None:
+        with self._lock:
+            self._of.pop(clip_id, None)
+            if text:
+                self._of[clip_id] = text  # the last that was heard of comes last
+
+    def __str__(self) -> str:
+        with self._lock:
+            shown = list(self._of.items())[-MAX_SHOWN:]
+            more = len(self._of) - len(shown)
+        parts = [f"{clip_id}: {text}" for clip_id, text in shown]
+        return ", ".join(parts + ([f"{more} more"] if more else []))
+
+
 @contextmanager
-def _progress(plan: Plan, tally: Tally, show: bool) -> Iterator[Callable[[], None]]:
+def _progress(plan: Plan, tally: Tally, show: bool) -> Iterator[tuple[Callable[[], None], Listener]]:
+    """What shows that clips are done, and what hears where the others stand."""
     start = time.monotonic()
     if not show:
-        yield lambda: None
+        yield lambda: None, lambda _clip_id, _text: None
         return
+    standing = _Standing()
+
+    def line() -> str:
+        now = str(standing)
+        return progress_line(plan, tally, time.monotonic() - start) + (f"; now {now}" if now else "")
+
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -577,23 +620,29 @@ def _progress(plan: Plan, tally: Tally, show: bool) -> Iterator[Callable[[], Non
             console=Console(stderr=True),
         ) as bar:
             task = bar.add_task(progress_line(plan, tally, 0.0), total=plan.num_clips - plan.num_clips_done)
-            yield lambda: bar.update(
-                task,
-                completed=tally.done,
-                description=progress_line(plan, tally, time.monotonic() - start),
-            )
+
+            def update() -> None:
+                bar.update(task, completed=tally.done, description=line())
+
+            def hear(clip_id: str, text: str) -> None:
+                standing.hear(clip_id, text)
+                update()
+
+            yield update, hear
         return
     stop = threading.Event()
 
     def lines() -> None:
-        while not stop.wait(LINE_INTERVAL_S):
-            sys.stderr.write(progress_line(plan, tally, time.monotonic() - start) + "\n")
+        wait_s = min(FIRST_LINE_S, LINE_INTERVAL_S)
+        while not stop.wait(wait_s):
+            sys.stderr.write(line() + "\n")
             sys.stderr.flush()
+            wait_s = LINE_INTERVAL_S
 
     thread = threading.Thread(target=lines, daemon=True)
     thread.start()
     try:
-        yield lambda: None
+        yield lambda: None, standing.hear
     finally:
         stop.set()
         thread.join()

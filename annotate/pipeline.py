@@ -42,6 +42,7 @@ from .geometry.given_cameras import GivenCameras, read_given_cameras
 from .given_poses import longest_gap_s
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
+from .reporting import counted, say
 from .scale import ScaleEstimate, estimate_scale
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
 from .start import WithoutFrames, prove_anchors
@@ -103,6 +104,7 @@ class _Progress:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        say(self.clip.clip_id, name)
         try:
             yield
         finally:
@@ -332,10 +334,14 @@ def _given(
             return None
     with progress.stage("tracks"):
         progress.measured = measure_images(
-            frames, height=frames.height, width=frames.width, config=config.tracks
+            _told(clip, frames), height=frames.height, width=frames.width, config=config.tracks
         )
     _reject_cuts(frames)
     return missing
+
+
+def _told(clip: ClipRef, frames: ClipFrames) -> Iterator[NDArray[np.uint8]]:
+    return counted(clip.clip_id, "tracks", frames, len(frames), "frames")
 
 
 def _metric_frames(frames: ClipFrames, config: AnnotateConfig) -> list[int]:
@@ -365,7 +371,7 @@ def _stream(
     streams = progress.networks = [stream, *([metric] if metric is not None else [])]
 
     def shown() -> Iterator[NDArray[np.uint8]]:
-        for number, rgb in enumerate(frames):
+        for number, rgb in enumerate(_told(clip, frames)):
             for each in streams:
                 each.add(number, rgb)
             yield rgb

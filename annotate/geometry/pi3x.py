@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=2, head_depth=1, camera_width=64)
 """A stand-in that is quick on any machine; its answers mean nothing."""
+TINY_PIXELS = 20_000
+"""... and so are its images small."""
 OUTPUTS = ("local_points", "conf", "camera_poses")
 
 
@@ -143,7 +145,7 @@ def _load(config_json: str, weights: str, size: str, device: str) -> Pi3XNetwork
     return Pi3XNetwork(
         network,
         torch.device(device),
-        max_pixels=config.max_pixels,
+        max_pixels=min(config.max_pixels, TINY_PIXELS) if stand_in and size == "tiny" else config.max_pixels,
         label=label,
         licence=licence,
         stand_in=stand_in,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from theodolite.annotate import executor
+from theodolite.annotate import executor, reporting
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
 from theodolite.annotate.executor import (
@@ -237,6 +238,47 @@ def test_progress_lines(tmp_path, monkeypatch, capsys):
     assert len(lines) >= 3
     assert lines[-1].startswith("4/4 clips (100 %): 0 accepted, 3 rejected (too_short 3), 1 failed; ")
     assert "clips/h, 0:00:00 left" in lines[-1]
+
+
+def frame_by_frame(clip, config, **kwargs):
+    """Takes three seconds and tells of its frames, as the pipeline does."""
+    from theodolite.annotate import reporting
+
+    reporting.MIN_INTERVAL_S = 0.1
+    for _ in reporting.counted(clip.clip_id, "tracks", range(30), 30, "frames"):
+        time.sleep(0.1)
+    return fake_annotate(clip, config, **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_progress_within_a_clip(tmp_path, monkeypatch, capsys, workers):
+    monkeypatch.setattr(executor, "FIRST_LINE_S", 0.2)
+    monkeypatch.setattr(executor, "LINE_INTERVAL_S", 0.2)
+    job = Job(
+        out=tmp_path, config=AnnotateConfig(), mode="estimate", recipe_hash=HASH, annotate=frame_by_frame
+    )
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(clips_named("office"), tmp_path, clips_per_shard=1)
+        run_plan(plan, job, workers=workers)
+    lines = capsys.readouterr().err.splitlines()
+    counts = [int(m[1]) for line in lines if (m := re.search(r"now office: tracks (\d+)/30 frames$", line))]
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= 3, lines
+    assert "now" not in lines[-1]
+
+
+def test_a_listener_that_is_gone_costs_no_clip():
+    heard = []
+
+    def gone(clip_id, text):
+        heard.append(text)
+        raise RuntimeError("closed")
+
+    with reporting.listening(gone):
+        reporting.say("c", "tracks")
+        reporting.say("c", "bundle")
+    assert heard == ["tracks"]
 
 
 def test_tally_tells_judged_from_failed():
