@@ -189,6 +189,9 @@ def _clip_text(row: Row) -> str:
         ):
             continue
         value = getattr(row, column.name)
+        if column.name == "confidence" and value is None:
+            why = "no network took part" if not row.weights else "no cameras to compare"
+            lines.append(f"  {column.name.ljust(width)}  none: {why}")
         if value in (None, (), ""):
             continue
         shown = (

@@ -359,7 +359,9 @@ COLUMNS: tuple[Column, ...] = (
         "confidence",
         _F64,
         "1",
-        "Probability-like score in [0, 1] that the clip is usable; null = not calibrated.",
+        "Probability-like score in [0, 1] that the cameras are usable, from how far independent estimates of networks "
+        "agree; null where no network took part (`weights` is empty) or no cameras were found: nothing of the kind is "
+        "calibrated for them, judge by gates and sigmas.",
         True,
     ),
     Column(

@@ -273,3 +273,15 @@ def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[...
     ]
     page = write_report(out).read_text()
     assert "all 2 gates passed; closest: fov_x, margin 96 %" in page
+
+
+def test_inspect_says_why_there_is_no_confidence(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    rows = [
+        make_row(0, confidence=None, weights=(), weight_licences=()),
+        make_row(1, confidence=0.7),
+    ]
+    out = make_dataset(tmp_path / "out", {"a": rows})
+    assert re.search(r"confidence +none: no network took part", inspect_text(out, clip_id="clip_0000"))
+    assert re.search(r"confidence +0\.7\n", inspect_text(out, clip_id="clip_0001"))
