@@ -110,7 +110,9 @@ def _refuse_unknown_licences(clips: ClipDataset) -> None:
     if unknown:
         listed = ", ".join(f"{name!r} ({n} clips, e.g. {example[name]})" for name, n in unknown.most_common())
         known = ", ".join(licence.name for licence in known_licences())
-        raise ValueError(f"{clips.path}: licences that are not known: {listed}; the known ones are {known}")
+        raise ValueError(
+            f"{clips.path}: licence_present: licences that are not known: {listed}; the known ones are {known}"
+        )
 
 
 def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tuple[str, int]:
