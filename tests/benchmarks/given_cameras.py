@@ -249,9 +249,9 @@ def _drift(poses: F64, share: float) -> F64:
 
 
 def _two_gauges(poses: F64) -> F64:
-    """The second half in a world turned by three degrees and shifted by a tenth of the path."""
+    """What follows an eighth of the poses in a world turned by three degrees and shifted by a twentieth of the path."""
     out = poses.copy()
-    half = len(poses) // 2
+    half = max(3, len(poses) // 8)
     length = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()
     gauge = se3_exp(np.r_[0.05 * length, 0.03 * length, 0, 0, np.radians(3), 0])
     out[half:] = poses[half] @ gauge @ se3_inverse(poses[half]) @ out[half:]
@@ -259,9 +259,10 @@ def _two_gauges(poses: F64) -> F64:
 
 
 def _one_wrong(poses: F64) -> F64:
+    """Two neighbours of the source, so that the clip has one of them whatever its rate."""
     out = poses.copy()
-    i = len(poses) // 2 + 1
-    out[i] = out[i] @ se3_exp(np.r_[0.1, 0.05, 0, 0, np.radians(3), 0])
+    i = max(2, len(poses) // 8)
+    out[i : i + 2] = out[i : i + 2] @ se3_exp(np.r_[0.1, 0.05, 0, 0, np.radians(3), 0])
     return out
 
 
