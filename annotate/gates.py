@@ -325,11 +325,13 @@ def _judge_lens(
     """Gates of intrinsics that are given beside poses.
 
     The lens that the given poses ask for counts where it explains the tracks and the given lens does not: poses that
-    err ask for a lens that errs, but then the tracks fit neither. Elsewhere only depth is asked.
+    err ask for a lens that errs, but then the tracks fit neither. Where the tracks fit the given cameras as they are,
+    the lens is confirmed. Elsewhere only depth is asked.
     """
     asked_log = float("nan") if cameras is None else cameras.focal_asked_log
     if lens is not None:
-        misfit = lens.given_px > _MISFIT * lens.sigma_px and lens.free_px < 0.6 * lens.given_px
+        fits = lens.given_px <= _MISFIT * lens.sigma_px
+        misfit = not fits and lens.free_px < 0.6 * lens.given_px
         # Another lens must do about as well as other poses do; or depth must ask for the same one by itself.
         by_depth = abs(asked_log - lens.focal_log) < 0.4 * abs(lens.focal_log)
         if misfit and (lens.free_px <= 1.5 * lens.solved_px or by_depth):
@@ -340,6 +342,10 @@ def _judge_lens(
                 _bounded("given_centre", lens.centre_share, upper=config.max_given_centre),
                 _bounded("given_focal_order", lens.order_log, upper=bound + 0.02),
             )
+        if fits and 3 * lens.focal_sigma < config.given_focal_tolerance:
+            # The tracks fit the given cameras, and would not fit with another lens: whatever depth asks for.
+            bound = -float(np.log1p(-config.given_focal_tolerance))
+            return (_near_one("given_focal", float(np.exp(lens.focal_log)), bound),)
     if cameras is None or cameras.focal_model != "given" or not np.isfinite(asked_log):
         return ()
     return (_given_focal(cameras, config),)
