@@ -502,7 +502,7 @@ def _cluster(
             threads_per_worker=in_flight,
             processes=True,
             memory_limit=limit,
-            dashboard_address=None,  # type: ignore[arg-type]
+            dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
             silence_logs=logging.CRITICAL,
         )
         client = Client(cluster, set_as_default=False)

@@ -1,9 +1,11 @@
 """The executor: every clip gets exactly one row, whatever dies, and the same command goes on where it stopped."""
 
+import contextlib
 import errno
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -121,6 +123,18 @@ def test_a_running_scheduler_is_used(tmp_path):
         tally = run_plan(plan, job_in(tmp_path), scheduler=cluster.scheduler_address, show_progress=False)
     assert tally.done == 10
     assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
+
+
+def test_a_taken_dashboard_port_is_no_warning(tmp_path, recwarn):
+    """Two runs on a machine warned about a dashboard that neither wanted."""
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # then somebody else has it, which is as good
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        with open_output(tmp_path, recipe_hash=HASH):
+            plan = plan_run(numbered(1), tmp_path, clips_per_shard=1)
+            assert run_plan(plan, job_in(tmp_path), workers=1, show_progress=False).done == 1
+    assert not [str(w.message) for w in recwarn if "8787" in str(w.message)]
 
 
 def test_no_scheduler_there(tmp_path, monkeypatch):
