@@ -522,11 +522,16 @@ def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+        if "pip install" in str(error):  # what needs it says so itself
+            typer.echo(f"error: {error}", err=True)
+        elif extra is not None:
+            typer.echo(
+                f"error: this needs the package {error.name}, which is not installed: {extra}", err=True
+            )
+        else:
             raise
-        typer.echo(f"error: this needs the package {error.name}, which is not installed: {extra}", err=True)
         raise typer.Exit(2) from None
     except (OSError, RuntimeError) as error:
         from ..annotate.executor import RunAborted

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from theodolite.recipes import cli
 from theodolite.recipes.cli import app
 from typer.testing import CliRunner
 
@@ -96,3 +97,36 @@ def test_version():
     from theodolite import __version__
 
     assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ImportError("recordings need rerun-sdk: pip install 'theodolite[viz]'"),
+            "error: recordings need rerun-sdk",
+        ),
+        (
+            ModuleNotFoundError("No module named 'pycolmap'", name="pycolmap"),
+            "pip install theodolite[colmap]",
+        ),
+    ],
+)
+def test_a_missing_extra_is_one_line(capsys, error, line):
+    def act():
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        cli._finish(act)
+    assert caught.value.exit_code == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_module_of_ours_keeps_its_traceback():
+    def act():
+        raise ModuleNotFoundError("No module named 'theodolite.nowhere'", name="theodolite.nowhere")
+
+    with pytest.raises(ModuleNotFoundError):
+        cli._finish(act)
