@@ -134,17 +134,38 @@ def ranged(low: float, high: float, *, saturates: bool) -> Callable:
     return read_of
 
 
+def every(nth: int) -> Callable:
+    """Depth on every `nth` frame only: a sensor slower than the camera."""
+    return lambda maps, frames, seed: lambda f: np.where(f % nth != 0, np.nan, maps(f))
+
+
+def all_of(*changes: Callable) -> Callable:
+    """One after the other."""
+
+    def changed(maps: Maps, frames: int, seed: int) -> Maps:
+        for change in changes:
+            maps = change(maps, frames, seed)
+        return maps
+
+    return changed
+
+
 VARIANTS: dict[str, Callable | None] = {
     "clean": None,
     **{f"gain-{p}": gain(p) for p in (2, 5, 10, 20)},
     **{f"pixel-{p}": pixel(p) for p in (2, 5, 10, 20)},
     **{f"field-{p}": field_of(p) for p in (2, 5, 10)},
     "drift-10": drift(10),
+    "drift-30": drift(30),
     "step-10": step(10),
     "lag-1": lag(1),
     "lead-1": lag(-1),
     "missing-20": missing(0.4, 0.6),
     "missing-start": missing(0.0, 0.2),
+    "missing-50": missing(0.3, 0.8),
+    "every-3": every(3),
+    "gain-pixel-missing": all_of(gain(10), pixel(10), missing(0.4, 0.6)),
+    "gain-drift": all_of(gain(5), drift(10)),
     "far-absent": ranged(0.0, 0.6, saturates=False),
     "far-saturates": ranged(0.0, 0.6, saturates=True),
     "near-absent": ranged(0.3, 1.0, saturates=False),
