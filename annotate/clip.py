@@ -29,7 +29,7 @@ class GivenGeometry:
     depth_units_per_metre: float | None = None
     """Stored depth value of one metre (1000 for millimetres, 5000 for TUM RGB-D). None: unit unknown."""
     depth_invalid_value: float = 0.0
-    """Stored value that means "no measurement" (NaN and non-positive values never count as depth)."""
+    """Stored value that means "no measurement" (NaN, values up to zero and all bits set never count as depth)."""
     depth_kind: DepthKind = "z"
     anchor_depth_pattern: str | None = None
     """Metric depth on some frames only, as the metric anchor when `depth_pattern` has an unknown unit."""

@@ -120,7 +120,8 @@ class GivenDepth:
         frame_index: (F,) source frame of every clip frame.
         image_size: (height, width) of the stored colour image.
         units_per_metre: stored value of one metre (of one inverse metre for disparity); 1.0 keeps stored units.
-        invalid_value: stored value that means "no measurement".
+        invalid_value: stored value that means "no measurement". Always mean it: NaN, values below zero, depth zero,
+            infinite disparity, the largest value of unsigned integers, infinite float16.
         kind: what the stored number is; `omniworld` as in `omniworld_depth`.
         intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
         missing: source frames that have no file: they carry no depth.
@@ -165,10 +166,14 @@ class GivenDepth:
         height, width = stored.shape
         mismatch = width * self.image_size[0] / (height * self.image_size[1]) - 1
         if abs(mismatch) > MAX_ASPECT_MISMATCH:
+            turned = (
+                abs(height * self.image_size[0] / (width * self.image_size[1]) - 1) <= MAX_ASPECT_MISMATCH
+            )
             raise ClipRejection(
                 "depth_aspect_mismatch",
                 f"clip {self.clip_id}: {path} is {width}x{height}, the image {self.image_size[1]}x"
-                f"{self.image_size[0]}: depth must cover exactly the image",
+                f"{self.image_size[0]}: depth must cover exactly the image"
+                + (", and would if it were turned by 90 degrees or transposed" if turned else ""),
             )
         if not np.isfinite(stored).any():
             raise ClipRejection(
@@ -184,14 +189,20 @@ class GivenDepth:
 
     def _to_z(self, stored: NDArray, frame: int) -> F32:
         invalid = np.isnan(stored) | (stored == self.invalid_value)
+        if stored.dtype == np.float16:
+            invalid |= np.isinf(
+                stored
+            )  # 65504 is the largest: what lies beyond has overflowed, and is no sky
         if self.kind == "omniworld":
             depth = omniworld_depth(stored) / self.units_per_metre
         elif self.kind == "disparity":
-            invalid |= stored < 0
+            invalid |= (stored < 0) | np.isinf(stored)
             with np.errstate(divide="ignore"):
                 depth = self.units_per_metre / stored.astype(np.float64)
         else:
             invalid |= stored <= 0
+            if stored.dtype.kind == "u":
+                invalid |= stored == np.iinfo(stored.dtype).max  # all bits set: out of range, or no return
             depth = stored / np.float64(self.units_per_metre)
         if self.kind == "ray_distance":
             assert self.intrinsics is not None, "checked by GivenGeometrySource.run"
@@ -292,6 +303,13 @@ class GivenAnchor:
 # --- files ----------------------------------------------------------------------------------------
 
 
+# A header that lies asks for more memory than there is, an archive may be encrypted or packed in an unknown way.
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(MemoryError, OverflowError, NotImplementedError, RuntimeError),
+)
+
+
 def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
     """(h, w) stored numbers of a 16-bit PNG, `.npy` or `.npz` (one array, or the one called `depth`).
 
@@ -310,10 +328,18 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
         if depth is None:
             raise unreadable("not a readable PNG")
         if depth.ndim != 2 or depth.dtype != np.uint16:
-            raise unreadable(f"expected one channel of 16 bits, found shape {depth.shape} of {depth.dtype}")
+            channels = 1 if depth.ndim == 2 else depth.shape[2]
+            raise unreadable(
+                f"expected one channel of 16 bits, found {channels} of {8 * depth.itemsize} bits ({depth.shape} of"
+                f" {depth.dtype}): pictures of depth (grey of 8 bits, colour scales, palettes) hold no distances; write"
+                " the numbers as 16-bit PNG, .npy or .npz"
+            )
         return depth
     if suffix not in (".npy", ".npz"):
-        raise unreadable("depth files are .png (16 bits), .npy or .npz")
+        raise unreadable(
+            f"depth files are .png (16 bits), .npy or .npz, not {suffix or 'without a suffix'}; convert others to"
+            " float .npy"
+        )
     try:
         loaded = np.load(path, allow_pickle=False)
         if suffix == ".npz":
@@ -323,9 +349,9 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
                 if name is None:
                     raise unreadable(f"expected one array or one called 'depth', found {names}")
                 loaded = archive[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ClipRejection):
-            raise
+    except ClipRejection:
+        raise
+    except _UNREADABLE as error:
         raise unreadable(f"not a readable numpy file ({error})") from error
     depth = np.asarray(loaded)
     if depth.ndim == 3 and depth.shape[0] == 1:
@@ -333,7 +359,8 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
     elif depth.ndim == 3 and depth.shape[2] == 1:
         depth = depth[..., 0]
     if depth.ndim != 2 or depth.size == 0 or depth.dtype.kind not in "fui":
-        raise unreadable(f"expected (h, w) numbers, found shape {depth.shape} of {depth.dtype}")
+        many = "; write a file for each frame" if depth.ndim == 3 and depth.shape[2] not in (2, 3, 4) else ""
+        raise unreadable(f"expected (h, w) numbers, found shape {depth.shape} of {depth.dtype}{many}")
     return depth
 
 

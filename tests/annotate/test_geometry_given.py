@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.decode import ClipTiming
-from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
+from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, read_depth_file
 from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_intrinsics
 from theodolite.annotate.geometry.rendered import (
     RenderedAnchor,
@@ -21,6 +23,7 @@ from theodolite.annotate.geometry.rendered import (
 )
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
 
+PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
 
 
@@ -118,6 +121,40 @@ def test_float_maps_keep_sky_and_lose_what_is_no_depth(tmp_path) -> None:
     assert np.isnan(read[0, [0, 2, 3]]).all()
     assert np.isnan(read[1, 0])
     np.testing.assert_allclose(read[2:], 2.0)
+
+
+@pytest.mark.parametrize("kind", ["z", "ray_distance"])
+def test_all_bits_set_and_overflown_halves_are_no_measurement(tmp_path, kind) -> None:
+    np.savetxt(tmp_path / "K.txt", [[300.0, 0, 160], [0, 300, 90], [0, 0, 1]])
+    stored = np.full((45, 80), 2000, np.uint16)
+    stored[0, :3] = [65535, 65534, 0]
+    halves = np.full((45, 80), 2000, np.float16)
+    halves[0, :3] = [np.inf, 65504, -np.inf]
+    for i in range(6):
+        cv2.imwrite(str(tmp_path / f"{i:06d}.png"), stored)
+        np.save(tmp_path / f"{i:06d}.npy", halves)
+    for pattern in ("{frame:06d}.png", "{frame:06d}.npy"):
+        clip = clip_of(
+            tmp_path,
+            pattern,
+            depth_units_per_metre=1000.0,
+            depth_kind=kind,
+            intrinsics_path=tmp_path / "K.txt",
+        )
+        depth = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+        assert np.isnan(depth[0, [0, 2]]).all()
+        assert 40 < depth[0, 1] < 66
+        assert np.isfinite(depth).sum() == depth.size - 2
+
+
+def test_infinite_disparity_is_no_depth_of_nought(tmp_path) -> None:
+    disparity = np.full((45, 80), 0.5, np.float32)
+    disparity[0, 0] = np.inf
+    write_npy_maps(tmp_path, [disparity] * 6)
+    clip = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
+    depth = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+    assert np.isnan(depth[0, 0])
+    np.testing.assert_allclose(depth[1:], 2.0)
 
 
 def test_disparity(tmp_path) -> None:
@@ -259,6 +296,58 @@ def test_a_bad_file_in_the_middle(tmp_path, reason: str, change) -> None:
     found = rejection(clip_of(tmp_path), read=1)
     assert found.reason == reason
     assert "000002.png" in found.detail
+
+
+def palette_png(path: Path) -> None:
+    """Indexed colours of 8 bits, as tools write that paint depth."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 80, 45, 8, 3, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + bytes(range(80)) for _ in range(45)))
+    parts = (b"IHDR", header), (b"PLTE", bytes(range(240))), (b"IDAT", rows), (b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def lying_npy(path: Path) -> None:
+    """A header that asks for more memory than there is."""
+    np.save(path, np.ones((45, 80), np.float32))
+    stored = path.read_bytes()
+    header = stored[10:127].replace(b"(45, 80)", b"(99999999, 99999999)").rstrip().ljust(117)
+    path.write_bytes(stored[:10] + header + stored[127:])
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("000002.png", palette_png, "of 8 bits"),
+        ("000002.png", lambda p: cv2.imwrite(str(p), np.ones((45, 80), np.uint8)), "found 1 of 8 bits"),
+        ("000002.png", lambda p: cv2.imwrite(str(p), np.ones((45, 80, 3), np.uint16)), "found 3 of 16 bits"),
+        ("000002.npy", lambda p: np.save(p, np.ones((45, 80, 3))), "found shape (45, 80, 3)"),
+        ("000002.npy", lambda p: np.save(p, np.ones((6, 45, 80))), "write a file for each frame"),
+        ("000002.npy", lambda p: np.save(p, np.ones((45, 80), bool)), "of bool"),
+        ("000002.npy", lambda p: np.save(p, np.ones((45, 80), complex)), "of complex128"),
+        ("000002.npy", lying_npy, "not a readable numpy file"),
+        ("000002.npz", lambda p: np.savez(p, a=np.ones((45, 80)), b=np.ones((45, 80))), "['a', 'b']"),
+        ("000002.exr", lambda p: p.write_bytes(b"v/1\x01"), "not .exr; convert others to float .npy"),
+        ("000002.png", lambda p: p.write_bytes(PNG[: len(PNG) // 2]), "not a readable PNG"),
+    ],
+)
+def test_files_that_hold_no_depth_are_refused_by_name(tmp_path, name: str, write, words: str) -> None:
+    write(tmp_path / name)
+    with pytest.raises(ClipRejection) as caught:
+        read_depth_file(tmp_path / name, clip_id="c1")
+    assert caught.value.reason == "depth_unreadable"
+    assert caught.value.detail.startswith(f"clip c1: {tmp_path / name}: ")
+    assert words in caught.value.detail
+
+
+def test_turned_depth_is_refused_with_the_turn(tmp_path) -> None:
+    write_png_maps(tmp_path, size=(80, 45))
+    found = rejection(clip_of(tmp_path))
+    assert found.reason == "depth_aspect_mismatch"
+    assert "turned by 90 degrees or transposed" in found.detail
 
 
 def test_depth_of_another_field_of_view(tmp_path) -> None:
