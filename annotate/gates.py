@@ -17,6 +17,7 @@ from ..dataset.cameras import fov_from_focal, rigid_error
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict
+from .depth_check import DepthCheck
 from .given_poses import GivenPoseCheck, GivenPoseErrors
 from .held_cameras import LensCheck
 from .scale import ScaleEstimate
@@ -99,6 +100,20 @@ class GatesConfig(Strict):
     max_depth_scale_sigma: Annotated[float, Field(gt=0)] = 0.08
     """Standard deviation of the log of the unit that a clip takes from given depth. Sensors: 0.002 to 0.025; depth that
     drifts or steps by 20 % along the clip 0.05 to 0.07; what is worse has no unit that a clip could state."""
+    min_depth_margin_log: float = 0.0
+    """How much better given depth must fit the images as it is than in any other reading (turned, of other frames,
+    inverted ...), at least, in the logs of `depth_check.py`; below zero another one fits better for certain."""
+    max_depth_unexplained: Annotated[float, Field(ge=0)] = 0.3
+    """Share of the parallax between frames that given depth may leave unexplained beyond its own noise. Depth that
+    fits: at most 0.02 with up to 20 % of noise; one depth for all points: 1."""
+    max_depth_inconsistency_log: Annotated[float, Field(gt=0)] = 0.105
+    """Median log difference between given depth and what the frame before lets expect. Recordings: 0.01; with 5 % of
+    noise over patches of the image 0.045, with 10 % 0.09; depth of another clip: from 0.11."""
+    max_depth_unit_step_log: Annotated[float, Field(gt=0)] = 0.3
+    """Median step of the unit of given depth within pairs of frames. With 10 % of noise in each frame's unit: 0.16."""
+    max_depth_residual_log: Annotated[float, Field(gt=0)] = 0.2
+    """Median log difference between the depth that the cameras give and the measured one. Clean 0.001 to 0.01, network
+    depth 0.03; single pixels with 20 % of noise 0.135."""
     static_motion: Annotated[float, Field(ge=0)] = 0.004
     """Image motion over the clip, as a share of the diagonal, below which the camera stands still."""
 
@@ -226,10 +241,25 @@ def judge(
                 upper=config.max_depth_scale_sigma,
             )
         )
+    if np.isfinite(cameras.depth_log_residual):
+        gates.append(
+            _bounded("depth_residual", cameras.depth_log_residual, upper=config.max_depth_residual_log)
+        )
     if scale.model != "declared":
         # A declared unit has no series; its consistency is what the sweep checks.
         gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
     return tuple(gates)
+
+
+def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
+    """Gates of depth that the source gives: does it belong to the images, as it is? None where that cannot be told."""
+    gates = (
+        _bounded("depth_reading", check.margin_log, lower=config.min_depth_margin_log),
+        _bounded("depth_parallax", check.unexplained, upper=config.max_depth_unexplained),
+        _bounded("depth_consistency", check.inconsistency_log, upper=config.max_depth_inconsistency_log),
+        _bounded("depth_unit", check.unit_step_log, upper=config.max_depth_unit_step_log),
+    )
+    return tuple(gate for gate in gates if gate.value is not None)
 
 
 def judge_given(
@@ -392,6 +422,11 @@ REASONS: Mapping[str, ReasonCode] = {
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
     "depth_scale": "depth_scale_wanders",
+    "depth_residual": "depth_residual_large",
+    "depth_reading": "depth_does_not_fit_images",
+    "depth_parallax": "depth_does_not_fit_images",
+    "depth_consistency": "depth_does_not_fit_images",
+    "depth_unit": "depth_unit_changes",
     "given_focal": "given_intrinsics_disagree",
     "given_rotation": "given_poses_disagree",
     "given_turn": "given_poses_disagree",

@@ -24,7 +24,8 @@ from ..dataset.rows import Gate, Row
 from .agreement import Agreement, compare, confidence_of
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
-from .gates import REASONS, describe_failure, image_motion, judge, judge_given, sweep_minimum
+from .depth_check import DepthCheck, check_depth
+from .gates import REASONS, describe_failure, image_motion, judge, judge_depth, judge_given, sweep_minimum
 from .geometry.base import (
     AnchorFrame,
     AnchorStreamOf,
@@ -92,6 +93,7 @@ class _Progress:
     networks: list[SequenceStream | AnchorStreamOf] = field(default_factory=list)
     scale: ScaleEstimate | None = None
     measured: ImageMeasurements | None = None
+    depth_check: DepthCheck | None = None
     cameras: CameraSolution | None = None
     posed: Posed | None = None
     agreement: Agreement | None = None
@@ -178,6 +180,8 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     if progress.networks:
         with progress.stage("start"):
             start, depth = _prove(progress, depth, config)
+    elif not isinstance(progress.geometry.depth, NoDepth) and not _depth_fits(progress, depth, config):
+        return
     given, lens = progress.given, _known_lens(progress.given)
     arguments: dict[str, Any] = {
         "measured": measured,
@@ -221,7 +225,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     progress.agreement = compare(
         progress.geometry, progress.scale, progress.anchors, cameras, fps=frames.timing.fps
     )
-    progress.gates = judge(
+    progress.gates += judge(
         cameras, progress.scale, measured, height=frames.height, width=frames.width, config=config.gates
     )
     progress.gates += given_gates
@@ -237,6 +241,27 @@ def _look_for_rest(progress: _Progress, measured: ImageMeasurements, config: Ann
         )
         return True
     return False
+
+
+def _depth_fits(progress: _Progress, depth: DepthMaps, config: AnnotateConfig) -> bool:
+    """Compare given depth with the images; False, with reasons, where it belongs to something else."""
+    assert progress.measured is not None
+    assert progress.frames is not None
+    with progress.stage("depth_check"):
+        check = progress.depth_check = check_depth(
+            progress.measured,
+            depth,
+            tracks_config=config.tracks,
+            kind=progress.clip.given.depth_kind,
+            lens=_known_lens(progress.given),
+            pixel_aspect=progress.frames.pixel_aspect,
+        )
+    progress.gates = judge_depth(check, config.gates)
+    failed = [gate for gate in progress.gates if not gate.passed]
+    progress.reasons.extend(
+        (REASONS[g.name], f"{describe_failure(g)}: {check.explain(g.name)}") for g in failed
+    )
+    return not failed
 
 
 def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCameras | None:
@@ -463,6 +488,15 @@ def _row(progress: _Progress) -> Row:
         progress.metrics["overlay_share"] = progress.measured.overlay_share
         survival = progress.measured.survival
         values["track_survival_min"] = _optional(float(survival[1:].min()) if len(survival) > 1 else None)
+    if progress.depth_check is not None:
+        check = progress.depth_check
+        values.update(
+            depth_misfit_px=_optional(check.misfit_px),
+            depth_reading_margin_log=_optional(check.margin_log),
+            depth_unexplained=_optional(check.unexplained),
+            depth_inconsistency_log=_optional(check.inconsistency_log),
+            depth_unit_step_log=_optional(check.unit_step_log),
+        )
     if cameras is not None and frames is not None:
         values.update(_camera_columns(cameras, frames))
     if progress.posed is not None:

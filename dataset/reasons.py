@@ -38,10 +38,12 @@ ReasonCode = Literal[
     "anchor_unit_unknown",
     "depth_all_invalid",
     "depth_aspect_mismatch",
+    "depth_does_not_fit_images",
     "depth_frame_count_mismatch",
     "depth_missing",
     "depth_not_finite",
     "depth_size_changed",
+    "depth_unit_changes",
     "depth_unreadable",
     "given_units_disagree",
     "ray_distance_without_intrinsics",
@@ -75,6 +77,7 @@ ReasonCode = Literal[
     "cameras_not_finite",
     "depth_and_path_disagree",
     "depth_scale_wanders",
+    "depth_residual_large",
     "focal_axes_differ",
     "fov_too_narrow",
     "fov_too_wide",
@@ -175,6 +178,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "The depth maps have another shape than the images.",
         "Crop or pad them so that they cover exactly the image.",
     ),
+    "depth_does_not_fit_images": _judged(
+        "The depth maps show something else than the images, or show it in another way than the index says.",
+        "The detail says how they would fit: turn them, move them in time, or name what they hold (depth_kind).",
+    ),
     "depth_frame_count_mismatch": _failed(
         "The depth maps are not one for every source frame.",
         "Number them from 0 as the source frames are, and look for missing and left-over files.",
@@ -186,6 +193,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "depth_not_finite": _failed("A depth map holds nothing but NaN or infinity.", "Write the map anew."),
     "depth_size_changed": _failed(
         "The depth maps are of different sizes.", "Bring all maps of the clip to one size."
+    ),
+    "depth_unit_changes": _judged(
+        "The unit of the depth changes from frame to frame, as in maps that were normalised one by one.",
+        "Write the maps in one unit for the whole clip.",
     ),
     "depth_unreadable": _failed(
         "A depth file is missing or cannot be read.",
@@ -299,6 +310,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "depth_scale_wanders": _judged(
         "What a unit of the given depth is worth changes along the clip, so that no frame says what is right.",
         "Look at the depth of single frames, shorten the window, or estimate the geometry.",
+    ),
+    "depth_residual_large": _judged(
+        "The cameras that were found contradict the given depth at most points.",
+        "Look whether the depth belongs to these images, and how noisy it is.",
     ),
     "focal_axes_differ": _judged(
         "Horizontal and vertical focal length differ more than any lens allows.",

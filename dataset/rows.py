@@ -116,6 +116,11 @@ class Row:
     inlier_share_min: float | None = None
     parallax_rad: float | None = None
     depth_residual_log_median: float | None = None
+    depth_misfit_px: float | None = None
+    depth_reading_margin_log: float | None = None
+    depth_unexplained: float | None = None
+    depth_inconsistency_log: float | None = None
+    depth_unit_step_log: float | None = None
     path_length_m: float | None = None
     scale_sweep_best: float | None = None
     agreement_rotation_rad: float | None = None

@@ -249,6 +249,43 @@ COLUMNS: tuple[Column, ...] = (
         "Median absolute log difference of solved and given depth.",
         True,
     ),
+    Column(
+        "depth_misfit_px",
+        _F64,
+        "px",
+        "Median distance between tracked points and where given depth, by itself, puts them in a later frame; null = "
+        "no given depth, or too few points.",
+        True,
+    ),
+    Column(
+        "depth_reading_margin_log",
+        _F64,
+        "1",
+        "Lead in fit of given depth as it is over every other reading (turned, other frames, disparity ...), at its "
+        "least; below 0 another reading fits better.",
+        True,
+    ),
+    Column(
+        "depth_unexplained",
+        _F64,
+        "1",
+        "Share of the parallax that given depth leaves unexplained, beyond its noise; null = too little parallax.",
+        True,
+    ),
+    Column(
+        "depth_inconsistency_log",
+        _F64,
+        "1",
+        "Median log difference of given depth and what an earlier frame's depth predicts, after a factor a pair.",
+        True,
+    ),
+    Column(
+        "depth_unit_step_log",
+        _F64,
+        "1",
+        "Median absolute log of that factor: steps of the depth's unit.",
+        True,
+    ),
     Column("path_length_m", _F64, "m", "Length of the camera's path.", True),
     Column(
         "scale_sweep_best",

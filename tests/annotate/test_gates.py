@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from theodolite.annotate.depth_check import DepthCheck
 from theodolite.annotate.depth_noise import DepthNoise
 from theodolite.annotate.gates import (
     REASONS,
@@ -13,6 +14,7 @@ from theodolite.annotate.gates import (
     describe_failure,
     image_motion,
     judge,
+    judge_depth,
     judge_given,
     sweep_minimum,
 )
@@ -122,6 +124,12 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         cameras=cameras,
         long_side_px=640,
     )
+    gates += judge_depth(
+        DepthCheck(
+            num_pairs=20, unexplained=0.01, inconsistency_log=0.01, unit_step_log=0.02, margin_log=0.5
+        ),
+        GatesConfig(),
+    )
     assert all(g.passed for g in gates)
     assert {g.name for g in gates} == set(REASONS)
     assert all(g.value is not None for g in gates)
@@ -167,6 +175,7 @@ def sheared() -> CameraSolution:
         ),
         (replace(solution(), num_inliers=np.full(FRAMES, 25)), "too_few_inliers"),
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
+        (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
         (
@@ -187,6 +196,20 @@ def test_frames_whose_depth_errs_by_a_fifth_still_have_a_unit() -> None:
     assert not failed(
         replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.2, slow=0.0, wander=0.01))
     )
+
+
+@pytest.mark.parametrize(
+    ("defect", "reason"),
+    [
+        ({"margin_log": -0.1}, "depth_does_not_fit_images"),
+        ({"unexplained": 0.8}, "depth_does_not_fit_images"),
+        ({"inconsistency_log": 0.2}, "depth_does_not_fit_images"),
+        ({"unit_step_log": 0.5}, "depth_unit_changes"),
+    ],
+)
+def test_each_defect_of_given_depth_fails_its_gate(defect: dict[str, float], reason: str) -> None:
+    gates = judge_depth(replace(DepthCheck(num_pairs=20), **defect), GatesConfig())
+    assert [REASONS[g.name] for g in gates if not g.passed] == [reason]
 
 
 def test_defects_of_scale_and_tracks() -> None:
