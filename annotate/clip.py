@@ -46,8 +46,19 @@ class GivenGeometry:
     """Which layout that is."""
     stills_path: Path | None = None
     """Folder of the stills that the cameras belong to, where the media is the video that they were drawn from."""
+    pixels: Literal["shown", "stored"] | None = None
+    """Where the media asks to be turned or mirrored: whether depth and cameras are for its pixels as players show them
+    or as the file stores them. None: taken from their shape, and a rejection where that cannot tell."""
+    focal: Literal["held", "prior"] = "held"
+    """What mode `estimate` does with `intrinsics_path`: hold it, or expect a focal length near it."""
     metres_per_unit: float | None = None
     """Metres of one unit of shipped depth and poses alike (OmniWorld's `Metric Scale`). None: unknown."""
+
+    @property
+    def any(self) -> bool:
+        """True if some file of geometry is named."""
+        named = self.depth_pattern, self.anchor_depth_pattern, self.camera_to_world_path
+        return any(x is not None for x in (*named, self.intrinsics_path, self.cameras_path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +98,15 @@ class ClipRef:
     @property
     def media(self) -> str:
         """Pointer to the media as rows store it: relative to the source's root, so that no machine's paths leave it."""
-        if self.media_root is not None and self.media_path.is_relative_to(self.media_root):
-            return self.media_path.relative_to(self.media_root).as_posix()
-        return str(self.media_path)
+        path = self.media_path
+        if self.media_root is not None and path.is_relative_to(self.media_root):
+            path = path.relative_to(self.media_root)
+        return printable(path.as_posix())
+
+
+def printable(name: str) -> str:
+    """A file name as it can be stored and shown: bytes that are no UTF-8 become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class ClipRejection(ValueError):

@@ -33,7 +33,7 @@ from ..dataset.media import MediaError
 from ..dataset.orientation import UPRIGHT, Orientation
 from ..dataset.strict import Strict
 from ..dataset.video import Video, first_line, open_video
-from .clip import ClipRef, ClipRejection
+from .clip import ClipRef, ClipRejection, printable
 from .cuts import CutDetector
 
 U8 = NDArray[np.uint8]
@@ -288,9 +288,16 @@ def open_clip(clip: ClipRef, config: DecodeConfig) -> ClipFrames:
         `DecodedFrames`, or the renderer's own `ClipFrames`.
     Raises:
         ClipRejection: `unreadable_video`, `truncated_video`, `corrupt_video`, `frame_size_changed`,
-            `unreadable_image`, `image_size_changed`, `no_frame_rate`, `too_short`, `source_fps_below_16`,
+            `unreadable_image`, `image_size_changed`, `mixed_images`, `orientation_unsupported`,
+            `file_name_not_utf8`, `no_frame_rate`, `too_short`, `source_fps_below_16`,
             `frame_gap`.
     """
+    if printable(str(clip.media_path)) != str(clip.media_path):
+        raise ClipRejection(
+            "file_name_not_utf8",
+            f"clip {clip.clip_id}: {printable(str(clip.media_path))}: the name is no UTF-8, so that a row could not"
+            " point to the file; rename it",
+        )
     if clip.media_kind == "rendered":
         # Imported here: the renderer's geometry module itself imports this one.
         from .geometry.rendered import open_rendered
@@ -523,11 +530,19 @@ class _Images:
 
     clip_id: str
     paths: tuple[Path, ...]
+    orientation: Orientation | None = None
+    """That all of them must have; None: any, each is shown as it asks."""
 
     def read(self, frame_index: I64) -> Generator[U8]:
         first_size: tuple[int, ...] | None = None
         for index in frame_index.tolist():
-            rgb, _ = self.image(index)
+            rgb, orientation = self.image(index)
+            if self.orientation is not None and orientation != self.orientation:
+                raise MediaError(
+                    "orientation_changed",
+                    f"clip {self.clip_id}: {self.paths[index]} is {orientation}, the clip's first image"
+                    f" {self.orientation}: depth and cameras that come with them cannot belong to both",
+                )
             first_size = first_size or rgb.shape[:2]
             if rgb.shape[:2] != first_size:
                 raise MediaError(
@@ -557,6 +572,8 @@ def _open_images(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
         timing = _timing(clip, _nominal(len(paths), source_fps, complete=True), config)
         images = _Images(clip_id=clip.clip_id, paths=paths)
         first, orientation = images.image(int(timing.frame_index[0]))
+    if clip.given.any and clip.given.pixels != "shown":
+        images = replace(images, orientation=orientation)
     height, width = first.shape[:2]
     stored_height, stored_width = _stored_size(height, width, config.max_side_px)
     return DecodedFrames(

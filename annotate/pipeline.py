@@ -39,7 +39,7 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
-from .geometry.given_cameras import GivenCameras, read_given_cameras
+from .geometry.given_cameras import GivenCameras, read_given_cameras, read_given_lens
 from .given_poses import longest_gap_s
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
@@ -265,8 +265,8 @@ def _depth_fits(progress: _Progress, depth: DepthMaps, config: AnnotateConfig) -
 
 
 def _given_cameras(clip: ClipRef, frames: ClipFrames, mode: Mode) -> GivenCameras | None:
-    """Cameras that the source ships; mode `estimate` looks at the media alone."""
-    given = None if mode == "estimate" else read_given_cameras(clip, frames)
+    """Cameras that the source ships; mode `estimate` takes its lens alone."""
+    given = read_given_lens(clip, frames) if mode == "estimate" else read_given_cameras(clip, frames)
     if given is None and mode == "given_pose":
         raise ClipRejection(
             "given_cameras_missing",
@@ -283,7 +283,7 @@ def _common_scale_sigma(scale: ScaleEstimate) -> float:
 
 
 def _known_lens(given: GivenCameras | None) -> KnownLens | None:
-    if given is None or given.focal_px is None or given.principal_point_px is None:
+    if given is None or given.focal_px is None or given.principal_point_px is None or given.lens_is_prior:
         return None
     return KnownLens(
         focal_px=np.asarray(given.focal_px, np.float64),
@@ -304,8 +304,9 @@ def _prove(
         return None, depth
     poses = np.array(geometry.camera_to_world, np.float64)
     poses[:, :3, 3] *= scale.metres_per_unit[:, None]
-    lens = _known_lens(progress.given)
-    focal_px = np.asarray(geometry.focal_px if lens is None else lens.focal_px, np.float64)
+    given = progress.given
+    expected = geometry.focal_px if given is None or given.focal_px is None else given.focal_px
+    focal_px = np.asarray(expected, np.float64)
     proved = in_solver(
         shares(config)[1],
         prove_anchors,

@@ -8,8 +8,11 @@ names for every clip its media and whatever geometry the source ships; its colum
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
+import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,12 +25,27 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..dataset.formats.shipped import CamerasFormat
 from ..dataset.strict import Strict
-from .clip import ClipRef, DepthKind, GivenGeometry, MediaKind
+from ..dataset.video import holds_video
+from .clip import ClipRef, DepthKind, GivenGeometry, MediaKind, printable
 from .releases import ReleaseLayout, release_clips
+
+log = logging.getLogger(__name__)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
+_VIDEO = (
+    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .m2t .wmv .asf .flv .f4v .3gp .3g2 .ogv .vob .mxf .qt .m2v"
+    " .divx .dv .insv .lrv"
+)
+_NO_VIDEO = (
+    ".txt .md .csv .tsv .json .jsonl .yaml .yml .xml .html .log .pdf .srt .vtt .ass .part .py .sh .zip .tar .gz .tgz .7z"
+    " .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .exr .wav .mp3 .aac .m4a .flac .ogg .opus .png .jpg .jpeg .webp"
+    " .bmp .tif .tiff .gif .heic .heif .avif .dng .thm .db .ini .sha256 .md5"
+)
+VIDEO_SUFFIXES = tuple(_VIDEO.split())
+_NO_VIDEO_SUFFIXES = frozenset(_NO_VIDEO.split())
+"""Not even tried when files are counted that hold video under a suffix that is not listed."""
+_SUFFIXES_TRIED = 20
 
 
 class VideosSource(Strict):
@@ -78,13 +96,15 @@ class IndexEntry(Strict):
     """One clip of an index: the fields of `ClipRef` and `GivenGeometry`, paths relative to the source's root.
 
     What is said of given geometry counts in the modes `given_depth` and `given_pose`; mode `estimate` looks at the
-    media alone.
+    media alone, and at `intrinsics_path` if there is one.
     """
 
     clip_id: Name
     media_path: str
     media_kind: MediaKind | None = None
     """Null: `images` if the path is a folder, else `video`."""
+    media_pattern: str | None = None
+    """Glob of the names that are frames, where a folder of images holds others, too (`*.color.png`)."""
     original_id: str | None = None
     start_s: float | None = None
     end_s: float | None = None
@@ -98,6 +118,11 @@ class IndexEntry(Strict):
     camera_to_world_path: str | None = None
     poses_metric: bool = False
     intrinsics_path: str | None = None
+    focal: Literal["held", "prior"] = "held"
+    """What mode `estimate` does with `intrinsics_path`: hold it, or expect a focal length near it where otherwise the
+    network's is expected, and let the images decide."""
+    given_pixels: Literal["shown", "stored"] | None = None
+    """Of media that is shown turned or mirrored: the pixels that depth and cameras are for."""
     cameras_path: str | None = None
     cameras_format: CamerasFormat | None = None
     stills_path: str | None = None
@@ -180,25 +205,71 @@ def _read_videos(source: VideosSource) -> Iterator[ClipRef]:
         raise ValueError(
             f"{source.root}: no such folder (source.root; name yours with --set source.root=DIR)"
         )
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    paths, others = [], []
+    for path in _files_below(root):
+        (paths if path.suffix.lower() in VIDEO_SUFFIXES else others).append(path)
+    left_out = _left_out(root, others)
     if not paths:
+        hint = f"; {left_out}" if left_out else ""
         raise ValueError(
             f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)})"
-            " (source.root; name yours with --set source.root=DIR)"
+            f" (source.root; name yours with --set source.root=DIR){hint}"
         )
+    names = [(path, path.relative_to(root).as_posix()) for path in sorted(paths)]
     return (
         ClipRef(
-            clip_id=clip_id_of(path.relative_to(root).as_posix()),
+            clip_id=clip_id_of(name),
             source=source.name,
-            original_id=path.relative_to(root).as_posix(),
+            original_id=printable(name),
             media_kind="video",
             media_path=path,
             media_root=root,
             data_licence=source.data_licence,
             data_redistributable=source.data_redistributable,
         )
-        for path in paths
+        for path, name in names
     )
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Files below a folder, linked folders included, each folder once; hidden files (`._clip.mp4`) are left out."""
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        inner.sort()
+        if (status.st_dev, status.st_ino) in seen:  # a link back, or a second one
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (
+            path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file()
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _left_out(root: Path, others: list[Path]) -> str:
+    """Says, and returns, which files hold video although their suffix is not listed; one a suffix is tried."""
+    by_suffix: dict[str, list[Path]] = {}
+    for path in sorted(others):
+        by_suffix.setdefault(path.suffix.lower(), []).append(path)
+    tried = [suffix for suffix in by_suffix if suffix not in _NO_VIDEO_SUFFIXES][:_SUFFIXES_TRIED]
+    held = [
+        f"{len(by_suffix[suffix])} {suffix or 'without suffix'} (e.g. {printable(by_suffix[suffix][0].name)})"
+        for suffix in tried
+        if holds_video(by_suffix[suffix][0])
+    ]
+    if not held:
+        return ""
+    message = (
+        f"files with video are left out for their suffix: {', '.join(held)}; rename or list them in an index"
+    )
+    _warn_once(f"{root}: {message}")
+    return message
 
 
 def clip_id_of(relative_path: str) -> str:
@@ -211,7 +282,7 @@ def clip_id_of(relative_path: str) -> str:
     if path.suffix == ".mp4" and re.fullmatch(r"[A-Za-z0-9_-]{1,100}", path.stem) and len(path.parts) == 1:
         return path.stem
     cleaned = re.sub(r"[^A-Za-z0-9_-]+", "_", relative_path.removesuffix(path.suffix))[:90]
-    return f"{cleaned}-{hashlib.sha256(relative_path.encode()).hexdigest()[:10]}"
+    return f"{cleaned}-{hashlib.sha256(relative_path.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
 # --- index files -------------------------------------------------------------------------------
@@ -252,7 +323,7 @@ def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
             ' --set source.index=FILE (README, "Build a dataset", shows one)'
         ) from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: the index of clips is no text (source.index)") from None
+        raise ValueError(f"{path}: the index of clips is no UTF-8 text (source.index)") from None
     if path.suffix.lower() == ".csv":
         for row in csv.DictReader(text.splitlines()):
             if None in row or None in row.values():
@@ -294,6 +365,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
         media_kind=entry.media_kind or ("images" if media_path.is_dir() else "video"),
         media_path=media_path,
         media_root=root,
+        media_pattern=entry.media_pattern,
         start_s=entry.start_s,
         end_s=entry.end_s,
         source_fps=entry.source_fps,
@@ -307,6 +379,8 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
             camera_to_world_path=at_root(entry.camera_to_world_path),
             poses_metric=entry.poses_metric,
             intrinsics_path=at_root(entry.intrinsics_path),
+            focal=entry.focal,
+            pixels=entry.given_pixels,
             cameras_path=at_root(entry.cameras_path),
             cameras_format=entry.cameras_format,
             stills_path=at_root(entry.stills_path),

@@ -20,6 +20,7 @@ Status = Literal["accepted", "rejected", "failed"]
 ReasonCode = Literal[
     # The media
     "corrupt_video",
+    "file_name_not_utf8",
     "frame_size_changed",
     "image_size_changed",
     "mixed_images",
@@ -53,6 +54,7 @@ ReasonCode = Literal[
     "cameras_unreadable",
     "given_cameras_missing",
     "given_intrinsics_disagree",
+    "given_orientation_unknown",
     "given_poses_degenerate",
     "given_poses_disagree",
     "given_poses_sparse",
@@ -116,6 +118,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "corrupt_video": _failed(
         "A frame of the video cannot be decoded.",
         "Fetch the file again, or set the window (start_s, end_s) to the part before the damage.",
+    ),
+    "file_name_not_utf8": _failed(
+        "The name of the file is no UTF-8, so that a row could not point to it.",
+        "Rename the file.",
     ),
     "frame_size_changed": _failed(
         "The video changes its size on the way.",
@@ -228,6 +234,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "given_intrinsics_disagree": _judged(
         "Images and depth, or images under the given poses, ask for another lens than the given one.",
         "Look whether the intrinsics are of this lens and this image size.",
+    ),
+    "given_orientation_unknown": _failed(
+        "The media is shown turned or mirrored, and nothing says which way up the depth or cameras beside it are.",
+        "Say in the index which pixels they are for (given_pixels: shown, or stored).",
     ),
     "given_poses_degenerate": _judged(
         "All given poses lie in one point, so they have no scale.",

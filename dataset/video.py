@@ -263,6 +263,19 @@ def open_video(clip_id: str, path: Path, *, until_s: float | None = None) -> Vid
     return _open(clip_id, path, until_s=until_s, until_frame=None)
 
 
+def holds_video(path: Path) -> bool:
+    """True if a file opens as a container with a video stream; a single picture is none."""
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(str(path)) as container:
+            name = container.format.name
+            return bool(container.streams.video) and not (name.endswith("_pipe") or name in ("image2", "tty"))
+    except (FFmpegError, OSError, ValueError):
+        return False
+
+
 _seen: OrderedDict[tuple[str, int, int], Video] = OrderedDict()
 _seen_lock = threading.Lock()
 _REMEMBERED = 256

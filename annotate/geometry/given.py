@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
+from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection, DepthKind
 from ..decode import ClipFrames
 from .base import AnchorFrame, FloatArray, SequenceGeometryResult
 from .given_cameras import check_count, given_intrinsics
+from .given_pixels import shape_belongs_to, turn_of_given
 
 F32 = NDArray[np.float32]
 
@@ -63,8 +65,8 @@ class GivenGeometrySource:
         Raises:
             ClipRejection: `depth_missing` (none is named), `depth_frame_count_mismatch`, `depth_unreadable`,
                 `depth_size_changed`, `depth_aspect_mismatch`, `depth_not_finite`, `depth_all_invalid`,
-                `ray_distance_without_intrinsics`, `given_units_disagree`, and for distances along rays what
-                `given_intrinsics` finds wrong.
+                `ray_distance_without_intrinsics`, `given_units_disagree`, `given_orientation_unknown`, and for
+                distances along rays what `given_intrinsics` finds wrong.
         """
         given = clip.given
         if given.depth_pattern is None:
@@ -100,7 +102,7 @@ class GivenGeometrySource:
             kind=given.depth_kind,
             intrinsics=intrinsics,
             missing=missing,
-        )
+        ).turned(clip, frames)
         depth.require_any_valid()
 
         return SequenceGeometryResult(
@@ -125,6 +127,7 @@ class GivenDepth:
         kind: what the stored number is; `omniworld` as in `omniworld_depth`.
         intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
         missing: source frames that have no file: they carry no depth.
+        orientation: how the maps of the files are turned to cover the image as it is shown.
     """
 
     clip_id: str
@@ -136,9 +139,21 @@ class GivenDepth:
     kind: DepthKind = "z"
     intrinsics: FloatArray | None = None
     missing: frozenset[int] = frozenset()
+    orientation: Orientation = UPRIGHT
 
     def __len__(self) -> int:
         return len(self.frame_index)
+
+    def turned(self, clip: ClipRef, frames: ClipFrames) -> GivenDepth:
+        """The same maps, turned along where the clip's media is and they belong to its pixels as stored.
+
+        Raises:
+            ClipRejection: `given_orientation_unknown`.
+        """
+        if not frames.orientation:
+            return self
+        found = shape_belongs_to(self._first_size, frames)
+        return replace(self, orientation=turn_of_given(clip, frames, f"depth {self.pattern}", found))
 
     def path(self, frame: int) -> Path:
         """File of clip frame `frame`."""
@@ -163,6 +178,7 @@ class GivenDepth:
                 f"clip {self.clip_id}: {path} is {stored.shape[1]}x{stored.shape[0]}, the clip's first map is"
                 f" {first[1]}x{first[0]}",
             )
+        stored = self.orientation.show(stored)
         height, width = stored.shape
         mismatch = width * self.image_size[0] / (height * self.image_size[1]) - 1
         if abs(mismatch) > MAX_ASPECT_MISMATCH:
@@ -293,9 +309,14 @@ class GivenAnchor:
         wanted = np.asarray(anchor_frames)
         if not len(available) or not len(wanted):
             return []
+        if frames.orientation:
+            first = read_depth_file(depth.path(int(available[0])), clip_id=clip.clip_id)
+            found = shape_belongs_to(first.shape, frames)
+            turn = turn_of_given(clip, frames, f"depth {depth.pattern}", found)
+            depth = replace(depth, orientation=turn)
         anchors = []
         for frame in np.unique(available[np.abs(available[None] - wanted[:, None]).argmin(1)]).tolist():
-            stored = read_depth_file(depth.path(frame), clip_id=clip.clip_id)
+            stored = depth.orientation.show(read_depth_file(depth.path(frame), clip_id=clip.clip_id))
             anchors.append(AnchorFrame(frame=frame, depth_m=depth._to_z(stored, frame)))
         return anchors
 

@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 
 from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
-from ...dataset.images import images_in
+from ...dataset.images import image_orientation, images_in
+from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
 from ..stills import locate_stills
 from .base import FloatArray
+from .given_pixels import centre_belongs_to, shape_belongs_to, turn_of_given
 
 MAX_CENTRE_OFFSET = 0.2
 """Largest distance of a given principal point from the image centre, as a share of width or height: more means that the
@@ -44,6 +46,7 @@ class GivenCameras:
             numbers where a pose belongs to a source frame that the clip does not take. Empty without poses.
         metres_per_unit: worth of a unit of the poses; None: unknown.
         focal_px, principal_point_px: (F, 2) of every clip frame in pixels of the stored size; or None.
+        lens_is_prior: the focal length is only expected to lie near the given one.
     """
 
     camera_to_world: FloatArray | None
@@ -51,6 +54,27 @@ class GivenCameras:
     metres_per_unit: float | None
     focal_px: FloatArray | None
     principal_point_px: FloatArray | None
+    lens_is_prior: bool = False
+
+
+def read_given_lens(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None:
+    """What a clip's source says of its lens alone (`intrinsics_path`), or None if it says nothing.
+
+    Raises:
+        ClipRejection: as `read_given_cameras`.
+    """
+    intrinsics = None if clip.given.cameras_path is not None else given_intrinsics(clip, frames)
+    if intrinsics is None:
+        return None
+    focal_px, principal_point_px = split_intrinsics(intrinsics)
+    return GivenCameras(
+        camera_to_world=None,
+        position=np.zeros(0),
+        metres_per_unit=None,
+        focal_px=focal_px,
+        principal_point_px=principal_point_px,
+        lens_is_prior=clip.given.focal == "prior",
+    )
 
     @property
     def stand_alone(self) -> bool:
@@ -68,7 +92,7 @@ def read_given_cameras(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None
     Raises:
         ClipRejection: `poses_unreadable`, `intrinsics_unreadable`, `cameras_unreadable`, `pose_count_mismatch`,
             `intrinsics_count_mismatch`, `camera_count_mismatch`, `cameras_not_on_frames`,
-            `intrinsics_of_another_size`.
+            `intrinsics_of_another_size`, `given_orientation_unknown`.
     """
     given = clip.given
     metres = 1.0 if given.poses_metric else given.metres_per_unit
@@ -80,6 +104,8 @@ def read_given_cameras(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None
     position = np.zeros(0)
     if given.camera_to_world_path is not None:
         poses = _read_poses(clip, given.camera_to_world_path, frames)
+        if turn := _turn_of_poses(clip, given.camera_to_world_path, frames):
+            poses = turn.show_poses(poses)
         position = np.arange(len(frames), dtype=np.float64)
     intrinsics = given_intrinsics(clip, frames)
     focal_px, principal_point_px = (None, None) if intrinsics is None else split_intrinsics(intrinsics)
@@ -111,16 +137,23 @@ def given_intrinsics(clip: ClipRef, frames: ClipFrames) -> FloatArray | None:
     path = clip.given.intrinsics_path
     if path is None:
         return None
-    try:
-        source = read_intrinsics(path)
-    except ValueError as error:
-        raise ClipRejection("intrinsics_unreadable", f"clip {clip.clip_id}: {error}") from error
+    source = _intrinsics_file(clip, path)
     if source.ndim == 2:
         source = np.broadcast_to(source, (len(frames), 3, 3))
     else:
         check_count(clip, "intrinsics_count_mismatch", f"rows in {path}", len(source), frames)
         source = source[frames.timing.frame_index]
-    return _to_stored(clip, path, source, (frames.source_height, frames.source_width), frames)
+    size = frames.source_height, frames.source_width
+    if turn := turn_of_given(clip, frames, str(path), centre_belongs_to(source, frames)):
+        source = turn.show_intrinsics(source, turn.shown_size(size))
+    return _to_stored(clip, path, source, size, frames)
+
+
+def _intrinsics_file(clip: ClipRef, path: Path) -> FloatArray:
+    try:
+        return read_intrinsics(path)
+    except ValueError as error:
+        raise ClipRejection("intrinsics_unreadable", f"clip {clip.clip_id}: {error}") from error
 
 
 def check_count(clip: ClipRef, reason: ReasonCode, described: str, count: int, frames: ClipFrames) -> None:
@@ -164,17 +197,41 @@ def _shipped(clip: ClipRef, frames: ClipFrames, metres_per_unit: float | None) -
             f" {used[0]} to {used[-1]}",
         )
     position = np.interp(source_frame[inside], used, np.arange(len(used)))
+    poses, given_intrinsics = shipped.camera_to_world[inside], shipped.intrinsics[inside]
     size = shipped.image_size or (frames.source_height, frames.source_width)
-    intrinsics = _to_stored(clip, path, shipped.intrinsics[inside], size, frames)
+    if turn := _turn_of_shipped(clip, path, shipped, frames):
+        of_file = size if shipped.image_size else turn.shown_size(size)
+        poses, given_intrinsics = turn.show_poses(poses), turn.show_intrinsics(given_intrinsics, of_file)
+        size = turn.shown_size(of_file)
+    intrinsics = _to_stored(clip, path, given_intrinsics, size, frames)
     focal, centre = split_intrinsics(intrinsics)
     at = np.arange(len(used), dtype=np.float64)
     return GivenCameras(
-        camera_to_world=shipped.camera_to_world[inside],
+        camera_to_world=poses,
         position=position,
         metres_per_unit=metres_per_unit,
         focal_px=np.stack([np.exp(np.interp(at, position, np.log(focal[:, i]))) for i in range(2)], 1),
         principal_point_px=np.stack([np.interp(at, position, centre[:, i]) for i in range(2)], 1),
     )
+
+
+def _turn_of_shipped(clip: ClipRef, path: Path, shipped: ShippedCameras, frames: ClipFrames) -> Orientation:
+    """How the cameras' pixels are to be turned to be those that are shown."""
+    if shipped.numbering == "stills" and not frames.image_names:
+        # They belong to the stills, which were found in the video by what they show; its own flag says nothing of them.
+        folder = clip.given.stills_path
+        if folder is None or not any(image_orientation(still) for still in images_in(folder)):
+            return UPRIGHT
+        raise ClipRejection(
+            "given_orientation_unknown",
+            f"clip {clip.clip_id}: {folder}: the stills ask to be shown turned, and nothing says which of their pixels"
+            f" the cameras in {path} are for; store them upright",
+        )
+    if shipped.image_size is not None:
+        found = shape_belongs_to(shipped.image_size, frames)
+    else:
+        found = centre_belongs_to(shipped.intrinsics, frames)
+    return turn_of_given(clip, frames, str(path), found)
 
 
 def _source_frames(
@@ -238,6 +295,20 @@ def _by_number(clip: ClipRef, path: Path, names: Sequence[str], folder: Path) ->
 
 
 # --- plain text -----------------------------------------------------------------------------------
+
+
+def _turn_of_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> Orientation:
+    """Poses say nothing of their pixels: they go with the intrinsics beside them, else with the depth."""
+    from .given import read_depth_file  # which itself imports this module
+
+    given, found = clip.given, None
+    if frames.orientation and given.intrinsics_path is not None:
+        found = centre_belongs_to(_intrinsics_file(clip, given.intrinsics_path).reshape(-1, 3, 3), frames)
+    elif frames.orientation and given.depth_pattern is not None:
+        maps = (Path(given.depth_pattern.format(frame=int(i))) for i in frames.timing.frame_index)
+        if (first := next((path for path in maps if path.is_file()), None)) is not None:
+            found = shape_belongs_to(read_depth_file(first, clip_id=clip.clip_id).shape, frames)
+    return turn_of_given(clip, frames, str(path), found)
 
 
 def _read_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> FloatArray:

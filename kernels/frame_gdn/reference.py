@@ -191,7 +191,9 @@ def rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:
 def ray_matrices(rays: Tensor) -> tuple[Tensor, Tensor]:
     """4x4 world-to-ray transform P (B, T, S, 4, 4) and its inverse."""
     bottom = torch.zeros_like(rays[..., :1, :])
-    bottom[..., 3] = 1.0  # filled in place: nothing is copied from the host, so that CUDA graphs can record it
+    bottom[..., 3] = (
+        1.0  # filled in place: nothing is copied from the host, so that CUDA graphs can record it
+    )
     rotation, translation = rays[..., :3], rays[..., 3:]
     inverse = torch.cat([rotation.transpose(-1, -2), -rotation.transpose(-1, -2) @ translation], dim=-1)
     return torch.cat([rays, bottom], dim=-2), torch.cat([inverse, bottom], dim=-2)

@@ -22,6 +22,7 @@ from theodolite.annotate.geometry.rendered import (
     open_rendered,
 )
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.dataset.orientation import UPRIGHT, Orientation
 
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
@@ -37,6 +38,7 @@ class Frames:
     source_height: int = 180
     source_width: int = 320
     num_source_frames: int | None = 6
+    orientation: Orientation = UPRIGHT
     image_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -2,10 +2,18 @@
 
 import csv
 import json
+import os
+import sys
 
+import av
 import pytest
 import yaml
+from theodolite.annotate.clip import ClipRejection
+from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources import IndexSource, VideosSource, clip_id_of, read_clips
+from theodolite.dataset.rows import rows_to_table
 
 ENTRY = {
     "clip_id": "office",
@@ -172,3 +180,76 @@ def test_folders_without_videos(tmp_path):
         read_clips(VideosSource(kind="videos", name="x", root=tmp_path))
     with pytest.raises(ValueError, match="no such folder"):
         read_clips(VideosSource(kind="videos", name="x", root=tmp_path / "none"))
+
+
+def test_linked_folders_and_hidden_files(tmp_path):
+    """Links are followed, each folder once; those that lead back or nowhere end nothing."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "a.mp4", elsewhere / "inner" / "b.MTS", root / "._a.mp4", root / ".cache" / "c.mp4"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)
+    (root / "again").symlink_to(elsewhere)
+    (root / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    clips = list(read_clips(VideosSource(kind="videos", name="x", root=root)))
+    assert [c.original_id for c in clips] == ["a.mp4", "again/inner/b.MTS"]
+    assert clips[1].media == "again/inner/b.MTS"
+    assert clips[1].media_path.is_file()
+
+
+def test_suffixes_that_are_not_listed_are_counted_and_said(tmp_path, caplog):
+    suffixes = "mts m2ts wmv flv 3gp ogv"
+    for suffix in suffixes.split():
+        (tmp_path / f"v.{suffix}").touch()
+    assert len(list(read_clips(VideosSource(kind="videos", name="x", root=tmp_path)))) == 6
+    assert not caplog.records
+    with av.open(str(tmp_path / "x.clip"), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width = stream.height = 32
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    for name in ("y.clip", "bare"):
+        (tmp_path / name).write_bytes((tmp_path / "x.clip").read_bytes())
+    (tmp_path / "notes.txt").write_text("no video")
+    (tmp_path / "z.data").write_text("no video either")
+    for _ in range(3):  # a run reads its source several times
+        assert len(list(read_clips(VideosSource(kind="videos", name="x", root=tmp_path)))) == 6
+    (record,) = caplog.records
+    assert "1 without suffix (e.g. bare), 2 .clip (e.g. x.clip)" in record.getMessage()
+    for suffix in suffixes.split():
+        (tmp_path / f"v.{suffix}").unlink()
+    with pytest.raises(ValueError, match=r"holds no video .*2 \.clip \(e\.g\. x\.clip\)"):
+        read_clips(VideosSource(kind="videos", name="x", root=tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_a_name_that_is_no_utf8_fails_its_clip_alone(tmp_path):
+    (tmp_path / "good.mp4").touch()
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb"):
+        pass
+    bad, good = read_clips(VideosSource(kind="videos", name="x", root=tmp_path))
+    assert (good.clip_id, bad.original_id, bad.media) == ("good", "caf\\xe9.mp4", "caf\\xe9.mp4")
+    with pytest.raises(ClipRejection, match="no UTF-8") as caught:
+        open_clip(bad, DecodeConfig())
+    assert caught.value.reason == "file_name_not_utf8"
+    str(caught.value).encode()
+    row = annotate_clip(bad, AnnotateConfig(), mode="estimate", recipe_hash="x")
+    assert row.reasons == ("file_name_not_utf8",)
+    rows_to_table([row])  # can be stored
+
+
+def test_an_index_that_is_no_utf8(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"clips: [{clip_id: a, media_path: caf\xe9.mp4}]")
+    with pytest.raises(ValueError, match="no UTF-8 text"):
+        read_clips(index(tmp_path / "a.yaml"))
+
+
+def test_what_says_which_images_and_which_way_up(tmp_path):
+    entry = {"clip_id": "a", "media_path": "rgb", "media_pattern": "*.color.png", "given_pixels": "stored"}
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump({"clips": [entry | {"intrinsics_path": "K.txt", "focal": "prior"}]})
+    )
+    (clip,) = read_clips(index(tmp_path / "a.yaml"))
+    assert clip.media_pattern == "*.color.png"
+    assert (clip.given.pixels, clip.given.focal) == ("stored", "prior")
