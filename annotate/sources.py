@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
 
 _VIDEO = (
-    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .m2t .wmv .asf .flv .f4v .3gp .3g2 .ogv .vob .mxf .qt .m2v"
-    " .divx .dv .insv .lrv"
+    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .m2t .wmv .asf .flv .f4v .3gp .3g2 .ogv .vob .mxf .qt"
+    " .m2v .divx .dv .insv .lrv"
 )
 _NO_VIDEO = (
-    ".txt .md .csv .tsv .json .jsonl .yaml .yml .xml .html .log .pdf .srt .vtt .ass .part .py .sh .zip .tar .gz .tgz .7z"
-    " .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .exr .wav .mp3 .aac .m4a .flac .ogg .opus .png .jpg .jpeg .webp"
-    " .bmp .tif .tiff .gif .heic .heif .avif .dng .thm .db .ini .sha256 .md5"
+    ".txt .md .csv .tsv .json .jsonl .yaml .yml .xml .html .log .pdf .srt .vtt .ass .part .py .sh .zip .tar .gz .tgz"
+    " .7z .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .exr .wav .mp3 .aac .m4a .flac .ogg .opus .png .jpg .jpeg"
+    " .webp .bmp .tif .tiff .gif .heic .heif .avif .dng .thm .db .ini .sha256 .md5"
 )
 VIDEO_SUFFIXES = tuple(_VIDEO.split())
 _NO_VIDEO_SUFFIXES = frozenset(_NO_VIDEO.split())

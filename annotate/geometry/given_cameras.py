@@ -56,6 +56,15 @@ class GivenCameras:
     principal_point_px: FloatArray | None
     lens_is_prior: bool = False
 
+    @property
+    def stand_alone(self) -> bool:
+        """Whether these are whole cameras in metres, which need no depth."""
+        return (
+            self.camera_to_world is not None
+            and self.metres_per_unit is not None
+            and self.focal_px is not None
+        )
+
 
 def read_given_lens(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None:
     """What a clip's source says of its lens alone (`intrinsics_path`), or None if it says nothing.
@@ -75,15 +84,6 @@ def read_given_lens(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None:
         principal_point_px=principal_point_px,
         lens_is_prior=clip.given.focal == "prior",
     )
-
-    @property
-    def stand_alone(self) -> bool:
-        """Whether these are whole cameras in metres, which need no depth."""
-        return (
-            self.camera_to_world is not None
-            and self.metres_per_unit is not None
-            and self.focal_px is not None
-        )
 
 
 def read_given_cameras(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None:

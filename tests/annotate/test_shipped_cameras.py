@@ -684,6 +684,9 @@ def test_images_without_usable_numbers(tmp_path: Path, shot: Shot) -> None:
     path = write_dl3dv(tmp_path, shot)
     clip = stills(shot, path)
     (path.parent / "images_8" / "cover.png").symlink_to(shot.folder / "color/000000.png")
+    with pytest.raises(ClipRejection, match=r"mixed_images.*'cover.png' \(1\)"):
+        open_clip(clip, DecodeConfig())
+    clip = replace(clip, media_pattern="*.png")  # all of them, says the source
     with pytest.raises(ClipRejection, match=r"cameras_not_on_frames.*'cover.png'"):
         read_given_cameras(clip, open_clip(clip, DecodeConfig()))
 
