@@ -20,6 +20,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -453,7 +454,21 @@ class _ByDecord:
             raise corrupt(position, str(error).splitlines()[0] if str(error) else "decord stops") from error
 
 
+def check_decoder(config: DecodeConfig) -> None:
+    """Make sure, before any work, that the decoder that a recipe names is installed.
+
+    Raises:
+        ValueError: naming what brings it.
+    """
+    if config.backend == "decord" and find_spec("decord") is None:
+        raise ValueError(
+            "annotate.decode.backend decord: the package is not installed; pip install 'theodolite[decord]' (Linux on "
+            "x86-64 and Windows), or take the default, pyav"
+        )
+
+
 def _open_video(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
+    check_decoder(config)
     path = Path(clip.media_path)
     source_fps = config.source_fps or clip.source_fps
     # A nominal rate re-times the frames, so the window's end says nothing about the file's own time stamps.

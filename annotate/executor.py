@@ -397,11 +397,12 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
         submit_next()
     for future in completed:
         shard = shard_of.pop(future.key)
-        if future.status == "finished":
-            yield future.result()
-        elif future.status == "cancelled":
+        if future.status == "cancelled":
             raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
-        elif isinstance(error := future.exception(), KilledWorker):
+        # This waits where the worker that held the result has died since: the shard is being done again.
+        if (error := future.exception()) is None:
+            yield future.result()
+        elif isinstance(error, KilledWorker):
             log.warning(
                 "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
             )

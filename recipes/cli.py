@@ -497,7 +497,7 @@ def weights_pull(
 
 _EXTRAS = {
     "datasets": "pip install datasets",
-    "decord": "pip install decord",
+    "decord": "pip install theodolite[decord]",
     "lpips": "pip install lpips",
     "matplotlib": "pip install matplotlib",
     "open3d": "pip install theodolite[rivals]",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..annotate.clip import ClipRef, ClipRejection
-from ..annotate.decode import open_clip
+from ..annotate.decode import check_decoder, open_clip
 from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
@@ -65,6 +65,7 @@ def run_annotate(
 
     digest = recipe_hash(recipe)
     plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+    check_decoder(recipe.annotate.decode)
     check_estimators(recipe.annotate.geometry)
     check_output(out, recipe_hash=digest)
     check_same_clips(recipe, out)

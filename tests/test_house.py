@@ -22,6 +22,7 @@ FLOORS = {
 
 OPTIONAL = (
     "dask_jobqueue",
+    "decord",
     "diffusers",
     "evo",
     "lightning",

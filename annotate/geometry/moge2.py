@@ -25,7 +25,7 @@ from ..anchors import WINDOWS_IN_FLIGHT, upload
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
 from ..lane import lane, next_turn, taken_over, uploading
-from ..networks.checkpoint import fill_stand_in, load_moge2
+from ..networks.checkpoint import fill_stand_in, load_moge2, stand_in_scene
 from ..networks.focal import sample_points, solve_samples
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
 from ..weights import WeightsChoice, choose_device, resolve
@@ -91,7 +91,7 @@ class MoGe2Network:
         # NaN compares as False, which would make sky of a mask that is no numbers.
         known = raw["mask"].isfinite().flatten(1).all(1)
         return RawImages(
-            points=raw["points"],
+            points=stand_in_scene(raw["points"]) if self.stand_in else raw["points"],
             valid=raw["mask"] > 0.5,
             metric_scale=torch.where(known, raw["metric_scale"], torch.nan),
         )
@@ -268,7 +268,14 @@ class MoGe2Stream:
         out = []
         scale = np.concatenate([k.metric_scale for k in kept])
         z, valid = np.concatenate([k.z for k in kept]), np.concatenate([k.valid for k in kept])
-        if not (np.isfinite(scale) & np.isfinite(z).any((1, 2))).any():
+        # Depth is infinite where the network sees none: a clip of sky is no failure, numbers that are none are.
+        seen = valid.any((1, 2))
+        held = (np.isfinite(z) & valid).any((1, 2))
+        if (
+            not np.isfinite(scale).any()
+            or np.isnan(z).all()
+            or (seen.any() and not (held & np.isfinite(scale)).any())
+        ):
             raise ClipRejection(
                 "geometry_not_finite",
                 f"clip {self.clip.clip_id}: MoGe-2 gave no finite depth and scale on any of {len(frame)} frames",

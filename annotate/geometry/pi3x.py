@@ -22,7 +22,7 @@ from torch import Tensor
 from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
-from ..networks.checkpoint import fill_stand_in, load_pi3x
+from ..networks.checkpoint import fill_stand_in, load_pi3x, stand_in_scene
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..weights import WeightsChoice, choose_device, resolve
 
@@ -105,9 +105,10 @@ class Pi3XNetwork:
             raise ClipRejection(
                 "geometry_not_finite", f"clip frames {frame[0]} to {frame[-1]}: {error}"
             ) from None
+        points = found["local_points"][0]
         return RawWindow(
             camera_to_world=found["camera_poses"][0],
-            points=found["local_points"][0],
+            points=stand_in_scene(points) if self.stand_in else points,
             confidence=found["conf"][0, ..., 0].sigmoid(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .moge2 import MoGe2, MoGe2Size, Variant
@@ -209,6 +211,26 @@ def fill_stand_in(network: nn.Module, seed: int) -> None:
         else:
             value = noise / max(1, tensor[0].numel()) ** 0.5
         tensor.copy_(value)
+
+
+def stand_in_scene(points: Tensor) -> Tensor:
+    """Numbers of a random network as points that a camera could see, so that a machine can be tried to the end.
+
+    Random points have no focal length and no surface, and every clip would end at its scale.
+
+    Args:
+        points: (B, H, W, 3).
+    Returns:
+        (B, H, W, 3) on a smooth surface 2 to 4 units away, under a horizontal field of view of 60 degrees.
+    """
+    _, h, w, _ = points.shape
+    z = points[..., 2].clamp(-100, 100)[:, None]
+    coarse = F.adaptive_avg_pool2d(z.float(), (3, 4))
+    z = 3 + torch.tanh(F.interpolate(coarse, (h, w), mode="bilinear"))[:, 0, ..., None].to(points.dtype)
+    half = math.tan(math.radians(30))
+    x = torch.linspace(-half, half, w, dtype=z.dtype, device=z.device)[:, None].expand(h, w, 1)
+    y = torch.linspace(-half * h / w, half * h / w, h, dtype=z.dtype, device=z.device)[:, None, None]
+    return torch.cat([x * z, y.expand(h, w, 1) * z, z], dim=-1)
 
 
 def layout_digest(network: nn.Module) -> str:

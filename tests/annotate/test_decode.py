@@ -1,6 +1,8 @@
 """Decoding: the right frames, at the right times, or a rejection that says why."""
 
+import importlib.util
 import itertools
+import sys
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from theodolite.annotate.clip import ClipRef, ClipRejection
-from theodolite.annotate.decode import DecodeConfig, DecodedFrames, choose_frames, open_clip
+from theodolite.annotate.decode import DecodeConfig, DecodedFrames, check_decoder, choose_frames, open_clip
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+with_decord = pytest.mark.skipif(
+    importlib.util.find_spec("decord") is None, reason="pip install theodolite[decord]"
+)
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 NTSC = Fraction(30000, 1001)
@@ -268,6 +273,18 @@ def test_large_frames_are_capped_with_their_aspect(tmp_path):
     assert next(iter(frames)).shape == (300, 400, 3)
 
 
+def test_a_decoder_that_is_missing_is_said_before_any_clip(tmp_path, numbered, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.setattr("theodolite.annotate.decode.find_spec", lambda name: None)
+    path = write_video(tmp_path / "v.mp4", numbered, rate=30)
+    assert len(list(open_path(path))) > 0
+    with pytest.raises(ValueError, match=r"pip install 'theodolite\[decord\]'"):
+        check_decoder(DecodeConfig(backend="decord"))
+    with pytest.raises(ValueError, match="decord"):
+        open_path(path, DecodeConfig(backend="decord"))
+
+
+@with_decord
 def test_decord_reads_plain_files_alike_and_hands_over_the_rest(tmp_path, numbered):
     config = DecodeConfig(backend="decord")
     path = write_video(tmp_path / "v.mp4", numbered, rate=30, options={"x264-params": "open-gop=1:keyint=12"})
@@ -428,7 +445,7 @@ def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
 
 
 @shared
-@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=with_decord)])
 @pytest.mark.parametrize(
     ("name", "num_source", "num_clip", "first_code", "rate"),
     [
