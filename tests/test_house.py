@@ -80,6 +80,7 @@ def test_the_reader_of_imports_sees_them():
     assert ("annotate", "config") in imported_floors(ROOT / "recipes" / "loader.py")
 
 
+@pytest.mark.slow
 def test_core_imports_without_optional_packages():
     """Every module of ours is imported in a process in which the optional packages cannot be found."""
     modules = [

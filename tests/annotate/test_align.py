@@ -198,6 +198,7 @@ def test_disconnected_windows_are_named():
         align_windows(windows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_frames", [40, 240, 480])
 def test_graph_beats_chained_windows_twofold(num_frames: int):
     """4 fps clips of 10, 60 and 120 s; median of several draws. Rows made from this simulator would be stand-ins."""

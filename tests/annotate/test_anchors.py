@@ -210,6 +210,7 @@ def test_merging_windows() -> None:
 # --- a clip ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
     geometry, found, wanted = run(truth, NO_ERRORS)
     known = np.isfinite(geometry.camera_to_world[:, 0, 0])
@@ -229,6 +230,7 @@ def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
     assert geometry.stand_in
 
 
+@pytest.mark.slow
 def test_errors_are_averaged_and_reported(truth: Truth) -> None:
     geometry, found, wanted = run(truth, Errors(seed=1))
     known = np.isfinite(geometry.camera_to_world[:, 0, 0])
@@ -247,6 +249,7 @@ def test_errors_are_averaged_and_reported(truth: Truth) -> None:
     assert geometry.diagnostics["anchor_windows"] == calm.diagnostics["anchor_windows"] == 4
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
     config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
@@ -284,6 +287,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     assert np.isfinite(stream.finish().camera_to_world[:, 0, 0]).sum() == 100
 
 
+@pytest.mark.slow
 def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     network = SimulatedPi3X(truth, NO_ERRORS)
     predict = network.predict
@@ -303,6 +307,7 @@ def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch
         stream.finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_images_that_are_uploaded_beside_a_busy_network_reach_it_whole(
     name: str, truth: Truth, monkeypatch: pytest.MonkeyPatch
@@ -354,6 +359,7 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
     assert lane("cpu").submit(0, lambda: 1).result() == 1
 
 
+@pytest.mark.slow
 def test_a_clip_that_ends_early_is_a_rejection(truth: Truth) -> None:
     stream = AnchorStream(
         SimulatedPi3X(truth, NO_ERRORS), AnchorsConfig(), CLIP, Frames(400, truth.height, truth.width)

@@ -73,6 +73,7 @@ def disturbed(state: ba.State, seed: int = 1) -> ba.State:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zoom", [1.0, 1.6])
 @pytest.mark.parametrize("band", [4, 8, 64])
 def test_exact_measurements_give_the_truth_back(zoom: float, band: int) -> None:
@@ -87,6 +88,7 @@ def test_exact_measurements_give_the_truth_back(zoom: float, band: int) -> None:
     assert torch.allclose(found.rotation, truth.rotation, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_same_optimum_as_scipy() -> None:
     """scipy minimises the same robust cost over all unknowns at once, points included, by finite differences."""
     config = CONFIG.model_copy(update={"robust_scale": 4.0})
@@ -220,6 +222,7 @@ def test_a_hopeless_model_is_given_up_and_a_hopeful_one_is_not() -> None:
     assert bounded.cost == best.cost
 
 
+@pytest.mark.slow
 def test_covariance_is_that_of_many_noisy_runs() -> None:
     """Standard deviations from the normal equations against the scatter of 60 solutions with fresh noise."""
     config = CONFIG.model_copy(update={"focal_smoothness": 0.05})

@@ -38,12 +38,14 @@ def places() -> list[np.ndarray]:
     return [place(seed) for seed in (11, 12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [(16, 16), (1, 20), (3, 20), (20, 1), (20, 3)])
 def test_hard_cuts_also_at_the_ends(places: list[np.ndarray], length: tuple[int, int]) -> None:
     frames, at = joined(shot(places[0], length[0]), shot(places[1], length[1]))
     assert cuts(frames) == [at]
 
 
+@pytest.mark.slow
 def test_cuts_of_tiny_and_dark_pictures(places: list[np.ndarray]) -> None:
     frames, at = joined(shot(places[0], 16), shot(places[1], 16))
     assert cuts(small(frames, 120)) == [at]
@@ -52,6 +54,7 @@ def test_cuts_of_tiny_and_dark_pictures(places: list[np.ndarray]) -> None:
     assert cuts(dark) == [at]
 
 
+@pytest.mark.slow
 def test_a_cut_under_a_logo_that_stays(places: list[np.ndarray]) -> None:
     frames, at = joined(shot(places[0], 16), shot(places[1], 16))
     assert cuts(labelled(frames)) == [at]
@@ -60,6 +63,7 @@ def test_a_cut_under_a_logo_that_stays(places: list[np.ndarray]) -> None:
     assert cuts(labelled(still)) == [16]
 
 
+@pytest.mark.slow
 def test_a_leap_within_one_place_is_a_cut_but_fast_motion_over_the_same_distance_is_none(
     places: list[np.ndarray],
 ) -> None:
@@ -70,6 +74,7 @@ def test_a_leap_within_one_place_is_a_cut_but_fast_motion_over_the_same_distance
     assert cuts([places[0][100:340, x : x + 320] for x in whip]) == []
 
 
+@pytest.mark.slow
 def test_jumps_of_the_zoom_are_none(places: list[np.ndarray]) -> None:
     frames = shot(places[0], 32)
     time = np.arange(32)
@@ -78,6 +83,7 @@ def test_jumps_of_the_zoom_are_none(places: list[np.ndarray]) -> None:
     assert cuts(zoomed(shot(places[0], 32, step=15), 1.4 - 0.4 * np.cos(time / 2))) == []
 
 
+@pytest.mark.slow
 def test_fades_to_another_place_are_cuts_and_black_frames_within_one_are_none(
     places: list[np.ndarray],
 ) -> None:
@@ -96,6 +102,7 @@ def test_fades_to_another_place_are_cuts_and_black_frames_within_one_are_none(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4])
 def test_dissolves_between_shots_that_move(places: list[np.ndarray], step: int) -> None:
     frames, at = joined(shot(places[0], 26, step=step), shot(places[1], 26, step=step), blend=10)

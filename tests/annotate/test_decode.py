@@ -146,6 +146,7 @@ def test_milliseconds_time_stamps_of_16_fps_keep_every_frame():
     assert choose_frames(ticks, Fraction(1, 1000)).tolist() == list(range(161))
 
 
+@pytest.mark.slow
 @given(
     gaps=st.lists(st.integers(1, 62), min_size=20, max_size=200),
     start=st.integers(-5000, 5000),
@@ -188,6 +189,7 @@ def numbered():
     return [coded_frame(i) for i in range(90)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "rate", "options"),
     [
@@ -211,6 +213,7 @@ def test_codecs_decode_the_chosen_frames(tmp_path, numbered, name, codec, rate, 
     assert frames.timing.source_fps == pytest.approx(float(rate), rel=1e-3)  # Matroska: milliseconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.ts"])
 def test_a_window_is_reached_by_seeking_and_stays_exact(tmp_path, numbered, name):
     path = write_video(
@@ -232,6 +235,7 @@ def test_a_window_is_reached_by_seeking_and_stays_exact(tmp_path, numbered, name
         assert len(frames) == 16
 
 
+@pytest.mark.slow
 def test_iterations_are_equal_and_memory_is_flat(tmp_path):
     rng = np.random.default_rng(0)
     images = [np.full((360, 640, 3), rng.integers(0, 255, 3), np.uint8) for _ in range(160)]
@@ -284,6 +288,7 @@ def test_a_decoder_that_is_missing_is_said_before_any_clip(tmp_path, numbered, m
         open_path(path, DecodeConfig(backend="decord"))
 
 
+@pytest.mark.slow
 @with_decord
 def test_decord_reads_plain_files_alike_and_hands_over_the_rest(tmp_path, numbered):
     config = DecodeConfig(backend="decord")
@@ -311,6 +316,7 @@ def test_a_text_file_is_unreadable(tmp_path):
     assert rejection(tmp_path / "empty.mp4").reason == "unreadable_video"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize(
     ("name", "container_options"),
@@ -408,6 +414,7 @@ def cuts_of(path: Path, **config) -> tuple[int, ...]:
     return open_path(path, DecodeConfig(min_frames=2, **config)).cuts
 
 
+@pytest.mark.slow
 def test_cuts_are_found(tmp_path):
     images = pan(texture(1), 25, 4) + pan(texture(2), 25, 4) + pan(texture(3), 25, 4)
     path = write_video(tmp_path / "v.mp4", images, rate=16)
@@ -424,6 +431,7 @@ def test_fast_pans_flashes_and_blur_are_no_cuts(tmp_path):
     assert cuts_of(path) == ()
 
 
+@pytest.mark.slow
 def test_a_dissolve_between_still_shots_is_found(tmp_path):
     a, b = texture(5)[:240, :320].astype(float), texture(6)[:240, :320].astype(float)
     weights = [0.0] * 20 + list(np.linspace(0, 1, 12)) + [1.0] * 20
@@ -444,6 +452,7 @@ def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
 # --- real and coded files ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize("backend", ["pyav", pytest.param("decord", marks=with_decord)])
 @pytest.mark.parametrize(
@@ -501,6 +510,7 @@ def test_edge_videos():
     assert rejection(edge / "truncated.mp4").reason == "truncated_video"
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize(
     ("name", "num_source", "num_clip"),
@@ -520,6 +530,7 @@ def test_a_source_slower_than_16_fps():
     assert len(open_path(path, DecodeConfig(fps="native"))) == 195
 
 
+@pytest.mark.slow
 @shared
 def test_shot_changes_and_the_best_of_two_streams():
     path = SHARED / "clips" / "nasa-cut.mp4"
@@ -533,6 +544,7 @@ def test_shot_changes_and_the_best_of_two_streams():
     assert native.cuts[-1] == frames.timing.frame_index[128] == 240
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize("name", ["rgb.mp4", "zoom.mp4"])
 def test_brisk_motion_and_zoom_are_no_cuts(name):

@@ -88,6 +88,7 @@ def test_the_default_clip_is_the_promised_one() -> None:
     assert focal_px.max() / focal_px.min() == pytest.approx(2.0, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_clip_on_disk_hides_unit_lens_and_poses(files: DemoFiles) -> None:
     (clip,) = read_clips(IndexSource(kind="index", name="demo", index=files.index))
     assert clip.given.depth_units_per_metre is None
@@ -120,6 +121,7 @@ def test_written_once_and_never_over_something_else(files: DemoFiles, tmp_path) 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_interrupted_rendering_is_begun_again(tmp_path) -> None:
     partial = tmp_path / ".clip.partial"
     partial.mkdir()
@@ -176,6 +178,7 @@ def test_no_cameras_is_said(files: DemoFiles) -> None:
         compare_with_truth(empty, files)
 
 
+@pytest.mark.slow
 def test_the_command_runs_end_to_end_and_again(tmp_path) -> None:
     """Small and short: the path and the files are tested, accuracy is the full demo's matter."""
     said: list[str] = []

@@ -39,6 +39,7 @@ def errors(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     return float(angle), float(np.linalg.norm(off[:3, 3]) / np.linalg.norm(true[:3, 3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("blur", "gain"), [(0.0, 1.0), (6.0, 1.0), (6.0, 0.5)])
 def test_pose_between_neighbours(clip, blur: float, gain: float) -> None:
     """Sharp, blurred, and blurred at half the exposure."""

@@ -131,6 +131,7 @@ def test_ray_distance_taken_for_depth_and_depth_for_ray_distance(walk: Recording
     assert other.better_reading == "as depth along the axis (not as ray distance)"
 
 
+@pytest.mark.slow
 def test_depth_declared_as_disparity(walk: Recording) -> None:
     assert (
         walk.check((1 / walk.depth).astype(np.float32), kind="disparity").better_reading
@@ -212,6 +213,7 @@ def test_a_known_lens_is_used(walk: Recording) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_camera_at_rest() -> None:
     clip = render_clip(SCENE.model_copy(update={"motion": "static", "num_frames": 12}))
     frames = list(clip)
@@ -240,6 +242,7 @@ def test_numbers_that_are_not_known_make_no_gate() -> None:
     assert judge_depth(DepthCheck(num_pairs=1), GatesConfig()) == ()
 
 
+@pytest.mark.slow
 def test_upside_down_depth_ends_as_a_rejected_row_with_its_numbers(tmp_path: Path) -> None:
     """The way that users take; damaged before the maps are written, so that all readers are in it."""
     write_clip(render_clip(SCENE.model_copy(update={"num_frames": 40})), tmp_path)

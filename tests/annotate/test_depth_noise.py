@@ -45,6 +45,7 @@ def test_noise_of_a_map_is_measured(noise: float) -> None:
     assert map_noise(slanted(noise)) == pytest.approx(noise, rel=0.06, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "share", "error"), [(0.0, 0.9, 0.006), (0.05, 0.8, 0.02), (0.2, 0.7, 0.05)]
 )

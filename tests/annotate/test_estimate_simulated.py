@@ -17,6 +17,7 @@ from ..benchmarks.estimate_simulated import one, piece_logs
 from .simulator import Errors, rendered_truth
 
 
+@pytest.mark.slow
 def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path):
     torch.set_num_threads(1)
     fields = {

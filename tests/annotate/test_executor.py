@@ -87,6 +87,7 @@ def ids(out: Path) -> list[str]:
     return [outcome.clip_id for outcome in read_outcomes(out)]
 
 
+@pytest.mark.slow
 def test_every_ending_is_a_row(tmp_path):
     """Workers are killed for real; the innocent clips of the same shard keep their own verdicts."""
     names = ["c0", "c1", "kill", "c3", "raise", "c5", "memory", "c7"]
@@ -125,6 +126,7 @@ def test_a_running_scheduler_is_used(tmp_path):
     assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
 
 
+@pytest.mark.slow
 def test_a_taken_dashboard_port_is_no_warning(tmp_path, recwarn):
     """Two runs on a machine warned about a dashboard that neither wanted."""
     with socket.socket() as taken:

@@ -428,6 +428,7 @@ def test_anchor_on_some_frames_only(tmp_path) -> None:
     assert anchor.run(replace(clip, given=GivenGeometry()), FRAMES, [0], None) == []
 
 
+@pytest.mark.slow
 def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
     config = RenderConfig(width=160, height=90, num_frames=6, depth_width=80, depth_height=45)
     rendered = render_clip(config)
@@ -508,6 +509,7 @@ def rendered_clip(folder: Path, **fields) -> ClipRef:
     )
 
 
+@pytest.mark.slow
 def test_rendered_geometry_hides_its_unit(tmp_path) -> None:
     clip = rendered_clip(tmp_path)
     frames = open_rendered(clip)
@@ -523,6 +525,7 @@ def test_rendered_geometry_hides_its_unit(tmp_path) -> None:
         RenderedGeometrySource(RenderedConfig(declare_metric=True, metres_per_unit=2.0))
 
 
+@pytest.mark.slow
 def test_rendered_anchor_is_as_wrong_as_asked(tmp_path) -> None:
     clip = rendered_clip(tmp_path, num_frames=60, motion="static")
     frames = open_rendered(clip)

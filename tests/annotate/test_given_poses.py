@@ -51,6 +51,7 @@ def annotate(
     )
 
 
+@pytest.mark.slow
 def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -> None:
     written, truth, intrinsics = files
     poses = truth.copy()
@@ -70,6 +71,7 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
     assert {g.name for g in row.gates} >= {"given_rotation", "given_direction", "given_scale"}
 
 
+@pytest.mark.slow
 def test_axes_of_another_convention_are_refused(files, tmp_path) -> None:
     """The same file with OpenGL axes: a plausible path, and every view of it is wrong."""
     written, truth, _ = files
@@ -95,6 +97,7 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "poses", "intrinsics", "reasons"),
     [

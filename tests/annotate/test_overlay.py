@@ -74,6 +74,7 @@ def seen_in(m: ImageMeasurements, x: slice, y: slice) -> int:
     return int(inside.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.0, 0.75])
 def test_a_logo_is_left_out_and_nothing_else(alpha: float) -> None:
     plain, marked = scene(), [logo(image, alpha) for image in scene()]
@@ -98,6 +99,7 @@ def test_an_interface_over_a_third_of_the_picture_is_left_out() -> None:
     assert 0.3 < features.overlay.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_subtitles_are_left_out_while_they_stand() -> None:
     frames = scene(60)
     m = measured([subtitle(image, i) for i, image in enumerate(frames)])
@@ -106,6 +108,7 @@ def test_subtitles_are_left_out_while_they_stand() -> None:
     assert m.overlay_share < 0.15
 
 
+@pytest.mark.slow
 def test_nothing_is_left_out_where_the_camera_rests() -> None:
     """A resting camera sees a background that stands still, before which something large moves."""
     still, passing = scene(1)[0], scene(40, step=5.0, seed=8)
@@ -120,6 +123,7 @@ def test_nothing_is_left_out_where_the_camera_rests() -> None:
         assert m.overlay_share == 0.0
 
 
+@pytest.mark.slow
 def test_a_presenter_before_a_still_background_does_not_turn_it_into_an_overlay() -> None:
     still, moving = scene(1)[0], scene(40, step=5.0, seed=8)
     frames = [still.copy() for _ in range(40)]
@@ -128,6 +132,7 @@ def test_a_presenter_before_a_still_background_does_not_turn_it_into_an_overlay(
     assert measured(frames).overlay_share == 0.0
 
 
+@pytest.mark.slow
 def test_a_camera_that_rests_now_and_then_loses_the_logo_alone() -> None:
     image = texture(2)
     places = np.r_[np.zeros(15), np.arange(15), np.full(15, 15), np.arange(15, 30)]
@@ -137,6 +142,7 @@ def test_a_camera_that_rests_now_and_then_loses_the_logo_alone() -> None:
     assert seen_in(m, slice(WIDTH - 90, WIDTH - 10), slice(10, 30)) == 0
 
 
+@pytest.mark.slow
 @shared
 @pytest.mark.parametrize("media", ["kitti-straight/gray.mp4", "static-euroc/gray.mp4", "clips/dog.mp4"])
 def test_far_scenery_and_resting_cameras_of_recordings_stay(media: str) -> None:

@@ -24,6 +24,7 @@ from theodolite.annotate.start import WithoutFrames
 from theodolite.annotate.tracks import TracksConfig, measure_images
 
 
+@pytest.mark.slow
 def test_another_process_does_the_work() -> None:
     assert in_solver(0, os.getpid) == os.getpid()
     assert in_solver(1, os.getpid) not in (0, os.getpid())
@@ -48,6 +49,7 @@ def test_few_clips_stream_at_a_time() -> None:
     assert most == CLIPS_STREAMED
 
 
+@pytest.mark.slow
 def test_solvers_have_one_thread_each(monkeypatch) -> None:
     """With a thread a core in each, twelve of them brought a machine of sixteen cores to a load of 130."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
@@ -58,6 +60,7 @@ def test_solvers_have_one_thread_each(monkeypatch) -> None:
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
+@pytest.mark.slow
 def test_rejections_and_errors_come_back() -> None:
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 255, (90, 200, 3), np.uint8)
@@ -83,12 +86,14 @@ def test_rejections_and_errors_come_back() -> None:
         in_solver(1, Fraction, numerator=1, denominator=0)
 
 
+@pytest.mark.slow
 def test_a_solver_that_dies_is_memory_and_is_replaced() -> None:
     with pytest.raises(MemoryError, match="ended from outside"):
         in_solver(1, os._exit, status=9)
     assert in_solver(1, os.getpid) != os.getpid()
 
 
+@pytest.mark.slow
 def test_solvers_end_with_a_killed_worker() -> None:
     code = (
         "import os, time\n"

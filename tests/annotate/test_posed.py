@@ -133,6 +133,7 @@ def held(poses: np.ndarray) -> np.ndarray:
     return poses[np.arange(len(poses)) // 3 * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "failed"),
     [
@@ -181,6 +182,7 @@ def test_the_row_says_how_sure_it_is(shot: Shot) -> None:
     assert judged(shot, noisy(shot.truth, 0.04, 0))[0].errors.noise_m == pytest.approx(0.069, rel=0.35)
 
 
+@pytest.mark.slow
 def test_quality_is_measured_on_the_cameras_that_are_kept(shot: Shot) -> None:
     true = judged(shot, shot.truth)[0].cameras
     wrong = judged(shot, noisy(shot.truth, 0.05, 1.0))[0].cameras

@@ -37,6 +37,7 @@ def annotated(media: str, given: GivenGeometry, decode: dict[str, Any], fps: flo
     return annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("media", "reasons"),
     [
@@ -52,6 +53,7 @@ def test_without_depth_there_is_no_scale_and_a_camera_at_rest_is_seen(media: str
     assert len(row.camera_to_world) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "media", "units", "decode", "fps", "ate_m", "focal_percent"),
     [

@@ -67,6 +67,7 @@ def residual_shift_px(first: np.ndarray, second: np.ndarray, visible: np.ndarray
     return np.linalg.lstsq(jacobian, difference[small_enough], rcond=None)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 def test_depth_equals_a_plain_ray_caster(seed: int) -> None:
     clip = small(seed=seed, moving_object=True, zoom="in_out")
@@ -82,6 +83,7 @@ def test_depth_equals_a_plain_ray_caster(seed: int) -> None:
         assert depth_m.min() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("motion", "bound_px"), [("rotation", 0.02), ("handheld", 0.06)])
 def test_truth_aligns_pixels(motion: str, bound_px: float) -> None:
     """A pixel centre that is off by half a pixel shows at once; occlusion borders bias the walk's measure a little."""
@@ -96,6 +98,7 @@ def test_truth_aligns_pixels(motion: str, bound_px: float) -> None:
     assert abs(shift[0]) > 0.2  # the measure itself sees one pixel
 
 
+@pytest.mark.slow
 def test_the_object_moves_on_its_own() -> None:
     clip = small(moving_object=True, motion="static", seed=1)
     first, last = clip.frame(0), clip.frame(16)
@@ -144,6 +147,7 @@ def test_zoom_profiles() -> None:
     assert np.count_nonzero(np.diff(step)) == 1
 
 
+@pytest.mark.slow
 def test_same_configuration_same_pixels_other_seed_other_pixels() -> None:
     config = RenderConfig(**SMALL, noise_sigma=3, exposure_stops=0.5, shutter=0.5)
     first, again = render_clip(config).frame(5), render_clip(config).frame(5)
@@ -153,6 +157,7 @@ def test_same_configuration_same_pixels_other_seed_other_pixels() -> None:
     assert np.mean(first.rgb != other.rgb) > 0.5
 
 
+@pytest.mark.slow
 def test_disturbances_do_what_they_say() -> None:
     clean, blurred = small(speed=3.0).frame(6).rgb, small(speed=3.0, shutter=1.0).frame(6).rgb
     sharpness = [
@@ -166,6 +171,7 @@ def test_disturbances_do_what_they_say() -> None:
     assert noisy.std() == pytest.approx(4.0, rel=0.1)
 
 
+@pytest.mark.slow
 def test_depth_of_another_size_covers_the_same_image() -> None:
     clip = small(depth_width=80, depth_height=45)
     coarse = clip.frame(3).depth_m
@@ -175,6 +181,7 @@ def test_depth_of_another_size_covers_the_same_image() -> None:
     assert np.mean(np.abs(coarse - expected) > 1e-6 * expected) < 1e-3
 
 
+@pytest.mark.slow
 def test_texture_is_rich_but_not_everywhere() -> None:
     clip = small(width=640, height=360)
     for frame in (0, 8, 16):
@@ -185,6 +192,7 @@ def test_texture_is_rich_but_not_everywhere() -> None:
         assert np.mean(gradient < 2) > 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("media", ["video", "images"])
 def test_files_read_back(tmp_path, media: str) -> None:
     clip = small(num_frames=4, depth_width=160, depth_height=90)

@@ -226,6 +226,7 @@ def with_outliers(log_raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return log_raw + np.where(wrong, np.log(rng.uniform(1.5, 2.5, len(log_raw))), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "correlation", "dirty"), [(11, 0.0, False), (30, 0.0, False), (60, 0.6, False), (60, 0.0, True)]
 )
@@ -250,6 +251,7 @@ def test_frames_of_one_second_are_not_taken_for_a_drift() -> None:
     assert found.count("constant") >= 54
 
 
+@pytest.mark.slow
 def test_ten_percent_changes_are_found() -> None:
     ramp = np.log(1.1) * np.linspace(0, 1, 60)
     step = np.where(np.arange(60) < 25, 0.0, np.log(1.1))

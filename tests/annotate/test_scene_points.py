@@ -73,6 +73,7 @@ def depth_errors(clip: RenderedClip, points_world: np.ndarray, frame: int) -> np
     return error[error < 0.3]
 
 
+@pytest.mark.slow
 def test_points_lie_on_the_scene_in_metres(rendered: tuple[RenderedClip, Row, Path]) -> None:
     clip, row, folder = rendered
     points, colours = scene_points(row, folder, config=CONFIG)
@@ -92,6 +93,7 @@ def test_points_lie_on_the_scene_in_metres(rendered: tuple[RenderedClip, Row, Pa
     assert np.corrcoef(shown.ravel(), colours[inside].astype(float).ravel())[0, 1] > 0.7
 
 
+@pytest.mark.slow
 def test_wrong_cameras_and_no_parallax_give_no_points(rendered: tuple[RenderedClip, Row, Path]) -> None:
     _clip, row, folder = rendered
     good, _ = scene_points(row, folder, config=CONFIG)
@@ -149,6 +151,7 @@ def export(scenes: Path, out: Path, style: str, *more: str) -> str:
     return done.output
 
 
+@pytest.mark.slow
 def test_colmap_export_is_a_scene_to_train_from(
     rendered: tuple[RenderedClip, Row, Path], scenes: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +199,7 @@ def test_colmap_export_is_a_scene_to_train_from(
     assert (tmp_path / "out" / "walk" / "images").is_dir()
 
 
+@pytest.mark.slow
 def test_nerfstudio_export_is_a_scene_to_train_from(
     rendered: tuple[RenderedClip, Row, Path], scenes: Path, tmp_path: Path
 ) -> None:
@@ -241,6 +245,7 @@ def test_cameras_alone_are_said_to_be_that(scenes: Path, tmp_path: Path, style: 
     assert not list(tmp_path.rglob("*.ply"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["colmap", "nerfstudio", "webdataset", "lerobot"])
 def test_a_clip_whose_media_is_missing_leaves_nothing(
     rendered: tuple[RenderedClip, Row, Path], scenes: Path, tmp_path: Path, style: str

@@ -69,6 +69,7 @@ def zooming() -> tuple[CameraSolution, object]:
     )
 
 
+@pytest.mark.slow
 def test_zoom_is_recovered_frame_by_frame_in_metres(zooming) -> None:
     solution, clip = zooming
     truth, focal = clip.camera_to_world, clip.intrinsics[:, 0, 0]
@@ -84,6 +85,7 @@ def test_zoom_is_recovered_frame_by_frame_in_metres(zooming) -> None:
     assert np.corrcoef(np.diff(np.log(solution.focal_px[:, 0])), np.diff(np.log(focal)))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_numbers_that_gates_read_are_sane(zooming) -> None:
     solution, _ = zooming
     assert (solution.pose_source == "solved").all()
@@ -98,6 +100,7 @@ def test_numbers_that_gates_read_are_sane(zooming) -> None:
     assert solution.depth_log_residual < 0.01
 
 
+@pytest.mark.slow
 def test_constant_lens_is_found_constant() -> None:
     """A quarter of the depth is missing and one frame has none; a fixed lens must come out as one number."""
     rng = np.random.default_rng(0)
@@ -124,6 +127,7 @@ def test_constant_lens_is_found_constant() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_stretch_without_points_is_bridged() -> None:
     """Six frames blurred until no corner is left: their poses come from aligning whole images with depth."""
     config = RenderConfig(width=448, height=252, num_frames=36, seed=5, speed=1.5)
@@ -150,6 +154,7 @@ def test_a_stretch_without_points_is_bridged() -> None:
     assert solution.position_sigma[15:21].min() > 2 * np.median(solution.position_sigma[[13, 14, 21, 22]])
 
 
+@pytest.mark.slow
 def test_wide_pixels_tie_fy_to_fx() -> None:
     """Every second column left out: pixels twice as wide as high, fx half of fy, the same path."""
     config = RenderConfig(width=448, height=252, num_frames=20, seed=5, speed=1.5)
@@ -169,6 +174,7 @@ def test_wide_pixels_tie_fy_to_fx() -> None:
     assert solution.principal_point_px[0, 0] == pytest.approx(112, abs=4)
 
 
+@pytest.mark.slow
 def test_depth_in_other_units_scales_the_path_only(zooming) -> None:
     solution, clip = zooming
     config = clip.config
@@ -178,6 +184,7 @@ def test_depth_in_other_units_scales_the_path_only(zooming) -> None:
     assert np.allclose(doubled.focal_px, solution.focal_px, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_no_depth_anywhere_is_a_rejection() -> None:
     config = RenderConfig(width=320, height=180, num_frames=16, seed=1)
     with pytest.raises(ClipRejection, match="no_depth_on_tracks"):
@@ -209,6 +216,7 @@ def test_thinning_keeps_whole_tracks_spread_and_keyframes_full() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
     """Given intrinsics come back bit for bit, and with the images cut off-centre only they put the path right."""
     config = RenderConfig(

@@ -69,6 +69,7 @@ def scene():
     return clip, measured, StartCameras(camera_to_world=poses, focal_px=focal)
 
 
+@pytest.mark.slow
 def test_keyframes_that_were_asked_for_are_keyframes(scene):
     _, measured, _ = scene
     assert set(ANCHORS.tolist()) <= set(measured.keyframes.tolist())
@@ -76,6 +77,7 @@ def test_keyframes_that_were_asked_for_are_keyframes(scene):
     assert [f.frame for f in measured.features] == measured.keyframes.tolist()
 
 
+@pytest.mark.slow
 def test_wrong_anchors_are_found_and_replaced(scene):
     clip, measured, anchors = scene
     proved = prove_anchors(measured, Maps(clip), anchors, BundleConfig(), depth_sigma_log=0.05)
@@ -89,6 +91,7 @@ def test_wrong_anchors_are_found_and_replaced(scene):
     )
 
 
+@pytest.mark.slow
 def test_the_bundle_begins_there(scene, monkeypatch):
     clip, measured, anchors = scene
     depth = Maps(clip)

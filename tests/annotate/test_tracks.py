@@ -61,6 +61,7 @@ def errors(tracks, views: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "zoom"), [(1.5, 0.0), (4.0, 0.01), (28.0, 0.01)])
 def test_flow_tracks_follow_pan_and_zoom(step: float, zoom: float) -> None:
     image = texture()

@@ -57,6 +57,7 @@ def annotate(clip: ClipRef, estimators, **config) -> Row:
 # --- metric depth full of holes ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monkeypatch) -> None:
     """One masked pixel made the peers' exponential mean infinite to the end of the clip."""
     clip, truth = prepared(tmp_path)
@@ -87,6 +88,7 @@ def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monk
     assert row.metres_per_unit != 1.0
 
 
+@pytest.mark.slow
 def test_no_usable_metric_frame_is_no_scale_and_never_one(tmp_path: Path, monkeypatch) -> None:
     clip, truth = prepared(tmp_path)
     estimators = simulated(truth, CALM)
@@ -113,6 +115,7 @@ def test_no_usable_metric_frame_is_no_scale_and_never_one(tmp_path: Path, monkey
 # --- scale series --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 0.4])
 def test_outliers_up_to_forty_percent_move_the_scale_by_one_percent(share: float) -> None:
     rng = np.random.default_rng(7)
@@ -140,6 +143,7 @@ def test_a_scale_that_jumps_is_seen_raw() -> None:
 # --- windows -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Path) -> None:
     """Random similarity per window, noise, one frame in seven wrong: rotations stay rotations, ends meet."""
     clip, truth = prepared(tmp_path, num_frames=97)
@@ -157,6 +161,7 @@ def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Pat
     assert set(row.reasons) <= {"pose_jump"}
 
 
+@pytest.mark.slow
 def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> None:
     """A window that agrees with no other is left out of the gauge, not blended in."""
     clip, truth = prepared(tmp_path, num_frames=65)
@@ -182,6 +187,7 @@ def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> 
 # --- zoom ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_zoom_is_followed_frame_by_frame(tmp_path: Path) -> None:
     """Peers solved the frames between keyframes with the first focal: their pose error grew with the zoom."""
     clip, truth = prepared(tmp_path, seed=5, zoom="ramp", zoom_factor=1.8)
@@ -197,6 +203,7 @@ def test_a_zoom_is_followed_frame_by_frame(tmp_path: Path) -> None:
     assert np.median(long) < 3 * max(np.median(wide), 0.01)
 
 
+@pytest.mark.slow
 def test_a_zooming_camera_at_rest_is_no_travelling_one(tmp_path: Path) -> None:
     clip, truth = prepared(tmp_path, num_frames=49, motion="static", zoom="ramp", zoom_factor=1.5)
     row = annotate(clip, simulated(truth, CALM))
@@ -208,6 +215,7 @@ def test_a_zooming_camera_at_rest_is_no_travelling_one(tmp_path: Path) -> None:
 # --- clips ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_seven_frames_and_a_broken_file_have_their_reasons(tmp_path: Path) -> None:
     _, truth = prepared(tmp_path)
     files = write_clip(
@@ -247,6 +255,7 @@ def test_1441_frames_are_one_clip_and_not_none(tmp_path: Path) -> None:
     assert "1 frames in the window 60 s to the end of 1441 source frames" in row.reason_details[0]
 
 
+@pytest.mark.slow
 def test_every_simulated_row_is_a_stand_in(tmp_path: Path) -> None:
     """Fakes that pass all checks must be unmistakable; also where the clip was rejected before they answered."""
     clip, truth = prepared(tmp_path, num_frames=33)

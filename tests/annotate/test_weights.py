@@ -116,6 +116,7 @@ def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_the_command_lists_and_pulls(tmp_path):
     listed = cli("list", HF_HOME=str(tmp_path))
     assert listed.returncode == 0
@@ -254,6 +255,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
             check(path)
 
 
+@pytest.mark.slow
 def test_truncated_checkpoints_are_named(tmp_path):
     whole = tiny_pi3x(tmp_path / "whole.safetensors").read_bytes()
     for share in (0.2, 0.5, 0.999):
@@ -275,6 +277,7 @@ def test_truncated_checkpoints_are_named(tmp_path):
                 read(short)
 
 
+@pytest.mark.slow
 def test_another_variant_is_no_stand_in_for_the_named_one(tmp_path):
     """Sizes are read from the file, so one of another size would load; rows would bear the wrong name."""
     size = MoGe2Size.released("vits-normal")
@@ -302,6 +305,7 @@ def test_another_variant_is_no_stand_in_for_the_named_one(tmp_path):
         check_moge2(tmp_path / "model.pt", "vits-normal")
 
 
+@pytest.mark.slow
 def test_workers_of_a_machine_have_numbers_of_their_own(tmp_path):
     """Behind a scheduler dask gives workers names that say nothing of machines: all of them took the first GPU."""
     code = "from theodolite.annotate.weights import claim_worker_number as c; print(c(), c(), flush=True); input()"

@@ -24,6 +24,7 @@ ANGLES = st.one_of(
 SEEDS = st.integers(0, 2**31)
 
 
+@pytest.mark.slow
 @FEW
 @given(seed=SEEDS, angle=ANGLES)
 def test_so3_exp_is_scipys_and_log_inverts_it(seed: int, angle: float) -> None:

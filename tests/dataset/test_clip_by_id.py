@@ -72,6 +72,7 @@ def without_parts(clips: ClipDataset, monkeypatch: pytest.MonkeyPatch) -> ClipDa
     return clips
 
 
+@pytest.mark.slow
 def test_every_field_of_every_clip(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store.part_path(out, source="demo", shard_id="b")
     store.write_table(
@@ -89,6 +90,7 @@ def test_every_field_of_every_clip(out: Path, monkeypatch: pytest.MonkeyPatch) -
         fast.row("nope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -106,6 +106,7 @@ def test_trajectory_files_and_folders(runs: Path) -> None:
 TUM = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories" / "tum"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TUM.is_dir(), reason="real trajectories (../shared/data) are not here")
 @pytest.mark.parametrize("name", ["fr2_desk_ORB.txt", "fr2_desk_ORB_kf_mono.txt"])
 def test_two_tum_files_are_matched_by_time_and_score_like_evo(name: str) -> None:
@@ -141,6 +142,7 @@ def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
     assert score.rpe_m == 0
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Path) -> None:
     rng = np.random.default_rng(1)
     covered = 0
@@ -194,6 +196,7 @@ def _video(path: Path, *, fades: bool) -> None:
         container.mux(stream.encode())
 
 
+@pytest.mark.slow
 def test_videos_are_scored_at_returns_and_from_first_to_last(tmp_path: Path) -> None:
     poses = _there_and_back()
     for folder in ("truth", "ours", "theirs", "steady", "fading"):

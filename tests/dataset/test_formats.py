@@ -350,6 +350,7 @@ def test_lerobot_itself_reads_the_export(tmp_path: Path, make_row: Callable[...,
     )
 
 
+@pytest.mark.slow
 def test_huggingface_datasets_reads_the_export(out: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     assert export_dataset(out, tmp_path / "hf", format="huggingface") == 3
@@ -396,6 +397,7 @@ def test_rerun_says_what_to_install(tmp_path: Path, clip: CameraClip) -> None:
         write_rerun(clip, tmp_path / "x.rrd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f for f in FORMATS if _installed(f)])
 def test_every_format_exports_accepted_clips_and_refuses_stand_ins(
     out: Path, tmp_path: Path, name: str, make_row: Callable[..., Row], make_dataset: Callable
@@ -733,6 +735,7 @@ def test_webdataset_carries_one_picture_per_camera(filmed: Path, tmp_path: Path)
         assert not [m.name for m in tar if m.name.endswith(".mp4")]
 
 
+@pytest.mark.slow
 def test_lerobot_finds_the_picture_of_every_camera(filmed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lerobot"
     assert export_dataset(filmed, folder, format="lerobot", media_root=filmed.parent) == 3

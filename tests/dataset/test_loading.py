@@ -53,6 +53,7 @@ def _ids(stream: ClipStream, count: int | None = None) -> list[str]:
 NINE = Sampling(num_frames=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_every_clip_once_per_epoch_and_the_same_after_a_kill(out: Path, ranks: int) -> None:
     clips = theodolite.dataset.open(out)
@@ -69,6 +70,7 @@ def test_every_clip_once_per_epoch_and_the_same_after_a_kill(out: Path, ranks: i
             assert resumed.position.epoch == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_workers_change_nothing(out: Path, ranks: int) -> None:
     clips = theodolite.dataset.open(out)
@@ -99,6 +101,7 @@ def test_epochs_differ_and_a_run_can_continue_with_other_ranks(out: Path) -> Non
         ClipStream(clips, NINE, seed=1).load_state_dict(stream.state_dict())
 
 
+@pytest.mark.slow
 def test_random_windows_are_drawn_anew_each_epoch_and_again_after_a_kill(out: Path) -> None:
     clips = theodolite.dataset.open(out)
     four = Sampling(num_frames=4, window="random", relative=False)
@@ -134,6 +137,7 @@ def test_random_windows_are_drawn_anew_each_epoch_and_again_after_a_kill(out: Pa
     assert [int(dataset[i]["frame_index"][0]) for i in range(len(dataset))] != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_each_clip_once_in_the_order_of_single_samples(out: Path, workers: int) -> None:
     clips = theodolite.dataset.open(out)
@@ -239,6 +243,7 @@ def test_a_plain_script_without_a_guard_may_use_workers(out: Path, tmp_path: Pat
     assert done.stdout.splitlines() == [shapes] * 2
 
 
+@pytest.mark.slow
 def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:
     clips = theodolite.dataset.open(out)
     parts = [_ids(ClipStream(clips, NINE, rank=r, world_size=4, drop_last=True)) for r in range(4)]
@@ -246,6 +251,7 @@ def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:
     assert len({c for p in parts for c in p}) == 8
 
 
+@pytest.mark.slow
 def test_context_parallel_ranks_share_one_clip(out: Path) -> None:
     clips = theodolite.dataset.open(out)
     streams = [ClipStream(clips, NINE, rank=r, world_size=4, context_parallel=2) for r in range(4)]
@@ -354,6 +360,7 @@ def test_frames_of_an_image_folder(tmp_path: Path, make_row: Callable[..., Row])
         read_frames(row, tmp_path, positions=[2, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 @pytest.mark.parametrize(
     "video", sorted((SHARED / "edge-videos").glob("*.mp4")) if SHARED.is_dir() else [], ids=lambda p: p.stem

@@ -57,6 +57,7 @@ def _evo(poses: np.ndarray):
     return pytest.importorskip("evo.core.trajectory").PosePath3D(poses_se3=list(poses))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["random0", "random1", "fr2", "fr2_mono", "fr1", "fr1_mono", "kitti"])
 @pytest.mark.parametrize("alignment", ["none", "se3", "sim3"])
 def test_equal_to_evo(pair: str, alignment: str) -> None:

@@ -189,6 +189,7 @@ def _by_datasets(out: Path, file: Path) -> None:
     loaded.filter(lambda row: row["verdict"] == "accepted").to_parquet(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("write", [_by_polars, _by_duckdb, _by_pandas, _by_pyarrow, _by_datasets])
 def test_a_filtered_copy_opens_validates_and_exports(
@@ -247,6 +248,7 @@ def test_what_a_copy_must_keep(out: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ version 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 def test_version_1_is_read_as_before(
     old: Path, tmp_path: Path, shards: dict[str, list[Row]], indexed: bool

@@ -245,6 +245,7 @@ def test_sources_of_which_one_name_begins_with_the_other(
     assert [clips.row(f"clip_{i:04d}").source for i in range(3)] == ["demo", "demo-2", "demo_3"]
 
 
+@pytest.mark.slow
 def test_clips_of_more_parts_than_files_may_be_open(tmp_path: Path, make_row: Callable[..., Row]) -> None:
     out = tmp_path / "out"
     store.prepare_output(out, recipe_hash="recipe1")

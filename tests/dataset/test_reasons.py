@@ -66,6 +66,7 @@ def codes_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, code  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_every_reason_that_is_given_is_listed():
     given = set(GATE_REASONS.values())
     for path in sources():

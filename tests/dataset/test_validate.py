@@ -141,6 +141,7 @@ BROKEN: list[tuple[str, Callable[[Any], Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "change", "rule"), BROKEN, ids=[f"{i:02d}-{c}-{r}" for i, (c, _, r) in enumerate(BROKEN)]
 )
@@ -173,6 +174,7 @@ def _damaged(value: Any, column: Column) -> dict[str, Any]:
     return damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_id", [VICTIM, "clip_0002"], ids=["accepted", "rejected"])
 def test_no_damaged_cell_passes_or_stops_the_check(intact: Path, clip_id: str) -> None:
     path = store.part_path(intact, source="demo", shard_id="a")

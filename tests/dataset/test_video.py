@@ -108,6 +108,7 @@ def from_the_start(video: Video) -> list[bytes]:
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options", "seeks"),
     [
@@ -143,6 +144,7 @@ def test_frames_reached_by_seeking_are_those_decoded_from_the_start(
     assert [rgb.tobytes() for rgb in video_frames("c", path, np.arange(80))] == truth
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 @pytest.mark.parametrize(
     "name",

@@ -52,6 +52,7 @@ def test_gated_add(extra: bool, dtype: torch.dtype, device: torch.device) -> Non
     assert found < tolerance(dtype)
 
 
+@pytest.mark.slow
 @with_triton
 @kinds
 @pytest.mark.parametrize(("height", "width", "hidden"), [(3, 5, 6), (1, 1, 3), (2, 9, 70)])
@@ -62,6 +63,7 @@ def test_glu_conv(height: int, width: int, hidden: int, dtype: torch.dtype, devi
     assert found < tolerance(dtype)
 
 
+@pytest.mark.slow
 @with_triton
 @kinds
 @pytest.mark.parametrize("rays", [False, True])

@@ -57,6 +57,7 @@ TAKE_CHUNKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TAKE_CHUNKS)
 @pytest.mark.parametrize(
     ("starts", "message"),
@@ -174,6 +175,7 @@ def test_degenerate_camera_is_refused_or_said(kind: str) -> None:
     assert torch.equal(same[:, :1], whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
 def test_degenerate_camera_reaches_the_output(backend, device: torch.device) -> None:
     """The kernels must not lose a NaN in a maximum: both say it in the same frames."""

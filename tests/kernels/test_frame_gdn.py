@@ -31,6 +31,7 @@ def token_by_token(case) -> torch.Tensor:
     return out
 
 
+@pytest.mark.slow
 def test_twin_is_the_gated_delta_rule() -> None:
     case = in_float64(make_case(branch="plain", bidirectional=False))
     assert relative(run(case, "reference").out, token_by_token(case)) < 1e-12
@@ -180,6 +181,7 @@ def test_rays_discount_keeps_stretched_keys_contracting() -> None:
     assert ((ready.beta * stretch).mean(2) <= 1 + 1e-9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(
     "kw",
@@ -222,6 +224,7 @@ def test_kernels_equal_the_twin_at_odd_sizes(
     assert all(e < TOLERANCE[dtype] for e in errors.values()), errors
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_query_gradient_where_the_normaliser_is_as_small_as_eps(device: torch.device) -> None:
     """There the output does depend on the query's length: the path that corrects for it must run."""
@@ -269,6 +272,7 @@ def test_eps_that_matters_reaches_the_output_in_bfloat16(eps: float, device: tor
     assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_operator_registration_holds(device: torch.device) -> None:
     """Schema, fake implementation and autograd registration agree with what the kernels return."""

@@ -16,6 +16,7 @@ SHARED_MEMORY = 227 * 1024
 """Bytes that a program may have on an H100 or H200."""
 
 
+@pytest.mark.slow
 def test_kernels_compile_and_fit() -> None:
     """In a process of its own: this one may run Triton's interpreter, which turns compilation off."""
     script = Path(__file__).with_name("compile_hopper.py")

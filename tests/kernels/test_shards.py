@@ -43,6 +43,7 @@ def options(case: Case) -> dict:
     return {"q_weight": case.q_weight, "k_weight": case.k_weight} | {n: case.options[n] for n in kept}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kw",
     [
@@ -114,6 +115,7 @@ def test_composition_is_associative_and_gives_the_prefix() -> None:
     assert isinstance(left, Composite)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

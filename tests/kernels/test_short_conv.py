@@ -30,6 +30,7 @@ def test_twin_is_forward_plus_reversed_convolution_minus_centre(chunk_starts: tu
     assert relative(short_conv(x, weight, bidirectional=False), causal(x, weight)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize(
     "kw",

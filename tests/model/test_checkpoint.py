@@ -84,6 +84,7 @@ def diffusers(state, path):
     return path / "diffusion_pytorch_model.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout", [bare, renamed, wrapped, student, sharded_ranks, half_precision, diffusers]
 )

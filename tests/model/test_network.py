@@ -90,6 +90,7 @@ def test_no_chunk_sees_a_later_one(starts: tuple[int, ...]) -> None:
     assert relative(after[:, :, last:], out[:, :, last:]) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cameras", [True, False])
 @pytest.mark.parametrize("starts", [(0, 4, 7, 10), tuple(range(13)), (0, 5, 6, 12)])
 def test_streaming_with_all_history_is_chunk_causal(starts: tuple[int, ...], with_cameras: bool) -> None:

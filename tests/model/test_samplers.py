@@ -197,6 +197,7 @@ def test_graphs_are_refused_without_a_gpu() -> None:
         next(stream_distilled(StandIn(), latents, text, graphs=True))
 
 
+@pytest.mark.slow
 def test_the_network_through_all_three_loops() -> None:
     """Seeds give the same clip again, another one with another seed, and the image stays."""
     model, inputs = tiny_model(), tiny_inputs(10, batch=1)

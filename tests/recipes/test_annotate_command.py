@@ -84,6 +84,7 @@ def rendered(tmp_path_factory) -> RenderedFiles:
     return write_clip(render_clip(config), tmp_path_factory.mktemp("rendered"))
 
 
+@pytest.mark.slow
 def test_nine_clips_make_nine_rows(tmp_path, rendered):
     """A good clip among damaged and unusual ones: all have a row, with the right verdict and reason."""
     good = rendered.media_path.read_bytes()
@@ -270,6 +271,7 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
 # --- usage -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wrong_recipe_writes_nothing(tmp_path):
     recipe = write_recipe(tmp_path, [], per_shard=2, decod={"fps": 16}, scale={"ema_momentum": 1.4})
     out = tmp_path / "out"
@@ -286,6 +288,7 @@ def test_a_wrong_recipe_writes_nothing(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_source_writes_nothing(tmp_path):
     recipe = write_recipe(tmp_path, [{"clip_id": "a"}], per_shard=2)
     done = theodolite("annotate", recipe, "--out", tmp_path / "out")
@@ -294,6 +297,7 @@ def test_a_wrong_source_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_and_another_recipes_folder(tmp_path):
     recipe = write_recipe(
         tmp_path, [{"clip_id": f"c{i}", "media_path": "none.mp4"} for i in range(5)], per_shard=2

@@ -47,6 +47,7 @@ def stand_in_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_row_is_marked_and_complete(stand_in_run: Path):
     dataset = open_dataset(stand_in_run)
     ids = dataset.to_table(["clip_id"])["clip_id"].to_pylist()
@@ -65,6 +66,7 @@ def test_every_row_is_marked_and_complete(stand_in_run: Path):
         assert set(row.stage_wall_s) >= stages
 
 
+@pytest.mark.slow
 def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
     text, code = run_validate(stand_in_run)
     assert code == 1
@@ -80,6 +82,7 @@ def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
     assert not (tmp_path / "tum").exists() or not list((tmp_path / "tum").iterdir())
 
 
+@pytest.mark.slow
 def test_missing_weights_are_one_error_before_any_work(tmp_path: Path):
     (tmp_path / "clip.mp4").write_bytes(b"never opened")
     out = tmp_path / "out"
@@ -112,6 +115,7 @@ def test_missing_weights_are_one_error_before_any_work(tmp_path: Path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_wrong_digests_devices_and_pairs(tmp_path: Path):
     (tmp_path / "clip.mp4").write_bytes(b"never opened")
     weights = tmp_path / "model.safetensors"
@@ -136,6 +140,7 @@ def test_wrong_digests_devices_and_pairs(tmp_path: Path):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_the_record_names_the_stand_ins(stand_in_run: Path):
     resolved = load_recipe(stand_in_run / "recipe.resolved.yaml")
     assert resolved.annotate.geometry.weights == "stand_in"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 SCRIPT = r"""
@@ -109,6 +110,7 @@ print(json.dumps({"moments": moment - 1, "failures": failures, "problems": wante
 """
 
 
+@pytest.mark.slow
 def test_killed_before_every_change_to_the_folder(tmp_path: Path):
     clips = [{"clip_id": f"c{i}", "media_path": f"{i}.mp4", "data_licence": "CC0-1.0"} for i in range(4)]
     (tmp_path / "clips.yaml").write_text(yaml.safe_dump({"clips": clips}))

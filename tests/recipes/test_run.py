@@ -71,6 +71,7 @@ def dataset(tmp_path):
     return out, rendered
 
 
+@pytest.mark.slow
 def test_truth_is_for_the_stored_frames_and_size(dataset):
     out, rendered = dataset
     truth = truth_of_dataset(out)
@@ -83,6 +84,7 @@ def test_truth_is_for_the_stored_frames_and_size(dataset):
     assert focal_px[-1, 0] > 1.2 * focal_px[0, 0]  # it zooms: frames are not mixed up
 
 
+@pytest.mark.slow
 def test_truth_that_is_too_short_costs_its_overlay_and_nothing_else(dataset):
     out, _ = dataset
     path = out.parent / "scene" / "poses_c2w.txt"
@@ -97,6 +99,7 @@ def test_truth_that_is_too_short_costs_its_overlay_and_nothing_else(dataset):
     assert sources.notes == ()
 
 
+@pytest.mark.slow
 def test_a_report_outlives_its_source(dataset):
     out, _ = dataset
     (out.parent / "clips.yaml").unlink()
@@ -107,6 +110,7 @@ def test_a_report_outlives_its_source(dataset):
     assert len(report_sources(out).notes) == 2
 
 
+@pytest.mark.slow
 def test_truth_with_times_is_shown_at_the_frames_of_these_times(dataset):
     out, rendered = dataset
     path = out.parent / "scene" / "poses_c2w.txt"
@@ -116,6 +120,7 @@ def test_truth_with_times_is_shown_at_the_frames_of_these_times(dataset):
     np.testing.assert_allclose(poses, rendered.camera_to_world[::-2], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_dataset_without_its_recipe_has_no_truth(dataset):
     out, _ = dataset
     assert media_root_of_dataset(out) == out.parent

@@ -60,6 +60,7 @@ def test_full_size_layout(name):
     assert layout_digest(network) == digest
 
 
+@pytest.mark.slow
 def test_conditioning_parts_change_nothing_when_unused(tiny):
     plain = Pi3X(TINY, conditioning=False)
     load_strict(plain, {k: v for k, v in tiny.state_dict().items() if k in plain.state_dict()}, origin="x")
@@ -104,6 +105,7 @@ def test_a_single_pose_conditions_nothing(tiny):
     assert not torch.allclose(tiny(images, both)["metric"], free, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close(tiny):
     images = torch.rand(1, 2, 3, 28, 42, generator=torch.Generator().manual_seed(2))
     exact = tiny(images)
@@ -184,6 +186,7 @@ def test_nearest_rotation_undoes_scale_and_reflection():
     )
 
 
+@pytest.mark.slow
 def test_strict_loading_names_the_tensor(tiny):
     state = dict(tiny.state_dict())
     del state["register_token"]
@@ -221,6 +224,7 @@ def model_config() -> dict:
     }
 
 
+@pytest.mark.slow
 def test_moge2_checkpoint_round_trip(tmp_path):
     config = model_config()
     assert MoGe2Size.from_checkpoint(config) == MoGe2Size.released("vits-normal")
@@ -297,6 +301,7 @@ def test_known_and_pooled_focal():
     assert zero.tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_moge2_infer_geometry():
     network = tiny_moge2()
     image = torch.rand(2, 3, 60, 100, generator=torch.Generator().manual_seed(0))
@@ -379,6 +384,7 @@ def test_pi3x_refuses_what_does_not_fit(tiny, images, kw, message):
         tiny(images, **kw)
 
 
+@pytest.mark.slow
 def test_output_that_is_no_number_is_said_and_rejects_the_clip():
     network = Pi3X(TINY, conditioning=False)
     fill_stand_in(network, 0)
@@ -398,6 +404,7 @@ def test_output_that_is_no_number_is_said_and_rejects_the_clip():
         whole.predict(torch.zeros(2, 3, 28, 42, dtype=torch.uint8), np.array([3, 9]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "kw", "message"),
     [
@@ -430,6 +437,7 @@ def test_moge2_says_which_outputs_it_has():
     assert torch.equal(byte["points"], network((IMAGES[0] * 255).byte().float() / 255, 12)["points"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["metric_scale", "mask", "points"])
 def test_metric_depth_that_is_no_number_rejects_the_clip(part):
     network = tiny_moge2()
