@@ -276,9 +276,6 @@ class CameraAttention(nn.Module):
         )
         return transformed * (rms_before / rms_after).clamp(max=1.0).to(transformed.dtype)
 
-    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
-        raise NotImplementedError("use DeltaNetAttention or SoftmaxAttention")
-
 
 class DeltaNetAttention(CameraAttention):
     """Frame-wise Gated DeltaNet in both branches."""

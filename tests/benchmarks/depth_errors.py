@@ -401,7 +401,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS))
     parser.add_argument("--frames", type=int, default=0, help="of each clip at most; 0: all")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/depth_errors"))
+    parser.add_argument("--work", type=Path, default=Path("runs/depth_errors"))
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     parser.add_argument("--table", type=Path, nargs="+", help="print these files instead of running")
     args = parser.parse_args()
