@@ -40,7 +40,7 @@ from .clip import ClipRef
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
 from .reporting import Listener, listen, listening, say
-from .sources import Shard, make_shards
+from .sources.read import Shard, make_shards
 from .weights import be_worker, claim_worker_number
 
 if TYPE_CHECKING:

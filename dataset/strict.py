@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import re
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
     """Configuration that rejects unknown keys and cannot change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def error_lines(error: ValidationError) -> list[str]:
+    """One line a mistake: full key path, what is wrong, the value found."""
+    lines = []
+    for item in error.errors():
+        # The tag of a discriminated union is no key of the file.
+        loc = [str(p) for p in item["loc"]]
+        if len(loc) > 1 and loc[0] == "source" and loc[1] in ("videos", "index", "release"):
+            del loc[1]
+        path = ".".join(loc) or "(the file)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key (got {_shown(item['input'])})")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: is required")
+        else:
+            message = re.sub(r"^(Input|Value error,|String|Assertion failed,) ?", "", item["msg"])
+            lines.append(f"{path}: {message} (got {_shown(item['input'])})")
+    return lines
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

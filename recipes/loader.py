@@ -24,10 +24,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import __version__
 from ..annotate.config import AnnotateConfig
-from ..annotate.sources import Name, SourceConfig, error_lines
+from ..annotate.sources.entries import Name, SourceConfig
 from ..annotate.weights import expected_digest
 from ..dataset.store import write_atomically
-from ..dataset.strict import Strict
+from ..dataset.strict import Strict, error_lines
 
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""

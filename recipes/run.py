@@ -17,7 +17,8 @@ from ..annotate.decode import check_decoder, open_clip
 from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
-from ..annotate.sources import media_root, read_clips
+from ..annotate.sources.entries import media_root
+from ..annotate.sources.read import read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
 from ..dataset.clip_cameras import Matching, load_cameras, read_clip
 from ..dataset.index import refresh_index

@@ -20,7 +20,8 @@ from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig
 from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.annotate.scale import estimate_scale
-from theodolite.annotate.sources import IndexSource, read_clips
+from theodolite.annotate.sources.entries import IndexSource
+from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.cameras import se3_exp
 from theodolite.dataset.rows import Row
 from theodolite.recipes.demo import run_demo

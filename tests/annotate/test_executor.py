@@ -28,7 +28,7 @@ from theodolite.annotate.executor import (
     read_outcomes,
     run_plan,
 )
-from theodolite.annotate.sources import make_shards
+from theodolite.annotate.sources.read import make_shards
 from theodolite.dataset.store import list_parts
 
 # Workers cannot import test modules: what they run from here travels with the task.

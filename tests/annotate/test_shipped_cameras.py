@@ -19,8 +19,8 @@ from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.geometry.given import omniworld_depth
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.releases import release_clips
 from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_depth_png, write_png
+from theodolite.annotate.sources.releases import release_clips
 from theodolite.dataset.cameras import (
     opencv_to_opengl,
     quaternion_wxyz_from_rotation,

@@ -12,7 +12,9 @@ from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.sources import IndexSource, VideosSource, clip_id_of, read_clips
+from theodolite.annotate.sources.entries import IndexSource, VideosSource
+from theodolite.annotate.sources.read import read_clips
+from theodolite.annotate.sources.videos import clip_id_of
 from theodolite.dataset.rows import rows_to_table
 
 ENTRY = {

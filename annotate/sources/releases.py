@@ -13,11 +13,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from .clip import ClipRef, GivenGeometry
-
-ReleaseLayout = Literal["omniworld-game", "dl3dv", "dl3dv-stills", "sekai-game", "spatialvid-hq"]
+from ..clip import ClipRef, GivenGeometry
+from .entries import ReleaseLayout
 
 _DL3DV_IMAGES = ("images_4", "images_2", "images", "images_8")
 """Folders of stills, the wanted size first: 960x540, then larger, then smaller."""

@@ -1,0 +1,121 @@
+"""What a recipe says of its source, and what an index says of a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ...dataset.formats.shipped import CamerasFormat
+from ...dataset.strict import Strict
+from ..clip import DepthKind, MediaKind
+
+ReleaseLayout = Literal["omniworld-game", "dl3dv", "dl3dv-stills", "sekai-game", "spatialvid-hq"]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
+
+
+class VideosSource(Strict):
+    """Every video below a folder is a clip; nothing else is known of it."""
+
+    kind: Literal["videos"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    root: Path
+    """Folder that is searched, sub-folders included."""
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+
+
+class IndexSource(Strict):
+    """Clips listed in a file."""
+
+    kind: Literal["index"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    index: Path
+    """`.yaml`/`.json`: `clips`, a list of entries, and optionally `defaults` for all; `.csv`: a row an entry."""
+    root: Path | None = None
+    """Folder that paths in the index are relative to; null: the folder of the index."""
+
+
+class ReleaseSource(Strict):
+    """A public video set, unpacked, with the geometry that it ships."""
+
+    kind: Literal["release"]
+    name: Name
+    """Name of the source: the Parquet partition."""
+    layout: ReleaseLayout
+    """Whose tree it is; what makes a clip is described in annotate/sources/releases.py."""
+    root: Path
+    """Folder that holds the tree, at any depth."""
+    metadata: Path | None = None
+    """CSV of the release, for layouts that need one; null: at its own place below the root, if it is there."""
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+
+
+Source = VideosSource | IndexSource | ReleaseSource
+SourceConfig = Annotated[Source, Field(discriminator="kind")]
+
+
+class IndexEntry(Strict):
+    """One clip of an index: the fields of `ClipRef` and `GivenGeometry`, paths relative to the source's root.
+
+    What is said of given geometry counts in the modes `given_depth` and `given_pose`; mode `estimate` looks at the
+    media alone, and at `intrinsics_path` if there is one.
+    """
+
+    clip_id: Name
+    media_path: str
+    media_kind: MediaKind | None = None
+    """Null: `images` if the path is a folder, else `video`."""
+    media_pattern: str | None = None
+    """Glob of the names that are frames, where a folder of images holds others, too (`*.color.png`)."""
+    original_id: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    source_fps: Annotated[float, Field(gt=0)] | None = None
+    depth_pattern: str | None = None
+    depth_units_per_metre: Annotated[float, Field(gt=0)] | None = None
+    depth_invalid_value: float = 0.0
+    depth_kind: DepthKind = "z"
+    anchor_depth_pattern: str | None = None
+    anchor_units_per_metre: Annotated[float, Field(gt=0)] | None = None
+    camera_to_world_path: str | None = None
+    poses_metric: bool = False
+    intrinsics_path: str | None = None
+    focal: Literal["held", "prior"] = "held"
+    """What mode `estimate` does with `intrinsics_path`: hold it, or expect a focal length near it where otherwise the
+    network's is expected, and let the images decide."""
+    given_pixels: Literal["shown", "stored"] | None = None
+    """Of media that is shown turned or mirrored: the pixels that depth and cameras are for."""
+    cameras_path: str | None = None
+    cameras_format: CamerasFormat | None = None
+    stills_path: str | None = None
+    metres_per_unit: Annotated[float, Field(gt=0)] | None = None
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+    truth_camera_to_world_path: str | None = None
+    truth_intrinsics_path: str | None = None
+    render_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> IndexEntry:
+        if (self.cameras_path is None) != (self.cameras_format is None):
+            raise ValueError("cameras_path and cameras_format go together")
+        if self.cameras_path is not None and (self.camera_to_world_path or self.intrinsics_path):
+            raise ValueError("cameras_path replaces camera_to_world_path and intrinsics_path")
+        if self.metres_per_unit is not None and (self.poses_metric or self.depth_units_per_metre is not None):
+            raise ValueError(
+                "metres_per_unit is for depth and poses in the same unit; it replaces poses_metric and"
+                " depth_units_per_metre"
+            )
+        return self
+
+
+def media_root(source: Source) -> Path:
+    """Folder that the media pointers of this source's rows are relative to."""
+    root = source.root or source.index.parent if isinstance(source, IndexSource) else source.root
+    return root.resolve()

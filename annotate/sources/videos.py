@@ -1,0 +1,122 @@
+"""A folder of plain videos: every file is a clip."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...dataset.video import holds_video
+from ..clip import ClipRef, printable
+from .entries import VideosSource, media_root
+
+log = logging.getLogger(__name__)
+
+_VIDEO = (
+    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .m2t .wmv .asf .flv .f4v .3gp .3g2 .ogv .vob .mxf .qt"
+    " .m2v .divx .dv .insv .lrv"
+)
+_NO_VIDEO = (
+    ".txt .md .csv .tsv .json .jsonl .yaml .yml .xml .html .log .pdf .srt .vtt .ass .part .py .sh .zip .tar .gz .tgz"
+    " .7z .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .exr .wav .mp3 .aac .m4a .flac .ogg .opus .png .jpg .jpeg"
+    " .webp .bmp .tif .tiff .gif .heic .heif .avif .dng .thm .db .ini .sha256 .md5"
+)
+VIDEO_SUFFIXES = tuple(_VIDEO.split())
+_NO_VIDEO_SUFFIXES = frozenset(_NO_VIDEO.split())
+"""Not even tried when files are counted that hold video under a suffix that is not listed."""
+_SUFFIXES_TRIED = 20
+
+
+def read_videos(source: VideosSource) -> Iterator[ClipRef]:
+    """Clips of a folder, in the order of their paths.
+
+    Raises:
+        ValueError: no such folder, or no video in it.
+    """
+    root = media_root(source)
+    if not root.is_dir():
+        raise ValueError(
+            f"{source.root}: no such folder (source.root; name yours with --set source.root=DIR)"
+        )
+    paths, others = [], []
+    for path in _files_below(root):
+        (paths if path.suffix.lower() in VIDEO_SUFFIXES else others).append(path)
+    left_out = _left_out(root, others)
+    if not paths:
+        hint = f"; {left_out}" if left_out else ""
+        raise ValueError(
+            f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)})"
+            f" (source.root; name yours with --set source.root=DIR){hint}"
+        )
+    names = [(path, path.relative_to(root).as_posix()) for path in sorted(paths)]
+    return (
+        ClipRef(
+            clip_id=clip_id_of(name),
+            source=source.name,
+            original_id=printable(name),
+            media_kind="video",
+            media_path=path,
+            media_root=root,
+            data_licence=source.data_licence,
+            data_redistributable=source.data_redistributable,
+        )
+        for path, name in names
+    )
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Files below a folder, linked folders included, each folder once; hidden files (`._clip.mp4`) are left out."""
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        inner.sort()
+        if (status.st_dev, status.st_ino) in seen:  # a link back, or a second one
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (
+            path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file()
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _left_out(root: Path, others: list[Path]) -> str:
+    """Says, and returns, which files hold video although their suffix is not listed; one a suffix is tried."""
+    by_suffix: dict[str, list[Path]] = {}
+    for path in sorted(others):
+        by_suffix.setdefault(path.suffix.lower(), []).append(path)
+    tried = [suffix for suffix in by_suffix if suffix not in _NO_VIDEO_SUFFIXES][:_SUFFIXES_TRIED]
+    held = [
+        f"{len(by_suffix[suffix])} {suffix or 'without suffix'} (e.g. {printable(by_suffix[suffix][0].name)})"
+        for suffix in tried
+        if holds_video(by_suffix[suffix][0])
+    ]
+    if not held:
+        return ""
+    message = (
+        f"files with video are left out for their suffix: {', '.join(held)}; rename or list them in an index"
+    )
+    _warn_once(f"{root}: {message}")
+    return message
+
+
+def clip_id_of(relative_path: str) -> str:
+    """Clip id for a file: its stem where that is letters, digits, `_` and `-`; else cleaned, with a hash of the path.
+
+    Unequal paths of one source get unequal ids: only a file at the top with a clean name goes without a hash, and
+    then its suffix is part of the id unless it is `.mp4`.
+    """
+    path = Path(relative_path)
+    if path.suffix == ".mp4" and re.fullmatch(r"[A-Za-z0-9_-]{1,100}", path.stem) and len(path.parts) == 1:
+        return path.stem
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "_", relative_path.removesuffix(path.suffix))[:90]
+    return f"{cleaned}-{hashlib.sha256(relative_path.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
