@@ -57,13 +57,17 @@ class Recording:
         return np.random.default_rng(7)
 
 
-def recordings(data: Path, frames: int, temporary: Path) -> Iterator[Recording]:
-    """The recordings of the table, the first `frames` source frames of each."""
+def recordings(
+    data: Path, frames: int, temporary: Path, wanted: Callable[[str], bool]
+) -> Iterator[Recording]:
+    """The recordings of the table whose names are wanted, the first `frames` source frames of each."""
     for name, media, units, focal, fps in (
         ("office-a", "rgbd-office-a/rgb.mp4", 1000.0, 495.6, None),
         ("redkitchen", "rgbd-redkitchen/rgb.mp4", 1000.0, 521.0, None),
         ("tum-mini", "rgbd-tum-mini/rgb", 5000.0, 517.3, 30.0),
     ):
+        if not wanted(name):
+            continue
         folder = (data / media).parent
         files = sorted((folder / "depth").glob("*.png"))
         maps = [np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) for path in files]
@@ -81,6 +85,8 @@ def recordings(data: Path, frames: int, temporary: Path) -> Iterator[Recording]:
             fps=fps,
         )
     for seed in (0, 3):
+        if not wanted(f"rendered-{seed}"):
+            continue
         clip = render_clip(
             RenderConfig(width=480, height=270, num_frames=81, seed=seed, moving_object=seed == 3)
         )
@@ -269,9 +275,10 @@ def main() -> None:
         return not among or any(part in name for part in among.split(","))
 
     with tempfile.TemporaryDirectory() as temporary:
-        for r in recordings(arguments.data, arguments.frames, Path(temporary)):
-            if not wanted(r.name, arguments.recordings):
-                continue
+        chosen = recordings(
+            arguments.data, arguments.frames, Path(temporary), lambda name: wanted(name, arguments.recordings)
+        )
+        for r in chosen:
             for name, fault in {**HONEST, **FAULTS}.items():
                 if not wanted(name, arguments.only):
                     continue

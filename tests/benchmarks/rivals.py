@@ -239,7 +239,8 @@ def run_ours(recording: Recording, frames: ClipFrames, work: Path) -> tuple[Any,
     shutil.rmtree(out, ignore_errors=True)
     index = work / f"{recording.name}.yaml"
     index.write_text(yaml.safe_dump({"clips": [{"clip_id": recording.name, **recording.fields}]}))
-    command = [str(Path(sys.executable).with_name("theodolite")), "annotate", "rgbd", "--out", str(out)]
+    command = [sys.executable, "-c", "from theodolite.recipes.cli import main; main()"]
+    command += ["annotate", "rgbd", "--out", str(out)]
     command += ["--workers", "1", "--set", f"source.index={index}"]
     for key, value in recording.decode.items():
         command += ["--set", f"annotate.decode.{key}={value}"]
