@@ -7,6 +7,7 @@ the identity.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -83,6 +84,11 @@ def action_path(
         pose = _pose(rotation, pose[:3, 3] + step)
         poses.append(pose)
     return np.stack(poses)
+
+
+def is_action(text: str) -> bool:
+    """Whether a text looks like actions, sound or not: segments of letters, a dash and a number."""
+    return re.fullmatch(r"\s*[A-Za-z]*\s*-\s*\d+\s*(,[^,]*)*", text) is not None
 
 
 def _parse_action(action: str) -> list[frozenset[str]]:
@@ -263,7 +269,32 @@ def resample_path(
             f"the path of {len(camera_to_world)} poses at {fps:g} a second lasts {have[-1]:.2f} s; {num_frames} frames "
             f"at {to_fps:g} need {wanted[-1]:.2f} s"
         )
-    return interpolate_poses(have, camera_to_world, np.minimum(wanted, have[-1]), method="geodesic")
+    return interpolate_path(have, camera_to_world, np.minimum(wanted, have[-1]))
+
+
+def interpolate_path(time_s: FloatArray, camera_to_world: FloatArray, wanted_s: FloatArray) -> FloatArray:
+    """The path (F, 4, 4) at other times (Q,), by the screw motion between neighbours; (Q, 4, 4), always rigid."""
+    return interpolate_poses(time_s, camera_to_world, wanted_s, method="geodesic")
+
+
+def check_rigid(camera_to_world: FloatArray) -> None:
+    """Refuse poses (F, 4, 4) that are not finite or not rigid.
+
+    Raises:
+        ValueError: naming the first such frame.
+    """
+    poses = np.asarray(camera_to_world, np.float64)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
+        raise ValueError(f"the path is {poses.shape}; give (F, 4, 4) camera-to-world poses")
+    finite = np.isfinite(poses).all(axis=(1, 2))
+    if not finite.all():
+        raise ValueError(f"the pose of frame {int((~finite).argmax())} is not finite")
+    error = np.asarray(rigid_error(poses))
+    if error.max() > 1e-3:
+        raise ValueError(
+            f"the pose of frame {int((error > 1e-3).argmax())} is no rigid transform (off by {error.max():.2g}): "
+            "rotations must be orthonormal, without scale or mirror"
+        )
 
 
 def check_path(
@@ -282,18 +313,8 @@ def check_path(
     Raises:
         ValueError: naming the first frame that is not finite, not rigid, jumps or is too fast.
     """
+    check_rigid(camera_to_world)
     poses = np.asarray(camera_to_world, np.float64)
-    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
-        raise ValueError(f"the path is {poses.shape}; give (F, 4, 4) camera-to-world poses")
-    finite = np.isfinite(poses).all(axis=(1, 2))
-    if not finite.all():
-        raise ValueError(f"the pose of frame {int((~finite).argmax())} is not finite")
-    error = np.asarray(rigid_error(poses))
-    if error.max() > 1e-3:
-        raise ValueError(
-            f"the pose of frame {int((error > 1e-3).argmax())} is no rigid transform (off by {error.max():.2g}): "
-            "rotations must be orthonormal, without scale or mirror"
-        )
     if len(poses) == 1:
         return
     steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) * fps
