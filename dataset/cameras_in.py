@@ -161,7 +161,7 @@ def _exists(path: Path) -> bool:
 
 
 def _without_file(text: str, reading: Reading) -> CameraPath:
-    name, colon, options = text.partition(":")
+    name, colon, options = text.lower().partition(":")
     if name in get_args(PathName):
         return _named(name, options if colon else "", reading, text)
     if is_action(text):
@@ -566,7 +566,7 @@ def prepare_path(
         poses = np.asarray(path.camera_to_world, np.float64).copy()
         poses[:, :3, :3] = orthonormalise(poses[:, :3, :3])  # of files in float32
         num_frames, notes = _count(path, seconds, multiple)
-        notes += _gaps(path)
+        notes += _gaps(path.time_s[: int((path.time_s < (num_frames - 1) / FPS).sum()) + 1])
         wanted = np.minimum(np.arange(num_frames) / FPS, path.duration_s)
         found = interpolate_path(path.time_s, poses, wanted)
         check_path(found, max_speed_m_s=limits.max_speed_m_s, max_turn_deg_s=limits.max_turn_deg_s)
@@ -613,8 +613,8 @@ def _count(path: CameraPath, seconds: float | None, multiple: int) -> tuple[int,
     return num_frames, ()
 
 
-def _gaps(path: CameraPath) -> tuple[str, ...]:
-    gap = np.diff(path.time_s)
+def _gaps(time_s: FloatArray) -> tuple[str, ...]:
+    gap = np.diff(time_s)
     if not len(gap) or gap.max() <= _NOTED_GAP_S:
         return ()
     i = int(gap.argmax())

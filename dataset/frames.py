@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +143,24 @@ def _images(
         yield read_image(clip_id, _file(clip_id, files, index))
 
 
+def h264_stream(
+    container: Any, path: Path, *, width: int, height: int, fps: float, crf: int, key_frame_every: int | None
+) -> Any:
+    """A stream of H.264, 4:2:0, in an open container of PyAV; arguments as of `VideoWriter`."""
+    _check_even(path, width, height)
+    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    stream.options = {"crf": str(crf), "preset": "veryfast"}
+    if key_frame_every is not None:
+        stream.options |= {"g": str(key_frame_every), "bf": "0"}
+    return stream
+
+
+def _check_even(path: Path, width: int, height: int) -> None:
+    if width % 2 or height % 2:
+        raise ValueError(f"{path}: H.264 with 4:2:0 chroma needs even sizes, got {width}x{height}")
+
+
 class VideoWriter:
     """H.264 file of high quality, one frame at a time; use as a context manager.
 
@@ -167,16 +186,18 @@ class VideoWriter:
     ) -> None:
         import av
 
-        if width % 2 or height % 2:
-            raise ValueError(f"{path}: H.264 with 4:2:0 chroma needs even sizes, got {width}x{height}")
+        _check_even(path, width, height)
         self._frame_type = av.VideoFrame
         self._container = av.open(str(path), "w")
-        rate = Fraction(fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.options = {"crf": str(crf), "preset": "veryfast"}
-        if key_frame_every is not None:
-            self._stream.options |= {"g": str(key_frame_every), "bf": "0"}
+        self._stream = h264_stream(
+            self._container,
+            path,
+            width=width,
+            height=height,
+            fps=fps,
+            crf=crf,
+            key_frame_every=key_frame_every,
+        )
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
         """Append (height, width, 3) uint8."""

@@ -304,6 +304,15 @@ def test_too_long() -> None:
         prepare_path(steady(10_001))
 
 
+def test_what_lies_behind_the_end_does_not_matter() -> None:
+    path = steady(161)
+    path.time_s[120:] += 5
+    path.camera_to_world[130:, 0, 3] += 1e3
+    with pytest.raises(ValueError, match="no pose for 5"):
+        prepare_path(path)
+    assert len(prepare_path(path, seconds=5)) == 81
+
+
 def test_limits_can_be_raised() -> None:
     fast = steady(161)
     fast.camera_to_world[:, 2, 3] *= 15

@@ -1,0 +1,157 @@
+"""An MP4 that plays while it grows, and plays to its last whole frame however its writer ends.
+
+Every frame is a fragment of its own (ISO/IEC 14496-12 movie fragments). Fragments reach the disk whole, one write
+after another, so that what lies there is a complete file at any moment; a write that fails is taken back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frames import h264_stream
+
+_MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof"
+
+
+class VideoWriteError(OSError):
+    """The file cannot grow (disk full); what is there plays."""
+
+
+class _Fragments:
+    """Where the muxer writes to; keeps what is no whole box yet."""
+
+    def __init__(self) -> None:
+        self.pending = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.pending += data
+        return len(data)
+
+    def take(self) -> bytes:
+        """Whole boxes, in order, up to the last whole fragment (or other box of the top level)."""
+        at = end = 0
+        while at + 8 <= len(self.pending):
+            size, kind = (
+                int.from_bytes(self.pending[at : at + 4], "big"),
+                bytes(self.pending[at + 4 : at + 8]),
+            )
+            if size < 8 or at + size > len(self.pending):
+                break
+            at += size
+            if kind != b"moof":  # goes with the media data behind it
+                end = at
+        whole = bytes(self.pending[:end])
+        del self.pending[:end]
+        return whole
+
+
+class GrowingVideo:
+    """H.264 in a fragmented MP4, one frame at a time; use as a context manager.
+
+    Closing, also after an error or an interrupt, leaves a file that plays.
+
+    Args:
+        path: `.mp4` file, which must not exist.
+        width, height: even numbers (4:2:0 chroma).
+        fps: frame rate.
+        crf: x264 quality, lower is better.
+        key_frame_every: frames from one key frame to the next, where players can jump to.
+        metadata: tags of the container, such as `title` and `comment`.
+    Raises:
+        ValueError: odd size, or a name that is not `.mp4`.
+        FileExistsError: there is such a file.
+        VideoWriteError: the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float,
+        crf: int = 16,
+        key_frame_every: int = 24,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        import av
+
+        if path.suffix.lower() != ".mp4":
+            raise ValueError(f"{path}: videos are written as .mp4")
+        self.path, self.num_frames = path, 0
+        self._size = (height, width)
+        self._frame_type = av.VideoFrame
+        self._sink = _Fragments()
+        self._container = av.open(self._sink, "w", format="mp4", options={"movflags": _MOVFLAGS})
+        self._container.metadata.update(metadata or {})
+        self._stream = h264_stream(
+            self._container,
+            path,
+            width=width,
+            height=height,
+            fps=fps,
+            crf=crf,
+            key_frame_every=key_frame_every,
+        )
+        # Without frames that wait in the encoder: what was handed over is on the disk.
+        self._stream.options |= {"tune": "zerolatency"}
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._whole = 0
+        self._closed = False
+
+    def write(self, rgb: NDArray[np.uint8]) -> None:
+        """Append (n, height, width, 3) or (height, width, 3) uint8 frames."""
+        frames = rgb[None] if rgb.ndim == 3 else rgb
+        if frames.shape[1:] != (*self._size, 3) or frames.dtype != np.uint8:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (n, {self._size}, 3)")
+        for frame in frames:
+            picture = self._frame_type.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            self._container.mux(self._stream.encode(picture))
+            self._flush()
+            self.num_frames += 1
+
+    def _flush(self) -> None:
+        """Put whole fragments on the disk, all or nothing."""
+        data = memoryview(self._sink.take())
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._file, data[done:])
+        except OSError as error:
+            os.ftruncate(self._file, self._whole)
+            os.lseek(self._file, self._whole, os.SEEK_SET)
+            raise VideoWriteError(error.errno, f"{self.path}: {os.strerror(error.errno or 0)}") from error
+        self._whole += done
+
+    def close(self) -> None:
+        """Write what is left and close the file.
+
+        Raises:
+            VideoWriteError: the end does not fit on the disk; the file plays without it.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.num_frames:
+                self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._flush()
+            os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+    def __enter__(self) -> GrowingVideo:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.close()
+        except VideoWriteError:
+            if error is None:
+                raise  # otherwise the first error is the one to hear of
