@@ -1,0 +1,564 @@
+"""One image, a prompt and a camera path in; a video out: the whole chain, and a record of what it did.
+
+The parts (text encoder, video autoencoder, world model, refiner) are loaded once by a `Generator`; a
+`GenerationRequest` says what is wanted. Finished frames are handed out as they come. Whatever ends a run, its
+`GenerationRecord` says how far it went.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..dataset.strict import Strict
+from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
+from .network import Cameras, WorldModel
+from .samplers import (
+    STUDENT_TIMES,
+    Guidance,
+    Text,
+    noise_latents,
+    sample_bidirectional,
+    sample_chunk_causal,
+    stream_distilled,
+    streaming_ranges,
+)
+
+Mode = Literal["bidirectional", "chunk-causal", "distilled"]
+Pictures = NDArray[np.uint8]
+OnFrames = Callable[[Pictures], None]
+"""Takes finished frames (n, H, W, 3), in order."""
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, and how many of its steps are done, of how many."""
+
+FPS = 16.0
+"""Frames a second of every video."""
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Sampling(Strict):
+    """How the world model is asked; the defaults of a mode (`Sampling.published`) are the published schedule."""
+
+    mode: Mode
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Of the bidirectional model and the chunk-causal teacher."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Of their noise levels."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Scale of classifier-free guidance; 1: the network is asked once a step."""
+    guidance_interval: tuple[Share, Share] | None = None
+    """Shares of the steps between which guidance is used."""
+    chunk_interval: Annotated[float, Field(gt=0)] | None = None
+    """Share of the steps after which the teacher's next chunk sets out; null: 1 / number of chunks."""
+    times: tuple[float, ...] | None = None
+    """Of the distilled student, from 1000 down to 0."""
+    window_chunks: Annotated[int, Field(ge=0)] | None = None
+    sink_chunks: Annotated[int, Field(ge=0)] | None = None
+    """Chunks before the current one, and first chunks, that the student's softmax blocks read."""
+    graphs: bool = False
+    """Record the student's calls as CUDA graphs."""
+
+    @classmethod
+    def published(cls, mode: Mode, **changes: Any) -> Sampling:
+        """The published schedule of a mode, with changes; None changes nothing.
+
+        Raises:
+            ValueError: a change that the mode does not know, named.
+        """
+        known = _PUBLISHED[mode]
+        wanted = {k: v for k, v in changes.items() if v is not None}
+        for name in wanted:
+            if name not in (*known, *_UNNAMED[mode]):
+                other = " and ".join(m for m in _PUBLISHED if name in (*_PUBLISHED[m], *_UNNAMED[m]))
+                raise ValueError(f"{name.replace('_', ' ')} is an option of {other}, not of {mode}")
+        return cls(mode=mode, **{**known, **wanted})
+
+    @model_validator(mode="after")
+    def _times_fall(self) -> Sampling:
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance interval {self.guidance_interval}: the first share is the smaller one"
+            )
+        t = self.times
+        falls = t is None or (len(t) > 1 and all(b < a for a, b in itertools.pairwise((1001, *t))))
+        if not falls or (t is not None and t[-1] != 0):
+            raise ValueError(f"times {t} must fall strictly from 1000 at most and end in 0")
+        return self
+
+    def departures(self) -> dict[str, dict[str, Any]]:
+        """Options that are not the published ones, with both values."""
+        published, own = Sampling.published(self.mode).model_dump(), self.model_dump()
+        return {k: {"published": published[k], "used": v} for k, v in own.items() if v != published[k]}
+
+    @property
+    def chunk_frames(self) -> int:
+        """Video frames of which every video holds a multiple, and one."""
+        return 3 * TEMPORAL_STRIDE if self.mode == "distilled" else TEMPORAL_STRIDE
+
+
+_SCHEDULE: dict[str, Any] = dict(steps=60, shift=9.8, guidance=5.0, guidance_interval=(0.0, 1.0))
+_PUBLISHED: Mapping[Mode, dict[str, Any]] = {
+    "bidirectional": _SCHEDULE,
+    "chunk-causal": _SCHEDULE,
+    "distilled": dict(times=STUDENT_TIMES, window_chunks=1, sink_chunks=1),
+}
+_UNNAMED: Mapping[Mode, tuple[str, ...]] = {
+    "bidirectional": (),
+    "chunk-causal": ("chunk_interval",),
+    "distilled": ("graphs",),
+}
+"""Options without a published value."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GenerationRequest:
+    """What a video is made of.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, the first frame, in the size of the video (multiples of 32).
+        prompt: what the video shows.
+        camera_to_world: (F, 4, 4) of frames at 16 a second, OpenCV axes, metres, any world; F = 8 k + 1, for the
+            distilled model 24 k + 1.
+        intrinsics_px: (F, 3, 3) in pixels of `image`.
+        sampling: how the world model is asked.
+        seed: of the world model's noise.
+        refine: run the refiner.
+        refiner_seed: of its noise (released: 42).
+        negative_prompt: what guidance leads away from (released: empty).
+    """
+
+    image: Pictures
+    prompt: str
+    camera_to_world: NDArray[np.floating]
+    intrinsics_px: NDArray[np.floating]
+    sampling: Sampling
+    seed: int = 42
+    refine: bool = True
+    refiner_seed: int = 42
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise ValueError(f"the image is {self.image.dtype} {self.image.shape}; give uint8 (H, W, 3)")
+        if any(side % SPATIAL_STRIDE or side == 0 for side in self.image.shape[:2]):
+            height, width = self.image.shape[:2]
+            raise ValueError(
+                f"the image is {width}x{height}; both sides must be multiples of {SPATIAL_STRIDE}"
+            )
+        frames = len(self.camera_to_world)
+        if self.camera_to_world.shape != (frames, 4, 4) or self.intrinsics_px.shape != (frames, 3, 3):
+            raise ValueError(
+                f"{self.camera_to_world.shape} poses and {self.intrinsics_px.shape} intrinsics; give (F, 4, 4) and "
+                "(F, 3, 3)"
+            )
+        latent_frames(frames)
+        multiple = self.sampling.chunk_frames
+        if frames < multiple + 1 or (frames - 1) % multiple:
+            raise ValueError(f"{frames} frames: {self.sampling.mode} makes {multiple} k + 1, k at least 1")
+        for name in ("seed", "refiner_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} {getattr(self, name)}: give 0 to 2^63 - 1")
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.camera_to_world)
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Time that a stage took, waiting for the device included, and the most memory on the GPU during it."""
+
+    wall_s: float = 0.0
+    calls: int = 0
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingReport:
+    """How a video that is made chunk by chunk kept up with being watched.
+
+    Playing starts when the first chunk is there; a chunk is in time if it is there before its first frame is due.
+
+    Attributes:
+        time_to_first_chunk_s: from the request (parts loaded) to the first frames.
+        real_time_factor: seconds of video over the seconds from the request to the last frame; above 1 is faster than
+            watching.
+        sustained_factor: the same without the first chunk.
+        deadlines_met: share of the later chunks that were in time; None with a single chunk.
+        chunks: number of chunks.
+        latest_s: how late the latest chunk was; 0 if none was.
+    """
+
+    time_to_first_chunk_s: float
+    real_time_factor: float
+    sustained_factor: float | None
+    deadlines_met: float | None
+    chunks: int
+    latest_s: float
+
+
+def streaming_report(ready_s: list[float], frames: list[int], *, fps: float = FPS) -> StreamingReport:
+    """Report of chunks that were ready at `ready_s` seconds after the request and hold so many frames each."""
+    due = ready_s[0] + np.concatenate([[0], np.cumsum(frames)[:-1]]) / fps
+    late = np.asarray(ready_s) - due
+    later = ready_s[-1] - ready_s[0]
+    return StreamingReport(
+        time_to_first_chunk_s=ready_s[0],
+        real_time_factor=sum(frames) / fps / ready_s[-1],
+        sustained_factor=sum(frames[1:]) / fps / later if len(frames) > 1 and later > 0 else None,
+        deadlines_met=float((late[1:] <= 1e-9).mean()) if len(frames) > 1 else None,
+        chunks=len(frames),
+        latest_s=float(max(late.max(), 0.0)),
+    )
+
+
+@dataclass(kw_only=True)
+class GenerationRecord:
+    """What a run did, filled as it goes.
+
+    Attributes:
+        status: `complete`, or how far it came.
+        num_frames, num_frames_wanted: handed out, and asked for.
+        sampling, departures: options of the world model, and where they leave the published schedule.
+        seeds: by part.
+        refined: whether the refiner ran.
+        stand_in: some part's weights are random numbers.
+        parts: what each part is: class, parameters, weights, precision.
+        operators: implementations that ran.
+        stages: times and memory by stage.
+        streaming: of the distilled mode.
+    """
+
+    status: Literal["not started", "running", "complete", "interrupted", "failed"] = "not started"
+    num_frames: int = 0
+    num_frames_wanted: int = 0
+    sampling: dict[str, Any] = field(default_factory=dict)
+    departures: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    refined: bool = False
+    stand_in: bool = False
+    parts: dict[str, Any] = field(default_factory=dict)
+    operators: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    streaming: StreamingReport | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+# --- the chain ------------------------------------------------------------------------------------
+
+
+class Residence(Protocol):
+    """Brings parts to where they compute, and lets them go; see `residence.py`."""
+
+    @property
+    def policy(self) -> str: ...
+
+    def on(self, *parts: Any) -> AbstractContextManager[Any]: ...
+
+
+class Generator:
+    """The chain with its parts loaded.
+
+    Args:
+        world_model: weights of the mode that is asked for.
+        autoencoder: `autoencoder.VideoAutoencoder`, or what has its methods.
+        text_encoder: `text.TextEncoder`, or what has its `encode`.
+        refiner: `refiner.Refiner`, or None; in distilled mode with blocks as in the streaming release.
+        refiner_text_encoder: `text.RefinerTextEncoder`, beside a refiner.
+        residence: where parts live while they are idle; None: where they are.
+        parts: what to say of the parts in records.
+        device: of the computation.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        autoencoder: Any,
+        text_encoder: Any,
+        *,
+        refiner: Any = None,
+        refiner_text_encoder: Any = None,
+        residence: Residence | None = None,
+        parts: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.world_model, self.autoencoder, self.text_encoder = world_model, autoencoder, text_encoder
+        self.refiner, self.refiner_text_encoder = refiner, refiner_text_encoder
+        self.residence = residence
+        self.parts = dict(parts or {})
+        self.device = torch.device(device)
+        if autoencoder.latent_channels != world_model.config.latent_channels:
+            raise ValueError(
+                f"the autoencoder has {autoencoder.latent_channels} latent channels, the world model "
+                f"{world_model.config.latent_channels}: they are not of one release"
+            )
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether some part's weights are random numbers."""
+        named = (self.autoencoder, self.text_encoder, self.refiner, self.refiner_text_encoder)
+        return any(getattr(part, "stand_in", False) for part in named) or bool(
+            self.parts.get("world_model", {}).get("stand_in")
+        )
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse what these parts cannot do, before anything runs.
+
+        Raises:
+            ValueError: naming it.
+        """
+        sampling = request.sampling
+        if sampling.mode == "distilled" and not self.autoencoder.is_causal:
+            raise ValueError(
+                "distilled mode shows chunks as they come and needs the causal video autoencoder of the streaming "
+                "release"
+            )
+        if request.refine and None in (self.refiner, self.refiner_text_encoder):
+            raise ValueError("this generator has no refiner: load one, or ask without (--no-refiner)")
+        if sampling.graphs and self.device.type != "cuda":
+            raise ValueError("CUDA graphs need a GPU")
+        if sampling.graphs and self.residence is not None and self.residence.policy != "none":
+            raise ValueError("CUDA graphs need weights that stay where they are: use them without offload")
+        if not request.prompt.strip():
+            raise ValueError("the prompt is empty: say what the video shows")
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        on_frames: OnFrames,
+        progress: Progress | None = None,
+        record: GenerationRecord | None = None,
+    ) -> GenerationRecord:
+        """Make the video; blocks until it is done.
+
+        Args:
+            request: what is wanted.
+            on_frames: takes finished frames.
+            progress: hears of each step.
+            record: to fill, for a caller that wants to know how far a run came that was ended; None: a new one.
+        Returns:
+            the record.
+        Raises:
+            ValueError: these parts cannot do it.
+        """
+        record = GenerationRecord() if record is None else record
+        self.check(request)
+        run = _Run(self, request, record, on_frames, progress)
+        record.status = "running"
+        try:
+            run.go()
+        except KeyboardInterrupt:
+            record.status = "interrupted"
+            raise
+        except BaseException:
+            record.status = "failed"
+            raise
+        record.status = "complete"
+        return record
+
+
+class _Run:
+    """One video on its way."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        request: GenerationRequest,
+        record: GenerationRecord,
+        on_frames: OnFrames,
+        progress: Progress | None,
+    ) -> None:
+        self.generator, self.request, self.record = generator, request, record
+        self.on_frames, self.progress = on_frames, progress
+        self.start = time.perf_counter()
+        self.ready_s: list[float] = []
+        self.ready_frames: list[int] = []
+        record.num_frames_wanted = request.num_frames
+        record.sampling = request.sampling.model_dump(mode="json")
+        record.departures = request.sampling.departures()
+        record.seeds = {"world_model": request.seed}
+        record.refined, record.stand_in = request.refine, generator.stand_in
+        record.parts = generator.parts
+        if request.refine:
+            record.seeds["refiner"] = request.refiner_seed
+
+    def go(self) -> None:
+        generator, request = self.generator, self.request
+        with self.stage("text", generator.text_encoder):
+            text, guidance = self._texts()
+        with self.stage("image", generator.autoencoder):
+            image = torch.from_numpy(request.image).permute(2, 0, 1).float() / 127.5 - 1
+            first = generator.autoencoder.encode_image(image)
+        first = first.to(generator.device)
+        noise = torch.Generator(generator.device).manual_seed(request.seed)
+        latents = noise_latents(generator.world_model, first, latent_frames(request.num_frames), noise)
+        cameras = self._cameras(latents)
+        refiner_text = None
+        if request.refine:
+            with self.stage("text", generator.refiner_text_encoder):
+                refiner_text = generator.refiner_text_encoder.encode(request.prompt)
+        if request.sampling.mode == "distilled":
+            self._stream(latents, text, cameras, refiner_text)
+        else:
+            self._whole(latents, text, guidance, cameras, refiner_text)
+
+    def _texts(self) -> tuple[Text, Guidance | None]:
+        encoder, sampling = self.generator.text_encoder, self.request.sampling
+        text = self._moved(encoder.encode(self.request.prompt))
+        if sampling.mode == "distilled" or sampling.guidance in (None, 1):
+            return text, None
+        empty = self._moved(encoder.encode(self.request.negative_prompt, instruction=False))
+        first, last = sampling.guidance_interval or (0.0, 1.0)
+        assert sampling.guidance is not None
+        return text, Guidance(empty=empty, scale=sampling.guidance, first=first, last=last)
+
+    def _moved(self, text: Text) -> Text:
+        model = self.generator.world_model
+        dtype = model.final_layer.linear.weight.dtype
+        device = self.generator.device
+        return Text(text.states.to(device, dtype), None if text.mask is None else text.mask.to(device))
+
+    def _cameras(self, latents: Tensor) -> Cameras:
+        """Geometry in float32 on the computing device, once a clip."""
+        request, device = self.request, self.generator.device
+        k = torch.as_tensor(np.asarray(request.intrinsics_px, np.float64))
+        lens = torch.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], dim=-1)
+        poses = torch.as_tensor(np.asarray(request.camera_to_world, np.float64))
+        height, width = request.image.shape[:2]
+        found = condition_cameras(poses[None].float(), lens[None].float(), height=height, width=width)
+        plucker = None if found.plucker is None else found.plucker.to(device, latents.dtype)
+        return Cameras(found.camera_to_world.to(device), found.intrinsics.to(device), plucker)
+
+    def _whole(
+        self, latents: Tensor, text: Text, guidance: Guidance | None, cameras: Cameras, refiner_text: Any
+    ) -> None:
+        """Denoise everything, refine everything, then decode piece after piece."""
+        generator, request, sampling = self.generator, self.request, self.request.sampling
+        assert sampling.steps is not None
+        assert sampling.shift is not None
+        common: dict[str, Any] = dict(
+            guidance=guidance, cameras=cameras, steps=sampling.steps, shift=sampling.shift
+        )
+        with self.stage("denoising", generator.world_model):
+            if sampling.mode == "bidirectional":
+                latents = sample_bidirectional(
+                    generator.world_model, latents, text, progress=self._hears("denoising"), **common
+                )
+            else:
+                latents = sample_chunk_causal(
+                    generator.world_model,
+                    latents,
+                    text,
+                    interval=sampling.chunk_interval,
+                    progress=self._hears("denoising"),
+                    **common,
+                )
+        if request.refine:
+            with self.stage("refining", generator.refiner):
+                latents = generator.refiner.refine(
+                    latents, refiner_text, seed=request.refiner_seed, progress=self._hears("refining")
+                )
+        pieces = iter(generator.autoencoder.decode(latents))
+        while True:
+            with self.stage("decoding", generator.autoencoder):
+                piece = next(pieces, None)
+                frames = None if piece is None else _pixels(piece)
+            if frames is None:
+                return
+            self._hand_out(frames, "decoding")
+
+    def _stream(self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any) -> None:
+        """Denoise, refine and decode chunk after chunk."""
+        generator, request, sampling = self.generator, self.request, self.request.sampling
+        assert sampling.times is not None
+        decoder = generator.autoencoder.start_stream()
+        refining = (
+            generator.refiner.start_stream(refiner_text, seed=request.refiner_seed)
+            if request.refine
+            else None
+        )
+        chunks = iter(
+            stream_distilled(
+                generator.world_model,
+                latents,
+                text,
+                cameras=cameras,
+                times=sampling.times,
+                window_chunks=sampling.window_chunks,
+                sink_chunks=sampling.sink_chunks or 0,
+                graphs=sampling.graphs,
+            )
+        )
+        ranges = streaming_ranges(latents.shape[2])
+        for number in range(len(ranges)):
+            with self.stage("denoising", generator.world_model):
+                chunk = next(chunks)
+            if refining is not None:
+                with self.stage("refining", generator.refiner):
+                    chunk = refining.add(chunk)
+                    if number == len(ranges) - 1:
+                        chunk = torch.cat([chunk, refining.finish()], dim=2)
+                if not chunk.shape[2]:
+                    continue  # the refiner waits for a whole block
+            with self.stage("decoding", generator.autoencoder):
+                frames = _pixels(decoder.add(chunk))
+            self.ready_s.append(time.perf_counter() - self.start)
+            self.ready_frames.append(len(frames))
+            self.record.streaming = streaming_report(self.ready_s, self.ready_frames)
+            if self.progress is not None:
+                self.progress("chunks", number + 1, len(ranges))
+            self._hand_out(frames, None)
+
+    def _hand_out(self, frames: Pictures, stage: str | None) -> None:
+        frames = frames[: self.request.num_frames - self.record.num_frames]
+        self.on_frames(frames)
+        self.record.num_frames += len(frames)
+        if stage is not None and self.progress is not None:
+            self.progress(stage, self.record.num_frames, self.request.num_frames)
+
+    def _hears(self, stage: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(stage, done, total)
+
+    @contextmanager
+    def stage(self, name: str, part: Any) -> Iterator[None]:
+        """Bring a part in, and count its time and memory."""
+        device, residence = self.generator.device, self.generator.residence
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        entry = self.record.stages.setdefault(name, Stage())
+        try:
+            with ExitStack() as stack, torch.no_grad():
+                stack.enter_context(nullcontext() if residence is None else residence.on(part))
+                yield
+        finally:
+            if on_gpu:
+                torch.cuda.synchronize(device)
+                entry.peak_bytes = max(entry.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
+            entry.wall_s += time.perf_counter() - start
+            entry.calls += 1
+
+
+def _pixels(frames: Tensor) -> Pictures:
+    """(n, H, W, 3) uint8 of (3, n, H, W) in [-1, 1], made on the device."""
+    whole = (frames.float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return whole.permute(1, 2, 3, 0).contiguous().cpu().numpy()
