@@ -498,11 +498,14 @@ def weights_pull(
 _EXTRAS = {
     "datasets": "pip install datasets",
     "decord": "pip install theodolite[decord]",
+    "diffusers": "pip install theodolite[generate]",
     "lpips": "pip install lpips",
     "matplotlib": "pip install matplotlib",
     "open3d": "pip install theodolite[rivals]",
+    "peft": "pip install theodolite[generate]",
     "pycolmap": "pip install theodolite[colmap]",
     "rerun": "pip install theodolite[viz]",
+    "transformers": "pip install theodolite[generate]",
     "triton": "pip install theodolite[kernels]",
 }
 """What brings each package that only some commands need."""

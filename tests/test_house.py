@@ -28,9 +28,11 @@ OPTIONAL = (
     "lightning",
     "matplotlib",
     "open3d",
+    "peft",
     "pycolmap",
     "pytorch_lightning",
     "rerun",
+    "tokenizers",
     "transformers",
     "triton",
 )

@@ -1,0 +1,395 @@
+"""The refiner: LTX-2's video transformer redraws the world model's latents in three steps.
+
+Frame 0 is the clean sink: it attends to itself alone and is never changed. All other frames see the sink and one
+another, either all at once, or in blocks that see the sink, what was refined last and themselves. The first is one
+block of all frames, so there is one loop. Sound, which LTX-2 can also make, is neither loaded nor run.
+
+Source: diffusers (`SanaWMLTX2RefinerTransformer3DModel` and its key cache) and the public NVlabs/Sana code
+(`DiffusersLTX2Refiner`, `RefinerChunkRunner`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .released import drop_parts, import_diffusers, load_module
+from .samplers import Text
+
+Progress = Callable[[int, int], None]
+"""Called after each network call with the number of calls done and of all calls."""
+
+SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
+"""Noise levels of the released three steps."""
+
+_SOUND = (
+    *(
+        "audio_proj_in",
+        "audio_caption_projection",
+        "audio_time_embed",
+        "audio_rope",
+        "audio_norm_out",
+        "audio_proj_out",
+    ),
+    *("av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"),
+    *(
+        "av_cross_attn_video_a2v_gate",
+        "av_cross_attn_audio_v2a_gate",
+        "cross_attn_rope",
+        "cross_attn_audio_rope",
+    ),
+    *(
+        "audio_norm1",
+        "audio_attn1",
+        "audio_norm2",
+        "audio_attn2",
+        "audio_norm3",
+        "audio_ff",
+        "audio_scale_shift_table",
+    ),
+    *("audio_to_video_norm", "audio_to_video_attn", "video_to_audio_norm", "video_to_audio_attn"),
+    *("video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"),
+    *("prompt_adaln", "audio_prompt_adaln", "prompt_scale_shift_table", "audio_prompt_scale_shift_table"),
+)
+"""Parts of LTX-2 that the path for pictures does not use, by their last name."""
+
+
+@dataclass(frozen=True)
+class RefinerOptions:
+    """How latents are refined; defaults as released.
+
+    Attributes:
+        sigmas: falling noise levels that end in 0.
+        sink_frames: first latent frames that stay as they are and that all others see.
+        block_frames: latent frames that are refined together; None: all at once (bidirectional release), 3: as the
+            streaming release.
+        window_frames: most frames of keys that a block sees before itself, sink included; none are seen all at once.
+        frames_per_second: of the video; enters the positions.
+    """
+
+    sigmas: tuple[float, ...] = SIGMAS
+    sink_frames: int = 1
+    block_frames: int | None = None
+    window_frames: int = 11
+    frames_per_second: float = 16.0
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in pairwise(self.sigmas))
+        if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or not falling or self.sigmas[0] > 1:
+            raise ValueError(f"noise levels {self.sigmas} must fall strictly from at most 1 and end in 0")
+        if self.sink_frames < 1 or (self.block_frames is not None and self.block_frames < 1):
+            raise ValueError(
+                f"sink of {self.sink_frames} and blocks of {self.block_frames} frames: both need at least 1"
+            )
+        if self.window_frames < self.sink_frames or not self.frames_per_second > 0:
+            raise ValueError(
+                f"window of {self.window_frames} frames at {self.frames_per_second}/s: it holds the sink, and the rate "
+                "is positive"
+            )
+
+
+class Refiner(nn.Module):
+    """Redraws latents; the network is diffusers'.
+
+    Attributes:
+        transformer: `SanaWMLTX2RefinerTransformer3DModel` without its half for sound.
+        options: how latents are refined.
+        stand_in: whether the weights are random numbers.
+    """
+
+    def __init__(
+        self, transformer: Any, *, options: RefinerOptions | None = None, stand_in: bool = False
+    ) -> None:
+        super().__init__()
+        config = transformer.config
+        if config.patch_size != 1 or config.patch_size_t != 1:
+            raise ValueError(
+                f"a refiner with patches of {config.patch_size_t}x{config.patch_size} is not known here"
+            )
+        drop_parts(transformer, _SOUND)
+        for block in transformer.transformer_blocks:
+            block.ff = _InPieces(block.ff)
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.options = options or RefinerOptions()
+        self.stand_in = stand_in
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.proj_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.proj_in.weight.dtype
+
+    def streamed_blocks(self) -> list[nn.Module]:
+        """What may come to the device one after another (`residence`)."""
+        return list(self.transformer.transformer_blocks)
+
+    @torch.no_grad()
+    def refine(
+        self, latents: Tensor, text: Text, *, seed: int = 42, progress: Progress | None = None
+    ) -> Tensor:
+        """Refined latents of a clip.
+
+        Args:
+            latents: (1, C, T, h, w) of the world model, normalised; frame 0 clean.
+            text: of the prompt (`text.RefinerTextEncoder`).
+            seed: of the noise.
+        Returns:
+            (1, C, T, h, w); the sink frames as they were. The released pipelines drop the sink's video frame.
+        Raises:
+            ValueError: on another shape, or no frames beside the sink.
+        """
+        stream = RefinerStream(self, text, seed=seed, total_frames=latents.shape[2], progress=progress)
+        return torch.cat([stream.add(latents), stream.finish()], dim=2)
+
+    def start_stream(self, text: Text, *, seed: int = 42) -> RefinerStream:
+        """Refine a clip while it is made, block by block.
+
+        Raises:
+            ValueError: if the options ask for all frames at once.
+        """
+        if self.options.block_frames is None:
+            raise ValueError("a stream is refined in blocks: give RefinerOptions(block_frames=3)")
+        return RefinerStream(self, text, seed=seed)
+
+
+class RefinerStream:
+    """A clip that is refined block by block; what it remembers does not grow with the clip.
+
+    Args:
+        refiner, text, seed: as in `Refiner.refine`.
+        total_frames: of the clip if it is known: nothing is remembered after its last block.
+    """
+
+    def __init__(
+        self,
+        refiner: Refiner,
+        text: Text,
+        *,
+        seed: int,
+        total_frames: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        cache = import_diffusers("models.transformers.transformer_sana_wm_refiner").SanaWMRefinerKVCache
+        self._refiner, self._options, self._progress = refiner, refiner.options, progress
+        self._text = text.states.to(refiner.device, refiner.dtype)
+        everything = text.mask is None or bool(text.mask.all())
+        self._mask = None if everything or text.mask is None else text.mask.to(refiner.device).int()
+        self._cache = cache(len(refiner.transformer.transformer_blocks))
+        self._noise = torch.Generator(refiner.device).manual_seed(seed)
+        self._total = total_frames
+        self._waiting: Tensor | None = None
+        self._next = 0
+        self._history_frames = 0
+        self._calls = 0
+
+    @torch.no_grad()
+    def add(self, latents: Tensor) -> Tensor:
+        """The next latents of the clip, any number of frames.
+
+        Returns:
+            (1, C, t, h, w): the frames that are finished with them, in order: the sink with the first block, then
+            whole blocks. t may be 0.
+        Raises:
+            ValueError: on another shape.
+        """
+        channels = self._refiner.transformer.config.in_channels
+        if latents.ndim != 5 or latents.shape[:2] != (1, channels):
+            raise ValueError(f"latents are {tuple(latents.shape)}; give (1, {channels}, t, h, w)")
+        latents = latents.to(self._refiner.device, self._refiner.dtype)
+        self._waiting = latents if self._waiting is None else torch.cat([self._waiting, latents], dim=2)
+        done = []
+        if self._next == 0 and self._waiting.shape[2] > self._options.sink_frames:
+            done.append(self._take(self._options.sink_frames))
+            self._remember_sink(done[0])
+        size = self._options.block_frames
+        while self._next and size is not None and self._waiting.shape[2] >= size:
+            done.append(self._refine_block(self._take(size)))
+        return torch.cat(done, dim=2) if done else latents[:, :, :0]
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The clip has ended: frames that were too few for a block are refined as a smaller one.
+
+        Raises:
+            ValueError: if there were no frames beside the sink.
+        """
+        if self._waiting is None or not self._next:
+            raise ValueError(
+                f"the refiner needs more latent frames than its sink of {self._options.sink_frames}"
+            )
+        if not self._waiting.shape[2]:
+            return self._waiting
+        return self._refine_block(self._take(self._waiting.shape[2]))
+
+    def _take(self, frames: int) -> Tensor:
+        assert self._waiting is not None
+        block, self._waiting = self._waiting[:, :, :frames], self._waiting[:, :, frames:]
+        self._next += frames
+        return block
+
+    def _remember_sink(self, sink: Tensor) -> None:
+        """Keys before rotation and values of the sink, which sees itself alone at time 0."""
+        self._network(sink, 0.0, self._positions(range(sink.shape[2]), sink), mode="capture_pre_rope")
+        for layer in self._cache.layer_caches:
+            layer.store_sink(*layer.get_captured_pre_rope())
+
+    def _refine_block(self, clean: Tensor) -> Tensor:
+        options = self._options
+        end, frames = self._next, clean.shape[2]
+        start = end - frames
+        before = start - self._history_frames - options.sink_frames
+        self._cache.sink_pe = self._positions(range(before, before + options.sink_frames), clean)
+        positions = self._positions(range(start, end), clean)
+        noise = torch.randn(clean.shape, generator=self._noise, device=clean.device, dtype=clean.dtype)
+        first = options.sigmas[0]
+        x = ((1 - first) * clean.float() + first * noise.float()).to(clean.dtype)
+        for sigma, following in pairwise(options.sigmas):
+            velocity = self._network(x, sigma, positions, mode="inject")
+            found = (x.float() - sigma * velocity.float()).to(x.dtype)
+            x = (following / sigma * x.float() + (1 - following / sigma) * found.float()).to(x.dtype)
+        is_last = self._total == end
+        if options.window_frames > options.sink_frames and options.block_frames is not None and not is_last:
+            self._network(x, 0.0, positions, mode="inject_and_capture_post_rope")
+            self._remember_block(frames, clean.shape[3] * clean.shape[4])
+        return x
+
+    def _remember_block(self, frames: int, tokens_per_frame: int) -> None:
+        most = self._options.window_frames - self._options.sink_frames
+        self._history_frames = min(most, self._history_frames + frames)
+        for layer in self._cache.layer_caches:
+            new = layer.get_captured_post_rope()
+            old = layer.get_history()
+            whole = (
+                new if old is None else tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
+            )
+            # A copy: a view would hold what is no longer needed.
+            layer.store_history(
+                *(t[:, -self._history_frames * tokens_per_frame :].contiguous() for t in whole)
+            )
+
+    def _positions(self, frames: range, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self._refiner.transformer.build_rotary_emb_for_absolute_positions(
+            batch_size=1,
+            frame_positions=list(frames),
+            height=like.shape[3],
+            width=like.shape[4],
+            device=like.device,
+            fps=self._options.frames_per_second,
+        )
+
+    def _network(self, x: Tensor, sigma: float, positions: tuple[Tensor, Tensor], *, mode: str) -> Tensor:
+        """Velocity (1, C, t, h, w) of one call; all tokens have one time, which is therefore embedded once."""
+        transformer = self._refiner.transformer
+        time = torch.full((1, 1), sigma * transformer.config.timestep_scale_multiplier, device=x.device)
+        tokens = transformer(
+            hidden_states=x.flatten(2).transpose(1, 2),
+            encoder_hidden_states=self._text,
+            timestep=time,
+            video_rotary_emb=positions,
+            encoder_attention_mask=self._mask,
+            kv_cache=self._cache,
+            kv_cache_mode=mode,
+            return_dict=False,
+        )[0]
+        self._calls += 1
+        if self._progress is not None:
+            self._progress(self._calls, self._all_calls())
+        return tokens.transpose(1, 2).reshape(1, -1, *x.shape[2:])
+
+    def _all_calls(self) -> int:
+        if self._total is None:
+            return self._calls
+        steps = len(self._options.sigmas) - 1
+        if self._options.block_frames is None:
+            return 1 + steps
+        blocks = -(-(self._total - self._options.sink_frames) // self._options.block_frames)
+        remembers = self._options.window_frames > self._options.sink_frames
+        return 1 + blocks * (steps + remembers) - remembers
+
+
+class _InPieces(nn.Module):
+    """A feed-forward network that takes long inputs in pieces, so that its wide middle stays small."""
+
+    piece = 16384
+    """Tokens at once: enough to keep a GPU busy."""
+
+    def __init__(self, ff: Any) -> None:
+        super().__init__()
+        self.net = ff.net
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] <= self.piece:
+            return self._whole(x)
+        out = torch.empty_like(x)
+        for start in range(0, x.shape[1], self.piece):
+            out[:, start : start + self.piece] = self._whole(x[:, start : start + self.piece])
+        return out
+
+    def _whole(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+def load_refiner(
+    folder: Path | str,
+    *,
+    options: RefinerOptions | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> Refiner:
+    """The released refiner: folder `transformer` of its release, or the folder that holds it.
+
+    Weights for sound are not read; the others stay mapped until they are moved.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing, damaged or another network's; the message names them.
+        ModuleNotFoundError: diffusers is not installed.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() and (folder / "transformer" / "config.json").is_file():
+        folder = folder / "transformer"
+    transformer = load_module(_kind(), folder, dtype=dtype, leave_out=_SOUND)
+    return Refiner(transformer.to(device), options=options)
+
+
+def _kind() -> Any:
+    return import_diffusers(
+        "models.transformers.transformer_sana_wm_refiner"
+    ).SanaWMLTX2RefinerTransformer3DModel
+
+
+TINY: dict[str, Any] = dict(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    cross_attention_dim=32,
+    audio_num_attention_heads=2,
+    audio_attention_head_dim=8,
+    audio_cross_attention_dim=16,
+    num_layers=2,
+)
+"""diffusers' settings of a network small enough for a laptop."""
+
+
+def tiny_refiner(
+    seed: int = 0, *, latent_channels: int = 8, text_width: int = 16, options: RefinerOptions | None = None
+) -> Refiner:
+    """Random numbers in the released shape at a tiny size, on the CPU in float32: a stand-in to try the chain with.
+
+    Raises:
+        ModuleNotFoundError: diffusers is not installed.
+    """
+    kind = _kind()
+    sizes = dict(in_channels=latent_channels, out_channels=latent_channels, caption_channels=text_width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = kind(**TINY, **sizes)
+    return Refiner(transformer, options=options, stand_in=True)

@@ -1,0 +1,443 @@
+"""Which part of the chain is on the GPU when: everything, only what is at work, or its blocks one after another.
+
+Weights do not change while a chain runs. So a part goes to the device by a copy of its weights, and leaves it by
+forgetting that copy: nothing is ever copied back, and weights that are mapped from a file stay mapped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Offload = Literal["none", "idle", "blocks"]
+"""none: a part that was needed stays on the device; idle: it leaves when its work is done; blocks: so it does, and
+large transformers come over block by block while they run."""
+
+_ALIGNMENT = 256
+"""Bytes; tensors in one buffer start at multiples of it."""
+
+
+class Residence:
+    """Lends the device to parts.
+
+    Args:
+        policy: see `Offload`.
+        device: where parts work. On the CPU nothing is gained; blocks go through buffers there as on a GPU.
+        resident_bytes: with `blocks`, weights of blocks that may stay on the device, for each part.
+        pin: with `blocks`, keep the blocks' weights in page-locked memory, which the GPU reads fastest; None: if the
+            machine has the memory free. Otherwise they come through two small page-locked buffers.
+
+    A part is a module; what it calls `streamed_blocks` may come block by block.
+    """
+
+    def __init__(
+        self,
+        policy: Offload = "none",
+        device: torch.device | str = "cpu",
+        *,
+        resident_bytes: int = 0,
+        pin: bool | None = None,
+    ) -> None:
+        if policy not in get_args(Offload):
+            raise ValueError(f"offload {policy!r}: use {', '.join(get_args(Offload))}")
+        self.policy: Offload = policy
+        self.device = torch.device(device)
+        self._resident_bytes, self._pin = resident_bytes, pin
+        self._streams: dict[nn.Module, BlockStream] = {}
+        self._staying: dict[nn.Module, _Lent] = {}
+        self._working: dict[nn.Module, int] = {}
+
+    @contextmanager
+    def on(self, *parts: nn.Module) -> Iterator[None]:
+        """The parts are ready to work on the device inside, together; the same part may be asked for again inside.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: the device has no room; `plan` says so before anything is loaded.
+        """
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(self._one(part))
+            yield
+
+    @contextmanager
+    def _one(self, part: nn.Module) -> Iterator[None]:
+        if self._working.get(part):
+            self._working[part] += 1
+            try:
+                yield
+            finally:
+                self._working[part] -= 1
+            return
+        self._working[part] = 1
+        lent = self._staying.get(part)
+        if lent is None:
+            lent = self._bring(part)
+        try:
+            yield
+        finally:
+            self._working[part] = 0
+            if self.policy == "none":
+                self._staying[part] = lent
+            else:
+                lent.give_back()
+                if part in self._streams:
+                    self._streams[part].detach()
+
+    def _bring(self, part: nn.Module) -> _Lent:
+        blocks = part.streamed_blocks() if hasattr(part, "streamed_blocks") else []  # type: ignore[operator]
+        if self.policy != "blocks" or not blocks:
+            return _Lent(part, self.device)
+        if part not in self._streams:
+            self._streams[part] = BlockStream(
+                blocks, self.device, resident_bytes=self._resident_bytes, pin=self._pin
+            )
+        lent = _Lent(part, self.device, leave=blocks)
+        self._streams[part].attach()
+        return lent
+
+    def release(self) -> None:
+        """Take everything from the device and forget page-locked copies; parts can be asked for again."""
+        for lent in self._staying.values():
+            lent.give_back()
+        for stream in self._streams.values():
+            stream.close()
+        self._staying.clear()
+        self._streams.clear()
+
+
+class _Lent:
+    """A module whose parameters and buffers are copies on the device until it is given back."""
+
+    def __init__(self, module: nn.Module, device: torch.device, *, leave: Sequence[nn.Module] = ()) -> None:
+        left = {inner for block in leave for inner in block.modules()}
+        self._home: list[tuple[nn.Module, str, bool, Any]] = []
+        moved: dict[int, Any] = {}
+        try:
+            for owner in module.modules():
+                if owner not in left:
+                    self._lend(owner, device, moved)
+        except BaseException:
+            self.give_back()
+            raise
+
+    def _lend(self, owner: nn.Module, device: torch.device, moved: dict[int, Any]) -> None:
+        for is_buffer, table in ((False, owner._parameters), (True, owner._buffers)):
+            for name, value in table.items():
+                if value is None or value.device == device:
+                    continue
+                if id(value) not in moved:  # a tensor that two modules share stays one
+                    copy = value.detach().to(device)
+                    moved[id(value)] = copy if is_buffer else nn.Parameter(copy, requires_grad=False)
+                self._home.append((owner, name, is_buffer, value))
+                table[name] = moved[id(value)]
+
+    def give_back(self) -> None:
+        for owner, name, is_buffer, value in reversed(self._home):
+            (owner._buffers if is_buffer else owner._parameters)[name] = value
+        self._home.clear()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a plain tensor of a block lies in the block's buffer."""
+
+    start: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+class BlockStream:
+    """Blocks of equal rank that run one after another, whose weights come to the device just before.
+
+    While one block works, the next one's weights are copied by another stream into the second of two buffers. After the
+    last block the first one follows, so that repeated calls flow. The device holds two blocks and those that stay.
+
+    Args:
+        blocks: in the order in which they run, always all of them.
+        device: where they run.
+        resident_bytes: weights of the last blocks that may stay on the device between calls.
+        pin: see `Residence`.
+    Raises:
+        ValueError: there are no blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        device: torch.device | str,
+        *,
+        resident_bytes: int = 0,
+        pin: bool | None = None,
+    ) -> None:
+        if not blocks:
+            raise ValueError("no blocks to stream")
+        self.device = torch.device(device)
+        self._packed = [_Packed(block) for block in blocks]
+        self._largest = max(p.num_bytes for p in self._packed)
+        self._moving = _moving(self._packed, resident_bytes)
+        self._cuda = self.device.type == "cuda"
+        total = sum(self._packed[i].num_bytes for i in self._moving)
+        self.pinned = self._cuda and (_has_room(total) if pin is None else pin)
+        if self.pinned:
+            for i in self._moving:
+                self._packed[i].pin()
+        self._hooks: list[Any] = []
+        self._lent: list[_Lent] = []
+        self._slots: list[_Slot] = []
+        self._jobs: dict[int, tuple[Future[None], _Slot]] = {}
+        self._running: _Slot | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the blocks take on the device while they stream."""
+        staying = [p.num_bytes for i, p in enumerate(self._packed) if i not in self._moving]
+        return sum(staying) + min(2, len(self._moving)) * self._largest
+
+    def attach(self) -> None:
+        """Make the blocks fetch their weights when they are called."""
+        if self._hooks:
+            return
+        side = torch.cuda.Stream(self.device) if self._cuda else None
+        count = min(2, len(self._moving))
+        self._slots = [_Slot(self._largest, self.device, side, staged=not self.pinned) for _ in range(count)]
+        self._pool = ThreadPoolExecutor(1, "blocks")
+        for i, packed in enumerate(self._packed):
+            if i in self._moving:
+                self._hooks.append(packed.block.register_forward_pre_hook(self._before(i)))
+                self._hooks.append(packed.block.register_forward_hook(self._after(i), always_call=True))
+            else:
+                self._lent.append(_Lent(packed.block, self.device))
+        if self._moving:
+            self._fetch(self._moving[0])
+
+    def detach(self) -> None:
+        """Let go of the device; the blocks are as before."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        for packed in self._packed:
+            packed.restore()
+            packed.forget()
+        for lent in self._lent:
+            lent.give_back()
+        self._hooks, self._lent, self._slots, self._pool, self._running = [], [], [], None, None
+        self._jobs.clear()
+
+    def close(self) -> None:
+        """`detach`, and forget page-locked copies."""
+        self.detach()
+        for packed in self._packed:
+            packed.unpin()
+
+    def _fetch(self, i: int) -> None:
+        """Bring block i into the buffer that no block works with."""
+        if i in self._jobs:
+            return
+        slot = next((s for s in self._slots if s is not self._running), self._slots[0])
+        # A call that ended early may have left a block there that did not run.
+        self._jobs = {k: job for k, job in self._jobs.items() if job[1] is not slot}
+        assert self._pool is not None
+        self._jobs[i] = self._pool.submit(slot.fill, self._packed[i]), slot
+
+    def _before(self, i: int) -> Any:
+        following = self._moving[(self._moving.index(i) + 1) % len(self._moving)]
+
+        def hook(block: nn.Module, arguments: Any) -> None:
+            self._fetch(i)
+            job, slot = self._jobs.pop(i)
+            job.result()
+            slot.wait()
+            self._packed[i].use(slot.buffer)
+            self._running = slot
+            if len(self._slots) > 1:
+                self._fetch(following)
+
+        return hook
+
+    def _after(self, i: int) -> Any:
+        def hook(block: nn.Module, arguments: Any, result: Any) -> None:
+            self._packed[i].restore()
+            if self._running is not None:
+                self._running.done()
+
+        return hook
+
+
+def _moving(packed: Sequence[_Packed], resident_bytes: int) -> list[int]:
+    """Numbers of the blocks that come and go; spread, so that copies and work alternate."""
+    count = len(packed)
+    size = max(p.num_bytes for p in packed)
+    staying = min(count, resident_bytes // size) if size else count
+    keep = {round((k + 0.5) * count / staying - 0.5) for k in range(staying)} if staying else set()
+    return [i for i in range(count) if i not in keep]
+
+
+def _has_room(num_bytes: int) -> bool:
+    """Whether the machine has this much memory free and a quarter of it besides."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return False
+    return free > 1.25 * num_bytes
+
+
+class _Packed:
+    """A block's tensors and where each lies in a buffer that holds them all.
+
+    Tensors of a class of their own (quantised ones) are taken apart into the plain ones inside and put together again.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self._owners = [
+            (owner, name, is_buffer, value)
+            for owner in block.modules()
+            for is_buffer, table in ((False, owner._parameters), (True, owner._buffers))
+            for name, value in table.items()
+            if value is not None
+        ]
+        self._plain = [t for *_, value in self._owners for t in _take_apart(value)]
+        self._places: list[_Place] = []
+        at = 0
+        for tensor in self._plain:
+            size = tensor.numel() * tensor.element_size()
+            self._places.append(_Place(at, size, tensor.dtype, tensor.shape))
+            at += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self.num_bytes = at
+        self._pinned: Tensor | None = None
+        self._ready: dict[int, list[Any]] = {}
+
+    def pin(self) -> None:
+        """Hold the weights in page-locked memory; the ones before are forgotten."""
+        if self._pinned is not None:
+            return
+        self._pinned = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
+        self.write(self._pinned)
+        self._replace(self._values(self._pinned))
+
+    def unpin(self) -> None:
+        """Back to ordinary memory."""
+        if self._pinned is not None:
+            ordinary = self._pinned.clone()
+            self._pinned = None
+            self._replace(self._values(ordinary))
+
+    def _replace(self, values: list[Any]) -> None:
+        self._owners = [(*entry[:3], value) for entry, value in zip(self._owners, values, strict=True)]
+        self._plain = [t for *_, value in self._owners for t in _take_apart(value)]
+        self.restore()
+
+    @property
+    def pinned(self) -> Tensor | None:
+        """All of the block in page-locked memory, if it is held there."""
+        return self._pinned
+
+    def write(self, buffer: Tensor) -> None:
+        """Copy the weights into a buffer of `num_bytes`."""
+        for tensor, place in zip(self._plain, self._places, strict=True):
+            _view(buffer, place).copy_(tensor)
+
+    def use(self, buffer: Tensor) -> None:
+        """Make the block work with what lies in the buffer."""
+        key = buffer.data_ptr()
+        if key not in self._ready:
+            self._ready[key] = self._values(buffer)
+        for (owner, name, is_buffer, _), value in zip(self._owners, self._ready[key], strict=True):
+            (owner._buffers if is_buffer else owner._parameters)[name] = value
+
+    def restore(self) -> None:
+        """Back to the weights at home."""
+        for owner, name, is_buffer, value in self._owners:
+            (owner._buffers if is_buffer else owner._parameters)[name] = value
+
+    def forget(self) -> None:
+        """Let go of the buffers."""
+        self._ready.clear()
+
+    def _values(self, buffer: Tensor) -> list[Any]:
+        plain = iter([_view(buffer, place) for place in self._places])
+        values = []
+        for _, _, is_buffer, value in self._owners:
+            new = _put_together(value, plain)
+            values.append(new if is_buffer else nn.Parameter(new, requires_grad=False))
+        return values
+
+
+def _view(buffer: Tensor, place: _Place) -> Tensor:
+    return buffer[place.start : place.start + place.num_bytes].view(place.dtype).view(place.shape)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in (Tensor, nn.Parameter) or not hasattr(value, "__tensor_flatten__")
+
+
+def _take_apart(value: Any) -> list[Tensor]:
+    """The plain tensors inside, in a fixed order."""
+    if _is_plain(value):
+        return [value.detach().contiguous()]
+    names, _ = value.__tensor_flatten__()
+    return [t for name in names for t in _take_apart(getattr(value, name))]
+
+
+def _put_together(like: Any, plain: Iterator[Tensor]) -> Any:
+    """A tensor like another of the plain ones that `_take_apart` gives in that order."""
+    if _is_plain(like):
+        return next(plain)
+    names, context = like.__tensor_flatten__()
+    inner = {name: _put_together(getattr(like, name), plain) for name in names}
+    kind = like.__class__ if not isinstance(like, nn.Parameter) else type(like.data)
+    return kind.__tensor_unflatten__(inner, context, like.size(), like.stride())
+
+
+class _Slot:
+    """A buffer on the device for one block, filled by a stream of its own.
+
+    Args:
+        staged: the weights come from ordinary memory and go through a page-locked buffer.
+    """
+
+    def __init__(self, num_bytes: int, device: torch.device, side: Any, *, staged: bool) -> None:
+        self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._side = side
+        self._filled = torch.cuda.Event() if side is not None else None
+        self._free = torch.cuda.Event() if side is not None else None
+        self._stage = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True) if side and staged else None
+
+    def fill(self, packed: _Packed) -> None:
+        """Bring a block's weights, after what worked with the last ones is done. On the fetching thread."""
+        if self._side is None:
+            packed.write(self.buffer)
+            return
+        assert self._filled is not None
+        assert self._free is not None
+        source = packed.pinned
+        if source is None:
+            assert self._stage is not None
+            self._filled.synchronize()  # the stage is read until then
+            packed.write(self._stage)
+            source = self._stage
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(self._free)
+            size = packed.num_bytes
+            self.buffer[:size].copy_(source[:size], non_blocking=True)
+            self._filled.record(self._side)
+
+    def wait(self) -> None:
+        """Let the device's work wait until the buffer is filled."""
+        if self._filled is not None:
+            torch.cuda.current_stream(self.buffer.device).wait_event(self._filled)
+
+    def done(self) -> None:
+        """What works with the buffer has been given to the device."""
+        if self._free is not None:
+            self._free.record(torch.cuda.current_stream(self.buffer.device))

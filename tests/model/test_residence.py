@@ -1,0 +1,123 @@
+"""Who is on the device when: parts work the same under every policy, and leave no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from theodolite.model.residence import BlockStream, Residence
+from torch import Tensor, nn
+
+POLICIES = ("none", "idle", "blocks")
+
+
+class Part(nn.Module):
+    """Blocks of different sizes, a shared weight and a buffer."""
+
+    def __init__(self, blocks: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.first.weight
+        self.register_buffer("offset", torch.randn(4))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 3 + i), nn.Linear(3 + i, 4)) for i in range(blocks)
+        )
+
+    def streamed_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tied(self.first(x)) + self.offset
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def identities(module: nn.Module) -> dict[str, int]:
+    return {n: id(v) for n, v in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("resident_bytes", [0, 2000, 10**6])
+@pytest.mark.parametrize("blocks", [1, 2, 5, 6])
+def test_same_result_and_no_trace(policy: Any, resident_bytes: int, blocks: int) -> None:
+    part, x = Part(blocks), torch.randn(2, 4)
+    expected, before = part(x), identities(part)
+    residence = Residence(policy, "cpu", resident_bytes=resident_bytes)
+    for _ in range(2):
+        with residence.on(part), residence.on(part):
+            assert all(torch.equal(part(x), expected) for _ in range(3))
+    residence.release()
+    assert identities(part) == before
+    assert torch.equal(part(x), expected)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in part.modules())
+
+
+def test_several_parts_together() -> None:
+    one, other, x = Part(), Part(2), torch.randn(2, 4)
+    expected = other(one(x))
+    residence = Residence("blocks", "cpu")
+    with residence.on(one, other):
+        for _ in range(3):
+            assert torch.equal(other(one(x)), expected)
+
+
+def test_a_call_that_ends_in_the_middle_does_no_harm() -> None:
+    part, x = Part(5), torch.randn(2, 4)
+    expected = part(x)
+    residence = Residence("blocks", "cpu")
+    with residence.on(part):
+        for stop in range(5):
+            hook = part.blocks[stop].register_forward_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                part(x)
+            hook.remove()
+            assert torch.equal(part(x), expected)
+    assert torch.equal(part(x), expected)
+
+
+def test_blocks_hold_two_and_those_that_stay() -> None:
+    blocks = [nn.Linear(64, 64) for _ in range(8)]
+    size = 64 * 64 * 4 + 256
+    assert BlockStream(blocks, "cpu").device_bytes == 2 * size
+    assert BlockStream(blocks, "cpu", resident_bytes=3 * size).device_bytes == 5 * size
+    assert BlockStream(blocks, "cpu", resident_bytes=100 * size).device_bytes == 8 * size
+
+
+def test_the_device_is_free_after_the_work() -> None:
+    part = Part()
+    residence = Residence("blocks", "cpu")
+    with residence.on(part):
+        part(torch.randn(2, 4))
+        packed = residence._streams[part]._packed
+        assert any(p._ready for p in packed)
+    assert not any(p._ready for p in packed)
+    assert not residence._streams[part]._slots
+
+
+def test_bad_policies() -> None:
+    with pytest.raises(ValueError, match="use none, idle, blocks"):
+        Residence("all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no blocks"):
+        BlockStream([], "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("pin", [True, False])
+def test_on_a_gpu(policy: Any, pin: bool) -> None:
+    part, x = Part(6), torch.randn(2, 4)
+    expected, before = part(x), identities(part)
+    residence = Residence(policy, "cuda", pin=pin)
+    for _ in range(3):
+        with residence.on(part):
+            for _ in range(20):
+                torch.testing.assert_close(part(x.cuda()).cpu(), expected)
+    residence.release()
+    assert torch.equal(part(x), expected)
+    if not pin or policy != "blocks":
+        assert identities(part) == before
