@@ -154,6 +154,24 @@ class GainPrior:
 
 
 @dataclass(frozen=True)
+class ExpectedFocal:
+    """What something else says of the focal length, within `_EXPECTED_FOCAL_SIGMA`.
+
+    Attributes:
+        log_focal: (F,) log focal.
+        share: independent measurements per frame: rays of a network err alike for about a second; what a source says
+            of its lens is one word for all frames.
+    """
+
+    log_focal: Tensor
+    share: float = _EXPECTED_FOCAL_SHARE
+
+    def at(self, frames: NDArray[np.integer]) -> ExpectedFocal:
+        """Of some frames only, each as much worth as if all were there."""
+        return replace(self, log_focal=self.log_focal[torch.as_tensor(frames)])
+
+
+@dataclass(frozen=True)
 class FocalPrior:
     """How log focal may change between frames.
 
@@ -162,15 +180,14 @@ class FocalPrior:
         first_difference_sigma: (F-1,) allowed step between neighbours; inf = free (`smooth`, breaks).
         second_difference_sigma: (F-2,) allowed change of slope; inf = free.
         given: (F,) log focal of every frame where the lens is known (`given`), else None.
-        expected: (F,) log focal that something else measured, as the rays of a network; None: nothing is expected
-            but about 60 degrees.
+        expected: what something else says of it; None: nothing is expected but about 60 degrees.
     """
 
     model: FocalModel
     first_difference_sigma: Tensor
     second_difference_sigma: Tensor
     given: Tensor | None = None
-    expected: Tensor | None = None
+    expected: ExpectedFocal | None = None
 
 
 @dataclass(frozen=True)
@@ -302,8 +319,7 @@ class _Priors:
         if given is not None:
             centre, sigma, share = given, _GIVEN_FOCAL_SIGMA, 1.0
         elif expected is not None:
-            centre, sigma = expected, _EXPECTED_FOCAL_SIGMA
-            share = _EXPECTED_FOCAL_SHARE
+            centre, sigma, share = expected.log_focal, _EXPECTED_FOCAL_SIGMA, expected.share
         absolute = (log_focal - centre) / sigma
         terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
         terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)

@@ -50,7 +50,7 @@ class GivenGeometry:
     """Where the media asks to be turned or mirrored: whether depth and cameras are for its pixels as players show them
     or as the file stores them. None: taken from their shape, and a rejection where that cannot tell."""
     focal: Literal["held", "prior"] = "held"
-    """What mode `estimate` does with `intrinsics_path`: hold it, or expect a focal length near it."""
+    """What is done with given intrinsics: they are held, or only a focal length near theirs is expected."""
     metres_per_unit: float | None = None
     """Metres of one unit of shipped depth and poses alike (OmniWorld's `Metric Scale`). None: unknown."""
 

@@ -314,6 +314,7 @@ def failure_row(
         reasons=(reason,),
         reason_details=(f"clip {clip.clip_id}: {detail}",),
         error=error,
+        confidence_absent="no_cameras",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from .. import __version__
 from ..dataset.cameras import fov_from_focal
 from ..dataset.metrics import path_length
 from ..dataset.reasons import ReasonCode
-from ..dataset.rows import Gate, Row
+from ..dataset.rows import Gate, Row, why_no_confidence
 from .agreement import Agreement, compare, confidence_of
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
@@ -41,6 +41,7 @@ from .geometry.base import (
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
 from .geometry.given_cameras import GivenCameras, read_given_cameras, read_given_lens
 from .given_poses import longest_gap_s
+from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
 from .reporting import counted, say
@@ -146,8 +147,26 @@ def annotate_clip(
         progress.reasons.append(("internal_error", f"{type(error).__name__}: {error}"))
         progress.error = traceback.format_exc()
     progress.wall_s["total"] = time.perf_counter() - start
+    _refuse_stand_ins(progress)
     row = _row(progress)
-    return replace(row, confidence=confidence_of(row))
+    confidence = confidence_of(row)
+    return replace(
+        row,
+        confidence=confidence,
+        confidence_absent=why_no_confidence(row) if confidence is None else None,
+    )
+
+
+def _refuse_stand_ins(progress: _Progress) -> None:
+    """Networks of random numbers prove nothing, however well the images agree with their smooth depth."""
+    labels = [w for n in _taking_part(progress) for w in n.weights if w.startswith(STAND_IN)]
+    if labels:
+        progress.reasons.append(("stand_in_weights", f"random numbers in place of {', '.join(labels)}"))
+
+
+def _taking_part(progress: _Progress) -> Sequence[SequenceStream | AnchorStreamOf | SequenceGeometryResult]:
+    """What gave geometry; also of a clip that was rejected before its networks answered."""
+    return progress.networks or [n for n in (progress.geometry,) if n is not None]
 
 
 def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) -> None:
@@ -183,6 +202,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
     elif not isinstance(progress.geometry.depth, NoDepth) and not _depth_fits(progress, depth, config):
         return
     given, lens = progress.given, _known_lens(progress.given)
+    said = _lens_of(given)
     arguments: dict[str, Any] = {
         "measured": measured,
         "depth": None if isinstance(progress.geometry.depth, NoDepth) else depth,
@@ -192,7 +212,7 @@ def _run(progress: _Progress, config: AnnotateConfig, estimators: Estimators) ->
         "pixel_aspect": frames.pixel_aspect,
         "start": start,
         "depths_per_frame": _DEPTHS_PER_FRAME if progress.networks else None,
-        "lens": lens,
+        "lens": said,
     }
     with progress.stage("bundle"):
         if given is not None and given.camera_to_world is not None:
@@ -282,13 +302,21 @@ def _common_scale_sigma(scale: ScaleEstimate) -> float:
     return float(np.hypot(_NETWORK_SCALE_SIGMA, np.nan_to_num(scale.sigma_log)))
 
 
-def _known_lens(given: GivenCameras | None) -> KnownLens | None:
-    if given is None or given.focal_px is None or given.principal_point_px is None or given.lens_is_prior:
+def _lens_of(given: GivenCameras | None) -> KnownLens | None:
+    """What the source says of its lens, to hold or to expect."""
+    if given is None or given.focal_px is None or given.principal_point_px is None:
         return None
     return KnownLens(
         focal_px=np.asarray(given.focal_px, np.float64),
         principal_point_px=np.asarray(given.principal_point_px, np.float64),
+        held=not given.lens_is_prior,
     )
+
+
+def _known_lens(given: GivenCameras | None) -> KnownLens | None:
+    """The lens of a source that asks for it to be held."""
+    lens = _lens_of(given)
+    return lens if lens is not None and lens.held else None
 
 
 def _prove(
@@ -507,8 +535,7 @@ def _row(progress: _Progress) -> Row:
     if progress.geometry is not None:
         metrics = values.get("metrics", {}) | progress.geometry.diagnostics | progress.metrics
         values["metrics"] = metrics or None
-    # Also of a clip that was rejected before its networks answered: what took part is said of every row.
-    used = progress.networks or [n for n in (progress.geometry,) if n is not None]
+    used = _taking_part(progress)
     values.update(
         weights=tuple(w for n in used for w in n.weights),
         weight_licences=tuple(w for n in used for w in n.weight_licences),

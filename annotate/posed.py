@@ -98,6 +98,7 @@ def solve_posed(
     """
     if depth is None:
         assert lens is not None
+        assert lens.held
         solved = solve_from_poses(measured, given, lens=lens, tracks_config=tracks_config, config=config)
     else:
         solved = solve_cameras(
@@ -112,9 +113,8 @@ def solve_posed(
             depths_per_frame=depths_per_frame,
             with_evidence=True,
         )
-    return keep_and_judge(
-        solved, given, time_s=time_s, scale_sigma_log=scale_sigma_log, lens_given=lens is not None
-    )
+    held = lens is not None and lens.held
+    return keep_and_judge(solved, given, time_s=time_s, scale_sigma_log=scale_sigma_log, lens_given=held)
 
 
 def keep_and_judge(

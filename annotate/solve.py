@@ -658,6 +658,7 @@ def _choose_start(
     config: BundleConfig,
     given: FloatArray | None = None,
     noise: DepthNoise | None = None,
+    expected: FloatArray | None = None,
 ) -> tuple[int, float]:
     """Frame and log focal to start from: the window whose best hypothesis pins the focal most tightly.
 
@@ -666,6 +667,7 @@ def _choose_start(
         windows: keyframe numbers of each window.
         given: (K,) log focal of every keyframe where the lens is known: then the only hypothesis.
         noise: of the depth; None: its frames all have one unit.
+        expected: (K,) log focal that is expected of every keyframe: one hypothesis more.
     Returns:
         (start keyframe number, log focal there).
     """
@@ -681,6 +683,8 @@ def _choose_start(
             if given is None
             else [given[window]]
         )
+        if expected is not None and given is None:
+            hypotheses.append(float(expected[window[middle]]))
         prior = _window_prior(config, len(window), None if given is None else given[window])
         gain = None if noise is None else noise.gain_prior(len(window))
         for log_focal in hypotheses:
@@ -1006,15 +1010,17 @@ class StartCameras:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownLens:
-    """Intrinsics that are held.
+    """Intrinsics that a source gives.
 
     Attributes:
         focal_px: (F, 2) fx, fy in pixels of the stored size.
         principal_point_px: (F, 2) cx, cy likewise.
+        held: they are the cameras' intrinsics; False: only the focal length is expected, near the given one.
     """
 
     focal_px: FloatArray
     principal_point_px: FloatArray
+    held: bool = True
 
     @property
     def pixel_aspect(self) -> float:
@@ -1035,7 +1041,7 @@ class KnownLens:
     def stretched(self, pixel_aspect: float) -> KnownLens:
         """The same in square pixels as high as the stored ones."""
         by = np.array([pixel_aspect, 1.0])
-        return KnownLens(focal_px=self.focal_px * by, principal_point_px=self.principal_point_px * by)
+        return replace(self, focal_px=self.focal_px * by, principal_point_px=self.principal_point_px * by)
 
 
 def solve_cameras(
@@ -1059,14 +1065,14 @@ def solve_cameras(
         depth_sigma_log: relative depth error that the source declares.
         pixel_aspect: width over height of a stored pixel; ties fy to fx.
         start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
-        lens: intrinsics to hold; they come back unchanged, with the focal model `given`.
+        lens: intrinsics to hold, which come back unchanged, with the focal model `given`; or to expect.
         depths_per_frame: independent depth errors in a frame, where depth errs alike over parts of the image; None if
             every pixel errs on its own.
         with_evidence: keep the observations in the solution.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`, `intrinsics_aspect_varies`.
     """
-    if lens is not None:
+    if lens is not None and lens.held:
         # What the source says of its lens goes before what the container says of its pixels.
         pixel_aspect = lens.pixel_aspect if abs(lens.pixel_aspect - 1) > 1e-4 else 1.0
         config = config.model_copy(update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0})
@@ -1087,6 +1093,8 @@ def solve_cameras(
     flow = measured.flow
     height, width, frames = flow.height, flow.width, flow.num_frames
     keyframes = measured.keyframes
+    expected = _expected_focal(start, lens, frames)
+    lens = lens if lens is not None and lens.held else None
     diagonal = float(np.hypot(height, width))
     matches = {
         (a, a + gap): match_features(
@@ -1142,7 +1150,13 @@ def solve_cameras(
     windows = _windows(measured)
     if start is None:
         first_frame, log_focal = _choose_start(
-            window_problem, windows, max(height, width), coarse, given_keys, noise
+            window_problem,
+            windows,
+            max(height, width),
+            coarse,
+            given_keys,
+            noise,
+            None if expected is None else expected.log_focal[keyframes].numpy(),
         )
 
     def place() -> tuple[State, NDArray[np.bool_]]:
@@ -1214,8 +1228,8 @@ def solve_cameras(
             used_state = replace(used_state, log_gain=None)
         if free_lens or given_keys is None:
             prior = ba.focal_prior("smooth", used.num_frames, coarse, frame_gap=gap)
-            if start is not None:
-                prior = replace(prior, expected=torch.as_tensor(np.log(start.at(keyframes)[1])))
+            if expected is not None:
+                prior = replace(prior, expected=expected.at(keyframes))
         else:
             prior = ba.focal_prior("given", used.num_frames, coarse, given=torch.as_tensor(given_keys))
         solution = ba.solve(
@@ -1302,7 +1316,7 @@ def solve_cameras(
             config,
             loops,
             given,
-            None if start is None else torch.as_tensor(np.log(start.at(np.arange(frames))[1])),
+            expected,
             depths_per_frame,
             noise,
         ),
@@ -1315,6 +1329,17 @@ def solve_cameras(
         focal_asked_gain=focal_asked_gain,
         evidence=solved.evidence if with_evidence else None,
     )
+
+
+def _expected_focal(
+    start: StartCameras | None, lens: KnownLens | None, frames: int
+) -> ba.ExpectedFocal | None:
+    """What is expected of the focal length: by the source's word, wrong in all frames alike, or by a network's rays."""
+    if lens is not None and not lens.held:
+        return ba.ExpectedFocal(torch.as_tensor(np.log(lens.focal_px[:, 1])), 1 / frames)
+    if start is not None:
+        return ba.ExpectedFocal(torch.as_tensor(np.log(start.at(np.arange(frames))[1])))
+    return None
 
 
 def in_stored_pixels(square: CameraSolution, pixel_aspect: float) -> CameraSolution:
@@ -1425,7 +1450,7 @@ def _all_frames(
     config: BundleConfig,
     loops: int,
     given: FloatArray | None,
-    expected: Tensor | None = None,
+    expected: ba.ExpectedFocal | None = None,
     depths_per_frame: float | None = None,
     noise: DepthNoise | None = None,
 ) -> CameraSolution:
@@ -1505,7 +1530,7 @@ def _choose_focal_model(
     problem: Problem,
     smooth: Solution,
     config: BundleConfig,
-    expected: Tensor | None = None,
+    expected: ba.ExpectedFocal | None = None,
     gain: ba.GainPrior | None = None,
 ) -> tuple[Solution, FocalModel, dict[str, float], float]:
     """Constant, smooth or piecewise focal by the Bayesian information criterion.

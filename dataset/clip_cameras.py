@@ -23,7 +23,7 @@ from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import SPLITS, read_sana_bench
 from .image_metrics import RevisitPair
-from .reading import open_dataset
+from .reading import is_hub_id, open_dataset
 from .rows import Row
 from .store import refuse_above_datasets
 from .trajectories import (
@@ -120,8 +120,8 @@ class CameraSet(Mapping[str, ClipCameras]):
 
 
 def load_cameras(path: str | Path) -> CameraSet:
-    """Cameras by clip id: of a dataset (folder or Parquet file), of one split of SANA-WM-Bench, of a folder with a file
-    or folder a clip, or of a single one of those.
+    """Cameras by clip id: of a dataset (folder, Parquet file or `owner/name` on the hub), of one split of
+    SANA-WM-Bench, of a folder with a file or folder a clip, or of a single one of those.
 
     Files are TUM, KITTI (times in `<clip_id>_times.txt`), 4x4 rows, EuRoC's or another table with named columns
     (`<clip_id>.txt`, `.tum`, `.kitti`, `.csv`), `transforms.json`; folders are COLMAP models, nerfstudio's, EuRoC's and
@@ -132,12 +132,12 @@ def load_cameras(path: str | Path) -> CameraSet:
         ValueError: nothing readable there.
     """
     path = Path(path)
-    if _is_dataset(path):
+    if _is_dataset(path) or (is_hub_id(path) and path.suffix.lower() not in (*SUFFIXES, ".parquet", ".json")):
         return _from_dataset(path)
     if path.is_file():
         return CameraSet({clip_name(path): read_clip(path)}, where=str(path))
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(f"{path}: no such file or folder, nor a hub id `owner/name`")
     split = next((split for split, folder in SPLITS.items() if folder == path.resolve().name), None)
     if split is not None:
         return CameraSet(_from_bench(path, split), where=str(path))

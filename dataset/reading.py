@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     import pandas
 
 
+def is_hub_id(path: str | Path) -> bool:
+    """Whether a path is no path but the name of a dataset on the hub: `owner/name`, and no folder `owner` here."""
+    local = Path(os.path.abspath(path))
+    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(path)) is not None
+    return named and not local.exists() and not local.parent.is_dir()
+
+
 def open_dataset(path: str | Path) -> ClipDataset:
     """Dataset in a folder, in a single Parquet file, or on the Hugging Face hub under `owner/name`.
 
@@ -48,7 +55,7 @@ def open_dataset(path: str | Path) -> ClipDataset:
         filesystem: Any = pafs.LocalFileSystem()
         files = [str(p) for p in dataset_files(local)]  # in the order to which the index refers
         index = open_index(local, files) if (local / "data").is_dir() else None
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(path)) and not local.parent.is_dir():
+    elif is_hub_id(path):
         path = os.fspath(path)
         from huggingface_hub import HfFileSystem
 

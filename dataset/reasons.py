@@ -94,6 +94,7 @@ ReasonCode = Literal[
     # The run
     "internal_error",
     "out_of_memory",
+    "stand_in_weights",
     "worker_died",
 ]
 
@@ -374,6 +375,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "out_of_memory": _failed(
         "Memory ran out.",
         "Use fewer workers (--workers), raise annotate.executor.memory_per_worker_gib, or take a shorter window.",
+    ),
+    "stand_in_weights": _judged(
+        "The networks held random numbers, to try a machine or a recipe: their answers mean nothing.",
+        "Pull the released weights (theodolite weights pull) and leave annotate.geometry.weights at released.",
     ),
     "worker_died": _failed(
         "The clip ended its worker process, also with nothing else running.",

@@ -30,7 +30,7 @@ from .metrics import (
 from .page import SortKey, data_attributes, page, toolbar
 from .reading import ClipDataset, open_dataset
 from .reasons import Status, find_reason, status_of
-from .rows import Row
+from .rows import ABSENT_CONFIDENCE, Row, why_no_confidence
 from .schema import COLUMNS
 
 FloatArray = NDArray[np.floating]
@@ -186,11 +186,13 @@ def _clip_text(row: Row) -> str:
             "error",
             "scale_frame",
             "scale_value",
+            "confidence_absent",
         ):
             continue
         value = getattr(row, column.name)
         if column.name == "confidence" and value is None:
-            why = "no network took part" if not row.weights else "no cameras to compare"
+            code = row.confidence_absent or why_no_confidence(row)
+            why = ABSENT_CONFIDENCE.get(code, code)
             lines.append(f"  {column.name.ljust(width)}  none: {why}")
         if value in (None, (), ""):
             continue

@@ -146,6 +146,7 @@ class Row:
     metrics: Mapping[str, float] | None = None
     gates: tuple[Gate, ...] = ()
     confidence: float | None = None
+    confidence_absent: str | None = None
     reasons: tuple[str, ...] = ()
     reason_details: tuple[str, ...] = ()
     decode_notes: tuple[str, ...] = ()
@@ -281,6 +282,21 @@ def _cell(row: Row, name: str) -> Any:
     if isinstance(value, np.ndarray):
         return value.reshape(-1)
     return list(value) if isinstance(value, tuple) else value
+
+
+ABSENT_CONFIDENCE = {
+    "no_networks": "no network took part",
+    "no_cameras": "no cameras to compare",
+    "nothing_to_compare": "the networks state too little to compare",
+}
+"""Why a row has no confidence, in words."""
+
+
+def why_no_confidence(row: Row) -> str:
+    """Key of `ABSENT_CONFIDENCE` for a row whose confidence is None."""
+    if not row.weights:
+        return "no_networks"
+    return "nothing_to_compare" if len(row.camera_to_world) else "no_cameras"
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:

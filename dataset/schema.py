@@ -397,8 +397,16 @@ COLUMNS: tuple[Column, ...] = (
         _F64,
         "1",
         "Probability-like score in [0, 1] that the cameras are usable, from how far independent estimates of networks "
-        "agree; null where no network took part (`weights` is empty) or no cameras were found: nothing of the kind is "
-        "calibrated for them, judge by gates and sigmas.",
+        "agree; null where nothing of the kind is calibrated (`confidence_absent` says why): judge by gates and "
+        "sigmas.",
+        True,
+    ),
+    Column(
+        "confidence_absent",
+        _TEXT,
+        "-",
+        "Why `confidence` is null: `no_networks` (given geometry is not guessed), `no_cameras` (none were found) or "
+        "`nothing_to_compare` (a network that states no focal length); null where there is one, and in older files.",
         True,
     ),
     Column(

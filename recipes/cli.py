@@ -214,8 +214,8 @@ def evaluate(
     predicted: Annotated[
         Path,
         typer.Argument(
-            help="Dataset folder, split of SANA-WM-Bench, one clip's cameras (TUM, KITTI, 4x4 rows, EuRoC, COLMAP, "
-            "transforms.json) or a folder of them.",
+            help="Dataset folder or owner/name on the hub, split of SANA-WM-Bench, one clip's cameras (TUM, KITTI, 4x4 "
+            "rows, EuRoC, COLMAP, transforms.json) or a folder of them.",
             metavar="PRED",
         ),
     ],

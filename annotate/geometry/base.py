@@ -66,7 +66,7 @@ class SequenceGeometryResult:
         confidence: optional per-frame maps in [0, 1], same access as depth.
         weights: names and revisions of network weights used; empty for given and rendered geometry.
         weight_licences: their licences, in the same order.
-        stand_in: True if any weight was random; such rows can never be exported.
+        stand_in: True if any weight was random or simulated; such rows can never be exported.
         own_metres_per_unit: what the estimator itself believes its unit to be worth, without any metric anchor; an
             opinion to be compared, never a declaration. None where it has none.
         diagnostics: numbers for the row's `metrics`, by name with unit suffix.

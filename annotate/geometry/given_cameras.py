@@ -63,6 +63,7 @@ class GivenCameras:
             self.camera_to_world is not None
             and self.metres_per_unit is not None
             and self.focal_px is not None
+            and not self.lens_is_prior
         )
 
 
@@ -115,6 +116,7 @@ def read_given_cameras(clip: ClipRef, frames: ClipFrames) -> GivenCameras | None
         metres_per_unit=metres,
         focal_px=focal_px,
         principal_point_px=principal_point_px,
+        lens_is_prior=given.focal == "prior",
     )
 
 
@@ -212,6 +214,7 @@ def _shipped(clip: ClipRef, frames: ClipFrames, metres_per_unit: float | None) -
         metres_per_unit=metres_per_unit,
         focal_px=np.stack([np.exp(np.interp(at, position, np.log(focal[:, i]))) for i in range(2)], 1),
         principal_point_px=np.stack([np.interp(at, position, centre[:, i]) for i in range(2)], 1),
+        lens_is_prior=clip.given.focal == "prior",
     )
 
 

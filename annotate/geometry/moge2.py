@@ -25,7 +25,7 @@ from ..anchors import WINDOWS_IN_FLIGHT, upload
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
 from ..lane import lane, next_turn, taken_over, uploading
-from ..networks.checkpoint import fill_stand_in, load_moge2, stand_in_scene
+from ..networks.checkpoint import STAND_IN, fill_stand_in, load_moge2, stand_in_scene
 from ..networks.focal import sample_points, solve_samples
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
 from ..weights import WeightsChoice, choose_device, resolve
@@ -124,7 +124,7 @@ def _load(config_json: str, weights: str, size: str, device: str) -> MoGe2Networ
         sizes = MoGe2Size.tiny() if size == "tiny" else MoGe2Size.released(config.variant)
         network = MoGe2(sizes)
         fill_stand_in(network, 0)
-        label, licence, stand_in = f"stand-in:moge-2-{size}", "random numbers", True
+        label, licence, stand_in = f"{STAND_IN}moge-2-{size}", "random numbers", True
     else:
         found = resolve(
             f"moge-2-{config.variant}", path=config.path, revision=config.revision, sha256=config.sha256

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
-from ..networks.checkpoint import fill_stand_in, load_pi3x, stand_in_scene
+from ..networks.checkpoint import STAND_IN, fill_stand_in, load_pi3x, stand_in_scene
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..weights import WeightsChoice, choose_device, resolve
 
@@ -138,7 +138,7 @@ def _load(config_json: str, weights: str, size: str, device: str) -> Pi3XNetwork
     if weights == "stand_in":
         network = Pi3X(TINY if size == "tiny" else Pi3XSize(), conditioning=False)
         fill_stand_in(network, 0)
-        label, licence, stand_in = f"stand-in:pi3x-{size}", "random numbers", True
+        label, licence, stand_in = f"{STAND_IN}pi3x-{size}", "random numbers", True
     else:
         found = resolve("pi3x", path=config.path, revision=config.revision, sha256=config.sha256)
         network = load_pi3x(found.path)

@@ -189,6 +189,10 @@ def load_moge2(path: Path) -> MoGe2:
     return network
 
 
+STAND_IN = "stand-in:"
+"""How labels of weights begin that are random numbers. No clip is accepted with them, whatever its gates say."""
+
+
 @torch.no_grad()
 def fill_stand_in(network: nn.Module, seed: int) -> None:
     """Random weights of useful magnitude, the same for the same seed; rows made with them are stand-ins.

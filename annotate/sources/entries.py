@@ -87,8 +87,8 @@ class IndexEntry(Strict):
     poses_metric: bool = False
     intrinsics_path: str | None = None
     focal: Literal["held", "prior"] = "held"
-    """What mode `estimate` does with `intrinsics_path`: hold it, or expect a focal length near it where otherwise the
-    network's is expected, and let the images decide."""
+    """What is done with given intrinsics: they are held and judged; or (`prior`, in every mode) a focal length within
+    a few per cent of theirs is expected, one for the clip or one a frame, and images and depth decide."""
     given_pixels: Literal["shown", "stored"] | None = None
     """Of media that is shown turned or mirrored: the pixels that depth and cameras are for."""
     cameras_path: str | None = None
@@ -107,6 +107,8 @@ class IndexEntry(Strict):
             raise ValueError("cameras_path and cameras_format go together")
         if self.cameras_path is not None and (self.camera_to_world_path or self.intrinsics_path):
             raise ValueError("cameras_path replaces camera_to_world_path and intrinsics_path")
+        if self.focal == "prior" and self.cameras_path is None and self.intrinsics_path is None:
+            raise ValueError("focal: prior says what intrinsics_path is for, and there is none")
         if self.metres_per_unit is not None and (self.poses_metric or self.depth_units_per_metre is not None):
             raise ValueError(
                 "metres_per_unit is for depth and poses in the same unit; it replaces poses_metric and"

@@ -3,17 +3,22 @@
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
 import numpy as np
 import pytest
 from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
+from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, DecodedFrames, open_clip
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_given_lens
-from theodolite.dataset.cameras import intrinsics_matrix
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.dataset.cameras import intrinsics_matrix, se3_inverse
 from theodolite.dataset.orientation import ORIENTATIONS, Orientation
+from theodolite.dataset.rows import Row
 
 FRAMES, HEIGHT, WIDTH = 4, 48, 80
 K = np.array([[70.0, 0, 41.5], [0, 72.0, 23.0], [0, 0, 1]])
@@ -33,18 +38,24 @@ def depth(i: int) -> np.ndarray:
     return np.arange(1, HEIGHT * WIDTH + 1, dtype=np.uint16).reshape(HEIGHT, WIDTH) + 7 * i
 
 
-def clip_of(folder: Path, orientation: Orientation, shown: bool = False, **given) -> ClipRef:
-    """A video of stored size 80x48 with everything beside it, for its pixels as stored or as `shown`."""
-    with av.open(str(folder / "v.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=16)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+def write_video(path: Path, orientation: Orientation, images: list[np.ndarray]) -> None:
+    """Images (h, w, 3) as they are stored, and the display matrix of `orientation`."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": "12"})
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
         a, c, b, d = (65536 * x for x in (orientation.xx, orientation.xy, orientation.yx, orientation.yy))
         stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
-        for i in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), 50 * i, np.uint8), format="rgb24")
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 16)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def clip_of(folder: Path, orientation: Orientation, shown: bool = False, **given) -> ClipRef:
+    """A video of stored size 80x48 with everything beside it, for its pixels as stored or as `shown`."""
+    grey = [np.full((HEIGHT, WIDTH, 3), 50 * i, np.uint8) for i in range(FRAMES)]
+    write_video(folder / "v.mp4", orientation, grey)
     turn = orientation if shown else ORIENTATIONS[0]
     np.savetxt(folder / "K.txt", turn.show_intrinsics(K, (HEIGHT, WIDTH)))
     np.savetxt(folder / "poses.txt", turn.show_poses(poses()).reshape(FRAMES, 16))
@@ -141,6 +152,14 @@ def test_a_lens_for_mode_estimate(tmp_path):
         assert lens.focal_px is not None
         assert lens.camera_to_world is None
         assert lens.lens_is_prior == (focal == "prior")
+        whole = read_given_cameras(clip, opened(clip))  # in the other modes
+        assert whole is not None
+        assert whole.lens_is_prior == (focal == "prior")
+        assert not whole.stand_alone
+        metric = replace(clip, given=replace(clip.given, poses_metric=True))
+        found = read_given_cameras(metric, opened(metric))
+        assert found is not None
+        assert found.stand_alone == (focal == "held")  # a lens that is only expected cannot do without depth
         np.testing.assert_allclose(lens.focal_px, [[72.0, 70.0]] * FRAMES)
     none = replace(clip, given=replace(clip.given, intrinsics_path=None))
     assert read_given_lens(none, opened(none)) is None
@@ -168,3 +187,45 @@ def test_photographs_that_are_turned_apart(tmp_path):
     assert caught.value.reason == "orientation_changed"
     stated = replace(with_lens, given=replace(with_lens.given, pixels="shown"))
     assert sum(1 for _ in opened(stated)) == FRAMES
+
+
+MIRROR = next(o for o in ORIENTATIONS if (o.xx, o.xy, o.yx, o.yy) == (-1, 0, 0, 1))
+
+
+@pytest.mark.slow
+def test_a_mirrored_recording_with_given_cameras_is_solved_to_the_end(tmp_path: Path) -> None:
+    """A front camera: what is stored is the mirror image of what players show. Cameras and depth for the stored pixels
+    come out as those of the shown ones, and the images agree; taken for the shown pixels they are refused."""
+    config = RenderConfig(width=448, height=252, num_frames=32, seed=3, speed=1.5)
+    clip = render_clip(config)
+    frames = list(clip)
+    write_video(tmp_path / "v.mp4", MIRROR, [MIRROR.show(f.rgb) for f in frames])
+    for i, frame in enumerate(frames):
+        np.save(tmp_path / f"{i:03d}.npy", MIRROR.show(frame.depth_m).astype(np.float32))
+    np.savetxt(tmp_path / "poses.txt", MIRROR.show_poses(clip.camera_to_world).reshape(-1, 16))
+    np.savetxt(tmp_path / "K.txt", MIRROR.show_intrinsics(clip.intrinsics[0], (252, 448)))
+
+    def annotated(pixels: Literal["shown", "stored"]) -> Row:
+        given = GivenGeometry(
+            depth_pattern=str(tmp_path / "{frame:03d}.npy"),
+            depth_units_per_metre=1.0,
+            camera_to_world_path=tmp_path / "poses.txt",
+            poses_metric=True,
+            intrinsics_path=tmp_path / "K.txt",
+            pixels=pixels,
+        )
+        ref = ClipRef(
+            clip_id="c", source="s", original_id="c", media_kind="video", media_path=tmp_path / "v.mp4",
+            given=given,
+        )  # fmt: skip
+        settings = AnnotateConfig.model_validate({"geometry": {"sequence": "given"}})
+        return annotate_clip(ref, settings, mode="given_pose", recipe_hash="0" * 16)
+
+    row = annotated("stored")
+    assert row.verdict == "accepted", row.reason_details
+    truth = se3_inverse(clip.camera_to_world[:1]) @ clip.camera_to_world
+    np.testing.assert_allclose(row.camera_to_world, truth, atol=1e-4)
+    np.testing.assert_allclose(row.focal_px[:, 0], clip.intrinsics[:, 0, 0], rtol=1e-5)
+    assert row.reprojection_median_px is not None
+    assert row.reprojection_median_px < 1  # measured on the cameras that the row holds
+    assert annotated("shown").reasons == ("depth_does_not_fit_images",)

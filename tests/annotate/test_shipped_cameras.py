@@ -316,8 +316,8 @@ def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot) -> N
 
 @pytest.mark.slow
 def test_sekai_recipe_joins_networks_and_shipped_cameras(tmp_path: Path, shot: Shot) -> None:
-    """The recipe itself, with tiny random networks. Beside true cameras their smooth depth may pass; the row says that
-    it stands on stand-ins, and such rows are never exported."""
+    """The recipe itself, with tiny random networks. Beside true cameras their smooth depth may pass every gate; the row
+    is rejected all the same, and says why."""
     (tmp_path / "sekai-game-walking").mkdir()
     video = tmp_path / "sekai-game-walking/00100100001_0000000_0000048.mp4"
     video.symlink_to(shot.video)
@@ -331,7 +331,9 @@ def test_sekai_recipe_joins_networks_and_shipped_cameras(tmp_path: Path, shot: S
     assert with_cameras.error is None, with_cameras.error
     assert with_cameras.stand_in
     assert with_cameras.mode == "given_pose"
-    assert with_cameras.verdict == "rejected" or len(with_cameras.camera_to_world) == with_cameras.num_frames
+    assert with_cameras.verdict == "rejected"
+    assert with_cameras.reasons[-1] == "stand_in_weights"
+    assert "stand-in:pi3x-tiny, stand-in:moge-2-tiny" in with_cameras.reason_details[-1]
     assert with_cameras.data_licence == "research-only"
     assert without.reasons == ("cameras_unreadable",)
     assert "without.npz" in without.reason_details[0]

@@ -246,6 +246,32 @@ def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
     assert np.degrees(np.sqrt(np.mean(turn**2))) < 0.1
 
 
+@pytest.mark.slow
+def test_an_expected_lens_decides_only_what_the_images_leave_open() -> None:
+    """With points and depth of a whole path the images win over a focal length that is said 6 % too long; on a path
+    without parallax, with depth that says little, the word of the source wins over both."""
+    clip = render_clip(RenderConfig(width=448, height=252, num_frames=30, seed=3, speed=1.5))
+    truth = clip.intrinsics[0, 0, 0]
+    frames = list(clip)
+    measured = measure_images((f.rgb for f in frames), height=252, width=448, config=TRACKS)
+    wrong = KnownLens(
+        focal_px=np.full((30, 2), 1.06 * truth), principal_point_px=np.zeros((30, 2)), held=False
+    )
+    arguments = {"depth_sigma_log": 0.01, "tracks_config": TRACKS, "config": BundleConfig()}
+    solution = solve_cameras(measured, Maps([f.depth_m for f in frames]), lens=wrong, **arguments)
+    assert solution.focal_model == "constant"
+    assert abs(np.log(solution.focal_px[0, 0] / truth)) < 0.005
+    # The same images, told that the depth is good to a third only.
+    loose = BundleConfig(depth_sigma_log=3.0, reprojection_sigma_px=20.0)
+    arguments |= {"config": loose}
+    asked = [
+        solve_cameras(measured, Maps([f.depth_m for f in frames]), lens=lens, **arguments)
+        for lens in (None, wrong)
+    ]
+    off = [np.log(s.focal_px[0, 0] / wrong.focal_px[0, 0]) for s in asked]
+    assert abs(off[1]) < abs(off[0]) - 0.01
+
+
 def test_a_known_lens_whose_pixels_change_shape_is_refused() -> None:
     focal = np.tile([300.0, 300.0], (20, 1))
     focal[10:, 1] = 320

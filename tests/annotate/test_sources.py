@@ -255,3 +255,6 @@ def test_what_says_which_images_and_which_way_up(tmp_path):
     (clip,) = read_clips(index(tmp_path / "a.yaml"))
     assert clip.media_pattern == "*.color.png"
     assert (clip.given.pixels, clip.given.focal) == ("stored", "prior")
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump({"clips": [entry | {"focal": "prior"}]}))
+    with pytest.raises(ValueError, match="focal: prior says what intrinsics_path is for, and there is none"):
+        read_clips(index(tmp_path / "b.yaml"))

@@ -18,6 +18,8 @@ import theodolite.dataset
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
+from theodolite.dataset.clip_cameras import load_cameras
+from theodolite.dataset.evaluate import run_evaluate
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row
@@ -144,6 +146,10 @@ def test_hub_ids_are_read_through_the_hub_file_system(out: Path, monkeypatch: py
     clips = theodolite.dataset.open("owner/name")
     assert len(clips) == 6
     assert clips.row("clip_0004").source == "other"
+    assert set(load_cameras("owner/name").clips) == set(load_cameras(Path("owner/name")).clips)
+    text, code = run_evaluate("owner/name", "owner/name")  # as `theodolite evaluate` calls it
+    assert code == 0
+    assert "clip_0004" in text
     with pytest.raises(ValueError, match="holds no Parquet files"):
         theodolite.dataset.open("owner/absent")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
-from theodolite.dataset.clip_cameras import Matching
+from theodolite.dataset.clip_cameras import Matching, load_cameras
 from theodolite.dataset.evaluate import run_evaluate
 from theodolite.dataset.export import run_export
 from theodolite.dataset.publish import run_publish
@@ -231,5 +231,9 @@ def test_a_hub_that_is_not_reached_is_said(monkeypatch):
             ValueError, match=r"owner/name: no folder here.*the hub was not reached: no route"
         ):
             inspect_text(name)
+        with pytest.raises(ValueError, match=r"owner/name: no folder here.*the hub was not reached"):
+            load_cameras(name)
+    with pytest.raises(ValueError, match="no such file or folder, nor a hub id"):
+        load_cameras("owner/cameras.txt")  # a file that is not there
     with pytest.raises(ValueError, match="no such folder"):
         inspect_text(Path("./owner/name/deeper"))
