@@ -44,6 +44,8 @@ class GivenGeometry:
     """Poses and intrinsics in the source's own layout, instead of the two above: see `dataset/formats/shipped.py`."""
     cameras_format: CamerasFormat | None = None
     """Which layout that is."""
+    cameras_key: str | None = None
+    """Which clip of it, where a file holds the cameras of several."""
     stills_path: Path | None = None
     """Folder of the stills that the cameras belong to, where the media is the video that they were drawn from."""
     pixels: Literal["shown", "stored"] | None = None
@@ -74,6 +76,11 @@ class ClipRef:
         start_s, end_s: window in seconds after the first frame of the media; None = from the start / to the end.
         media_root: folder of the source; what a row stores as its media is relative to it where possible.
         source_fps: replaces the time stamps of the media; needed for image folders, whose files carry no time.
+        numbered: of a folder of images: the number at the end of a name counts frames from 0 at `source_fps`, and
+            depth is looked up by it; numbers that are missing are frames that are missing.
+        min_frames, max_frames: clip frames below which it is rejected, and after which it ends, beside what the recipe
+            says.
+        problem: reason and detail if its media could not even be unpacked.
         truth_camera_to_world_path, truth_intrinsics_path: ground truth for evaluation and reports. The estimator
             never reads them.
     """
@@ -88,6 +95,10 @@ class ClipRef:
     start_s: float | None = None
     end_s: float | None = None
     source_fps: float | None = None
+    numbered: bool = False
+    min_frames: int | None = None
+    max_frames: int | None = None
+    problem: tuple[ReasonCode, str] | None = None
     given: GivenGeometry = field(default_factory=GivenGeometry)
     data_licence: str = "unknown"
     data_redistributable: bool = False

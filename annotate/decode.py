@@ -16,7 +16,8 @@ timeline, and takes PyAV where decord would be wrong, saying so in `notes`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -251,23 +252,26 @@ def _timing(clip: ClipRef, timeline: _Timeline, config: DecodeConfig) -> ClipTim
         raise ClipRejection(
             rejection.reason, f"clip {clip.clip_id}: {clip.media_path}: {rejection.detail}"
         ) from None
-    if len(index) < config.min_frames:
+    least = max(config.min_frames, clip.min_frames or 0)
+    if len(index) < least:
         window = (
             ""
             if clip.start_s is None and clip.end_s is None
             else f" in the window {clip.start_s or 0:g} s to {'the end' if clip.end_s is None else f'{clip.end_s:g} s'}"
         )
+        asked = "annotate.decode.min_frames" if least == config.min_frames else "source.windows"
         raise ClipRejection(
             "too_short",
             f"clip {clip.clip_id}: {clip.media_path}: {len(index)} frames{window} of {len(timeline.ticks)} source"
-            f" frames, at least {config.min_frames} are wanted (annotate.decode.min_frames)",
+            f" frames, at least {least} are wanted ({asked})",
         )
     first, last = index[0], index[-1]
     span_s = Fraction(int(timeline.ticks[last] - timeline.ticks[first])) * timeline.tick_s
     source_fps = float((last - first) / span_s)
+    index = index[: config.max_frames][: clip.max_frames]
     return ClipTiming(
-        frame_index=index[: config.max_frames],
-        time_s=np.asarray(timeline.ticks[index[: config.max_frames]] * float(timeline.tick_s), np.float64),
+        frame_index=index,
+        time_s=np.asarray(timeline.ticks[index] * float(timeline.tick_s), np.float64),
         source_fps=source_fps,
         fps=source_fps if config.fps == "native" else float(config.fps),
     )
@@ -299,6 +303,8 @@ def open_clip(clip: ClipRef, config: DecodeConfig) -> ClipFrames:
             f"clip {clip.clip_id}: {printable(str(clip.media_path))}: the name is no UTF-8, so that a row could not"
             " point to the file; rename it",
         )
+    if clip.problem is not None:
+        raise ClipRejection(clip.problem[0], f"clip {clip.clip_id}: {clip.problem[1]}")
     if clip.media_kind == "rendered":
         # Imported here: the renderer's geometry module itself imports this one.
         from .geometry.rendered import open_rendered
@@ -573,6 +579,35 @@ class _Images:
         return orientation.show(stored) if orientation else stored, orientation
 
 
+def name_numbers(clip: ClipRef, names: Sequence[str]) -> I64:
+    """(N,) number at the end of each image's name.
+
+    Raises:
+        ClipRejection: `image_names_not_numbered`: a name without a number, or numbers that do not increase.
+    """
+    matches = [re.search(r"(\d+)$", Path(name).stem) for name in names]
+    wrong = next((name for name, match in zip(names, matches, strict=True) if match is None), None)
+    numbers = np.array([int(match[1]) for match in matches if match is not None], np.int64)
+    if wrong is None and len(numbers) > 1 and (np.diff(numbers) <= 0).any():
+        wrong = names[int(np.flatnonzero(np.diff(numbers) <= 0)[0]) + 1]
+    if wrong is not None:
+        raise ClipRejection(
+            "image_names_not_numbered",
+            f"clip {clip.clip_id}: {clip.media_path}: {wrong!r} does not end with a number above that of the image"
+            " before, and the numbers say when the images were taken",
+        )
+    return numbers
+
+
+def source_numbers(clip: ClipRef, frames: ClipFrames) -> I64:
+    """(F,) number of each clip frame's source frame in the names of files beside the media: its index, or the number
+    of the image where images are numbered in time."""
+    index = frames.timing.frame_index
+    if not clip.numbered or not frames.image_names:
+        return index
+    return name_numbers(clip, [frames.image_names[i] for i in index.tolist()])
+
+
 def _open_images(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
     folder = Path(clip.media_path)
     source_fps = config.source_fps or clip.source_fps
@@ -584,7 +619,17 @@ def _open_images(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
         )
     with _rejecting():
         paths = list_images(clip.clip_id, folder, clip.media_pattern)
-        timing = _timing(clip, _nominal(len(paths), source_fps, complete=True), config)
+        timeline = _nominal(len(paths), source_fps, complete=True)
+        if clip.numbered:
+            timeline = replace(timeline, ticks=name_numbers(clip, [path.name for path in paths]))
+            # Windows count from frame 0, which need not be here.
+            missing_s = float(timeline.ticks[0] * timeline.tick_s)
+            clip = replace(
+                clip,
+                start_s=None if clip.start_s is None else clip.start_s - missing_s,
+                end_s=None if clip.end_s is None else clip.end_s - missing_s,
+            )
+        timing = _timing(clip, timeline, config)
         images = _Images(clip_id=clip.clip_id, paths=paths)
         first, orientation = images.image(int(timing.frame_index[0]))
     if clip.given.any and clip.given.pixels != "shown":

@@ -19,9 +19,13 @@ Status = Literal["accepted", "rejected", "failed"]
 
 ReasonCode = Literal[
     # The media
+    "archive_damaged",
+    "archive_member_too_large",
+    "archive_member_unsafe",
     "corrupt_video",
     "file_name_not_utf8",
     "frame_size_changed",
+    "image_names_not_numbered",
     "image_size_changed",
     "mixed_images",
     "no_frame_rate",
@@ -116,6 +120,18 @@ def _failed(meaning: str, remedy: str) -> Reason:
 
 
 REASONS: Mapping[ReasonCode, Reason] = {
+    "archive_damaged": _failed(
+        "The archive that holds the clip ends, or is damaged, in the middle of its file.",
+        "Fetch the archive again: theodolite fetch compares its size and digest.",
+    ),
+    "archive_member_too_large": _failed(
+        "Unpacked, the clip's file would be larger than what is allowed or than the disk has room for.",
+        "Allow more with --max-member-gib or make room, if the archive is to be trusted.",
+    ),
+    "archive_member_unsafe": _failed(
+        "The archive holds a link, a device, or a name that leads out of the folder, instead of the clip's file.",
+        "Do not unpack it by hand; fetch the archive from where the set is published.",
+    ),
     "corrupt_video": _failed(
         "A frame of the video cannot be decoded.",
         "Fetch the file again, or set the window (start_s, end_s) to the part before the damage.",
@@ -127,6 +143,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "frame_size_changed": _failed(
         "The video changes its size on the way.",
         "Re-encode it at one size, or set the window to a part of one size.",
+    ),
+    "image_names_not_numbered": _failed(
+        "Images whose names are to count frames hold a name without a number, or numbers that do not increase.",
+        "Take foreign images out of the folder, or name those that are frames as media_pattern.",
     ),
     "image_size_changed": _failed(
         "The images of the folder are of different sizes.",

@@ -27,7 +27,7 @@ from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ra
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection, DepthKind
-from ..decode import ClipFrames
+from ..decode import ClipFrames, source_numbers
 from .base import AnchorFrame, FloatArray, SequenceGeometryResult
 from .given_cameras import check_count, given_intrinsics
 from .given_pixels import shape_belongs_to, turn_of_given
@@ -95,7 +95,7 @@ class GivenGeometrySource:
         depth = GivenDepth(
             clip_id=clip.clip_id,
             pattern=given.depth_pattern,
-            frame_index=frames.timing.frame_index,
+            frame_index=source_numbers(clip, frames),
             image_size=(frames.height, frames.width),
             units_per_metre=units or 1.0,
             invalid_value=given.depth_invalid_value,
@@ -119,7 +119,7 @@ class GivenDepth:
     Attributes:
         clip_id: for messages.
         pattern: path with a `{frame}` field.
-        frame_index: (F,) source frame of every clip frame.
+        frame_index: (F,) number of every clip frame's file, which is its source frame.
         image_size: (height, width) of the stored colour image.
         units_per_metre: stored value of one metre (of one inverse metre for disparity); 1.0 keeps stored units.
         invalid_value: stored value that means "no measurement". Always mean it: NaN, values below zero, depth zero,
@@ -277,7 +277,7 @@ class GivenAnchor:
         if pattern is None:
             return []
         present = {number for number, _ in _matching_files(clip, pattern)}
-        return [i for i, source in enumerate(frames.timing.frame_index) if int(source) in present]
+        return [i for i, source in enumerate(source_numbers(clip, frames)) if int(source) in present]
 
     def run(
         self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
@@ -300,7 +300,7 @@ class GivenAnchor:
         depth = GivenDepth(
             clip_id=clip.clip_id,
             pattern=given.anchor_depth_pattern,
-            frame_index=frames.timing.frame_index,
+            frame_index=source_numbers(clip, frames),
             image_size=(frames.height, frames.width),
             units_per_metre=given.anchor_units_per_metre,
             invalid_value=given.depth_invalid_value,
@@ -422,10 +422,12 @@ def _missing_files(clip: ClipRef, pattern: str, frames: ClipFrames) -> frozenset
             the clip's frames have no file.
     """
     there = {number for number, _ in _matching_files(clip, pattern)}
+    wanted = source_numbers(clip, frames)
     count = max(there, default=-1) + 1
     holes = f" ({count - len(there)} of them missing)" if count > len(there) else ""
-    check_count(clip, "depth_frame_count_mismatch", f"depth files match {pattern}{holes}", count, frames)
-    missing = frozenset(int(f) for f in frames.timing.frame_index if int(f) not in there)
+    if not clip.numbered:  # else names say which belong together
+        check_count(clip, "depth_frame_count_mismatch", f"depth files match {pattern}{holes}", count, frames)
+    missing = frozenset(int(f) for f in wanted if int(f) not in there)
     if len(missing) > MAX_MISSING * len(frames):
         raise ClipRejection(
             "depth_frame_count_mismatch",

@@ -26,7 +26,7 @@ from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
-from ..decode import ClipFrames
+from ..decode import ClipFrames, source_numbers
 from ..stills import locate_stills
 from .base import FloatArray
 from .given_pixels import centre_belongs_to, shape_belongs_to, turn_of_given
@@ -183,7 +183,7 @@ def _shipped(clip: ClipRef, frames: ClipFrames, metres_per_unit: float | None) -
             "cameras_unreadable", f"clip {clip.clip_id}: {path}: cameras_path needs cameras_format"
         )
     try:
-        shipped = read_shipped(path, layout)
+        shipped = read_shipped(path, layout, key=clip.given.cameras_key)
     except ValueError as error:
         raise ClipRejection("cameras_unreadable", f"clip {clip.clip_id}: {error}") from error
     if shipped.complete:
@@ -308,7 +308,7 @@ def _turn_of_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> Orientation
     if frames.orientation and given.intrinsics_path is not None:
         found = centre_belongs_to(_intrinsics_file(clip, given.intrinsics_path).reshape(-1, 3, 3), frames)
     elif frames.orientation and given.depth_pattern is not None:
-        maps = (Path(given.depth_pattern.format(frame=int(i))) for i in frames.timing.frame_index)
+        maps = (Path(given.depth_pattern.format(frame=int(i))) for i in source_numbers(clip, frames))
         if (first := next((path for path in maps if path.is_file()), None)) is not None:
             found = shape_belongs_to(read_depth_file(first, clip_id=clip.clip_id).shape, frames)
     return turn_of_given(clip, frames, str(path), found)

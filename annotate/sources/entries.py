@@ -10,8 +10,21 @@ from pydantic import Field, model_validator
 from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.strict import Strict
 from ..clip import DepthKind, MediaKind
+from .windows import Windows
 
-ReleaseLayout = Literal["omniworld-game", "dl3dv", "dl3dv-stills", "sekai-game", "spatialvid-hq"]
+ReleaseLayout = Literal[
+    "spatialvid-hq",
+    "dl3dv",
+    "dl3dv-colmap",
+    "dl3dv-stills",
+    "dl3dv-gs",
+    "omniworld-game",
+    "omniworld-game-windows",
+    "sekai-game",
+    "sekai-walking",
+    "miradata",
+    "sana-wm",
+]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
 
@@ -47,11 +60,13 @@ class ReleaseSource(Strict):
     name: Name
     """Name of the source: the Parquet partition."""
     layout: ReleaseLayout
-    """Whose tree it is; what makes a clip is described in annotate/sources/releases.py."""
+    """Whose tree it is; what makes a clip is described in the file of each set in annotate/sources."""
     root: Path
     """Folder that holds the tree, at any depth."""
     metadata: Path | None = None
     """CSV of the release, for layouts that need one; null: at its own place below the root, if it is there."""
+    windows: Windows | None = None
+    """How media are cut into clips of one length; null: each is one clip."""
     data_licence: str = "unknown"
     data_redistributable: bool = False
 
@@ -93,6 +108,7 @@ class IndexEntry(Strict):
     """Of media that is shown turned or mirrored: the pixels that depth and cameras are for."""
     cameras_path: str | None = None
     cameras_format: CamerasFormat | None = None
+    cameras_key: str | None = None
     stills_path: str | None = None
     metres_per_unit: Annotated[float, Field(gt=0)] | None = None
     data_licence: str = "unknown"

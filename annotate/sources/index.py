@@ -116,6 +116,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
             pixels=entry.given_pixels,
             cameras_path=at_root(entry.cameras_path),
             cameras_format=entry.cameras_format,
+            cameras_key=entry.cameras_key,
             stills_path=at_root(entry.stills_path),
             metres_per_unit=entry.metres_per_unit,
         ),

@@ -16,6 +16,7 @@ from ..clip import ClipRef
 from .entries import ReleaseSource, Source, VideosSource, media_root
 from .index import read_index
 from .releases import release_clips
+from .tree import Release
 from .videos import read_videos
 
 
@@ -40,16 +41,20 @@ def read_clips(source: Source) -> Iterator[ClipRef]:
     if isinstance(source, VideosSource):
         return read_videos(source)
     if isinstance(source, ReleaseSource):
-        return release_clips(
-            source.layout,
-            media_root(source),
-            source.metadata,
-            source=source.name,
-            media_root=media_root(source),
-            data_licence=source.data_licence,
-            data_redistributable=source.data_redistributable,
-        )
+        return release_clips(source.layout, release_of(source))
     return read_index(source)
+
+
+def release_of(source: ReleaseSource) -> Release:
+    """A release as its readers want it."""
+    return Release(
+        root=media_root(source),
+        metadata=source.metadata,
+        windows=source.windows,
+        source=source.name,
+        data_licence=source.data_licence,
+        data_redistributable=source.data_redistributable,
+    )
 
 
 def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shard]:

@@ -255,6 +255,33 @@ def read_colmap(
     )
 
 
+def colmap_distortions(folder: str | Path) -> list[tuple[float, float, float, float]]:
+    """OpenCV's k1, k2, p1, p2 of every lens of a model.
+
+    Raises:
+        ValueError: a lens that these four do not describe (a fisheye).
+    """
+    model = _model_folder(Path(folder))
+    if model is None:
+        raise ValueError(f"{folder}: no cameras.bin or cameras.txt here or in sparse/0")
+    binary = (model / "cameras.bin").is_file()
+    cameras = dict(_cameras_bin(model / "cameras.bin") if binary else _cameras_txt(model / "cameras.txt"))
+    found = []
+    for kind, _, _, p in cameras.values():
+        own = {
+            "SIMPLE_PINHOLE": (),
+            "PINHOLE": (),
+            "SIMPLE_RADIAL": p[3:4],
+            "RADIAL": p[3:5],
+            "OPENCV": p[4:8],
+        }
+        if kind not in own:
+            raise ValueError(f"{model}: lens model {kind}; undistort the images to a pinhole first")
+        k1, k2, p1, p2 = (*map(float, own[kind]), 0.0, 0.0, 0.0, 0.0)[:4]
+        found.append((k1, k2, p1, p2))
+    return found
+
+
 def _has_model(folder: Path) -> bool:
     return any(
         (folder / f"cameras.{e}").is_file() and (folder / f"images.{e}").is_file() for e in ("bin", "txt")

@@ -64,7 +64,7 @@ def read_sana_npy(
     k = _load_npy(Path(intrinsics))
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise ValueError(f"{pose}: shape {poses.shape}, expected (F, 4, 4)")
-    focal, centre = _focal_and_centre(k, len(poses), str(intrinsics))
+    focal, centre = focal_and_centre(k, len(poses), str(intrinsics))
     return CameraClip(
         name=name,
         camera_to_world=poses,
@@ -82,7 +82,12 @@ def _load_npy(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: not a readable .npy file ({error})") from None
 
 
-def _focal_and_centre(k: np.ndarray, frames: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+def focal_and_centre(k: np.ndarray, frames: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """(F, 2) focal lengths and principal points of intrinsics of shape (4,), (F, 4), (3, 3) or (F, 3, 3).
+
+    Raises:
+        ValueError: another shape.
+    """
     k = np.asarray(k, dtype=np.float64)
     if k.shape in ((4,), (frames, 4)):
         k = np.broadcast_to(k, (frames, 4))
@@ -320,7 +325,7 @@ def read_sana_bench(root: str | Path, *, split: str) -> list[BenchScene]:
         if decoded is None:
             raise ValueError(f"{image}: not a readable image")
         with np.load(io.BytesIO(camera.read_bytes()), allow_pickle=False) as data:
-            focal, centre = _focal_and_centre(data["intrinsics"], len(data["c2w"]), str(camera))
+            focal, centre = focal_and_centre(data["intrinsics"], len(data["c2w"]), str(camera))
             clip = CameraClip(
                 name=entry["id"],
                 camera_to_world=data["c2w"],

@@ -1,9 +1,10 @@
 """Cameras in the layouts in which public video sets ship them, read into one convention.
 
-Four sets, four conventions, and a wrong guess at any of them still looks like a camera path: OmniWorld and SpatialVID
-store world-to-camera (one with scalar-first, one with scalar-last quaternions), DL3DV camera-to-world with OpenGL
-axes, Sekai-Game camera-to-world with OpenCV axes in a file that calls them extrinsics. Some cover every frame, some
-every sixth. The readers turn each into `ShippedCameras` and refuse files that cannot be what they claim to be.
+A wrong guess at any of their conventions still looks like a camera path: OmniWorld and SpatialVID store world-to-camera
+(one with scalar-first, one with scalar-last quaternions), DL3DV camera-to-world with OpenGL axes and, in its
+ColmapCache, world-to-camera with OpenCV axes, Sekai-Game camera-to-world with OpenCV axes in a file that calls them
+extrinsics. Some cover every frame, some every sixth. The readers turn each into `ShippedCameras` and refuse files that
+cannot be what they claim to be.
 
 Source of the conventions: the sets' own repositories and data cards (OmniWorld scripts/utils.py, SpatialVID
 utils/quat_to_mat.py and utils/normalize_intrinsics.py, DL3DV-10K issues 4, 18 and 32, sekai-codebase).
@@ -11,11 +12,14 @@ utils/quat_to_mat.py and utils/normalize_intrinsics.py, DL3DV-10K issues 4, 18 a
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,11 +33,15 @@ from ..cameras import (
     transform,
 )
 from .base import CameraClip, read_json, read_text
+from .colmap import colmap_distortions, read_colmap
 from .nerfstudio import read_nerfstudio
+from .sana import focal_and_centre
 
 FloatArray = NDArray[np.floating]
-CamerasFormat = Literal["omniworld", "dl3dv", "sekai-game", "spatialvid"]
-FORMATS: tuple[CamerasFormat, ...] = ("omniworld", "dl3dv", "sekai-game", "spatialvid")
+CamerasFormat = Literal[
+    "omniworld", "dl3dv", "colmap", "sekai-game", "spatialvid", "rendered", "gaussian-splats", "sana-wm"
+]
+FORMATS: tuple[CamerasFormat, ...] = get_args(CamerasFormat)
 
 _RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| that float32 storage and text rounding explain; the rest is another kind of matrix."""
@@ -70,21 +78,27 @@ class ShippedCameras:
         return len(self.frame_number)
 
 
-def read_shipped(path: str | Path, format: CamerasFormat) -> ShippedCameras:
+def read_shipped(path: str | Path, format: CamerasFormat, *, key: str | None = None) -> ShippedCameras:
     """Cameras of `path` in a named layout.
 
     Args:
         path: `omniworld`: `<scene>/camera/split_N.json`, with `<scene>/split_info.json` where the release puts it;
             `dl3dv`: `transforms.json`; `sekai-game`: the clip's `.npz`; `spatialvid`: the folder with `poses.npy`,
-            `intrinsics.npy` and `indexes.txt`.
+            `intrinsics.npy` and `indexes.txt`; `colmap`: the folder of a model; `rendered`: the folder with `poses.npy`
+            and `intrinsics.npy`; `gaussian-splats`: `cameras.json`; `sana-wm`: `<stem>_camera.npz`.
+        key: which clip, where a file holds several (`sana-wm`).
     Raises:
         ValueError: naming the file, what was found in it, and what to do.
     """
-    readers = {
+    readers: dict[str, Callable[[str | Path], ShippedCameras]] = {
         "omniworld": read_omniworld,
         "dl3dv": read_dl3dv,
+        "colmap": read_colmap_stills,
         "sekai-game": read_sekai_game,
         "spatialvid": read_spatialvid,
+        "rendered": read_rendered,
+        "gaussian-splats": read_gaussian_splats,
+        "sana-wm": partial(read_sana_wm, key=key),
     }
     if format not in readers:
         raise ValueError(f"{path}: unknown format of cameras {format!r}; known: {', '.join(FORMATS)}")
@@ -143,18 +157,44 @@ def read_dl3dv(path: str | Path) -> ShippedCameras:
     path = Path(path)
     clip = read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop")
     assert clip.image_names is not None, "read_nerfstudio always names the images"
-    _require_one_radial_term(read_json(path), clip, path)
+    content = read_json(path)
+    terms = tuple(float(content.get(name) or 0.0) for name in ("k1", "k2", "p1", "p2", "k3"))
+    _require_one_radial_term(terms, clip, path)
+    return _stills(clip, path)
+
+
+def read_colmap_stills(folder: str | Path) -> ShippedCameras:
+    """A COLMAP model of stills that were drawn from a video (DL3DV's ColmapCache), in COLMAP's own world and scale.
+
+    World-to-camera with scalar-first quaternions, as COLMAP stores it. Cameras belong to stills by the number in their
+    name, whatever the order in the file; distortion as in `read_dl3dv`.
+
+    Raises:
+        ValueError: as `read_colmap`; names without a number or with the same one; distortion that is more than one
+            radial term.
+    """
+    folder = Path(folder)
+    clip = read_colmap(folder, on_lens="keep_focal")
+    for terms in colmap_distortions(folder):
+        _require_one_radial_term(terms, clip, folder)
+    return _stills(clip, folder)
+
+
+def _stills(clip: CameraClip, path: Path) -> ShippedCameras:
+    """Cameras of stills, in the order of the numbers in their names."""
+    assert clip.image_names is not None, "both readers name the images"
     numbers = []
     for name in clip.image_names:
         digits = re.search(r"(\d+)$", Path(name).stem)
         if digits is None:
             raise ValueError(f"{path}: image {name!r} has no number at the end of its name")
         numbers.append(int(digits[1]))
+    order = np.argsort(numbers, kind="stable")
     return ShippedCameras(
-        camera_to_world=clip.camera_to_world,
-        intrinsics=clip.intrinsics,
+        camera_to_world=clip.camera_to_world[order],
+        intrinsics=clip.intrinsics[order],
         image_size=(clip.height, clip.width),
-        frame_number=_frame_numbers(numbers, path, "frames"),
+        frame_number=_frame_numbers(np.asarray(numbers)[order], path, "frames"),
         numbering="stills",
     )
 
@@ -238,9 +278,113 @@ def read_spatialvid(folder: str | Path) -> ShippedCameras:
     )
 
 
-def _require_one_radial_term(content: dict[str, Any], clip: CameraClip, path: Path) -> None:
-    """Refuse distortion (OpenCV's k1, k2, k3, p1, p2) that no single radial term follows to 1 % of the diagonal."""
-    k1, k2, k3, p1, p2 = (float(content.get(name) or 0.0) for name in ("k1", "k2", "k3", "p1", "p2"))
+def read_rendered(folder: str | Path) -> ShippedCameras:
+    """Cameras that rendered a clip: `poses.npy` (F, 4, 4) camera-to-world with OpenCV axes, `intrinsics.npy` of shape
+    (4,), (F, 4), (3, 3) or (F, 3, 3) in pixels of the video beside them. One a frame, exact.
+
+    Raises:
+        ValueError: a file missing or damaged, or matrices that are no rigid transforms.
+    """
+    folder = Path(folder)
+    poses_path, lens_path = folder / "poses.npy", folder / "intrinsics.npy"
+    poses = _numbers(_npy(poses_path), poses_path, "poses", (None, 4, 4))
+    focal, centre = focal_and_centre(_npy(lens_path), len(poses), str(lens_path))
+    if np.abs(focal).max() <= 20:
+        raise ValueError(
+            f"{lens_path}: focal length {focal[0].tolist()} is no number of pixels; this layout holds pixels of the"
+            " video"
+        )
+    return ShippedCameras(
+        camera_to_world=_rigid(poses, poses_path, "poses"),
+        intrinsics=_intrinsics(focal, centre, lens_path),
+        image_size=None,
+        frame_number=np.arange(len(poses)),
+        numbering="frames",
+        complete=True,
+    )
+
+
+def read_gaussian_splats(path: str | Path) -> ShippedCameras:
+    """`cameras.json` beside a scene of 3D Gaussian splats (Inria's layout; DL3DV-GS-960P).
+
+    `position` and `rotation` are camera-to-world, although the COLMAP models that they come from hold world-to-camera;
+    axes are OpenCV's; the principal point is the image's centre and not written. Cameras belong to stills by the number
+    in `img_name`.
+
+    Raises:
+        ValueError: missing, damaged, no rigid rotations, sizes that differ.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: expected a list of cameras")
+
+    def column(name: str) -> list[Any]:
+        return [_member(entry, name, path) for entry in entries]
+
+    rotation = _numbers(column("rotation"), path, "rotation", (None, 3, 3))
+    position = _numbers(column("position"), path, "position", (None, 3))
+    width, height = (_numbers(column(name), path, name, (None,)) for name in ("width", "height"))
+    if (width != width[0]).any() or (height != height[0]).any():
+        raise ValueError(f"{path}: images of different sizes; one is needed")
+    focal = _numbers([column("fx"), column("fy")], path, "fx, fy", (2, None)).T
+    clip = CameraClip(
+        name="scene",
+        camera_to_world=_rigid(transform(rotation, position), path, "rotation"),
+        focal_px=focal,
+        principal_point_px=np.tile([width[0] / 2, height[0] / 2], (len(entries), 1)),
+        height=int(height[0]),
+        width=int(width[0]),
+        image_names=tuple(str(name) for name in column("img_name")),
+    )
+    return _stills(clip, path)
+
+
+def read_sana_wm(path: str | Path, *, key: str | None) -> ShippedCameras:
+    """One clip of NVIDIA's `<stem>_camera.npz`: camera-to-world with OpenCV axes for every frame of the clip's video.
+
+    Intrinsics are pixels of the capture, whose size is in `<stem>/<key>.json`, not of the video beside it. The unit is
+    that of the capture: `<stem>_metric_scale_stats.json` says what it is worth.
+
+    Raises:
+        ValueError: files missing or damaged, or no camera for this clip (their loader takes the identity).
+    """
+    path = Path(path)
+    arrays = _npz(path, ("ids", "ranges", "pose", "intrinsics"))
+    ids = [str(name) for name in arrays["ids"].reshape(-1)]
+    if key is None or key not in ids:
+        raise ValueError(f"{path}: holds no camera of clip {key!r}; it has {len(ids)}, such as {ids[:2]}")
+    ranges = _numbers(arrays["ranges"], path, "ranges", (None, 2)).astype(np.int64)
+    _same_length(path, ids=len(ids), ranges=len(ranges))
+    start, count = ranges[ids.index(key)].tolist()
+    poses = _numbers(arrays["pose"], path, "pose", (None, 4, 4))
+    lens = _numbers(arrays["intrinsics"], path, "intrinsics", (None, 4))
+    _same_length(path, pose=len(poses), intrinsics=len(lens))
+    if start < 0 or count < 1 or start + count > len(poses):
+        raise ValueError(
+            f"{path}: clip {key}: frames {start} to {start + count}, but the file holds {len(poses)}"
+        )
+    stem = path.name.removesuffix("_camera.npz")
+    info_path = path.with_name(stem) / f"{key}.json"
+    info = read_json(info_path)
+    size = _numbers([_member(info, name, info_path) for name in ("height", "width")], info_path, "size", (2,))
+    poses, lens = poses[start : start + count], lens[start : start + count]
+    return ShippedCameras(
+        camera_to_world=_rigid(poses, path, "pose"),
+        intrinsics=_intrinsics(lens[:, :2], lens[:, 2:], path),
+        image_size=(int(size[0]), int(size[1])),
+        frame_number=np.arange(count),
+        numbering="frames",
+        complete=True,
+    )
+
+
+def _require_one_radial_term(terms: Sequence[float], clip: CameraClip, path: Path) -> None:
+    """Refuse distortion (OpenCV's k1, k2, p1, p2, k3) that no single radial term follows to 1 % of the diagonal."""
+    k1, k2, p1, p2, k3 = (*terms, 0.0)[:5]
     grid = np.stack(np.meshgrid(np.linspace(0, clip.width, 21), np.linspace(0, clip.height, 21)), -1)
     n = (grid.reshape(-1, 2) - clip.principal_point_px[0]) / clip.focal_px[0]
     x, y, r2 = n[:, 0], n[:, 1], (n * n).sum(1)

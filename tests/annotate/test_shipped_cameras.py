@@ -21,6 +21,7 @@ from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_depth_png, write_png
 from theodolite.annotate.sources.releases import release_clips
+from theodolite.annotate.sources.tree import Release
 from theodolite.dataset.cameras import (
     opencv_to_opengl,
     quaternion_wxyz_from_rotation,
@@ -214,7 +215,7 @@ def test_omniworld_scene_through_its_recipe(tmp_path: Path, shot: Shot) -> None:
 def test_omniworld_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, writing: dict) -> None:
     write_omniworld(tmp_path, shot, **writing)
     metadata = write_omniworld_metadata(tmp_path)
-    clip = list(release_clips("omniworld-game", tmp_path, metadata, source="test", media_root=tmp_path))[1]
+    clip = list(release_clips("omniworld-game", Release(root=tmp_path, metadata=metadata, source="test")))[1]
     refused_by_the_images(annotate(clip))
 
 
@@ -222,7 +223,7 @@ def test_omniworld_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, writing:
 def test_omniworld_depth_is_no_millimetres(tmp_path: Path, shot: Shot) -> None:
     write_omniworld(tmp_path, shot)
     metadata = write_omniworld_metadata(tmp_path)
-    clip = list(release_clips("omniworld-game", tmp_path, metadata, source="test", media_root=tmp_path))[1]
+    clip = list(release_clips("omniworld-game", Release(root=tmp_path, metadata=metadata, source="test")))[1]
     wrong = replace(
         clip, given=replace(clip.given, depth_kind="z", depth_units_per_metre=1000.0, poses_metric=True)
     )
@@ -237,13 +238,13 @@ def test_omniworld_poses_of_the_neighbouring_split(tmp_path: Path, shot: Shot) -
     scene = write_omniworld(tmp_path, shot)
     info = {"split_num": 2, "split": [list(range(8)), list(range(FRAMES - 8))]}
     (scene / "split_info.json").write_text(json.dumps(info))
-    clip = list(release_clips("omniworld-game", tmp_path, None, source="test", media_root=tmp_path))[1]
+    clip = list(release_clips("omniworld-game", Release(root=tmp_path, metadata=None, source="test")))[1]
     refused_by_the_images(annotate(replace(clip, given=replace(clip.given, metres_per_unit=METRIC_SCALE))))
 
 
 def test_omniworld_without_metric_scale_has_no_metres(tmp_path: Path, shot: Shot) -> None:
     write_omniworld(tmp_path, shot)
-    clip = list(release_clips("omniworld-game", tmp_path, None, source="test", media_root=tmp_path))[1]
+    clip = list(release_clips("omniworld-game", Release(root=tmp_path, metadata=None, source="test")))[1]
     row = annotate(clip)
     assert row.verdict == "rejected"
     assert row.metres_per_unit is None
@@ -710,9 +711,8 @@ def test_images_without_usable_numbers(tmp_path: Path, shot: Shot) -> None:
 
 
 def listed(layout, root: Path, metadata: Path | None = None) -> dict[str, ClipRef]:
-    clips = release_clips(
-        layout, root, metadata, source="test", media_root=root, data_licence="research-only"
-    )
+    release = Release(root=root, metadata=metadata, source="test", data_licence="research-only")
+    clips = release_clips(layout, release)
     return {clip.clip_id: clip for clip in clips}
 
 

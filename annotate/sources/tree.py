@@ -1,0 +1,267 @@
+"""What the readers of releases share: where a release lies, what it lists, and the clips that are cut from its media.
+
+No video is decoded here; the header of one is read only where windows are wanted and no table says how long it is.
+Folders are walked and tables are read as the clips are asked for: memory holds the names of one folder, never those of
+all clips.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...dataset.reasons import ReasonCode
+from ..clip import ClipRef, printable
+from .windows import Windows, cut_windows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A stretch of media that a release's own tables list, whether or not it lies here.
+
+    Attributes:
+        original_id: as the release names it.
+        duration_s, fps: None where the tables do not say.
+        url: where it is fetched from, for sets that are lists of addresses.
+        place: where a reader looks for what was fetched from there, relative to the root.
+    """
+
+    original_id: str
+    duration_s: float | None
+    fps: float | None = None
+    url: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Where a release lies, and what of it is wanted.
+
+    Attributes:
+        root: folder that holds its tree.
+        metadata: its table, where somebody named one.
+        windows: how media are cut; None: each is one clip.
+        source, data_licence, data_redistributable: of every clip.
+    """
+
+    root: Path
+    metadata: Path | None = None
+    windows: Windows | None = None
+    source: str
+    data_licence: str = "unknown"
+    data_redistributable: bool = False
+
+    @cached_property
+    def problems(self) -> dict[str, tuple[ReasonCode, str]]:
+        """Path below the root -> why unpacking left nothing usable there."""
+        from .unpacked import read_problems
+
+        return read_problems(self.root)
+
+    def cut(
+        self,
+        clip_id: str,
+        *,
+        media_path: Path,
+        duration_s: float | None = None,
+        fps: float | None = None,
+        offset_s: float | None = None,
+        **clip: Any,
+    ) -> Iterator[ClipRef]:
+        """Clips of one stretch of media: its windows, or all of it where nobody asks for windows.
+
+        Args:
+            clip_id: of the stretch; a window adds its first clip frame where a stretch may have several.
+            duration_s, fps: of the stretch, where known.
+            offset_s: where it starts in its media; None: at the media's start.
+            clip: further fields of `ClipRef`.
+        """
+        common: dict[str, Any] = {
+            "source": self.source,
+            "media_root": self.root,
+            "data_licence": self.data_licence,
+            "data_redistributable": self.data_redistributable,
+            "media_path": media_path,
+        }
+        if media_path.is_relative_to(self.root):
+            common["problem"] = self.problems.get(media_path.relative_to(self.root).as_posix())
+        if self.windows is None:
+            whole = offset_s is None
+            yield ClipRef(
+                clip_id=clean(clip_id),
+                start_s=offset_s,
+                end_s=None if whole or duration_s is None else (offset_s or 0.0) + duration_s,
+                **common,
+                **clip,
+            )
+            return
+        if duration_s is None and self.windows.most != 1 and media_path.is_file():
+            duration_s, fps = probe(media_path)
+            duration_s = None if duration_s is None else duration_s - (offset_s or 0.0)
+        for window in cut_windows(self.windows, duration_s=duration_s, fps=fps, offset_s=offset_s or 0.0):
+            yield ClipRef(
+                clip_id=clean(clip_id) + ("" if self.windows.most == 1 else f"_s{window.start:06d}"),
+                start_s=window.start_s,
+                end_s=window.end_s,
+                min_frames=self.windows.shortest or self.windows.frames,
+                max_frames=self.windows.frames,
+                **common,
+                **clip,
+            )
+
+    def files(self, suffixes: tuple[str, ...]) -> Iterator[Path]:
+        """Files below the root with one of the suffixes, folder by folder in the order of their names, hidden ones left
+        out; then what unpacking could not put there."""
+        seen: set[tuple[int, int]] = set()
+        for folder, inner, names in os.walk(self.root, followlinks=True):
+            status = os.stat(folder)
+            inner.sort()
+            if (status.st_dev, status.st_ino) in seen:  # a link back
+                inner.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in sorted(names):
+                if name.lower().endswith(suffixes) and not name.startswith("."):
+                    yield Path(folder, name)
+        for place in sorted(self.problems):
+            path = self.root / place
+            if place.lower().endswith(suffixes) and not path.is_file():
+                yield path
+
+    def relative(self, path: Path) -> str:
+        """Path below the root, as rows store it."""
+        return printable(path.relative_to(self.root).as_posix())
+
+
+Place = Callable[[PurePosixPath, str], PurePosixPath | None]
+"""From an archive's path below the root and a member's name to where the member goes below the root; None: nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One release: how its clips are found.
+
+    Attributes:
+        read: clips of an unpacked tree, lazily, in an order that depends on names only.
+        listed: media that the release's tables list, from those tables alone; None: it has no table.
+        archives: globs of its archives below the root.
+        place: where their members go.
+    """
+
+    read: Callable[[Release], Iterator[ClipRef]]
+    listed: Callable[[Release], Iterator[Listed]] | None = None
+    archives: tuple[str, ...] = field(default=())
+    place: Place | None = None
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def folders_with(root: Path, name: str) -> Iterator[Path]:
+    """Folders below `root` that hold a file `name`; not looked into any further, they may hold 10,000 images."""
+    for folder, inner, files in os.walk(root, followlinks=True):
+        inner.sort()
+        if name in files:
+            inner.clear()
+            yield Path(folder)
+
+
+def find_table(release: Release, *places: str) -> Path | None:
+    """The named metadata file, else the first of its usual places (globs) that is there."""
+    if release.metadata is not None:
+        return release.metadata
+    found = (path for place in places for path in sorted(release.root.glob(place)) if path.is_file())
+    return next(found, None)
+
+
+def rows_of(path: Path, *keys: str, encoding: str = "utf-8-sig") -> Iterator[dict[str, str]]:
+    """Rows of a CSV, one at a time; all values are text.
+
+    Args:
+        keys: columns that must be there.
+        encoding: the default takes a byte order mark as what it is.
+    Raises:
+        ValueError: unreadable, or without those columns.
+    """
+    # Captions pass the module's limit of 131,072 characters.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        with path.open(encoding=encoding, newline="") as stream:
+            rows = csv.DictReader(stream)
+            missing = [key for key in keys if key not in (rows.fieldnames or ())]
+            if missing:
+                found = ", ".join(rows.fieldnames or ()) or "no row"
+                raise ValueError(
+                    f"{path}: expected a CSV with the column {missing[0]!r}, found {found} (source.metadata)"
+                )
+            for row in rows:
+                yield {key: value or "" for key, value in row.items() if isinstance(key, str)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}) (source.metadata)") from None
+
+
+def table_by(path: Path | None, key: str) -> dict[str, dict[str, str]]:
+    """Rows of a small CSV by their key column; empty without a file. Raises as `rows_of`."""
+    return {} if path is None else {row[key].strip(): row for row in rows_of(path, key)}
+
+
+def probe(video: Path) -> tuple[float | None, float | None]:
+    """Duration in seconds and frame rate that a video's header claims, where no table says them; None if unknown."""
+    import av
+
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            rate = stream.average_rate
+            if stream.duration is not None and stream.time_base is not None:
+                return float(stream.duration * stream.time_base), None if rate is None else float(rate)
+            if container.duration is not None:
+                return container.duration / av.time_base, None if rate is None else float(rate)
+    except (av.FFmpegError, IndexError, OSError):
+        pass  # annotating the clip says what is wrong
+    return None, None
+
+
+def inside(root: Path, relative: str) -> Path | None:
+    """A path that a table names below the root; None where it would lead out of it."""
+    parts = PurePosixPath(relative.strip().replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in relative:
+        return None
+    return root.joinpath(*parts)
+
+
+def positive(text: str | None) -> float | None:
+    """A finite number above zero, or None."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def clean(name: str) -> str:
+    """A clip id of a name that is unique in its release: other characters become `_`."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:110]
+
+
+def say_absent(release: Release, *, listed: int, absent: int, table: Path) -> None:
+    """Tell that a table lists media that are not here; why is in the ledger of what was fetched."""
+    if absent:
+        log.warning(
+            "%s lists %d clips, of %d no media lie below %s; they are left out",
+            table,
+            listed,
+            absent,
+            release.root,
+        )
