@@ -37,11 +37,11 @@ from ..dataset.reasons import ReasonCode, Status, status_of
 from ..dataset.rows import Row
 from ..dataset.store import finished_shards, list_parts, part_path, prepare_output, write_part
 from .clip import ClipRef
+from .networks.device import be_worker, claim_worker_number
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
 from .reporting import Listener, listen, listening, say
 from .sources.read import Shard, make_shards
-from .weights import be_worker, claim_worker_number
 
 if TYPE_CHECKING:
     from distributed import Client

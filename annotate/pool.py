@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from .weights import choose_device
+from .networks.device import choose_device
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig

@@ -468,7 +468,7 @@ def weights_list() -> None:
     """Every checkpoint that a recipe can name, with size, licence, revision and where it lies here."""
 
     def act() -> tuple[str, int]:
-        from ..annotate.weights import run_list
+        from ..dataset.weights import run_list
 
         return run_list()
 
@@ -487,7 +487,7 @@ def weights_pull(
     """Download one checkpoint into the hub's cache; size and licence are shown first, the digest is checked."""
 
     def act() -> tuple[str, int]:
-        from ..annotate.weights import pull
+        from ..dataset.weights import pull
 
         found = pull(name, revision=revision, sha256=sha256, show=lambda text: typer.echo(text, err=True))
         return f"{found.label}\n{found.path}\nSHA-256 {found.sha256}", 0

@@ -25,9 +25,9 @@ from pydantic import BaseModel, Field, ValidationError
 from .. import __version__
 from ..annotate.config import AnnotateConfig
 from ..annotate.sources.entries import Name, SourceConfig
-from ..annotate.weights import expected_digest
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
+from ..dataset.weights import expected_digest
 
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""

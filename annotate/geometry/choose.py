@@ -8,9 +8,10 @@ import numpy as np
 from pydantic import Field
 
 from ...dataset.strict import Strict
+from ...dataset.weights import locate, resolve
 from ..anchors import AnchorsConfig
 from ..networks.checkpoint import check_moge2, check_pi3x
-from ..weights import choose_device, locate, resolve
+from ..networks.device import choose_device
 from .base import DepthMaps, FloatArray, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
 from .given import GivenAnchor, GivenConfig, GivenGeometrySource
 from .moge2 import MoGe2Anchor, MoGe2Config, moge2_network

@@ -128,7 +128,7 @@ def test_without_a_gpu_nothing_changes() -> None:
 
 
 def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> None:
-    from theodolite.annotate import weights
+    from theodolite.annotate.networks import device as devices
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -137,8 +137,8 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
     assert num_gpus(config.geometry) == 2
     assert shares(config) == (9, 4)
     for worker, device in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
-        monkeypatch.setattr(weights, "_worker_number", worker)
-        assert str(weights.choose_device("auto")) == device
+        monkeypatch.setattr(devices, "_worker_number", worker)
+        assert str(devices.choose_device("auto")) == device
     one = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "device": "cuda:1"}})
     assert num_gpus(one.geometry) == 1
 

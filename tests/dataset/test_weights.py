@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from theodolite.annotate import weights
-from theodolite.annotate.geometry.choose import GeometryConfig, check_estimators
-from theodolite.annotate.geometry.pi3x import TINY
-from theodolite.annotate.networks.checkpoint import check_moge2, check_pi3x, load_moge2, load_pi3x
-from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
-from theodolite.annotate.networks.pi3x import Pi3X
+from theodolite.dataset import weights
 from theodolite.dataset.licences import find_licence
 from theodolite.recipes.loader import PACKAGED, load_recipe
 
@@ -157,7 +149,7 @@ def test_a_pulled_file_is_found_offline(tmp_path, monkeypatch):
         weights.resolve("moge-2-vitl", revision=COMMIT)
 
 
-# --- digests, headers, damage ------------------------------------------------------------------------
+# --- digests ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -194,7 +186,7 @@ def test_a_file_is_hashed_once_whoever_asks(tmp_path, cache, monkeypatch):
     assert len(reads) == 1
     code = f"""
 import hashlib
-from theodolite.annotate import weights
+from theodolite.dataset import weights
 real = hashlib.sha256
 def refuse(*data):
     assert data, "read again"
@@ -220,118 +212,3 @@ def test_digests_without_a_writable_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(weights.os.path, "expanduser", lambda path: path)  # a user without a home
     assert weights.file_digest(file) == hashlib.sha256(b"weights").hexdigest()
-
-
-def tiny_pi3x(path: Path) -> Path:
-    save_file({k: v.contiguous() for k, v in Pi3X(TINY, conditioning=False).state_dict().items()}, path)
-    return path
-
-
-def test_a_checkpoint_of_another_size_is_refused_by_its_header(tmp_path, cache, monkeypatch):
-    file = tiny_pi3x(tmp_path / "model.safetensors")
-    reads = count_reads(monkeypatch)
-    config = GeometryConfig.model_validate({"sequence": "pi3x", "device": "cpu", "pi3x": {"path": file}})
-    with pytest.raises(ValueError, match=r"model\.safetensors does not fit Pi3X: missing .*more"):
-        check_estimators(config)
-    assert reads == []  # before its gigabytes are read
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", ": it is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", ": it is a Git LFS pointer"),
-        (b"<!DOCTYPE html><html>", ": it is a web page"),
-        (b"\0" * 100, ": it begins with zeros"),
-        (b"PK\3\4 something else", ", or it is damaged"),
-    ],
-)
-def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
-    for name, check in (("a.safetensors", check_pi3x), ("a.pt", lambda p: check_moge2(p, "vits-normal"))):
-        path = tmp_path / name
-        path.write_bytes(content)
-        expected = re.escape(message)
-        with pytest.raises(ValueError, match=rf"{name} is no (safetensors file|checkpoint){expected}"):
-            check(path)
-
-
-@pytest.mark.slow
-def test_truncated_checkpoints_are_named(tmp_path):
-    whole = tiny_pi3x(tmp_path / "whole.safetensors").read_bytes()
-    for share in (0.2, 0.5, 0.999):
-        short = tmp_path / "short.safetensors"
-        short.write_bytes(whole[: int(share * len(whole))])
-        for read in (check_pi3x, load_pi3x):
-            with pytest.raises(ValueError, match=r"short\.safetensors is (truncated|no safetensors file)"):
-                read(short)
-    (tmp_path / "long.safetensors").write_bytes(whole + b"more")
-    with pytest.raises(ValueError, match="longer than its header says"):
-        check_pi3x(tmp_path / "long.safetensors")
-    torch.save({"model_config": {}, "model": {"a": torch.zeros(1000)}}, tmp_path / "whole.pt")
-    whole = (tmp_path / "whole.pt").read_bytes()
-    for share in (0.2, 0.5, 0.999):
-        short = tmp_path / "short.pt"
-        short.write_bytes(whole[: int(share * len(whole))])
-        for read in (lambda p: check_moge2(p, "vits-normal"), load_moge2):
-            with pytest.raises(ValueError, match=r"short\.pt is no checkpoint"):
-                read(short)
-
-
-@pytest.mark.slow
-def test_another_variant_is_no_stand_in_for_the_named_one(tmp_path):
-    """Sizes are read from the file, so one of another size would load; rows would bear the wrong name."""
-    size = MoGe2Size.released("vits-normal")
-
-    def stack(s):
-        return {
-            "dim_in": list(s.dim_in), "dim_res_blocks": list(s.dim_res_blocks), "dim_out": list(s.dim_out),
-            "num_res_blocks": list(s.num_res_blocks), "res_block_in_norm": "none", "res_block_hidden_norm": "none",
-            "resamplers": ["conv_transpose"] * 3 + ["bilinear"],
-        }  # fmt: skip
-
-    config = {
-        "encoder": {"backbone": "dinov2_vits14", "intermediate_layers": list(size.layers), "dim_out": size.width},
-        "remap_output": "exp", "neck": stack(size.neck), "scale_head": {"dims": list(size.scale_dims)},
-    } | {name: stack(s) for name, s in size.heads}  # fmt: skip
-    with torch.device("meta"):
-        state = {k: torch.empty(v.shape, device="cpu") for k, v in MoGe2(size).state_dict().items()}
-    torch.save({"model_config": config, "model": state}, tmp_path / "model.pt")
-    check_moge2(tmp_path / "model.pt", "vits-normal")
-    with pytest.raises(ValueError, match="is not MoGe-2 vitl-normal: width 384, expected 1024"):
-        check_moge2(tmp_path / "model.pt", "vitl-normal")
-    del state["neck.resamplers.0.0.weight" if "neck.resamplers.0.0.weight" in state else min(state)]
-    torch.save({"model_config": config, "model": state}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="does not fit MoGe2: missing"):
-        check_moge2(tmp_path / "model.pt", "vits-normal")
-
-
-@pytest.mark.slow
-def test_workers_of_a_machine_have_numbers_of_their_own(tmp_path):
-    """Behind a scheduler dask gives workers names that say nothing of machines: all of them took the first GPU."""
-    code = "from theodolite.annotate.weights import claim_worker_number as c; print(c(), c(), flush=True); input()"
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    workers = [start() for _ in range(3)]
-    try:
-        numbers = [w.stdout.readline().split() for w in workers if w.stdout]
-        assert sorted(numbers) == [["0", "0"], ["1", "1"], ["2", "2"]]
-        # The number of a worker that died, however, is free again.
-        gone = numbers.index(["1", "1"])
-        workers[gone].kill()
-        workers[gone].wait()
-        workers.append(start())
-        assert workers[-1].stdout is not None
-        assert workers[-1].stdout.readline().split() == ["1", "1"]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()

@@ -6,33 +6,23 @@ against its SHA-256 when one is known (pinned here or in the hub's own metadata 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
 import json
-import logging
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..dataset.hub import hub_error
-from ..dataset.licences import allows_commercial_use
-from ..dataset.store import write_atomically
-from ..dataset.strict import Strict
-
-if TYPE_CHECKING:
-    import torch
-
-
-log = logging.getLogger(__name__)
+from .hub import hub_error
+from .licences import allows_commercial_use
+from .store import write_atomically
+from .strict import Strict
 
 
 class WeightsChoice(Strict):
@@ -44,67 +34,6 @@ class WeightsChoice(Strict):
     """Commit of the weights' repository; null: the pinned one (`theodolite weights list`)."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Expected digest of the file."""
-
-
-_worker_number = 0
-
-
-def be_worker(number: int) -> None:
-    """Make `auto` mean the GPU of this worker: number modulo the machine's GPUs. Before any network is loaded."""
-    global _worker_number
-    _worker_number = number
-
-
-_held: list[int] = []
-"""Open files whose locks say which numbers this process holds."""
-
-
-@cache
-def claim_worker_number() -> int:
-    """The least number that no other worker of this user on this machine holds; kept until the process ends.
-
-    Names that a cluster gives its workers say nothing of machines, and workers come and go. A lock of the system's
-    own ends with its process, however that ends. Workers that see other GPUs count apart.
-    """
-    visible = re.sub(r"[^\w-]", "_", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))[:100]
-    try:
-        folder = Path(tempfile.gettempdir()) / f"theodolite-workers-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for number in itertools.count():
-            descriptor = os.open(folder / f"{visible}-{number}", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
-            _held.append(descriptor)
-            return number
-    except OSError as error:
-        log.warning("workers of this machine cannot be counted (%s): several may share a GPU", error)
-    return os.getpid()
-
-
-def choose_device(device: str) -> torch.device:
-    """`auto`: this worker's CUDA device if there is one, else the CPU; anything else as torch names it.
-
-    Raises:
-        ValueError: the device is unknown or not there.
-    """
-    import torch
-
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", _worker_number % torch.cuda.device_count())
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"annotate.geometry.device {device!r}: use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"annotate.geometry.device {device!r}: this machine has no usable CUDA device; use auto or cpu"
-        )
-    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

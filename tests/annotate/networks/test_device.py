@@ -1,0 +1,45 @@
+"""Which GPU is a worker's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_workers_of_a_machine_have_numbers_of_their_own(tmp_path):
+    """Behind a scheduler dask gives workers names that say nothing of machines: all of them took the first GPU."""
+    code = """
+from theodolite.annotate.networks.device import claim_worker_number as claim
+print(claim(), claim(), flush=True)
+input()
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    workers = [start() for _ in range(3)]
+    try:
+        numbers = [w.stdout.readline().split() for w in workers if w.stdout]
+        assert sorted(numbers) == [["0", "0"], ["1", "1"], ["2", "2"]]
+        # The number of a worker that died, however, is free again.
+        gone = numbers.index(["1", "1"])
+        workers[gone].kill()
+        workers[gone].wait()
+        workers.append(start())
+        assert workers[-1].stdout is not None
+        assert workers[-1].stdout.readline().split() == ["1", "1"]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
