@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import check_chunk_starts, check_counts, check_tensors
+from .fp8.attention import fp8_attention
 
 AttentionBackend = Literal["auto", "cudnn", "flash", "reference"]
+AttentionPrecision = Literal["input", "fp8"]
+"""Numbers of the two products: those of the inputs, or e4m3 (`fp8.attention`)."""
 
 _ORDER = [
     SDPBackend.CUDNN_ATTENTION,
@@ -68,6 +71,7 @@ def frame_attention(
     before: Sequence[tuple[Tensor, Tensor]] = (),
     scale: float | None = None,
     backend: AttentionBackend = "auto",
+    precision: AttentionPrecision = "input",
 ) -> Tensor:
     """Softmax attention over frames: bidirectional, chunk-causal, or windowed with sink chunks.
 
@@ -77,6 +81,8 @@ def frame_attention(
         before: keys and values (B, H, tokens, D) of earlier chunks that every query reads (streaming).
         scale: of the logits; None: D^-1/2.
         backend: "auto" lets cuDNN go first on a GPU, which at the real size is 1.7 times as fast as flash.
+        precision: "fp8" rounds everything to e4m3, through cuDNN on Hopper GPUs and newer and through a plain twin on a
+            CPU; then there is no choice of a backend, and no gradient.
     Returns:
         (B, H, T, S, D) in the dtype of v.
     Raises:
@@ -84,6 +90,11 @@ def frame_attention(
     """
     if backend not in get_args(AttentionBackend):
         raise ValueError(f"backend {backend!r}: use one of {', '.join(get_args(AttentionBackend))}")
+    if precision not in get_args(AttentionPrecision) or (precision == "fp8" and backend != "auto"):
+        raise ValueError(
+            f"precision {precision!r} with backend {backend!r}: use one of {', '.join(get_args(AttentionPrecision))}, "
+            "and leave the backend at auto for fp8"
+        )
     if q.ndim != 5 or q.shape != k.shape or k.shape != v.shape:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: give three equal (B, H, T, S, D)"
@@ -103,6 +114,8 @@ def frame_attention(
                 f"before holds keys {tuple(keys.shape)} and values {tuple(values.shape)}; with q {tuple(q.shape)} give "
                 f"({q.shape[0]}, {q.shape[1]}, tokens, {q.shape[-1]})"
             )
+    if precision == "fp8":
+        return _in_fp8(q, k, v, plan, before, scale)
     if backend == "reference":
         return frame_attention_reference(
             q,
@@ -131,6 +144,35 @@ def frame_attention(
             )
             outputs.append(out.unflatten(2, (end - first, q.shape[3])))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _in_fp8(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: list[tuple[tuple[int, int], list[tuple[int, int]]]],
+    before: Sequence[tuple[Tensor, Tensor]],
+    scale: float | None,
+) -> Tensor:
+    """The same reads in e4m3, every token rounded once however many chunks read it."""
+    tokens = q.shape[3]
+    keys, values = (
+        torch.cat([*(pair[i].to(x.dtype) for pair in before), x.flatten(2, 3)], dim=2)
+        if before
+        else x.flatten(2, 3)
+        for i, x in enumerate((k, v))
+    )
+    past = keys.shape[2] - tokens * q.shape[2]
+    reads = []
+    for (first, end), runs in plan:
+        columns = [slice(past + a * tokens, past + b * tokens) for a, b in runs]
+        if past and columns[0].start == past:
+            columns[0] = slice(0, columns[0].stop)
+        elif past:
+            columns.insert(0, slice(0, past))
+        reads.append((slice(first * tokens, end * tokens), columns))
+    out = fp8_attention(q.flatten(2, 3), keys, values, reads=reads, scale=scale)
+    return out.unflatten(2, q.shape[2:4])
 
 
 def frame_attention_reference(

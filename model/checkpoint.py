@@ -297,6 +297,10 @@ def save_world_model(model: WorldModel, path: Path | str, layout: Layout | None 
         OSError: where the file cannot be written (a full disk); an older file of the name stays.
     """
     path = Path(path)
+    if model.converted is not None:
+        raise ValueError(
+            f"{path}: the model was converted to {model.converted}, which no released layout holds; save it before that"
+        )
     layout = layout or released_layout(model)
     if (path.suffix == ".safetensors") != (layout.file == "safetensors"):
         raise ValueError(f"{path}: the layout is of a {layout.file} file; use its suffix")

@@ -35,10 +35,11 @@ from ..kernels import (
     short_conv,
     world_to_ray,
 )
-from ..kernels.attention import AttentionBackend
+from ..kernels.attention import AttentionBackend, AttentionPrecision
 from ..kernels.frame_gdn.op import Backend
 from ..kernels.frame_gdn.reference import ray_matrices, ray_transform
 from .config import WorldModelConfig, chunk_ranges
+from .scaled_layers import ScaledLinear, SharedInput
 
 _NORM_EPS = 1e-5
 """RMSNorm of queries, keys and text; cross attention has 1e-6."""
@@ -52,6 +53,8 @@ class Operators:
     kernels: Backend = "auto"
     """Gated DeltaNet, short convolutions and output gates."""
     attention: AttentionBackend = "auto"
+    attention_precision: AttentionPrecision = "input"
+    """Of softmax attention over video tokens; "fp8" is for inference on Hopper GPUs and newer."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,22 @@ class Cameras:
     camera_to_world: Tensor
     intrinsics: Tensor
     plucker: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the network derives from a clip's cameras and shape alone (`WorldModel.geometry`).
+
+    Attributes:
+        rope: (2, T, S, D/2) rotation of whole heads, (2, T, S, D/4) of half heads in `camera_rope`.
+        rays: (B, T, S, 3, 4) world-to-ray transforms; None: the camera branch does not run.
+        plucker: (B, T, S, C) embedded ray map, read by every block; None: nothing is added.
+    """
+
+    rope: Tensor
+    camera_rope: Tensor
+    rays: Tensor | None
+    plucker: SharedInput | None
 
 
 @dataclass
@@ -137,9 +156,10 @@ class Context:
         height, width: token grid of a frame.
         rope: (2, T, S, D/2) rotation of whole heads, (2, T, S, D/4) of half heads in `camera_rope`.
         rays: (B, T, S, 3, 4) world-to-ray transforms; None: the camera branch does not run.
-        plucker: (B, T, S, C) embedded ray map; None: nothing is added.
+        plucker: (B, T, S, C) embedded ray map, which all blocks read; None: nothing is added.
         text: (B, L, C), with `text_mask` (B, L) True where a token is real, or None.
         starts: first frames of chunks for chunk-causal runs; None: bidirectional.
+        inner: (T, 1, 1) zero on the first frames of all chunks but the first, one elsewhere; None: a single chunk.
         stream: True where a cache is read: everything before the chunk comes from it.
         save: whether the cache is written.
     """
@@ -149,10 +169,11 @@ class Context:
     rope: Tensor
     camera_rope: Tensor
     rays: Tensor | None
-    plucker: Tensor | None
+    plucker: SharedInput | None
     text: Tensor
     text_mask: Tensor | None
     starts: tuple[int, ...] | None
+    inner: Tensor | None
     stream: StreamCache | None
     save: bool
 
@@ -262,12 +283,11 @@ class CameraAttention(nn.Module):
         """(B, T, S, C) -> (B, T, S, heads, D)."""
         return x.unflatten(-1, (self.heads, self.head_size))
 
-    def gated(self, x: Tensor, main: Tensor, camera: Tensor | None) -> Tensor:
+    def gated(self, shared: SharedInput, main: Tensor, camera: Tensor | None) -> Tensor:
         """Sum of the branches, gated by the block's input, projected."""
         added = None if camera is None else self.out_proj_cam(camera)
-        return self.proj(
-            output_gate(main, added, self.output_gate(x), backend=self.operators.kernels).to(x.dtype)
-        )
+        gate = shared.through(self.output_gate)
+        return self.proj(output_gate(main, added, gate, backend=self.operators.kernels).to(gate.dtype))
 
     def capped(self, transformed: Tensor, before: Tensor) -> Tensor:
         """Scale tokens down whose RMS the ray transform raised (`camera_rms_cap`)."""
@@ -292,52 +312,58 @@ class DeltaNetAttention(CameraAttention):
         return beta, torch.exp(-torch.exp(self.A_log.float()) * rate)
 
     def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        beta, decay = self.gates(x)
-        scale = key_scale(self.head_size, x.shape[2])
+        shared = SharedInput(x)
+        gates = self.gates(x)
+        main = self._main(shared, gates, context, cache)
+        camera = None if context.rays is None else self._camera(shared, gates, context, cache)
+        return self.gated(shared, main, camera)
+
+    def _main(
+        self,
+        shared: SharedInput,
+        gates: tuple[Tensor, Tensor],
+        context: Context,
+        cache: BlockCache | None,
+    ) -> Tensor:
+        q, k, v = shared.through(self.qkv).chunk(3, dim=-1)
         backend = self.operators.kernels
         starts = None if context.stream is not None else context.starts
         conv = None if cache is None else cache.conv
-        main = frame_gdn(
+        result = frame_gdn(
             self.split(q),
             self.split(short_conv(k, self.conv_k.weight, chunk_starts=starts, before=conv, backend=backend)),
             self.split(v),
-            beta,
-            decay,
+            *gates,
             q_weight=self.q_norm.weight,
             k_weight=self.k_norm.weight,
             rope=context.rope,
             chunk_starts=starts,
             initial=None if cache is None else cache.gdn,
-            key_scale=scale,
+            key_scale=key_scale(self.head_size, q.shape[2]),
             norm_eps=_NORM_EPS,
             backend=backend,
         )
         if cache is not None and context.save:
-            cache.gdn, cache.conv = main.final, _last_frames(conv, k, self.config.conv_taps - 1)
-        camera = None
-        if context.rays is not None:
-            camera = self._camera(x, beta, decay, scale, context, cache)
-        return self.gated(x, main.out.flatten(-2), camera)
+            cache.gdn, cache.conv = result.final, _last_frames(conv, k, self.config.conv_taps - 1)
+        return result.out.flatten(-2)
 
     def _camera(
         self,
-        x: Tensor,
-        beta: Tensor,
-        decay: Tensor,
-        scale: float,
+        shared: SharedInput,
+        gates: tuple[Tensor, Tensor],
         context: Context,
         cache: BlockCache | None,
     ) -> Tensor:
-        q, k, v = self.q_proj_cam(x), self.k_proj_cam(x), self.v_proj_cam(x)
+        q, k, v = (shared.through(layer) for layer in (self.q_proj_cam, self.k_proj_cam, self.v_proj_cam))
+        dtype, scale = q.dtype, key_scale(self.head_size, q.shape[2])
         backend = self.operators.kernels
         starts = None if context.stream is not None else context.starts
         conv = None if cache is None else cache.camera_conv
         initial = None if cache is None else cache.camera_gdn
-        inputs = k
+        inputs = k if cache is not None and context.save else None
         k = short_conv(k, self.conv_k_cam.weight, chunk_starts=starts, before=conv, backend=backend)
         if self.config.camera_rms_cap == "all":
-            result = self._capped_camera(q, k, v, beta, decay, scale, context, starts, initial)
+            result = self._capped_camera(q, k, v, *gates, scale, context, starts, initial)
             out = ray_transform(
                 result.out, ray_matrices(_rays(context))[0], context.camera_rope, inverse_rope=True
             )
@@ -346,8 +372,7 @@ class DeltaNetAttention(CameraAttention):
                 self.split(q),
                 self.split(k),
                 self.split(v),
-                beta,
-                decay,
+                *gates,
                 q_weight=self.q_norm_cam.weight,
                 k_weight=self.k_norm_cam.weight,
                 rope=context.camera_rope,
@@ -360,10 +385,10 @@ class DeltaNetAttention(CameraAttention):
                 backend=backend,
             )
             out = result.out
-        if cache is not None and context.save:
+        if cache is not None and inputs is not None:
             cache.camera_gdn = result.final
             cache.camera_conv = _last_frames(conv, inputs, self.config.conv_taps - 1)
-        return out.flatten(-2).to(x.dtype)
+        return out.flatten(-2).to(dtype)
 
     def _capped_camera(
         self,
@@ -411,31 +436,51 @@ class SoftmaxAttention(CameraAttention):
         self.dt_bias.requires_grad_(False)
 
     def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        query = self._turned(q, self.q_norm, context.rope)
-        key = self._turned(k, self.k_norm, context.rope)
-        main, own = self._attend(query, key, self.split(v), context, cache, self.config.softmax_scale)
-        camera = camera_own = None
+        shared = SharedInput(x)
+        main, own = self._main(shared, context, cache)
+        camera, camera_own = None, ()
         if context.rays is not None:
-            matrix, inverse = ray_matrices(context.rays)
-            rope = context.camera_rope
-            q, k, v = self.q_proj_cam(x), self.k_proj_cam(x), self.v_proj_cam(x)
-            query = self._turned(q, self.q_norm_cam, rope, matrix.transpose(-1, -2))
-            key = self._turned(k, self.k_norm_cam, rope, inverse)
-            value = self._turned(v, None, rope, inverse)
-            if self.config.camera_rms_cap != "none":
-                query = self.capped(query, self.split(self.q_norm_cam(q)))
-                key = self.capped(key, self.split(self.k_norm_cam(k)))
-                value = self.capped(value, self.split(v))
-            out, camera_own = self._attend(
-                query, key, value, context, cache, self.config.camera_softmax_scale, camera=True
-            )
-            camera = self._turned(out.flatten(-2), None, rope, matrix, inverse_rope=True).flatten(-2)
+            camera, camera_own = self._camera(shared, context, cache)
         if cache is not None and context.save:
             assert context.stream is not None
-            cache.chunks.append(ChunkKeys(*own, *(camera_own or ())))
+            cache.chunks.append(ChunkKeys(*own, *camera_own))
             _forget(cache.chunks, context.stream)
-        return self.gated(x, main.flatten(-2), camera)
+        return self.gated(shared, main, camera)
+
+    def _main(
+        self, shared: SharedInput, context: Context, cache: BlockCache | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        q, k, v = shared.through(self.qkv).chunk(3, dim=-1)
+        query = self._turned(q, self.q_norm, context.rope)
+        key = self._turned(k, self.k_norm, context.rope)
+        out, own = self._attend(query, key, self.split(v), context, cache, self.config.softmax_scale)
+        return out.flatten(-2), own
+
+    def _camera(
+        self, shared: SharedInput, context: Context, cache: BlockCache | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        matrix, inverse = ray_matrices(_rays(context))
+        rope = context.camera_rope
+        # One after the other, so that projections go as soon as they are turned.
+        query, key, value = (
+            self._seen_by_camera(shared.through(layer), norm, rope, turn)
+            for layer, norm, turn in (
+                (self.q_proj_cam, self.q_norm_cam, matrix.transpose(-1, -2)),
+                (self.k_proj_cam, self.k_norm_cam, inverse),
+                (self.v_proj_cam, None, inverse),
+            )
+        )
+        out, own = self._attend(
+            query, key, value, context, cache, self.config.camera_softmax_scale, camera=True
+        )
+        del query, key, value
+        return self._turned(out.flatten(-2), None, rope, matrix, inverse_rope=True).flatten(-2), own
+
+    def _seen_by_camera(self, x: Tensor, norm: RMSNorm | None, rope: Tensor, matrix: Tensor) -> Tensor:
+        turned = self._turned(x, norm, rope, matrix)
+        if self.config.camera_rms_cap == "none":
+            return turned
+        return self.capped(turned, self.split(x if norm is None else norm(x)))
 
     def _turned(
         self,
@@ -468,21 +513,24 @@ class SoftmaxAttention(CameraAttention):
         scale: float | None,
         *,
         camera: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """q, k, v (B, T, S, heads, D) -> the same, and the chunk's own keys and values as they are cached."""
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """q, k, v (B, T, S, heads, D) -> the same; beside it keys and values as they are cached, if they are."""
         dtype = q.dtype
         if dtype == torch.float32 and self.config.softmax_bfloat16:
             q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
         q, k, v = (x.permute(0, 3, 1, 2, 4) for x in (q, k, v))
-        own = (k.flatten(2, 3), v.flatten(2, 3))
-        if cache is None:
-            out = frame_attention(
-                q, k, v, chunk_starts=context.starts, scale=scale, backend=self.operators.attention
-            )
-        else:
-            out = frame_attention(
-                q, k, v, before=_history(cache.chunks, camera), scale=scale, backend=self.operators.attention
-            )
+        streams = cache is not None
+        out = frame_attention(
+            q,
+            k,
+            v,
+            chunk_starts=None if streams else context.starts,
+            before=_history(cache.chunks, camera) if streams else (),
+            scale=scale,
+            backend=self.operators.attention,
+            precision=self.operators.attention_precision,
+        )
+        own = (k.flatten(2, 3), v.flatten(2, 3)) if streams and context.save else ()
         return out.permute(0, 2, 3, 1, 4).to(dtype), own
 
 
@@ -555,6 +603,23 @@ class ConvWeights(nn.Module):
         self.conv = conv
 
 
+_HIDDEN_TOKENS = 32768
+"""Tokens of a part of the feed-forward network: its hidden layer is six times as wide as a token, 0.9 GB then."""
+
+
+def _apply(layer: nn.Module, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """layer(x), written to `out` if one is given."""
+    if out is None:
+        return layer(x)
+    if type(layer) is Pointwise and layer.bias is None:
+        torch.mm(x.flatten(0, -2), layer.weight.flatten(1).T, out=out.flatten(0, -2))
+    elif isinstance(layer, ScaledLinear):
+        layer.write(x, out)
+    else:
+        out.copy_(layer(x))
+    return out
+
+
 class FeedForward(nn.Module):
     """Gated feed-forward network with a 3 x 3 convolution over the frame and a 3-tap one over time."""
 
@@ -572,31 +637,33 @@ class FeedForward(nn.Module):
         before = None if cache is None else cache.ffn
         if cache is not None and context.save:
             cache.ffn = y[:, -1:].detach().clone()
-        starts = None if context.stream is not None else context.starts
-        return self._temporal(y, before, starts)
+        return self._temporal(y, before, None if context.stream is not None else context.inner)
 
     def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Frames do not see each other here, so that a long clip goes through in parts."""
+        b, t, s, _ = x.shape
+        parts = 1 if torch.is_grad_enabled() else -(-b * t * s // _HIDDEN_TOKENS)
+        if parts == 1:
+            return _apply(self.point_conv.conv, self._hidden(x, height, width))
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        frames, into = x.flatten(0, 1)[None], out.flatten(0, 1)[None]
+        for part, target in zip(
+            frames.tensor_split(parts, dim=1), into.tensor_split(parts, dim=1), strict=True
+        ):
+            _apply(self.point_conv.conv, self._hidden(part, height, width), out=target)
+        return out
+
+    def _hidden(self, x: Tensor, height: int, width: int) -> Tensor:
         depth = self.depth_conv.conv
         assert depth.bias is not None
-        hidden = glu_conv(
-            self.inverted_conv.conv(x),
-            depth.weight,
-            depth.bias,
-            height=height,
-            width=width,
-            backend=self.backend,
-        )
-        return self.point_conv.conv(hidden)
+        hidden = self.inverted_conv.conv(x)
+        return glu_conv(hidden, depth.weight, depth.bias, height=height, width=width, backend=self.backend)
 
-    def _temporal(self, y: Tensor, before: Tensor | None, starts: tuple[int, ...] | None) -> Tensor:
+    def _temporal(self, y: Tensor, before: Tensor | None, inner: Tensor | None) -> Tensor:
         """y + conv(y) along time; a chunk's last frame does not see the next chunk's first."""
         past, centre, ahead = self.t_conv.weight.squeeze(-1).unbind(-1)
         b, t, s, c = y.shape
-        following = y
-        if starts is not None and len(starts) > 1:
-            keep = torch.ones(t, dtype=y.dtype, device=y.device)
-            keep[[start for start in starts if start > 0]] = 0
-            following = y * keep[:, None, None]
+        following = y if inner is None else y * inner
         rows = y.flatten(1, 2)
         out = torch.baddbmm(rows, rows, centre.T.expand(b, c, c))
         if before is not None:
@@ -630,11 +697,14 @@ class Block(nn.Module):
         attended = self.attn(
             modulated_norm(x, shift_a, scale_a, eps=_LAYER_NORM_EPS, backend=backend), context, cache
         )
-        rays = None if context.plucker is None else self.plucker_proj(context.plucker)
+        rays = None if context.plucker is None else context.plucker.through(self.plucker_proj)
         x = gated_add(x, attended, gate_a, rays, backend=backend)
+        del attended, rays
         x = x + self.cross_attn(x, context.text, context.text_mask)
-        normed = modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend)
-        return gated_add(x, self.mlp(normed, context, cache), gate_f, backend=backend)
+        fed = self.mlp(
+            modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend), context, cache
+        )
+        return gated_add(x, fed, gate_f, backend=backend)
 
 
 class FinalLayer(nn.Module):
@@ -662,6 +732,8 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         self.operators = operators or Operators()
+        self.converted: str | None = None
+        """Precision of the weights where `set_precision` changed them: then they are no released weights any more."""
         width = config.width
         self.x_embedder = Projection(config.latent_channels, width)
         self.t_embedder = TimeEmbedder(config.time_frequencies, width)
@@ -681,7 +753,7 @@ class WorldModel(nn.Module):
         text: Tensor,
         *,
         text_mask: Tensor | None = None,
-        cameras: Cameras | None = None,
+        cameras: Cameras | Geometry | None = None,
         chunk_starts: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Velocity of all frames of a clip.
@@ -691,7 +763,7 @@ class WorldModel(nn.Module):
             times: (B,) or (B, T) diffusion times in 0..1000, cut to whole numbers.
             text: (B, L, 2304) hidden states of the text encoder.
             text_mask: (B, L) True where a token is real; None: all are.
-            cameras: of each latent frame; None: neither camera branch nor ray map.
+            cameras: of each latent frame, or what `geometry` made of them; None: neither camera branch nor ray map.
             chunk_starts: first frames of chunks (`config.chunk_starts`): every frame sees all earlier chunks and its
                 own; None: every frame sees every frame.
         Returns:
@@ -784,44 +856,80 @@ class WorldModel(nn.Module):
         latents: Tensor,
         text: Tensor,
         text_mask: Tensor | None,
-        cameras: Cameras | None,
+        cameras: Cameras | Geometry | None,
         index: Tensor,
         *,
         starts: tuple[int, ...] | None = None,
         stream: StreamCache | None = None,
         save: bool = False,
     ) -> Context:
-        height, width = latents.shape[3:]
+        if isinstance(cameras, Geometry):
+            known = cameras
+        else:
+            known = self._geometry(cameras, index, latents.shape[3], latents.shape[4])
         weight = self.final_layer.linear.weight
-        rope, camera_rope = (
-            rope_tables(index, height, width, self.config.head_size, half=half) for half in (False, True)
+        inner = None
+        if starts is not None and len(starts) > 1:
+            inner = torch.ones(latents.shape[2], 1, 1, dtype=weight.dtype)
+            inner[[start for start in starts if start > 0]] = 0
+            inner = inner.to(latents.device, non_blocking=True)
+        return Context(
+            height=latents.shape[3],
+            width=latents.shape[4],
+            rope=known.rope,
+            camera_rope=known.camera_rope,
+            rays=known.rays,
+            plucker=known.plucker,
+            text=self.attention_y_norm(self.y_embedder(text.to(weight.dtype))),
+            text_mask=None if text_mask is None else text_mask.bool(),
+            starts=starts,
+            inner=inner,
+            stream=stream,
+            save=save,
         )
-        table = (
-            torch.float16
-            if weight.dtype == torch.bfloat16
-            else torch.promote_types(weight.dtype, torch.float32)
+
+    def geometry(self, latents: Tensor, cameras: Cameras | None) -> Geometry:
+        """What `forward` derives from a clip's cameras and shape, to be given to it in their place at every step.
+
+        Args:
+            latents: (B, 128, T, H, W) of the clip, for their shape.
+            cameras: of each latent frame; None: neither camera branch nor ray map.
+        """
+        self._check_latents(latents)
+        self._check_cameras(latents, cameras)
+        index = torch.arange(latents.shape[2], device=latents.device)
+        return self._geometry(cameras, index, latents.shape[3], latents.shape[4])
+
+    def _geometry(self, cameras: Cameras | None, index: Tensor, height: int, width: int) -> Geometry:
+        weight = self.final_layer.linear.weight
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        table = torch.float16 if weight.dtype == torch.bfloat16 else exact
+        rope, camera_rope = (
+            rope_tables(index, height, width, self.config.head_size, half=half).to(table)
+            for half in (False, True)
         )
         rays = plucker = None
         if cameras is not None:
-            exact = torch.promote_types(weight.dtype, torch.float32)
             rays = world_to_ray(
                 cameras.camera_to_world.to(exact), cameras.intrinsics.to(exact), height, width
             )
             if cameras.plucker is not None:
-                plucker = self.plucker_embedder(cameras.plucker.to(weight.dtype))
-        return Context(
-            height=height,
-            width=width,
-            rope=rope.to(table),
-            camera_rope=camera_rope.to(table),
-            rays=rays,
-            plucker=plucker,
-            text=self.attention_y_norm(self.y_embedder(text.to(weight.dtype))),
-            text_mask=None if text_mask is None else text_mask.bool(),
-            starts=starts,
-            stream=stream,
-            save=save,
-        )
+                plucker = SharedInput(self.plucker_embedder(cameras.plucker.to(weight.dtype)))
+        return Geometry(rope=rope, camera_rope=camera_rope, rays=rays, plucker=plucker)
+
+    def _check_latents(self, latents: Tensor) -> None:
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}; give (B, {channels}, T, H, W)")
+
+    def _check_cameras(self, latents: Tensor, cameras: Cameras | None) -> None:
+        if cameras is None:
+            return
+        b, _, t, h, w = latents.shape
+        _check_shape("camera_to_world", cameras.camera_to_world, latents, (b, t, 4, 4), (b, t, 3, 4))
+        _check_shape("intrinsics", cameras.intrinsics, latents, (b, t, 4))
+        if cameras.plucker is not None:
+            _check_shape("plucker", cameras.plucker, latents, (b, self.config.plucker_channels, t, h, w))
 
     def _check(
         self,
@@ -829,32 +937,34 @@ class WorldModel(nn.Module):
         times: Tensor,
         text: Tensor,
         text_mask: Tensor | None,
-        cameras: Cameras | None,
+        cameras: Cameras | Geometry | None,
     ) -> None:
-        config = self.config
-        if latents.ndim != 5 or latents.shape[1] != config.latent_channels or 0 in latents.shape:
-            raise ValueError(
-                f"latents are {tuple(latents.shape)}; give (B, {config.latent_channels}, T, H, W)"
-            )
+        self._check_latents(latents)
         b, _, t, h, w = latents.shape
-
-        def shape(name: str, x: Tensor, *allowed: tuple[int, ...]) -> None:
-            if tuple(x.shape) not in allowed:
-                raise ValueError(
-                    f"{name} {tuple(x.shape)} does not fit latents {tuple(latents.shape)}: "
-                    + " or ".join(map(str, allowed))
-                )
-
-        shape("times", times, (b,), (b, t))
-        if text.ndim != 3 or text.shape[0] != b or text.shape[2] != config.text_width or text.shape[1] == 0:
-            raise ValueError(f"text is {tuple(text.shape)}; give ({b}, tokens, {config.text_width})")
+        _check_shape("times", times, latents, (b,), (b, t))
+        if (
+            text.ndim != 3
+            or text.shape[0] != b
+            or text.shape[2] != self.config.text_width
+            or text.shape[1] == 0
+        ):
+            raise ValueError(f"text is {tuple(text.shape)}; give ({b}, tokens, {self.config.text_width})")
         if text_mask is not None:
-            shape("text_mask", text_mask, (b, text.shape[1]))
-        if cameras is not None:
-            shape("camera_to_world", cameras.camera_to_world, (b, t, 4, 4), (b, t, 3, 4))
-            shape("intrinsics", cameras.intrinsics, (b, t, 4))
-            if cameras.plucker is not None:
-                shape("plucker", cameras.plucker, (b, config.plucker_channels, t, h, w))
+            _check_shape("text_mask", text_mask, latents, (b, text.shape[1]))
+        if isinstance(cameras, Geometry):
+            _check_shape("geometry's rope", cameras.rope[0, ..., 0], latents, (t, h * w))
+            if cameras.rays is not None:
+                _check_shape("geometry's rays", cameras.rays, latents, (b, t, h * w, 3, 4))
+        else:
+            self._check_cameras(latents, cameras)
+
+
+def _check_shape(name: str, x: Tensor, latents: Tensor, *allowed: tuple[int, ...]) -> None:
+    if tuple(x.shape) not in allowed:
+        raise ValueError(
+            f"{name} {tuple(x.shape)} does not fit latents {tuple(latents.shape)}: "
+            + " or ".join(map(str, allowed))
+        )
 
 
 @torch.no_grad()

@@ -15,12 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import chunk_ranges, chunk_starts
 from .graphs import ChunkGraph
-from .network import Cameras, WorldModel
+from .network import Cameras, Geometry, WorldModel
+from .scaled_layers import SharedInput
 
 Progress = Callable[[int, int], None]
 """Called after each network step with the number of steps done and of all steps."""
@@ -50,12 +52,14 @@ class Guidance:
         empty: what stands for no prompt.
         scale: 1 asks the network once a step.
         first, last: only between these shares of the steps is guidance used; the released schedule uses it everywhere.
+        batched: ask for both answers in one call of the network, which needs more memory; else one after the other.
     """
 
     empty: Text
     scale: float = 5.0
     first: float = 0.0
     last: float = 1.0
+    batched: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last <= 1:
@@ -131,10 +135,11 @@ def sample_bidirectional(
     """
     frames = latents.shape[2]
     sigmas = flow_sigmas(steps, shift)
+    ask = _Network(model, latents, text, guidance, cameras)
     for i, (now, following) in enumerate(pairwise(sigmas)):
         times, ahead = np.full(frames, now), np.full(frames, following)
         times[0] = ahead[0] = 0
-        velocity = _guided(model, latents, times, text, guidance, cameras, None, step=i, steps=steps)
+        velocity = ask(latents, times, None, step=i, steps=steps)
         latents = _step(latents, velocity, times, ahead)
         if progress is not None:
             progress(i + 1, steps)
@@ -185,6 +190,7 @@ def sample_chunk_causal(
     begin = [int(i * interval * steps) for i in range(len(ranges))]
     total = begin[-1] + steps
     latents = latents.clone()
+    ask: _Network | None = None
     for step in range(total):
         active = [i for i, first in enumerate(begin) if step >= first]
         end = ranges[active[-1]][1]
@@ -195,17 +201,11 @@ def sample_chunk_causal(
                 times[slice(*ranges[i])], ahead[slice(*ranges[i])] = sigmas[at], sigmas[at + 1]
         times[0] = ahead[0] = 0
         part = latents[:, :, :end]
-        velocity = _guided(
-            model,
-            part,
-            times,
-            text,
-            guidance,
-            None if cameras is None else _frames_of(cameras, 0, end),
-            tuple(ranges[i][0] for i in active),
-            step=step,
-            steps=total,
-        )
+        if ask is None or ask.frames != end:
+            ask = _Network(
+                model, part, text, guidance, None if cameras is None else _frames_of(cameras, 0, end)
+            )
+        velocity = ask(part, times, tuple(ranges[i][0] for i in active), step=step, steps=total)
         latents[:, :, :end] = _step(part, velocity, times, ahead)
         if progress is not None:
             progress(step + 1, total)
@@ -313,27 +313,81 @@ def _step(latents: Tensor, velocity: Tensor, sigma: NDArray, following: NDArray)
     return (latents.float() - distance[:, None, None] * velocity.float()).to(latents.dtype)
 
 
-def _guided(
-    model: WorldModel,
-    latents: Tensor,
-    sigma: NDArray,
-    text: Text,
-    guidance: Guidance | None,
-    cameras: Cameras | None,
-    starts: tuple[int, ...] | None,
-    *,
-    step: int,
-    steps: int,
-) -> Tensor:
-    times = _times(sigma, latents)
+class _Network:
+    """The velocity of a clip of so many frames, guided or not; what no step changes is computed once."""
 
-    def velocity(prompt: Text) -> Tensor:
-        return model(
-            latents, times, prompt.states, text_mask=prompt.mask, cameras=cameras, chunk_starts=starts
+    def __init__(
+        self,
+        model: WorldModel,
+        latents: Tensor,
+        text: Text,
+        guidance: Guidance | None,
+        cameras: Cameras | None,
+    ) -> None:
+        self.model, self.text, self.guidance = model, text, guidance
+        self.frames = latents.shape[2]
+        # What stands in for the network may know cameras alone.
+        self.cameras = model.geometry(latents, cameras) if isinstance(model, WorldModel) else cameras
+        self.both: tuple[Text, Cameras | Geometry | None] | None = None
+        if guidance is not None and guidance.batched and guidance.scale != 1:
+            self.both = _joined(text, guidance.empty), _twice(self.cameras)
+
+    def __call__(
+        self, latents: Tensor, sigma: NDArray, starts: tuple[int, ...] | None, *, step: int, steps: int
+    ) -> Tensor:
+        times = _times(sigma, latents)
+
+        def velocity(prompt: Text, cameras: Cameras | Geometry | None, copies: int = 1) -> Tensor:
+            return self.model(
+                latents.repeat(copies, 1, 1, 1, 1),
+                times.repeat(copies, 1),
+                prompt.states,
+                text_mask=prompt.mask,
+                cameras=cameras,
+                chunk_starts=starts,
+            )
+
+        guidance = self.guidance
+        if guidance is None or not guidance.active(step, steps):
+            return velocity(self.text, self.cameras)
+        if self.both is not None:
+            wanted, free = velocity(*self.both, copies=2).chunk(2)
+        else:
+            wanted = velocity(self.text, self.cameras)
+            free = velocity(guidance.empty, self.cameras)
+        return free + guidance.scale * (wanted - free)
+
+
+def _twice(cameras: Cameras | Geometry | None) -> Cameras | Geometry | None:
+    if isinstance(cameras, Geometry):
+        return Geometry(
+            rope=cameras.rope,
+            camera_rope=cameras.camera_rope,
+            rays=None if cameras.rays is None else torch.cat([cameras.rays] * 2),
+            plucker=None if cameras.plucker is None else SharedInput(torch.cat([cameras.plucker.x] * 2)),
         )
+    if cameras is None:
+        return None
+    return Cameras(
+        camera_to_world=torch.cat([cameras.camera_to_world] * 2),
+        intrinsics=torch.cat([cameras.intrinsics] * 2),
+        plucker=None if cameras.plucker is None else torch.cat([cameras.plucker] * 2),
+    )
 
-    wanted = velocity(text)
-    if guidance is None or not guidance.active(step, steps):
-        return wanted
-    free = velocity(guidance.empty)
-    return free + guidance.scale * (wanted - free)
+
+def _joined(text: Text, other: Text) -> Text:
+    """Both prompts as one batch; the shorter one is filled up, and the filling masked."""
+    length = max(text.states.shape[1], other.states.shape[1])
+    if text.mask is None and other.mask is None and text.states.shape[1] == other.states.shape[1]:
+        return Text(torch.cat([text.states, other.states]))
+    states, masks = [], []
+    for one in (text, other):
+        b, tokens = one.states.shape[:2]
+        mask = (
+            torch.ones(b, tokens, dtype=torch.bool, device=one.states.device)
+            if one.mask is None
+            else one.mask.bool()
+        )
+        states.append(F.pad(one.states, (0, 0, 0, length - tokens)))
+        masks.append(F.pad(mask, (0, length - tokens)))
+    return Text(torch.cat(states), torch.cat(masks))

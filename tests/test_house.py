@@ -21,6 +21,7 @@ FLOORS = {
 """What each folder may import besides itself."""
 
 OPTIONAL = (
+    "cudnn",
     "dask_jobqueue",
     "decord",
     "diffusers",
@@ -34,6 +35,7 @@ OPTIONAL = (
     "rerun",
     "tokenizers",
     "transformers",
+    "torchao",
     "triton",
 )
 

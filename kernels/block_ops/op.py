@@ -1,4 +1,8 @@
-"""Operators of a block: Triton where no gradient is asked for, else the plain twin, which autograd differentiates."""
+"""Operators of a block: Triton on a GPU, forward and backward, the plain twin elsewhere.
+
+Backward keeps the inputs alone and computes the rest again: statistics of the norms, and of the convolution what its
+two halves were.
+"""
 
 # Triton's launch syntax, kernel[grid](...), is beyond the type checker.
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
@@ -6,8 +10,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..frame_gdn.op import Backend, resolve_backend
 from .reference import (
@@ -18,18 +25,14 @@ from .reference import (
 )
 
 
-def _fused(backend: Backend, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels run: they have no backward pass."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *others))
-    if wanted and backend == "triton":
-        raise ValueError(
-            "these Triton kernels have no backward pass: use backend 'auto' where gradients are asked for"
-        )
-    return not wanted and resolve_backend(backend, x)
+def _wanted(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 _ROWS = 8
 """Tokens of a program of `modulated_norm`, which share the rows of their frame's modulation."""
+_SUMMED = 64
+"""Tokens whose gradients a program of a backward kernel sums before it writes them."""
 
 
 def _frames(name: str, x: Tensor, like: Tensor) -> None:
@@ -54,15 +57,21 @@ def modulated_norm(
         x: (B, T, S, C) float32 or bfloat16.
         shift, scale: (B, T or 1, C) of each frame.
     Returns:
-        (B, T, S, C) in the dtype of x.
+        (B, T, S, C) in the dtype of x; gradients flow to all three.
     Raises:
         ValueError: on shapes that do not fit.
     """
     _tokens(x)
     _frames("shift", shift, x)
     _frames("scale", scale, x)
-    if not _fused(backend, x, shift, scale):
+    if not resolve_backend(backend, x):
         return modulated_norm_reference(x, shift, scale, eps=eps)
+    if _wanted(x, shift, scale):
+        return _ModulatedNorm.apply(x, shift, scale, eps)
+    return _modulated_norm(x, shift, scale, eps)
+
+
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     import triton
 
     from . import triton_kernels as kernels
@@ -77,6 +86,42 @@ def modulated_norm(
     return out
 
 
+class _ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.eps, ctx.shift = eps, (shift.shape[1], shift.dtype)
+        return _modulated_norm(x, shift, scale, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        import triton
+
+        from . import triton_kernels as kernels
+
+        x, scale = ctx.saved_tensors
+        b, t, s, c = x.shape
+        x, scale, dout = x.contiguous(), _dense(scale), dout.contiguous()
+        tiles = triton.cdiv(s, _SUMMED)
+        dx = torch.empty_like(x)
+        part = torch.empty(b, t, tiles, 2, c, dtype=torch.float32, device=x.device)
+        kernels.modulated_norm_backward[(tiles, b * t)](
+            x, scale, dout, dx, part, t, s, c, *_steps(scale), ctx.eps,
+            ROWS=_SUMMED, BLOCK=triton.next_power_of_2(c), num_warps=4,
+        )  # fmt: skip
+        total = part.sum(dim=2)
+        frames, dtype = ctx.shift
+        dshift = _over_frames(total[:, :, 0], frames).to(dtype)
+        dscale = _over_frames(total[:, :, 1], scale.shape[1]).to(scale.dtype)
+        return dx, dshift, dscale, None
+
+
+def _over_frames(gradient: Tensor, frames: int) -> Tensor:
+    """(B, T, C) summed to (B, 1, C) where one row served all frames."""
+    return gradient.sum(dim=1, keepdim=True) if frames == 1 else gradient
+
+
 def gated_add(
     x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -86,7 +131,7 @@ def gated_add(
         x, y, extra: (B, T, S, C) float32 or bfloat16.
         gate: (B, T or 1, C) of each frame.
     Returns:
-        (B, T, S, C) in the dtype of x.
+        (B, T, S, C) in the dtype of x; gradients flow to all four.
     Raises:
         ValueError: on shapes that do not fit.
     """
@@ -95,8 +140,14 @@ def gated_add(
     for name, other in (("y", y), ("extra", extra)):
         if other is not None and other.shape != x.shape:
             raise ValueError(f"{name} is {tuple(other.shape)}; x is {tuple(x.shape)}")
-    if not _fused(backend, x, y, gate, extra):
+    if not resolve_backend(backend, x):
         return gated_add_reference(x, y, gate, extra)
+    if _wanted(x, y, gate, extra):
+        return _GatedAdd.apply(x, y, gate, extra)
+    return _gated_add(x, y, gate, extra)
+
+
+def _gated_add(x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None) -> Tensor:
     import triton
 
     from . import triton_kernels as kernels
@@ -110,6 +161,35 @@ def gated_add(
         HAS_EXTRA=extra is not None, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
     return out
+
+
+class _GatedAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None) -> Tensor:
+        ctx.save_for_backward(y, gate)
+        ctx.dtypes = x.dtype, None if extra is None else extra.dtype
+        return _gated_add(x, y, gate, extra)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        import triton
+
+        from . import triton_kernels as kernels
+
+        y, gate = ctx.saved_tensors
+        b, t, s, c = y.shape
+        y, gate, dout = y.contiguous(), _dense(gate), dout.contiguous()
+        tiles = triton.cdiv(s, _SUMMED)
+        dy = torch.empty_like(y)
+        part = torch.empty(b, t, tiles, c, dtype=torch.float32, device=y.device)
+        kernels.gated_add_backward[(tiles, b * t)](
+            y, gate, dout, dy, part, t, s, c, *_steps(gate),
+            ROWS=_SUMMED, BLOCK=triton.next_power_of_2(c), num_warps=4,
+        )  # fmt: skip
+        dgate = _over_frames(part.sum(dim=2), gate.shape[1]).to(gate.dtype)
+        of_x, of_extra = ctx.dtypes
+        return dout.to(of_x), dy, dgate, None if of_extra is None else dout.to(of_extra)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -135,7 +215,7 @@ def glu_conv(
         weight: (2 F, 1, 3, 3); bias: (2 F). The first F channels are values, the rest gates.
         height, width: token grid.
     Returns:
-        (B, T, height * width, F) in the dtype of x.
+        (B, T, height * width, F) in the dtype of x; gradients flow to all three tensors.
     Raises:
         ValueError: on shapes that do not fit.
     """
@@ -148,22 +228,76 @@ def glu_conv(
             f"weight is {tuple(weight.shape)}, bias {tuple(bias.shape)}; with {channels} channels give "
             f"({channels}, 1, 3, 3) and ({channels},)"
         )
-    if not _fused(backend, x, weight, bias):
+    if not resolve_backend(backend, x):
         return glu_conv_reference(x, weight, bias, height=height, width=width)
+    if _wanted(x, weight, bias):
+        return _GluConv.apply(x, weight, bias, height, width)
+    return _glu_conv(x, weight, bias, height, width, None)
+
+
+def _glu_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, dout: Tensor | None
+) -> Tensor:
+    """The operator, or given the gradient of its output that of the convolution's (B, T, S, 2 F)."""
     import triton
 
     from . import triton_kernels as kernels
 
-    b, t, s, _ = x.shape
+    b, t, s, channels = x.shape
     half = channels // 2
     x = x.contiguous()
-    out = torch.empty(b, t, s, half, dtype=x.dtype, device=x.device)
+    out = torch.empty(b, t, s, half if dout is None else channels, dtype=x.dtype, device=x.device)
     taps = weight.flatten(1).T.contiguous()  # (9, 2 F)
     kernels.glu_conv[(triton.cdiv(half, _CHANNELS), triton.cdiv(height, 4), b * t)](
-        x, taps, bias.contiguous(), out, height, width, half,
-        CHANNELS=_CHANNELS, FAST=x.is_cuda and x.dtype == torch.bfloat16, num_warps=2,
+        x, taps, bias.contiguous(), dout, out, height, width, half,
+        CHANNELS=_CHANNELS, FAST=x.is_cuda and x.dtype == torch.bfloat16, BACKWARD=dout is not None, num_warps=2,
     )  # fmt: skip
     return out
+
+
+_FRAMES = 8
+"""Frames over which a program sums the gradients of the convolution's taps."""
+
+
+class _GluConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.size = height, width
+        return _glu_conv(x, weight, bias, height, width, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        import triton
+
+        from . import triton_kernels as kernels
+
+        x, weight, bias = ctx.saved_tensors
+        height, width = ctx.size
+        x = x.contiguous()
+        frames, channels = x.shape[0] * x.shape[1], x.shape[-1]
+        inner = _glu_conv(x, weight, bias, height, width, dout.contiguous())
+        blocks, tiles = triton.cdiv(channels, _CHANNELS), triton.cdiv(height, 4)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            kernels.glu_conv_dx[(blocks, tiles, frames)](
+                x, weight.flatten(1).T.contiguous(), inner, dx, height, width, channels,
+                CHANNELS=_CHANNELS, num_warps=2,
+            )  # fmt: skip
+        dweight = dbias = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            groups = triton.cdiv(frames, _FRAMES)
+            part = torch.empty(groups, tiles, 10, channels, dtype=torch.float32, device=x.device)
+            kernels.glu_conv_dtaps[(blocks, tiles, groups)](
+                x, inner, part, height, width, channels, frames,
+                CHANNELS=_CHANNELS, FRAMES=_FRAMES, num_warps=2,
+            )  # fmt: skip
+            total = part.sum(dim=(0, 1))
+            dweight = total[:9].T.reshape(weight.shape).to(weight.dtype)
+            dbias = total[9].to(bias.dtype)
+        return dx, dweight, dbias, None, None
 
 
 def norm_rotate(
@@ -188,7 +322,7 @@ def norm_rotate(
             is rotated (UCPE); None: the whole head is rotated.
         inverse_rope: rotate back.
     Returns:
-        (B, T, S, H, D) in the dtype of x.
+        (B, T, S, H, D) in the dtype of x; gradients flow to x and weight, in the kernels to nothing else.
     Raises:
         ValueError: on shapes that do not fit.
     """
@@ -205,22 +339,87 @@ def norm_rotate(
     ):
         if tensor is not None and tuple(tensor.shape) != expected:
             raise ValueError(f"{name} is {tuple(tensor.shape)}; with {tuple(x.shape)} it must be {expected}")
-    if not _fused(backend, x, weight):
+    direction = -1.0 if inverse_rope else 1.0
+    if not resolve_backend(backend, x):
         return norm_rotate_reference(
             x, weight, rope, heads=heads, matrix=matrix, inverse_rope=inverse_rope, eps=eps
         )
+    if _wanted(x, weight):
+        return _NormRotate.apply(x, weight, rope, matrix, heads, direction, eps)
+    return _norm_rotate(x, weight, rope, matrix, heads, direction, eps)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with tokens at one distance from each other, copied only where they are not."""
+    _, t, s, _ = x.shape
+    x = _dense(x)
+    return x if x.stride(1) == s * x.stride(2) and x.stride(0) == t * x.stride(1) else x.contiguous()
+
+
+def _norm_rotate(
+    x: Tensor,
+    weight: Tensor | None,
+    rope: Tensor,
+    matrix: Tensor | None,
+    heads: int,
+    direction: float,
+    eps: float,
+) -> Tensor:
     import triton
 
     from . import triton_kernels as kernels
 
-    x = _dense(x)
-    x = x if x.stride(1) == s * x.stride(2) and x.stride(0) == t * x.stride(1) else x.contiguous()
+    x = _rows(x)
+    b, t, s, c = x.shape
+    size, pairs = c // heads, rope.shape[-1]
     out = torch.empty(b, t, s, heads, size, dtype=x.dtype, device=x.device)
     cos, sin = rope[0].contiguous(), rope[1].contiguous()
     matrix = None if matrix is None else matrix.float().contiguous()
     kernels.norm_rotate[(b * t * s,)](
-        x, weight, cos, sin, matrix, out, t * s, x.stride(2), eps, -1.0 if inverse_rope else 1.0,
+        x, weight, cos, sin, matrix, out, t * s, x.stride(2), eps, direction,
         HEADS=heads, SIZE=size, HAS_WEIGHT=weight is not None, HAS_MATRIX=matrix is not None,
         BH=triton.next_power_of_2(heads), BP=triton.next_power_of_2(pairs), num_warps=4,
     )  # fmt: skip
     return out
+
+
+class _NormRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        rope: Tensor,
+        matrix: Tensor | None,
+        heads: int,
+        direction: float,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, rope, matrix)
+        ctx.options = heads, direction, eps
+        return _norm_rotate(x, weight, rope, matrix, heads, direction, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        import triton
+
+        from . import triton_kernels as kernels
+
+        x, weight, rope, matrix = ctx.saved_tensors
+        heads, direction, eps = ctx.options
+        x, dout = _rows(x), dout.contiguous()
+        b, t, s, c = x.shape
+        rows, pairs = b * t * s, rope.shape[-1]
+        programs = triton.cdiv(rows, _SUMMED // 2)
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        part = None if weight is None else torch.empty(programs, c, dtype=torch.float32, device=x.device)
+        cos, sin = rope[0].contiguous(), rope[1].contiguous()
+        matrix = None if matrix is None else matrix.float().contiguous()
+        kernels.norm_rotate_backward[(programs,)](
+            x, weight, cos, sin, matrix, dout, dx, part, rows, t * s, x.stride(2), eps, direction,
+            HEADS=heads, SIZE=c // heads, HAS_WEIGHT=weight is not None, HAS_MATRIX=matrix is not None,
+            BH=triton.next_power_of_2(heads), BP=triton.next_power_of_2(pairs), ROWS=_SUMMED // 2, num_warps=4,
+        )  # fmt: skip
+        dweight = None if part is None else part.sum(dim=0).to(weight.dtype)
+        return dx, dweight, None, None, None, None, None

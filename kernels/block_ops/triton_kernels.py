@@ -1,5 +1,6 @@
-"""Triton kernels of a block's operators; `reference.py` defines what they compute. A program takes one or some tokens
-of a frame; the convolution's walk along its rows."""
+"""Triton kernels of a block's operators, forward and backward; `reference.py` defines what they compute. A program
+takes one or some tokens of a frame; the convolution's walk along its rows. What a gradient sums over tokens leaves a
+program as one partial sum, so that nothing is added atomically and results are the same every time."""
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -32,6 +33,61 @@ def modulated_norm(
         inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
         out = centred * inverse * (1.0 + scale) + shift
         tl.store(out_ptr + start + c, out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def modulated_norm_backward(
+    x_ptr, scale_ptr, dout_ptr, dx_ptr, part_ptr, T, S, C, scale_b, scale_t, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the tokens; part (B T, tiles, 2, C) sums of those of shift and scale."""
+    frame, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, t = frame // T, frame % T
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    scale = 1.0 + tl.load(scale_ptr + b * scale_b + t * scale_t + c, mask=mask, other=0.0).to(tl.float32)
+    dshift = tl.zeros([BLOCK], tl.float32)
+    dscale = tl.zeros([BLOCK], tl.float32)
+    for r in range(ROWS):
+        token = tile * ROWS + r
+        there = mask & (token < S)
+        start = (frame * S + token) * C
+        x = tl.load(x_ptr + start + c, mask=there, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + start + c, mask=there, other=0.0).to(tl.float32)
+        centred = tl.where(mask, x - tl.sum(x, 0) / C, 0.0)
+        inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
+        normed = centred * inverse
+        dshift += dout
+        dscale += dout * normed
+        dnormed = dout * scale
+        along = tl.sum(dnormed * normed, 0) / C
+        dx = inverse * (dnormed - tl.sum(dnormed, 0) / C - normed * along)
+        tl.store(dx_ptr + start + c, dx.to(dx_ptr.dtype.element_ty), mask=there)
+    part = part_ptr + (frame * tl.num_programs(0) + tile) * 2 * C + c
+    tl.store(part, dshift, mask=mask)
+    tl.store(part + C, dscale, mask=mask)
+
+
+@triton.jit
+def gated_add_backward(
+    y_ptr, gate_ptr, dout_ptr, dy_ptr, part_ptr, T, S, C, gate_b, gate_t,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of y; part (B T, tiles, C) sums of the gate's."""
+    frame, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, t = frame // T, frame % T
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    gate = tl.load(gate_ptr + b * gate_b + t * gate_t + c, mask=mask, other=0.0).to(tl.float32)
+    dgate = tl.zeros([BLOCK], tl.float32)
+    for r in range(ROWS):
+        token = tile * ROWS + r
+        there = mask & (token < S)
+        place = (frame * S + token) * C + c
+        dout = tl.load(dout_ptr + place, mask=there, other=0.0).to(tl.float32)
+        dgate += dout * tl.load(y_ptr + place, mask=there, other=0.0).to(tl.float32)
+        tl.store(dy_ptr + place, (dout * gate).to(dy_ptr.dtype.element_ty), mask=there)
+    tl.store(part_ptr + (frame * tl.num_programs(0) + tile) * C + c, dgate, mask=mask)
 
 
 @triton.jit
@@ -104,12 +160,25 @@ def _mix(a0, a1, a2, a3, a4, a5, t0, t1, t2):
 
 
 @triton.jit
-def _write(out_ptr, place, value, gate, mask, FAST: tl.constexpr):
-    tl.store(out_ptr + place, (value * _silu(gate, FAST)).to(out_ptr.dtype.element_ty), mask=mask)
+def _write(out_ptr, dout_ptr, row, c, F, value, gate, mask, FAST: tl.constexpr, BACKWARD: tl.constexpr):
+    """value * SiLU(gate) of one token; backward the gradients of both, one after the other in a row of 2 F."""
+    place = row * F + c
+    if BACKWARD:
+        dout = tl.load(dout_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        sigmoid = tl.sigmoid(gate)
+        slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+        wide = out_ptr + row * 2 * F + c
+        tl.store(wide, (dout * gate * sigmoid).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(wide + F, (dout * value * slope).to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(out_ptr + place, (value * _silu(gate, FAST)).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def glu_conv(x_ptr, taps_ptr, bias_ptr, out_ptr, H, W, F, CHANNELS: tl.constexpr, FAST: tl.constexpr):
+def glu_conv(
+    x_ptr, taps_ptr, bias_ptr, dout_ptr, out_ptr, H, W, F,
+    CHANNELS: tl.constexpr, FAST: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
     # Four rows of the picture, walked from left to right: every column is read once (with a row above and one below)
     # and added to the outputs of the column before, its own and the next, which stay in registers until their last
     # column has come: p of the column before, n of its own, x of the next; v values, g gates.
@@ -163,12 +232,12 @@ def glu_conv(x_ptr, taps_ptr, bias_ptr, out_ptr, H, W, F, CHANNELS: tl.constexpr
         m0, m1, m2, m3 = _mix(a0, a1, a2, a3, a4, a5, gt00, gt10, gt20)
         gx0, gx1, gx2, gx3 = gb + m0, gb + m1, gb + m2, gb + m3
         # Column w was the last that column w - 1 sees.
-        place = ((frame * H + h) * W + w - 1) * F + c
+        row = (frame * H + h) * W + w - 1
         there = mask & (w > 0)
-        _write(out_ptr, place, vp0, gp0, there, FAST)
-        _write(out_ptr, place + W * F, vp1, gp1, there & (h + 1 < H), FAST)
-        _write(out_ptr, place + 2 * W * F, vp2, gp2, there & (h + 2 < H), FAST)
-        _write(out_ptr, place + 3 * W * F, vp3, gp3, there & (h + 3 < H), FAST)
+        _write(out_ptr, dout_ptr, row, c, F, vp0, gp0, there, FAST, BACKWARD)
+        _write(out_ptr, dout_ptr, row + W, c, F, vp1, gp1, there & (h + 1 < H), FAST, BACKWARD)
+        _write(out_ptr, dout_ptr, row + 2 * W, c, F, vp2, gp2, there & (h + 2 < H), FAST, BACKWARD)
+        _write(out_ptr, dout_ptr, row + 3 * W, c, F, vp3, gp3, there & (h + 3 < H), FAST, BACKWARD)
         vp0, vn0 = vn0, vx0
         vp1, vn1 = vn1, vx1
         vp2, vn2 = vn2, vx2
@@ -177,6 +246,131 @@ def glu_conv(x_ptr, taps_ptr, bias_ptr, out_ptr, H, W, F, CHANNELS: tl.constexpr
         gp1, gn1 = gn1, gx1
         gp2, gn2 = gn2, gx2
         gp3, gn3 = gn3, gx3
+
+
+@triton.jit
+def _plain(x_ptr, base, h, w, c, H, W, F2, mask):
+    """One token's channels c as they are; zeros outside of the picture."""
+    there = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    return tl.load(x_ptr + base + (h * W + w).to(tl.int64) * F2 + c, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _six(x_ptr, base, h, w, c, H, W, F2, mask):
+    return (
+        _plain(x_ptr, base, h - 1, w, c, H, W, F2, mask),
+        _plain(x_ptr, base, h, w, c, H, W, F2, mask),
+        _plain(x_ptr, base, h + 1, w, c, H, W, F2, mask),
+        _plain(x_ptr, base, h + 2, w, c, H, W, F2, mask),
+        _plain(x_ptr, base, h + 3, w, c, H, W, F2, mask),
+        _plain(x_ptr, base, h + 4, w, c, H, W, F2, mask),
+    )
+
+
+@triton.jit
+def _back_through_silu(x_ptr, dx_ptr, base, h, w, c, H, W, F2, gradient, mask):
+    there = mask & (h < H) & (w >= 0)
+    place = base + (h * W + w).to(tl.int64) * F2 + c
+    x = tl.load(x_ptr + place, mask=there, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(x)
+    out = gradient * sigmoid * (1.0 + x * (1.0 - sigmoid))
+    tl.store(dx_ptr + place, out.to(dx_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def glu_conv_dx(x_ptr, taps_ptr, d_ptr, dx_ptr, H, W, F2, CHANNELS: tl.constexpr):
+    """Gradient before the SiLU from that of the convolution's output: the same walk with the taps turned around."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    h = tl.program_id(1) * 4
+    frame = tl.program_id(2).to(tl.int64)
+    mask = c < F2
+    base = frame * H * W * F2
+    t00 = _tap(taps_ptr, 8, c, F2, mask)
+    t01 = _tap(taps_ptr, 7, c, F2, mask)
+    t02 = _tap(taps_ptr, 6, c, F2, mask)
+    t10 = _tap(taps_ptr, 5, c, F2, mask)
+    t11 = _tap(taps_ptr, 4, c, F2, mask)
+    t12 = _tap(taps_ptr, 3, c, F2, mask)
+    t20 = _tap(taps_ptr, 2, c, F2, mask)
+    t21 = _tap(taps_ptr, 1, c, F2, mask)
+    t22 = _tap(taps_ptr, 0, c, F2, mask)
+    none = tl.zeros([CHANNELS], tl.float32)
+    p0, p1, p2, p3 = none, none, none, none
+    n0, n1, n2, n3 = none, none, none, none
+    for w in range(W + 1):
+        a0, a1, a2, a3, a4, a5 = _six(d_ptr, base, h, w, c, H, W, F2, mask)
+        m0, m1, m2, m3 = _mix(a0, a1, a2, a3, a4, a5, t02, t12, t22)
+        p0, p1, p2, p3 = p0 + m0, p1 + m1, p2 + m2, p3 + m3
+        _back_through_silu(x_ptr, dx_ptr, base, h, w - 1, c, H, W, F2, p0, mask)
+        _back_through_silu(x_ptr, dx_ptr, base, h + 1, w - 1, c, H, W, F2, p1, mask)
+        _back_through_silu(x_ptr, dx_ptr, base, h + 2, w - 1, c, H, W, F2, p2, mask)
+        _back_through_silu(x_ptr, dx_ptr, base, h + 3, w - 1, c, H, W, F2, p3, mask)
+        m0, m1, m2, m3 = _mix(a0, a1, a2, a3, a4, a5, t01, t11, t21)
+        p0, p1, p2, p3 = n0 + m0, n1 + m1, n2 + m2, n3 + m3
+        n0, n1, n2, n3 = _mix(a0, a1, a2, a3, a4, a5, t00, t10, t20)
+
+
+@triton.jit
+def _meet(d0, d1, d2, d3, s0, s1, s2, s3, s4, s5):
+    """What four tokens of a column and six of another add to the gradients of a column of taps."""
+    return (
+        d0 * s0 + d1 * s1 + d2 * s2 + d3 * s3,
+        d0 * s1 + d1 * s2 + d2 * s3 + d3 * s4,
+        d0 * s2 + d1 * s3 + d2 * s4 + d3 * s5,
+    )
+
+
+@triton.jit
+def glu_conv_dtaps(x_ptr, d_ptr, part_ptr, H, W, F2, frames, CHANNELS: tl.constexpr, FRAMES: tl.constexpr):
+    """part (groups of frames, tiles of rows, 10, F2): gradients of the nine taps and the bias.
+
+    Four tokens of the columns before, at and after w are held; tap (i, j) sums d[h, w] s[h + i - 1, w + j - 1].
+    """
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    h = tl.program_id(1) * 4
+    mask = c < F2
+    none = tl.zeros([CHANNELS], tl.float32)
+    g00, g01, g02 = none, none, none
+    g10, g11, g12 = none, none, none
+    g20, g21, g22 = none, none, none
+    bias = none
+    for f in range(FRAMES):
+        frame = tl.program_id(2).to(tl.int64) * FRAMES + f
+        there = mask & (frame < frames)
+        base = frame * H * W * F2
+        # d of column w + 1 (a), w (b) and w - 1 (e), met by s of column w.
+        b0, b1, b2, b3 = none, none, none, none
+        e0, e1, e2, e3 = none, none, none, none
+        a0 = _plain(d_ptr, base, h, 0, c, H, W, F2, there)
+        a1 = _plain(d_ptr, base, h + 1, 0, c, H, W, F2, there)
+        a2 = _plain(d_ptr, base, h + 2, 0, c, H, W, F2, there)
+        a3 = _plain(d_ptr, base, h + 3, 0, c, H, W, F2, there)
+        for w in range(W):
+            e0, e1, e2, e3 = b0, b1, b2, b3
+            b0, b1, b2, b3 = a0, a1, a2, a3
+            a0 = _plain(d_ptr, base, h, w + 1, c, H, W, F2, there)
+            a1 = _plain(d_ptr, base, h + 1, w + 1, c, H, W, F2, there)
+            a2 = _plain(d_ptr, base, h + 2, w + 1, c, H, W, F2, there)
+            a3 = _plain(d_ptr, base, h + 3, w + 1, c, H, W, F2, there)
+            bias += b0 + b1 + b2 + b3
+            s0, s1, s2, s3, s4, s5 = _column(x_ptr, base, h, w, c, H, W, F2, there, False)
+            m0, m1, m2 = _meet(a0, a1, a2, a3, s0, s1, s2, s3, s4, s5)
+            g00, g10, g20 = g00 + m0, g10 + m1, g20 + m2
+            m0, m1, m2 = _meet(b0, b1, b2, b3, s0, s1, s2, s3, s4, s5)
+            g01, g11, g21 = g01 + m0, g11 + m1, g21 + m2
+            m0, m1, m2 = _meet(e0, e1, e2, e3, s0, s1, s2, s3, s4, s5)
+            g02, g12, g22 = g02 + m0, g12 + m1, g22 + m2
+    out = part_ptr + (tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * 10 * F2 + c
+    tl.store(out, g00, mask=mask)
+    tl.store(out + F2, g01, mask=mask)
+    tl.store(out + 2 * F2, g02, mask=mask)
+    tl.store(out + 3 * F2, g10, mask=mask)
+    tl.store(out + 4 * F2, g11, mask=mask)
+    tl.store(out + 5 * F2, g12, mask=mask)
+    tl.store(out + 6 * F2, g20, mask=mask)
+    tl.store(out + 7 * F2, g21, mask=mask)
+    tl.store(out + 8 * F2, g22, mask=mask)
+    tl.store(out + 9 * F2, bias, mask=mask)
 
 
 @triton.jit
@@ -242,3 +436,81 @@ def norm_rotate(
         low = tl.reshape(tl.join(y0, y2), [BH, BP])
         high = tl.reshape(tl.join(y1, y3), [BH, BP])
         _store_pairs(target, low, high, head, 0, SIZE, HEADS, PAIRS, BP)
+
+
+@triton.jit
+def _back_through_matrix(low, high, m, BH: tl.constexpr, BP: tl.constexpr):
+    """Channels (0, 2) and (1, 3) of each group of four, times the transpose of the matrix at m."""
+    y0, y2 = tl.split(tl.reshape(low, [BH, BP // 2, 2]))
+    y1, y3 = tl.split(tl.reshape(high, [BH, BP // 2, 2]))
+    x0 = y0 * tl.load(m) + y1 * tl.load(m + 4) + y2 * tl.load(m + 8) + y3 * tl.load(m + 12)
+    x1 = y0 * tl.load(m + 1) + y1 * tl.load(m + 5) + y2 * tl.load(m + 9) + y3 * tl.load(m + 13)
+    x2 = y0 * tl.load(m + 2) + y1 * tl.load(m + 6) + y2 * tl.load(m + 10) + y3 * tl.load(m + 14)
+    x3 = y0 * tl.load(m + 3) + y1 * tl.load(m + 7) + y2 * tl.load(m + 11) + y3 * tl.load(m + 15)
+    return tl.reshape(tl.join(x0, x2), [BH, BP]), tl.reshape(tl.join(x1, x3), [BH, BP])
+
+
+@triton.jit
+def norm_rotate_backward(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, matrix_ptr, dout_ptr, dx_ptr, part_ptr,
+    rows, rows_per_clip, row_step, eps, direction,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_MATRIX: tl.constexpr,
+    BH: tl.constexpr, BP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the tokens, dense; part (programs, HEADS * SIZE) sums of that of the weight."""
+    head = tl.arange(0, BH)[:, None]
+    pair = tl.arange(0, BP)[None, :]
+    FIRST: tl.constexpr = SIZE // 2 if HAS_MATRIX else 0
+    PAIRS: tl.constexpr = (SIZE - FIRST) // 2
+    WIDTH: tl.constexpr = HEADS * SIZE
+    if HAS_WEIGHT:
+        weight_even, weight_odd = _pairs(weight_ptr, head, FIRST, SIZE, HEADS, PAIRS, BP)
+        sum_even = tl.zeros([BH, BP], tl.float32)
+        sum_odd = tl.zeros([BH, BP], tl.float32)
+        if HAS_MATRIX:
+            weight_low, weight_high = _pairs(weight_ptr, head, 0, SIZE, HEADS, PAIRS, BP)
+            sum_low = tl.zeros([BH, BP], tl.float32)
+            sum_high = tl.zeros([BH, BP], tl.float32)
+    for r in range(ROWS):
+        row = tl.program_id(0).to(tl.int64) * ROWS + r
+        if row < rows:
+            source, target = dout_ptr + row * WIDTH, dx_ptr + row * WIDTH
+            angle = (row % rows_per_clip) * PAIRS + pair
+            cos = tl.load(cos_ptr + angle, mask=pair < PAIRS, other=0.0).to(tl.float32)
+            sin = tl.load(sin_ptr + angle, mask=pair < PAIRS, other=0.0).to(tl.float32) * direction
+            up, down = _pairs(source, head, FIRST, SIZE, HEADS, PAIRS, BP)
+            even, odd = up * cos + down * sin, down * cos - up * sin
+            if HAS_MATRIX:
+                low, high = _pairs(source, head, 0, SIZE, HEADS, PAIRS, BP)
+                low, high = _back_through_matrix(low, high, matrix_ptr + row * 16, BH, BP)
+            if HAS_WEIGHT:
+                place = x_ptr + row * row_step
+                x_even, x_odd = _pairs(place, head, FIRST, SIZE, HEADS, PAIRS, BP)
+                total = tl.sum(tl.sum(x_even * x_even + x_odd * x_odd, 1), 0)
+                if HAS_MATRIX:
+                    x_low, x_high = _pairs(place, head, 0, SIZE, HEADS, PAIRS, BP)
+                    total += tl.sum(tl.sum(x_low * x_low + x_high * x_high, 1), 0)
+                inverse = 1.0 / tl.sqrt(total / WIDTH + eps)
+                x_even, x_odd = x_even * inverse, x_odd * inverse
+                sum_even += even * x_even
+                sum_odd += odd * x_odd
+                even, odd = even * weight_even, odd * weight_odd
+                along = tl.sum(tl.sum(even * x_even + odd * x_odd, 1), 0)
+                if HAS_MATRIX:
+                    x_low, x_high = x_low * inverse, x_high * inverse
+                    sum_low += low * x_low
+                    sum_high += high * x_high
+                    low, high = low * weight_low, high * weight_high
+                    along += tl.sum(tl.sum(low * x_low + high * x_high, 1), 0)
+                along = along / WIDTH
+                even, odd = (even - x_even * along) * inverse, (odd - x_odd * along) * inverse
+                if HAS_MATRIX:
+                    low, high = (low - x_low * along) * inverse, (high - x_high * along) * inverse
+            _store_pairs(target, even, odd, head, FIRST, SIZE, HEADS, PAIRS, BP)
+            if HAS_MATRIX:
+                _store_pairs(target, low, high, head, 0, SIZE, HEADS, PAIRS, BP)
+    if HAS_WEIGHT:
+        part = part_ptr + tl.program_id(0).to(tl.int64) * WIDTH
+        _store_pairs(part, sum_even, sum_odd, head, FIRST, SIZE, HEADS, PAIRS, BP)
+        if HAS_MATRIX:
+            _store_pairs(part, sum_low, sum_high, head, 0, SIZE, HEADS, PAIRS, BP)

@@ -25,12 +25,19 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def both(operator, *inputs, device: torch.device, dtype: torch.dtype, **options) -> float:
-    """Distance of the kernel from the float64 twin on the same rounded inputs."""
-    given = [None if x is None else x.to(device, dtype) for x in inputs]
-    exact = [None if x is None else x.double() for x in given]
-    fast = operator(*given, backend="triton", **options)
+    """Largest distance of the kernel's output and gradients from the float64 twin's on the same rounded inputs."""
+    given = [None if x is None else x.to(device, dtype).requires_grad_() for x in inputs]
+    exact = [None if x is None else x.detach().double().requires_grad_() for x in given]
     wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    return relative(fast, operator(*exact, backend="reference", **wide))
+    fast = operator(*given, backend="triton", **options)
+    truth = operator(*exact, backend="reference", **wide)
+    with torch.no_grad():
+        assert torch.equal(operator(*given, backend="triton", **options), fast)
+    seed = torch.randn(truth.shape).to(device, dtype)
+    grads = torch.autograd.grad(fast, [x for x in given if x is not None], seed)
+    right = torch.autograd.grad(truth, [x for x in exact if x is not None], seed.double())
+    assert all(g.dtype == dtype for g in grads)
+    return max(relative(fast, truth), *(relative(a, b) for a, b in zip(grads, right, strict=True)))
 
 
 @with_triton
@@ -102,13 +109,30 @@ def test_twin_of_the_convolution_is_torchs_own() -> None:
     assert relative(glu_conv(x, conv.weight, conv.bias, height=3, width=4), expected) < 1e-6
 
 
-def test_gradients_take_the_twin_and_kernels_refuse_them() -> None:
-    x, y = torch.randn(2, 1, 2, 3, 8)
-    gate = torch.randn(1, 2, 8, requires_grad=True)
-    gated_add(x, y, gate).sum().backward()
-    assert torch.allclose(gate.grad, y.sum(dim=2))
-    with pytest.raises(ValueError, match="no backward"):
-        gated_add(x, y, gate, backend="triton")
+@with_triton
+def test_gradients_come_in_the_type_of_each_input(device: torch.device) -> None:
+    """Modulation in float32 beside tokens in another type, one row for all frames, and tokens that are a view."""
+    x = torch.randn(2, 3, 5, 96, device=device)[..., 48:].requires_grad_()
+    table = torch.randn(2, 1, 2, 48, device=device, requires_grad=True)
+    modulated_norm(x, table[:, :, 0], table[:, :, 1], backend="triton").square().sum().backward()
+    twin = x.detach().double().requires_grad_(), table.detach().double().requires_grad_()
+    out = modulated_norm(twin[0], twin[1][:, :, 0], twin[1][:, :, 1], backend="reference")
+    out.square().sum().backward()
+    assert relative(table.grad, twin[1].grad) < 1e-5
+
+
+@with_triton
+def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
+    x, y = torch.randn(2, 1, 2, 3, 8, device=device)
+    gate = torch.randn(1, 2, 8, device=device, requires_grad=True)
+    gated_add(x, y, gate, backend="triton").sum().backward()
+    assert torch.allclose(gate.grad, y.sum(dim=2), atol=1e-5)
+    weight = torch.randn(6, 1, 3, 3, device=device, requires_grad=True)
+    hidden = torch.randn(1, 1, 4, 6, device=device)
+    glu_conv(
+        hidden, weight, torch.zeros(6, device=device), height=2, width=2, backend="triton"
+    ).sum().backward()
+    assert weight.grad is not None
 
 
 @pytest.mark.parametrize(

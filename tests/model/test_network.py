@@ -310,3 +310,31 @@ def test_kernels_give_the_same_on_a_gpu(starts: tuple[int, ...] | None) -> None:
 def test_chunk_ranges() -> None:
     assert chunk_ranges(7, (0, 4)) == [(0, 4), (4, 7)]
     assert list(itertools.chain(*chunk_ranges(3, None))) == [0, 3]
+
+
+def test_geometry_stands_for_cameras() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    cameras = inputs.pop("cameras")
+    with torch.no_grad():
+        known = model.geometry(inputs["latents"], cameras)
+        for starts in (None, (0, 4)):
+            expected = model(**inputs, cameras=cameras, chunk_starts=starts)
+            assert torch.equal(model(**inputs, cameras=known, chunk_starts=starts), expected)
+        none = model.geometry(inputs["latents"], None)
+        assert torch.equal(model(**inputs, cameras=none), model(**inputs))
+    other = tiny_inputs(frames=5)
+    other["cameras"] = known
+    with pytest.raises(ValueError, match="geometry's rope"):
+        model(**other)
+
+
+def test_a_long_clip_goes_through_the_feed_forward_network_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one frame and of several, batches included; with gradients it goes through whole."""
+    model, inputs = tiny_model(), tiny_inputs()
+    expected = model(**inputs).detach()
+    for tokens in (1, 20):
+        monkeypatch.setattr("theodolite.model.network._HIDDEN_TOKENS", tokens)
+        with torch.no_grad():
+            # Rounding of softmax inputs to bfloat16 makes steps of differences in the last bit.
+            assert relative(model(**inputs), expected) < 2e-4
+    model(**inputs).sum().backward()

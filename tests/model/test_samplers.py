@@ -219,3 +219,53 @@ def test_the_network_through_all_three_loops() -> None:
         assert torch.equal(a, b)
         assert relative(c, a) > 0.1
         assert torch.equal(a[:, :, :1], image)
+
+
+@pytest.mark.parametrize("cameras", [False, True])
+@pytest.mark.parametrize("shorter", [False, True])
+def test_guidance_in_one_batch_is_guidance_one_after_the_other(cameras: bool, shorter: bool) -> None:
+    """Also where the empty prompt has fewer tokens, or a mask of its own."""
+    model = tiny_model()
+    inputs = tiny_inputs(batch=1)
+    empty = Text(0.5 * inputs["text"][:, : 4 if shorter else None])
+    results = []
+    for batched in (False, True):
+        guidance = Guidance(empty, scale=3.0, last=0.7, batched=batched)
+        found = sample_bidirectional(
+            model,
+            inputs["latents"],
+            Text(inputs["text"], inputs["text_mask"] if cameras else None),
+            guidance=guidance,
+            cameras=inputs["cameras"] if cameras else None,
+            steps=3,
+        )
+        results.append(found)
+    # Sums in another order; softmax attention rounds its inputs to bfloat16, which can move them by a step.
+    assert relative(results[1], results[0]) < 2e-4
+
+
+def test_guidance_in_one_batch_asks_once_a_step() -> None:
+    latents, text, guidance = start()
+    model = StandIn()
+    batched = Guidance(guidance.empty, scale=5.0, batched=True)
+    found = sample_bidirectional(model, latents, text, guidance=batched, steps=4)
+    assert len(model.calls) == 4
+    other = sample_bidirectional(StandIn(), latents, text, guidance=guidance, steps=4)
+    assert relative(found, other) < 1e-6
+
+
+def test_geometry_is_computed_once_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    inputs = tiny_inputs(batch=1)
+    calls = []
+    true = model._geometry
+    monkeypatch.setattr(model, "_geometry", lambda *args: calls.append(1) or true(*args))
+    sample_bidirectional(
+        model,
+        inputs["latents"],
+        Text(inputs["text"]),
+        guidance=Guidance(Text(inputs["text"])),
+        cameras=inputs["cameras"],
+        steps=3,
+    )
+    assert len(calls) == 1

@@ -1,0 +1,1 @@
+"""Attention and matrix products on eight-bit floating numbers (e4m3): `reference` is the definition."""

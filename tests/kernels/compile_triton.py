@@ -1,0 +1,87 @@
+"""Compile the Triton kernels of a block and around e4m3 for sm_90 without a GPU; prints registers spilled as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from theodolite.kernels.block_ops import triton_kernels as block
+from theodolite.kernels.fp8 import triton_kernels as fp8
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+HEADS, SIZE = 20, 112
+_E4M3 = ("values_ptr",)
+_FLOAT32 = ("part_ptr", "mean_ptr", "most_ptr", "scale_ptr", "matrix_ptr")
+_SIXTEEN = ("cos_ptr", "sin_ptr")
+
+
+def compiled(kernel, warps: int, types: dict[str, str] | None = None, **constants) -> int:
+    """Bytes that a thread spills, of a kernel for full-size heads."""
+    signature, values = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            values[(i,)] = constants[name]
+        elif types and name in types:
+            signature[name] = types[name]
+        elif name.endswith("_ptr"):
+            kind = "fp32" if name in _FLOAT32 else "fp16" if name in _SIXTEEN else "bf16"
+            signature[name] = f"*{kind}"
+        else:
+            signature[name] = "fp32" if name in ("eps", "direction") else "i32"
+    source = ASTSource(kernel, signature, values)
+    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    return _spilled(done.asm["cubin"])
+
+
+def _spilled(cubin: bytes) -> int:
+    """Local memory of a compiled kernel, from the compiler's own tool."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"STACK:(\d+)", done.stdout + done.stderr)
+    assert found, done.stdout + done.stderr
+    return int(found.group(1))
+
+
+def main() -> None:
+    row = {"BLOCK": 4096}
+    conv = {"CHANNELS": 128}
+    head = {"SIZE": SIZE, "PADDED": 128}
+    found = {
+        "modulated_norm": compiled(block.modulated_norm, 4, ROWS=8, **row),
+        "modulated_norm_backward": compiled(block.modulated_norm_backward, 4, ROWS=64, **row),
+        "gated_add": compiled(block.gated_add, 4, HAS_EXTRA=True, **row),
+        "gated_add_backward": compiled(block.gated_add_backward, 4, ROWS=64, **row),
+        "glu_conv": compiled(block.glu_conv, 2, FAST=True, BACKWARD=False, dout_ptr=None, **conv),
+        "glu_conv backward": compiled(block.glu_conv, 2, FAST=True, BACKWARD=True, **conv),
+        "glu_conv_dx": compiled(block.glu_conv_dx, 2, **conv),
+        "glu_conv_dtaps": compiled(block.glu_conv_dtaps, 2, FRAMES=8, **conv),
+        "statistics": compiled(fp8.statistics, 4, TOKENS=64, ROUNDS=8, **head),
+        "finish": compiled(fp8.finish, 4, CENTRE=True, TILES=16, **head),
+        "round_and_pad": compiled(
+            fp8.round_and_pad, 4, {"out_ptr": "*fp8e4nv"}, TOKENS=64, ROUND=False, **head
+        ),
+        "crop_and_scale": compiled(fp8.crop_and_scale, 4, {"x_ptr": "*fp8e4nv"}, TOKENS=64, **head),
+        "round_rows": compiled(fp8.round_rows, 4, {"out_ptr": "*fp8e4nv"}, ROUND=False, **row),
+    }
+    for rays in (False, True):
+        sizes = {"HEADS": HEADS, "SIZE": SIZE, "BH": 32, "BP": 32 if rays else 64, "HAS_MATRIX": rays}
+        none = {} if rays else {"matrix_ptr": None}
+        name = "with rays" if rays else "whole heads"
+        found[f"norm_rotate {name}"] = compiled(block.norm_rotate, 4, HAS_WEIGHT=True, **sizes, **none)
+        found[f"norm_rotate_backward {name}"] = compiled(
+            block.norm_rotate_backward, 4, HAS_WEIGHT=True, ROWS=32, **sizes, **none
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

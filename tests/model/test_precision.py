@@ -1,0 +1,139 @@
+"""Networks in fewer bits: how far their outputs move, what is converted, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from theodolite.model import scaled_layers
+from theodolite.model.checkpoint import save_world_model
+from theodolite.model.network import WorldModel
+from theodolite.model.precision import ALL_SCOPES, check_precision, set_precision
+
+from .cases import relative, tiny_inputs, tiny_model
+
+
+@pytest.fixture(scope="module")
+def expected() -> torch.Tensor:
+    with torch.no_grad():
+        return tiny_model()(**tiny_inputs())
+
+
+@torch.no_grad()
+def output(precision: str, **options) -> tuple[torch.Tensor, WorldModel]:
+    model = tiny_model()
+    set_precision(model, precision, backend="reference", **options)  # type: ignore[arg-type]
+    return model(**tiny_inputs()), model
+
+
+@pytest.mark.parametrize(
+    ("precision", "scopes", "attention", "least", "most"),
+    [
+        ("bf16", ("qkv",), "fp8", 1e-4, 0.005),
+        ("fp8", ("qkv",), "input", 1e-3, 0.01),
+        ("fp8", ALL_SCOPES, "fp8", 1e-2, 0.08),
+        ("fp8-weights", ALL_SCOPES, "input", 1e-2, 0.06),
+        ("int8-weights", ALL_SCOPES, "input", 1e-3, 0.015),
+    ],
+)
+def test_error_against_the_network_as_loaded(
+    precision: str, scopes: tuple, attention: str, least: float, most: float, expected: torch.Tensor
+) -> None:
+    found, _ = output(precision, scopes=scopes, attention=attention)
+    assert least < relative(found, expected) < most
+
+
+def test_bf16_changes_nothing(expected: torch.Tensor) -> None:
+    found, model = output("bf16", scopes=ALL_SCOPES)
+    assert torch.equal(found, expected)
+    assert model.converted is None
+
+
+def test_report_names_what_was_converted_and_nothing_else_was() -> None:
+    model = tiny_model()
+    before = dict(model.named_modules())
+    report = set_precision(model, "fp8", scopes=("cross", "qkv"))
+    changed = {name for name, module in model.named_modules() if before.get(name) is not module}
+    assert changed == set(report.layers)
+    assert len(report.layers) == 4 * model.config.depth
+    assert report.weight_bytes_after < report.weight_bytes_before
+    assert json.loads(json.dumps(report.record()))["layers"] == len(report.layers)
+
+
+def test_everything_named_is_smaller_and_the_rest_is_as_it_was() -> None:
+    model = tiny_model()
+    set_precision(model, "int8-weights", scopes=ALL_SCOPES)
+    wide = {name for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
+    assert not any("attn.qkv" in name or "inverted_conv" in name for name in wide)
+    for kept in ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.attn.beta_proj.weight"):
+        assert kept in wide
+
+
+def test_an_activation_is_rounded_once_for_all_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block has one for queries, keys, values and gates of both branches, one for each other product's input."""
+    model = tiny_model()
+    set_precision(model, "fp8", scopes=ALL_SCOPES, backend="reference")
+    seen = []
+    true = scaled_layers.round_rows
+    monkeypatch.setattr(scaled_layers, "round_rows", lambda x, **kw: seen.append(x.shape) or true(x, **kw))
+    with torch.no_grad():
+        model(**tiny_inputs())
+    # Attention's input, its two projections; text, its queries' and its projection's input; two of the feed-forward
+    # network; the ray map once for all blocks.
+    assert len(seen) == 8 * model.config.depth + 1
+
+
+def test_streaming_and_chunks_run_in_fp8(expected: torch.Tensor) -> None:
+    inputs = tiny_inputs()
+    model = tiny_model()
+    with torch.no_grad():
+        exact = model(**inputs, chunk_starts=(0, 4))
+        set_precision(model, "fp8", scopes=ALL_SCOPES, attention="fp8", backend="reference")
+        assert relative(model(**inputs, chunk_starts=(0, 4)), exact) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "named"),
+    [
+        ("fp4", {}, "precision 'fp4'"),
+        ("fp8", {"scopes": ("qvk",)}, "scope 'qvk'"),
+        ("fp8", {"scopes": ()}, "scopes are empty"),
+        ("fp8", {"attention": "int8"}, "attention 'int8'"),
+        ("nvfp4", {}, "needs a Blackwell GPU"),
+    ],
+)
+def test_what_does_not_exist_or_cannot_run_is_named(precision: str, options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        set_precision(tiny_model(), precision, **options)  # type: ignore[arg-type]
+
+
+def test_refusals_need_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some H100")
+    with pytest.raises(ValueError, match="Some H100: use fp8"):
+        check_precision("nvfp4", device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    monkeypatch.setattr("theodolite.model.precision.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install theodolite\[nvfp4\]"):
+        check_precision("nvfp4", device="cuda")
+
+
+def test_a_converted_model_is_not_converted_again_nor_saved_nor_trained(tmp_path) -> None:
+    model = tiny_model()
+    set_precision(model, "fp8")
+    with pytest.raises(ValueError, match="converted to fp8 already"):
+        set_precision(model, "int8-weights")
+    with pytest.raises(ValueError, match="converted to fp8"):
+        save_world_model(model, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="no backward"):
+        model(**tiny_inputs())
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_changes() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.blocks[2].attn.qkv.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"blocks\.2\.attn\.qkv"):
+        set_precision(model, "fp8")
+    assert model.converted is None
