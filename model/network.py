@@ -642,7 +642,7 @@ class FeedForward(nn.Module):
     def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
         """Frames do not see each other here, so that a long clip goes through in parts."""
         b, t, s, _ = x.shape
-        parts = 1 if torch.is_grad_enabled() else -(-b * t * s // _HIDDEN_TOKENS)
+        parts = 1 if torch.is_grad_enabled() else min(b * t, -(-b * t * s // _HIDDEN_TOKENS))
         if parts == 1:
             return _apply(self.point_conv.conv, self._hidden(x, height, width))
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
