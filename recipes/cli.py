@@ -67,12 +67,14 @@ def _recipes() -> str:
     """Recipes that come with the package, each with the first sentence of its description; read without a parser, so
     that help stays instant."""
     lines = []
-    for path in sorted(Path(__file__).parent.glob("*.yaml")):
+    here = Path(__file__).parent
+    for path in [*sorted(here.glob("*.yaml")), *sorted(here.glob("corpus/*.yaml"))]:
         words = re.search(
             r"^description:[ >-]*\n((?: .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE
         )
         text = " ".join(words[1].split()) if words else ""
-        lines.append(f"  {path.stem:14} {re.split(r'[.:;] ', text)[0].rstrip('.')}")
+        name = path.relative_to(here).with_suffix("").as_posix()
+        lines.append(f"  {name:20} {re.split(r'[.:;] ', text)[0].rstrip('.')}")
     return "\n".join(lines)
 
 
@@ -434,6 +436,50 @@ def publish(
             media_root=media_root,
             private=not public,
             dry_run=dry_run,
+        )
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite plan corpus/spatialvid-hq corpus/miradata --gpus 8"))
+def plan(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files or names.", metavar="RECIPE...")],
+    overrides: Sets = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the cluster.")] = 1,
+) -> None:
+    """Say what annotating sources will take, from their tables alone; nothing is fetched or written."""
+
+    def act() -> tuple[str, int]:
+        from .corpus.plan import run_plan_command
+        from .loader import load_recipe
+
+        return run_plan_command([load_recipe(name, overrides or ()) for name in recipes], gpus=gpus)
+
+    _finish(act)
+
+
+@app.command(epilog=_example("theodolite unpack corpus/omniworld --set source.root=/data/OmniWorld"))
+def unpack(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one of the package.")],
+    overrides: Sets = None,
+    max_member_gib: Annotated[
+        float, typer.Option("--max-member-gib", min=0, help="Largest file that an archive may unfold to.")
+    ] = 64.0,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Delete an archive once all of it is unpacked.")
+    ] = False,
+) -> None:
+    """Unpack a release's archives below its root, each in one pass; those that are done are left alone."""
+
+    def act() -> tuple[str, int]:
+        from .corpus.unpacking import run_unpack
+        from .loader import load_recipe
+
+        return run_unpack(
+            load_recipe(recipe, overrides or ()),
+            max_member_gib=max_member_gib,
+            drop=drop,
+            say=lambda text: typer.echo(text, err=True),
         )
 
     _finish(act)

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from .. import __version__
 from ..annotate.config import AnnotateConfig
 from ..annotate.sources.entries import Name, SourceConfig
+from ..dataset.filters import Filters
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
@@ -56,6 +57,39 @@ class OutputConfig(Strict):
     """Clips a part file holds: what a killed run has to do again at most, per worker."""
 
 
+class HubFiles(Strict):
+    """Files of a dataset repository on the Hugging Face hub."""
+
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """`owner/name`."""
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Globs of the files that are wanted; `*` stays within a folder's name."""
+    revision: str = "main"
+    """Commit, tag or branch."""
+    gated: bool = False
+    """The owner has to be asked for access first, and a token is needed."""
+
+
+class FetchConfig(HubFiles):
+    """Where a source's files come from. Changes nothing in the rows, so it is left out of the recipe's hash."""
+
+    also: tuple[HubFiles, ...] = ()
+    """Further repositories whose files go into the same tree."""
+    listed_urls: bool = False
+    """The source's table lists addresses, whose videos are fetched through yt-dlp."""
+
+
+class CorpusConfig(Strict):
+    """What is known of a source before anything of it is here; for `theodolite plan`, and left out of the hash."""
+
+    paper_clips: int | None = None
+    """Clips that arXiv 2605.15178 counts in this source."""
+    clip_s: Annotated[float, Field(gt=0)]
+    """Duration of a clip."""
+    hub_gb: Annotated[float, Field(gt=0)] | None = None
+    """Size of the wanted files, as their publishers or users state it; null: not known."""
+
+
 class Recipe(Strict):
     """A complete annotation run."""
 
@@ -67,6 +101,10 @@ class Recipe(Strict):
     source: SourceConfig
     annotate: AnnotateConfig = AnnotateConfig()
     output: OutputConfig = OutputConfig()
+    filters: Filters | None = None
+    """Thresholds for `theodolite filter`; rows do not depend on them."""
+    corpus: CorpusConfig | None = None
+    fetch: FetchConfig | None = None
 
 
 def _path_keys(annotation: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -112,12 +150,18 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.parent == Path("."):
-        packaged = PACKAGED / f"{path.stem}.yaml"
+    if path.parent in (Path("."), Path("corpus")):
+        packaged = PACKAGED / path.parent / f"{path.stem}.yaml"
         if packaged.is_file():
             return packaged
-    known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+    known = ", ".join(packaged_recipes())
     raise RecipeError(f"{name}: no such recipe file; recipes that come with theodolite: {known}")
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package, those of the corpus as `corpus/NAME`."""
+    paths = [*sorted(PACKAGED.glob("*.yaml")), *sorted(PACKAGED.glob("corpus/*.yaml"))]
+    return [path.relative_to(PACKAGED).with_suffix("").as_posix() for path in paths]
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -233,6 +277,9 @@ def recipe_hash(recipe: Recipe) -> str:
     """
     content = recipe.model_dump(mode="json")
     del content["annotate"]["executor"], content["description"]
+    del content["filters"], content["corpus"], content["fetch"]
+    if content["source"].get("windows") is None:
+        content["source"].pop("windows", None)  # as recipes were hashed before there were any
     geometry = content["annotate"]["geometry"]
     del geometry["device"]
     for section, key in ((keys[0], keys[1]) for keys in PATH_KEYS if keys[0] == "source"):

@@ -21,6 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape as glob_escape
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -89,6 +90,12 @@ def find_archives(root: Path, layout: Layout) -> list[Path]:
     """Archives of a layout below a root, in the order of their names; of a split one its first part."""
     found = {path for glob in layout.archives for path in root.glob(glob) if path.is_file()}
     return sorted(found)
+
+
+def archive_parts(archive: Path) -> list[Path]:
+    """The files that an archive consists of: itself, or of `<name>.part_aa` all parts in order."""
+    stem, split, _ = archive.name.partition(".part_")
+    return sorted(archive.parent.glob(f"{glob_escape(stem)}.part_*")) if split else [archive]
 
 
 def ledger_path(root: Path, archive: Path) -> Path:
@@ -278,9 +285,7 @@ class _Parts(io.RawIOBase):
 
     def __init__(self, first: Path) -> None:
         super().__init__()
-        split = first.name.partition(".part_")[1] != ""
-        stem = first.name.partition(".part_")[0]
-        paths = sorted(first.parent.glob(f"{stem}.part_*")) if split else [first]
+        paths = archive_parts(first)
         self._files = [path.open("rb") for path in paths]
         sizes = [path.stat().st_size for path in paths]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]

@@ -162,4 +162,4 @@ _ARCHIVES = (
     "annotations/OmniWorld-Game/*/*_others.tar.gz",
 )
 SPLITS = Layout(read=_read_splits, listed=_listed, archives=_ARCHIVES, place=_place)
-WINDOWS = Layout(read=_read_windows, listed=_listed, archives=_ARCHIVES, place=_place)
+WINDOWS = Layout(read=_read_windows, listed=_listed, listed_is_bound=True, archives=_ARCHIVES, place=_place)

@@ -155,12 +155,14 @@ class Layout:
     Attributes:
         read: clips of an unpacked tree, lazily, in an order that depends on names only.
         listed: media that the release's tables list, from those tables alone; None: it has no table.
+        listed_is_bound: windows over what is listed are more than there are clips.
         archives: globs of its archives below the root.
         place: where their members go.
     """
 
     read: Callable[[Release], Iterator[ClipRef]]
     listed: Callable[[Release], Iterator[Listed]] | None = None
+    listed_is_bound: bool = False
     archives: tuple[str, ...] = field(default=())
     place: Place | None = None
 

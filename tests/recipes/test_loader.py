@@ -14,12 +14,13 @@ from theodolite.recipes.loader import (
     find_recipe,
     git_state,
     load_recipe,
+    packaged_recipes,
     recipe_hash,
     resolved_yaml,
     write_run_record,
 )
 
-RECIPES = sorted(PACKAGED.glob("*.yaml"))
+RECIPES = sorted(PACKAGED.glob("**/*.yaml"))
 
 GOOD = """
 schema_version: 1
@@ -35,7 +36,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(PACKAGED).as_posix())
 def test_every_recipe_loads_and_round_trips(path, tmp_path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
@@ -43,11 +44,12 @@ def test_every_recipe_loads_and_round_trips(path, tmp_path):
     again = load_recipe(written(tmp_path, resolved_yaml(recipe)))
     assert again == recipe
     assert recipe_hash(again) == recipe_hash(recipe)
-    assert load_recipe(path.stem) == recipe
+    assert load_recipe(path.relative_to(PACKAGED).with_suffix("")) == recipe
 
 
 def test_there_are_recipes():
-    assert {"rgbd", "videos"} <= {p.stem for p in RECIPES}
+    assert {"rgbd", "videos", "corpus/miradata"} <= set(packaged_recipes())
+    assert len(packaged_recipes()) == len(RECIPES)
 
 
 def test_all_mistakes_in_one_message(tmp_path):
