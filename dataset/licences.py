@@ -32,6 +32,9 @@ _KNOWN = (
     Licence("Apache-2.0", commercial=True),
     Licence("BSD-2-Clause", commercial=True),
     Licence("BSD-3-Clause", commercial=True),
+    Licence("Gemma-terms", commercial=True),
+    # Free of charge only below a yearly revenue, which nothing here knows.
+    Licence("LTX-2-community", commercial=False),
     Licence("CC-BY-NC-4.0", commercial=False),
     Licence("CC-BY-NC-ND-4.0", commercial=False),
     Licence("CC-BY-NC-SA-3.0", commercial=False, share_alike=True),

@@ -523,20 +523,35 @@ def weights_list() -> None:
 
 @weights_app.command("pull", epilog=_example("theodolite weights pull moge-2-vitl-normal"))
 def weights_pull(
-    name: Annotated[str, typer.Argument(help="See `theodolite weights list`.", metavar="NAME")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="See `theodolite weights list`; or a mode of generation (bidirectional, chunk-causal, distilled): "
+            "all that it needs.",
+            metavar="NAME",
+        ),
+    ],
     revision: Annotated[
         str | None,
         typer.Option("--revision", help="Full commit hash, if not the pinned one; branches move."),
     ] = None,
     sha256: Annotated[str | None, typer.Option("--sha256", help="Expected digest of the file.")] = None,
 ) -> None:
-    """Download one checkpoint into the hub's cache; size and licence are shown first, the digest is checked."""
+    """Download weights into the hub's cache; size and licence are shown first, the digest is checked."""
 
     def act() -> tuple[str, int]:
-        from ..dataset.weights import pull
+        from ..dataset.weights import names_of, pull
 
-        found = pull(name, revision=revision, sha256=sha256, show=lambda text: typer.echo(text, err=True))
-        return f"{found.label}\n{found.path}\nSHA-256 {found.sha256}", 0
+        names = names_of(name)
+        if len(names) > 1 and (revision or sha256):
+            raise ValueError(
+                f"{name} is several weights: give --revision and --sha256 with one of {', '.join(names)}"
+            )
+        lines = []
+        for each in names:
+            found = pull(each, revision=revision, sha256=sha256, show=lambda text: typer.echo(text, err=True))
+            lines += [found.label, str(found.path), f"SHA-256 {found.sha256}"]
+        return "\n".join(lines), 0
 
     _finish(act)
 

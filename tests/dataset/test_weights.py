@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -147,6 +148,73 @@ def test_a_pulled_file_is_found_offline(tmp_path, monkeypatch):
     (cache / "blobs" / digest).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="damaged"):
         weights.resolve("moge-2-vitl", revision=COMMIT)
+
+
+def released(root: Path, name: str) -> Path:
+    """A snapshot that holds what an entry needs, with two shards where it has an index."""
+    w = weights.WEIGHTS[name]
+    top = root / f"models--{w.repository.replace('/', '--')}" / "snapshots" / w.revision
+    for file in (w.filename, *w.beside):
+        (top / file).parent.mkdir(parents=True, exist_ok=True)
+        (top / file).write_text(file)
+    if w.patterns:
+        folder = top / str(w.loaded)
+        shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        for shard in shards.values():
+            (folder / shard).write_text(shard)
+    return top
+
+
+@pytest.mark.parametrize("name", [n for n, w in weights.WEIGHTS.items() if w.beside])
+def test_weights_of_several_files_are_there_whole_or_not_at_all(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    w = weights.WEIGHTS[name]
+    with pytest.raises(ValueError, match=f"weights pull {name}"):
+        weights.resolve(name)
+    top = released(tmp_path, name)
+    found = weights.resolve(name)
+    assert found.root == top
+    assert found.path == top / (w.loaded or w.filename)
+    assert weights.resolve(name) == found
+    if w.is_folder:
+        assert weights.resolve(name, path=found.path).sha256 == found.sha256
+        with pytest.raises(ValueError, match="name the folder"):
+            weights.resolve(name, path=top / w.filename)
+    needed = [*w.beside, *(f"{w.loaded}/model-0000{i}-of-00002.safetensors" for i in (1, 2) if w.patterns)]
+    for file in needed:
+        content = (top / file).read_bytes()
+        (top / file).unlink()
+        with pytest.raises(ValueError, match=f"weights pull {name}"):
+            weights.resolve(name)
+        (top / file).write_bytes(content + b" changed")
+        if w.is_folder:
+            assert weights.resolve(name).sha256 != found.sha256
+        (top / file).write_bytes(content)
+
+
+def test_a_folder_is_pulled_with_all_that_belongs_to_it(tmp_path):
+    events = []
+
+    def download(**where):
+        events.append(where)
+        return str(released(tmp_path, "gemma-3-12b"))
+
+    got = weights.pull("gemma-3-12b", show=events.append, download=download)
+    assert "Gemma-terms" in events[0]
+    assert "SANA-WM_streaming/gemma3_12b/" in events[0]
+    assert set(events[1]["allow_patterns"]) >= {"gemma3_12b/config.json", "gemma3_12b/model*.safetensors"}
+    assert got.path.name == "gemma3_12b"
+
+
+def test_a_mode_of_generation_names_all_that_it_needs():
+    assert weights.names_of("pi3x") == ("pi3x",)
+    assert "ltx-2-vae-causal" in weights.names_of("distilled")
+    assert "ltx-2-vae" in weights.names_of("bidirectional")
+    for chain in weights.CHAINS.values():
+        assert set(chain.values()) <= set(weights.WEIGHTS)
+    with pytest.raises(ValueError, match=r"there are .*bidirectional, chunk-causal, distilled"):
+        weights.names_of("streaming")
 
 
 # --- digests ------------------------------------------------------------------------
