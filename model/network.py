@@ -73,19 +73,41 @@ class Cameras:
 
 
 @dataclass(frozen=True)
+class RayMap:
+    """A ray map and the linear map that embeds it, kept apart.
+
+    A block projects what was embedded, one linear map after another: it multiplies the two sets of weights instead of
+    the tokens, for 48 channels in place of all.
+
+    Attributes:
+        tokens: (B, T, S, P) channels of each token, a one, zeros.
+        embedding: (C, P) weights, the bias, zeros.
+    """
+
+    tokens: Tensor
+    embedding: Tensor
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """layer(embedded tokens), (B, T, S, C)."""
+        if type(layer) is not nn.Linear:  # adapters and layers in fewer bits have no plain weight
+            return layer(F.linear(self.tokens, self.embedding))
+        return F.linear(self.tokens, layer.weight @ self.embedding, layer.bias)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """What the network derives from a clip's cameras and shape alone (`WorldModel.geometry`).
 
     Attributes:
         rope: (2, T, S, D/2) rotation of whole heads, (2, T, S, D/4) of half heads in `camera_rope`.
         rays: (B, T, S, 3, 4) world-to-ray transforms; None: the camera branch does not run.
-        plucker: (B, T, S, C) embedded ray map, read by every block; None: nothing is added.
+        plucker: ray map before it is embedded; None: nothing is added.
     """
 
     rope: Tensor
     camera_rope: Tensor
     rays: Tensor | None
-    plucker: SharedInput | None
+    plucker: RayMap | None
 
 
 @dataclass
@@ -156,7 +178,7 @@ class Context:
         height, width: token grid of a frame.
         rope: (2, T, S, D/2) rotation of whole heads, (2, T, S, D/4) of half heads in `camera_rope`.
         rays: (B, T, S, 3, 4) world-to-ray transforms; None: the camera branch does not run.
-        plucker: (B, T, S, C) embedded ray map, which all blocks read; None: nothing is added.
+        plucker: ray map, which all blocks read; None: nothing is added.
         text: (B, L, C), with `text_mask` (B, L) True where a token is real, or None.
         starts: first frames of chunks for chunk-causal runs; None: bidirectional.
         inner: (T, 1, 1) zero on the first frames of all chunks but the first, one elsewhere; None: a single chunk.
@@ -169,7 +191,7 @@ class Context:
     rope: Tensor
     camera_rope: Tensor
     rays: Tensor | None
-    plucker: SharedInput | None
+    plucker: RayMap | None
     text: Tensor
     text_mask: Tensor | None
     starts: tuple[int, ...] | None
@@ -201,6 +223,17 @@ class Projection(nn.Module):
         """(B, C, T, H, W) -> (B, T, H W, width)."""
         tokens = x.flatten(3).permute(0, 2, 3, 1)
         return F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
+
+    def apart(self, x: Tensor) -> RayMap:
+        """Tokens and map apart; their number of channels is filled up with zeros to a multiple of eight."""
+        assert self.proj.bias is not None
+        b, channels, t, h, w = x.shape
+        size = -(-(channels + 1) // 8) * 8
+        tokens = x.new_zeros(b, t, h * w, size)
+        tokens[..., :channels] = x.flatten(3).permute(0, 2, 3, 1)
+        tokens[..., channels] = 1
+        embedding = torch.cat([self.proj.weight.flatten(1), self.proj.bias[:, None]], dim=1)
+        return RayMap(tokens, F.pad(embedding, (0, size - channels - 1)))
 
 
 class TimeEmbedder(nn.Module):
@@ -914,7 +947,7 @@ class WorldModel(nn.Module):
                 cameras.camera_to_world.to(exact), cameras.intrinsics.to(exact), height, width
             )
             if cameras.plucker is not None:
-                plucker = SharedInput(self.plucker_embedder(cameras.plucker.to(weight.dtype)))
+                plucker = self.plucker_embedder.apart(cameras.plucker.to(weight.dtype))
         return Geometry(rope=rope, camera_rope=camera_rope, rays=rays, plucker=plucker)
 
     def _check_latents(self, latents: Tensor) -> None:

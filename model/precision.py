@@ -38,7 +38,6 @@ _LAYERS: dict[Scope, tuple[str, ...]] = {
         "attn.k_proj_cam",
         "attn.v_proj_cam",
         "attn.out_proj_cam",
-        "plucker_proj",
     ),
     "cross": ("cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"),
     "ffn": ("mlp.inverted_conv.conv", "mlp.point_conv.conv"),

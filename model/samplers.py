@@ -10,7 +10,7 @@ diffusers that they use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch import Tensor
 from .config import chunk_ranges, chunk_starts
 from .graphs import ChunkGraph
 from .network import Cameras, Geometry, WorldModel
-from .scaled_layers import SharedInput
 
 Progress = Callable[[int, int], None]
 """Called after each network step with the number of steps done and of all steps."""
@@ -360,11 +359,12 @@ class _Network:
 
 def _twice(cameras: Cameras | Geometry | None) -> Cameras | Geometry | None:
     if isinstance(cameras, Geometry):
+        rays = cameras.plucker
         return Geometry(
             rope=cameras.rope,
             camera_rope=cameras.camera_rope,
             rays=None if cameras.rays is None else torch.cat([cameras.rays] * 2),
-            plucker=None if cameras.plucker is None else SharedInput(torch.cat([cameras.plucker.x] * 2)),
+            plucker=None if rays is None else replace(rays, tokens=torch.cat([rays.tokens] * 2)),
         )
     if cameras is None:
         return None

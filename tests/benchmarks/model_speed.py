@@ -158,7 +158,9 @@ def operations(size: Size) -> dict[str, float]:
     n, c, f = size.frames * size.tokens, config.width, config.ffn_width
     softmax = sum(config.is_softmax(i) for i in range(config.depth))
     per_token = 3 * c * c + 4 * c * c + 2 * c * c  # qkv, camera, gate and projection
-    per_token += c * c + 2 * c * c  # Plücker; queries and projection of the cross attention
+    per_token += (
+        2 * c * c
+    )  # queries and projection of the cross attention; the ray map's product is folded away
     per_token += 3 * c * f + 3 * c * c  # feed-forward
     return {
         "matrix products": 2.0 * n * per_token * config.depth,
@@ -395,6 +397,12 @@ def time_products(size: Size, ceiling: float) -> None:
             f"{one:.2f} ms {work / one:.0f} TFLOP/s | {rounding:.3f} ms"
         )
     print(f"    ceiling of bf16 {ceiling:.0f} TFLOP/s")
+    y = torch.randn(1, size.frames, size.tokens, c, device=size.device, dtype=size.dtype)
+    mlp = random_model(replace(size, config=size.config.model_copy(update={"depth": 1}))).blocks[0].mlp
+    ms = time_ms(lambda: mlp._temporal(y, None, None))
+    print(
+        f"    convolution over time as three added products: {ms:.2f} ms, {6e-9 * tokens * c * c / ms:.0f} TFLOP/s"
+    )
 
 
 def time_attention(size: Size) -> None:

@@ -337,3 +337,18 @@ def test_a_long_clip_goes_through_the_feed_forward_network_in_parts(monkeypatch:
         assert relative(model(**inputs), expected) < 1e-6
     with torch.enable_grad():
         model(**inputs).sum().backward()
+
+
+def test_ray_map_through_weights_or_through_tokens() -> None:
+    """Where a block's projection is no plain linear layer, as with adapters, tokens go through it themselves."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model, inputs = tiny_model(), tiny_inputs()
+    expected = model(**inputs)
+    for block in model.blocks:
+        block.plucker_proj.__class__ = Adapted
+    assert relative(model(**inputs), expected) < 2e-4  # softmax rounds to bfloat16
+    nothing = replace(inputs["cameras"], plucker=None)
+    assert relative(model(**{**inputs, "cameras": nothing}), expected) > 1e-2

@@ -80,8 +80,8 @@ def test_an_activation_is_rounded_once_for_all_that_read_it(monkeypatch: pytest.
     with torch.no_grad():
         model(**tiny_inputs())
     # Attention's input, its two projections; text, its queries' and its projection's input; two of the feed-forward
-    # network; the ray map once for all blocks.
-    assert len(seen) == 8 * model.config.depth + 1
+    # network.
+    assert len(seen) == 8 * model.config.depth
 
 
 def test_streaming_and_chunks_run_in_fp8(expected: torch.Tensor) -> None:
