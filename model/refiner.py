@@ -179,12 +179,10 @@ class RefinerStream:
     ) -> None:
         cache = import_diffusers("models.transformers.transformer_sana_wm_refiner").SanaWMRefinerKVCache
         self._refiner, self._options, self._progress = refiner, refiner.options, progress
-        self._text = text.states.to(refiner.device, refiner.dtype)
-        everything = text.mask is None or bool(text.mask.all())
-        self._mask = None if everything or text.mask is None else text.mask.to(refiner.device).int()
+        self._seed, self._total = seed, total_frames
+        self._text, self._mask = text.states, text.mask
         self._cache = cache(len(refiner.transformer.transformer_blocks))
-        self._noise = torch.Generator(refiner.device).manual_seed(seed)
-        self._total = total_frames
+        self._noise: torch.Generator | None = None
         self._waiting: Tensor | None = None
         self._next = 0
         self._history_frames = 0
@@ -204,6 +202,8 @@ class RefinerStream:
         if latents.ndim != 5 or latents.shape[:2] != (1, channels):
             raise ValueError(f"latents are {tuple(latents.shape)}; give (1, {channels}, t, h, w)")
         latents = latents.to(self._refiner.device, self._refiner.dtype)
+        if self._noise is None:  # only now is the refiner where it works
+            self._set_out(latents.device, latents.dtype)
         self._waiting = latents if self._waiting is None else torch.cat([self._waiting, latents], dim=2)
         done = []
         if self._next == 0 and self._waiting.shape[2] > self._options.sink_frames:
@@ -228,6 +228,12 @@ class RefinerStream:
         if not self._waiting.shape[2]:
             return self._waiting
         return self._refine_block(self._take(self._waiting.shape[2]))
+
+    def _set_out(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._text = self._text.to(device, dtype)
+        everything = self._mask is None or bool(self._mask.all())
+        self._mask = None if everything or self._mask is None else self._mask.to(device).int()
+        self._noise = torch.Generator(device).manual_seed(self._seed)
 
     def _take(self, frames: int) -> Tensor:
         assert self._waiting is not None
