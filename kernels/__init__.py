@@ -1,7 +1,7 @@
 """Frame-wise Gated DeltaNet and its companions; every fast path has a plain torch twin."""
 
 from .attention import frame_attention, visible_frames
-from .block_ops.op import gated_add, glu_conv, modulated_norm, norm_rotate
+from .block_ops.op import gated_add, gated_shift_add, glu_conv, modulated_norm, norm_rotate
 from .frame_gdn.op import frame_gdn, key_scale
 from .frame_gdn.reference import (
     Composite,
@@ -32,6 +32,7 @@ __all__ = [
     "frame_gdn_reference",
     "frame_gdn_shards",
     "gated_add",
+    "gated_shift_add",
     "glu_conv",
     "key_scale",
     "modulated_norm",

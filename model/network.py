@@ -26,6 +26,7 @@ from ..kernels import (
     frame_attention,
     frame_gdn,
     gated_add,
+    gated_shift_add,
     glu_conv,
     key_scale,
     modulated_norm,
@@ -665,12 +666,22 @@ class FeedForward(nn.Module):
         self.point_conv = ConvWeights(Pointwise(hidden, width, 1, bias=False))
         self.t_conv = nn.Conv2d(width, width, (3, 1), padding=(1, 0), bias=False)
 
-    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor, gate: Tensor, context: Context, cache: BlockCache | None
+    ) -> Tensor:
+        """residual + gate * (the network's output for x); x (B, T, S, C), gate (B, T or 1, C)."""
         y = self._spatial(x, context.height, context.width)
         before = None if cache is None else cache.ffn
         if cache is not None and context.save:
             cache.ffn = y[:, -1:].detach().clone()
-        return self._temporal(y, before, None if context.stream is not None else context.inner)
+        inner = None if context.stream is not None else context.inner
+        if isinstance(self.t_conv, nn.Conv2d):
+            return gated_add(residual, self._temporal(y, before, inner), gate, backend=self.backend)
+        # In fewer bits all three taps are one linear map (`precision`).
+        first = None if before is None else self.t_conv(before)[..., : y.shape[-1]]
+        return gated_shift_add(
+            residual, y, self.t_conv(y), gate, first=first, inner=inner, backend=self.backend
+        )
 
     def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
         """Frames do not see each other here, so that a long clip goes through in parts."""
@@ -734,10 +745,8 @@ class Block(nn.Module):
         x = gated_add(x, attended, gate_a, rays, backend=backend)
         del attended, rays
         x = x + self.cross_attn(x, context.text, context.text_mask)
-        fed = self.mlp(
-            modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend), context, cache
-        )
-        return gated_add(x, fed, gate_f, backend=backend)
+        normed = modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend)
+        return self.mlp(normed, x, gate_f, context, cache)
 
 
 class FinalLayer(nn.Module):

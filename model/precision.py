@@ -2,7 +2,7 @@
 
 Scopes as in the released low-precision path: the main branch's queries, keys and values by default; the rest of self
 attention, the camera branch, cross attention and the feed-forward network if named. Embedders, time modulation, gates
-of the recurrence, convolutions and the final layer are never touched.
+of the recurrence, the ray map, convolutions of single channels and the final layer are never touched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..kernels.fp8.attention import check_fp8_attention
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
 from ..kernels.frame_gdn.op import Backend
-from .network import CameraAttention, Pointwise, WorldModel
+from .network import CameraAttention, WorldModel
 from .scaled_layers import NarrowWeights, ScaledLinear
 
 Precision = Literal["bf16", "fp8", "nvfp4", "int8-weights", "fp8-weights"]
@@ -40,7 +40,7 @@ _LAYERS: dict[Scope, tuple[str, ...]] = {
         "attn.out_proj_cam",
     ),
     "cross": ("cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"),
-    "ffn": ("mlp.inverted_conv.conv", "mlp.point_conv.conv"),
+    "ffn": ("mlp.inverted_conv.conv", "mlp.point_conv.conv", "mlp.t_conv"),
 }
 
 ALL_SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -164,7 +164,8 @@ def set_precision(
     )
 
 
-Linear = nn.Linear | Pointwise
+Linear = nn.Linear | nn.Conv2d
+"""What is converted: linear layers, 1 x 1 convolutions, and the convolution over time as its three taps."""
 
 
 def _paths(model: WorldModel, scopes: Sequence[Scope]) -> Iterator[str]:
@@ -179,10 +180,18 @@ def _layer(model: WorldModel, path: str) -> Linear:
     return layer
 
 
+def _matrix(layer: Linear) -> torch.Tensor:
+    """(N, K) weights; of a convolution over time (C, C, 3, 1) the taps below each other, oldest first."""
+    weight = layer.weight
+    if weight.ndim == 4 and weight.shape[2] == 3:
+        return weight.squeeze(-1).permute(2, 0, 1).flatten(0, 1)
+    return weight.flatten(1)
+
+
 def _check_layers(model: WorldModel, paths: Sequence[str], *, whole_tiles: bool) -> None:
     """Everything that can be refused is refused before the first layer is changed."""
     for path in paths:
-        weight = _layer(model, path).weight.flatten(1)
+        weight = _matrix(_layer(model, path))
         if whole_tiles and any(size % 16 for size in weight.shape):
             raise ValueError(
                 f"{path} has weights {tuple(weight.shape)}; products in fp8 take multiples of 16: leave it in bf16"
@@ -192,7 +201,7 @@ def _check_layers(model: WorldModel, paths: Sequence[str], *, whole_tiles: bool)
 
 
 def _converted(layer: Linear, precision: Precision, backend: Backend) -> nn.Module:
-    weight, bias = layer.weight.flatten(1), layer.bias
+    weight, bias = _matrix(layer), layer.bias
     if precision == "fp8":
         return ScaledLinear(weight, bias, backend)
     if precision == "int8-weights":

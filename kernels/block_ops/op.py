@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from ..frame_gdn.op import Backend, resolve_backend
 from .reference import (
     gated_add_reference,
+    gated_shift_add_reference,
     glu_conv_reference,
     modulated_norm_reference,
     norm_rotate_reference,
@@ -190,6 +191,60 @@ class _GatedAdd(torch.autograd.Function):
         dgate = _over_frames(part.sum(dim=2), gate.shape[1]).to(gate.dtype)
         of_x, of_extra = ctx.dtypes
         return dout.to(of_x), dy, dgate, None if of_extra is None else dout.to(of_extra)
+
+
+def gated_shift_add(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    gate: Tensor,
+    *,
+    first: Tensor | None = None,
+    inner: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """x + gate * (y + convolution of y along time), the convolution's three products given side by side.
+
+    Frame t takes the first third of z of frame t - 1, the second of its own and the last of frame t + 1; one pass.
+
+    Args:
+        x, y: (B, T, S, C) float32 or bfloat16; z: (B, T, S, 3 C).
+        gate: (B, T or 1, C) of each frame.
+        first: (B, 1, S, C) what frame 0 takes from the frame before the clip; None: nothing.
+        inner: (T, 1, 1) by which what a frame gives to the one before it is multiplied (zero where a chunk begins).
+    Returns:
+        (B, T, S, C) in the dtype of x; gradients flow through the plain twin alone.
+    Raises:
+        ValueError: on shapes that do not fit, or gradients asked of the kernel.
+    """
+    _tokens(x)
+    _frames("gate", gate, x)
+    b, t, s, c = x.shape
+    for name, tensor, expected in (
+        ("y", y, (b, t, s, c)),
+        ("z", z, (b, t, s, 3 * c)),
+        ("first", first, (b, 1, s, c)),
+        ("inner", inner, (t, 1, 1)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}; with {tuple(x.shape)} it must be {expected}")
+    if not resolve_backend(backend, x):
+        return gated_shift_add_reference(x, y, z, gate, first, inner)
+    if _wanted(x, y, z, gate, first):
+        raise ValueError("gated_shift_add has no backward kernel: use backend 'reference'")
+    import triton
+
+    from . import triton_kernels as kernels
+
+    x, y, z, gate = x.contiguous(), y.contiguous(), z.contiguous(), _dense(gate)
+    first = None if first is None else first.contiguous()
+    inner = None if inner is None else inner.contiguous()
+    out = torch.empty_like(x)
+    kernels.gated_shift_add[(s, b * t)](
+        x, y, z, gate, first, inner, out, t, s, c, *_steps(gate),
+        HAS_FIRST=first is not None, HAS_INNER=inner is not None, BLOCK=triton.next_power_of_2(c), num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -27,6 +27,20 @@ def gated_add_reference(x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None
     return (total if extra is None else total + extra.to(dtype)).to(x.dtype)
 
 
+def gated_shift_add_reference(
+    x: Tensor, y: Tensor, z: Tensor, gate: Tensor, first: Tensor | None = None, inner: Tensor | None = None
+) -> Tensor:
+    """`gated_shift_add` written down plainly; see there."""
+    dtype = _exact(x)
+    past, centre, ahead = z.to(dtype).chunk(3, dim=-1)
+    total = y.to(dtype) + centre
+    total[:, 1:] += past[:, :-1]
+    if first is not None:
+        total[:, :1] += first.to(dtype)
+    total[:, :-1] += ahead[:, 1:] if inner is None else ahead[:, 1:] * inner[1:].to(dtype)
+    return (x.to(dtype) + gate.to(dtype)[:, :, None] * total).to(x.dtype)
+
+
 def glu_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, *, height: int, width: int) -> Tensor:
     """`glu_conv` written down plainly; see there."""
     y = F.silu(x).flatten(0, 1).unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -110,6 +110,30 @@ def gated_add(
 
 
 @triton.jit
+def gated_shift_add(
+    x_ptr, y_ptr, z_ptr, gate_ptr, first_ptr, inner_ptr, out_ptr, T, S, C, gate_b, gate_t,
+    HAS_FIRST: tl.constexpr, HAS_INNER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    frame, s = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    b, t = frame // T, frame % T
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    row = frame * S + s
+    total = tl.load(y_ptr + row * C + c, mask=mask, other=0.0).to(tl.float32)
+    total += tl.load(z_ptr + row * 3 * C + C + c, mask=mask, other=0.0).to(tl.float32)
+    earlier = z_ptr + (row - S) * 3 * C + c
+    total += tl.load(earlier, mask=mask & (t > 0), other=0.0).to(tl.float32)
+    if HAS_FIRST:
+        total += tl.load(first_ptr + (b * S + s) * C + c, mask=mask & (t == 0), other=0.0).to(tl.float32)
+    later = tl.load(z_ptr + (row + S) * 3 * C + 2 * C + c, mask=mask & (t + 1 < T), other=0.0).to(tl.float32)
+    if HAS_INNER:
+        later *= tl.load(inner_ptr + t + 1, mask=t + 1 < T, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + b * gate_b + t * gate_t + c, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + row * C + c, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * C + c, (x + gate * (total + later)).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _silu(x, FAST: tl.constexpr):
     # x sigmoid(x) = x/2 (1 + tanh(x/2)); the chip's own tanh is good to 2^-11, below bfloat16's rounding.
     if FAST:

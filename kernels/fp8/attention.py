@@ -191,22 +191,28 @@ def attend(q: Rounded, k: Rounded, v: Rounded, scale: float, *, out: Tensor) -> 
     if not q.values.is_cuda:
         out.copy_(attend_reference(q, k, v, scale))
         return
-    key = tuple((tuple(x.shape), tuple(x.stride())) for x in (q.values, k.values, v.values, out))
     device = q.values.device
     with torch.cuda.device(device):
-        plan = _plan(device.index, key, scale)
-        pack = {
-            plan.names["q"]: q.values,
-            plan.names["k"]: k.values,
-            plan.names["v"]: v.values,
-            plan.names["o"]: out,
-            # One number each: the values' own scales are applied after the call.
-            plan.names["descale_q"]: (1 / q.scale[:1]).reshape(1, 1, 1, 1),
-            plan.names["descale_k"]: (1 / k.scale[:1]).reshape(1, 1, 1, 1),
-            **plan.constants,
-        }
-        _handle(device.index, torch.cuda.current_stream(device).cuda_stream)
-        plan.graph.execute(pack, plan.workspace, handle=_handle(device.index, None))
+        plan, tensors = _ready(q, k, v, scale, out)
+        handle = _handle(device.index, torch.cuda.current_stream(device).cuda_stream)
+        plan.graph.execute(tensors, plan.workspace, handle=handle)
+
+
+def _ready(q: Rounded, k: Rounded, v: Rounded, scale: float, out: Tensor) -> tuple[_Plan, dict[int, Tensor]]:
+    """The plan of a call and its tensors by number."""
+    key = tuple((tuple(x.shape), tuple(x.stride())) for x in (q.values, k.values, v.values, out))
+    plan = _plan(q.values.device.index, key, scale)
+    names = plan.names
+    return plan, {
+        names["q"]: q.values,
+        names["k"]: k.values,
+        names["v"]: v.values,
+        names["o"]: out,
+        # One number each: the values' own scales are applied after the call.
+        names["descale_q"]: (1 / q.scale[:1]).reshape(1, 1, 1, 1),
+        names["descale_k"]: (1 / k.scale[:1]).reshape(1, 1, 1, 1),
+        **plan.constants,
+    }
 
 
 class _Plan(NamedTuple):

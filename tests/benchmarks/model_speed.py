@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from theodolite.kernels import gated_add, glu_conv, modulated_norm, norm_rotate, rope_tables
+from theodolite.kernels import gated_add, gated_shift_add, glu_conv, modulated_norm, norm_rotate, rope_tables
 from theodolite.kernels.attention import frame_attention
 from theodolite.kernels.fp8 import attention as fp8
 from theodolite.kernels.fp8.product import round_rows, scaled_product
@@ -303,6 +303,16 @@ def check_blocks(size: Size) -> Iterator[tuple[str, float, float]]:
         yield f"{name} forward", relative(fast, exact), allowed
         worst = max(relative(a, b) for a, b in zip(found, truth, strict=True))
         yield f"{name} backward", worst, allowed
+    x, y, z, gate = (
+        torch.randn(1, 3, size.tokens, n * size.config.width, device=size.device).to(size.dtype)
+        for n in (1, 1, 3, 1)
+    )
+    exact = gated_shift_add(*(t.float() for t in (x, y, z, gate[:, :, 0])), backend="reference")
+    yield (
+        "gated_shift_add",
+        relative(gated_shift_add(x, y, z, gate[:, :, 0], backend="triton"), exact),
+        allowed,
+    )
 
 
 def check_outputs(size: Size, names: list[str]) -> None:
@@ -439,6 +449,34 @@ def time_attention(size: Size) -> None:
     print(f"    way back: {time_ms(lambda: fp8.scale_back(out, values, queries, keys, out=back)):.3f} ms")
     if size.device == "cpu":
         attend_reference(queries, keys, values, d**-0.5)
+        return
+    interleaved = [
+        x._replace(values=x.values.transpose(0, 1).contiguous().transpose(0, 1))
+        for x in (queries, keys, values)
+    ]
+    other = interleaved[0].values.clone(memory_format=torch.preserve_format)
+    row(
+        "fp8 library call, heads beside each other",
+        time_ms(lambda: fp8.attend(*interleaved, d**-0.5, out=other), 3, 1),
+    )
+    time_plans(queries, keys, values, d**-0.5, out, row)
+
+
+def time_plans(q, k, v, scale: float, out: torch.Tensor, row: Callable[[str, float], None]) -> None:
+    """Every plan that the library has for the call, the one it takes first among them."""
+    plan, tensors = fp8._ready(q, k, v, scale, out)
+    graph = plan.graph
+    handle = fp8._handle(0, torch.cuda.current_stream().cuda_stream)
+    for i in range(graph.get_execution_plan_count()):
+        try:
+            graph.build_plan_at_index(i)
+            bytes_needed = max(1, graph.get_workspace_size())
+            workspace = torch.empty(bytes_needed, dtype=torch.uint8, device="cuda")
+            ms = time_ms(lambda w=workspace: graph.execute(tensors, w, handle=handle), 2, 1)
+            row(f"plan {i} {graph.get_plan_name_at_index(i)[:24]} {bytes_needed >> 20} MiB", ms)
+        except Exception as error:  # noqa: BLE001  (plans that do not build are told, not timed)
+            print(f"    plan {i}: {str(error)[:90]}")
+    fp8._plan.cache_clear()
 
 
 PARTS = (

@@ -60,6 +60,7 @@ def main() -> None:
         "modulated_norm_backward": compiled(block.modulated_norm_backward, 4, ROWS=64, **row),
         "gated_add": compiled(block.gated_add, 4, HAS_EXTRA=True, **row),
         "gated_add_backward": compiled(block.gated_add_backward, 4, ROWS=64, **row),
+        "gated_shift_add": compiled(block.gated_shift_add, 4, HAS_FIRST=True, HAS_INNER=True, **row),
         "glu_conv": compiled(block.glu_conv, 2, FAST=True, BACKWARD=False, dout_ptr=None, **conv),
         "glu_conv backward": compiled(block.glu_conv, 2, FAST=True, BACKWARD=True, **conv),
         "glu_conv_dx": compiled(block.glu_conv_dx, 2, **conv),

@@ -6,7 +6,15 @@ import importlib.util
 
 import pytest
 import torch
-from theodolite.kernels import gated_add, glu_conv, modulated_norm, norm_rotate, rope_tables, world_to_ray
+from theodolite.kernels import (
+    gated_add,
+    gated_shift_add,
+    glu_conv,
+    modulated_norm,
+    norm_rotate,
+    rope_tables,
+    world_to_ray,
+)
 from theodolite.kernels.frame_gdn.reference import ray_matrices
 from torch import nn
 
@@ -40,6 +48,7 @@ def both(operator, *inputs, device: torch.device, dtype: torch.dtype, **options)
     return max(relative(fast, truth), *(relative(a, b) for a, b in zip(grads, right, strict=True)))
 
 
+@pytest.mark.slow
 @with_triton
 @kinds
 @pytest.mark.parametrize("frames", [1, 3])
@@ -50,6 +59,7 @@ def test_modulated_norm(frames: int, dtype: torch.dtype, device: torch.device) -
     assert found < tolerance(dtype)
 
 
+@pytest.mark.slow
 @with_triton
 @kinds
 @pytest.mark.parametrize("extra", [False, True])
@@ -57,6 +67,29 @@ def test_gated_add(extra: bool, dtype: torch.dtype, device: torch.device) -> Non
     x, y, z = torch.randn(3, 2, 3, 5, 48)
     found = both(gated_add, x, y, torch.randn(2, 3, 48), z if extra else None, device=device, dtype=dtype)
     assert found < tolerance(dtype)
+
+
+@with_triton
+@kinds
+@pytest.mark.parametrize("frames", [1, 4])
+@pytest.mark.parametrize("given", [False, True])
+def test_gated_shift_add(frames: int, given: bool, dtype: torch.dtype, device: torch.device) -> None:
+    """Against the convolution over time itself; with a frame before the clip and a chunk that begins inside."""
+    x, y = torch.randn(2, 2, frames, 5, 16)
+    weight, before = torch.randn(16, 16, 3, 1), torch.randn(2, 1, 5, 16)
+    gate, inner = torch.randn(2, frames, 16), torch.ones(frames, 1, 1)
+    inner[-1] = 0 if given else 1
+    taps = weight.squeeze(-1).permute(2, 0, 1).flatten(0, 1)
+    first = before @ taps[:16].T if given else None
+    tensors = (x, y, y @ taps.T, gate, first, inner if given else None)
+    x_, y_, z_, gate_, first_, inner_ = (None if t is None else t.to(device, dtype) for t in tensors)
+    found = gated_shift_add(x_, y_, z_, gate_, first=first_, inner=inner_, backend="triton")
+    padded = torch.cat([before if given else torch.zeros_like(before), y, torch.zeros_like(before)], 1)
+    moved = padded[:, :-2] @ taps[:16].T + y @ taps[16:32].T
+    moved[:, :-1] += (y * inner)[:, 1:] @ taps[32:].T
+    assert relative(found, x + gate[:, :, None] * (y + moved)) < tolerance(dtype)
+    twin = gated_shift_add(*tensors[:4], first=first, inner=tensors[5], backend="reference")
+    assert relative(twin, x + gate[:, :, None] * (y + moved)) < 1e-5
 
 
 @pytest.mark.slow
@@ -109,6 +142,7 @@ def test_twin_of_the_convolution_is_torchs_own() -> None:
     assert relative(glu_conv(x, conv.weight, conv.bias, height=3, width=4), expected) < 1e-6
 
 
+@pytest.mark.slow
 @with_triton
 def test_gradients_come_in_the_type_of_each_input(device: torch.device) -> None:
     """Modulation in float32 beside tokens in another type, one row for all frames, and tokens that are a view."""

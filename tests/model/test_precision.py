@@ -8,7 +8,7 @@ import pytest
 import torch
 from theodolite.model import scaled_layers
 from theodolite.model.checkpoint import save_world_model
-from theodolite.model.network import WorldModel
+from theodolite.model.network import Cameras, WorldModel
 from theodolite.model.precision import ALL_SCOPES, check_precision, set_precision
 
 from .cases import relative, tiny_inputs, tiny_model
@@ -66,6 +66,7 @@ def test_everything_named_is_smaller_and_the_rest_is_as_it_was() -> None:
     set_precision(model, "int8-weights", scopes=ALL_SCOPES)
     wide = {name for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
     assert not any("attn.qkv" in name or "inverted_conv" in name for name in wide)
+    assert isinstance(model.blocks[0].mlp.t_conv, scaled_layers.NarrowWeights)
     for kept in ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.attn.beta_proj.weight"):
         assert kept in wide
 
@@ -79,18 +80,38 @@ def test_an_activation_is_rounded_once_for_all_that_read_it(monkeypatch: pytest.
     monkeypatch.setattr(scaled_layers, "round_rows", lambda x, **kw: seen.append(x.shape) or true(x, **kw))
     with torch.no_grad():
         model(**tiny_inputs())
-    # Attention's input, its two projections; text, its queries' and its projection's input; two of the feed-forward
+    # Attention's input, its two projections; text, its queries' and its projection's input; three of the feed-forward
     # network.
-    assert len(seen) == 8 * model.config.depth
+    assert len(seen) == 9 * model.config.depth
 
 
 def test_streaming_and_chunks_run_in_fp8(expected: torch.Tensor) -> None:
     inputs = tiny_inputs()
     model = tiny_model()
+    inputs["times"][:, :4] = 0
     with torch.no_grad():
         exact = model(**inputs, chunk_starts=(0, 4))
         set_precision(model, "fp8", scopes=ALL_SCOPES, attention="fp8", backend="reference")
-        assert relative(model(**inputs, chunk_starts=(0, 4)), exact) < 0.08
+        found = model(**inputs, chunk_starts=(0, 4))
+        assert relative(found, exact) < 0.08
+        cache = model.start_stream()
+        for first, end in ((0, 4), (4, 7)):
+            cameras = inputs["cameras"]
+            part = model.forward_chunk(
+                inputs["latents"][:, :, first:end],
+                inputs["times"][:, first:end],
+                inputs["text"],
+                cache,
+                text_mask=inputs["text_mask"],
+                cameras=Cameras(
+                    cameras.camera_to_world[:, first:end],
+                    cameras.intrinsics[:, first:end],
+                    cameras.plucker[:, :, first:end],
+                ),
+                save=True,
+            )
+            # Attention's scales are those of the chunks read, so that roundings differ.
+            assert relative(part, found[:, :, first:end]) < 0.05
 
 
 @pytest.mark.parametrize(
