@@ -99,6 +99,14 @@ def annotate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
+    fetching: Annotated[
+        bool,
+        typer.Option("--fetch", help="Fetch the source, too: fetched, annotated and deleted in turns."),
+    ] = False,
+    budget_gb: Annotated[
+        float | None,
+        typer.Option("--budget-gb", min=0, help="With --fetch: most that the source's root may ever hold."),
+    ] = None,
 ) -> None:
     """Annotate the clips of a recipe; resumes where an earlier run of the same recipe stopped."""
 
@@ -106,13 +114,24 @@ def annotate(
         from .loader import load_recipe
         from .run import run_annotate
 
-        return run_annotate(
-            load_recipe(recipe, overrides or ()),
-            out,
-            workers=workers,
-            scheduler=scheduler,
-            limit=limit,
-            dry_run=dry_run,
+        loaded = load_recipe(recipe, overrides or ())
+
+        def run() -> tuple[str, int]:
+            return run_annotate(
+                loaded, out, workers=workers, scheduler=scheduler, limit=limit, dry_run=dry_run
+            )
+
+        if not fetching:
+            return run()
+        if dry_run:
+            raise ValueError("--fetch and --dry-run: `theodolite plan` says what fetching would bring")
+        from .corpus.fetching import FetchOptions, run_annotate_fetching
+
+        options = FetchOptions(
+            limit=limit, budget_bytes=None if budget_gb is None else int(budget_gb * 1e9), unpack=True
+        )
+        return run_annotate_fetching(
+            loaded, out, options=options, annotate=run, say=lambda text: typer.echo(text, err=True)
         )
 
     _finish(act)
@@ -458,6 +477,61 @@ def plan(
     _finish(act)
 
 
+@app.command(epilog=_example("theodolite fetch corpus/sekai-game --out /data/Sekai-Project --budget-gb 300"))
+def fetch(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one of the package.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder that becomes the source's root.")],
+    overrides: Sets = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many media files.")] = None,
+    budget_gb: Annotated[
+        float | None, typer.Option("--budget-gb", min=0, help="Most that the folder may ever hold.")
+    ] = None,
+    annotated: Annotated[
+        Path | None,
+        typer.Option(
+            "--annotated", help="Dataset: media all of whose clips have a row there are deleted first."
+        ),
+    ] = None,
+    unpack: Annotated[
+        bool, typer.Option("--unpack/--keep-archives", help="Unpack archives as they come, and delete them.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=32, help="Files of the hub at once.")] = 4,
+    pause: Annotated[
+        float, typer.Option("--pause", min=0, help="Seconds between two videos of a site, at least.")
+    ] = 5.0,
+    retry: Annotated[
+        bool, typer.Option("--retry-gone", help="Ask again for what is recorded as gone.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="List repositories anew instead of by the kept list.")
+    ] = False,
+) -> None:
+    """Fetch a source's files: resumed, checked, never twice; what cannot be had is recorded with its reason."""
+
+    def act() -> tuple[str, int]:
+        from .corpus.fetching import FetchOptions, drop_annotated, run_fetch
+        from .loader import load_recipe
+
+        def say(text: str) -> None:
+            typer.echo(text, err=True)
+
+        loaded = load_recipe(recipe, [*(overrides or ()), f"source.root={out}"])
+        if annotated is not None:
+            drop_annotated(loaded, annotated, say=say)
+        options = FetchOptions(
+            limit=limit,
+            budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
+            jobs=jobs,
+            pause_s=pause,
+            unpack=unpack,
+            retry=retry,
+            refresh=refresh,
+        )
+        return run_fetch(loaded, options=options, say=say)
+
+    _finish(act)
+
+
 @app.command(epilog=_example("theodolite unpack corpus/omniworld --set source.root=/data/OmniWorld"))
 def unpack(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of one of the package.")],
@@ -568,6 +642,7 @@ _EXTRAS = {
     "rerun": "pip install theodolite[viz]",
     "transformers": "pip install theodolite[generate]",
     "triton": "pip install theodolite[kernels]",
+    "yt_dlp": "pip install theodolite[fetch]",
 }
 """What brings each package that only some commands need."""
 

@@ -37,6 +37,7 @@ OPTIONAL = (
     "transformers",
     "torchao",
     "triton",
+    "yt_dlp",
 )
 
 

@@ -19,7 +19,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from pathlib import Path, PurePosixPath
@@ -54,6 +54,12 @@ class Limits:
     max_member_bytes: int = 64 << 30
     free_bytes: int = 1 << 30
     """Left free on the disk."""
+    take: Callable[[int], bool] | None = None
+    """Is told how much is about to be written and says whether there is room for it; null: there is."""
+
+
+class NoRoom(Exception):
+    """Unpacking stopped because `Limits.take` said so; the archive is not done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,7 @@ def unpack(archive: Path, root: Path, place: Place, limits: Limits | None = None
         place: of the layout.
     Raises:
         OSError: the disk cannot be written.
+        NoRoom: no more may be written.
     """
     result = Unpacked(archive=archive.relative_to(root).as_posix(), problems=[])
     relative = PurePosixPath(result.archive)
@@ -217,6 +224,8 @@ def _copy(content: IO[bytes], temporary: Path, limits: Limits, taken: Any) -> tu
                 return written, f"goes on beyond {limits.max_member_bytes} bytes"
             if written > _BOMB_FROM and written > _MAX_RATIO * max(1, taken()):
                 return written, f"unfolds to more than {_MAX_RATIO} times its size in the archive"
+            if limits.take is not None and not limits.take(len(chunk)):
+                raise NoRoom
             out.write(chunk)
         out.flush()
         os.fsync(out.fileno())  # the ledger will promise that it is there
