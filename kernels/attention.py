@@ -23,12 +23,13 @@ AttentionBackend = Literal["auto", "cudnn", "flash", "reference"]
 AttentionPrecision = Literal["input", "fp8"]
 """Numbers of the two products: those of the inputs, or e4m3 (`fp8.attention`)."""
 
-_ORDER = [
+SDPA_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+"""Which of torch's softmax attentions goes first on a GPU, by measurement (`sdpa_kernel(..., set_priority=True)`)."""
 
 
 def visible_frames(
@@ -128,7 +129,7 @@ def frame_attention(
             scale=scale,
         )
     if backend == "auto":
-        order = _ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        order = SDPA_ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     else:
         order = [SDPBackend.CUDNN_ATTENTION if backend == "cudnn" else SDPBackend.FLASH_ATTENTION]
     outputs = []

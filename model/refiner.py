@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 
+from ..kernels.attention import SDPA_ORDER
 from .released import drop_parts, import_diffusers, load_module
 from .samplers import Text
 
@@ -295,16 +297,17 @@ class RefinerStream:
         """Velocity (1, C, t, h, w) of one call; all tokens have one time, which is therefore embedded once."""
         transformer = self._refiner.transformer
         time = torch.full((1, 1), sigma * transformer.config.timestep_scale_multiplier, device=x.device)
-        tokens = transformer(
-            hidden_states=x.flatten(2).transpose(1, 2),
-            encoder_hidden_states=self._text,
-            timestep=time,
-            video_rotary_emb=positions,
-            encoder_attention_mask=self._mask,
-            kv_cache=self._cache,
-            kv_cache_mode=mode,
-            return_dict=False,
-        )[0]
+        with sdpa_kernel(SDPA_ORDER, set_priority=True):
+            tokens = transformer(
+                hidden_states=x.flatten(2).transpose(1, 2),
+                encoder_hidden_states=self._text,
+                timestep=time,
+                video_rotary_emb=positions,
+                encoder_attention_mask=self._mask,
+                kv_cache=self._cache,
+                kv_cache_mode=mode,
+                return_dict=False,
+            )[0]
         self._calls += 1
         if self._progress is not None:
             self._progress(self._calls, self._all_calls())

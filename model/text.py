@@ -71,14 +71,14 @@ class TextEncoder(nn.Module):
         return self.tokens - 2 if before else self.tokens - 1
 
     @torch.no_grad()
-    def encode(self, prompt: str, *, instruction: bool = True, overlong: Overlong = "error") -> Text:
+    def encode(self, prompt: str, *, instruction: bool = True, overlong: Overlong | None = None) -> Text:
         """Hidden states of one prompt.
 
         Args:
             prompt: empty only without the instruction (what guidance compares with).
             instruction: put it before the prompt, as for every prompt but the negative one.
             overlong: what to do with more tokens than the world model sees: an error, or cut with a warning (which the
-                released code does without one).
+                released code does without one). None: an error, but for a stand-in, which knows no words, cut.
         Returns:
             (1, 300, C) in the encoder's type and on its device, and which positions hold tokens.
         Raises:
@@ -89,10 +89,7 @@ class TextEncoder(nn.Module):
         before = self.instruction if instruction else ""
         count, room = self.count_tokens(prompt, instruction=instruction)
         if count > room:
-            message = f"the prompt has {count} tokens, the world model sees {room}"
-            if overlong == "error":
-                raise ValueError(f"{message}: shorten it by about {count - room} tokens, or let it be cut")
-            log.warning("%s: the rest is cut off", message)
+            _too_long(count, room, "world model", overlong, self.stand_in)
         length = len(self.tokenizer.encode(before)) + room if before else self.tokens
         found = self.tokenizer(
             [before + prompt],
@@ -140,9 +137,11 @@ class RefinerTextEncoder(nn.Module):
         return list(self.model.layers)
 
     @torch.no_grad()
-    def encode(self, prompt: str, *, overlong: Overlong = "error") -> Text:
+    def encode(self, prompt: str, *, overlong: Overlong | None = None) -> Text:
         """Hidden states of one prompt.
 
+        Args:
+            overlong: as in `TextEncoder.encode`.
         Returns:
             (1, 1024, C) in the encoder's type and on its device, and which positions the refiner attends to.
         Raises:
@@ -151,10 +150,7 @@ class RefinerTextEncoder(nn.Module):
         prompt = prompt.strip()
         count = len(self.tokenizer.encode(prompt))
         if count > self.tokens:
-            message = f"the prompt has {count} tokens, the refiner sees {self.tokens}"
-            if overlong == "error":
-                raise ValueError(f"{message}: shorten it by about {count - self.tokens}, or let it be cut")
-            log.warning("%s: the rest is cut off", message)
+            _too_long(count, self.tokens, "refiner", overlong, self.stand_in)
         found = self.tokenizer(
             [prompt],
             max_length=self.tokens,
@@ -168,6 +164,14 @@ class RefinerTextEncoder(nn.Module):
         states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         video, _, kept = self.connectors(torch.stack(states, dim=-1), mask)
         return Text(states=video, mask=kept.bool())
+
+
+def _too_long(count: int, room: int, reader: str, overlong: Overlong | None, stand_in: bool) -> None:
+    message = f"the prompt has {count} tokens, the {reader} sees {room}"
+    if overlong == "error" or (overlong is None and not stand_in):
+        raise ValueError(f"{message}: shorten it by about {count - room} tokens, or let it be cut")
+    if overlong == "cut":
+        log.warning("%s: the rest is cut off", message)
 
 
 class _Silent(nn.Module):

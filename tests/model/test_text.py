@@ -82,6 +82,11 @@ def test_overlong_prompts_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     assert own.count_tokens("x" * 28) == (28, 28)
     assert bool(own.encode("x" * 28).mask.all())
     with pytest.raises(ValueError, match="31 tokens, the world model sees 28: shorten it by about 3"):
+        own.encode("x" * 31, overlong="error")
+    assert bool(own.encode("x" * 31).mask.all())
+    assert not caplog.text
+    own.stand_in = False
+    with pytest.raises(ValueError, match="the world model sees 28"):
         own.encode("x" * 31)
     with caplog.at_level("WARNING"):
         cut = own.encode("x" * 31, overlong="cut")
@@ -119,7 +124,8 @@ def test_the_refiners_text_equals_the_pipeline_of_diffusers() -> None:
     assert torch.equal(made.mask, mask.bool())
     assert relative(own.encode("another").states, states) > 1e-2
     with pytest.raises(ValueError, match="71 tokens, the refiner sees 64"):
-        own.encode("x" * 70)
+        own.encode("x" * 70, overlong="error")
+    assert own.encode("x" * 70).states.shape == made.states.shape
     assert own.encode("").states.isfinite().all()
 
 
