@@ -29,7 +29,6 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import numpy as np
 import torch
 from theodolite.dataset.camera_paths import named_path
-from theodolite.dataset.growing_video import GrowingVideo
 from theodolite.model import refiner as refiners
 from theodolite.model.autoencoder import Tiling, VideoAutoencoder, tiny_autoencoder
 from theodolite.model.config import WorldModelConfig
@@ -139,11 +138,8 @@ def full_parts(asked: argparse.Namespace, home: torch.device) -> Parts:
 
 def rebuilt(language: Any, home: torch.device, dtype: torch.dtype) -> Any:
     """A language model of random weights; its tables of rotations are computed, not drawn."""
-    tables = {n for n, _ in language.named_buffers()}
     filled = random_weights(language, home, dtype)
-    fresh = type(filled.rotary_emb)(config=filled.config, device=home)
-    filled.rotary_emb = fresh
-    assert tables
+    filled.rotary_emb = type(filled.rotary_emb)(filled.config).to(home)
     return filled
 
 
@@ -386,7 +382,13 @@ def main(arguments: list[str]) -> None:
             path = asked.mp4 or Path(folder) / "video.mp4"
             height, width = wanted.image.shape[:2]
             keeps = asked.mp4 is not None or asked.tiny
-            with GrowingVideo(path, height=height, width=width, fps=16) if keeps else nullcontext() as video:
+            if keeps:  # its packages are not everywhere where a GPU is
+                from theodolite.dataset.growing_video import GrowingVideo
+
+                sink: Any = GrowingVideo(path, height=height, width=width, fps=16)
+            else:
+                sink = nullcontext()
+            with sink as video:
                 write = (lambda frames: None) if video is None else video.write
                 record = generator.generate(wanted, on_frames=write)
         print(f"run {run + 1}" + (" (kernels are chosen and compiled in it)" if run == 0 else ""))
