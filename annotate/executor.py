@@ -241,7 +241,7 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     path = part_path(job.out, source=shard.clips[0].source, shard_id=shard.shard_id)
     if path.is_file():  # a worker died after its rename and before its report
         return list(_part_outcomes(path))
-    _begin_as_worker()
+    begin_as_worker()
     share_threads(job.config)
     rows = [annotate_one(clip, job) for clip in shard.clips]
     write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
@@ -251,7 +251,7 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
 _TOPIC = "theodolite-clips"
 
 
-def _begin_as_worker() -> None:
+def begin_as_worker() -> None:
     """In a dask worker: the networks learn which of this machine's workers they run in, so that each GPU gets as many,
     and where clips stand is told to the scheduler. Elsewhere everything happens in this process."""
     distributed = sys.modules.get("distributed")
@@ -457,12 +457,77 @@ def _abort_on_write_error(out: Path) -> Iterator[None]:
 def _cluster(
     plan: Plan, config: AnnotateConfig, workers: int | None, scheduler: str | None
 ) -> Iterator[Client]:
-    import dask.config
-    from distributed import Client, LocalCluster
+    if scheduler is not None:
+        with cluster_behind(scheduler) as client:
+            yield client
+        return
     from distributed.system import MEMORY_LIMIT
 
+    cores = num_cores()
+    # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
+    # give the same rows as one that was not interrupted.
+    # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
+    number = (
+        workers
+        or WORKERS_PER_GPU * num_gpus(config.geometry)
+        or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+    )
+    in_flight, _ = shares(config)
+    limit = (
+        int(config.executor.memory_per_worker_gib * 2**30)
+        if config.executor.memory_per_worker_gib
+        else MEMORY_LIMIT // number
+    )
+    with local_cluster(
+        min(number, plan.num_shards),
+        threads_per_worker=in_flight,
+        compute_threads=max(1, cores // (number * in_flight)),
+        memory_bytes=limit,
+        attempts=config.executor.attempts,
+    ) as client:
+        yield client
+
+
+@contextmanager
+def cluster_behind(scheduler: str) -> Iterator[Client]:
+    """Workers behind a running scheduler.
+
+    Raises:
+        RunAborted: nobody answers there.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout="20s", set_as_default=False)
+    except OSError as error:
+        raise RunAborted(f"no dask scheduler answers at {scheduler}: {error}") from error
+    with client:
+        yield client
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def local_cluster(
+    workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
+) -> Iterator[Client]:
+    """Worker processes on this machine; SIGTERM is taken as Ctrl-C while they work.
+
+    Args:
+        workers: processes.
+        threads_per_worker: tasks that each has under way.
+        compute_threads: of the numerical libraries in each task.
+        memory_bytes: at which a worker is ended; None: never.
+        attempts: how often a task may end its worker.
+    """
+    import dask.config
+    from distributed import Client, LocalCluster
+
     settings = {
-        "distributed.scheduler.allowed-failures": config.executor.attempts - 1,
+        "distributed.scheduler.allowed-failures": attempts - 1,
         # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
@@ -473,43 +538,21 @@ def _cluster(
         "distributed.worker.daemon": False,  # a daemon may have no solver processes
         "distributed.comm.timeouts.connect": "30s",
     }
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout="20s", set_as_default=False)
-        except OSError as error:
-            raise RunAborted(f"no dask scheduler answers at {scheduler}: {error}") from error
-        with client:
-            yield client
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
-    # give the same rows as one that was not interrupted.
-    # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
-    number = (
-        workers
-        or WORKERS_PER_GPU * num_gpus(config.geometry)
-        or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+    environment = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)
     )
-    in_flight, _ = shares(config)
-    threads = str(max(1, cores // (number * in_flight)))
-    limit = (
-        int(config.executor.memory_per_worker_gib * 2**30)
-        if config.executor.memory_per_worker_gib
-        else MEMORY_LIMIT // number
-    )
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
         cluster = LocalCluster(
-            n_workers=min(number, plan.num_shards),
-            threads_per_worker=in_flight,
+            n_workers=workers,
+            threads_per_worker=threads_per_worker,
             processes=True,
-            memory_limit=limit,
+            memory_limit=memory_bytes or 0,  # 0 is no limit
             dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
             silence_logs=logging.CRITICAL,
         )
         client = Client(cluster, set_as_default=False)
         try:
-            with _signals_as_interrupt():
+            with signals_as_interrupt():
                 yield client
         finally:
             # Workers in the middle of a clip must not be waited for: their shards are simply not done.
@@ -523,7 +566,7 @@ def default_workers(num_shards: int, cores: int, memory_bytes: int) -> int:
 
 
 @contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
+def signals_as_interrupt() -> Iterator[None]:
     """SIGTERM (batch systems send it before the end) is taken as Ctrl-C; main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -546,6 +589,18 @@ def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
     Raises:
         ValueError: another run holds the folder, or it belongs to another recipe.
     """
+    with hold_folder(out):
+        prepare_output(out, recipe_hash=recipe_hash)
+        yield
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process; ends with the process, however that ends.
+
+    Raises:
+        ValueError: another run holds the folder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)
     try:
@@ -556,7 +611,6 @@ def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
             raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
         except OSError as error:
             log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
-        prepare_output(out, recipe_hash=recipe_hash)
         yield
     finally:
         os.close(descriptor)

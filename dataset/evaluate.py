@@ -731,7 +731,7 @@ def write_evaluation(
 
 # --- plots ----------------------------------------------------------------------------------------
 
-_PLOT_STYLE = (
+PLOT_STYLE = (
     "<style>svg{--ink:#1c2126;--faint:#9aa4ad;--a:#1668b8;--b:#c2410c;--c:#0f7b4f;background:#fff}"
     + svg.STYLE
     + "</style>"
@@ -765,7 +765,7 @@ def evaluation_plots(
             y_from_zero=True,
         )
         target = folder / f"{metric.name}.svg"
-        target.write_text(svg.standalone(drawing, style=_PLOT_STYLE), encoding="utf-8")
+        target.write_text(svg.standalone(drawing, style=PLOT_STYLE), encoding="utf-8")
         written.append(target)
     if predicted is None or truth is None:
         return written
@@ -777,9 +777,7 @@ def evaluation_plots(
         name = re.sub(r"[^\w.-]", "_", clip_id)
         target = folder / "clips" / f"{name}.svg"
         charts = clip_charts(predicted[clip_id], theirs[clip_id], found)
-        target.write_text(
-            svg.standalone(svg.grid(charts, title=clip_id), style=_PLOT_STYLE), encoding="utf-8"
-        )
+        target.write_text(svg.standalone(svg.grid(charts, title=clip_id), style=PLOT_STYLE), encoding="utf-8")
         written.append(target)
     return written
 

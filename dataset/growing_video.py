@@ -117,16 +117,19 @@ class GrowingVideo:
 
     def _flush(self) -> None:
         """Put whole fragments on the disk, all or nothing."""
-        data = memoryview(self._sink.take())
-        done = 0
+        data = self._sink.take()
         try:
+            done = 0
             while done < len(data):
-                done += os.write(self._file, data[done:])
-        except OSError as error:
+                done += os.write(self._file, memoryview(data)[done:])
+        except BaseException as error:
             os.ftruncate(self._file, self._whole)
             os.lseek(self._file, self._whole, os.SEEK_SET)
-            raise VideoWriteError(error.errno, f"{self.path}: {os.strerror(error.errno or 0)}") from error
-        self._whole += done
+            if isinstance(error, OSError):
+                raise VideoWriteError(error.errno, f"{self.path}: {os.strerror(error.errno or 0)}") from error
+            self._sink.pending[:0] = data  # an interrupt: it is written on closing
+            raise
+        self._whole += len(data)
 
     def close(self) -> None:
         """Write what is left and close the file.

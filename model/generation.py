@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..dataset.strict import Strict
+from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
 from .network import Cameras, WorldModel
 from .samplers import (
@@ -337,6 +338,13 @@ class Generator:
             raise ValueError("CUDA graphs need weights that stay where they are: use them without offload")
         if not request.prompt.strip():
             raise ValueError("the prompt is empty: say what the video shows")
+        for words, what in ((request.prompt, "prompt"), (request.negative_prompt, "negative prompt")):
+            count, room = self.text_encoder.count_tokens(words, instruction=what == "prompt")
+            if count > room:
+                raise ValueError(
+                    f"the {what} has {count} tokens, the world model sees {room}: shorten it by about "
+                    f"{count - room} tokens"
+                )
 
     def generate(
         self,
@@ -479,7 +487,7 @@ class _Run:
         while True:
             with self.stage("decoding", generator.autoencoder):
                 piece = next(pieces, None)
-                frames = None if piece is None else _pixels(piece)
+                frames = None if piece is None else to_pixels(piece).cpu().numpy()
             if frames is None:
                 return
             self._hand_out(frames, "decoding")
@@ -518,7 +526,7 @@ class _Run:
                 if not chunk.shape[2]:
                     continue  # the refiner waits for a whole block
             with self.stage("decoding", generator.autoencoder):
-                frames = _pixels(decoder.add(chunk))
+                frames = to_pixels(decoder.add(chunk)).cpu().numpy()
             self.ready_s.append(time.perf_counter() - self.start)
             self.ready_frames.append(len(frames))
             self.record.streaming = streaming_report(self.ready_s, self.ready_frames)
@@ -556,9 +564,3 @@ class _Run:
                 entry.peak_bytes = max(entry.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
             entry.wall_s += time.perf_counter() - start
             entry.calls += 1
-
-
-def _pixels(frames: Tensor) -> Pictures:
-    """(n, H, W, 3) uint8 of (3, n, H, W) in [-1, 1], made on the device."""
-    whole = (frames.float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return whole.permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -460,6 +460,213 @@ def publish(
     _finish(act)
 
 
+@app.command(
+    epilog="Without weights: theodolite generate --image street.jpg --prompt rain --camera orbit --out try.mp4 --mode "
+    "distilled --weights stand_in --size tiny\n\n"
+    + _example(
+        'theodolite generate --image street.jpg --prompt "a street in the rain" --camera w-80,wd-40 --out street.mp4'
+    )
+)
+def generate(
+    out: Annotated[Path, typer.Option("--out", help="MP4 to write, or with --manifest the folder.")],
+    image: Annotated[Path | None, typer.Option("--image", help="First frame.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What the video shows; @FILE reads it.")
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            "--camera",
+            help="Path of the camera: .npy, .npz, JSON, a dataset's clip (DIR#ID), COLMAP, TUM, KITTI, EuRoC or "
+            "transforms.json; actions such as w-40,wd-20; or orbit, spiral, dolly, crane, fly-through, whip-pan, "
+            "figure-eight, walk (orbit:size=3,turns=0.5).",
+        ),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            help="Many videos: .jsonl, .json or .parquet with id, image, prompt, camera; or a split of SANA-WM-Bench.",
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option("--mode", help="bidirectional, chunk-causal or distilled (chunk by chunk, four steps)."),
+    ] = "bidirectional",
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="released (theodolite weights pull MODE), stand_in, or a folder or file of your own.",
+        ),
+    ] = "released",
+    size: Annotated[str, typer.Option("--size", help="full, or tiny (stand-ins only).")] = "full",
+    autoencoder: Annotated[
+        Path | None, typer.Option("--autoencoder", help="Folder of the autoencoder.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option("--text-encoder", help="Folder of the text encoder.")
+    ] = None,
+    refiner_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--refiner", help="Folder with transformer, connectors and text_encoder of the refiner."
+        ),
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine/--no-refiner", help="Run the refiner.")] = True,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Of the world model: auto (bf16 on a GPU, float32 on a CPU), float32, bf16, fp8, nvfp4, int8-weights, "
+            "fp8-weights.",
+        ),
+    ] = "auto",
+    scopes: Annotated[
+        str | None,
+        typer.Option(
+            "--scopes", help="Layers in that precision: of qkv, attention, camera, cross, ffn (commas)."
+        ),
+    ] = None,
+    attention_precision: Annotated[
+        str, typer.Option("--attention-precision", help="Of softmax attention: input or fp8.")
+    ] = "input",
+    offload: Annotated[
+        str,
+        typer.Option("--offload", help="Parts leave the GPU when idle: none, idle, blocks (block by block)."),
+    ] = "none",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", help="Length; default the whole path, of named paths 10 s."),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Poses a second of the camera file, if it does not say.")
+    ] = None,
+    metres_per_unit: Annotated[
+        float, typer.Option("--metres-per-unit", help="Of the camera file (COLMAP, nerfstudio).")
+    ] = 1.0,
+    max_speed: Annotated[float, typer.Option("--max-speed", help="Faster paths are refused, m/s.")] = 10.0,
+    max_turn: Annotated[float, typer.Option("--max-turn", help="Faster turns are refused, deg/s.")] = 240.0,
+    intrinsics: Annotated[
+        str | None,
+        typer.Option(
+            "--intrinsics",
+            help="Lens of the image: fov=DEGREES, fx,fy,cx,cy, a .npy file, estimate (MoGe-2) or estimate=pi3x; "
+            "default that of the camera file.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the noise.")] = 42,
+    refiner_seed: Annotated[int, typer.Option("--refiner-seed", min=0, help="Of the refiner's noise.")] = 42,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps; published 60.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="How strongly the prompt is followed; published 5, 1: off."),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-interval", help="Shares of the steps with guidance, e.g. 0,0.5; published 0,1."
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option("--negative-prompt", help="What guidance leads away from.")
+    ] = "",
+    shift: Annotated[
+        float | None, typer.Option("--shift", help="Of the noise levels; published 9.8.")
+    ] = None,
+    chunk_interval: Annotated[
+        float | None,
+        typer.Option("--chunk-interval", help="chunk-causal: share of the steps between two chunks' starts."),
+    ] = None,
+    times: Annotated[
+        str | None, typer.Option("--times", help="distilled: its times; published 1000,960,889,727,0.")
+    ] = None,
+    window_chunks: Annotated[
+        int | None,
+        typer.Option("--window-chunks", help="distilled: chunks that are looked back on; published 1."),
+    ] = None,
+    sink_chunks: Annotated[
+        int | None,
+        typer.Option("--sink-chunks", help="distilled: first chunks that stay in view; published 1."),
+    ] = None,
+    graphs: Annotated[bool, typer.Option("--graphs", help="distilled: CUDA graphs.")] = False,
+    crf: Annotated[
+        int, typer.Option("--crf", min=0, max=51, help="Quality of the MP4, lower is better.")
+    ] = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a video that is there.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="SVG of the camera path to write.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=0, help="With --manifest: processes; default one a GPU, 0: this process."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="With --manifest: address of a running dask scheduler.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --manifest: only so many.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show path, memory and time; load and write nothing.")
+    ] = False,
+) -> None:
+    """Make a video from one image, a prompt and a camera path; it can be watched while it grows."""
+
+    def act() -> tuple[str, int]:
+        from .generate.command import Given, run
+
+        return run(
+            Given(
+                image=image,
+                prompt=prompt,
+                camera=camera,
+                out=out,
+                manifest=manifest,
+                overwrite=overwrite,
+                plot=plot,
+                workers=workers,
+                scheduler=scheduler,
+                limit=limit,
+                dry_run=dry_run,
+            ),
+            mode=mode,
+            weights=weights,
+            size=size,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            refiner_folder=refiner_folder,
+            refine=refine,
+            precision=precision,
+            scopes=scopes,
+            attention_precision=attention_precision,
+            offload=offload,
+            device=device,
+            seconds=seconds,
+            fps=fps,
+            metres_per_unit=metres_per_unit,
+            max_speed_m_s=max_speed,
+            max_turn_deg_s=max_turn,
+            intrinsics=intrinsics,
+            seed=seed,
+            refiner_seed=refiner_seed,
+            steps=steps,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            negative_prompt=negative_prompt,
+            shift=shift,
+            chunk_interval=chunk_interval,
+            times=times,
+            window_chunks=window_chunks,
+            sink_chunks=sink_chunks,
+            graphs=graphs,
+            crf=crf,
+        )
+
+    _finish(act)
+
+
 @app.command(epilog=_example("theodolite plan corpus/spatialvid-hq corpus/miradata --gpus 8"))
 def plan(
     recipes: Annotated[list[str], typer.Argument(help="Recipe files or names.", metavar="RECIPE...")],

@@ -331,16 +331,23 @@ def write_run_record(
         "recipe": recipe.name,
         "recipe_hash": recipe_hash(recipe),
         "command": list(command),
+        **surroundings(_RECORDED_PACKAGES),
+        "result": dict(result),
+    }
+    write_atomically(path, (json.dumps({"runs": [*runs, record]}, indent=2) + "\n").encode())
+
+
+def surroundings(packages: Sequence[str]) -> dict[str, Any]:
+    """What a run ran on: our version and commit, Python, machine, versions of packages (null: not installed)."""
+    return {
         "theodolite": __version__,
         **git_state(PACKAGED),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "packages": _package_versions(),
-        "result": dict(result),
+        "packages": _package_versions(packages),
     }
-    write_atomically(path, (json.dumps({"runs": [*runs, record]}, indent=2) + "\n").encode())
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -367,9 +374,9 @@ def git_state(folder: Path) -> dict[str, Any]:
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
 
 
-def _package_versions() -> dict[str, str | None]:
+def _package_versions(packages: Sequence[str]) -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
-    for name in _RECORDED_PACKAGES:
+    for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

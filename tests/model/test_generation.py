@@ -155,6 +155,10 @@ def test_parts_that_cannot() -> None:
         chain.generate(request(), **nothing)
     with pytest.raises(ValueError, match="prompt is empty"):
         generator().generate(request(prompt=" \n"), **nothing)
+    with pytest.raises(
+        ValueError, match="the prompt has 60 tokens, the world model sees 50: shorten it by about 10"
+    ):
+        generator().generate(request(prompt="word " * 60), **nothing)
     with pytest.raises(ValueError, match="need a GPU"):
         generator().generate(request(graphs=True), **nothing)
     chain.autoencoder.latent_channels = 128

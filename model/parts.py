@@ -1,0 +1,281 @@
+"""The chain's parts from files as they are released, or as stand-ins of random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..kernels.attention import AttentionPrecision
+from . import precision
+from .autoencoder import load_autoencoder, tiny_autoencoder
+from .checkpoint import load_world_model
+from .config import WorldModelConfig
+from .generation import Generator, Mode
+from .network import Operators, WorldModel
+from .precision import DEFAULT_SCOPES, Scope, check_precision, set_precision
+from .refiner import RefinerOptions, load_refiner, tiny_refiner
+from .residence import Offload, Residence
+from .text import (
+    load_refiner_text_encoder,
+    load_text_encoder,
+    tiny_refiner_text_encoder,
+    tiny_text_encoder,
+)
+
+Precision = Literal["float32", "bf16", "fp8", "nvfp4", "int8-weights", "fp8-weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """In which numbers the world model computes.
+
+    Attributes:
+        precision: float32, bfloat16, or a low precision of what `scopes` names, with bfloat16 for the rest. The parts
+            beside the world model are float32 or bfloat16.
+        scopes, attention: see `precision.set_precision`.
+    """
+
+    precision: Precision = "bf16"
+    scopes: tuple[Scope, ...] = DEFAULT_SCOPES
+    attention: AttentionPrecision = "input"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of everything that is not converted."""
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
+
+    def check(self, device: torch.device | str) -> None:
+        """Refuse what cannot run on a device; before weights are loaded.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        check_precision(self._converted, device=device, attention=self.attention, scopes=self.scopes)
+
+    def convert(self, model: WorldModel) -> dict[str, object]:
+        """Convert a model on its device; what was changed."""
+        if self._converted == "bf16" and self.attention == "input":
+            return {"precision": self.precision, "attention": self.attention}
+        report = set_precision(model, self._converted, scopes=self.scopes, attention=self.attention)
+        return {**report.record(), "precision": self.precision}
+
+    @property
+    def _converted(self) -> precision.Precision:
+        return "bf16" if self.precision == "float32" else self.precision
+
+
+TINY = WorldModelConfig(depth=4, width=48, heads=2, latent_channels=8, text_width=16)
+"""A world model that a laptop runs."""
+_BLOCKS = RefinerOptions(block_frames=3)
+"""As the streaming release refines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFiles:
+    """Where each part lies.
+
+    Attributes:
+        world_model: file, or diffusers' folder.
+        autoencoder, text_encoder: folders.
+        instruction: the release's config.yaml, which has the text before prompts; None: diffusers' copy.
+        refiner, refiner_text_encoder, connectors: folders; None: no refiner.
+    """
+
+    world_model: Path
+    autoencoder: Path
+    text_encoder: Path
+    instruction: Path | None = None
+    refiner: Path | None = None
+    refiner_text_encoder: Path | None = None
+    connectors: Path | None = None
+
+    def named(self) -> dict[str, Path]:
+        """Paths by part, those that are None left out."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: path for name, path in found.items() if path is not None}
+
+
+_WORLD_MODEL = (
+    "dit/*.safetensors",
+    "sana_dit/*.pt",
+    "sana_dit/*.safetensors",
+    "dit/*.pt",
+    "transformer",
+    "*.pt",
+)
+_AUTOENCODER = {"distilled": ("ltx2_causal_vae", "causal_vae", "vae")}
+_TEXT_ENCODER = ("gemma-2-2b-it", "text_encoder")
+
+
+def find_parts(folder: Path, *, mode: Mode, refine: bool) -> PartFiles:
+    """The parts of a folder that is laid out as a release.
+
+    Raises:
+        ValueError: naming the parts that are not there, and where they were looked for.
+    """
+    folder = Path(folder)
+    missing: list[str] = []
+
+    def find(part: str, patterns: Sequence[str]) -> Path:
+        for pattern in patterns:
+            found = sorted(folder.glob(pattern))
+            if len(found) > 1:
+                raise ValueError(
+                    f"{folder}: {len(found)} files {pattern}: name the world model's with --weights"
+                )
+            if found:
+                return found[0]
+        missing.append(f"{part} ({', '.join(patterns)})")
+        return folder
+
+    config = folder / "config.yaml"
+    parts = PartFiles(
+        world_model=find("world model", _WORLD_MODEL),
+        autoencoder=find("autoencoder", _AUTOENCODER.get(mode, ("vae",))),
+        text_encoder=find("text encoder", _TEXT_ENCODER),
+        instruction=config if config.is_file() else None,
+    )
+    if refine:
+        parts = replace(
+            parts,
+            refiner=find("refiner", ("refiner/transformer",)),
+            connectors=find("connectors", ("refiner/connectors",)),
+            refiner_text_encoder=find("refiner's text encoder", ("refiner/text_encoder",)),
+        )
+    if missing:
+        raise ValueError(f"{folder} lacks parts of the release: {'; '.join(missing)}")
+    return parts
+
+
+def load_generator(
+    files: PartFiles,
+    *,
+    mode: Mode,
+    device: torch.device | str,
+    numbers: Numbers | None = None,
+    offload: Offload = "none",
+    operators: Operators | None = None,
+) -> Generator:
+    """The chain from files.
+
+    Args:
+        files: from `find_parts`.
+        mode: decides how the refiner works.
+        device: where parts compute; they are read into the machine's memory and brought there by a `Residence`.
+        numbers: in which the world model computes; None: bfloat16.
+        offload: where parts live while they are idle.
+        operators: implementations of the world model's operators.
+    Raises:
+        ValueError, FileNotFoundError: a file is missing, damaged or another network's, or the precision cannot run.
+        ModuleNotFoundError: diffusers or transformers is not installed.
+    """
+    numbers = numbers or Numbers()
+    numbers.check(device)
+    dtype = numbers.dtype
+    model, _ = load_world_model(files.world_model, operators=operators, dtype=dtype)
+    autoencoder = load_autoencoder(files.autoencoder, dtype=dtype)
+    text = load_text_encoder(files.text_encoder, instruction=files.instruction, dtype=dtype)
+    refiner = refiner_text = None
+    if files.refiner is not None:
+        if files.refiner_text_encoder is None or files.connectors is None:
+            raise ValueError("a refiner needs its text encoder and connectors")
+        refiner = load_refiner(files.refiner, options=_refiner_options(mode), dtype=dtype)
+        refiner_text = load_refiner_text_encoder(files.refiner_text_encoder, files.connectors, dtype=dtype)
+    return _assembled(
+        model, autoencoder, text, refiner, refiner_text, device=device, numbers=numbers, offload=offload
+    )
+
+
+def stand_in_generator(
+    *,
+    mode: Mode,
+    device: torch.device | str = "cpu",
+    numbers: Numbers | None = None,
+    offload: Offload = "none",
+    refine: bool = True,
+    seed: int = 0,
+) -> Generator:
+    """The chain with tiny parts of random numbers: it runs anywhere, and its videos show nothing.
+
+    Raises:
+        ValueError: the precision cannot run.
+        ModuleNotFoundError: diffusers or transformers is not installed.
+    """
+    numbers = numbers or Numbers(precision="float32")
+    numbers.check(device)
+    dtype = numbers.dtype
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = WorldModel(TINY)
+    refiner = refiner_text = None
+    if refine:
+        refiner = tiny_refiner(seed, latent_channels=TINY.latent_channels, options=_refiner_options(mode))
+        refiner_text = tiny_refiner_text_encoder(seed)
+    return _assembled(
+        model.requires_grad_(False).eval().to(dtype),
+        tiny_autoencoder(seed, latent_channels=TINY.latent_channels, causal=mode == "distilled").to(dtype),
+        tiny_text_encoder(seed, width=TINY.text_width, tokens=TINY.text_tokens).to(dtype),
+        None if refiner is None else refiner.to(dtype),
+        None if refiner_text is None else refiner_text.to(dtype),
+        device=device,
+        numbers=numbers,
+        offload=offload,
+        stand_in=True,
+    )
+
+
+def _refiner_options(mode: Mode) -> RefinerOptions:
+    return _BLOCKS if mode == "distilled" else RefinerOptions()
+
+
+def _assembled(
+    model: WorldModel,
+    autoencoder: Any,
+    text: Any,
+    refiner: Any,
+    refiner_text: Any,
+    *,
+    device: torch.device | str,
+    numbers: Numbers,
+    offload: Offload,
+    stand_in: bool = False,
+) -> Generator:
+    described = _described(model)
+    if numbers.precision not in ("float32", "bf16") or numbers.attention != "input":
+        model.to(device)  # converted where it computes
+    described |= {"numbers": numbers.convert(model), "stand_in": stand_in}
+    if offload != "none":
+        model.to("cpu")
+    parts = {
+        "world_model": described,
+        "autoencoder": _described(autoencoder),
+        "text_encoder": _described(text),
+    }
+    if refiner is not None:
+        parts |= {"refiner": _described(refiner), "refiner_text_encoder": _described(refiner_text)}
+    return Generator(
+        model,
+        autoencoder,
+        text,
+        refiner=refiner,
+        refiner_text_encoder=refiner_text,
+        residence=Residence(offload, device),
+        parts=parts,
+        device=device,
+    )
+
+
+def _described(part: nn.Module) -> dict[str, Any]:
+    tensors = [*part.parameters(), *part.buffers()]
+    return {
+        "class": type(part).__name__,
+        "parameters": sum(p.numel() for p in part.parameters()),
+        "bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "dtype": str(next(part.parameters()).dtype).removeprefix("torch."),
+        "stand_in": bool(getattr(part, "stand_in", False)),
+    }

@@ -1,0 +1,188 @@
+"""The generator that the options ask for, and what goes into records about its files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...annotate.networks.device import choose_device
+from ...dataset.weights import CHAINS, file_digest, locate, resolve
+from ...model.generation import Generator
+from ...model.parts import Numbers, PartFiles, Precision, find_parts, load_generator, stand_in_generator
+from ...model.precision import DEFAULT_SCOPES
+from .options import GenerateOptions
+
+
+def resolve_precision(options: GenerateOptions, device: str) -> Precision:
+    """The precision of the world model on a device; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if device.startswith("cuda") else "float32"
+
+
+def locate_parts(options: GenerateOptions) -> PartFiles | None:
+    """Where the parts lie; None for stand-ins. Looks, reads nothing.
+
+    Raises:
+        ValueError: a part is not there; the message says what brings it.
+    """
+    if options.stand_in:
+        return None
+    if options.weights == "released":
+        return _released(options)
+    given = Path(options.weights)
+    if not given.exists():
+        raise ValueError(
+            f"--weights {given}: no such file or folder; give a folder laid out as the release, `released` or "
+            "`stand_in`"
+        )
+    if given.is_dir():
+        found = find_parts(given, mode=options.mode, refine=options.refine and options.refiner_folder is None)
+    else:
+        found = _beside(given, options)
+    return _with_own(found, options)
+
+
+def _released(options: GenerateOptions) -> PartFiles:
+    """The pinned files in the hub's cache."""
+    chain = CHAINS[options.mode]
+    own = {
+        "autoencoder": options.autoencoder,
+        "text_encoder": options.text_encoder,
+        "refiner": options.refiner_folder,
+        "refiner_text_encoder": options.refiner_folder,
+    }
+    wanted = [part for part in chain if options.refine or not part.startswith("refiner")]
+    found: dict[str, Path] = {}
+    missing = []
+    for part in wanted:
+        if own.get(part) is not None:
+            continue
+        try:
+            found[part] = locate(chain[part])
+        except ValueError:
+            missing.append(chain[part])
+    if missing:
+        raise ValueError(
+            f"weights {', '.join(missing)} are not on this machine; run: theodolite weights pull {options.mode} "
+            "(or bring them and give --weights FOLDER; --weights stand_in --size tiny runs without)"
+        )
+    config = found["world_model"].parent.parent / "config.yaml"
+    refiner = found.get("refiner")
+    return PartFiles(
+        world_model=found["world_model"],
+        autoencoder=found.get("autoencoder", Path()),
+        text_encoder=found.get("text_encoder", Path()),
+        instruction=config if config.is_file() else None,
+        refiner=None if refiner is None else refiner / "transformer",
+        connectors=None if refiner is None else refiner / "connectors",
+        refiner_text_encoder=found.get("refiner_text_encoder"),
+    )
+
+
+def _beside(world_model: Path, options: GenerateOptions) -> PartFiles:
+    """The parts around a world model's file: named by options, or in the release's layout above it."""
+    own = (options.autoencoder, options.text_encoder, options.refiner_folder)
+    if all(own[:2]) and (own[2] or not options.refine):
+        assert options.autoencoder is not None
+        assert options.text_encoder is not None
+        return PartFiles(
+            world_model=world_model, autoencoder=options.autoencoder, text_encoder=options.text_encoder
+        )
+    for folder in (world_model.parent, world_model.parent.parent):
+        try:
+            found = find_parts(folder, mode=options.mode, refine=options.refine and own[2] is None)
+        except ValueError:
+            continue
+        return PartFiles(**{**vars(found), "world_model": world_model})
+    raise ValueError(
+        f"--weights {world_model}: the other parts do not lie around it; name them with --autoencoder, --text-encoder "
+        "and --refiner, or --no-refiner"
+    )
+
+
+def _with_own(found: PartFiles, options: GenerateOptions) -> PartFiles:
+    changes: dict[str, Any] = {}
+    if options.autoencoder is not None:
+        changes["autoencoder"] = options.autoencoder
+    if options.text_encoder is not None:
+        changes["text_encoder"] = options.text_encoder
+    if options.refiner_folder is not None and options.refine:
+        folder = options.refiner_folder
+        for part, name in (
+            ("refiner", "transformer"),
+            ("connectors", "connectors"),
+            ("refiner_text_encoder", "text_encoder"),
+        ):
+            if not (folder / name).is_dir():
+                raise ValueError(f"--refiner {folder}: holds no folder {name}")
+            changes[part] = folder / name
+    parts = PartFiles(**{**vars(found), **changes})
+    for part, path in parts.named().items():
+        if not path.exists():
+            raise ValueError(f"{part.replace('_', ' ')}: {path}: no such file or folder")
+    return parts
+
+
+def build_generator(options: GenerateOptions, files: PartFiles | None) -> Generator:
+    """Load everything.
+
+    Raises:
+        ValueError: a file is missing, damaged or another network's, or the precision cannot run here.
+    """
+    device = str(choose_device(options.device))
+    numbers = Numbers(
+        precision=resolve_precision(options, device),
+        scopes=options.scopes or DEFAULT_SCOPES,
+        attention=options.attention_precision,
+    )
+    common = dict(mode=options.mode, device=device, numbers=numbers, offload=options.offload)
+    try:
+        if files is None:
+            _only_tiny(options)
+            return stand_in_generator(refine=options.refine, **common)  # type: ignore[arg-type]
+        return load_generator(files, **common)  # type: ignore[arg-type]
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+
+
+def _only_tiny(options: GenerateOptions) -> None:
+    if options.size != "tiny":
+        raise ValueError("stand-ins of the chain are tiny: add --size tiny")
+
+
+def file_digests(options: GenerateOptions, files: PartFiles | None) -> dict[str, Any]:
+    """What each part was read from: SHA-256 and size of every file, remembered from run to run, and name, commit and
+    licence of released ones.
+
+    Raises:
+        ValueError: a released file has another digest.
+    """
+    if files is None:
+        return {}
+    found: dict[str, Any] = {}
+    for part, path in files.named().items():
+        found[part] = {
+            "files": [_described(f) for f in _weights_in(path)],
+            "licence": "not known: given by path",
+        }
+        name = CHAINS[options.mode].get(part)
+        if options.weights == "released" and name is not None and locate(name) in (path, path.parent):
+            known = resolve(name)
+            found[part] |= {"name": known.label, "revision": known.revision, "licence": known.licence}
+    return found
+
+
+def _weights_in(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(
+        p for p in path.iterdir() if p.suffix in (".safetensors", ".json", ".pt", ".model") and p.is_file()
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    if sys.stderr.isatty() and path.stat().st_size > 2**30:
+        sys.stderr.write(f"digest of {path} ...\n")
+    return {"file": str(path), "bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -1,0 +1,212 @@
+"""From a clip's request to arrays: image, camera path and lens, read, checked and fitted to the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...dataset.camera_paths import FPS
+from ...dataset.cameras import intrinsics_matrix
+from ...dataset.cameras_in import (
+    CameraPath,
+    Limits,
+    PathFigures,
+    Reading,
+    check_fov,
+    lens_of_picture,
+    path_figures,
+    prepare_path,
+    read_camera_path,
+    read_lens,
+)
+from ...dataset.images import read_image
+from ...dataset.media import MediaError
+from ...dataset.picture import Cover, cover
+from ...model.generation import GenerationRequest
+from .options import ClipRequest, GenerateOptions
+
+LONGEST_PROMPT = 20_000
+"""Characters; what the text encoder sees is counted in tokens once it is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """One clip, ready for the model.
+
+    Attributes:
+        clip, options: as asked for, the clip's own values among the options.
+        request: for the model.
+        path: that is followed, with the file's notes.
+        figures: of the path.
+        cover: how the image was cut.
+        image_sha256: of the file.
+        fov_deg: least and largest horizontal field of view.
+        lens: where the intrinsics come from.
+        lens_weights: label and licence of the network that estimated them, if one did.
+        stand_in: a path or a lens of stand-in weights.
+        notes: what had to be decided.
+    """
+
+    clip: ClipRequest
+    options: GenerateOptions
+    request: GenerationRequest
+    path: CameraPath
+    figures: PathFigures
+    cover: Cover
+    image_sha256: str
+    fov_deg: tuple[float, float]
+    lens: str
+    lens_weights: tuple[str, str] | None
+    stand_in: bool
+    notes: tuple[str, ...]
+
+
+def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
+    """Read and check everything about a clip; loads no network but one that estimates the lens.
+
+    Raises:
+        ValueError: naming what is wrong and what to do.
+    """
+    options = clip.options(run)
+    sampling = options.sampling()
+    prompt = _prompt(clip.prompt)
+    image, digest = _image(clip.image)
+    try:
+        cut = cover(image.shape[:2], options.picture)
+    except ValueError as error:
+        raise ValueError(f"{clip.image}: {error}") from None
+    reading = Reading(
+        fps=options.fps, metres_per_unit=options.metres_per_unit, seconds=_named_seconds(options)
+    )
+    limits = Limits(max_speed_m_s=options.max_speed_m_s, max_turn_deg_s=options.max_turn_deg_s)
+    path = read_camera_path(clip.camera, reading)
+    seconds = _named_seconds(options) if path.form == "named path" else options.seconds
+    path = prepare_path(path, seconds=seconds, multiple=sampling.chunk_frames, limits=limits)
+    lens = _lens(image, path, options)
+    intrinsics = cut.apply_to_intrinsics(lens.intrinsics_px)
+    try:
+        fov = check_fov(intrinsics, height=options.picture[0], width=options.picture[1])
+    except ValueError as error:
+        raise ValueError(f"{error} (intrinsics: {lens.origin})") from None
+    return Prepared(
+        clip=clip,
+        options=options,
+        request=GenerationRequest(
+            image=cut.apply(image),
+            prompt=prompt,
+            camera_to_world=path.camera_to_world,
+            intrinsics_px=intrinsics,
+            sampling=sampling,
+            seed=options.seed,
+            refine=options.refine,
+            refiner_seed=options.refiner_seed,
+            negative_prompt=options.negative_prompt,
+        ),
+        path=path,
+        figures=path_figures(path),
+        cover=cut,
+        image_sha256=digest,
+        fov_deg=fov,
+        lens=lens.origin,
+        lens_weights=lens.weights,
+        stand_in=path.stand_in or lens.stand_in,
+        notes=(*path.notes, *_notes_on_image(cut)),
+    )
+
+
+def _named_seconds(options: GenerateOptions) -> float:
+    """How long a named path lasts: whole chunks, so that nothing is cut off."""
+    multiple = options.sampling().chunk_frames
+    wanted = 10.0 if options.seconds is None else options.seconds
+    return max(1, round(wanted * FPS / multiple)) * multiple / FPS
+
+
+def _prompt(text: str) -> str:
+    prompt = text.strip()
+    if not prompt:
+        raise ValueError("the prompt is empty: say what the video shows (--prompt)")
+    if len(prompt) > LONGEST_PROMPT:
+        raise ValueError(
+            f"the prompt has {len(prompt)} characters; the model sees some 300 tokens, about 1,200 characters"
+        )
+    if "\0" in prompt:
+        raise ValueError("the prompt holds a null character")
+    return prompt
+
+
+def _image(path: Path) -> tuple[np.ndarray, str]:
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give one image")
+    try:
+        return read_image("image", path), hashlib.sha256(path.read_bytes()).hexdigest()
+    except MediaError as error:
+        raise ValueError(str(error).removeprefix("clip image: ")) from None
+
+
+def _notes_on_image(cut: Cover) -> tuple[str, ...]:
+    notes = []
+    if cut.kept < 0.9:
+        notes.append(f"{100 * (1 - cut.kept):.0f} % of the image is cut off to fit the model's shape")
+    if cut.enlarged > 1.5:
+        notes.append(f"the image is enlarged {cut.enlarged:.1f} times; a larger one gives a sharper video")
+    return tuple(notes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lens:
+    """(F, 3, 3) for the image, where they come from, and the network behind them."""
+
+    intrinsics_px: np.ndarray
+    origin: str
+    weights: tuple[str, str] | None = None
+    stand_in: bool = False
+
+
+def _lens(image: np.ndarray, path: CameraPath, options: GenerateOptions) -> _Lens:
+    height, width = image.shape[:2]
+    text = options.intrinsics
+    if text is None:
+        own = lens_of_picture(path, height=height, width=width)
+        if own is not None:
+            return _Lens(intrinsics_px=own, origin=f"the camera {path.origin}")
+        if not options.stand_in:
+            raise ValueError(
+                f"camera {path.origin} says nothing of the lens: give --intrinsics fov=DEGREES, fx,fy,cx,cy or a .npy "
+                "file, or --intrinsics estimate (needs the weights of MoGe-2)"
+            )
+        text = "estimate"
+    network, equals, which = text.partition("=")
+    if network == "estimate":
+        return _estimated(image, which if equals else "moge-2", len(path), options)
+    # A file may hold one lens a pose, before the path was brought to the model's rate: then as many as frames.
+    return _Lens(
+        intrinsics_px=read_lens(text, height=height, width=width, num_frames=len(path)),
+        origin=f"--intrinsics {text}",
+    )
+
+
+def _estimated(image: np.ndarray, network: str, frames: int, options: GenerateOptions) -> _Lens:
+    from ...annotate.image_lens import estimate_lens
+
+    found = estimate_lens(
+        image,
+        network=network,
+        weights="stand_in" if options.stand_in else "released",
+        size="tiny" if options.size == "tiny" else "released",
+        device=options.device,
+    )
+    height, width = image.shape[:2]
+    focal, centre = np.full((frames, 2), found.focal_px), np.tile([width / 2, height / 2], (frames, 1))
+    return _Lens(
+        intrinsics_px=np.asarray(intrinsics_matrix(focal, centre)),
+        origin=f"estimated from the image by {found.weights}",
+        weights=(found.weights, found.licence),
+        stand_in=found.stand_in,
+    )
+
+
+Prepare = Callable[[ClipRequest, GenerateOptions], Prepared]

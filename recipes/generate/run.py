@@ -1,0 +1,124 @@
+"""What `theodolite generate` does once its options are read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ...annotate.executor import signals_as_interrupt
+from ...dataset.store import write_atomically
+from .build import build_generator, file_digests, locate_parts, resolve_precision
+from .inputs import prepare
+from .memory import check_memory, memory_text
+from .options import ClipRequest, GenerateOptions
+from .plan import describe, find_place
+from .plot import path_svg
+from .progress import shown_progress
+from .single import OutOfRoom, generate_video, record_path, say
+
+
+def run_generate(
+    clip: ClipRequest,
+    options: GenerateOptions,
+    video: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    plot: Path | None = None,
+) -> tuple[str, int]:
+    """Make one video.
+
+    Args:
+        clip: image, prompt, camera.
+        options: of the run.
+        video: `.mp4` file to write; its record lies beside it as `.json`.
+        overwrite: replace a video that is there.
+        dry_run: check everything and show path, memory and time; loads and writes nothing (but `plot`).
+        plot: SVG of the path to write.
+    Returns:
+        what is there now, and 0; 130 after Ctrl-C, 1 for a full disk (what was finished plays).
+    Raises:
+        ValueError: something about the request or the weights, before anything was written.
+    """
+    if video.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {video}: videos are written as .mp4; with --manifest, --out is a folder")
+    if not video.parent.is_dir():
+        raise ValueError(f"--out {video}: no such folder {video.parent}")
+    if video.exists() and not overwrite and not dry_run:
+        raise ValueError(f"--out {video}: is there already; --overwrite replaces it")
+    place = find_place(options.device)
+    prepared = prepare(clip, options)
+    precision = resolve_precision(options, place.device)
+    if plot is not None:
+        drawing = path_svg(
+            prepared.path, title=f"{prepared.path.origin}, {prepared.figures.duration_s:.1f} s"
+        )
+        write_atomically(plot, drawing.encode())
+    if dry_run:
+        text = describe(
+            prepared,
+            place,
+            precision=precision,
+            memory=memory_text(prepared.request, options, precision, place),
+        )
+        missing = _missing_weights(options)
+        return text + (
+            f"\n\nweights: {missing}" if missing else "\n\nnothing was loaded or written"
+        ), 1 if missing else 0
+    files = locate_parts(options)
+    check_memory(prepared.request, options, precision, place)
+    for note in prepared.notes:
+        say(f"note: {note}")
+    generator = build_generator(options, files)
+    video.unlink(missing_ok=True)
+    record_path(video).unlink(missing_ok=True)
+    try:
+        with signals_as_interrupt(), shown_progress(video.name) as progress:
+            outcome = generate_video(
+                generator,
+                prepared,
+                video,
+                progress=progress,
+                command=sys.argv,
+                digests=file_digests(options, files),
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; {_what_is_there(video)}")
+        return "", 130
+    except OutOfRoom as error:
+        say(f"error: {error.strerror}")
+        return "", 1
+    return "\n".join([outcome.summary, *_streaming_lines(outcome.streaming), f"record: {outcome.record}"]), 0
+
+
+def _missing_weights(options: GenerateOptions) -> str | None:
+    try:
+        locate_parts(options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _what_is_there(video: Path) -> str:
+    from .single import read_made
+
+    made = read_made(video)
+    if made is None or not made.num_frames or not video.is_file():
+        return f"no frame of {video} was finished"
+    return f"{video} holds the first {made.num_frames} frames and plays; its record says so"
+
+
+def _streaming_lines(report: object) -> list[str]:
+    from ...model.generation import StreamingReport
+
+    if not isinstance(report, StreamingReport):
+        return []
+    words = f"streaming: first chunk after {report.time_to_first_chunk_s:.2f} s, "
+    words += f"{report.real_time_factor:.2f}x real time"
+    if report.sustained_factor is not None:
+        words += f" ({report.sustained_factor:.2f}x after the first chunk)"
+    if report.deadlines_met is not None:
+        words += f", {100 * report.deadlines_met:.0f} % of {report.chunks - 1} deadlines met"
+        if report.latest_s > 0:
+            words += f", the latest chunk {report.latest_s:.2f} s late"
+    return [words]

@@ -1,0 +1,328 @@
+"""`theodolite generate` as a user starts it: videos of stand-ins, records, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from theodolite.dataset.camera_paths import named_path
+from theodolite.dataset.frames import count_video_frames
+from theodolite.recipes.cli import app
+from typer.testing import CliRunner
+
+needs_networks = pytest.mark.skipif(
+    find_spec("diffusers") is None or find_spec("transformers") is None, reason="needs theodolite[generate]"
+)
+TRY = ("--weights", "stand_in", "--size", "tiny", "--mode", "distilled", "--device", "cpu")
+runner = CliRunner()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return write_image(tmp_path / "street.png")
+
+
+def write_image(path: Path, height: int = 360, width: int = 640) -> Path:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), cv2.GaussianBlur(noise, (0, 0), 5))
+    return path
+
+
+def generate(*words: object):
+    return runner.invoke(app, ["generate", *map(str, words)])
+
+
+def command(*words: object, **more) -> subprocess.Popen[str]:
+    code = "from theodolite.recipes.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "generate", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **more,
+    )
+
+
+def usual(image: Path, out: Path, **changes: object) -> list[object]:
+    """Words of a sound command; an option that is None is left out."""
+    words: dict[str, object] = {"image": image, "prompt": "a street", "camera": "w-48", "out": out} | changes
+    listed = [w for k, v in words.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
+    return [*TRY, *listed]
+
+
+# --- sound ----------------------------------------------------------------------------------------
+
+
+@needs_networks
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["distilled", "bidirectional", "chunk-causal"])
+def test_a_video_and_its_record(image: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "v.mp4"
+    steps = [] if mode == "distilled" else ["--steps", 2]
+    done = generate(*usual(image, out), "--mode", mode, *steps)
+    assert done.exit_code == 0, done.output
+    assert "49 frames, 3.1 s" in done.output
+    assert ("streaming: first chunk after" in done.output) is (mode == "distilled")
+    assert count_video_frames("v", out) == (49, 16.0)
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["run"]["status"] == "complete"
+    assert record["stand_in"] is True
+    assert record["video"]["bytes"] == out.stat().st_size
+    assert len(record["camera"]["camera_to_world"]) == len(record["camera"]["intrinsics_px"]) == 49
+    assert record["run"]["seeds"] == {"world_model": 42, "refiner": 42}
+    assert set(record["run"]["parts"]) >= {"world_model", "autoencoder", "text_encoder", "refiner"}
+    assert record["run"]["departures"].keys() == (set() if mode == "distilled" else {"steps"})
+    assert set(record["run"]["stages"]) == {"text", "image", "denoising", "refining", "decoding"}
+    assert (record["run"]["streaming"] is None) is (mode != "distilled")
+    assert record["packages"]["torch"]
+    assert record["image"]["size"] == [360, 640]
+
+
+@needs_networks
+@pytest.mark.slow
+def test_stand_ins_are_marked(image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.mp4"
+    assert generate(*usual(image, out, crf=1), "--no-refiner").exit_code == 0
+    with av.open(str(out)) as container:
+        assert "STAND-IN" in container.metadata["title"]
+        assert "STAND-IN" in container.metadata["comment"]
+        frames = [f.to_ndarray(format="gray") for f in container.decode(video=0)]
+    # The same letters on every frame.
+    stack = np.stack(frames).astype(float)
+    letters = stack.mean(axis=0) > 220
+    assert letters.sum() > 100
+    assert (stack[:, letters] > 180).mean() > 0.95
+
+
+@needs_networks
+@pytest.mark.slow
+def test_a_record_makes_the_same_video(image: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    assert generate(*usual(image, first, intrinsics="fov=60"), "--no-refiner").exit_code == 0
+    record = json.loads(first.with_suffix(".json").read_text())
+    # Its path, from the record itself; its lens is that of the cut picture, so that the option gives it again.
+    words = usual(image, again, camera=first.with_suffix(".json"), intrinsics="fov=60")
+    assert generate(*words, "--no-refiner").exit_code == 0
+    assert json.loads(again.with_suffix(".json").read_text())["video"]["sha256"] == record["video"]["sha256"]
+    other = tmp_path / "c.mp4"
+    assert generate(*usual(image, other, intrinsics="fov=60", seed=1), "--no-refiner").exit_code == 0
+    assert json.loads(other.with_suffix(".json").read_text())["video"]["sha256"] != record["video"]["sha256"]
+
+
+@needs_networks
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_is_finished(image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.mp4"
+    process = command(*usual(image, out, camera="walk", seconds=60))
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and (not out.is_file() or out.stat().st_size < 100_000):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    frames = count_video_frames("v", out)[0]
+    assert 0 < frames < 961
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["run"]["status"] == "interrupted"
+    # Of a chunk that was being written, too; those of whole chunks are the run's.
+    assert record["video"]["num_frames"] == frames >= record["run"]["num_frames"]
+    assert f"holds the first {frames} frames and plays" in errors
+    assert "Traceback" not in errors + text
+
+
+@needs_networks
+@pytest.mark.slow
+def test_a_full_disk_leaves_what_is_finished(image: Path, tmp_path: Path) -> None:
+    """A bound on the size of files fails writing as a full disk does."""
+    import resource
+
+    out = tmp_path / "v.mp4"
+    bound = 400_000
+    process = command(
+        *usual(image, out, camera="walk", seconds=30),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bound, resource.RLIM_INFINITY)),
+    )
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1, errors
+    assert "the disk is full or the file cannot grow" in errors
+    assert "v.mp4 holds the first" in errors
+    assert "Traceback" not in errors
+    assert 0 < count_video_frames("v", out)[0] < 481
+    assert json.loads(out.with_suffix(".json").read_text())["run"]["status"] == "failed"
+
+
+def test_a_dry_run_shows_path_memory_and_time(image: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "v.mp4", tmp_path / "path.svg"
+    words = (
+        "--image",
+        image,
+        "--prompt",
+        "rain",
+        "--camera",
+        "orbit",
+        "--out",
+        out,
+        "--intrinsics",
+        "fov=60",
+    )
+    done = generate(*words, "--dry-run", "--plot", plot, "--guidance-interval", "0,0.5", "--seconds", 60)
+    assert done.exit_code == 1  # the weights are missing
+    for text in (
+        *(
+            "from above, m",
+            "961 frames, 60.00 s",
+            "12.57 m long",
+            "60 deg horizontally",
+            "memory",
+            "world model",
+        ),
+        *("guidance interval (0.0, 0.5) (published (0.0, 1.0))", "theodolite weights pull bidirectional"),
+    ):
+        assert text in done.output, text
+    assert plot.read_text().startswith("<svg")
+    assert not out.exists()
+    assert generate(*usual(image, out), "--dry-run").exit_code == 0
+    assert list(tmp_path.iterdir()) == [p for p in tmp_path.iterdir() if p in (image, plot)]
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+
+def refused(image: Path, out: Path, **changes: object) -> str:
+    done = generate(*usual(image, out, **changes))
+    assert done.exit_code == 2, done.output
+    assert done.output.startswith("error: ")
+    assert "Traceback" not in done.output
+    assert not out.exists()
+    assert not out.with_suffix(".json").exists()
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": "word " * 5000}, "24999 characters"),
+        ({"prompt": "@nowhere.txt"}, "cannot be read"),
+        ({"camera": None, "prompt": None}, "give --prompt, --camera"),
+        ({"camera": "loop"}, "no such file, no named path"),
+        ({"camera": "w-5"}, "at least 25 frames"),
+        ({"camera": "w-480,x-3"}, "unknown keys 'x'"),
+        ({"camera": "walk", "seconds": 600}, "more than the model can number"),
+        ({"camera": "w-48", "seconds": 60}, "ask for --seconds 3 at most"),
+        ({"camera": "orbit:size=100"}, "is too fast"),
+        ({"seconds": -1}, "--seconds"),
+        ({"fps": 0}, "--fps"),
+        ({"intrinsics": "fov=130"}, "field of view of frame 0 is 129"),
+        ({"intrinsics": "fov=20"}, "25 to 120"),
+        ({"intrinsics": "wide"}, "neither fov=DEGREES"),
+        ({"intrinsics": "estimate=eyes"}, "moge-2 or pi3x"),
+        ({"intrinsics": "3000,3000,1500,900"}, "field of view"),
+        ({"steps": 4}, "steps is an option of bidirectional and chunk-causal, not of distilled"),
+        ({"times": "1000,zero"}, "numbers with commas"),
+        ({"times": "1000,500"}, "end in 0"),
+        ({"mode": "fast"}, "--mode"),
+        ({"precision": "fp4"}, "--precision"),
+        ({"offload": "all"}, "--offload"),
+        ({"workers": 2}, "goes with --manifest"),
+        ({"device": "cuda:99"}, "--device"),
+    ],
+)
+def test_options_that_cannot_be(image: Path, tmp_path: Path, changes: dict[str, object], named: str) -> None:
+    assert named in refused(image, tmp_path / "v.mp4", **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("missing", "No such file"),
+        ("folder", "is a folder"),
+        ("text", "image"),
+        ("truncated", "ends before its picture does"),
+        ("tiny", "shorter side must have 64"),
+        ("upright", "32 % of it would be left"),
+    ],
+)
+def test_images_that_cannot_be(tmp_path: Path, kind: str, named: str) -> None:
+    path = tmp_path / "bad.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("no picture")
+    elif kind == "truncated":
+        write_image(path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "tiny":
+        write_image(path, 40, 80)
+    elif kind == "upright":
+        write_image(path, 1280, 720)
+    text = refused(path, tmp_path / "v.mp4")
+    assert named in text
+    assert "bad.png" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("nan", "pose of frame 30 is not finite"),
+        ("scaled", "no rigid transform"),
+        ("jump", "jumps"),
+        ("millimetres", "in metres"),
+        ("short", "at least 25 frames"),
+    ],
+)
+def test_paths_that_cannot_be(image: Path, tmp_path: Path, kind: str, named: str) -> None:
+    poses = named_path("walk", 97, size_m=3)
+    if kind == "nan":
+        poses[30, 1, 3] = np.nan
+    elif kind == "scaled":
+        poses[:, :3, :3] *= 1.1
+    elif kind == "jump":
+        poses[50:, 0, 3] += 5
+    elif kind == "millimetres":
+        poses[:, :3, 3] *= 1000
+    elif kind == "short":
+        poses = poses[:20]
+    np.save(tmp_path / "path.npy", poses)
+    text = refused(image, tmp_path / "v.mp4", camera=tmp_path / "path.npy")
+    assert named in text
+    assert "path.npy" in text
+
+
+def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
+    assert "written as .mp4" in refused(image, tmp_path / "v.avi")
+    assert "no such folder" in refused(image, tmp_path / "nowhere" / "v.mp4")
+    there = tmp_path / "there.mp4"
+    there.write_bytes(b"mine")
+    done = generate(*usual(image, there))
+    assert done.exit_code == 2
+    assert "--overwrite replaces it" in done.output
+    assert there.read_bytes() == b"mine"
+
+
+def test_weights_that_are_not_there(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--image", image, "--prompt", "rain", "--camera", "orbit", "--intrinsics", "fov=60"]
+    out = tmp_path / "v.mp4"
+    for weights, named in (
+        ("released", "run: theodolite weights pull bidirectional"),
+        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path, "lacks parts of the release: world model (dit/*.safetensors"),
+    ):
+        done = generate(*words, "--out", out, "--weights", weights)
+        assert done.exit_code == 2
+        assert named in done.output
+    done = generate(*words, "--out", out, "--size", "tiny")
+    assert done.exit_code == 2
+    assert "--size tiny is of stand-ins" in done.output
