@@ -406,8 +406,12 @@ def load_autoencoder(
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
-    vae = load_module(_kind(), folder, dtype=dtype)
+    # The causal one was released by a class of its own, whose files are the same but for this name.
+    vae = load_module(_kind(), folder, dtype=dtype, renamed=_RENAMED, finite=True)
     return VideoAutoencoder(vae.to(device), tiling=tiling)
+
+
+_RENAMED = {"decoder_upsample_type": "upsample_type", "gradient_checkpointing": ""}
 
 
 def _kind() -> Any:

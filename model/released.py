@@ -49,7 +49,8 @@ def load_module(
     *,
     dtype: torch.dtype | None = None,
     leave_out: Sequence[str] = (),
-    unused: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+    finite: bool = False,
 ) -> Kind:
     """A module of diffusers from a folder with `config.json` and safetensors; strict, with mapped weights.
 
@@ -61,22 +62,26 @@ def load_module(
         dtype: of the floating-point weights; None: as stored.
         leave_out: submodules and parameters, by their last name, that are neither built nor read, whatever they hold
             ("audio_attn1" in any block).
-        unused: tensors of the file, by the start of their name, that the module does not have and that are skipped.
+        renamed: settings that the file calls otherwise than `kind`: name in the file, name of the argument
+            (empty: it says nothing of the weights).
+        finite: look for NaN and inf, which reads every weight.
     Raises:
         FileNotFoundError: the folder, its configuration or a shard is missing.
         ValueError: a file is damaged or does not hold this module; the message names file and tensors.
     """
     config = read_config(folder)
+    for theirs, ours in (renamed or {}).items():
+        value = config.pop(theirs, None)
+        if value is not None and ours:
+            config[ours] = value
     with torch.device("meta"):
         module = kind.from_config(config)  # type: ignore[attr-defined]
     drop_parts(module, leave_out)
     tensors = read_safetensors(folder)
     skipped = set(leave_out)
-    wanted = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not skipped & set(name.split(".")) and not name.startswith(tuple(unused))
-    }
+    wanted = {name: tensor for name, tensor in tensors.items() if not skipped & set(name.split("."))}
+    if finite and (broken := [k for k, v in wanted.items() if not bool(v.isfinite().all())]):
+        raise ValueError(f"{folder} is damaged: {', '.join(broken[:8])} holds NaN or inf")
     assign(module, wanted, dtype=dtype, origin=str(folder))
     return module.eval()
 
