@@ -11,6 +11,7 @@ from .bundle import BundleConfig
 from .decode import DecodeConfig
 from .gates import GatesConfig
 from .geometry.choose import GeometryConfig
+from .quality import QualityConfig
 from .scale import ScaleConfig
 from .tracks import TracksConfig
 
@@ -39,4 +40,6 @@ class AnnotateConfig(Strict):
     scale: ScaleConfig = ScaleConfig()
     bundle: BundleConfig = BundleConfig()
     gates: GatesConfig = GatesConfig()
+    quality: QualityConfig | None = None
+    """Measure the pictures for `theodolite filter`, while they are decoded; null: do not."""
     executor: ExecutorConfig = ExecutorConfig()

@@ -44,6 +44,7 @@ from .given_poses import longest_gap_s
 from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
+from .quality import QualityMeter
 from .reporting import counted, say
 from .scale import ScaleEstimate, estimate_scale
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
@@ -388,7 +389,7 @@ def _given(
             return None
     with progress.stage("tracks"):
         progress.measured = measure_images(
-            _told(clip, frames), height=frames.height, width=frames.width, config=config.tracks
+            _watched(progress, frames, config), height=frames.height, width=frames.width, config=config.tracks
         )
     _reject_cuts(frames)
     return missing
@@ -396,6 +397,19 @@ def _given(
 
 def _told(clip: ClipRef, frames: ClipFrames) -> Iterator[NDArray[np.uint8]]:
     return counted(clip.clip_id, "tracks", frames, len(frames), "frames")
+
+
+def _watched(progress: _Progress, frames: ClipFrames, config: AnnotateConfig) -> Iterator[NDArray[np.uint8]]:
+    """Frames as `_told`; the quality of the pictures is measured on the way, of clips with cuts as well."""
+    shown = _told(progress.clip, frames)
+    if config.quality is None:
+        yield from shown
+        return
+    meter = QualityMeter(config.quality, frames.timing.fps)
+    yield from meter.watch(shown)
+    progress.metrics |= meter.metrics()
+    if config.decode.detect_cuts:
+        progress.metrics["num_cuts"] = float(len(frames.cuts))
 
 
 def _metric_frames(frames: ClipFrames, config: AnnotateConfig) -> list[int]:
@@ -425,7 +439,7 @@ def _stream(
     streams = progress.networks = [stream, *([metric] if metric is not None else [])]
 
     def shown() -> Iterator[NDArray[np.uint8]]:
-        for number, rgb in enumerate(_told(clip, frames)):
+        for number, rgb in enumerate(_watched(progress, frames, config)):
             for each in streams:
                 each.add(number, rgb)
             yield rgb
@@ -532,9 +546,8 @@ def _row(progress: _Progress) -> Row:
         values.update(_given_columns(progress.posed))
     if progress.agreement is not None:
         values.update(progress.agreement.columns())
-    if progress.geometry is not None:
-        metrics = values.get("metrics", {}) | progress.geometry.diagnostics | progress.metrics
-        values["metrics"] = metrics or None
+    diagnostics = {} if progress.geometry is None else progress.geometry.diagnostics
+    values["metrics"] = values.get("metrics", {}) | diagnostics | progress.metrics or None
     used = _taking_part(progress)
     values.update(
         weights=tuple(w for n in used for w in n.weights),

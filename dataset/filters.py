@@ -6,11 +6,22 @@ that was not measured keeps nothing, since a missing number is no good number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from .reading import ClipDataset, open_dataset
+from .store import write_atomically
 from .strict import Strict
 
 Bounds = tuple[float | None, float | None]
@@ -48,3 +59,286 @@ class Filters(Strict):
         for name in type(self).model_fields:
             if (bounds := getattr(self, name)) is not None:
                 yield name, bounds
+
+
+# --- applying them --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdReport:
+    """What one threshold does to the accepted clips of a source.
+
+    Attributes:
+        missing: clips without the number; they are not kept.
+        alone: clips that this threshold alone keeps.
+        only: clips that it alone throws out, which all others keep.
+    """
+
+    name: str
+    bounds: Bounds
+    missing: int
+    alone: int
+    only: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReport:
+    """What the thresholds do to one source.
+
+    Attributes:
+        rows, accepted: clips, and those with accepted cameras.
+        kept: accepted clips that all thresholds keep.
+        thresholds: one each; empty where the source has none, and then every accepted clip is kept.
+    """
+
+    source: str
+    rows: int
+    accepted: int
+    kept: int
+    thresholds: tuple[ThresholdReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filtered:
+    """Every row of a dataset under thresholds.
+
+    Attributes:
+        table: `clip_id`, `source`, `kept`, and `filter_reasons`: `cameras_rejected`, `<metric>_missing`,
+            `<metric>_low` and `<metric>_high`.
+    """
+
+    table: pa.Table
+    sources: tuple[SourceReport, ...]
+
+
+def apply_filters(
+    dataset: ClipDataset, filters: Mapping[str, Filters], scores: pa.Table | None = None
+) -> Filtered:
+    """Judge all rows of a dataset by the thresholds of their sources; no row is read beyond its numbers.
+
+    Args:
+        filters: by source; rows of others are judged by their cameras alone.
+        scores: `clip_id` and further metrics by name, which take precedence over those in the rows.
+    Raises:
+        ValueError: scores of a clip given twice.
+    """
+    table = dataset.to_table(["clip_id", "source", "verdict", "metrics"])
+    names = sorted({name for each in filters.values() for name, _ in each.items()})
+    columns = metric_columns(table["metrics"], names)
+    if scores is not None:
+        _take_scores(columns, table["clip_id"], scores)
+    source = np.asarray(table["source"].to_pylist(), object)
+    accepted = np.asarray(pc.equal(table["verdict"], "accepted"))
+    kept = accepted.copy()
+    reasons: list[tuple[NDArray[np.bool_], str]] = [(~accepted, "cameras_rejected")]
+    reports = []
+    for name in sorted(set(source.tolist())):
+        of_source = source == name
+        passed: dict[str, NDArray[np.bool_]] = {}
+        found = filters.get(name, Filters())
+        for metric, (low, high) in found.items():
+            values = columns[metric]
+            missing = np.isnan(values)
+            too_low = values < (-np.inf if low is None else low)
+            too_high = values > (np.inf if high is None else high)
+            for mask, word in ((missing, "missing"), (too_low, "low"), (too_high, "high")):
+                reasons.append((of_source & mask, f"{metric}_{word}"))
+            passed[metric] = ~(missing | too_low | too_high)
+        reports.append(_report(name, of_source, accepted, passed, found, columns))
+        for mask in passed.values():
+            kept &= mask | ~of_source
+    text = _reasons(reasons, len(table))
+    judged = pa.table(
+        {"clip_id": table["clip_id"], "source": table["source"], "kept": kept, "filter_reasons": text}
+    )
+    return Filtered(table=judged, sources=tuple(reports))
+
+
+def metric_columns(column: pa.ChunkedArray, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Chosen entries of the column `metrics` as arrays, NaN where a row does not have them."""
+    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    found = {name: np.full(len(lists), np.nan) for name in names}
+    if not len(lists) or not names:
+        return found
+    rows = np.asarray(pc.list_parent_indices(lists))
+    entries = pc.list_flatten(lists)
+    values = np.asarray(pc.fill_null(pc.cast(pc.struct_field(entries, "value"), pa.float64()), np.nan))
+    labels = pc.dictionary_encode(pc.struct_field(entries, "name"))
+    if isinstance(labels, pa.ChunkedArray):
+        labels = labels.combine_chunks()
+    codes, known = np.asarray(labels.indices), labels.dictionary.to_pylist()
+    for name in names:
+        if name in known:
+            at = codes == known.index(name)
+            found[name][rows[at]] = values[at]
+    return found
+
+
+def _take_scores(columns: dict[str, NDArray[np.float64]], clip_id: pa.ChunkedArray, scores: pa.Table) -> None:
+    ids = scores["clip_id"]
+    if pc.count_distinct(ids).as_py() != len(ids):
+        raise ValueError("scores: a clip is there twice")
+    at = pc.index_in(clip_id, value_set=ids.combine_chunks())
+    known = np.asarray(at.is_valid())
+    place = np.asarray(pc.fill_null(at, 0), np.int64)
+    for name in columns:
+        if name in scores.column_names:
+            values = np.asarray(pc.fill_null(pc.cast(scores[name], pa.float64()), np.nan))[place]
+            given = known & ~np.isnan(values)
+            columns[name][given] = values[given]
+
+
+def _report(
+    name: str,
+    of_source: NDArray[np.bool_],
+    accepted: NDArray[np.bool_],
+    passed: dict[str, NDArray[np.bool_]],
+    filters: Filters,
+    columns: dict[str, NDArray[np.float64]],
+) -> SourceReport:
+    candidates = of_source & accepted
+    everything = np.logical_and.reduce([candidates, *passed.values()])
+    thresholds = []
+    for metric, bounds in filters.items():
+        others = np.logical_and.reduce([candidates, *(mask for m, mask in passed.items() if m != metric)])
+        thresholds.append(
+            ThresholdReport(
+                name=metric,
+                bounds=bounds,
+                missing=int((np.isnan(columns[metric]) & candidates).sum()),
+                alone=int((passed[metric] & candidates).sum()),
+                only=int((others & ~passed[metric]).sum()),
+            )
+        )
+    return SourceReport(
+        source=name,
+        rows=int(of_source.sum()),
+        accepted=int(candidates.sum()),
+        kept=int(everything.sum()),
+        thresholds=tuple(thresholds),
+    )
+
+
+def _reasons(reasons: Sequence[tuple[NDArray[np.bool_], str]], count: int) -> pa.Array:
+    """List of words for each row, in the order of the thresholds."""
+    rows = np.concatenate([np.flatnonzero(mask) for mask, _ in reasons])
+    words = np.concatenate([np.full(int(mask.sum()), i) for i, (mask, _) in enumerate(reasons)])
+    order = np.lexsort((words, rows))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
+    text = pa.DictionaryArray.from_arrays(
+        pa.array(words[order].astype(np.int32)), pa.array([word for _, word in reasons])
+    ).cast(pa.string())
+    return pa.ListArray.from_arrays(pa.array(offsets), text)
+
+
+# --- scores of networks ---------------------------------------------------------------------------
+
+_SIDECAR_KEYS = {
+    "vmafmotion_score": "vmaf_motion",
+    "unimatch_flow_score": "flow_px",
+    "dover_score": "dover",
+    "mean_video_saturation": "saturation",
+    "entity_count": "vlm_entities",
+    "quality_pass": "vlm_quality",
+}
+"""Names in NVIDIA's sidecars (NVlabs/Sana, sana_wm_zip_latent_data.py) -> ours."""
+
+
+def read_scores(path: Path) -> pa.Table:
+    """Scores by clip id: Parquet or CSV with `clip_id` and columns of our names, or one of NVIDIA's sidecars (JSON or
+    JSON lines, `{key: {name: value}}`; lists are averaged, truth values are 1 and 0).
+
+    Raises:
+        ValueError: unreadable, without clip ids, or without a known metric.
+    """
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        elif path.suffix == ".csv":
+            table = pacsv.read_csv(
+                path, convert_options=pacsv.ConvertOptions(column_types={"clip_id": pa.string()})
+            )
+        else:
+            table = _sidecar(path)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no readable scores ({str(error).splitlines()[0]})") from None
+    known = [name for name in Filters.model_fields if name in table.column_names]
+    if "clip_id" not in table.column_names or not known:
+        raise ValueError(
+            f"{path}: expected clip_id and some of {', '.join(Filters.model_fields)}; found"
+            f" {', '.join(table.column_names)}"
+        )
+    return table.select(["clip_id", *known])
+
+
+def _sidecar(path: Path) -> pa.Table:
+    text = path.read_text(encoding="utf-8")
+    parts = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
+    rows: list[dict[str, Any]] = []
+    for part in map(json.loads, parts):
+        if not isinstance(part, dict):
+            raise ValueError(f"{path}: expected an object by clip")
+        rows += [{"clip_id": key, **_own_names(stats)} for key, stats in part.items()]
+    names = ["clip_id", *(ours for ours in _SIDECAR_KEYS.values() if any(ours in row for row in rows))]
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _own_names(stats: Any) -> dict[str, float]:
+    found = {}
+    for theirs, ours in _SIDECAR_KEYS.items():
+        if isinstance(stats, dict) and stats.get(theirs) is not None:
+            value = stats[theirs]
+            found[ours] = float(np.mean(value)) if isinstance(value, list) else float(value)
+    return found
+
+
+def join_scores(tables: Sequence[pa.Table]) -> pa.Table | None:
+    """One table of several; None of none. A metric that two tables have is taken from the later one."""
+    joined: pa.Table | None = None
+    for table in tables:
+        if joined is None:
+            joined = table
+            continue
+        twice = [name for name in table.column_names if name != "clip_id" and name in joined.column_names]
+        joined = joined.drop_columns(twice).join(table, "clip_id", join_type="full outer")
+    return joined
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+_LINE = "  {:14} {:>8} {:>8} {:>10} {:>12} {:>17}"
+
+
+def run_filter(
+    path: str | Path,
+    filters: Mapping[str, Filters],
+    *,
+    scores: Sequence[Path] = (),
+    out: Path | None = None,
+) -> tuple[str, int]:
+    """Judge a dataset, say what each threshold keeps, and write the judgement beside it if asked to.
+
+    Args:
+        out: Parquet file with `clip_id`, `source`, `kept`, `filter_reasons`.
+    """
+    result = apply_filters(open_dataset(path), filters, join_scores([read_scores(p) for p in scores]))
+    lines = []
+    for source in result.sources:
+        lines.append(
+            f"{source.source}: {source.rows:,} clips, {source.accepted:,} with accepted cameras, {source.kept:,} kept"
+            + ("" if source.thresholds else " (no thresholds)")
+        )
+        if source.thresholds:
+            lines.append(
+                f"  {'threshold':14} {'from':>8} {'to':>8} {'missing':>10} {'keeps alone':>12} {'only one against':>17}"
+            )
+        for t in source.thresholds:
+            low, high = ("-" if bound is None else f"{bound:g}" for bound in t.bounds)
+            lines.append(_LINE.format(t.name, low, high, f"{t.missing:,}", f"{t.alone:,}", f"{t.only:,}"))
+    if out is not None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(result.table, sink, compression="zstd")
+        write_atomically(out, sink.getvalue())
+        lines.append(f"written: {out} (clip_id, source, kept, filter_reasons)")
+    return "\n".join(lines), 0

@@ -424,6 +424,49 @@ def subset(
     _finish(act)
 
 
+@app.command(
+    name="filter",
+    epilog=_example("theodolite filter runs/mira --scores dover.json --out kept.parquet"),
+)
+def filter_(
+    path: Dataset,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe whose section `filters` is for the rows of its source; may be given often. Default: the one "
+            "beside the dataset.",
+        ),
+    ] = None,
+    overrides: Sets = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--scores",
+            help="Further metrics by clip_id: Parquet, CSV, or a sidecar of SANA-WM's zips; may be given often.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Parquet file to write: clip_id, source, kept, filter_reasons."),
+    ] = None,
+) -> None:
+    """Judge a dataset by thresholds on its metrics, which runs no model; says what each threshold keeps."""
+
+    def act() -> tuple[str, int]:
+        from ..dataset.filters import Filters, run_filter
+        from .loader import load_recipe
+
+        beside = path / "recipe.resolved.yaml"
+        if not recipes and not beside.is_file():
+            raise ValueError(f"{path}: no recipe lies beside it; name one with --recipe")
+        loaded = [load_recipe(name, overrides or ()) for name in recipes or [beside]]
+        filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
+        return run_filter(path, filters, scores=scores or (), out=out)
+
+    _finish(act)
+
+
 @app.command(epilog=_example("theodolite publish runs/rgbd owner/name --staging staging --dry-run"))
 def publish(
     path: Dataset,

@@ -280,6 +280,8 @@ def recipe_hash(recipe: Recipe) -> str:
     del content["filters"], content["corpus"], content["fetch"]
     if content["source"].get("windows") is None:
         content["source"].pop("windows", None)  # as recipes were hashed before there were any
+    if content["annotate"]["quality"] is None:
+        del content["annotate"]["quality"]
     geometry = content["annotate"]["geometry"]
     del geometry["device"]
     for section, key in ((keys[0], keys[1]) for keys in PATH_KEYS if keys[0] == "source"):
