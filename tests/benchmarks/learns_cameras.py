@@ -684,7 +684,6 @@ def main() -> None:
     unknown = set(args.controls.split(",")) - set(CONTROLS)
     if unknown:
         parser.error(f"--controls: unknown {', '.join(sorted(unknown))}; known are {', '.join(CONTROLS)}")
-    torch.backends.cuda.matmul.allow_tf32 = True
     Study(SIZES[args.size], args).run()
 
 
