@@ -238,7 +238,7 @@ def _named(stored: Mapping[str, Tensor], layout: Layout, *, origin: str) -> tupl
     unread: dict[str, Tensor] = {}
     names = []
     for name, tensor in stored.items():
-        own = _own_name(name)
+        own = own_name(name)
         if own in tensors or own in unread:
             raise ValueError(f"{origin} holds {own!r} twice, once as {name!r}")
         (unread if own in _UNREAD else tensors)[own] = tensor
@@ -248,7 +248,8 @@ def _named(stored: Mapping[str, Tensor], layout: Layout, *, origin: str) -> tupl
     )
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
+    """The network's name of a tensor that a file calls `name`."""
     stripped = True
     while stripped:
         stripped = False

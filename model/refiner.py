@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 """Noise levels of the released three steps."""
 
-_SOUND = (
+SOUND = (
     *(
         "audio_proj_in",
         "audio_caption_projection",
@@ -114,7 +114,7 @@ class Refiner(nn.Module):
             raise ValueError(
                 f"a refiner with patches of {config.patch_size_t}x{config.patch_size} is not known here"
             )
-        drop_parts(transformer, _SOUND)
+        drop_parts(transformer, SOUND)
         for block in transformer.transformer_blocks:
             block.ff = _InPieces(block.ff)
         self.transformer = transformer.eval().requires_grad_(False)
@@ -366,7 +366,7 @@ def load_refiner(
     folder = Path(folder)
     if not (folder / "config.json").is_file() and (folder / "transformer" / "config.json").is_file():
         folder = folder / "transformer"
-    transformer = load_module(_kind(), folder, dtype=dtype, leave_out=_SOUND)
+    transformer = load_module(_kind(), folder, dtype=dtype, leave_out=SOUND)
     return Refiner(transformer.to(device), options=options)
 
 

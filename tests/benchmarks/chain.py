@@ -123,7 +123,7 @@ def full_parts(asked: argparse.Namespace, home: torch.device) -> Parts:
     if not asked.no_refiner:
         with torch.device("meta"):
             transformer = refiners._kind()(rope_type="split")
-        refiners.drop_parts(transformer, refiners._SOUND)
+        refiners.drop_parts(transformer, refiners.SOUND)
         transformer = random_weights(transformer, home, dtype)
         refiner = Refiner(
             transformer, options=RefinerOptions(block_frames=asked.refiner_block), stand_in=True
