@@ -30,9 +30,11 @@ from ...dataset.formats.sana import SPLITS
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
 from ..loader import now_iso, surroundings
-from .build import build_generator, file_digests, locate_parts
-from .inputs import prepare
+from .build import build_generator, file_digests, locate_parts, resolve_precision
+from .inputs import Prepared, prepare
+from .memory import check_memory
 from .options import ClipRequest, GenerateOptions
+from .plan import find_place
 from .progress import clock, shown_progress
 from .single import FORMAT, OutOfRoom, generate_video, is_whole, read_made, record_path, say
 
@@ -187,6 +189,7 @@ def _generator(options_json: str) -> tuple[Generator, dict[str, Any]]:
     """The generator of this process, loaded once."""
     options = GenerateOptions.model_validate_json(options_json)
     files = locate_parts(options)
+    _loaded.append(options_json)
     return build_generator(options, files), file_digests(options, files)
 
 
@@ -204,6 +207,7 @@ def make_clip(clip: ClipRequest, job: Job, *, show: bool = False) -> Done:
     begin_as_worker()
     try:
         prepared = prepare(clip, job.options)
+        _check_room(prepared)
         generator, digests = _generator(job.options.model_dump_json())
         with shown_progress(clip.id, show=show) as progress:
             outcome = generate_video(
@@ -217,6 +221,17 @@ def make_clip(clip: ClipRequest, job: Job, *, show: bool = False) -> Done:
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         _write_failure(clip, job, text, None if isinstance(error, ValueError) else traceback.format_exc())
         return Done(clip_id=clip.id, status="failed", text=text)
+
+
+_loaded: list[str] = []
+"""Whether this process has its generator, which takes of the memory that is free."""
+
+
+def _check_room(prepared: Prepared) -> None:
+    if _loaded:
+        return
+    place = find_place(prepared.options.device)
+    check_memory(prepared.request, prepared.options, resolve_precision(prepared.options, place.device), place)
 
 
 def _write_failure(clip: ClipRequest, job: Job, text: str, trace: str | None) -> None:
@@ -296,6 +311,7 @@ def run_batch(
     job = Job(out=out.resolve(), options=options, command=tuple(command))
     locate_parts(options)
     _check_folder(out, clips, options)
+    find_place(options.device)
     left = [clip for clip in clips if not is_whole(out / f"{clip.id}.mp4")]
     if dry_run:
         return _looked_over(clips, left, options, out)

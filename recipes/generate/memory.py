@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ...model import memory
 from ...model.generation import GenerationRequest
 from .options import GenerateOptions
 from .plan import Place
 
 
+def plan_for(request: GenerationRequest, options: GenerateOptions, precision: str) -> memory.MemoryPlan:
+    """Memory of a request by stage. What a low precision saves of the world model's weights is not counted: it depends
+    on the layers."""
+    height, width = request.image.shape[:2]
+    sampling = request.sampling
+    shape = memory.VideoShape(
+        num_frames=request.num_frames,
+        height=height,
+        width=width,
+        mode=sampling.mode,
+        refine=request.refine,
+        refiner_block_frames=3 if sampling.mode == "distilled" else None,
+        window_chunks=_chunks(sampling.window_chunks, request),
+        sink_chunks=_chunks(sampling.sink_chunks, request),
+    )
+    sizes = memory.RELEASED_SIZES
+    if precision == "float32":
+        sizes = {name: replace(size, bytes_per_value=4.0) for name, size in sizes.items()}
+    return memory.plan_memory(shape, options.offload, sizes=sizes)
+
+
+def _chunks(number: int | None, request: GenerationRequest) -> int:
+    """Chunks that are kept; without a bound all of them."""
+    return (request.num_frames - 1) // 24 if number is None else number
+
+
 def memory_text(request: GenerationRequest, options: GenerateOptions, precision: str, place: Place) -> str:
-    """Table of what each part takes."""
-    return "memory: tiny stand-ins take less than 1 GB" if options.size == "tiny" else "memory: not planned"
+    """Table of what each stage takes, and whether it fits here."""
+    if options.size == "tiny":
+        return "memory   tiny stand-ins take less than 1 GB"
+    plan = plan_for(request, options, precision)
+    rows = plan.rows()
+    names = list(rows[0])
+    widths = [max(len(n), *(len(r[n]) for r in rows)) for n in names]
+    lines = [f"memory   GB, offload {options.offload}, planned by arithmetic"]
+    for row in [dict(zip(names, names, strict=True)), *rows]:
+        cells = [
+            row[n].ljust(w) if n in ("stage", "parts") else row[n].rjust(w)
+            for n, w in zip(names, widths, strict=True)
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    needed = (plan.peak_bytes + memory.SPARE_BYTES) / 1e9
+    words = f"  needs {needed:.1f} GB with {memory.SPARE_BYTES / 1e9:.1f} GB to spare"
+    if place.total_bytes is None:
+        return "\n".join([*lines, f"{words}; there is no GPU here"])
+    lines.append(
+        f"{words}; {place.name} has {place.free_bytes_gb:.1f} GB free of {place.total_bytes / 1e9:.1f}"
+    )
+    try:
+        check_memory(request, options, precision, place)
+    except ValueError as error:
+        lines.append(f"  {error}")
+    return "\n".join(lines)
 
 
 def check_memory(request: GenerationRequest, options: GenerateOptions, precision: str, place: Place) -> None:
@@ -18,3 +71,6 @@ def check_memory(request: GenerationRequest, options: GenerateOptions, precision
     Raises:
         ValueError: too little memory.
     """
+    if place.free_bytes is None or options.size == "tiny":
+        return
+    memory.check_memory(plan_for(request, options, precision), place.free_bytes)

@@ -66,6 +66,10 @@ class Place:
     total_bytes: int | None = None
     free_bytes: int | None = None
 
+    @property
+    def free_bytes_gb(self) -> float:
+        return (self.free_bytes or 0) / 1e9
+
 
 def find_place(device: str) -> Place:
     """The device that options name.
@@ -124,7 +128,7 @@ def describe(prepared: Prepared, place: Place, *, precision: str, memory: str) -
 def time_table(request: GenerationRequest, *, stand_in: bool) -> str:
     """What the parts take, as far as it was measured."""
     if stand_in:
-        return "time: tiny stand-ins take seconds on any machine"
+        return "time     tiny stand-ins take less than a minute on any machine"
     seconds = denoising_seconds(request)
     rows: list[tuple[str, Any]] = [
         ("world model", f"{clock(seconds)} (estimated from passes measured on {MEASURED_ON})"),

@@ -197,6 +197,31 @@ def test_a_dry_run_shows_path_memory_and_time(image: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [p for p in tmp_path.iterdir() if p in (image, plot)]
 
 
+def test_too_little_memory_is_said_before_anything_is_loaded(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card of 24 GB: what is needed, and what would fit; the dry run says so too."""
+    from theodolite.recipes.generate import run as generate_run
+    from theodolite.recipes.generate.plan import Place
+
+    card = Place(device="cuda", name="a card", total_bytes=25_000_000_000, free_bytes=24_000_000_000)
+    monkeypatch.setattr(generate_run, "find_place", lambda device: card)
+    monkeypatch.setattr(generate_run, "locate_parts", lambda options: None)
+    monkeypatch.setattr(generate_run, "build_generator", lambda *a: pytest.fail("something was loaded"))
+    words = ("--image", image, "--prompt", "rain", "--camera", "walk", "--out", tmp_path / "v.mp4")
+    words += ("--intrinsics", "fov=60", "--seconds", 60)
+    done = generate(*words)
+    assert done.exit_code == 2
+    assert "too little GPU memory" in done.output
+    assert "What would fit: --offload blocks" in done.output
+    dry = generate(*words, "--dry-run")
+    assert dry.exit_code == 0
+    assert "a card has 24.0 GB free of 25.0" in dry.output
+    assert "too little GPU memory" in dry.output
+    fits = generate(*words, "--dry-run", "--offload", "blocks")
+    assert "too little GPU memory" not in fits.output
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
