@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cameras import interpolate_poses
-from .formats.base import CameraClip
+from .formats.base import CameraClip, read_json
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import SPLITS, read_sana_bench
@@ -40,6 +40,10 @@ Indices = NDArray[np.int64]
 Numbering = Literal["frames", "rows", "images"]
 SUFFIXES = (".txt", ".tum", ".kitti", ".csv", ".json")
 """Of files with the cameras of one clip."""
+GENERATION_FORMAT = "theodolite generation 1"
+"""What the record of a generated video says of itself."""
+GENERATION_LOG = "generate.json"
+"""Log of runs in a folder of generated videos; holds no cameras."""
 _SAME_SPACING_S = 1e-3
 """Times of two lists that differ by one constant, to this, are of the same frames."""
 _FEW_STEPS = 2.5
@@ -124,7 +128,8 @@ def load_cameras(path: str | Path) -> CameraSet:
     SANA-WM-Bench, of a folder with a file or folder a clip, or of a single one of those.
 
     Files are TUM, KITTI (times in `<clip_id>_times.txt`), 4x4 rows, EuRoC's or another table with named columns
-    (`<clip_id>.txt`, `.tum`, `.kitti`, `.csv`), `transforms.json`; folders are COLMAP models, nerfstudio's, EuRoC's and
+    (`<clip_id>.txt`, `.tum`, `.kitti`, `.csv`), `transforms.json`, records of generated videos (the path that was asked
+    for); folders are COLMAP models, nerfstudio's, EuRoC's and
     TUM RGB-D's sequences, and folders with a 4x4 matrix a frame. A file or folder that cannot be read costs its own
     clip alone.
 
@@ -162,7 +167,11 @@ def _from_folder(folder: Path) -> CameraSet:
         if entry.is_dir():
             if layout_of(entry) is not None:
                 found.setdefault(entry.name, []).append(entry)
-        elif entry.suffix.lower() in SUFFIXES and not _is_times_file(entry, names):
+        elif (
+            entry.suffix.lower() in SUFFIXES
+            and not _is_times_file(entry, names)
+            and entry.name != GENERATION_LOG
+        ):
             found.setdefault(entry.stem, []).append(entry)
     clips: dict[str, ClipCameras] = {}
     unreadable: dict[str, str] = {}
@@ -311,6 +320,9 @@ def _read_clip(path: Path) -> ClipCameras:
             raise ValueError(f"{path}: a folder without cameras in a known layout")
         return reader(path)
     if path.suffix.lower() == ".json":
+        content = read_json(path)
+        if content.get("format") == GENERATION_FORMAT:
+            return _from_generation(content, path)
         return _from_nerfstudio(path)
     if path.name == "data.csv" and (folder := _euroc_folder(path)) is not None:
         return _from_euroc(folder)
@@ -319,6 +331,33 @@ def _read_clip(path: Path) -> ClipCameras:
     times = path.with_name(f"{path.stem}_times.txt")
     return _from_trajectory(
         read_trajectory(path, times_path=times if times.is_file() else None, lenient=True)
+    )
+
+
+def _from_generation(content: Mapping[str, Any], path: Path) -> ClipCameras:
+    """The path that a generated video was asked to follow, from the record beside it."""
+    try:
+        status, camera = content["run"]["status"], content.get("camera")
+        if status != "complete" or camera is None:
+            raise ValueError(f"{path}: the video is not whole ({content.get('message') or status})")
+        poses = np.asarray(camera["camera_to_world"], dtype=np.float64)
+        focal = np.asarray(camera["intrinsics_px"], dtype=np.float64)[:, :2]
+        width, height, fps = int(camera["width"]), int(camera["height"]), float(camera["fps"])
+        if poses.shape != (len(focal), 4, 4) or not len(poses):
+            raise ValueError(f"{path}: {poses.shape} poses and {len(focal)} lenses")
+        note = "made with stand-in weights; the scores say nothing" if content["stand_in"] else None
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path}: a damaged record of a generated video ({error})") from None
+    return ClipCameras(
+        frame_index=np.arange(len(poses)),
+        camera_to_world=poses,
+        focal_px=focal,
+        width=width,
+        height=height,
+        time_s=np.arange(len(poses)) / fps,
+        source_step=1.0,
+        whole_source=True,
+        notes=() if note is None else (note,),
     )
 
 

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from . import svg
 from .cameras import se3_inverse
 from .clip_cameras import CameraSet, ClipCameras, Match, Matching, load_cameras, match
-from .image_metrics import ImagePairScorer, ImageScorer, load_scorer, revisit_pairs, score_video
+from .image_metrics import (
+    ImagePairScorer,
+    ImageScorer,
+    compare_videos,
+    load_scorer,
+    revisit_pairs,
+    score_video,
+)
 from .metrics import (
     align_trajectory,
     camera_control_error,
@@ -131,6 +138,15 @@ class ClipScore:
     revisit_lpips: float | None = _score(
         "1", "less", "Perceptual distance at the same returns.", optional=True
     )
+    truth_psnr_db: float | None = _score(
+        "dB",
+        "more",
+        "PSNR of a generated video's frames beside those of the true video at the same times, the given first frame "
+        "left out. Only where a true video follows the same path from the same image.",
+        optional=True,
+    )
+    truth_ssim: float | None = _score("1", "more", "SSIM of the same frames.", optional=True)
+    truth_lpips: float | None = _score("1", "less", "Perceptual distance of the same frames.", optional=True)
     quality_drop: float | None = _score(
         "-", "less", "Mean image quality of the first 10 s minus that of the last 10 s.", optional=True
     )
@@ -381,15 +397,21 @@ class Videos:
             are left unscored.
         quality: scorer of one image, for the decline over a minute; None: not measured.
         perceptual: distance of two images, for returns (the benchmark's is `lpips_alex`); None: not measured.
+        truth: folder of true videos by the same names, of the clips that have one; None: there are none.
     """
 
     folder: Path
     quality: ImageScorer | None = None
     perceptual: ImagePairScorer | None = None
+    truth: Path | None = None
 
     def find(self, clip_id: str) -> Path | None:
         """The clip's video, or None."""
-        return next((p for s in _VIDEO_SUFFIXES if (p := self.folder / f"{clip_id}{s}").is_file()), None)
+        return _find_video(self.folder, clip_id)
+
+
+def _find_video(folder: Path, clip_id: str) -> Path | None:
+    return next((p for s in _VIDEO_SUFFIXES if (p := folder / f"{clip_id}{s}").is_file()), None)
 
 
 def _with_video(score: ClipScore, truth: ClipCameras, videos: Videos) -> ClipScore:
@@ -398,6 +420,10 @@ def _with_video(score: ClipScore, truth: ClipCameras, videos: Videos) -> ClipSco
         return score
     pairs = truth.returns if truth.returns is not None else revisit_pairs(truth.camera_to_world)
     seen = score_video(score.clip_id, path, pairs, quality=videos.quality, perceptual=videos.perceptual)
+    true_video = None if videos.truth is None else _find_video(videos.truth, score.clip_id)
+    if true_video is not None:
+        beside = compare_videos(score.clip_id, path, true_video, perceptual=videos.perceptual)
+        score = replace(score, truth_psnr_db=beside.psnr_db, truth_ssim=beside.ssim, truth_lpips=beside.lpips)
     return replace(
         score,
         revisit_psnr_db=seen.revisit.psnr_db if seen.revisit else None,
@@ -832,6 +858,7 @@ def run_evaluate(
     plots: str | Path | None = None,
     videos: str | Path | None = None,
     baseline_videos: str | Path | None = None,
+    truth_videos: str | Path | None = None,
     quality: str | None = None,
     perceptual: str | None = None,
     matching: Matching | None = None,
@@ -843,17 +870,19 @@ def run_evaluate(
         out: folder for `write_evaluation`.
         plots: folder for `evaluation_plots`.
         videos, baseline_videos: folders of generated videos; see `Videos`.
+        truth_videos: folder of true ones.
         quality, perceptual: names of scorers; see `image_metrics.load_scorer`.
         matching: how poses are brought together.
     """
-    if videos is None and (quality or perceptual or baseline_videos):
+    if videos is None and (quality or perceptual or baseline_videos or truth_videos):
         raise ValueError("scorers and baseline videos need --videos, the folder of the generated videos")
     scorers = {
         "quality": load_scorer(quality) if quality else None,
         "perceptual": load_scorer(perceptual) if perceptual else None,
     }
+    true_folder = None if truth_videos is None else Path(truth_videos)
     ours, theirs = (
-        None if folder is None else Videos(folder=Path(folder), **scorers)
+        None if folder is None else Videos(folder=Path(folder), truth=true_folder, **scorers)
         for folder in (videos, baseline_videos)
     )
     true_cameras, cameras = load_cameras(truth), load_cameras(predicted)

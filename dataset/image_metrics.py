@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .cameras import rotation_angle
 from .frames import count_video_frames, video_frames
+from .picture import cover
 
 Image = NDArray[np.uint8]
 ImagePairScorer = Callable[[Image, Image], float]
@@ -272,6 +273,72 @@ def score_video(
         quality_drop=quality_drop([scores[i] for i in windows], fps=fps, window_s=window_s)
         if scores
         else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthScore:
+    """Means over frames of a generated video beside a true one. `lpips` is None without a scorer."""
+
+    psnr_db: float
+    ssim: float
+    lpips: float | None
+    num_frames: int
+
+
+def compare_videos(
+    clip_id: str,
+    path: str | Path,
+    truth: str | Path,
+    *,
+    perceptual: ImagePairScorer | None = None,
+    max_frames: int = 121,
+) -> TruthScore:
+    """A generated video frame by frame beside the true video of the same path.
+
+    True frames are those shown at the same time from the start, resized to cover the generated ones and cut in the
+    middle, as the first frame was. The first frame was given and does not count; of longer videos evenly spaced frames
+    are compared.
+
+    Args:
+        max_frames: how many at most.
+    Raises:
+        ValueError: a video that cannot be read, or a true one that ends before the generated one.
+    """
+    num_frames, fps = count_video_frames(clip_id, Path(path))
+    num_true, true_fps = count_video_frames(clip_id, Path(truth))
+    if num_frames < 2:
+        raise ValueError(f"clip {clip_id}: {path}: holds the given frame alone")
+    wanted = np.unique(
+        np.linspace(1, num_frames - 1, min(max_frames, num_frames - 1)).round().astype(np.int64)
+    )
+    true_index = np.round(wanted * (true_fps / fps)).astype(np.int64)
+    if true_index[-1] >= num_true:
+        raise ValueError(
+            f"clip {clip_id}: {truth}: {num_true} frames at {true_fps:g} a second end before the generated video "
+            f"({num_frames} at {fps:g})"
+        )
+    if (np.diff(true_index) <= 0).any():
+        raise ValueError(f"clip {clip_id}: {truth}: {true_fps:g} frames a second are too few beside {fps:g}")
+    values: list[tuple[float, float, float | None]] = []
+    pairs = zip(
+        video_frames(clip_id, Path(path), wanted), video_frames(clip_id, Path(truth), true_index), strict=True
+    )
+    for made, true in pairs:
+        fitted = cover(true.shape[:2], made.shape[:2]).apply(true)
+        values.append(
+            (
+                psnr_db(made, fitted),
+                ssim(made, fitted),
+                None if perceptual is None else perceptual(made, fitted),
+            )
+        )
+    distances = [v[2] for v in values if v[2] is not None]
+    return TruthScore(
+        psnr_db=float(np.mean([v[0] for v in values])),
+        ssim=float(np.mean([v[1] for v in values])),
+        lpips=float(np.mean(distances)) if distances else None,
+        num_frames=len(values),
     )
 
 

@@ -233,14 +233,22 @@ def _help_metrics(value: bool) -> None:
 @app.command(epilog=_example("theodolite evaluate runs/a truth/ --baseline runs/b --format markdown"))
 def evaluate(
     predicted: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="Dataset folder or owner/name on the hub, split of SANA-WM-Bench, one clip's cameras (TUM, KITTI, 4x4 "
-            "rows, EuRoC, COLMAP, transforms.json) or a folder of them.",
+            "rows, EuRoC, COLMAP, transforms.json) or a folder of them. Left out beside --videos: cameras are "
+            "recovered from the videos by the recipe `estimate`.",
             metavar="PRED",
         ),
-    ],
-    truth: Annotated[Path, typer.Argument(help="The same for the ground truth.", metavar="TRUTH")],
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The same for the ground truth. Left out beside --videos: the paths that `theodolite generate` was "
+            "asked to follow, from the records beside the videos.",
+            metavar="TRUTH",
+        ),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", help="A second prediction; differences are tested clip by clip."),
@@ -293,6 +301,22 @@ def evaluate(
     baseline_videos: Annotated[
         Path | None, typer.Option("--baseline-videos", help="The same for --baseline.")
     ] = None,
+    truth_videos: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth-videos",
+            help="Folder of true videos, <clip_id>.mp4, where there are any: PSNR, SSIM and --perceptual beside them.",
+        ),
+    ] = None,
+    recovered: Annotated[
+        Path | None,
+        typer.Option(
+            "--recovered",
+            help="Where cameras recovered from --videos go; default VIDEOS/recovered. Continued.",
+        ),
+    ] = None,
+    overrides: Sets = None,
+    workers: Workers = None,
     quality: Annotated[
         str | None,
         typer.Option(
@@ -327,9 +351,20 @@ def evaluate(
             raise ValueError(f"--format {style}: use one of {', '.join(get_args(TableFormat))}")
         if rows not in ("auto", "source", "clip"):
             raise ValueError(f"--rows {rows}: use auto, source or clip")
+        sides = (predicted, truth)
+        if truth is None or predicted is None:
+            from .recover import sides_of_videos
+
+            sides = sides_of_videos(
+                predicted, videos, recovered=recovered, overrides=overrides or (), workers=workers
+            )
+        elif recovered or overrides or workers is not None:
+            raise ValueError(
+                "--recovered, --set and --workers are of cameras that are recovered: leave PRED out"
+            )
         return run_evaluate(
-            predicted,
-            truth,
+            *sides,
+            truth_videos=truth_videos,
             baseline=baseline,
             style=style,  # type: ignore[arg-type]
             out=out,

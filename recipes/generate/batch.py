@@ -26,6 +26,8 @@ from ...annotate.executor import (
     local_cluster,
     num_cores,
 )
+from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
+from ...dataset.clip_cameras import GENERATION_LOG
 from ...dataset.formats.sana import SPLITS
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
@@ -36,7 +38,7 @@ from .memory import check_memory
 from .options import ClipRequest, GenerateOptions
 from .plan import find_place
 from .progress import clock, shown_progress
-from .single import FORMAT, OutOfRoom, generate_video, is_whole, read_made, record_path, say
+from .single import OutOfRoom, generate_video, is_whole, read_made, record_path, say
 
 _COLUMNS = {
     "image_path": "image",
@@ -384,8 +386,8 @@ def _check_folder(out: Path, clips: Sequence[ClipRequest], options: GenerateOpti
 
 
 def _note_run(out: Path, options: GenerateOptions, manifest: Path, command: Sequence[str]) -> None:
-    """Add this run to `generate.json` in the folder."""
-    path = out / "generate.json"
+    """Add this run to the folder's log."""
+    path = out / GENERATION_LOG
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -82,8 +82,8 @@ def _many(given: Given, manifest: Path, options: GenerateOptions) -> tuple[str, 
 
 def _name(out: Path) -> str:
     """An id of a file's name."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in out.stem)
-    return (kept if kept[:1].isalnum() else f"v{kept}")[:200]
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in out.stem)
+    return (f"v{kept}" if kept.startswith("-") else kept)[:100]
 
 
 def _text(prompt: str) -> str:

@@ -126,7 +126,7 @@ def _plainly(make: Any) -> Any:
 class ClipRequest(Strict):
     """What one clip is made of; values that are set here take the place of the run's."""
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$")]
     image: Path
     prompt: str
     camera: str
