@@ -367,9 +367,14 @@ class HeldOut:
 
     @property
     def truth(self) -> Tensor:
-        """(B, T, 4, 4) relative to the first frame."""
+        """(B, T, 4, 4) paths of the pictures, relative to the first frame."""
         poses = self.clips.camera_to_world
         return torch.linalg.inv(poses[:, :1]) @ poses[:, ::TEMPORAL_STRIDE]
+
+    @property
+    def others(self) -> Tensor:
+        """The paths of `shuffled`."""
+        return self.truth.roll(1, dims=0)
 
 
 def held_out_clips(size: Size, device: torch.device) -> HeldOut:
@@ -382,16 +387,15 @@ def held_out_clips(size: Size, device: torch.device) -> HeldOut:
     )
 
 
-def measure(held: HeldOut, pictures: Tensor) -> Figures:
-    """Figures of (B, T, 3, H, W) pictures that were asked to follow the held-out paths."""
+def measure(held: HeldOut, pictures: Tensor, *against: Tensor) -> list[Figures]:
+    """Figures of (B, T, 3, H, W) pictures, one for each path (B, T, 4, 4) that they are held against."""
     clips = held.clips
     lens = clips.intrinsics_px[:, ::TEMPORAL_STRIDE]
     found = camera_of_pictures(clips.pictures[:, 0], clips.depth_m, pictures.float(), lens)
-    return figures_of(found, held, pictures)
+    return [figures_of(found, path, held, pictures) for path in against]
 
 
-def figures_of(found: Tensor, held: HeldOut, pictures: Tensor) -> Figures:
-    wanted = held.truth
+def figures_of(found: Tensor, wanted: Tensor, held: HeldOut, pictures: Tensor) -> Figures:
     turn = rotation_angle((wanted[..., :3, :3].mT @ found[..., :3, :3]).double())[:, 1:].rad2deg().mean(dim=1)
     way = (wanted[..., :3, 3] - found[..., :3, 3]).norm(dim=-1)[:, 1:].mean(dim=1)
     motion = (wanted[..., :3, :] - found[..., :3, :]).flatten(-2).norm(dim=-1)[:, 1:].mean(dim=1)
@@ -429,6 +433,10 @@ def generate(
     return torch.cat(found)
 
 
+def _number(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else ""
+
+
 def table(rows: dict[str, Figures]) -> str:
     lines = [
         "| cameras | RotErr deg | median | TransErr m | CamMC | PSNR dB |",
@@ -436,7 +444,7 @@ def table(rows: dict[str, Figures]) -> str:
     ]
     lines += [
         f"| {name} | {f.rotation_deg:.2f} +- {f.rotation_sem_deg:.2f} | {f.rotation_median_deg:.2f} | "
-        f"{f.translation_m:.3f} +- {f.translation_sem_m:.3f} | {f.camera_motion:.3f} | {f.psnr_db:.1f} |"
+        f"{f.translation_m:.3f} +- {f.translation_sem_m:.3f} | {f.camera_motion:.3f} | {_number(f.psnr_db)} |"
         for name, f in rows.items()
     ]
     return "\n".join(lines)
@@ -555,7 +563,9 @@ class Study:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {text}", flush=True)
 
     def save(self) -> None:
-        figures = {name: asdict(f) for name, f in self.rows.items()}
+        figures = {
+            name: {k: v for k, v in asdict(f).items() if math.isfinite(v)} for name, f in self.rows.items()
+        }
         report = {**self.facts, "size": asdict(self.size), "figures": figures}
         part = self.out / "figures.json.part"
         part.write_text(json.dumps(report, indent=1), encoding="utf-8")
@@ -571,9 +581,9 @@ class Study:
         true = held.clips.pictures
         coded = codec.decode(codec.encode(true))
         identity = torch.eye(4, device=device).expand_as(held.truth)
-        self.rows["true pictures (what the measurement errs)"] = measure(held, true)
-        self.rows["true pictures through the autoencoder"] = measure(held, coded)
-        self.rows["a camera at rest"] = figures_of(identity, held, true[:, :1].expand_as(true))
+        (self.rows["true pictures (what the measurement errs)"],) = measure(held, true, held.truth)
+        (self.rows["true pictures through the autoencoder"],) = measure(held, coded, held.truth)
+        self.rows["a camera at rest"] = figures_of(identity, held.truth, held, true[:, :1].expand_as(true))
         self.shown["true"] = true
         self.log("\n" + table(self.rows))
         pool = render_pool(size, codec, generator, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -623,12 +633,16 @@ class Study:
             steps = train(run, seconds=self.share_s(), steps=steps, log=self.log)
         model = run.model
         self.facts[f"loss_{control}"] = curve(run.losses)
-        for name, cameras in (("", held.asked), (", another clip's path", held.shuffled)):
-            if control == "none" and name:
-                continue
-            pictures = generate(size, model, codec, held, seen_by(control, cameras), args.sampling_steps)
-            self.rows[NAMES[control] + name] = measure(held, pictures)
-            self.shown[NAMES[control].replace("ü", "u") + name] = pictures
+        name = NAMES[control]
+        pictures = generate(size, model, codec, held, seen_by(control, held.asked), args.sampling_steps)
+        (self.rows[name],) = measure(held, pictures, held.truth)
+        self.shown[name.replace("ü", "u")] = pictures
+        if control != "none":
+            cameras = seen_by(control, held.shuffled)
+            pictures = generate(size, model, codec, held, cameras, args.sampling_steps)
+            self.rows[f"{name}, shuffled"], told = measure(held, pictures, held.truth, held.others)
+            self.rows[f"{name}, shuffled, against the path given"] = replace(told, psnr_db=math.nan)
+            self.shown[name.replace("ü", "u") + ", another clip's path"] = pictures
         self.save()
         self.log("\n" + table(self.rows))
         return steps
@@ -667,7 +681,7 @@ def arguments() -> Iterator[tuple[str, dict]]:
     yield "--sampling-steps", dict(type=int, default=30)
     yield (
         "--measuring-s",
-        dict(type=float, default=10, help="kept back for sampling and measuring each network"),
+        dict(type=float, default=15, help="kept back for sampling and measuring each network"),
     )
     yield "--graph", dict(action="store_true", help="replay a recorded step: spares the host")
     yield "--profile", dict(action="store_true")
