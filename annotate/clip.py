@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..dataset.formats.shipped import CamerasFormat
+from ..dataset.names import check_name
 from ..dataset.reasons import REASONS, ReasonCode
 
 MediaKind = Literal["video", "images", "rendered"]
@@ -68,7 +69,7 @@ class ClipRef:
     """A clip to annotate: stable identity, media, window, what is given, licence.
 
     Attributes:
-        clip_id: letters, digits, `_` and `-` only; unique in a dataset.
+        clip_id: by the rule of `dataset/names.py`; unique in a dataset.
         source: short name of the data source, the Parquet partition (`rgbd`, `spatialvid`, ...).
         original_id: the source's own identifier, unchanged.
         media_kind, media_path: a video file, a folder of images (sorted by name) or the built-in renderer.
@@ -105,6 +106,10 @@ class ClipRef:
     truth_camera_to_world_path: Path | None = None
     truth_intrinsics_path: Path | None = None
     render_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.clip_id)
+        check_name(self.source, "source")
 
     @property
     def media(self) -> str:

@@ -30,9 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow.parquet as pq
-
 from .. import __version__
+from ..dataset.parquet import read_table
 from ..dataset.reasons import ReasonCode, Status, status_of
 from ..dataset.rows import Row
 from ..dataset.store import finished_shards, list_parts, part_path, prepare_output, write_part
@@ -218,8 +217,7 @@ def read_outcomes(out: Path) -> Iterator[Outcome]:
 
 
 def _part_outcomes(path: Path) -> Iterator[Outcome]:
-    # ParquetFile, not read_table: in folders of schema version 1 the latter takes `source=...` for a column.
-    table = pq.ParquetFile(path).read(columns=["clip_id", "verdict", "reasons", "reason_details"])
+    table = read_table(path, ["clip_id", "verdict", "reasons", "reason_details"])
     for row in table.to_pylist():
         yield Outcome(
             clip_id=row["clip_id"],

@@ -6,10 +6,8 @@ unit, the lens) is asked for, and what was taken as given is noted: nothing fall
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +42,7 @@ from .clip_cameras import layout_of, read_clip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import FOV_RANGE_DEG, SPLITS
+from .inputs import Archive, parse_json, read_npy, read_text
 from .reading import open_dataset
 from .rows import Row
 
@@ -273,26 +272,17 @@ def _read_npy(path: Path, reading: Reading) -> CameraPath:
 
 
 def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error})") from None
+    return read_npy(path)
 
 
 def _read_npz(path: Path, reading: Reading) -> CameraPath:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+    with Archive(path, ".npz file") as archive:
+        content = {name: archive.array(name) for name in archive.arrays}
     return _of_mapping(content, path, reading, form="numpy")
 
 
 def _read_json(path: Path, reading: Reading) -> CameraPath:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no readable JSON ({error})") from None
+    content = parse_json(read_text(path), path)
     if isinstance(content, dict) and any(
         isinstance(f, dict) and "transform_matrix" in f for f in _sequence(content.get("frames"))
     ):

@@ -23,6 +23,7 @@ from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import SPLITS, read_sana_bench
 from .image_metrics import RevisitPair
+from .inputs import parse_yaml, read_text, reading
 from .reading import is_hub_id, open_dataset
 from .rows import Row
 from .store import refuse_above_datasets
@@ -306,11 +307,8 @@ def read_clip(path: Path) -> ClipCameras:
     Raises:
         ValueError: naming the file and what is wrong with it.
     """
-    try:
+    with reading(path, "file of cameras"):
         return _read_clip(path)
-    except ValueError as error:
-        named = str(path) in str(error) or str(path.resolve()) in str(error)
-        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def _read_clip(path: Path) -> ClipCameras:
@@ -416,7 +414,7 @@ def _from_tum_sequence(folder: Path) -> ClipCameras:
     index = folder / "rgb.txt"
     if not index.is_file() or cameras.time_s is None:
         return cameras
-    lines = (line.split() for line in index.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (line.split() for line in read_text(index).splitlines())
     times = [float(w[0]) for w in lines if w and re.fullmatch(r"\d+(\.\d+)?", w[0])]
     return replace(cameras, frame_time_s=np.array(times) if times else None)
 
@@ -446,7 +444,7 @@ def _from_euroc(folder: Path) -> ClipCameras:
         return replace(cameras, notes=(*cameras.notes, note))
     times = None
     if (camera / "data.csv").is_file():
-        lines = (camera / "data.csv").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(camera / "data.csv").splitlines()
         stamps = [int(d[0]) / 1e9 for line in lines if (d := re.match(r"\d+", line))]
         times = np.array(stamps) if stamps else None
     return replace(cameras, camera_to_world=cameras.camera_to_world @ mounting, frame_time_s=times)
@@ -454,18 +452,13 @@ def _from_euroc(folder: Path) -> ClipCameras:
 
 def _mounting(path: Path) -> NDArray[np.float64] | None:
     """(4, 4) camera to body, `T_BS` of an EuRoC sensor file."""
-    import yaml
-
     if not path.is_file():
         return None
-    try:
+    with reading(path, "mounting T_BS of 4x4 numbers"):
         # OpenCV's dialect: a %YAML:1.0 line, tags such as !!opencv-matrix
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("%")]
-        content = yaml.safe_load(re.sub(r"!!\S+", "", "\n".join(lines)))
-        matrix = np.array(content["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: holds no mounting T_BS of 4x4 numbers ({error})") from None
-    return matrix
+        lines = [line for line in read_text(path).splitlines() if not line.startswith("%")]
+        content, _twice = parse_yaml(re.sub(r"!!\S+", "", "\n".join(lines)), path)
+        return np.array(content["T_BS"]["data"], dtype=np.float64).reshape(4, 4)
 
 
 # --- matching -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from . import svg
 from .cameras import se3_inverse
 from .clip_cameras import CameraSet, ClipCameras, Match, Matching, load_cameras, match
+from .escape import for_markdown
 from .image_metrics import (
     ImagePairScorer,
     ImageScorer,
@@ -539,7 +540,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, style:
         writer.writerows([header, *rows])
         return stream.getvalue().rstrip("\n")
     if style == "markdown":
-        lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+        escaped = [[for_markdown(cell) for cell in row] for row in rows]
+        lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *escaped)]
         return "\n".join(lines)
     if style != "text":
         raise ValueError(f"table format {style!r}: expected text, markdown or csv (json is no table)")

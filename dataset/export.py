@@ -23,6 +23,7 @@ from .formats.scene import FindPoints, Scene, write_scene_images
 from .formats.webdataset import WebDatasetWriter
 from .frames import iterate_frames
 from .index import write_index
+from .names import check_name
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .staging import staged
@@ -343,6 +344,8 @@ def _chosen(
     if not len(chosen):
         which = "" if where is None else f" for which {where!r} holds"
         raise ValueError(f"{clips.path}: no accepted clips to export{which}")
+    for clip_id in chosen.to_table(["clip_id"])["clip_id"].to_pylist():
+        check_name(clip_id)  # before anything is written: files are named by it
     stand_ins = len(chosen.where(pc.field("stand_in")))
     if stand_ins:
         raise ValueError(

@@ -6,7 +6,6 @@ that was not measured keeps nothing, since a missing number is no good number.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from .inputs import InputError, parse_json, read_text
+from .parquet import read_table
 from .reading import ClipDataset, open_dataset
 from .store import write_atomically
 from .strict import Strict
@@ -253,14 +254,14 @@ def read_scores(path: Path) -> pa.Table:
     """
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = read_table(path)
         elif path.suffix == ".csv":
             table = pacsv.read_csv(
                 path, convert_options=pacsv.ConvertOptions(column_types={"clip_id": pa.string()})
             )
         else:
             table = _sidecar(path)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (pa.ArrowInvalid, OSError, InputError) as error:
         raise ValueError(f"{path}: no readable scores ({str(error).splitlines()[0]})") from None
     known = [name for name in Filters.model_fields if name in table.column_names]
     if "clip_id" not in table.column_names or not known:
@@ -272,10 +273,10 @@ def read_scores(path: Path) -> pa.Table:
 
 
 def _sidecar(path: Path) -> pa.Table:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     parts = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
     rows: list[dict[str, Any]] = []
-    for part in map(json.loads, parts):
+    for part in (parse_json(part, path) for part in parts):
         if not isinstance(part, dict):
             raise ValueError(f"{path}: expected an object by clip")
         rows += [{"clip_id": key, **_own_names(stats)} for key, stats in part.items()]

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .images import list_images, read_image
+from .limits import too_many_pixels
+from .names import below
 from .rows import Row
 from .video import open_video, open_video_at
 
@@ -29,6 +31,8 @@ def read_frames(
         (n, height, width, 3) uint8.
     """
     height, width = size or (row.height, row.width)
+    if why := too_many_pixels(height, width):
+        raise ValueError(f"clip {row.clip_id}: its stored size {why}")
     count = row.num_frames if positions is None else len(positions)
     out = np.empty((count, height, width, 3), dtype=np.uint8)
     for i, image in enumerate(iterate_frames(row, root, positions=positions, size=(height, width))):
@@ -59,7 +63,7 @@ def iterate_frames(
     chosen = np.arange(row.num_frames) if positions is None else np.asarray(positions, dtype=np.int64)
     if len(chosen) and (chosen.min() < 0 or chosen.max() >= row.num_frames or (np.diff(chosen) <= 0).any()):
         raise ValueError(f"clip {row.clip_id}: positions must increase within 0 to {row.num_frames - 1}")
-    media = Path(root) / row.media
+    media = media_path(row, root)
     wanted = row.frame_index[chosen].astype(np.int64)
     if row.media_kind == "video":
         source = video_frames(row.clip_id, media, wanted)
@@ -68,9 +72,27 @@ def iterate_frames(
     else:
         raise ValueError(f"clip {row.clip_id}: {row.media_kind} media has no files to read frames from")
     height, width = size or (row.height, row.width)
+    if why := too_many_pixels(height, width):
+        raise ValueError(f"clip {row.clip_id}: its stored size {why}")
     with closing(source):
         for image in source:
             yield fit(image, height, width)
+
+
+def media_path(row: Row, root: str | Path = ".") -> Path:
+    """Where a clip's media lies below the folder that its pointer refers to; it need not be there.
+
+    Raises:
+        ValueError: the pointer is absolute, leads upwards or through a link out of `root`, or is no path.
+    """
+    if "://" in row.media:
+        raise ValueError(
+            f"clip {row.clip_id}: its media is {row.media[:200]}, which is no file: fetch it first"
+        )
+    try:
+        return below(root, row.media)
+    except ValueError as error:
+        raise ValueError(f"clip {row.clip_id}: media {error}") from None
 
 
 def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
@@ -81,7 +103,7 @@ def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
     Raises:
         ValueError: no such folder, or fewer images than the row names.
     """
-    files = _listed(row.clip_id, Path(root) / row.media, row.media_pattern)
+    files = _listed(row.clip_id, media_path(row, root), row.media_pattern)
     return tuple(_file(row.clip_id, files, i) for i in row.frame_index.tolist())
 
 

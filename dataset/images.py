@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .inputs import InputError, read_bytes
+from .limits import too_many_pixels
 from .media import MediaError
 from .orientation import UPRIGHT, Orientation
 
@@ -162,33 +164,136 @@ def load_image(clip_id: str, path: Path) -> tuple[NDArray[np.uint8], Orientation
     Grey becomes three equal channels, 16 bits become 8, transparency is left out.
 
     Raises:
-        MediaError: `unreadable_image`.
+        MediaError: `unreadable_image`, `image_too_large`.
     """
     import cv2
 
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MediaError("unreadable_image", f"clip {clip_id}: {path}: {error.strerror or error}") from error
-    orientation, tag, whole = _look_at(data)
-    if tag is not None and data[:2] in (b"II", b"MM"):
-        # OpenCV turns TIFF half-way: mirrors always, quarter turns never. Here it is told that there is none.
-        place, order = tag
-        data = data[:place] + struct.pack(f"{order}H", 1) + data[place + 2 :]
-    bgr = None
-    if data and whole:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if bgr is None:
-        found = "no readable image" if whole else "ends before its picture does"
-        raise MediaError("unreadable_image", f"clip {clip_id}: {path}: {found}")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), orientation
+        if not path.exists():
+            raise InputError(f"{path}: No such file or directory")
+        data = read_bytes(path)
+        orientation, tag, whole = _look_at(data)
+        if tag is not None and data[:2] in (b"II", b"MM"):
+            # OpenCV turns TIFF half-way: mirrors always, quarter turns never. Here it is told that there is none.
+            place, order = tag
+            data = data[:place] + struct.pack(f"{order}H", 1) + data[place + 2 :]
+        if data and not whole:
+            raise InputError(f"{path}: ends before its picture does")
+        bgr = decode_image(data, path)
+    except ImageSizeError as error:
+        raise MediaError("image_too_large", f"clip {clip_id}: {error}") from None
+    except InputError as error:
+        raise MediaError("unreadable_image", f"clip {clip_id}: {error}") from None
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), orientation
+
+
+class ImageSizeError(InputError):
+    """An image with more pixels than are read."""
+
+
+def decode_image(data: bytes, path: str | Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
+    """Pixels of an image file as stored, by OpenCV; its size is judged by its header before anything is unfolded.
+
+    Args:
+        path: for messages.
+        as_stored: (H, W) or (H, W, C) of whatever depth the file has, for maps; else (H, W, 3) uint8 BGR.
+    Raises:
+        ImageSizeError: more pixels than are read.
+        InputError: no image, or of a kind that is not read.
+    """
+    import cv2
+
+    size = image_size(data)
+    if size is None:
+        raise InputError(f"{path}: no readable image (PNG, JPEG, WebP, BMP and TIFF are read)")
+    if why := too_many_pixels(*size):
+        raise ImageSizeError(f"{path}: {why}")
+    flags = cv2.IMREAD_UNCHANGED if as_stored else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise InputError(f"{path}: no readable image ({' '.join(str(error).split())[:200]})") from None
+    if found is None or found.shape[:2] != size:
+        raise InputError(f"{path}: no readable image")
+    return found  # type: ignore[return-value]
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that the header of a PNG, JPEG, WebP, BMP or TIFF states for the stored pixels; None for
+    anything else."""
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack_from(">II", data, 16)
+        elif data[:2] == b"\xff\xd8":
+            return _jpeg_size(data)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_size(data)
+        elif data[:2] == b"BM":
+            # The oldest header (12 bytes) has numbers of 16 bits; a negative height counts rows from the top.
+            old = struct.unpack_from("<I", data, 14)[0] == 12
+            width, height = struct.unpack_from("<HH" if old else "<ii", data, 18)
+        elif data[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff_size(data)
+        else:
+            return None
+    except struct.error:
+        return None
+    return abs(height), abs(width)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:  # between segments decoders skip what they do not know
+            at += 1
+            continue
+        kind = data[at + 1]
+        if kind == 0xFF or kind == 0x01 or 0xD0 <= kind <= 0xD8:
+            at += 1 if kind == 0xFF else 2
+            continue
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        if kind in (0xD9, 0xDA):
+            return None
+        at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+    return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
+    elif kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (n & 0x3FFF for n in struct.unpack_from("<HH", data, 26))
+    else:
+        return None
+    return height, width
+
+
+def _tiff_size(data: bytes) -> tuple[int, int] | None:
+    """Of the first directory, which is the one that is decoded."""
+    order = "<" if data[:2] == b"II" else ">"
+    (directory,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, directory)
+    sides: dict[int, int] = {}
+    for i in range(count):
+        at = directory + 2 + 12 * i
+        tag, kind = struct.unpack_from(f"{order}HH", data, at)
+        if tag in (256, 257):
+            side = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)[0]
+            sides[tag] = max(side, sides.get(tag, 0))
+    return (sides[257], sides[256]) if len(sides) == 2 else None
 
 
 def image_orientation(path: Path) -> Orientation:
     """How an image file asks to be shown; upright if it cannot be read or says nothing."""
     try:
-        return _look_at(path.read_bytes())[0]
-    except OSError:
+        return _look_at(read_bytes(path))[0]
+    except InputError:
         return UPRIGHT
 
 

@@ -11,11 +11,16 @@ the parts are not those that they were made from, each with the size and the tim
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
+import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -23,8 +28,13 @@ import pyarrow.parquet as pq
 
 from .conform import check_types, conform, file_version
 from .footers import SERIES_COLUMNS, read_with_footer, series_footers
+from .inputs import InputError, reading
+from .limits import MIB
+from .parquet import SCAN_OPTIONS, WHAT, open_parquet, sealed
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION
 from .store import data_folder, dataset_files, write_atomically
+
+log = logging.getLogger(__name__)
 
 PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
 """Columns of the index beyond the dataset's own: number of the part in sorted order, row group in it, row in
@@ -36,6 +46,9 @@ _ROWS_NAME = "index.arrow"
 _ROWS_PER_BATCH = 256
 """Clips of `index.arrow` that are read to get one: 128 take a fifth more space and 10 microseconds less."""
 _FOOTER = "index_footer"
+_BATCHES = "theodolite.batches"
+_CHECKED_WHOLE = 64 * MIB
+"""Larger indexes are checked page by page, as they are read."""
 _OWN_COLUMNS = (*PLACE_COLUMNS, _FOOTER)
 
 
@@ -51,7 +64,8 @@ def refresh_index(out: str | Path) -> Path | None:
     if not files:
         return None
     index = open_index(out, files)
-    current = index is not None and open_clip_rows(out, index) is not None
+    rows = None if index is None else open_clip_rows(out, index)
+    current = rows is not None and rows.whole()
     return out / _NAME if current else write_index(out)
 
 
@@ -79,25 +93,26 @@ def write_index(out: str | Path) -> Path:
             first = row == 0 or (start + offset) % _ROWS_PER_BATCH == 0
             footers.append(of_groups[group] if of_groups is not None and first else None)
         tables.append(table)
+    table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
     metadata = {
         "theodolite.schema_version": str(SCHEMA_VERSION),
         "theodolite.parts": json.dumps(stamps),
+        _BATCHES: json.dumps(_write_clip_rows(out / _ROWS_NAME, table, footers)),
     }
-    table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(metadata)
-    _write_clip_rows(out / _ROWS_NAME, table, footers)
-    sink = pa.BufferOutputStream()
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.schema.names])
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 20)
-    write_atomically(out / _NAME, memoryview(sink.getvalue()))
+    table = table.replace_schema_metadata(metadata)
+    content = sealed(table, compression="zstd", row_group_size=1 << 20)
+    write_atomically(out / _NAME, memoryview(content))
     return out / _NAME
 
 
 def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
     """Per-clip columns and places of a part, and the footers of its row groups."""
-    try:
-        file = pq.ParquetFile(part)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{part}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    with open_parquet(part) as file, reading(part, WHAT):
+        return _index_open_part(part, file, number)
+
+
+def _index_open_part(part: Path, file: pq.ParquetFile, number: int) -> tuple[pa.Table, list[bytes] | None]:
     schema = file.schema_arrow
     file_version(schema, where=str(part))
     check_types(schema, where=str(part))
@@ -116,22 +131,31 @@ def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
     return table, series_footers(file, schema)
 
 
-def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -> None:
-    metadata = table.schema.metadata
+def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -> dict[str, Any]:
+    """Write `index.arrow`; returns its schema, and where each batch lies in it with the checksum of its bytes."""
     # By name alone: units and meanings, which the parts hold, would only be parsed at every opening.
     columns = {name: table[name] for name in table.schema.names if not _is_void(name, table[name])}
-    table = pa.table(columns | {_FOOTER: pa.array(footers, pa.binary())})
-    table = table.replace_schema_metadata(metadata).combine_chunks()
+    table = pa.table(columns | {_FOOTER: pa.array(footers, pa.binary())}).combine_chunks()
     sink = pa.BufferOutputStream()
+    ends: list[int] = []
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema=table.schema))
+        ends.append(sink.tell())  # what stands before the first batch is written with it: an empty one
         for start in range(0, table.num_rows, _ROWS_PER_BATCH):
             rows = table.slice(start, _ROWS_PER_BATCH)
             batches = rows.to_batches()
             if len(batches) > 1:  # a chunk ends in them, for none holds more than 2 GiB of text
                 batches = rows.combine_chunks().to_batches()
             writer.write_batch(batches[0])
-    write_atomically(path, memoryview(sink.getvalue()))
+            ends.append(sink.tell())
+    content = memoryview(sink.getvalue())
+    write_atomically(path, content)
+    return {
+        "schema": base64.b64encode(table.schema.serialize()).decode(),
+        "rows": _ROWS_PER_BATCH,
+        "batches": [[a, b - a, zlib.crc32(content[a:b])] for a, b in itertools.pairwise(ends)],
+    }
 
 
 def _is_void(name: str, values: pa.ChunkedArray) -> bool:
@@ -141,10 +165,36 @@ def _is_void(name: str, values: pa.ChunkedArray) -> bool:
 
 @dataclass(frozen=True)
 class ClipRows:
-    """An opened `index.arrow`. Its clips have the order of `index.parquet`."""
+    """An opened `index.arrow`. Its clips have the order of `index.parquet`, which holds the checksums of its batches:
+    what is read is what was written, or nothing.
 
-    reader: pa.RecordBatchFileReader
+    Attributes:
+        batches: offset, length and checksum of every batch in the file.
+    """
+
+    path: Path
+    file: pa.NativeFile
+    schema: pa.Schema
     rows_per_batch: int
+    batches: Sequence[tuple[int, int, int]]
+
+    def whole(self, *, first: bool = False) -> bool:
+        """Whether all batches, or the first alone, are as they were written."""
+        return all(
+            self._content(i) is not None
+            for i in range(min(1, len(self.batches)) if first else len(self.batches))
+        )
+
+    def _content(self, number: int) -> bytes | None:
+        start, length, checksum = self.batches[number]
+        content = self.file.read_at(length, start)
+        return content if zlib.crc32(content) == checksum else None
+
+    def _batch(self, number: int) -> pa.RecordBatch | None:
+        content = self._content(number)
+        return (
+            None if content is None else pa.ipc.read_record_batch(pa.ipc.read_message(content), self.schema)
+        )
 
     def read(self, number: int, open_part: Callable[[int], pa.NativeFile]) -> dict[str, pa.Array] | None:
         """One clip with all columns of the dataset.
@@ -153,10 +203,13 @@ class ClipRows:
             number: of the clip in the index.
             open_part: opens a part, given its number, and refuses one that is not that of the index.
         Returns:
-            Its value in every column, each an array of one; None if the index has no footer for its row group.
+            Its value in every column, each an array of one; None if the index has no footer for its row group, or its
+            batch is damaged.
         """
         number_of_batch, here = divmod(number, self.rows_per_batch)
-        batch = self.reader.get_batch(number_of_batch)
+        batch = self._batch(number_of_batch)
+        if batch is None:
+            return None
         part, row = (batch.column(name)[here].as_py() for name in (_PART, _ROW))
         footer = batch.column(_FOOTER)[max(here - row, 0)].as_py()
         if footer is None:
@@ -174,15 +227,17 @@ class ClipRows:
 def open_clip_rows(out: Path, index: pads.FileSystemDataset) -> ClipRows | None:
     """The `index.arrow` that was written with an opened index, or None if there is none."""
     path = out / _ROWS_NAME
-    if not path.is_file():
+    stated = index.schema.metadata.get(_BATCHES.encode())
+    if stated is None or not path.is_file():
         return None
-    try:
-        reader = pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(use_threads=False))
-    except pa.ArrowInvalid:  # not whole: somebody else's copy, for our own are written at once
+    known = json.loads(stated)
+    file = pa.OSFile(str(path))
+    # Of another length: somebody else's copy, or cut.
+    if known["batches"] and file.size() < sum(known["batches"][-1][:2]):
         return None
-    found, wanted = reader.schema.metadata or {}, index.schema.metadata
-    same = all(found.get(key) == wanted[key] for key in (b"theodolite.schema_version", b"theodolite.parts"))
-    return ClipRows(reader, rows_per_batch=reader.get_batch(0).num_rows) if same else None
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(known["schema"])))
+    rows = ClipRows(path, file, schema, known["rows"], known["batches"])
+    return rows if rows.whole(first=True) else None
 
 
 def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
@@ -191,13 +246,20 @@ def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
     path = out / _NAME
     if not path.is_file():
         return None
-    schema = pq.read_schema(path)
-    version = (schema.metadata or {}).get(b"theodolite.schema_version")
-    if version != str(SCHEMA_VERSION).encode():
+    try:
+        with open_parquet(path, whole=path.stat().st_size < _CHECKED_WHOLE) as file, reading(path, "index"):
+            metadata = file.schema_arrow.metadata or {}
+            if metadata.get(b"theodolite.schema_version") != str(SCHEMA_VERSION).encode():
+                return None
+            if _BATCHES.encode() not in metadata:  # of an earlier version
+                return None
+            stamps = json.loads(metadata[b"theodolite.parts"])
+    except InputError as error:
+        log.warning("%s; it is derived from the parts, which are read instead", error)
         return None
-    if json.loads((schema.metadata or {})[b"theodolite.parts"]) != _named_stamps(out, files):
+    if stamps != _named_stamps(out, files):
         return None
-    return pads.dataset(str(path), format="parquet")
+    return pads.dataset(str(path), format=pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS))
 
 
 def indexed_parts(index: pads.FileSystemDataset) -> list[tuple[int, int]]:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .cameras import relative_to_first
 from .frames import read_frames
+from .inputs import Archive, InputError
 from .reading import ClipDataset
 from .rows import Row
 
@@ -123,12 +124,12 @@ def latents_from_folder(folder: str | Path, *, key: str = "z") -> LatentReader:
         path = Path(folder) / f"{row.clip_id}.npz"
         if not path.is_file():
             raise ValueError(f"clip {row.clip_id}: no latents at {path}")
-        with np.load(path, allow_pickle=False) as data:
-            if key not in data or data[key].ndim != 4:
-                raise ValueError(
-                    f"{path}: expected an array {key!r} of shape (C, T, H, W), found {list(data)}"
-                )
-            return data[key]
+        with Archive(path, "file of latents") as archive:
+            latents = archive.array(key) if key in archive.arrays else None
+        if latents is None or latents.ndim != 4 or latents.dtype.kind not in "iuf":
+            found = archive.arrays[:10] if latents is None else f"{latents.shape} of {latents.dtype}"
+            raise InputError(f"{path}: expected an array {key!r} of shape (C, T, H, W), found {found}")
+        return latents
 
     return read
 

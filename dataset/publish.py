@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .escape import for_markdown
+from .frames import media_path
 from .licences import allows_commercial_use, find_licence, known_licences, unknown_licences
 from .reading import ClipDataset, open_dataset
 from .rows import Row
@@ -117,7 +119,9 @@ def _refuse_unknown_licences(clips: ClipDataset) -> None:
 
 def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tuple[str, int]:
     """Pointer for the public row, and the number of files copied."""
-    if "://" in row.media:
+    if re.fullmatch(
+        r"https?://[^\s@]+", row.media
+    ):  # others (file:, with a password) say things of this machine
         return row.media, 0
     if (
         media_root is not None
@@ -125,11 +129,13 @@ def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tup
         and row.media_kind == "video"
         and row.verdict == "accepted"
     ):
-        source = Path(media_root) / row.media
+        source = media_path(row, media_root)
         if not source.is_file():
             raise ValueError(
                 f"clip {row.clip_id}: {source}: no such file; media_root must be where media paths start"
             )
+        if not re.fullmatch(r"(\.[A-Za-z0-9]{1,10})?", source.suffix):
+            raise ValueError(f"clip {row.clip_id}: {source}: no suffix of a video")
         target = folder / "media" / f"source={row.source}" / f"{row.clip_id}{source.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -186,7 +192,7 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
     }
     parts = [
         "---\n" + _yaml(front) + "---\n",
-        f"# {name}\n",
+        f"# {for_markdown(name)}\n",
         f"Metric cameras for {len(accepted)} video clips ({hours:.1f} h): for every frame a camera-to-world pose "
         "in metres, "
         "focal length and principal point in pixels, with uncertainty. The lens may zoom: each frame has its own focal "
@@ -248,11 +254,14 @@ def _size_category(n: int) -> str:
 
 
 def _bullet_counts(label: str, counts: Counter[str]) -> str:
-    return f"- {label}: " + ", ".join(f"{name} ({n})" for name, n in counts.most_common(_MAX_LISTED))
+    return f"- {label}: " + ", ".join(
+        f"{for_markdown(name)} ({n})" for name, n in counts.most_common(_MAX_LISTED)
+    )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+    escaped = ([for_markdown(cell) for cell in row] for row in rows)
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *escaped)]
     return "\n".join(lines) + "\n"
 
 

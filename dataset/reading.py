@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .hub import hub_error
 from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_index, part_stamp
+from .inputs import reading
+from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
-from .store import DATA_FILES, dataset_files
+from .store import DATA_FILES, dataset_files, only_parts
 from .where import parse_where
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def open_dataset(path: str | Path) -> ClipDataset:
 
         hub = HfFileSystem()
         try:
-            files = sorted(str(p) for p in hub.glob(f"datasets/{path}/{DATA_FILES}"))
+            files = only_parts([str(p) for p in hub.glob(f"datasets/{path}/{DATA_FILES}")])
             if not files:
                 hub.info(f"datasets/{path}")  # absent, or there without parts?
         except FileNotFoundError:
@@ -87,18 +89,19 @@ def open_dataset(path: str | Path) -> ClipDataset:
     return clips
 
 
-_PARQUET = pads.ParquetFileFormat()
+_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
 
 
 def _fragment(file: str, filesystem: pafs.FileSystem) -> pads.ParquetFileFragment:
     """Fragment of one part, its footer read, its version and types checked."""
-    fragment = _PARQUET.make_fragment(file, filesystem)
-    try:
+    with reading(file, WHAT):
+        with filesystem.open_input_file(file) as source:
+            check_seal(source, where=file)
+        fragment = _PARQUET.make_fragment(file, filesystem)
         fragment.ensure_complete_metadata()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    file_version(fragment.physical_schema, where=file)
-    check_types(fragment.physical_schema, where=file)
+        check_sizes(fragment.metadata, filesystem.get_file_info(file).size, where=file)
+        file_version(fragment.physical_schema, where=file)
+        check_types(fragment.physical_schema, where=file)
     return fragment
 
 
@@ -123,6 +126,7 @@ _MAX_OPEN_PARTS = 64
 class _Part:
     """An open part file."""
 
+    path: str
     file: pq.ParquetFile
 
     @cached_property
@@ -132,8 +136,9 @@ class _Part:
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A row group, in the declared types."""
-        table = self.file.read_row_group(group, columns=columns, use_threads=False)
-        return table if self._layout[1] else conform(table)
+        with reading(self.path, WHAT):
+            table = self.file.read_row_group(group, columns=columns, use_threads=False)
+            return table if self._layout[1] else conform(table)
 
     @cached_property
     def _layout(self) -> tuple[frozenset[str], bool]:
@@ -331,13 +336,13 @@ class ClipDataset:
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
         if self.index is not None:
             self._check_stamp(file)
-        part = pq.ParquetFile(file if local else self.filesystem.open_input_file(file))
+        part = open_parquet(file, source=None if local else self.filesystem.open_input_file(file))
         metadata = part.metadata.metadata or {}
         if (
             b"theodolite.schema_version" in metadata
         ):  # a copy by another tool has none, and was looked at when opened
             check_version(metadata, where=file)
-        return _Part(part)
+        return _Part(file, part)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was read meanwhile: open files do not travel to other processes."""

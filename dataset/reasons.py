@@ -27,6 +27,7 @@ ReasonCode = Literal[
     "frame_size_changed",
     "image_names_not_numbered",
     "image_size_changed",
+    "image_too_large",
     "mixed_images",
     "no_frame_rate",
     "orientation_changed",
@@ -151,6 +152,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "image_size_changed": _failed(
         "The images of the folder are of different sizes.",
         "Bring them to one size, or take the foreign ones out of the folder.",
+    ),
+    "image_too_large": _failed(
+        "An image, or a frame of the video, has more pixels than are read.",
+        "Reduce it (annotation works on images of 1280 pixels).",
     ),
     "mixed_images": _failed(
         "The folder holds images of several kinds, such as colour and depth, and nobody says which are the frames.",

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from . import svg
 from .cameras import fov_from_focal
 from .clip_cameras import ClipCameras, Matching, frames_of_row, match, read_clip
-from .frames import iterate_frames
+from .escape import for_line, for_terminal
+from .frames import iterate_frames, media_path
 from .gates import GATE_MEANINGS, gate_margin
 from .metrics import (
     TrajectoryError,
@@ -77,8 +78,12 @@ def inspect_text(
         text = _clip_text(row)
         if media_root is None or "://" in row.media:
             return text
-        place = media_root / row.media
-        return f"{text}\n  media are looked for at {place}{'' if place.exists() else ': not there'}"
+        try:
+            place = media_path(row, media_root)
+        except ValueError as error:
+            return f"{text}\n  {for_line(str(error))}"
+        there = "" if place.exists() else ": not there"
+        return f"{text}\n  media are looked for at {for_line(str(place))}{there}"
     text = _table_text(clips, limit)
     if media_root is None:
         return text
@@ -143,18 +148,18 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
         )
         lines.append(
             [
-                c["clip_id"],
-                c["source"],
+                for_line(c["clip_id"]),
+                for_line(c["source"]),
                 status_of(c["verdict"], c["reasons"]),
                 str(c["num_frames"]),
                 f"{c['width']}x{c['height']}",
-                c["focal_model"],
+                for_line(c["focal_model"]),
                 fov,
                 _maybe(c["path_length_m"], ".2f"),
                 _maybe(c["metres_per_unit"], ".4g"),
                 _maybe(c["scale_mad_log"], ".3f"),
                 _maybe(c["reprojection_rms_px"], ".2f"),
-                ",".join(c["reasons"]),
+                for_line(",".join(c["reasons"])),
             ]
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -226,9 +231,8 @@ def _clip_text(row: Row) -> str:
                 f"  {i:5d}  {row.frame_index[i]:6d}  {row.time_s[i]:7.3f}  {x:7.3f}  {y:7.3f}  {z:7.3f}  "
                 f"{fx:7.1f}  {fy:7.1f}"
             )
-    if row.error:
-        lines.append(row.error.rstrip())
-    return "\n".join(lines)
+    text = "\n".join(map(for_line, lines))
+    return f"{text}\n{for_terminal(row.error.rstrip())}" if row.error else text
 
 
 # ---------------------------------------------------------------------------------------------------- HTML
@@ -360,7 +364,7 @@ def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures
         return found
 
     def pictures(row: Row, positions: Sequence[int]) -> dict[int, bytes]:
-        if row.width <= 0 or row.media_kind == "rendered" or not (Path(root) / row.media).exists():
+        if row.width <= 0 or row.media_kind == "rendered" or not _media_there(row, root):
             return {}
         found = read(row, positions)
         for position in positions if len(found) < len(positions) else ():
@@ -369,6 +373,13 @@ def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures
         return found
 
     return pictures
+
+
+def _media_there(row: Row, root: str | Path) -> bool:
+    try:
+        return media_path(row, root).exists()
+    except ValueError:  # it leads elsewhere: not to be looked at
+        return False
 
 
 def thumbnail_from_media(root: str | Path = ".", *, width: int = 220) -> Thumbnail:
@@ -542,7 +553,8 @@ class _Overview:
             confidence=c["confidence"],
             reasons=reasons,
         )
-        name = f'<a href="#{clip_id}">{clip_id}</a>' if clip_id in in_detail else clip_id
+        name = html.escape(clip_id)
+        name = f'<a href="#{name}">{name}</a>' if clip_id in in_detail else name
         numbers = (
             str(c["num_frames"]),
             "" if wide is None else f"{wide:.1f}\N{DEGREE SIGN}",

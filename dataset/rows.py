@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from .cameras import intrinsics_matrix
 from .conform import PANDAS_INDEX, conform
+from .names import NAME_RULE, check_name, is_name
 from .schema import (
     COLUMN_BY_NAME,
     COLUMNS,
@@ -28,7 +28,6 @@ from .schema import (
     arrow_schema,
 )
 
-_CLIP_ID = re.compile(r"[A-Za-z0-9_-]+")
 _EMPTY = np.zeros(0)
 
 
@@ -158,12 +157,9 @@ class Row:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if not _CLIP_ID.fullmatch(self.clip_id):
-            raise ValueError(f"clip {self.clip_id!r}: clip_id must be letters, digits, `_` and `-` only")
-        if not _CLIP_ID.fullmatch(self.source):
-            raise ValueError(
-                f"clip {self.clip_id}: source {self.source!r} must be letters, digits, `_` and `-` only"
-            )
+        check_name(self.clip_id)
+        if not is_name(self.source):
+            raise ValueError(f"clip {self.clip_id}: source {self.source!r:.80} must be {NAME_RULE}")
         for name, vocabulary in _VOCABULARIES.items():
             if getattr(self, name) not in vocabulary:
                 raise self._error(

@@ -83,7 +83,8 @@ COLUMNS: tuple[Column, ...] = (
         "media",
         _TEXT,
         "-",
-        "Pointer to the media: path, relative to the source's root where possible, or URL.",
+        "Pointer to the media: path below the source's root (never absolute, never upwards), URL, or"
+        " `source:original_id`.",
     ),
     Column(
         "media_pattern",

@@ -19,10 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .inputs import InputError, parse_json, read_text
+from .names import NAME_RULE, is_name
+from .parquet import read_schema, sealed
 from .rows import Row, rows_to_table
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
 
-_SHARD = re.compile(r"[A-Za-z0-9_-]+")
 TEMPORARY = ".tmp-"
 _ROW_GROUP_FRAMES = 12_288
 """Frames aimed at per row group: about 1 MB of cameras. Larger groups stream faster, smaller ones give one clip
@@ -59,11 +61,10 @@ def data_folder(out: str | Path) -> Path:
 
 
 def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
-    """Where the part of a shard lies. Raises ValueError on names that are not letters, digits, `_` and
-    `-`."""
+    """Where the part of a shard lies. Raises ValueError on names that `names` does not allow."""
     for what, name in (("source", source), ("shard id", shard_id)):
-        if not _SHARD.fullmatch(name):
-            raise ValueError(f"{what} {name!r}: use letters, digits, `_` and `-` only")
+        if not is_name(name):
+            raise ValueError(f"{what} {name!r:.80}: use {NAME_RULE}")
     return data_folder(out) / source / f"part-{shard_id}.parquet"
 
 
@@ -73,8 +74,11 @@ def list_parts(out: str | Path) -> list[Path]:
 
 
 def dataset_files(path: str | Path) -> list[Path]:
-    """Files of a dataset, sorted: its parts, or whatever Parquet files another tool has put there; `path` may be one
-    such file. The index is none of them.
+    """Files of a dataset, sorted: its parts, and where it has none whatever Parquet files another tool has put there;
+    `path` may be one such file. The index is none of them.
+
+    This is the one answer for reading, validating, indexing, exporting and publishing: what lies beside parts and is
+    none is part of nothing (see `foreign_files`).
 
     Raises:
         ValueError: the folder lies above whole datasets, which are opened one by one.
@@ -83,6 +87,22 @@ def dataset_files(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     refuse_above_datasets(path)
+    return list_parts(path) or _files_of_copies(path)
+
+
+def only_parts(files: Sequence[str]) -> list[str]:
+    """As `dataset_files`, of names from elsewhere: the parts among them, or where there are none all."""
+    parts = [file for file in files if re.fullmatch(r"(.*/)?data/[^/]+/part-[^/]*\.parquet", file)]
+    return sorted(parts or files)
+
+
+def foreign_files(path: str | Path) -> list[Path]:
+    """Parquet files that lie among the parts of a dataset but are none of them, sorted."""
+    parts = set(list_parts(path))
+    return [file for file in _files_of_copies(Path(path)) if file not in parts] if parts else []
+
+
+def _files_of_copies(path: Path) -> list[Path]:
     root = data_folder(path) if data_folder(path).is_dir() else path
     found: list[Path] = []
     seen: set[str] = set()
@@ -153,12 +173,7 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
             )
         return
     wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{marker}: is no JSON object; choose another --out")
+    found = read_marker(out)
     if found.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{out}: holds schema version {found.get('schema_version')}, this version of theodolite writes "
@@ -172,6 +187,26 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
                 "one dataset holds rows of one recipe: choose another --out, or run the recipe that made it "
                 "(recipe.resolved.yaml beside it)"
             )
+
+
+def read_marker(out: str | Path) -> dict[str, object]:
+    """Content of `dataset.json`.
+
+    Raises:
+        InputError: it is cut or no JSON object; says how it is made anew.
+    """
+    marker = Path(out) / "dataset.json"
+    try:
+        found = parse_json(read_text(marker), marker)
+        if isinstance(found, dict):
+            return found
+        problem = f"found {type(found).__name__}"
+    except InputError as error:
+        problem = str(error).removeprefix(f"{marker}: ")
+    raise InputError(
+        f"{marker}: is no JSON object ({problem}); it says which recipe made the dataset: delete it, and a run of that"
+        " recipe writes it anew"
+    )
 
 
 def refuse_above_datasets(path: str | Path) -> None:
@@ -283,8 +318,8 @@ def write_dataset(out: str | Path, rows: Iterable[Row], *, rows_per_part: int = 
     return len(seen)
 
 
-def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: int) -> None:
-    """Parquet with the dataset's encodings: byte-stream-split floats and delta-packed indices for the per-frame
+def write_table(table: pa.Table, sink: pa.NativeFile | str | Path, *, row_group_size: int) -> None:
+    """Sealed Parquet with the dataset's encodings: byte-stream-split floats and delta-packed indices for the per-frame
     lists, plain values for everything else, all of it under LZ4.
 
     Measured on random-walk cameras, one core: LZ4 decodes at 1.4 GB/s and leaves 61 % of the bytes, snappy 1.2 GB/s
@@ -308,16 +343,18 @@ def write_table(table: pa.Table, sink: pa.NativeFile | str, *, row_group_size: i
             encoding[path] = "DELTA_BINARY_PACKED"
         else:
             dictionary.append(path)
-    pq.write_table(
+    content = sealed(
         table,
-        sink,
         row_group_size=row_group_size,
         compression="lz4",
-        use_dictionary=dictionary,  # pyright: ignore[reportArgumentType]  (stubs know bool only)
+        use_dictionary=dictionary,
         column_encoding=encoding,
-        write_statistics=statistics,  # pyright: ignore[reportArgumentType]
-        write_page_checksum=True,
+        write_statistics=statistics,
     )
+    if isinstance(sink, str | Path):
+        Path(sink).write_bytes(content)
+    else:
+        sink.write(content)
 
 
 @lru_cache(maxsize=8)
@@ -379,11 +416,3 @@ def part_metadata(path: Path) -> tuple[int, str]:
     if recipe_hash is None:
         raise ValueError(f"{path}: no recipe hash in the file metadata")
     return version, recipe_hash.decode()
-
-
-def read_schema(path: Path) -> pa.Schema:
-    """Arrow schema of a file. Raises ValueError for one that is not Parquet."""
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

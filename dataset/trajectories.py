@@ -20,6 +20,7 @@ from .cameras import (
     to_4x4,
     transform,
 )
+from .inputs import read_text, reader
 
 FloatArray = NDArray[np.float64]
 
@@ -50,15 +51,6 @@ _KITTI_LAYOUT = "r11 r12 r13 tx r21 r22 r23 ty r31 r32 r33 tz"
 _MATRIX_LAYOUT = "a 4x4 matrix, row by row"
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
-
-
 def _words(line: str) -> list[str]:
     """Entries of a line; `#` starts a comment; spaces, tabs or commas separate."""
     return line.split("#", 1)[0].replace(",", " ").split()
@@ -72,7 +64,7 @@ def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finit
     """
     allowed = (columns,) if isinstance(columns, int) else columns
     rows: list[list[float]] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         content = _words(line)
         if not content:
             continue
@@ -142,6 +134,7 @@ def _seconds(values: FloatArray) -> FloatArray:
     return values
 
 
+@reader("TUM file")
 def read_tum(path: str | Path, *, lenient: bool = False) -> Trajectory:
     """Trajectory of a TUM file: `timestamp tx ty tz qx qy qz qw` a line, seconds, scalar-last quaternions.
 
@@ -202,6 +195,7 @@ def _from_lenient_quaternions(path: Path, rows: FloatArray) -> Trajectory:
     return Trajectory(camera_to_world=poses, time_s=_seconds(rows[:, 0]), notes=tuple(notes))
 
 
+@reader("KITTI file")
 def read_kitti(
     path: str | Path,
     *,
@@ -231,6 +225,7 @@ def read_kitti(
     return replace(read, time_s=_seconds(time_s))
 
 
+@reader("file of 4x4 matrices")
 def read_matrices(path: str | Path, *, tolerance: float = 1e-3, lenient: bool = False) -> Trajectory:
     """Trajectory of 16 numbers a line: 4x4 matrices, row by row. A 17th number in front is the frame.
 
@@ -273,6 +268,7 @@ def _split_numbers(path: Path, rows: FloatArray, columns: int) -> tuple[FloatArr
     return rows[:, 1:], whole
 
 
+@reader("folder of poses")
 def read_pose_files(folder: str | Path, *, lenient: bool = False) -> Trajectory:
     """Trajectory of a folder with one 4x4 matrix a file, four rows of four numbers, as ScanNet (`pose/12.txt`) and
     7-Scenes (`frame-000012.pose.txt`) ship them: camera-to-world, the frame is the number in the name.
@@ -304,7 +300,7 @@ def is_pose_folder(folder: Path) -> bool:
     if not files or _number_in_name(files[0]) is None:
         return False
     try:
-        rows = [w for line in _text(files[0]).splitlines() if (w := _words(line))]
+        rows = [w for line in read_text(files[0]).splitlines() if (w := _words(line))]
     except ValueError:
         return False
     return [len(row) for row in rows] == [4, 4, 4, 4]
@@ -316,6 +312,7 @@ def _number_in_name(path: Path) -> int | None:
     return int(digits[-1]) if digits else None
 
 
+@reader("table of poses")
 def read_table(path: str | Path, *, lenient: bool = False) -> Trajectory:
     """Trajectory of a table with a header or of an EuRoC file: times, positions and quaternions in named columns.
 
@@ -327,7 +324,7 @@ def read_table(path: str | Path, *, lenient: bool = False) -> Trajectory:
         ValueError: as `read_tum`; also when there are neither names nor EuRoC's times.
     """
     path = Path(path)
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     order, first = _named_columns(lines)
     rows: list[list[float]] = []
     width = 0
@@ -385,6 +382,7 @@ def _named_columns(lines: list[str]) -> tuple[list[int] | None, int]:
     return None, 0
 
 
+@reader("trajectory")
 def read_trajectory(
     path: str | Path, *, times_path: str | Path | None = None, lenient: bool = False
 ) -> Trajectory:
@@ -396,7 +394,7 @@ def read_trajectory(
         lenient: see `read_tum`; for measuring, where a frame without a pose is no reason to refuse the file.
     """
     path = Path(path)
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     order, _ = _named_columns(lines)
     if order is not None and order != list(range(8)):
         return read_table(path, lenient=lenient)

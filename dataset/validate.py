@@ -5,9 +5,7 @@ Rows are read as raw Arrow values, not as `Row`, because a broken row must be de
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .cameras import rigid_error, to_4x4
 from .conform import check_types, conform, file_version
+from .inputs import InputError, reading
 from .metrics import path_length
+from .names import NAME_RULE, is_name, wrong_pointer
+from .parquet import WHAT, open_parquet, read_table
 from .reasons import find_reason
 from .schema import (
     COLUMNS,
@@ -33,7 +33,7 @@ from .schema import (
     VERDICTS,
     declared_type,
 )
-from .store import TEMPORARY, data_folder, dataset_files, read_schema
+from .store import TEMPORARY, data_folder, dataset_files, foreign_files, read_marker
 
 RIGID_TOLERANCE = 1e-5
 """Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
@@ -117,15 +117,21 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
     first_hash: tuple[str, str] | None = None
     marker = out / "dataset.json"
     if Path(path).is_dir() and marker.is_file():
-        first_hash = ("dataset.json", str(json.loads(marker.read_text(encoding="utf-8")).get("recipe_hash")))
+        try:
+            first_hash = ("dataset.json", str(read_marker(out).get("recipe_hash")))
+        except InputError as error:
+            found.append(
+                Violation(part="dataset.json", clip_id=None, rule="marker_readable", message=str(error))
+            )
     num_rows = 0
     for part in parts:
         name = str(part.relative_to(out))
         try:
-            schema = read_schema(part)
-            version = file_version(schema, where=str(part))
-            table = pq.ParquetFile(part, page_checksum_verification=True).read()
-        except (ValueError, OSError, pa.ArrowException) as error:
+            with open_parquet(part, whole=True) as file, reading(part, WHAT):
+                schema = file.schema_arrow
+                version = file_version(schema, where=str(part))
+                table = file.read()
+        except ValueError as error:
             found.append(Violation(part=name, clip_id=None, rule="part_readable", message=str(error)))
             continue
         columns = list(_check_columns(name, table.schema, version))
@@ -198,11 +204,19 @@ def run_validate(path: str | Path) -> tuple[str, int]:
 
 def _unknown_licences(path: str | Path) -> int:
     """Rows whose `data_licence` is `unknown`: allowed by the schema, and what publishing refuses."""
-    tables = [pq.ParquetFile(part).read(columns=["data_licence"]) for part in dataset_files(path)]
+    tables = [read_table(part, ["data_licence"]) for part in dataset_files(path)]
     return sum(table["data_licence"].to_pylist().count("unknown") for table in tables)
 
 
 def _check_folder(out: Path) -> Iterator[Violation]:
+    for foreign in foreign_files(out):
+        yield Violation(
+            part=str(foreign.relative_to(out)),
+            clip_id=None,
+            rule="parts_only",
+            message="lies among the parts but is none (data/<source>/part-<shard>.parquet), and is read by nobody here;"
+            " other tools may read it: move it away",
+        )
     for stale in sorted([*data_folder(out).rglob(f"{TEMPORARY}*"), *out.glob(f"{TEMPORARY}*")]):
         yield Violation(
             part=str(stale.relative_to(out)),
@@ -291,8 +305,18 @@ def _check_row(
 
 
 def _identity(row: _RawRow, recipe_hash: str | None) -> Iterator[_Problem]:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", row["clip_id"] or ""):
-        yield "clip_id_characters", f"{row['clip_id']!r}; letters, digits, `_` and `-` only"
+    if not is_name(row["clip_id"]):
+        yield "clip_id_characters", f"{row['clip_id']!r:.200}; {NAME_RULE}"
+    if not is_name(row["source"]):
+        yield "source_characters", f"{row['source']!r:.200}; {NAME_RULE}"
+    media = row["media"] or ""
+    at_source = (
+        media == f"{row['source']}:{row['original_id']}"
+    )  # as published where media may not be passed on
+    # An absolute one is followed by nobody, but harms nobody either: publishing replaces it.
+    relative = media and not at_source and "://" not in media and not media.startswith("/")
+    if relative and (why := wrong_pointer(media)):
+        yield "media_pointer", f"{media!r:.200} {why}"
     for name in ("original_id", "package_version"):
         if not row[name]:
             yield "identity_present", f"{name} is empty"

@@ -11,7 +11,9 @@ the start.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import re
 import struct
 import threading
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .limits import MAX_PIXELS, too_many_pixels
 from .media import MediaError
 from .orientation import UPRIGHT, Orientation
 
@@ -125,6 +128,11 @@ class Video:
                         position = stretch[0] if isinstance(error, FFmpegError) else error.position
                         detail = first_line(error) if isinstance(error, FFmpegError) else error.found
                         raise self._corrupt(position, detail) from error
+                except MediaError:
+                    raise
+                except Exception as error:
+                    detail = f"{type(error).__name__}: {first_line(error)}"
+                    raise self._corrupt(stretch[0], detail) from error
                 if not stretch:
                     break
         if beyond:
@@ -160,7 +168,7 @@ class Video:
         ticks, by_count = self.timeline.ticks, self.timeline.by_count
         of = set(wanted)
         position, last = 0 if key is None else wanted[0], wanted[-1]
-        with av.open(str(self.path)) as container:
+        with open_container(self.path) as container:
             stream = container.streams[self.stream_index]
             assert isinstance(stream, av.VideoStream)
             stream.codec_context.thread_count = threads
@@ -263,13 +271,41 @@ def open_video(clip_id: str, path: Path, *, until_s: float | None = None) -> Vid
     return _open(clip_id, path, until_s=until_s, until_frame=None)
 
 
+_CONTAINERS = (
+    "3g2,3gp,asf,av1,avi,dirac,dnxhd,dv,dvbsub,f4v,flv,gif,gxf,h261,h263,h264,hevc,ivf,kux,live_flv,m4a,m4v,matroska,"
+    "mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegtsraw,mpegvideo,mxf,mxg,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+)
+"""Formats of FFmpeg that are read. Playlists (HLS, DASH, concat) are none: they name other files and addresses, which a
+video from a stranger must not make this machine open."""
+
+
+def open_container(path: Path) -> Any:
+    """A video file as PyAV opens it, as a context manager: a regular file, in a format that holds its own content.
+
+    Raises:
+        OSError, FFmpegError: it cannot be opened, or is something else, such as a pipe (which would be waited for).
+    """
+    import av
+
+    path = path.resolve()  # absolute: what looks like an address is none
+    if not path.is_file():
+        if path.exists():
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return av.open(
+        str(path),
+        metadata_errors="replace",
+        container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+        options={"max_pixels": str(MAX_PIXELS)},
+    )
+
+
 def holds_video(path: Path) -> bool:
     """True if a file opens as a container with a video stream; a single picture is none."""
-    import av
     from av.error import FFmpegError
 
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             name = container.format.name
             return bool(container.streams.video) and not (name.endswith("_pipe") or name in ("image2", "tty"))
     except (FFmpegError, OSError, ValueError):
@@ -313,11 +349,12 @@ def _open(clip_id: str, path: Path, *, until_s: float | None, until_frame: int |
 
     notes: list[str] = []
     with _readable(clip_id, path):
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise MediaError("unreadable_video", f"clip {clip_id}: {path}: has no video stream")
             assert isinstance(stream, av.VideoStream)
+            _check_decodable(clip_id, path, stream)
             num_streams = len(container.streams.video)
             if num_streams > 1:
                 notes.append(
@@ -364,18 +401,40 @@ def _open(clip_id: str, path: Path, *, until_s: float | None, until_frame: int |
     )
 
 
+def _check_decodable(clip_id: str, path: Path, stream: Any) -> None:
+    """Refuse a stream that nothing here decodes, or of which a single frame is too large.
+
+    Raises:
+        MediaError: `unreadable_video`, `image_too_large`.
+    """
+    if stream.codec_context is None:
+        raise MediaError(
+            "unreadable_video",
+            f"clip {clip_id}: {path}: stream {stream.index} is coded in a way that nothing decodes",
+        )
+    if stream.width and stream.height and (why := too_many_pixels(stream.height, stream.width)):
+        raise MediaError("image_too_large", f"clip {clip_id}: {path}: stream {stream.index} {why}")
+
+
 @contextmanager
 def _readable(clip_id: str, path: Path) -> Iterator[None]:
     from av.error import FFmpegError
 
     try:
         yield
+    except MediaError:
+        raise
     except (FFmpegError, OSError) as error:
         cut = _is_mp4_without_index(path)
         hint = "the file begins as MP4 but its index (moov) is missing: " if cut else ""
         raise MediaError(
             "truncated_video" if cut else "unreadable_video",
             f"clip {clip_id}: {path}: {hint}{first_line(error)}",
+        ) from error
+    # A damaged container reaches code that expects sane numbers and names: whatever that raises, the file is to blame.
+    except Exception as error:
+        raise MediaError(
+            "unreadable_video", f"clip {clip_id}: {path}: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -488,7 +547,7 @@ class _Start:
 def _decode_start(clip_id: str, path: Path, stream_index: int) -> _Start:
     import av
 
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
@@ -536,7 +595,7 @@ def _scan_frames(path: Path, stream_index: int, scanned: Timeline) -> Timeline:
     import av
 
     ticks: list[int | None] = []
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
         ticks += (frame.pts for frame in container.decode(stream))
@@ -553,6 +612,8 @@ def _scan_frames(path: Path, stream_index: int, scanned: Timeline) -> Timeline:
 def _is_mp4_without_index(path: Path) -> bool:
     """True if the top-level boxes of an ISO media file start properly but hold no `moov`: it was cut off."""
     try:
+        if not path.is_file():
+            return False
         size = path.stat().st_size
         with path.open("rb") as stream:
             at, kinds = 0, []

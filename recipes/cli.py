@@ -15,6 +15,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from ..dataset.escape import for_terminal
+
 app = typer.Typer(
     name="theodolite",
     help="Metric per-frame cameras, focal length included, for video.",
@@ -932,11 +934,22 @@ _EXTRAS = {
 """What brings each package that only some commands need."""
 
 
+class _Plain(logging.Formatter):
+    """Names of files and clips come with data: nothing in them may act upon the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
+
+
+def _say(text: str) -> None:
+    typer.echo(for_terminal(text), err=True)
+
+
 def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
     """Run a command's work; its text goes to stdout, what a user can correct becomes one message and exit code 2."""
     # Our own warnings only: distributed logs every connection.
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Plain("%(levelname)s: %(message)s"))
     logging.getLogger("theodolite").addHandler(handler)
     try:
         text, code = act()
@@ -944,7 +957,7 @@ def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
         typer.echo("interrupted; finished parts are kept, the same command continues", err=True)
         raise typer.Exit(130) from None
     except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
+        _say(f"error: {error}")
         raise typer.Exit(2) from None
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
@@ -962,10 +975,10 @@ def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
 
         if not isinstance(error, RunAborted | OSError):
             raise  # a mistake of ours: the traceback is what helps
-        typer.echo(f"error: {error}", err=True)
+        _say(f"error: {error}")
         raise typer.Exit(1) from None
     if text:
-        typer.echo(text)
+        typer.echo(for_terminal(text))
     raise typer.Exit(code)
 
 

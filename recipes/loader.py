@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -26,9 +27,12 @@ from .. import __version__
 from ..annotate.config import AnnotateConfig
 from ..annotate.sources.entries import Name, SourceConfig
 from ..dataset.filters import Filters
+from ..dataset.inputs import InputError, parse_yaml, read_json, read_yaml
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
+
+log = logging.getLogger(__name__)
 
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
@@ -123,24 +127,6 @@ PATH_KEYS = frozenset(_path_keys(Recipe))
 """Every key whose value is a path."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that remembers keys given twice instead of silently keeping the last."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.duplicates: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if key in seen:
-                self.duplicates.append(f"{key}: given twice (lines {seen[key]} and {line})")
-            seen[key] = line
-        return super().construct_mapping(node, deep=deep)
-
-
 def find_recipe(name: str | Path) -> Path:
     """A recipe file by path, or by name among those of the package (`rgbd`, `rgbd.yaml`).
 
@@ -176,12 +162,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name)
     errors: list[str] = []
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        content = loader.get_single_data()
-        errors += loader.duplicates
-        loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        content, twice = read_yaml(path)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+    errors += twice
     if not isinstance(content, dict):
         raise RecipeError(
             f"{path} is not a valid recipe: it must hold keys and values, found {type(content).__name__}"
@@ -215,9 +199,11 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
     if not equals or not all(keys):
         return [f"--set {override}: must be key.path=value"]
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return [f"--set {override}: the value is not YAML"]
+        value, twice = parse_yaml(text, "--set")
+    except InputError as error:
+        return [f"--set {override}: the value is not YAML ({error})"]
+    if twice:
+        return [f"--set {override}: {line}" for line in twice]
     if isinstance(value, str) and tuple(keys) in PATH_KEYS:
         value = str(Path(value).expanduser().resolve())
     elif isinstance(value, dict):
@@ -325,8 +311,7 @@ def write_run_record(
     """
     write_resolved(out, recipe)
     path = out / "run.json"
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-    runs = [run for run in runs if run["started"] != started]
+    runs = [run for run in _recorded_runs(path) if run.get("started") != started]
     record = {
         "started": started,
         "ended": ended,
@@ -350,6 +335,23 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": _package_versions(packages),
     }
+
+
+def _recorded_runs(path: Path) -> list[dict[str, Any]]:
+    """Runs in `run.json`. A file that was cut or changed by hand is kept under another name, and said."""
+    if not path.is_file():
+        return []
+    try:
+        runs = read_json(path).get("runs")
+        if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
+            return runs
+        problem = f"{path}: holds no list of runs"
+    except InputError as error:
+        problem = str(error)
+    aside = path.with_suffix(".damaged.json")
+    path.replace(aside)
+    log.warning("%s; it is kept as %s, and the record starts anew", problem, aside.name)
+    return []
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Depth that the source ships, read from files; its cameras are read in given_cameras.py.
 
-Depth of source frame `i` is the file `depth_pattern.format(frame=i)`; a clip frame finds its file through
+Depth of source frame `i` is the file that `depth_pattern` names with `frame` = i; a clip frame finds its file through
 `frames.timing.frame_index`. A map covers exactly the colour image, at any resolution.
 
 The unit of the sequence is the metre where the source declares it (`depth_units_per_metre`), else the stored
@@ -10,20 +10,21 @@ number itself: nothing is guessed here, and the scale stage has to find what a u
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
+from ...dataset.images import decode_image
+from ...dataset.inputs import Archive, InputError, read_bytes, read_npy
+from ...dataset.limits import too_many_pixels
+from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection, DepthKind
@@ -157,7 +158,8 @@ class GivenDepth:
 
     def path(self, frame: int) -> Path:
         """File of clip frame `frame`."""
-        return Path(self.pattern.format(frame=int(self.frame_index[frame])))
+        pattern = Path(self.pattern)
+        return pattern.with_name(fill_pattern(pattern.name, frame=int(self.frame_index[frame])))
 
     def read(self, frame: int) -> F32 | None:
         """(h, w) float32 z-depth of clip frame `frame`; NaN where invalid, +inf where stored as +inf (sky); None where
@@ -324,13 +326,6 @@ class GivenAnchor:
 # --- files ----------------------------------------------------------------------------------------
 
 
-# A header that lies asks for more memory than there is, an archive may be encrypted or packed in an unknown way.
-_UNREADABLE = (
-    *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(MemoryError, OverflowError, NotImplementedError, RuntimeError),
-)
-
-
 def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
     """(h, w) stored numbers of a 16-bit PNG, `.npy` or `.npz` (one array, or the one called `depth`).
 
@@ -341,13 +336,21 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
     def unreadable(found: str) -> ClipRejection:
         return ClipRejection("depth_unreadable", f"clip {clip_id}: {path}: {found}")
 
-    if not path.is_file():
-        raise unreadable("no such file")
     suffix = path.suffix.lower()
+    if suffix not in (".png", ".npy", ".npz"):
+        raise unreadable(
+            f"depth files are .png (16 bits), .npy or .npz, not {suffix or 'without a suffix'}; convert others to"
+            " float .npy"
+        )
+    try:
+        if suffix == ".png":
+            depth = decode_image(read_bytes(path), path, as_stored=True)
+        else:
+            depth = read_npy(path) if suffix == ".npy" else _array_of_archive(path)
+    except InputError as error:
+        found = str(error).removeprefix(f"{path}: ")
+        raise unreadable(found.replace("no readable image", "not a readable PNG")) from error
     if suffix == ".png":
-        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if depth is None:
-            raise unreadable("not a readable PNG")
         if depth.ndim != 2 or depth.dtype != np.uint16:
             channels = 1 if depth.ndim == 2 else depth.shape[2]
             raise unreadable(
@@ -356,25 +359,6 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
                 " the numbers as 16-bit PNG, .npy or .npz"
             )
         return depth
-    if suffix not in (".npy", ".npz"):
-        raise unreadable(
-            f"depth files are .png (16 bits), .npy or .npz, not {suffix or 'without a suffix'}; convert others to"
-            " float .npy"
-        )
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if suffix == ".npz":
-            with loaded as archive:
-                names = list(archive.files)
-                name = "depth" if "depth" in names else names[0] if len(names) == 1 else None
-                if name is None:
-                    raise unreadable(f"expected one array or one called 'depth', found {names}")
-                loaded = archive[name]
-    except ClipRejection:
-        raise
-    except _UNREADABLE as error:
-        raise unreadable(f"not a readable numpy file ({error})") from error
-    depth = np.asarray(loaded)
     if depth.ndim == 3 and depth.shape[0] == 1:
         depth = depth[0]
     elif depth.ndim == 3 and depth.shape[2] == 1:
@@ -382,7 +366,18 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
     if depth.ndim != 2 or depth.size == 0 or depth.dtype.kind not in "fui":
         many = "; write a file for each frame" if depth.ndim == 3 and depth.shape[2] not in (2, 3, 4) else ""
         raise unreadable(f"expected (h, w) numbers, found shape {depth.shape} of {depth.dtype}{many}")
+    if why := too_many_pixels(*depth.shape):
+        raise unreadable(why)
     return depth
+
+
+def _array_of_archive(path: Path) -> NDArray:
+    with Archive(path, "numpy file") as archive:
+        names = archive.arrays
+        name = "depth" if "depth" in names else names[0] if len(names) == 1 else None
+        if name is None:
+            raise InputError(f"{path}: expected one array or one called 'depth', found {names[:10]}")
+        return archive.array(name)
 
 
 def _matching_files(clip: ClipRef, pattern: str) -> list[tuple[int, Path]]:
@@ -400,13 +395,17 @@ def _matching_files(clip: ClipRef, pattern: str) -> list[tuple[int, Path]]:
             f"clip {clip.clip_id}: pattern {pattern} needs one frame field in the file name, such as"
             " {frame:06d}.png",
         )
+    try:
+        fill_pattern(path.name, frame=0)
+    except ValueError as error:
+        raise ClipRejection("depth_unreadable", f"clip {clip.clip_id}: {error}") from None
     if not path.parent.is_dir():
         raise ClipRejection("depth_unreadable", f"clip {clip.clip_id}: {path.parent}: no such folder")
     matcher = re.compile(re.escape(parts[0]) + r"(\d+)" + re.escape(parts[2]))
     found = []
     for entry in path.parent.iterdir():
         match = matcher.fullmatch(entry.name)
-        if match and entry.name == path.name.format(frame=int(match[1])):
+        if match and entry.name == fill_pattern(path.name, frame=int(match[1])):
             found.append((int(match[1]), entry))
     return sorted(found)
 

@@ -10,7 +10,6 @@ and the last it is held.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
 from ...dataset.images import image_orientation, images_in
+from ...dataset.inputs import InputError, read_csv, read_text
+from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
@@ -308,7 +309,9 @@ def _turn_of_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> Orientation
     if frames.orientation and given.intrinsics_path is not None:
         found = centre_belongs_to(_intrinsics_file(clip, given.intrinsics_path).reshape(-1, 3, 3), frames)
     elif frames.orientation and given.depth_pattern is not None:
-        maps = (Path(given.depth_pattern.format(frame=int(i))) for i in source_numbers(clip, frames))
+        pattern = Path(given.depth_pattern)
+        numbers = source_numbers(clip, frames)
+        maps = (pattern.with_name(fill_pattern(pattern.name, frame=int(i))) for i in numbers)
         if (first := next((path for path in maps if path.is_file()), None)) is not None:
             found = shape_belongs_to(read_depth_file(first, clip_id=clip.clip_id).shape, frames)
     return turn_of_given(clip, frames, str(path), found)
@@ -351,13 +354,12 @@ def read_intrinsics(path: Path) -> FloatArray:
     """
     expected = "expected 3 rows of 3 numbers, or CSV with columns fx, fy, cx, cy"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {expected}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+    except InputError as error:
+        raise InputError(f"{error}; the file of intrinsics cannot be read, {expected}") from None
     try:
         if lines and "fx" in lines[0]:
-            rows = list(csv.DictReader(lines, skipinitialspace=True))
+            rows = read_csv(path)
             values = np.array([[float(row[name]) for name in ("fx", "fy", "cx", "cy")] for row in rows])
             values = values.reshape(-1, 4)
             intrinsics = np.zeros((len(values), 3, 3))

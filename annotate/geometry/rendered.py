@@ -14,10 +14,10 @@ from typing import Annotated
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...dataset.inputs import read_yaml
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection
@@ -50,9 +50,11 @@ def render_config_of(clip: ClipRef) -> RenderConfig:
     """
     path = Path(clip.media_path)
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        config = RenderConfig.model_validate(fields)
-    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: no text, or other fields
+        fields, twice = read_yaml(path)
+        if twice:
+            raise ValueError("; ".join(twice))
+        config = RenderConfig.model_validate(fields or {})
+    except ValueError as error:  # no YAML, or other fields
         raise ClipRejection(
             "unreadable_video", f"clip {clip.clip_id}: {path} is no render configuration: {error}"
         ) from error

@@ -8,11 +8,11 @@ says what that is worth (`metres_per_unit`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...dataset.inputs import InputError, read_json
 from ..clip import ClipRef, GivenGeometry
 from .tree import Layout, Release, folders_with, positive
 
@@ -36,10 +36,9 @@ def _read(release: Release) -> Iterator[ClipRef]:
 
 def _meta(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except InputError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 LAYOUT = Layout(read=_read)

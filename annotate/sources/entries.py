@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ...dataset.formats.shipped import CamerasFormat
+from ...dataset.limits import MAX_NAME_LENGTH
+from ...dataset.names import NAME_PATTERN
 from ...dataset.strict import Strict
 from ..clip import DepthKind, MediaKind
 from .windows import Windows
@@ -26,7 +28,7 @@ ReleaseLayout = Literal[
     "sana-wm",
 ]
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=120)]
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MAX_NAME_LENGTH)]
 
 
 class VideosSource(Strict):

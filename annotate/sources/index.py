@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from ...dataset.inputs import read_csv, read_json, read_yaml
+from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.strict import error_lines
 from ..clip import ClipRef, GivenGeometry
 from .entries import IndexEntry, IndexSource, media_root
+
+log = logging.getLogger(__name__)
 
 
 def read_index(source: IndexSource) -> Iterator[ClipRef]:
@@ -25,14 +28,25 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
     root = media_root(source)
     entries: list[IndexEntry] = []
     errors: list[str] = []
+    outside: list[str] = []
     seen: dict[str, int] = {}
     for number, fields in enumerate(_index_fields(source.index), start=1):
+        if not isinstance(fields, dict):
+            errors.append(
+                f"entry {number} (clip ?): must hold keys and values, found {type(fields).__name__}"
+            )
+            continue
         try:
             entry = IndexEntry.model_validate(fields)
         except ValidationError as error:
-            name = fields.get("clip_id", "?") if isinstance(fields, dict) else "?"
+            name = str(fields.get("clip_id", "?"))[:MAX_NAME_LENGTH]
             errors += [f"entry {number} (clip {name}): {line}" for line in error_lines(error)]
             continue
+        for key, pointer in _pointers(entry):
+            if not pointer.strip() or "\0" in pointer:
+                errors.append(f"entry {number} (clip {entry.clip_id}): {key}: is empty or holds a zero byte")
+            elif key == "media_path" and not _at(root, pointer).is_relative_to(root):
+                outside.append(entry.clip_id)
         if entry.clip_id in seen:
             errors.append(
                 f"entry {number} (clip {entry.clip_id}): the same clip_id as entry {seen[entry.clip_id]}"
@@ -43,33 +57,33 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
         raise ValueError(f"{source.index} is not a valid index:\n  " + "\n  ".join(errors))
     if not entries:
         raise ValueError(f"{source.index}: lists no clip")
+    if outside:
+        log.warning(
+            "%s: media of %d clips (e.g. %s) lie outside of %s: rows cannot point to them, so that reports and"
+            " exports go without their pictures; name a folder above all media as source.root",
+            *(source.index, len(outside), outside[0], root),
+        )
     return (_clip_of(entry, source.name, root) for entry in entries)
 
 
 def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
     """Raw fields of every entry."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+    if not path.is_file():
         raise ValueError(
-            f"{path}: the index of clips cannot be read ({error.strerror}); name yours with"
+            f"{path}: the index of clips cannot be read (no such file); name yours with"
             ' --set source.index=FILE (README, "Build a dataset", shows one)'
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: the index of clips is no UTF-8 text (source.index)") from None
+        )
     if path.suffix.lower() == ".csv":
-        for row in csv.DictReader(text.splitlines()):
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}: a row has another number of columns than the header: {list(row.values())}"
-                )
+        for row in read_csv(path):
             # An empty cell means the same as an absent key: the default.
             yield {key: value for key, value in row.items() if value != ""}
         return
-    try:
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if path.suffix.lower() == ".json":
+        content, twice = read_json(path), []
+    else:
+        content, twice = read_yaml(path)
+    if twice:
+        raise ValueError(f"{path} is not a valid index:\n  " + "\n  ".join(twice))
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("clips"), list)
@@ -79,18 +93,33 @@ def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
             f"{path}: must hold `clips`, a list of entries, and optionally `defaults`; nothing else"
         )
     defaults = content.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        raise ValueError(f"{path}: defaults must hold keys and values, found {type(defaults).__name__}")
     for fields in content["clips"]:
         yield defaults | fields if isinstance(fields, dict) else fields
 
 
+def _pointers(entry: IndexEntry) -> Iterator[tuple[str, str]]:
+    """Keys and values of an entry that name files."""
+    for key in IndexEntry.model_fields:
+        if key.endswith(("_path", "_pattern")) and key != "media_pattern":
+            pointer = getattr(entry, key)
+            if pointer is not None:
+                yield key, pointer
+
+
+def _at(root: Path, pointer: str) -> Path:
+    return Path(os.path.normpath(root / pointer))
+
+
 def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
     def at_root(relative: str | None) -> Path | None:
-        return None if relative is None else root / relative
+        return None if relative is None else _at(root, relative)
 
     def pattern(relative: str | None) -> str | None:
-        return None if relative is None else str(root / relative)
+        return None if relative is None else str(_at(root, relative))
 
-    media_path = root / entry.media_path
+    media_path = _at(root, entry.media_path)
     return ClipRef(
         clip_id=entry.clip_id,
         source=source,

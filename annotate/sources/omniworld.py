@@ -9,13 +9,13 @@ image was taken and which depth belongs to it. Source: yangzhou24/OmniWorld, dat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...dataset.inputs import InputError, read_json, read_text
 from ..clip import ClipRef, GivenGeometry
 from .tree import Layout, Listed, Release, clean, find_table, folders_with, positive, rows_of, table_by
 
@@ -52,8 +52,8 @@ def _scenes(release: Release) -> Iterator[_Scene]:
             parts = ("videos" if part == "annotations" else part for part in folder.parts)
             colour = Path(*parts) / "color"
         try:
-            splits = list(json.loads((folder / "split_info.json").read_text(encoding="utf-8"))["split"])
-        except (OSError, ValueError, KeyError, TypeError):
+            splits = list(read_json(folder / "split_info.json")["split"])
+        except (ValueError, KeyError, TypeError):
             splits = []
         yield _Scene(
             folder,
@@ -136,8 +136,8 @@ def _span(frames: Any, fps: float | None) -> tuple[float, float] | None:
 def _fps_of(path: Path) -> float | None:
     """Frame rate in `fps.txt`, which goes on after the number."""
     try:
-        match = re.search(r"FPS:\s*([0-9.]+)", path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        match = re.search(r"FPS:\s*([0-9.]+)", read_text(path))
+    except InputError:
         return None
     return positive(match[1]) if match else None
 

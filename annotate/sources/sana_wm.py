@@ -8,11 +8,11 @@ sana_wm_zip_latent_data.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from ...dataset.inputs import parse_json, read_text
 from ..clip import ClipRef, GivenGeometry
 from .tree import Layout, Release, positive
 
@@ -44,14 +44,18 @@ def _scales(stem: Path) -> dict[str, float]:
     for suffix in (".json", ".jsonl"):
         path = stem.with_name(f"{stem.name}{SCALES}{suffix}")
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             parts = [text] if suffix == ".json" else text.splitlines()
             for part in filter(str.strip, parts):
-                for key, stats in json.loads(part).items():
+                for key, stats in _object(parse_json(part, path)).items():
                     value = positive(str(stats.get("median"))) if isinstance(stats, dict) else None
                     if value is not None:
                         found[key] = value
     return found
+
+
+def _object(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
 
 
 def _place(archive: PurePosixPath, member: str) -> PurePosixPath | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +17,8 @@ from ..cameras import (
     transform,
 )
 from ..frames import VideoWriter
+from ..limits import MAX_SIDE_PX
+from ..names import check_name
 from ..rows import Row
 
 FloatArray = NDArray[np.floating]
@@ -32,7 +31,7 @@ class CameraClip:
     """Cameras of one clip, independent of any file format.
 
     Attributes:
-        name: letters, digits, `_` and `-` only.
+        name: a clip id, by the rule of `names`.
         camera_to_world: (F, 4, 4) float64, OpenCV axes, metres (or the unit of the file it was read from).
         focal_px, principal_point_px: (F, 2) for `height` x `width`; pixel centres at +0.5.
         radial_k1: x_px = f n (1 + k1 |n|^2) + c, or None for a pinhole.
@@ -58,6 +57,7 @@ class CameraClip:
     scores: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_name(self.name, "name")
         frames = len(self.camera_to_world)
         for name, tail in (("camera_to_world", (4, 4)), ("focal_px", (2,)), ("principal_point_px", (2,))):
             value = np.asarray(getattr(self, name), dtype=np.float64)
@@ -68,9 +68,10 @@ class CameraClip:
             if not np.isfinite(value).all():
                 raise ValueError(f"clip {self.name}: {name} is not finite")
             object.__setattr__(self, name, value)
-        if self.height <= 0 or self.width <= 0:
+        if not 0 < self.height <= MAX_SIDE_PX or not 0 < self.width <= MAX_SIDE_PX:
             raise ValueError(
-                f"clip {self.name}: stored size is {self.width}x{self.height}; intrinsics need it"
+                f"clip {self.name}: stored size is {self.width}x{self.height}, expected 1 to {MAX_SIDE_PX} pixels a"
+                " side; intrinsics need it"
             )
         for name in ("time_s", "frame_index", "image_names"):
             value = getattr(self, name)
@@ -159,24 +160,3 @@ def write_video(video: VideoWriter, clip: CameraClip, pictures: Pictures) -> Non
         count += 1
     if count != len(clip):
         raise ValueError(f"clip {clip.name}: {count} pictures for {len(clip)} cameras")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Object of a JSON file. Raises ValueError naming it if it is missing, not JSON or no object."""
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with keys, found {type(content).__name__}")
-    return content
-
-
-def read_text(path: Path) -> str:
-    """Text of a file. Raises ValueError naming it if it is missing or not text."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file") from None

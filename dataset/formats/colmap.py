@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cameras import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz, se3_inverse, transform
-from .base import CameraClip, FloatArray, read_text
+from ..inputs import InputError, read_bytes, read_text, reader
+from .base import CameraClip, FloatArray
 
 # name -> (number in binary files, count of parameters)
 _MODELS = {
@@ -202,6 +203,7 @@ def _model_folder(folder: Path) -> Path | None:
     return next((f for name in inner if _has_model(f := folder / name)), None)
 
 
+@reader("COLMAP model")
 def read_colmap(
     folder: str | Path, *, name: str | None = None, on_lens: Literal["error", "keep_focal"] = "error"
 ) -> CameraClip:
@@ -361,15 +363,13 @@ class _Bytes:
     """Cursor over a binary file that names it when the file ends too early."""
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        self._path, self._data, self._at = path, path.read_bytes(), 0
+        self._path, self._data, self._at = path, read_bytes(path), 0
 
     def take(self, layout: str) -> tuple:
         try:
             values = struct.unpack_from(layout, self._data, self._at)
         except struct.error:
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: ends at byte {len(self._data)} in the middle of a record"
             ) from None
         self._at += struct.calcsize(layout)
@@ -379,9 +379,11 @@ class _Bytes:
         end = self._data.find(b"\0", self._at)
         if end < 0:
             raise ValueError(f"{self._path}: ends in the middle of an image name")
-        value = self._data[self._at : end].decode()
+        value = self._data[self._at : end].decode("utf-8", "replace")
         self._at = end + 1
         return value
 
     def skip(self, count: int) -> None:
+        if self._at + count > len(self._data):
+            raise InputError(f"{self._path}: ends at byte {len(self._data)} in the middle of a record")
         self._at += count

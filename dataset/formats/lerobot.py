@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..frames import VideoWriter
-from .base import CameraClip, Pictures, mean_rate_hz, read_json, write_video
+from ..inputs import InputError, finite_int, read_json, reader
+from ..names import below, fill_pattern
+from ..parquet import read_table
+from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
 _POSE_NAMES = [f"{kind}{r}{c}" for r in range(3) for kind, c in (("r", 0), ("r", 1), ("r", 2), ("t", 3))]
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -391,6 +394,7 @@ def _episode_table(clip: CameraClip, episode: int, start: int, task: int, fps: i
     )
 
 
+@reader("LeRobot dataset")
 def read_lerobot(folder: str | Path) -> list[CameraClip]:
     """Clips of a LeRobot v3.0 dataset that has our camera features.
 
@@ -407,23 +411,25 @@ def read_lerobot(folder: str | Path) -> list[CameraClip]:
             f"{folder}: no feature {', '.join(missing)}; this dataset carries no cameras of ours"
         )
     episodes = pa.concat_tables(
-        [pq.read_table(p) for p in sorted((folder / "meta" / "episodes").rglob("*.parquet"))]
+        [read_table(p) for p in sorted((folder / "meta" / "episodes").rglob("*.parquet"))]
     )
     cache: dict[Path, pa.Table] = {}
     clips: list[CameraClip] = []
     for episode in episodes.to_pylist():
-        path = folder / info["data_path"].format(
-            chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"]
-        )
+        place = {
+            name: finite_int(episode[f"data/{name}"], f"{folder}: data/{name}")
+            for name in ("chunk_index", "file_index")
+        }
+        path = below(folder, fill_pattern(info["data_path"], **place))
         if path not in cache:
-            cache = {path: pq.read_table(path)}
+            cache = {path: read_table(path)}
         table = cache[path]
         first = table["index"][0].as_py()
         part = table.slice(episode["dataset_from_index"] - first, episode["length"])
         if part.num_rows != episode["length"] or set(part["episode_index"].to_pylist()) != {
             episode["episode_index"]
         }:
-            raise ValueError(
+            raise InputError(
                 f"{path}: episode {episode['episode_index']} does not hold {episode['length']} frames"
             )
 

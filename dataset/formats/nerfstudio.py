@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
-from .base import CameraClip, FloatArray, read_json
+from ..inputs import read_json, reader
+from ..names import as_name
+from .base import CameraClip, FloatArray
 from .colmap import ColmapPoints
 
 _RIGID_TOLERANCE = 2e-3
@@ -78,6 +80,7 @@ def _write_ply(points: ColmapPoints, path: Path) -> None:
     path.write_bytes("\n".join([*header, "end_header", ""]).encode() + vertices.tobytes())
 
 
+@reader("transforms.json")
 def read_nerfstudio(
     path: str | Path,
     *,
@@ -132,7 +135,7 @@ def read_nerfstudio(
     _require_rigid(matrix, "transform_matrix", path)
     rigid = transform(orthonormalise(matrix[:, :3, :3]), matrix[:, :3, 3])
     clip = CameraClip(
-        name=name or path.parent.name or "clip",
+        name=name or as_name(path.resolve().parent.name),
         camera_to_world=opengl_to_opencv(rigid),
         focal_px=focal,
         principal_point_px=centre,

@@ -7,7 +7,6 @@ shapes).
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import zipfile
@@ -20,7 +19,22 @@ import numpy as np
 
 from ..cameras import fov_from_focal, split_intrinsics
 from ..image_metrics import RevisitPair
-from .base import CameraClip, read_json, read_text
+from ..images import decode_image
+from ..inputs import (
+    Archive,
+    InputError,
+    finite_int,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_npy,
+    read_npz,
+    read_text,
+    reader,
+    reading,
+)
+from ..names import below
+from .base import CameraClip
 
 FOV_RANGE_DEG = (25.0, 120.0)
 """What NVIDIA's inference code accepts, both axes."""
@@ -55,13 +69,13 @@ def write_sana_npy(clip: CameraClip, folder: str | Path) -> tuple[Path, Path]:
     return pose, intrinsics
 
 
+@reader("pair of .npy files")
 def read_sana_npy(
     pose: str | Path, intrinsics: str | Path, *, height: int, width: int, name: str = "clip"
 ) -> CameraClip:
     """Cameras of the `.npy` pair; intrinsics may be (4,), (3, 3), (F, 4) or (F, 3, 3) for a height x width
     image."""
-    poses = _load_npy(Path(pose))
-    k = _load_npy(Path(intrinsics))
+    poses, k = read_npy(pose), read_npy(intrinsics)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise ValueError(f"{pose}: shape {poses.shape}, expected (F, 4, 4)")
     focal, centre = focal_and_centre(k, len(poses), str(intrinsics))
@@ -73,13 +87,6 @@ def read_sana_npy(
         height=height,
         width=width,
     )
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable .npy file ({error})") from None
 
 
 def focal_and_centre(k: np.ndarray, frames: int, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +161,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
 
 
+@reader("training shard of SANA-WM")
 def read_sana_zip(zip_path: str | Path) -> list[CameraClip]:
     """Clips of a training shard. Translations are multiplied by the shard's metric scale, as NVIDIA's loader
     does.
@@ -169,22 +177,20 @@ def read_sana_zip(zip_path: str | Path) -> list[CameraClip]:
         raise ValueError(f"{zip_path}: needs the zip and {camera_path.name} beside it")
     scale_path = Path(f"{stem}_metric_scale_stats.json")
     scales = read_json(scale_path) if scale_path.is_file() else {}
-    try:
-        with zipfile.ZipFile(zip_path) as archive:
-            infos = {
-                n[:-5]: json.loads(archive.read(n)) for n in sorted(archive.namelist()) if n.endswith(".json")
-            }
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{zip_path}: damaged zip ({error})") from None
-    with np.load(camera_path, allow_pickle=False) as camera:
-        ranges = {str(k): (int(s), int(n)) for k, (s, n) in zip(camera["ids"], camera["ranges"], strict=True)}
-        pose, intrinsics = camera["pose"].astype(np.float64), camera["intrinsics"].astype(np.float64)
+    with Archive(zip_path) as archive:
+        infos = {
+            n[:-5]: parse_json(archive.read(n), f"{zip_path}: {n[:200]}")
+            for n in sorted(archive.names)
+            if n.endswith(".json")
+        }
+    ranges, pose, intrinsics = _cameras_of_shard(camera_path)
     clips: list[CameraClip] = []
     for key, info in infos.items():
         if key not in ranges:
             raise ValueError(f"{zip_path}: clip {key} has no camera in {camera_path.name}")
         start, count = ranges[key]
-        scale = float(scales.get(key, {}).get("median", 1.0))
+        with reading(scale_path, "file of metric scales", key):
+            scale = float(scales.get(key, {}).get("median", 1.0))
         if not np.isfinite(scale) or scale <= 0:
             raise ValueError(f"{scale_path}: clip {key} has scale {scale}")
         poses = pose[start : start + count].copy()
@@ -195,12 +201,31 @@ def read_sana_zip(zip_path: str | Path) -> list[CameraClip]:
                 camera_to_world=poses,
                 focal_px=intrinsics[start : start + count, :2],
                 principal_point_px=intrinsics[start : start + count, 2:],
-                height=int(info["height"]),
-                width=int(info["width"]),
-                caption=info.get("prompt") or None,
+                height=finite_int(info["height"], f"{key}: height"),
+                width=finite_int(info["width"], f"{key}: width"),
+                caption=str(info.get("prompt") or "") or None,
             )
         )
     return clips
+
+
+@reader("file of cameras")
+def _cameras_of_shard(path: Path) -> tuple[dict[str, tuple[int, int]], np.ndarray, np.ndarray]:
+    """Place (first, count) of each clip by key, poses (N, 4, 4) and intrinsics (N, 4) of all."""
+    read = read_npz(path, ("ids", "ranges", "pose", "intrinsics"))
+    pose, intrinsics = read["pose"].astype(np.float64), read["intrinsics"].astype(np.float64)
+    if pose.shape[1:] != (4, 4) or intrinsics.shape != (len(pose), 4):
+        raise InputError(
+            f"{path}: pose {pose.shape} and intrinsics {intrinsics.shape}, expected (N, 4, 4) and (N, 4)"
+        )
+    ranges: dict[str, tuple[int, int]] = {}
+    for key, (start, count) in zip(read["ids"].tolist(), read["ranges"].tolist(), strict=True):
+        if not 0 <= start <= start + count <= len(pose):
+            raise InputError(
+                f"{path}: clip {str(key)[:200]!r} has rows {start} to {start + count} of {len(pose)}"
+            )
+        ranges[str(key)] = int(start), int(count)
+    return ranges, pose, intrinsics
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -296,43 +321,42 @@ def _distance(clip: CameraClip, pair: RevisitPair) -> dict[str, float]:
     }
 
 
+@reader("split of SANA-WM-Bench")
 def read_sana_bench(root: str | Path, *, split: str) -> list[BenchScene]:
     """Scenes of one split, sorted by id.
 
     Raises:
         ValueError: unknown split, missing files, or a scene of another length.
     """
-    import cv2
-
     root = Path(root)
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: expected {', '.join(SPLITS)}")
     export = root / SPLITS[split] / "sanawm_export_v2"
+    manifest = export / "run_manifest.jsonl"
     entries = [
-        json.loads(line) for line in read_text(export / "run_manifest.jsonl").splitlines() if line.strip()
+        parse_json(line, f"{manifest}:{number}")
+        for number, line in enumerate(read_text(manifest).splitlines(), start=1)
+        if line.strip()
     ]
     meta = read_json(root / SPLITS[split] / "scene_trajectories_v2.json")
     pairs = {s["scene_id"]: s.get("evaluation_pairs", []) for s in meta["scenes"]}
     scenes: list[BenchScene] = []
     for entry in sorted(entries, key=lambda e: e["id"]):
-        camera, image = root / entry["camera_path"], root / entry["image_path"]
-        if not camera.is_file() or not image.is_file():
-            raise ValueError(
-                f"{export / 'run_manifest.jsonl'}: scene {entry['id']} names a file that does not exist"
-            )
-        png = image.read_bytes()
-        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-        if decoded is None:
-            raise ValueError(f"{image}: not a readable image")
-        with np.load(io.BytesIO(camera.read_bytes()), allow_pickle=False) as data:
+        with reading(manifest, "scene", str(entry["id"])):
+            camera, image = below(root, entry["camera_path"]), below(root, entry["image_path"])
+            if not camera.is_file() or not image.is_file():
+                raise InputError(f"{manifest}: scene {entry['id']} names a file that does not exist")
+            png = read_bytes(image)
+            height, width = decode_image(png, image).shape[:2]
+            data = read_npz(camera, ("intrinsics", "c2w", "fps"))
             focal, centre = focal_and_centre(data["intrinsics"], len(data["c2w"]), str(camera))
             clip = CameraClip(
                 name=entry["id"],
                 camera_to_world=data["c2w"],
                 focal_px=focal,
                 principal_point_px=centre,
-                height=decoded.shape[0],
-                width=decoded.shape[1],
+                height=height,
+                width=width,
                 time_s=np.arange(len(data["c2w"])) / float(data["fps"]),
             )
         scenes.append(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..frames import image_paths, iterate_frames
+from ..images import decode_image
 from ..rows import Row
 from .base import CameraClip
 from .colmap import ColmapPoints
@@ -71,10 +72,7 @@ def _write_image(folder: Path, name: str, file: Path | None, rgb: NDArray[np.uin
     """Write one picture and return its name."""
     if file is not None and file.suffix.lower() in (".png", ".jpg", ".jpeg"):
         content = file.read_bytes()
-        stored = cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-        if stored is not None and np.array_equal(stored[..., ::-1], rgb):
+        if np.array_equal(decode_image(content, file)[..., ::-1], rgb):
             (folder / file.name).write_bytes(content)
             return file.name
     name = f"{name if file is None else file.stem}.png"

@@ -12,9 +12,7 @@ utils/quat_to_mat.py and utils/normalize_intrinsics.py, DL3DV-10K issues 4, 18 a
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +30,8 @@ from ..cameras import (
     se3_inverse,
     transform,
 )
-from .base import CameraClip, read_json, read_text
+from ..inputs import parse_json, read_json, read_npy, read_npz, read_text, reader
+from .base import CameraClip
 from .colmap import colmap_distortions, read_colmap
 from .nerfstudio import read_nerfstudio
 from .sana import focal_and_centre
@@ -102,7 +101,7 @@ def read_shipped(path: str | Path, format: CamerasFormat, *, key: str | None = N
     }
     if format not in readers:
         raise ValueError(f"{path}: unknown format of cameras {format!r}; known: {', '.join(FORMATS)}")
-    return readers[format](path)
+    return reader(f"file of cameras in the layout {format}")(readers[format])(path)
 
 
 def read_omniworld(path: str | Path) -> ShippedCameras:
@@ -209,7 +208,7 @@ def read_sekai_game(path: str | Path) -> ShippedCameras:
         ValueError: not such a file, or matrices that are no rigid transforms.
     """
     path = Path(path)
-    arrays = _npz(path, ("extrinsic", "intrinsic"))
+    arrays = read_npz(path, ("extrinsic", "intrinsic"))
     poses = _numbers(arrays["extrinsic"], path, "extrinsic", (None, 4, 4))
     normalised = _numbers(arrays["intrinsic"], path, "intrinsic", (3, 3))
     if np.abs(normalised[2] - [0.0, 0.0, 1.0]).max() > 1e-6 or np.abs(normalised[:2]).max() > 20:
@@ -241,8 +240,8 @@ def read_spatialvid(folder: str | Path) -> ShippedCameras:
     poses_path, intrinsics_path, index_path = (
         folder / name for name in ("poses.npy", "intrinsics.npy", "indexes.txt")
     )
-    rows = _numbers(_npy(poses_path), poses_path, "poses", (None, 7))
-    lens = _numbers(_npy(intrinsics_path), intrinsics_path, "intrinsics", (None, 4))
+    rows = _numbers(read_npy(poses_path), poses_path, "poses", (None, 7))
+    lens = _numbers(read_npy(intrinsics_path), intrinsics_path, "intrinsics", (None, 4))
     if not index_path.is_file():
         raise ValueError(
             f"{index_path}: no such file; it says which frames the {len(rows)} poses belong to, and they belong to"
@@ -287,8 +286,8 @@ def read_rendered(folder: str | Path) -> ShippedCameras:
     """
     folder = Path(folder)
     poses_path, lens_path = folder / "poses.npy", folder / "intrinsics.npy"
-    poses = _numbers(_npy(poses_path), poses_path, "poses", (None, 4, 4))
-    focal, centre = focal_and_centre(_npy(lens_path), len(poses), str(lens_path))
+    poses = _numbers(read_npy(poses_path), poses_path, "poses", (None, 4, 4))
+    focal, centre = focal_and_centre(read_npy(lens_path), len(poses), str(lens_path))
     if np.abs(focal).max() <= 20:
         raise ValueError(
             f"{lens_path}: focal length {focal[0].tolist()} is no number of pixels; this layout holds pixels of the"
@@ -315,10 +314,7 @@ def read_gaussian_splats(path: str | Path) -> ShippedCameras:
         ValueError: missing, damaged, no rigid rotations, sizes that differ.
     """
     path = Path(path)
-    try:
-        entries = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    entries = parse_json(read_text(path), path)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: expected a list of cameras")
 
@@ -353,7 +349,7 @@ def read_sana_wm(path: str | Path, *, key: str | None) -> ShippedCameras:
         ValueError: files missing or damaged, or no camera for this clip (their loader takes the identity).
     """
     path = Path(path)
-    arrays = _npz(path, ("ids", "ranges", "pose", "intrinsics"))
+    arrays = read_npz(path, ("ids", "ranges", "pose", "intrinsics"))
     ids = [str(name) for name in arrays["ids"].reshape(-1)]
     if key is None or key not in ids:
         raise ValueError(f"{path}: holds no camera of clip {key!r}; it has {len(ids)}, such as {ids[:2]}")
@@ -407,27 +403,6 @@ def _member(content: dict[str, Any], key: str, path: Path) -> Any:
     if key not in content:
         raise ValueError(f"{path}: {key!r} is missing; found {sorted(content)[:12]}")
     return content[key]
-
-
-def _npy(path: Path) -> NDArray:
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable numpy array ({error})") from None
-
-
-def _npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an archive")
-        with archive:
-            missing = [name for name in names if name not in archive.files]
-            if missing:
-                raise ValueError(f"{', '.join(missing)} missing among {sorted(archive.files)}")
-            return {name: np.asarray(archive[name]) for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable archive with {' and '.join(names)} ({error})") from None
 
 
 def _numbers(value: ArrayLike, path: Path, what: str, shape: tuple[int | None, ...]) -> FloatArray:

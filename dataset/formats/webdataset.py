@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..frames import VideoWriter
+from ..inputs import InputError, finite_int, parse_json, parse_npy, reader, reading
 from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
 CLIPS_PER_SHARD, BYTES_PER_SHARD = 1000, 1_000_000_000
@@ -156,6 +157,7 @@ def _require_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError("cut off: no end of the archive after the last member")
 
 
+@reader("tar")
 def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
     """Clips of one shard, in order.
 
@@ -164,34 +166,46 @@ def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
     """
     shard = Path(shard)
     samples: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    key, extension = Path(member.name).name.split(".", 1)
-                    samples.setdefault(key, {})[extension] = stream.read()
-            _require_end(tar)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{shard}: not a readable tar ({error})") from None
+    # Not packed: an archive in gzip may unfold into anything before its first member is seen.
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            if not member.isreg() or member.issparse():
+                continue
+            key, _, extension = Path(member.name).name.partition(".")
+            if extension not in _READ:  # pictures are not needed for cameras
+                samples.setdefault(key, {})
+                continue
+            stream = tar.extractfile(member)
+            assert stream is not None, "a regular member has content"
+            samples.setdefault(key, {})[extension] = stream.read()
+        _require_end(tar)
     for key, parts in samples.items():
-        missing = [e for e in ("json", "pose.npy", "intrinsics.npy") if e not in parts]
-        if missing:
-            raise ValueError(f"{shard}: sample {key} lacks {', '.join(missing)}")
-        info = json.loads(parts["json"])
-        k = np.load(io.BytesIO(parts["intrinsics.npy"]), allow_pickle=False)
-        times = info.get("time_s")
-        yield CameraClip(
-            name=key,
-            camera_to_world=np.load(io.BytesIO(parts["pose.npy"]), allow_pickle=False),
-            focal_px=k[:, :2],
-            principal_point_px=k[:, 2:],
-            height=info["height"],
-            width=info["width"],
-            radial_k1=info.get("radial_k1"),
-            time_s=None if times is None else np.asarray(times),
-            media=info.get("media"),
-            frame_index=None if info.get("frame_index") is None else np.asarray(info["frame_index"]),
-            caption=info.get("caption"),
-            scores=info.get("scores") or {},
-        )
+        with reading(shard, "sample", key):
+            clip = _clip_of(shard, key, parts)
+        yield clip
+
+
+_READ = ("json", "pose.npy", "intrinsics.npy")
+
+
+def _clip_of(shard: Path, key: str, parts: dict[str, bytes]) -> CameraClip:
+    missing = [extension for extension in _READ if extension not in parts]
+    if missing:
+        raise InputError(f"{shard}: sample {key[:200]!r} lacks {', '.join(missing)}")
+    info = parse_json(parts["json"], f"{shard}: {key}.json")
+    k = parse_npy(parts["intrinsics.npy"], shard, f"{key}.intrinsics.npy")
+    times, frames = info.get("time_s"), info.get("frame_index")
+    return CameraClip(
+        name=key,
+        camera_to_world=parse_npy(parts["pose.npy"], shard, f"{key}.pose.npy"),
+        focal_px=k[:, :2],
+        principal_point_px=k[:, 2:],
+        height=finite_int(info["height"], "height"),
+        width=finite_int(info["width"], "width"),
+        radial_k1=None if info.get("radial_k1") is None else float(info["radial_k1"]),
+        time_s=None if times is None else np.asarray(times, dtype=np.float64),
+        media=info.get("media"),
+        frame_index=None if frames is None else np.asarray(frames, dtype=np.int64),
+        caption=info.get("caption"),
+        scores={str(name): float(score) for name, score in (info.get("scores") or {}).items()},
+    )

@@ -29,6 +29,7 @@ from ...annotate.executor import (
 from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
 from ...dataset.clip_cameras import GENERATION_LOG
 from ...dataset.formats.sana import SPLITS
+from ...dataset.inputs import parse_json, read_text
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
 from ..loader import now_iso, surroundings
@@ -136,33 +137,20 @@ def _bench_rows(folder: Path) -> list[Any]:
 
 
 def _json_rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+    text = read_text(path)
     if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}: no readable JSON ({error})") from None
+        return parse_json(text, path)
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: no readable JSON ({error})") from None
+            rows.append(parse_json(line, f"{path}:{number}"))
     return rows
 
 
 def _parquet_rows(path: Path) -> list[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from ...dataset.parquet import read_table
 
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from None
+    return read_table(path).to_pylist()
 
 
 # --- one clip on a worker -------------------------------------------------------------------------

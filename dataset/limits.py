@@ -1,0 +1,48 @@
+"""How much is taken from files of others: the one list of sizes beyond which input is refused instead of read.
+
+Sizes are judged by what a file says of itself, before anything of that size is allocated, and against how large the
+file is: a few bytes that unfold into gigabytes are nobody's data.
+"""
+
+from __future__ import annotations
+
+MIB = 2**20
+
+MAX_NAME_LENGTH = 120
+"""Characters of a clip id or a source's name. File systems end at 255 bytes, and exports, temporaries and partitions
+are named by an id with something before and behind it."""
+MAX_TEXT_BYTES = 256 * MIB
+"""Of a text file (YAML, JSON, CSV, trajectories): the index of a million clips."""
+MAX_NESTING = 64
+"""Lists within lists of YAML and JSON."""
+MAX_UNFOLDED_NODES = 200_000
+"""Values of a YAML file, its aliases followed. More only where they are `MAX_UNFOLDING` times what is written."""
+MAX_UNFOLDING = 20
+FREE_BYTES = 256 * MIB
+"""What a file may unfold into whatever its own size."""
+MAX_EXPANSION = 100
+"""... and beyond that, how many bytes each of its own may become: floats that hardly change compress to a tenth."""
+MAX_PIXELS = 2**26
+"""Of an image, a video's frame or a depth map (8192 x 8192): 200 MB as RGB, of which stages keep several."""
+MAX_SIDE_PX = 100_000
+MAX_PATTERN_WIDTH = 20
+"""Digits of a number in a file's name, as patterns pad them."""
+MAX_SHOWN = 200
+"""Characters of what others wrote that a message repeats."""
+
+
+def unfolds_too_far(unfolded: int, stored: int) -> str:
+    """What is wrong with a file of `stored` bytes that says that it holds `unfolded` ones; empty if nothing is."""
+    if unfolded <= FREE_BYTES or unfolded <= MAX_EXPANSION * stored:
+        return ""
+    return (
+        f"{stored} bytes would become {unfolded / MIB:.0f} MiB in memory, more than {FREE_BYTES // MIB} MiB and more"
+        f" than {MAX_EXPANSION} times as much; such a file is refused"
+    )
+
+
+def too_many_pixels(height: int, width: int) -> str:
+    """What is wrong with the size of a picture or map; empty if nothing is."""
+    if 0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX and height * width <= MAX_PIXELS:
+        return ""
+    return f"is {width}x{height}, at most {MAX_PIXELS / 1e6:.0f} million pixels are read; reduce it"

@@ -1,0 +1,180 @@
+"""Parquet files as they come in: opened, judged by their footers, their pages held against checksums.
+
+Everything that reads rows of a dataset, whoever wrote it, opens its files here. What is wrong with one is an
+`InputError` that names it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from .inputs import InputError, reading
+from .limits import FREE_BYTES, unfolds_too_far
+
+WHAT = "Parquet file"
+SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+"""How dataset scans read: as `open_parquet` does."""
+_WIDTH = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+
+
+def open_parquet(
+    path: str | Path, *, source: pa.NativeFile | None = None, whole: bool = False
+) -> pq.ParquetFile:
+    """An open file whose row groups are small enough to be read; its footer is checked against its seal, and pages
+    against their checksums as they are read.
+
+    Args:
+        source: the file's content, if it is not a local path.
+        whole: check every byte now.
+    Raises:
+        InputError: no such file, no Parquet, or one that unfolds into far more than it holds.
+    """
+    with reading(path, WHAT):
+        if source is None and not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        source = pa.OSFile(str(path)) if source is None else source
+        check_seal(source, where=path, whole=whole)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        check_sizes(file.metadata, source.size(), where=path)
+    return file
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a file, each group judged before it is read.
+
+    Raises:
+        InputError: as `open_parquet`; damaged pages.
+    """
+    with open_parquet(path) as file:
+        return read_columns(file, path, columns)
+
+
+def read_columns(file: pq.ParquetFile, path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of an open file.
+
+    Raises:
+        InputError: damaged pages.
+    """
+    with reading(path, WHAT):
+        return file.read(columns=columns, use_threads=False)
+
+
+def read_schema(path: str | Path) -> pa.Schema:
+    """Arrow schema of a file.
+
+    Raises:
+        InputError: it is no Parquet.
+    """
+    with reading(path, WHAT), open_parquet(path) as file:
+        return file.schema_arrow
+
+
+def check_sizes(metadata: pq.FileMetaData, stored: int, *, where: str | Path) -> None:
+    """Refuse a file of `stored` bytes that unfolds too far (see `limits`), by the counts of values in its footer.
+
+    Encodings of repeated values take no room: forty kilobytes may hold half a billion floats.
+
+    Raises:
+        InputError: naming file, row group and column.
+    """
+    num_columns = metadata.num_columns
+    total = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.num_rows < 0:
+            raise InputError(f"{where}: row group {number} has {group.num_rows} rows")
+        for index in range(num_columns):
+            column = group.column(index)
+            # A text is at least its length's four bytes; a bit counts as a byte.
+            size = column.num_values * _WIDTH.get(column.physical_type, 4)
+            total += max(size, column.total_uncompressed_size)
+            if total > FREE_BYTES and (why := unfolds_too_far(total, stored)):
+                raise InputError(f"{where}: row group {number}, column {column.path_in_schema}: {why}")
+
+
+# --- seals ----------------------------------------------------------------------------------------
+
+_SEAL = b"theodolite.seal"
+_OPEN = b"00000000-00000000-0000000000000000"
+_MARK = _SEAL + bytes([0x18, len(_OPEN)])
+"""Key and value of the seal as they stand in a footer, one behind the other (Thrift's compact protocol)."""
+
+
+def sealed(table: pa.Table, **options: Any) -> bytearray:
+    """A Parquet file whose footer holds checksums of itself and of everything before it.
+
+    Parquet has checksums of pages alone. A bit that flips in a page's header or in the footer, which says where
+    columns lie and how they are coded, gives other values or none at all, and nobody would know. Other readers see two
+    numbers among the file's metadata.
+
+    Args:
+        options: of `pyarrow.parquet.ParquetWriter`, and `row_group_size`.
+    """
+    size = options.pop("row_group_size")
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _SEAL}
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, write_page_checksum=True, **options) as writer:
+        writer.write_table(table, row_group_size=size)
+        writer.add_key_value_metadata({_SEAL.decode(): _OPEN.decode()})
+    content = bytearray(memoryview(sink.getvalue()))
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    at = content.rindex(_MARK, start) + len(_MARK)
+    content[at : at + len(_OPEN)] = _checksums(memoryview(content)[:start], memoryview(content)[start:])
+    return content
+
+
+def _checksums(body: memoryview, footer: memoryview) -> bytes:
+    return f"{zlib.crc32(body):08x}-{zlib.crc32(footer):08x}-{len(body):016x}".encode()
+
+
+def check_seal(source: pa.NativeFile, *, where: str | Path, whole: bool = False) -> None:
+    """Hold an open file against its seal, if it has one; leaves the file at its beginning.
+
+    Args:
+        whole: all of the file, not its footer alone.
+    Raises:
+        InputError: the file is not as it was written.
+    """
+    size = source.size()
+    source.seek(max(0, size - 8))
+    tail = source.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] == b"PAR1" and length <= size - 12:
+        start = size - 8 - length
+        source.seek(start)
+        footer = bytearray(source.read(length + 8))
+        at = footer.rfind(_MARK) + len(_MARK)
+        if at >= len(_MARK) and not _is_copied(footer):
+            stated = bytes(footer[at : at + len(_OPEN)])
+            footer[at : at + len(_OPEN)] = _OPEN
+            body = 0
+            source.seek(0)
+            while whole and (left := start - source.tell()):
+                body = zlib.crc32(source.read(min(left, 1 << 24)), body)
+            found = f"{body:08x}-{zlib.crc32(footer):08x}-{start:016x}".encode()
+            if found[9:] != stated[9:] or (whole and found != stated):
+                raise InputError(f"{where}: damaged: it is not as it was written (checksum of the file)")
+    source.seek(0)
+
+
+def _is_copied(footer: bytearray) -> bool:
+    """Whether a footer repeats a seal that somebody read with a table and wrote with another file: then it also stands
+    in the schema that Arrow keeps with a file, where `sealed` puts none."""
+    start = footer.find(b"ARROW:schema\x18")
+    if start < 0:
+        return True  # not by Arrow, which made the seal
+    encoded = re.compile(rb"[A-Za-z0-9+/=]{16,}").search(footer, start + 13)
+    try:
+        return encoded is None or _SEAL in base64.b64decode(encoded[0])
+    except ValueError:
+        return False
