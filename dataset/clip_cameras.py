@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cameras import interpolate_poses
-from .formats.base import CameraClip, read_json
+from .formats.base import CameraClip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import SPLITS, read_sana_bench
 from .image_metrics import RevisitPair
-from .inputs import parse_yaml, read_text, reading
+from .inputs import parse_yaml, read_json, read_text, reading
 from .reading import is_hub_id, open_dataset
 from .rows import Row
 from .store import refuse_above_datasets
