@@ -289,7 +289,7 @@ def _refining(shape: VideoShape, networks: Networks) -> Stage:
     width, layers = networks.refiner_width, networks.refiner_layers
     frame = shape.tokens_per_frame * width * 2
     text = networks.text_tokens * width * 2
-    sink = 2 * layers * frame
+    sink = 2 * layers * (frame + text)  # and keys and values of the prompt
     block = shape.refiner_block_frames
     at_once = shape.latent_frames - 1 if block is None else min(block, shape.latent_frames - 1)
     middle = 3 * min(_REFINER_PIECE, at_once * shape.tokens_per_frame) * 4 * width * 2

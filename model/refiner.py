@@ -14,15 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
 from ..kernels.attention import SDPA_ORDER
 from .released import drop_parts, import_diffusers, load_module
 from .samplers import Text
+
+_KEEP = "inject_and_capture_post_rope"
+"""diffusers' name of the mode in which keys and values are kept."""
 
 Progress = Callable[[int, int], None]
 """Called after each network call with the number of calls done and of all calls."""
@@ -72,6 +76,8 @@ class RefinerOptions:
         block_frames: latent frames that are refined together; None: all at once (bidirectional release), 3: as the
             streaming release.
         window_frames: most frames of keys that a block sees before itself, sink included; none are seen all at once.
+        remember: what later blocks see of a block: keys from a pass of their own over the refined frames, as released,
+            or those of the last step, which saw them with noise. That is a quarter of the time less, and not the same.
         frames_per_second: of the video; enters the positions.
     """
 
@@ -79,6 +85,7 @@ class RefinerOptions:
     sink_frames: int = 1
     block_frames: int | None = None
     window_frames: int = 11
+    remember: Literal["refined", "last-step"] = "refined"
     frames_per_second: float = 16.0
 
     def __post_init__(self) -> None:
@@ -89,6 +96,8 @@ class RefinerOptions:
             raise ValueError(
                 f"sink of {self.sink_frames} and blocks of {self.block_frames} frames: both need at least 1"
             )
+        if self.remember not in ("refined", "last-step"):
+            raise ValueError(f"remember {self.remember!r}: use refined or last-step")
         if self.window_frames < self.sink_frames or not self.frames_per_second > 0:
             raise ValueError(
                 f"window of {self.window_frames} frames at {self.frames_per_second}/s: it holds the sink, and the rate "
@@ -117,6 +126,7 @@ class Refiner(nn.Module):
         drop_parts(transformer, SOUND)
         for block in transformer.transformer_blocks:
             block.ff = _InPieces(block.ff)
+            block.attn2.set_processor(_PromptAttention())
         self.transformer = transformer.eval().requires_grad_(False)
         self.options = options or RefinerOptions()
         self.stand_in = stand_in
@@ -185,6 +195,7 @@ class RefinerStream:
         self._text, self._mask = text.states, text.mask
         self._cache = cache(len(refiner.transformer.transformer_blocks))
         self._noise: torch.Generator | None = None
+        self._prompt_keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._waiting: Tensor | None = None
         self._next = 0
         self._history_frames = 0
@@ -259,15 +270,22 @@ class RefinerStream:
         noise = torch.randn(clean.shape, generator=self._noise, device=clean.device, dtype=clean.dtype)
         first = options.sigmas[0]
         x = ((1 - first) * clean.float() + first * noise.float()).to(clean.dtype)
+        seen_again = self._remembers and self._total != end
         for sigma, following in pairwise(options.sigmas):
-            velocity = self._network(x, sigma, positions, mode="inject")
+            keep = seen_again and options.remember == "last-step" and following == 0
+            velocity = self._network(x, sigma, positions, mode=_KEEP if keep else "inject")
             found = (x.float() - sigma * velocity.float()).to(x.dtype)
             x = (following / sigma * x.float() + (1 - following / sigma) * found.float()).to(x.dtype)
-        is_last = self._total == end
-        if options.window_frames > options.sink_frames and options.block_frames is not None and not is_last:
-            self._network(x, 0.0, positions, mode="inject_and_capture_post_rope")
+        if seen_again:
+            if options.remember == "refined":
+                self._network(x, 0.0, positions, mode=_KEEP)
             self._remember_block(frames, clean.shape[3] * clean.shape[4])
         return x
+
+    @property
+    def _remembers(self) -> bool:
+        options = self._options
+        return options.block_frames is not None and options.window_frames > options.sink_frames
 
     def _remember_block(self, frames: int, tokens_per_frame: int) -> None:
         most = self._options.window_frames - self._options.sink_frames
@@ -297,6 +315,8 @@ class RefinerStream:
         """Velocity (1, C, t, h, w) of one call; all tokens have one time, which is therefore embedded once."""
         transformer = self._refiner.transformer
         time = torch.full((1, 1), sigma * transformer.config.timestep_scale_multiplier, device=x.device)
+        for block in transformer.transformer_blocks:
+            block.attn2.processor.kept = self._prompt_keys
         with sdpa_kernel(SDPA_ORDER, set_priority=True):
             tokens = transformer(
                 hidden_states=x.flatten(2).transpose(1, 2),
@@ -320,8 +340,44 @@ class RefinerStream:
         if self._options.block_frames is None:
             return 1 + steps
         blocks = -(-(self._total - self._options.sink_frames) // self._options.block_frames)
-        remembers = self._options.window_frames > self._options.sink_frames
-        return 1 + blocks * (steps + remembers) - remembers
+        passes = self._remembers and self._options.remember == "refined"
+        return 1 + blocks * (steps + passes) - passes
+
+
+class _PromptAttention:
+    """diffusers' attention to the prompt, whose keys and values are computed once a stream.
+
+    Attributes:
+        kept: keys and values by layer, of the stream that is running.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        query_rotary_emb: None = None,
+        key_rotary_emb: None = None,
+    ) -> Tensor:
+        if attn not in self.kept:
+            key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
+            self.kept[attn] = self._heads(attn, key), self._heads(attn, value)
+        key, value = self.kept[attn]
+        query = self._heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        mask = None if attention_mask is None else attention_mask[:, None].to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = out.transpose(1, 2)
+        if attn.to_gate_logits is not None:
+            out = out * (2 * torch.sigmoid(attn.to_gate_logits(hidden_states)))[..., None]
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
+
+    @staticmethod
+    def _heads(attn: Any, x: Tensor) -> Tensor:
+        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
 class _InPieces(nn.Module):

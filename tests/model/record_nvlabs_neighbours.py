@@ -8,9 +8,11 @@ SANA: a checkout of NVlabs/Sana (recorded from the authors' fork of 15 June 2026
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -56,6 +58,9 @@ def main() -> None:
             latents, "", fps=16.0, block_size=block, kv_max_frames=window, progress=False
         )
         found[f"refined_{block}_{window}"] = made.numpy()
+    with mock.patch.dict(os.environ, SANA_WM_REFINER_FAST_KV_CAPTURE="last_predict"):
+        made = theirs.refine_latents(latents, "", fps=16.0, block_size=3, kv_max_frames=5, progress=False)
+    found["refined_3_5_last-step"] = made.numpy()
     module = load(sana / "diffusion/model/ltx2/causal_vae.py")
     vae = module.AutoencoderKLCausalLTX2Video(
         **autoencoder.TINY, **VAE_STRIDES, decoder_causal=True, decoder_upsample_type=("spatiotemporal",) * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,38 @@ def test_equal_to_the_released_code(block: int | None, window: int) -> None:
     assert relative(made, torch.from_numpy(RECORDED[f"refined_{block}_{window}"])) < 1e-5
     assert torch.equal(made[:, :, :1], latents[:, :, :1])
     assert calls == [(i + 1, calls[-1][1]) for i in range(calls[-1][1])]
+
+
+def test_keys_of_the_last_step_as_the_released_option_has_them() -> None:
+    own, latents, text = filled(3, 5)
+    own.options = replace(own.options, remember="last-step")
+    calls: list[tuple[int, int]] = []
+    made = own.refine(latents, text, progress=lambda i, n: calls.append((i, n)))
+    assert relative(made, torch.from_numpy(RECORDED["refined_3_5_last-step"])) < 1e-5
+    assert calls[-1] == (10, 10)
+
+
+def test_two_streams_at_once_do_not_mix() -> None:
+    own, latents, text = filled(3, 5)
+    other = Text(text.states.flip(1), text.mask)
+    expected = [own.refine(latents, t) for t in (text, other)]
+    streams = [own.start_stream(t) for t in (text, other)]
+    made = [[], []]
+    for part in latents.split(3, dim=2):
+        for stream, frames in zip(streams, made, strict=True):
+            frames.append(stream.add(part))
+    for stream, frames, whole in zip(streams, made, expected, strict=True):
+        assert relative(torch.cat([*frames, stream.finish()], dim=2), whole) < 1e-6
+    assert relative(expected[0], expected[1]) > 1e-2
+
+
+def test_a_stream_looks_where_the_refiner_is_when_latents_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between chunks the refiner may be off the device (`residence`)."""
+    own, latents, text = filled(3, 5)
+    with monkeypatch.context() as away:
+        away.setattr(Refiner, "device", property(lambda self: pytest.fail("asked too early")))
+        stream = own.start_stream(text)
+    assert stream.add(latents).shape[2] == 7
 
 
 def test_the_records_differ() -> None:
@@ -115,5 +148,7 @@ def test_bad_input() -> None:
         RefinerOptions(sigmas=(0.9, 0.5))
     with pytest.raises(ValueError, match="holds the sink"):
         RefinerOptions(window_frames=0)
+    with pytest.raises(ValueError, match="refined or last-step"):
+        RefinerOptions(remember="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1"):
         RefinerOptions(block_frames=0)
