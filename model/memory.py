@@ -22,7 +22,7 @@ SPARE_BYTES = 1_500_000_000
 
 PARTS = ("text_encoder", "autoencoder", "world_model", "refiner_text_encoder", "refiner")
 
-_WORLD_MODEL_COPIES = 21
+_WORLD_MODEL_COPIES = 20
 """Of (tokens, width) in bfloat16 at the widest point of a block: the feed-forward network's 13,440 channels before its
 gate are six, half of that behind it three, the others are inputs, keys, values and their sums."""
 _REFINER_COPIES = 14
@@ -30,14 +30,14 @@ _REFINER_COPIES = 14
 while they are rotated."""
 _REFINER_PIECE = 16384
 """Tokens that the refiner's feed-forward network takes at once (`refiner._InPieces`)."""
-_DECODER_COPIES = 9
+_DECODER_COPIES = 7.5
 """Of (channels, frames, height / 4, width / 4) at the decoder's finest level: input, norm, padded input, output of a
 convolution and its layout, and the block's residual."""
 _DECODER_CHANNELS = 128
 _DECODER_CACHE = 0.75
 """Of a streaming decoder's remembered inputs over two frames of its finest level a convolution: 11 convolutions there,
 and as many at coarser levels, which together hold less."""
-_TEXT_COPIES = 6
+_TEXT_COPIES = 8
 """Of all hidden states of the refiner's language model: as they come, stacked, and normalised in steps."""
 
 
@@ -293,7 +293,8 @@ def _refining(shape: VideoShape, networks: Networks) -> Stage:
     block = shape.refiner_block_frames
     at_once = shape.latent_frames - 1 if block is None else min(block, shape.latent_frames - 1)
     middle = 3 * min(_REFINER_PIECE, at_once * shape.tokens_per_frame) * 4 * width * 2
-    working = _REFINER_COPIES * at_once * frame + middle + 4 * text
+    # Attention, or the feed-forward network beside its input, norm, result and the block's residual.
+    working = max(_REFINER_COPIES * at_once * frame, 4 * at_once * frame + middle) + 4 * text
     if block is None:
         return Stage("refining", ("refiner",), working + sink)
     history = 2 * layers * (shape.refiner_window_frames - 1) * frame
@@ -319,9 +320,9 @@ def _decoding(shape: VideoShape) -> Stage:
     side = shape.tile_px or max(shape.height, shape.width)
     tile = min(side, shape.height) * min(side, shape.width)
     frames = min(shape.num_frames, 97)
-    working = _DECODER_COPIES * frames * (tile // 16) * _DECODER_CHANNELS * 2
-    # Decoded tiles in bfloat16: two in time, and rows of tiles of the picture before they are joined.
-    return Stage("decoding", ("autoencoder",), working + 4 * 3 * 2 * frames * picture)
+    working = round(_DECODER_COPIES * frames * (tile // 16) * _DECODER_CHANNELS * 2)
+    # Decoded tiles in bfloat16: the one before, and rows of tiles of the picture before they are joined.
+    return Stage("decoding", ("autoencoder",), working + 2 * 3 * 2 * frames * picture)
 
 
 def _refiner_text(networks: Networks) -> int:

@@ -289,17 +289,18 @@ class RefinerStream:
 
     def _remember_block(self, frames: int, tokens_per_frame: int) -> None:
         most = self._options.window_frames - self._options.sink_frames
+        fresh = min(frames, most) * tokens_per_frame
+        keep = min(self._history_frames, most - min(frames, most)) * tokens_per_frame
         self._history_frames = min(most, self._history_frames + frames)
         for layer in self._cache.layer_caches:
-            new = layer.get_captured_post_rope()
+            new = tuple(t[:, t.shape[1] - fresh :] for t in layer.get_captured_post_rope())
             old = layer.get_history()
-            whole = (
-                new if old is None else tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
-            )
-            # A copy: a view would hold what is no longer needed.
-            layer.store_history(
-                *(t[:, -self._history_frames * tokens_per_frame :].contiguous() for t in whole)
-            )
+            if old is None:
+                layer.store_history(*(t.clone() for t in new))
+                continue
+            # Only what is kept is put together: a part of a longer tensor would hold all of it.
+            pairs = zip(old, new, strict=True)
+            layer.store_history(*(torch.cat([o[:, o.shape[1] - keep :], n], dim=1) for o, n in pairs))
 
     def _positions(self, frames: range, like: Tensor) -> tuple[Tensor, Tensor]:
         return self._refiner.transformer.build_rotary_emb_for_absolute_positions(

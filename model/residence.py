@@ -48,7 +48,7 @@ class Residence:
         if policy not in get_args(Offload):
             raise ValueError(f"offload {policy!r}: use {', '.join(get_args(Offload))}")
         self.policy: Offload = policy
-        self.device = torch.device(device)
+        self.device = _numbered(device)
         self._resident_bytes, self._pin = resident_bytes, pin
         self._streams: dict[nn.Module, BlockStream] = {}
         self._staying: dict[nn.Module, _Lent] = {}
@@ -179,7 +179,7 @@ class BlockStream:
     ) -> None:
         if not blocks:
             raise ValueError("no blocks to stream")
-        self.device = torch.device(device)
+        self.device = _numbered(device)
         self._packed = [_Packed(block) for block in blocks]
         self._largest = max(p.num_bytes for p in self._packed)
         self._moving = _moving(self._packed, resident_bytes)
@@ -271,6 +271,14 @@ class BlockStream:
                 self._running.done()
 
         return hook
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """With its number: "cuda" is the current GPU, and no tensor says that it lies on "cuda"."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _moving(packed: Sequence[_Packed], resident_bytes: int) -> list[int]:
