@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator as Generator_
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Protocol
@@ -367,19 +368,48 @@ class Generator:
             ValueError: these parts cannot do it.
         """
         record = GenerationRecord() if record is None else record
+        stream = self.stream(request, progress=progress, record=record)
+        try:
+            for frames in stream:
+                on_frames(frames)
+        except BaseException as error:
+            stream.close()
+            record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            raise
+        return record
+
+    def stream(
+        self,
+        request: GenerationRequest,
+        *,
+        progress: Progress | None = None,
+        record: GenerationRecord | None = None,
+    ) -> Generator_[Pictures, None, None]:
+        """The video's frames as they are finished; arguments and errors as of `generate`.
+
+        Yields:
+            (n, H, W, 3) uint8, in order. Frames count as handed out once the next ones are asked for.
+        """
+        record = GenerationRecord() if record is None else record
         self.check(request)
-        run = _Run(self, request, record, on_frames, progress)
+        return self._frames(_Run(self, request, record, progress))
+
+    def _frames(self, run: _Run) -> Generator_[Pictures, None, None]:
+        record = run.record
         record.status = "running"
         try:
-            run.go()
-        except KeyboardInterrupt:
+            for frames in run.frames():
+                frames = frames[: record.num_frames_wanted - record.num_frames]
+                yield frames
+                record.num_frames += len(frames)
+                run.hears(run.handing_out)(record.num_frames, record.num_frames_wanted)
+        except (KeyboardInterrupt, GeneratorExit):
             record.status = "interrupted"
             raise
         except BaseException:
             record.status = "failed"
             raise
         record.status = "complete"
-        return record
 
 
 class _Run:
@@ -390,11 +420,11 @@ class _Run:
         generator: Generator,
         request: GenerationRequest,
         record: GenerationRecord,
-        on_frames: OnFrames,
         progress: Progress | None,
     ) -> None:
         self.generator, self.request, self.record = generator, request, record
-        self.on_frames, self.progress = on_frames, progress
+        self.progress = progress
+        self.handing_out = "frames"
         self.start = time.perf_counter()
         self.ready_s: list[float] = []
         self.ready_frames: list[int] = []
@@ -407,7 +437,8 @@ class _Run:
         if request.refine:
             record.seeds["refiner"] = request.refiner_seed
 
-    def go(self) -> None:
+    def frames(self) -> Iterator[Pictures]:
+        """Finished frames, in order; a decoder may give more than were asked for."""
         generator, request = self.generator, self.request
         with self.stage("text", generator.text_encoder):
             text, guidance = self._texts()
@@ -423,9 +454,9 @@ class _Run:
             with self.stage("text", generator.refiner_text_encoder):
                 refiner_text = generator.refiner_text_encoder.encode(request.prompt)
         if request.sampling.mode == "distilled":
-            self._stream(latents, text, cameras, refiner_text)
+            yield from self._stream(latents, text, cameras, refiner_text)
         else:
-            self._whole(latents, text, guidance, cameras, refiner_text)
+            yield from self._whole(latents, text, guidance, cameras, refiner_text)
 
     def _texts(self) -> tuple[Text, Guidance | None]:
         encoder, sampling = self.generator.text_encoder, self.request.sampling
@@ -456,7 +487,7 @@ class _Run:
 
     def _whole(
         self, latents: Tensor, text: Text, guidance: Guidance | None, cameras: Cameras, refiner_text: Any
-    ) -> None:
+    ) -> Iterator[Pictures]:
         """Denoise everything, refine everything, then decode piece after piece."""
         generator, request, sampling = self.generator, self.request, self.request.sampling
         assert sampling.steps is not None
@@ -467,7 +498,7 @@ class _Run:
         with self.stage("denoising", generator.world_model):
             if sampling.mode == "bidirectional":
                 latents = sample_bidirectional(
-                    generator.world_model, latents, text, progress=self._hears("denoising"), **common
+                    generator.world_model, latents, text, progress=self.hears("denoising"), **common
                 )
             else:
                 latents = sample_chunk_causal(
@@ -475,13 +506,13 @@ class _Run:
                     latents,
                     text,
                     interval=sampling.chunk_interval,
-                    progress=self._hears("denoising"),
+                    progress=self.hears("denoising"),
                     **common,
                 )
         if request.refine:
             with self.stage("refining", generator.refiner):
                 latents = generator.refiner.refine(
-                    latents, refiner_text, seed=request.refiner_seed, progress=self._hears("refining")
+                    latents, refiner_text, seed=request.refiner_seed, progress=self.hears("refining")
                 )
         pieces = iter(generator.autoencoder.decode(latents))
         while True:
@@ -490,9 +521,9 @@ class _Run:
                 frames = None if piece is None else to_pixels(piece).cpu().numpy()
             if frames is None:
                 return
-            self._hand_out(frames, "decoding")
+            yield frames
 
-    def _stream(self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any) -> None:
+    def _stream(self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any) -> Iterator[Pictures]:
         """Denoise, refine and decode chunk after chunk."""
         generator, request, sampling = self.generator, self.request, self.request.sampling
         assert sampling.times is not None
@@ -530,20 +561,16 @@ class _Run:
             self.ready_s.append(time.perf_counter() - self.start)
             self.ready_frames.append(len(frames))
             self.record.streaming = streaming_report(self.ready_s, self.ready_frames)
-            if self.progress is not None:
-                self.progress("chunks", number + 1, len(ranges))
-            self._hand_out(frames, None)
+            yield frames
 
-    def _hand_out(self, frames: Pictures, stage: str | None) -> None:
-        frames = frames[: self.request.num_frames - self.record.num_frames]
-        self.on_frames(frames)
-        self.record.num_frames += len(frames)
-        if stage is not None and self.progress is not None:
-            self.progress(stage, self.record.num_frames, self.request.num_frames)
-
-    def _hears(self, stage: str) -> Callable[[int, int], None] | None:
+    def hears(self, stage: str) -> Callable[[int, int], None]:
+        """Progress of a stage."""
         progress = self.progress
-        return None if progress is None else lambda done, total: progress(stage, done, total)
+        return (
+            (lambda _done, _total: None)
+            if progress is None
+            else lambda done, total: progress(stage, done, total)
+        )
 
     @contextmanager
     def stage(self, name: str, part: Any) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..dataset.weights import CHAINS, locate
 from ..kernels.attention import AttentionPrecision
 from . import precision
 from .autoencoder import load_autoencoder, tiny_autoencoder
@@ -152,11 +153,50 @@ def find_parts(folder: Path, *, mode: Mode, refine: bool) -> PartFiles:
     return parts
 
 
+def released_parts(mode: Mode, *, refine: bool, without: Collection[str] = ()) -> PartFiles:
+    """The pinned files of a mode in the hub's cache, which `theodolite weights pull MODE` fills. Looks, reads nothing.
+
+    Args:
+        without: parts that come from elsewhere; their paths are the current folder.
+    Raises:
+        ValueError: naming what is not there, and the command that brings it.
+    """
+    chain = CHAINS[mode]
+    found: dict[str, Path] = {}
+    missing = []
+    for part, name in chain.items():
+        if part in without or (part.startswith("refiner") and not refine):
+            continue
+        try:
+            found[part] = locate(name)
+        except ValueError:
+            missing.append(name)
+    if missing:
+        raise ValueError(
+            f"weights {', '.join(missing)} are not on this machine; run: theodolite weights pull {mode} (or bring them "
+            "and give --weights FOLDER; --weights stand_in --size tiny runs without)"
+        )
+    refiner = found.get("refiner")
+    config = (
+        found["world_model"].parent.parent / "config.yaml" if "world_model" in found else Path("config.yaml")
+    )
+    return PartFiles(
+        world_model=found.get("world_model", Path()),
+        autoencoder=found.get("autoencoder", Path()),
+        text_encoder=found.get("text_encoder", Path()),
+        instruction=config if config.is_file() else None,
+        refiner=None if refiner is None else refiner / "transformer",
+        connectors=None if refiner is None else refiner / "connectors",
+        refiner_text_encoder=found.get("refiner_text_encoder"),
+    )
+
+
 def load_generator(
-    files: PartFiles,
+    weights: PartFiles | Path | str = "released",
     *,
     mode: Mode,
     device: torch.device | str,
+    refine: bool = True,
     numbers: Numbers | None = None,
     offload: Offload = "none",
     operators: Operators | None = None,
@@ -164,8 +204,10 @@ def load_generator(
     """The chain from files.
 
     Args:
-        files: from `find_parts`.
-        mode: decides how the refiner works.
+        weights: `released` (pinned files in the hub's cache), a folder laid out as a release, `stand_in` (tiny parts of
+            random numbers), or where each part lies.
+        mode: which weights, and how the refiner works.
+        refine: load the refiner.
         device: where parts compute; they are read into the machine's memory and brought there by a `Residence`.
         numbers: in which the world model computes; None: bfloat16.
         offload: where parts live while they are idle.
@@ -174,6 +216,14 @@ def load_generator(
         ValueError, FileNotFoundError: a file is missing, damaged or another network's, or the precision cannot run.
         ModuleNotFoundError: diffusers or transformers is not installed.
     """
+    if weights == "stand_in":
+        return stand_in_generator(mode=mode, device=device, numbers=numbers, offload=offload, refine=refine)
+    if isinstance(weights, PartFiles):
+        files = weights
+    elif weights == "released":
+        files = released_parts(mode, refine=refine)
+    else:
+        files = find_parts(Path(weights), mode=mode, refine=refine)
     numbers = numbers or Numbers()
     numbers.check(device)
     dtype = numbers.dtype

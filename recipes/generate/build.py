@@ -9,7 +9,15 @@ from typing import Any
 from ...annotate.networks.device import choose_device
 from ...dataset.weights import CHAINS, file_digest, locate, resolve
 from ...model.generation import Generator
-from ...model.parts import Numbers, PartFiles, Precision, find_parts, load_generator, stand_in_generator
+from ...model.parts import (
+    Numbers,
+    PartFiles,
+    Precision,
+    find_parts,
+    load_generator,
+    released_parts,
+    stand_in_generator,
+)
 from ...model.precision import DEFAULT_SCOPES
 from .options import GenerateOptions
 
@@ -30,7 +38,14 @@ def locate_parts(options: GenerateOptions) -> PartFiles | None:
     if options.stand_in:
         return None
     if options.weights == "released":
-        return _released(options)
+        own = {
+            "autoencoder": options.autoencoder,
+            "text_encoder": options.text_encoder,
+            "refiner": options.refiner_folder,
+            "refiner_text_encoder": options.refiner_folder,
+        }
+        without = [part for part, path in own.items() if path is not None]
+        return _with_own(released_parts(options.mode, refine=options.refine, without=without), options)
     given = Path(options.weights)
     if not given.exists():
         raise ValueError(
@@ -42,43 +57,6 @@ def locate_parts(options: GenerateOptions) -> PartFiles | None:
     else:
         found = _beside(given, options)
     return _with_own(found, options)
-
-
-def _released(options: GenerateOptions) -> PartFiles:
-    """The pinned files in the hub's cache."""
-    chain = CHAINS[options.mode]
-    own = {
-        "autoencoder": options.autoencoder,
-        "text_encoder": options.text_encoder,
-        "refiner": options.refiner_folder,
-        "refiner_text_encoder": options.refiner_folder,
-    }
-    wanted = [part for part in chain if options.refine or not part.startswith("refiner")]
-    found: dict[str, Path] = {}
-    missing = []
-    for part in wanted:
-        if own.get(part) is not None:
-            continue
-        try:
-            found[part] = locate(chain[part])
-        except ValueError:
-            missing.append(chain[part])
-    if missing:
-        raise ValueError(
-            f"weights {', '.join(missing)} are not on this machine; run: theodolite weights pull {options.mode} "
-            "(or bring them and give --weights FOLDER; --weights stand_in --size tiny runs without)"
-        )
-    config = found["world_model"].parent.parent / "config.yaml"
-    refiner = found.get("refiner")
-    return PartFiles(
-        world_model=found["world_model"],
-        autoencoder=found.get("autoencoder", Path()),
-        text_encoder=found.get("text_encoder", Path()),
-        instruction=config if config.is_file() else None,
-        refiner=None if refiner is None else refiner / "transformer",
-        connectors=None if refiner is None else refiner / "connectors",
-        refiner_text_encoder=found.get("refiner_text_encoder"),
-    )
 
 
 def _beside(world_model: Path, options: GenerateOptions) -> PartFiles:

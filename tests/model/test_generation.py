@@ -41,6 +41,19 @@ def test_every_mode_hands_out_every_frame(mode: str, refine: bool) -> None:
     json.dumps(record.as_json(), allow_nan=False)
 
 
+def test_frames_can_be_iterated() -> None:
+    record = GenerationRecord()
+    stream = generator().stream(request(refine=False), record=record)
+    assert len(next(stream)) == 25
+    assert (record.status, record.num_frames) == ("running", 0)
+    assert len(next(stream)) == 24
+    assert record.num_frames == 25
+    stream.close()
+    assert (record.status, record.num_frames) == ("interrupted", 25)
+    with pytest.raises(ValueError, match="prompt is empty"):  # at once, not with the first frame
+        generator().stream(request(prompt=""))
+
+
 def test_the_first_frame_is_the_image() -> None:
     frames, _ = video(generator(), request(refine=False))
     image = request().image.reshape(HEIGHT // 32, 32, WIDTH // 32, 32, 3).mean((1, 3))
