@@ -212,7 +212,8 @@ def _converted(layer: Linear, precision: Precision, backend: Backend) -> nn.Modu
     # torchao converts linear layers alone; 1 x 1 convolutions become what they are applied as.
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
 
 

@@ -476,5 +476,5 @@ class _NormRotate(torch.autograd.Function):
             HEADS=heads, SIZE=c // heads, HAS_WEIGHT=weight is not None, HAS_MATRIX=matrix is not None,
             BH=triton.next_power_of_2(heads), BP=triton.next_power_of_2(pairs), ROWS=_SUMMED // 2, num_warps=4,
         )  # fmt: skip
-        dweight = None if part is None else part.sum(dim=0).to(weight.dtype)
+        dweight = None if weight is None or part is None else part.sum(dim=0).to(weight.dtype)
         return dx, dweight, None, None, None, None, None

@@ -4,7 +4,7 @@ program as one partial sum, so that nothing is added atomically and results are 
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false, reportUnboundVariable=false
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 # Triton's launch syntax, kernel[grid](...), is beyond the type checker.
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false
 
 from __future__ import annotations
 

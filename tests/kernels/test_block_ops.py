@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +189,21 @@ def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
 def test_what_does_not_fit_is_named(call, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.slow
+@with_triton
+def test_kernels_compile_for_hopper_and_hold_their_numbers_in_registers(tmp_path) -> None:
+    """In a process of its own, without the interpreter, for heads and widths of the full-size network."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compile_triton.py"))],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    spilled = json.loads(done.stdout)
+    assert len(spilled) >= 18
+    assert max(spilled.values()) <= 64
