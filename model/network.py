@@ -37,6 +37,7 @@ from ..kernels import (
     world_to_ray,
 )
 from ..kernels.attention import AttentionBackend, AttentionPrecision
+from ..kernels.fp8.product import modulated_norm_rows, output_gate_rows
 from ..kernels.frame_gdn.op import Backend
 from ..kernels.frame_gdn.reference import ray_matrices, ray_transform
 from .config import WorldModelConfig, chunk_ranges
@@ -321,7 +322,10 @@ class CameraAttention(nn.Module):
         """Sum of the branches, gated by the block's input, projected."""
         added = None if camera is None else self.out_proj_cam(camera)
         gate = shared.through(self.output_gate)
-        return self.proj(output_gate(main, added, gate, backend=self.operators.kernels).to(gate.dtype))
+        backend = self.operators.kernels
+        if isinstance(self.proj, ScaledLinear):
+            return self.proj.product(output_gate_rows(main, added, gate, backend=backend), gate.dtype)
+        return self.proj(output_gate(main, added, gate, backend=backend).to(gate.dtype))
 
     def capped(self, transformed: Tensor, before: Tensor) -> Tensor:
         """Scale tokens down whose RMS the ray transform raised (`camera_rms_cap`)."""
@@ -345,9 +349,9 @@ class DeltaNetAttention(CameraAttention):
         rate = F.softplus(self.gate_proj(x.mean(dim=2)).float() + self.dt_bias.float())
         return beta, torch.exp(-torch.exp(self.A_log.float()) * rate)
 
-    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
-        shared = SharedInput(x)
-        gates = self.gates(x)
+    def forward(self, shared: SharedInput, context: Context, cache: BlockCache | None) -> Tensor:
+        """shared (B, T, S, C), the block's modulated input."""
+        gates = self.gates(shared.x)
         main = self._main(shared, gates, context, cache)
         camera = None if context.rays is None else self._camera(shared, gates, context, cache)
         return self.gated(shared, main, camera)
@@ -469,8 +473,8 @@ class SoftmaxAttention(CameraAttention):
         self.A_log.requires_grad_(False)
         self.dt_bias.requires_grad_(False)
 
-    def forward(self, x: Tensor, context: Context, cache: BlockCache | None) -> Tensor:
-        shared = SharedInput(x)
+    def forward(self, shared: SharedInput, context: Context, cache: BlockCache | None) -> Tensor:
+        """shared (B, T, S, C), the block's modulated input."""
         main, own = self._main(shared, context, cache)
         camera, camera_own = None, ()
         if context.rays is not None:
@@ -667,40 +671,47 @@ class FeedForward(nn.Module):
         self.t_conv = nn.Conv2d(width, width, (3, 1), padding=(1, 0), bias=False)
 
     def forward(
-        self, x: Tensor, residual: Tensor, gate: Tensor, context: Context, cache: BlockCache | None
+        self, shared: SharedInput, x: Tensor, gate: Tensor, context: Context, cache: BlockCache | None
     ) -> Tensor:
-        """residual + gate * (the network's output for x); x (B, T, S, C), gate (B, T or 1, C)."""
-        y = self._spatial(x, context.height, context.width)
+        """x + gate * (the network's output); shared (B, T, S, C) the block's modulated x, gate (B, T or 1, C)."""
+        y = self._spatial(shared, x, context.height, context.width)
         before = None if cache is None else cache.ffn
         if cache is not None and context.save:
             cache.ffn = y[:, -1:].detach().clone()
         inner = None if context.stream is not None else context.inner
-        if isinstance(self.t_conv, nn.Conv2d):
-            return gated_add(residual, self._temporal(y, before, inner), gate, backend=self.backend)
-        # In fewer bits all three taps are one linear map (`precision`).
-        first = None if before is None else self.t_conv(before)[..., : y.shape[-1]]
-        return gated_shift_add(
-            residual, y, self.t_conv(y), gate, first=first, inner=inner, backend=self.backend
-        )
+        if torch.is_grad_enabled() and isinstance(self.t_conv, nn.Conv2d):
+            return gated_add(x, self._temporal(y, before, inner), gate, backend=self.backend)
+        first = None if before is None else self._past(before)
+        return gated_shift_add(x, y, self._taps(y), gate, first=first, inner=inner, backend=self.backend)
 
-    def _spatial(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Frames do not see each other here, so that a long clip goes through in parts."""
-        b, t, s, _ = x.shape
+    def _taps(self, y: Tensor) -> Tensor:
+        """(B, T, S, 3 C): what a frame gives to the next one, to itself and to the one before, as one linear map."""
+        if not isinstance(self.t_conv, nn.Conv2d):
+            return self.t_conv(y)
+        return F.linear(y, self.t_conv.weight.squeeze(-1).permute(2, 0, 1).flatten(0, 1))
+
+    def _past(self, before: Tensor) -> Tensor:
+        """(B, 1, S, C): what the frame before a chunk gives to its first."""
+        if not isinstance(self.t_conv, nn.Conv2d):
+            return self.t_conv(before)[..., : before.shape[-1]]
+        return F.linear(before, self.t_conv.weight[:, :, 0, 0])
+
+    def _spatial(self, shared: SharedInput, like: Tensor, height: int, width: int) -> Tensor:
+        """Frames do not see each other here, so that a long clip goes through in parts; `like` is of its shape."""
+        b, t, s, _ = like.shape
         parts = 1 if torch.is_grad_enabled() else min(b * t, -(-b * t * s // _HIDDEN_TOKENS))
         if parts == 1:
-            return _apply(self.point_conv.conv, self._hidden(x, height, width))
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        frames, into = x.flatten(0, 1)[None], out.flatten(0, 1)[None]
-        for part, target in zip(
-            frames.tensor_split(parts, dim=1), into.tensor_split(parts, dim=1), strict=True
-        ):
+            return _apply(self.point_conv.conv, self._hidden(shared, height, width))
+        out = torch.empty_like(like, memory_format=torch.contiguous_format)
+        targets = out.flatten(0, 1)[None].tensor_split(parts, dim=1)
+        for part, target in zip(shared.split(parts), targets, strict=True):
             _apply(self.point_conv.conv, self._hidden(part, height, width), out=target)
         return out
 
-    def _hidden(self, x: Tensor, height: int, width: int) -> Tensor:
+    def _hidden(self, shared: SharedInput, height: int, width: int) -> Tensor:
         depth = self.depth_conv.conv
         assert depth.bias is not None
-        hidden = self.inverted_conv.conv(x)
+        hidden = shared.through(self.inverted_conv.conv)
         return glu_conv(hidden, depth.weight, depth.bias, height=height, width=width, backend=self.backend)
 
     def _temporal(self, y: Tensor, before: Tensor | None, inner: Tensor | None) -> Tensor:
@@ -738,15 +749,22 @@ class Block(nn.Module):
         table = self.scale_shift_table + modulation.unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(-2)
         backend = self.backend
-        attended = self.attn(
-            modulated_norm(x, shift_a, scale_a, eps=_LAYER_NORM_EPS, backend=backend), context, cache
-        )
+        attended = self.attn(self._modulated(x, shift_a, scale_a, self.attn.qkv, keep=True), context, cache)
         rays = None if context.plucker is None else context.plucker.through(self.plucker_proj)
         x = gated_add(x, attended, gate_a, rays, backend=backend)
         del attended, rays
         x = x + self.cross_attn(x, context.text, context.text_mask)
-        normed = modulated_norm(x, shift_f, scale_f, eps=_LAYER_NORM_EPS, backend=backend)
-        return self.mlp(normed, x, gate_f, context, cache)
+        shared = self._modulated(x, shift_f, scale_f, self.mlp.inverted_conv.conv, keep=False)
+        return self.mlp(shared, x, gate_f, context, cache)
+
+    def _modulated(
+        self, x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module, *, keep: bool
+    ) -> SharedInput:
+        """LayerNorm and modulation; rounded at once where the layer that reads it is in e4m3 (`keep`: others too)."""
+        if isinstance(reader, ScaledLinear) and not torch.is_grad_enabled():
+            both = modulated_norm_rows(x, shift, scale, keep=keep, eps=_LAYER_NORM_EPS, backend=self.backend)
+            return SharedInput(*both, x.dtype)
+        return SharedInput(modulated_norm(x, shift, scale, eps=_LAYER_NORM_EPS, backend=self.backend))
 
 
 class FinalLayer(nn.Module):

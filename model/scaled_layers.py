@@ -89,15 +89,41 @@ class NarrowWeights(nn.Module):
 
 
 class SharedInput:
-    """An activation that several linear maps read: rounded for those in e4m3 at most once, as it is for the others."""
+    """An activation that several linear maps read: rounded for those in e4m3 at most once, as it is for the others.
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self._rows: Rows | None = None
+    Args:
+        x: (..., C); None where only layers in e4m3 read it.
+        rows: the same in e4m3, if whatever made it has rounded it already.
+        dtype: of what the maps give.
+    """
+
+    def __init__(self, x: Tensor | None, rows: Rows | None = None, dtype: torch.dtype | None = None) -> None:
+        self._x, self._rows = x, rows
+        self.dtype = x.dtype if x is not None else dtype
+        assert self.dtype is not None
+
+    @property
+    def x(self) -> Tensor:
+        assert self._x is not None
+        return self._x
 
     def through(self, layer: nn.Module) -> Tensor:
+        """layer(x)."""
         if not isinstance(layer, ScaledLinear):
             return cast(Tensor, layer(self.x))
         if self._rows is None:
             self._rows = round_rows(self.x, backend=layer.backend)
-        return layer.product(self._rows, self.x.dtype)
+        return layer.product(self._rows, self.dtype)
+
+    def split(self, parts: int) -> list[SharedInput]:
+        """(B, T, ...) frames of all clips in so many parts, each (1, frames, ...)."""
+
+        def cut(x: Tensor | None) -> list:
+            return [None] * parts if x is None else list(x.flatten(0, 1)[None].tensor_split(parts, dim=1))
+
+        values = cut(None if self._rows is None else self._rows.values)
+        scale = cut(None if self._rows is None else self._rows.scale)
+        return [
+            SharedInput(x, None if v is None else Rows(v, s), self.dtype)
+            for x, v, s in zip(cut(self._x), values, scale, strict=True)
+        ]

@@ -32,7 +32,7 @@ def _wanted(*tensors: Tensor | None) -> bool:
 
 _ROWS = 8
 """Tokens of a program of `modulated_norm`, which share the rows of their frame's modulation."""
-_SUMMED = 64
+_SUMMED = 16
 """Tokens whose gradients a program of a backward kernel sums before it writes them."""
 
 
@@ -49,6 +49,13 @@ def _tokens(x: Tensor) -> None:
         raise ValueError(f"tokens are {tuple(x.shape)}; give (B, T, S, C)")
 
 
+def check_modulation(x: Tensor, shift: Tensor, scale: Tensor) -> None:
+    """Raise ValueError unless tokens are (B, T, S, C) and both others (B, T or 1, C)."""
+    _tokens(x)
+    _frames("shift", shift, x)
+    _frames("scale", scale, x)
+
+
 def modulated_norm(
     x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: Backend = "auto"
 ) -> Tensor:
@@ -62,9 +69,7 @@ def modulated_norm(
     Raises:
         ValueError: on shapes that do not fit.
     """
-    _tokens(x)
-    _frames("shift", shift, x)
-    _frames("scale", scale, x)
+    check_modulation(x, shift, scale)
     if not resolve_backend(backend, x):
         return modulated_norm_reference(x, shift, scale, eps=eps)
     if _wanted(x, shift, scale):
@@ -78,10 +83,10 @@ def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tens
     from . import triton_kernels as kernels
 
     b, t, s, c = x.shape
-    x, shift, scale = x.contiguous(), _dense(shift), _dense(scale)
+    x, shift, scale = x.contiguous(), dense(shift), dense(scale)
     out = torch.empty_like(x)
     kernels.modulated_norm[(triton.cdiv(s, _ROWS), b * t)](
-        x, shift, scale, out, t, s, c, *_steps(shift), *_steps(scale), eps,
+        x, shift, scale, out, t, s, c, *frame_steps(shift), *frame_steps(scale), eps,
         ROWS=_ROWS, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
     return out
@@ -103,12 +108,12 @@ class _ModulatedNorm(torch.autograd.Function):
 
         x, scale = ctx.saved_tensors
         b, t, s, c = x.shape
-        x, scale, dout = x.contiguous(), _dense(scale), dout.contiguous()
+        x, scale, dout = x.contiguous(), dense(scale), dout.contiguous()
         tiles = triton.cdiv(s, _SUMMED)
         dx = torch.empty_like(x)
         part = torch.empty(b, t, tiles, 2, c, dtype=torch.float32, device=x.device)
         kernels.modulated_norm_backward[(tiles, b * t)](
-            x, scale, dout, dx, part, t, s, c, *_steps(scale), ctx.eps,
+            x, scale, dout, dx, part, t, s, c, *frame_steps(scale), ctx.eps,
             ROWS=_SUMMED, BLOCK=triton.next_power_of_2(c), num_warps=4,
         )  # fmt: skip
         total = part.sum(dim=2)
@@ -154,11 +159,11 @@ def _gated_add(x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None) -> Tens
     from . import triton_kernels as kernels
 
     b, t, s, c = x.shape
-    x, y, gate = x.contiguous(), y.contiguous(), _dense(gate)
+    x, y, gate = x.contiguous(), y.contiguous(), dense(gate)
     extra = None if extra is None else extra.contiguous()
     out = torch.empty_like(x)
     kernels.gated_add[(s, b * t)](
-        x, y, gate, extra, out, t, s, c, *_steps(gate),
+        x, y, gate, extra, out, t, s, c, *frame_steps(gate),
         HAS_EXTRA=extra is not None, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
     return out
@@ -180,12 +185,12 @@ class _GatedAdd(torch.autograd.Function):
 
         y, gate = ctx.saved_tensors
         b, t, s, c = y.shape
-        y, gate, dout = y.contiguous(), _dense(gate), dout.contiguous()
+        y, gate, dout = y.contiguous(), dense(gate), dout.contiguous()
         tiles = triton.cdiv(s, _SUMMED)
         dy = torch.empty_like(y)
         part = torch.empty(b, t, tiles, c, dtype=torch.float32, device=y.device)
         kernels.gated_add_backward[(tiles, b * t)](
-            y, gate, dout, dy, part, t, s, c, *_steps(gate),
+            y, gate, dout, dy, part, t, s, c, *frame_steps(gate),
             ROWS=_SUMMED, BLOCK=triton.next_power_of_2(c), num_warps=4,
         )  # fmt: skip
         dgate = _over_frames(part.sum(dim=2), gate.shape[1]).to(gate.dtype)
@@ -236,22 +241,23 @@ def gated_shift_add(
 
     from . import triton_kernels as kernels
 
-    x, y, z, gate = x.contiguous(), y.contiguous(), z.contiguous(), _dense(gate)
+    x, y, z, gate = x.contiguous(), y.contiguous(), z.contiguous(), dense(gate)
     first = None if first is None else first.contiguous()
     inner = None if inner is None else inner.contiguous()
     out = torch.empty_like(x)
     kernels.gated_shift_add[(s, b * t)](
-        x, y, z, gate, first, inner, out, t, s, c, *_steps(gate),
+        x, y, z, gate, first, inner, out, t, s, c, *frame_steps(gate),
         HAS_FIRST=first is not None, HAS_INNER=inner is not None, BLOCK=triton.next_power_of_2(c), num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
+    """x with its last axis dense."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _steps(x: Tensor) -> tuple[int, int]:
+def frame_steps(x: Tensor) -> tuple[int, int]:
     """Strides of batch and frame; 0 along frames where one row serves all."""
     return x.stride(0), x.stride(1) if x.shape[1] > 1 else 0
 
@@ -310,7 +316,7 @@ def _glu_conv(
     return out
 
 
-_FRAMES = 8
+_FRAMES = 4
 """Frames over which a program sums the gradients of the convolution's taps."""
 
 
@@ -407,7 +413,7 @@ def norm_rotate(
 def _rows(x: Tensor) -> Tensor:
     """x with tokens at one distance from each other, copied only where they are not."""
     _, t, s, _ = x.shape
-    x = _dense(x)
+    x = dense(x)
     return x if x.stride(1) == s * x.stride(2) and x.stride(0) == t * x.stride(1) else x.contiguous()
 
 

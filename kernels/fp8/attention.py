@@ -140,7 +140,8 @@ def round_heads(x: Tensor, *, centre: bool, per_head: bool, triton: bool | None 
     mean = torch.empty(heads, _PADDED, dtype=torch.float32, device=x.device)
     most = torch.empty(heads, dtype=torch.float32, device=x.device)
     steps = (x.stride(0), x.stride(1))
-    kernels.statistics[(tiles, heads)](
+    # Heads go first in all grids: they lie beside each other in a token's memory.
+    kernels.statistics[(heads, tiles)](
         x, part, tokens, *steps, SIZE=size, PADDED=_PADDED, TOKENS=_TOKENS, ROUNDS=_ROUNDS, num_warps=4
     )
     kernels.finish[(heads,)](
@@ -150,7 +151,7 @@ def round_heads(x: Tensor, *, centre: bool, per_head: bool, triton: bool | None 
         most = most.amax().expand(heads)
     scale = headroom(most, VALUE_RANGE if per_head else LARGEST)
     values = torch.empty(heads, tokens, _PADDED, dtype=E4M3, device=x.device)
-    kernels.round_and_pad[(cdiv(tokens, _TOKENS), heads)](
+    kernels.round_and_pad[(heads, cdiv(tokens, _TOKENS))](
         x, mean, scale, values, tokens, *steps, scale.stride(0),
         SIZE=size, PADDED=_PADDED, TOKENS=_TOKENS, ROUND=not x.is_cuda, num_warps=4,
     )  # fmt: skip
@@ -180,7 +181,7 @@ def scale_back(
     from . import triton_kernels as kernels
 
     heads, tokens, padded = rounded.shape
-    kernels.crop_and_scale[(cdiv(tokens, _TOKENS), heads)](
+    kernels.crop_and_scale[(heads, cdiv(tokens, _TOKENS))](
         rounded, values.mean, scale.contiguous(), out, tokens, heads,
         SIZE=size, PADDED=padded, TOKENS=_TOKENS, num_warps=4,
     )  # fmt: skip

@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..block_ops.op import check_modulation, dense, frame_steps, modulated_norm
 from ..frame_gdn.op import Backend, resolve_backend
+from ..output_gate.op import output_gate
+from ..output_gate.reference import check_arguments
 from .reference import E4M3, Rows, round_rows_reference, scaled_product_reference
 
 
@@ -33,21 +36,89 @@ def round_rows(x: Tensor, *, backend: Backend = "auto") -> Rows:
     """
     if not resolve_backend(backend, x):
         return round_rows_reference(x)
+    from . import triton_kernels as kernels
+
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    out = _empty_rows(x)
+    kernels.round_rows[(rows.shape[0],)](
+        rows, out.values, out.scale, rows.shape[1], rows.stride(0), **_launch(x)
+    )
+    return out
+
+
+def _empty_rows(x: Tensor) -> Rows:
+    return Rows(
+        torch.empty(x.shape, dtype=E4M3, device=x.device),
+        torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device),
+    )
+
+
+def _launch(x: Tensor) -> dict[str, int]:
+    """Options of a kernel whose programs hold whole rows."""
+    import triton
+
+    block = triton.next_power_of_2(x.shape[-1])
+    return {"BLOCK": block, "ROUND": not x.is_cuda, "num_warps": 4 if block <= 4096 else 8}
+
+
+def output_gate_rows(main: Tensor, camera: Tensor | None, gate: Tensor, *, backend: Backend = "auto") -> Rows:
+    """`round_rows(output_gate(...))` in one pass, without gradients.
+
+    Args:
+        main, camera, gate: (..., C) as in `output_gate`.
+    """
+    if not resolve_backend(backend, main):
+        return round_rows(output_gate(main, camera, gate, backend=backend), backend=backend)
+    check_arguments(main, camera, gate)
+    from . import triton_kernels as kernels
+
+    main, gate = main.contiguous(), gate.contiguous()
+    camera = None if camera is None else camera.contiguous()
+    out = _empty_rows(main)
+    kernels.gate_rows[(out.scale.numel(),)](
+        main, camera, gate, out.values, out.scale, main.shape[-1],
+        HAS_CAMERA=camera is not None, **_launch(main),
+    )  # fmt: skip
+    return out
+
+
+_ROWS = 8
+
+
+def modulated_norm_rows(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    keep: bool,
+    eps: float = 1e-6,
+    backend: Backend = "auto",
+) -> tuple[Tensor | None, Rows]:
+    """`modulated_norm` with its rows in e4m3, in one pass, without gradients.
+
+    Args:
+        x, shift, scale: as in `modulated_norm`.
+        keep: also return it as it is, for what reads it in more bits.
+    Returns:
+        ((B, T, S, C) or None, rows (B, T, S, C)).
+    """
+    if not resolve_backend(backend, x):
+        normed = modulated_norm(x, shift, scale, eps=eps, backend=backend)
+        return normed if keep else None, round_rows(normed, backend=backend)
+    check_modulation(x, shift, scale)
     import triton
 
     from . import triton_kernels as kernels
 
-    channels = x.shape[-1]
-    rows = x.reshape(-1, channels)
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    values = torch.empty(rows.shape, dtype=E4M3, device=x.device)
-    scale = torch.empty(rows.shape[0], 1, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(channels)
-    kernels.round_rows[(rows.shape[0],)](
-        rows, values, scale, channels, rows.stride(0),
-        BLOCK=block, ROUND=not x.is_cuda, num_warps=4 if block <= 4096 else 8,
+    b, t, s, c = x.shape
+    x, shift, scale = x.contiguous(), dense(shift), dense(scale)
+    kept, out = torch.empty_like(x) if keep else None, _empty_rows(x)
+    kernels.modulated_norm_rows[(triton.cdiv(s, _ROWS), b * t)](
+        x, shift, scale, kept, out.values, out.scale, t, s, c, *frame_steps(shift), *frame_steps(scale), eps,
+        ROWS=_ROWS, KEEP=keep, **_launch(x),
     )  # fmt: skip
-    return Rows(values.view(x.shape), scale.view(*x.shape[:-1], 1))
+    return kept, out
 
 
 def scaled_product(x: Rows, weight: Rows, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:

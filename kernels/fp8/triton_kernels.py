@@ -12,11 +12,11 @@ import triton.language as tl
 
 
 @triton.jit
-def _to_e4m3(x, ROUND: tl.constexpr):
-    """x as e4m3, its greatest number where |x| is beyond; NaN stays. The chip rounds to nearest; Triton's interpreter
-    cuts off, so there (ROUND) all bits beyond are rounded away before."""
-    x = tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+def to_e4m3(x, ROUND: tl.constexpr):
+    """x as e4m3, its greatest number where |x| is beyond; NaN stays. So does the chip convert, to nearest; Triton's
+    interpreter cuts bits off, so there (ROUND) all that are beyond are rounded away before."""
     if ROUND:
+        x = tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
         bits = x.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
         small = (x + 24576.0) - 24576.0  # multiples of 2^-9
@@ -25,12 +25,22 @@ def _to_e4m3(x, ROUND: tl.constexpr):
 
 
 @triton.jit
+def store_row(x, row, c, out_ptr, scale_ptr, C, mask, there, ROUND: tl.constexpr):
+    """A row, zero beyond its channels, in e4m3 at the scale that its greatest number asks for, and what it is
+    multiplied by on the way back."""
+    most = tl.max(tl.abs(x), 0) + tl.sum(x * 0.0, 0)  # a maximum drops NaN, a sum keeps it
+    scale = tl.where(most == 0.0, 1.0, most / 448.0)
+    tl.store(out_ptr + row * C + c, to_e4m3(x * (1.0 / scale), ROUND), mask=mask)
+    tl.store(scale_ptr + row, scale, mask=there)
+
+
+@triton.jit
 def statistics(
     x_ptr, part_ptr, N, step_head, step_token,
     SIZE: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
     """Sum, least and greatest of every channel over a run of tokens; part (tiles, H, 3, PADDED)."""
-    tile, head = tl.program_id(0), tl.program_id(1)
+    head, tile = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, PADDED)
     total = tl.zeros([PADDED], tl.float32)
     least = tl.full([PADDED], float("inf"), tl.float32)
@@ -43,7 +53,7 @@ def statistics(
         total += tl.sum(x, 0)
         least = tl.minimum(least, tl.min(tl.where(there, x, float("inf")), 0))
         most = tl.maximum(most, tl.max(tl.where(there, x, float("-inf")), 0))
-    out = part_ptr + (tile * tl.num_programs(1) + head) * 3 * PADDED + d
+    out = part_ptr + (tile * tl.num_programs(0) + head) * 3 * PADDED + d
     tl.store(out, total)
     tl.store(out + PADDED, least)
     tl.store(out + 2 * PADDED, most)
@@ -83,7 +93,7 @@ def round_and_pad(
     SIZE: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """e4m3 of (x - mean) * scale, (H, N, PADDED) with zeros beyond the head."""
-    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, PADDED)
     token = tile * TOKENS + tl.arange(0, TOKENS)
     within = (token < N)[:, None]
@@ -96,7 +106,7 @@ def round_and_pad(
     mean = tl.load(mean_ptr + head * PADDED + d)
     scale = tl.load(scale_ptr + head * scale_step)
     scaled = tl.where((d < SIZE)[None, :], (x - mean[None, :]) * scale, 0.0)
-    tl.store(out_ptr + (head * N + place) * PADDED + d[None, :], _to_e4m3(scaled, ROUND), mask=within)
+    tl.store(out_ptr + (head * N + place) * PADDED + d[None, :], to_e4m3(scaled, ROUND), mask=within)
 
 
 @triton.jit
@@ -105,7 +115,7 @@ def crop_and_scale(
     SIZE: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """x * scale + mean from e4m3 (H, N, PADDED) to (N, H, SIZE)."""
-    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, PADDED)
     token = tile * TOKENS + tl.arange(0, TOKENS)
     there = (token < N)[:, None] & (d < SIZE)[None, :]
@@ -126,7 +136,49 @@ def round_rows(
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * step_row + c, mask=c < C, other=0.0).to(tl.float32)
-    most = tl.max(tl.abs(x), 0) + tl.sum(x * 0.0, 0)  # a maximum drops NaN, a sum keeps it
-    scale = tl.where(most == 0.0, 1.0, most / 448.0)
-    tl.store(out_ptr + row * C + c, _to_e4m3(x / scale, ROUND), mask=c < C)
-    tl.store(scale_ptr + row, scale)
+    store_row(x, row, c, out_ptr, scale_ptr, C, c < C, True, ROUND)
+
+
+@triton.jit
+def gate_rows(
+    main_ptr, camera_ptr, gate_ptr, out_ptr, scale_ptr, C,
+    HAS_CAMERA: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """(main + camera) * SiLU(gate) of a row, in e4m3; rounded to the type of main on the way."""
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    place = row * C + c
+    total = tl.load(main_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    if HAS_CAMERA:
+        total += tl.load(camera_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    gated = (total * gate * tl.sigmoid(gate)).to(main_ptr.dtype.element_ty).to(tl.float32)
+    store_row(gated, row, c, out_ptr, scale_ptr, C, mask, True, ROUND)
+
+
+@triton.jit
+def modulated_norm_rows(
+    x_ptr, shift_ptr, scale_ptr, kept_ptr, out_ptr, row_scale_ptr, T, S, C,
+    shift_b, shift_t, scale_b, scale_t, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """`modulated_norm` with its rows in e4m3, beside them as they are if KEEP."""
+    frame = tl.program_id(1).to(tl.int64)
+    b, t = frame // T, frame % T
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    shift = tl.load(shift_ptr + b * shift_b + t * shift_t + c, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + b * scale_b + t * scale_t + c, mask=mask, other=0.0).to(tl.float32)
+    for r in range(ROWS):
+        token = tl.program_id(0) * ROWS + r
+        there = mask & (token < S)
+        row = frame * S + token
+        x = tl.load(x_ptr + row * C + c, mask=there, other=0.0).to(tl.float32)
+        centred = tl.where(mask, x - tl.sum(x, 0) / C, 0.0)
+        inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
+        out = (centred * inverse * (1.0 + scale) + shift).to(x_ptr.dtype.element_ty)
+        if KEEP:
+            tl.store(kept_ptr + row * C + c, out, mask=there)
+        wide = tl.where(mask, out.to(tl.float32), 0.0)
+        store_row(wide, row, c, out_ptr, row_scale_ptr, C, there, token < S, ROUND)

@@ -365,7 +365,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _backward(ctx: Any, dresults: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     dout, *dends = dresults
-    tensors, kept = ctx.saved_tensors[:_NUM_TENSORS], list(ctx.saved_tensors[_NUM_TENSORS:])
+    saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
+    tensors, kept = saved[:_NUM_TENSORS], list(saved[_NUM_TENSORS:])
     out = kept[0]
     normalise, reverse = ctx.switches[0], tensors[9] is not None
     b, _, _, h, d = out.shape

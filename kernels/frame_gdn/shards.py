@@ -370,7 +370,8 @@ class _ShardedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         local, options, exchange, mine, starts, count = ctx.rest
-        tensors, outs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: under checkpointing a second look is an error
+        tensors, outs = saved[:count], saved[count:]
         shards = local(options, starts, tensors, ctx.kept)
         own = _gather(shards.backward(ctx.initial, outs, douts), exchange)
         # Gradients walk the shards the other way, through the same transitions transposed.

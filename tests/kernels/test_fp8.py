@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from theodolite.kernels import frame_attention
+from theodolite.kernels import frame_attention, modulated_norm
 from theodolite.kernels.fp8.attention import check_fp8_attention, fp8_attention, round_heads, scale_back
-from theodolite.kernels.fp8.product import check_fp8_products, round_rows, scaled_product
+from theodolite.kernels.fp8.product import (
+    check_fp8_products,
+    modulated_norm_rows,
+    output_gate_rows,
+    round_rows,
+    scaled_product,
+)
 from theodolite.kernels.fp8.reference import (
     E4M3,
     fp8_attention_reference,
@@ -80,6 +86,26 @@ def test_kernel_rounds_rows_as_the_twin(device: torch.device) -> None:
     assert found.scale[0, 0] == 1
     assert found.scale[1, 2].isnan()
     assert not (found.values[1, 3].float() * found.scale[1, 3]).isfinite().any()
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("keep", [False, True])
+def test_norm_and_gate_round_their_rows_as_if_afterwards(keep: bool, device: torch.device) -> None:
+    torch.manual_seed(0)
+    x, other, gate = torch.randn(3, 2, 3, 11, 48, device=device)
+    table = torch.randn(2, 1, 2, 48, device=device)
+    shift, scale = table.unbind(2)
+    kept, found = modulated_norm_rows(x, shift, scale, keep=keep, backend="triton")
+    exact = modulated_norm(x, shift, scale, backend="reference")
+    assert relative(found.values.float() * found.scale, exact) < 0.04
+    twin = round_rows(exact, backend="reference")
+    assert relative(found.values.float() * found.scale, twin.values.float() * twin.scale) < 5e-3
+    assert kept is None if not keep else relative(kept, exact) < 1e-5
+    for camera in (None, other):
+        found = output_gate_rows(x, camera, gate, backend="triton")
+        twin = output_gate_rows(x, camera, gate, backend="reference")
+        assert torch.allclose(found.scale, twin.scale, rtol=1e-5)
+        assert relative(found.values.float() * found.scale, twin.values.float() * twin.scale) < 5e-3
 
 
 def test_products_are_as_near_as_three_bits_allow_whatever_the_scale_of_a_row() -> None:
