@@ -932,6 +932,7 @@ def main() -> None:
     starts = chunk_starts(size.frames) if arguments.chunk_causal else None
     print(f"operators {Operators()}, torch {torch.__version__}")
     everything = arguments.smoke
+    lengths = (7,) if everything else tuple(n for n in (21, 61, 121) if n <= size.frames)
     parts: list[tuple[bool, str, Callable[[], object]]] = [
         (arguments.check, "checks", lambda: check(size, names)),
         (True, "passes", lambda: time_precisions(size, names, starts, arguments.profile and not everything)),
@@ -940,7 +941,7 @@ def main() -> None:
         (arguments.sweep, "sweep", lambda: sweep(size)),
         (arguments.guidance, "guidance", lambda: time_guidance(size)),
         (arguments.train > 0, "training", lambda: time_training(size, arguments.train or size.frames)),
-        (arguments.stream, "stream", lambda: stream(size, names, (7,) if everything else (21, 61, 121))),
+        (arguments.stream, "stream", lambda: stream(size, names, lengths)),
     ]
     good = [attempt(what, call) for wanted, what, call in parts if wanted or everything]
     if not all(good):
