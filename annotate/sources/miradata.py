@@ -8,16 +8,19 @@ mira-space/MiraData, its README and v1 branch.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..clip import ClipRef
-from .tree import Layout, Listed, Release, find_table, inside, positive, rows_of, say_absent
+from .tree import Folder, Layout, Listed, Release, find_table, positive, rows_of, say_absent, stays_inside
 
 _TABLES = ("miradata_v1_*.csv", "miradata_v0.csv", "*/miradata_v1_*.csv")
 _SUFFIXES = (".mp4", ".mkv", ".webm")
+_TIME = r"""['"](\d+:\d+:\d+(?:\.\d*)?)['"]"""
+_TIMES = re.compile(rf"[\[(]\s*{_TIME}\s*,\s*{_TIME}\s*[\])]")
+"""A list of two times as Python prints it."""
 _YOUTUBE = "https://www.youtube.com/watch?v="
 
 
@@ -52,16 +55,17 @@ def _read(release: Release) -> Iterator[ClipRef]:
             f"{release.root}: no miradata_v1_*.csv or miradata_v0.csv; name the table as source.metadata"
         )
     listed = absent = 0
+    folder = Folder(release.root)
     for stretch in _stretches(table):
         listed += 1
-        raw = _found(release.root, (place + suffix for place in stretch.raw for suffix in _SUFFIXES))
-        media = raw or _found(release.root, stretch.cut)
+        raw = _found(folder, (place + suffix for place in stretch.raw for suffix in _SUFFIXES))
+        media = raw or _found(folder, stretch.cut)
         if media is None:
             absent += 1
             continue
         yield from release.cut(
             stretch.clip_id,
-            media_path=media,
+            media_path=release.root / media,
             offset_s=None if raw is None else stretch.start_s,
             duration_s=stretch.end_s - stretch.start_s,
             fps=stretch.fps,
@@ -71,9 +75,8 @@ def _read(release: Release) -> Iterator[ClipRef]:
     say_absent(release, listed=listed, absent=absent, table=table)
 
 
-def _found(root: Path, places: Iterator[str] | tuple[str, ...]) -> Path | None:
-    paths = (inside(root, place) for place in places)
-    return next((path for path in paths if path is not None and path.is_file()), None)
+def _found(folder: Folder, places: Iterable[str]) -> str | None:
+    return next((place for place in places if stays_inside(place) and folder.has(place)), None)
 
 
 def _stretches(table: Path) -> Iterator[_Stretch]:
@@ -106,10 +109,10 @@ def _v1(row: dict[str, str]) -> _Stretch | None:
     download, _, number = clip_id.partition(".")
     if not (download.isdecimal() and number.isdecimal()):
         return None
-    try:
-        start_s, end_s = (_seconds(text) for text in ast.literal_eval(row["timestamp"]))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    times = _TIMES.fullmatch(row["timestamp"].strip())
+    if times is None:
         return None
+    start_s, end_s = _seconds(times[1]), _seconds(times[2])
     if not 0 <= start_s < end_s:
         return None
     video_id, name = row.get("video_id", "").strip(), f"{int(download):012d}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ..clip import ClipRef, GivenGeometry
-from .tree import Layout, Listed, Release, find_table, inside, rows_of, say_absent
+from .tree import Folder, Layout, Listed, Release, find_table, rows_of, say_absent, stays_inside
 
 WALKING_FPS = 30.0
 """Rate in which the names of real walks count, whatever the video's own."""
@@ -48,13 +48,16 @@ def _read_walking(release: Release) -> Iterator[ClipRef]:
             f"{release.root}: sekai-real-walking-hq.csv is not there; name it as source.metadata: it says which videos"
             " belong to the set"
         )
-    cut = {path.name: path for path in release.files((".mp4",)) if path.parent.name != RAW}
+    folders = sorted({path.parent for path in release.files((".mp4",)) if path.parent.name != RAW})
+    places = [path.relative_to(release.root).as_posix() for path in folders]
+    here = Folder(release.root)
     raw = {path.stem: path for path in sorted((release.root / RAW).glob("*.*"))}
     listed = absent = 0
     for video_id, start, end, name in _walks(table):
         listed += 1
-        if name in cut:
-            media, offset_s = cut[name], None
+        cut = next((f"{place}/{name}" for place in places if here.has(f"{place}/{name}")), None)
+        if cut is not None:
+            media, offset_s = release.root / cut, None
         elif video_id in raw:
             media, offset_s = raw[video_id], start / WALKING_FPS
         else:
@@ -78,11 +81,7 @@ def _walks(table: Path) -> Iterator[tuple[str, int, int, str]]:
     for row in rows_of(table, "videoFile"):
         name = row["videoFile"].strip()
         parts = name.removesuffix(".mp4").rsplit("_", 2)  # ids hold "_" themselves
-        if (
-            len(parts) != 3
-            or not (parts[1].isdecimal() and parts[2].isdecimal())
-            or inside(table, name) is None
-        ):
+        if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()) or not stays_inside(name):
             continue
         if hash(name) not in seen:  # the tables hold rows twice
             seen.add(hash(name))

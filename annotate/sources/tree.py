@@ -8,6 +8,7 @@ all clips.
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import os
 import re
@@ -93,7 +94,7 @@ class Release:
             "data_redistributable": self.data_redistributable,
             "media_path": media_path,
         }
-        if media_path.is_relative_to(self.root):
+        if self.problems and media_path.is_relative_to(self.root):
             common["problem"] = self.problems.get(media_path.relative_to(self.root).as_posix())
         if self.windows is None:
             whole = offset_s is None
@@ -243,6 +244,40 @@ def inside(root: Path, relative: str) -> Path | None:
     return root.joinpath(*parts)
 
 
+class Folder:
+    """Answers whether files are below a root, looking into each of its folders once, not at each file.
+
+    A table of a million rows asks for millions of places, most of which are not there. Names of the folders asked for
+    last are kept.
+    """
+
+    _KEPT = 16
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._names: dict[str, frozenset[str]] = {}
+
+    def has(self, place: str) -> bool:
+        """Whether a file, or a folder, is there; `place` must not lead out of the root."""
+        folder, _, name = place.rpartition("/")
+        names = self._names.pop(folder, None)
+        if names is None:
+            try:
+                names = frozenset(os.listdir(os.path.join(self._root, folder)))
+            except OSError:
+                names = frozenset()
+            if len(self._names) >= self._KEPT:
+                self._names.pop(next(iter(self._names)))
+        self._names[folder] = names  # the last one asked for comes last
+        return name in names
+
+
+def stays_inside(place: str) -> bool:
+    """Whether a place that a table names stays below the root."""
+    odd = place.startswith(("/", "\\")) or "\0" in place or "\\" in place or not place
+    return not odd and ".." not in place.split("/")
+
+
 def positive(text: str | None) -> float | None:
     """A finite number above zero, or None."""
     try:
@@ -253,8 +288,12 @@ def positive(text: str | None) -> float | None:
 
 
 def clean(name: str) -> str:
-    """A clip id of a name that is unique in its release: other characters become `_`."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:110]
+    """A clip id of a name that is unique in its release: other characters become `_`; the end of a long one becomes a
+    hash of it."""
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    if len(cleaned) <= 110:
+        return cleaned
+    return f"{cleaned[:99]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
 def say_absent(release: Release, *, listed: int, absent: int, table: Path) -> None:
