@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ...dataset.names import wrong_pointer
 from ..clip import ClipRef
-from .tree import Folder, Layout, Listed, Release, find_table, positive, rows_of, say_absent, stays_inside
+from .tree import Folder, Layout, Listed, Release, find_table, positive, rows_of, say_absent
 
 _TABLES = ("miradata_v1_*.csv", "miradata_v0.csv", "*/miradata_v1_*.csv")
 _SUFFIXES = (".mp4", ".mkv", ".webm")
@@ -76,7 +77,7 @@ def _read(release: Release) -> Iterator[ClipRef]:
 
 
 def _found(folder: Folder, places: Iterable[str]) -> str | None:
-    return next((place for place in places if stays_inside(place) and folder.has(place)), None)
+    return next((place for place in places if not wrong_pointer(place) and folder.has(place)), None)
 
 
 def _stretches(table: Path) -> Iterator[_Stretch]:

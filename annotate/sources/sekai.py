@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ...dataset.names import wrong_pointer
 from ..clip import ClipRef, GivenGeometry
-from .tree import Folder, Layout, Listed, Release, find_table, rows_of, say_absent, stays_inside
+from .tree import Folder, Layout, Listed, Release, find_table, rows_of, say_absent
 
 WALKING_FPS = 30.0
 """Rate in which the names of real walks count, whatever the video's own."""
@@ -81,7 +82,7 @@ def _walks(table: Path) -> Iterator[tuple[str, int, int, str]]:
     for row in rows_of(table, "videoFile"):
         name = row["videoFile"].strip()
         parts = name.removesuffix(".mp4").rsplit("_", 2)  # ids hold "_" themselves
-        if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()) or not stays_inside(name):
+        if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()) or wrong_pointer(name):
             continue
         if hash(name) not in seen:  # the tables hold rows twice
             seen.add(hash(name))

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...dataset.limits import MAX_NAME_LENGTH
+from ...dataset.names import wrong_pointer
 from ...dataset.reasons import ReasonCode
 from ..clip import ClipRef, printable
 from .windows import Windows, cut_windows
@@ -236,12 +238,9 @@ def probe(video: Path) -> tuple[float | None, float | None]:
     return None, None
 
 
-def inside(root: Path, relative: str) -> Path | None:
-    """A path that a table names below the root; None where it would lead out of it."""
-    parts = PurePosixPath(relative.strip().replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in relative:
-        return None
-    return root.joinpath(*parts)
+def inside(root: Path, place: str) -> Path | None:
+    """A path that a table or an archive names below the root; None where it would lead out of it."""
+    return None if wrong_pointer(place) else root.joinpath(*PurePosixPath(place).parts)
 
 
 class Folder:
@@ -272,12 +271,6 @@ class Folder:
         return name in names
 
 
-def stays_inside(place: str) -> bool:
-    """Whether a place that a table names stays below the root."""
-    odd = place.startswith(("/", "\\")) or "\0" in place or "\\" in place or not place
-    return not odd and ".." not in place.split("/")
-
-
 def positive(text: str | None) -> float | None:
     """A finite number above zero, or None."""
     try:
@@ -287,13 +280,16 @@ def positive(text: str | None) -> float | None:
     return value if 0 < value < float("inf") else None
 
 
+_LONGEST = MAX_NAME_LENGTH - len("_s000000")
+
+
 def clean(name: str) -> str:
     """A clip id of a name that is unique in its release: other characters become `_`; the end of a long one becomes a
     hash of it."""
     cleaned = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
-    if len(cleaned) <= 110:
+    if len(cleaned) <= _LONGEST:
         return cleaned
-    return f"{cleaned[:99]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    return f"{cleaned[: _LONGEST - 11]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
 def say_absent(release: Release, *, listed: int, absent: int, table: Path) -> None:
