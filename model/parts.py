@@ -144,9 +144,9 @@ def find_parts(folder: Path, *, mode: Mode, refine: bool) -> PartFiles:
     if refine:
         parts = replace(
             parts,
-            refiner=find("refiner", ("refiner/transformer",)),
-            connectors=find("connectors", ("refiner/connectors",)),
-            refiner_text_encoder=find("refiner's text encoder", ("refiner/text_encoder",)),
+            refiner=find("refiner", ("refiner/transformer", "refiner_diffusers/transformer")),
+            connectors=find("connectors", ("refiner/connectors", "refiner_diffusers/connectors")),
+            refiner_text_encoder=find("refiner's text encoder", ("refiner/text_encoder", "gemma3_12b")),
         )
     if missing:
         raise ValueError(f"{folder} lacks parts of the release: {'; '.join(missing)}")

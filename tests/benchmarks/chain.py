@@ -187,7 +187,7 @@ def request(asked: argparse.Namespace) -> GenerationRequest:
     image = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     return GenerationRequest(
         image=image.repeat(8, 0).repeat(8, 1),
-        prompt=PROMPT,
+        prompt="A narrow street." if asked.tiny else PROMPT,
         camera_to_world=named_path("fly-through", frames),
         intrinsics_px=k,
         sampling=Sampling.published(asked.mode, graphs=asked.graphs or None, **changes),
