@@ -1,7 +1,14 @@
 """Frame-wise Gated DeltaNet and its companions; every fast path has a plain torch twin."""
 
 from .attention import frame_attention, visible_frames
-from .block_ops.op import gated_add, gated_shift_add, glu_conv, modulated_norm, norm_rotate
+from .block_ops.op import (
+    add_modulated_norm,
+    gated_add,
+    gated_shift_add,
+    glu_conv,
+    modulated_norm,
+    norm_rotate,
+)
 from .frame_gdn.op import frame_gdn, key_scale
 from .frame_gdn.reference import (
     Composite,
@@ -24,6 +31,7 @@ __all__ = [
     "Result",
     "Shard",
     "State",
+    "add_modulated_norm",
     "compose",
     "exclusive_prefix",
     "frame_attention",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..kernels import (
     Result,
     State,
+    add_modulated_norm,
     frame_attention,
     frame_gdn,
     gated_add,
@@ -37,7 +38,7 @@ from ..kernels import (
     world_to_ray,
 )
 from ..kernels.attention import AttentionBackend, AttentionPrecision
-from ..kernels.fp8.product import modulated_norm_rows, output_gate_rows
+from ..kernels.fp8.product import gated_add_rows, modulated_norm_rows, output_gate_rows
 from ..kernels.frame_gdn.op import Backend
 from ..kernels.frame_gdn.reference import ray_matrices, ray_transform
 from .config import WorldModelConfig, chunk_ranges
@@ -614,10 +615,11 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm, self.k_norm = RMSNorm(width, 1e-6), RMSNorm(width, 1e-6)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, T, S, C), text (B, L, C), mask (B, L) True where a token is real."""
+    def forward(self, shared: SharedInput, text: Tensor, mask: Tensor | None) -> Tensor:
+        """shared (B, T, S, C), text (B, L, C), mask (B, L) True where a token is real."""
+        x = shared.x
         k, v = self.kv_linear(text).chunk(2, dim=-1)
-        q = self.q_norm(self.q_linear(x)).flatten(1, 2)
+        q = self.q_norm(shared.through(self.q_linear)).flatten(1, 2)
         q, k, v = (
             y.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2) for y in (q, self.k_norm(k), v)
         )
@@ -748,23 +750,46 @@ class Block(nn.Module):
         """x (B, T, S, C); modulation (B, T or 1, 6 C) of each frame's diffusion time."""
         table = self.scale_shift_table + modulation.unflatten(-1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.unbind(-2)
-        backend = self.backend
-        attended = self.attn(self._modulated(x, shift_a, scale_a, self.attn.qkv, keep=True), context, cache)
+        _, shared = self._modulated(x, None, shift_a, scale_a, self.attn.qkv, keep=True)
+        attended = self.attn(shared, context, cache)
+        del shared
         rays = None if context.plucker is None else context.plucker.through(self.plucker_proj)
-        x = gated_add(x, attended, gate_a, rays, backend=backend)
+        x, shared = self._gated(x, attended, gate_a, rays)
         del attended, rays
-        x = x + self.cross_attn(x, context.text, context.text_mask)
-        shared = self._modulated(x, shift_f, scale_f, self.mlp.inverted_conv.conv, keep=False)
+        answer = self.cross_attn(shared, context.text, context.text_mask)
+        del shared
+        x, shared = self._modulated(x, answer, shift_f, scale_f, self.mlp.inverted_conv.conv, keep=False)
+        del answer
         return self.mlp(shared, x, gate_f, context, cache)
 
+    def _gated(self, x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None) -> tuple[Tensor, SharedInput]:
+        """x + gate * y + extra, and the same as cross attention reads it."""
+        if isinstance(self.cross_attn.q_linear, ScaledLinear) and not torch.is_grad_enabled():
+            x, rows = gated_add_rows(x, y, gate, extra, backend=self.backend)
+            return x, SharedInput(x, rows)
+        x = gated_add(x, y, gate, extra, backend=self.backend)
+        return x, SharedInput(x)
+
     def _modulated(
-        self, x: Tensor, shift: Tensor, scale: Tensor, reader: nn.Module, *, keep: bool
-    ) -> SharedInput:
-        """LayerNorm and modulation; rounded at once where the layer that reads it is in e4m3 (`keep`: others too)."""
+        self,
+        x: Tensor,
+        added: Tensor | None,
+        shift: Tensor,
+        scale: Tensor,
+        reader: nn.Module,
+        *,
+        keep: bool,
+    ) -> tuple[Tensor, SharedInput]:
+        """x + added, and its LayerNorm with modulation: rounded at once where its reader is in e4m3 (`keep`: others
+        read it too)."""
+        options = {"eps": _LAYER_NORM_EPS, "backend": self.backend}
         if isinstance(reader, ScaledLinear) and not torch.is_grad_enabled():
-            both = modulated_norm_rows(x, shift, scale, keep=keep, eps=_LAYER_NORM_EPS, backend=self.backend)
-            return SharedInput(*both, x.dtype)
-        return SharedInput(modulated_norm(x, shift, scale, eps=_LAYER_NORM_EPS, backend=self.backend))
+            total, normed, rows = modulated_norm_rows(x, shift, scale, keep=keep, added=added, **options)
+            return total, SharedInput(normed, rows, x.dtype)
+        if added is None:
+            return x, SharedInput(modulated_norm(x, shift, scale, **options))
+        total, normed = add_modulated_norm(x, added, shift, scale, **options)
+        return total, SharedInput(normed)
 
 
 class FinalLayer(nn.Module):

@@ -76,7 +76,9 @@ def test_imports_point_down(path):
         assert target == floor or target in FLOORS[floor], f"{path} may not import {target}"
         if floor == "model" and target == "dataset":
             # Cameras, the record type that every configuration is made of, and where weights lie.
-            assert module.split(".")[0] in ("cameras", "strict", "weights"), f"{path}: the model knows no dataset"
+            assert module.split(".")[0] in ("cameras", "strict", "weights"), (
+                f"{path}: the model knows no dataset"
+            )
 
 
 def test_the_reader_of_imports_sees_them():

@@ -74,22 +74,45 @@ def modulated_norm(
         return modulated_norm_reference(x, shift, scale, eps=eps)
     if _wanted(x, shift, scale):
         return _ModulatedNorm.apply(x, shift, scale, eps)
-    return _modulated_norm(x, shift, scale, eps)
+    return _modulated_norm(x, None, shift, scale, eps)[1]
 
 
-def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def add_modulated_norm(
+    x: Tensor, y: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """x + y and `modulated_norm` of it, in one pass where no gradient is asked for.
+
+    Args:
+        x, y: (B, T, S, C), one type; others as in `modulated_norm`.
+    Returns:
+        the sum and its norm, both (B, T, S, C).
+    """
+    check_modulation(x, shift, scale)
+    if y.shape != x.shape or y.dtype != x.dtype:
+        raise ValueError(f"y is {tuple(y.shape)} {y.dtype}; x is {tuple(x.shape)} {x.dtype}")
+    if _wanted(x, y, shift, scale) or not resolve_backend(backend, x):
+        total = x + y
+        return total, modulated_norm(total, shift, scale, eps=eps, backend=backend)
+    return _modulated_norm(x, y, shift, scale, eps)
+
+
+def _modulated_norm(
+    x: Tensor, y: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The tokens (or their sum with y) and their norm."""
     import triton
 
     from . import triton_kernels as kernels
 
     b, t, s, c = x.shape
     x, shift, scale = x.contiguous(), dense(shift), dense(scale)
-    out = torch.empty_like(x)
+    y = None if y is None else y.contiguous()
+    total, out = x if y is None else torch.empty_like(x), torch.empty_like(x)
     kernels.modulated_norm[(triton.cdiv(s, _ROWS), b * t)](
-        x, shift, scale, out, t, s, c, *frame_steps(shift), *frame_steps(scale), eps,
-        ROWS=_ROWS, BLOCK=triton.next_power_of_2(c), num_warps=4,
+        x, y, shift, scale, total, out, t, s, c, *frame_steps(shift), *frame_steps(scale), eps,
+        ROWS=_ROWS, BLOCK=triton.next_power_of_2(c), HAS_ADDED=y is not None, num_warps=4,
     )  # fmt: skip
-    return out
+    return total, out
 
 
 class _ModulatedNorm(torch.autograd.Function):
@@ -97,7 +120,7 @@ class _ModulatedNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.eps, ctx.shift = eps, (shift.shape[1], shift.dtype)
-        return _modulated_norm(x, shift, scale, eps)
+        return _modulated_norm(x, None, shift, scale, eps)[1]
 
     @staticmethod
     @once_differentiable
@@ -128,6 +151,15 @@ def _over_frames(gradient: Tensor, frames: int) -> Tensor:
     return gradient.sum(dim=1, keepdim=True) if frames == 1 else gradient
 
 
+def check_gated(x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None) -> None:
+    """Raise ValueError unless tokens are (B, T, S, C) alike and the gate (B, T or 1, C)."""
+    _tokens(x)
+    _frames("gate", gate, x)
+    for name, other in (("y", y), ("extra", extra)):
+        if other is not None and other.shape != x.shape:
+            raise ValueError(f"{name} is {tuple(other.shape)}; x is {tuple(x.shape)}")
+
+
 def gated_add(
     x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
@@ -141,11 +173,7 @@ def gated_add(
     Raises:
         ValueError: on shapes that do not fit.
     """
-    _tokens(x)
-    _frames("gate", gate, x)
-    for name, other in (("y", y), ("extra", extra)):
-        if other is not None and other.shape != x.shape:
-            raise ValueError(f"{name} is {tuple(other.shape)}; x is {tuple(x.shape)}")
+    check_gated(x, y, gate, extra)
     if not resolve_backend(backend, x):
         return gated_add_reference(x, y, gate, extra)
     if _wanted(x, y, gate, extra):

@@ -13,9 +13,20 @@ import triton.language as tl
 
 
 @triton.jit
+def added(x_ptr, y_ptr, sum_ptr, place, there, HAS_ADDED: tl.constexpr):
+    """A row of x; of x + y, which is also stored, if HAS_ADDED."""
+    x = tl.load(x_ptr + place, mask=there, other=0.0).to(tl.float32)
+    if HAS_ADDED:
+        total = (x + tl.load(y_ptr + place, mask=there, other=0.0).to(tl.float32)).to(x_ptr.dtype.element_ty)
+        tl.store(sum_ptr + place, total, mask=there)
+        x = total.to(tl.float32)
+    return x
+
+
+@triton.jit
 def modulated_norm(
-    x_ptr, shift_ptr, scale_ptr, out_ptr, T, S, C, shift_b, shift_t, scale_b, scale_t, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, y_ptr, shift_ptr, scale_ptr, sum_ptr, out_ptr, T, S, C, shift_b, shift_t, scale_b, scale_t, eps,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_ADDED: tl.constexpr,
 ):  # fmt: skip
     frame = tl.program_id(1).to(tl.int64)
     b, t = frame // T, frame % T
@@ -27,7 +38,7 @@ def modulated_norm(
         token = tl.program_id(0) * ROWS + r
         there = mask & (token < S)
         start = (frame * S + token) * C
-        x = tl.load(x_ptr + start + c, mask=there, other=0.0).to(tl.float32)
+        x = added(x_ptr, y_ptr, sum_ptr, start + c, there, HAS_ADDED)
         mean = tl.sum(x, 0) / C
         centred = tl.where(mask, x - mean, 0.0)
         inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)

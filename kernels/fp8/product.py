@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..block_ops.op import check_modulation, dense, frame_steps, modulated_norm
+from ..block_ops.op import (
+    add_modulated_norm,
+    check_gated,
+    check_modulation,
+    dense,
+    frame_steps,
+    gated_add,
+    modulated_norm,
+)
 from ..frame_gdn.op import Backend, resolve_backend
 from ..output_gate.op import output_gate
 from ..output_gate.reference import check_arguments
@@ -92,20 +100,25 @@ def modulated_norm_rows(
     scale: Tensor,
     *,
     keep: bool,
+    added: Tensor | None = None,
     eps: float = 1e-6,
     backend: Backend = "auto",
-) -> tuple[Tensor | None, Rows]:
+) -> tuple[Tensor, Tensor | None, Rows]:
     """`modulated_norm` with its rows in e4m3, in one pass, without gradients.
 
     Args:
         x, shift, scale: as in `modulated_norm`.
-        keep: also return it as it is, for what reads it in more bits.
+        keep: also return the norm as it is, for what reads it in more bits.
+        added: (B, T, S, C) that is added to x first; None: nothing.
     Returns:
-        ((B, T, S, C) or None, rows (B, T, S, C)).
+        x, or its sum with `added`; the norm or None; its rows; (B, T, S, C) all.
     """
     if not resolve_backend(backend, x):
-        normed = modulated_norm(x, shift, scale, eps=eps, backend=backend)
-        return normed if keep else None, round_rows(normed, backend=backend)
+        if added is None:
+            normed = modulated_norm(x, shift, scale, eps=eps, backend=backend)
+        else:
+            x, normed = add_modulated_norm(x, added, shift, scale, eps=eps, backend=backend)
+        return x, normed if keep else None, round_rows(normed, backend=backend)
     check_modulation(x, shift, scale)
     import triton
 
@@ -113,10 +126,40 @@ def modulated_norm_rows(
 
     b, t, s, c = x.shape
     x, shift, scale = x.contiguous(), dense(shift), dense(scale)
+    added = None if added is None else added.contiguous()
+    total = x if added is None else torch.empty_like(x)
     kept, out = torch.empty_like(x) if keep else None, _empty_rows(x)
     kernels.modulated_norm_rows[(triton.cdiv(s, _ROWS), b * t)](
-        x, shift, scale, kept, out.values, out.scale, t, s, c, *frame_steps(shift), *frame_steps(scale), eps,
-        ROWS=_ROWS, KEEP=keep, **_launch(x),
+        x, added, shift, scale, total, kept, out.values, out.scale, t, s, c,
+        *frame_steps(shift), *frame_steps(scale), eps,
+        ROWS=_ROWS, HAS_ADDED=added is not None, KEEP=keep, **_launch(x),
+    )  # fmt: skip
+    return total, kept, out
+
+
+def gated_add_rows(
+    x: Tensor, y: Tensor, gate: Tensor, extra: Tensor | None = None, *, backend: Backend = "auto"
+) -> tuple[Tensor, Rows]:
+    """`gated_add` and its rows in e4m3, in one pass, without gradients.
+
+    Args:
+        x, y, gate, extra: as in `gated_add`.
+    Returns:
+        (B, T, S, C) and its rows.
+    """
+    if not resolve_backend(backend, x):
+        out = gated_add(x, y, gate, extra, backend=backend)
+        return out, round_rows(out, backend=backend)
+    check_gated(x, y, gate, extra)
+    from . import triton_kernels as kernels
+
+    b, t, s, c = x.shape
+    x, y, gate = x.contiguous(), y.contiguous(), dense(gate)
+    extra = None if extra is None else extra.contiguous()
+    kept, out = torch.empty_like(x), _empty_rows(x)
+    kernels.gated_add_rows[(s, b * t)](
+        x, y, gate, extra, kept, out.values, out.scale, t, s, c, *frame_steps(gate),
+        HAS_EXTRA=extra is not None, **_launch(x),
     )  # fmt: skip
     return kept, out
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..block_ops.triton_kernels import added
+
 
 @triton.jit
 def to_e4m3(x, ROUND: tl.constexpr):
@@ -159,9 +161,9 @@ def gate_rows(
 
 @triton.jit
 def modulated_norm_rows(
-    x_ptr, shift_ptr, scale_ptr, kept_ptr, out_ptr, row_scale_ptr, T, S, C,
+    x_ptr, y_ptr, shift_ptr, scale_ptr, sum_ptr, kept_ptr, out_ptr, row_scale_ptr, T, S, C,
     shift_b, shift_t, scale_b, scale_t, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr, ROUND: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_ADDED: tl.constexpr, KEEP: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """`modulated_norm` with its rows in e4m3, beside them as they are if KEEP."""
     frame = tl.program_id(1).to(tl.int64)
@@ -174,7 +176,7 @@ def modulated_norm_rows(
         token = tl.program_id(0) * ROWS + r
         there = mask & (token < S)
         row = frame * S + token
-        x = tl.load(x_ptr + row * C + c, mask=there, other=0.0).to(tl.float32)
+        x = added(x_ptr, y_ptr, sum_ptr, row * C + c, there, HAS_ADDED)
         centred = tl.where(mask, x - tl.sum(x, 0) / C, 0.0)
         inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
         out = (centred * inverse * (1.0 + scale) + shift).to(x_ptr.dtype.element_ty)
@@ -182,3 +184,25 @@ def modulated_norm_rows(
             tl.store(kept_ptr + row * C + c, out, mask=there)
         wide = tl.where(mask, out.to(tl.float32), 0.0)
         store_row(wide, row, c, out_ptr, row_scale_ptr, C, there, token < S, ROUND)
+
+
+@triton.jit
+def gated_add_rows(
+    x_ptr, y_ptr, gate_ptr, extra_ptr, kept_ptr, out_ptr, row_scale_ptr, T, S, C, gate_b, gate_t,
+    HAS_EXTRA: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
+):  # fmt: skip
+    """`gated_add`, and its rows in e4m3 beside it."""
+    frame = tl.program_id(1).to(tl.int64)
+    b, t = frame // T, frame % T
+    c = tl.arange(0, BLOCK)
+    mask = c < C
+    row = frame * S + tl.program_id(0)
+    place = row * C + c
+    total = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr + b * gate_b + t * gate_t + c, mask=mask, other=0.0).to(tl.float32)
+    total += gate * tl.load(y_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    if HAS_EXTRA:
+        total += tl.load(extra_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    kept = total.to(x_ptr.dtype.element_ty)
+    tl.store(kept_ptr + place, kept, mask=mask)
+    store_row(kept.to(tl.float32), row, c, out_ptr, row_scale_ptr, C, mask, True, ROUND)

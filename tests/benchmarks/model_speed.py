@@ -546,13 +546,14 @@ def sweep_rows(w: Sweep) -> None:
 
     def norm(rows: int, warps: int) -> None:
         block.modulated_norm[(cdiv(s, rows), t)](
-            x, row, row, out, t, s, c, *steps, *steps, 1e-6, ROWS=rows, BLOCK=wide, num_warps=warps
-        )
+            x, y, row, row, out, out, t, s, c, *steps, *steps, 1e-6,
+            ROWS=rows, BLOCK=wide, HAS_ADDED=False, num_warps=warps,
+        )  # fmt: skip
 
     def norm_rows(rows: int, warps: int) -> None:
         narrow.modulated_norm_rows[(cdiv(s, rows), t)](
-            x, row, row, out, eighth, scales, t, s, c, *steps, *steps, 1e-6,
-            ROWS=rows, BLOCK=wide, KEEP=True, **w.emulated, num_warps=warps,
+            x, y, row, row, out, out, eighth, scales, t, s, c, *steps, *steps, 1e-6,
+            ROWS=rows, BLOCK=wide, HAS_ADDED=True, KEEP=False, **w.emulated, num_warps=warps,
         )  # fmt: skip
 
     def norm_backward(rows: int, warps: int) -> None:

@@ -56,7 +56,26 @@ def main() -> None:
     conv = {"CHANNELS": 128}
     head = {"SIZE": SIZE, "PADDED": 128}
     found = {
-        "modulated_norm": compiled(block.modulated_norm, 4, ROWS=8, **row),
+        "modulated_norm": compiled(block.modulated_norm, 4, ROWS=8, HAS_ADDED=True, **row),
+        "modulated_norm_rows": compiled(
+            fp8.modulated_norm_rows,
+            4,
+            {"out_ptr": "*fp8e4nv", "scale_ptr": "*bf16", "row_scale_ptr": "*fp32"},
+            ROWS=8,
+            HAS_ADDED=True,
+            KEEP=True,
+            ROUND=False,
+            **row,
+        ),
+        "gated_add_rows": compiled(
+            fp8.gated_add_rows,
+            4,
+            {"out_ptr": "*fp8e4nv", "row_scale_ptr": "*fp32"},
+            HAS_EXTRA=True,
+            ROUND=False,
+            **row,
+        ),
+        "gate_rows": compiled(fp8.gate_rows, 4, {"out_ptr": "*fp8e4nv"}, HAS_CAMERA=True, ROUND=False, **row),
         "modulated_norm_backward": compiled(block.modulated_norm_backward, 4, ROWS=64, **row),
         "gated_add": compiled(block.gated_add, 4, HAS_EXTRA=True, **row),
         "gated_add_backward": compiled(block.gated_add_backward, 4, ROWS=64, **row),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from theodolite.kernels import (
+    add_modulated_norm,
     gated_add,
     gated_shift_add,
     glu_conv,
@@ -72,6 +73,22 @@ def test_gated_add(extra: bool, dtype: torch.dtype, device: torch.device) -> Non
     x, y, z = torch.randn(3, 2, 3, 5, 48)
     found = both(gated_add, x, y, torch.randn(2, 3, 48), z if extra else None, device=device, dtype=dtype)
     assert found < tolerance(dtype)
+
+
+@with_triton
+@kinds
+def test_sum_and_norm_in_one_pass(dtype: torch.dtype, device: torch.device) -> None:
+    x, y = (torch.randn(2, 3, 5, 48).to(device, dtype) for _ in range(2))
+    shift, scale = torch.randn(2, 2, 1, 48).to(device, dtype)
+    total, normed = add_modulated_norm(x, y, shift, scale, backend="triton")
+    assert torch.equal(total, x + y)
+    exact = modulated_norm(total.double(), shift.double(), scale.double(), backend="reference")
+    assert relative(normed, exact) < tolerance(dtype)
+    twin = add_modulated_norm(x, y.requires_grad_(), shift, scale, backend="triton")
+    assert relative(twin[1], exact) < tolerance(dtype)
+    assert twin[1].requires_grad
+    with pytest.raises(ValueError, match="y is"):
+        add_modulated_norm(x, y[:1], shift, scale)
 
 
 @with_triton

@@ -9,6 +9,7 @@ from theodolite.kernels import frame_attention, modulated_norm
 from theodolite.kernels.fp8.attention import check_fp8_attention, fp8_attention, round_heads, scale_back
 from theodolite.kernels.fp8.product import (
     check_fp8_products,
+    gated_add_rows,
     modulated_norm_rows,
     output_gate_rows,
     round_rows,
@@ -95,12 +96,19 @@ def test_norm_and_gate_round_their_rows_as_if_afterwards(keep: bool, device: tor
     x, other, gate = torch.randn(3, 2, 3, 11, 48, device=device)
     table = torch.randn(2, 1, 2, 48, device=device)
     shift, scale = table.unbind(2)
-    kept, found = modulated_norm_rows(x, shift, scale, keep=keep, backend="triton")
-    exact = modulated_norm(x, shift, scale, backend="reference")
+    added = other if keep else None
+    total, kept, found = modulated_norm_rows(x, shift, scale, keep=keep, added=added, backend="triton")
+    exact = modulated_norm(x + other if keep else x, shift, scale, backend="reference")
+    assert torch.equal(total, x + other if keep else x)
     assert relative(found.values.float() * found.scale, exact) < 0.04
     twin = round_rows(exact, backend="reference")
     assert relative(found.values.float() * found.scale, twin.values.float() * twin.scale) < 5e-3
     assert kept is None if not keep else relative(kept, exact) < 1e-5
+    for extra in (None, other):
+        kept, found = gated_add_rows(x, gate, shift, extra, backend="triton")
+        exact, twin = gated_add_rows(x, gate, shift, extra, backend="reference")
+        assert relative(kept, exact) < 1e-6
+        assert relative(found.values.float() * found.scale, twin.values.float() * twin.scale) < 5e-3
     for camera in (None, other):
         found = output_gate_rows(x, camera, gate, backend="triton")
         twin = output_gate_rows(x, camera, gate, backend="reference")
