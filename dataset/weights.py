@@ -390,7 +390,7 @@ def pull(
     return _checked(w, path, commit, _digest(w, commit, sha256))
 
 
-def _downloaded(w: WeightFile, commit: str, download: Callable[..., str] | None) -> Path:
+def _downloaded(w: WeightFile, commit: str, download: Callable[..., Any] | None) -> Path:
     """The file or the folder, all of it on this machine."""
     if download is None:
         import huggingface_hub

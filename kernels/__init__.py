@@ -21,6 +21,7 @@ from .frame_gdn.reference import (
     world_to_ray,
 )
 from .frame_gdn.shards import Shard, frame_gdn_context_parallel, frame_gdn_shards
+from .head_rotation.op import rotate_heads
 from .output_gate.op import output_gate
 from .output_gate.reference import output_gate_reference
 from .short_conv.op import short_conv
@@ -48,6 +49,7 @@ __all__ = [
     "output_gate",
     "output_gate_reference",
     "rope_tables",
+    "rotate_heads",
     "short_conv",
     "short_conv_reference",
     "visible_frames",

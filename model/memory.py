@@ -305,7 +305,7 @@ def _refining(shape: VideoShape, networks: Networks) -> Stage:
 def _encoding(shape: VideoShape) -> int:
     side = shape.tile_px or max(shape.height, shape.width)
     pixels = min(side, shape.height) * min(side, shape.width)
-    return 12 * pixels // 16 * 256 * 2
+    return 12 * (pixels // 16) * 256 * 2
 
 
 def _decoding(shape: VideoShape) -> Stage:

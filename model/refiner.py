@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
 
+from ..kernels import rotate_heads
 from ..kernels.attention import SDPA_ORDER
 from .released import drop_parts, import_diffusers, load_module
 from .samplers import Text
@@ -124,9 +125,8 @@ class Refiner(nn.Module):
                 f"a refiner with patches of {config.patch_size_t}x{config.patch_size} is not known here"
             )
         drop_parts(transformer, SOUND)
-        for block in transformer.transformer_blocks:
-            block.ff = _InPieces(block.ff)
-            block.attn2.set_processor(_PromptAttention())
+        for i, block in enumerate(transformer.transformer_blocks):
+            transformer.transformer_blocks[i] = _Block(block)
         self.transformer = transformer.eval().requires_grad_(False)
         self.options = options or RefinerOptions()
         self.stand_in = stand_in
@@ -345,6 +345,111 @@ class RefinerStream:
         return 1 + blocks * (steps + passes) - passes
 
 
+class _Block(nn.Module):
+    """diffusers' block with fewer passes over its tokens; modules bear the same names.
+
+    What takes its time beside the matrix products are norms, modulations and rotations, each in a few passes in float32
+    there. Here each is one.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        if any(norm.weight is not None for norm in (block.norm1, block.norm2, block.norm3)):
+            raise ValueError("a refiner whose norms have weights is not known here")
+        self.attn1, self.attn2, self.ff = block.attn1, block.attn2, _InPieces(block.ff)
+        self.scale_shift_table = block.scale_shift_table
+        self.eps = float(block.norm1.eps)
+        self.attn1.set_processor(_SelfAttention())
+        self.attn2.set_processor(_PromptAttention())
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        video_rotary_emb: tuple[Tensor, Tensor],
+        encoder_attention_mask: Tensor | None = None,
+        sink_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        kv_cache: Any = None,
+        kv_cache_mode: str | None = None,
+    ) -> Tensor:
+        table = self.scale_shift_table + temb.unflatten(2, (len(self.scale_shift_table), -1))
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = table.unbind(2)
+        attended = self.attn1(
+            torch.addcmul(shift, self._norm(hidden_states), 1 + scale),
+            query_rotary_emb=video_rotary_emb,
+            sink_rotary_emb=sink_rotary_emb,
+            kv_cache=kv_cache,
+            kv_cache_mode=kv_cache_mode,
+        )
+        hidden_states = torch.addcmul(hidden_states, attended, gate)
+        hidden_states = hidden_states + self.attn2(
+            self._norm(hidden_states),
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=encoder_attention_mask,
+        )
+        wide = self.ff(torch.addcmul(ff_shift, self._norm(hidden_states), 1 + ff_scale))
+        return torch.addcmul(hidden_states, wide, ff_gate)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), None, self.eps)
+
+
+class _SelfAttention:
+    """diffusers' attention to the sink, the history and the block itself, with norm and rotation in one pass."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        query_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        key_rotary_emb: None = None,
+        sink_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        kv_cache: Any = None,
+        kv_cache_mode: str | None = None,
+    ) -> Tensor:
+        assert query_rotary_emb is not None
+        query = _rotated(attn, attn.to_q(hidden_states), attn.norm_q, query_rotary_emb)
+        plain, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if kv_cache_mode == "capture_pre_rope":
+            kv_cache.store_captured_pre_rope(attn.norm_k(plain), value)
+        key = _rotated(attn, plain, attn.norm_k, query_rotary_emb)
+        if kv_cache_mode == _KEEP:
+            kv_cache.store_captured_post_rope(key, value)
+        if kv_cache_mode in ("inject", _KEEP):
+            assert sink_rotary_emb is not None
+            sink_key, sink_value = kv_cache.get_sink()
+            history = kv_cache.get_history() or (key[:, :0], value[:, :0])
+            key = torch.cat([_rotated(attn, sink_key, None, sink_rotary_emb), history[0], key], dim=1)
+            value = torch.cat([sink_value, history[1], value], dim=1)
+        return _attended(attn, hidden_states, *(_heads(attn, x) for x in (query, key, value)), mask=None)
+
+
+def _rotated(attn: Any, x: Tensor, norm: Any, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, N, C) after RMSNorm, if one is given, and rotation."""
+    if attn.rope_type == "split":
+        weight = None if norm is None else norm.weight
+        return rotate_heads(x, weight, *rotation, eps=1e-6 if norm is None else norm.eps)
+    rotate = import_diffusers("models.transformers.transformer_sana_wm_refiner").apply_interleaved_rotary_emb
+    return rotate(x if norm is None else norm(x), rotation)
+
+
+def _heads(attn: Any, x: Tensor) -> Tensor:
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def _attended(
+    attn: Any, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None
+) -> Tensor:
+    """Softmax attention, the gate of each head if there is one, and the projection behind."""
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    if attn.to_gate_logits is not None:
+        out = out * (2 * torch.sigmoid(attn.to_gate_logits(hidden_states)))[..., None]
+    return attn.to_out[1](attn.to_out[0](out.flatten(2)))
+
+
 class _PromptAttention:
     """diffusers' attention to the prompt, whose keys and values are computed once a stream.
 
@@ -366,19 +471,10 @@ class _PromptAttention:
     ) -> Tensor:
         if attn not in self.kept:
             key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
-            self.kept[attn] = self._heads(attn, key), self._heads(attn, value)
-        key, value = self.kept[attn]
-        query = self._heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+            self.kept[attn] = _heads(attn, key), _heads(attn, value)
+        query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
         mask = None if attention_mask is None else attention_mask[:, None].to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out = out.transpose(1, 2)
-        if attn.to_gate_logits is not None:
-            out = out * (2 * torch.sigmoid(attn.to_gate_logits(hidden_states)))[..., None]
-        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
-
-    @staticmethod
-    def _heads(attn: Any, x: Tensor) -> Tensor:
-        return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        return _attended(attn, hidden_states, query, *self.kept[attn], mask=mask)
 
 
 class _InPieces(nn.Module):
@@ -441,6 +537,7 @@ TINY: dict[str, Any] = dict(
     audio_attention_head_dim=8,
     audio_cross_attention_dim=16,
     num_layers=2,
+    rope_type="split",
 )
 """diffusers' settings of a network small enough for a laptop."""
 

@@ -140,8 +140,12 @@ class _Lent:
 
     def give_back(self) -> None:
         for owner, name, is_buffer, value in reversed(self._home):
-            (owner._buffers if is_buffer else owner._parameters)[name] = value
+            _put(owner, name, is_buffer, value)
         self._home.clear()
+
+
+def _put(owner: nn.Module, name: str, is_buffer: bool, value: Any) -> None:
+    (owner._buffers if is_buffer else owner._parameters)[name] = value
 
 
 @dataclass(frozen=True)
@@ -361,12 +365,12 @@ class _Packed:
         if key not in self._ready:
             self._ready[key] = self._values(buffer)
         for (owner, name, is_buffer, _), value in zip(self._owners, self._ready[key], strict=True):
-            (owner._buffers if is_buffer else owner._parameters)[name] = value
+            _put(owner, name, is_buffer, value)
 
     def restore(self) -> None:
         """Back to the weights at home."""
         for owner, name, is_buffer, value in self._owners:
-            (owner._buffers if is_buffer else owner._parameters)[name] = value
+            _put(owner, name, is_buffer, value)
 
     def forget(self) -> None:
         """Let go of the buffers."""
@@ -403,7 +407,7 @@ def _put_together(like: Any, plain: Iterator[Tensor]) -> Any:
         return next(plain)
     names, context = like.__tensor_flatten__()
     inner = {name: _put_together(getattr(like, name), plain) for name in names}
-    kind = like.__class__ if not isinstance(like, nn.Parameter) else type(like.data)
+    kind: Any = type(like.data) if isinstance(like, nn.Parameter) else type(like)
     return kind.__tensor_unflatten__(inner, context, like.size(), like.stride())
 
 

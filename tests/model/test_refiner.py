@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,14 +89,20 @@ def test_a_stream_gives_the_same_whatever_the_chunks(sizes: tuple[int, ...]) -> 
         assert [m.shape[2] for m in made] == [4, 3, 0, 1]
 
 
-def test_equal_to_the_pipeline_of_diffusers() -> None:
+@pytest.mark.parametrize(
+    "settings", [{"rope_type": "split"}, {"rope_type": "interleaved"}, {"gated_attn": True}], ids=str
+)
+def test_equal_to_the_pipeline_of_diffusers(settings: dict[str, Any]) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, SanaWMLTX2Refiner
 
-    own, latents, text = filled(3, 11)
+    latents, states, mask = refiner_inputs()
+    text = Text(states, mask)
+    ours, theirs_network = (fill(_kind()(**{**TINY, **REFINER_SIZES, **settings})) for _ in range(2))
+    own = Refiner(ours, options=RefinerOptions(block_frames=3))
     theirs = SanaWMLTX2Refiner.__new__(SanaWMLTX2Refiner)
     SanaWMLTX2Refiner.__init__(
         theirs,
-        transformer=fill(_kind()(**TINY, **REFINER_SIZES)),
+        transformer=theirs_network,
         connectors=None,
         tokenizer=None,
         text_encoder=None,
