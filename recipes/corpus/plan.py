@@ -14,7 +14,7 @@ from ...annotate.sources.read import release_of
 from ...annotate.sources.releases import LAYOUTS
 from ...annotate.sources.windows import cut_windows
 from ..loader import Recipe, RecipeError
-from .costs import ALL_COSTS, BUNDLE, NETWORKS, TRACKS, held_gpu_s
+from .costs import ALL_COSTS, BUNDLE, NETWORKS, PICTURES, TRACKS, held_gpu_s
 
 _HEAD = (
     "source",
@@ -26,6 +26,7 @@ _HEAD = (
     "GB",
     "networks GPU-h",
     "tracks core-h",
+    "pictures core-h",
     "bundle core-h",
     "GPU-h held",
     "days",
@@ -41,7 +42,7 @@ class SourcePlan:
         clips: to annotate; None: neither a table nor the paper says how many.
         counted: where that number is from.
         gpu_h: hours that the clips hold a GPU; 0 where no network takes part.
-        networks_gpu_h, tracks_core_h, bundle_core_h: hours of work by stage.
+        networks_gpu_h, tracks_core_h, pictures_core_h, bundle_core_h: hours of work by stage.
         days: on the GPUs asked for.
     """
 
@@ -53,6 +54,7 @@ class SourcePlan:
     hub_gb: float | None
     networks_gpu_h: float
     tracks_core_h: float
+    pictures_core_h: float
     bundle_core_h: float
     gpu_h: float
     days: float
@@ -83,6 +85,8 @@ def plan_source(recipe: Recipe, *, gpus: int, cores_per_gpu: int = 16) -> Source
     geometry = recipe.annotate.geometry
     networks = geometry.sequence == "pi3x"
     tracks = TRACKS.for_clip(corpus.clip_s) * number / 3600
+    measures = recipe.annotate.quality is not None
+    pictures = PICTURES.for_clip(corpus.clip_s) * number / 3600 if measures else 0.0
     bundle = BUNDLE.for_clip(corpus.clip_s) * number / 3600
     held = held_gpu_s(corpus.clip_s) * number / 3600 if networks else 0.0
     return SourcePlan(
@@ -94,9 +98,10 @@ def plan_source(recipe: Recipe, *, gpus: int, cores_per_gpu: int = 16) -> Source
         hub_gb=corpus.hub_gb,
         networks_gpu_h=min(NETWORKS.for_clip(corpus.clip_s) * number / 3600, held) if networks else 0.0,
         tracks_core_h=tracks,
+        pictures_core_h=pictures,
         bundle_core_h=bundle,
         gpu_h=held,
-        days=(held / gpus if networks else (tracks + bundle) / (gpus * cores_per_gpu)) / 24,
+        days=(held / gpus if networks else (tracks + pictures + bundle) / (gpus * cores_per_gpu)) / 24,
         licence=source.data_licence,
     )
 
@@ -151,6 +156,7 @@ def _cells(plan: SourcePlan) -> tuple[str, ...]:
         "?" if plan.hub_gb is None else f"{plan.hub_gb:,.0f}",
         f"{plan.networks_gpu_h:,.1f}",
         f"{plan.tracks_core_h:,.0f}",
+        f"{plan.pictures_core_h:,.0f}",
         f"{plan.bundle_core_h:,.0f}",
         f"{plan.gpu_h:,.1f}",
         f"{plan.days:,.2f}",
@@ -172,6 +178,7 @@ def _total(plans: Sequence[SourcePlan]) -> tuple[str, ...]:
         f"{total('hub_gb'):,.0f}",
         f"{total('networks_gpu_h'):,.1f}",
         f"{total('tracks_core_h'):,.0f}",
+        f"{total('pictures_core_h'):,.0f}",
         f"{total('bundle_core_h'):,.0f}",
         f"{total('gpu_h'):,.1f}",
         f"{total('days'):,.2f}",

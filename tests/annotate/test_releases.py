@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.decode import DecodeConfig, choose_frames, open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
@@ -80,6 +81,7 @@ def cameras_of(clip: ClipRef):
         (1800, 30000 / 1001, 961),
         (1801, 30.0, 961),
         (1440, 24.0, 960),
+        (1439, 24.0, 959),
         (1441, 24.0, 961),
         (300, 30.0, 160),
     ],
@@ -125,6 +127,26 @@ def test_a_window_decodes_to_what_it_says(tmp_path: Path, fps: float, windows: W
         assert len(timing.frame_index) >= least
         assert len(timing.frame_index) in (min(windows.frames, held - window.start), held - window.start - 1)
         assert abs(timing.time_s[0] - window.start / 16) <= 1 / fps
+
+
+def test_windows_are_those_that_decode_to_enough_frames() -> None:
+    """Against the rule that chooses frames, on 60 random rates and lengths: none too many, none too few."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        rate = Fraction(int(rng.integers(16_000, 61_000)), 1000)
+        frames, fps, stride = int(rng.integers(100, 200)), float(rate), int(rng.integers(7, 14))
+        held = count_samples(frames / fps, fps)
+        # The last window has just enough frames, unless its own grid begins late.
+        windows = Windows(frames=33, stride=stride, shortest=stride + held % stride)
+        cut = {w.start: w for w in cut_windows(windows, duration_s=frames / fps, fps=fps)}
+        for start in range(0, round(frames / fps * 16), windows.stride):
+            window = cut.get(start)
+            end_s = None if window is None else window.end_s
+            chosen = choose_frames(np.arange(frames), 1 / rate, start_s=start / 16, end_s=end_s)
+            if window is None:
+                assert len(chosen) < windows.shortest, (rate, frames, windows, start)
+            else:
+                assert len(chosen) >= windows.shortest, (rate, frames, windows, start)
 
 
 def test_a_short_window_is_rejected_not_padded(tmp_path: Path) -> None:

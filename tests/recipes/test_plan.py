@@ -63,7 +63,7 @@ def test_gpu_hours_are_clips_times_the_measured_seconds(tmp_path: Path) -> None:
     assert held_gpu_s(60) == pytest.approx(13.2)
     # Shipped depth needs no network: cores alone.
     assert (plans["omniworld"].gpu_h, plans["omniworld"].networks_gpu_h) == (0, 0)
-    assert plans["omniworld"].days == pytest.approx(1_720 * 120 / 3600 / 24 / (8 * 16))
+    assert plans["omniworld"].days == pytest.approx(1_720 * 128 / 3600 / 24 / (8 * 16))
 
 
 def test_tables_count_before_anything_is_fetched(tmp_path: Path) -> None:

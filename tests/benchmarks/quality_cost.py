@@ -1,0 +1,55 @@
+"""What measuring the pictures costs, and the numbers of real videos: `python tests/benchmarks/quality_cost.py FILE...`
+
+Prints a table: every metric of each video on the frames that a clip of it has, and milliseconds of one core a frame.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from theodolite.annotate.clip import ClipRef, ClipRejection
+from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.quality import QualityConfig, QualityMeter
+
+
+def measured(path: Path) -> tuple[dict[str, float], int, tuple[int, int], float]:
+    """Metrics of a video, its clip frames, their size, and CPU milliseconds a frame of measuring alone."""
+    clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=path)
+    frames = open_clip(clip, DecodeConfig(detect_cuts=False))
+    meter = QualityMeter(QualityConfig(), frames.timing.fps)
+    inside = 0.0
+
+    def decoded() -> Iterator[NDArray[np.uint8]]:
+        nonlocal inside
+        for rgb in frames:
+            start = time.process_time()
+            yield rgb
+            inside += time.process_time() - start
+
+    count = sum(1 for _ in meter.watch(decoded()))
+    return meter.metrics(), count, (frames.height, frames.width), 1e3 * inside / count
+
+
+def main() -> None:
+    """Measure the videos named."""
+    cv2.setNumThreads(1)
+    names = ("vmaf_motion", "flow_px", "flow_share_of_width", "saturation")
+    print(f"{'video':32} {'frames':>6} {'size':>9} " + " ".join(f"{n:>20}" for n in names) + "  ms a frame")
+    for path in map(Path, sys.argv[1:]):
+        try:
+            found, count, (height, width), cost_ms = measured(path)
+        except ClipRejection as rejection:
+            print(f"{path.name:32} {rejection.reason}")
+            continue
+        cells = " ".join(f"{found.get(n, float('nan')):20.4g}" for n in names)
+        print(f"{path.name:32} {count:>6} {f'{width}x{height}':>9} {cells}  {cost_ms:.2f}")
+
+
+if __name__ == "__main__":
+    main()
