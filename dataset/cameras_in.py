@@ -27,6 +27,7 @@ from .camera_paths import (
     named_path,
 )
 from .cameras import (
+    crop_intrinsics,
     focal_from_fov,
     fov_from_focal,
     intrinsics_matrix,
@@ -287,10 +288,8 @@ def _read_json(path: Path, reading: Reading) -> CameraPath:
         isinstance(f, dict) and "transform_matrix" in f for f in _sequence(content.get("frames"))
     ):
         return _read_nerfstudio(path, reading)
-    if isinstance(content, dict) and isinstance(
-        content.get("camera"), dict
-    ):  # the record beside a generated video
-        content = content["camera"]
+    if isinstance(content, dict) and isinstance(content.get("camera"), dict):
+        content = _of_record(content, path)
     if isinstance(content, dict) and isinstance(content.get("trajectory"), dict | list):
         content = content["trajectory"]
     if isinstance(content, dict) and isinstance(action := content.get("action"), str):
@@ -303,6 +302,21 @@ def _read_json(path: Path, reading: Reading) -> CameraPath:
     if _sequence(content) and all(isinstance(f, dict) for f in content):
         return _of_mapping(_columns(content), path, reading, form="json")
     return _of_mapping({"camera_to_world": content}, path, reading, form="json")
+
+
+def _of_record(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The camera of the record beside a generated video, with the lens of the whole image again."""
+    camera, image = content["camera"], content.get("image")
+    if not isinstance(image, dict) or "intrinsics_px" not in camera:
+        return camera
+    try:
+        (height, width), resized, (top, left, *_) = image["size"], image["resized"], image["cut"]
+        k = _lenses(camera["intrinsics_px"], len(camera["camera_to_world"]), path)
+        whole = crop_intrinsics(k, top_px=-top, left_px=-left)
+        k = resize_intrinsics(whole, from_size=tuple(resized), to_size=(height, width))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a damaged record of a generated video ({error})") from None
+    return {**camera, "intrinsics_px": np.asarray(k).tolist(), "height": height, "width": width}
 
 
 def _sequence(value: Any) -> Sequence[Any]:
@@ -331,7 +345,9 @@ def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, for
         poses = np.asarray(se3_inverse(poses))
     lens = next((_lenses(content[k], len(poses), path) for k in _LENSES if content.get(k) is not None), None)
     size = [_whole(content.get(k, 0), k, path) for k in ("height", "width")]
-    common = dict(form=form, origin=str(path), intrinsics_px=lens, height=size[0], width=size[1])
+    common: dict[str, Any] = dict(
+        form=form, origin=str(path), intrinsics_px=lens, height=size[0], width=size[1]
+    )
     times = content.get("time_s")
     if times is not None and reading.fps is None:
         return _timed(_scaled(poses, reading), _numbers(times, "time_s", path), path, **common)
@@ -436,7 +452,7 @@ def _of_row(row: Row, path: Path, reading: Reading) -> CameraPath:
     notes = (
         () if row.verdict == "accepted" else (f"clip {row.clip_id} was rejected: {', '.join(row.reasons)}",)
     )
-    common = dict(
+    common: dict[str, Any] = dict(
         form="dataset row",
         origin=f"{path}#{row.clip_id}",
         intrinsics_px=np.asarray(row.intrinsics, np.float64),
@@ -470,7 +486,7 @@ def _of_images(clip: Any, path: Path, reading: Reading, form: Form) -> CameraPat
         )
     if clip.radial_k1:
         notes += (f"{path.name}: lens distortion is left out, the model's camera is a pinhole",)
-    common = dict(
+    common: dict[str, Any] = dict(
         form=form,
         origin=str(path),
         intrinsics_px=np.asarray(clip.intrinsics, np.float64),
@@ -515,7 +531,7 @@ def _read_text(path: Path, reading: Reading) -> CameraPath:
         raise ValueError(
             f"{path}: pose {int((~clip.posed).argmax())} is none (NaN or zeros); drop it from the file"
         )
-    common = dict(form="text", origin=str(path), notes=clip.notes)
+    common: dict[str, Any] = dict(form="text", origin=str(path), notes=clip.notes)
     poses = _scaled(clip.camera_to_world, reading)
     if clip.time_s is not None and reading.fps is None:
         return _timed(poses, np.asarray(clip.time_s, np.float64), path, **common)

@@ -92,8 +92,9 @@ class Sampling(Strict):
                 f"guidance interval {self.guidance_interval}: the first share is the smaller one"
             )
         t = self.times
-        falls = t is None or (len(t) > 1 and all(b < a for a, b in itertools.pairwise((1001, *t))))
-        if not falls or (t is not None and t[-1] != 0):
+        if t is not None and not (
+            len(t) > 1 and all(b < a for a, b in itertools.pairwise((1001.0, *t))) and t[-1:] == (0,)
+        ):
             raise ValueError(f"times {t} must fall strictly from 1000 at most and end in 0")
         return self
 

@@ -98,7 +98,7 @@ def read_manifest(path: Path) -> list[ClipRequest]:
 def _clip(row: Any, root: Path) -> ClipRequest:
     if not isinstance(row, dict):
         raise ValueError("is no object with id, image, prompt and camera")
-    values = {_COLUMNS.get(k, k): v for k, v in row.items() if v is not None}
+    values: dict[str, Any] = {_COLUMNS.get(str(k), str(k)): v for k, v in row.items() if v is not None}
     if isinstance(values.get("image"), str):
         values["image"] = root / values["image"]
     camera = values.get("camera")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
         fps=options.fps, metres_per_unit=options.metres_per_unit, seconds=_named_seconds(options)
     )
     limits = Limits(max_speed_m_s=options.max_speed_m_s, max_turn_deg_s=options.max_turn_deg_s)
-    path = read_camera_path(clip.camera, reading)
+    path = _with_given_lens(read_camera_path(clip.camera, reading), image, options)
     seconds = _named_seconds(options) if path.form == "named path" else options.seconds
     path = prepare_path(path, seconds=seconds, multiple=sampling.chunk_frames, limits=limits)
     lens = _lens(image, path, options)
@@ -116,6 +115,16 @@ def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
         stand_in=path.stand_in or lens.stand_in,
         notes=(*path.notes, *_notes_on_image(cut)),
     )
+
+
+def _with_given_lens(path: CameraPath, image: np.ndarray, options: GenerateOptions) -> CameraPath:
+    """The path with the lens of an option, one a pose before it is brought to the model's rate."""
+    text = options.intrinsics
+    if text is None or text.partition("=")[0] == "estimate":
+        return path
+    height, width = image.shape[:2]
+    given = read_lens(text, height=height, width=width, num_frames=len(path))
+    return replace(path, intrinsics_px=given, height=height, width=width)
 
 
 def _named_seconds(options: GenerateOptions) -> float:
@@ -168,25 +177,24 @@ class _Lens:
 
 def _lens(image: np.ndarray, path: CameraPath, options: GenerateOptions) -> _Lens:
     height, width = image.shape[:2]
-    text = options.intrinsics
-    if text is None:
-        own = lens_of_picture(path, height=height, width=width)
+    text = options.intrinsics or ""
+    network, equals, which = text.partition("=")
+    if network != "estimate":
+        try:
+            own = lens_of_picture(path, height=height, width=width)
+        except ValueError as error:
+            given = f"--intrinsics {text}:"
+            raise ValueError(str(error).replace(f"camera {path.origin}:", given) if text else error) from None
         if own is not None:
-            return _Lens(intrinsics_px=own, origin=f"the camera {path.origin}")
+            return _Lens(
+                intrinsics_px=own, origin=f"--intrinsics {text}" if text else f"the camera {path.origin}"
+            )
         if not options.stand_in:
             raise ValueError(
                 f"camera {path.origin} says nothing of the lens: give --intrinsics fov=DEGREES, fx,fy,cx,cy or a .npy "
                 "file, or --intrinsics estimate (needs the weights of MoGe-2)"
             )
-        text = "estimate"
-    network, equals, which = text.partition("=")
-    if network == "estimate":
-        return _estimated(image, which if equals else "moge-2", len(path), options)
-    # A file may hold one lens a pose, before the path was brought to the model's rate: then as many as frames.
-    return _Lens(
-        intrinsics_px=read_lens(text, height=height, width=width, num_frames=len(path)),
-        origin=f"--intrinsics {text}",
-    )
+    return _estimated(image, which if equals else "moge-2", len(path), options)
 
 
 def _estimated(image: np.ndarray, network: str, frames: int, options: GenerateOptions) -> _Lens:
@@ -207,6 +215,3 @@ def _estimated(image: np.ndarray, network: str, frames: int, options: GenerateOp
         weights=(found.weights, found.licence),
         stand_in=found.stand_in,
     )
-
-
-Prepare = Callable[[ClipRequest, GenerateOptions], Prepared]

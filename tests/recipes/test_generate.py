@@ -111,8 +111,8 @@ def test_a_record_makes_the_same_video(image: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "a.mp4", tmp_path / "b.mp4"
     assert generate(*usual(image, first, intrinsics="fov=60"), "--no-refiner").exit_code == 0
     record = json.loads(first.with_suffix(".json").read_text())
-    # Its path, from the record itself; its lens is that of the cut picture, so that the option gives it again.
-    words = usual(image, again, camera=first.with_suffix(".json"), intrinsics="fov=60")
+    # Path and lens from the record itself.
+    words = usual(image, again, camera=first.with_suffix(".json"))
     assert generate(*words, "--no-refiner").exit_code == 0
     assert json.loads(again.with_suffix(".json").read_text())["video"]["sha256"] == record["video"]["sha256"]
     other = tmp_path / "c.mp4"
@@ -254,7 +254,10 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"intrinsics": "fov=20"}, "25 to 120"),
         ({"intrinsics": "wide"}, "neither fov=DEGREES"),
         ({"intrinsics": "estimate=eyes"}, "moge-2 or pi3x"),
-        ({"intrinsics": "3000,3000,1500,900"}, "field of view"),
+        (
+            {"intrinsics": "3000,3000,1500,900"},
+            "--intrinsics 3000,3000,1500,900: the principal point of frame 0 is 1500",
+        ),
         ({"steps": 4}, "steps is an option of bidirectional and chunk-causal, not of distilled"),
         ({"times": "1000,zero"}, "numbers with commas"),
         ({"times": "1000,500"}, "end in 0"),
@@ -324,6 +327,82 @@ def test_paths_that_cannot_be(image: Path, tmp_path: Path, kind: str, named: str
     text = refused(image, tmp_path / "v.mp4", camera=tmp_path / "path.npy")
     assert named in text
     assert "path.npy" in text
+
+
+@needs_networks
+@pytest.mark.slow
+def test_weights_of_a_folder(image: Path, tmp_path: Path) -> None:
+    """A whole release of tiny parts at the size of released videos; then one that is damaged or another's."""
+    from ..model.release import write_release
+
+    folder, out = write_release(tmp_path / "release"), tmp_path / "v.mp4"
+    words = [
+        "--image",
+        image,
+        "--prompt",
+        "rain",
+        "--camera",
+        "w-8",
+        "--intrinsics",
+        "fov=60",
+        "--device",
+        "cpu",
+    ]
+    words += ["--steps", 1, "--out", out, "--precision", "float32"]
+    done = generate(*words, "--weights", folder)
+    assert done.exit_code == 0, done.output
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["stand_in"] is False
+    assert (record["video"]["height"], record["video"]["width"]) == (704, 1280)
+    files = record["files"]
+    assert set(files) >= {"world_model", "autoencoder", "text_encoder", "refiner", "connectors"}
+    assert all(len(f["sha256"]) == 64 for part in files.values() for f in part["files"])
+    out.unlink()
+
+    model = folder / "dit" / "model.pt"
+    whole = model.read_bytes()
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    for path, content, named in (
+        (model, whole[: len(whole) // 2], "cannot be read as a torch checkpoint"),
+        (model, b"", "cannot be read as a torch checkpoint"),
+        (vae, vae.read_bytes()[:-50], "no intact safetensors file"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        done = generate(*words, "--weights", folder)
+        path.write_bytes(before)
+        assert done.exit_code == 2, done.output
+        assert named in done.output
+        assert path.name in done.output
+        assert not out.exists()
+    # Weights of another network, by mistake.
+    done = generate(*words, "--weights", folder, "--autoencoder", folder / "refiner" / "transformer")
+    assert done.exit_code == 2
+    assert "does not fit" in done.output
+    model.unlink()
+    other = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    (folder / "dit" / "model.safetensors").write_bytes(other.read_bytes())
+    done = generate(*words, "--weights", folder)
+    assert done.exit_code == 2
+    assert "holds no weights of the world model" in done.output
+
+
+def test_a_lens_for_every_pose_of_the_file(image: Path, tmp_path: Path) -> None:
+    """Of a path at another rate: lenses are brought to the model's rate with the poses."""
+    from theodolite.recipes.generate.inputs import prepare
+    from theodolite.recipes.generate.options import ClipRequest, make_options
+
+    frames = 91
+    np.save(tmp_path / "path.npy", named_path("walk", frames))
+    focal = np.linspace(500, 590, frames)
+    np.save(tmp_path / "k.npy", np.stack([focal, focal, np.full(frames, 320), np.full(frames, 180)], axis=1))
+    clip = ClipRequest(id="a", image=image, prompt="x", camera=str(tmp_path / "path.npy"))
+    run = make_options(weights="stand_in", size="tiny", fps=30, intrinsics=str(tmp_path / "k.npy"))
+    found = prepare(clip, run)
+    assert found.request.num_frames == 49
+    scale = found.cover.resized[1] / 640
+    assert found.request.intrinsics_px[16, 0, 0] == pytest.approx(530 * scale, rel=1e-3)  # after 1 s
+    assert found.lens == f"--intrinsics {tmp_path / 'k.npy'}"
 
 
 def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
