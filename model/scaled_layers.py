@@ -6,6 +6,7 @@ backward pass. `SharedInput` lets several of them read one activation that is ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -17,17 +18,30 @@ from ..kernels.fp8.reference import E4M3
 from ..kernels.frame_gdn.op import Backend
 
 
-class ScaledLinear(nn.Module):
+class _FewBits(nn.Module):
+    """Weights whose type means something: moving them is fine, converting them is not."""
+
+    weight_values: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        kinds = self.weight_values.dtype, self.weight_scale.dtype
+        moved = fn(torch.empty(0, dtype=kinds[0])).dtype, fn(torch.empty(0, dtype=kinds[1])).dtype
+        if moved != kinds:
+            raise ValueError(
+                f"weights in {kinds[0]} cannot become {moved[0]}: choose the type of a model before set_precision"
+            )
+        return super()._apply(fn, recurse)
+
+
+class ScaledLinear(_FewBits):
     """Weights and activations in e4m3, each row (output channel, token) with its own scale; sums in float32.
 
     Args:
         weight: (N, K); bias: (N,) or None.
         backend: of the rounding.
     """
-
-    weight_values: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, backend: Backend = "auto") -> None:
         super().__init__()
@@ -58,17 +72,13 @@ class ScaledLinear(nn.Module):
         return out if direct else out.copy_(found)
 
 
-class NarrowWeights(nn.Module):
+class NarrowWeights(_FewBits):
     """Weights in eight bits with a scale for every output channel, widened for each product: saves memory alone.
 
     Args:
         weight: (N, K); bias: (N,) or None.
         kind: torch.int8 or torch.float8_e4m3fn.
     """
-
-    weight_values: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kind: torch.dtype) -> None:
         super().__init__()

@@ -158,3 +158,14 @@ def test_weights_that_are_not_finite_are_named_before_anything_changes() -> None
     with pytest.raises(ValueError, match=r"blocks\.2\.attn\.qkv"):
         set_precision(model, "fp8")
     assert model.converted is None
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8-weights"])
+def test_a_converted_model_moves_but_does_not_change_its_type(precision: str) -> None:
+    model = tiny_model()
+    set_precision(model, precision)  # type: ignore[arg-type]
+    model.to("cpu")
+    with pytest.raises(ValueError, match="before set_precision"):
+        model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="before set_precision"):
+        model.half()
