@@ -193,6 +193,16 @@ class VideoAutoencoder(nn.Module):
             if piece.shape[2]:
                 yield piece[0]
 
+    def latents_needed(self, frames: int) -> list[int]:
+        """For each piece that `decode` gives of so many latent frames, how many of them must be final by then."""
+        if self.is_causal:
+            return [min(frames, end) for end in range(_STREAM_CHUNK, frames + _STREAM_CHUNK, _STREAM_CHUNK)]
+        size, unit = self.tiling.frames, self.temporal_stride
+        if size is None or frames <= size // unit:
+            return [frames]
+        starts = range(0, frames, self.tiling.stride_frames // unit)
+        return [min(frames, start + size // unit + 1) for start in starts]
+
     def start_stream(self) -> DecodeStream:
         """A decoder that takes latents chunk by chunk and remembers what its convolutions saw last.
 

@@ -31,7 +31,7 @@ from .samplers import (
     Text,
     noise_latents,
     sample_bidirectional,
-    sample_chunk_causal,
+    stream_chunk_causal,
     stream_distilled,
     streaming_ranges,
 )
@@ -496,33 +496,59 @@ class _Run:
         common: dict[str, Any] = dict(
             guidance=guidance, cameras=cameras, steps=sampling.steps, shift=sampling.shift
         )
-        with self.stage("denoising", generator.world_model):
-            if sampling.mode == "bidirectional":
+        if sampling.mode == "bidirectional":
+            with self.stage("denoising", generator.world_model):
                 latents = sample_bidirectional(
                     generator.world_model, latents, text, progress=self.hears("denoising"), **common
                 )
-            else:
-                latents = sample_chunk_causal(
-                    generator.world_model,
-                    latents,
-                    text,
-                    interval=sampling.chunk_interval,
-                    progress=self.hears("denoising"),
-                    **common,
-                )
+        else:
+            chunks = stream_chunk_causal(
+                generator.world_model,
+                latents,
+                text,
+                interval=sampling.chunk_interval,
+                progress=self.hears("denoising"),
+                **common,
+            )
+            if not request.refine:
+                yield from self._while_denoising(chunks)
+                return
+            with self.stage("denoising", generator.world_model):
+                for _done, latents in chunks:  # noqa: B007 - the last one is whole
+                    pass
         if request.refine:
             with self.stage("refining", generator.refiner):
                 latents = generator.refiner.refine(
                     latents, refiner_text, seed=request.refiner_seed, progress=self.hears("refining")
                 )
         pieces = iter(generator.autoencoder.decode(latents))
-        while True:
-            with self.stage("decoding", generator.autoencoder):
-                piece = next(pieces, None)
-                frames = None if piece is None else to_pixels(piece).cpu().numpy()
-            if frames is None:
-                return
+        while (frames := self._decoded(pieces)) is not None:
             yield frames
+
+    def _while_denoising(self, chunks: Iterator[tuple[int, Tensor]]) -> Iterator[Pictures]:
+        """Decode what no later step changes any more, while later chunks are still denoised."""
+        generator = self.generator
+        pieces: Iterator[Tensor] | None = None
+        needed: list[int] = []
+        while True:
+            with self.stage("denoising", generator.world_model):
+                found = next(chunks, None)
+            if found is None:
+                break
+            done, latents = found
+            if pieces is None:
+                pieces = iter(generator.autoencoder.decode(latents))
+                needed = generator.autoencoder.latents_needed(latents.shape[2])
+            while needed and needed[0] <= done:
+                del needed[0]
+                if (frames := self._decoded(pieces)) is not None:
+                    yield frames
+
+    def _decoded(self, pieces: Iterator[Tensor]) -> Pictures | None:
+        """The next piece's frames, or None after the last."""
+        with self.stage("decoding", self.generator.autoencoder):
+            piece = next(pieces, None)
+            return None if piece is None else to_pixels(piece).cpu().numpy()
 
     def _stream(self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any) -> Iterator[Pictures]:
         """Denoise, refine and decode chunk after chunk."""

@@ -168,6 +168,42 @@ def sample_chunk_causal(
     Returns:
         (B, C, T, H, W) clean latents.
     """
+    for _done, found in stream_chunk_causal(  # noqa: B007 - the last one is whole
+        model,
+        latents,
+        text,
+        guidance=guidance,
+        cameras=cameras,
+        starts=starts,
+        steps=steps,
+        shift=shift,
+        interval=interval,
+        progress=progress,
+    ):
+        pass
+    return found
+
+
+@torch.no_grad()
+def stream_chunk_causal(
+    model: WorldModel,
+    latents: Tensor,
+    text: Text,
+    *,
+    guidance: Guidance | None = None,
+    cameras: Cameras | None = None,
+    starts: tuple[int, ...] | None = None,
+    steps: int = 60,
+    shift: float = 9.8,
+    interval: float | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """`sample_chunk_causal`, looked at whenever a chunk is finished.
+
+    Yields:
+        the number of latent frames that are clean from the start on, and all of them (B, C, T, H, W): always the same
+        tensor, whose other frames still change.
+    """
     frames = latents.shape[2]
     starts = chunk_starts(frames) if starts is None else starts
     ranges = chunk_ranges(frames, starts)
@@ -175,7 +211,7 @@ def sample_chunk_causal(
     if not interval > 0:
         raise ValueError(f"interval {interval} between chunks must be positive")
     if len(ranges) == 1:
-        return sample_bidirectional(
+        whole = sample_bidirectional(
             model,
             latents,
             text,
@@ -185,6 +221,8 @@ def sample_chunk_causal(
             shift=shift,
             progress=progress,
         )
+        yield frames, whole
+        return
     sigmas = flow_sigmas(steps, shift)
     begin = [int(i * interval * steps) for i in range(len(ranges))]
     total = begin[-1] + steps
@@ -208,7 +246,9 @@ def sample_chunk_causal(
         latents[:, :, :end] = _step(part, velocity, times, ahead)
         if progress is not None:
             progress(step + 1, total)
-    return latents
+        finished = [ranges[i][1] for i in active if step - begin[i] == steps - 1]
+        if finished:
+            yield finished[-1], latents
 
 
 def streaming_ranges(frames: int, size: int = 3) -> list[tuple[int, int]]:

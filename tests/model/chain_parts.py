@@ -47,6 +47,9 @@ class Pixels:
             part = latents[:, :, start : start + 4]
             yield self._frames(part, 8 * part.shape[2] - (7 if start == 0 else 0))
 
+    def latents_needed(self, frames: int) -> list[int]:
+        return [min(frames, start + 4) for start in range(0, frames, 4)]
+
     def start_stream(self) -> Any:
         first = True
         whole = self

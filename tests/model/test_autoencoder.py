@@ -153,3 +153,22 @@ def test_pixels_are_rounded_and_clamped() -> None:
     frames = torch.tensor([-2.0, -1.0, 0.0, 0.003, 1.0, 3.0]).view(1, 1, 1, 6).expand(3, 1, 1, 6)
     assert to_pixels(frames).shape == (1, 1, 6, 3)
     assert to_pixels(frames)[0, 0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
+
+
+@pytest.mark.parametrize(("causal", "frames"), [(False, 2), (False, 5), (False, 9), (True, 4), (True, 7)])
+def test_what_a_piece_needs(causal: bool, frames: int) -> None:
+    """Pieces come out the same when the latents behind what they need are still noise."""
+    own = tiny_autoencoder(causal=causal, tiling=SMALL)
+    clean = torch.randn(1, own.latent_channels, frames, 2, 2, generator=torch.Generator().manual_seed(0))
+    expected = list(own.decode(clean))
+    needed = own.latents_needed(frames)
+    growing = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    pieces = own.decode(growing)
+    found = []
+    for count in needed:
+        growing[:, :, :count] = clean[:, :, :count]
+        if (piece := next(pieces, None)) is not None:
+            found.append(piece)
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert needed[-1] == frames

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from theodolite.model.autoencoder import to_pixels
 from theodolite.model.generation import GenerationRecord, Sampling, streaming_report
 
 from .chain_parts import HEIGHT, WIDTH, House, Pixels, generator, request
@@ -85,6 +86,36 @@ def test_a_refiner_may_hold_back() -> None:
     frames, _ = video(chain, request(frames=73))
     assert len(frames) == 73
     assert autoencoder.decoded == [4, 6]
+
+
+def test_the_teachers_finished_chunks_are_shown_while_later_ones_are_made() -> None:
+    """The same video as after the end, handed out in pieces between the steps."""
+    wanted = request("chunk-causal", frames=97, refine=False)
+    heard: list[tuple[str, int]] = []
+    shown: list[int] = []
+
+    def take(frames: np.ndarray) -> None:
+        shown.append(len([stage for stage, _ in heard if stage == "denoising"]))
+
+    chain = generator()
+    chain.generate(wanted, on_frames=take, progress=lambda stage, done, total: heard.append((stage, done)))
+    total = max(done for stage, done in heard if stage == "denoising")
+    assert shown[0] < total
+    assert shown == sorted(shown)
+    whole = torch.cat(list(chain.autoencoder.decode(_teacher_latents(chain, wanted))), 1)
+    frames, record = video(chain, wanted)
+    assert np.array_equal(frames, to_pixels(whole).numpy())
+    assert record.stages["decoding"].calls == len(shown)
+
+
+def _teacher_latents(chain, wanted) -> torch.Tensor:
+    """What the sampler gives for a request, asked directly."""
+    seen: list[torch.Tensor] = []
+    decode = chain.autoencoder.decode
+    chain.autoencoder.decode = lambda latents: seen.append(latents) or decode(latents)
+    video(chain, wanted)
+    del chain.autoencoder.decode
+    return seen[0]
 
 
 def test_guidance_asks_for_the_empty_prompt_without_the_instruction() -> None:
