@@ -36,6 +36,7 @@ from ..dataset.reasons import ReasonCode, Status, status_of
 from ..dataset.rows import Row
 from ..dataset.store import finished_shards, list_parts, part_path, prepare_output, write_part
 from .clip import ClipRef
+from .credentials import run_credentials
 from .networks.device import be_worker, claim_worker_number
 from .pipeline import Mode, annotate_clip
 from .pool import WORKERS_PER_GPU, num_gpus, share_threads, shares
@@ -540,11 +541,14 @@ def local_cluster(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)
     )
     with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
+        security = run_credentials()
         cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=threads_per_worker,
             processes=True,
             memory_limit=memory_bytes or 0,  # 0 is no limit
+            protocol="tls" if security else "tcp",
+            security=security,
             dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
             silence_logs=logging.CRITICAL,
         )

@@ -317,3 +317,23 @@ def test_tally_tells_judged_from_failed():
 )
 def test_default_workers(num_shards, cores, memory_gib, expected):
     assert default_workers(num_shards, cores, memory_gib * 2**30) == expected
+
+
+@pytest.mark.slow
+def test_nobody_else_reaches_a_local_cluster():
+    """Any user of a machine may connect to its loopback ports; without this run's key nothing comes of it."""
+    from distributed import Client
+    from distributed.security import Security
+    from theodolite.annotate.credentials import run_credentials
+
+    with executor.local_cluster(
+        1, threads_per_worker=1, compute_threads=1, memory_bytes=None, attempts=1
+    ) as client:
+        assert client.submit(os.getpid).result(timeout=60) != os.getpid()
+        addresses = [client.scheduler_info()["address"], *client.scheduler_info()["workers"]]
+        assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+        for address in addresses:
+            for security in (None, run_credentials(), Security(require_encryption=False)):
+                plain = address if security and security.require_encryption else address.replace("tls", "tcp")
+                with pytest.raises((OSError, TimeoutError, ValueError)):
+                    Client(plain, timeout="3s", security=security, set_as_default=False).close()
