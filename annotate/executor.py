@@ -26,11 +26,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import __version__
+from ..dataset.commit import ClipHasRow, Commits, check_run, own_run, take_in_dead_runs
 from ..dataset.parquet import read_table
 from ..dataset.reasons import ReasonCode, Status, status_of
 from ..dataset.rows import Row
@@ -74,6 +75,7 @@ class Job:
         mode: which geometry the source ships.
         recipe_hash: of the resolved recipe.
         annotate: the per-clip function.
+        incoming: folder of the run, into which workers write (see `dataset/commit.py`); None: straight into the data.
     """
 
     out: Path
@@ -81,6 +83,12 @@ class Job:
     mode: Mode
     recipe_hash: str
     annotate: AnnotateClip = annotate_clip
+    incoming: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where parts are written."""
+        return self.incoming or self.out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +151,7 @@ class Plan:
         shards: makes the shards that are left, in order, anew on every call.
         num_shards: how many those are.
         num_shards_in_all: how many the whole source makes.
+        have: ids of the source's clips that have a row; no part of another one may hold them.
     """
 
     num_clips: int
@@ -150,6 +159,7 @@ class Plan:
     shards: Callable[[], Iterator[Shard]]
     num_shards: int
     num_shards_in_all: int
+    have: frozenset[str] = frozenset()
 
 
 class RunAborted(RuntimeError):
@@ -182,6 +192,7 @@ def plan_run(
     finished = finished_shards(out)
     planned: set[str] = set()
     ids: set[str] = set()
+    done: set[str] = set()
     num_clips = num_done = 0
     for shard in make_shards(limited(), clips_per_shard):
         planned.add(shard.shard_id)
@@ -191,6 +202,8 @@ def plan_run(
             if clip.clip_id in ids:
                 raise ValueError(f"clip {clip.clip_id}: the source lists it twice")
             ids.add(clip.clip_id)
+        if shard.shard_id in finished:
+            done.update(clip.clip_id for clip in shard.clips)
     if finished <= planned:
         todo = planned - finished
         return Plan(
@@ -199,6 +212,7 @@ def plan_run(
             shards=lambda: (s for s in make_shards(limited(), clips_per_shard) if s.shard_id in todo),
             num_shards=len(todo),
             num_shards_in_all=len(planned),
+            have=frozenset(done),
         )
     have = {outcome.clip_id for outcome in read_outcomes(out)}
     left = len(ids - have)
@@ -208,6 +222,7 @@ def plan_run(
         shards=lambda: make_shards((c for c in limited() if c.clip_id not in have), clips_per_shard),
         num_shards=-(-left // clips_per_shard),
         num_shards_in_all=len(planned),
+        have=frozenset(have),
     )
 
 
@@ -236,15 +251,25 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
 
     Raises:
         OSError: the part cannot be written (disk full).
+        Fenced: the run is over, and another one has begun; nothing was written.
     """
-    path = part_path(job.out, source=shard.clips[0].source, shard_id=shard.shard_id)
+    path = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
     if path.is_file():  # a worker died after its rename and before its report
         return list(_part_outcomes(path))
     begin_as_worker()
     share_threads(job.config)
-    rows = [annotate_one(clip, job) for clip in shard.clips]
-    write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+    rows = []
+    for clip in shard.clips:
+        _check_run(job)  # nobody waits for what a run does that is over
+        rows.append(annotate_one(clip, job))
+    _check_run(job)
+    write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [_outcome(row) for row in rows]
+
+
+def _check_run(job: Job) -> None:
+    if job.incoming is not None:
+        check_run(job.incoming)
 
 
 _TOPIC = "theodolite-clips"
@@ -363,24 +388,56 @@ def run_plan(
     with _progress(plan, tally, show_progress) as (advance, hear):
         if not plan.num_shards:
             return tally
-        if workers == 0 and scheduler is None:
-            with listening(hear):
-                for shard in plan.shards():
-                    with _abort_on_write_error(job.out):
-                        tally.add(annotate_shard(shard, job))
-                    advance()
-            return tally
-        with _cluster(plan, job.config, workers, scheduler) as client:
-            client.subscribe_topic(_TOPIC, lambda event: hear(*event[1]))
-            for outcomes in _run_on(client, plan, job):
+        with own_run(job.out) as incoming:
+            job = replace(job, incoming=incoming)
+            commits = Commits(job.out, plan.have)
+            for shard, outcomes in _done_shards(plan, job, workers, scheduler, hear):
+                _commit(shard, job, commits)
                 tally.add(outcomes)
                 advance()
     return tally
 
 
-def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
+def _done_shards(
+    plan: Plan, job: Job, workers: int | None, scheduler: str | None, hear: Listener
+) -> Iterator[tuple[Shard, list[Outcome]]]:
+    """Shards as they are done, each with its part in the run's folder."""
+    if workers == 0 and scheduler is None:
+        with listening(hear):
+            for shard in plan.shards():
+                with _abort_on_write_error(job.out):
+                    outcomes = annotate_shard(shard, job)
+                yield shard, outcomes
+        return
+    with _cluster(plan, job.config, workers, scheduler) as client:
+        client.subscribe_topic(_TOPIC, lambda event: hear(*event[1]))
+        yield from _run_on(client, plan, job)
+
+
+def _commit(shard: Shard, job: Job, commits: Commits) -> None:
+    """Put a done shard's part where it counts.
+
+    Raises:
+        RunAborted: it is not there, cannot be moved, or holds a clip that has a row.
+    """
+    part = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
+    if not part.is_file():
+        raise RunAborted(
+            f"{job.out}: a worker says that it wrote {part.name}, and it is not there: all workers must see --out under"
+            " this path (a shared file system)"
+        )
+    with _abort_on_write_error(job.out):
+        try:
+            commits.take(part, (clip.clip_id for clip in shard.clips))
+        except ClipHasRow as error:
+            raise RunAborted(f"{error}; the same command goes on without it") from None
+
+
+def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[Outcome]]]:
     from distributed import KilledWorker, as_completed
 
+    # A scheduler that outlives its clients may still hold tasks of another run, with other folders to write to.
+    run = job.folder.name
     shards = plan.shards()
     suspects: list[Shard] = []
     shard_of: dict[Any, Shard] = {}
@@ -389,7 +446,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
     def submit_next() -> None:
         shard = next(shards, None)
         if shard is not None:
-            future = client.submit(annotate_shard, shard, job, key=f"shard-{shard.shard_id}", pure=False)
+            future = client.submit(annotate_shard, shard, job, key=f"{run}-{shard.shard_id}", pure=False)
             shard_of[future.key] = shard
             completed.add(future)
 
@@ -401,7 +458,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
             raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
         # This waits where the worker that held the result has died since: the shard is being done again.
         if (error := future.exception()) is None:
-            yield future.result()
+            yield shard, future.result()
         elif isinstance(error, KilledWorker):
             log.warning(
                 "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
@@ -417,14 +474,16 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[list[Outcome]]:
     for shard in suspects:
         rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
         with _abort_on_write_error(job.out):
-            write_part(job.out, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
-        yield [_outcome(row) for row in rows]
+            write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+        yield shard, [_outcome(row) for row in rows]
 
 
 def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:
     from distributed import KilledWorker
 
-    future: Any = client.submit(annotate_one, clip, job, key=f"clip-{clip.clip_id}", pure=False)
+    future: Any = client.submit(
+        annotate_one, clip, job, key=f"{job.folder.name}-clip-{clip.clip_id}", pure=False
+    )
     try:
         return future.result()
     except KilledWorker:
@@ -593,6 +652,9 @@ def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
     """
     with hold_folder(out):
         prepare_output(out, recipe_hash=recipe_hash)
+        taken = take_in_dead_runs(out, recipe_hash=recipe_hash)
+        if taken:
+            log.warning("%s: %d clips that an ended run had done are taken in", out, taken)
         yield
 
 

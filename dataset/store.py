@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .inputs import InputError, parse_json, read_text
@@ -271,12 +272,17 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
     table = rows_to_table(rows)
     metadata = dict(table.schema.metadata or {}) | {b"theodolite.recipe_hash": recipe_hash.encode()}
     table = table.replace_schema_metadata(metadata)
-    frames = max(1, sum(row.num_frames for row in rows))
-    per_group = max(1, _ROW_GROUP_FRAMES * len(rows) // frames)
+    write_part_table(path, table)
+    return path
+
+
+def write_part_table(path: Path, table: pa.Table) -> None:
+    """Write a table of rows as a part file, all or nothing; errors of the disk as `write_part`."""
+    frames = max(1, pc.sum(table["num_frames"]).as_py() or 0)
+    per_group = max(1, _ROW_GROUP_FRAMES * table.num_rows // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)
     write_atomically(path, memoryview(sink.getvalue()))
-    return path
 
 
 def write_dataset(out: str | Path, rows: Iterable[Row], *, rows_per_part: int = 1000) -> int:
@@ -379,7 +385,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -395,7 +401,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush the rename itself; a folder cannot be opened for this everywhere (Windows), where rename is
     enough."""
     if os.name != "posix":

@@ -7,7 +7,9 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -29,7 +31,8 @@ from theodolite.annotate.executor import (
     run_plan,
 )
 from theodolite.annotate.sources.read import make_shards
-from theodolite.dataset.store import list_parts
+from theodolite.dataset.commit import Fenced
+from theodolite.dataset.store import list_parts, prepare_output
 
 # Workers cannot import test modules: what they run from here travels with the task.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -337,3 +340,52 @@ def test_nobody_else_reaches_a_local_cluster():
                 plain = address if security and security.require_encryption else address.replace("tls", "tcp")
                 with pytest.raises((OSError, TimeoutError, ValueError)):
                     Client(plain, timeout="3s", security=security, set_as_default=False).close()
+
+
+@pytest.mark.parametrize("change", ["grown", "shrunk", "reordered", "same"])
+def test_workers_that_outlive_their_command_double_nothing(tmp_path, change):
+    """Behind a scheduler they do: their command is killed, the next one begins with another source, and they go on."""
+    old = [f"c{i:02d}" for i in range(6)]
+    new = {"grown": ["a", *old, "z"], "shrunk": old[1:5], "reordered": old[::-1], "same": old}[change]
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(clip, config, **kwargs):
+        if clip.clip_id == "c02":
+            started.set()
+            assert go_on.wait(60)
+        return fake_annotate(clip, config, **kwargs)
+
+    folder = tmp_path / ".tmp-run-killed"
+    prepare_output(tmp_path, recipe_hash=HASH)
+    folder.mkdir()
+    first, second, *_ = make_shards(clips_named(*old)(), 2)
+    job = replace(job_in(tmp_path), annotate=slow, incoming=folder)
+    annotate_shard(first, job)  # done, and its command was killed before it heard of it
+    fenced = []
+
+    def outlive():
+        try:
+            annotate_shard(second, job)
+        except Fenced as error:
+            fenced.append(error)
+
+    worker = threading.Thread(target=outlive)
+    worker.start()
+    assert started.wait(60)
+    run(clips_named(*new), tmp_path, clips_per_shard=2)
+    go_on.set()
+    worker.join(60)
+    assert len(fenced) == 1
+    assert sorted(ids(tmp_path)) == sorted({*new, "c00", "c01"})  # what was done before counts
+    run(clips_named(*new), tmp_path, clips_per_shard=2)
+    assert sorted(ids(tmp_path)) == sorted({*new, "c00", "c01"})
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_workers_that_see_another_path_are_told(tmp_path, monkeypatch):
+    def elsewhere(shard, job):
+        return []
+
+    monkeypatch.setattr(executor, "annotate_shard", elsewhere)
+    with pytest.raises(RunAborted, match="must see --out under this path"):
+        run(numbered(2), tmp_path)

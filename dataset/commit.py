@@ -1,0 +1,182 @@
+"""Who may put parts into a dataset: the one command that holds its folder, and nobody who once worked for another.
+
+Workers write parts into a folder of their run, `.tmp-run-<token>`, beside the data. Only the command that made it moves
+them to where they count, one rename a part, and it refuses a clip that has a row. So nothing depends on who is still
+alive: a worker that outlives its command (behind a scheduler it does) writes into a folder that is no longer looked at,
+and finds it gone as soon as another command has begun.
+
+That command first takes in what dead runs left: their folders are renamed, which fences their workers off, and then
+whole parts of clips without rows are adopted, all else is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .inputs import InputError
+from .parquet import read_table
+from .store import TEMPORARY, data_folder, list_parts, part_metadata, sync_folder, write_part_table
+
+log = logging.getLogger(__name__)
+
+_RUNS = f"{TEMPORARY}run-"
+_CLOSED = "-closed"
+
+
+class Fenced(RuntimeError):
+    """The run that a worker works for is over: another command writes to the dataset now."""
+
+
+class ClipHasRow(RuntimeError):
+    """A part may not be committed, because a clip of it has a row."""
+
+
+@contextmanager
+def own_run(out: str | Path) -> Iterator[Path]:
+    """Folder into which this run's workers write; call while the dataset's folder is held. Gone afterwards."""
+    folder = Path(out) / f"{_RUNS}{uuid.uuid4().hex[:16]}"
+    folder.mkdir()
+    ended = False
+    try:
+        yield folder
+        ended = True
+    finally:
+        closed = _close(folder)
+        # What an interrupted run has not committed is taken in by the next one.
+        if closed is not None and (ended or not list_parts(closed)):
+            shutil.rmtree(closed, ignore_errors=True)
+
+
+def check_run(folder: Path) -> None:
+    """Raise `Fenced` unless a run's folder is still there."""
+    if not folder.is_dir():
+        raise Fenced(f"{folder.parent}: this run is over, another command writes here")
+
+
+def _close(folder: Path) -> Path | None:
+    """Rename a run's folder, so that none of its workers finds it; None if it is gone."""
+    if folder.name.endswith(_CLOSED):
+        return folder
+    closed = folder.with_name(folder.name + _CLOSED)
+    try:
+        folder.rename(closed)
+    except FileNotFoundError:
+        return None
+    return closed
+
+
+class Commits:
+    """Moves parts to where they count; refuses clips that have rows.
+
+    Args:
+        out: dataset folder, held by this process.
+        have: ids of the clips that have rows; grows.
+    """
+
+    def __init__(self, out: str | Path, have: Iterable[str]) -> None:
+        self._out, self._have = Path(out), set(have)
+
+    def check(self, clip_ids: Iterable[str]) -> list[str]:
+        """The ids.
+
+        Raises:
+            ClipHasRow: one of them has a row.
+        """
+        ids = list(clip_ids)
+        twice = next((clip_id for clip_id in ids if clip_id in self._have), None)
+        if twice is not None:
+            raise ClipHasRow(f"{self._out}: clip {twice} has a row already")
+        return ids
+
+    def take(self, part: Path, clip_ids: Iterable[str]) -> Path:
+        """Move a whole part from a run's folder into the data.
+
+        Raises:
+            ClipHasRow: nothing was moved.
+            OSError: the part is not there, or cannot be moved.
+        """
+        ids = self.check(clip_ids)
+        target = data_folder(self._out) / part.parent.name / part.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            raise ClipHasRow(f"{target}: is there already")
+        part.rename(target)
+        sync_folder(target.parent)
+        self._have.update(ids)
+        return target
+
+
+def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
+    """Adopt what runs left that ended without committing it; call while the dataset's folder is held, before planning.
+
+    Returns:
+        How many clips were taken in.
+    """
+    out = Path(out)
+    closed = [found for folder in sorted(out.glob(f"{_RUNS}*")) if (found := _close(folder)) is not None]
+    parts = [part for folder in closed for part in list_parts(folder)]
+    taken = 0
+    if parts:
+        commits = Commits(out, clips_with_rows(out))
+        for part in parts:
+            try:
+                if part_metadata(part)[1] != recipe_hash:
+                    continue
+                ids = read_table(part, ["clip_id"])["clip_id"].to_pylist()
+                commits.take(part, ids)
+                taken += len(ids)
+            except (InputError, ValueError, ClipHasRow) as error:  # cut, of another recipe, or done meanwhile
+                log.warning("%s: left by a run that ended, not taken in: %s", part.name, error)
+    for folder in closed:
+        shutil.rmtree(folder, ignore_errors=True)
+    return taken
+
+
+def clips_with_rows(out: str | Path) -> Iterator[str]:
+    """Ids of all clips that have a row."""
+    for part in list_parts(out):
+        yield from read_table(part, ["clip_id"])["clip_id"].to_pylist()
+
+
+def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], pa.Array]) -> list[str]:
+    """Take rows out of a dataset, so that their clips count as not done; call while its folder is held.
+
+    A part is replaced by one of its other rows. Those are written first, into the folder of a run of their own: killed
+    at any moment, either the old part is there or the next command takes in the new one.
+
+    Args:
+        unwanted: of a table with `clip_id`, `verdict` and `reasons`, which rows go (boolean).
+    Returns:
+        Ids of the clips.
+    """
+    dropped: list[str] = []
+    with own_run(out) as incoming:
+        for part in list_parts(out):
+            mask = unwanted(read_table(part, ["clip_id", "verdict", "reasons"]))
+            if not pc.any(mask).as_py():
+                continue
+            table = read_table(part)
+            dropped += table.filter(mask)["clip_id"].to_pylist()
+            rest = table.filter(pc.invert(mask))
+            if not rest.num_rows:
+                part.unlink()
+                continue
+            ids = rest["clip_id"].to_pylist()
+            digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:10]
+            number = part.stem.removeprefix("part-").split("-")[0]
+            new = data_folder(incoming) / part.parent.name / f"part-{number}-{digest}.parquet"
+            new.parent.mkdir(parents=True, exist_ok=True)
+            write_part_table(new, rest)
+            part.unlink()
+            sync_folder(part.parent)
+            Commits(out, ()).take(new, ids)
+    return dropped

@@ -1,0 +1,177 @@
+"""One clip, one row, whoever is still alive: parts are committed by the command that holds the folder, or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from theodolite.dataset.commit import (
+    ClipHasRow,
+    Commits,
+    Fenced,
+    check_run,
+    clips_with_rows,
+    drop_rows,
+    own_run,
+    take_in_dead_runs,
+)
+from theodolite.dataset.rows import Row
+from theodolite.dataset.store import list_parts, part_path, prepare_output, write_part
+from theodolite.dataset.validate import validate_dataset
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    prepare_output(tmp_path / "d", recipe_hash="recipe1")
+    return tmp_path / "d"
+
+
+def left_by_a_dead_run(out: Path, shards: dict[str, list[Row]], *, name: str = "dead") -> Path:
+    """Folder of a run that was killed before it committed these parts."""
+    folder = out / f".tmp-run-{name}"
+    folder.mkdir(exist_ok=True)
+    for shard_id, rows in shards.items():
+        write_part(folder, rows, shard_id=shard_id, recipe_hash="recipe1")
+    return folder
+
+
+def test_a_part_counts_once_it_is_committed(out: Path, make_row: Callable[..., Row]) -> None:
+    with own_run(out) as run:
+        commits = Commits(out, ())
+        part = write_part(run, [make_row(0), make_row(1)], shard_id="a", recipe_hash="recipe1")
+        assert list_parts(out) == []
+        target = commits.take(part, ["clip_0000", "clip_0001"])
+        assert target == part_path(out, source="demo", shard_id="a")
+        again = write_part(run, [make_row(2), make_row(1)], shard_id="b", recipe_hash="recipe1")
+        with pytest.raises(ClipHasRow, match="clip clip_0001 has a row"):
+            commits.take(again, ["clip_0002", "clip_0001"])
+    assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0001"]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+
+
+def test_the_next_command_takes_in_what_is_whole_and_new(out: Path, make_row: Callable[..., Row]) -> None:
+    write_part(out, [make_row(0)], shard_id="a", recipe_hash="recipe1")
+    dead = left_by_a_dead_run(out, {"b": [make_row(1)], "c": [make_row(2), make_row(0)], "d": [make_row(3)]})
+    cut = part_path(dead, source="demo", shard_id="d")
+    cut.write_bytes(cut.read_bytes()[:500])
+    (dead / "data" / "demo" / ".tmp-part").write_bytes(b"half")
+    foreign = left_by_a_dead_run(out, {}, name="foreign")
+    write_part(foreign, [make_row(4, recipe_hash="recipe2")], shard_id="e", recipe_hash="recipe2")
+    assert take_in_dead_runs(out, recipe_hash="recipe1") == 1
+    assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0001"]
+    assert validate_dataset(out)[1] == []
+    assert take_in_dead_runs(out, recipe_hash="recipe1") == 0
+
+
+def test_two_dead_runs_of_the_same_clip(out: Path, make_row: Callable[..., Row]) -> None:
+    left_by_a_dead_run(out, {"a": [make_row(0)], "b": [make_row(1)]}, name="one")
+    left_by_a_dead_run(out, {"c": [make_row(1), make_row(2)]}, name="two")
+    take_in_dead_runs(out, recipe_hash="recipe1")
+    assert sorted(clips_with_rows(out)) == [
+        "clip_0000",
+        "clip_0001",
+    ]  # clip 2 is done again: nothing is doubled
+
+
+def test_a_worker_of_an_ended_run_is_fenced_off(out: Path, make_row: Callable[..., Row]) -> None:
+    dead = left_by_a_dead_run(out, {})
+    check_run(dead)
+    take_in_dead_runs(out, recipe_hash="recipe1")
+    with pytest.raises(Fenced):
+        check_run(dead)
+    # What it writes nevertheless counts only for the command after the next, and only if the clip has no row.
+    write_part(out, [make_row(0)], shard_id="x", recipe_hash="recipe1")
+    left_by_a_dead_run(out, {"late": [make_row(0)]})
+    assert sorted(clips_with_rows(out)) == ["clip_0000"]
+    take_in_dead_runs(out, recipe_hash="recipe1")
+    assert sorted(clips_with_rows(out)) == ["clip_0000"]
+
+
+def test_an_interrupted_run_leaves_its_parts_to_the_next(out: Path, make_row: Callable[..., Row]) -> None:
+    def interrupted(*rows: Row) -> None:
+        with own_run(out) as run:
+            if rows:
+                write_part(run, rows, shard_id="a", recipe_hash="recipe1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(make_row(0))
+    assert take_in_dead_runs(out, recipe_hash="recipe1") == 1
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(out.glob(".tmp-*"))
+
+
+def rejected(table: pa.Table) -> pa.Array:
+    return pc.equal(table["verdict"], "rejected")
+
+
+def test_rows_are_dropped_and_the_others_kept(out: Path, make_row, make_rejected) -> None:
+    write_part(out, [make_row(0), make_rejected(1), make_row(2)], shard_id="000000-a", recipe_hash="recipe1")
+    write_part(out, [make_rejected(3)], shard_id="000001-b", recipe_hash="recipe1")
+    write_part(out, [make_row(4)], shard_id="000002-c", recipe_hash="recipe1")
+    kept = list_parts(out)[2].read_bytes()
+    assert drop_rows(out, rejected) == ["clip_0001", "clip_0003"]
+    assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0002", "clip_0004"]
+    assert list_parts(out)[1].read_bytes() == kept
+    assert len(list_parts(out)) == 2
+    assert not any(p.stem.endswith("000000-a") for p in list_parts(out)), (
+        "the name says which clips a part holds"
+    )
+    assert validate_dataset(out)[1] == []
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow.compute as pc
+from theodolite.dataset.commit import drop_rows, take_in_dead_runs
+
+out, moment = Path(sys.argv[1]), int(sys.argv[2])
+changes = 0
+
+def hook(event, arguments):
+    global changes
+    if event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree") or (
+        event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    ):
+        if str(arguments[0]).startswith(str(out)):
+            changes += 1
+            if changes == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+take_in_dead_runs(out, recipe_hash="recipe1")
+drop_rows(out, lambda table: pc.equal(table["verdict"], "rejected"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_anywhere_no_accepted_row_is_lost_or_doubled(tmp_path: Path, make_row, make_rejected) -> None:
+    moment = 0
+    while True:
+        moment += 1
+        out = tmp_path / str(moment)
+        prepare_output(out, recipe_hash="recipe1")
+        write_part(out, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
+        write_part(out, [make_rejected(2), make_row(3)], shard_id="000001-b", recipe_hash="recipe1")
+        left_by_a_dead_run(out, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(out), str(moment)], env=os.environ, timeout=120
+        )
+        if done.returncode == 0:
+            break
+        take_in_dead_runs(out, recipe_hash="recipe1")
+        ids = sorted(clips_with_rows(out))
+        assert len(set(ids)) == len(ids), moment
+        assert {"clip_0000", "clip_0003", "clip_0004"} <= set(ids), moment
+        drop_rows(out, rejected)
+        assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0003", "clip_0004"], moment
+        assert validate_dataset(out)[1] == [], moment
+    assert moment > 8
