@@ -1,4 +1,4 @@
-"""One clip, one row, whoever is still alive: parts are committed by the command that holds the folder, or not at all."""
+"""One clip, one row, whoever is still alive: only the command that holds the folder commits parts."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name, named in (
-        ("bad.jsonl", r"bad.jsonl:2: no readable JSON"),
+        ("bad.jsonl", r"bad.jsonl:2: not JSON"),
         ("empty.jsonl", "holds no clips"),
         ("list.jsonl", "row 1: is no object"),
         ("bad.parquet", "cannot be read as Parquet"),
