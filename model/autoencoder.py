@@ -122,7 +122,7 @@ class VideoAutoencoder(nn.Module):
         Returns:
             (1, C, 1, H / 32, W / 32) mode of the posterior, normalised, in the autoencoder's type and on its device.
         Raises:
-            ValueError: on another shape, or values that are not finite.
+            ValueError: on another shape, or values outside [-1, 1].
         """
         if image.ndim != 3:
             raise ValueError(f"the picture is {tuple(image.shape)}; give (3, H, W) in [-1, 1]")
@@ -137,7 +137,7 @@ class VideoAutoencoder(nn.Module):
         Returns:
             (1, C, k + 1, H / 32, W / 32) mode of the posterior, normalised.
         Raises:
-            ValueError: on another shape, or values that are not finite.
+            ValueError: on another shape, or values outside [-1, 1].
         """
         self._check_frames(frames)
         size, stride = self.tiling.frames, self.tiling.stride_frames
@@ -221,8 +221,11 @@ class VideoAutoencoder(nn.Module):
             raise ValueError(
                 f"pictures of {width}x{height}: sides must be multiples of {self.spatial_stride}"
             )
-        if not bool(frames.isfinite().all()):
-            raise ValueError("the video holds values that are not finite")
+        if not frames.is_floating_point():
+            raise ValueError(f"the video holds {frames.dtype}; give floating-point values in [-1, 1]")
+        largest = float(frames.abs().max())
+        if not largest <= 1.001:  # NaN too
+            raise ValueError(f"the video's largest value is {largest:g}; give finite values in [-1, 1]")
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[:2] != (1, self.latent_channels) or latents.shape[2] < 1:

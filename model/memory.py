@@ -314,9 +314,8 @@ def _decoding(shape: VideoShape) -> Stage:
         frames = TEMPORAL_STRIDE * shape.chunk_frames + 1
         level = picture // 16 * _DECODER_CHANNELS * 2
         cache = round(_DECODER_CACHE * 22 * 2 * level)
-        return Stage(
-            "decoding", ("autoencoder",), _DECODER_COPIES * frames * level + 6 * frames * picture, cache
-        )
+        working = round(_DECODER_COPIES * frames * level) + 6 * frames * picture
+        return Stage("decoding", ("autoencoder",), working, cache)
     side = shape.tile_px or max(shape.height, shape.width)
     tile = min(side, shape.height) * min(side, shape.width)
     frames = min(shape.num_frames, 97)

@@ -6,11 +6,11 @@ forgetting that copy: nothing is ever copied back, and weights that are mapped f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -296,11 +296,25 @@ def _moving(packed: Sequence[_Packed], resident_bytes: int) -> list[int]:
 
 def _has_room(num_bytes: int) -> bool:
     """Whether the machine has this much memory free and a quarter of it besides."""
+    free = _free_memory()
+    return free is not None and free > 1.25 * num_bytes
+
+
+def _free_memory() -> int | None:
+    """Bytes that programs may still take, what only caches files included; within the container's limit."""
+    found = []
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return False
-    return free > 1.25 * num_bytes
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+            cached = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii").splitlines()
+            files = next((int(line.split()[1]) for line in cached if line.startswith("inactive_file ")), 0)
+            found.append(int(limit) - used + files)
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass  # another system, or no container
+    return min(found, default=None)
 
 
 class _Packed:

@@ -64,6 +64,7 @@ class TextEncoder(nn.Module):
     def count_tokens(self, prompt: str, *, instruction: bool = True) -> tuple[int, int]:
         """Tokens of a prompt, and how many the world model sees; the instruction's and the start are not counted."""
         before = self.instruction if instruction else ""
+        _check_text(prompt)
         start = len(self.tokenizer.encode(before))
         return len(self.tokenizer.encode(before + prompt)) - start, self._room(before)
 
@@ -148,6 +149,7 @@ class RefinerTextEncoder(nn.Module):
             ValueError: the prompt is too long; the message counts.
         """
         prompt = prompt.strip()
+        _check_text(prompt)
         count = len(self.tokenizer.encode(prompt))
         if count > self.tokens:
             _too_long(count, self.tokens, "refiner", overlong, self.stand_in)
@@ -164,6 +166,13 @@ class RefinerTextEncoder(nn.Module):
         states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         video, _, kept = self.connectors(torch.stack(states, dim=-1), mask)
         return Text(states=video, mask=kept.bool())
+
+
+def _check_text(prompt: str) -> None:
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is no text: character {error.start + 1} is half of a pair") from None
 
 
 def _too_long(count: int, room: int, reader: str, overlong: Overlong | None, stand_in: bool) -> None:

@@ -131,8 +131,11 @@ def test_bad_input() -> None:
         own.encode(torch.zeros(3, 16, 32, 32))
     with pytest.raises(ValueError, match="multiples of 32"):
         own.encode_image(torch.zeros(3, 40, 64))
-    with pytest.raises(ValueError, match="not finite"):
-        own.encode_image(torch.full((3, 32, 32), torch.nan))
+    for value in (torch.nan, torch.inf, 1.5, -2.0):
+        with pytest.raises(ValueError, match=r"largest value is .*; give finite"):
+            own.encode_image(torch.full((3, 32, 32), value))
+    with pytest.raises(ValueError, match="uint8"):
+        own.encode_image(torch.zeros(3, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match="give \\(3, H, W\\)"):
         own.encode_image(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="give \\(1, 8, T, h, w\\)"):

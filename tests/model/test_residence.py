@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from theodolite.model import residence
 from theodolite.model.residence import BlockStream, Residence
 from torch import Tensor, nn
 
@@ -47,11 +48,11 @@ def identities(module: nn.Module) -> dict[str, int]:
 def test_same_result_and_no_trace(policy: Any, resident_bytes: int, blocks: int) -> None:
     part, x = Part(blocks), torch.randn(2, 4)
     expected, before = part(x), identities(part)
-    residence = Residence(policy, "cpu", resident_bytes=resident_bytes)
+    lent = Residence(policy, "cpu", resident_bytes=resident_bytes)
     for _ in range(2):
-        with residence.on(part), residence.on(part):
+        with lent.on(part), lent.on(part):
             assert all(torch.equal(part(x), expected) for _ in range(3))
-    residence.release()
+    lent.release()
     assert identities(part) == before
     assert torch.equal(part(x), expected)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in part.modules())
@@ -60,8 +61,8 @@ def test_same_result_and_no_trace(policy: Any, resident_bytes: int, blocks: int)
 def test_several_parts_together() -> None:
     one, other, x = Part(), Part(2), torch.randn(2, 4)
     expected = other(one(x))
-    residence = Residence("blocks", "cpu")
-    with residence.on(one, other):
+    lent = Residence("blocks", "cpu")
+    with lent.on(one, other):
         for _ in range(3):
             assert torch.equal(other(one(x)), expected)
 
@@ -69,8 +70,8 @@ def test_several_parts_together() -> None:
 def test_a_call_that_ends_in_the_middle_does_no_harm() -> None:
     part, x = Part(5), torch.randn(2, 4)
     expected = part(x)
-    residence = Residence("blocks", "cpu")
-    with residence.on(part):
+    lent = Residence("blocks", "cpu")
+    with lent.on(part):
         for stop in range(5):
             hook = part.blocks[stop].register_forward_hook(lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
@@ -90,13 +91,25 @@ def test_blocks_hold_two_and_those_that_stay() -> None:
 
 def test_the_device_is_free_after_the_work() -> None:
     part = Part()
-    residence = Residence("blocks", "cpu")
-    with residence.on(part):
+    lent = Residence("blocks", "cpu")
+    with lent.on(part):
         part(torch.randn(2, 4))
-        packed = residence._streams[part]._packed
+        packed = lent._streams[part]._packed
         assert any(p._ready for p in packed)
     assert not any(p._ready for p in packed)
-    assert not residence._streams[part]._slots
+    assert not lent._streams[part]._slots
+
+
+def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only caches files counts as free, and a container's limit holds."""
+    monkeypatch.setattr(residence, "_free_memory", lambda: 1000)
+    assert residence._has_room(799)
+    assert not residence._has_room(801)
+    monkeypatch.setattr(residence, "_free_memory", lambda: None)
+    assert not residence._has_room(1)
+    monkeypatch.undo()
+    found = residence._free_memory()
+    assert found is None or found > 10**6
 
 
 def test_bad_policies() -> None:
@@ -112,12 +125,12 @@ def test_bad_policies() -> None:
 def test_on_a_gpu(policy: Any, pin: bool) -> None:
     part, x = Part(6), torch.randn(2, 4)
     expected, before = part(x), identities(part)
-    residence = Residence(policy, "cuda", pin=pin)
+    lent = Residence(policy, "cuda", pin=pin)
     for _ in range(3):
-        with residence.on(part):
+        with lent.on(part):
             for _ in range(20):
                 torch.testing.assert_close(part(x.cuda()).cpu(), expected)
-    residence.release()
+    lent.release()
     assert torch.equal(part(x), expected)
     if not pin or policy != "blocks":
         assert identities(part) == before

@@ -96,6 +96,15 @@ def test_overlong_prompts_are_counted(caplog: pytest.LogCaptureFixture) -> None:
         own.encode("x" * 30, instruction=False)
 
 
+def test_what_is_no_text_is_refused_and_any_text_is_read() -> None:
+    own, reader = tiny_text_encoder(), tiny_refiner_text_encoder(tokens=64)
+    for encoder in (own, reader):
+        with pytest.raises(ValueError, match="character 3 is half of a pair"):
+            encoder.encode("a \ud800")
+        for prompt in ("\0", "<bos><eos><pad>", "\N{BUS} \u202e"):
+            assert bool(encoder.encode(prompt).states.isfinite().all())
+
+
 def test_an_empty_prompt_is_for_guidance_only() -> None:
     own = tiny_text_encoder()
     for prompt in ("", " \n"):
