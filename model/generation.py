@@ -60,6 +60,8 @@ class Sampling(Strict):
     """Scale of classifier-free guidance; 1: the network is asked once a step."""
     guidance_interval: tuple[Share, Share] | None = None
     """Shares of the steps between which guidance is used."""
+    guidance_batched: bool = False
+    """Ask for the answers with and without the prompt in one call, which needs more memory."""
     chunk_interval: Annotated[float, Field(gt=0)] | None = None
     """Share of the steps after which the teacher's next chunk sets out; null: 1 / number of chunks."""
     times: tuple[float, ...] | None = None
@@ -116,8 +118,8 @@ _PUBLISHED: Mapping[Mode, dict[str, Any]] = {
     "distilled": dict(times=STUDENT_TIMES, window_chunks=1, sink_chunks=1),
 }
 _UNNAMED: Mapping[Mode, tuple[str, ...]] = {
-    "bidirectional": (),
-    "chunk-causal": ("chunk_interval",),
+    "bidirectional": ("guidance_batched",),
+    "chunk-causal": ("guidance_batched", "chunk_interval"),
     "distilled": ("graphs",),
 }
 """Options without a published value."""
@@ -467,7 +469,9 @@ class _Run:
         empty = self._moved(encoder.encode(self.request.negative_prompt, instruction=False))
         first, last = sampling.guidance_interval or (0.0, 1.0)
         assert sampling.guidance is not None
-        return text, Guidance(empty=empty, scale=sampling.guidance, first=first, last=last)
+        return text, Guidance(
+            empty=empty, scale=sampling.guidance, first=first, last=last, batched=sampling.guidance_batched
+        )
 
     def _moved(self, text: Text) -> Text:
         model = self.generator.world_model

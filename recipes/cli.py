@@ -649,6 +649,9 @@ def generate(
             "--guidance-interval", help="Shares of the steps with guidance, e.g. 0,0.5; published 0,1."
         ),
     ] = None,
+    guidance_batched: Annotated[
+        bool, typer.Option("--guidance-batched", help="Both passes of guidance in one call.")
+    ] = False,
     negative_prompt: Annotated[
         str, typer.Option("--negative-prompt", help="What guidance leads away from.")
     ] = "",
@@ -734,6 +737,7 @@ def generate(
             steps=steps,
             guidance=guidance,
             guidance_interval=guidance_interval,
+            guidance_batched=guidance_batched,
             negative_prompt=negative_prompt,
             shift=shift,
             chunk_interval=chunk_interval,

@@ -46,6 +46,7 @@ class GenerateOptions(Strict):
     shift: float | None = None
     guidance: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    guidance_batched: bool = False
     chunk_interval: float | None = None
     times: tuple[float, ...] | None = None
     window_chunks: int | None = None
@@ -78,7 +79,10 @@ class GenerateOptions(Strict):
         )
         return _plainly(
             lambda: Sampling.published(
-                self.mode, **{n: getattr(self, n) for n in names}, graphs=self.graphs or None
+                self.mode,
+                **{n: getattr(self, n) for n in names},
+                guidance_batched=self.guidance_batched or None,
+                graphs=self.graphs or None,
             )
         )
 

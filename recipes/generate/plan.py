@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...model.config import chunk_ranges, chunk_starts
 from ...model.generation import FPS, GenerationRequest
@@ -19,6 +18,9 @@ _FORWARD_S, _ATTENTION_SHARE = 2.97, 0.68
 _CAUSAL_FORWARD_S = 2.17
 _CHUNK_S = {False: 14.7 / 40, True: 9.0 / 40}
 """A chunk of the student, without and with CUDA graphs (`--stream`)."""
+_REFINED_BLOCK_S, _DECODED_CHUNK_S, _DECODED_FRAMES_S = 0.80, 0.110, 123.0
+"""A block of three latent frames with a full window, a chunk of the causal decoder, and video frames a second of the
+tiled one (`tests/benchmarks/chain.py --parts`)."""
 MEASURED_ON = "one H200, bf16, 704x1280, random weights"
 
 
@@ -129,9 +131,24 @@ def time_table(request: GenerationRequest, *, stand_in: bool) -> str:
     """What the parts take, as far as it was measured."""
     if stand_in:
         return "time     tiny stand-ins take less than a minute on any machine"
-    seconds = denoising_seconds(request)
-    rows: list[tuple[str, Any]] = [
-        ("world model", f"{clock(seconds)} (estimated from passes measured on {MEASURED_ON})"),
-        ("text, refiner, autoencoder", "not measured"),
-    ]
-    return "\n".join(["time", *(f"  {name:28}{value}" for name, value in rows)])
+    height, width = request.image.shape[:2]
+    share = height * width / (704 * 1280)
+    streamed = request.sampling.mode == "distilled"
+    chunks = (request.num_frames - 1) / 24
+    rows = [("world model", clock(denoising_seconds(request)))]
+    if request.refine:
+        rows.append(
+            (
+                "refiner",
+                clock(chunks * _REFINED_BLOCK_S * share) if streamed else "not measured at this length",
+            )
+        )
+    decoding = chunks * _DECODED_CHUNK_S if streamed else request.num_frames / _DECODED_FRAMES_S
+    rows.append(("autoencoder", clock(decoding * share)))
+    rows.append(("text and image", "under a second"))
+    return "\n".join(
+        [
+            f"time     estimated from parts measured on {MEASURED_ON}",
+            *(f"  {name:16}{value}" for name, value in rows),
+        ]
+    )
