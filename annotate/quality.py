@@ -8,7 +8,7 @@ vision-language model) come as tables of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -73,7 +73,7 @@ class FlowLength:
 
     def __init__(self, width_px: int) -> None:
         self.width_px = width_px
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._before: U8 | None = None
         self.lengths_px: list[float] = []
 
@@ -85,7 +85,7 @@ class FlowLength:
             size = self.width_px, max(1, round(height * self.width_px / width))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._before is not None:
-            flow = self._flow.calc(self._before, grey, None)  # type: ignore[call-overload]
+            flow = self._flow.calc(self._before, grey, None)
             scale = self.width_px / grey.shape[1]
             self.lengths_px.append(float(np.linalg.norm(flow, axis=2).mean()) * scale)
         self._before = np.asarray(grey, np.uint8)

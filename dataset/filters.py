@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as _compute
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .inputs import InputError, parse_json, read_text
 from .parquet import read_table
@@ -25,27 +25,28 @@ from .reading import ClipDataset, open_dataset
 from .store import write_atomically
 from .strict import Strict
 
+pc: Any = _compute  # its functions are made at import, where no type checker sees them
+
 Bounds = tuple[float | None, float | None]
 """Smallest and largest value that is kept, both included; null: no bound on that side."""
-_Threshold = Annotated[Bounds | None, Field(default=None)]
 
 
 class Filters(Strict):
     """Thresholds of one source; what is left out is not looked at. Names are those of metrics in the rows."""
 
-    vmaf_motion: _Threshold
+    vmaf_motion: Bounds | None = None
     """Motion as libvmaf defines it, on the clip's frames (16 a second)."""
-    flow_px: _Threshold
+    flow_px: Bounds | None = None
     """Mean length of the optical flow over half a second, pixels at the working width of the flow."""
-    dover: _Threshold
+    dover: Bounds | None = None
     """DOVER's fused score, 0 to 1."""
-    saturation: _Threshold
+    saturation: Bounds | None = None
     """Mean saturation, 0 to 255."""
-    num_cuts: _Threshold
+    num_cuts: Bounds | None = None
     """Shot cuts inside the clip."""
-    vlm_entities: _Threshold
+    vlm_entities: Bounds | None = None
     """People, vehicles and animals that a vision-language model counts."""
-    vlm_quality: _Threshold
+    vlm_quality: Bounds | None = None
     """1 where a vision-language model finds the clip good, else 0."""
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ Why one cannot be had is read from what the site says, which yt-dlp passes on as
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,10 @@ def is_plain(url: str) -> bool:
 def why(text: str) -> FetchReason:
     """Reason for the ledger in what a site, or yt-dlp, says."""
     lower = text.lower()
-    return next((reason for reason, pattern in _SAID if re.search(pattern, lower)), "refused")
+    for reason, pattern in _SAID:
+        if re.search(pattern, lower):
+            return reason
+    return "refused"
 
 
 def fetch_video(
@@ -65,7 +69,7 @@ def fetch_video(
     if urlsplit(url).scheme not in ("http", "https"):
         raise FetchError("refused", f"{url[:80]}: no address on the web")
     try:
-        import yt_dlp
+        yt_dlp: Any = importlib.import_module("yt_dlp")
     except ImportError:
         raise ImportError(
             "lists of addresses are fetched through yt-dlp, which is not installed: pip install theodolite[fetch]"

@@ -224,6 +224,7 @@ def table_by(path: Path | None, key: str) -> dict[str, dict[str, str]]:
 def probe(video: Path) -> tuple[float | None, float | None]:
     """Duration in seconds and frame rate that a video's header claims, where no table says them; None if unknown."""
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(video)) as container:
@@ -233,7 +234,7 @@ def probe(video: Path) -> tuple[float | None, float | None]:
                 return float(stream.duration * stream.time_base), None if rate is None else float(rate)
             if container.duration is not None:
                 return container.duration / av.time_base, None if rate is None else float(rate)
-    except (av.FFmpegError, IndexError, OSError):
+    except (FFmpegError, IndexError, OSError):
         pass  # annotating the clip says what is wrong
     return None, None
 

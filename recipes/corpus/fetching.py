@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...annotate.executor import read_outcomes
 from ...annotate.fetch.hub import hub_headers, list_hub, matches
-from ...annotate.fetch.ledger import MEANINGS, PERMANENT, Entry, FetchError, Ledger
+from ...annotate.fetch.ledger import MEANINGS, PERMANENT, Entry, FetchError, FetchReason, Ledger
 from ...annotate.fetch.transfer import Policy, Room, download
 from ...annotate.fetch.web import fetch_video, is_plain
 from ...annotate.sources.archives import Limits, NoRoom, archive_parts, find_archives, ledger_path
@@ -395,8 +395,8 @@ def summary(root: Path, result: FetchResult) -> str:
             "  no room for more (--budget-gb, or the disk): annotate what is here, then drop it with --annotated RUN"
         )
     lines += [f"  {damage}; it is fetched again by the next run" for damage in result.damaged]
-    for reason, count in Counter(entry.reason for entry in result.failed).most_common():
-        lines.append(f"  {reason} {count}: {MEANINGS[reason] if reason else ''}")
+    reasons: Counter[FetchReason] = Counter(e.reason for e in result.failed if e.reason is not None)
+    lines += [f"  {reason} {count}: {MEANINGS[reason]}" for reason, count in reasons.most_common()]
     lines += [f"    {entry.place}: {entry.detail}" for entry in result.failed[:_MAX_LISTED]]
     if len(result.failed) > _MAX_LISTED:
         lines.append(f"    and {len(result.failed) - _MAX_LISTED} more: {root / '.fetched' / 'ledger.jsonl'}")
