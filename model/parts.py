@@ -21,6 +21,13 @@ from .network import Operators, WorldModel
 from .precision import DEFAULT_SCOPES, Scope, check_precision, set_precision
 from .refiner import RefinerOptions, load_refiner, tiny_refiner
 from .residence import Offload, Residence
+from .stand_ins import (
+    full_autoencoder,
+    full_refiner,
+    full_refiner_text_encoder,
+    full_text_encoder,
+    full_world_model,
+)
 from .text import (
     load_refiner_text_encoder,
     load_text_encoder,
@@ -248,34 +255,58 @@ def stand_in_generator(
     numbers: Numbers | None = None,
     offload: Offload = "none",
     refine: bool = True,
-    seed: int = 0,
+    size: Literal["tiny", "full"] = "tiny",
 ) -> Generator:
-    """The chain with tiny parts of random numbers: it runs anywhere, and its videos show nothing.
+    """The chain with parts of random numbers, whose videos show nothing.
 
+    Args:
+        size: tiny parts run anywhere; full ones have the released sizes, to time a machine and its memory.
     Raises:
         ValueError: the precision cannot run.
         ModuleNotFoundError: diffusers or transformers is not installed.
     """
-    numbers = numbers or Numbers(precision="float32")
+    numbers = numbers or Numbers(precision="float32" if size == "tiny" else "bf16")
     numbers.check(device)
-    dtype = numbers.dtype
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = WorldModel(TINY)
-    refiner = refiner_text = None
-    if refine:
-        refiner = tiny_refiner(seed, latent_channels=TINY.latent_channels, options=_refiner_options(mode))
-        refiner_text = tiny_refiner_text_encoder(seed)
+    make = _tiny_parts if size == "tiny" else _full_parts
+    # Full weights are drawn where they stay.
+    home = device if offload == "none" else "cpu"
     return _assembled(
-        model.requires_grad_(False).eval().to(dtype),
-        tiny_autoencoder(seed, latent_channels=TINY.latent_channels, causal=mode == "distilled").to(dtype),
-        tiny_text_encoder(seed, width=TINY.text_width, tokens=TINY.text_tokens).to(dtype),
-        None if refiner is None else refiner.to(dtype),
-        None if refiner_text is None else refiner_text.to(dtype),
+        *make(mode, home, numbers.dtype, refine),
         device=device,
         numbers=numbers,
         offload=offload,
         stand_in=True,
+    )
+
+
+_Parts = tuple[WorldModel, Any, Any, Any, Any]
+"""World model, autoencoder, text encoder, refiner and its text encoder."""
+
+
+def _tiny_parts(mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool) -> _Parts:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WorldModel(TINY)
+    refiner = refiner_text = None
+    if refine:
+        refiner = tiny_refiner(latent_channels=TINY.latent_channels, options=_refiner_options(mode)).to(dtype)
+        refiner_text = tiny_refiner_text_encoder().to(dtype)
+    return (
+        model.requires_grad_(False).eval().to(dtype),
+        tiny_autoencoder(latent_channels=TINY.latent_channels, causal=mode == "distilled").to(dtype),
+        tiny_text_encoder(width=TINY.text_width, tokens=TINY.text_tokens).to(dtype),
+        refiner,
+        refiner_text,
+    )
+
+
+def _full_parts(mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool) -> _Parts:
+    return (
+        full_world_model(home, dtype),
+        full_autoencoder(home, dtype, causal=mode == "distilled"),
+        full_text_encoder(home, dtype),
+        full_refiner(home, dtype, options=_refiner_options(mode)) if refine else None,
+        full_refiner_text_encoder(home, dtype) if refine else None,
     )
 
 
@@ -300,7 +331,7 @@ def _assembled(
         model.to(device)  # converted where it computes
     described |= {"numbers": numbers.convert(model), "stand_in": stand_in}
     if offload != "none":
-        model.to("cpu")
+        model.to("cpu")  # it comes and goes with the others
     parts = {
         "world_model": described,
         "autoencoder": _described(autoencoder),

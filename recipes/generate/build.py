@@ -118,16 +118,10 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
     common = dict(mode=options.mode, device=device, numbers=numbers, offload=options.offload)
     try:
         if files is None:
-            _only_tiny(options)
-            return stand_in_generator(refine=options.refine, **common)  # type: ignore[arg-type]
+            return stand_in_generator(refine=options.refine, size=options.size, **common)  # type: ignore[arg-type]
         return load_generator(files, **common)  # type: ignore[arg-type]
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
-
-
-def _only_tiny(options: GenerateOptions) -> None:
-    if options.size != "tiny":
-        raise ValueError("stand-ins of the chain are tiny: add --size tiny")
 
 
 def file_digests(options: GenerateOptions, files: PartFiles | None) -> dict[str, Any]:

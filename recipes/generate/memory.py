@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from ...model import memory
@@ -65,12 +66,31 @@ def memory_text(request: GenerationRequest, options: GenerateOptions, precision:
     return "\n".join(lines)
 
 
+def _check_host(request: GenerationRequest, options: GenerateOptions, precision: str) -> None:
+    """Released weights stay mapped from their files; random ones need the machine's memory."""
+    plan = plan_for(request, options, precision)
+    needed = sum(plan.sizes[part].num_bytes for part in {p for stage in plan.stages for p in stage.parts})
+    try:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return
+    if needed > 0.9 * have:
+        raise ValueError(
+            f"stand-ins of full size need {needed / 1e9:.0f} GB of the machine's memory, it has {have / 1e9:.0f}: "
+            "add --size tiny or --no-refiner"
+        )
+
+
 def check_memory(request: GenerationRequest, options: GenerateOptions, precision: str, place: Place) -> None:
     """Refuse a run that does not fit, with what would.
 
     Raises:
         ValueError: too little memory.
     """
-    if place.free_bytes is None or options.size == "tiny":
+    if options.size == "tiny":
+        return
+    if options.stand_in and (place.free_bytes is None or options.offload != "none"):
+        _check_host(request, options, precision)
+    if place.free_bytes is None:
         return
     memory.check_memory(plan_for(request, options, precision), place.free_bytes)

@@ -29,20 +29,23 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import numpy as np
 import torch
 from theodolite.dataset.camera_paths import named_path
-from theodolite.model import refiner as refiners
 from theodolite.model.autoencoder import Tiling, VideoAutoencoder, tiny_autoencoder
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.generation import GenerationRecord, GenerationRequest, Generator, Sampling
 from theodolite.model.memory import RELEASED_SIZES, Networks, VideoShape, measured_size, plan_memory
 from theodolite.model.network import WorldModel
 from theodolite.model.refiner import Refiner, RefinerOptions, tiny_refiner
-from theodolite.model.released import import_diffusers, import_transformers
 from theodolite.model.residence import Residence
 from theodolite.model.samplers import Text
+from theodolite.model.stand_ins import (
+    full_autoencoder,
+    full_refiner,
+    full_refiner_text_encoder,
+    full_text_encoder,
+    full_world_model,
+)
 from theodolite.model.text import (
-    RefinerTextEncoder,
     TextEncoder,
-    byte_tokenizer,
     tiny_refiner_text_encoder,
     tiny_text_encoder,
 )
@@ -51,28 +54,6 @@ from torch import Tensor, nn
 PROMPT = (
     "A narrow street in an old town after rain, morning light on wet stones, a bicycle leans against a wall."
 )
-
-
-def random_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    """Give a module from `meta` random weights at once; a short random strip is repeated, scaled by the inputs.
-
-    On the CPU, drawing 13 G numbers would take minutes; nothing here depends on them but their size.
-    """
-    module = module.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    strip = torch.randn(1 << 22, generator=generator, device=device).to(dtype)
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if name.endswith(("latents_std", "embed_scale")) or (value.ndim == 1 and "norm" in name):
-            value.data.fill_(1)
-        elif value.ndim < 2:
-            value.data.zero_()
-        else:
-            flat = value.data.view(-1)
-            whole = flat.numel() // strip.numel() * strip.numel()
-            scaled = strip * max(1, value[0].numel()) ** -0.5
-            flat[:whole].view(-1, strip.numel()).copy_(scaled.expand(whole // strip.numel(), -1))
-            flat[whole:].copy_(scaled[: flat.numel() - whole])
-    return module.eval().requires_grad_(False)
 
 
 class GivenText(nn.Module):
@@ -104,61 +85,19 @@ class Parts:
 def full_parts(asked: argparse.Namespace, home: torch.device) -> Parts:
     """Random networks of the released sizes in bfloat16."""
     dtype = torch.bfloat16
-    transformers = import_transformers()
-    with torch.device("meta"):
-        world_model = WorldModel(WorldModelConfig())
-        vae = import_diffusers("models.autoencoders.autoencoder_kl_ltx2").AutoencoderKLLTX2Video(
-            decoder_causal=asked.mode == "distilled"
-        )
-        language = transformers.Gemma2Model(transformers.Gemma2Config())
     tiling = Tiling(size_px=None) if asked.no_tiles else Tiling()
-    autoencoder = VideoAutoencoder(random_weights(vae, home, dtype), tiling=tiling, stand_in=True)
+    autoencoder = full_autoencoder(home, dtype, causal=asked.mode == "distilled", tiling=tiling)
     if asked.channels_last:
         autoencoder = autoencoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    tokenizer = byte_tokenizer()
-    text = TextEncoder(
-        rebuilt(language, home, dtype), tokenizer, instruction="Describe this in detail: ", stand_in=True
-    )
     refiner, reader = None, None
     if not asked.no_refiner:
-        with torch.device("meta"):
-            transformer = refiners._kind()(rope_type="split")
-        refiners.drop_parts(transformer, refiners.SOUND)
-        transformer = random_weights(transformer, home, dtype)
-        refiner = Refiner(
-            transformer, options=RefinerOptions(block_frames=asked.refiner_block), stand_in=True
-        )
+        refiner = full_refiner(home, dtype, options=RefinerOptions(block_frames=asked.refiner_block))
         reader = (
             GivenText(torch.device(asked.device), dtype)
             if asked.no_gemma3
-            else full_refiner_text(home, dtype, tokenizer)
+            else full_refiner_text_encoder(home, dtype)
         )
-    return Parts(random_weights(world_model, home, dtype), autoencoder, text, refiner, reader)
-
-
-def rebuilt(language: Any, home: torch.device, dtype: torch.dtype) -> Any:
-    """A language model of random weights; its tables of rotations are computed, not drawn."""
-    filled = random_weights(language, home, dtype)
-    filled.rotary_emb = type(filled.rotary_emb)(filled.config).to(home)
-    return filled
-
-
-def full_refiner_text(home: torch.device, dtype: torch.dtype, tokenizer: Any) -> RefinerTextEncoder:
-    transformers = import_transformers()
-    config = transformers.Gemma3TextConfig(
-        hidden_size=3840,
-        intermediate_size=15360,
-        num_hidden_layers=48,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=262208,
-    )
-    with torch.device("meta"):
-        language = transformers.Gemma3TextModel(config)
-        connectors = import_diffusers("pipelines.ltx2.connectors").LTX2TextConnectors(rope_type="split")
-    return RefinerTextEncoder(
-        rebuilt(language, home, dtype), random_weights(connectors, home, dtype), tokenizer, stand_in=True
-    )
+    return Parts(full_world_model(home, dtype), autoencoder, full_text_encoder(home, dtype), refiner, reader)
 
 
 def tiny_parts(asked: argparse.Namespace) -> Parts:

@@ -222,6 +222,25 @@ def test_too_little_memory_is_said_before_anything_is_loaded(
     assert "too little GPU memory" not in fits.output
 
 
+def test_full_stand_ins_need_memory(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 4_000_000)  # 16 GB
+    words = (
+        "--image",
+        image,
+        "--prompt",
+        "rain",
+        "--camera",
+        "walk",
+        "--intrinsics",
+        "fov=60",
+        "--device",
+        "cpu",
+    )
+    done = generate(*words, "--out", tmp_path / "v.mp4", "--weights", "stand_in")
+    assert done.exit_code == 2
+    assert "GB of the machine's memory, it has 16: add --size tiny" in done.output
+
+
 # --- refused --------------------------------------------------------------------------------------
 
 
