@@ -130,6 +130,12 @@ class Tally:
                 case "failed":
                     self.failed.append(outcome)
 
+    def take(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        self.accepted += other.accepted
+        self.rejected.update(other.rejected)
+        self.failed += other.failed
+
     @property
     def done(self) -> int:
         """Clips with a row."""
@@ -368,6 +374,7 @@ def run_plan(
     workers: int | None = None,
     scheduler: str | None = None,
     show_progress: bool = True,
+    max_failed: int | None = None,
 ) -> Tally:
     """Do what a plan leaves to do; call `prepare_output` (or `open_output`) first.
 
@@ -378,6 +385,7 @@ def run_plan(
             all, everything happens here (to debug).
         scheduler: address of a running dask scheduler, instead of local workers.
         show_progress: bar or lines on stderr.
+        max_failed: stop once so many clips one after the other have failed for the same reason; None: never.
     Returns:
         Counts of this run alone.
     Raises:
@@ -391,11 +399,38 @@ def run_plan(
         with own_run(job.out) as incoming:
             job = replace(job, incoming=incoming)
             commits = Commits(job.out, plan.have)
+            watch = _Streak(job.out, max_failed)
             for shard, outcomes in _done_shards(plan, job, workers, scheduler, hear):
                 _commit(shard, job, commits)
                 tally.add(outcomes)
                 advance()
+                watch.see(outcomes)
     return tally
+
+
+class _Streak:
+    """Notices that everything fails in the same way: a storage that is away, a driver that has died."""
+
+    def __init__(self, out: Path, most: int | None) -> None:
+        self._out, self._most = out, most
+        self._reason, self._length = "", 0
+
+    def see(self, outcomes: Iterable[Outcome]) -> None:
+        """Take in how clips ended.
+
+        Raises:
+            RunAborted: one after the other they have failed for the same reason.
+        """
+        for outcome in outcomes:
+            reason = outcome.reasons[0] if outcome.status == "failed" else ""
+            self._length = self._length + 1 if reason == self._reason else 1
+            self._reason = reason
+            if reason and self._most and self._length >= self._most:
+                raise RunAborted(
+                    f"{self._out}: stopped, because {self._length} clips one after the other failed with {reason}"
+                    f" (the last: {outcome.detail}). Mend the cause, then the same command with --retry-failed {reason}"
+                    " tries them again; --max-failed 0 goes on whatever fails"
+                )
 
 
 def _done_shards(
@@ -665,8 +700,13 @@ def hold_folder(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another run holds the folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
+        ) from None
     try:
         try:
             # On the folder itself: no lock file that somebody has to clean up.

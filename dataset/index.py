@@ -255,11 +255,21 @@ def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
                 return None
             stamps = json.loads(metadata[b"theodolite.parts"])
     except InputError as error:
-        log.warning("%s; it is derived from the parts, which are read instead", error)
-        return None
+        return _made_anew(out, files, error)
     if stamps != _named_stamps(out, files):
         return None
     return pads.dataset(str(path), format=pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS))
+
+
+def _made_anew(out: Path, files: list[str], error: InputError) -> pads.FileSystemDataset | None:
+    """The index of a folder whose own is damaged; None where none can be made."""
+    log.warning("%s; it is derived from the parts, and is made anew", error)
+    try:
+        (out / _NAME).unlink()
+        write_index(out)
+    except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
+        return None
+    return open_index(out, files)
 
 
 def indexed_parts(index: pads.FileSystemDataset) -> list[tuple[int, int]]:

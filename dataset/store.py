@@ -164,6 +164,7 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; --out must be a folder")
+    _refuse_folders_as_parts(out)
     marker = out / "dataset.json"
     if not marker.is_file():
         if list_parts(out):
@@ -188,6 +189,16 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
                 "one dataset holds rows of one recipe: choose another --out, or run the recipe that made it "
                 "(recipe.resolved.yaml beside it)"
             )
+
+
+def _refuse_folders_as_parts(out: Path) -> None:
+    """A folder by the name of a part would count as done."""
+    for source in data_folder(out).glob("*"):
+        if source.is_dir():
+            with os.scandir(source) as entries:
+                for entry in entries:
+                    if entry.name.startswith("part-") and entry.is_dir():
+                        raise ValueError(f"{entry.path}: is a folder where a part should be; move it away")
 
 
 def read_marker(out: str | Path) -> dict[str, object]:

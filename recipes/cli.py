@@ -109,6 +109,22 @@ def annotate(
         float | None,
         typer.Option("--budget-gb", min=0, help="With --fetch: most that the source's root may ever hold."),
     ] = None,
+    retry_failed: Annotated[
+        str | None,
+        typer.Option(
+            "--retry-failed",
+            help="Try clips again that failed: `all`, or for one reason (unreadable_video ...).",
+            metavar="REASON",
+        ),
+    ] = None,
+    max_failed: Annotated[
+        int,
+        typer.Option(
+            "--max-failed",
+            min=0,
+            help="Stop once so many clips one after the other failed for the same reason; 0: never.",
+        ),
+    ] = 200,
 ) -> None:
     """Annotate the clips of a recipe; resumes where an earlier run of the same recipe stopped."""
 
@@ -120,7 +136,14 @@ def annotate(
 
         def run() -> tuple[str, int]:
             return run_annotate(
-                loaded, out, workers=workers, scheduler=scheduler, limit=limit, dry_run=dry_run
+                loaded,
+                out,
+                workers=workers,
+                scheduler=scheduler,
+                limit=limit,
+                dry_run=dry_run,
+                retry_failed=retry_failed,
+                max_failed=max_failed or None,
             )
 
         if not fetching:

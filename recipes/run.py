@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import check_decoder, open_clip
-from ..annotate.executor import Job, Tally, open_output, plan_run, read_outcomes, run_plan
+from ..annotate.executor import (
+    Job,
+    Plan,
+    RunAborted,
+    Tally,
+    open_output,
+    plan_run,
+    read_outcomes,
+    run_plan,
+    signals_as_interrupt,
+)
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics
 from ..dataset.clip_cameras import Matching, load_cameras, read_clip
+from ..dataset.commit import drop_rows
 from ..dataset.index import refresh_index
 from ..dataset.reading import open_dataset
-from ..dataset.reasons import find_reason
+from ..dataset.reasons import REASONS, find_reason, status_of
 from ..dataset.report import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
 from ..dataset.store import check_output
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
+
+log = logging.getLogger(__name__)
 
 MAX_LISTED = 50
 """Failed clips named at the end of a run; `theodolite inspect` shows the rest."""
@@ -43,6 +60,8 @@ def run_annotate(
     scheduler: str | None = None,
     limit: int | None = None,
     dry_run: bool = False,
+    retry_failed: str | None = None,
+    max_failed: int | None = None,
     show_progress: bool = True,
 ) -> tuple[str, int]:
     """Annotate what the dataset in `out` still lacks.
@@ -53,24 +72,51 @@ def run_annotate(
         workers, scheduler, show_progress: see `run_plan`.
         limit: only so many clips from the start of the source.
         dry_run: say what would be done; nothing is written.
+        retry_failed: try clips again that failed for this reason, or `all`: their rows are dropped first.
+        max_failed: end the run once so many clips one after the other have failed for the same reason; None: never.
     Returns:
         Summary of the whole dataset, and 0, or 1 if some clips failed (they are listed).
     Raises:
         ValueError: the source cannot be read, weights are missing, or `out` belongs to something else; nothing has been
             written.
-        RunAborted: disk full, cluster gone.
+        RunAborted: disk full, cluster gone, everything fails, or the source keeps changing.
+        KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
+    with signals_as_interrupt():
+        return _run_annotate(
+            recipe,
+            out,
+            _Options(workers, scheduler, limit, dry_run, retry_failed, max_failed, show_progress),
+        )
 
+
+class _Options(NamedTuple):
+    """Arguments of `run_annotate`."""
+
+    workers: int | None
+    scheduler: str | None
+    limit: int | None
+    dry_run: bool
+    retry_failed: str | None
+    max_failed: int | None
+    show_progress: bool
+
+
+def _run_annotate(recipe: Recipe, out: Path, options: _Options) -> tuple[str, int]:
     def clips() -> Any:
         return read_clips(recipe.source)
 
+    def planned() -> Plan:
+        return plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=options.limit)
+
     digest = recipe_hash(recipe)
-    plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+    retried = None if options.retry_failed is None else _retried(options.retry_failed)
+    check_output(out, recipe_hash=digest)
+    plan = planned()
     check_decoder(recipe.annotate.decode)
     check_estimators(recipe.annotate.geometry)
-    check_output(out, recipe_hash=digest)
     check_same_clips(recipe, out)
-    if dry_run:
+    if options.dry_run:
         left = plan.num_clips - plan.num_clips_done
         return (
             f"{recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done, {left} to do in"
@@ -79,8 +125,14 @@ def run_annotate(
         )
     started, start = now_iso(), time.time()
     with open_output(out, recipe_hash=digest):
+        if retried is not None:
+            ids = [clip.clip_id for clip in islice(clips(), options.limit)]
+            dropped = drop_rows(
+                out, lambda table: pc.and_(retried(table), pc.is_in(table["clip_id"], pa.array(ids)))
+            )
+            log.warning("%s: %d failed clips are tried again", out, len(dropped))
         # Planned again under the lock: another run may have ended in between.
-        plan = plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=limit)
+        plan = planned()
 
         def record(ended: str | None, tally: Tally | None) -> None:
             result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}
@@ -96,7 +148,26 @@ def run_annotate(
         if plan.num_shards:
             record(None, None)
             job = Job(out=out.resolve(), config=recipe.annotate, mode=recipe.mode, recipe_hash=digest)
-            tally = run_plan(plan, job, workers=workers, scheduler=scheduler, show_progress=show_progress)
+            tally = Tally()
+            for _ in range(_PLANS):
+                done = run_plan(
+                    plan,
+                    job,
+                    workers=options.workers,
+                    scheduler=options.scheduler,
+                    show_progress=options.show_progress,
+                    max_failed=options.max_failed,
+                )
+                tally.take(done)
+                if done.done == plan.num_clips - plan.num_clips_done:
+                    break
+                plan = planned()  # the source has changed between plan and work
+            else:
+                left = plan.num_clips - plan.num_clips_done
+                raise RunAborted(
+                    f"{out}: {left} clips are still to do: the source changed each time between planning and working."
+                    " Run the same command once it stands still"
+                )
             record(now_iso(), tally)
         else:
             write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
@@ -105,6 +176,36 @@ def run_annotate(
         whole.add(read_outcomes(out))
     parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
     return "\n".join(part for part in parts if part), 1 if whole.failed else 0
+
+
+_PLANS = 3
+"""How often a run plans anew because its source has changed since."""
+
+
+def _retried(reason: str) -> Callable[[pa.Table], pa.Array]:
+    """Which rows of a part failed for a reason, or for any (`all`).
+
+    Raises:
+        ValueError: an unknown reason, or one that is a judgement.
+    """
+    if reason != "all":
+        found = find_reason(reason)
+        failures = [code for code, entry in REASONS.items() if entry.kind == "failed"]
+        if found is None or found.kind != "failed":
+            what = "is no reason" if found is None else "is a judgement, which trying again does not change"
+            raise ValueError(f"--retry-failed {reason}: {what}; failures are {', '.join(failures)}, or all")
+
+    def rows(table: pa.Table) -> pa.Array:
+        verdicts, reasons = table["verdict"].to_pylist(), table["reasons"].to_pylist()
+        return pa.array(
+            [
+                status_of(verdict, codes) == "failed" and reason in ("all", *codes)
+                for verdict, codes in zip(verdicts, reasons, strict=True)
+            ],
+            pa.bool_(),
+        )
+
+    return rows
 
 
 def check_same_clips(recipe: Recipe, out: Path) -> None:

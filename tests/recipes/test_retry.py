@@ -1,0 +1,160 @@
+"""A storage that was away, a source that moves under the run, folders that are none: the run says so and goes on."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import theodolite.dataset
+import yaml
+from theodolite.annotate import executor
+from theodolite.annotate.executor import RunAborted, failure_row
+from theodolite.dataset.validate import validate_dataset
+from theodolite.recipes import run as run_module
+from theodolite.recipes.loader import load_recipe
+from theodolite.recipes.run import run_annotate
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    clips = [{"clip_id": f"c{i}", "media_path": f"{i}.mp4", "data_licence": "CC0-1.0"} for i in range(6)]
+    (tmp_path / "clips.yaml").write_text(yaml.safe_dump({"clips": clips}))
+    content = {
+        "schema_version": 1,
+        "name": "test",
+        "mode": "given_depth",
+        "source": {"kind": "index", "name": "test", "index": "clips.yaml"},
+        "output": {"clips_per_shard": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Clips are judged, but fail while the storage is away."""
+    away: set[str] = set()
+
+    def annotate(clip, config, *, mode, recipe_hash):
+        job = executor.Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
+        failed = clip.clip_id in away
+        return failure_row(clip, job, "unreadable_video" if failed else "too_short", "why")
+
+    def job(**values):
+        return executor.Job(**values, annotate=annotate)
+
+    monkeypatch.setattr(run_module, "Job", job)
+    return away
+
+
+def go(recipe: Path, out: Path, **options):
+    return run_annotate(load_recipe(recipe), out, workers=0, show_progress=False, **options)
+
+
+def reasons(out: Path) -> dict[str, str]:
+    table = theodolite.dataset.open(out).to_table(["clip_id", "reasons"]).to_pylist()
+    assert len({row["clip_id"] for row in table}) == len(table)
+    return {row["clip_id"]: row["reasons"][0] for row in table}
+
+
+def test_failed_clips_are_tried_again(tmp_path, recipe, fake):
+    out = tmp_path / "out"
+    fake |= {"c1", "c2", "c3"}
+    _text, code = go(recipe, out)
+    assert code == 1
+    fake -= {"c1", "c2"}
+    assert go(recipe, out)[1] == 1, "a failed clip has a row, and is not tried again unasked"
+    _text, code = go(recipe, out, retry_failed="unreadable_video")
+    assert code == 1
+    assert [c for c, r in sorted(reasons(out).items()) if r == "unreadable_video"] == ["c3"]
+    fake.clear()
+    assert go(recipe, out, retry_failed="all")[1] == 0
+    assert reasons(out) == {f"c{i}": "too_short" for i in range(6)}
+    assert validate_dataset(out)[1] == []
+    assert theodolite.dataset.open(out).index is not None
+    for wrong, words in (("too_short", "is a judgement"), ("nonsense", "is no reason")):
+        with pytest.raises(ValueError, match=words):
+            go(recipe, out, retry_failed=wrong)
+
+
+def test_a_run_stops_where_everything_fails(tmp_path, recipe, fake):
+    out = tmp_path / "out"
+    fake |= {f"c{i}" for i in range(2, 6)}
+    with pytest.raises(
+        RunAborted, match=r"3 clips one after the other failed with unreadable_video.*--retry-failed"
+    ):
+        go(recipe, out, max_failed=3)
+    assert len(reasons(out)) == 6
+    fake.clear()
+    assert go(recipe, out, retry_failed="all", max_failed=3)[1] == 0
+    fake |= {"c0", "c2", "c4"}  # never two in a row
+    assert go(recipe, tmp_path / "other", max_failed=2)[1] == 1
+
+
+def test_a_source_that_changes_between_plan_and_work(tmp_path, recipe, fake, monkeypatch):
+    """It ended with no rows and exit 0."""
+    whole = run_module.read_clips
+    calls = 0
+
+    def moving(source):
+        nonlocal calls
+        calls += 1
+        clips = list(whole(source))
+        return iter(clips[: 4 if calls < 3 else 6] if calls != 3 else clips[1:])
+
+    monkeypatch.setattr(run_module, "read_clips", moving)
+    assert go(recipe, tmp_path / "out")[1] == 0
+    assert sorted(reasons(tmp_path / "out")) == [f"c{i}" for i in range(6)]
+
+    def never_still(source):
+        nonlocal calls
+        calls += 1
+        return iter(list(whole(source))[calls % 2 :])
+
+    monkeypatch.setattr(run_module, "read_clips", never_still)
+    with pytest.raises(RunAborted, match="the source changed each time"):
+        go(recipe, tmp_path / "moving")
+
+
+def test_damaged_indexes_are_made_anew(tmp_path, recipe, fake, caplog):
+    out = tmp_path / "out"
+    go(recipe, out)
+    for content in (b"", b"PAR1", np.random.default_rng(0).bytes(5000)):
+        (out / "index.parquet").write_bytes(content)
+        assert len(theodolite.dataset.open(out)) == 6
+        assert "made anew" in caplog.text
+        caplog.clear()
+        assert theodolite.dataset.open(out).index is not None
+        assert not caplog.text
+        (out / "index.parquet").write_bytes(content)
+        assert go(recipe, out)[1] == 0
+
+
+def test_places_that_are_none(tmp_path, recipe, fake):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="--out"):
+            go(recipe, out)
+    go(recipe, tmp_path / "out")
+    part = next((tmp_path / "out" / "data").rglob("part-*"))
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(ValueError, match="is a folder where a part should be"):
+        go(recipe, tmp_path / "out")
+    part.rmdir()
+    (tmp_path / "out" / "run.json").write_text('{"runs": [{"star')
+    assert go(recipe, tmp_path / "out")[1] == 0
+    assert (tmp_path / "out" / "run.damaged.json").is_file()
+
+
+def test_the_end_signal_is_heard_from_the_first_moment(tmp_path, recipe, fake, monkeypatch):
+    def starting(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(5)
+
+    monkeypatch.setattr(run_module, "run_plan", starting)
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe, tmp_path / "out")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
