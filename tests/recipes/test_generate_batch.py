@@ -120,7 +120,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         ("bad.jsonl", r"bad.jsonl:2: not JSON"),
         ("empty.jsonl", "holds no clips"),
         ("list.jsonl", "row 1: is no object"),
-        ("bad.parquet", "cannot be read as Parquet"),
+        ("bad.parquet", "not a readable Parquet file"),
         ("binary", "cannot be read"),
         ("nowhere", "no such manifest"),
         (".", "no split of SANA-WM-Bench"),
