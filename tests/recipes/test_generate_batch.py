@@ -121,7 +121,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
         ("empty.jsonl", "holds no clips"),
         ("list.jsonl", "row 1: is no object"),
         ("bad.parquet", "not a readable Parquet file"),
-        ("binary", "cannot be read"),
+        ("binary", "not a text file"),
         ("nowhere", "no such manifest"),
         (".", "no split of SANA-WM-Bench"),
     ):
