@@ -329,6 +329,19 @@ def _refiner_text(networks: Networks) -> int:
     return _TEXT_COPIES * states
 
 
+def room_for_blocks(plan: MemoryPlan, budget_bytes: int) -> int:
+    """Weights of blocks that may stay on the device with `blocks`, so that the plan still fits.
+
+    Blocks stay while their part works. What every stage with such a part leaves free of the budget may be used.
+    """
+    if plan.offload != "blocks":
+        return 0
+    bare = replace(plan, resident_bytes=0)
+    streamed = [s for s in bare.stages if any(bare.sizes[p].block_values for p in s.parts)]
+    free = [budget_bytes - SPARE_BYTES - bare.stage_bytes(s) for s in streamed]
+    return max(0, min(free, default=0))
+
+
 def check_memory(plan: MemoryPlan, budget_bytes: int, *, networks: Networks | None = None) -> None:
     """Refuse a plan that the device has no room for, with what would fit.
 

@@ -53,6 +53,20 @@ class Residence:
         self._streams: dict[nn.Module, BlockStream] = {}
         self._staying: dict[nn.Module, _Lent] = {}
         self._working: dict[nn.Module, int] = {}
+        self._visits: dict[nn.Module, int] = {}
+
+    @property
+    def resident_bytes(self) -> int:
+        """Weights of blocks that may stay on the device while their part works (`memory.room_for_blocks`)."""
+        return self._resident_bytes
+
+    @resident_bytes.setter
+    def resident_bytes(self, num_bytes: int) -> None:
+        if num_bytes != self._resident_bytes:
+            self._resident_bytes = num_bytes
+            for stream in self._streams.values():
+                stream.close()
+            self._streams.clear()
 
     @contextmanager
     def on(self, *parts: nn.Module) -> Iterator[None]:
@@ -75,10 +89,10 @@ class Residence:
             finally:
                 self._working[part] -= 1
             return
-        self._working[part] = 1
         lent = self._staying.get(part)
         if lent is None:
             lent = self._bring(part)
+        self._working[part] = 1
         try:
             yield
         finally:
@@ -93,14 +107,37 @@ class Residence:
     def _bring(self, part: nn.Module) -> _Lent:
         blocks = part.streamed_blocks() if hasattr(part, "streamed_blocks") else []  # type: ignore[operator]
         if self.policy != "blocks" or not blocks:
+            self._make_quick(part)
             return _Lent(part, self.device)
         if part not in self._streams:
             self._streams[part] = BlockStream(
                 blocks, self.device, resident_bytes=self._resident_bytes, pin=self._pin
             )
         lent = _Lent(part, self.device, leave=blocks)
-        self._streams[part].attach()
+        try:
+            self._streams[part].attach()
+        except BaseException:
+            lent.give_back()
+            self._streams[part].detach()
+            raise
         return lent
+
+    def _make_quick(self, part: nn.Module) -> None:
+        """A part that comes back, as every part of a stream does, waits in page-locked memory if there is room."""
+        self._visits[part] = self._visits.get(part, 0) + 1
+        if (
+            self._visits[part] != 2
+            or self.policy == "none"
+            or self.device.type != "cuda"
+            or self._pin is False
+        ):
+            return
+        held = {id(t): t for t in (*part.parameters(), *part.buffers()) if t.device.type == "cpu"}
+        if not (self._pin or _has_room(sum(t.numel() * t.element_size() for t in held.values()))):
+            return
+        for tensor in held.values():
+            if _is_plain(tensor) and not tensor.is_pinned():
+                tensor.data = tensor.detach().pin_memory()
 
     def release(self) -> None:
         """Take everything from the device and forget page-locked copies; parts can be asked for again."""
@@ -133,7 +170,7 @@ class _Lent:
                 if value is None or value.device == device:
                     continue
                 if id(value) not in moved:  # a tensor that two modules share stays one
-                    copy = value.detach().to(device)
+                    copy = value.detach().to(device, non_blocking=True)
                     moved[id(value)] = copy if is_buffer else nn.Parameter(copy, requires_grad=False)
                 self._home.append((owner, name, is_buffer, value))
                 table[name] = moved[id(value)]

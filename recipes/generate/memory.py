@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 
 from ...model import memory
-from ...model.generation import GenerationRequest
+from ...model.generation import GenerationRequest, Generator
+from ...model.residence import Residence
 from .options import GenerateOptions
 from .plan import Place
 
@@ -94,3 +95,13 @@ def check_memory(request: GenerationRequest, options: GenerateOptions, precision
     if place.free_bytes is None:
         return
     memory.check_memory(plan_for(request, options, precision), place.free_bytes)
+
+
+def use_room(
+    generator: Generator, request: GenerationRequest, options: GenerateOptions, precision: str, place: Place
+) -> None:
+    """Let blocks stay on the GPU as far as its free memory goes, with `--offload blocks`."""
+    lent = generator.residence
+    if not isinstance(lent, Residence) or place.free_bytes is None or options.size == "tiny":
+        return
+    lent.resident_bytes = memory.room_for_blocks(plan_for(request, options, precision), place.free_bytes)

@@ -9,7 +9,7 @@ from ...annotate.executor import signals_as_interrupt
 from ...dataset.store import write_atomically
 from .build import build_generator, file_digests, locate_parts, resolve_precision
 from .inputs import prepare
-from .memory import check_memory, memory_text
+from .memory import check_memory, memory_text, use_room
 from .options import ClipRequest, GenerateOptions
 from .plan import describe, find_place
 from .plot import path_svg
@@ -70,6 +70,7 @@ def run_generate(
     for note in prepared.notes:
         say(f"note: {note}")
     generator = build_generator(options, files)
+    use_room(generator, prepared.request, options, precision, place)
     video.unlink(missing_ok=True)
     record_path(video).unlink(missing_ok=True)
     try:

@@ -17,6 +17,7 @@ from theodolite.model.memory import (
     check_memory,
     measured_size,
     plan_memory,
+    room_for_blocks,
 )
 from theodolite.model.network import WorldModel
 from torch import nn
@@ -98,6 +99,16 @@ def test_a_card_of_24_gb_holds_a_minute_block_by_block() -> None:
         check_memory(plan_memory(shape, "blocks"), 24_000_000_000)
         with pytest.raises(ValueError, match=r"What would fit: --offload blocks \(1\d\.\d GB\)"):
             check_memory(plan_memory(shape, "none"), 24_000_000_000)
+
+
+def test_blocks_use_the_room_that_is_left() -> None:
+    for shape in (MINUTE, STREAM):
+        plan = plan_memory(shape, "blocks")
+        room = room_for_blocks(plan, 24_000_000_000)
+        assert 10**9 < room < 20 * 10**9
+        assert plan_memory(shape, "blocks", resident_bytes=room).fits(24_000_000_000)
+        assert room_for_blocks(plan, 10_000_000_000) == 0
+        assert room_for_blocks(plan_memory(shape, "idle"), 80_000_000_000) == 0
 
 
 def test_a_stream_needs_no_more_for_longer_clips() -> None:

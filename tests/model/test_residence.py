@@ -100,6 +100,35 @@ def test_the_device_is_free_after_the_work() -> None:
     assert not lent._streams[part]._slots
 
 
+def test_what_stays_may_change_between_videos() -> None:
+    part, x = Part(5), torch.randn(2, 4)
+    expected, before = part(x), identities(part)
+    lent = Residence("blocks", "cpu")
+    for num_bytes in (0, 2000, 2000, 10**6, 0):
+        lent.resident_bytes = num_bytes
+        with lent.on(part):
+            assert torch.equal(part(x), expected)
+        assert lent.resident_bytes == num_bytes
+    assert identities(part) == before
+
+
+def test_a_part_that_cannot_come_is_at_home_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device may be full: then nothing is half there, and the part can be asked for again."""
+    part, x = Part(4), torch.randn(2, 4)
+    expected, before = part(x), identities(part)
+    for policy, broken in (("blocks", "attach"), ("idle", "__init__")):
+        lent = Residence(policy, "cpu")  # type: ignore[arg-type]
+        with monkeypatch.context() as full:
+            kind = BlockStream if policy == "blocks" else residence._Lent
+            full.setattr(kind, broken, lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError), lent.on(part):
+                pytest.fail("it came")
+        assert identities(part) == before
+        with lent.on(part):
+            assert torch.equal(part(x), expected)
+        assert identities(part) == before
+
+
 def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only caches files counts as free, and a container's limit holds."""
     monkeypatch.setattr(residence, "_free_memory", lambda: 1000)
