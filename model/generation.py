@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..dataset.strict import Strict
+from ..kernels.frame_gdn.op import resolve_backend
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
 from .network import Cameras, WorldModel
@@ -334,6 +335,8 @@ class Generator:
                 "distilled mode shows chunks as they come and needs the causal video autoencoder of the streaming "
                 "release"
             )
+        dtype = self.world_model.final_layer.linear.weight.dtype
+        resolve_backend(self.world_model.operators.kernels, torch.empty(0, dtype=dtype, device=self.device))
         if request.refine and None in (self.refiner, self.refiner_text_encoder):
             raise ValueError("this generator has no refiner: load one, or ask without (--no-refiner)")
         if sampling.graphs and self.device.type != "cuda":
@@ -415,6 +418,26 @@ class Generator:
         record.status = "complete"
 
 
+def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[str, Any]:
+    """Which implementations run on these latents, and what was asked for."""
+    asked = model.operators
+    if asked.attention != "auto":
+        attention = asked.attention
+    elif asked.attention_precision == "fp8":
+        attention = "cuDNN, e4m3" if latents.is_cuda else "plain twin of e4m3"
+    else:
+        attention = (
+            "the first of cuDNN and flash that takes the shapes" if latents.is_cuda else "torch on the CPU"
+        )
+    return {
+        "asked": asdict(asked),
+        "kernels": "triton" if resolve_backend(asked.kernels, latents) else "reference",
+        "attention": attention,
+        "cuda_graphs": sampling.graphs,
+        "device": torch.cuda.get_device_name(latents.device) if latents.is_cuda else "cpu",
+    }
+
+
 class _Run:
     """One video on its way."""
 
@@ -452,6 +475,7 @@ class _Run:
         noise = torch.Generator(generator.device).manual_seed(request.seed)
         latents = noise_latents(generator.world_model, first, latent_frames(request.num_frames), noise)
         cameras = self._cameras(latents)
+        self.record.operators = _operators(generator.world_model, latents, request.sampling)
         refiner_text = None
         if request.refine:
             with self.stage("text", generator.refiner_text_encoder):

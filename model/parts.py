@@ -224,7 +224,9 @@ def load_generator(
         ModuleNotFoundError: diffusers or transformers is not installed.
     """
     if weights == "stand_in":
-        return stand_in_generator(mode=mode, device=device, numbers=numbers, offload=offload, refine=refine)
+        return stand_in_generator(
+            mode=mode, device=device, numbers=numbers, offload=offload, refine=refine, operators=operators
+        )
     if isinstance(weights, PartFiles):
         files = weights
     elif weights == "released":
@@ -256,11 +258,13 @@ def stand_in_generator(
     offload: Offload = "none",
     refine: bool = True,
     size: Literal["tiny", "full"] = "tiny",
+    operators: Operators | None = None,
 ) -> Generator:
     """The chain with parts of random numbers, whose videos show nothing.
 
     Args:
         size: tiny parts run anywhere; full ones have the released sizes, to time a machine and its memory.
+        operators: implementations of the world model's operators.
     Raises:
         ValueError: the precision cannot run.
         ModuleNotFoundError: diffusers or transformers is not installed.
@@ -271,7 +275,7 @@ def stand_in_generator(
     # Full weights are drawn where they stay.
     home = device if offload == "none" else "cpu"
     return _assembled(
-        *make(mode, home, numbers.dtype, refine),
+        *make(mode, home, numbers.dtype, refine, operators),
         device=device,
         numbers=numbers,
         offload=offload,
@@ -283,10 +287,12 @@ _Parts = tuple[WorldModel, Any, Any, Any, Any]
 """World model, autoencoder, text encoder, refiner and its text encoder."""
 
 
-def _tiny_parts(mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool) -> _Parts:
+def _tiny_parts(
+    mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool, operators: Operators | None
+) -> _Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WorldModel(TINY)
+        model = WorldModel(TINY, operators)
     refiner = refiner_text = None
     if refine:
         refiner = tiny_refiner(latent_channels=TINY.latent_channels, options=_refiner_options(mode)).to(dtype)
@@ -300,9 +306,11 @@ def _tiny_parts(mode: Mode, home: torch.device | str, dtype: torch.dtype, refine
     )
 
 
-def _full_parts(mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool) -> _Parts:
+def _full_parts(
+    mode: Mode, home: torch.device | str, dtype: torch.dtype, refine: bool, operators: Operators | None
+) -> _Parts:
     return (
-        full_world_model(home, dtype),
+        full_world_model(home, dtype, operators),
         full_autoencoder(home, dtype, causal=mode == "distilled"),
         full_text_encoder(home, dtype),
         full_refiner(home, dtype, options=_refiner_options(mode)) if refine else None,

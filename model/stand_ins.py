@@ -10,7 +10,7 @@ from torch import nn
 from . import refiner as refiners
 from .autoencoder import Tiling, VideoAutoencoder
 from .config import WorldModelConfig
-from .network import WorldModel
+from .network import Operators, WorldModel
 from .refiner import Refiner, RefinerOptions
 from .released import import_diffusers, import_transformers
 from .text import RefinerTextEncoder, TextEncoder, byte_tokenizer
@@ -41,10 +41,12 @@ def random_weights(module: nn.Module, device: torch.device | str, dtype: torch.d
     return module.eval().requires_grad_(False)
 
 
-def full_world_model(device: torch.device | str, dtype: torch.dtype) -> WorldModel:
+def full_world_model(
+    device: torch.device | str, dtype: torch.dtype, operators: Operators | None = None
+) -> WorldModel:
     """The 2.66 B network."""
     with torch.device("meta"):
-        model = WorldModel(WorldModelConfig())
+        model = WorldModel(WorldModelConfig(), operators)
     return random_weights(model, device, dtype)
 
 

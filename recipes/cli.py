@@ -634,6 +634,12 @@ def generate(
     attention_precision: Annotated[
         str, typer.Option("--attention-precision", help="Of softmax attention: input or fp8.")
     ] = "input",
+    kernels: Annotated[
+        str, typer.Option("--kernels", help="Operators of the world model: auto, triton or reference.")
+    ] = "auto",
+    attention: Annotated[
+        str, typer.Option("--attention", help="Its softmax attention: auto, cudnn, flash or reference.")
+    ] = "auto",
     offload: Annotated[
         str,
         typer.Option("--offload", help="Parts leave the GPU when idle: none, idle, blocks (block by block)."),
@@ -747,6 +753,8 @@ def generate(
             precision=precision,
             scopes=scopes,
             attention_precision=attention_precision,
+            kernels=kernels,
+            attention=attention,
             offload=offload,
             device=device,
             seconds=seconds,

@@ -9,6 +9,7 @@ from typing import Any
 from ...annotate.networks.device import choose_device
 from ...dataset.weights import CHAINS, file_digest, locate, resolve
 from ...model.generation import Generator
+from ...model.network import Operators
 from ...model.parts import (
     Numbers,
     PartFiles,
@@ -115,7 +116,10 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
         scopes=options.scopes or DEFAULT_SCOPES,
         attention=options.attention_precision,
     )
-    common = dict(mode=options.mode, device=device, numbers=numbers, offload=options.offload)
+    operators = Operators(kernels=options.kernels, attention=options.attention)
+    common = dict(
+        mode=options.mode, device=device, numbers=numbers, offload=options.offload, operators=operators
+    )
     try:
         if files is None:
             return stand_in_generator(refine=options.refine, size=options.size, **common)  # type: ignore[arg-type]

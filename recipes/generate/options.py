@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from ...dataset.strict import Strict
-from ...kernels.attention import AttentionPrecision
+from ...kernels.attention import AttentionBackend, AttentionPrecision
+from ...kernels.frame_gdn.op import Backend
 from ...model.generation import Mode, Sampling
 from ...model.precision import Scope
 
@@ -39,6 +40,9 @@ class GenerateOptions(Strict):
     """Which layers of the world model take a low precision; null: query, key and value."""
     attention_precision: AttentionPrecision = "input"
     """Of the world model's softmax attention: `input` (that of the activations) or `fp8`."""
+    kernels: Backend = "auto"
+    attention: AttentionBackend = "auto"
+    """Implementations of the world model's operators."""
     offload: Literal["none", "idle", "blocks"] = "none"
     device: str = "auto"
     refine: bool = True

@@ -71,6 +71,8 @@ def run_generate(
         say(f"note: {note}")
     generator = build_generator(options, files)
     use_room(generator, prepared.request, options, precision, place)
+    generator.check(prepared.request)
+    digests = file_digests(options, files)
     video.unlink(missing_ok=True)
     record_path(video).unlink(missing_ok=True)
     try:
@@ -81,7 +83,7 @@ def run_generate(
                 video,
                 progress=progress,
                 command=sys.argv,
-                digests=file_digests(options, files),
+                digests=digests,
             )
     except KeyboardInterrupt:
         say(f"interrupted; {_what_is_there(video)}")

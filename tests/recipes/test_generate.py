@@ -86,6 +86,7 @@ def test_a_video_and_its_record(image: Path, tmp_path: Path, mode: str) -> None:
     assert set(record["run"]["stages"]) == {"text", "image", "denoising", "refining", "decoding"}
     assert (record["run"]["streaming"] is None) is (mode != "distilled")
     assert record["packages"]["torch"]
+    assert record["run"]["operators"]["kernels"] == "reference"
     assert record["image"]["size"] == [360, 640]
 
 
@@ -283,6 +284,8 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"mode": "fast"}, "--mode"),
         ({"precision": "fp4"}, "--precision"),
         ({"offload": "all"}, "--offload"),
+        ({"kernels": "fast"}, "--kernels"),
+        ({"attention": "fast"}, "--attention"),
         ({"workers": 2}, "goes with --manifest"),
         ({"device": "cuda:99"}, "--device"),
     ],
@@ -346,6 +349,25 @@ def test_paths_that_cannot_be(image: Path, tmp_path: Path, kind: str, named: str
     text = refused(image, tmp_path / "v.mp4", camera=tmp_path / "path.npy")
     assert named in text
     assert "path.npy" in text
+
+
+@needs_networks
+@pytest.mark.slow
+def test_kernels_that_are_not_here(image: Path, tmp_path: Path) -> None:
+    """A choice that cannot be kept is refused, not replaced."""
+    text = refused(image, tmp_path / "v.mp4", kernels="triton")
+    assert "triton" in text.lower()
+
+
+@needs_networks
+@pytest.mark.slow
+def test_an_overlong_prompt_costs_nothing_that_is_there(image: Path, tmp_path: Path) -> None:
+    there = tmp_path / "v.mp4"
+    there.write_bytes(b"mine")
+    done = generate(*usual(image, there, prompt="street " * 60), "--overwrite", "--no-refiner")
+    assert done.exit_code == 2
+    assert "tokens, the world model sees 29" in done.output
+    assert there.read_bytes() == b"mine"
 
 
 @needs_networks
