@@ -7,6 +7,7 @@ size and, where one is known, its SHA-256 are right, and it is on disk.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
@@ -234,7 +235,12 @@ def _copy(answer: Any, part: _Part, size: int | None, policy: Policy, room: Room
                 )
             if not room.take(len(chunk)):
                 raise FetchError("no_room", f"{part.target.name}: no room for more than {written} bytes")
-            out.write(chunk)
+            try:
+                out.write(chunk)
+                out.flush()
+            except OSError as error:  # of this disk, not of the connection: another try is no help
+                reason = "no_room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "refused"
+                raise FetchError(reason, f"{part.path}: {error.strerror or error}") from None
             written, came = written + len(chunk), came + len(chunk)
             if came >= _STALL_BYTES:
                 since, came = time.monotonic(), 0

@@ -39,6 +39,8 @@ class VideosSource(Strict):
     """Name of the source: the Parquet partition."""
     root: Path
     """Folder that is searched, sub-folders included."""
+    windows: Windows | None = None
+    """How videos are cut into clips of one length; null: each is one clip."""
     data_licence: str = "unknown"
     data_redistributable: bool = False
 

@@ -14,8 +14,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,7 +82,8 @@ class Release:
         offset_s: float | None = None,
         **clip: Any,
     ) -> Iterator[ClipRef]:
-        """Clips of one stretch of media: its windows, or all of it where nobody asks for windows.
+        """Clips of one stretch of media: its windows, or all of it where nobody asks for windows. A stretch that is too
+        short for one is still a clip: it is rejected, and its row says so.
 
         Args:
             clip_id: of the stretch; a window adds its first clip frame where a stretch may have several.
@@ -111,7 +113,14 @@ class Release:
         if duration_s is None and self.windows.most != 1 and media_path.is_file():
             duration_s, fps = probe(media_path)
             duration_s = None if duration_s is None else duration_s - (offset_s or 0.0)
-        for window in cut_windows(self.windows, duration_s=duration_s, fps=fps, offset_s=offset_s or 0.0):
+        offset = offset_s or 0.0
+        windows = cut_windows(self.windows, duration_s=duration_s, fps=fps, offset_s=offset)
+        first = next(windows, None)
+        if first is None:  # too short, which its row will say
+            first = next(cut_windows(self.windows, duration_s=None, offset_s=offset))
+            if duration_s is not None:
+                first = replace(first, end_s=min(first.end_s, offset + duration_s))
+        for window in chain([first], windows):
             yield ClipRef(
                 clip_id=clean(clip_id) + ("" if self.windows.most == 1 else f"_s{window.start:06d}"),
                 start_s=window.start_s,

@@ -13,6 +13,7 @@ from pathlib import Path
 from ...dataset.video import holds_video
 from ..clip import ClipRef, printable
 from .entries import VideosSource, media_root
+from .tree import Release
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +54,19 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
             f" (source.root; name yours with --set source.root=DIR){hint}"
         )
     names = [(path, path.relative_to(root).as_posix()) for path in sorted(paths)]
+    release = Release(
+        root=root,
+        windows=source.windows,
+        source=source.name,
+        data_licence=source.data_licence,
+        data_redistributable=source.data_redistributable,
+    )
     return (
-        ClipRef(
-            clip_id=clip_id_of(name),
-            source=source.name,
-            original_id=printable(name),
-            media_kind="video",
-            media_path=path,
-            media_root=root,
-            data_licence=source.data_licence,
-            data_redistributable=source.data_redistributable,
-        )
+        clip
         for path, name in names
+        for clip in release.cut(
+            clip_id_of(name), media_path=path, original_id=printable(name), media_kind="video"
+        )
     )
 
 

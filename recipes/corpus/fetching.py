@@ -160,7 +160,7 @@ def fetch(recipe: Recipe, *, options: FetchOptions, say: Say) -> FetchResult:
         ledger, budget = Ledger(root), _Budget(root, options.budget_bytes)
         try:
             run = _Run(source, root, ledger, budget, options, say, result)
-            run.all_of(_hub_files(config, root, options), jobs=options.jobs)
+            run.all_of(_hub_files(config, root, options, say), jobs=options.jobs)
             if config.listed_urls and not result.no_room:
                 run.all_of(_listed_files(source), jobs=1)
         finally:
@@ -191,11 +191,18 @@ def _alone(root: Path) -> Iterator[None]:
 # --- what is wanted -------------------------------------------------------------------------------
 
 
-def _hub_files(config: FetchConfig, root: Path, options: FetchOptions) -> Iterator[Wanted]:
+def _hub_files(config: FetchConfig, root: Path, options: FetchOptions, say: Say) -> Iterator[Wanted]:
     """Tables first, then the files of each glob in the order of their names."""
     for part in (config, *config.also):
         listing = list_hub(part.hub, part.revision, root / ".fetched", refresh=options.refresh)
-        chosen = [file for glob in part.files for file in listing.files if matches(file.path, glob)]
+        found = {glob: [file for file in listing.files if matches(file.path, glob)] for glob in part.files}
+        some = ", ".join(file.path for file in listing.files[:3]) or "nothing"
+        for glob in [glob for glob, files in found.items() if not files]:
+            text = f"{part.hub}: holds no file that matches {glob!r} (fetch.files); it holds {some}, ..."
+            if not any(found.values()):
+                raise ValueError(text)
+            say(text)
+        chosen = [file for files in found.values() for file in files]
         for file in sorted(dict.fromkeys(chosen), key=lambda f: (not f.path.endswith(_TABLES), f.path)):
             yield Wanted(place=file.path, url=listing.url(file), size=file.size, sha256=file.sha256, hub=True)
 
@@ -226,6 +233,7 @@ class _Run:
     _last_at: float = 0.0
     _parts: dict[str, set[str]] = field(default_factory=dict)
     _all_seen: bool = False
+    _stop: threading.Event = field(default_factory=threading.Event)
 
     def all_of(self, wanted: Iterator[Wanted], *, jobs: int) -> None:
         """Fetch in order; archives are unpacked once no download is under way."""
@@ -255,12 +263,13 @@ class _Run:
         self._batch(batch)
 
     def _batch(self, batch: list[Wanted]) -> None:
-        if len(batch) > 1:
+        if batch:
             with ThreadPoolExecutor(len(batch)) as pool:
-                list(pool.map(self._one, batch))
-        else:
-            for each in batch:
-                self._one(each)
+                try:
+                    list(pool.map(self._one, batch))
+                except KeyboardInterrupt:
+                    self._stop.set()  # else the files under way would be waited for, however large they are
+                    raise
         if self.options.unpack and LAYOUTS[self.source.layout].place is not None:
             self._unpack()
 
@@ -314,7 +323,10 @@ class _Run:
                 free = shutil.disk_usage(self.root).free
                 if reserved > free or not self.budget.take(reserved):
                     raise FetchError("no_room", each.place)
-            room = Room() if each.size is not None else Room(take=self.budget.take)
+            counted = each.size is None
+            room = Room(
+                take=lambda count: not self._stop.is_set() and (not counted or self.budget.take(count))
+            )
             try:
                 return download(
                     each.url,
@@ -336,7 +348,7 @@ class _Run:
         def allow(so_far: int) -> bool:
             nonlocal before
             more, before = max(0, so_far - before), max(before, so_far)
-            return self.budget.take(more)
+            return not self._stop.is_set() and self.budget.take(more)
 
         try:
             return fetch_video(each.url, target, allow=allow)

@@ -20,7 +20,9 @@ from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import VideoWriter, write_png
+from theodolite.annotate.sources.entries import VideosSource
 from theodolite.annotate.sources.omniworld import runs
+from theodolite.annotate.sources.read import read_clips
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
 from theodolite.annotate.sources.windows import Windows, count_samples, cut_windows
@@ -167,6 +169,19 @@ def test_windows_of_media_without_a_table_come_from_the_header(tmp_path: Path) -
     clips = listed("sekai-game", tmp_path, windows=Windows(frames=161, stride=100))
     assert list(clips) == ["a_s000000", "a_s000100", "a_s000200"]
     assert [len(open_clip(clip, DecodeConfig())) for clip in clips.values()] == [161, 161, 161]
+
+
+def test_a_stretch_too_short_for_any_window_is_a_row_that_says_so(tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4", frames=90)
+    video(tmp_path / "b/c.mp4", frames=700)
+    source = VideosSource(kind="videos", name="v", root=tmp_path, windows=TEN)
+    clips = {clip.clip_id: clip for clip in read_clips(source)}
+    first, *others = clips
+    assert first == "a_s000000"
+    assert [name[-8:] for name in others] == ["_s000000", "_s000161"]
+    with pytest.raises(ClipRejection, match="too_short"):
+        open_clip(clips[first], DecodeConfig())
+    assert [len(open_clip(clips[name], DecodeConfig())) for name in others] == [161, 161]
 
 
 def test_windows_that_make_no_sense() -> None:
@@ -374,7 +389,8 @@ def test_omniworld_windows_cross_splits_and_carry_depth_without_poses(tmp_path: 
         encoding="utf-8",
     )
     clips = listed("omniworld-game-windows", tmp_path, windows=Windows(frames=161, stride=160))
-    assert list(clips) == [f"b04f88d1f85a_f000000_s{start:06d}" for start in (0, 160)]
+    whole = [f"b04f88d1f85a_f000000_s{start:06d}" for start in (0, 160)]
+    assert list(clips) == [*whole, "b04f88d1f85a_f000600_s000000"]  # the other run is too short, and says so
     clip = clips["b04f88d1f85a_f000000_s000160"]
     assert (clip.start_s, clip.given.cameras_path) == (10.0, None)
     assert clip.given.depth_pattern == str(scene / "depth/{frame:06d}.png")

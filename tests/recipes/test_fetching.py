@@ -133,6 +133,18 @@ def test_a_repository_that_cannot_be_listed(tmp_path: Path, site: Site) -> None:
         fetch(recipe(tmp_path, "corpus/dl3dv-gs"), options=options(), say=heard())
 
 
+def test_a_pattern_that_matches_nothing_is_a_mistake(site: Site, tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, "corpus/spatialvid-hq", "fetch.files=['videos/group_*.zip']")
+    with pytest.raises(
+        ValueError, match=r"holds no file that matches 'videos/group_\*.zip'.*it holds README.md"
+    ):
+        fetch(loaded, options=options(), say=heard())
+    lines: list[str] = []
+    loaded = recipe(tmp_path, "corpus/spatialvid-hq", "fetch.files=['videos/*.zip', 'videos/*.tar.gz']")
+    assert fetch(loaded, options=options(), say=heard(lines)).fetched == 2
+    assert "holds no file that matches 'videos/*.zip'" in lines[0]
+
+
 def test_a_damaged_archive_is_fetched_again(site: Site, tmp_path: Path) -> None:
     site.repositories[REPOSITORY]["videos/group_0001.tar.gz"] = cut = group("a", "b")[:2000]
     site.add_repository(REPOSITORY, site.repositories[REPOSITORY] | {"videos/group_0001.tar.gz": cut})
@@ -365,6 +377,27 @@ def test_without_yt_dlp_the_message_says_what_to_install(site: Site, tmp_path: P
 
 
 # --- killed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_interrupted_it_does_not_wait_for_what_is_under_way(site: Site, tmp_path: Path) -> None:
+    place = "videos/group_0000.tar.gz"
+    site.add_repository(
+        REPOSITORY, {place: noise.randbytes(90_000), "data/train/SpatialVID_HQ_metadata.csv": b"id\n"}
+    )
+    site.always[f"/datasets/{REPOSITORY}/resolve/{'c' * 40}/{place}"] = "trickles"  # for 25 minutes
+    code = (
+        "from theodolite.recipes.cli import main; import sys;"
+        f"sys.argv = ['theodolite', 'fetch', 'corpus/spatialvid-hq', '--out', {str(tmp_path)!r}]; main()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_ENDPOINT": site.url}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(tmp_path.rglob(".group_0000.tar.gz.part")) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert not (tmp_path / place).exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import random
 from pathlib import Path
 
@@ -142,6 +144,22 @@ def test_no_room_ends_it_in_the_middle(site: Site, tmp_path: Path) -> None:
         fetch(site, tmp_path / "f.bin", room=Room(take=take))
     assert not (tmp_path / "f.bin").exists()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 100_100
+
+
+def test_a_full_disk_is_no_fault_of_the_server(site: Site, tmp_path: Path, monkeypatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _content) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+
+    def fake(self, mode="r", *rest, **named):
+        return Full() if mode == "ab" and self.name.endswith(".part") else opened(self, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", fake)
+    with pytest.raises(FetchError, match="no_room"):
+        fetch(site, tmp_path / "f.bin")
+    assert site.requests["/f.bin"] == 1
 
 
 def test_a_token_stays_with_its_host(site: Site, tmp_path: Path) -> None:
