@@ -55,6 +55,8 @@ LONGEST_FRAMES = 8 * 1023 + 1
 _MOST_GAP_S = 2.0
 """Holes between two poses that are not bridged."""
 _NOTED_GAP_S = 0.5
+_LONGEST_S = 1e6
+"""Of a path whose times are believed to be seconds."""
 _POSES = ("camera_to_world", "c2w", "camera_to_worlds", "poses")
 _INVERSE_POSES = ("world_to_camera", "w2c", "viewmats", "viewmatrix")
 _LENSES = ("intrinsics_px", "intrinsics", "K", "Ks")
@@ -589,6 +591,10 @@ def prepare_path(
 
 
 def _count(path: CameraPath, seconds: float | None, multiple: int) -> tuple[int, tuple[str, ...]]:
+    if not path.duration_s < _LONGEST_S:
+        raise ValueError(
+            f"{len(path)} poses last {path.duration_s:.4g} s; are its times in another unit, or --fps wrong?"
+        )
     have = int(path.duration_s * FPS + 1e-6) + 1
     least = multiple + 1
     if have < least:

@@ -55,15 +55,15 @@ class Sampling(Strict):
     mode: Mode
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Of the bidirectional model and the chunk-causal teacher."""
-    shift: Annotated[float, Field(gt=0)] | None = None
+    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Of their noise levels."""
-    guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Scale of classifier-free guidance; 1: the network is asked once a step."""
     guidance_interval: tuple[Share, Share] | None = None
     """Shares of the steps between which guidance is used."""
     guidance_batched: bool = False
     """Ask for the answers with and without the prompt in one call, which needs more memory."""
-    chunk_interval: Annotated[float, Field(gt=0)] | None = None
+    chunk_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Share of the steps after which the teacher's next chunk sets out; null: 1 / number of chunks."""
     times: tuple[float, ...] | None = None
     """Of the distilled student, from 1000 down to 0."""

@@ -25,6 +25,7 @@ from ...annotate.executor import (
     hold_folder,
     local_cluster,
     num_cores,
+    signals_as_interrupt,
 )
 from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
 from ...dataset.clip_cameras import GENERATION_LOG
@@ -311,6 +312,7 @@ def run_batch(
         tally = Tally(to_do=len(left), there=len(clips) - len(left))
         number = _num_workers(workers, options, len(left))
         with ExitStack() as stack:
+            stack.enter_context(signals_as_interrupt())
             for done in _done(stack, left, job, number, scheduler):
                 tally.add(done)
                 say(f"{done.clip_id}: {done.text}")

@@ -21,6 +21,9 @@ PICTURE: dict[Size, tuple[int, int]] = {"full": (704, 1280), "tiny": (128, 224)}
 Precision = Literal["auto", "float32", "bf16", "fp8", "nvfp4", "int8-weights", "fp8-weights"]
 
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class GenerateOptions(Strict):
     """Options of a run, the same for all of its clips."""
 
@@ -57,13 +60,13 @@ class GenerateOptions(Strict):
     sink_chunks: int | None = None
     graphs: bool = False
     negative_prompt: str = ""
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    seconds: Positive | None = None
     """Null: as long as the path; named paths last 10 s."""
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Positive | None = None
     """Poses a second of the camera file; null: what the file says."""
-    metres_per_unit: Annotated[float, Field(gt=0)] = 1.0
-    max_speed_m_s: Annotated[float, Field(gt=0)] = 10.0
-    max_turn_deg_s: Annotated[float, Field(gt=0)] = 240.0
+    metres_per_unit: Positive = 1.0
+    max_speed_m_s: Positive = 10.0
+    max_turn_deg_s: Positive = 240.0
     intrinsics: str | None = None
     """`fov=DEGREES`, `fx,fy,cx,cy`, a .npy file, `estimate` or `estimate=pi3x`; null: those of the camera file."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
@@ -139,8 +142,8 @@ class ClipRequest(Strict):
     prompt: str
     camera: str
     intrinsics: str | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    seconds: Positive | None = None
+    fps: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
     def digest(self) -> str:

@@ -81,10 +81,9 @@ def generate_video(
     content = _first_content(generator, prepared, video, command, digests or {})
     stand_in = generator.stand_in or prepared.stand_in
     height, width = prepared.request.image.shape[:2]
-    write_atomically(record_path(video), _as_bytes(content, run))
     start, written = time.perf_counter(), 0
     try:
-        with GrowingVideo(
+        writer = GrowingVideo(
             video,
             width=width,
             height=height,
@@ -92,15 +91,20 @@ def generate_video(
             crf=prepared.options.crf,
             key_frame_every=prepared.request.sampling.chunk_frames,
             metadata=_tags(prepared, stand_in),
-        ) as writer:
+        )
+    except FileExistsError:
+        raise ValueError(f"{video}: another run has begun to write it") from None
 
-            def take(frames: Pictures) -> None:
-                nonlocal written
-                try:
-                    writer.write(_stamped(frames) if stand_in else frames)
-                finally:
-                    written = writer.num_frames
+    def take(frames: Pictures) -> None:
+        nonlocal written
+        try:
+            writer.write(_stamped(frames) if stand_in else frames)
+        finally:
+            written = writer.num_frames
 
+    try:
+        with writer:
+            write_atomically(record_path(video), _as_bytes(content, run))
             generator.generate(prepared.request, on_frames=take, progress=progress, record=run)
     except KeyboardInterrupt:
         _end(content, run, video, written, start, "interrupted by the user")

@@ -229,6 +229,8 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         path.write_text(json.dumps({"c2w": walk().tolist(), "time_s": times.tolist()}))
     elif kind == "rate":
         reading = Reading(fps=1e5)
+    elif kind == "slow":
+        reading = Reading(fps=1e-300)
     elif kind == "folder":
         path = folder / "empty"
         path.mkdir()
@@ -259,6 +261,7 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         ("times", "times must be finite and rise"),
         ("hole", "no pose for 3.06 s between pose 19 and 20"),
         ("rate", "needs at least 9 frames"),
+        ("slow", "are its times in another unit"),
         ("folder", "folder without cameras"),
     ],
 )

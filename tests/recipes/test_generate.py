@@ -18,6 +18,7 @@ import pytest
 from theodolite.dataset.camera_paths import named_path
 from theodolite.dataset.frames import count_video_frames
 from theodolite.recipes.cli import app
+from theodolite.recipes.generate.build import build_generator
 from typer.testing import CliRunner
 
 needs_networks = pytest.mark.skipif(
@@ -269,6 +270,10 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"camera": "w-48", "seconds": 60}, "ask for --seconds 3 at most"),
         ({"camera": "orbit:size=100"}, "is too fast"),
         ({"seconds": -1}, "--seconds"),
+        ({"seconds": "inf"}, "--seconds"),
+        ({"seconds": "nan"}, "--seconds"),
+        ({"fps": "inf"}, "--fps"),
+        ({"max_speed": "nan"}, "--max-speed"),
         ({"fps": 0}, "--fps"),
         ({"intrinsics": "fov=130"}, "field of view of frame 0 is 129"),
         ({"intrinsics": "fov=20"}, "25 to 120"),
@@ -357,6 +362,25 @@ def test_kernels_that_are_not_here(image: Path, tmp_path: Path) -> None:
     """A choice that cannot be kept is refused, not replaced."""
     text = refused(image, tmp_path / "v.mp4", kernels="triton")
     assert "triton" in text.lower()
+
+
+@needs_networks
+@pytest.mark.slow
+def test_two_runs_on_one_video(image: Path, tmp_path: Path) -> None:
+    """The second one stops and touches nothing of the first."""
+    from theodolite.recipes.generate.inputs import prepare
+    from theodolite.recipes.generate.options import ClipRequest, make_options
+    from theodolite.recipes.generate.single import generate_video
+
+    out = tmp_path / "v.mp4"
+    out.write_bytes(b"of another run")
+    out.with_suffix(".json").write_text("{}")
+    run = make_options(weights="stand_in", size="tiny", mode="distilled", refine=False, device="cpu")
+    prepared = prepare(ClipRequest(id="v", image=image, prompt="rain", camera="w-24"), run)
+    with pytest.raises(ValueError, match="another run has begun"):
+        generate_video(build_generator(run, None), prepared, out)
+    assert out.read_bytes() == b"of another run"
+    assert out.with_suffix(".json").read_text() == "{}"
 
 
 @needs_networks
