@@ -450,6 +450,8 @@ def test_sekai_walks_are_those_of_the_table(tmp_path: Path) -> None:
     touch(tmp_path / "sekai-real-walking/elsewhere00_0000000_0001800.mp4")  # the mirror holds the full set
     clips = listed("sekai-walking", tmp_path)
     assert list(clips) == [first[:-4], second[:-4]]
+    each = release_clips("sekai-walking", Release(root=tmp_path, source="test"))
+    assert len(list(each)) == 2  # a row that is there twice is one clip
     assert clips[first[:-4]].original_id == first
     assert clips[first[:-4]].start_s is None  # cut already
     addresses = {
@@ -556,7 +558,7 @@ def test_mira_leaves_out_what_is_not_here_and_what_makes_no_sense(tmp_path: Path
         mira("nan", ("00:00:00.000", "00:01:02.000")),
         mira("3.0", ("00:01:00.000", "00:00:02.000")),
         mira("4.0", ("__import__('os').abort()", "00:00:02.000")),
-        mira("5.0", ("00:00:00.000", "00:01:00.000"), file_path="../../outside.mp4", video_id="gone0000001"),
+        mira("5.0", ("00:00:00.000", "00:01:00.000"), file_path="../outside.mp4", video_id="gone0000001"),
     )
     touch(tmp_path / "raw_video/here0000000.mp4")
     touch(tmp_path.parent / "outside.mp4")

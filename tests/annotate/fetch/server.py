@@ -128,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 self._error("416")
                 return
+        if fault == "wrong range":
+            start += 1
         body = content[start:]
         if fault == "wrong bytes":
             body = bytes(b ^ 1 for b in body)
@@ -136,8 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         self.send_header("Content-Length", str(stated))
         if status == 206:
-            wrong = 1 if fault == "wrong range" else 0
-            self.send_header("Content-Range", f"bytes {start + wrong}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         if fault in ("breaks off", "stalls", "trickles"):
             body = body[: max(1, len(body) // 3)]
