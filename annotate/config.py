@@ -27,6 +27,8 @@ class ExecutorConfig(Strict):
     cores where a GPU runs networks; else 0."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 2
     """Workers that a clip may kill before it is given up (`worker_died`)."""
+    clip_timeout_s: Annotated[float, Field(gt=0)] = 7200.0
+    """Longest that a clip may take (`timed_out`): a stalled mount or a decoder that does not return ends its worker."""
     memory_per_worker_gib: Annotated[float, Field(gt=0)] | None = None
     """A local worker that grows beyond this is ended; null: the machine's memory, shared equally."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -300,9 +301,16 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
     _quiet_decoders()
     start = time.perf_counter()
     reason: ReasonCode
+    limit_s = job.config.executor.clip_timeout_s
+    late = None if job.incoming is None else job.incoming / f"late-{clip.clip_id}"
+    if late is not None and late.exists():
+        return failure_row(
+            clip, job, "timed_out", f"was not done after {limit_s:g} s, and its worker was ended"
+        )
     try:
         try:
-            return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
+            with _ended_after(limit_s, late):
+                return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
         finally:
             say(clip.clip_id, "")
     except MemoryError as error:
@@ -312,6 +320,31 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
         reason, detail = "internal_error", f"{type(error).__name__}: {error}"
         trace = traceback.format_exc()
     return failure_row(clip, job, reason, detail, error=trace, wall_s=time.perf_counter() - start)
+
+
+@contextmanager
+def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
+    """End this worker process if what is inside takes longer, leaving a note for the one that gets the shard next.
+
+    Nothing else ends a thread that waits in a system call or in a decoder. In the command's own process (no workers)
+    there is no limit.
+    """
+    if late is None or multiprocessing.parent_process() is None:
+        yield
+        return
+
+    def end() -> None:
+        with suppress(OSError):
+            late.touch()
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def failure_row(
@@ -413,7 +446,7 @@ class _Streak:
 
     def __init__(self, out: Path, most: int | None) -> None:
         self._out, self._most = out, most
-        self._reason, self._length = "", 0
+        self._way, self._length = "", 0
 
     def see(self, outcomes: Iterable[Outcome]) -> None:
         """Take in how clips ended.
@@ -422,13 +455,13 @@ class _Streak:
             RunAborted: one after the other they have failed for the same reason.
         """
         for outcome in outcomes:
-            reason = outcome.reasons[0] if outcome.status == "failed" else ""
-            self._length = self._length + 1 if reason == self._reason else 1
-            self._reason = reason
-            if reason and self._most and self._length >= self._most:
+            way = outcome.reasons[0] if outcome.status == "failed" else ""
+            self._length = self._length + 1 if way == self._way else 1
+            self._way = way
+            if way and self._most and self._length >= self._most:
                 raise RunAborted(
-                    f"{self._out}: stopped, because {self._length} clips one after the other failed with {reason}"
-                    f" (the last: {outcome.detail}). Mend the cause, then the same command with --retry-failed {reason}"
+                    f"{self._out}: stopped, because {self._length} clips one after the other failed with {way}"
+                    f" (the last: {outcome.detail}). Mend the cause, then the same command with --retry-failed {way}"
                     " tries them again; --max-failed 0 goes on whatever fails"
                 )
 
@@ -473,6 +506,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
 
     # A scheduler that outlives its clients may still hold tasks of another run, with other folders to write to.
     run = job.folder.name
+    num_done = 0
     shards = plan.shards()
     suspects: list[Shard] = []
     shard_of: dict[Any, Shard] = {}
@@ -493,12 +527,15 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
             raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
         # This waits where the worker that held the result has died since: the shard is being done again.
         if (error := future.exception()) is None:
+            num_done += 1
             yield shard, future.result()
         elif isinstance(error, KilledWorker):
             log.warning(
                 "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
             )
             suspects.append(shard)
+            if not num_done and len(suspects) in (1, _DOUBTS):
+                _check_that_clips_fit(client, suspects, job)
         else:
             with _abort_on_write_error(job.out):
                 raise error
@@ -511,6 +548,48 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
         with _abort_on_write_error(job.out):
             write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
         yield shard, [_outcome(row) for row in rows]
+
+
+_DOUBTS = 3
+"""Shards that ended their workers before any was done: then it is asked whether any clip fits."""
+
+
+def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> None:
+    """Where every worker ends before a clip is done, find out whether one could be.
+
+    Raises:
+        RunAborted: workers end before they begin, or with a single clip.
+    """
+    from distributed import KilledWorker
+
+    why = ""
+    probe: Any = client.submit(_load_everything, key=f"{job.folder.name}-probe-{len(suspects)}", pure=False)
+    try:
+        probe.result()
+    except KilledWorker:
+        why = "workers end before they begin a clip"
+    finally:
+        probe.release()
+    if not why and len(suspects) >= _DOUBTS:
+        rows = [_annotate_alone(client, shard.clips[0], job) for shard in suspects]
+        if all(row.reasons == ("worker_died",) for row in rows):
+            why = f"each of {len(rows)} clips ended its worker, also with nothing else running"
+    if why:
+        limit = job.config.executor.memory_per_worker_gib
+        room = "its share of the machine's memory" if limit is None else f"{limit:g} GiB"
+        raise RunAborted(
+            f"{job.out}: {why}; a worker may take {room}: raise annotate.executor.memory_per_worker_gib, or use fewer"
+            " workers (--workers)"
+        )
+
+
+def _load_everything() -> int:
+    """What every clip needs of memory: the modules."""
+    import av
+    import cv2
+    import torch
+
+    return len({av, cv2, torch})
 
 
 def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:

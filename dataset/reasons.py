@@ -99,6 +99,7 @@ ReasonCode = Literal[
     # The run
     "internal_error",
     "out_of_memory",
+    "timed_out",
     "stand_in_weights",
     "worker_died",
 ]
@@ -404,6 +405,11 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "stand_in_weights": _judged(
         "The networks held random numbers, to try a machine or a recipe: their answers mean nothing.",
         "Pull the released weights (theodolite weights pull) and leave annotate.geometry.weights at released.",
+    ),
+    "timed_out": _failed(
+        "The clip took longer than a clip may.",
+        "Look whether its files can be read (a stalled mount, a video that its decoder never ends), or raise"
+        " annotate.executor.clip_timeout_s.",
     ),
     "worker_died": _failed(
         "The clip ended its worker process, also with nothing else running.",

@@ -389,3 +389,35 @@ def test_workers_that_see_another_path_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(executor, "annotate_shard", elsewhere)
     with pytest.raises(RunAborted, match="must see --out under this path"):
         run(numbered(2), tmp_path)
+
+
+def stuck(clip, config, **kwargs):
+    if clip.clip_id == "c1":
+        time.sleep(600)
+    return fake_annotate(clip, config, **kwargs)
+
+
+@pytest.mark.slow
+def test_a_clip_that_never_returns_gets_its_reason_and_the_run_goes_on(tmp_path):
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(clips_named("c0", "c1", "c2"), tmp_path, clips_per_shard=3)
+        job = replace(job_in(tmp_path, clip_timeout_s=3.0), annotate=stuck)
+        start = time.monotonic()
+        run_plan(plan, job, workers=1, show_progress=False)
+    assert time.monotonic() - start < 120
+    found = {o.clip_id: o.reasons for o in read_outcomes(tmp_path)}
+    assert found == {"c0": ("too_short",), "c1": ("timed_out",), "c2": ("too_short",)}
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.slow
+def test_a_limit_that_no_clip_fits_is_said(tmp_path):
+    """Every worker was ended, clip after clip, without a word."""
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(numbered(40), tmp_path, clips_per_shard=2)
+        job = replace(job_in(tmp_path, memory_per_worker_gib=0.2), annotate=executor.annotate_clip)
+        with pytest.raises(
+            RunAborted, match=r"may take 0\.2 GiB: raise annotate\.executor\.memory_per_worker_gib"
+        ):
+            run_plan(plan, job, workers=1, show_progress=False)
+    assert not list_parts(tmp_path)
