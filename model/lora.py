@@ -63,6 +63,24 @@ class _Layer:
         return int(self.down.shape[0])
 
 
+def parse_lora(text: str) -> tuple[Path, float]:
+    """File and scale of `FILE` or `FILE=SCALE`.
+
+    Raises:
+        ValueError: the scale is no finite number.
+    """
+    path, separator, number = text.rpartition("=")
+    if not separator or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not path or not math.isfinite(scale):
+        raise ValueError(f"LoRA {text!r}: give FILE or FILE=SCALE, the scale a finite number")
+    return Path(path), scale
+
+
 def merge_lora(part: WorldModel | Refiner, path: Path | str, *, scale: float = 1.0) -> LoraReport:
     """Add a LoRA to the weights of the world model or the refiner.
 

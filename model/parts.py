@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from .autoencoder import load_autoencoder, tiny_autoencoder
 from .checkpoint import load_world_model
 from .config import WorldModelConfig
 from .generation import Generator, Mode
+from .lora import merge_lora, parse_lora
 from .network import Operators, WorldModel
 from .precision import DEFAULT_SCOPES, Scope, check_precision, set_precision
 from .refiner import RefinerOptions, load_refiner, tiny_refiner
@@ -81,6 +82,14 @@ TINY = WorldModelConfig(depth=4, width=48, heads=2, latent_channels=8, text_widt
 """A world model that a laptop runs."""
 _BLOCKS = RefinerOptions(block_frames=3)
 """As the streaming release refines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loras:
+    """LoRA files that are merged, in their order; each `FILE` or `FILE=SCALE` (`lora.parse_lora`)."""
+
+    world_model: tuple[str, ...] = ()
+    refiner: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +216,7 @@ def load_generator(
     numbers: Numbers | None = None,
     offload: Offload = "none",
     operators: Operators | None = None,
+    loras: Loras | None = None,
 ) -> Generator:
     """The chain from files.
 
@@ -219,13 +229,20 @@ def load_generator(
         numbers: in which the world model computes; None: bfloat16.
         offload: where parts live while they are idle.
         operators: implementations of the world model's operators.
+        loras: merged into weights before anything is converted.
     Raises:
         ValueError, FileNotFoundError: a file is missing, damaged or another network's, or the precision cannot run.
-        ModuleNotFoundError: diffusers or transformers is not installed.
+        ModuleNotFoundError: diffusers, transformers, or for LoRA files peft is not installed.
     """
     if weights == "stand_in":
         return stand_in_generator(
-            mode=mode, device=device, numbers=numbers, offload=offload, refine=refine, operators=operators
+            mode=mode,
+            device=device,
+            numbers=numbers,
+            offload=offload,
+            refine=refine,
+            operators=operators,
+            loras=loras,
         )
     if isinstance(weights, PartFiles):
         files = weights
@@ -246,7 +263,11 @@ def load_generator(
         refiner = load_refiner(files.refiner, options=_refiner_options(mode), dtype=dtype)
         refiner_text = load_refiner_text_encoder(files.refiner_text_encoder, files.connectors, dtype=dtype)
     return _assembled(
-        model, autoencoder, text, refiner, refiner_text, device=device, numbers=numbers, offload=offload
+        (model, autoencoder, text, refiner, refiner_text),
+        device=device,
+        numbers=numbers,
+        offload=offload,
+        loras=loras,
     )
 
 
@@ -259,6 +280,7 @@ def stand_in_generator(
     refine: bool = True,
     size: Literal["tiny", "full"] = "tiny",
     operators: Operators | None = None,
+    loras: Loras | None = None,
 ) -> Generator:
     """The chain with parts of random numbers, whose videos show nothing.
 
@@ -275,11 +297,12 @@ def stand_in_generator(
     # Full weights are drawn where they stay.
     home = device if offload == "none" else "cpu"
     return _assembled(
-        *make(mode, home, numbers.dtype, refine, operators),
+        make(mode, home, numbers.dtype, refine, operators),
         device=device,
         numbers=numbers,
         offload=offload,
         stand_in=True,
+        loras=loras,
     )
 
 
@@ -323,18 +346,21 @@ def _refiner_options(mode: Mode) -> RefinerOptions:
 
 
 def _assembled(
-    model: WorldModel,
-    autoencoder: Any,
-    text: Any,
-    refiner: Any,
-    refiner_text: Any,
+    made: _Parts,
     *,
     device: torch.device | str,
     numbers: Numbers,
     offload: Offload,
     stand_in: bool = False,
+    loras: Loras | None = None,
 ) -> Generator:
-    described = _described(model)
+    model, autoencoder, text, refiner, refiner_text = made
+    loras = loras or Loras()
+    if loras.refiner and refiner is None:
+        raise ValueError(f"{loras.refiner[0]} is a LoRA of the refiner, which is not loaded")
+    merged = [_merged(model, choice) for choice in loras.world_model]
+    merged_refiner = [_merged(refiner, choice) for choice in loras.refiner]
+    described = _described(model) | {"loras": merged}
     if numbers.precision not in ("float32", "bf16") or numbers.attention != "input":
         model.to(device)  # converted where it computes
     described |= {"numbers": numbers.convert(model), "stand_in": stand_in}
@@ -346,7 +372,10 @@ def _assembled(
         "text_encoder": _described(text),
     }
     if refiner is not None:
-        parts |= {"refiner": _described(refiner), "refiner_text_encoder": _described(refiner_text)}
+        parts |= {
+            "refiner": _described(refiner) | {"loras": merged_refiner},
+            "refiner_text_encoder": _described(refiner_text),
+        }
     return Generator(
         model,
         autoencoder,
@@ -357,6 +386,11 @@ def _assembled(
         parts=parts,
         device=device,
     )
+
+
+def _merged(part: Any, choice: str) -> dict[str, Any]:
+    path, scale = parse_lora(choice)
+    return asdict(merge_lora(part, path, scale=scale))
 
 
 def _described(part: nn.Module) -> dict[str, Any]:

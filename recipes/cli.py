@@ -616,6 +616,18 @@ def generate(
             "--refiner", help="Folder with transformer, connectors and text_encoder of the refiner."
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            help="LoRA file of the world model, or FILE=SCALE; may be repeated.",
+            metavar="FILE[=SCALE]",
+        ),
+    ] = None,
+    refiner_lora: Annotated[
+        list[str] | None,
+        typer.Option("--refiner-lora", help="The same of the refiner.", metavar="FILE[=SCALE]"),
+    ] = None,
     refine: Annotated[bool, typer.Option("--refine/--no-refiner", help="Run the refiner.")] = True,
     precision: Annotated[
         str,
@@ -749,6 +761,8 @@ def generate(
             autoencoder=autoencoder,
             text_encoder=text_encoder,
             refiner_folder=refiner_folder,
+            lora=tuple(lora or ()),
+            refiner_lora=tuple(refiner_lora or ()),
             refine=refine,
             precision=precision,
             scopes=scopes,

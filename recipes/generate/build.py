@@ -9,8 +9,10 @@ from typing import Any
 from ...annotate.networks.device import choose_device
 from ...dataset.weights import CHAINS, file_digest, locate, resolve
 from ...model.generation import Generator
+from ...model.lora import parse_lora
 from ...model.network import Operators
 from ...model.parts import (
+    Loras,
     Numbers,
     PartFiles,
     Precision,
@@ -118,7 +120,12 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
     )
     operators = Operators(kernels=options.kernels, attention=options.attention)
     common = dict(
-        mode=options.mode, device=device, numbers=numbers, offload=options.offload, operators=operators
+        mode=options.mode,
+        device=device,
+        numbers=numbers,
+        offload=options.offload,
+        operators=operators,
+        loras=Loras(world_model=options.lora, refiner=options.refiner_lora),
     )
     try:
         if files is None:
@@ -135,10 +142,12 @@ def file_digests(options: GenerateOptions, files: PartFiles | None) -> dict[str,
     Raises:
         ValueError: a released file has another digest.
     """
-    if files is None:
-        return {}
     found: dict[str, Any] = {}
-    for part, path in files.named().items():
+    for part, choices in (("lora", options.lora), ("refiner_lora", options.refiner_lora)):
+        paths = [parse_lora(choice)[0] for choice in choices]
+        if paths:
+            found[part] = {"files": [_described(f) for p in paths for f in _weights_in(p)]}
+    for part, path in files.named().items() if files is not None else ():
         found[part] = {
             "files": [_described(f) for f in _weights_in(path)],
             "licence": "not known: given by path",

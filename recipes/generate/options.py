@@ -35,6 +35,9 @@ class GenerateOptions(Strict):
     text_encoder: Path | None = None
     refiner_folder: Path | None = None
     """Other places of the parts; null: as `weights` says."""
+    lora: tuple[str, ...] = ()
+    refiner_lora: tuple[str, ...] = ()
+    """LoRA files that are merged into the world model and the refiner: `FILE` or `FILE=SCALE`."""
     size: Size = "full"
     """Of stand-ins; released weights come in one size."""
     precision: Precision = "auto"

@@ -18,7 +18,8 @@ pytest.importorskip("diffusers", reason="needs theodolite[generate]")
 pytest.importorskip("peft", reason="needs theodolite[generate]")
 
 from theodolite.model import refiner
-from theodolite.model.lora import merge_lora
+from theodolite.model.lora import merge_lora, parse_lora
+from theodolite.model.parts import Loras, load_generator, stand_in_generator
 from theodolite.model.refiner import Refiner
 
 LAYERS = [
@@ -140,6 +141,31 @@ def test_layers_for_sound_are_skipped_and_counted(tmp_path: Path) -> None:
     sound = {"transformer_blocks.0.audio_attn1.to_q": (torch.zeros(3, 16), torch.zeros(16, 3))}
     report = merge_lora(own, written(tmp_path / "a.safetensors", pairs | sound))
     assert (report.layers, report.skipped) == (1, 2)
+
+
+def test_the_chain_merges_what_it_is_given(tmp_path: Path) -> None:
+    plain = stand_in_generator(mode="distilled")
+    own = written(tmp_path / "own.safetensors", matrices(plain.world_model, ["blocks.0.attn.qkv"], 2))
+    theirs = written(tmp_path / "theirs.safetensors", matrices(plain.refiner.transformer, LAYERS[:1]))
+    choice = Loras(world_model=(f"{own}=0.5",), refiner=(str(theirs),))
+    made = load_generator("stand_in", mode="distilled", device="cpu", loras=choice)
+    for part, name in (("world_model", "blocks.0.attn.qkv"), ("refiner", f"transformer.{LAYERS[0]}")):
+        before, after = (getattr(g, part).get_submodule(name).weight for g in (plain, made))
+        assert relative(after, before) > 1e-2
+    assert made.parts["world_model"]["loras"][0]["scale"] == 0.5
+    assert made.parts["refiner"]["loras"][0]["layers"] == 1
+    with pytest.raises(ValueError, match="which is not loaded"):
+        load_generator("stand_in", mode="distilled", device="cpu", refine=False, loras=choice)
+
+
+def test_scales_are_read_from_the_command(tmp_path: Path) -> None:
+    (tmp_path / "a=1").touch()
+    assert parse_lora("x.safetensors") == (Path("x.safetensors"), 1.0)
+    assert parse_lora("x.safetensors=-0.5") == (Path("x.safetensors"), -0.5)
+    assert parse_lora(str(tmp_path / "a=1")) == (tmp_path / "a=1", 1.0)
+    for text in ("x=", "x=much", "x=nan", "=1"):
+        with pytest.raises(ValueError, match="give FILE or FILE=SCALE"):
+            parse_lora(text)
 
 
 def test_what_is_no_lora_for_this_network(tmp_path: Path) -> None:
