@@ -45,3 +45,15 @@ def test_wrong_shapes_are_named() -> None:
     x = torch.zeros(1, 1, 2, 3, 4)
     with pytest.raises(ValueError, match="three equal"):
         frame_attention(x, x[:, :, :1], x)
+
+
+@pytest.mark.parametrize("kw", VARIANTS, ids=str)
+def test_heads_that_are_filled_up_give_the_same(kw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU for long clips: the scale stays that of the true head size, and the output has it again."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 6, 5, 72, dtype=torch.float64)
+    expected = frame_attention(q, k, v, **kw)
+    monkeypatch.setattr("theodolite.kernels.attention._pads", lambda *args: True)
+    found = frame_attention(q, k, v, **kw)
+    assert found.shape == expected.shape
+    assert relative(found, expected) < 1e-12
