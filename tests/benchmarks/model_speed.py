@@ -1,7 +1,7 @@
 """Speed and error of the world model's network at full size: one forward pass of a minute of 720p, by part.
 
     python tests/benchmarks/model_speed.py [--frames 121] [--precision bf16 fp8-attention fp8] [--check] [--parts]
-        [--guidance] [--train FRAMES] [--sweep] [--stream] [--chunk-causal] [--profile]
+        [--guidance] [--train FRAMES] [--sweep] [--stream [FRAMES ...]] [--chunk-causal] [--profile]
     TRITON_INTERPRET=1 python tests/benchmarks/model_speed.py --smoke
 
 With --check every kernel is first compared with its twin, and the output of every precision with float32's. Then all
@@ -920,7 +920,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=0, metavar="FRAMES", help="also forward and backward")
     parser.add_argument("--chunk-causal", action="store_true")
     parser.add_argument("--profile", action="store_true", help="also every kernel")
-    parser.add_argument("--stream", action="store_true", help="also the four-step student, chunk by chunk")
+    parser.add_argument(
+        "--stream",
+        type=int,
+        nargs="*",
+        metavar="FRAMES",
+        help="also the four-step student, chunk by chunk; latent frames of its clips, default 21 61 121",
+    )
     parser.add_argument("--smoke", action="store_true", help="everything at a tiny size on a CPU")
     return parser.parse_args()
 
@@ -933,7 +939,7 @@ def main() -> None:
     starts = chunk_starts(size.frames) if arguments.chunk_causal else None
     print(f"operators {Operators()}, torch {torch.__version__}")
     everything = arguments.smoke
-    lengths = (7,) if everything else tuple(n for n in (21, 61, 121) if n <= size.frames)
+    lengths = (7,) if everything else tuple(arguments.stream or (21, 61, 121))
     parts: list[tuple[bool, str, Callable[[], object]]] = [
         (arguments.check, "checks", lambda: check(size, names)),
         (True, "passes", lambda: time_precisions(size, names, starts, arguments.profile and not everything)),
@@ -942,7 +948,7 @@ def main() -> None:
         (arguments.sweep, "sweep", lambda: sweep(size)),
         (arguments.guidance, "guidance", lambda: time_guidance(size)),
         (arguments.train > 0, "training", lambda: time_training(size, arguments.train or size.frames)),
-        (arguments.stream, "stream", lambda: stream(size, names, lengths)),
+        (arguments.stream is not None, "stream", lambda: stream(size, names, lengths)),
     ]
     good = [attempt(what, call) for wanted, what, call in parts if wanted or everything]
     if not all(good):
