@@ -20,6 +20,8 @@ Offload = Literal["none", "idle", "blocks"]
 """none: a part that was needed stays on the device; idle: it leaves when its work is done; blocks: so it does, and
 large transformers come over block by block while they run."""
 
+_PIN_AFTER = 8
+"""Times that weights come before it pays to lock their pages."""
 _ALIGNMENT = 256
 """Bytes; tensors in one buffer start at multiples of it."""
 
@@ -31,8 +33,9 @@ class Residence:
         policy: see `Offload`.
         device: where parts work. On the CPU nothing is gained; blocks go through buffers there as on a GPU.
         resident_bytes: with `blocks`, weights of blocks that may stay on the device, for each part.
-        pin: with `blocks`, keep the blocks' weights in page-locked memory, which the GPU reads fastest; None: if the
-            machine has the memory free. Otherwise they come through two small page-locked buffers.
+        pin: keep weights that come again and again in page-locked memory, which the GPU reads fastest; None: once they
+            have come a few times, if the machine has the memory free, since locking pages takes longer than copying
+            them. Otherwise blocks come through two small page-locked buffers.
 
     A part is a module; what it calls `streamed_blocks` may come block by block.
     """
@@ -123,10 +126,10 @@ class Residence:
         return lent
 
     def _make_quick(self, part: nn.Module) -> None:
-        """A part that comes back, as every part of a stream does, waits in page-locked memory if there is room."""
+        """A part that comes again and again, as in a stream, waits in page-locked memory if there is room."""
         self._visits[part] = self._visits.get(part, 0) + 1
         if (
-            self._visits[part] != 2
+            self._visits[part] != _PIN_AFTER
             or self.policy == "none"
             or self.device.type != "cuda"
             or self._pin is False
@@ -225,11 +228,9 @@ class BlockStream:
         self._largest = max(p.num_bytes for p in self._packed)
         self._moving = _moving(self._packed, resident_bytes)
         self._cuda = self.device.type == "cuda"
-        total = sum(self._packed[i].num_bytes for i in self._moving)
-        self.pinned = self._cuda and (_has_room(total) if pin is None else pin)
-        if self.pinned:
-            for i in self._moving:
-                self._packed[i].pin()
+        self._pin = self._cuda and pin is not False
+        self._pin_after = 0 if pin else _PIN_AFTER
+        self._room: bool | None = True if pin else None
         self._hooks: list[Any] = []
         self._lent: list[_Lent] = []
         self._slots: list[_Slot] = []
@@ -249,7 +250,7 @@ class BlockStream:
             return
         side = torch.cuda.Stream(self.device) if self._cuda else None
         count = min(2, len(self._moving))
-        self._slots = [_Slot(self._largest, self.device, side, staged=not self.pinned) for _ in range(count)]
+        self._slots = [_Slot(self._largest, self.device, side) for _ in range(count)]
         self._pool = ThreadPoolExecutor(1, "blocks")
         for i, packed in enumerate(self._packed):
             if i in self._moving:
@@ -288,7 +289,18 @@ class BlockStream:
         # A call that ended early may have left a block there that did not run.
         self._jobs = {k: job for k, job in self._jobs.items() if job[1] is not slot}
         assert self._pool is not None
-        self._jobs[i] = self._pool.submit(slot.fill, self._packed[i]), slot
+        self._jobs[i] = self._pool.submit(self._bring, i, slot), slot
+
+    def _bring(self, i: int, slot: _Slot) -> None:
+        """On the fetching thread: fill a buffer, from page-locked memory once the block has come a few times."""
+        packed = self._packed[i]
+        packed.visits += 1
+        if self._pin and packed.visits > self._pin_after and not packed.is_pinned:
+            if self._room is None:
+                self._room = _has_room(sum(self._packed[k].num_bytes for k in self._moving))
+            if self._room:
+                packed.pin()
+        slot.fill(packed)
 
     def _before(self, i: int) -> Any:
         following = self._moving[(self._moving.index(i) + 1) % len(self._moving)]
@@ -377,44 +389,42 @@ class _Packed:
             self._places.append(_Place(at, size, tensor.dtype, tensor.shape))
             at += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.num_bytes = at
-        self._pinned: Tensor | None = None
         self._ready: dict[int, list[Any]] = {}
+        self.is_pinned = False
+        self.visits = 0
 
     def pin(self) -> None:
-        """Hold the weights in page-locked memory; the ones before are forgotten."""
-        if self._pinned is not None:
-            return
-        self._pinned = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
-        self.write(self._pinned)
-        self._replace(self._values(self._pinned))
+        """Hold the weights in page-locked memory; the ones before are forgotten.
+
+        Tensor by tensor: torch takes the next power of two of bytes for each.
+        """
+        if not self.is_pinned:
+            self._replace([t.pin_memory() for t in self._plain])
+            self.is_pinned = True
 
     def unpin(self) -> None:
         """Back to ordinary memory."""
-        if self._pinned is not None:
-            ordinary = self._pinned.clone()
-            self._pinned = None
-            self._replace(self._values(ordinary))
+        if self.is_pinned:
+            self._replace([t.clone() for t in self._plain])
+            self.is_pinned = False
 
-    def _replace(self, values: list[Any]) -> None:
-        self._owners = [(*entry[:3], value) for entry, value in zip(self._owners, values, strict=True)]
-        self._plain = [t for *_, value in self._owners for t in _take_apart(value)]
+    def _replace(self, plain: list[Tensor]) -> None:
+        self._owners = [
+            (*entry[:3], value) for entry, value in zip(self._owners, self._values(plain), strict=True)
+        ]
+        self._plain = plain
         self.restore()
 
-    @property
-    def pinned(self) -> Tensor | None:
-        """All of the block in page-locked memory, if it is held there."""
-        return self._pinned
-
     def write(self, buffer: Tensor) -> None:
-        """Copy the weights into a buffer of `num_bytes`."""
+        """Copy the weights into a buffer of `num_bytes`; without waiting where they are page-locked."""
         for tensor, place in zip(self._plain, self._places, strict=True):
-            _view(buffer, place).copy_(tensor)
+            _view(buffer, place).copy_(tensor, non_blocking=self.is_pinned)
 
     def use(self, buffer: Tensor) -> None:
         """Make the block work with what lies in the buffer."""
         key = buffer.data_ptr()
         if key not in self._ready:
-            self._ready[key] = self._values(buffer)
+            self._ready[key] = self._values([_view(buffer, place) for place in self._places])
         for (owner, name, is_buffer, _), value in zip(self._owners, self._ready[key], strict=True):
             _put(owner, name, is_buffer, value)
 
@@ -427,11 +437,12 @@ class _Packed:
         """Let go of the buffers."""
         self._ready.clear()
 
-    def _values(self, buffer: Tensor) -> list[Any]:
-        plain = iter([_view(buffer, place) for place in self._places])
+    def _values(self, plain: Sequence[Tensor]) -> list[Any]:
+        """Parameters and buffers made of these plain tensors."""
+        left = iter(plain)
         values = []
         for _, _, is_buffer, value in self._owners:
-            new = _put_together(value, plain)
+            new = _put_together(value, left)
             values.append(new if is_buffer else nn.Parameter(new, requires_grad=False))
         return values
 
@@ -463,18 +474,14 @@ def _put_together(like: Any, plain: Iterator[Tensor]) -> Any:
 
 
 class _Slot:
-    """A buffer on the device for one block, filled by a stream of its own.
+    """A buffer on the device for one block, filled by a stream of its own."""
 
-    Args:
-        staged: the weights come from ordinary memory and go through a page-locked buffer.
-    """
-
-    def __init__(self, num_bytes: int, device: torch.device, side: Any, *, staged: bool) -> None:
+    def __init__(self, num_bytes: int, device: torch.device, side: Any) -> None:
         self.buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         self._side = side
         self._filled = torch.cuda.Event() if side is not None else None
         self._free = torch.cuda.Event() if side is not None else None
-        self._stage = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True) if side and staged else None
+        self._stage: Tensor | None = None
 
     def fill(self, packed: _Packed) -> None:
         """Bring a block's weights, after what worked with the last ones is done. On the fetching thread."""
@@ -483,16 +490,21 @@ class _Slot:
             return
         assert self._filled is not None
         assert self._free is not None
-        source = packed.pinned
-        if source is None:
-            assert self._stage is not None
-            self._filled.synchronize()  # the stage is read until then
-            packed.write(self._stage)
-            source = self._stage
+        if packed.is_pinned:
+            with torch.cuda.stream(self._side):
+                self._side.wait_event(self._free)
+                packed.write(self.buffer)
+                self._filled.record(self._side)
+            return
+        # Through a page-locked buffer, which is read until the last copy is done.
+        if self._stage is None:
+            self._stage = torch.empty(len(self.buffer), dtype=torch.uint8, pin_memory=True)
+        self._filled.synchronize()
+        packed.write(self._stage)
         with torch.cuda.stream(self._side):
             self._side.wait_event(self._free)
             size = packed.num_bytes
-            self.buffer[:size].copy_(source[:size], non_blocking=True)
+            self.buffer[:size].copy_(self._stage[:size], non_blocking=True)
             self._filled.record(self._side)
 
     def wait(self) -> None:

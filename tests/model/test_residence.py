@@ -100,6 +100,24 @@ def test_the_device_is_free_after_the_work() -> None:
     assert not lent._streams[part]._slots
 
 
+def test_weights_that_come_often_are_pinned_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
+    monkeypatch.setattr(residence, "_has_room", lambda num_bytes: True)
+    part, x = Part(4), torch.randn(2, 4)
+    expected = part(x)
+    stream = BlockStream(part.streamed_blocks(), "cpu")
+    stream._pin = True  # as on a GPU
+    stream.attach()
+    for _ in range(residence._PIN_AFTER + 3):
+        assert torch.equal(part(x), expected)
+    assert all(p.is_pinned for p in stream._packed)
+    stream.detach()
+    assert torch.equal(part(x), expected)
+    stream.close()
+    assert not any(p.is_pinned for p in stream._packed)
+    assert torch.equal(part(x), expected)
+
+
 def test_what_stays_may_change_between_videos() -> None:
     part, x = Part(5), torch.randn(2, 4)
     expected, before = part(x), identities(part)
