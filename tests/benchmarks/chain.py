@@ -13,6 +13,7 @@ and the decoder's own parts first. --tiny does all of it at a tiny size on the C
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import os
 import sys
@@ -268,6 +269,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{flag}", action="store_true")
     parser.add_argument("--mp4", type=Path)
+    parser.add_argument(
+        "--trace-after", type=float, default=400, help="seconds until all threads say where they are"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = parser.parse_args(arguments)
     if asked.mode == "distilled" and asked.refiner_block is None:
@@ -279,6 +283,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     asked = options(arguments)
+    faulthandler.dump_traceback_later(asked.trace_after)
     device = torch.device(asked.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -331,7 +336,7 @@ def main(arguments: list[str]) -> None:
                 sink = nullcontext()
             with sink as video:
                 write = (lambda frames: None) if video is None else video.write
-                record = generator.generate(wanted, on_frames=write)
+                record = generator.generate(wanted, on_frames=write, progress=Told())
         print(f"run {run + 1}" + (" (kernels are chosen and compiled in it)" if run == 0 else ""))
         report(record, asked, parts, wanted)
 
