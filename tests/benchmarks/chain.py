@@ -191,6 +191,19 @@ def replace_options(refiner: Refiner, block: int) -> Refiner:
     return refiner
 
 
+class Told:
+    """Says on stderr which stage sets out and how far it is, once in ten seconds: a slow machine shows where."""
+
+    def __init__(self) -> None:
+        self._start, self._stage, self._last = time.perf_counter(), "", 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter() - self._start
+        if stage != self._stage or now - self._last > 10:
+            print(f"{now:7.1f} s  {stage} {done} of {total}", file=sys.stderr, flush=True)
+            self._stage, self._last = stage, now
+
+
 def report(
     record: GenerationRecord, asked: argparse.Namespace, parts: Parts, wanted: GenerationRequest
 ) -> None:
