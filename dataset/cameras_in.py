@@ -167,6 +167,12 @@ def _without_file(text: str, reading: Reading) -> CameraPath:
     if name in get_args(PathName):
         return _named(name, options if colon else "", reading, text)
     if is_action(text):
+        frames = sum(int(number) for number in re.findall(r"-\s*(\d{1,9})", text))
+        if frames > 2 * LONGEST_FRAMES:
+            raise ValueError(
+                f"camera {text[:40]!r}...: {frames} frames of actions are more than the model can number "
+                f"({LONGEST_FRAMES})"
+            )
         return _evenly(action_path(text), FPS, form="actions", origin=text)
     raise ValueError(
         f"camera {text!r}: no such file, no named path ({', '.join(get_args(PathName))}; for example "
