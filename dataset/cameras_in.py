@@ -20,21 +20,14 @@ from .camera_paths import (
     FPS,
     PathName,
     action_path,
-    check_path,
     check_rigid,
-    interpolate_path,
     is_action,
     named_path,
 )
 from .cameras import (
     crop_intrinsics,
-    focal_from_fov,
-    fov_from_focal,
     intrinsics_matrix,
-    orthonormalise,
-    relative_to_first,
     resize_intrinsics,
-    rotation_angle,
     se3_inverse,
     split_intrinsics,
     to_4x4,
@@ -42,7 +35,7 @@ from .cameras import (
 from .clip_cameras import layout_of, read_clip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
-from .formats.sana import FOV_RANGE_DEG, SPLITS
+from .formats.sana import SPLITS
 from .inputs import Archive, parse_json, read_npy, read_text
 from .reading import open_dataset
 from .rows import Row
@@ -52,11 +45,6 @@ Form = Literal["named path", "actions", "numpy", "json", "dataset row", "COLMAP"
 
 LONGEST_FRAMES = 8 * 1023 + 1
 """Frames of the released table of time positions (1024 latent frames)."""
-_MOST_GAP_S = 2.0
-"""Holes between two poses that are not bridged."""
-_NOTED_GAP_S = 0.5
-_LONGEST_S = 1e6
-"""Of a path whose times are believed to be seconds."""
 _POSES = ("camera_to_world", "c2w", "camera_to_worlds", "poses")
 _INVERSE_POSES = ("world_to_camera", "w2c", "viewmats", "viewmatrix")
 _LENSES = ("intrinsics_px", "intrinsics", "K", "Ks")
@@ -140,9 +128,9 @@ def read_camera_path(source: str | Path, reading: Reading | None = None) -> Came
             "the camera path is empty: give a file, actions such as 'w-40,wd-20', or a name such as orbit"
         )
     path = Path(text)
-    if not _exists(path):
+    if not path_exists(path):
         before, mark, clip_id = text.rpartition("#")
-        if mark and _exists(Path(before)):
+        if mark and path_exists(Path(before)):
             path, reading = Path(before), replace(reading, clip_id=clip_id)
         else:
             return _without_file(text, reading)
@@ -155,7 +143,7 @@ def read_camera_path(source: str | Path, reading: Reading | None = None) -> Came
     return replace(found, origin=text)
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):  # actions longer than any file name, or with a null byte
@@ -264,7 +252,7 @@ def _rate(path: Path, reading: Reading, found: float | None) -> tuple[float, tup
 
 
 def _read_npy(path: Path, reading: Reading) -> CameraPath:
-    poses = _poses(_load(path), path)
+    poses = _poses(load_array(path), path)
     fps, notes = _rate(path, reading, FPS)
     if reading.fps is None:
         notes = (
@@ -273,14 +261,14 @@ def _read_npy(path: Path, reading: Reading) -> CameraPath:
     lens = None
     partner = path.with_name(path.name.removesuffix(".npy").removesuffix("_pose") + "_intrinsics.npy")
     if path.name.endswith("_pose.npy") and partner.is_file():
-        lens = _lenses(_load(partner), len(poses), partner)
+        lens = lenses_of(load_array(partner), len(poses), partner)
         notes += (f"intrinsics from {partner.name} beside it",)
     return _evenly(
         _scaled(poses, reading), fps, form="numpy", origin=str(path), intrinsics_px=lens, notes=notes
     )
 
 
-def _load(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
     return read_npy(path)
 
 
@@ -319,7 +307,7 @@ def _of_record(content: dict[str, Any], path: Path) -> dict[str, Any]:
         return camera
     try:
         (height, width), resized, (top, left, *_) = image["size"], image["resized"], image["cut"]
-        k = _lenses(camera["intrinsics_px"], len(camera["camera_to_world"]), path)
+        k = lenses_of(camera["intrinsics_px"], len(camera["camera_to_world"]), path)
         whole = crop_intrinsics(k, top_px=-top, left_px=-left)
         k = resize_intrinsics(whole, from_size=tuple(resized), to_size=(height, width))
     except (KeyError, TypeError, ValueError) as error:
@@ -351,7 +339,9 @@ def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, for
     if key in _INVERSE_POSES:
         check_rigid(poses)
         poses = np.asarray(se3_inverse(poses))
-    lens = next((_lenses(content[k], len(poses), path) for k in _LENSES if content.get(k) is not None), None)
+    lens = next(
+        (lenses_of(content[k], len(poses), path) for k in _LENSES if content.get(k) is not None), None
+    )
     size = [_whole(content.get(k, 0), k, path) for k in ("height", "width")]
     common: dict[str, Any] = dict(
         form=form, origin=str(path), intrinsics_px=lens, height=size[0], width=size[1]
@@ -399,7 +389,7 @@ def _poses(value: Any, path: Path) -> FloatArray:
     return poses
 
 
-def _lenses(value: Any, frames: int, path: Path) -> FloatArray:
+def lenses_of(value: Any, frames: int, path: Path) -> FloatArray:
     """(F, 3, 3) of (4,), (3, 3), (F, 4) or (F, 3, 3)."""
     k = _numbers(value, "intrinsics", path)
     if k.shape in ((4,), (frames, 4)) or (k.shape == (1, 4)):
@@ -548,219 +538,3 @@ def _read_text(path: Path, reading: Reading) -> CameraPath:
     if clip.counted:
         return _timed(poses, clip.frame_index / fps, path, **common)
     return _evenly(poses, fps, **common)
-
-
-# --- for the model --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What is still believed of a path; see `check_path`."""
-
-    max_speed_m_s: float = 10.0
-    max_turn_deg_s: float = 240.0
-
-
-def prepare_path(
-    path: CameraPath, *, seconds: float | None = None, multiple: int = 8, limits: Limits | None = None
-) -> CameraPath:
-    """The path as the model follows it: 16 poses a second, k * multiple + 1 of them, the first the identity.
-
-    Args:
-        seconds: how much of it; None: as much as there is.
-        multiple: 8 frames a latent frame; 24 a chunk of the distilled model.
-    Returns:
-        checked; `notes` say what was cut or bridged.
-    Raises:
-        ValueError: too short, too long, not finite, not rigid, with a jump, a hole or faster than `limits`.
-    """
-    where, limits = path.origin, limits or Limits()
-    try:
-        check_rigid(path.camera_to_world)
-        poses = np.asarray(path.camera_to_world, np.float64).copy()
-        poses[:, :3, :3] = orthonormalise(poses[:, :3, :3])  # of files in float32
-        num_frames, notes = _count(path, seconds, multiple)
-        notes += _gaps(path.time_s[: int((path.time_s < (num_frames - 1) / FPS).sum()) + 1])
-        wanted = np.minimum(np.arange(num_frames) / FPS, path.duration_s)
-        found = interpolate_path(path.time_s, poses, wanted)
-        check_path(found, max_speed_m_s=limits.max_speed_m_s, max_turn_deg_s=limits.max_turn_deg_s)
-    except ValueError as error:
-        raise ValueError(f"camera {where}: {error}") from None
-    lens = None if path.intrinsics_px is None else _lens_between(path.time_s, path.intrinsics_px, wanted)
-    return replace(
-        path,
-        camera_to_world=np.asarray(relative_to_first(found)),
-        time_s=np.arange(num_frames) / FPS,
-        intrinsics_px=lens,
-        notes=(*path.notes, *notes),
-    )
-
-
-def _count(path: CameraPath, seconds: float | None, multiple: int) -> tuple[int, tuple[str, ...]]:
-    if not path.duration_s < _LONGEST_S:
-        raise ValueError(
-            f"{len(path)} poses last {path.duration_s:.4g} s; are its times in another unit, or --fps wrong?"
-        )
-    have = int(path.duration_s * FPS + 1e-6) + 1
-    least = multiple + 1
-    if have < least:
-        raise ValueError(
-            f"{len(path)} poses last {path.duration_s:.2f} s; the model needs at least {least} frames at "
-            f"{FPS:g} a second ({multiple / FPS:g} s): give more poses, or --fps if they are further apart"
-        )
-    if seconds is None:
-        num_frames = (have - 1) // multiple * multiple + 1
-    else:
-        num_frames = max(1, round(seconds * FPS / multiple)) * multiple + 1
-        if num_frames > have:
-            longest = (have - 1) // multiple * multiple / FPS
-            raise ValueError(
-                f"{seconds:g} s are asked for ({num_frames} frames), the path lasts {path.duration_s:.2f} s; "
-                f"ask for --seconds {longest:g} at most"
-            )
-    if num_frames > LONGEST_FRAMES:
-        raise ValueError(
-            f"{num_frames} frames ({(num_frames - 1) / FPS:g} s) are more than the model can number "
-            f"({LONGEST_FRAMES}): ask for --seconds {(LONGEST_FRAMES - 1) // multiple * multiple / FPS:g} at most"
-        )
-    cut = path.duration_s - (num_frames - 1) / FPS
-    if seconds is None and cut > 1e-6:
-        return num_frames, (
-            f"the last {cut:.2f} s are left out: {num_frames} frames are a multiple of {multiple} and one",
-        )
-    return num_frames, ()
-
-
-def _gaps(time_s: FloatArray) -> tuple[str, ...]:
-    gap = np.diff(time_s)
-    if not len(gap) or gap.max() <= _NOTED_GAP_S:
-        return ()
-    i = int(gap.argmax())
-    if gap[i] > _MOST_GAP_S:
-        raise ValueError(
-            f"no pose for {gap[i]:.2f} s between pose {i} and {i + 1}; holes above {_MOST_GAP_S:g} s are not bridged"
-        )
-    return (f"poses are up to {gap[i]:.2f} s apart and bridged by the motion between them",)
-
-
-def _lens_between(time_s: FloatArray, intrinsics: FloatArray, wanted: FloatArray) -> FloatArray:
-    focal, centre = split_intrinsics(intrinsics)
-    if not np.isfinite(intrinsics).all() or not (np.asarray(focal) > 0).all():
-        bad = ~(np.isfinite(intrinsics).all(axis=(1, 2)) & (np.asarray(focal) > 0).all(axis=1))
-        raise ValueError(f"the intrinsics of pose {int(bad.argmax())} are not finite, or not positive")
-    values = np.concatenate([np.log(focal), centre], axis=1)
-    between = np.stack([np.interp(wanted, time_s, column) for column in values.T], axis=1)
-    return np.asarray(intrinsics_matrix(np.exp(between[:, :2]), between[:, 2:]))
-
-
-def read_lens(text: str, *, height: int, width: int, num_frames: int) -> FloatArray:
-    """Intrinsics (num_frames, 3, 3) for a height x width picture from an option.
-
-    Args:
-        text: `fov=70` (horizontal degrees, centred), `fx,fy,cx,cy` in pixels of the picture, or a `.npy` file of
-            `(4,)`, `(3, 3)`, `(F, 4)` or `(F, 3, 3)`.
-    Raises:
-        ValueError: none of these.
-    """
-    if match := re.fullmatch(r"fov[=:](.+)", text.strip(), re.IGNORECASE):
-        try:
-            degrees = float(match[1])
-        except ValueError:
-            degrees = math.nan
-        if not 0 < degrees < 180:
-            raise ValueError(f"intrinsics {text!r}: give degrees between 0 and 180, as in fov=70")
-        focal = float(focal_from_fov(np.array(math.radians(degrees)), width))
-        return _lenses([focal, focal, width / 2, height / 2], num_frames, Path(text))
-    words = text.split(",")
-    if len(words) == 4:
-        try:
-            return _lenses([float(w) for w in words], num_frames, Path(text))
-        except ValueError:
-            raise ValueError(f"intrinsics {text!r}: expected four numbers fx,fy,cx,cy") from None
-    if not _exists(Path(text)):
-        raise ValueError(f"intrinsics {text!r}: neither fov=DEGREES, nor fx,fy,cx,cy, nor a .npy file")
-    return _lenses(_load(Path(text)), num_frames, Path(text))
-
-
-def lens_of_picture(path: CameraPath, *, height: int, width: int) -> FloatArray | None:
-    """Intrinsics (F, 3, 3) of a path for a height x width picture, or None if it has none.
-
-    Raises:
-        ValueError: they are of a picture of another shape, or cannot be of this one.
-    """
-    k = path.intrinsics_px
-    if k is None:
-        return None
-    if path.height and path.width:
-        if abs(path.width / path.height / (width / height) - 1) > 0.02:
-            raise ValueError(
-                f"camera {path.origin}: its intrinsics are of pictures of {path.width}x{path.height}, the image is "
-                f"{width}x{height}: another shape. Crop the image, or give --intrinsics"
-            )
-        k = np.asarray(resize_intrinsics(k, from_size=(path.height, path.width), to_size=(height, width)))
-    _check_centre(k, height, width, path.origin)
-    return k
-
-
-def _check_centre(k: FloatArray, height: int, width: int, origin: str) -> None:
-    centre = k[:, :2, 2] / np.array([width, height])
-    bad = ((centre < 0.05) | (centre > 0.95)).any(axis=1)
-    if bad.any():
-        i = int(bad.argmax())
-        raise ValueError(
-            f"camera {origin}: the principal point of frame {i} is {k[i, 0, 2]:.5g}, {k[i, 1, 2]:.5g} px in "
-            f"an image of {width}x{height}: intrinsics must be in pixels of this image"
-        )
-
-
-def check_fov(intrinsics_px: FloatArray, *, height: int, width: int) -> tuple[float, float]:
-    """Least and largest horizontal field of view in degrees of (F, 3, 3) for the model's picture.
-
-    Raises:
-        ValueError: either axis leaves 25 to 120 degrees on some frame.
-    """
-    focal, _ = split_intrinsics(intrinsics_px)
-    if not (np.isfinite(np.asarray(focal)).all() and (np.asarray(focal) > 0).all()):
-        raise ValueError("focal lengths must be finite and positive")
-    for axis, (size, label) in enumerate(((width, "horizontal"), (height, "vertical"))):
-        fov = np.degrees(np.asarray(fov_from_focal(np.asarray(focal)[:, axis], size)))
-        bad = (fov < FOV_RANGE_DEG[0]) | (fov > FOV_RANGE_DEG[1])
-        if bad.any():
-            i = int(bad.argmax())
-            raise ValueError(
-                f"the {label} field of view of frame {i} is {fov[i]:.1f} degrees in the model's "
-                f"{width}x{height} picture; the model takes {FOV_RANGE_DEG[0]:g} to {FOV_RANGE_DEG[1]:g}: "
-                "give --intrinsics, for example fov=60"
-            )
-    wide = np.degrees(np.asarray(fov_from_focal(np.asarray(focal)[:, 0], width)))
-    return float(wide.min()), float(wide.max())
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathFigures:
-    """Numbers of a prepared path: metres, seconds, degrees."""
-
-    num_frames: int
-    duration_s: float
-    length_m: float
-    max_speed_m_s: float
-    max_turn_deg_s: float
-    turned_deg: float
-    farthest_m: float
-
-
-def path_figures(path: CameraPath) -> PathFigures:
-    """What to say of a prepared path."""
-    poses = path.camera_to_world
-    step = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
-    turn = np.degrees(np.asarray(rotation_angle(np.swapaxes(poses[:-1, :3, :3], 1, 2) @ poses[1:, :3, :3])))
-    dt = np.diff(path.time_s)
-    return PathFigures(
-        num_frames=len(path),
-        duration_s=path.duration_s,
-        length_m=float(step.sum()),
-        max_speed_m_s=float((step / dt).max(initial=0.0)),
-        max_turn_deg_s=float((turn / dt).max(initial=0.0)),
-        turned_deg=float(turn.sum()),
-        farthest_m=float(np.linalg.norm(poses[:, :3, 3] - poses[0, :3, 3], axis=1).max()),
-    )

@@ -32,9 +32,10 @@ class _Fragments:
         self.pending += data
         return len(data)
 
-    def take(self) -> bytes:
-        """Whole boxes, in order, up to the last whole fragment (or other box of the top level)."""
-        at = end = 0
+    def take(self) -> tuple[bytes, int]:
+        """Whole boxes, in order, up to the last whole fragment (or other box of the top level), and the number of
+        fragments among them: one a frame."""
+        at = end = frames = 0
         while at + 8 <= len(self.pending):
             size, kind = (
                 int.from_bytes(self.pending[at : at + 4], "big"),
@@ -45,15 +46,19 @@ class _Fragments:
             at += size
             if kind != b"moof":  # goes with the media data behind it
                 end = at
+            else:
+                frames += 1
+        frames -= at > end  # one that waits for its media data
         whole = bytes(self.pending[:end])
         del self.pending[:end]
-        return whole
+        return whole, frames
 
 
 class GrowingVideo:
     """H.264 in a fragmented MP4, one frame at a time; use as a context manager.
 
-    Closing, also after an error or an interrupt, leaves a file that plays.
+    Closing, also after an error or an interrupt, leaves a file that plays. `num_frames` counts those on the disk: all
+    of them once it is closed, one less before.
 
     Args:
         path: `.mp4` file, which must not exist.
@@ -83,7 +88,7 @@ class GrowingVideo:
 
         if path.suffix.lower() != ".mp4":
             raise ValueError(f"{path}: videos are written as .mp4")
-        self.path, self.num_frames = path, 0
+        self.path, self.num_frames, self._handed = path, 0, 0
         self._size = (height, width)
         self._frame_type = av.VideoFrame
         self._sink = _Fragments()
@@ -102,6 +107,7 @@ class GrowingVideo:
         self._stream.options |= {"tune": "zerolatency"}
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._whole = 0
+        self._ended = False
         self._closed = False
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
@@ -112,12 +118,14 @@ class GrowingVideo:
         for frame in frames:
             picture = self._frame_type.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             self._container.mux(self._stream.encode(picture))
+            self._handed += 1
             self._flush()
-            self.num_frames += 1
 
     def _flush(self) -> None:
         """Put whole fragments on the disk, all or nothing."""
-        data = self._sink.take()
+        data, frames = self._sink.take()
+        if self._ended:
+            return  # a later frame may fit, but it builds on the one that did not
         try:
             done = 0
             while done < len(data):
@@ -126,10 +134,12 @@ class GrowingVideo:
             os.ftruncate(self._file, self._whole)
             os.lseek(self._file, self._whole, os.SEEK_SET)
             if isinstance(error, OSError):
+                self._ended = True
                 raise VideoWriteError(error.errno, f"{self.path}: {os.strerror(error.errno or 0)}") from error
             self._sink.pending[:0] = data  # an interrupt: it is written on closing
             raise
         self._whole += len(data)
+        self.num_frames += frames
 
     def close(self) -> None:
         """Write what is left and close the file.
@@ -141,7 +151,7 @@ class GrowingVideo:
             return
         self._closed = True
         try:
-            if self.num_frames:
+            if self._handed:
                 self._container.mux(self._stream.encode(None))
             self._container.close()
             self._flush()

@@ -10,20 +10,18 @@ import numpy as np
 
 from ...dataset.camera_paths import FPS
 from ...dataset.cameras import intrinsics_matrix
-from ...dataset.cameras_in import (
-    CameraPath,
+from ...dataset.cameras_in import CameraPath, Reading, read_camera_path
+from ...dataset.images import read_image
+from ...dataset.media import MediaError
+from ...dataset.path_request import (
     Limits,
     PathFigures,
-    Reading,
     check_fov,
     lens_of_picture,
     path_figures,
     prepare_path,
-    read_camera_path,
     read_lens,
 )
-from ...dataset.images import read_image
-from ...dataset.media import MediaError
 from ...dataset.picture import Cover, cover
 from ...model.generation import GenerationRequest
 from .options import ClipRequest, GenerateOptions

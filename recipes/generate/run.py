@@ -8,10 +8,10 @@ from pathlib import Path
 from ...annotate.executor import signals_as_interrupt
 from ...dataset.store import write_atomically
 from .build import build_generator, file_digests, locate_parts, resolve_precision
-from .inputs import prepare
+from .inputs import Prepared, prepare
 from .memory import check_memory, memory_text, use_room
 from .options import ClipRequest, GenerateOptions
-from .plan import describe, find_place
+from .plan import Place, describe, find_place
 from .plot import path_svg
 from .progress import shown_progress
 from .single import OutOfRoom, generate_video, record_path, say
@@ -40,12 +40,7 @@ def run_generate(
     Raises:
         ValueError: something about the request or the weights, before anything was written.
     """
-    if video.suffix.lower() != ".mp4":
-        raise ValueError(f"--out {video}: videos are written as .mp4; with --manifest, --out is a folder")
-    if not video.parent.is_dir():
-        raise ValueError(f"--out {video}: no such folder {video.parent}")
-    if video.exists() and not overwrite and not dry_run:
-        raise ValueError(f"--out {video}: is there already; --overwrite replaces it")
+    _check_place(video, may_be_there=overwrite or dry_run)
     place = find_place(options.device)
     prepared = prepare(clip, options)
     precision = resolve_precision(options, place.device)
@@ -55,16 +50,7 @@ def run_generate(
         )
         write_atomically(plot, drawing.encode())
     if dry_run:
-        text = describe(
-            prepared,
-            place,
-            precision=precision,
-            memory=memory_text(prepared.request, options, precision, place),
-        )
-        missing = _missing_weights(options)
-        return text + (
-            f"\n\nweights: {missing}" if missing else "\n\nnothing was loaded or written"
-        ), 1 if missing else 0
+        return _look_over(prepared, options, place)
     files = locate_parts(options)
     check_memory(prepared.request, options, precision, place)
     for note in prepared.notes:
@@ -92,6 +78,25 @@ def run_generate(
         say(f"error: {error.strerror}")
         return "", 1
     return "\n".join([outcome.summary, *_streaming_lines(outcome.streaming), f"record: {outcome.record}"]), 0
+
+
+def _look_over(prepared: Prepared, options: GenerateOptions, place: Place) -> tuple[str, int]:
+    """What a dry run says."""
+    precision = resolve_precision(options, place.device)
+    memory = memory_text(prepared.request, options, precision, place)
+    text = describe(prepared, place, precision=precision, memory=memory)
+    missing = _missing_weights(options)
+    last = f"weights: {missing}" if missing else "nothing was loaded or written"
+    return f"{text}\n\n{last}", 1 if missing else 0
+
+
+def _check_place(video: Path, *, may_be_there: bool) -> None:
+    if video.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {video}: videos are written as .mp4; with --manifest, --out is a folder")
+    if not video.parent.is_dir():
+        raise ValueError(f"--out {video}: no such folder {video.parent}")
+    if video.exists() and not may_be_there:
+        raise ValueError(f"--out {video}: is there already; --overwrite replaces it")
 
 
 def _missing_weights(options: GenerateOptions) -> str | None:

@@ -80,10 +80,40 @@ def generate_video(
     run = GenerationRecord()
     content = _first_content(generator, prepared, video, command, digests or {})
     stand_in = generator.stand_in or prepared.stand_in
-    height, width = prepared.request.image.shape[:2]
-    start, written = time.perf_counter(), 0
+    start = time.perf_counter()
+    writer = _open_writer(prepared, video, stand_in)
+
+    def take(frames: Pictures) -> None:
+        writer.write(_stamped(frames) if stand_in else frames)
+
     try:
-        writer = GrowingVideo(
+        with writer:
+            write_atomically(record_path(video), _as_bytes(content, run))
+            generator.generate(prepared.request, on_frames=take, progress=progress, record=run)
+    except KeyboardInterrupt:
+        _end(content, run, video, writer.num_frames, start, "interrupted by the user")
+        raise
+    except VideoWriteError as error:
+        why = f"the disk is full or the file cannot grow: {error.strerror}"
+        message = _end(content, run, video, writer.num_frames, start, why)
+        raise OutOfRoom(error.errno, message) from error
+    except BaseException as error:
+        _end(content, run, video, writer.num_frames, start, f"{type(error).__name__}: {error}")
+        raise
+    return Outcome(
+        clip_id=prepared.clip.id,
+        status="complete",
+        video=video,
+        record=record_path(video),
+        streaming=run.streaming,
+        summary=_end(content, run, video, writer.num_frames, start, None),
+    )
+
+
+def _open_writer(prepared: Prepared, video: Path, stand_in: bool) -> GrowingVideo:
+    height, width = prepared.request.image.shape[:2]
+    try:
+        return GrowingVideo(
             video,
             width=width,
             height=height,
@@ -94,36 +124,6 @@ def generate_video(
         )
     except FileExistsError:
         raise ValueError(f"{video}: another run has begun to write it") from None
-
-    def take(frames: Pictures) -> None:
-        nonlocal written
-        try:
-            writer.write(_stamped(frames) if stand_in else frames)
-        finally:
-            written = writer.num_frames
-
-    try:
-        with writer:
-            write_atomically(record_path(video), _as_bytes(content, run))
-            generator.generate(prepared.request, on_frames=take, progress=progress, record=run)
-    except KeyboardInterrupt:
-        _end(content, run, video, written, start, "interrupted by the user")
-        raise
-    except VideoWriteError as error:
-        why = f"the disk is full or the file cannot grow: {error.strerror}"
-        message = _end(content, run, video, written, start, why)
-        raise OutOfRoom(error.errno, message) from error
-    except BaseException as error:
-        _end(content, run, video, written, start, f"{type(error).__name__}: {error}")
-        raise
-    return Outcome(
-        clip_id=prepared.clip.id,
-        status="complete",
-        video=video,
-        record=record_path(video),
-        streaming=run.streaming,
-        summary=_end(content, run, video, written, start, None),
-    )
 
 
 def _end(

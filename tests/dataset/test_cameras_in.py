@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 from theodolite.dataset.camera_paths import action_path, named_path
 from theodolite.dataset.cameras import intrinsics_matrix, rigid_error, se3_inverse
-from theodolite.dataset.cameras_in import (
-    CameraPath,
-    Limits,
-    Reading,
-    check_fov,
-    lens_of_picture,
-    path_figures,
-    prepare_path,
-    read_camera_path,
-    read_lens,
-)
+from theodolite.dataset.cameras_in import CameraPath, Reading, read_camera_path
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.nerfstudio import write_nerfstudio
 from theodolite.dataset.formats.sana import BenchScene, write_sana_bench, write_sana_npy
+from theodolite.dataset.path_request import (
+    Limits,
+    check_fov,
+    lens_of_picture,
+    path_figures,
+    prepare_path,
+    read_lens,
+)
 from theodolite.dataset.trajectories import write_kitti, write_matrices, write_tum
 
 FRAMES = 33
