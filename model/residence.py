@@ -267,6 +267,8 @@ class BlockStream:
             hook.remove()
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+        for slot in self._slots:
+            slot.wait()  # the last fetch may still be under way: nothing may take the buffer's memory before
         for packed in self._packed:
             packed.restore()
             packed.forget()

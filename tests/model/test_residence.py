@@ -177,6 +177,10 @@ def test_on_a_gpu(policy: Any, pin: bool) -> None:
         with lent.on(part):
             for _ in range(20):
                 torch.testing.assert_close(part(x.cuda()).cpu(), expected)
+        # What was fetched last must not reach memory that others have taken meanwhile.
+        taken = [torch.zeros(1024, device="cuda") for _ in range(64)]
+        torch.cuda.synchronize()
+        assert not any(bool(t.any()) for t in taken)
     lent.release()
     assert torch.equal(part(x), expected)
     if not pin or policy != "blocks":
