@@ -484,6 +484,7 @@ class _Slot:
         self._filled = torch.cuda.Event() if side is not None else None
         self._free = torch.cuda.Event() if side is not None else None
         self._stage: Tensor | None = None
+        self.done()  # what had the buffer's memory before may still work with it
 
     def fill(self, packed: _Packed) -> None:
         """Bring a block's weights, after what worked with the last ones is done. On the fetching thread."""
