@@ -11,6 +11,7 @@ from pathlib import Path
 import triton
 from theodolite.kernels.block_ops import triton_kernels as block
 from theodolite.kernels.fp8 import triton_kernels as fp8
+from theodolite.kernels.head_rotation import triton_kernels as rotation
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -99,6 +100,13 @@ def main() -> None:
         found[f"norm_rotate {name}"] = compiled(block.norm_rotate, 4, HAS_WEIGHT=True, **sizes, **none)
         found[f"norm_rotate_backward {name}"] = compiled(
             block.norm_rotate_backward, 4, HAS_WEIGHT=True, ROWS=32, **sizes, **none
+        )
+    sizes = {"HEADS": 32, "HALF": 64, "BH": 32, "BP": 64}
+    floats = {"cos_ptr": "*fp32", "sin_ptr": "*fp32"}
+    for norm in (False, True):
+        none = {} if norm else {"weight_ptr": None}
+        found[f"rotate_heads {norm}"] = compiled(
+            rotation.rotate_heads, 8, floats, HAS_WEIGHT=norm, **sizes, **none
         )
     print(json.dumps(found))
 
