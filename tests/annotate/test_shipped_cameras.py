@@ -866,7 +866,7 @@ def test_omniworld_across_splits_through_its_recipe(tmp_path: Path, shot: Shot) 
     assert (row.clip_id, row.mode, row.num_frames) == ("b04f88d1f85a_f000000", "given_depth", 32)
     rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
     assert rotation < 1.0  # estimated, on frames of 240x144
-    assert position < 0.02 * float(row.path_length_m or 0)
+    assert position < 0.05 * float(row.path_length_m or 0)
     assert row.metrics is not None
     assert {"vmaf_motion", "flow_px", "saturation", "num_cuts"} <= set(row.metrics)
 
