@@ -521,10 +521,15 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
 
     for _ in range(_num_threads(client)):
         submit_next()
-    for future in completed:
+    patience = _Patience(client, job.out)
+    while shard_of:
+        while not completed.has_ready():
+            patience.wait()
+        future = next(completed)
+        patience.step_s = _FIRST_STEP_S
         shard = shard_of.pop(future.key)
         if future.status == "cancelled":
-            raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
+            raise RunAborted(_GONE.format(out=job.out))
         # This waits where the worker that held the result has died since: the shard is being done again.
         if (error := future.exception()) is None:
             num_done += 1
@@ -550,6 +555,52 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
         yield shard, [_outcome(row) for row in rows]
 
 
+_GONE = "{out}: the dask scheduler is gone; finished parts are kept, the same command continues the run"
+
+
+class _Patience:
+    """Waits for the next shard in small steps, and sees what could make that wait endless: a scheduler that has gone,
+    or nobody who works."""
+
+    def __init__(self, client: Client, out: Path) -> None:
+        self._client, self._out = client, out
+        self._asked = self._seen = time.monotonic()
+        self._said = 0.0
+        self.step_s = _FIRST_STEP_S
+
+    def wait(self) -> None:
+        """A moment.
+
+        Raises:
+            RunAborted: the scheduler is gone.
+        """
+        time.sleep(self.step_s)
+        self.step_s = min(0.05, 1.5 * self.step_s)  # short clips must not wait for this
+        now = time.monotonic()
+        if now - self._asked < _ASK_EVERY_S:
+            return
+        self._asked = now
+        try:
+            num_workers = len(self._client.nthreads())
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise RunAborted(_GONE.format(out=self._out)) from error
+        if self._client.status in ("closed", "closing", "connecting"):
+            if now - self._seen > _GONE_AFTER_S:
+                raise RunAborted(_GONE.format(out=self._out))
+            return
+        if num_workers:
+            self._seen = now
+        elif now - self._seen > FIRST_LINE_S and now - self._said > LINE_INTERVAL_S:
+            self._said = now
+            log.warning(
+                "%s: no worker is connected; start some with: dask worker ADDRESS OF THE SCHEDULER (waiting)",
+                self._out,
+            )
+
+
+_FIRST_STEP_S = 0.001
+_ASK_EVERY_S = 2.0
+_GONE_AFTER_S = 30.0
 _DOUBTS = 3
 """Shards that ended their workers before any was done: then it is asked whether any clip fits."""
 
@@ -613,7 +664,12 @@ def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:
 
 
 def _num_threads(client: Client) -> int:
-    threads: Any = client.nthreads()
+    try:
+        threads: Any = client.nthreads()
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise RunAborted(
+            f"the dask scheduler is gone ({_first_line(error)}); the same command continues"
+        ) from error
     return max(1, sum(threads.values()))
 
 
@@ -667,14 +723,27 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
     Raises:
         RunAborted: nobody answers there.
     """
+    import dask.config
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout="20s", set_as_default=False)
-    except OSError as error:
-        raise RunAborted(f"no dask scheduler answers at {scheduler}: {error}") from error
-    with client:
-        yield client
+        with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+    # A name that does not resolve, a port where nobody or something else listens, an address that is none.
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise RunAborted(
+            f"no dask scheduler answers at {scheduler} ({type(error).__name__}: {_first_line(error)}): look whether it"
+            " runs and is reached from here; its address is what `dask scheduler` prints, tcp://HOST:8786"
+        ) from error
+    try:
+        with signals_as_interrupt():
+            yield client
+    finally:
+        client.close(timeout=2)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no answer").splitlines()[0]
 
 
 def num_cores() -> int:

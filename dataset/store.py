@@ -147,7 +147,7 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
     data_folder(out).mkdir(parents=True, exist_ok=True)
     clean_temporaries(out)
     marker = out / "dataset.json"
-    if not marker.is_file():
+    if not _is_readable(out):
         wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
         write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
     if not (out / "README.md").exists():
@@ -175,7 +175,14 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
             )
         return
     wanted = {"schema_version": SCHEMA_VERSION, "recipe_hash": recipe_hash}
-    found = read_marker(out)
+    try:
+        found = read_marker(out)
+    except InputError:
+        parts = list_parts(out)
+        if not parts:
+            raise
+        _check_parts(out, parts, recipe_hash)  # cut or changed by hand; they say the same
+        return
     if found.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{out}: holds schema version {found.get('schema_version')}, this version of theodolite writes "
@@ -191,6 +198,21 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
             )
 
 
+def _check_parts(out: Path, parts: Sequence[Path], recipe_hash: str) -> None:
+    """Of a folder whose `dataset.json` cannot be read: all of its parts say that they are of this recipe.
+
+    Raises:
+        ValueError: one is of another, of another schema version, or unreadable.
+    """
+    for part in parts:
+        version, of_part = part_metadata(part)
+        if version != SCHEMA_VERSION or of_part != recipe_hash:
+            raise ValueError(
+                f"{out}: dataset.json is no JSON object, and {part.name} was written with schema version {version}"
+                f" and recipe hash {of_part}, this run has {SCHEMA_VERSION} and {recipe_hash}; choose an empty folder"
+            )
+
+
 def _refuse_folders_as_parts(out: Path) -> None:
     """A folder by the name of a part would count as done."""
     for source in data_folder(out).glob("*"):
@@ -199,6 +221,13 @@ def _refuse_folders_as_parts(out: Path) -> None:
                 for entry in entries:
                     if entry.name.startswith("part-") and entry.is_dir():
                         raise ValueError(f"{entry.path}: is a folder where a part should be; move it away")
+
+
+def _is_readable(out: Path) -> bool:
+    try:
+        return bool(read_marker(out))
+    except InputError:
+        return False
 
 
 def read_marker(out: str | Path) -> dict[str, object]:
@@ -216,8 +245,8 @@ def read_marker(out: str | Path) -> dict[str, object]:
     except InputError as error:
         problem = str(error).removeprefix(f"{marker}: ")
     raise InputError(
-        f"{marker}: is no JSON object ({problem}); it says which recipe made the dataset: delete it, and a run of that"
-        " recipe writes it anew"
+        f"{marker}: is no JSON object ({problem}); it says which recipe made the dataset: a run of that recipe writes"
+        " it anew"
     )
 
 

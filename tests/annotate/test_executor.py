@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -421,3 +422,51 @@ def test_a_limit_that_no_clip_fits_is_said(tmp_path):
         ):
             run_plan(plan, job, workers=1, show_progress=False)
     assert not list_parts(tmp_path)
+
+
+def scheduler_process():
+    """A real scheduler on loopback, and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(
+        [*command, "--no-dashboard"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    return process, f"tcp://127.0.0.1:{port}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:1", "no address at all", "tcp://no.such.host.invalid:8786"]
+)
+def test_a_wrong_address_is_said_soon(tmp_path, address):
+    start = time.monotonic()
+    with pytest.raises(RunAborted, match=r"no dask scheduler answers at .*tcp://HOST:8786"):
+        run(numbered(1), tmp_path, workers=None, scheduler=address)
+    assert time.monotonic() - start < 45
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(executor, "FIRST_LINE_S", 0.5)
+    monkeypatch.setattr(executor, "_GONE_AFTER_S", 5.0)
+    process, address = scheduler_process()
+    try:
+        killer = threading.Timer(15, process.kill)
+        killer.start()
+        with pytest.raises(RunAborted, match=r"the dask scheduler is gone.*same command continues"):
+            run(numbered(4), tmp_path, workers=None, scheduler=address)
+        assert "no worker is connected; start some with" in caplog.text
+    finally:
+        process.kill()
+        process.wait()
+    assert run(numbered(4), tmp_path).done == 4

@@ -158,3 +158,18 @@ def test_the_end_signal_is_heard_from_the_first_moment(tmp_path, recipe, fake, m
     with pytest.raises(KeyboardInterrupt):
         go(recipe, tmp_path / "out")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_cut_marker_is_made_anew(tmp_path, recipe, fake):
+    """The parts say which recipe made them."""
+    out = tmp_path / "out"
+    go(recipe, out)
+    marker = (out / "dataset.json").read_text()
+    (out / "dataset.json").write_text(marker[:10])
+    assert [v.rule for v in validate_dataset(out)[1]] == ["marker_readable"]
+    other = yaml.safe_load(recipe.read_text()) | {"mode": "estimate"}
+    recipe.with_name("other.yaml").write_text(yaml.safe_dump(other))
+    with pytest.raises(ValueError, match=r"dataset\.json is no JSON object, and part-.* was written with"):
+        go(recipe.with_name("other.yaml"), out, dry_run=True)
+    assert go(recipe, out)[1] == 0
+    assert (out / "dataset.json").read_text() == marker
