@@ -18,7 +18,7 @@ from .cameras import rigid_error, to_4x4
 from .conform import check_types, conform, file_version
 from .inputs import InputError, reading
 from .metrics import path_length
-from .names import NAME_RULE, is_name, wrong_pointer
+from .names import NAME_RULE, below, is_name, wrong_pointer
 from .parquet import WHAT, open_parquet, read_table
 from .reasons import find_reason
 from .schema import (
@@ -185,8 +185,13 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
     return num_rows, found
 
 
-def run_validate(path: str | Path) -> tuple[str, int]:
-    """Text for the terminal and exit code: 0 if every promise holds, 1 if not."""
+def run_validate(path: str | Path, *, media_root: Path | None = None) -> tuple[str, int]:
+    """Text for the terminal and exit code: 0 if every promise holds, 1 if not.
+
+    Args:
+        media_root: folder that media pointers are relative to, if it is known: clips whose media changed after they
+            were annotated are said.
+    """
     num_rows, violations = validate_dataset(path)
     lines = [str(v) for v in violations]
     if violations:
@@ -199,7 +204,30 @@ def run_validate(path: str | Path) -> tuple[str, int]:
                 f"note: the licence of {unnamed} clips' media is unknown, so they cannot be published; annotate with"
                 " --set source.data_licence=NAME, or data_licence in the index, to name it"
             )
+    if media_root is not None and (changed := changed_media(path, media_root)):
+        lines.append(
+            f"note: the media of {len(changed)} clips changed after they were annotated, e.g. {', '.join(changed[:3])};"
+            " annotate --retry-failed all tries those that failed again, the others only a new --out"
+        )
     return "\n".join(lines), 1 if violations else 0
+
+
+def changed_media(path: str | Path, media_root: Path) -> list[str]:
+    """Ids of clips whose media is younger than the part that holds their row, by the times of the files."""
+    changed: list[str] = []
+    for part in dataset_files(path):
+        try:
+            table, written = read_table(part, ["clip_id", "media"]), part.stat().st_mtime_ns
+        except InputError:  # a violation of its own
+            continue
+        for clip_id, media in zip(table["clip_id"].to_pylist(), table["media"].to_pylist(), strict=True):
+            try:
+                status = below(media_root, media or "").stat()
+            except (ValueError, OSError):  # elsewhere, or gone: nothing is known of it
+                continue
+            if status.st_mtime_ns > written:
+                changed.append(clip_id)
+    return changed
 
 
 def _unknown_licences(path: str | Path) -> int:

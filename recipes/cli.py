@@ -168,8 +168,10 @@ def validate(path: Dataset) -> None:
 
     def act() -> tuple[str, int]:
         from ..dataset.validate import run_validate
+        from .run import media_root_of_dataset
 
-        return run_validate(path)
+        known = (path / "recipe.resolved.yaml").is_file()
+        return run_validate(path, media_root=media_root_of_dataset(path) if known else None)
 
     _finish(act)
 

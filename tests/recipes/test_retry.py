@@ -11,7 +11,7 @@ import theodolite.dataset
 import yaml
 from theodolite.annotate import executor
 from theodolite.annotate.executor import RunAborted, failure_row
-from theodolite.dataset.validate import validate_dataset
+from theodolite.dataset.validate import changed_media, run_validate, validate_dataset
 from theodolite.recipes import run as run_module
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import run_annotate
@@ -173,3 +173,15 @@ def test_a_cut_marker_is_made_anew(tmp_path, recipe, fake):
         go(recipe.with_name("other.yaml"), out, dry_run=True)
     assert go(recipe, out)[1] == 0
     assert (out / "dataset.json").read_text() == marker
+
+
+def test_media_that_changed_since_are_said(tmp_path, recipe, fake):
+    out = tmp_path / "out"
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").write_bytes(b"old")
+    go(recipe, out)
+    assert changed_media(out, tmp_path) == []
+    (tmp_path / "1.mp4").write_bytes(b"new")
+    (tmp_path / "5.mp4").write_bytes(b"came later")
+    assert changed_media(out, tmp_path) == ["c1", "c5"]
+    assert "media of 2 clips changed" in run_validate(out, media_root=tmp_path)[0]
