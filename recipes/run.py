@@ -41,7 +41,7 @@ from ..dataset.reading import open_dataset
 from ..dataset.reasons import REASONS, find_reason, status_of
 from ..dataset.report import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
-from ..dataset.store import check_output
+from ..dataset.store import check_output, finished_shards
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ def _run_annotate(recipe: Recipe, out: Path, options: _Options) -> tuple[str, in
     digest = recipe_hash(recipe)
     retried = None if options.retry_failed is None else _retried(options.retry_failed)
     check_output(out, recipe_hash=digest)
+    before = finished_shards(out)
     plan = planned()
     check_decoder(recipe.annotate.decode)
     check_estimators(recipe.annotate.geometry)
@@ -131,8 +132,9 @@ def _run_annotate(recipe: Recipe, out: Path, options: _Options) -> tuple[str, in
                 out, lambda table: pc.and_(retried(table), pc.is_in(table["clip_id"], pa.array(ids)))
             )
             log.warning("%s: %d failed clips are tried again", out, len(dropped))
-        # Planned again under the lock: another run may have ended in between.
-        plan = planned()
+        # Planned again under the lock if another run has ended in between; listing a large source takes a minute.
+        if retried is not None or finished_shards(out) != before:
+            plan = planned()
 
         def record(ended: str | None, tally: Tally | None) -> None:
             result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}

@@ -237,3 +237,33 @@ def test_a_hub_that_is_not_reached_is_said(monkeypatch):
         load_cameras("owner/cameras.txt")  # a file that is not there
     with pytest.raises(ValueError, match="no such folder"):
         inspect_text(Path("./owner/name/deeper"))
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_source_is_listed_once_to_plan_and_once_to_work(tmp_path, monkeypatch, meanwhile):
+    """A table of a million clips takes a minute. If another run ends before the folder is held, it is planned anew."""
+    import theodolite.recipes.run as module
+
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    recipe = load_recipe("videos", [f"source.root={tmp_path}", "output.clips_per_shard=1"])
+    out = tmp_path / "out"
+    listings = []
+    read_clips, check_decoder = module.read_clips, module.check_decoder
+
+    def counted(source):
+        listings.append(source)
+        return read_clips(source)
+
+    def in_between(config):
+        monkeypatch.setattr(module, "check_decoder", check_decoder)
+        if meanwhile:
+            run_annotate(recipe, out, workers=0, show_progress=False)
+            listings.clear()
+
+    monkeypatch.setattr(module, "read_clips", counted)
+    monkeypatch.setattr(module, "check_decoder", in_between)
+    text, code = run_annotate(recipe, out, workers=0, show_progress=False)
+    assert code == 1
+    assert "3 failed" in text
+    assert len(listings) == (1 if meanwhile else 2)  # planned anew: nothing is left to do
