@@ -18,9 +18,11 @@ _FORWARD_S, _ATTENTION_SHARE = 2.97, 0.68
 _CAUSAL_FORWARD_S = 2.17
 _CHUNK_S = {False: 14.7 / 40, True: 9.0 / 40}
 """A chunk of the student, without and with CUDA graphs (`--stream`)."""
-_REFINED_BLOCK_S, _DECODED_CHUNK_S, _DECODED_FRAMES_S = 0.80, 0.110, 123.0
+_REFINED_BLOCK_S, _DECODED_CHUNK_S, _DECODED_FRAMES_S = 0.71, 0.110, 123.0
 """A block of three latent frames with a full window, a chunk of the causal decoder, and video frames a second of the
 tiled one (`tests/benchmarks/chain.py --parts`)."""
+_REFINED_AT_ONCE_S = (0.1455, 0.00295)
+"""All latent frames at once: share of their number and of its square, by clips of 20 (4.1 s) and 120 (60 s)."""
 MEASURED_ON = "one H200, bf16, 704x1280, random weights"
 
 
@@ -137,15 +139,13 @@ def time_table(request: GenerationRequest, *, stand_in: bool) -> str:
     chunks = (request.num_frames - 1) / 24
     rows = [("world model", clock(denoising_seconds(request)))]
     if request.refine:
-        rows.append(
-            (
-                "refiner",
-                clock(chunks * _REFINED_BLOCK_S * share) if streamed else "not measured at this length",
-            )
-        )
+        frames = (request.num_frames - 1) / 8 * share
+        linear, square = _REFINED_AT_ONCE_S
+        at_once = linear * frames + square * frames**2
+        rows.append(("refiner", clock(chunks * _REFINED_BLOCK_S * share if streamed else at_once)))
     decoding = chunks * _DECODED_CHUNK_S if streamed else request.num_frames / _DECODED_FRAMES_S
     rows.append(("autoencoder", clock(decoding * share)))
-    rows.append(("text and image", "under a second"))
+    rows.append(("text and image", "a second; a first run compiles kernels, some 20 s more"))
     return "\n".join(
         [
             f"time     estimated from parts measured on {MEASURED_ON}",
