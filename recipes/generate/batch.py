@@ -36,7 +36,7 @@ from ...model.generation import Generator
 from ..loader import now_iso, surroundings
 from .build import build_generator, file_digests, locate_parts, resolve_precision
 from .inputs import Prepared, prepare
-from .memory import check_memory
+from .memory import check_memory, use_room
 from .options import ClipRequest, GenerateOptions
 from .plan import find_place
 from .progress import clock, shown_progress
@@ -180,7 +180,6 @@ def _generator(options_json: str) -> tuple[Generator, dict[str, Any]]:
     """The generator of this process, loaded once."""
     options = GenerateOptions.model_validate_json(options_json)
     files = locate_parts(options)
-    _loaded.append(options_json)
     return build_generator(options, files), file_digests(options, files)
 
 
@@ -189,6 +188,7 @@ def make_clip(clip: ClipRequest, job: Job, *, show: bool = False) -> Done:
 
     Raises:
         OutOfRoom: the disk is full.
+        RunAborted: the parts cannot be loaded, for this clip or any other.
     """
     video = job.out / f"{clip.id}.mp4"
     if is_whole(video):
@@ -198,14 +198,13 @@ def make_clip(clip: ClipRequest, job: Job, *, show: bool = False) -> Done:
     begin_as_worker()
     try:
         prepared = prepare(clip, job.options)
-        _check_room(prepared)
-        generator, digests = _generator(job.options.model_dump_json())
+        generator, digests = _with_room(prepared, job.options)
         with shown_progress(clip.id, show=show) as progress:
             outcome = generate_video(
                 generator, prepared, video, progress=progress, command=job.command, digests=digests
             )
         return Done(clip_id=clip.id, status="complete", text=outcome.summary)
-    except OutOfRoom:
+    except (OutOfRoom, RunAborted):
         raise
     # The one place where anything may be caught: a run must survive its worst clip, and the record keeps the traceback.
     except Exception as error:  # noqa: BLE001
@@ -214,15 +213,19 @@ def make_clip(clip: ClipRequest, job: Job, *, show: bool = False) -> Done:
         return Done(clip_id=clip.id, status="failed", text=text)
 
 
-_loaded: list[str] = []
-"""Whether this process has its generator, which takes of the memory that is free."""
-
-
-def _check_room(prepared: Prepared) -> None:
-    if _loaded:
-        return
-    place = find_place(prepared.options.device)
-    check_memory(prepared.request, prepared.options, resolve_precision(prepared.options, place.device), place)
+def _with_room(prepared: Prepared, options: GenerateOptions) -> tuple[Generator, dict[str, Any]]:
+    """This process's generator; before it is loaded, whether the first clip has room on the GPU."""
+    if _generator.cache_info().currsize:
+        return _generator(options.model_dump_json())
+    place = find_place(options.device)
+    precision = resolve_precision(options, place.device)
+    check_memory(prepared.request, options, precision, place)
+    try:
+        generator, digests = _generator(options.model_dump_json())
+    except (ValueError, OSError, ImportError) as error:
+        raise RunAborted(f"the parts cannot be loaded: {error}") from error
+    use_room(generator, prepared.request, options, precision, place)
+    return generator, digests
 
 
 def _write_failure(clip: ClipRequest, job: Job, text: str, trace: str | None) -> None:

@@ -230,6 +230,24 @@ def test_several_workers(tmp_path: Path) -> None:
         ).read_bytes()
 
 
+@needs_networks
+@pytest.mark.slow
+def test_weights_that_cannot_be_loaded_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, not clip by clip."""
+    asked = []
+
+    def fail(*arguments: object) -> None:
+        asked.append(arguments)
+        raise ValueError("model.pt cannot be read")
+
+    batch._generator.cache_clear()
+    monkeypatch.setattr(batch, "build_generator", fail)
+    with pytest.raises(batch.RunAborted, match=r"the parts cannot be loaded: model\.pt cannot be read"):
+        run_batch(write_manifest(tmp_path, rows(3)), options(), tmp_path / "out")
+    assert len(asked) == 1
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
 def test_a_folder_is_held(tmp_path: Path) -> None:
     manifest, out = write_manifest(tmp_path, rows(1)), tmp_path / "out"
     with batch.hold_folder(out), pytest.raises(ValueError, match="another run is writing here"):
