@@ -9,6 +9,7 @@ the clip will. That file is written last and whole: an archive that has one is d
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from pathlib import Path, PurePosixPath
@@ -36,6 +38,10 @@ _MAX_RATIO = 200
 """Bytes out of one byte of archive beyond which a large member is a bomb: video and depth hardly shrink at all."""
 _BOMB_FROM = 256 << 20
 """... from this size on; small files of zeros are no danger."""
+_NAME_ERRORS = frozenset(
+    {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+)
+"""A member's name clashes with what is there, or is none that this disk takes."""
 _BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -182,27 +188,42 @@ def _take(
     if size is not None and size > limits.max_member_bytes:
         refuse("archive_member_too_large", f"has {size} bytes, at most {limits.max_member_bytes} are allowed")
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if (size or 0) > shutil.disk_usage(root).free - limits.free_bytes:
         refuse("archive_member_too_large", f"has {size} bytes, more than the disk has room for")
         return
-    temporary = target.with_name(f".{target.name}.part")
     before = stream.taken
     try:
-        written, too_large = _copy(content, temporary, limits, lambda: stream.taken - before)
+        written, too_large = _write(content, target, size, limits, lambda: stream.taken - before)
         if too_large:
             refuse("archive_member_too_large", too_large)
         elif size is not None and written != size:
             refuse("archive_damaged", f"ends after {written} of {size} bytes")
         else:
-            temporary.replace(target)
             result.written, result.bytes = result.written + 1, result.bytes + written
     except _BROKEN as error:
         refuse("archive_damaged", f"cannot be read to its end ({error or type(error).__name__})")
         if not isinstance(error, zipfile.BadZipFile | zlib.error) or ".zip" not in result.archive:
             raise  # of a tar nothing that comes later can be found
+    except OSError as error:
+        if error.errno not in _NAME_ERRORS:
+            raise
+        refuse("archive_member_unsafe", f"cannot have its name here ({error.strerror})")
+
+
+def _write(
+    content: IO[bytes], target: Path, size: int | None, limits: Limits, taken: Callable[[], int]
+) -> tuple[int, str]:
+    """Write a member to its place if all of it comes; bytes that came, and what is too large about it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        written, too_large = _copy(content, temporary, limits, taken)
+        if not too_large and size in (None, written):
+            temporary.replace(target)
+        return written, too_large
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _through_link(root: Path, folder: Path) -> bool:
@@ -214,7 +235,7 @@ def _through_link(root: Path, folder: Path) -> bool:
     return False
 
 
-def _copy(content: IO[bytes], temporary: Path, limits: Limits, taken: Any) -> tuple[int, str]:
+def _copy(content: IO[bytes], temporary: Path, limits: Limits, taken: Callable[[], int]) -> tuple[int, str]:
     """Bytes written, and what is wrong with going on."""
     written = 0
     with temporary.open("wb") as out:

@@ -99,7 +99,8 @@ class Release:
             "media_path": media_path,
         }
         if self.problems and media_path.is_relative_to(self.root):
-            common["problem"] = self.problems.get(media_path.relative_to(self.root).as_posix())
+            problem = self.problems.get(media_path.relative_to(self.root).as_posix())
+            common["problem"] = None if os.path.isfile(media_path) else problem  # unpacked whole another time
         if self.windows is None:
             whole = offset_s is None
             yield ClipRef(
@@ -110,7 +111,7 @@ class Release:
                 **clip,
             )
             return
-        if duration_s is None and self.windows.most != 1 and media_path.is_file():
+        if duration_s is None and self.windows.most != 1 and os.path.isfile(media_path):
             duration_s, fps = probe(media_path)
             duration_s = None if duration_s is None else duration_s - (offset_s or 0.0)
         offset = offset_s or 0.0
@@ -148,7 +149,9 @@ class Release:
                     yield Path(folder, name)
         for place in sorted(self.problems):
             path = self.root / place
-            if place.lower().endswith(suffixes) and not path.is_file():
+            if place.lower().endswith(suffixes) and not os.path.isfile(
+                path
+            ):  # a name too long for the disk is none
                 yield path
 
     def relative(self, path: Path) -> str:

@@ -152,6 +152,35 @@ def test_nothing_leaves_the_folder(tmp_path: Path) -> None:
         assert reason_of(root, name) == "archive_member_unsafe"
 
 
+def test_names_that_clash_or_that_no_disk_takes(tmp_path: Path) -> None:
+    """A file where a folder is wanted, a folder where a file is, a name of 300 letters: each costs itself alone."""
+    member = "videos/group_0001/{}.mp4".format
+    tar_of(
+        tmp_path / "videos/group_0001.tar.gz",
+        {
+            member("a"): b"1",
+            member("a") + "/b.mp4": b"2",
+            member("c") + "/d.mp4": b"3",
+            member("c"): b"4",
+            member("x" * 300): b"5",
+            member("bad\udcff"): b"6",
+            member("last"): b"7",
+        },
+    )
+    (done,) = unpack_all("spatialvid-hq", tmp_path)
+    assert done.damage is None
+    assert done.written == 4
+    assert [m.reason for m in done.problems] == ["archive_member_unsafe"] * 3
+    assert (tmp_path / member("last")).read_bytes() == b"7"
+    assert not list(tmp_path.rglob("*.part"))
+    clips = {
+        clip.clip_id: clip for clip in release_clips("spatialvid-hq", Release(root=tmp_path, source="t"))
+    }
+    assert clips["a"].problem is None
+    with pytest.raises(ClipRejection, match="file_name_not_utf8"):
+        open_clip(clips["bad_"], DecodeConfig())
+
+
 @pytest.mark.slow
 def test_a_bomb_is_the_reason_of_its_own_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("theodolite.annotate.sources.archives._BOMB_FROM", 1 << 20)
