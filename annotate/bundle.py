@@ -36,7 +36,7 @@ from ..dataset.strict import Strict
 FocalModel = Literal["constant", "smooth", "piecewise", "given"]
 CAMERA_DOF = 7  # of a frame: turn, move, log focal; an eighth, the log gain of its depth, where that is free
 _FOCAL, _GAIN = 6, 7  # columns
-_EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...
+EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...
 _EXPECTED_FOCAL_SHARE = 1 / 16  # ... and neighbouring frames err alike: one measurement a second
 _GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
 _GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
@@ -60,8 +60,9 @@ class BundleConfig(Strict):
     """Relative depth error per observation; None takes what the geometry source declares."""
     focal_model: Literal["auto", "constant", "smooth", "piecewise"] = "auto"
     """`auto` chooses by the Bayesian information criterion."""
-    focal_floor: Annotated[float, Field(ge=0)] = 0.015
-    """A focal whose logarithm varies by less than this (standard deviation) is called constant."""
+    focal_floor: Annotated[float, Field(ge=0)] = 0.002
+    """A focal whose logarithm varies by less than this (standard deviation) is called constant. What varies by more
+    must be worth its freedom by the likelihood."""
     focal_smoothness: Annotated[float, Field(gt=0)] = 0.004
     """Standard deviation of the second difference of log focal per frame (model `smooth`), robust."""
     focal_prior_sigma: Annotated[float, Field(gt=0)] = 0.7
@@ -155,7 +156,7 @@ class GainPrior:
 
 @dataclass(frozen=True)
 class ExpectedFocal:
-    """What something else says of the focal length, within `_EXPECTED_FOCAL_SIGMA`.
+    """What something else says of the focal length, within `EXPECTED_FOCAL_SIGMA`.
 
     Attributes:
         log_focal: (F,) log focal.
@@ -319,7 +320,7 @@ class _Priors:
         if given is not None:
             centre, sigma, share = given, _GIVEN_FOCAL_SIGMA, 1.0
         elif expected is not None:
-            centre, sigma, share = expected.log_focal, _EXPECTED_FOCAL_SIGMA, expected.share
+            centre, sigma, share = expected.log_focal, EXPECTED_FOCAL_SIGMA, expected.share
         absolute = (log_focal - centre) / sigma
         terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
         terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)

@@ -68,6 +68,10 @@ _FLAT_LOG = 1e-4
 """Spread of depth over points below which it is one number for all."""
 _LOST_TRACK = 0.25
 """Unexplained parallax from which on the depth may belong to other frames altogether."""
+_NUM_ENDS = 16
+"""Maps whose largest values are compared."""
+_MOST_AT_END = 0.02
+"""Share of a map at its largest value above which its range is cut off there (as `depth_noise.cut_off`)."""
 _NEAR, _MAX_SHIFT = 4, 64
 """Frames by which depth may be late or early: always in question, and at most."""
 
@@ -188,6 +192,8 @@ class DepthCheck:
         inconsistency_log: median absolute log difference between the depth that the motion predicts in the second
             frame and the depth there, after a factor for each pair.
         unit_step_log: median absolute log of that factor: by how much the unit changes between frames.
+        same_end: whether all maps end at one and the same value although few pixels have it and they show different
+            things: so do maps that were normalised one by one, and no sensor.
         margin_log: how much better the depth fits as it is than in any other reading, at its least within the
             uncertainty; below zero another reading is better for certain.
         better_reading: words of that other reading where it is better, else empty.
@@ -199,6 +205,7 @@ class DepthCheck:
     unexplained: float = float("nan")
     inconsistency_log: float = float("nan")
     unit_step_log: float = float("nan")
+    same_end: bool = False
     margin_log: float = float("nan")
     better_reading: str = ""
     better_log: float = float("nan")
@@ -216,6 +223,11 @@ class DepthCheck:
         if gate == "depth_consistency":
             return (
                 "the depth of one frame contradicts that of the next: another clip's, or numbers read wrongly"
+            )
+        if self.same_end:
+            return (
+                "the unit of the depth changes between frames, and every map ends at the same value: they were"
+                " normalised one by one"
             )
         return "the unit of the depth jumps between frames: maps that were normalised one by one, or in another order"
 
@@ -266,6 +278,7 @@ def check_depth(
         misfit_px=float(np.nanmedian(fits.misfit_px[0])) * px,
         inconsistency_log=float(np.nanmedian(fits.inconsistency[0])),
         unit_step_log=float(np.nanmedian(np.abs(fits.gain[0]))),
+        same_end=_end_alike(depth),
     )
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
@@ -329,6 +342,29 @@ def check_depth(
         better_log=-lead.mean,
         better_sigma_log=lead.sigma,
     )
+
+
+def _end_alike(depth: DepthMaps) -> bool:
+    """Whether some maps spread over the clip have one largest value in common, which few pixels of each have."""
+    ends: list[float] = []
+    middles: list[float] = []
+    for frame in np.unique(np.linspace(0, len(depth) - 1, _NUM_ENDS).round().astype(int)).tolist():
+        z = depth.read(frame)
+        if z is None:
+            continue
+        known = z[np.isfinite(z) & (z > 0)]
+        if len(known) < 100:
+            continue
+        end = float(known.max())
+        if np.mean(known == known.max()) > _MOST_AT_END:
+            return False  # what lies beyond the range of a sensor reads its end
+        ends.append(end)
+        middles.append(float(np.median(known)))
+    if len(ends) < _NUM_ENDS // 2:
+        return False
+    # The unit may be multiplied in afterwards, in single precision.
+    alike = max(ends) - min(ends) <= 1e-5 * max(ends)
+    return alike and max(middles) > 1.02 * min(middles)
 
 
 def _same_frames(reading: Reading, pairs: _Pairs) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .bundle import GainPrior, Problem, Solution
 from .geometry.base import DepthMaps, FloatArray
@@ -182,12 +183,15 @@ class DepthNoise:
         frame: of the factor of a whole frame, from one frame to the next.
         slow: of the part of the factor that changes slowly along the clip, beyond what tracks drift by alone.
         wander: of all that changed slowly when the factors were free, whether depth or tracks are to blame.
+        patch: correlation of the errors of observations that lie in one patch of one frame, the factor of the frame
+            aside: maps err in blotches, and the observations of a blotch are one measurement.
     """
 
     observation: float
     frame: float
     slow: float
     wander: float = 0.0
+    patch: float = 0.0
 
     def scale_sigma_log(self, num_frames: int) -> float:
         """Standard deviation of the log of the unit that a clip of `num_frames` takes from its depth.
@@ -202,6 +206,7 @@ class DepthNoise:
             "depth_sigma_log": self.observation,
             "depth_frame_sigma_log": self.frame,
             "depth_wander_log": self.wander,
+            "depth_patch_correlation": self.patch,
             "depth_scale_sigma_log": self.scale_sigma_log(num_frames),
         }
 
@@ -283,7 +288,48 @@ def measured_noise(problem: Problem, solution: Solution, before: DepthNoise) -> 
         frame=max(white, _LEAST_FRAME),
         slow=max(0.0, wander - TRACK_DRIFT**2) ** 0.5,
         wander=wander**0.5,
+        patch=_patch_correlation(problem, inlier, residual),
     )
+
+
+_PATCHES = (8, 5)  # across and down the image
+_QUIET_PATCH = 0.01
+"""Error that a patch has in common below which every depth counts by itself: that of sensors, whose depth is what
+separates a longer lens from a nearer camera."""
+_CLIPPED = 3.0  # standard deviations at which a residual counts no more
+
+
+def patch_numbers(problem: Problem) -> IntArray:
+    """(N,) number of the patch of its frame in which each observation lies, different in every frame."""
+    across, down = _PATCHES
+    place = problem.uv_px.numpy() / (2 * problem.centre_px.numpy()) * np.array(_PATCHES)
+    column, row = np.clip(place.astype(int), 0, np.array(_PATCHES) - 1).T
+    return (problem.frame.numpy() * across + column) * down + row
+
+
+def _patch_correlation(problem: Problem, inlier: Tensor, residual: FloatArray) -> float:
+    """Mean product of two different errors of one patch over the mean square; `residual` of the inliers."""
+    sigma = max(_TO_SIGMA * float(np.median(np.abs(residual))), 1e-9)
+    error = np.clip(residual / sigma, -_CLIPPED, _CLIPPED)
+    _, patch = np.unique(patch_numbers(problem)[inlier.numpy()], return_inverse=True)
+    count = np.bincount(patch).astype(float)
+    total, square = np.bincount(patch, error), np.bincount(patch, error**2)
+    pairs = float((count * (count - 1)).sum())
+    if pairs < 100:
+        return 0.0
+    return float(np.clip((total**2 - square).sum() / pairs / np.mean(error**2), 0.0, 1.0))
+
+
+def count_patches(problem: Problem, noise: DepthNoise | None) -> Problem:
+    """The problem with the depths of a patch weighted as what they are together, where they err by much; None changes
+    nothing."""
+    if noise is None or noise.observation * noise.patch**0.5 < _QUIET_PATCH:
+        return problem
+    has = torch.isfinite(problem.sigma_log_depth)
+    patch = torch.as_tensor(patch_numbers(problem))
+    count = torch.bincount(patch[has], minlength=int(patch.max()) + 1)[patch].double()
+    factor = (1 + (count - 1).clamp_min(0) * noise.patch).sqrt()
+    return replace(problem, sigma_log_depth=problem.sigma_log_depth * factor)
 
 
 def _wander(x: FloatArray) -> float:

@@ -27,6 +27,9 @@ from .tracks import ImageMeasurements
 FloatArray = NDArray[np.floating]
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
+_LEAST_STEP = 0.02
+"""Step of a slow camera, as a share of the scene's depth, that a lone frame is measured by: depth of networks leaves
+jitter of this size."""
 
 
 class GatesConfig(Strict):
@@ -52,7 +55,7 @@ class GatesConfig(Strict):
     the frames before either: where the camera moves fast, descriptors follow what flow loses."""
     max_lone_frame: Annotated[float, Field(gt=0)] = 1.5
     """Largest distance of a camera centre from the middle between its neighbours, over the 90th percentile of all steps
-    (at least a hundredth of the scene's depth). True paths at 16 fps and sub-sampled: up to 0.5, hand-held at 30 fps
+    (at least two hundredths of the scene's depth). True paths at 16 fps and sub-sampled: up to 0.5, hand-held at 30 fps
     with noise 0.7."""
     min_parallax_deg: Annotated[float, Field(ge=0)] = 0.25
     """Median angle under which tracks are seen along their life: without parallax no translation is checked."""
@@ -97,6 +100,9 @@ class GatesConfig(Strict):
     pixel. What errs more fails by its reprojection."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
     """Longest time in a clip without a given pose; sources ship one four or five times a second, or on every frame."""
+    max_focal_sigma: Annotated[float, Field(gt=0)] = 0.03
+    """What the focal length of a clip with given depth may be wrong by where all measurements of a view err alike. Ten
+    frames on 11 cm of path: 0.04; a second of walking 0.017 to 0.08; 40 frames 0.013 to 0.018; recordings 0.01."""
     max_depth_scale_sigma: Annotated[float, Field(gt=0)] = 0.08
     """Standard deviation of the log of the unit that a clip takes from given depth. Sensors: 0.002 to 0.025; depth that
     drifts or steps by 20 % along the clip 0.05 to 0.07; what is worse has no unit that a clip could state."""
@@ -111,6 +117,9 @@ class GatesConfig(Strict):
     noise over patches of the image 0.045, with 10 % 0.09; depth of another clip: from 0.11."""
     max_depth_unit_step_log: Annotated[float, Field(gt=0)] = 0.3
     """Median step of the unit of given depth within pairs of frames. With 10 % of noise in each frame's unit: 0.16."""
+    max_normalised_unit_step_log: Annotated[float, Field(gt=0)] = 0.03
+    """The same where all maps end at one value, as maps do that were normalised one by one. Depth of sensors: 0.01 to
+    0.02; recordings normalised by each map's largest value: 0.04 to 0.13."""
     max_depth_residual_log: Annotated[float, Field(gt=0)] = 0.2
     """Median log difference between the depth that the cameras give and the measured one. Clean 0.001 to 0.01, network
     depth 0.03; single pixels with 20 % of noise 0.135."""
@@ -152,6 +161,13 @@ def _lone_frame(centre: FloatArray, usual: float) -> float:
         return 0.0
     off = np.linalg.norm(centre[1:-1] - (centre[:-2] + centre[2:]) / 2, axis=1)
     return float(off.max() / usual)
+
+
+def _worst_sigma(cameras: CameraSolution) -> float:
+    """Largest standard deviation of a centre that was solved for; bridged ones have a gate of their own, and what a
+    handful of points said of them is not what the row holds."""
+    own = cameras.pose_source != INFILLED
+    return float(cameras.position_sigma[own].max()) if own.any() else float("inf")
 
 
 def _bounded(
@@ -204,7 +220,7 @@ def judge(
         _bounded("jump", float(steps.max() / usual) if usual > 0 else 0.0, upper=config.max_jump),
         _bounded(
             "lone_frame",
-            _lone_frame(poses[:, :3, 3], max(usual, 0.01 * cameras.median_depth)),
+            _lone_frame(poses[:, :3, 3], max(usual, _LEAST_STEP * cameras.median_depth)),
             upper=config.max_lone_frame,
         ),
         _bounded(
@@ -222,7 +238,7 @@ def judge(
         ),
         _bounded(
             "position_sigma",
-            float(cameras.position_sigma.max()) / max(cameras.median_depth, 1e-9),
+            _worst_sigma(cameras) / max(cameras.median_depth, 1e-9),
             upper=config.max_position_sigma,
         ),
     ]
@@ -233,6 +249,8 @@ def judge(
         gates.insert(-1, _bounded("scale_sweep", sweep, lower=1 - tolerance, upper=1 + tolerance))
         if cameras.focal_model == "given":
             gates.append(_given_focal(cameras, config))
+    if np.isfinite(cameras.focal_common_log):
+        gates.append(_bounded("focal_sigma", cameras.focal_common_log, upper=config.max_focal_sigma))
     if cameras.depth_noise is not None:
         gates.append(
             _bounded(
@@ -257,7 +275,11 @@ def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
         _bounded("depth_reading", check.margin_log, lower=config.min_depth_margin_log),
         _bounded("depth_parallax", check.unexplained, upper=config.max_depth_unexplained),
         _bounded("depth_consistency", check.inconsistency_log, upper=config.max_depth_inconsistency_log),
-        _bounded("depth_unit", check.unit_step_log, upper=config.max_depth_unit_step_log),
+        _bounded(
+            "depth_unit",
+            check.unit_step_log,
+            upper=config.max_normalised_unit_step_log if check.same_end else config.max_depth_unit_step_log,
+        ),
     )
     return tuple(gate for gate in gates if gate.value is not None)
 
@@ -421,6 +443,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "parallax": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
+    "focal_sigma": "focal_uncertain",
     "depth_scale": "depth_scale_wanders",
     "depth_residual": "depth_residual_large",
     "depth_reading": "depth_does_not_fit_images",

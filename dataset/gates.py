@@ -22,6 +22,7 @@ GATE_MEANINGS: Mapping[str, str] = {
     "parallax": "Median angle under which tracks are seen: without it no translation can be checked.",
     "scale_sweep": "Factor on depth at which depth and path agree best; 1 where the scale is right.",
     "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
+    "focal_sigma": "What the focal length is wrong by where all measurements err alike: a short path hardly tells it.",
     "depth_scale": "Standard deviation of the log of the unit that the clip takes from its depth.",
     "depth_residual": "Median log difference between the depth that the cameras give and the measured one.",
     "depth_reading": "How much worse other readings of the given depth (turned, late, inverse) fit the images; "

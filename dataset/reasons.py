@@ -86,6 +86,7 @@ ReasonCode = Literal[
     "depth_scale_wanders",
     "depth_residual_large",
     "focal_axes_differ",
+    "focal_uncertain",
     "fov_too_narrow",
     "fov_too_wide",
     "no_parallax",
@@ -213,7 +214,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "depth_does_not_fit_images": _judged(
         "The depth maps show something else than the images, or show it in another way than the index says.",
-        "The detail says how they would fit: turn them, move them in time, or name what they hold (depth_kind).",
+        "The detail says how they would fit: turn them, move them in time, or name what they hold (depth_kind) and how"
+        " much of the image they show (depth_view).",
     ),
     "depth_frame_count_mismatch": _failed(
         "The depth maps are not one for every source frame.",
@@ -355,6 +357,11 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "focal_axes_differ": _judged(
         "Horizontal and vertical focal length differ more than any lens allows.",
         "Look whether the images were squeezed to another shape.",
+    ),
+    "focal_uncertain": _judged(
+        "The path is too short to tell the focal length: errors that all measurements share may move it by more than"
+        " the gate allows.",
+        "Take a longer window, or give the lens (intrinsics_path; focal: prior if it is known roughly).",
     ),
     "fov_too_narrow": _judged(
         "The field of view of a frame is narrower than the gate allows.",

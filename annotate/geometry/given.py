@@ -103,6 +103,7 @@ class GivenGeometrySource:
             kind=given.depth_kind,
             intrinsics=intrinsics,
             missing=missing,
+            view=given.depth_view,
         ).turned(clip, frames)
         depth.require_any_valid()
 
@@ -129,6 +130,7 @@ class GivenDepth:
         intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
         missing: source frames that have no file: they carry no depth.
         orientation: how the maps of the files are turned to cover the image as it is shown.
+        view: field of view of the maps over that of the image, about the same centre.
     """
 
     clip_id: str
@@ -141,6 +143,7 @@ class GivenDepth:
     intrinsics: FloatArray | None = None
     missing: frozenset[int] = frozenset()
     orientation: Orientation = UPRIGHT
+    view: float = 1.0
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -198,7 +201,8 @@ class GivenDepth:
                 "depth_not_finite",
                 f"clip {self.clip_id}: {path}: all {stored.size} values are NaN or infinite",
             )
-        return self._to_z(stored, frame)
+        z = self._to_z(stored, frame)
+        return z if self.view == 1 else _as_image_sees(z, self.view)
 
     @cached_property
     def _first_size(self) -> tuple[int, ...]:
@@ -247,6 +251,17 @@ class GivenDepth:
             f"clip {self.clip_id}: not one valid value in {len(self)} maps ({self.path(0)} to"
             f" {self.path(len(self) - 1)}); invalid are NaN, values <= 0 and {self.invalid_value:g}",
         )
+
+
+def _as_image_sees(z: F32, view: float) -> F32:
+    """Map (h, w) that shows `view` times the image's field of view, laid onto the image: NaN where it shows nothing."""
+    height, width = z.shape
+    row, column = (
+        np.floor(((np.arange(n) + 0.5 - n / 2) / view) + n / 2).astype(int) for n in (height, width)
+    )
+    seen = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
+    laid = z[np.clip(row, 0, height - 1)[:, None], np.clip(column, 0, width - 1)[None]]
+    return np.where(seen, laid, np.float32(np.nan))
 
 
 def omniworld_depth(stored: NDArray) -> NDArray[np.float64]:

@@ -136,6 +136,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
             depth_units_per_metre=entry.depth_units_per_metre,
             depth_invalid_value=entry.depth_invalid_value,
             depth_kind=entry.depth_kind,
+            depth_view=entry.depth_view,
             anchor_depth_pattern=pattern(entry.anchor_depth_pattern),
             anchor_units_per_metre=entry.anchor_units_per_metre,
             camera_to_world_path=at_root(entry.camera_to_world_path),

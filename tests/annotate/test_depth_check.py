@@ -162,6 +162,35 @@ def test_maps_in_units_of_their_own_are_told_from_noise(walk: Recording) -> None
     assert reasons(walk.check(walk.depth * unit)) == ["depth_unit_changes"]
 
 
+@pytest.mark.parametrize(
+    "levels", [None, pytest.param(255, marks=pytest.mark.slow), pytest.param(65535, marks=pytest.mark.slow)]
+)
+def test_maps_that_all_end_at_one_value_were_normalised_one_by_one(
+    walk: Recording, levels: int | None
+) -> None:
+    """The unit steps by a few per cent only, as noise may; that every map ends at the same value, noise does not do."""
+    depth = walk.depth / walk.depth.max((1, 2), keepdims=True)
+    depth *= np.linspace(1, 1.02, FRAMES, dtype=np.float32)[:, None, None] if levels is None else 1
+    drifted = walk.check(depth)
+    assert not drifted.same_end or levels is not None
+    depth = walk.depth / walk.depth.max((1, 2), keepdims=True)
+    if levels is not None:
+        depth = np.maximum(np.round(depth * levels), 1).astype(np.float32)
+    check = walk.check(depth)
+    assert check.same_end
+    assert check.unit_step_log < 0.2
+    assert reasons(check) == ["depth_unit_changes"]
+    assert "every map ends at the same value" in check.explain("depth_unit")
+
+
+def test_a_range_that_ends_is_no_sign_of_maps_normalised_one_by_one(walk: Recording) -> None:
+    far = float(np.percentile(walk.depth, 80))
+    check = walk.check(np.minimum(walk.depth, far))
+    assert not check.same_end
+    assert reasons(check) == []
+    assert not walk.check(np.where(walk.depth > far, np.nan, walk.depth)).same_end
+
+
 NOISE = {
     "clean": lambda z, rng: z,
     "2 % per pixel": lambda z, rng: z * np.exp(0.02 * rng.standard_normal(z.shape)),

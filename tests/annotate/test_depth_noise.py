@@ -9,7 +9,16 @@ import pytest
 import torch
 from theodolite.annotate import bundle as ba
 from theodolite.annotate.bundle import BundleConfig
-from theodolite.annotate.depth_noise import DepthNoise, cut_off, first_noise, map_noise, sample_depth
+from theodolite.annotate.depth_noise import (
+    DepthNoise,
+    count_patches,
+    cut_off,
+    first_noise,
+    map_noise,
+    measured_noise,
+    patch_numbers,
+    sample_depth,
+)
 from theodolite.annotate.render import RenderConfig, RenderedClip, render_clip
 from theodolite.annotate.solve import CameraSolution, solve_cameras
 from theodolite.annotate.tracks import FLOW, ImageMeasurements, TracksConfig, make_tracks, measure_images
@@ -97,6 +106,63 @@ def test_noise_along_tracks_is_split_into_that_of_frames_and_of_pixels(frame: fl
         assert not found.calm
     else:
         assert found.calm
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_errors_that_a_patch_has_in_common_are_found_and_counted_once(share: float) -> None:
+    """Maps err in blotches: of the variance of an observation, `share` is that of its patch."""
+    rng = np.random.default_rng(3)
+    frames, of_frame = 20, 300
+    count = frames * of_frame
+    problem = ba.Problem(
+        frame=torch.arange(frames).repeat_interleave(of_frame),
+        point=torch.arange(count),
+        uv_px=torch.as_tensor(rng.uniform(0, 1, (count, 2)) * (WIDTH, HEIGHT)),
+        sigma_px=torch.ones(count, dtype=torch.float64),
+        log_depth=torch.zeros(count, dtype=torch.float64),
+        sigma_log_depth=torch.full((count,), 0.05, dtype=torch.float64),
+        num_frames=frames,
+        num_points=count,
+        centre_px=torch.tensor([WIDTH / 2, HEIGHT / 2], dtype=torch.float64),
+        focal_scale_px=400.0,
+    )
+    patch = patch_numbers(problem)
+    assert len(np.unique(patch)) == 40 * frames
+    error = 0.05 * (
+        share**0.5 * rng.standard_normal(patch.max() + 1)[patch]
+        + (1 - share) ** 0.5 * rng.standard_normal(count)
+    )
+    free = torch.zeros(frames, dtype=torch.float64)
+    state = ba.State(
+        torch.eye(3).repeat(frames, 1, 1),
+        torch.zeros(frames, 3),
+        free,
+        torch.zeros(4),
+        torch.zeros(count, 3),
+        free,
+    )
+    solution = ba.Solution(
+        state,
+        0.0,
+        0.0,
+        1,
+        True,
+        torch.zeros(count),
+        torch.as_tensor(error),
+        torch.ones(count, dtype=torch.float64),
+    )
+    found = measured_noise(problem, solution, DepthNoise(observation=0.01, frame=0.01, slow=0.0))
+    assert found.observation == pytest.approx(0.05, rel=0.1)
+    assert found.patch == pytest.approx(share, abs=0.08)
+    weighted = count_patches(problem, found)
+    if share:
+        # Seven or eight observations of a patch weigh together as one error of it and the rest of each.
+        ratio = float((weighted.sigma_log_depth / problem.sigma_log_depth).median())
+        assert ratio == pytest.approx((1 + 6.5 * share) ** 0.5, rel=0.1)
+    # A sensor errs by half a per cent: there every depth counts.
+    quiet = replace(found, observation=0.005)
+    assert count_patches(problem, quiet) is problem
+    assert count_patches(problem, None) is problem
 
 
 # --- the bundle's gains ----------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def failed(
 
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
-    cameras = replace(solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet)
+    cameras = replace(
+        solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet, focal_common_log=0.01
+    )
     gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     errors = GivenPoseErrors(
         noise_m=0.003,
@@ -177,6 +179,7 @@ def sheared() -> CameraSolution:
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
+        (replace(solution(), focal_common_log=0.04), "focal_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
         (
             replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.01, slow=0.1, wander=0.1)),
@@ -230,6 +233,17 @@ def test_a_lone_frame_is_measured_against_the_steps() -> None:
     trembling[:, 0, 3] = 0.002 * np.arange(FRAMES) + 0.004 * (np.arange(FRAMES) % 2)
     # Of two metres of depth, half a centimetre to and fro is a tremor.
     assert failed(replace(still, camera_to_world=trembling)) == []
+    # A frame that lies beside a slow path by as much as the depth of networks trembles; and one that lies further.
+    trembling = solution().camera_to_world.copy()
+    trembling[:, 0, 3] = 0.002 * np.arange(FRAMES)
+    for off, reason in ((0.05, []), (0.1, ["pose_jump"])):
+        lone = trembling.copy()
+        lone[17, 1, 3] += off
+        found = judge(
+            replace(still, camera_to_world=lone), scale(), measurements(), height=HEIGHT, width=WIDTH,
+            config=GatesConfig(max_jump=1e3),
+        )  # fmt: skip
+        assert [REASONS[g.name] for g in found if not g.passed] == reason
 
 
 def test_declared_scale_has_no_series_to_judge() -> None:

@@ -359,6 +359,32 @@ def test_depth_of_another_field_of_view(tmp_path) -> None:
     assert "80x60" in found.detail
 
 
+def test_depth_of_a_camera_beside_the_colours_is_laid_onto_the_image(tmp_path) -> None:
+    """Two cameras look at one slanted wall; that of the depth has the longer lens and sees 0.8 of the view."""
+    height, width, focal = 90, 160, 120.0
+
+    def seen(by: float) -> np.ndarray:
+        x = (np.arange(width) + 0.5 - width / 2) / by
+        return np.tile(3.0 / (1 - 0.4 * x), (height, 1))  # z of the plane z = 3 + 0.4 x
+
+    write_npy_maps(tmp_path, [seen(focal / 0.8)] * 6)
+    given = {"depth_units_per_metre": 1.0, "depth_view": 0.8}
+    z = GivenGeometrySource().run(clip_of(tmp_path, "{frame:06d}.npy", **given), FRAMES).depth.read(0)
+    assert z is not None
+    known = np.isfinite(z)
+    np.testing.assert_allclose(z[known], seen(focal)[known], rtol=0.004)
+    rows, columns = known.any(1), known.any(0)
+    assert (rows.sum(), columns.sum()) == (72, 128)
+    assert known[9:81, 16:144].all()
+    plain = GivenGeometrySource().run(clip_of(tmp_path, "{frame:06d}.npy", depth_units_per_metre=1.0), FRAMES)
+    assert np.isfinite(plain.depth.read(0)).all()
+    # Of the wider view the image sees the middle.
+    write_npy_maps(tmp_path, [seen(focal / 1.25)] * 6)
+    wide = clip_of(tmp_path, "{frame:06d}.npy", **(given | {"depth_view": 1.25}))
+    z = GivenGeometrySource().run(wide, FRAMES).depth.read(0)
+    np.testing.assert_allclose(z, seen(focal), rtol=0.004)
+
+
 def test_nothing_but_nan(tmp_path) -> None:
     good = np.ones((45, 80), np.float32)
     write_npy_maps(tmp_path, [good, good, np.full((45, 80), np.nan), good, good, good])

@@ -72,6 +72,8 @@ def test_depth_and_pixels_give_metric_cameras_and_the_focal_length(
     truth = read_trajectory(SHARED / folder / "poses_c2w.txt").camera_to_world[row.frame_index]
     error = trajectory_error(np.asarray(row.camera_to_world, np.float64), truth, alignment="se3")
     assert error.ate_rmse_m < ate_m
+    # What the clip does not tell, its row does not claim.
+    assert row.reasons == (("focal_uncertain",) if focal_percent > 3 else ()), row.reason_details
     true_focal = np.loadtxt(SHARED / folder / "K.txt")[0, 0]
     assert 100 * np.abs(row.focal_px[:, 0] / true_focal - 1).mean() < focal_percent
     assert row.focal_px[:, 0].std() < 0.02 * true_focal

@@ -272,6 +272,36 @@ def test_an_expected_lens_decides_only_what_the_images_leave_open() -> None:
     assert abs(off[1]) < abs(off[0]) - 0.01
 
 
+@pytest.mark.slow
+def test_a_zoom_of_three_per_cent_is_found_and_none_is_invented() -> None:
+    """What decides is what the freedom of the focal is worth, not how far it goes."""
+    config = RenderConfig(
+        width=448, height=252, num_frames=33, seed=722, speed=0.8, zoom="in_out", zoom_factor=1.03
+    )
+    solution, clip = solve(config)
+    truth = clip.intrinsics[:, 0, 0]
+    assert np.log(truth).std() < 0.012
+    assert solution.focal_model == "smooth"
+    off = np.log(solution.focal_px[:, 0] / truth)
+    assert off.std() < 0.002  # the zoom; its level hangs on two seconds of path
+    assert np.abs(off).max() < 0.04
+    # Blotches of 10 %, another field in every frame, ask for a zoom that is none.
+    rng = np.random.default_rng(5)
+
+    def blotched(maps: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        out: list[np.ndarray | None] = []
+        for z in maps:
+            assert z is not None
+            size = z.shape[1], z.shape[0]
+            rough = cv2.resize(rng.standard_normal((5, 8)), size, interpolation=cv2.INTER_CUBIC)
+            out.append(z * np.exp(0.1 * rough / rough.std()))
+        return out
+
+    held, clip = solve(config.model_copy(update={"zoom": "none"}), change=blotched)
+    assert held.focal_model == "constant"
+    assert np.abs(np.log(held.focal_px[:, 0] / clip.intrinsics[:, 0, 0])).max() < 0.06
+
+
 def test_a_known_lens_whose_pixels_change_shape_is_refused() -> None:
     focal = np.tile([300.0, 300.0], (20, 1))
     focal[10:, 1] = 320

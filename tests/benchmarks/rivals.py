@@ -343,9 +343,10 @@ def main() -> None:
         raise SystemExit(f"{options.data}: the recordings are not here; nothing to compare")
     data, work = options.data.resolve(), options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    write_zoom_depth(data, work)
     known = recordings(data, work)
     names = options.recordings.split(",") if options.recordings else list(known)
+    if any(known[name].zooms for name in names):
+        write_zoom_depth(data, work)
     cache = work / "results.json"
 
     def cached() -> dict[str, dict[str, Any]]:
