@@ -581,7 +581,8 @@ class _Patience:
             return
         self._asked = now
         try:
-            num_workers = len(self._client.nthreads())
+            threads: Any = self._client.nthreads()
+            num_workers = len(threads)
         except (OSError, RuntimeError, TimeoutError) as error:
             raise RunAborted(_GONE.format(out=self._out)) from error
         if self._client.status in ("closed", "closing", "connecting"):

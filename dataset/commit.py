@@ -15,12 +15,11 @@ import hashlib
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .inputs import InputError
 from .parquet import read_table
@@ -147,26 +146,26 @@ def clips_with_rows(out: str | Path) -> Iterator[str]:
         yield from read_table(part, ["clip_id"])["clip_id"].to_pylist()
 
 
-def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], pa.Array]) -> list[str]:
+def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -> list[str]:
     """Take rows out of a dataset, so that their clips count as not done; call while its folder is held.
 
     A part is replaced by one of its other rows. Those are written first, into the folder of a run of their own: killed
     at any moment, either the old part is there or the next command takes in the new one.
 
     Args:
-        unwanted: of a table with `clip_id`, `verdict` and `reasons`, which rows go (boolean).
+        unwanted: of a table with `clip_id`, `verdict` and `reasons`, which rows go.
     Returns:
         Ids of the clips.
     """
     dropped: list[str] = []
     with own_run(out) as incoming:
         for part in list_parts(out):
-            mask = unwanted(read_table(part, ["clip_id", "verdict", "reasons"]))
-            if not pc.any(mask).as_py():
+            goes = list(unwanted(read_table(part, ["clip_id", "verdict", "reasons"])))
+            if not any(goes):
                 continue
             table = read_table(part)
-            dropped += table.filter(mask)["clip_id"].to_pylist()
-            rest = table.filter(pc.invert(mask))
+            dropped += table.filter(pa.array(goes))["clip_id"].to_pylist()
+            rest = table.filter(pa.array([not x for x in goes]))
             if not rest.num_rows:
                 part.unlink()
                 continue

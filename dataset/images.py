@@ -184,7 +184,7 @@ def load_image(clip_id: str, path: Path) -> tuple[NDArray[np.uint8], Orientation
         raise MediaError("image_too_large", f"clip {clip_id}: {error}") from None
     except InputError as error:
         raise MediaError("unreadable_image", f"clip {clip_id}: {error}") from None
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), orientation
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), orientation
 
 
 class ImageSizeError(InputError):

@@ -59,7 +59,7 @@ def reading(path: str | Path, what: str, member: str | None = None) -> Iterator[
         raise InputError(f"{where}: not a readable {what} ({error})") from error
     except ValueError as error:
         # Ours name the file, and say more than that it cannot be read; parsers have kinds of their own.
-        ours = type(error) is ValueError or type(error).__module__.startswith(__package__.split(".")[0])
+        ours = type(error) is ValueError or type(error).__module__.startswith(__name__.split(".")[0])
         if ours and str(path) in str(error):
             raise
         raise InputError(f"{where}: not a readable {what} ({_described(error)})") from error

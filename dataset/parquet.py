@@ -41,10 +41,10 @@ def open_parquet(
     with reading(path, WHAT):
         if source is None and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
-        source = pa.OSFile(str(path)) if source is None else source
-        check_seal(source, where=path, whole=whole)
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        check_sizes(file.metadata, source.size(), where=path)
+        content: Any = pa.OSFile(str(path)) if source is None else source
+        check_seal(content, where=path, whole=whole)
+        file = pq.ParquetFile(content, page_checksum_verification=True)
+        check_sizes(file.metadata, content.size(), where=path)
     return file
 
 

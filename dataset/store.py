@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .inputs import InputError, parse_json, read_text
@@ -318,7 +317,7 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
 
 def write_part_table(path: Path, table: pa.Table) -> None:
     """Write a table of rows as a part file, all or nothing; errors of the disk as `write_part`."""
-    frames = max(1, pc.sum(table["num_frames"]).as_py() or 0)
+    frames = max(1, sum(table["num_frames"].to_pylist()))
     per_group = max(1, _ROW_GROUP_FRAMES * table.num_rows // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import check_decoder, open_clip
@@ -127,10 +126,7 @@ def _run_annotate(recipe: Recipe, out: Path, options: _Options) -> tuple[str, in
     started, start = now_iso(), time.time()
     with open_output(out, recipe_hash=digest):
         if retried is not None:
-            ids = [clip.clip_id for clip in islice(clips(), options.limit)]
-            dropped = drop_rows(
-                out, lambda table: pc.and_(retried(table), pc.is_in(table["clip_id"], pa.array(ids)))
-            )
+            dropped = _drop_failed(out, retried, {clip.clip_id for clip in islice(clips(), options.limit)})
             log.warning("%s: %d failed clips are tried again", out, len(dropped))
         # Planned again under the lock if another run has ended in between; listing a large source takes a minute.
         if retried is not None or finished_shards(out) != before:
@@ -184,7 +180,19 @@ _PLANS = 3
 """How often a run plans anew because its source has changed since."""
 
 
-def _retried(reason: str) -> Callable[[pa.Table], pa.Array]:
+def _drop_failed(out: Path, failed: Callable[[pa.Table], list[bool]], ids: set[str]) -> list[str]:
+    """Drop the rows of failed clips that the source still has; returns their ids."""
+
+    def goes(table: pa.Table) -> list[bool]:
+        return [
+            of_kind and clip_id in ids
+            for of_kind, clip_id in zip(failed(table), table["clip_id"].to_pylist(), strict=True)
+        ]
+
+    return drop_rows(out, goes)
+
+
+def _retried(reason: str) -> Callable[[pa.Table], list[bool]]:
     """Which rows of a part failed for a reason, or for any (`all`).
 
     Raises:
@@ -197,15 +205,12 @@ def _retried(reason: str) -> Callable[[pa.Table], pa.Array]:
             what = "is no reason" if found is None else "is a judgement, which trying again does not change"
             raise ValueError(f"--retry-failed {reason}: {what}; failures are {', '.join(failures)}, or all")
 
-    def rows(table: pa.Table) -> pa.Array:
+    def rows(table: pa.Table) -> list[bool]:
         verdicts, reasons = table["verdict"].to_pylist(), table["reasons"].to_pylist()
-        return pa.array(
-            [
-                status_of(verdict, codes) == "failed" and reason in ("all", *codes)
-                for verdict, codes in zip(verdicts, reasons, strict=True)
-            ],
-            pa.bool_(),
-        )
+        return [
+            status_of(verdict, codes) == "failed" and reason in ("all", *codes)
+            for verdict, codes in zip(verdicts, reasons, strict=True)
+        ]
 
     return rows
 
