@@ -470,3 +470,75 @@ def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
         process.kill()
         process.wait()
     assert run(numbered(4), tmp_path).done == 4
+
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+import cloudpickle
+from theodolite.annotate import executor
+from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.config import AnnotateConfig
+
+out, scheduler, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+
+def slow(clip, config, *, mode, recipe_hash):
+    import time
+    from pathlib import Path
+    from theodolite.annotate.executor import Job, failure_row
+    time.sleep(0.5)
+    job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
+    return failure_row(clip, job, "too_short", "7 frames")
+
+def clips():
+    for name in names:
+        yield ClipRef(clip_id=name, source="s", original_id=name, media_kind="video", media_path=Path(name))
+
+cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+with executor.open_output(out, recipe_hash="0123456789abcdef"):
+    plan = executor.plan_run(clips, out, clips_per_shard=4)
+    own = {"config": AnnotateConfig(), "mode": "given_depth", "recipe_hash": "0123456789abcdef"}
+    job = executor.Job(out=out, annotate=slow, **own)
+    print(executor.run_plan(plan, job, scheduler=scheduler, show_progress=False))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
+    """Its workers live on. The next command has one more clip in front, which cuts all shards anew."""
+    process, address = scheduler_process()
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--nworkers",
+        "2",
+        "--nthreads",
+        "1",
+    ]
+    workers = subprocess.Popen([*command, "--no-dashboard"], stderr=subprocess.DEVNULL)
+    out = tmp_path / "out"
+    names = [f"c{i:02d}" for i in range(16)]
+    try:
+        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, *names])
+        deadline = time.monotonic() + 90
+        while not list(out.glob(".tmp-run-*/data/*/part-*")) and not list_parts(out):
+            assert time.monotonic() < deadline
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, str(out), address, "a", *names], timeout=150, check=False
+        )
+        assert done.returncode == 0
+        time.sleep(3)  # whoever is left of the first command has written by then
+        with open_output(out, recipe_hash=HASH):
+            pass
+    finally:
+        for running in (workers, process):
+            running.terminate()
+            running.wait(30)
+    assert sorted(ids(out)) == sorted(["a", *names])
+    assert not list(out.glob(".tmp-*"))
