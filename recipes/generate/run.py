@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 from ...annotate.executor import signals_as_interrupt
@@ -95,8 +96,15 @@ def _check_place(video: Path, *, may_be_there: bool) -> None:
         raise ValueError(f"--out {video}: videos are written as .mp4; with --manifest, --out is a folder")
     if not video.parent.is_dir():
         raise ValueError(f"--out {video}: no such folder {video.parent}")
+    if video.is_dir():
+        raise ValueError(f"--out {video}: is a folder")
     if video.exists() and not may_be_there:
         raise ValueError(f"--out {video}: is there already; --overwrite replaces it")
+    try:
+        with tempfile.TemporaryFile(dir=video.parent):  # before minutes of loading, not after
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {video}: nothing can be written there: {error.strerror}") from None
 
 
 def _missing_weights(options: GenerateOptions) -> str | None:

@@ -473,6 +473,10 @@ def test_a_lens_for_every_pose_of_the_file(image: Path, tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
     assert "written as .mp4" in refused(image, tmp_path / "v.avi")
     assert "no such folder" in refused(image, tmp_path / "nowhere" / "v.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    assert "is a folder" in generate(*usual(image, tmp_path / "folder.mp4"), "--overwrite").output
+    if Path("/proc").is_dir():
+        assert "nothing can be written there" in generate(*usual(image, Path("/proc/v.mp4"))).output
     there = tmp_path / "there.mp4"
     there.write_bytes(b"mine")
     done = generate(*usual(image, there))
