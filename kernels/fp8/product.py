@@ -91,9 +91,6 @@ def output_gate_rows(main: Tensor, camera: Tensor | None, gate: Tensor, *, backe
     return out
 
 
-_ROWS = 8
-
-
 def modulated_norm_rows(
     x: Tensor,
     shift: Tensor,
@@ -120,7 +117,6 @@ def modulated_norm_rows(
             x, normed = add_modulated_norm(x, added, shift, scale, eps=eps, backend=backend)
         return x, normed if keep else None, round_rows(normed, backend=backend)
     check_modulation(x, shift, scale)
-    import triton
 
     from . import triton_kernels as kernels
 
@@ -129,10 +125,10 @@ def modulated_norm_rows(
     added = None if added is None else added.contiguous()
     total = x if added is None else torch.empty_like(x)
     kept, out = torch.empty_like(x) if keep else None, _empty_rows(x)
-    kernels.modulated_norm_rows[(triton.cdiv(s, _ROWS), b * t)](
+    kernels.modulated_norm_rows[(s, b * t)](
         x, added, shift, scale, total, kept, out.values, out.scale, t, s, c,
         *frame_steps(shift), *frame_steps(scale), eps,
-        ROWS=_ROWS, HAS_ADDED=added is not None, KEEP=keep, **_launch(x),
+        ROWS=1, HAS_ADDED=added is not None, KEEP=keep, **_launch(x),
     )  # fmt: skip
     return total, kept, out
 

@@ -579,7 +579,7 @@ def sweep_rows(w: Sweep) -> None:
         narrow.round_rows[(t * s,)](x, eighth, scales, c, c, BLOCK=wide, **w.emulated, num_warps=warps)
 
     w.line("modulated_norm (rows, warps)", norm, ((8, 4), (1, 4), (4, 4), (8, 8), (4, 8), (16, 4), (8, 16)))
-    w.line("modulated_norm_rows (rows, warps)", norm_rows, ((8, 4), (1, 4), (4, 4), (8, 8), (1, 8)))
+    w.line("modulated_norm_rows (rows, warps)", norm_rows, ((1, 4), (8, 4), (4, 4), (8, 8), (1, 8)))
     w.line(
         "modulated_norm_backward (rows, warps)", norm_backward, ((16, 4), (8, 4), (32, 4), (64, 4), (16, 8))
     )
@@ -636,7 +636,7 @@ def sweep_heads(w: Sweep) -> None:
     w.line(
         "statistics (tokens, rounds, warps)",
         statistics_of,
-        ((64, 8, 4), (32, 8, 4), (64, 2, 4), (128, 4, 8), (32, 16, 2), (16, 8, 1)),
+        ((16, 16, 1), (64, 8, 4), (32, 8, 4), (64, 2, 4), (32, 16, 2), (16, 8, 1)),
     )
     w.line(
         "round_and_pad (tokens, warps)", rounding, ((64, 4), (32, 4), (128, 4), (128, 8), (32, 2), (16, 1))
