@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from theodolite.kernels import frame_attention, visible_frames
+from theodolite.kernels.attention import _resized
 
 from .cases import relative
 
@@ -57,3 +58,18 @@ def test_heads_that_are_filled_up_give_the_same(kw: dict, monkeypatch: pytest.Mo
     found = frame_attention(q, k, v, **kw)
     assert found.shape == expected.shape
     assert relative(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("size", [72, 70])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_heads_are_filled_up_and_cut_whatever_their_place_in_memory(size: int, dtype: torch.dtype) -> None:
+    """A third of a wider tensor, as queries, keys and values are; sizes that eight bytes divide, and one that not."""
+    packed = torch.randn(1, 2, 5, 3 * 2 * size).to(dtype)
+    for part in packed.chunk(3, dim=-1):
+        x = part.unflatten(-1, (2, size)).permute(0, 3, 1, 2, 4)
+        filled = _resized(x, 128)
+        assert torch.equal(filled[..., :size], x)
+        assert not filled[..., size:].any()
+        cut = _resized(filled, size)
+        assert torch.equal(cut, x)
+        assert cut.permute(0, 2, 3, 1, 4).is_contiguous()
