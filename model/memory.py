@@ -22,15 +22,15 @@ SPARE_BYTES = 1_500_000_000
 
 PARTS = ("text_encoder", "autoencoder", "world_model", "refiner_text_encoder", "refiner")
 
-_WORLD_MODEL_COPIES = 20
+_WORLD_MODEL_COPIES = 13
 """Of (tokens, width) in bfloat16 at the widest point of a block: the feed-forward network's 13,440 channels before its
 gate are six, half of that behind it three, the others are inputs, keys, values and their sums."""
-_REFINER_COPIES = 14
+_REFINER_COPIES = 13
 """Of (tokens, width): hidden states, their norm, queries, keys and values, two tables of rotations, and float32 copies
 while they are rotated."""
 _REFINER_PIECE = 16384
 """Tokens that the refiner's feed-forward network takes at once (`refiner._InPieces`)."""
-_DECODER_COPIES = 7.5
+_DECODER_COPIES = 9
 """Of (channels, frames, height / 4, width / 4) at the decoder's finest level: input, norm, padded input, output of a
 convolution and its layout, and the block's residual."""
 _DECODER_CHANNELS = 128
@@ -73,7 +73,7 @@ class PartSize:
 
 
 RELEASED_SIZES: Mapping[str, PartSize] = {
-    "text_encoder": PartSize(2_614_341_888),
+    "text_encoder": PartSize(2_614_341_888, 2_024_515_584, 77_865_984),
     "autoencoder": PartSize(1_222_479_857),
     "world_model": PartSize(2_661_800_448),
     "refiner_text_encoder": PartSize(12_843_038_976, 10_759_151_616, 224_148_992),
@@ -106,6 +106,7 @@ class VideoShape:
         refiner_block_frames: latent frames that it takes at once; None: all of them.
         refiner_window_frames: latent frames of keys that a block sees, sink included.
         window_chunks, sink_chunks, chunk_frames: of the distilled world model.
+        guidance_batched: whether guidance's two passes run as one.
         tile_px: side of the decoder's tiles in the picture; None: whole pictures.
     """
 
@@ -119,6 +120,7 @@ class VideoShape:
     window_chunks: int = 1
     sink_chunks: int = 1
     chunk_frames: int = 3
+    guidance_batched: bool = False
     tile_px: int | None = 512
 
     @property
@@ -270,7 +272,8 @@ def _denoising(shape: VideoShape, networks: Networks) -> Stage:
     plucker = shape.latent_frames * shape.tokens_per_frame * config.plucker_channels * 2
     latents = 4 * shape.latent_frames * shape.tokens_per_frame * config.latent_channels * 2
     if shape.mode != "distilled":
-        working = _WORLD_MODEL_COPIES * shape.latent_frames * frame
+        passes = 2 if shape.guidance_batched else 1
+        working = _WORLD_MODEL_COPIES * shape.latent_frames * frame * passes
         return Stage("denoising", ("world_model",), working + plucker + latents)
     chunk = shape.chunk_frames + 1  # the first one takes the remainder
     softmax = sum(config.is_softmax(i) for i in range(config.depth))

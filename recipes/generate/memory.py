@@ -26,6 +26,7 @@ def plan_for(request: GenerationRequest, options: GenerateOptions, precision: st
         refiner_block_frames=3 if sampling.mode == "distilled" else None,
         window_chunks=_chunks(sampling.window_chunks, request),
         sink_chunks=_chunks(sampling.sink_chunks, request),
+        guidance_batched=sampling.guidance_batched,
     )
     sizes = memory.RELEASED_SIZES
     if precision == "float32":

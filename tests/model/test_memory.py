@@ -117,13 +117,13 @@ def test_a_stream_needs_no_more_for_longer_clips() -> None:
 
 
 def test_what_would_fit_fits() -> None:
-    with pytest.raises(ValueError, match=r"while refining runs .* 16\.0 GB may be used") as error:
-        check_memory(plan_memory(MINUTE, "blocks"), 16_000_000_000)
+    with pytest.raises(ValueError, match=r"while refining runs .* 12\.0 GB may be used") as error:
+        check_memory(plan_memory(MINUTE, "blocks"), 12_000_000_000)
     seconds = float(str(error.value).split("--seconds ")[1].split()[0])
     shorter = replace(MINUTE, num_frames=int(16 * seconds) + 1)
-    assert plan_memory(shorter, "blocks").fits(16_000_000_000)
+    assert plan_memory(shorter, "blocks").fits(12_000_000_000)
     longer = replace(MINUTE, num_frames=int(16 * seconds) + 9)
-    assert not plan_memory(longer, "blocks").fits(16_000_000_000)
+    assert not plan_memory(longer, "blocks").fits(12_000_000_000)
     with pytest.raises(ValueError, match="--no-refiner"):
         check_memory(plan_memory(STREAM, "blocks"), 14_000_000_000)
     with pytest.raises(ValueError, match="nothing of this size"):
