@@ -23,8 +23,8 @@ SPARE_BYTES = 1_500_000_000
 PARTS = ("text_encoder", "autoencoder", "world_model", "refiner_text_encoder", "refiner")
 
 _WORLD_MODEL_COPIES = 13
-"""Of (tokens, width) in bfloat16 at the widest point of a block: the feed-forward network's 13,440 channels before its
-gate are six, half of that behind it three, the others are inputs, keys, values and their sums."""
+"""Of (tokens, width) in bfloat16 at the widest point of a block: the residual, the block's input, queries, keys and
+values, the three filled up for cuDNN, and outputs."""
 _REFINER_COPIES = 13
 """Of (tokens, width): hidden states, their norm, queries, keys and values, two tables of rotations, and float32 copies
 while they are rotated."""
