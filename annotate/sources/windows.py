@@ -51,6 +51,10 @@ class Window:
     end_s: float
 
 
+_LONGEST_S = 7 * 86400.0
+"""No stretch of media is longer than a week."""
+
+
 def count_samples(duration_s: float, fps: float | None) -> int:
     """Frames at 16 a second that media of this duration hold by the rule of `decode.choose_frames`.
 
@@ -75,6 +79,8 @@ def cut_windows(
         fps: of the source, where known.
         offset_s: where the stretch starts in its media.
     """
+    if duration_s is not None and duration_s > _LONGEST_S:
+        duration_s = None  # a damaged number in a table; a million windows would come of it
     shortest = windows.shortest or windows.frames
     held = windows.frames if duration_s is None else count_samples(duration_s, fps)
     stride = windows.stride or windows.frames

@@ -184,6 +184,28 @@ def test_a_stretch_too_short_for_any_window_is_a_row_that_says_so(tmp_path: Path
     assert [len(open_clip(clips[name], DecodeConfig())) for name in others] == [161, 161]
 
 
+def test_a_duration_that_cannot_be_is_unknown(tmp_path: Path) -> None:
+    assert [w.start for w in cut_windows(TEN, duration_s=1e20, fps=24.0)] == [0]
+    assert [w.start for w in cut_windows(TEN, duration_s=float("inf"))] == [0]
+
+
+def test_a_record_of_unpacking_that_is_none_is_passed_over(tmp_path: Path, caplog) -> None:
+    touch(tmp_path / "videos/group_0001/a.mp4")
+    (tmp_path / ".unpacked").mkdir()
+    good = {"place": "videos/group_0001/b.mp4", "reason": "archive_damaged", "detail": "d"}
+    lines = [
+        [],
+        3,
+        {"place": 3, "reason": "archive_damaged"},
+        {"place": "../x.mp4", "reason": "archive_damaged"},
+        good,
+    ]
+    (tmp_path / ".unpacked/a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / ".unpacked/b.jsonl").write_text('{"place": ')
+    assert list(listed("spatialvid-hq", tmp_path)) == ["a", "b"]
+    assert "unpack the archive again" in caplog.text
+
+
 def test_windows_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="shortest"):
         Windows(frames=161, shortest=162)
