@@ -109,8 +109,9 @@ class SharedInput:
 
     def __init__(self, x: Tensor | None, rows: Rows | None = None, dtype: torch.dtype | None = None) -> None:
         self._x, self._rows = x, rows
-        self.dtype = x.dtype if x is not None else dtype
-        assert self.dtype is not None
+        kind = dtype if x is None else x.dtype
+        assert kind is not None
+        self.dtype = kind
 
     @property
     def x(self) -> Tensor:

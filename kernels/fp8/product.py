@@ -66,7 +66,7 @@ def _launch(x: Tensor) -> dict[str, int]:
     """Options of a kernel whose programs hold whole rows."""
     import triton
 
-    block = triton.next_power_of_2(x.shape[-1])
+    block = int(triton.next_power_of_2(x.shape[-1]))
     return {"BLOCK": block, "ROUND": not x.is_cuda, "num_warps": 4 if block <= 4096 else 8}
 
 
