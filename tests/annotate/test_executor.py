@@ -480,13 +480,13 @@ from theodolite.annotate import executor
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 
-out, scheduler, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+out, scheduler, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
 
 def slow(clip, config, *, mode, recipe_hash):
     import time
     from pathlib import Path
     from theodolite.annotate.executor import Job, failure_row
-    time.sleep(0.5)
+    time.sleep(seconds)
     job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
     return failure_row(clip, job, "too_short", "7 frames")
 
@@ -496,7 +496,7 @@ def clips():
 
 cloudpickle.register_pickle_by_value(sys.modules["__main__"])
 with executor.open_output(out, recipe_hash="0123456789abcdef"):
-    plan = executor.plan_run(clips, out, clips_per_shard=4)
+    plan = executor.plan_run(clips, out, clips_per_shard=2)
     own = {"config": AnnotateConfig(), "mode": "given_depth", "recipe_hash": "0123456789abcdef"}
     job = executor.Job(out=out, annotate=slow, **own)
     print(executor.run_plan(plan, job, scheduler=scheduler, show_progress=False))
@@ -519,9 +519,9 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
     ]
     workers = subprocess.Popen([*command, "--no-dashboard"], stderr=subprocess.DEVNULL)
     out = tmp_path / "out"
-    names = [f"c{i:02d}" for i in range(16)]
+    names = [f"c{i:02d}" for i in range(8)]
     try:
-        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, *names])
+        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, "6", *names])
         deadline = time.monotonic() + 90
         while not list(out.glob(".tmp-run-*/data/*/part-*")) and not list_parts(out):
             assert time.monotonic() < deadline
@@ -530,10 +530,10 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
         first.kill()
         first.wait()
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, str(out), address, "a", *names], timeout=150, check=False
+            [sys.executable, "-c", COMMAND, str(out), address, "0.1", "a", *names], timeout=150, check=False
         )
         assert done.returncode == 0
-        time.sleep(3)  # whoever is left of the first command has written by then
+        time.sleep(12)  # whoever is left of the first command has written by then
         with open_output(out, recipe_hash=HASH):
             pass
     finally:

@@ -102,7 +102,7 @@ def test_a_source_that_changes_between_plan_and_work(tmp_path, recipe, fake, mon
         nonlocal calls
         calls += 1
         clips = list(whole(source))
-        return iter(clips[: 4 if calls < 3 else 6] if calls != 3 else clips[1:])
+        return iter({1: clips[:4], 2: clips[1:]}.get(calls, clips))
 
     monkeypatch.setattr(run_module, "read_clips", moving)
     assert go(recipe, tmp_path / "out")[1] == 0
