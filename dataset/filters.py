@@ -132,7 +132,7 @@ def apply_filters(
     source = np.asarray(table["source"].to_pylist(), object)
     accepted = np.asarray(pc.equal(table["verdict"], "accepted"))
     kept = accepted.copy()
-    reasons: list[tuple[NDArray[np.bool_], str]] = [(~accepted, "cameras_rejected")]
+    failing: list[tuple[NDArray[np.bool_], str]] = [(~accepted, "cameras_rejected")]
     reports = []
     for name in sorted(set(source.tolist())):
         of_source = source == name
@@ -144,12 +144,12 @@ def apply_filters(
             too_low = values < (-np.inf if low is None else low)
             too_high = values > (np.inf if high is None else high)
             for mask, word in ((missing, "missing"), (too_low, "low"), (too_high, "high")):
-                reasons.append((of_source & mask, f"{metric}_{word}"))
+                failing.append((of_source & mask, f"{metric}_{word}"))
             passed[metric] = ~(missing | too_low | too_high)
         reports.append(_report(name, of_source, accepted, passed, found, columns))
         for mask in passed.values():
             kept &= mask | ~of_source
-    text = _reasons(reasons, len(table))
+    text = _reasons(failing, len(table))
     judged = pa.table(
         {"clip_id": table["clip_id"], "source": table["source"], "kept": kept, "filter_reasons": text}
     )

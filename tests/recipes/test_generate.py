@@ -358,8 +358,9 @@ def test_paths_that_cannot_be(image: Path, tmp_path: Path, kind: str, named: str
 
 @needs_networks
 @pytest.mark.slow
-def test_kernels_that_are_not_here(image: Path, tmp_path: Path) -> None:
+def test_kernels_that_are_not_here(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A choice that cannot be kept is refused, not replaced."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # tests of the kernels set it for their process
     text = refused(image, tmp_path / "v.mp4", kernels="triton")
     assert "triton" in text.lower()
 
