@@ -14,7 +14,7 @@ from theodolite.annotate.gates import REASONS as GATE_REASONS
 from theodolite.dataset.reasons import REASONS, is_judgement, status_of
 
 ROOT = Path(__file__).parents[2]
-CALLS = {"ClipRejection": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
+CALLS = {"ClipRejection": 0, "refuse": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
 """Functions that take a reason, and its place among their arguments."""
 
 
