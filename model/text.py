@@ -323,6 +323,22 @@ def byte_tokenizer() -> Any:
     )
 
 
+def _tiny_sizes(tokenizer: Any, width: int) -> dict[str, int]:
+    """Sizes of a stand-in's language model, in the words of transformers' Gemma configurations."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+
+
 def tiny_text_encoder(seed: int = 0, *, width: int = 16, tokens: int = TOKENS) -> TextEncoder:
     """Random numbers in the shape of the world model's text encoder, on the CPU in float32.
 
@@ -334,18 +350,7 @@ def tiny_text_encoder(seed: int = 0, *, width: int = 16, tokens: int = TOKENS) -
     """
     transformers = import_transformers()
     tokenizer = byte_tokenizer()
-    config = transformers.Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
+    config = transformers.Gemma2Config(**_tiny_sizes(tokenizer, width))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.Gemma2Model(config)
@@ -363,18 +368,7 @@ def tiny_refiner_text_encoder(
     transformers = import_transformers()
     kind = import_diffusers("pipelines.ltx2.connectors").LTX2TextConnectors
     tokenizer = byte_tokenizer()
-    config = transformers.Gemma3TextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
+    config = transformers.Gemma3TextConfig(**_tiny_sizes(tokenizer, width))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.Gemma3TextModel(config)
