@@ -81,17 +81,21 @@ def full_refiner(device: torch.device | str, dtype: torch.dtype, *, options: Ref
     return Refiner(random_weights(transformer, device, dtype), options=options, stand_in=True)
 
 
+GEMMA_3_12B = {
+    "hidden_size": 3840,
+    "intermediate_size": 15360,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 262208,
+}
+"""Of the refiner's language model, in the words of transformers' `Gemma3TextConfig`."""
+
+
 def full_refiner_text_encoder(device: torch.device | str, dtype: torch.dtype) -> RefinerTextEncoder:
     """Gemma-3-12B's shape and LTX-2's connectors."""
     transformers = import_transformers()
-    config = transformers.Gemma3TextConfig(
-        hidden_size=3840,
-        intermediate_size=15360,
-        num_hidden_layers=48,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=262208,
-    )
+    config = transformers.Gemma3TextConfig(**GEMMA_3_12B)
     with torch.device("meta"):
         language = transformers.Gemma3TextModel(config)
         connectors = import_diffusers("pipelines.ltx2.connectors").LTX2TextConnectors(rope_type="split")

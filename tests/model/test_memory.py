@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -44,20 +43,13 @@ def test_the_released_neighbours_to_the_weight() -> None:
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
     from theodolite.model.autoencoder import VideoAutoencoder
     from theodolite.model.refiner import Refiner, _kind
+    from theodolite.model.stand_ins import GEMMA_3_12B
     from theodolite.model.text import RefinerTextEncoder, TextEncoder
 
-    gemma3: dict[str, Any] = dict(
-        hidden_size=3840,
-        intermediate_size=15360,
-        num_hidden_layers=48,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=262208,
-    )
     with torch.device("meta"):
         whole, video = LTX2VideoTransformer3DModel(rope_type="split"), _kind()(rope_type="split")
         autoencoder = AutoencoderKLLTX2Video()
-        language = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**gemma3))
+        language = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**GEMMA_3_12B))
         connectors = LTX2TextConnectors(rope_type="split")
         small = transformers.Gemma2Model(transformers.Gemma2Config())
 
