@@ -3,7 +3,7 @@ against focal.
 
 The bundle measures image positions; the sequence network has learnt shapes; the metric anchor judges frames one by
 one. What two of them say alike is probably so, and that needs no ground truth. `confidence` turns the numbers into a
-probability that was calibrated on clips with truth (`tests/benchmarks/estimate_calibration.py`).
+probability that was calibrated on clips with truth (`benchmarks/estimate_calibration.py`).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def confidence_of(row: Row) -> float | None:
     """Probability that the cameras of a row are usable, or None if the row lacks what it is made of.
 
     Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
-    10 %. A logistic model of `features_of`, fitted and judged by `tests/benchmarks/estimate_calibration.py`.
+    10 %. A logistic model of `features_of`, fitted and judged by `benchmarks/estimate_calibration.py`.
     """
     features = features_of(row)
     if features is None:

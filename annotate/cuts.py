@@ -41,7 +41,7 @@ _BRIDGE = 3
 _HALF_DISSOLVE_S = 0.5
 """Distance to the two shots that a dissolve is tested against; twice as far, too."""
 
-# Measured with tests/benchmarks/cuts.py on its development part.
+# Measured with benchmarks/cuts.py on its development part.
 _NOMINATE_CORRELATION = 0.6
 """Of the step after warping by dense flow: 0.09 to 0.6 in the worst pans, up to 0.33 at hard cuts."""
 _SAME_PLACE = 10

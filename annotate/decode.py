@@ -9,7 +9,7 @@ Why PyAV is the default: forward decoding was exact on every file tried (closed 
 discarded frames, variable rate, rotation, AV1, VP9, 10 bit). decord 0.6.0 cannot open AV1, counts discarded
 frames, and its seeks land one frame late at open GOPs. Its contiguous reads from the first frame are exact on plain
 MP4 and Matroska files (not on MPEG transport streams), but cost 5 to 20 % more CPU time and memory than PyAV,
-which converts only the frames that are kept (tests/benchmarks/decode_bench.py).
+which converts only the frames that are kept (benchmarks/decode_bench.py).
 `backend: decord` (an extra: pip install "theodolite[decord]") reads contiguously, checks its time stamps against the
 timeline, and takes PyAV where decord would be wrong, saying so in `notes`.
 """

@@ -7,7 +7,7 @@ a constant cannot explain it.
 
 Why not the paper's estimator (kept as `method="paper"`): least squares lets far pixels decide, where anchors are
 worst, and one infinite pixel ruins it; an exponential mean with momentum 0.99 remembers its first frames for a
-hundred frames and turns frame noise into a wandering scale. `tests/benchmarks/scale_estimators.py` compares them.
+hundred frames and turns frame noise into a wandering scale. `benchmarks/scale_estimators.py` compares them.
 """
 
 from __future__ import annotations

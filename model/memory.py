@@ -1,7 +1,7 @@
 """How much GPU memory a video will take, known before anything is loaded.
 
 Weights are counted exactly. What is computed beside them is a number of copies of the largest tensors at work, by
-formulas that stand with each stage; `tests/benchmarks/chain.py` measures both. Memory of the CUDA context, of libraries
+formulas that stand with each stage; `benchmarks/chain.py` measures both. Memory of the CUDA context, of libraries
 and of fragments is not counted: leave `SPARE_BYTES` for it.
 """
 

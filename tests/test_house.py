@@ -81,6 +81,34 @@ def test_imports_point_down(path):
             )
 
 
+def names_of(module: str) -> set[str] | None:
+    """What a module of ours defines or imports at its top level, and what lies in its folder; None: no such module."""
+    base = ROOT.joinpath(*module.split(".")[1:])
+    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+    if not path.is_file():
+        return None
+    found = {p.stem for p in base.glob("*")} if base.is_dir() else set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_what_benchmarks_import_is_there(path):
+    """They take a GPU or minutes, and no test runs them all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "theodolite":
+            there = names_of(str(node.module))
+            assert there is not None, f"{path.name}: no module {node.module}"
+            missing = {alias.name for alias in node.names} - there
+            assert not missing, f"{path.name}: {node.module} has no {missing}"
+
+
 def test_the_reader_of_imports_sees_them():
     """The test above would pass on an empty set as well."""
     assert ("dataset", "rows") in imported_floors(ROOT / "annotate" / "pipeline.py")

@@ -17,7 +17,7 @@ Two kinds of softmax:
   2^(+-58) and the sum of as many terms as there are tokens.
 
 Tried on an H200 and not kept: a share of the exponentials as polynomials (slower: the chip stands at its power
-limit), queries in registers, 256 queries a program. tests/benchmarks/networks_speed.py measures beside cuDNN's and
+limit), queries in registers, 256 queries a program. benchmarks/networks_speed.py measures beside cuDNN's and
 the flash kernel.
 """
 

@@ -108,7 +108,7 @@ def attention(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, *, direct: bool = 
         q_BLHE, k_BLHE, v_BLHE: queries, keys, values.
         direct: q carries `fused.DIRECT_FACTOR` and `fused.takes_direct` held.
 
-    On Hopper our own kernel is used for half types (tests/benchmarks/networks_speed.py has it beside cuDNN's and the
+    On Hopper our own kernel is used for half types (benchmarks/networks_speed.py has it beside cuDNN's and the
     flash kernel); elsewhere cuDNN's is asked for first.
     """
     if has_attention_kernel(q_BLHE):

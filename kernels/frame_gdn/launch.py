@@ -25,7 +25,7 @@ from . import triton_kernels as kernels
 INTERPRETED = triton.knobs.runtime.interpret
 
 # (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
-# (tests/benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.
+# (benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.
 LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("inverse_rms", True): {"BR": 2, "num_warps": 2},
     ("inverse_rms", False): {"BR": 8, "num_warps": 4},

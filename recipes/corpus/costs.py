@@ -30,7 +30,7 @@ class Cost:
         return self.seconds * clip_s / self.clip_s
 
 
-_CLIPS = "tests/benchmarks/estimate_gpu.py clips: one H200, 16 cores, 1280x720, random weights of full size"
+_CLIPS = "benchmarks/estimate_gpu.py clips: one H200, 16 cores, 1280x720, random weights of full size"
 
 NETWORK_CLIP = (
     Cost(
@@ -55,7 +55,7 @@ PICTURES = Cost(
     clip_s=60,
     seconds=8.0,
     of="core",
-    measured="tests/benchmarks/quality_cost.py: 7.5 and 8.4 ms a frame of 1280x720 in two videos, one core of a busy"
+    measured="benchmarks/quality_cost.py: 7.5 and 8.4 ms a frame of 1280x720 in two videos, one core of a busy"
     " two-core machine",
 )
 ALL_COSTS = (*NETWORK_CLIP, NETWORKS, TRACKS, PICTURES, BUNDLE)

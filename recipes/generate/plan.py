@@ -14,13 +14,13 @@ _FULL_TOKENS = 121 * 22 * 40
 """Of a minute at 704x1280, at which the costs below were measured."""
 _FORWARD_S, _ATTENTION_SHARE = 2.97, 0.68
 """One bidirectional pass over that many tokens in bf16 on one H200, and what of it grows with the square of the tokens
-(`tests/benchmarks/model_speed.py --profile`)."""
+(`benchmarks/model_speed.py --profile`)."""
 _CAUSAL_FORWARD_S = 2.17
 _CHUNK_S = {False: 14.7 / 40, True: 9.0 / 40}
 """A chunk of the student, without and with CUDA graphs (`--stream`)."""
 _REFINED_BLOCK_S, _DECODED_CHUNK_S, _DECODED_FRAMES_S = 0.71, 0.110, 123.0
 """A block of three latent frames with a full window, a chunk of the causal decoder, and video frames a second of the
-tiled one (`tests/benchmarks/chain.py --parts`)."""
+tiled one (`benchmarks/chain.py --parts`)."""
 _REFINED_AT_ONCE_S = (0.1455, 0.00295)
 """All latent frames at once: share of their number and of its square, by clips of 20 (4.1 s) and 120 (60 s)."""
 MEASURED_ON = "one H200, bf16, 704x1280, random weights"

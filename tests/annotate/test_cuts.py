@@ -1,4 +1,4 @@
-"""What is a cut and what is not; error rates over many clips: tests/benchmarks/cuts.py."""
+"""What is a cut and what is not; error rates over many clips: benchmarks/cuts.py."""
 
 from __future__ import annotations
 

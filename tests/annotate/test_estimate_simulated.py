@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +16,22 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import _metric_frames
 from theodolite.annotate.render import RenderConfig, render_clip
 
-from ..benchmarks.estimate_simulated import one, piece_logs
 from .simulator import Errors, rendered_truth
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def compared():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("estimate_simulated")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.slow
-def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path):
+def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path, compared):
     torch.set_num_threads(1)
     fields = {
         "width": 320,
@@ -33,7 +46,7 @@ def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path):
     clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="rendered", media_path=path)
     truth = rendered_truth(render_clip(RenderConfig.model_validate(fields)))
     lines = {
-        method: one(method, truth, Errors(seed=0), clip, AnnotateConfig())
+        method: compared.one(method, truth, Errors(seed=0), clip, AnnotateConfig())
         for method in ("ours", "chained", "peers-chain")
     }
     assert lines["ours"]["error"] is None
@@ -42,7 +55,8 @@ def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path):
         assert lines["ours"]["scale_error"] < 0.5 * lines[method]["scale_error"], lines
 
 
-def test_the_measure_of_scale():
+def test_the_measure_of_scale(compared):
+    piece_logs = compared.piece_logs
     poses = np.tile(np.eye(4), (81, 1, 1))
     time = np.arange(81) / 16
     poses[:, 0, 3] = time

@@ -109,7 +109,7 @@ def test_stand_ins_run_twice_from_the_device_and_from_home(mode: Any) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_runs() -> None:
-    script = Path(__file__).parents[1] / "benchmarks/chain.py"
+    script = Path(__file__).parents[2] / "benchmarks/chain.py"
     arguments = ["--tiny", "--mode", "distilled", "--offload", "blocks", "--parts", "--no-gemma3"]
     done = subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=300, check=False

@@ -1,8 +1,8 @@
 """Calibrate the confidence of `mode: estimate` on clips with truth, and judge it on others.
 
-    python tests/benchmarks/estimate_calibration.py run --out fit.jsonl --part calibrate --data DATA [--workers 2]
-    python tests/benchmarks/estimate_calibration.py run --out held.jsonl --part held-out --data DATA
-    python tests/benchmarks/estimate_calibration.py fit fit.jsonl --held-out held.jsonl
+    python benchmarks/estimate_calibration.py run --out fit.jsonl --part calibrate --data DATA [--workers 2]
+    python benchmarks/estimate_calibration.py run --out held.jsonl --part held-out --data DATA
+    python benchmarks/estimate_calibration.py fit fit.jsonl --held-out held.jsonl
 
 `run` annotates rendered clips, and pieces of real RGB-D recordings where given, on the production path with simulated
 networks (tests/annotate/simulator.py) whose errors are drawn anew for each clip, from small to hopeless.
@@ -36,7 +36,7 @@ from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import Errors, Truth, recorded_truth, rendered_truth, simulated
 
 BOUNDS = {"rotation_deg": 1.0, "position_percent": 2.0, "focal_percent": 3.0, "scale_percent": 10.0}

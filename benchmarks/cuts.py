@@ -1,6 +1,6 @@
 """Errors of the cut detector by kind of clip: whole clips in which it finds a cut, cuts that it misses.
 
-    python tests/benchmarks/cuts.py --data ../shared/data [--part held_out] [--names]
+    python benchmarks/cuts.py --data ../shared/data [--part held_out] [--names]
 
 A cut counts as found within 3 frames, a blend or fade within 8. Clips: tests/annotate/cut_clips.py. Only the
 detector runs, about five minutes on a core.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from theodolite.annotate.cuts import CutDetector
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from cut_clips import CutClip, cut_clips, whole_clips
 
 _NEAR_HARD, _NEAR_BLEND = 3, 8

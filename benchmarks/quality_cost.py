@@ -1,4 +1,4 @@
-"""What measuring the pictures costs, and the numbers of real videos: `python tests/benchmarks/quality_cost.py FILE...`
+"""What measuring the pictures costs, and the numbers of real videos: `python benchmarks/quality_cost.py FILE...`
 
 Prints a table: every metric of each video on the frames that a clip of it has, and milliseconds of one core a frame.
 """

@@ -1,6 +1,6 @@
 """The three scalings of the keys at full frame size, and the step at which a state blows up.
 
-    python tests/benchmarks/kernels_stability.py --out stability.csv --figure stability.svg [--device cuda]
+    python benchmarks/kernels_stability.py --out stability.csv --figure stability.svg [--device cuda]
 
 The frame-wise delta rule steps by M_t = g_t (I - K diag(beta) K^T). With the scale (D S)^-1/2 ("dim_spatial")
 the eigenvalues of K diag(beta) K^T stay in [0, 1] where a head has its even share of the norm that runs over

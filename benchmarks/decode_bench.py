@@ -1,6 +1,6 @@
 """Decoders compared: CPU time, wall time, memory and wrong frames, each in a process of its own.
 
-    python tests/benchmarks/decode_bench.py VIDEO [VIDEO ...]
+    python benchmarks/decode_bench.py VIDEO [VIDEO ...]
 
 Reads the 16 fps clip of every video through `open_clip` with both back ends, and through decord's sparse
 `get_batch`, whose frames are compared with PyAV's: a frame that fits a neighbour better is counted as wrong.

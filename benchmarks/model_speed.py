@@ -1,8 +1,8 @@
 """Speed and error of the world model's network at full size: one forward pass of a minute of 720p, by part.
 
-    python tests/benchmarks/model_speed.py [--frames 121] [--precision bf16 fp8-attention fp8] [--check] [--parts]
+    python benchmarks/model_speed.py [--frames 121] [--precision bf16 fp8-attention fp8] [--check] [--parts]
         [--guidance] [--train FRAMES] [--sweep] [--stream [FRAMES ...]] [--chunk-causal] [--profile]
-    TRITON_INTERPRET=1 python tests/benchmarks/model_speed.py --smoke
+    TRITON_INTERPRET=1 python benchmarks/model_speed.py --smoke
 
 With --check every kernel is first compared with its twin, and the output of every precision with float32's. Then all
 precisions are timed in one run: milliseconds, achieved TFLOP/s, peak memory, shares by part and the floor (operations

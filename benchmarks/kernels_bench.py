@@ -1,7 +1,7 @@
 """Speed and accuracy of the frame-wise GDN kernels on a GPU, at the size of a 720p minute.
 
-    python tests/benchmarks/kernels_bench.py --check --table
-    python tests/benchmarks/kernels_bench.py --sweep           launch parameters, stage by stage
+    python benchmarks/kernels_bench.py --check --table
+    python benchmarks/kernels_bench.py --sweep           launch parameters, stage by stage
 
 Times are medians of CUDA events after warm-up, with launches queued ahead. Bytes are the least that a variant
 must move: each of its large inputs read once, each output written once.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/kernels"))
 
 from cases import (
     GRADIENTS,

@@ -2,7 +2,7 @@
 
 Real list lengths: 164,060 clips of 161 frames and 48,915 of 961. Prints a Markdown table.
 
-    python tests/benchmarks/dataset_storage.py --out FOLDER [--scale 1.0] [--rival-scale 0.1]
+    python benchmarks/dataset_storage.py --out FOLDER [--scale 1.0] [--rival-scale 0.1]
 
 The rival is measured on its own share of the clips (its times grow with it) and extrapolated linearly, which
 the table says; `--rival-scale 1` measures all of it. Queries run in processes of their own on one core;

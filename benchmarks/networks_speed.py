@@ -1,6 +1,6 @@
 """Pi3X and MoGe-2 on one GPU beside upstream's code: same run, same weights, same input.
 
-    THEODOLITE_UPSTREAM=<folder with pi3, moge, utils3d> python tests/benchmarks/networks_speed.py [--tiny]
+    THEODOLITE_UPSTREAM=<folder with pi3, moge, utils3d> python benchmarks/networks_speed.py [--tiny]
 
 Prints frames/s, peak memory, achieved TFLOP/s against a measured matmul and the difference of the outputs. The
 weights are random (the compute does not depend on them). The error of both against float32 with TF32 off is

@@ -25,7 +25,7 @@ from theodolite.annotate.pipeline import Estimators, Mode, annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.dataset.rows import Row
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import Errors, SimulatedMoGe2, SimulatedPi3X, rendered_truth
 
 ANSWER_SIZE = (189, 336)

@@ -1,8 +1,8 @@
 """What `mode: estimate` costs on a GPU: windows of anchors by size, then whole clips through the executor.
 
-    python tests/benchmarks/estimate_gpu.py windows
-    python tests/benchmarks/estimate_gpu.py clips --media CLIP.mp4 --render SEED,FPS,FRAMES --clips 28 --out DIR
-    python tests/benchmarks/estimate_gpu.py render --media CLIP.mp4 --render SEED,FPS,FRAMES
+    python benchmarks/estimate_gpu.py windows
+    python benchmarks/estimate_gpu.py clips --media CLIP.mp4 --render SEED,FPS,FRAMES --clips 28 --out DIR
+    python benchmarks/estimate_gpu.py render --media CLIP.mp4 --render SEED,FPS,FRAMES
 
 Networks are stand-ins of the released size (the compute does not depend on the weights); how `clips` makes the bundle
 see geometry that fits its clip is in paced.py. `render` writes the clip (1280x720). Prints a table; figures are those

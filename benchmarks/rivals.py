@@ -1,6 +1,6 @@
 """Ours against two rivals on real RGB-D recordings: one script, the same frames, one table.
 
-    python tests/benchmarks/rivals.py --data ../shared/data --work DIR [--methods open3d,colmap,ours]
+    python benchmarks/rivals.py --data ../shared/data --work DIR [--methods open3d,colmap,ours]
         [--recordings office-a,office-a-zoom,redkitchen,redkitchen-961,tum-mini]
 
 * `open3d`: frame-to-frame RGB-D odometry (hybrid term) with the true intrinsics, its lost steps repaired (a step that

@@ -1,7 +1,7 @@
 """Does the network learn to follow cameras? Four small ones, trained in minutes, asked for paths that they never saw.
 
-    python tests/benchmarks/learns_cameras.py --minutes 9.2 --graph --out runs/learns   # on a GPU, all in all
-    python tests/benchmarks/learns_cameras.py --size toy --minutes 20 --out runs/toy    # the same on one core
+    python benchmarks/learns_cameras.py --minutes 9.2 --graph --out runs/learns   # on a GPU, all in all
+    python benchmarks/learns_cameras.py --size toy --minutes 20 --out runs/toy    # the same on one core
 
 Rooms and paths are drawn at random and rendered on the spot (`learns_scenes.py`). The network is the world model at
 about 20 M parameters with all its parts, trained by `train.objective` from `initialise`'s values, four times with the

@@ -1,6 +1,6 @@
 """How tracks, bundle and memory grow with clip length, on rgbd-redkitchen through the stages that a clip passes.
 
-    python tests/benchmarks/bundle_scaling.py --data ../shared/data --frames 240 480 961
+    python benchmarks/bundle_scaling.py --data ../shared/data --frames 240 480 961
 
 Each length runs in a process of its own, so that the peak of resident memory is its own.
 """

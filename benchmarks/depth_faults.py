@@ -1,6 +1,6 @@
 """Damaged copies of RGB-D recordings through the pipeline: which faults of given depth are told, in which words.
 
-    python tests/benchmarks/depth_faults.py --data ../shared/data [--before] [--only flip,late] [--recordings office]
+    python benchmarks/depth_faults.py --data ../shared/data [--before] [--only flip,late] [--recordings office]
 
 Each fault is written as files and read back, so the readers are in it. `--before` runs each copy once more with the
 gates of given depth open: what the bundle makes of it, its error against the true path (ATE after a rigid alignment)

@@ -1,6 +1,6 @@
 """Scale estimators against known truth: error, false alarms and power.
 
-    python tests/benchmarks/scale_estimators.py [--runs 200]
+    python benchmarks/scale_estimators.py [--runs 200]
 
 Series are raw log ratios of one anchor a second (60 of them, 961 frames at 16 fps) or of every frame. Errors are RMS
 over frames and runs, in percent of the true scale; wander is the median peak-to-peak of the estimate in percent.

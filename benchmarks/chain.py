@@ -1,8 +1,8 @@
 """The whole chain from a picture to a video with random weights of full size: wall time and peak memory by stage.
 
-    python tests/benchmarks/chain.py [--mode bidirectional] [--offload none|idle|blocks] [--cap-gb 24] [--seconds 60]
+    python benchmarks/chain.py [--mode bidirectional] [--offload none|idle|blocks] [--cap-gb 24] [--seconds 60]
         [--steps 2] [--refiner-block 3] [--no-refiner] [--no-gemma3] [--no-tiles] [--channels-last] [--parts] [--mp4 V]
-    python tests/benchmarks/chain.py --tiny
+    python benchmarks/chain.py --tiny
 
 It runs `Generator.generate`, what users run, and prints for each stage the memory that was planned beside what was
 measured. --cap-gb limits torch's allocator, as a smaller card would. --steps: of the 60 (the time of one step is

@@ -1,9 +1,9 @@
 """`mode: estimate` under simulated network errors, against two ways in which others join windows.
 
-    python tests/benchmarks/estimate_simulated.py run --out lines.jsonl [--seconds 10,60,120] [--seeds 5,4,3] \\
+    python benchmarks/estimate_simulated.py run --out lines.jsonl [--seconds 10,60,120] [--seeds 5,4,3] \\
         [--first-seed 100] [--data DATA] [--workers 2]
-    python tests/benchmarks/estimate_simulated.py table lines.jsonl
-    python tests/benchmarks/estimate_simulated.py windows [--seconds 60] [--seeds 4]
+    python benchmarks/estimate_simulated.py table lines.jsonl
+    python benchmarks/estimate_simulated.py windows [--seconds 60] [--seeds 4]
 
 All methods see the same simulated networks (tests/annotate/simulator.py: gauge and unit per window, drift, 5 % depth
 noise, bleeding edges, wrong depth on a moving thing, 10 % wrong frames, metric frames off by 10 %):
@@ -53,7 +53,7 @@ from theodolite.annotate.scale import ScaleConfig, estimate_scale, fit_scale, fr
 from theodolite.dataset.cameras import orthonormalise, umeyama
 from theodolite.dataset.metrics import trajectory_error
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import (
     Errors,
     SimulatedAnchor,

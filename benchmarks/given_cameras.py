@@ -1,6 +1,6 @@
 """Given poses and intrinsics with faults put in on purpose: which are refused, for what reason, with what numbers.
 
-    python tests/benchmarks/given_cameras.py --data ../shared/data --work DIR [--recordings office-a,kitti]
+    python benchmarks/given_cameras.py --data ../shared/data --work DIR [--recordings office-a,kitti]
         [--faults true,long-20] [--json FILE]
 
 Every fault goes through `annotate_clip` in the mode `given_pose`, as a file beside the recording. Tracks and solutions

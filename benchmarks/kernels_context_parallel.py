@@ -1,6 +1,6 @@
 """Context parallelism over the GPUs of one machine: equal to one GPU, and how much time it takes.
 
-    torchrun --nproc-per-node 2 tests/benchmarks/kernels_context_parallel.py
+    torchrun --nproc-per-node 2 benchmarks/kernels_context_parallel.py
 
 Every rank holds its share of the frames of a 720p minute (bfloat16); rank 0 also runs the whole clip by itself
 and compares. Prints relative differences and times, forward and forward + backward.

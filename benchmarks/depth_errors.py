@@ -1,6 +1,6 @@
 """Depth that errs as depth does: recordings with every kind of error put on their depth, and what becomes of them.
 
-    python tests/benchmarks/depth_errors.py --data ../shared/data [--recordings office-a,redkitchen] [--only gain-5,...]
+    python benchmarks/depth_errors.py --data ../shared/data [--recordings office-a,redkitchen] [--only gain-5,...]
         [--frames 80] [--jobs 4] [--work DIR] [--out lines.jsonl]
 
 The images are the same for every variant, so their tracks are measured once a recording and kept in `--work`; from
