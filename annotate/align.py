@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.arrays import F64
 from ..dataset.cameras import hat, orthonormalise, so3_exp, so3_log
 from ..dataset.strict import Strict
-
-F64 = NDArray[np.float64]
 
 
 class AlignConfig(Strict):

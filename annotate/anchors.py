@@ -27,17 +27,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..dataset.arrays import F64, I64, FloatArray
 from ..dataset.cameras import orthonormalise
 from ..dataset.strict import Strict
 from .align import AlignConfig, Aligned, Window, align_connected
 from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
-from .geometry.base import FloatArray, SequenceGeometryResult
+from .geometry.base import SequenceGeometryResult
 from .lane import lane, next_turn, taken_over, uploading
 from .reporting import counted
-
-F64 = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 WINDOWS_IN_FLIGHT = 2
 """Windows handed over and not yet done; with more, a fast decoder would fill the memory."""
@@ -78,7 +76,7 @@ class AnchorsConfig(Strict):
         return self
 
 
-def choose_anchors(num_frames: int, fps: float, anchor_fps: float) -> IntArray:
+def choose_anchors(num_frames: int, fps: float, anchor_fps: float) -> I64:
     """Clip frames of the anchors: evenly spread, first and last frame included.
 
     Args:
@@ -90,7 +88,7 @@ def choose_anchors(num_frames: int, fps: float, anchor_fps: float) -> IntArray:
     return np.unique(np.round(np.linspace(0, num_frames - 1, count)).astype(np.int64))
 
 
-def plan_windows(num_anchors: int, config: AnchorsConfig) -> list[IntArray]:
+def plan_windows(num_anchors: int, config: AnchorsConfig) -> list[I64]:
     """Anchor numbers of each window: one for short clips, else overlapping ones and the spread one, last.
 
     All are equally long; their starts are spread evenly, `step` apart at most, so that the last ends with the clip.
@@ -142,7 +140,7 @@ class WindowNetwork(Protocol):
         """(h, w) of the images that it takes for frames of (height, width)."""
         ...
 
-    def predict(self, images: Tensor, frame: IntArray) -> RawWindow:
+    def predict(self, images: Tensor, frame: I64) -> RawWindow:
         """Geometry of (N, 3, h, w) uint8 RGB images of clip frames `frame` (N,)."""
         ...
 
@@ -160,7 +158,7 @@ class _KeptWindow:
         points: (N, P, 3), weight: (N, P): the sample that alignment uses, the same pixels in every window.
     """
 
-    frame: IntArray
+    frame: I64
     camera_to_world: F64
     depth: NDArray[np.float16]
     confidence: NDArray[np.uint8]
@@ -239,9 +237,7 @@ def fit_focal(points: Tensor, weight: Tensor, *, height: float, width: float) ->
     return torch.stack(out, 1)
 
 
-def keep_window(
-    raw: RawWindow, frame: IntArray, config: AnchorsConfig, *, height: int, width: int
-) -> _KeptWindow:
+def keep_window(raw: RawWindow, frame: I64, config: AnchorsConfig, *, height: int, width: int) -> _KeptWindow:
     """Masks, focal lengths and reduction of one window, on its device.
 
     Raises:
@@ -375,7 +371,7 @@ class AnchorStream:
             if due == number:
                 self._hand_over(window)
 
-    def _hand_over(self, window: IntArray) -> None:
+    def _hand_over(self, window: I64) -> None:
         for done in [p for p in self._pending if p.done()]:
             done.result()  # an error ends the clip now, not after its last frame
         self._room.acquire()

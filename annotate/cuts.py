@@ -30,9 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
+from ..dataset.arrays import F32, F64, U8
 
 _THUMB_WIDTH = 160
 _FEATURE_WIDTH = 400

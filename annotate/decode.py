@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.arrays import I64, U8
 from ..dataset.frames import fit
 from ..dataset.images import list_images, load_image
 from ..dataset.media import MediaError
@@ -37,9 +38,6 @@ from ..dataset.strict import Strict
 from ..dataset.video import Video, first_line, open_video
 from .clip import ClipRef, ClipRejection, printable
 from .cuts import CutDetector
-
-U8 = NDArray[np.uint8]
-I64 = NDArray[np.int64]
 
 GRID_FPS = 16
 

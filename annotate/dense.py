@@ -18,9 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset.arrays import FloatArray
 from ..dataset.cameras import se3_exp
-
-FloatArray = NDArray[np.floating]
 
 _LEVELS = (48, 96, 192)  # image width in pixels, coarse to fine
 _BRIGHTNESS_SIGMA = 0.35  # of the locally normalised image, whose contrast is about 1

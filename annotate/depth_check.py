@@ -22,17 +22,14 @@ from functools import cache
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from ..dataset.arrays import BoolArray, FloatArray, IntArray
 from ..dataset.cameras import so3_exp
 from .clip import DepthKind
 from .geometry.base import DepthMaps
 from .solve import KnownLens, members
 from .tracks import ImageMeasurements, TracksConfig, match_features
 
-FloatArray = NDArray[np.floating]
-IntArray = NDArray[np.integer]
-BoolArray = NDArray[np.bool_]
 Place = Callable[[FloatArray], FloatArray]
 """Image places -> map places (n, 2), both in shares of width and height."""
 

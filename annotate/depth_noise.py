@@ -19,11 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..dataset.arrays import FloatArray, IntArray
 from .bundle import GainPrior, Problem, Solution
-from .geometry.base import DepthMaps, FloatArray
+from .geometry.base import DepthMaps
 from .tracks import Tracks, members
-
-IntArray = NDArray[np.integer]
 
 _TO_SIGMA = 1.4826  # of a median absolute deviation
 _MIN_PER_FRAME = 8  # observations with depth that judge a frame

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.arrays import FloatArray
 from ..dataset.cameras import fov_from_focal, rigid_error
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate
@@ -23,8 +23,6 @@ from .held_cameras import LensCheck
 from .scale import ScaleEstimate
 from .solve import GIVEN, INFILLED, CameraSolution, members, sweep_minimum
 from .tracks import ImageMeasurements
-
-FloatArray = NDArray[np.floating]
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
 _LEAST_STEP = 0.02

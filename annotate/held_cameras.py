@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ..dataset.arrays import FloatArray
 from ..dataset.cameras import se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, Problem, State
@@ -28,8 +28,6 @@ from .solve import (
     sweep_minimum,
     triangulate,
 )
-
-FloatArray = NDArray[np.floating]
 
 _FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1, "radial_sigma": 0.0}
 """Priors while given intrinsics are in doubt: those of another image size are off by a tenth."""

@@ -21,12 +21,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.floating]
-IntArray = NDArray[np.integer]
-U8 = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+from ..dataset.arrays import U8, BoolArray, FloatArray, IntArray
 
 _MAX_SAMPLES = 96
 _CELLS = (10, 16)
@@ -70,18 +66,18 @@ class Overlay:
         num_frames: of the clip.
     """
 
-    spans: tuple[tuple[int, int, Mask], ...]
+    spans: tuple[tuple[int, int, BoolArray], ...]
     num_frames: int
 
-    def mask(self, frame: int) -> Mask | None:
+    def mask(self, frame: int) -> BoolArray | None:
         """(h, w) bool of one frame; None where nothing is covered."""
-        found: Mask | None = None
+        found: BoolArray | None = None
         for first, last, mask in self.spans:
             if first <= frame <= last:
                 found = mask if found is None else found | mask
         return found
 
-    def covers(self, frame: int, xy: FloatArray) -> Mask:
+    def covers(self, frame: int, xy: FloatArray) -> BoolArray:
         """(n,) bool, True for points (n, 2) of the working image that lie on the overlay."""
         mask = self.mask(frame)
         if mask is None or len(xy) == 0:
@@ -152,14 +148,14 @@ class OverlayFinder:
 
     def _coherent(
         self, news: list[int], place: FloatArray, seen: _Seen, height: int, width: int
-    ) -> list[tuple[int, int, Mask]]:
+    ) -> list[tuple[int, int, BoolArray]]:
         chunks: list[_Sums] = []
         for number, frame in enumerate(news):
             if number % _CHUNK == 0:
                 chunks.append(_Sums(height, width))
             before = news[max(0, number - 1)] if number else news[1]
             chunks[-1].add(self._samples[frame], place[frame], place[before])
-        spans: list[tuple[int, int, Mask]] = []
+        spans: list[tuple[int, int, BoolArray]] = []
         whole = chunks[0]
         for chunk in chunks[1:]:
             whole = whole.plus(chunk)
@@ -332,16 +328,16 @@ class _Found:
     area: FloatArray
 
     @staticmethod
-    def of(mask: Mask, first: int, last: int) -> _Found:
+    def of(mask: BoolArray, first: int, last: int) -> _Found:
         joined = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8))
         count, label = cv2.connectedComponents(joined, connectivity=8)
         return _Found(first, last, count, label, np.bincount(label.ravel(), minlength=count))
 
-    def parts(self, numbers: IntArray) -> Mask:
+    def parts(self, numbers: IntArray) -> BoolArray:
         return np.isin(self.label, numbers[numbers > 0])
 
 
-def _coherent_mask(sums: _Sums, coherent: float) -> Mask:
+def _coherent_mask(sums: _Sums, coherent: float) -> BoolArray:
     """Where the mean gradient stayed what it was, with what it encloses."""
     height, width = sums.energy.shape
     spread = np.sqrt(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ..dataset.arrays import FloatArray
 from ..dataset.cameras import interpolate_poses, orthonormalise, se3_inverse, so3_log, umeyama
 from . import bundle as ba
 from .bundle import BundleConfig, State
@@ -44,8 +44,6 @@ from .solve import (
     with_lens,
 )
 from .tracks import ImageMeasurements, TracksConfig, descriptor_tracks, join_tracks, match_features
-
-FloatArray = NDArray[np.floating]
 
 _GAUGE_SIGMA_LOG = 0.3
 """Standard deviation of the depth that the given cameras themselves tell: it holds the unit of length, no more."""

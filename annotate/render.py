@@ -24,14 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from ..dataset.arrays import F32, F64, U8
 from ..dataset.cameras import resize_intrinsics
 from ..dataset.frames import VideoWriter
 from ..dataset.strict import Strict
 from .render_scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
-
-F64 = NDArray[np.float64]
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 Motion = Literal["handheld", "rotation", "static"]
 Zoom = Literal["none", "ramp", "in_out", "step"]

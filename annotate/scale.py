@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.arrays import F64, FloatArray
 from ..dataset.reasons import ReasonCode
 from ..dataset.strict import Strict
-from .geometry.base import AnchorFrame, FloatArray, SequenceGeometryResult
-
-F64 = NDArray[np.float64]
+from .geometry.base import AnchorFrame, SequenceGeometryResult
 
 ScaleModel = Literal["constant", "slow_drift", "step", "declared", "none"]
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..dataset.arrays import FloatArray, IntArray
 from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
@@ -41,8 +42,6 @@ from .tracks import (
 )
 
 log = logging.getLogger(__name__)
-FloatArray = NDArray[np.floating]
-IntArray = NDArray[np.integer]
 
 SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
 RMS_OF_MEDIAN = 1.2011

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset.arrays import FloatArray, IntArray
 from ..dataset.cameras import se3_inverse
 from .bundle import BundleConfig
-from .geometry.base import DepthMaps, FloatArray
+from .geometry.base import DepthMaps
 from .solve import (
     StartCameras,
     absolute_pose,
@@ -31,7 +32,6 @@ from .solve import (
 from .tracks import ImageMeasurements
 
 log = logging.getLogger(__name__)
-IntArray = NDArray[np.integer]
 
 _MIN_INLIERS = 12
 _WRONG_DEPTH_LOG = 0.04

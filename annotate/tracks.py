@@ -26,11 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ..dataset.arrays import FloatArray, IntArray
 from ..dataset.strict import Strict
 from .overlay import Overlay, OverlayFinder
-
-IntArray = NDArray[np.integer]
-FloatArray = NDArray[np.floating]
 
 FLOW, DESCRIPTOR, DENSE = 0, 1, 2
 _THUMBNAIL_WIDTH = 192

@@ -14,10 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ...dataset.arrays import FloatArray
 from ..clip import ClipRef
 from ..decode import ClipFrames
-
-FloatArray = NDArray[np.floating]
 
 
 class DepthMaps(Protocol):

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from ...dataset.arrays import FloatArray
 from ...dataset.strict import Strict
 from ...dataset.weights import locate, resolve
 from ..anchors import AnchorsConfig
 from ..networks.checkpoint import check_moge2, check_pi3x
 from ..networks.device import choose_device
-from .base import DepthMaps, FloatArray, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
+from .base import DepthMaps, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
 from .given import GivenAnchor, GivenConfig, GivenGeometrySource
 from .moge2 import MoGe2Anchor, MoGe2Config, moge2_network
 from .pi3x import Pi3XConfig, Pi3XGeometry, pi3x_network

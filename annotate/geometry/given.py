@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...dataset.arrays import F32, FloatArray
 from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
 from ...dataset.images import decode_image
 from ...dataset.inputs import Archive, InputError, read_bytes, read_npy
@@ -29,11 +30,9 @@ from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection, DepthKind
 from ..decode import ClipFrames, source_numbers
-from .base import AnchorFrame, FloatArray, SequenceGeometryResult
+from .base import AnchorFrame, SequenceGeometryResult
 from .given_cameras import check_count, given_intrinsics
 from .given_pixels import shape_belongs_to, turn_of_given
-
-F32 = NDArray[np.float32]
 
 MAX_MISSING = 0.5
 """Share of a clip's frames that may lack their depth file."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...dataset.arrays import FloatArray
 from ...dataset.cameras import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
 from ...dataset.images import image_orientation, images_in
@@ -29,7 +30,6 @@ from ...dataset.trajectories import read_trajectory
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames, source_numbers
 from ..stills import locate_stills
-from .base import FloatArray
 from .given_pixels import centre_belongs_to, shape_belongs_to, turn_of_given
 
 MAX_CENTRE_OFFSET = 0.2

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from ...dataset.arrays import FloatArray
 from ...dataset.weights import WeightsChoice, resolve
 from ..anchors import WINDOWS_IN_FLIGHT, upload
 from ..clip import ClipRef, ClipRejection
@@ -30,7 +31,7 @@ from ..networks.checkpoint import STAND_IN, fill_stand_in, load_moge2, stand_in_
 from ..networks.device import choose_device
 from ..networks.focal import sample_points, solve_samples
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
-from .base import AnchorFrame, FloatArray
+from .base import AnchorFrame
 
 
 class MoGe2Config(WeightsChoice):

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...dataset.arrays import FloatArray
 from ...dataset.inputs import read_yaml
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames, ClipTiming
 from ..render import RenderConfig, RenderedClip, render_clip
-from .base import AnchorFrame, FloatArray, SequenceGeometryResult
+from .base import AnchorFrame, SequenceGeometryResult
 
 
 class RenderedConfig(Strict):
