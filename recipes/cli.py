@@ -1022,7 +1022,7 @@ def _finish(act: Callable[[], tuple[str, int]]) -> NoReturn:
             raise
         raise typer.Exit(2) from None
     except (OSError, RuntimeError) as error:
-        from ..annotate.executor import RunAborted
+        from ..annotate.run.cluster import RunAborted
 
         if not isinstance(error, RunAborted | OSError):
             raise  # a mistake of ours: the traceback is what helps

@@ -17,19 +17,13 @@ import pyarrow as pa
 
 from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import check_decoder, open_clip
-from ..annotate.executor import (
-    Job,
-    Plan,
-    RunAborted,
-    Tally,
-    open_output,
-    plan_run,
-    read_outcomes,
-    run_plan,
-    signals_as_interrupt,
-)
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
+from ..annotate.run.cluster import RunAborted, signals_as_interrupt
+from ..annotate.run.executor import open_output, run_plan
+from ..annotate.run.plan import Plan, plan_run
+from ..annotate.run.tally import Tally, read_outcomes
+from ..annotate.run.worker import Job
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...annotate.executor import read_outcomes
 from ...annotate.fetch.hub import hub_headers, list_hub, matches
 from ...annotate.fetch.ledger import MEANINGS, PERMANENT, Entry, FetchError, FetchReason, Ledger
 from ...annotate.fetch.transfer import Policy, Room, download
 from ...annotate.fetch.web import fetch_video, is_plain
+from ...annotate.run.tally import read_outcomes
 from ...annotate.sources.archives import Limits, NoRoom, archive_parts, find_archives, ledger_path
 from ...annotate.sources.entries import ReleaseSource, media_root
 from ...annotate.sources.read import read_clips, release_of

@@ -18,15 +18,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...annotate.executor import (
+from ...annotate.run.cluster import (
     RunAborted,
-    begin_as_worker,
     cluster_behind,
-    hold_folder,
     local_cluster,
     num_cores,
     signals_as_interrupt,
 )
+from ...annotate.run.executor import hold_folder
+from ...annotate.run.worker import begin_as_worker
 from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
 from ...dataset.clip_cameras import GENERATION_LOG
 from ...dataset.formats.sana import SPLITS

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ...annotate.executor import signals_as_interrupt
+from ...annotate.run.cluster import signals_as_interrupt
 from ...dataset.store import write_atomically
 from .build import build_generator, file_digests, locate_parts, resolve_precision
 from .inputs import Prepared, prepare

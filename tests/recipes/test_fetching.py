@@ -285,7 +285,7 @@ def test_only_annotated_media_below_the_root_are_deleted(tmp_path: Path) -> None
     outside = tmp_path / "kept.mp4"
     outside.write_bytes(b"y")
     (root / "videos/group_0001/linked.mp4").symlink_to(outside)
-    from theodolite.annotate.executor import Job, failure_row
+    from theodolite.annotate.run.worker import Job, failure_row
     from theodolite.annotate.sources.read import read_clips
     from theodolite.dataset.store import prepare_output, write_part
 

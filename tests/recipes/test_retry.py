@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import theodolite.dataset
 import yaml
-from theodolite.annotate import executor
-from theodolite.annotate.executor import RunAborted, failure_row
+from theodolite.annotate.run.cluster import RunAborted
+from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.dataset.validate import changed_media, run_validate, validate_dataset
 from theodolite.recipes import run as run_module
 from theodolite.recipes.loader import load_recipe
@@ -38,12 +38,12 @@ def fake(monkeypatch):
     away: set[str] = set()
 
     def annotate(clip, config, *, mode, recipe_hash):
-        job = executor.Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
+        job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
         failed = clip.clip_id in away
         return failure_row(clip, job, "unreadable_video" if failed else "too_short", "why")
 
     def job(**values):
-        return executor.Job(**values, annotate=annotate)
+        return Job(**values, annotate=annotate)
 
     monkeypatch.setattr(run_module, "Job", job)
     return away

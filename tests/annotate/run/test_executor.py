@@ -15,23 +15,16 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from theodolite.annotate import executor, reporting
+from theodolite.annotate import reporting
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
-from theodolite.annotate.executor import (
-    Job,
-    Outcome,
-    RunAborted,
-    Tally,
-    annotate_shard,
-    default_workers,
-    failure_row,
-    open_output,
-    plan_run,
-    read_outcomes,
-    run_plan,
-)
-from theodolite.annotate.sources.read import make_shards
+from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.run import cluster, executor, progress, worker
+from theodolite.annotate.run.cluster import RunAborted, default_workers, local_cluster
+from theodolite.annotate.run.executor import open_output, run_plan
+from theodolite.annotate.run.plan import make_shards, plan_run
+from theodolite.annotate.run.tally import Outcome, Tally, read_outcomes
+from theodolite.annotate.run.worker import Job, annotate_shard, failure_row
 from theodolite.dataset.commit import Fenced
 from theodolite.dataset.store import list_parts, prepare_output
 
@@ -217,7 +210,7 @@ def test_a_full_disk_ends_the_run_with_its_reason(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "no space left to write 1.0 MB", "part")
 
-    monkeypatch.setattr(executor, "write_part", full)
+    monkeypatch.setattr(worker, "write_part", full)
     with pytest.raises(RunAborted, match="no space left to write"):
         run(numbered(4), tmp_path)
     monkeypatch.undo()
@@ -242,7 +235,7 @@ def test_another_recipe_is_refused(tmp_path):
 
 
 def test_progress_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(executor, "LINE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.05)
 
     def slow(clip, config, **kwargs):
         time.sleep(0.06)
@@ -273,8 +266,8 @@ def frame_by_frame(clip, config, **kwargs):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_progress_within_a_clip(tmp_path, monkeypatch, capsys, workers):
-    monkeypatch.setattr(executor, "FIRST_LINE_S", 0.2)
-    monkeypatch.setattr(executor, "LINE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.2)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.2)
     job = Job(
         out=tmp_path, config=AnnotateConfig(), mode="estimate", recipe_hash=HASH, annotate=frame_by_frame
     )
@@ -328,11 +321,9 @@ def test_nobody_else_reaches_a_local_cluster():
     """Any user of a machine may connect to its loopback ports; without this run's key nothing comes of it."""
     from distributed import Client
     from distributed.security import Security
-    from theodolite.annotate.credentials import run_credentials
+    from theodolite.annotate.run.credentials import run_credentials
 
-    with executor.local_cluster(
-        1, threads_per_worker=1, compute_threads=1, memory_bytes=None, attempts=1
-    ) as client:
+    with local_cluster(1, threads_per_worker=1, compute_threads=1, memory_bytes=None, attempts=1) as client:
         assert client.submit(os.getpid).result(timeout=60) != os.getpid()
         addresses = [client.scheduler_info()["address"], *client.scheduler_info()["workers"]]
         assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
@@ -416,7 +407,7 @@ def test_a_limit_that_no_clip_fits_is_said(tmp_path):
     """Every worker was ended, clip after clip, without a word."""
     with open_output(tmp_path, recipe_hash=HASH):
         plan = plan_run(numbered(40), tmp_path, clips_per_shard=2)
-        job = replace(job_in(tmp_path, memory_per_worker_gib=0.2), annotate=executor.annotate_clip)
+        job = replace(job_in(tmp_path, memory_per_worker_gib=0.2), annotate=annotate_clip)
         with pytest.raises(
             RunAborted, match=r"may take 0\.2 GiB: raise annotate\.executor\.memory_per_worker_gib"
         ):
@@ -457,8 +448,8 @@ def test_a_wrong_address_is_said_soon(tmp_path, address):
 
 @pytest.mark.slow
 def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(executor, "FIRST_LINE_S", 0.5)
-    monkeypatch.setattr(executor, "_GONE_AFTER_S", 5.0)
+    monkeypatch.setattr(cluster, "FIRST_LINE_S", 0.5)
+    monkeypatch.setattr(cluster, "_GONE_AFTER_S", 5.0)
     process, address = scheduler_process()
     try:
         killer = threading.Timer(15, process.kill)
@@ -476,16 +467,17 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 import cloudpickle
-from theodolite.annotate import executor
 from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.run import executor
+from theodolite.annotate.run.plan import plan_run
 
 out, scheduler, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
 
 def slow(clip, config, *, mode, recipe_hash):
     import time
     from pathlib import Path
-    from theodolite.annotate.executor import Job, failure_row
+    from theodolite.annotate.run.worker import Job, failure_row
     time.sleep(seconds)
     job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
     return failure_row(clip, job, "too_short", "7 frames")
@@ -496,9 +488,10 @@ def clips():
 
 cloudpickle.register_pickle_by_value(sys.modules["__main__"])
 with executor.open_output(out, recipe_hash="0123456789abcdef"):
-    plan = executor.plan_run(clips, out, clips_per_shard=2)
+    plan = plan_run(clips, out, clips_per_shard=2)
     own = {"config": AnnotateConfig(), "mode": "given_depth", "recipe_hash": "0123456789abcdef"}
-    job = executor.Job(out=out, annotate=slow, **own)
+    from theodolite.annotate.run.worker import Job
+    job = Job(out=out, annotate=slow, **own)
     print(executor.run_plan(plan, job, scheduler=scheduler, show_progress=False))
 """
 

@@ -1,0 +1,233 @@
+"""Worker processes, on this machine or behind a scheduler, and the patience to wait for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..pool import WORKERS_PER_GPU, num_gpus, shares
+from .credentials import run_credentials
+from .plan import Plan
+from .progress import FIRST_LINE_S, LINE_INTERVAL_S
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ..config import AnnotateConfig
+
+log = logging.getLogger(__name__)
+
+
+class RunAborted(RuntimeError):
+    """The run cannot go on (disk full, no workers); what is done is kept."""
+
+
+GONE = "{out}: the dask scheduler is gone; finished parts are kept, the same command continues the run"
+
+
+class Patience:
+    """Waits for the next shard in small steps, and sees what could make that wait endless: a scheduler that has gone,
+    or nobody who works."""
+
+    def __init__(self, client: Client, out: Path) -> None:
+        self._client, self._out = client, out
+        self._asked = self._seen = time.monotonic()
+        self._said = 0.0
+        self.step_s = FIRST_STEP_S
+
+    def wait(self) -> None:
+        """A moment.
+
+        Raises:
+            RunAborted: the scheduler is gone.
+        """
+        time.sleep(self.step_s)
+        self.step_s = min(0.05, 1.5 * self.step_s)  # short clips must not wait for this
+        now = time.monotonic()
+        if now - self._asked < _ASK_EVERY_S:
+            return
+        self._asked = now
+        try:
+            threads: Any = self._client.nthreads()
+            num_workers = len(threads)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise RunAborted(GONE.format(out=self._out)) from error
+        if self._client.status in ("closed", "closing", "connecting"):
+            if now - self._seen > _GONE_AFTER_S:
+                raise RunAborted(GONE.format(out=self._out))
+            return
+        if num_workers:
+            self._seen = now
+        elif now - self._seen > FIRST_LINE_S and now - self._said > LINE_INTERVAL_S:
+            self._said = now
+            log.warning(
+                "%s: no worker is connected; start some with: dask worker ADDRESS OF THE SCHEDULER (waiting)",
+                self._out,
+            )
+
+
+FIRST_STEP_S = 0.001
+_ASK_EVERY_S = 2.0
+_GONE_AFTER_S = 30.0
+
+
+def num_threads(client: Client) -> int:
+    try:
+        threads: Any = client.nthreads()
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise RunAborted(
+            f"the dask scheduler is gone ({first_line(error)}); the same command continues"
+        ) from error
+    return max(1, sum(threads.values()))
+
+
+@contextmanager
+def cluster_for(
+    plan: Plan, config: AnnotateConfig, workers: int | None, scheduler: str | None
+) -> Iterator[Client]:
+    if scheduler is not None:
+        with cluster_behind(scheduler) as client:
+            yield client
+        return
+    from distributed.system import MEMORY_LIMIT
+
+    cores = num_cores()
+    # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
+    # give the same rows as one that was not interrupted.
+    # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
+    number = (
+        workers
+        or WORKERS_PER_GPU * num_gpus(config.geometry)
+        or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+    )
+    in_flight, _ = shares(config)
+    limit = (
+        int(config.executor.memory_per_worker_gib * 2**30)
+        if config.executor.memory_per_worker_gib
+        else MEMORY_LIMIT // number
+    )
+    with local_cluster(
+        min(number, plan.num_shards),
+        threads_per_worker=in_flight,
+        compute_threads=max(1, cores // (number * in_flight)),
+        memory_bytes=limit,
+        attempts=config.executor.attempts,
+    ) as client:
+        yield client
+
+
+@contextmanager
+def cluster_behind(scheduler: str) -> Iterator[Client]:
+    """Workers behind a running scheduler.
+
+    Raises:
+        RunAborted: nobody answers there.
+    """
+    import dask.config
+    from distributed import Client
+
+    try:
+        with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+    # A name that does not resolve, a port where nobody or something else listens, an address that is none.
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise RunAborted(
+            f"no dask scheduler answers at {scheduler} ({type(error).__name__}: {first_line(error)}): look whether it"
+            " runs and is reached from here; its address is what `dask scheduler` prints, tcp://HOST:8786"
+        ) from error
+    try:
+        with signals_as_interrupt():
+            yield client
+    finally:
+        client.close(timeout=2)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no answer").splitlines()[0]
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def local_cluster(
+    workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
+) -> Iterator[Client]:
+    """Worker processes on this machine; SIGTERM is taken as Ctrl-C while they work.
+
+    Args:
+        workers: processes.
+        threads_per_worker: tasks that each has under way.
+        compute_threads: of the numerical libraries in each task.
+        memory_bytes: at which a worker is ended; None: never.
+        attempts: how often a task may end its worker.
+    """
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": attempts - 1,
+        # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": 0.95,
+        # A fork would inherit locks and decoder threads.
+        "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.worker.daemon": False,  # a daemon may have no solver processes
+        "distributed.comm.timeouts.connect": "30s",
+    }
+    environment = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)
+    )
+    with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
+        security = run_credentials()
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads_per_worker,
+            processes=True,
+            memory_limit=memory_bytes or 0,  # 0 is no limit
+            protocol="tls" if security else "tcp",
+            security=security,
+            dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
+            silence_logs=logging.CRITICAL,
+        )
+        client = Client(cluster, set_as_default=False)
+        try:
+            with signals_as_interrupt():
+                yield client
+        finally:
+            # Workers in the middle of a clip must not be waited for: their shards are simply not done.
+            client.close(timeout=2)
+            cluster.close(timeout=5)
+
+
+def default_workers(num_shards: int, cores: int, memory_bytes: int) -> int:
+    """One worker a core, at least 3 GiB of memory for each, no more than shards."""
+    return max(1, min(cores, memory_bytes // (3 * 2**30), num_shards))
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM (batch systems send it before the end) is taken as Ctrl-C; main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,308 @@
+"""Many clips over many workers: shards in, part files out, nothing lost and nothing done twice.
+
+A *clip* is one row. A *shard* is a fixed run of consecutive clips, the unit of work and of commit: a worker annotates
+its clips one after the other and writes one part file by rename. A *worker* is a process of dask.distributed, on this
+machine or behind a scheduler address. Only as many shards are in flight as there are worker threads, so neither the
+task graph nor memory grows with the number of clips.
+
+What is done is what part files exist. A run that is killed in any way is continued by the same command. If the
+source has changed since (new files, another limit), clips that have a row are left out and the others are cut into
+shards anew.
+
+A worker that dies gives its shard back, once per allowed attempt; after that the shard's clips are tried one by one
+with the cluster to themselves, and only a clip that kills its worker alone gets the reason `worker_died`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...dataset.commit import ClipHasRow, Commits, own_run, take_in_dead_runs
+from ...dataset.rows import Row
+from ...dataset.store import part_path, prepare_output, write_part
+from ..clip import ClipRef
+from ..reporting import Listener, listening
+from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, cluster_for, num_threads
+from .plan import Plan, Shard
+from .progress import progress
+from .tally import Outcome, Tally, outcome_of
+from .worker import TOPIC, Job, annotate_one, annotate_shard, failure_row
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger(__name__)
+
+
+def run_plan(
+    plan: Plan,
+    job: Job,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    show_progress: bool = True,
+    max_failed: int | None = None,
+) -> Tally:
+    """Do what a plan leaves to do; call `prepare_output` (or `open_output`) first.
+
+    Args:
+        plan: from `plan_run`.
+        job: what to do with each clip.
+        workers: local worker processes; None: one per core, fewer if memory or shards are few. 0: no processes at
+            all, everything happens here (to debug).
+        scheduler: address of a running dask scheduler, instead of local workers.
+        show_progress: bar or lines on stderr.
+        max_failed: stop once so many clips one after the other have failed for the same reason; None: never.
+    Returns:
+        Counts of this run alone.
+    Raises:
+        RunAborted: a part cannot be written, or the cluster is gone.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; workers are ended before it is passed on.
+    """
+    tally = Tally()
+    with progress(plan, tally, show_progress) as (advance, hear):
+        if not plan.num_shards:
+            return tally
+        with own_run(job.out) as incoming:
+            job = replace(job, incoming=incoming)
+            commits = Commits(job.out, plan.have)
+            watch = _Streak(job.out, max_failed)
+            for shard, outcomes in _done_shards(plan, job, workers, scheduler, hear):
+                _commit(shard, job, commits)
+                tally.add(outcomes)
+                advance()
+                watch.see(outcomes)
+    return tally
+
+
+class _Streak:
+    """Notices that everything fails in the same way: a storage that is away, a driver that has died."""
+
+    def __init__(self, out: Path, most: int | None) -> None:
+        self._out, self._most = out, most
+        self._way, self._length = "", 0
+
+    def see(self, outcomes: Iterable[Outcome]) -> None:
+        """Take in how clips ended.
+
+        Raises:
+            RunAborted: one after the other they have failed for the same reason.
+        """
+        for outcome in outcomes:
+            way = outcome.reasons[0] if outcome.status == "failed" else ""
+            self._length = self._length + 1 if way == self._way else 1
+            self._way = way
+            if way and self._most and self._length >= self._most:
+                raise RunAborted(
+                    f"{self._out}: stopped, because {self._length} clips one after the other failed with {way}"
+                    f" (the last: {outcome.detail}). Mend the cause, then the same command with --retry-failed {way}"
+                    " tries them again; --max-failed 0 goes on whatever fails"
+                )
+
+
+def _done_shards(
+    plan: Plan, job: Job, workers: int | None, scheduler: str | None, hear: Listener
+) -> Iterator[tuple[Shard, list[Outcome]]]:
+    """Shards as they are done, each with its part in the run's folder."""
+    if workers == 0 and scheduler is None:
+        with listening(hear):
+            for shard in plan.shards():
+                with abort_on_write_error(job.out):
+                    outcomes = annotate_shard(shard, job)
+                yield shard, outcomes
+        return
+    with cluster_for(plan, job.config, workers, scheduler) as client:
+        client.subscribe_topic(TOPIC, lambda event: hear(*event[1]))
+        yield from _run_on(client, plan, job)
+
+
+def _commit(shard: Shard, job: Job, commits: Commits) -> None:
+    """Put a done shard's part where it counts.
+
+    Raises:
+        RunAborted: it is not there, cannot be moved, or holds a clip that has a row.
+    """
+    part = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
+    if not part.is_file():
+        raise RunAborted(
+            f"{job.out}: a worker says that it wrote {part.name}, and it is not there: all workers must see --out under"
+            " this path (a shared file system)"
+        )
+    with abort_on_write_error(job.out):
+        try:
+            commits.take(part, (clip.clip_id for clip in shard.clips))
+        except ClipHasRow as error:
+            raise RunAborted(f"{error}; the same command goes on without it") from None
+
+
+def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[Outcome]]]:
+    from distributed import KilledWorker, as_completed
+
+    # A scheduler that outlives its clients may still hold tasks of another run, with other folders to write to.
+    run = job.folder.name
+    num_done = 0
+    shards = plan.shards()
+    suspects: list[Shard] = []
+    shard_of: dict[Any, Shard] = {}
+    completed: Any = as_completed(loop=client.loop, raise_errors=False)
+
+    def submit_next() -> None:
+        shard = next(shards, None)
+        if shard is not None:
+            future = client.submit(annotate_shard, shard, job, key=f"{run}-{shard.shard_id}", pure=False)
+            shard_of[future.key] = shard
+            completed.add(future)
+
+    for _ in range(num_threads(client)):
+        submit_next()
+    patience = Patience(client, job.out)
+    while shard_of:
+        while not completed.has_ready():
+            patience.wait()
+        future = next(completed)
+        patience.step_s = FIRST_STEP_S
+        shard = shard_of.pop(future.key)
+        if future.status == "cancelled":
+            raise RunAborted(GONE.format(out=job.out))
+        # This waits where the worker that held the result has died since: the shard is being done again.
+        if (error := future.exception()) is None:
+            num_done += 1
+            yield shard, future.result()
+        elif isinstance(error, KilledWorker):
+            log.warning(
+                "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
+            )
+            suspects.append(shard)
+            if not num_done and len(suspects) in (1, _DOUBTS):
+                _check_that_clips_fit(client, suspects, job)
+        else:
+            with abort_on_write_error(job.out):
+                raise error
+        future.release()
+        # A cluster behind a scheduler may have grown.
+        for _ in range(max(1, num_threads(client) - len(shard_of))):
+            submit_next()
+    for shard in suspects:
+        rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
+        with abort_on_write_error(job.out):
+            write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+        yield shard, [outcome_of(row) for row in rows]
+
+
+_DOUBTS = 3
+"""Shards that ended their workers before any was done: then it is asked whether any clip fits."""
+
+
+def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> None:
+    """Where every worker ends before a clip is done, find out whether one could be.
+
+    Raises:
+        RunAborted: workers end before they begin, or with a single clip.
+    """
+    from distributed import KilledWorker
+
+    why = ""
+    probe: Any = client.submit(_load_everything, key=f"{job.folder.name}-probe-{len(suspects)}", pure=False)
+    try:
+        probe.result()
+    except KilledWorker:
+        why = "workers end before they begin a clip"
+    finally:
+        probe.release()
+    if not why and len(suspects) >= _DOUBTS:
+        rows = [_annotate_alone(client, shard.clips[0], job) for shard in suspects]
+        if all(row.reasons == ("worker_died",) for row in rows):
+            why = f"each of {len(rows)} clips ended its worker, also with nothing else running"
+    if why:
+        limit = job.config.executor.memory_per_worker_gib
+        room = "its share of the machine's memory" if limit is None else f"{limit:g} GiB"
+        raise RunAborted(
+            f"{job.out}: {why}; a worker may take {room}: raise annotate.executor.memory_per_worker_gib, or use fewer"
+            " workers (--workers)"
+        )
+
+
+def _load_everything() -> int:
+    """What every clip needs of memory: the modules."""
+    import av
+    import cv2
+    import torch
+
+    return len({av, cv2, torch})
+
+
+def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:
+    from distributed import KilledWorker
+
+    future: Any = client.submit(
+        annotate_one, clip, job, key=f"{job.folder.name}-clip-{clip.clip_id}", pure=False
+    )
+    try:
+        return future.result()
+    except KilledWorker:
+        attempts = job.config.executor.attempts
+        return failure_row(
+            clip,
+            job,
+            "worker_died",
+            f"ended {attempts} worker(s) with nothing else running (out of memory, or a crash in a decoder)",
+        )
+    finally:
+        future.release()
+
+
+@contextmanager
+def abort_on_write_error(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunAborted(f"{out}: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
+    """Prepare a dataset folder and hold it for this process; ends with the process, however that ends.
+
+    Raises:
+        ValueError: another run holds the folder, or it belongs to another recipe.
+    """
+    with hold_folder(out):
+        prepare_output(out, recipe_hash=recipe_hash)
+        taken = take_in_dead_runs(out, recipe_hash=recipe_hash)
+        if taken:
+            log.warning("%s: %d clips that an ended run had done are taken in", out, taken)
+        yield
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process; ends with the process, however that ends.
+
+    Raises:
+        ValueError: another run holds the folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
+        ) from None
+    try:
+        try:
+            # On the folder itself: no lock file that somebody has to clean up.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,198 @@
+"""What a worker does: the clips of a shard one after the other, a row for each whatever happens, and a part file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ... import __version__
+from ...dataset.commit import check_run
+from ...dataset.reasons import ReasonCode
+from ...dataset.rows import Row
+from ...dataset.store import part_path, write_part
+from ..clip import ClipRef
+from ..networks.device import be_worker, claim_worker_number
+from ..pipeline import Mode, annotate_clip
+from ..pool import share_threads
+from ..reporting import listen, say
+from .plan import Shard
+from .tally import Outcome, outcome_of, part_outcomes
+
+if TYPE_CHECKING:
+    from ..config import AnnotateConfig
+
+
+class AnnotateClip(Protocol):
+    """What does the work: `pipeline.annotate_clip`, or a stand-in with its signature in tests."""
+
+    def __call__(self, clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a worker needs to turn shards into part files.
+
+    Attributes:
+        out: dataset folder, the same path on every worker.
+        config: the recipe's `annotate` section.
+        mode: which geometry the source ships.
+        recipe_hash: of the resolved recipe.
+        annotate: the per-clip function.
+        incoming: folder of the run, into which workers write (see `dataset/commit.py`); None: straight into the data.
+    """
+
+    out: Path
+    config: AnnotateConfig
+    mode: Mode
+    recipe_hash: str
+    annotate: AnnotateClip = annotate_clip
+    incoming: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where parts are written."""
+        return self.incoming or self.out
+
+
+def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
+    """Annotate the clips of a shard and write its part file; every clip gets a row.
+
+    Raises:
+        OSError: the part cannot be written (disk full).
+        Fenced: the run is over, and another one has begun; nothing was written.
+    """
+    path = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
+    if path.is_file():  # a worker died after its rename and before its report
+        return list(part_outcomes(path))
+    begin_as_worker()
+    share_threads(job.config)
+    rows = []
+    for clip in shard.clips:
+        _check_run(job)  # nobody waits for what a run does that is over
+        rows.append(annotate_one(clip, job))
+    _check_run(job)
+    write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+    return [outcome_of(row) for row in rows]
+
+
+def _check_run(job: Job) -> None:
+    if job.incoming is not None:
+        check_run(job.incoming)
+
+
+TOPIC = "theodolite-clips"
+
+
+def begin_as_worker() -> None:
+    """In a dask worker: the networks learn which of this machine's workers they run in, so that each GPU gets as many,
+    and where clips stand is told to the scheduler. Elsewhere everything happens in this process."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return
+    try:
+        worker = distributed.get_worker()
+    except ValueError:
+        return
+    be_worker(claim_worker_number())
+    listen(lambda clip_id, text: worker.log_event(TOPIC, (clip_id, text)))
+
+
+def annotate_one(clip: ClipRef, job: Job) -> Row:
+    """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`."""
+    _quiet_decoders()
+    start = time.perf_counter()
+    reason: ReasonCode
+    limit_s = job.config.executor.clip_timeout_s
+    late = None if job.incoming is None else job.incoming / f"late-{clip.clip_id}"
+    if late is not None and late.exists():
+        return failure_row(
+            clip, job, "timed_out", f"was not done after {limit_s:g} s, and its worker was ended"
+        )
+    try:
+        try:
+            with _ended_after(limit_s, late):
+                return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
+        finally:
+            say(clip.clip_id, "")
+    except MemoryError as error:
+        reason, detail, trace = "out_of_memory", str(error) or "memory ran out", traceback.format_exc()
+    # The one place where anything may be caught: a shard must survive its worst clip, and the row keeps the traceback.
+    except Exception as error:  # noqa: BLE001
+        reason, detail = "internal_error", f"{type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+    return failure_row(clip, job, reason, detail, error=trace, wall_s=time.perf_counter() - start)
+
+
+@contextmanager
+def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
+    """End this worker process if what is inside takes longer, leaving a note for the one that gets the shard next.
+
+    Nothing else ends a thread that waits in a system call or in a decoder. In the command's own process (no workers)
+    there is no limit.
+    """
+    if late is None or multiprocessing.parent_process() is None:
+        yield
+        return
+
+    def end() -> None:
+        with suppress(OSError):
+            late.touch()
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def failure_row(
+    clip: ClipRef,
+    job: Job,
+    reason: ReasonCode,
+    detail: str,
+    *,
+    error: str | None = None,
+    wall_s: float | None = None,
+) -> Row:
+    """Row of a clip of which nothing but its identity is known."""
+    return Row(
+        clip_id=clip.clip_id,
+        source=clip.source,
+        original_id=clip.original_id,
+        media_kind=clip.media_kind,
+        media=clip.media,
+        media_pattern=clip.media_pattern,
+        window_start_s=clip.start_s,
+        window_end_s=clip.end_s,
+        mode=job.mode,
+        data_licence=clip.data_licence,
+        data_redistributable=clip.data_redistributable,
+        stand_in=False,
+        recipe_hash=job.recipe_hash,
+        package_version=__version__,
+        annotate_wall_s=wall_s,
+        verdict="rejected",
+        reasons=(reason,),
+        reason_details=(f"clip {clip.clip_id}: {detail}",),
+        error=error,
+        confidence_absent="no_cameras",
+    )
+
+
+def _quiet_decoders() -> None:
+    """What a damaged video makes FFmpeg say is in the row already; on stderr it would bury the progress."""
+    import av.logging
+
+    av.logging.set_level(av.logging.PANIC)
