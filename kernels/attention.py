@@ -70,6 +70,7 @@ def frame_attention(
     window_chunks: int | None = None,
     sink_chunks: int = 0,
     before: Sequence[tuple[Tensor, Tensor]] = (),
+    first_frame: int | None = None,
     scale: float | None = None,
     backend: AttentionBackend = "auto",
     precision: AttentionPrecision = "input",
@@ -79,6 +80,8 @@ def frame_attention(
     Args:
         q, k, v: (B, H, T, S, D); a token reads all tokens of its own chunk and of the earlier ones that
             `visible_frames` lists.
+        first_frame: q holds only the frames from this one on, (B, H, t, S, D), k and v the whole clip (context
+            parallelism); None: q holds the whole clip.
         before: keys and values (B, H, tokens, D) of earlier chunks that every query reads (streaming).
         scale: of the logits; None: D^-1/2.
         backend: "auto" lets cuDNN go first on a GPU, which at the real size is 1.7 times as fast as flash.
@@ -96,14 +99,12 @@ def frame_attention(
             f"precision {precision!r} with backend {backend!r}: use one of {', '.join(get_args(AttentionPrecision))}, "
             "and leave the backend at auto for fp8"
         )
-    if q.ndim != 5 or q.shape != k.shape or k.shape != v.shape:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: give three equal (B, H, T, S, D)"
-        )
+    part = _queried_frames(q, k, v, first_frame)
     check_tensors(q, "q", k=k, v=v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q holds {q.dtype}, k {k.dtype}, v {v.dtype}; give one type")
-    plan = visible_frames(q.shape[2], chunk_starts, window_chunks=window_chunks, sink_chunks=sink_chunks)
+    plan = visible_frames(k.shape[2], chunk_starts, window_chunks=window_chunks, sink_chunks=sink_chunks)
+    plan = _plan_of_part(plan, part)
     for keys, values in before:
         if (
             keys.shape != values.shape
@@ -115,6 +116,10 @@ def frame_attention(
                 f"before holds keys {tuple(keys.shape)} and values {tuple(values.shape)}; with q {tuple(q.shape)} give "
                 f"({q.shape[0]}, {q.shape[1]}, tokens, {q.shape[-1]})"
             )
+    if precision == "fp8" and part != (0, k.shape[2]):
+        raise ValueError(
+            "precision 'fp8' is for inference, first_frame for training over several ranks: not both"
+        )
     if precision == "fp8":
         return _in_fp8(q, k, v, plan, before, scale)
     if backend == "reference":
@@ -126,6 +131,7 @@ def frame_attention(
             window_chunks=window_chunks,
             sink_chunks=sink_chunks,
             before=before,
+            first_frame=first_frame or 0,
             scale=scale,
         )
     padded = _pads(q, k, v, before)
@@ -150,6 +156,31 @@ def frame_attention(
             outputs.append(out.unflatten(2, (end - first, q.shape[3])))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return _resized(out, size) if padded else out
+
+
+def _queried_frames(q: Tensor, k: Tensor, v: Tensor, first_frame: int | None) -> tuple[int, int]:
+    """[first, end) of the clip's frames that q holds."""
+    check_counts(first_frame=first_frame)
+    same = q.ndim == 5 and k.shape == v.shape and (*q.shape[:2], *q.shape[3:]) == (*k.shape[:2], *k.shape[3:])
+    if not same or (first_frame is None and q.shape != k.shape):
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: give three equal (B, H, T, S, D)"
+        )
+    first = first_frame or 0
+    if first + q.shape[2] > k.shape[2]:
+        raise ValueError(
+            f"q holds {q.shape[2]} frames from frame {first} on, k only {k.shape[2]} frames in all"
+        )
+    return first, first + q.shape[2]
+
+
+def _plan_of_part(
+    plan: list[tuple[tuple[int, int], list[tuple[int, int]]]], part: tuple[int, int]
+) -> list[tuple[tuple[int, int], list[tuple[int, int]]]]:
+    """The reads of some of the clip's frames; queries are counted from the first of them."""
+    first, end = part
+    cut = [((max(a, first) - first, min(b, end) - first), runs) for (a, b), runs in plan]
+    return [((a, b), runs) for (a, b), runs in cut if a < b]
 
 
 _LONG = 16384
@@ -225,10 +256,11 @@ def frame_attention_reference(
     window_chunks: int | None = None,
     sink_chunks: int = 0,
     before: Sequence[tuple[Tensor, Tensor]] = (),
+    first_frame: int = 0,
     scale: float | None = None,
 ) -> Tensor:
     """`frame_attention` with its mask written out, one softmax over all tokens."""
-    frames, tokens = q.shape[2:4]
+    frames, tokens = k.shape[2:4]
     chunk = torch.zeros(frames, dtype=torch.long, device=q.device)
     for start in check_chunk_starts(chunk_starts, frames) or ():
         if start > 0:
@@ -237,6 +269,7 @@ def frame_attention_reference(
     visible = key <= query
     if window_chunks is not None:
         visible &= (query - key <= window_chunks) | (key < sink_chunks)
+    visible = visible[first_frame : first_frame + q.shape[2]]
     mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
     dtype = torch.promote_types(q.dtype, torch.float32)
     q_all = q.flatten(2, 3).to(dtype)
@@ -247,4 +280,4 @@ def frame_attention_reference(
     mask = F.pad(mask, (k_all.shape[2] - mask.shape[1], 0), value=True)
     logits = q_all @ k_all.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     out = torch.softmax(logits.masked_fill(~mask, float("-inf")), dim=-1) @ v_all
-    return out.unflatten(2, (frames, tokens)).to(v.dtype)
+    return out.unflatten(2, (q.shape[2], tokens)).to(v.dtype)

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from ..kernels import (
     Result,
+    Shard,
     State,
     add_modulated_norm,
     frame_attention,
     frame_gdn,
+    frame_gdn_context_parallel,
     gated_add,
     gated_shift_add,
     glu_conv,
@@ -42,6 +44,7 @@ from ..kernels.fp8.product import gated_add_rows, modulated_norm_rows, output_ga
 from ..kernels.frame_gdn.op import Backend
 from ..kernels.frame_gdn.reference import ray_matrices, ray_transform
 from .config import WorldModelConfig, chunk_ranges
+from .frame_parallel import FrameShare
 from .scaled_layers import ScaledLinear, SharedInput
 
 _NORM_EPS = 1e-5
@@ -187,6 +190,8 @@ class Context:
         inner: (T, 1, 1) zero on the first frames of all chunks but the first, one elsewhere; None: a single chunk.
         stream: True where a cache is read: everything before the chunk comes from it.
         save: whether the cache is written.
+        share: where the clip's frames are spread over ranks; `starts` and `inner` then are this rank's, `clip_starts`
+            the clip's.
     """
 
     height: int
@@ -201,6 +206,8 @@ class Context:
     inner: Tensor | None
     stream: StreamCache | None
     save: bool
+    share: FrameShare | None = None
+    clip_starts: tuple[int, ...] | None = None
 
 
 class RMSNorm(nn.Module):
@@ -368,23 +375,44 @@ class DeltaNetAttention(CameraAttention):
         backend = self.operators.kernels
         starts = None if context.stream is not None else context.starts
         conv = None if cache is None else cache.conv
+        key = self._convolved(k, self.conv_k, context, starts, conv)
+        weights = dict(q_weight=self.q_norm.weight, k_weight=self.k_norm.weight)
+        numbers = dict(key_scale=key_scale(self.head_size, q.shape[2]), norm_eps=_NORM_EPS)
+        tokens = (self.split(q), self.split(key), self.split(v), *gates)
+        if context.share is not None:
+            shard = Shard(*tokens, rope=context.rope, chunk_starts=starts)
+            return frame_gdn_context_parallel(
+                shard, group=context.share.group, **weights, **numbers, backend=backend
+            ).flatten(-2)
         result = frame_gdn(
-            self.split(q),
-            self.split(short_conv(k, self.conv_k.weight, chunk_starts=starts, before=conv, backend=backend)),
-            self.split(v),
-            *gates,
-            q_weight=self.q_norm.weight,
-            k_weight=self.k_norm.weight,
+            *tokens,
+            **weights,
             rope=context.rope,
             chunk_starts=starts,
             initial=None if cache is None else cache.gdn,
-            key_scale=key_scale(self.head_size, q.shape[2]),
-            norm_eps=_NORM_EPS,
+            **numbers,
             backend=backend,
         )
         if cache is not None and context.save:
             cache.gdn, cache.conv = result.final, _last_frames(conv, k, self.config.conv_taps - 1)
         return result.out.flatten(-2)
+
+    def _convolved(
+        self,
+        k: Tensor,
+        conv: ShortConv,
+        context: Context,
+        starts: tuple[int, ...] | None,
+        before: Tensor | None,
+    ) -> Tensor:
+        """Keys through their short convolution; over several ranks, with what they read of their neighbours."""
+        backend = self.operators.kernels
+        if context.share is None:
+            return short_conv(k, conv.weight, chunk_starts=starts, before=before, backend=backend)
+        wide, left, right = context.share.halo(k, self.config.conv_taps - 1)
+        starts = context.share.starts(context.clip_starts, left, right)
+        out = short_conv(wide, conv.weight, chunk_starts=starts, backend=backend)
+        return out[:, left : out.shape[1] - right]
 
     def _camera(
         self,
@@ -400,7 +428,9 @@ class DeltaNetAttention(CameraAttention):
         conv = None if cache is None else cache.camera_conv
         initial = None if cache is None else cache.camera_gdn
         inputs = k if cache is not None and context.save else None
-        k = short_conv(k, self.conv_k_cam.weight, chunk_starts=starts, before=conv, backend=backend)
+        k = self._convolved(k, self.conv_k_cam, context, starts, conv)
+        if context.share is not None:
+            return self._camera_over_ranks(q, k, v, gates, scale, context).flatten(-2).to(dtype)
         if self.config.camera_rms_cap == "all":
             result = self._capped_camera(q, k, v, *gates, scale, context, starts, initial)
             out = ray_transform(
@@ -428,6 +458,40 @@ class DeltaNetAttention(CameraAttention):
             cache.camera_gdn = result.final
             cache.camera_conv = _last_frames(conv, inputs, self.config.conv_taps - 1)
         return out.flatten(-2).to(dtype)
+
+    def _camera_over_ranks(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gates: tuple[Tensor, Tensor],
+        scale: float,
+        context: Context,
+    ) -> Tensor:
+        assert context.share is not None
+        if self.config.camera_rms_cap == "all":
+            raise ValueError(
+                "camera_rms_cap 'all' is not made for clips that are spread over ranks; use 'none'"
+            )
+        shard = Shard(
+            self.split(q),
+            self.split(k),
+            self.split(v),
+            *gates,
+            rope=context.camera_rope,
+            rays=context.rays,
+            chunk_starts=context.starts,
+        )
+        return frame_gdn_context_parallel(
+            shard,
+            group=context.share.group,
+            q_weight=self.q_norm_cam.weight,
+            k_weight=self.k_norm_cam.weight,
+            normalise=False,
+            key_scale=scale,
+            norm_eps=_NORM_EPS,
+            backend=self.operators.kernels,
+        )
 
     def _capped_camera(
         self,
@@ -557,14 +621,18 @@ class SoftmaxAttention(CameraAttention):
         dtype = q.dtype
         if dtype == torch.float32 and self.config.softmax_bfloat16:
             q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+        share, starts = context.share, context.starts
+        if share is not None:
+            k, v, starts = share.gather(k), share.gather(v), context.clip_starts
         q, k, v = (x.permute(0, 3, 1, 2, 4) for x in (q, k, v))
         streams = cache is not None
         out = frame_attention(
             q,
             k,
             v,
-            chunk_starts=None if streams else context.starts,
+            chunk_starts=None if streams else starts,
             before=_history(cache.chunks, camera) if streams else (),
+            first_frame=None if share is None else share.first,
             scale=scale,
             backend=self.operators.attention,
             precision=self.operators.attention_precision,
@@ -660,6 +728,15 @@ def _apply(layer: nn.Module, x: Tensor, *, out: Tensor | None = None) -> Tensor:
     return out
 
 
+def _inner(starts: tuple[int, ...] | None, like: Tensor) -> Tensor | None:
+    """`Context.inner` for the frames of a tensor (B, T, ...)."""
+    if starts is None:
+        return None
+    inner = torch.ones(like.shape[1], 1, 1, dtype=like.dtype)
+    inner[[start for start in starts if start > 0]] = 0
+    return inner.to(like.device, non_blocking=True)
+
+
 class FeedForward(nn.Module):
     """Gated feed-forward network with a 3 x 3 convolution over the frame and a 3-tap one over time."""
 
@@ -681,6 +758,12 @@ class FeedForward(nn.Module):
         if cache is not None and context.save:
             cache.ffn = y[:, -1:].detach().clone()
         inner = None if context.stream is not None else context.inner
+        if context.share is not None:
+            wide, left, right = context.share.halo(y, 1)
+            out = self._temporal(
+                wide, None, _inner(context.share.starts(context.clip_starts, left, right), wide)
+            )
+            return gated_add(x, out[:, left : out.shape[1] - right], gate, backend=self.backend)
         if torch.is_grad_enabled() and isinstance(self.t_conv, nn.Conv2d):
             return gated_add(x, self._temporal(y, before, inner), gate, backend=self.backend)
         first = None if before is None else self._past(before)
@@ -840,8 +923,9 @@ class WorldModel(nn.Module):
         text_mask: Tensor | None = None,
         cameras: Cameras | Geometry | None = None,
         chunk_starts: tuple[int, ...] | None = None,
+        share: FrameShare | None = None,
     ) -> Tensor:
-        """Velocity of all frames of a clip.
+        """Velocity of all frames of a clip, or of this rank's share of them.
 
         Args:
             latents: (B, 128, T, H, W) noisy latents.
@@ -851,6 +935,8 @@ class WorldModel(nn.Module):
             cameras: of each latent frame, or what `geometry` made of them; None: neither camera branch nor ray map.
             chunk_starts: first frames of chunks (`config.chunk_starts`): every frame sees all earlier chunks and its
                 own; None: every frame sees every frame.
+            share: the clip's frames are spread over ranks: latents, times and cameras are of this rank's frames, and
+                `chunk_starts` of the whole clip.
         Returns:
             (B, 128, T, H, W) in the dtype of the weights.
         Raises:
@@ -858,10 +944,15 @@ class WorldModel(nn.Module):
         """
         self._check(latents, times, text, text_mask, cameras)
         frames = latents.shape[2]
+        if share is not None and share.counts[share.rank] != frames:
+            raise ValueError(
+                f"latents hold {frames} frames, rank {share.rank}'s share of {share.counts} is another"
+            )
         if chunk_starts is not None:
-            chunk_ranges(frames, chunk_starts)
-        index = torch.arange(frames, device=latents.device)
-        context = self._context(latents, text, text_mask, cameras, index, starts=chunk_starts)
+            chunk_ranges(frames if share is None else sum(share.counts), chunk_starts)
+        first = 0 if share is None else share.first
+        index = torch.arange(first, first + frames, device=latents.device)
+        context = self._context(latents, text, text_mask, cameras, index, starts=chunk_starts, share=share)
         return self._run(latents, times, context, None)
 
     def start_stream(self, *, window_chunks: int | None = None, sink_chunks: int = 0) -> StreamCache:
@@ -947,17 +1038,17 @@ class WorldModel(nn.Module):
         starts: tuple[int, ...] | None = None,
         stream: StreamCache | None = None,
         save: bool = False,
+        share: FrameShare | None = None,
     ) -> Context:
         if isinstance(cameras, Geometry):
             known = cameras
         else:
             known = self._geometry(cameras, index, latents.shape[3], latents.shape[4])
         weight = self.final_layer.linear.weight
+        own = starts if share is None else share.starts(starts)
         inner = None
-        if starts is not None and len(starts) > 1:
-            inner = torch.ones(latents.shape[2], 1, 1, dtype=weight.dtype)
-            inner[[start for start in starts if start > 0]] = 0
-            inner = inner.to(latents.device, non_blocking=True)
+        if own is not None and len(own) > 1:
+            inner = _inner(own, latents.new_empty(1, latents.shape[2], dtype=weight.dtype))
         return Context(
             height=latents.shape[3],
             width=latents.shape[4],
@@ -967,10 +1058,12 @@ class WorldModel(nn.Module):
             plucker=known.plucker,
             text=self.attention_y_norm(self.y_embedder(text.to(weight.dtype))),
             text_mask=None if text_mask is None else text_mask.bool(),
-            starts=starts,
+            starts=own,
             inner=inner,
             stream=stream,
             save=save,
+            share=share,
+            clip_starts=starts,
         )
 
     def geometry(self, latents: Tensor, cameras: Cameras | None) -> Geometry:

@@ -37,6 +37,17 @@ def test_chunks_equal_the_written_out_mask(kw: dict, dtype: torch.dtype, device:
         assert relative(grad, expected) < tolerance
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_queries_of_some_frames_read_what_they_read_in_the_whole_clip(backend: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 6, 5, 16, dtype=torch.float64)
+    whole = frame_attention(q, k, v, chunk_starts=(0, 2, 4))
+    part = frame_attention(q[:, :, 3:5], k, v, chunk_starts=(0, 2, 4), first_frame=3, backend=backend)
+    assert relative(part, whole[:, :, 3:5]) < 1e-12
+    with pytest.raises(ValueError, match="from frame 5 on"):
+        frame_attention(q[:, :, 3:5], k, v, first_frame=5)
+
+
 def test_sink_does_not_count_twice() -> None:
     plan = visible_frames(10, (0, 4, 7), window_chunks=1, sink_chunks=1)
     assert plan == [((0, 4), [(0, 4)]), ((4, 7), [(0, 7)]), ((7, 10), [(0, 4), (4, 10)])]

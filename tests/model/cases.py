@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from theodolite.model.config import WorldModelConfig
+from theodolite.model.config import WorldModelConfig, chunk_starts
+from theodolite.model.frame_parallel import FrameShare
 from theodolite.model.network import Cameras, Operators, WorldModel
 from torch import Tensor
 
@@ -80,3 +83,30 @@ def tiny_inputs(frames: int = FRAMES, batch: int = 2, seed: int = 1) -> dict:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def loss_and_gradients(
+    frames: int, causal: bool, share: FrameShare | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of squares of the velocity of a rank's frames, and gradients of all weights."""
+    model = tiny_model(TINY.model_copy(update={"softmax_bfloat16": False})).double()
+    given = tiny_inputs(frames, batch=1)
+    part = slice(None) if share is None else share.frames
+    cameras = given["cameras"]
+    velocity = model(
+        given["latents"][:, :, part].double(),
+        given["times"][:, part],
+        given["text"].double(),
+        text_mask=given["text_mask"],
+        cameras=replace(
+            cameras,
+            camera_to_world=cameras.camera_to_world[:, part].double(),
+            intrinsics=cameras.intrinsics[:, part].double(),
+            plucker=cameras.plucker[:, :, part].double(),
+        ),
+        chunk_starts=chunk_starts(frames) if causal else None,
+        share=share,
+    )
+    loss = velocity.square().sum()
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
