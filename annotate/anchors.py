@@ -31,11 +31,11 @@ from ..dataset.arrays import F64, I64, FloatArray
 from ..dataset.cameras import orthonormalise
 from ..dataset.strict import Strict
 from .align import AlignConfig, Aligned, Window, align_connected
-from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
 from .geometry.base import SequenceGeometryResult
 from .lane import lane, next_turn, taken_over, uploading
 from .reporting import counted
+from .sources.clip import ClipRef, ClipRejection
 
 WINDOWS_IN_FLIGHT = 2
 """Windows handed over and not yet done; with more, a fast decoder would fill the memory."""

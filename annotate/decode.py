@@ -36,10 +36,8 @@ from ..dataset.media import MediaError
 from ..dataset.orientation import UPRIGHT, Orientation
 from ..dataset.strict import Strict
 from ..dataset.video import Video, first_line, open_video
-from .clip import ClipRef, ClipRejection, printable
 from .cuts import CutDetector
-
-GRID_FPS = 16
+from .sources.clip import GRID_FPS, ClipRef, ClipRejection, printable
 
 _RATE_TOLERANCE = 2e-3
 """Relative: a source at 16/1.001 fps counts as 16 fps; its clip is one frame short after a minute."""
@@ -137,9 +135,6 @@ class ClipFrames(Protocol):
     def every_frame(self) -> Iterator[NDArray[np.uint8]]:
         """Yield (source_height, source_width, 3) uint8 RGB of all source frames from the clip's first to its last."""
         ...
-
-
-# --- which frames ------------------------------------------------------------------------------
 
 
 def choose_frames(
@@ -275,9 +270,6 @@ def _timing(clip: ClipRef, timeline: _Timeline, config: DecodeConfig) -> ClipTim
     )
 
 
-# --- opening -----------------------------------------------------------------------------------
-
-
 def open_clip(clip: ClipRef, config: DecodeConfig) -> ClipFrames:
     """Open a clip's media: read its timeline, choose its frames, decode the first one.
 
@@ -396,9 +388,6 @@ def _stored_size(height: int, width: int, max_side_px: int | None) -> tuple[int,
     if max_side_px is None or longest <= max_side_px:
         return height, width
     return max(1, round(height * max_side_px / longest)), max(1, round(width * max_side_px / longest))
-
-
-# --- video files -------------------------------------------------------------------------------
 
 
 class _Frames(Protocol):
@@ -538,9 +527,6 @@ def _decord_obstacle(video: Video) -> str:
     if np.abs(times - times[0] - expected).max() > 1e-3:
         return "its time stamps differ from the container's"
     return ""
-
-
-# --- image folders -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

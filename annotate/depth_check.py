@@ -25,9 +25,9 @@ import numpy as np
 
 from ..dataset.arrays import BoolArray, FloatArray, IntArray
 from ..dataset.cameras import so3_exp
-from .clip import DepthKind
 from .geometry.base import DepthMaps
 from .solve import KnownLens, members
+from .sources.clip import DepthKind
 from .tracks import ImageMeasurements, TracksConfig, match_features
 
 Place = Callable[[FloatArray], FloatArray]

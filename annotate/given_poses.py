@@ -13,8 +13,8 @@ import numpy as np
 
 from ..dataset.arrays import FloatArray
 from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse, so3_log, umeyama
-from .clip import ClipRejection
 from .solve import GIVEN, CameraSolution
+from .sources.clip import ClipRejection
 
 LEAST_TURN_RAD = np.radians(3.0)
 """Turns smaller than this are not compared among themselves: solved and given rotations both err by tenths of a

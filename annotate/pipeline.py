@@ -22,7 +22,6 @@ from ..dataset.metrics import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
 from .agreement import Agreement, compare, confidence_of
-from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames, open_clip
 from .depth_check import DepthCheck, check_depth
 from .gates import REASONS, describe_failure, image_motion, judge, judge_depth, judge_given, sweep_minimum
@@ -48,6 +47,7 @@ from .quality import QualityMeter
 from .reporting import counted, say
 from .scale import ScaleEstimate, estimate_scale
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
+from .sources.clip import ClipRef, ClipRejection
 from .start import WithoutFrames, prove_anchors
 from .tracks import ImageMeasurements, measure_images
 

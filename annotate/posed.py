@@ -16,7 +16,6 @@ from ..dataset.arrays import FloatArray
 from ..dataset.cameras import interpolate_poses, orthonormalise, se3_inverse, so3_log, umeyama
 from . import bundle as ba
 from .bundle import BundleConfig, State
-from .clip import ClipRejection
 from .geometry.base import DepthMaps
 from .geometry.given_cameras import GivenCameras
 from .given_poses import (
@@ -43,6 +42,7 @@ from .solve import (
     triangulate,
     with_lens,
 )
+from .sources.clip import ClipRejection
 from .tracks import ImageMeasurements, TracksConfig, descriptor_tracks, join_tracks, match_features
 
 _GAUGE_SIGMA_LOG = 0.3

@@ -24,10 +24,10 @@ from ..dataset.arrays import FloatArray, IntArray
 from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
-from .clip import ClipRejection
 from .dense import View, align_rgbd, link_points
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches, first_noise, measured_noise, sample_depth
 from .geometry.base import DepthMaps
+from .sources.clip import ClipRejection
 from .tracks import (
     DENSE,
     DESCRIPTOR,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..dataset.images import read_image
 from ..dataset.media import MediaError
-from .clip import ClipRef, ClipRejection
 from .decode import ClipFrames
+from .sources.clip import ClipRef, ClipRejection
 
 _THUMB_WIDTH = 160
 _MAX_RMS = 6.0

@@ -22,10 +22,10 @@ def one(data: Path, frames: int, threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     from theodolite.annotate.bundle import BundleConfig
-    from theodolite.annotate.clip import ClipRef, GivenGeometry
     from theodolite.annotate.decode import DecodeConfig, open_clip
     from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.solve import solve_cameras
+    from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
     from theodolite.annotate.tracks import TracksConfig, measure_images
 
     folder = data / "rgbd-redkitchen"

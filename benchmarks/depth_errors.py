@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import yaml
 from theodolite.annotate import pipeline
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import ClipFrames
 from theodolite.annotate.geometry.base import SequenceGeometryResult
@@ -45,6 +44,7 @@ from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig, RenderedGeometrySource
 from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras import rotation_angle
 from theodolite.dataset.metrics import path_length, trajectory_error
 from theodolite.dataset.rows import Row

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory

@@ -29,10 +29,10 @@ import cv2
 import numpy as np
 from scipy.interpolate import griddata
 from theodolite.annotate import pipeline
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory

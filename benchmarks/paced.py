@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from theodolite.annotate.anchors import AnchorStream, RawWindow
-from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.pipeline import Estimators, Mode, annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))

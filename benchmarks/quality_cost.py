@@ -13,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.quality import QualityConfig, QualityMeter
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
 
 def measured(path: Path) -> tuple[dict[str, float], int, tuple[int, int], float]:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..annotate.clip import ClipRef, ClipRejection
 from ..annotate.decode import check_decoder, open_clip
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
@@ -24,6 +23,7 @@ from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
 from ..annotate.run.tally import Tally, read_outcomes
 from ..annotate.run.worker import Job
+from ..annotate.sources.clip import ClipRef, ClipRejection
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.cameras import resize_intrinsics, split_intrinsics

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray
-from ..clip import ClipRef
 from ..decode import ClipFrames
+from ..sources.clip import ClipRef
 
 
 class DepthMaps(Protocol):

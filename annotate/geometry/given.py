@@ -28,8 +28,8 @@ from ...dataset.limits import too_many_pixels
 from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
-from ..clip import ClipRef, ClipRejection, DepthKind
 from ..decode import ClipFrames, source_numbers
+from ..sources.clip import ClipRef, ClipRejection, DepthKind
 from .base import AnchorFrame, SequenceGeometryResult
 from .given_cameras import check_count, given_intrinsics
 from .given_pixels import shape_belongs_to, turn_of_given

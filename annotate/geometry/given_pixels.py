@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.orientation import UPRIGHT, Orientation
-from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames
+from ..sources.clip import ClipRef, ClipRejection
 
 Pixels = Literal["shown", "stored"]
 

@@ -21,9 +21,9 @@ from ...dataset.arrays import FloatArray
 from ...dataset.inputs import read_yaml
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
-from ..clip import ClipRef, ClipRejection
 from ..decode import ClipFrames, ClipTiming
 from ..render import RenderConfig, RenderedClip, render_clip
+from ..sources.clip import ClipRef, ClipRejection
 from .base import AnchorFrame, SequenceGeometryResult
 
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from ...dataset.commit import ClipHasRow, Commits, own_run, take_in_dead_runs
 from ...dataset.rows import Row
 from ...dataset.store import part_path, prepare_output, write_part
-from ..clip import ClipRef
 from ..reporting import Listener, listening
+from ..sources.clip import ClipRef
 from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, cluster_for, num_threads
 from .plan import Plan, Shard
 from .progress import progress

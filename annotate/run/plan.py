@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...dataset.store import finished_shards
-from ..clip import ClipRef
+from ..sources.clip import ClipRef
 from .tally import read_outcomes
 
 

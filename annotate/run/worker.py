@@ -19,11 +19,11 @@ from ...dataset.commit import check_run
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
 from ...dataset.store import part_path, write_part
-from ..clip import ClipRef
 from ..networks.device import be_worker, claim_worker_number
 from ..pipeline import Mode, annotate_clip
 from ..pool import share_threads
 from ..reporting import listen, say
+from ..sources.clip import ClipRef
 from .plan import Shard
 from .tally import Outcome, outcome_of, part_outcomes
 

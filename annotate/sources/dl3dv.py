@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ...dataset.formats.colmap import has_colmap_model
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Listed, Release, find_table, folders_with, positive, rows_of, table_by
 
 IMAGES = ("images_4", "images_2", "images", "images_8")

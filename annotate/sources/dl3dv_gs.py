@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...dataset.inputs import InputError, read_json
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Release, folders_with, positive
 
 

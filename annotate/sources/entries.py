@@ -11,7 +11,7 @@ from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.names import NAME_PATTERN
 from ...dataset.strict import Strict
-from ..clip import DepthKind, MediaKind
+from .clip import DepthKind, MediaKind
 from .windows import Windows
 
 ReleaseLayout = Literal[

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ...dataset.inputs import read_csv, read_json, read_yaml
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.strict import error_lines
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .entries import IndexEntry, IndexSource, media_root
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...dataset.names import wrong_pointer
-from ..clip import ClipRef
+from .clip import ClipRef
 from .tree import Folder, Layout, Listed, Release, find_table, positive, rows_of, say_absent
 
 _TABLES = ("miradata_v1_*.csv", "miradata_v0.csv", "*/miradata_v1_*.csv")

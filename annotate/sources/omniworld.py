@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...dataset.inputs import InputError, read_json, read_text
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Listed, Release, clean, find_table, folders_with, positive, rows_of, table_by
 
 _METADATA = ("metadata/omniworld_game_metadata.csv", "metadata/OmniWorld-Game_metadata.csv")

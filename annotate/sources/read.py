@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..clip import ClipRef
+from .clip import ClipRef
 from .entries import ReleaseSource, Source, VideosSource, media_root
 from .index import read_index
 from .releases import release_clips

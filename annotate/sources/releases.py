@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from ..clip import ClipRef
 from . import dl3dv, dl3dv_gs, miradata, omniworld, sana_wm, sekai, spatialvid
+from .clip import ClipRef
 from .entries import ReleaseLayout
 from .tree import Layout, Release
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ...dataset.inputs import parse_json, read_text
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Release, positive
 
 SCALES = "_metric_scale_stats"

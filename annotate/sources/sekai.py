@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ...dataset.names import wrong_pointer
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Folder, Layout, Listed, Release, find_table, rows_of, say_absent
 
 WALKING_FPS = 30.0

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ..clip import ClipRef, GivenGeometry
+from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Listed, Release, find_table, positive, rows_of, table_by
 
 _METADATA = ("data/train/SpatialVID_HQ_metadata.csv", "SpatialVID_HQ_metadata.csv")

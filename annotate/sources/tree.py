@@ -23,7 +23,7 @@ from typing import Any
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.names import wrong_pointer
 from ...dataset.reasons import ReasonCode
-from ..clip import ClipRef, printable
+from .clip import ClipRef, printable
 from .windows import Windows, cut_windows
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...dataset.video import holds_video
-from ..clip import ClipRef, printable
+from .clip import ClipRef, printable
 from .entries import VideosSource, media_root
 from .tree import Release
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ...dataset.strict import Strict
-from ..decode import GRID_FPS
+from .clip import GRID_FPS
 
 
 class Windows(Strict):

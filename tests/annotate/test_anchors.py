@@ -23,11 +23,11 @@ from theodolite.annotate.anchors import (
     resize_lanczos,
     upload,
 )
-from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.decode import ClipTiming
 from theodolite.annotate.lane import lane
 from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.annotate.scale import estimate_scale
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics import trajectory_error
 
 from .simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated

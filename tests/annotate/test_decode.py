@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.decode import DecodeConfig, DecodedFrames, check_decoder, choose_frames, open_clip
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 with_decord = pytest.mark.skipif(

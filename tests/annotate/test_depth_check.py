@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from theodolite.annotate.clip import ClipRef, DepthKind, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.depth_check import DepthCheck, check_depth
 from theodolite.annotate.gates import REASONS, GatesConfig, describe_failure, judge_depth
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
 from theodolite.annotate.solve import KnownLens
+from theodolite.annotate.sources.clip import ClipRef, DepthKind, GivenGeometry
 from theodolite.annotate.tracks import ImageMeasurements, TracksConfig, measure_images
 
 from .simulator import smooth_field

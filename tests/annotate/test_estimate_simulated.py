@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import _metric_frames
 from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.sources.clip import ClipRef
 
 from .simulator import Errors, rendered_truth
 

@@ -8,11 +8,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import yaml
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import GeometryConfig, check_estimators
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 
 FRAMES = 10
 SEQUENCES = get_args(GeometryConfig.model_fields["sequence"].annotation)

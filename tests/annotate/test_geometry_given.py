@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.decode import ClipTiming
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, read_depth_file
 from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_intrinsics
@@ -22,6 +21,7 @@ from theodolite.annotate.geometry.rendered import (
     open_rendered,
 )
 from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.orientation import UPRIGHT, Orientation
 
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()

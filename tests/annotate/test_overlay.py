@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import ImageMeasurements, TracksConfig, measure_images
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.trajectories import read_trajectory

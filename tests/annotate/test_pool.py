@@ -16,10 +16,10 @@ import psutil
 import pytest
 import torch
 from theodolite.annotate.bundle import BundleConfig
-from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.solve import solve_cameras
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.start import WithoutFrames
 from theodolite.annotate.tracks import TracksConfig, measure_images
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from theodolite.annotate.bundle import BundleConfig
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.gates import REASONS, GatesConfig, judge_given
 from theodolite.annotate.geometry.given_cameras import GivenCameras
@@ -21,6 +20,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.posed import Posed, keep_and_judge
 from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
 from theodolite.annotate.solve import CameraSolution, KnownLens, solve_cameras
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import TracksConfig, measure_images
 from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp
 from theodolite.dataset.rows import Row

@@ -9,9 +9,9 @@ import av
 import cv2
 import numpy as np
 import pytest
-from theodolite.annotate.clip import ClipRef, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory

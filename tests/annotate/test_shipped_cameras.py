@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from theodolite.annotate.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.geometry.given import omniworld_depth
@@ -21,6 +20,7 @@ from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_depth_png, write_png
 from theodolite.annotate.sources.archives import unpack
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
 from theodolite.dataset.cameras import (

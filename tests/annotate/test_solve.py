@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from theodolite.annotate.bundle import BundleConfig, Problem, State
-from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.gates import sweep_minimum
 from theodolite.annotate.render import RenderConfig, render_clip
 from theodolite.annotate.solve import (
@@ -17,6 +16,7 @@ from theodolite.annotate.solve import (
     solve_cameras,
     thin_observations,
 )
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
 from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from theodolite.annotate.anchors import AnchorsConfig, RawWindow
-from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.gates import GatesConfig
@@ -23,6 +22,7 @@ from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_clip
 from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
-from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.escape import for_line, for_markdown, for_terminal

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset import video as video_module
 from theodolite.dataset.frames import count_video_frames, image_paths, read_frames, video_frames
 from theodolite.dataset.media import MediaError

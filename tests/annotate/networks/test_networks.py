@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Network, MoGe2Stream
 from theodolite.annotate.geometry.pi3x import Pi3XNetwork
 from theodolite.annotate.networks import conv, fused, vit
@@ -17,6 +16,7 @@ from theodolite.annotate.networks.checkpoint import fill_stand_in, layout_digest
 from theodolite.annotate.networks.focal import focal_and_shift
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
 from theodolite.annotate.networks.pi3x import Conditions, NotFinite, Pi3X, Pi3XSize, nearest_rotation
+from theodolite.annotate.sources.clip import ClipRejection
 
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=4, head_depth=1, camera_width=64)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import cloudpickle
 import pytest
 from theodolite.annotate import reporting
-from theodolite.annotate.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.run import cluster, executor, progress, worker
@@ -25,6 +24,7 @@ from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import make_shards, plan_run
 from theodolite.annotate.run.tally import Outcome, Tally, read_outcomes
 from theodolite.annotate.run.worker import Job, annotate_shard, failure_row
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.commit import Fenced
 from theodolite.dataset.store import list_parts, prepare_output
 

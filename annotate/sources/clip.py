@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..dataset.formats.shipped import CamerasFormat
-from ..dataset.names import check_name
-from ..dataset.reasons import REASONS, ReasonCode
+from ...dataset.formats.shipped import CamerasFormat
+from ...dataset.names import check_name
+from ...dataset.reasons import REASONS, ReasonCode
+
+GRID_FPS = 16
+"""Frames a second of a clip: the rate of the world model."""
 
 MediaKind = Literal["video", "images", "rendered"]
 DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]

@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.sources.archives import Limits, find_archives, ledger_path, unpack
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
 

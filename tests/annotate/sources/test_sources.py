@@ -8,10 +8,10 @@ import sys
 import av
 import pytest
 import yaml
-from theodolite.annotate.clip import ClipRejection
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import IndexSource, VideosSource
 from theodolite.annotate.sources.read import read_clips
 from theodolite.annotate.sources.videos import clip_id_of

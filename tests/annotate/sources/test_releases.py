@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.annotate.clip import ClipRef, ClipRejection
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import DecodeConfig, choose_frames, open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.render import VideoWriter, write_png
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.annotate.sources.entries import VideosSource
 from theodolite.annotate.sources.omniworld import runs
 from theodolite.annotate.sources.read import read_clips
