@@ -23,7 +23,9 @@ from ..dataset.strict import Strict
 from ..dataset.trajectories import read_trajectory
 from .geometry.given_cameras import read_intrinsics
 from .geometry.rendered import RenderedConfig, disturb_anchor_depth
-from .render import RenderConfig, render_clip, write_clip, write_depth_png
+from .rendered.cameras import RenderConfig
+from .rendered.files import write_clip, write_depth_png
+from .rendered.render import render_clip
 
 CLIP_ID = "demo"
 

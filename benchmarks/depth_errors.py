@@ -43,7 +43,8 @@ from theodolite.annotate.geometry.base import SequenceGeometryResult
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig, RenderedGeometrySource
 from theodolite.annotate.pipeline import Estimators, annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras import rotation_angle
 from theodolite.dataset.metrics import path_length, trajectory_error

@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.rows import Row

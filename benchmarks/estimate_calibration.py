@@ -31,7 +31,8 @@ import yaml
 from theodolite.annotate.agreement import FEATURES, features_of
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row

@@ -29,11 +29,12 @@ from theodolite.annotate.anchors import AnchorsConfig, keep_window, plan_windows
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import GeometryConfig, sequence_geometry
 from theodolite.annotate.pool import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
-from theodolite.annotate.render import VideoWriter, render_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.worker import Job
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.dataset.frames import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paced

@@ -47,7 +47,8 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.decode import open_clip
 from theodolite.annotate.geometry.base import SequenceGeometryResult
 from theodolite.annotate.pipeline import Estimators, annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import ScaleConfig, estimate_scale, fit_scale, frame_log_scale
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras import orthonormalise, umeyama

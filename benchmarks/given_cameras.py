@@ -31,7 +31,9 @@ from scipy.interpolate import griddata
 from theodolite.annotate import pipeline
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp
 from theodolite.dataset.rows import Row

@@ -21,7 +21,8 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.pipeline import Estimators, Mode, annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.rows import Row
 

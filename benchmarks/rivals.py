@@ -32,7 +32,7 @@ import yaml
 from theodolite.annotate.decode import ClipFrames, DecodeConfig, open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_intrinsics
-from theodolite.annotate.render import write_png
+from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras import to_4x4
 from theodolite.dataset.metrics import focal_mape_percent, relative_pose_error, trajectory_error

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import theodolite
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.reading import open_dataset
 
 

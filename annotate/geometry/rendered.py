@@ -22,7 +22,8 @@ from ...dataset.inputs import read_yaml
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
 from ..decode import ClipFrames, ClipTiming
-from ..render import RenderConfig, RenderedClip, render_clip
+from ..rendered.cameras import RenderConfig
+from ..rendered.render import RenderedClip, render_clip
 from ..sources.clip import ClipRef, ClipRejection
 from .base import AnchorFrame, SequenceGeometryResult
 

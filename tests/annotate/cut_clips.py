@@ -16,7 +16,8 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.trajectories import read_trajectory
 
 U8 = NDArray[np.uint8]

@@ -18,11 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from theodolite.annotate import render
 from theodolite.annotate.anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
 from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Stream, RawImages
 from theodolite.annotate.pipeline import Estimators
-from theodolite.annotate.render import RenderedClip
+from theodolite.annotate.rendered import render
+from theodolite.annotate.rendered.render import RenderedClip
 from theodolite.dataset.cameras import so3_exp
 
 SIZE = (108, 192)

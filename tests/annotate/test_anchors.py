@@ -25,7 +25,8 @@ from theodolite.annotate.anchors import (
 )
 from theodolite.annotate.decode import ClipTiming
 from theodolite.annotate.lane import lane
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import estimate_scale
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics import trajectory_error

@@ -18,7 +18,8 @@ from theodolite.annotate.demo import (
 )
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import estimate_scale
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 from theodolite.annotate.dense import View, align_rgbd, link_points
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.cameras import se3_inverse
 
 

@@ -14,7 +14,9 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.depth_check import DepthCheck, check_depth
 from theodolite.annotate.gates import REASONS, GatesConfig, describe_failure, judge_depth
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import KnownLens
 from theodolite.annotate.sources.clip import ClipRef, DepthKind, GivenGeometry
 from theodolite.annotate.tracks import ImageMeasurements, TracksConfig, measure_images

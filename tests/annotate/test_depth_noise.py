@@ -19,7 +19,8 @@ from theodolite.annotate.depth_noise import (
     patch_numbers,
     sample_depth,
 )
-from theodolite.annotate.render import RenderConfig, RenderedClip, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.solve import CameraSolution, solve_cameras
 from theodolite.annotate.tracks import FLOW, ImageMeasurements, TracksConfig, make_tracks, measure_images
 from theodolite.dataset.metrics import focal_mape_percent, path_length, trajectory_error

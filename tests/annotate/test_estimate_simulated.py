@@ -13,7 +13,8 @@ import torch
 import yaml
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import _metric_frames
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
 
 from .simulator import Errors, rendered_truth

@@ -11,7 +11,8 @@ import yaml
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import GeometryConfig, check_estimators
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 
 FRAMES = 10

@@ -20,7 +20,9 @@ from theodolite.annotate.geometry.rendered import (
     RenderedGeometrySource,
     open_rendered,
 )
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.orientation import UPRIGHT, Orientation
 

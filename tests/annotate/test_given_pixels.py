@@ -14,7 +14,8 @@ from theodolite.annotate.decode import DecodeConfig, DecodedFrames, open_clip
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_given_lens
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.cameras import intrinsics_matrix, se3_inverse
 from theodolite.dataset.orientation import ORIENTATIONS, Orientation

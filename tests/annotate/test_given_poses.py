@@ -11,7 +11,9 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.gates import GatesConfig, judge_given
 from theodolite.annotate.given_poses import compare_poses, keep_given_poses, longest_gap_s
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import RenderedFiles, write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp, so3_log
 from theodolite.dataset.rows import Row

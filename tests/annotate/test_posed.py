@@ -18,7 +18,9 @@ from theodolite.annotate.given_poses import pose_noise, time_offset
 from theodolite.annotate.held_cameras import check_lens
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.posed import Posed, keep_and_judge
-from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import RenderedFiles, write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import CameraSolution, KnownLens, solve_cameras
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import TracksConfig, measure_images

@@ -11,8 +11,8 @@ import pytest
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.quality import FlowLength, QualityConfig, QualityMeter, VmafMotion, luma_of
-from theodolite.annotate.render import VideoWriter
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.dataset.frames import VideoWriter
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
 LIBVMAF = {"dog.mp4": 17.152375, "nasa-cut.mp4": 0.26826532, "generated-walk-16fps.mp4": 5.137575}

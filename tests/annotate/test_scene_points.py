@@ -14,7 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.annotate.render import RenderConfig, RenderedClip, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.scene_points import scene_points
 from theodolite.annotate.tracks import TracksConfig
 from theodolite.dataset import cameras as cam

@@ -18,7 +18,9 @@ from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.geometry.given import omniworld_depth
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_depth_png, write_png
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_depth_png, write_png
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.archives import unpack
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
@@ -34,6 +36,7 @@ from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.formats.shipped import read_shipped
+from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row

@@ -8,7 +8,8 @@ import pytest
 import torch
 from theodolite.annotate.bundle import BundleConfig, Problem, State
 from theodolite.annotate.gates import sweep_minimum
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import (
     CameraSolution,
     KnownLens,

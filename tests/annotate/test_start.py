@@ -9,7 +9,8 @@ import pytest
 import torch
 from theodolite.annotate import bundle
 from theodolite.annotate.bundle import BundleConfig, State
-from theodolite.annotate.render import RenderConfig, render_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import (
     StartCameras,
     build_problem,

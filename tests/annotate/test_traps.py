@@ -20,9 +20,12 @@ from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.gates import GatesConfig
 from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import RenderConfig, VideoWriter, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import ScaleConfig, fit_scale
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row
 

@@ -15,7 +15,9 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from theodolite.annotate.render import RenderConfig, RenderedFiles, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import RenderedFiles, write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from theodolite.annotate.render import RenderConfig, render_clip, write_clip
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.clip_cameras import Matching, load_cameras
 from theodolite.dataset.evaluate import run_evaluate
 from theodolite.dataset.export import run_export

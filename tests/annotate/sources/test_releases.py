@@ -18,7 +18,7 @@ from theodolite.annotate.decode import DecodeConfig, choose_frames, open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.render import VideoWriter, write_png
+from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.annotate.sources.entries import VideosSource
 from theodolite.annotate.sources.omniworld import runs
@@ -36,6 +36,7 @@ from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.formats.shipped import read_shipped
+from theodolite.dataset.frames import VideoWriter
 
 HEIGHT, WIDTH = 36, 64
 SCENE = "0" * 63 + "a"

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.arrays import F32, F64, U8
+from ...dataset.arrays import F32, F64, U8
 
 ROOM_SIZE_M = (8.4, 7.6, 2.9)
 WALK_RADIUS_M = 2.4

@@ -5,13 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from theodolite.annotate.render import (
-    RenderConfig,
-    RenderedClip,
-    depth_to_uint16,
-    render_clip,
-    write_clip,
-)
+from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.files import depth_to_uint16, write_clip
+from theodolite.annotate.rendered.render import RenderedClip, render_clip
 
 SMALL = {"width": 320, "height": 180, "num_frames": 17, "fps": 8.0}
 

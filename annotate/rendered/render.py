@@ -16,65 +16,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from ..dataset.arrays import F32, F64, U8
-from ..dataset.cameras import resize_intrinsics
-from ..dataset.frames import VideoWriter
-from ..dataset.strict import Strict
-from .render_scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
-
-Motion = Literal["handheld", "rotation", "static"]
-Zoom = Literal["none", "ramp", "in_out", "step"]
+from ...dataset.arrays import F32, F64, U8
+from ...dataset.cameras import resize_intrinsics
+from .cameras import RenderConfig, camera_path, exposure_gain, intrinsics_path
+from .scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
 
 _NEAR_M = 0.02
 _EDGE_GRID = 4
-
-
-class RenderConfig(Strict):
-    """What to render; the same values give the same bytes."""
-
-    width: Annotated[int, Field(ge=32, le=4096)] = 1280
-    height: Annotated[int, Field(ge=32, le=4096)] = 720
-    num_frames: Annotated[int, Field(ge=1)] = 161
-    fps: Annotated[float, Field(gt=0)] = 16.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Chooses textures, furniture, path and noise."""
-    motion: Motion = "handheld"
-    """`handheld` walks and pans, `rotation` pans about a fixed centre, `static` does not move at all."""
-    speed: Annotated[float, Field(gt=0, le=10)] = 1.0
-    """Factor on all motion; 1.0 walks about 0.4 m/s and pans at up to 20 degrees per second."""
-    horizontal_fov_deg: Annotated[float, Field(ge=20, le=120)] = 62.0
-    """Field of view at zoom 1."""
-    zoom: Zoom = "none"
-    """`ramp` zooms once over the middle of the clip, `in_out` there and back every `zoom_period_s`, `step`
-    jumps in the middle."""
-    zoom_factor: Annotated[float, Field(gt=0.25, le=8)] = 2.0
-    zoom_period_s: Annotated[float, Field(gt=0)] = 10.0
-    moving_object: bool = False
-    """A person-sized textured box that walks through the view on its own path."""
-    shutter: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the frame interval that the shutter is open (motion blur); truth is that of its middle."""
-    exposure_stops: Annotated[float, Field(ge=0, le=2)] = 0.0
-    """Amplitude of a slow change of exposure, in powers of two."""
-    noise_sigma: Annotated[float, Field(ge=0, le=50)] = 0.0
-    """Standard deviation of sensor noise in grey levels of 0..255."""
-    depth_width: Annotated[int, Field(ge=16, le=4096)] | None = None
-    depth_height: Annotated[int, Field(ge=16, le=4096)] | None = None
-    """Size of the depth maps (default: that of the image). They cover exactly the image and are sampled at
-    their own pixel centres."""
-
-    @model_validator(mode="after")
-    def _depth_size_is_whole(self) -> RenderConfig:
-        if (self.depth_width is None) != (self.depth_height is None):
-            raise ValueError("depth_width and depth_height: give both or neither")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,82 +155,6 @@ def render_clip(config: RenderConfig) -> RenderedClip:
         camera_to_world=camera_path(config, time_s),
         intrinsics=intrinsics_path(config, time_s),
     )
-
-
-# --- cameras -----------------------------------------------------------------------------------
-
-
-def camera_path(config: RenderConfig, time_s: F64) -> F64:
-    """(F, 4, 4) camera-to-world at any times: a slow walk with pans plus a tremor of one to four hertz."""
-    rng = np.random.default_rng([config.seed, 1])
-    phase = rng.uniform(0, 2 * np.pi, 8)
-    start_yaw = rng.uniform(0, 2 * np.pi)
-    tremor_hz = np.array([1.3, 2.1, 3.4])
-    tremor_phase = rng.uniform(0, 2 * np.pi, (6, 3))
-    t = np.zeros_like(time_s) if config.motion == "static" else config.speed * np.asarray(time_s, np.float64)
-
-    def wave(period_s: float, k: int) -> F64:
-        return np.sin(2 * np.pi * t / period_s + phase[k])
-
-    tremor = np.sin(2 * np.pi * t[:, None, None] * tremor_hz + tremor_phase).mean(-1)  # (F, 6)
-    centre = np.array([ROOM_SIZE_M[0] / 2, ROOM_SIZE_M[1] / 2, 1.5])
-    offset = (
-        np.stack([1.2 * wave(15.0, 0), 1.0 * wave(11.0, 1), 0.12 * wave(5.3, 2)], -1) + 0.006 * tremor[:, :3]
-    )
-    if config.motion != "handheld":
-        offset = np.broadcast_to(offset[:1], offset.shape)
-    yaw = start_yaw + np.deg2rad(4.0) * t + np.deg2rad(35) * wave(13.0, 3) + np.deg2rad(0.4) * tremor[:, 3]
-    pitch = np.deg2rad(-7) + np.deg2rad(6) * wave(7.0, 4) + np.deg2rad(0.4) * tremor[:, 4]
-    roll = np.deg2rad(2) * wave(9.0, 5) + np.deg2rad(0.3) * tremor[:, 5]
-
-    zero = np.zeros_like(t)
-    forward = np.stack([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)], -1)
-    right = np.stack([np.sin(yaw), -np.cos(yaw), zero], -1)
-    down = np.cross(forward, right)
-    right, down = (
-        np.cos(roll)[:, None] * right + np.sin(roll)[:, None] * down,
-        np.cos(roll)[:, None] * down - np.sin(roll)[:, None] * right,
-    )
-    camera_to_world = np.tile(np.eye(4), (len(t), 1, 1))
-    camera_to_world[:, :3, 0], camera_to_world[:, :3, 1], camera_to_world[:, :3, 2] = right, down, forward
-    camera_to_world[:, :3, 3] = centre + offset
-    return camera_to_world
-
-
-def zoom_path(config: RenderConfig, time_s: F64) -> F64:
-    """(F,) focal length relative to zoom 1 at any times (geometric between 1 and `zoom_factor`)."""
-    duration_s = max((config.num_frames - 1) / config.fps, 1e-9)
-    t = np.asarray(time_s, np.float64)
-    match config.zoom:
-        case "none":
-            amount = np.zeros_like(t)
-        case "ramp":
-            x = np.clip((t / duration_s - 0.2) / 0.6, 0, 1)
-            amount = x * x * (3 - 2 * x)
-        case "in_out":
-            amount = 0.5 - 0.5 * np.cos(2 * np.pi * t / config.zoom_period_s)
-        case "step":
-            amount = (t >= duration_s / 2).astype(np.float64)
-    return config.zoom_factor**amount
-
-
-def intrinsics_path(config: RenderConfig, time_s: F64) -> F64:
-    """(F, 3, 3) intrinsics in pixels at any times: square pixels, principal point in the middle."""
-    focal_px = (
-        config.width / 2 / math.tan(math.radians(config.horizontal_fov_deg) / 2) * zoom_path(config, time_s)
-    )
-    intrinsics = np.zeros((len(time_s), 3, 3))
-    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal_px
-    intrinsics[:, 0, 2], intrinsics[:, 1, 2], intrinsics[:, 2, 2] = config.width / 2, config.height / 2, 1.0
-    return intrinsics
-
-
-def exposure_gain(config: RenderConfig, time_s: float) -> float:
-    """Factor on the image at `time_s`."""
-    return 2.0 ** (-config.exposure_stops * (0.5 - 0.5 * math.cos(2 * math.pi * time_s / 4.0)))
-
-
-# --- faces to pixels ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -484,109 +361,3 @@ def _bilinear(image: U8, x: F32, y: F32) -> F32:
         image, map_x.reshape(shape), map_y.reshape(shape), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     return out.reshape(-1, 3)[: len(x)].astype(np.float32)
-
-
-# --- files -------------------------------------------------------------------------------------
-
-
-def depth_to_uint16(depth_m: F32, *, units_per_metre: float) -> NDArray[np.uint16]:
-    """(h, w) uint16 depth as RGB-D recordings store it, 0 = no value.
-
-    Args:
-        depth_m: (h, w) metres; NaN, infinite and non-positive values become 0.
-        units_per_metre: stored value of one metre (1000 for millimetres).
-    Raises:
-        ValueError: a finite depth does not fit into 16 bits.
-    """
-    usable = np.isfinite(depth_m) & (depth_m > 0)
-    stored = np.rint(np.where(usable, depth_m, 0.0) * units_per_metre)
-    if stored.max(initial=0) > 65535:
-        raise ValueError(
-            f"depth of {float(depth_m[usable].max()):.3f} m at {units_per_metre} units per metre does not"
-            " fit into 16 bits; use fewer units per metre"
-        )
-    return stored.astype(np.uint16)
-
-
-def write_depth_png(path: Path, depth_m: F32, *, units_per_metre: float) -> None:
-    """Write (h, w) metres as 16-bit PNG; see `depth_to_uint16`."""
-    write_png(path, depth_to_uint16(depth_m, units_per_metre=units_per_metre))
-
-
-def write_png(path: Path, image: NDArray) -> None:
-    """Write (h, w, 3) uint8 RGB or (h, w) uint16 to `path`.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    stored = image[..., ::-1] if image.ndim == 3 else image
-    if not cv2.imwrite(str(path), stored, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-        raise ValueError(f"{path}: cannot write the image; does the folder exist?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderedFiles:
-    """Where `write_clip` put things.
-
-    Attributes:
-        media_path: the mp4, or the folder of PNG frames.
-        depth_pattern: path with a `{frame:06d}` field, or None if no depth was asked for.
-        camera_to_world_path: (F) rows of 16 numbers, 4x4 row by row, metres.
-        intrinsics_path: CSV with columns fx, fy, cx, cy.
-    """
-
-    media_path: Path
-    depth_pattern: str | None
-    camera_to_world_path: Path
-    intrinsics_path: Path
-
-
-def write_clip(
-    clip: RenderedClip,
-    folder: Path,
-    *,
-    media: Literal["video", "images"] = "video",
-    depth_units_per_metre: float | None = 1000.0,
-) -> RenderedFiles:
-    """Render `clip` once into `folder`: colour, depth PNGs, poses and intrinsics.
-
-    Args:
-        clip: what to write.
-        folder: made if missing.
-        media: `rgb.mp4`, or `rgb/000000.png` and so on.
-        depth_units_per_metre: stored depth value of one metre; None writes no depth.
-    """
-    config = clip.config
-    folder.mkdir(parents=True, exist_ok=True)
-    depth_folder, image_folder = folder / "depth", folder / "rgb"
-    if depth_units_per_metre is not None:
-        depth_folder.mkdir(exist_ok=True)
-    media_path = folder / "rgb.mp4" if media == "video" else image_folder
-
-    def write_depth(i: int, frame: RenderedFrame) -> None:
-        if depth_units_per_metre is not None:
-            write_depth_png(
-                depth_folder / f"{i:06d}.png", frame.depth_m, units_per_metre=depth_units_per_metre
-            )
-
-    if media == "video":
-        with VideoWriter(media_path, width=config.width, height=config.height, fps=config.fps) as video:
-            for i, frame in enumerate(clip):
-                video.write(frame.rgb)
-                write_depth(i, frame)
-    else:
-        image_folder.mkdir(exist_ok=True)
-        for i, frame in enumerate(clip):
-            write_png(image_folder / f"{i:06d}.png", frame.rgb)
-            write_depth(i, frame)
-
-    poses_path, intrinsics_path_ = folder / "poses_c2w.txt", folder / "intrinsics.csv"
-    np.savetxt(poses_path, clip.camera_to_world.reshape(len(clip), 16), fmt="%.12g")
-    rows = clip.intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]]
-    np.savetxt(intrinsics_path_, rows, fmt="%.9g", delimiter=",", header="fx,fy,cx,cy", comments="")
-    return RenderedFiles(
-        media_path=media_path,
-        depth_pattern=str(depth_folder / "{frame:06d}.png") if depth_units_per_metre is not None else None,
-        camera_to_world_path=poses_path,
-        intrinsics_path=intrinsics_path_,
-    )
