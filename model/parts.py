@@ -169,6 +169,22 @@ def find_parts(folder: Path, *, mode: Mode, refine: bool) -> PartFiles:
     return parts
 
 
+def find_encoders(folder: Path) -> tuple[Path, Path, Path | None]:
+    """Autoencoder, text encoder, and the file with the instruction if it is there, of a folder laid out as a release.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    found = []
+    for part, names in (("autoencoder", ("vae",)), ("text encoder", _TEXT_ENCODER)):
+        place = next((folder / name for name in names if (folder / name).is_dir()), None)
+        if place is None:
+            raise ValueError(f"{folder} lacks the {part}: no folder {' or '.join(names)} in it")
+        found.append(place)
+    config = folder / "config.yaml"
+    return found[0], found[1], config if config.is_file() else None
+
+
 def released_parts(mode: Mode, *, refine: bool, without: Collection[str] = ()) -> PartFiles:
     """The pinned files of a mode in the hub's cache, which `theodolite weights pull MODE` fills. Looks, reads nothing.
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -224,6 +224,27 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
         target = inner
     target[keys[-1]] = value
     return []
+
+
+_Options = TypeVar("_Options", bound=Strict)
+
+
+def options_from_items(kind: type[_Options], items: Sequence[str]) -> _Options:
+    """A record of options from `key=value` items (values are YAML).
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    content: dict[str, Any] = {}
+    errors = [line for item in items for line in _override(content, item)]
+    try:
+        options = kind.model_validate(content)
+    except ValidationError as error:
+        errors += error_lines(error)
+        options = None
+    if errors or options is None:
+        raise RecipeError("--set: " + "; ".join(errors))
+    return options
 
 
 def _with_hint(line: str) -> str:

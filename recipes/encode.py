@@ -1,0 +1,256 @@
+"""`theodolite encode`: a dataset in, a folder of encoded windows out; resumed by itself, killed at any moment.
+
+What is encoded is what the shards hold, and a shard appears whole or not at all: the same command goes on with the
+windows that are in none. A window that cannot be encoded is told with its reason, recorded, and tried again next time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..annotate.networks.device import choose_device
+from ..annotate.run.cluster import RunAborted, local_cluster, num_cores, signals_as_interrupt
+from ..annotate.run.executor import hold_folder
+from ..annotate.run.worker import begin_as_worker
+from ..dataset.encoded import Window, begin, encoded_windows, write_shard
+from ..dataset.reading import ClipDataset, open_dataset
+from ..dataset.store import TEMPORARY, write_atomically
+from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
+from .generate.single import say
+from .loader import now_iso, surroundings
+from .run import media_root_of_dataset
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeJob:
+    """What is the same for all windows of a run.
+
+    Attributes:
+        dataset, out: folders.
+        media_root: to which the rows' media refer.
+        weights: see `train.encode.load_encoders`.
+        device, precision: of the networks.
+        windows_per_shard: windows of a shard: what a killed run has to do again at most, per worker.
+    """
+
+    dataset: Path
+    out: Path
+    options: EncodeOptions
+    media_root: Path = Path()
+    weights: str = "released"
+    device: str = "auto"
+    precision: Precision = "auto"
+    windows_per_shard: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """How a group of windows ended: how many were encoded, and why the others were not."""
+
+    encoded: int
+    failed: tuple[tuple[str, str], ...]
+
+
+@cache
+def _encoders(weights: str, device: str, precision: Precision) -> Encoders:
+    """The networks of this process, loaded once."""
+    place = choose_device(device)
+    chosen = precision if precision != "auto" else "bf16" if place.type == "cuda" else "float32"
+    return load_encoders(weights, device=place, dtype=torch.bfloat16 if chosen == "bf16" else torch.float32)
+
+
+@cache
+def _clips(dataset: Path) -> ClipDataset:
+    return open_dataset(dataset)
+
+
+def encode_windows(windows: Sequence[Window], job: EncodeJob) -> _Group:
+    """Encode a group of windows and write its shard."""
+    begin_as_worker()
+    encoders = _encoders(job.weights, job.device, job.precision)
+    done, failed = encode_group(windows, _clips(job.dataset).row, encoders, job.options, job.media_root)
+    if done:
+        write_shard(job.out, done)
+    return _Group(encoded=len(done), failed=tuple((window.id, why) for window, why in failed))
+
+
+def run_encode(
+    job: EncodeJob,
+    *,
+    workers: int | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    command: Sequence[str] = (),
+) -> tuple[str, int]:
+    """Encode what is not encoded yet.
+
+    Args:
+        workers: processes; None: one a GPU, or this process where there is one GPU or none. 0: this process.
+        limit: only so many windows in all.
+        dry_run: say what would be done; write nothing.
+    Returns:
+        summary, and 0, or 1 if windows failed.
+    Raises:
+        ValueError: nothing was written: no window may be encoded, or `out` was encoded otherwise.
+        RunAborted: the cluster is gone. OSError: the disk is full; whole shards are kept.
+    """
+    windows, refused, stand_in_rows = plan_windows(job)
+    windows = windows[:limit]
+    if not windows:
+        raise ValueError(f"{job.dataset}: no clip can be encoded\n" + "\n".join(_reasons(refused)))
+    if dry_run:
+        have = encoded_windows(job.out) if (job.out / "encoded.json").is_file() else {}
+        return _planned(job, windows, have, refused), 0
+    with hold_folder(job.out):
+        encoders = _encoders(job.weights, job.device, job.precision)
+        begin(job.out, encoders.encoding(job.options, stand_in_rows=stand_in_rows), encoders.empty_text())
+        for stale in (job.out / "shards").glob(f"{TEMPORARY}*"):
+            stale.unlink()
+        have = encoded_windows(job.out)
+        left = [window for window in windows if window.id not in have]
+        started = now_iso()
+        _record(job, command, started, None, refused, {})
+        failed: dict[str, str] = {}
+        encoded = 0
+        with ExitStack() as stack:
+            stack.enter_context(signals_as_interrupt())
+            for group in _done(
+                stack, list(grouped(left, job.windows_per_shard)), job, _number(workers, job, len(left))
+            ):
+                encoded += group.encoded
+                for window, why in group.failed:
+                    failed[window] = why
+                    say(f"{window}: {why}")
+                say(f"{encoded + len(failed)}/{len(left)} windows, {len(failed)} failed")
+        _record(job, command, started, now_iso(), refused, failed)
+    lines = [
+        f"{job.out}: {encoded} windows encoded, {len(windows) - len(left)} were there, {len(failed)} failed"
+    ]
+    return "\n".join([*lines, *_reasons(refused)]), 1 if failed else 0
+
+
+def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
+    """Windows of the dataset, why other clips have none, and whether rows of stand-in networks are among them."""
+    windows: list[Window] = []
+    refused: list[str] = []
+    for row in _clips(job.dataset).rows():
+        try:
+            windows += windows_of(row, job.options)
+        except Refused as why:
+            refused.append(str(why))
+    windows.sort(key=lambda window: window.id)
+    return windows, refused, any(window.stand_in for window in windows)
+
+
+def _reasons(refused: Sequence[str]) -> list[str]:
+    """Refused clips, counted by reason, each with one example."""
+    if not refused:
+        return []
+    kinds: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for text in refused:
+        kind = "".join("#" if c.isdigit() else c for c in text.partition(": ")[2])
+        kinds[kind] += 1
+        example.setdefault(kind, text)
+    return [f"{len(refused)} clips are left out:"] + [
+        f"  {count} x {example[kind]}" for kind, count in kinds.most_common(8)
+    ]
+
+
+def _planned(job: EncodeJob, windows: Sequence[Window], have: Collection[str], refused: Sequence[str]) -> str:
+    options = job.options
+    there = sum(window.id in have for window in windows)
+    frames = sum(window.num_frames for window in windows)
+    per_frame = (options.height // 32) * (options.width // 32) * 128 * 2 / 8
+    lines = [
+        f"{len(windows)} windows of {len({w.clip_id for w in windows})} clips, {frames} frames "
+        f"({frames / options.fps / 3600:.2f} h); {there} are encoded",
+        f"about {frames * per_frame / 1e9:.2f} GB of latents (128 channels) and {len(windows) * 1.4e-3:.2f} GB of text",
+        f"licences of the data: {', '.join(sorted({w.data_licence for w in windows}))}",
+    ]
+    return "\n".join([*lines, *_reasons(refused)])
+
+
+def _number(workers: int | None, job: EncodeJob, windows: int) -> int:
+    if workers is None:
+        gpus = (
+            torch.cuda.device_count() if torch.cuda.is_available() and job.device in ("auto", "cuda") else 0
+        )
+        workers = gpus if gpus > 1 else 0
+    return min(workers, -(-windows // job.windows_per_shard))
+
+
+def _done(stack: ExitStack, groups: Sequence[list[Window]], job: EncodeJob, workers: int) -> Iterator[_Group]:
+    if not workers:
+        for group in groups:
+            yield encode_windows(group, job)
+        return
+    from distributed import KilledWorker, as_completed
+
+    client = stack.enter_context(
+        local_cluster(
+            workers,
+            threads_per_worker=1,
+            compute_threads=max(1, num_cores() // workers),
+            memory_bytes=None,
+            attempts=2,
+        )
+    )
+    group_of = {}
+    for group in groups:
+        future = client.submit(encode_windows, group, job, key=f"encode-{group[0].id}", pure=False)
+        group_of[future.key] = (future, group)
+    completed = as_completed([f for f, _ in group_of.values()], loop=client.loop, raise_errors=False)
+    for future in completed:  # pyright: ignore[reportGeneralTypeIssues]
+        _, group = group_of.pop(future.key)
+        error = future.exception()
+        if error is None:
+            yield future.result()
+        elif isinstance(error, KilledWorker):
+            why = "its worker died (out of memory, or a crash)"
+            yield _Group(encoded=0, failed=tuple((window.id, why) for window in group))
+        elif isinstance(error, OSError | ValueError):
+            raise error
+        else:
+            raise RunAborted(f"{job.out}: {type(error).__name__}: {error}")
+
+
+def _record(
+    job: EncodeJob,
+    command: Sequence[str],
+    started: str,
+    ended: str | None,
+    refused: Sequence[str],
+    failed: dict[str, str],
+) -> None:
+    """The last run, beside the shards."""
+    content = {
+        "started": started,
+        "ended": ended,
+        "command": list(command),
+        "dataset": str(job.dataset),
+        "options": job.options.model_dump(mode="json"),
+        "weights": job.weights,
+        **surroundings(("torch", "numpy", "safetensors", "diffusers", "transformers", "av")),
+        "left_out": list(refused),
+        "failed": failed,
+    }
+    write_atomically(job.out / "encode.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def on_absolute_paths(job: EncodeJob, *, media_root: Path | None) -> EncodeJob:
+    """The job as any process may run it, the media's folder taken from the recipe beside the dataset unless given."""
+    dataset = job.dataset.resolve()
+    root = media_root_of_dataset(dataset) if media_root is None else media_root
+    return replace(job, dataset=dataset, out=job.out.resolve(), media_root=root.resolve())

@@ -1,0 +1,73 @@
+"""`theodolite encode` as users run it: resumed, killed, told what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from theodolite.dataset.encoded import open_encoded
+from theodolite.recipes.cli import app
+from typer.testing import CliRunner
+
+from ..train.encoded_clips import row_with_pictures, write_annotated
+
+runner = CliRunner()
+SETS = ["--set", "height=64", "--set", "width=96", "--set", "frames=17"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("annotated")
+    rows = [row_with_pictures(root, n, frames=36) for n in range(2)]
+    rows.append(row_with_pictures(root, 2, verdict="rejected", reasons=("fov_x",), reason_details=("wide",)))
+    return write_annotated(root, rows)
+
+
+def encode(dataset: Path, out: Path, *more: str):
+    arguments = ["encode", str(dataset), "--out", str(out), "--weights", "stand_in", *SETS]
+    return runner.invoke(app, [*arguments, "--media-root", str(dataset.parent), "--device", "cpu", *more])
+
+
+@pytest.mark.slow
+def test_encode_resumes_and_says_what_is_left_out(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoded"
+    said = encode(dataset, out, "--dry-run")
+    assert said.exit_code == 0, said.output
+    assert "4 windows of 2 clips" in said.output
+    assert not out.exists()
+    said = encode(dataset, out, "--limit", "1", "--windows-per-shard", "1")
+    assert "1 windows encoded, 0 were there" in said.output
+    said = encode(dataset, out, "--windows-per-shard", "2")
+    assert said.exit_code == 0, said.output
+    assert "3 windows encoded, 1 were there, 0 failed" in said.output
+    assert "1 x clip clip_0002: was rejected (fov_x)" in said.output
+    data = open_encoded(out)
+    assert len(data) == 4
+    assert data.encoding.stand_in
+    assert json.loads((out / "encode.json").read_text())["failed"] == {}
+    said = encode(dataset, out, "--set", "fit=squeeze")
+    assert said.exit_code == 2
+    assert "fit: 'cover' there, 'squeeze' now" in said.output
+
+
+@pytest.mark.slow
+def test_a_broken_video_costs_its_own_clip(dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(dataset.parent, root)
+    (root / "1.mp4").write_bytes(b"no video")
+    said = encode(root / "dataset", tmp_path / "e")
+    assert said.exit_code == 1
+    assert "2 windows encoded, 0 were there, 2 failed" in said.output
+    assert "clip_0001" in json.loads((tmp_path / "e" / "encode.json").read_text())["failed"].popitem()[1]
+    shutil.copy(dataset.parent / "1.mp4", root / "1.mp4")
+    assert "2 windows encoded, 2 were there, 0 failed" in encode(root / "dataset", tmp_path / "e").output
+
+
+def test_wrong_options_are_named(dataset: Path, tmp_path: Path) -> None:
+    said = encode(dataset, tmp_path / "e", "--set", "frames=20")
+    assert said.exit_code == 2
+    assert "8 k + 1" in said.output
+    said = encode(dataset, tmp_path / "e", "--set", "heigth=64")
+    assert "heigth: unknown key" in said.output
