@@ -31,7 +31,7 @@ from ..dataset.arrays import F64, I64, FloatArray
 from ..dataset.cameras import orthonormalise
 from ..dataset.strict import Strict
 from .align import AlignConfig, Aligned, Window, align_connected
-from .decode import ClipFrames
+from .frames.base import ClipFrames
 from .geometry.base import SequenceGeometryResult
 from .lane import lane, next_turn, taken_over, uploading
 from .reporting import counted

@@ -8,10 +8,10 @@ from pydantic import Field
 
 from ..dataset.strict import Strict
 from .bundle import BundleConfig
-from .decode import DecodeConfig
+from .frames.base import DecodeConfig
+from .frames.quality import QualityConfig
 from .gates import GatesConfig
 from .geometry.choose import GeometryConfig
-from .quality import QualityConfig
 from .scale import ScaleConfig
 from .tracks import TracksConfig
 

@@ -22,8 +22,10 @@ from ..dataset.metrics import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
 from .agreement import Agreement, compare, confidence_of
-from .decode import ClipFrames, open_clip
 from .depth_check import DepthCheck, check_depth
+from .frames.base import ClipFrames
+from .frames.open import open_clip
+from .frames.quality import QualityMeter
 from .gates import REASONS, describe_failure, image_motion, judge, judge_depth, judge_given, sweep_minimum
 from .geometry.base import (
     AnchorFrame,
@@ -43,7 +45,6 @@ from .given_poses import longest_gap_s
 from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
-from .quality import QualityMeter
 from .reporting import counted, say
 from .scale import ScaleEstimate, estimate_scale
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras

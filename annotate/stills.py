@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..dataset.images import read_image
 from ..dataset.media import MediaError
-from .decode import ClipFrames
+from .frames.base import ClipFrames
 from .sources.clip import ClipRef, ClipRejection
 
 _THUMB_WIDTH = 160

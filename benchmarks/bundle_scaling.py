@@ -22,7 +22,8 @@ def one(data: Path, frames: int, threads: int) -> None:
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     from theodolite.annotate.bundle import BundleConfig
-    from theodolite.annotate.decode import DecodeConfig, open_clip
+    from theodolite.annotate.frames.base import DecodeConfig
+    from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.solve import solve_cameras
     from theodolite.annotate.sources.clip import ClipRef, GivenGeometry

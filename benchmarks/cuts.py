@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from theodolite.annotate.cuts import CutDetector
+from theodolite.annotate.frames.cuts import CutDetector
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from cut_clips import CutClip, cut_clips, whole_clips

@@ -19,7 +19,8 @@ METHODS = ("pyav, 1 thread", "pyav, 2 threads", "decord, contiguous", "decord, g
 
 
 def clip(path: Path, **config):
-    from theodolite.annotate.decode import DecodeConfig, open_clip
+    from theodolite.annotate.frames.base import DecodeConfig
+    from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.sources.clip import ClipRef
 
     reference = ClipRef(clip_id="c", source="b", original_id="c", media_kind="video", media_path=path)

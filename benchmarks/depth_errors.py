@@ -38,7 +38,7 @@ import torch
 import yaml
 from theodolite.annotate import pipeline
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import ClipFrames
+from theodolite.annotate.frames.base import ClipFrames
 from theodolite.annotate.geometry.base import SequenceGeometryResult
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig, RenderedGeometrySource

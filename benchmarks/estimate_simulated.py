@@ -44,7 +44,7 @@ import torch
 import yaml
 from theodolite.annotate.anchors import AnchorsConfig, AnchorStream, choose_anchors
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import open_clip
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.base import SequenceGeometryResult
 from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig

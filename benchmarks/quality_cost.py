@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from theodolite.annotate.decode import DecodeConfig, open_clip
-from theodolite.annotate.quality import QualityConfig, QualityMeter
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.frames.quality import QualityConfig, QualityMeter
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
 

@@ -29,7 +29,8 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from theodolite.annotate.decode import ClipFrames, DecodeConfig, open_clip
+from theodolite.annotate.frames.base import ClipFrames, DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_intrinsics
 from theodolite.annotate.rendered.files import write_png

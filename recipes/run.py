@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..annotate.decode import check_decoder, open_clip
+from ..annotate.frames.open import open_clip
+from ..annotate.frames.video import check_decoder
 from ..annotate.geometry.choose import check_estimators
 from ..annotate.geometry.given_cameras import read_intrinsics
 from ..annotate.run.cluster import RunAborted, signals_as_interrupt

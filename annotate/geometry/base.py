@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray
-from ..decode import ClipFrames
+from ..frames.base import ClipFrames
 from ..sources.clip import ClipRef
 
 

@@ -28,7 +28,8 @@ from ...dataset.limits import too_many_pixels
 from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
-from ..decode import ClipFrames, source_numbers
+from ..frames.base import ClipFrames
+from ..frames.images import source_numbers
 from ..sources.clip import ClipRef, ClipRejection, DepthKind
 from .base import AnchorFrame, SequenceGeometryResult
 from .given_cameras import check_count, given_intrinsics

@@ -27,7 +27,8 @@ from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.reasons import ReasonCode
 from ...dataset.trajectories import read_trajectory
-from ..decode import ClipFrames, source_numbers
+from ..frames.base import ClipFrames
+from ..frames.images import source_numbers
 from ..sources.clip import ClipRef, ClipRejection
 from ..stills import locate_stills
 from .given_pixels import centre_belongs_to, shape_belongs_to, turn_of_given

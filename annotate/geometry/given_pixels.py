@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.orientation import UPRIGHT, Orientation
-from ..decode import ClipFrames
+from ..frames.base import ClipFrames
 from ..sources.clip import ClipRef, ClipRejection
 
 Pixels = Literal["shown", "stored"]

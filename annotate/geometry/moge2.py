@@ -24,7 +24,7 @@ from torch import Tensor
 from ...dataset.arrays import FloatArray
 from ...dataset.weights import WeightsChoice, resolve
 from ..anchors import WINDOWS_IN_FLIGHT, upload
-from ..decode import ClipFrames
+from ..frames.base import ClipFrames
 from ..lane import lane, next_turn, taken_over, uploading
 from ..networks.checkpoint import STAND_IN, fill_stand_in, load_moge2, stand_in_scene
 from ..networks.device import choose_device

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...dataset.weights import WeightsChoice, resolve
 from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
-from ..decode import ClipFrames
+from ..frames.base import ClipFrames
 from ..networks.checkpoint import STAND_IN, fill_stand_in, load_pi3x, stand_in_scene
 from ..networks.device import choose_device
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize

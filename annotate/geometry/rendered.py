@@ -7,9 +7,8 @@ stage has something to find.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import cv2
@@ -18,13 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ...dataset.arrays import FloatArray
-from ...dataset.inputs import read_yaml
-from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.strict import Strict
-from ..decode import ClipFrames, ClipTiming
-from ..rendered.cameras import RenderConfig
+from ..frames.base import ClipFrames
+from ..frames.rendered import render_config_of
 from ..rendered.render import RenderedClip, render_clip
-from ..sources.clip import ClipRef, ClipRejection
+from ..sources.clip import ClipRef
 from .base import AnchorFrame, SequenceGeometryResult
 
 
@@ -42,79 +39,6 @@ class RenderedConfig(Strict):
     anchor_invalid_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Share of the pixels without value, in patches."""
     anchor_seed: Annotated[int, Field(ge=0)] = 0
-
-
-def render_config_of(clip: ClipRef) -> RenderConfig:
-    """The configuration that a rendered clip's media file holds.
-
-    Raises:
-        ClipRejection: `unreadable_video` if the file is missing, no YAML, or holds other fields.
-    """
-    path = Path(clip.media_path)
-    try:
-        fields, twice = read_yaml(path)
-        if twice:
-            raise ValueError("; ".join(twice))
-        config = RenderConfig.model_validate(fields or {})
-    except ValueError as error:  # no YAML, or other fields
-        raise ClipRejection(
-            "unreadable_video", f"clip {clip.clip_id}: {path} is no render configuration: {error}"
-        ) from error
-    return config if clip.render_seed is None else config.model_copy(update={"seed": clip.render_seed})
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderedFrames:
-    """Frames of a rendered clip, rendered anew on every iteration; the `ClipFrames` of decode.py."""
-
-    rendered: RenderedClip
-    timing: ClipTiming
-    height: int
-    width: int
-    source_height: int
-    source_width: int
-    num_source_frames: int | None
-    orientation: Orientation = UPRIGHT
-    image_names: tuple[str, ...] = ()
-    pixel_aspect: float = 1.0
-    cuts: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.timing.frame_index)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for index in self.timing.frame_index:
-            yield self.rendered.frame(int(index)).rgb
-
-    def every_frame(self) -> Iterator[NDArray[np.uint8]]:
-        first, last = self.timing.frame_index[[0, -1]]
-        for index in range(first, last + 1):
-            yield self.rendered.frame(index).rgb
-
-
-def open_rendered(clip: ClipRef) -> RenderedFrames:
-    """All frames of a rendered clip at the renderer's own rate.
-
-    Raises:
-        ClipRejection: as `render_config_of`.
-    """
-    config = render_config_of(clip)
-    rendered = render_clip(config)
-    return RenderedFrames(
-        rendered=rendered,
-        timing=ClipTiming(
-            frame_index=np.arange(config.num_frames),
-            time_s=rendered.time_s,
-            source_fps=config.fps,
-            fps=config.fps,
-        ),
-        height=config.height,
-        width=config.width,
-        source_height=config.height,
-        source_width=config.width,
-        num_source_frames=config.num_frames,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

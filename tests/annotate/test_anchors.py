@@ -23,7 +23,7 @@ from theodolite.annotate.anchors import (
     resize_lanczos,
     upload,
 )
-from theodolite.annotate.decode import ClipTiming
+from theodolite.annotate.frames.base import ClipTiming
 from theodolite.annotate.lane import lane
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip

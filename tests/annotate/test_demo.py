@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.annotate.decode import DecodeConfig, open_clip
 from theodolite.annotate.demo import (
     DemoConfig,
     DemoFiles,
@@ -16,6 +15,8 @@ from theodolite.annotate.demo import (
     errors_table,
     write_demo_clip,
 )
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedConfig
 from theodolite.annotate.rendered.cameras import RenderConfig

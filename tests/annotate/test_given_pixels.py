@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, DecodedFrames, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.decoded import DecodedFrames
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_given_lens
 from theodolite.annotate.pipeline import annotate_clip

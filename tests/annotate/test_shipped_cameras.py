@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import omniworld_depth
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip

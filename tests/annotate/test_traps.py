@@ -16,7 +16,8 @@ import torch
 import yaml
 from theodolite.annotate.anchors import AnchorsConfig, RawWindow
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.gates import GatesConfig
 from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.pipeline import annotate_clip

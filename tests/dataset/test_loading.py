@@ -366,7 +366,8 @@ def test_frames_of_an_image_folder(tmp_path: Path, make_row: Callable[..., Row])
     "video", sorted((SHARED / "edge-videos").glob("*.mp4")) if SHARED.is_dir() else [], ids=lambda p: p.stem
 )
 def test_frames_are_those_that_annotation_saw(video: Path, make_row: Callable[..., Row]) -> None:
-    from theodolite.annotate.decode import DecodeConfig, open_clip
+    from theodolite.annotate.frames.base import DecodeConfig
+    from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
     clip = ClipRef(clip_id="v", source="s", original_id="v", media_kind="video", media_path=video)

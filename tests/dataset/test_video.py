@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset import video as video_module
 from theodolite.dataset.frames import count_video_frames, image_paths, read_frames, video_frames

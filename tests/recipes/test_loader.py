@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from theodolite.annotate.decode import DecodeConfig
+from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.recipes.loader import (
     PACKAGED,
     PATH_KEYS,

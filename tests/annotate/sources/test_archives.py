@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.sources.archives import Limits, find_archives, ledger_path, unpack
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips

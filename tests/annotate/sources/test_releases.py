@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, choose_frames, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.given_cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip

@@ -9,7 +9,8 @@ import av
 import pytest
 import yaml
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.decode import DecodeConfig, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import IndexSource, VideosSource

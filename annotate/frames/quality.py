@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..dataset.arrays import U8
-from ..dataset.strict import Strict
-from .sources.clip import GRID_FPS
+from ...dataset.arrays import U8
+from ...dataset.strict import Strict
+from ..sources.clip import GRID_FPS
 
 _TAPS = np.array([3571, 16004, 26386, 16004, 3571], np.float64) / 65536
 """libvmaf's blur (integer_motion.c), which is a Gaussian of about 1.08 pixels."""

@@ -7,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.annotate.cuts import CutDetector
+from theodolite.annotate.frames.cuts import CutDetector
 
-from .cut_clips import Shot, joined, labelled, lit, recording, small, smeared, zoomed
-from .test_tracks import texture
+from ..cut_clips import Shot, joined, labelled, lit, recording, small, smeared, zoomed
+from ..test_tracks import texture
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.arrays import F32, F64, U8
+from ...dataset.arrays import F32, F64, U8
 
 _THUMB_WIDTH = 160
 _FEATURE_WIDTH = 400

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from theodolite.annotate.decode import DecodeConfig, DecodedFrames, check_decoder, choose_frames, open_clip
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.decoded import DecodedFrames
+from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.frames.timing import choose_frames
+from theodolite.annotate.frames.video import check_decoder
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 with_decord = pytest.mark.skipif(
     importlib.util.find_spec("decord") is None, reason="pip install theodolite[decord]"
 )
@@ -279,7 +283,7 @@ def test_large_frames_are_capped_with_their_aspect(tmp_path):
 
 def test_a_decoder_that_is_missing_is_said_before_any_clip(tmp_path, numbered, monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
-    monkeypatch.setattr("theodolite.annotate.decode.find_spec", lambda name: None)
+    monkeypatch.setattr("theodolite.annotate.frames.video.find_spec", lambda name: None)
     path = write_video(tmp_path / "v.mp4", numbered, rate=30)
     assert len(list(open_path(path))) > 0
     with pytest.raises(ValueError, match=r"pip install 'theodolite\[decord\]'"):
