@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from . import svg
 from .cameras import se3_inverse
-from .clip_cameras import CameraSet, ClipCameras, Match, Matching, load_cameras, match
+from .clip_cameras import CameraSet, ClipCameras, Match, Matching, match
 from .escape import for_markdown
 from .image_metrics import (
     ImagePairScorer,
     ImageScorer,
     compare_videos,
-    load_scorer,
     revisit_pairs,
     score_video,
 )
@@ -848,53 +847,3 @@ def _error_chart(
 
 
 # --- command --------------------------------------------------------------------------------------
-
-
-def run_evaluate(
-    predicted: str | Path,
-    truth: str | Path,
-    *,
-    baseline: str | Path | None = None,
-    style: TableFormat = "text",
-    out: str | Path | None = None,
-    plots: str | Path | None = None,
-    videos: str | Path | None = None,
-    baseline_videos: str | Path | None = None,
-    truth_videos: str | Path | None = None,
-    quality: str | None = None,
-    perceptual: str | None = None,
-    matching: Matching | None = None,
-) -> tuple[str, int]:
-    """Tables for the terminal and exit code: 0, or 1 if some truth clips have no prediction or could not be compared
-    (they are listed). Rejected clips were judged and do not count as missing.
-
-    Args:
-        out: folder for `write_evaluation`.
-        plots: folder for `evaluation_plots`.
-        videos, baseline_videos: folders of generated videos; see `Videos`.
-        truth_videos: folder of true ones.
-        quality, perceptual: names of scorers; see `image_metrics.load_scorer`.
-        matching: how poses are brought together.
-    """
-    if videos is None and (quality or perceptual or baseline_videos or truth_videos):
-        raise ValueError("scorers and baseline videos need --videos, the folder of the generated videos")
-    scorers = {
-        "quality": load_scorer(quality) if quality else None,
-        "perceptual": load_scorer(perceptual) if perceptual else None,
-    }
-    true_folder = None if truth_videos is None else Path(truth_videos)
-    ours, theirs = (
-        None if folder is None else Videos(folder=Path(folder), truth=true_folder, **scorers)
-        for folder in (videos, baseline_videos)
-    )
-    true_cameras, cameras = load_cameras(truth), load_cameras(predicted)
-    evaluation = evaluate(cameras, true_cameras, videos=ours, matching=matching)
-    other = None
-    if baseline is not None:
-        other = evaluate(load_cameras(baseline), true_cameras, videos=theirs, matching=matching)
-    if plots is not None:
-        evaluation_plots(evaluation, plots, predicted=cameras, truth=true_cameras)
-    if out is not None:
-        write_evaluation(evaluation, out, baseline=other)
-    incomplete = bool(evaluation.only_truth or evaluation.failed)
-    return evaluation_tables(evaluation, baseline=other, style=style), 1 if incomplete else 0

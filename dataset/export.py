@@ -1,5 +1,4 @@
-"""`theodolite export`: the accepted clips of a dataset in the format of another tool; and `subset`: chosen rows
-of it as a dataset of their own."""
+"""The accepted clips of a dataset in the format of another tool, or chosen rows as a dataset of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -58,6 +58,13 @@ Add = Callable[[CameraClip, Row], None]
 """Writes one clip."""
 
 
+class Exported(NamedTuple):
+    """What an export wrote, and what is worth knowing about it."""
+
+    num_clips: int
+    notes: tuple[str, ...] = ()
+
+
 def export_dataset(
     path: str | Path,
     out: str | Path,
@@ -68,36 +75,11 @@ def export_dataset(
     where: str | None = None,
     media_root: str | Path | None = None,
     points: FindPoints | None = None,
-) -> int:
-    """Write accepted clips to `out` and return how many. Arguments and errors as `run_export`."""
-    count, _notes = _export(
-        path,
-        out,
-        format=format,
-        clip_ids=clip_ids,
-        source=source,
-        where=where,
-        media_root=media_root,
-        points=points,
-    )
-    return count
+) -> Exported:
+    """Write accepted clips to `out`, whole or not at all: an error leaves it as it was.
 
-
-def run_export(
-    path: str | Path,
-    out: str | Path,
-    *,
-    format: str,
-    clip_ids: Sequence[str] | None = None,
-    source: str | None = None,
-    where: str | None = None,
-    media_root: str | Path | None = None,
-    points: FindPoints | None = None,
-) -> tuple[str, int]:
-    """Export accepted clips; text with the count and what is worth knowing, and exit code 0.
-
-    `out` is written whole or not at all: an error leaves it as it was. Formats with files named by clip (`PER_CLIP`)
-    add to it and replace what is there of the same clip; the others want an empty or absent folder.
+    Formats with files named by clip (`PER_CLIP`) add to it and replace what is there of the same clip; the others want
+    an empty or absent folder.
 
     Args:
         path: dataset folder, a Parquet file of one, or `owner/name` on the hub.
@@ -113,30 +95,6 @@ def run_export(
         ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, or videos of media that
             may not be passed on.
     """
-    count, notes = _export(
-        path,
-        out,
-        format=format,
-        clip_ids=clip_ids,
-        source=source,
-        where=where,
-        media_root=media_root,
-        points=points,
-    )
-    return "\n".join([f"{count} clips as {format}: {out}", *notes]), 0
-
-
-def _export(
-    path: str | Path,
-    out: str | Path,
-    *,
-    format: str,
-    clip_ids: Sequence[str] | None,
-    source: str | None,
-    where: str | None,
-    media_root: str | Path | None,
-    points: FindPoints | None,
-) -> tuple[int, list[str]]:
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     if media_root is not None and not Path(media_root).is_dir():
@@ -146,13 +104,13 @@ def _export(
     with staged(out, merge=format in PER_CLIP) as folder:
         if format == "huggingface":
             write_huggingface(chosen, folder)
-            return len(chosen), []
+            return Exported(len(chosen))
         count = 0
         with _writer(job, folder) as add:
             for row in chosen.rows():
                 add(camera_clip(row), row)
                 count += 1
-    return count, job.notes
+    return Exported(count, tuple(job.notes))
 
 
 def _writer(job: _Export, folder: Path) -> AbstractContextManager[Add]:
@@ -354,11 +312,13 @@ def _chosen(
     return chosen
 
 
-def run_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[str, int]:
-    """Write the rows, accepted or not, for which a condition holds as a dataset of their own; text and exit code 0.
+def write_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[int, int]:
+    """Write the rows, accepted or not, for which a condition holds as a dataset of their own.
 
     Args:
-        path: as for `run_export`. out: absent or empty folder.
+        path: as for `export_dataset`. out: absent or empty folder.
+    Returns:
+        Clips that were written, and all of them.
     Raises:
         ValueError: no such condition (see `where.parse_where`), or no row for which it holds.
     """
@@ -370,4 +330,4 @@ def run_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[str, i
         if not count:
             raise ValueError(f"{path}: {where!r} holds for none of {len(clips)} clips")
         write_index(folder)
-    return f"{count} of {len(clips)} clips: {out}", 0
+    return count, len(clips)

@@ -21,7 +21,7 @@ from pydantic import model_validator
 
 from .inputs import InputError, parse_json, read_text
 from .parquet import read_table
-from .reading import ClipDataset, open_dataset
+from .reading import ClipDataset
 from .store import write_atomically
 from .strict import Strict
 
@@ -306,41 +306,8 @@ def join_scores(tables: Sequence[pa.Table]) -> pa.Table | None:
     return joined
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
-_LINE = "  {:14} {:>8} {:>8} {:>10} {:>12} {:>17}"
-
-
-def run_filter(
-    path: str | Path,
-    filters: Mapping[str, Filters],
-    *,
-    scores: Sequence[Path] = (),
-    out: Path | None = None,
-) -> tuple[str, int]:
-    """Judge a dataset, say what each threshold keeps, and write the judgement beside it if asked to.
-
-    Args:
-        out: Parquet file with `clip_id`, `source`, `kept`, `filter_reasons`.
-    """
-    result = apply_filters(open_dataset(path), filters, join_scores([read_scores(p) for p in scores]))
-    lines = []
-    for source in result.sources:
-        lines.append(
-            f"{source.source}: {source.rows:,} clips, {source.accepted:,} with accepted cameras, {source.kept:,} kept"
-            + ("" if source.thresholds else " (no thresholds)")
-        )
-        if source.thresholds:
-            lines.append(
-                f"  {'threshold':14} {'from':>8} {'to':>8} {'missing':>10} {'keeps alone':>12} {'only one against':>17}"
-            )
-        for t in source.thresholds:
-            low, high = ("-" if bound is None else f"{bound:g}" for bound in t.bounds)
-            lines.append(_LINE.format(t.name, low, high, f"{t.missing:,}", f"{t.alone:,}", f"{t.only:,}"))
-    if out is not None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(result.table, sink, compression="zstd")
-        write_atomically(out, sink.getvalue())
-        lines.append(f"written: {out} (clip_id, source, kept, filter_reasons)")
-    return "\n".join(lines), 0
+def write_judgement(result: Filtered, out: Path) -> None:
+    """Write a Parquet file with `clip_id`, `source`, `kept`, `filter_reasons`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(result.table, sink, compression="zstd")
+    write_atomically(out, sink.getvalue())

@@ -363,25 +363,3 @@ def publish(
     upload = getattr(api, "upload_large_folder", None) or api.upload_folder
     upload(repo_id=repo_id, repo_type="dataset", folder_path=str(publication.folder))
     return publication, url
-
-
-def run_publish(
-    path: str | Path,
-    repo_id: str,
-    staging: str | Path,
-    *,
-    for_commercial_use: bool = False,
-    media_root: str | Path | None = None,
-    private: bool = True,
-    dry_run: bool = False,
-) -> tuple[str, int]:
-    """Publish, or only stage with `dry_run`; text and exit code 0."""
-    use: Use = "commercial" if for_commercial_use else "research"
-    if dry_run:
-        result = stage_publication(path, staging, use=use, name=repo_id.split("/")[-1], media_root=media_root)
-        where = f"staged in {result.folder}, nothing uploaded"
-    else:
-        result, url = publish(path, repo_id, staging, use=use, media_root=media_root, private=private)
-        where = f"uploaded to {url}"
-    left = f", {result.left_out} left out (no commercial use)" if result.left_out else ""
-    return f"{result.num_clips} clips{left}, {result.num_media} media files: {where}", 0

@@ -97,13 +97,6 @@ def _row(clips: ClipDataset, clip_id: str) -> Row:
         raise ValueError(str(error.args[0])) from None
 
 
-def run_inspect(
-    path: str | Path, *, clip_id: str | None = None, media_root: Path | None = None
-) -> tuple[str, int]:
-    """`inspect_text` and exit code 0."""
-    return inspect_text(path, clip_id=clip_id, media_root=media_root), 0
-
-
 _OVERVIEW = (
     "clip_id",
     "source",
@@ -316,31 +309,6 @@ def write_report(
 
 def _notes(notes: Sequence[str]) -> list[str]:
     return [f'<p class="note">{html.escape(note)}</p>' for note in notes]
-
-
-def run_report(
-    path: str | Path,
-    html_path: str | Path | None = None,
-    *,
-    truth: Mapping[str, Truth] | None = None,
-    thumbnail: Thumbnail | None = None,
-    pictures: Pictures | None = None,
-    max_clips: int = 60,
-    clip_ids: Sequence[str] | None = None,
-    notes: Sequence[str] = (),
-) -> tuple[str, int]:
-    """Write the report; text with its place, and exit code 0."""
-    target = write_report(
-        path,
-        html_path,
-        truth=truth,
-        thumbnail=thumbnail,
-        pictures=pictures,
-        max_clips=max_clips,
-        clip_ids=clip_ids,
-        notes=notes,
-    )
-    return "\n".join([f"report: {target}", *(f"note: {note}" for note in notes)]), 0
 
 
 def pictures_from_media(root: str | Path = ".", *, width: int = 220) -> Pictures:

@@ -185,33 +185,6 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
     return num_rows, found
 
 
-def run_validate(path: str | Path, *, media_root: Path | None = None) -> tuple[str, int]:
-    """Text for the terminal and exit code: 0 if every promise holds, 1 if not.
-
-    Args:
-        media_root: folder that media pointers are relative to, if it is known: clips whose media changed after they
-            were annotated are said.
-    """
-    num_rows, violations = validate_dataset(path)
-    lines = [str(v) for v in violations]
-    if violations:
-        rules = sorted({v.rule for v in violations})
-        lines.append(f"{path}: {num_rows} rows read, {len(violations)} violations of {', '.join(rules)}")
-    else:
-        lines.append(f"{path}: {num_rows} rows, every invariant holds")
-        if unnamed := _unknown_licences(path):
-            lines.append(
-                f"note: the licence of {unnamed} clips' media is unknown, so they cannot be published; annotate with"
-                " --set source.data_licence=NAME, or data_licence in the index, to name it"
-            )
-    if media_root is not None and (changed := changed_media(path, media_root)):
-        lines.append(
-            f"note: the media of {len(changed)} clips changed after they were annotated, e.g. {', '.join(changed[:3])};"
-            " annotate --retry-failed all tries those that failed again, the others only a new --out"
-        )
-    return "\n".join(lines), 1 if violations else 0
-
-
 def changed_media(path: str | Path, media_root: Path) -> list[str]:
     """Ids of clips whose media is younger than the part that holds their row, by the times of the files."""
     changed: list[str] = []
@@ -230,7 +203,7 @@ def changed_media(path: str | Path, media_root: Path) -> list[str]:
     return changed
 
 
-def _unknown_licences(path: str | Path) -> int:
+def unknown_licences(path: str | Path) -> int:
     """Rows whose `data_licence` is `unknown`: allowed by the schema, and what publishing refuses."""
     tables = [read_table(part, ["data_licence"]) for part in dataset_files(path)]
     return sum(table["data_licence"].to_pylist().count("unknown") for table in tables)

@@ -331,16 +331,6 @@ def _place(w: WeightFile) -> str:
     )
 
 
-def run_list() -> tuple[str, int]:
-    """Table of `theodolite weights list`, and 0."""
-    rows = listing()
-    names = list(rows[0])
-    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
-    lines = ["  ".join(n.ljust(widths[n]) for n in names).rstrip()]
-    lines += ["  ".join(r[n].ljust(widths[n]) for n in names).rstrip() for r in rows]
-    return "\n".join(lines), 0
-
-
 def notice(name: str) -> str:
     """What a user must have read before a download starts: size and licence in one line each."""
     w = lookup(name)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ..annotate.demo import CLIP_ID, DemoConfig, compare_with_truth, errors_table, write_demo_clip
 from ..dataset.reading import open_dataset
-from ..dataset.report import pictures_from_media, run_report
+from ..dataset.report import pictures_from_media, write_report
 from .loader import load_recipe
-from .run import report_sources, run_annotate
+from .run import RunOptions, run_annotate
+from .truth import report_sources
 
 
 def run_demo(
@@ -41,7 +42,7 @@ def run_demo(
     )
     dataset = out / "dataset"
     recipe = load_recipe("demo", [f"source.index={files.index}"])
-    summary, code = run_annotate(recipe, dataset, workers=0, show_progress=show_progress)
+    summary, code = run_annotate(recipe, dataset, RunOptions(workers=0), show_progress=show_progress)
     annotated = time.perf_counter()
     row = open_dataset(dataset).row(CLIP_ID)
     if len(row.camera_to_world) == 0:
@@ -49,7 +50,7 @@ def run_demo(
     table, good = errors_table(compare_with_truth(row, files))
     report_path = out / "report.html"
     sources = report_sources(dataset)
-    run_report(
+    write_report(
         dataset,
         report_path,
         truth=sources.truth,

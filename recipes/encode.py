@@ -27,7 +27,7 @@ from ..dataset.store import TEMPORARY, write_atomically
 from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
 from .generate.single import say
 from .loader import now_iso, surroundings
-from .run import media_root_of_dataset
+from .truth import media_root_of_dataset
 
 Precision = Literal["auto", "float32", "bf16"]
 

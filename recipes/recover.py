@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .loader import load_recipe
-from .run import run_annotate
+from .run import RunOptions, run_annotate
 
 RECIPE = "estimate"
 
@@ -49,7 +49,7 @@ def sides_of_videos(
     out = videos / "recovered" if recovered is None else recovered
     recipe = load_recipe(RECIPE, [f"source.root={videos.resolve()}", *overrides])
     try:
-        text, _ = run_annotate(recipe, out, workers=workers)
+        text, _ = run_annotate(recipe, out, RunOptions(workers=workers))
     except ValueError as error:
         raise ValueError(
             f"cameras cannot be recovered from the videos: {error}. Or give cameras that you recovered: theodolite "

@@ -1,4 +1,4 @@
-"""What the commands do once their options are read: run a recipe, and find the truth that belongs to a dataset."""
+"""Run a recipe: annotate what its dataset still lacks, and say what came of it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from ..annotate.frames.open import open_clip
 from ..annotate.frames.video import check_decoder
 from ..annotate.geometry.choose import check_estimators
-from ..annotate.geometry.given_cameras import read_intrinsics
 from ..annotate.run.cluster import RunAborted, signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
 from ..annotate.run.tally import Tally, read_outcomes
 from ..annotate.run.worker import Job
-from ..annotate.sources.clip import ClipRef, ClipRejection
+from ..annotate.sources.clip import ClipRef
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
-from ..dataset.cameras import resize_intrinsics, split_intrinsics
-from ..dataset.clip_cameras import Matching, load_cameras, read_clip
 from ..dataset.commit import drop_rows
 from ..dataset.index import refresh_index
-from ..dataset.reading import open_dataset
 from ..dataset.reasons import REASONS, find_reason, status_of
-from ..dataset.report import Truth, TruthByClip, truth_of_row
-from ..dataset.rows import Row
 from ..dataset.store import check_output, finished_shards
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
 
@@ -46,28 +38,36 @@ MAX_ADVICE = 8
 """Reasons explained at the end of a run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How much of a source is annotated, and by whom.
+
+    Attributes:
+        workers, scheduler: see `run_plan`.
+        limit: only so many clips from the start of the source.
+        dry_run: say what would be done; nothing is written.
+        retry_failed: try clips again that failed for this reason, or `all`: their rows are dropped first.
+        max_failed: end the run once so many clips one after the other have failed for the same reason; None: never.
+    """
+
+    workers: int | None = None
+    scheduler: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+    retry_failed: str | None = None
+    max_failed: int | None = None
+
+
 def run_annotate(
-    recipe: Recipe,
-    out: Path,
-    *,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    limit: int | None = None,
-    dry_run: bool = False,
-    retry_failed: str | None = None,
-    max_failed: int | None = None,
-    show_progress: bool = True,
+    recipe: Recipe, out: Path, options: RunOptions | None = None, *, show_progress: bool = True
 ) -> tuple[str, int]:
     """Annotate what the dataset in `out` still lacks.
 
     Args:
         recipe: from `load_recipe`.
         out: dataset folder; made if absent, continued if it is this recipe's.
-        workers, scheduler, show_progress: see `run_plan`.
-        limit: only so many clips from the start of the source.
-        dry_run: say what would be done; nothing is written.
-        retry_failed: try clips again that failed for this reason, or `all`: their rows are dropped first.
-        max_failed: end the run once so many clips one after the other have failed for the same reason; None: never.
+        options: default all of the source, by local workers.
+        show_progress: see `run_plan`.
     Returns:
         Summary of the whole dataset, and 0, or 1 if some clips failed (they are listed).
     Raises:
@@ -77,98 +77,116 @@ def run_annotate(
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     with signals_as_interrupt():
-        return _run_annotate(
-            recipe,
-            out,
-            _Options(workers, scheduler, limit, dry_run, retry_failed, max_failed, show_progress),
-        )
+        return _Run(recipe, out, options or RunOptions(), show_progress).run()
 
 
-class _Options(NamedTuple):
-    """Arguments of `run_annotate`."""
-
-    workers: int | None
-    scheduler: str | None
-    limit: int | None
-    dry_run: bool
-    retry_failed: str | None
-    max_failed: int | None
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    out: Path
+    options: RunOptions
     show_progress: bool
 
+    def run(self) -> tuple[str, int]:
+        recipe, out = self.recipe, self.out
+        digest = recipe_hash(recipe)
+        reason = self.options.retry_failed
+        retried = None if reason is None else _retried(reason)
+        check_output(out, recipe_hash=digest)
+        before = finished_shards(out)
+        plan = self.plan()
+        check_decoder(recipe.annotate.decode)
+        check_estimators(recipe.annotate.geometry)
+        check_same_clips(recipe, out)
+        if self.options.dry_run:
+            return self.told(plan), 0
+        with open_output(out, recipe_hash=digest):
+            if retried is not None:
+                ids = {clip.clip_id for clip in islice(self.clips(), self.options.limit)}
+                dropped = _drop_failed(out, retried, ids)
+                log.warning("%s: %d failed clips are tried again", out, len(dropped))
+            # Planned again under the lock if another run has ended in between; listing a large source takes a minute.
+            if retried is not None or finished_shards(out) != before:
+                plan = self.plan()
+            if plan.num_shards:
+                self.work(plan, digest)
+            else:
+                write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
+            refresh_index(out)
+            whole = Tally()
+            whole.add(read_outcomes(out))
+        parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
+        return "\n".join(part for part in parts if part), 1 if whole.failed else 0
 
-def _run_annotate(recipe: Recipe, out: Path, options: _Options) -> tuple[str, int]:
-    def clips() -> Any:
-        return read_clips(recipe.source)
+    def clips(self) -> Iterable[ClipRef]:
+        return read_clips(self.recipe.source)
 
-    def planned() -> Plan:
-        return plan_run(clips, out, clips_per_shard=recipe.output.clips_per_shard, limit=options.limit)
+    def plan(self) -> Plan:
+        size = self.recipe.output.clips_per_shard
+        return plan_run(self.clips, self.out, clips_per_shard=size, limit=self.options.limit)
 
-    digest = recipe_hash(recipe)
-    retried = None if options.retry_failed is None else _retried(options.retry_failed)
-    check_output(out, recipe_hash=digest)
-    before = finished_shards(out)
-    plan = planned()
-    check_decoder(recipe.annotate.decode)
-    check_estimators(recipe.annotate.geometry)
-    check_same_clips(recipe, out)
-    if options.dry_run:
+    def told(self, plan: Plan) -> str:
+        """What a dry run says."""
         left = plan.num_clips - plan.num_clips_done
         return (
-            f"{recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done, {left} to do in"
-            f" {plan.num_shards} shards of up to {recipe.output.clips_per_shard}; nothing was written to {out}",
-            0,
+            f"{self.recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done, {left} to do in"
+            f" {plan.num_shards} shards of up to {self.recipe.output.clips_per_shard};"
+            f" nothing was written to {self.out}"
         )
-    started, start = now_iso(), time.time()
-    with open_output(out, recipe_hash=digest):
-        if retried is not None:
-            dropped = _drop_failed(out, retried, {clip.clip_id for clip in islice(clips(), options.limit)})
-            log.warning("%s: %d failed clips are tried again", out, len(dropped))
-        # Planned again under the lock if another run has ended in between; listing a large source takes a minute.
-        if retried is not None or finished_shards(out) != before:
-            plan = planned()
 
-        def record(ended: str | None, tally: Tally | None) -> None:
-            result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}
-            if tally is not None:
-                result |= {
-                    "accepted": tally.accepted,
-                    "rejected": dict(tally.rejected),
-                    "failed": len(tally.failed),
-                    "wall_s": round(time.time() - start, 1),
-                }
-            write_run_record(out, recipe, started=started, ended=ended, command=sys.argv, result=result)
-
-        if plan.num_shards:
-            record(None, None)
-            job = Job(out=out.resolve(), config=recipe.annotate, mode=recipe.mode, recipe_hash=digest)
-            tally = Tally()
-            for _ in range(_PLANS):
-                done = run_plan(
-                    plan,
-                    job,
-                    workers=options.workers,
-                    scheduler=options.scheduler,
-                    show_progress=options.show_progress,
-                    max_failed=options.max_failed,
-                )
-                tally.take(done)
-                if done.done == plan.num_clips - plan.num_clips_done:
-                    break
-                plan = planned()  # the source has changed between plan and work
-            else:
-                left = plan.num_clips - plan.num_clips_done
-                raise RunAborted(
-                    f"{out}: {left} clips are still to do: the source changed each time between planning and working."
-                    " Run the same command once it stands still"
-                )
-            record(now_iso(), tally)
+    def work(self, plan: Plan, digest: str) -> None:
+        """Annotate what a plan holds, and what the next ones do if the source changes meanwhile."""
+        record = _RunRecord(self.out, self.recipe)
+        record.write(plan)
+        job = Job(
+            out=self.out.resolve(),
+            config=self.recipe.annotate,
+            mode=self.recipe.mode,
+            recipe_hash=digest,
+        )
+        tally = Tally()
+        for _ in range(_PLANS):
+            done = run_plan(
+                plan,
+                job,
+                workers=self.options.workers,
+                scheduler=self.options.scheduler,
+                show_progress=self.show_progress,
+                max_failed=self.options.max_failed,
+            )
+            tally.take(done)
+            if done.done == plan.num_clips - plan.num_clips_done:
+                break
+            plan = self.plan()  # the source has changed between plan and work
         else:
-            write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
-        refresh_index(out)
-        whole = Tally()
-        whole.add(read_outcomes(out))
-    parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
-    return "\n".join(part for part in parts if part), 1 if whole.failed else 0
+            left = plan.num_clips - plan.num_clips_done
+            raise RunAborted(
+                f"{self.out}: {left} clips are still to do: the source changed each time between planning and working."
+                " Run the same command once it stands still"
+            )
+        record.write(plan, tally)
+
+
+class _RunRecord:
+    """`run.json` of a run, written when it begins and when it ends."""
+
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        self._out, self._recipe = out, recipe
+        self._started, self._start = now_iso(), time.time()
+
+    def write(self, plan: Plan, tally: Tally | None = None) -> None:
+        result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}
+        if tally is not None:
+            result |= {
+                "accepted": tally.accepted,
+                "rejected": dict(tally.rejected),
+                "failed": len(tally.failed),
+                "wall_s": round(time.time() - self._start, 1),
+            }
+        ended = None if tally is None else now_iso()
+        write_run_record(
+            self._out, self._recipe, started=self._started, ended=ended, command=sys.argv, result=result
+        )
 
 
 _PLANS = 3
@@ -258,135 +276,3 @@ def _advice(tally: Tally) -> str:
     reasons.update(o.reasons[0] for o in tally.failed)
     entries = [(reason, find_reason(reason)) for reason, _ in reasons.most_common(MAX_ADVICE)]
     return "\n".join(f"  {reason}: {entry.meaning} {entry.remedy}" for reason, entry in entries if entry)
-
-
-def media_root_of_dataset(out: Path) -> Path:
-    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without."""
-    path = out / "recipe.resolved.yaml"
-    return media_root(load_recipe(path).source) if path.is_file() else Path()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSources:
-    """What a report shows beside the rows: media, ground truth, and what was not found."""
-
-    media_root: Path
-    truth: Mapping[str, Truth] | None
-    notes: tuple[str, ...] = ()
-
-
-def report_sources(
-    out: Path, *, truth: bool = True, truth_from: Path | None = None, matching: Matching | None = None
-) -> ReportSources:
-    """Media and ground truth of a dataset. What the recipe beside it no longer gives is a note, no error.
-
-    Args:
-        truth: False: none.
-        truth_from: take it from here, by clip id, instead of from the recipe's source.
-        matching: how true poses find their frames.
-    Raises:
-        ValueError: `truth_from` cannot be read.
-    """
-    notes: list[str] = []
-    try:
-        root = media_root_of_dataset(out)
-    except ValueError as error:
-        root = Path()
-        notes.append(f"no pictures: the recipe beside the dataset cannot be read ({error})")
-    found: Mapping[str, Truth] | None = None
-    if truth_from is not None:
-        cameras, dataset = load_cameras(truth_from), open_dataset(out)
-        problems = dict(cameras.unreadable)
-        only = next(iter(cameras)) if len(cameras) == 1 and len(dataset) == 1 else None  # whatever its name
-
-        def read(clip_id: str) -> Truth:
-            if clip_id in problems:
-                return Truth(problem=problems[clip_id])
-            true = cameras[clip_id if only is None else only]
-            return truth_of_row(dataset.row(clip_id), true, matching=matching, path=truth_from)
-
-        ids = (
-            dataset.to_table(["clip_id"])["clip_id"].to_pylist()
-            if only is not None
-            else [*cameras, *problems]
-        )
-        found = TruthByClip(ids, read)
-    elif truth:
-        try:
-            found = truth_of_dataset(out, matching=matching)
-        except ValueError as error:
-            notes.append(f"no ground truth: {error}")
-    return ReportSources(media_root=root, truth=found, notes=tuple(notes))
-
-
-def truth_of_dataset(out: Path, *, matching: Matching | None = None) -> TruthByClip:
-    """Ground truth by clip id for the rows of a dataset, found through the recipe beside it and read when asked for.
-
-    Clips whose source names no truth files are left out; so is everything if the folder has no
-    `recipe.resolved.yaml` (a dataset that was downloaded). A truth file that cannot be read, or does not fit, costs its
-    own clip's truth: it is there with a `problem`.
-
-    Args:
-        matching: how true poses find their frames, where they have times; line i of a file without is source frame i.
-    Raises:
-        ValueError: the recipe, or the source that it names, cannot be read.
-    """
-    path = out / "recipe.resolved.yaml"
-    if not path.is_file():
-        return TruthByClip((), lambda clip_id: Truth())
-    recipe = load_recipe(path)
-    refs = {
-        clip.clip_id: clip
-        for clip in read_clips(recipe.source)
-        if clip.truth_camera_to_world_path or clip.truth_intrinsics_path
-    }
-    dataset = open_dataset(out)
-    known = set(dataset.to_table(["clip_id"])["clip_id"].to_pylist())
-    options = replace(matching or Matching(), rows="source")
-
-    def read(clip_id: str) -> Truth:
-        return _truth(refs[clip_id], recipe, dataset.row(clip_id), options)
-
-    return TruthByClip((clip_id for clip_id in refs if clip_id in known), read)
-
-
-def _truth(clip: ClipRef, recipe: Recipe, row: Row, matching: Matching) -> Truth:
-    truth, problems = Truth(), []
-    if clip.truth_camera_to_world_path is not None:
-        path = clip.truth_camera_to_world_path
-        try:
-            truth = truth_of_row(row, read_clip(path), matching=matching, path=path)
-        except ValueError as error:
-            problems.append(str(error))
-        problems += [truth.problem] if truth.problem else []
-    focal_px = truth.focal_px
-    if clip.truth_intrinsics_path is not None and row.num_frames:
-        try:
-            focal_px = _true_focal(clip, clip.truth_intrinsics_path, recipe, row.frame_index)
-        except ValueError as error:  # the poses are shown without
-            problems.append(str(error))
-    return replace(truth, focal_px=focal_px, problem="; ".join(problems) or None)
-
-
-def _true_focal(clip: ClipRef, path: Path, recipe: Recipe, frame_index: np.ndarray) -> np.ndarray:
-    """(F, 2) for the stored size."""
-    intrinsics = read_intrinsics(path)
-    if intrinsics.ndim == 2:
-        intrinsics = np.broadcast_to(intrinsics, (len(frame_index), 3, 3))
-    elif frame_index.max() >= len(intrinsics):
-        raise ValueError(
-            f"clip {clip.clip_id}: {path} holds {len(intrinsics)} entries, but the clip uses source frame "
-            f"{frame_index.max()}"
-        )
-    else:
-        intrinsics = intrinsics[frame_index]
-    try:
-        frames = open_clip(clip, recipe.annotate.decode)
-    except ClipRejection as rejection:
-        raise ValueError(f"the truth of clip {clip.clip_id} needs its media: {rejection.detail}") from None
-    resized = resize_intrinsics(
-        intrinsics,
-        from_size=(frames.source_height, frames.source_width),
-        to_size=(frames.height, frames.width),
-    )
-    return split_intrinsics(resized)[0]

@@ -43,7 +43,7 @@ from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
-from theodolite.recipes.run import run_annotate
+from theodolite.recipes.run import RunOptions, run_annotate
 
 from .simulator import Errors, rendered_truth, simulated
 
@@ -197,7 +197,7 @@ def test_omniworld_scene_through_its_recipe(tmp_path: Path, shot: Shot) -> None:
     write_omniworld(tmp_path, shot)
     write_omniworld_metadata(tmp_path)
     recipe = load_recipe("omniworld", [f"source.root={tmp_path}"])
-    summary, code = run_annotate(recipe, tmp_path / "out", workers=0, show_progress=False)
+    summary, code = run_annotate(recipe, tmp_path / "out", RunOptions(workers=0), show_progress=False)
     assert code == 0, summary
     first, second = sorted(open_dataset(tmp_path / "out").rows(), key=lambda row: row.clip_id)
     assert (first.clip_id, first.reasons) == ("b04f88d1f85a_split0000", ("too_short",))
@@ -336,7 +336,7 @@ def test_sekai_recipe_joins_networks_and_shipped_cameras(tmp_path: Path, shot: S
     tiny = ("weights=stand_in", "stand_in_size=tiny", "device=cpu", "pi3x.max_pixels=5000", "anchor_fps=4")
     overrides = [f"annotate.geometry.{setting}" for setting in tiny]
     recipe = load_recipe("sekai-game", [f"source.root={tmp_path}", *overrides])
-    run_annotate(recipe, tmp_path / "out", workers=0, show_progress=False)
+    run_annotate(recipe, tmp_path / "out", RunOptions(workers=0), show_progress=False)
     with_cameras, without = sorted(open_dataset(tmp_path / "out").rows(), key=lambda row: row.clip_id)
     assert with_cameras.error is None, with_cameras.error
     assert with_cameras.stand_in
@@ -798,7 +798,7 @@ def run_recipe(name: str, root: Path, out: Path, *overrides: str) -> list[Row]:
     """Rows of a packaged recipe on a tree, solved lightly."""
     light = [f"annotate.{key}={json.dumps(value)}" for key, value in LIGHT.items()]
     recipe = load_recipe(name, [f"source.root={root}", *light, *overrides])
-    summary, code = run_annotate(recipe, out, workers=0, show_progress=False)
+    summary, code = run_annotate(recipe, out, RunOptions(workers=0), show_progress=False)
     assert code == 0, summary
     return sorted(open_dataset(out).rows(), key=lambda row: row.clip_id)
 

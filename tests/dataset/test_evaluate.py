@@ -16,6 +16,7 @@ import pytest
 from theodolite.dataset import cameras as cam
 from theodolite.dataset import evaluate as ev
 from theodolite.dataset import metrics
+from theodolite.dataset.clip_cameras import ClipCameras, Matching, load_cameras
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
@@ -23,6 +24,12 @@ from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
 from theodolite.dataset.image_metrics import RevisitPair, score_video
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import write_kitti, write_matrices, write_tum
+from theodolite.recipes.command import call
+from theodolite.recipes.commands.evaluate import evaluate
+
+
+def run_evaluate(predicted: Path, truth: Path, **options: object) -> tuple[str, int]:
+    return call(evaluate, predicted=predicted, truth=truth, **options)
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def runs(
 
 
 def test_scores_are_those_of_the_metrics(runs: Path) -> None:
-    predicted, truth = ev.load_cameras(runs / "ours"), ev.load_cameras(runs / "truth")
+    predicted, truth = load_cameras(runs / "ours"), load_cameras(runs / "truth")
     evaluation = ev.evaluate(predicted, truth)
     assert [c.clip_id for c in evaluation.clips] == [f"clip_{i:04d}" for i in range(5)]
     assert evaluation.only_truth == ("clip_0005",)
@@ -66,9 +73,9 @@ def test_scores_are_those_of_the_metrics(runs: Path) -> None:
 
 
 def test_resized_prediction_is_compared_in_units_of_the_image(runs: Path) -> None:
-    predicted, truth = ev.load_cameras(runs / "truth"), ev.load_cameras(runs / "truth")
+    predicted, truth = load_cameras(runs / "truth"), load_cameras(runs / "truth")
     c = predicted["clip_0001"]
-    half = ev.ClipCameras(
+    half = ClipCameras(
         frame_index=c.frame_index[::2],
         camera_to_world=c.camera_to_world[::2],
         focal_px=(c.focal_px / 2)[::2] if c.focal_px is not None else None,
@@ -82,24 +89,24 @@ def test_resized_prediction_is_compared_in_units_of_the_image(runs: Path) -> Non
 
 
 def test_trajectory_files_and_folders(runs: Path) -> None:
-    truth = ev.load_cameras(runs / "truth")
+    truth = load_cameras(runs / "truth")
     folder = runs / "files"
     folder.mkdir()
     full = np.tile(np.eye(4), (61, 1, 1))
     for clip_id, c in truth.items():
         full[c.frame_index] = c.camera_to_world  # a pose per source frame, as recordings ship them
         write_matrices(folder / f"{clip_id}.txt", full)
-    text, code = ev.run_evaluate(runs / "ours", folder)
+    text, code = run_evaluate(runs / "ours", folder)
     assert code == 1
     assert "clip_0005" in text.splitlines()[-1]
-    text, code = ev.run_evaluate(runs / "theirs", folder, style="csv", plots=runs / "plots")
+    text, code = run_evaluate(runs / "theirs", folder, style="csv", plots=runs / "plots")
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 6
     assert "focal_mape_percent" not in rows[0]  # files carry no intrinsics
     assert ET.parse(runs / "plots" / "ate_se3_m.svg").getroot().tag.endswith("svg")
     write_tum(runs / "one.tum", full, np.arange(61) / 30)
-    text, code = ev.run_evaluate(runs / "one.tum", folder / "clip_0005.txt", style="markdown")
+    text, code = run_evaluate(runs / "one.tum", folder / "clip_0005.txt", style="markdown")
     assert text.splitlines()[2].startswith("| one | 61 | 1 |")
 
 
@@ -113,7 +120,7 @@ def test_two_tum_files_are_matched_by_time_and_score_like_evo(name: str) -> None
     sync = pytest.importorskip("evo.core.sync")
     file_interface = pytest.importorskip("evo.tools.file_interface")
     evo_metrics = pytest.importorskip("evo.core.metrics")
-    text, code = ev.run_evaluate(TUM / name, TUM / "fr2_desk_groundtruth.txt", style="csv")
+    text, code = run_evaluate(TUM / name, TUM / "fr2_desk_groundtruth.txt", style="csv")
     assert code == 0
     ours = next(csv.DictReader(io.StringIO(text)))
     truth = file_interface.read_tum_trajectory_file(str(TUM / "fr2_desk_groundtruth.txt"))
@@ -133,7 +140,7 @@ def test_two_tum_files_are_matched_by_time_and_score_like_evo(name: str) -> None
 def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
     poses = np.tile(np.eye(4), (10, 1, 1))
     poses[:, 0, 3] = np.arange(10)
-    c = ev.ClipCameras(frame_index=np.arange(10), camera_to_world=poses)
+    c = ClipCameras(frame_index=np.arange(10), camera_to_world=poses)
     score = ev.score_clip("s", c, c)
     assert score.ate_se3_m is None
     assert score.rotation_ape_deg is None
@@ -152,7 +159,7 @@ def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Pa
     assert (
         0.88 <= covered / 200 <= 0.99
     )  # nominal 95 %; the percentile bootstrap of 40 values covers a little less
-    text, _ = ev.run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs")
+    text, _ = run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs")
     line = next(x for x in text.split("minus baseline")[1].splitlines() if x.startswith("ate_se3_m"))
     difference, low, high = (float(v) for v in line.split()[1:4])
     assert difference < 0
@@ -210,7 +217,7 @@ def test_videos_are_scored_at_returns_and_from_first_to_last(tmp_path: Path) -> 
     for folder, fades in (("steady", False), ("fading", True)):
         _video(tmp_path / folder / "a.mkv", fades=fades)
         shutil.copy(tmp_path / folder / "a.mkv", tmp_path / folder / "b.mkv")
-    text, code = ev.run_evaluate(
+    text, code = run_evaluate(
         tmp_path / "ours",
         tmp_path / "truth",
         baseline=tmp_path / "theirs",
@@ -236,11 +243,11 @@ def test_videos_are_scored_at_returns_and_from_first_to_last(tmp_path: Path) -> 
     assert difference["quality_drop"] < -1000
     assert difference["ate_se3_m"] < 0
     assert (tmp_path / "plots" / "revisit_psnr_db.svg").is_file()
-    assert "revisit" not in ev.run_evaluate(tmp_path / "ours", tmp_path / "truth")[0]
+    assert "revisit" not in run_evaluate(tmp_path / "ours", tmp_path / "truth")[0]
     with pytest.raises(ValueError, match="need --videos"):
-        ev.run_evaluate(tmp_path / "ours", tmp_path / "truth", quality="sharpness")
+        run_evaluate(tmp_path / "ours", tmp_path / "truth", quality="sharpness")
     with pytest.raises(ValueError, match=r"holds no video of a clip that both have, e\.g\. a\.mp4"):
-        ev.run_evaluate(tmp_path / "ours", tmp_path / "truth", videos=tmp_path / "plots")
+        run_evaluate(tmp_path / "ours", tmp_path / "truth", videos=tmp_path / "plots")
     with pytest.raises(ValueError, match="401 frames, but the camera returns at frame 500"):
         score_video("a", tmp_path / "steady" / "a.mkv", [RevisitPair(frame_a=0, frame_b=500)])
 
@@ -255,7 +262,7 @@ def test_a_split_of_the_benchmark_is_truth_with_its_own_returns(
     pairs = (RevisitPair(frame_a=3, frame_b=900, quality_score=0.5),)
     scene = BenchScene(clip=clip, image_png=png, prompt="", pairs=pairs)
     write_sana_bench(tmp_path, {"hard_60s": [scene]})
-    truth = ev.load_cameras(tmp_path / "benchmark_v2_hard_60s")
+    truth = load_cameras(tmp_path / "benchmark_v2_hard_60s")
     assert truth["indoor_001"].returns == pairs
     assert truth["indoor_001"].width == clip.width
     score = ev.score_clip("indoor_001", truth["indoor_001"], truth["indoor_001"])
@@ -264,17 +271,17 @@ def test_a_split_of_the_benchmark_is_truth_with_its_own_returns(
 
 
 def test_refusals(runs: Path, tmp_path: Path) -> None:
-    truth = ev.load_cameras(runs / "truth")
+    truth = load_cameras(runs / "truth")
     with pytest.raises(ValueError, match="no clip id in common"):
         ev.evaluate({"x": truth["clip_0000"], "y": truth["clip_0001"]}, truth)
-    late = ev.ClipCameras(frame_index=np.array([10**6]), camera_to_world=np.eye(4)[None])
+    late = ClipCameras(frame_index=np.array([10**6]), camera_to_world=np.eye(4)[None])
     with pytest.raises(ValueError, match="no common frame"):
         ev.score_clip("c", late, truth["clip_0000"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a dataset"):
-        ev.load_cameras(tmp_path / "empty")
+        load_cameras(tmp_path / "empty")
     with pytest.raises(ValueError, match="no such file"):
-        ev.load_cameras(tmp_path / "absent")
+        load_cameras(tmp_path / "absent")
     with pytest.raises(ValueError, match="expected text, markdown or csv"):
         ev.format_table(["a"], [], style="html")  # type: ignore[arg-type]
 
@@ -314,9 +321,7 @@ def walk(
 
 
 def _only(predicted: Path, truth: Path, **options: object) -> ev.ClipScore:
-    (score,) = ev.evaluate(
-        ev.load_cameras(predicted), ev.load_cameras(truth), matching=ev.Matching(**options)
-    ).clips
+    (score,) = ev.evaluate(load_cameras(predicted), load_cameras(truth), matching=Matching(**options)).clips
     return score
 
 
@@ -461,7 +466,7 @@ def test_unposed_unsorted_and_repeated_rows_are_handled_and_named(tmp_path: Path
     lines[9] = ", ".join(words[:4] + [str(3 * float(w)) for w in words[4:]])  # no unit quaternion, commas
     lines += [lines[20], "# a comment", ""]
     (tmp_path / "messy.tum").write_text("\n".join([header, *reversed(lines)]))
-    cameras, truth = ev.load_cameras(tmp_path / "messy.tum"), ev.load_cameras(tmp_path / "truth.tum")
+    cameras, truth = load_cameras(tmp_path / "messy.tum"), load_cameras(tmp_path / "truth.tum")
     evaluation = ev.evaluate(cameras, truth)
     (score,) = evaluation.clips
     assert (score.num_frames, score.ate_none_m) == (38, pytest.approx(0, abs=1e-12))
@@ -488,15 +493,15 @@ def test_numbered_rows_find_their_frames(tmp_path: Path) -> None:
     score = _only(tmp_path / "scannet", tmp_path / "truth.txt")
     assert (score.num_frames, score.ate_none_m) == (19, pytest.approx(0, abs=1e-12))
     (tmp_path / "one.txt").write_text("\n".join(f"{i + 1} {line}" for i, line in enumerate(lines)))
-    dense = {"x": ev.ClipCameras(frame_index=np.arange(60), camera_to_world=poses)}
+    dense = {"x": ClipCameras(frame_index=np.arange(60), camera_to_world=poses)}
     for first in (None, 1):
-        options = ev.Matching(first_frame=first)
-        (score,) = ev.evaluate(ev.load_cameras(tmp_path / "one.txt"), dense, matching=options).clips
+        options = Matching(first_frame=first)
+        (score,) = ev.evaluate(load_cameras(tmp_path / "one.txt"), dense, matching=options).clips
         assert (score.num_frames, score.matched_by) == (60, "frame (from 1)")
         assert score.ate_none_m == pytest.approx(0, abs=1e-12)
     (tmp_path / "numbered.txt").write_text("\n".join(f"0.5 {line}" for line in lines))
     with pytest.raises(ValueError, match="first should be a frame number"):
-        ev.load_cameras(tmp_path / "numbered.txt")
+        load_cameras(tmp_path / "numbered.txt")
 
 
 EUROC_HEADER = (
@@ -520,9 +525,7 @@ def test_euroc_sequences_give_the_camera_and_its_frames(tmp_path: Path, walk: tu
     truth = mav / "state_groundtruth_estimate0"
     truth.mkdir(parents=True)
     (truth / "data.csv").write_text("\n".join([EUROC_HEADER, *table]))
-    note = ev.evaluate(
-        ev.load_cameras(dataset), ev.load_cameras(tmp_path), matching=ev.Matching(offset_s="start")
-    )
+    note = ev.evaluate(load_cameras(dataset), load_cameras(tmp_path), matching=Matching(offset_s="start"))
     assert "poses of the body" in note.notes[0]
     (mav / "cam0").mkdir()
     data = ", ".join(map(repr, map(float, mounting.ravel())))
@@ -566,7 +569,7 @@ def test_images_are_matched_by_name_number_or_the_time_they_are_named_by(
 def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     runs: Path, make_rejected: Callable[..., Row], make_row: Callable[..., Row], make_dataset: Callable
 ) -> None:
-    truth = ev.load_cameras(runs / "truth")
+    truth = load_cameras(runs / "truth")
     folder = runs / "files"
     folder.mkdir()
     for clip_id, c in truth.items():
@@ -580,7 +583,7 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     blank = {"reasons": ("no_reconstruction",), "reason_details": ("a wall",)}
     write_tum(folder / "clip_0006.tum", still, np.arange(33))
     make_dataset(runs / "mixed", {"a": [*rows, make_rejected(5, **blank), make_rejected(6)]})
-    text, code = ev.run_evaluate(runs / "mixed", folder, style="json", out=runs / "tables")
+    text, code = run_evaluate(runs / "mixed", folder, style="json", out=runs / "tables")
     assert code == 1
     found = json.loads(text)
     assert found["rejected"] == {"clip_0004": ["pose_jump"], "clip_0005": ["no_reconstruction"]}
@@ -607,15 +610,15 @@ def test_one_bad_file_costs_one_clip_and_means_say_what_is_missing(
     ate = next(m for m in means if m["mean over clips"] == "ate_se3_m")
     assert (ate["clips"], ate["of"], ate["missing"]) == ("1", "5", "clip_0001 clip_0002 clip_0003 clip_0006")
     assert [m["which"] for m in means if m["mean over clips"] == "ate_none_m"] == ["accepted", "rejected"]
-    itself = json.loads(ev.run_evaluate(runs / "mixed", runs / "mixed", style="json")[0])
+    itself = json.loads(run_evaluate(runs / "mixed", runs / "mixed", style="json")[0])
     assert itself["means"]["ate_none_m"]["num_clips"] == 4
     assert itself["means_of_rejected"]["ate_none_m"]["num_clips"] == 1
     (part,) = (runs / "mixed").rglob("part-*.parquet")
-    assert ev.load_cameras(part).keys() == ev.load_cameras(runs / "mixed").keys()
-    as_truth = json.loads(ev.run_evaluate(runs / "truth", runs / "mixed", style="json")[0])
+    assert load_cameras(part).keys() == load_cameras(runs / "mixed").keys()
+    as_truth = json.loads(run_evaluate(runs / "truth", runs / "mixed", style="json")[0])
     assert as_truth["no_truth"] == ["clip_0004", "clip_0005"]  # rejected cameras are no truth
     assert as_truth["failed"] == {}
-    text, _ = ev.run_evaluate(runs / "mixed", folder)
+    text, _ = run_evaluate(runs / "mixed", folder)
     assert "means stand on 2 of 5 clips" in text
     assert f"note: not read: {folder / 'README.txt'}: 1 entries" in text
     assert json.loads((runs / "tables" / "evaluation.json").read_text()) == found
@@ -645,14 +648,14 @@ def test_damaged_files_of_any_layout_cost_one_clip_and_are_named(
     (tmp_path / name).write_bytes(content)
     if "cameras" in name:
         (tmp_path / name.replace("cameras", "images")).write_bytes(bytes(8) if "bin" in name else b"")
-    found = ev.load_cameras(tmp_path)
+    found = load_cameras(tmp_path)
     assert set(found) == {"good"}
     assert message in found.unreadable["c"]
     assert str(tmp_path / "c") in found.unreadable["c"]
 
 
 def test_every_column_is_explained(runs: Path) -> None:
-    ev.run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs", out=runs / "tables")
+    run_evaluate(runs / "ours", runs / "truth", baseline=runs / "theirs", out=runs / "tables")
     explained = " ".join(row["column"] for row in _csv(runs / "tables" / "columns.csv"))
     for name in ("clips", "means"):
         for column in _csv(runs / "tables" / f"{name}.csv")[0]:
@@ -662,7 +665,7 @@ def test_every_column_is_explained(runs: Path) -> None:
 
 
 def test_plots_show_paths_and_errors_over_time(runs: Path) -> None:
-    ev.run_evaluate(runs / "ours", runs / "truth", plots=runs / "plots")
+    run_evaluate(runs / "ours", runs / "truth", plots=runs / "plots")
     drawing = (runs / "plots" / "clips" / "clip_0002.svg").read_text()
     ET.fromstring(drawing)
     for title in (

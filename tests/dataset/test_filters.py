@@ -17,13 +17,13 @@ from theodolite.dataset.filters import (
     join_scores,
     metric_columns,
     read_scores,
-    run_filter,
 )
 from theodolite.dataset.index import refresh_index
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import part_path, prepare_output, write_part
 from theodolite.recipes.cli import app
+from theodolite.recipes.commands.datasets import filter_
 from theodolite.recipes.loader import load_recipe
 from typer.testing import CliRunner
 
@@ -231,12 +231,12 @@ def test_the_whole_corpus_is_judged_anew_in_seconds(tmp_path: Path) -> None:
             part_path(tmp_path, source="miradata", shard_id=f"{n:06d}-x"),
             compression="zstd",
         )
-    filters = load_recipe("corpus/miradata").filters
     for indexed in (False, True):
         if indexed:
             refresh_index(tmp_path)
         start, start_cpu = time.perf_counter(), time.process_time()
-        text, code = run_filter(tmp_path, {"miradata": filters}, out=tmp_path / "kept.parquet")
+        (tmp_path / "kept.parquet").unlink(missing_ok=True)
+        text, code = filter_(tmp_path, ["corpus/miradata"], out=tmp_path / "kept.parquet")
         took_s = time.perf_counter() - start
         assert (code, text.splitlines()[0]) == (0, "miradata: 213,000 clips, 0 with accepted cameras, 0 kept")
         print(f"indexed {indexed}: {took_s:.2f} s")

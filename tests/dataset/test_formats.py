@@ -24,7 +24,7 @@ import theodolite.dataset
 from av.container import InputContainer
 from theodolite.dataset import cameras as cam
 from theodolite.dataset import export as export_module
-from theodolite.dataset.export import FORMATS, PER_CLIP, export_dataset, run_export, run_subset
+from theodolite.dataset.export import FORMATS, PER_CLIP, export_dataset, write_subset
 from theodolite.dataset.formats import huggingface as huggingface_format
 from theodolite.dataset.formats import lerobot as lerobot_format
 from theodolite.dataset.formats.base import CameraClip, camera_clip
@@ -353,7 +353,7 @@ def test_lerobot_itself_reads_the_export(tmp_path: Path, make_row: Callable[...,
 @pytest.mark.slow
 def test_huggingface_datasets_reads_the_export(out: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    assert export_dataset(out, tmp_path / "hf", format="huggingface") == 3
+    assert export_dataset(out, tmp_path / "hf", format="huggingface").num_clips == 3
     files = sorted((tmp_path / "hf" / "data").iterdir())
     assert [f.name for f in files] == ["train-00000-of-00001.parquet"]
     loaded = datasets.Dataset.from_parquet(str(files[0]), cache_dir=str(tmp_path / "cache"))
@@ -403,9 +403,7 @@ def test_every_format_exports_accepted_clips_and_refuses_stand_ins(
     out: Path, tmp_path: Path, name: str, make_row: Callable[..., Row], make_dataset: Callable
 ) -> None:
     target = tmp_path / "target"
-    text, code = run_export(out, target, format=name)
-    assert code == 0
-    assert text.startswith("3 clips")
+    assert export_dataset(out, target, format=name).num_clips == 3
     assert any(p.is_file() for p in target.rglob("*"))
     assert not any("clip_0002" in p.name for p in target.rglob("*"))
     fake = make_dataset(tmp_path / "fake", {"a": [make_row(0, stand_in=True)]})
@@ -442,14 +440,14 @@ def test_a_failed_export_leaves_nothing_and_a_good_one_no_traces(
         assert list(target.iterdir()) == []
     monkeypatch.chdir(target)
     assert (
-        export_dataset(out, ".", format=name) == 3
+        export_dataset(out, ".", format=name).num_clips == 3
     )  # the folder stays the same one: somebody may stand in it
     assert list(Path().iterdir())
     assert [p.name for p in target.parent.iterdir()] == ["target"]
     assert not [p for p in target.rglob("*") if p.name.startswith(".")]
     if name in PER_CLIP:
         before = sorted(target.iterdir())
-        assert export_dataset(out, target, format=name, clip_ids=["clip_0001"]) == 1
+        assert export_dataset(out, target, format=name, clip_ids=["clip_0001"]).num_clips == 1
         assert sorted(target.iterdir()) == before
     else:
         with pytest.raises(ValueError, match="is not empty; write into a new folder"):
@@ -472,7 +470,10 @@ def test_rerun_is_given_pictures_and_points(
         return ColmapPoints(points_world=np.ones((2, 3)), frame=none, point=none, xy_px=np.zeros((0, 2)))
 
     assert (
-        export_dataset(filmed, tmp_path / "a", format="rerun", media_root=filmed.parent, points=points) == 3
+        export_dataset(
+            filmed, tmp_path / "a", format="rerun", media_root=filmed.parent, points=points
+        ).num_clips
+        == 3
     )
     for row in theodolite.dataset.open(filmed).rows():
         images = given[row.clip_id]["images"]
@@ -503,7 +504,7 @@ export.export_dataset(sys.argv[1], sys.argv[2], format="lerobot")
     (left,) = target.parent.iterdir()
     assert left.name.startswith(".tmp-target-")
     assert not list(left.rglob("info.json"))
-    assert export_dataset(out, target, format="lerobot") == 3
+    assert export_dataset(out, target, format="lerobot").num_clips == 3
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -512,7 +513,7 @@ def test_clip_ids_that_are_long(tmp_path: Path, make_row: Callable[..., Row], ma
     data = make_dataset(tmp_path / "d", {"a": [make_row(0, clip_id=name)]})
     for style in FORMATS:
         if _installed(style):
-            assert export_dataset(data, tmp_path / style, format=style) == 1
+            assert export_dataset(data, tmp_path / style, format=style).num_clips == 1
     (clip,) = read_webdataset(tmp_path / "webdataset" / "shard-000000.tar")
     assert clip.name == name
     wds = pytest.importorskip("webdataset")
@@ -595,12 +596,13 @@ def test_where_chooses_clips_of_an_export_and_of_a_subset(
     out: Path, tmp_path: Path, make_rejected: Callable[..., Row]
 ) -> None:
     assert (
-        export_dataset(out, tmp_path / "t", format="tum", where="num_frames < 30 or clip_id = 'clip_0003'")
+        export_dataset(
+            out, tmp_path / "t", format="tum", where="num_frames < 30 or clip_id = 'clip_0003'"
+        ).num_clips
         == 2
     )
     assert sorted(p.stem for p in (tmp_path / "t").iterdir()) == ["clip_0001", "clip_0003"]
-    text, code = run_subset(out, tmp_path / "sub", where="verdict = 'rejected' or num_frames >= 30")
-    assert (text, code) == (f"3 of 4 clips: {tmp_path / 'sub'}", 0)
+    assert write_subset(out, tmp_path / "sub", where="verdict = 'rejected' or num_frames >= 30") == (3, 4)
     assert validate_dataset(tmp_path / "sub") == (3, [])
     clips = theodolite.dataset.open(tmp_path / "sub")
     assert clips.index is not None
@@ -609,9 +611,9 @@ def test_where_chooses_clips_of_an_export_and_of_a_subset(
         clips.row("clip_0003").camera_to_world, theodolite.dataset.open(out).row("clip_0003").camera_to_world
     )
     with pytest.raises(ValueError, match="holds for none of 4 clips"):
-        run_subset(out, tmp_path / "none", where="num_frames > 1e6")
+        write_subset(out, tmp_path / "none", where="num_frames > 1e6")
     with pytest.raises(ValueError, match="is not empty"):
-        run_subset(out, tmp_path / "sub", where="num_frames > 0")
+        write_subset(out, tmp_path / "sub", where="num_frames > 0")
     assert not (tmp_path / "none").exists()
 
 
@@ -647,7 +649,7 @@ def test_conditions(out: Path, text: str, ids: list[int] | str) -> None:
 
 
 def test_export_choices(out: Path, tmp_path: Path) -> None:
-    assert export_dataset(out, tmp_path / "a", format="tum", clip_ids=["clip_0001"]) == 1
+    assert export_dataset(out, tmp_path / "a", format="tum", clip_ids=["clip_0001"]).num_clips == 1
     back = read_tum(tmp_path / "a" / "clip_0001.tum")
     row = theodolite.dataset.open(out).row("clip_0001")
     np.testing.assert_allclose(back.camera_to_world, row.camera_to_world, atol=1e-6)
@@ -713,8 +715,10 @@ def _levels(container: InputContainer) -> list[float]:
 
 
 def test_webdataset_carries_one_picture_per_camera(filmed: Path, tmp_path: Path) -> None:
-    assert run_export(filmed, tmp_path / "cameras", format="webdataset")[1] == 0
-    assert export_dataset(filmed, tmp_path / "wds", format="webdataset", media_root=filmed.parent) == 3
+    assert export_dataset(filmed, tmp_path / "cameras", format="webdataset").num_clips == 3
+    assert (
+        export_dataset(filmed, tmp_path / "wds", format="webdataset", media_root=filmed.parent).num_clips == 3
+    )
     (shard,) = (tmp_path / "wds").rglob("*.tar")
     clips = {clip.name: clip for clip in read_webdataset(shard)}
     rows = {row.clip_id: row for row in theodolite.dataset.open(filmed).rows()}
@@ -738,7 +742,7 @@ def test_webdataset_carries_one_picture_per_camera(filmed: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_lerobot_finds_the_picture_of_every_camera(filmed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lerobot"
-    assert export_dataset(filmed, folder, format="lerobot", media_root=filmed.parent) == 3
+    assert export_dataset(filmed, folder, format="lerobot", media_root=filmed.parent).num_clips == 3
     info = json.loads((folder / "meta/info.json").read_text())
     key = "observation.images.video"
     assert (info["features"][key]["dtype"], info["features"][key]["shape"]) == ("video", [48, 64, 3])
@@ -790,7 +794,7 @@ def test_videos_that_cannot_be_exported(
         with pytest.raises(ValueError, match=r"media of 1 clips may not be passed on, e\.g\. clip_0001"):
             export_dataset(kept, tmp_path / name, format=name, media_root=filmed.parent)
         assert not (tmp_path / name).exists()
-        assert export_dataset(kept, tmp_path / name, format=name) == 2
+        assert export_dataset(kept, tmp_path / name, format=name).num_clips == 2
     with pytest.raises(ValueError, match=r"clip clip_0000: .*0\.mp4: no such file"):
         export_dataset(
             kept, tmp_path / "x", format="webdataset", clip_ids=["clip_0000"], media_root=filmed.parent

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
 from theodolite.dataset import store
-from theodolite.dataset.evaluate import load_cameras
-from theodolite.dataset.export import export_dataset, run_subset
+from theodolite.dataset.clip_cameras import load_cameras
+from theodolite.dataset.export import export_dataset, write_subset
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.publish import stage_publication
-from theodolite.dataset.report import run_inspect, run_report
+from theodolite.dataset.report import inspect_text, write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import NAMED_COLUMNS
 from theodolite.dataset.trajectories import read_tum
@@ -213,14 +213,14 @@ def test_a_filtered_copy_opens_validates_and_exports(
             assert_same_row(rows[clip_id], row)
             assert_same_row(clips.row(clip_id), row)
         assert validate_dataset(path) == (4, [])
-        assert export_dataset(path, tmp_path / f"tum-{path.name}", format="tum") == 4
+        assert export_dataset(path, tmp_path / f"tum-{path.name}", format="tum").num_clips == 4
         assert set(load_cameras(path)) == set(expected)
     back = read_tum(tmp_path / "tum-subset" / "clip_0003.tum")
     np.testing.assert_allclose(back.camera_to_world, expected["clip_0003"].camera_to_world, atol=1e-6)
     if write is _by_polars:
-        assert run_report(file)[1] == 0
+        assert write_report(file).is_file()
         assert file.with_suffix(".html").is_file()
-        assert run_inspect(file)[0].endswith("4 clips: 4 accepted")
+        assert inspect_text(file).endswith("4 clips: 4 accepted")
     stage_publication(file, tmp_path / "pub")
     assert validate_dataset(tmp_path / "pub") == (4, [])
 
@@ -267,11 +267,11 @@ def test_version_1_is_read_as_before(
     assert named(clips.to_table(["metrics"])["metrics"].to_pylist()[0]) == {"vmaf_motion": 7.5}
     assert validate_dataset(folder) == (6, [])
     assert set(load_cameras(folder)) == {"clip_0000", "clip_0001", "clip_0003", "clip_0004"}
-    assert export_dataset(folder, tmp_path / "nerf", format="nerfstudio") == 4
+    assert export_dataset(folder, tmp_path / "nerf", format="nerfstudio").num_clips == 4
     stage_publication(folder, tmp_path / "pub")
     assert validate_dataset(tmp_path / "pub") == (6, [])
     assert theodolite.dataset.open(tmp_path / "pub").row("clip_0000").schema_version == 2
-    assert run_subset(folder, tmp_path / "new", where="num_frames >= 0")[0].startswith("6 of 6 clips")
+    assert write_subset(folder, tmp_path / "new", where="num_frames >= 0") == (6, 6)
     assert validate_dataset(tmp_path / "new") == (6, [])
     for row in theodolite.dataset.open(tmp_path / "new").rows():
         assert row.schema_version == 2

@@ -12,9 +12,11 @@ import pytest
 import theodolite.dataset
 import yaml
 from theodolite.dataset.licences import allows_commercial_use, find_licence, known_licences
-from theodolite.dataset.publish import publish, run_publish, stage_publication
+from theodolite.dataset.publish import publish, stage_publication
 from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
+from theodolite.recipes.cli import app
+from typer.testing import CliRunner
 
 DETAIL = ("clip 3: /mnt/private/a/9.mp4: moov atom missing, 1/2 of it",)
 FREE = {"weights": (), "weight_licences": ()}
@@ -78,9 +80,10 @@ def test_card_states_counts_licences_quality_and_loads(out: Path, tmp_path: Path
 
 
 def test_commercial_filter_looks_at_data_and_weights(out: Path, tmp_path: Path) -> None:
-    text, code = run_publish(out, "me/cams", tmp_path / "pub", for_commercial_use=True, dry_run=True)
-    assert code == 0
-    assert text.startswith("2 clips, 2 left out (no commercial use), 0 media files: staged in")
+    staged = ["publish", str(out), "me/cams", "--staging", str(tmp_path / "pub")]
+    done = CliRunner().invoke(app, [*staged, "--for", "commercial-use", "--dry-run"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("2 clips, 2 left out (no commercial use), 0 media files: staged in")
     ids = {r.clip_id for r in theodolite.dataset.open(tmp_path / "pub").rows()}
     assert ids == {"clip_0001", "clip_0003"}  # 0 has non-commercial weights, 2 non-commercial data
     assert "allow commercial use" in (tmp_path / "pub" / "README.md").read_text()

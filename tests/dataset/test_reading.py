@@ -19,10 +19,11 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
 from theodolite.dataset.clip_cameras import load_cameras
-from theodolite.dataset.evaluate import run_evaluate
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row
+from theodolite.recipes.command import call
+from theodolite.recipes.commands.evaluate import evaluate
 
 
 @pytest.fixture
@@ -147,7 +148,9 @@ def test_hub_ids_are_read_through_the_hub_file_system(out: Path, monkeypatch: py
     assert len(clips) == 6
     assert clips.row("clip_0004").source == "other"
     assert set(load_cameras("owner/name").clips) == set(load_cameras(Path("owner/name")).clips)
-    text, code = run_evaluate("owner/name", "owner/name")  # as `theodolite evaluate` calls it
+    text, code = call(
+        evaluate, predicted=Path("owner/name"), truth=Path("owner/name")
+    )  # as `theodolite evaluate` calls it
     assert code == 0
     assert "clip_0004" in text
     with pytest.raises(ValueError, match="holds no Parquet files"):

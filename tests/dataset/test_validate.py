@@ -14,7 +14,8 @@ import pytest
 from theodolite.dataset import store
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import COLUMNS, Column
-from theodolite.dataset.validate import run_validate, validate_dataset
+from theodolite.dataset.validate import validate_dataset
+from theodolite.recipes.commands.datasets import validate
 
 MakeDataset = Callable[[Path, dict[str, list[Row]]], Path]
 VICTIM = "clip_0001"
@@ -154,7 +155,7 @@ def test_each_broken_cell_is_named(
     assert rule in {v.rule for v in violations}
     guilty = {"clip_id_characters": {"a.b"}, "clip_id_unique": {"clip_0003"}}.get(rule, {VICTIM})
     assert {v.clip_id for v in violations} == guilty
-    text, code = run_validate(intact)
+    text, code = validate(intact)
     assert code == 1
     assert rule in text
     assert next(iter(guilty)) in text
@@ -214,7 +215,7 @@ def test_rejected_row_without_reason(intact: Path) -> None:
 def test_unknown_licence_is_a_note(intact: Path) -> None:
     """It is what the default recipe writes; the first run of a newcomer is no broken promise."""
     _edit(intact, "data_licence", lambda _v: "unknown", clip_id="clip_0002")
-    text, code = run_validate(intact)
+    text, code = validate(intact)
     assert code == 0
     assert "every invariant holds" in text
     assert "note: the licence of 1 clips' media is unknown" in text
@@ -230,7 +231,7 @@ def test_reason_that_nobody_knows(intact: Path) -> None:
 
 def test_intact_dataset_passes(intact: Path) -> None:
     assert validate_dataset(intact) == (4, [])
-    text, code = run_validate(intact)
+    text, code = validate(intact)
     assert code == 0
     assert "4 rows, every invariant holds" in text
 

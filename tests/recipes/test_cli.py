@@ -6,12 +6,15 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
-from theodolite.recipes import cli
 from theodolite.recipes.cli import app
+from theodolite.recipes.command import add_command, call, finish
+from theodolite.recipes.generate.options import GenerateOptions
 from typer.testing import CliRunner
 
 COMMAND = str(Path(sys.executable).parent / "theodolite")
@@ -117,7 +120,7 @@ def test_a_missing_extra_is_one_line(capsys, error, line):
         raise error
 
     with pytest.raises(typer.Exit) as caught:
-        cli._finish(act)
+        finish(act)
     assert caught.value.exit_code == 2
     err = capsys.readouterr().err
     assert line in err
@@ -129,4 +132,62 @@ def test_a_missing_module_of_ours_keeps_its_traceback():
         raise ModuleNotFoundError("No module named 'theodolite.nowhere'", name="theodolite.nowhere")
 
     with pytest.raises(ModuleNotFoundError):
-        cli._finish(act)
+        finish(act)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    fast: Annotated[bool, typer.Option("--fast/--slow", help="How.")] = False
+    words: Annotated[tuple[str, ...], typer.Option("--word", help="Often.")] = ()
+    numbers: Annotated[tuple[float, ...] | None, typer.Option("--numbers", help="With commas.")] = None
+
+
+def work(
+    place: Annotated[Path, typer.Argument(help="Where.")],
+    speed: Speed,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many.")] = 3,
+) -> tuple[str, int]:
+    """Works.
+
+    Example: theodolite work here
+    """
+    return f"{place} {speed.fast} {speed.words} {speed.numbers} {count}", 0
+
+
+@pytest.fixture(scope="module")
+def small_app() -> typer.Typer:
+    small = typer.Typer()
+    add_command(small, work)
+    return small
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (["here"], "here False () None 3"),
+        (["here", "--fast", "--word", "a", "--word", "b", "--count", "1"], "here True ('a', 'b') None 1"),
+        (["here", "--numbers", "1, 2.5"], "here False () (1.0, 2.5) 3"),
+    ],
+)
+def test_records_of_options_become_a_command(small_app, typed, text):
+    done = runner.invoke(small_app, typed)
+    assert (done.stdout.strip(), done.exit_code) == (text, 0), done.stderr
+
+
+def test_records_say_what_cannot_be_read(small_app):
+    done = runner.invoke(small_app, ["here", "--numbers", "1,two"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--numbers 1,two: give numbers with commas between" in done.stderr
+    assert call(work, place=Path("x"), numbers="4", count=2) == ("x False () (4.0,) 2", 0)
+    with pytest.raises(TypeError, match="work has no counts"):
+        call(work, place=Path("x"), counts=2)
+
+
+def test_an_option_is_named_as_it_is_typed_and_checked_by_the_one_list_of_choices():
+    with pytest.raises(ValueError, match=r"--max-speed Input should be greater than 0 \(got -1\.0\)"):
+        GenerateOptions.checked(max_speed_m_s=-1.0)
+    for name in ("mode", "kernels", "attention", "attention_precision"):
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(ValueError, match=rf"{flag} Input should be '.*' or '.*' \(got 'best'\)"):
+            GenerateOptions.checked(**{name: "best"})
+    assert GenerateOptions.checked(scopes=("qkv", "ffn"), attention="flash").scopes == ("qkv", "ffn")

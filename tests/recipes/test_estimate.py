@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.validate import run_validate
+from theodolite.recipes.commands.datasets import validate
 from theodolite.recipes.loader import load_recipe
-from theodolite.recipes.run import run_annotate
+from theodolite.recipes.run import RunOptions, run_annotate
 
 CLIPS = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
 TINY = (
@@ -43,7 +43,7 @@ def stand_in_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (videos / name).symlink_to(CLIPS / name)
     out = tmp_path_factory.mktemp("run") / "dataset"
     recipe = load_recipe("estimate", [f"source.root={videos}", *TINY])
-    run_annotate(recipe, out, workers=0, show_progress=False)
+    run_annotate(recipe, out, RunOptions(workers=0), show_progress=False)
     return out
 
 
@@ -68,7 +68,7 @@ def test_every_row_is_marked_and_complete(stand_in_run: Path):
 
 @pytest.mark.slow
 def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
-    text, code = run_validate(stand_in_run)
+    text, code = validate(stand_in_run)
     assert code == 1
     assert "no_stand_in" in text
     done = theodolite(

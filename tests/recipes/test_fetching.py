@@ -27,7 +27,7 @@ from theodolite.recipes.corpus.fetching import (
     size_below,
 )
 from theodolite.recipes.loader import RecipeError, load_recipe
-from theodolite.recipes.run import run_annotate
+from theodolite.recipes.run import RunOptions, run_annotate
 
 from ..annotate.fetch.server import Site, serving
 
@@ -241,7 +241,7 @@ def test_fetched_annotated_and_deleted_in_turns(site: Site, tmp_path: Path) -> N
     )
 
     def annotate() -> tuple[str, int]:
-        return run_annotate(loaded, out, workers=0, show_progress=False)
+        return run_annotate(loaded, out, RunOptions(workers=0), show_progress=False)
 
     text, code = run_annotate_fetching(
         loaded, out, options=options(budget_bytes=330_000, unpack=True), annotate=annotate, say=heard()

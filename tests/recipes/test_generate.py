@@ -370,13 +370,15 @@ def test_kernels_that_are_not_here(image: Path, tmp_path: Path, monkeypatch: pyt
 def test_two_runs_on_one_video(image: Path, tmp_path: Path) -> None:
     """The second one stops and touches nothing of the first."""
     from theodolite.recipes.generate.inputs import prepare
-    from theodolite.recipes.generate.options import ClipRequest, make_options
+    from theodolite.recipes.generate.options import ClipRequest, GenerateOptions
     from theodolite.recipes.generate.single import generate_video
 
     out = tmp_path / "v.mp4"
     out.write_bytes(b"of another run")
     out.with_suffix(".json").write_text("{}")
-    run = make_options(weights="stand_in", size="tiny", mode="distilled", refine=False, device="cpu")
+    run = GenerateOptions.checked(
+        weights="stand_in", size="tiny", mode="distilled", refine=False, device="cpu"
+    )
     prepared = prepare(ClipRequest(id="v", image=image, prompt="rain", camera="w-24"), run)
     with pytest.raises(ValueError, match="another run has begun"):
         generate_video(build_generator(run, None), prepared, out)
@@ -456,14 +458,14 @@ def test_weights_of_a_folder(image: Path, tmp_path: Path) -> None:
 def test_a_lens_for_every_pose_of_the_file(image: Path, tmp_path: Path) -> None:
     """Of a path at another rate: lenses are brought to the model's rate with the poses."""
     from theodolite.recipes.generate.inputs import prepare
-    from theodolite.recipes.generate.options import ClipRequest, make_options
+    from theodolite.recipes.generate.options import ClipRequest, GenerateOptions
 
     frames = 91
     np.save(tmp_path / "path.npy", named_path("walk", frames))
     focal = np.linspace(500, 590, frames)
     np.save(tmp_path / "k.npy", np.stack([focal, focal, np.full(frames, 320), np.full(frames, 180)], axis=1))
     clip = ClipRequest(id="a", image=image, prompt="x", camera=str(tmp_path / "path.npy"))
-    run = make_options(weights="stand_in", size="tiny", fps=30, intrinsics=str(tmp_path / "k.npy"))
+    run = GenerateOptions.checked(weights="stand_in", size="tiny", fps=30, intrinsics=str(tmp_path / "k.npy"))
     found = prepare(clip, run)
     assert found.request.num_frames == 49
     scale = found.cover.resized[1] / 640

@@ -20,7 +20,7 @@ from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
 from theodolite.dataset.frames import count_video_frames
 from theodolite.recipes.generate import batch
 from theodolite.recipes.generate.batch import read_manifest, run_batch
-from theodolite.recipes.generate.options import GenerateOptions, make_options
+from theodolite.recipes.generate.options import GenerateOptions
 from theodolite.recipes.generate.single import is_whole, read_made
 
 from .test_generate import TRY, generate, needs_networks, write_image
@@ -29,7 +29,7 @@ OPTIONS = dict(weights="stand_in", size="tiny", mode="distilled", device="cpu", 
 
 
 def options(**changes) -> GenerateOptions:
-    return make_options(**{**OPTIONS, **changes})
+    return GenerateOptions.checked(**{**OPTIONS, **changes})
 
 
 def rows(count: int = 3) -> list[dict[str, object]]:

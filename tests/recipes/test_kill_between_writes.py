@@ -22,13 +22,13 @@ from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts
 from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import load_recipe
-from theodolite.recipes.run import run_annotate
+from theodolite.recipes.run import RunOptions, run_annotate
 
 recipe, base = Path(sys.argv[1]), Path(sys.argv[2])
 
 
 def annotate(out):
-    run_annotate(load_recipe(recipe), out, workers=0, show_progress=False)
+    run_annotate(load_recipe(recipe), out, RunOptions(workers=0), show_progress=False)
 
 
 def forked(work):

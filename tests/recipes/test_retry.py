@@ -11,10 +11,11 @@ import theodolite.dataset
 import yaml
 from theodolite.annotate.run.cluster import RunAborted
 from theodolite.annotate.run.worker import Job, failure_row
-from theodolite.dataset.validate import changed_media, run_validate, validate_dataset
+from theodolite.dataset.validate import changed_media, validate_dataset
 from theodolite.recipes import run as run_module
+from theodolite.recipes.commands.datasets import validate
 from theodolite.recipes.loader import load_recipe
-from theodolite.recipes.run import run_annotate
+from theodolite.recipes.run import RunOptions, run_annotate
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def fake(monkeypatch):
 
 
 def go(recipe: Path, out: Path, **options):
-    return run_annotate(load_recipe(recipe), out, workers=0, show_progress=False, **options)
+    return run_annotate(load_recipe(recipe), out, RunOptions(workers=0, **options), show_progress=False)
 
 
 def reasons(out: Path) -> dict[str, str]:
@@ -184,4 +185,4 @@ def test_media_that_changed_since_are_said(tmp_path, recipe, fake):
     (tmp_path / "1.mp4").write_bytes(b"new")
     (tmp_path / "5.mp4").write_bytes(b"came later")
     assert changed_media(out, tmp_path) == ["c1", "c5"]
-    assert "media of 2 clips changed" in run_validate(out, media_root=tmp_path)[0]
+    assert "media of 2 clips changed" in validate(out)[0]

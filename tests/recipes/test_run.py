@@ -10,16 +10,16 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.clip_cameras import Matching, load_cameras
-from theodolite.dataset.evaluate import run_evaluate
-from theodolite.dataset.export import run_export
-from theodolite.dataset.publish import run_publish
+from theodolite.dataset.export import export_dataset
+from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.report import inspect_text, write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.trajectories import write_tum
 from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
-from theodolite.recipes.run import media_root_of_dataset, report_sources, run_annotate, truth_of_dataset
+from theodolite.recipes.run import RunOptions, run_annotate
+from theodolite.recipes.truth import media_root_of_dataset, report_sources, truth_of_dataset
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_dataset_without_its_recipe_has_no_truth(dataset):
 def test_rows_point_to_media_below_the_root(tmp_path):
     (tmp_path / "notes.mp4").write_text("no video")
     recipe = load_recipe("videos", [f"source.root={tmp_path}"])
-    summary, code = run_annotate(recipe, tmp_path / "out", workers=0, show_progress=False)
+    summary, code = run_annotate(recipe, tmp_path / "out", RunOptions(workers=0), show_progress=False)
     assert code == 1
     assert "notes: unreadable_video" in summary
     from theodolite.dataset.reading import open_dataset
@@ -153,7 +153,7 @@ def videos(folder: Path, *names: str, content: bytes = b"no video") -> Path:
 
 def annotate(root: Path, out: Path, *sets: str, **options) -> tuple[str, int]:
     recipe = load_recipe("videos", [f"source.root={root}", *sets])
-    return run_annotate(recipe, out, workers=0, show_progress=False, **options)
+    return run_annotate(recipe, out, RunOptions(workers=0, **options), show_progress=False)
 
 
 def test_a_run_goes_on_after_its_data_have_moved(tmp_path):
@@ -189,7 +189,9 @@ def test_dry_run_finds_what_a_run_would_refuse(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     root = videos(tmp_path / "a", "one")
     with pytest.raises(ValueError, match="weights pull pi3x"):
-        run_annotate(load_recipe("estimate", [f"source.root={root}"]), tmp_path / "out", dry_run=True)
+        run_annotate(
+            load_recipe("estimate", [f"source.root={root}"]), tmp_path / "out", RunOptions(dry_run=True)
+        )
     foreign = tmp_path / "foreign"
     annotate(root, foreign, "annotate.decode.max_frames=10")
     with pytest.raises(ValueError, match="was written with recipe hash"):
@@ -213,9 +215,9 @@ def test_a_folder_above_several_runs_is_refused_by_all(tmp_path):
         lambda: inspect_text(runs),
         lambda: write_report(runs, tmp_path / "report.html"),
         lambda: validate_dataset(runs),
-        lambda: run_export(runs, tmp_path / "export", format="tum"),
-        lambda: run_publish(runs, "me/x", tmp_path / "staging", dry_run=True),
-        lambda: run_evaluate(runs, runs),
+        lambda: export_dataset(runs, tmp_path / "export", format="tum"),
+        lambda: stage_publication(runs, tmp_path / "staging", use="research"),
+        lambda: load_cameras(runs),
     ):
         with pytest.raises(ValueError, match=r"runs: (lies above|holds) whole datasets \(x, y\)"):
             act()
@@ -260,12 +262,12 @@ def test_a_source_is_listed_once_to_plan_and_once_to_work(tmp_path, monkeypatch,
     def in_between(config):
         monkeypatch.setattr(module, "check_decoder", check_decoder)
         if meanwhile:
-            run_annotate(recipe, out, workers=0, show_progress=False)
+            run_annotate(recipe, out, RunOptions(workers=0), show_progress=False)
             listings.clear()
 
     monkeypatch.setattr(module, "read_clips", counted)
     monkeypatch.setattr(module, "check_decoder", in_between)
-    text, code = run_annotate(recipe, out, workers=0, show_progress=False)
+    text, code = run_annotate(recipe, out, RunOptions(workers=0), show_progress=False)
     assert code == 1
     assert "3 failed" in text
     assert len(listings) == (1 if meanwhile else 2)  # planned anew: nothing is left to do

@@ -1,0 +1,280 @@
+"""Commands that read a dataset: `validate`, `inspect`, `report`, `export`, `subset`, `filter` and `publish`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..command import Outcome
+from .options import Dataset, MediaRoot, Sets, Times
+
+if TYPE_CHECKING:
+    from ...dataset.filters import Filtered
+
+
+def _media_root_if_known(path: Path) -> Path | None:
+    """Where the recipe beside a dataset says that its media lie; None without one."""
+    from ..truth import media_root_of_dataset
+
+    return media_root_of_dataset(path) if (path / "recipe.resolved.yaml").is_file() else None
+
+
+def validate(path: Dataset) -> Outcome:
+    """Prove every promise that a dataset makes; names each row and rule that does not hold.
+
+    Example: theodolite validate runs/rgbd
+    """
+    from ...dataset.validate import changed_media, unknown_licences, validate_dataset
+
+    num_rows, violations = validate_dataset(path)
+    lines = [str(v) for v in violations]
+    if violations:
+        rules = sorted({v.rule for v in violations})
+        lines.append(f"{path}: {num_rows} rows read, {len(violations)} violations of {', '.join(rules)}")
+    else:
+        lines.append(f"{path}: {num_rows} rows, every invariant holds")
+        if unnamed := unknown_licences(path):
+            lines.append(
+                f"note: the licence of {unnamed} clips' media is unknown, so they cannot be published; annotate with"
+                " --set source.data_licence=NAME, or data_licence in the index, to name it"
+            )
+    media_root = _media_root_if_known(path)
+    if media_root is not None and (changed := changed_media(path, media_root)):
+        lines.append(
+            f"note: the media of {len(changed)} clips changed after they were annotated, e.g. {', '.join(changed[:3])};"
+            " annotate --retry-failed all tries those that failed again, the others only a new --out"
+        )
+    return "\n".join(lines), 1 if violations else 0
+
+
+def inspect(
+    path: Dataset,
+    clip: Annotated[str | None, typer.Option("--clip", help="Show everything about one clip.")] = None,
+) -> Outcome:
+    """Show a dataset as a table, or one clip in full.
+
+    Example: theodolite inspect runs/rgbd --clip office
+    """
+    from ...dataset.report import inspect_text
+
+    return inspect_text(path, clip_id=clip, media_root=_media_root_if_known(path)), 0
+
+
+def report(
+    path: Dataset,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="File to write; default DIR/report.html.")
+    ] = None,
+    max_clips: Annotated[int, typer.Option("--max-clips", min=1, help="Clips shown in detail.")] = 60,
+    clips: Annotated[
+        list[str] | None,
+        typer.Option("--clip", help="Only this clip, without the whole dataset; may be given often."),
+    ] = None,
+    truth: Annotated[
+        bool,
+        typer.Option("--truth/--no-truth", help="Overlay the ground truth that the recipe's source names."),
+    ] = True,
+    truth_from: Annotated[
+        Path | None,
+        typer.Option("--truth-from", help="Ground truth from here instead: anything that `evaluate` reads."),
+    ] = None,
+    *,
+    times: Times,
+) -> Outcome:
+    """Write one HTML file that shows trajectories, focal lengths, scale, residuals and gates.
+
+    Example: theodolite report runs/rgbd --html rgbd.html
+    """
+    from ...dataset.report import pictures_from_media, thumbnail_from_media, write_report
+    from ..truth import report_sources
+
+    sources = report_sources(path, truth=truth, truth_from=truth_from, matching=times.matching())
+    target = write_report(
+        path,
+        html,
+        truth=sources.truth,
+        thumbnail=thumbnail_from_media(sources.media_root),
+        pictures=pictures_from_media(sources.media_root),
+        max_clips=max_clips,
+        clip_ids=clips,
+        notes=sources.notes,
+    )
+    return "\n".join([f"report: {target}", *(f"note: {note}" for note in sources.notes)]), 0
+
+
+def export(
+    path: Dataset,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    style: Annotated[
+        str, typer.Option("--format", help="colmap, nerfstudio, tum, kitti, lerobot and others.")
+    ],
+    clips: Annotated[
+        list[str] | None, typer.Option("--clip", help="Only these clips; may be given often.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source.")] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--media-root",
+            help="Folder that media paths are relative to; colmap and nerfstudio then carry pictures and points, "
+            "webdataset and lerobot a video of each clip, rerun both.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help='Only clips for which this holds, e.g. "reprojection_rms_px < 1".'),
+    ] = None,
+) -> Outcome:
+    """Write the accepted clips in the format of another tool: whole, or nothing.
+
+    Example: theodolite export runs/rgbd --format colmap --out exports/colmap --clip office
+    """
+    from ...dataset.export import SCENES, export_dataset
+
+    points = None
+    if media_root is not None and style in (*SCENES, "rerun"):
+        from ...annotate.scene_points import observed_points as points
+    written = export_dataset(
+        path,
+        out,
+        format=style,
+        clip_ids=clips,
+        source=source,
+        where=where,
+        media_root=media_root,
+        points=points,
+    )
+    return "\n".join([f"{written.num_clips} clips as {style}: {out}", *written.notes]), 0
+
+
+def subset(
+    path: Dataset,
+    where: Annotated[
+        str,
+        typer.Option(
+            "--where",
+            help="Condition on columns: =, !=, <, <=, >, >=, in (...), is null, and, or, not, parentheses.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Absent or empty folder to write.")],
+) -> Outcome:
+    """Write the clips for which a condition holds, rejected ones too, as a dataset of their own.
+
+    Example: theodolite subset runs/rgbd --where "source = 'walks' and num_frames > 160" --out runs/some
+    """
+    from ...dataset.export import write_subset
+
+    count, total = write_subset(path, out, where=where)
+    return f"{count} of {total} clips: {out}", 0
+
+
+def filter_(
+    path: Dataset,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe whose section `filters` is for the rows of its source; may be given often. Default: the one "
+            "beside the dataset.",
+        ),
+    ] = None,
+    overrides: Sets = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--scores",
+            help="Further metrics by clip_id: Parquet, CSV, or a sidecar of SANA-WM's zips; may be given often.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Parquet file to write: clip_id, source, kept, filter_reasons."),
+    ] = None,
+) -> Outcome:
+    """Judge a dataset by thresholds on its metrics, which runs no model; says what each threshold keeps.
+
+    Example: theodolite filter runs/mira --scores dover.json --out kept.parquet
+    """
+    from ...dataset.filters import Filters, apply_filters, join_scores, read_scores, write_judgement
+    from ...dataset.reading import open_dataset
+    from ..loader import load_recipe
+
+    beside = path / "recipe.resolved.yaml"
+    if not recipes and not beside.is_file():
+        raise ValueError(f"{path}: no recipe lies beside it; name one with --recipe")
+    loaded = [load_recipe(name, overrides or ()) for name in recipes or [beside]]
+    filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
+    found = join_scores([read_scores(file) for file in scores or ()])
+    result = apply_filters(open_dataset(path), filters, found)
+    text = _thresholds_text(result)
+    if out is not None:
+        write_judgement(result, out)
+        text += f"\nwritten: {out} (clip_id, source, kept, filter_reasons)"
+    return text, 0
+
+
+_LINE = "  {:14} {:>8} {:>8} {:>10} {:>12} {:>17}"
+
+
+def _thresholds_text(result: Filtered) -> str:
+    lines = []
+    for source in result.sources:
+        lines.append(
+            f"{source.source}: {source.rows:,} clips, {source.accepted:,} with accepted cameras, {source.kept:,} kept"
+            + ("" if source.thresholds else " (no thresholds)")
+        )
+        if source.thresholds:
+            lines.append(
+                _LINE.format("threshold", "from", "to", "missing", "keeps alone", "only one against")
+            )
+        for t in source.thresholds:
+            low, high = ("-" if bound is None else f"{bound:g}" for bound in t.bounds)
+            lines.append(_LINE.format(t.name, low, high, f"{t.missing:,}", f"{t.alone:,}", f"{t.only:,}"))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publishing:
+    """What is published, and to whom."""
+
+    use: Annotated[
+        str,
+        typer.Option("--for", help="research, or commercial-use: only clips whose licences allow it."),
+    ] = "research"
+    media_root: MediaRoot = None
+    public: Annotated[bool, typer.Option("--public", help="Create the repository as public.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stage only; upload nothing.")] = False
+
+
+def publish(
+    path: Dataset,
+    repository: Annotated[
+        str, typer.Argument(help="Hugging Face dataset, owner/name.", metavar="REPOSITORY")
+    ],
+    staging: Annotated[Path, typer.Option("--staging", help="Empty folder for the files to upload.")],
+    *,
+    how: Publishing,
+) -> Outcome:
+    """Stage a dataset with its card, check licences, and upload it.
+
+    Example: theodolite publish runs/rgbd owner/name --staging staging --dry-run
+    """
+    from ...dataset import publish as publishing
+
+    if how.use not in ("research", "commercial-use"):
+        raise ValueError(f"--for {how.use}: use research or commercial-use")
+    use: publishing.Use = "commercial" if how.use == "commercial-use" else "research"
+    if how.dry_run:
+        name = repository.split("/")[-1]
+        staged = publishing.stage_publication(path, staging, use=use, name=name, media_root=how.media_root)
+        where = f"staged in {staged.folder}, nothing uploaded"
+    else:
+        staged, url = publishing.publish(
+            path, repository, staging, use=use, media_root=how.media_root, private=not how.public
+        )
+        where = f"uploaded to {url}"
+    left = f", {staged.left_out} left out (no commercial use)" if staged.left_out else ""
+    return f"{staged.num_clips} clips{left}, {staged.num_media} media files: {where}", 0

@@ -1,0 +1,71 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ...dataset.clip_cameras import Matching
+
+Out = Annotated[
+    Path, typer.Option("--out", help="Dataset folder; continued if it holds parts of the same recipe.")
+]
+Dataset = Annotated[
+    Path,
+    typer.Argument(help="Folder that `theodolite annotate` wrote, or owner/name on the hub.", metavar="DIR"),
+]
+RecipeName = Annotated[
+    str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override one key: key.path=value (YAML); may be given often.", metavar="KEY=VALUE"
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Local worker processes; default one a core (with 3 GiB of memory each), or two a GPU where networks run "
+        "on one. 0: work in this process.",
+    ),
+]
+MediaRoot = Annotated[
+    Path | None, typer.Option("--media-root", help="Folder that media paths are relative to.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Which poses belong together, by their times."""
+
+    max_difference: Annotated[
+        float, typer.Option("--t-max-diff", min=0, help="Largest distance of times that belong together, s.")
+    ] = 0.01
+    offset: Annotated[
+        str,
+        typer.Option(
+            "--t-offset", help="Seconds added to the clips' times; `start`: both begin at the same moment."
+        ),
+    ] = "0"
+
+    def matching(self) -> Matching:
+        """Checked.
+
+        Raises:
+            ValueError: an offset that is no number of seconds.
+        """
+        from ...dataset.clip_cameras import Matching, parse_offset
+
+        return Matching(max_difference_s=self.max_difference, offset_s=parse_offset(self.offset))
+
+
+def gigabytes(value: float | None) -> int | None:
+    """Bytes of a size that was typed in GB."""
+    return None if value is None else int(value * 1e9)

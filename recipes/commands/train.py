@@ -1,0 +1,87 @@
+"""`theodolite encode`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..command import Outcome
+from .options import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """What encodes, and what comes out."""
+
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="released (theodolite weights pull), a folder laid out as a release, or stand_in.",
+        ),
+    ] = "released"
+    media_root: Annotated[
+        Path | None,
+        typer.Option("--media-root", help="Folder of the rows' media; default: by the recipe beside them."),
+    ] = None
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="One of: height, width, fit (cover, squeeze), frames (961), stride, shortest, cameras (required, "
+            "none), caption, missing_caption (error, empty), fps, allow_rejected, allow_stand_in; may be given often.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    precision: Annotated[str, typer.Option("--precision", help="auto (bf16 on a GPU), float32 or bf16.")] = (
+        "auto"
+    )
+    per_shard: Annotated[
+        int, typer.Option("--windows-per-shard", min=1, max=1000, help="Windows that one file holds.")
+    ] = 8
+
+
+def encode(
+    path: Dataset,
+    out: Annotated[Path, typer.Option("--out", help="Folder of encoded windows; continued if it is one.")],
+    encoding: Encoding,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes; default one a GPU. 0: this process."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many windows.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+) -> Outcome:
+    """Encode a dataset's clips for training: latents, text states, cameras; resumes where it stopped.
+
+    Example: theodolite encode runs/rgbd --out encoded/rgbd
+    """
+    from ...train.encode import EncodeOptions
+    from ..encode import EncodeJob, on_absolute_paths, run_encode
+    from ..loader import options_from_items
+
+    if encoding.precision not in ("auto", "float32", "bf16"):
+        raise ValueError(f"--precision {encoding.precision}: use auto, float32 or bf16")
+    job = EncodeJob(
+        dataset=path,
+        out=out,
+        options=options_from_items(EncodeOptions, encoding.overrides or ()),
+        weights=encoding.weights,
+        device=encoding.device,
+        precision=encoding.precision,
+        windows_per_shard=encoding.per_shard,
+    )
+    return run_encode(
+        on_absolute_paths(job, media_root=encoding.media_root),
+        workers=workers,
+        limit=limit,
+        dry_run=dry_run,
+        command=sys.argv,
+    )
