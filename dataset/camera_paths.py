@@ -12,11 +12,9 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .cameras import interpolate_poses, relative_to_first, rigid_error, rotation_angle, so3_exp
-
-FloatArray = NDArray[np.floating]
 
 FPS = 16.0
 """Frames a second of the world model, and of the action language's time constants."""

@@ -26,9 +26,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import F64
+
 Array = Any
 """`numpy.ndarray` in and out, or `torch.Tensor` in and out."""
-FloatArray = NDArray[np.float64]
 
 _GL_NODES, _GL_WEIGHTS = np.polynomial.legendre.leggauss(24)
 _UNIT_NODES = tuple(float(v) for v in 0.5 * (_GL_NODES + 1.0))
@@ -388,7 +389,7 @@ def interpolate_poses(
     query_time_s: ArrayLike,
     *,
     method: Literal["slerp", "geodesic"] = "slerp",
-) -> FloatArray:
+) -> F64:
     """Poses at other times, always rigid. Numpy only.
 
     Args:
@@ -447,17 +448,17 @@ class Alignment:
     """
 
     scale: float
-    rotation: FloatArray
-    translation: FloatArray
+    rotation: F64
+    translation: F64
     inlier: NDArray[np.bool_]
-    residual: FloatArray
+    residual: F64
 
     @property
-    def matrix(self) -> FloatArray:
+    def matrix(self) -> F64:
         """(4, 4) with the scale in the 3x3 block."""
         return transform(self.scale * self.rotation, self.translation)
 
-    def apply_to_poses(self, camera_to_world: ArrayLike) -> FloatArray:
+    def apply_to_poses(self, camera_to_world: ArrayLike) -> F64:
         """(F, 4, 4) rigid poses with centres scaled and moved, and orientations turned (never scaled)."""
         m, _ = _as_array(camera_to_world, "camera_to_world", (4, 4))
         centres = self.scale * (m[..., :3, 3] @ self.rotation.T) + self.translation
@@ -516,9 +517,7 @@ def umeyama(
     return Alignment(scale=scale, rotation=rotation, translation=translation, inlier=w > 0, residual=residual)
 
 
-def _check_spread(
-    centred: FloatArray, weights: FloatArray, name: str, mean: FloatArray, *, allow_collinear: bool
-) -> None:
+def _check_spread(centred: F64, weights: F64, name: str, mean: F64, *, allow_collinear: bool) -> None:
     singular = np.linalg.svd(centred * np.sqrt(weights)[:, None], compute_uv=False)
     floor = 1e-12 * max(1.0, float(np.abs(mean).max()))  # rounding noise of the coordinates themselves
     if singular[0] <= floor:
@@ -680,7 +679,7 @@ def focal_from_fov(fov_rad: Array, size_px: float) -> Array:
 # ---------------------------------------------------------------------- rays and projection
 
 
-def pixel_centres(height: int, width: int) -> FloatArray:
+def pixel_centres(height: int, width: int) -> F64:
     """(H, W, 2) x, y of pixel centres (+0.5). Numpy only."""
     centres = np.empty((height, width, 2), dtype=np.float64)
     centres[..., 0] = np.arange(width) + 0.5

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .camera_paths import (
     FPS,
     PathName,
@@ -40,7 +40,6 @@ from .inputs import Archive, parse_json, read_npy, read_text
 from .reading import open_dataset
 from .rows import Row
 
-FloatArray = NDArray[np.floating]
 Form = Literal["named path", "actions", "numpy", "json", "dataset row", "COLMAP", "nerfstudio", "text"]
 
 LONGEST_FRAMES = 8 * 1023 + 1

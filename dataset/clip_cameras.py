@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import I64, FloatArray
 from .cameras import interpolate_poses
 from .formats.base import CameraClip
 from .formats.colmap import has_colmap_model, read_colmap
@@ -36,8 +37,6 @@ from .trajectories import (
     read_trajectory,
 )
 
-FloatArray = NDArray[np.floating]
-Indices = NDArray[np.int64]
 Numbering = Literal["frames", "rows", "images"]
 SUFFIXES = (".txt", ".tum", ".kitti", ".csv", ".json")
 """Of files with the cameras of one clip."""
@@ -510,8 +509,8 @@ class Match:
         covered_span: share of the truth's poses that are matched or lie between matched ones that are close.
     """
 
-    predicted: Indices
-    truth: Indices
+    predicted: I64
+    truth: I64
     truth_camera_to_world: FloatArray
     how: str
     coverage: float
@@ -521,8 +520,8 @@ class Match:
 class _Pairs(NamedTuple):
     """Places that belong together, what told them, and true poses where they are not those at the places."""
 
-    predicted: Indices
-    truth: Indices
+    predicted: I64
+    truth: I64
     how: str
     truth_camera_to_world: FloatArray | None = None
 
@@ -680,7 +679,7 @@ def _images_on_frames(clip_id: str, images: ClipCameras, frames: ClipCameras, op
         scales.append(("clip", clip_frame))
     if options.rows != "auto":
         scales = [s for s in scales if s[0] == options.rows] or scales
-    best: tuple[int, int, Indices, Indices, str] | None = None
+    best: tuple[int, int, I64, I64, str] | None = None
     for name, scale in scales:
         for first in firsts:
             _common, i, j = np.intersect1d(number - first, scale, return_indices=True)
@@ -746,7 +745,7 @@ def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: 
 
 def _between(
     wanted: FloatArray, time_s: FloatArray, camera_to_world: FloatArray
-) -> tuple[Indices, Indices, FloatArray]:
+) -> tuple[I64, I64, FloatArray]:
     """Poses (n, 4, 4) at the wanted times that lie between two neighbours of usual distance, with the places (n,) among
     the wanted and of the nearest neighbour."""
     if len(time_s) < 2:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import svg
+from .arrays import FloatArray
 from .cameras import se3_inverse
 from .clip_cameras import CameraSet, ClipCameras, Match, Matching, match
 from .escape import for_markdown
@@ -36,7 +36,6 @@ from .metrics import (
 )
 from .reasons import status_of
 
-FloatArray = NDArray[np.floating]
 TableFormat = Literal["text", "markdown", "csv", "json"]
 Better = Literal["less", "more", "1", ""]
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")

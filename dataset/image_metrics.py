@@ -1,4 +1,4 @@
-"""Image scores of generated video: consistency when the camera returns to a place, and decline over a
+"""U8 scores of generated video: consistency when the camera returns to a place, and decline over a
 minute."""
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import U8
 from .cameras import rotation_angle
 from .frames import count_video_frames, video_frames
 from .picture import cover
 
-Image = NDArray[np.uint8]
-ImagePairScorer = Callable[[Image, Image], float]
+ImagePairScorer = Callable[[U8, U8], float]
 """Distance of two (H, W, 3) uint8 RGB images."""
-ImageScorer = Callable[[Image], float]
+ImageScorer = Callable[[U8], float]
 """Quality of one (H, W, 3) uint8 RGB image."""
 
 PSNR_CAP_DB = 100.0
 
 
-def _check_pair(a: Image, b: Image) -> None:
+def _check_pair(a: U8, b: U8) -> None:
     if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
         raise ValueError(
             f"images must both be (H, W, 3) uint8, found {a.shape} {a.dtype} and {b.shape} {b.dtype}"
         )
 
 
-def psnr_db(a: Image, b: Image) -> float:
+def psnr_db(a: U8, b: U8) -> float:
     """Peak signal-to-noise ratio of two uint8 RGB images (H, W, 3) in dB, at most 100 (as the benchmark caps
     it)."""
     _check_pair(a, b)
@@ -41,7 +41,7 @@ def psnr_db(a: Image, b: Image) -> float:
     return PSNR_CAP_DB if mse == 0 else min(PSNR_CAP_DB, 10.0 * np.log10(255.0**2 / mse))
 
 
-def ssim(a: Image, b: Image, *, window: int = 11) -> float:
+def ssim(a: U8, b: U8, *, window: int = 11) -> float:
     """Structural similarity of two uint8 RGB images (H, W, 3): uniform window, mean over pixels and channels.
 
     Source: Wang et al. 2004 with K1 = 0.01, K2 = 0.03 and population variances; uniform 11 x 11 window with
@@ -78,7 +78,7 @@ def lpips_alex(*, device: str = "cpu") -> ImagePairScorer:
 
     model = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
 
-    def score(a: Image, b: Image) -> float:
+    def score(a: U8, b: U8) -> float:
         _check_pair(a, b)
         x, y = (torch.from_numpy(i).permute(2, 0, 1)[None].float().to(device) / 127.5 - 1.0 for i in (a, b))
         with torch.no_grad():
@@ -107,7 +107,7 @@ class RevisitScore:
 
 
 def revisit_score(
-    frames: Sequence[Image] | Mapping[int, Image],
+    frames: Sequence[U8] | Mapping[int, U8],
     pairs: Sequence[RevisitPair],
     *,
     max_pairs: int = 5,
@@ -127,7 +127,7 @@ def revisit_score(
         raise ValueError("revisit_score: no pair of different frames to compare")
     values: list[tuple[float, float, float | None]] = []
     for pair in chosen:
-        images: list[Image] = []
+        images: list[U8] = []
         for index in (pair.frame_a, pair.frame_b):
             try:
                 images.append(frames[index])
@@ -261,7 +261,7 @@ def score_video(
             "must have one frame for each camera"
         )
     wanted = np.array(sorted({*windows, *returns}), dtype=np.int64)
-    kept: dict[int, Image] = {}
+    kept: dict[int, U8] = {}
     scores: dict[int, float] = {}
     for i, image in zip(wanted.tolist(), video_frames(clip_id, path, wanted), strict=True):
         if i in returns:
@@ -342,7 +342,7 @@ def compare_videos(
     )
 
 
-def sharpness(image: Image) -> float:
+def sharpness(image: U8) -> float:
     """Variance of the Laplacian of luma: a scorer without weights, to try `quality_drop` with."""
     luma = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4.0 * luma[1:-1, 1:-1]

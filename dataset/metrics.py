@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from .arrays import F64
 from .cameras import orthonormalise, relative_to_first, rotation_angle, se3_inverse, transform, umeyama
 
-FloatArray = NDArray[np.float64]
 AlignmentKind = Literal["none", "first", "se3", "sim3"]
 
 
-def _pair(estimated: ArrayLike, truth: ArrayLike) -> tuple[FloatArray, FloatArray]:
+def _pair(estimated: ArrayLike, truth: ArrayLike) -> tuple[F64, F64]:
     e, t = np.asarray(estimated, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if e.shape != t.shape or e.ndim != 3 or e.shape[1:] != (4, 4) or len(e) == 0:
         raise ValueError(
@@ -33,7 +33,7 @@ def _pair(estimated: ArrayLike, truth: ArrayLike) -> tuple[FloatArray, FloatArra
 
 def align_trajectory(
     estimated: ArrayLike, truth: ArrayLike, *, alignment: AlignmentKind
-) -> tuple[FloatArray, float]:
+) -> tuple[F64, float]:
     """Estimated poses (F, 4, 4) moved onto the truth, and the scale that was applied (1.0 unless `sim3`).
 
     Raises:
@@ -81,8 +81,8 @@ class TrajectoryError:
     rotation_max_rad: float
     path_length_m: float
     num_frames: int
-    position_error_m: FloatArray
-    rotation_error_rad: FloatArray
+    position_error_m: F64
+    rotation_error_rad: F64
 
     @property
     def ate_percent_of_path(self) -> float:
@@ -90,7 +90,7 @@ class TrajectoryError:
         return 100.0 * self.ate_rmse_m / self.path_length_m if self.path_length_m > 0 else float("nan")
 
 
-def _rms(values: FloatArray) -> float:
+def _rms(values: F64) -> float:
     return float(np.sqrt(np.mean(values * values)))
 
 
@@ -126,7 +126,7 @@ def trajectory_error(
 
 def rotation_error(
     estimated: ArrayLike, truth: ArrayLike, *, gauge: Literal["none", "first", "mean"] = "mean"
-) -> FloatArray:
+) -> F64:
     """(F,) angles in radians between orientations, with the free world rotation removed by orientations
     alone.
 
@@ -167,8 +167,8 @@ class RelativeError:
     rotation_mean_deg: float
     rotation_max_deg: float
     num_pairs: int
-    translation_m: FloatArray
-    rotation_deg: FloatArray
+    translation_m: F64
+    rotation_deg: F64
 
 
 def relative_pose_error(
@@ -283,7 +283,7 @@ def camera_control_error(
     )
 
 
-def _bench_alignment(estimated: FloatArray, truth: FloatArray) -> tuple[FloatArray, float]:
+def _bench_alignment(estimated: F64, truth: F64) -> tuple[F64, float]:
     """Estimate moved onto the truth as NVIDIA's benchmark code does, and its scale factor."""
     e_w2c, t_w2c = se3_inverse(estimated), se3_inverse(truth)
     world = np.mean(np.swapaxes(t_w2c[:, :3, :3], 1, 2) @ e_w2c[:, :3, :3], axis=0)

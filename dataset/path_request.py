@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .camera_paths import FPS, check_path, check_rigid, interpolate_path
 from .cameras import (
     focal_from_fov,
@@ -23,8 +23,6 @@ from .cameras import (
 )
 from .cameras_in import LONGEST_FRAMES, CameraPath, lenses_of, load_array, path_exists
 from .formats.sana import FOV_RANGE_DEG
-
-FloatArray = NDArray[np.floating]
 
 _MOST_GAP_S = 2.0
 """Holes between two poses that are not bridged."""

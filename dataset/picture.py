@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import FloatArray
 from .cameras import crop_intrinsics, resize_intrinsics
 from .frames import fit
-
-FloatArray = NDArray[np.floating]
 
 LEAST_PX = 64
 """Shorter side below which an image says too little."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import svg
+from .arrays import FloatArray
 from .cameras import fov_from_focal
 from .clip_cameras import ClipCameras, Matching, frames_of_row, match, read_clip
 from .escape import for_line, for_terminal
@@ -33,8 +34,6 @@ from .reading import ClipDataset, open_dataset
 from .reasons import Status, find_reason, status_of
 from .rows import ABSENT_CONFIDENCE, Row, why_no_confidence
 from .schema import COLUMNS
-
-FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from .arrays import F64
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 40.0, 36.0
 _MAX_POINTS = 1000
 
@@ -120,10 +121,10 @@ def chart(
         x0, x1 = x_mid - per_px * plot_w / 2, x_mid + per_px * plot_w / 2
         y0, y1 = y_mid - per_px * plot_h / 2, y_mid + per_px * plot_h / 2
 
-    def px(x: ArrayLike) -> FloatArray:
+    def px(x: ArrayLike) -> F64:
         return _LEFT + (np.asarray(x, dtype=np.float64) - x0) / (x1 - x0) * plot_w
 
-    def py(y: ArrayLike) -> FloatArray:
+    def py(y: ArrayLike) -> F64:
         fraction = (np.asarray(y, dtype=np.float64) - y0) / (y1 - y0)
         return _TOP + (fraction if y_down else 1.0 - fraction) * plot_h
 
@@ -219,7 +220,7 @@ def _draw(mark: Mark, px, py, *, base: float) -> str:
     )
 
 
-def _thin(*arrays: FloatArray) -> tuple[FloatArray, ...]:
+def _thin(*arrays: F64) -> tuple[F64, ...]:
     """At most about a thousand of the points, ends kept: a page of hundreds of clips must stay small."""
     n = len(arrays[0])
     if n <= _MAX_POINTS:
@@ -228,9 +229,9 @@ def _thin(*arrays: FloatArray) -> tuple[FloatArray, ...]:
     return tuple(a[keep] for a in arrays)
 
 
-def _extent(marks: Sequence[Mark]) -> tuple[FloatArray, FloatArray]:
-    xs: list[FloatArray] = []
-    ys: list[FloatArray] = []
+def _extent(marks: Sequence[Mark]) -> tuple[F64, F64]:
+    xs: list[F64] = []
+    ys: list[F64] = []
     for mark in marks:
         if isinstance(mark, Bars):
             xs.append(np.asarray(mark.edges, dtype=np.float64))
@@ -246,7 +247,7 @@ def _extent(marks: Sequence[Mark]) -> tuple[FloatArray, FloatArray]:
     return x[np.isfinite(x)], y[np.isfinite(y)]
 
 
-def _padded(values: FloatArray) -> tuple[float, float]:
+def _padded(values: F64) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     span = high - low
     pad = 0.05 * span if span > 1e-9 * max(abs(low), abs(high), 1e-9) else max(0.05 * abs(high), 1e-3)

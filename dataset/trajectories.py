@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import F64
 from .cameras import (
     orthonormalise,
     quaternion_wxyz_from_rotation,
@@ -21,8 +22,6 @@ from .cameras import (
     transform,
 )
 from .inputs import read_text, reader
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,8 @@ class Trajectory:
         notes: what lenient reading had to decide, one sentence each.
     """
 
-    camera_to_world: FloatArray
-    time_s: FloatArray | None = None
+    camera_to_world: F64
+    time_s: F64 | None = None
     frame_number: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
 
@@ -56,7 +55,7 @@ def _words(line: str) -> list[str]:
     return line.split("#", 1)[0].replace(",", " ").split()
 
 
-def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finite: bool = True) -> FloatArray:
+def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finite: bool = True) -> F64:
     """(n, columns) numbers of a text file; all rows have as many entries as the first, one of `columns`.
 
     Args:
@@ -86,7 +85,7 @@ def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finit
     return np.asarray(rows, dtype=np.float64)
 
 
-def _rigid(path: Path, poses: FloatArray, *, tolerance: float) -> FloatArray:
+def _rigid(path: Path, poses: F64, *, tolerance: float) -> F64:
     """Poses with their rotations projected onto SO(3), refused when further than `tolerance` from it."""
     rotation = poses[:, :3, :3]
     error = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max(axis=(1, 2))
@@ -102,7 +101,7 @@ def _rigid(path: Path, poses: FloatArray, *, tolerance: float) -> FloatArray:
     return transform(orthonormalise(rotation), poses[:, :3, 3])
 
 
-def _rigid_where_known(path: Path, poses: FloatArray, *, tolerance: float, lenient: bool) -> Trajectory:
+def _rigid_where_known(path: Path, poses: F64, *, tolerance: float, lenient: bool) -> Trajectory:
     """Rigid poses; of a lenient file, rows with a value that is not finite and rows of zeros are poses that the source
     did not have."""
     if not lenient:
@@ -114,7 +113,7 @@ def _rigid_where_known(path: Path, poses: FloatArray, *, tolerance: float, lenie
     return Trajectory(camera_to_world=result, notes=_note_unknown(path, known))
 
 
-def _holds_pose(poses: FloatArray) -> NDArray[np.bool_]:
+def _holds_pose(poses: F64) -> NDArray[np.bool_]:
     return np.isfinite(poses).all(axis=(1, 2)) & (poses[:, :3] != 0).any(axis=(1, 2))
 
 
@@ -125,7 +124,7 @@ def _note_unknown(path: Path, known: NDArray[np.bool_]) -> tuple[str, ...]:
     return (f"{path.name}: {missing} of {len(known)} rows hold no pose",) if missing else ()
 
 
-def _seconds(values: FloatArray) -> FloatArray:
+def _seconds(values: F64) -> F64:
     """Time stamps in seconds. Stamps too large for seconds since 1970 are milli-, micro- or nanoseconds since then."""
     size = float(np.nanmax(np.abs(values))) if values.size else 0.0
     for least, per_second in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
@@ -152,7 +151,7 @@ def read_tum(path: str | Path, *, lenient: bool = False) -> Trajectory:
     return _from_quaternions(path, rows, lenient=lenient)
 
 
-def _from_quaternions(path: Path, rows: FloatArray, *, lenient: bool) -> Trajectory:
+def _from_quaternions(path: Path, rows: F64, *, lenient: bool) -> Trajectory:
     """Trajectory of (n, 8) rows in TUM's order."""
     if lenient:
         return _from_lenient_quaternions(path, rows)
@@ -170,7 +169,7 @@ def _from_quaternions(path: Path, rows: FloatArray, *, lenient: bool) -> Traject
     return Trajectory(camera_to_world=poses, time_s=_seconds(rows[:, 0]))
 
 
-def _from_lenient_quaternions(path: Path, rows: FloatArray) -> Trajectory:
+def _from_lenient_quaternions(path: Path, rows: F64) -> Trajectory:
     notes: list[str] = []
     timed = np.isfinite(rows[:, 0])
     if not timed.all():
@@ -239,7 +238,7 @@ def read_matrices(path: str | Path, *, tolerance: float = 1e-3, lenient: bool = 
     return replace(read, frame_number=numbers)
 
 
-def _of_matrices(path: Path, poses: FloatArray, *, tolerance: float, lenient: bool) -> Trajectory:
+def _of_matrices(path: Path, poses: F64, *, tolerance: float, lenient: bool) -> Trajectory:
     """Trajectory of (F, 4, 4) matrices, whose last rows must be 0 0 0 1."""
     off = np.abs(poses[:, 3] - [0.0, 0.0, 0.0, 1.0]).max(axis=1) > 1e-9
     bad = np.flatnonzero(_holds_pose(poses) & off if lenient else off)
@@ -250,7 +249,7 @@ def _of_matrices(path: Path, poses: FloatArray, *, tolerance: float, lenient: bo
     return _rigid_where_known(path, poses, tolerance=tolerance, lenient=lenient)
 
 
-def _split_numbers(path: Path, rows: FloatArray, columns: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
+def _split_numbers(path: Path, rows: F64, columns: int) -> tuple[F64, NDArray[np.int64] | None]:
     """Rows without the frame number in front, if they have one, and the numbers."""
     if rows.shape[1] == columns:
         return rows, None
@@ -421,18 +420,18 @@ def read_trajectory(
     return read
 
 
-def _format(values: FloatArray) -> str:
+def _format(values: F64) -> str:
     return " ".join(repr(float(v)) for v in values)
 
 
-def _check_poses(camera_to_world: ArrayLike) -> FloatArray:
+def _check_poses(camera_to_world: ArrayLike) -> F64:
     poses = np.asarray(camera_to_world, dtype=np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise ValueError(f"camera_to_world: expected finite (F, 4, 4), found {poses.shape}")
     return poses
 
 
-def _check_times(time_s: ArrayLike, num_poses: int) -> FloatArray:
+def _check_times(time_s: ArrayLike, num_poses: int) -> F64:
     times = np.asarray(time_s, dtype=np.float64)
     if times.shape != (num_poses,):
         raise ValueError(f"time_s: {times.shape} for {num_poses} poses, expected ({num_poses},)")

@@ -28,12 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import I64, U8
 from .limits import MAX_PIXELS, too_many_pixels
 from .media import MediaError
 from .orientation import UPRIGHT, Orientation
-
-U8 = NDArray[np.uint8]
-I64 = NDArray[np.int64]
 
 _WORTH_SEEKING = 12
 """Frames that a jump to a later key frame must save: seeking costs about as much as decoding a few."""

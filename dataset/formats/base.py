@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..cameras import (
     intrinsics_matrix,
     orthonormalise,
@@ -21,7 +22,6 @@ from ..limits import MAX_SIDE_PX
 from ..names import check_name
 from ..rows import Row
 
-FloatArray = NDArray[np.floating]
 Pictures = Callable[["CameraClip"], Iterator[NDArray[np.uint8]]]
 """Gives the RGB frames of a clip, (height, width, 3) uint8, one for each camera."""
 

@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import FloatArray
 from ..cameras import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz, se3_inverse, transform
 from ..inputs import InputError, read_bytes, read_text, reader
-from .base import CameraClip, FloatArray
+from .base import CameraClip
 
 # name -> (number in binary files, count of parameters)
 _MODELS = {

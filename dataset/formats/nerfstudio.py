@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..arrays import FloatArray
 from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
 from ..inputs import read_json, reader
 from ..names import as_name
-from .base import CameraClip, FloatArray
+from .base import CameraClip
 from .colmap import ColmapPoints
 
 _RIGID_TOLERANCE = 2e-3

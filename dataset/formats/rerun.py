@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import CameraClip, FloatArray
+from ..arrays import FloatArray
+from .base import CameraClip
 
 
 def write_rerun(

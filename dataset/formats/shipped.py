@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arrays import FloatArray
 from ..cameras import (
     intrinsics_matrix,
     orthonormalise,
@@ -36,7 +37,6 @@ from .colmap import colmap_distortions, read_colmap
 from .nerfstudio import read_nerfstudio
 from .sana import focal_and_centre
 
-FloatArray = NDArray[np.floating]
 CamerasFormat = Literal[
     "omniworld", "dl3dv", "colmap", "sekai-game", "spatialvid", "rendered", "gaussian-splats", "sana-wm"
 ]

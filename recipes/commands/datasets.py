@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...dataset.card import Use
 from ..command import Outcome
 from .options import Dataset, MediaRoot, Sets, Times
 
@@ -266,7 +267,7 @@ def publish(
 
     if how.use not in ("research", "commercial-use"):
         raise ValueError(f"--for {how.use}: use research or commercial-use")
-    use: publishing.Use = "commercial" if how.use == "commercial-use" else "research"
+    use: Use = "commercial" if how.use == "commercial-use" else "research"
     if how.dry_run:
         name = repository.split("/")[-1]
         staged = publishing.stage_publication(path, staging, use=use, name=name, media_root=how.media_root)

@@ -22,6 +22,7 @@ import theodolite.dataset
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
+from theodolite.dataset.card import dataset_card
 from theodolite.dataset.escape import for_line, for_markdown, for_terminal
 from theodolite.dataset.evaluate import format_table
 from theodolite.dataset.export import export_dataset
@@ -37,7 +38,7 @@ from theodolite.dataset.limits import FREE_BYTES, MAX_NAME_LENGTH
 from theodolite.dataset.media import MediaError
 from theodolite.dataset.names import below, fill_pattern, is_name
 from theodolite.dataset.parquet import read_table
-from theodolite.dataset.publish import dataset_card, stage_publication
+from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report import inspect_text, pictures_from_media, write_report
 from theodolite.dataset.store import list_parts, write_table

@@ -1,0 +1,201 @@
+"""The card of a published dataset: what is in it, under which licences, and how good it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .escape import for_markdown
+from .licences import find_licence
+from .reading import ClipDataset
+from .schema import schema_markdown
+from .store import DATA_FILES
+
+Use = Literal["research", "commercial"]
+MAX_LISTED = 10
+
+
+def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str:
+    """README.md of a published dataset: what it is, how it was made, counts, licences, quality, how to load
+    it."""
+    columns = [
+        *(
+            "source",
+            "verdict",
+            "num_frames",
+            "fps",
+            "mode",
+            "data_licence",
+            "data_redistributable",
+            "weights",
+        ),
+        *("weight_licences", "recipe_hash", "package_version", "focal_model", "scale_model", "reasons"),
+        *(
+            "reprojection_rms_px",
+            "scale_mad_log",
+            "path_length_m",
+            "fov_x_min_rad",
+            "fov_x_max_rad",
+            "focal_spread",
+        ),
+    ]
+    rows = clips.to_table(columns).to_pylist()
+    accepted = [r for r in rows if r["verdict"] == "accepted"]
+    hours = sum(r["num_frames"] / r["fps"] for r in accepted if r["fps"]) / 3600
+    licences = sorted({r["data_licence"] for r in rows} | {x for r in rows for x in r["weight_licences"]})
+    sources = sorted({r["source"] for r in rows})
+    front = {
+        "license": "other",
+        "license_name": "per-clip",
+        "task_categories": ["image-to-video", "depth-estimation"],
+        "tags": ["camera-pose", "intrinsics", "metric", "video", "world-model", "theodolite"],
+        "size_categories": [_size_category(len(rows))],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILES}]},
+            *(
+                {
+                    "config_name": source,
+                    "data_files": [{"split": "train", "path": f"data/{source}/*.parquet"}],
+                }
+                for source in sources
+                if len(sources) > 1 and source != "default"
+            ),
+        ],
+    }
+    parts = [
+        "---\n" + _yaml(front) + "---\n",
+        f"# {for_markdown(name)}\n",
+        f"Metric cameras for {len(accepted)} video clips ({hours:.1f} h): for every frame a camera-to-world pose "
+        "in metres, "
+        "focal length and principal point in pixels, with uncertainty. The lens may zoom: each frame has its own focal "
+        f"length. Rejected clips ({len(rows) - len(accepted)}) are kept as rows with their reasons."
+        + (" Every clip's data and weights allow commercial use." if use == "commercial" else "")
+        + "\n",
+        "## How it was made\n",
+        _bullet_counts("Recipe hash", Counter(r["recipe_hash"] for r in rows)),
+        _bullet_counts("theodolite", Counter(r["package_version"] for r in rows)),
+        _bullet_counts("Mode", Counter(r["mode"] for r in rows)),
+        _bullet_counts("Focal model", Counter(r["focal_model"] for r in accepted)),
+        _bullet_counts("Scale model", Counter(r["scale_model"] for r in accepted)),
+        _bullet_counts(
+            "Weights", Counter(w for r in rows for w in r["weights"]) or Counter({"none": len(rows)})
+        ),
+        "\n## Clips\n",
+        _counts_table(rows),
+        _reasons_table(rows),
+        "## Licences\n",
+        "Licences hold clip by clip (`data_licence`, `weight_licences`). Media that may not be passed on is not in "
+        "this repository; `media` then names the clip at its source.\n",
+        _licence_table(rows, licences),
+        "## Quality of accepted clips\n",
+        _quality_table(accepted),
+        "## Load it\n",
+        "```python\nimport pyarrow.compute as pc\nimport theodolite.dataset\n\n"
+        'clips = theodolite.dataset.open("OWNER/NAME")\n'
+        'good = clips.where((pc.field("verdict") == "accepted") & (pc.field("reprojection_rms_px") < 1))\n'
+        'row = clips.row(good.to_pandas(["clip_id"]).clip_id[0])\n'
+        "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics       # (F, 3, 3), pixels\n```\n",
+        "Or without theodolite: any Parquet reader; `camera_to_world` is a flat list of 12 floats a frame "
+        "(row-major 3x4).\n",
+        "```python\nimport datasets\nimport numpy\n\n"
+        'clips = datasets.load_dataset("OWNER/NAME", split="train")\n'
+        'poses = numpy.float32(clips[0]["camera_to_world"]).reshape(-1, 3, 4)\n```\n',
+        "## Columns\n",
+        schema_markdown(),
+    ]
+    return "\n".join(parts)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _size_category(n: int) -> str:
+    for limit, label in (
+        (1e3, "n<1K"),
+        (1e4, "1K<n<10K"),
+        (1e5, "10K<n<100K"),
+        (1e6, "100K<n<1M"),
+        (1e7, "1M<n<10M"),
+    ):
+        if n < limit:
+            return label
+    return "10M<n<100M"
+
+
+def _bullet_counts(label: str, counts: Counter[str]) -> str:
+    return f"- {label}: " + ", ".join(
+        f"{for_markdown(name)} ({n})" for name, n in counts.most_common(MAX_LISTED)
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    escaped = ([for_markdown(cell) for cell in row] for row in rows)
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *escaped)]
+    return "\n".join(lines) + "\n"
+
+
+def _counts_table(rows: list[dict[str, Any]]) -> str:
+    sources = sorted({r["source"] for r in rows})
+    body = []
+    for source in sources:
+        of = [r for r in rows if r["source"] == source]
+        good = [r for r in of if r["verdict"] == "accepted"]
+        hours = sum(r["num_frames"] / r["fps"] for r in good if r["fps"]) / 3600
+        body.append([source, str(len(good)), str(len(of) - len(good)), f"{hours:.2f}"])
+    return _table(["source", "accepted", "rejected", "accepted hours"], body)
+
+
+def _reasons_table(rows: list[dict[str, Any]]) -> str:
+    reasons = Counter(x for r in rows for x in r["reasons"])
+    if not reasons:
+        return ""
+    return _table(["rejection reason", "clips"], [[name, str(n)] for name, n in reasons.most_common()])
+
+
+def _licence_table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    body = []
+    for name in names:
+        licence = find_licence(name)
+        as_data = sum(r["data_licence"] == name for r in rows)
+        as_weights = sum(name in r["weight_licences"] for r in rows)
+        passed_on = sum(r["data_licence"] == name and r["data_redistributable"] for r in rows)
+        allowed = "unknown" if licence is None else "yes" if licence.commercial else "no"
+        body.append([name, str(as_data), str(passed_on), str(as_weights), allowed])
+    header = ["licence", "clips (data)", "of these redistributable", "clips (weights)", "commercial use"]
+    return _table(header, body)
+
+
+def _quality_table(accepted: list[dict[str, Any]]) -> str:
+    body = []
+    for label, values in (
+        ("reprojection error, px", [r["reprojection_rms_px"] for r in accepted]),
+        ("spread of log scale", [r["scale_mad_log"] for r in accepted]),
+        ("path length, m", [r["path_length_m"] for r in accepted]),
+        ("horizontal field of view (widest), deg", [_degrees(r["fov_x_max_rad"]) for r in accepted]),
+        ("focal spread along the clip", [r["focal_spread"] for r in accepted]),
+    ):
+        x = np.array([v for v in values if v is not None], dtype=np.float64)
+        if x.size:
+            p = np.percentile(x, [5, 25, 50, 75, 95])
+            body.append([label, *(f"{v:.4g}" for v in p), _bars(x)])
+    return _table(["", "p5", "p25", "median", "p75", "p95", "histogram p1 to p99"], body)
+
+
+def _degrees(value: float | None) -> float | None:
+    return None if value is None else float(np.rad2deg(value))
+
+
+def _bars(x: np.ndarray, *, bins: int = 16) -> str:
+    """Histogram in one line of text."""
+    low, high = np.percentile(x, [1, 99])
+    if high <= low:
+        return "█"
+    count, _ = np.histogram(np.clip(x, low, high), bins=bins, range=(low, high))
+    levels = " ▁▂▃▄▅▆▇█"
+    return "".join(levels[int(np.ceil(8 * c / count.max()))] for c in count).replace(" ", "·")
