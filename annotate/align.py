@@ -7,8 +7,8 @@ loops, among them windows made of frames from all over the clip.
 
 State per window: rotation, translation and log scale to the common gauge. The log scale of every edge has a prior
 at zero, because the network's own metric factor is steadier from window to window than a chain of freely fitted
-scales (KITTI: 16.3 m against 54.4 m, see README). Robust throughout: Cauchy weights on points inside an edge and on
-edges inside the graph.
+scales (KITTI, as Pi3X-Long publishes it: 16.3 m against 54.4 m). Robust throughout: Cauchy weights on points inside
+an edge and on edges inside the graph.
 
 Method: iteratively reweighted Umeyama (1991) per edge; Gauss-Newton on the manifold for the graph.
 """

@@ -445,7 +445,7 @@ def evaluate(
 
     Raises:
         ValueError: no clip in common (except that a single clip on either side is compared whatever its
-        name), or none that can be compared.
+            name), or none that can be compared.
     """
     ours, theirs = _as_set(predicted), _as_set(truth)
     known = ours.clips.keys() | ours.unreadable.keys() | ours.without_cameras.keys()

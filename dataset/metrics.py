@@ -38,7 +38,7 @@ def align_trajectory(
 
     Raises:
         ValueError: centres that coincide or lie on a line for `se3` and `sim3` (use `first`), or fewer than
-        3.
+            3.
     Source: Umeyama 1991 over camera centres, as evo does.
     """
     e, t = _pair(estimated, truth)

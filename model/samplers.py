@@ -161,10 +161,11 @@ def sample_chunk_causal(
 ) -> Tensor:
     """The chunk-causal teacher: chunks set out one after another, finished ones stay in the input at time 0.
 
+    Arguments that are not listed are those of `sample_bidirectional`.
+
     Args:
         starts: first frames of chunks; None: `chunk_starts`.
         interval: share of the steps after which the next chunk sets out; None: 1 / number of chunks, as released.
-        Others as in `sample_bidirectional`.
     Returns:
         (B, C, T, H, W) clean latents.
     """
@@ -277,7 +278,8 @@ def stream_distilled(
     graphs: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """The distilled student: a few steps a chunk, then one call at time 0 that remembers it.
+    """The distilled student: a few steps a chunk, then one call at time 0 that remembers it. Arguments that are not
+    listed are those of `sample_bidirectional`.
 
     Args:
         latents: (B, C, T, H, W) noise with the image as frame 0; not changed.
@@ -287,7 +289,6 @@ def stream_distilled(
             the one before ("two cached blocks with sink").
         graphs: record the calls of a chunk once as CUDA graphs and replay them; the host then costs next to nothing.
             Needs a GPU and a window.
-        Others as in `sample_bidirectional`.
     Yields:
         (B, C, t, H, W) clean latents of one chunk after another.
     """

@@ -71,7 +71,7 @@ def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(
             f"{path}: the index of clips cannot be read (no such file); name yours with"
-            ' --set source.index=FILE (README, "Build a dataset", shows one)'
+            " --set source.index=FILE (docs/annotating.md shows one)"
         )
     if path.suffix.lower() == ".csv":
         for row in read_csv(path):

@@ -168,7 +168,7 @@ def read_sana_zip(zip_path: str | Path) -> list[CameraClip]:
 
     Raises:
         ValueError: files missing, or a clip without a camera (their loader would put the identity there
-        silently).
+            silently).
     """
     zip_path = Path(zip_path)
     stem = zip_path.with_suffix("")

@@ -224,8 +224,8 @@ def test_inside_a_torch_data_loader(out: Path) -> None:
 @pytest.mark.slow
 def test_a_plain_script_without_a_guard_may_use_workers(out: Path, tmp_path: Path) -> None:
     """Fork servers and spawned processes run the main script again, which then starts workers of its own."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = (part for part in readme.split("```python\n") if "ClipStream" in part.split("```")[0])
+    page = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
+    (example,) = (part for part in page.split("```python\n") if "ClipStream" in part.split("```")[0])
     code = example.split("```")[0]
     for written, here in (
         ("runs/rgbd", str(out)),

@@ -32,7 +32,7 @@ def test_the_chain_from_a_folder(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.slow
 def test_five_lines() -> None:
-    """As the README shows it."""
+    """As docs/generating.md shows it."""
     generator = load_generator("stand_in", mode="distilled", device="cpu")
     assert generator.stand_in
     frames = np.concatenate(list(generator.stream(request("distilled"))))
