@@ -11,7 +11,6 @@ whole parts of clips without rows are adopted, all else is dropped.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import uuid
@@ -21,9 +20,22 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from .clip_set import ClipSet
+from .index import rows_by_folder
 from .inputs import InputError
 from .parquet import read_table
-from .store import TEMPORARY, data_folder, list_parts, part_metadata, sync_folder, write_part_table
+from .store import (
+    TEMPORARY,
+    data_folder,
+    list_parts,
+    part_folders,
+    part_metadata,
+    part_path,
+    shard_digest,
+    source_folder,
+    sync_folder,
+    write_part_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +90,12 @@ class Commits:
 
     Args:
         out: dataset folder, held by this process.
-        have: ids of the clips that have rows; grows.
+        have: the clips that have rows; grows.
     """
 
-    def __init__(self, out: str | Path, have: Iterable[str]) -> None:
-        self._out, self._have = Path(out), set(have)
+    def __init__(self, out: str | Path, have: ClipSet | None = None) -> None:
+        self._out, self._have = Path(out), ClipSet() if have is None else have
+        self._touched: set[Path] = set()
 
     def check(self, clip_ids: Iterable[str]) -> list[str]:
         """The ids.
@@ -91,27 +104,37 @@ class Commits:
             ClipHasRow: one of them has a row.
         """
         ids = list(clip_ids)
-        twice = next((clip_id for clip_id in ids if clip_id in self._have), None)
-        if twice is not None:
-            raise ClipHasRow(f"{self._out}: clip {twice} has a row already")
+        for clip_id, twice in zip(ids, self._have.has(ids), strict=True):
+            if twice:
+                raise ClipHasRow(f"{self._out}: clip {clip_id} has a row already")
         return ids
 
     def take(self, part: Path, clip_ids: Iterable[str]) -> Path:
         """Move a whole part from a run's folder into the data.
+
+        The rename itself reaches the disk with `flush`: where power fails before, the part is in one of the two places,
+        and the next command takes it in from either.
 
         Raises:
             ClipHasRow: nothing was moved.
             OSError: the part is not there, or cannot be moved.
         """
         ids = self.check(clip_ids)
-        target = data_folder(self._out) / part.parent.name / part.name
+        below_data = part.parts[len(part.parts) - part.parts[::-1].index("data") :]
+        target = data_folder(self._out).joinpath(*below_data)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise ClipHasRow(f"{target}: is there already")
         part.rename(target)
-        sync_folder(target.parent)
+        self._touched.add(target.parent)
         self._have.update(ids)
         return target
+
+    def flush(self) -> None:
+        """Flush the folders into which parts were moved; once for many, for it takes as long as writing one."""
+        for folder in self._touched:
+            sync_folder(folder)
+        self._touched.clear()
 
 
 def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
@@ -125,7 +148,8 @@ def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
     parts = [part for folder in closed for part in list_parts(folder)]
     taken = 0
     if parts:
-        commits = Commits(out, clips_with_rows(out))
+        commits = Commits(out, ClipSet(clips_with_rows(out)))
+        refused: list[str] = []
         for part in parts:
             try:
                 if part_metadata(part)[1] != recipe_hash:
@@ -134,16 +158,24 @@ def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
                 commits.take(part, ids)
                 taken += len(ids)
             except (InputError, ValueError, ClipHasRow) as error:  # cut, of another recipe, or done meanwhile
-                log.warning("%s: left by a run that ended, not taken in: %s", part.name, error)
+                refused.append(f"{part.name}: {error}")
+        commits.flush()
+        if refused:
+            log.warning(
+                "%s: %d parts left by runs that ended are not taken in, e.g. %s",
+                out,
+                len(refused),
+                refused[0],
+            )
     for folder in closed:
         shutil.rmtree(folder, ignore_errors=True)
     return taken
 
 
 def clips_with_rows(out: str | Path) -> Iterator[str]:
-    """Ids of all clips that have a row."""
-    for part in list_parts(out):
-        yield from read_table(part, ["clip_id"])["clip_id"].to_pylist()
+    """Ids of all clips that have a row: from the index, where it is of the parts that are there."""
+    for table in rows_by_folder(out, ["clip_id"]):
+        yield from table["clip_id"].to_pylist()
 
 
 def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -> list[str]:
@@ -158,24 +190,44 @@ def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -
         Ids of the clips.
     """
     dropped: list[str] = []
+    columns = ["clip_id", "verdict", "reasons"]
     with own_run(out) as incoming:
-        for part in list_parts(out):
-            goes = list(unwanted(read_table(part, ["clip_id", "verdict", "reasons"])))
-            if not any(goes):
+        for (_name, parts), table in zip(part_folders(out), rows_by_folder(out, columns), strict=True):
+            if not any(unwanted(table)):
                 continue
-            table = read_table(part)
-            dropped += table.filter(pa.array(goes))["clip_id"].to_pylist()
-            rest = table.filter(pa.array([not x for x in goes]))
-            if not rest.num_rows:
-                part.unlink()
-                continue
-            ids = rest["clip_id"].to_pylist()
-            digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:10]
-            number = part.stem.removeprefix("part-").split("-")[0]
-            new = data_folder(incoming) / part.parent.name / f"part-{number}-{digest}.parquet"
-            new.parent.mkdir(parents=True, exist_ok=True)
-            write_part_table(new, rest)
-            part.unlink()
-            sync_folder(part.parent)
-            Commits(out, ()).take(new, ids)
+            for part in parts:
+                goes = list(unwanted(read_table(part, columns)))
+                if any(goes):
+                    dropped += _drop_from(out, part, goes, incoming)
     return dropped
+
+
+def _drop_from(out: str | Path, part: Path, goes: list[bool], incoming: Path) -> list[str]:
+    """Replace a part by one without some of its rows; returns the ids of their clips."""
+    table = read_table(part)
+    dropped = table.filter(pa.array(goes))["clip_id"].to_pylist()
+    rest = table.filter(pa.array([not x for x in goes]))
+    if rest.num_rows:
+        ids = rest["clip_id"].to_pylist()
+        new = new_part(incoming, part, shard_number(part), ids)
+        write_part_table(new, rest)
+        part.unlink()
+        sync_folder(part.parent)
+        commits = Commits(out)
+        commits.take(new, ids)
+        commits.flush()
+    else:
+        part.unlink()
+    return dropped
+
+
+def shard_number(part: Path) -> str:
+    """The number in a part's name."""
+    return part.stem.removeprefix("part-").split("-")[0]
+
+
+def new_part(incoming: Path, old: Path, number: str, clip_ids: Sequence[str]) -> Path:
+    """Where a part lies in a run's folder that is made of others', beside `old` of the same source."""
+    path = part_path(incoming, source=source_folder(old), shard_id=f"{number}-{shard_digest(clip_ids)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,50 +1,64 @@
-"""The index: all per-clip columns of a dataset, and where each clip lies, beside the parts in two small files.
+"""The index: all per-clip columns of a dataset, and where each clip lies, in two small files for each folder of parts.
 
-`index.parquet` answers questions about all clips by column; counting or selecting among 213k clips would otherwise
-read the footers of hundreds of parts. `index.arrow` holds the same clips in the same order in small batches, each of
-which is read on its own, for one clip by id: its per-clip values, and the footer that its row group needs (see
-`footers`), so that of the part itself only the series of frames are read.
+`index/<folder>.parquet` answers questions about all clips by column; counting or selecting among 213k clips would
+otherwise read the footers of thousands of parts. `index/<folder>.arrow` holds the same clips in the same order in small
+batches, each of which is read on its own, for one clip by id: its per-clip values, and the footer that its row group
+needs (see `footers`), so that of the part itself only the series of frames are read.
 
-Both are derived: they can be deleted at any time, say nothing that the parts do not say, and are ignored as soon as
-the parts are not those that they were made from, each with the size and the time of change that it had then.
+The two files of a folder are a *piece*. Both are derived: they can be deleted at any time, say nothing that the parts
+do not say, and are ignored as soon as the parts are not those that they were made from, each with the size and the time
+of change that it had then. A piece that is made anew takes over what the old one says of parts that did not change: the
+index is kept while parts are written, at a cost that does not grow with the dataset.
 """
 
 from __future__ import annotations
 
 import base64
+import bisect
 import itertools
 import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .conform import check_types, conform, file_version
 from .footers import SERIES_COLUMNS, read_with_footer, series_footers
 from .inputs import InputError, reading
 from .limits import MIB
-from .parquet import SCAN_OPTIONS, WHAT, open_parquet, sealed
+from .parquet import SCAN_OPTIONS, WHAT, open_parquet, read_table, sealed
+from .processes import map_processes
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION
-from .store import data_folder, dataset_files, write_atomically
+from .store import (
+    INDEX_FOLDER,
+    data_folder,
+    dataset_folders,
+    part_folders,
+    parts_of_folder,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
 PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
-"""Columns of the index beyond the dataset's own: number of the part in sorted order, row group in it, row in
-that."""
+"""Columns of the index beyond the dataset's own: number of the part in the dataset's order (in a piece: in its folder),
+row group in it, row in that."""
 _LEFT_OUT = ("error", "stage_wall_s")
-"""Per-clip columns that `index.parquet` lacks: nothing is selected by them."""
-_NAME = "index.parquet"
-_ROWS_NAME = "index.arrow"
+"""Per-clip columns that the Parquet file lacks: nothing is selected by them."""
+_FOREIGN = "files"
+"""Name of the piece of files that another tool has put there."""
 _ROWS_PER_BATCH = 256
-"""Clips of `index.arrow` that are read to get one: 128 take a fifth more space and 10 microseconds less."""
+"""Clips of an Arrow file that are read to get one: 128 take a fifth more space and 10 microseconds less."""
 _FOOTER = "index_footer"
 _BATCHES = "theodolite.batches"
 _CHECKED_WHOLE = 64 * MIB
@@ -52,39 +66,89 @@ _CHECKED_WHOLE = 64 * MIB
 _OWN_COLUMNS = (*PLACE_COLUMNS, _FOOTER)
 
 
-def refresh_index(out: str | Path) -> Path | None:
-    """Bring `<out>/index.parquet` and `<out>/index.arrow` up to date and return the former; None if there are no
-    parts yet.
+def piece_path(out: str | Path, folder: str) -> Path:
+    """The Parquet file of a folder's piece; the Arrow file lies beside it."""
+    return Path(out) / INDEX_FOLDER / f"{folder or _FOREIGN}.parquet"
 
+
+def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
+    """Bring the index up to date and return its folder; None if there are no parts yet.
+
+    Args:
+        processes: that share the work, if it is more than a few hundred parts.
     Raises:
         ValueError: a part that cannot be read.
     """
     out = Path(out)
-    files = [str(part) for part in dataset_files(out)] if data_folder(out).is_dir() else []
-    if not files:
+    folders = dataset_folders(out) if data_folder(out).is_dir() else []
+    if not folders:
         return None
-    index = open_index(out, files)
-    rows = None if index is None else open_clip_rows(out, index)
-    current = rows is not None and rows.whole()
-    return out / _NAME if current else write_index(out)
+    stale = [(name, parts) for name, parts in folders if not _is_whole(out, name, parts)]
+    if sum(len(parts) for _name, parts in stale) < _WORTH_PROCESSES:
+        processes = 1
+    for _ in map_processes(partial(_write_named_piece, out), stale, processes=processes):
+        pass
+    _remove_old(out, {name or _FOREIGN for name, _parts in folders})
+    return out / INDEX_FOLDER
+
+
+_WORTH_PROCESSES = 400
+"""Parts to be read anew above which processes are started for it: each takes a second to begin."""
+
+
+def refresh_piece(out: str | Path, folder: str) -> None:
+    """Bring the piece of one folder of parts up to date (see `store.part_folders`)."""
+    out = Path(out)
+    if (parts := parts_of_folder(out, folder)) and not _is_whole(out, folder, parts):
+        write_piece(out, folder, parts)
 
 
 def write_index(out: str | Path) -> Path:
-    """Write `<out>/index.arrow` and `<out>/index.parquet` for the parts that are there; returns the latter's path.
+    """Make the whole index anew from the parts that are there; returns its folder.
 
     Raises:
         ValueError: no parts, or a part that cannot be read.
     """
     out = Path(out)
-    parts = dataset_files(out) if data_folder(out).is_dir() else []
-    if not parts:
+    folders = dataset_folders(out) if data_folder(out).is_dir() else []
+    if not folders:
         raise ValueError(f"{out}: no Parquet files below data/; is this the --out folder of a run?")
+    for name, parts in folders:
+        write_piece(out, name, parts, anew=True)
+    _remove_old(out, {name or _FOREIGN for name, _parts in folders})
+    return out / INDEX_FOLDER
+
+
+def _write_named_piece(out: Path, named: tuple[str, list[Path]]) -> None:
+    write_piece(out, *named)
+
+
+def _remove_old(out: Path, names: set[str]) -> None:
+    """Remove pieces of folders that are no more, and the index of an earlier version."""
+    for path in (out / INDEX_FOLDER).iterdir():
+        if path.suffix in (".parquet", ".arrow") and path.stem not in names:
+            path.unlink(missing_ok=True)
+    for name in ("index.parquet", "index.arrow"):
+        (out / name).unlink(missing_ok=True)
+
+
+def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = False) -> None:
+    """Write the piece of a folder of parts.
+
+    Args:
+        anew: read every part, whatever an older piece says of it.
+    Raises:
+        ValueError: a part that cannot be read.
+    """
+    path = piece_path(out, folder)
+    path.parent.mkdir(exist_ok=True)
     # Before reading: a part that changes meanwhile makes the index stale.
     stamps = _named_stamps(out, parts)
+    known = {} if anew else _known_parts(out, folder)
     tables: list[pa.Table] = []
     footers: list[bytes | None] = []
-    for number, part in enumerate(parts):
-        table, of_groups = _index_part(part, number)
+    for number, (part, stamp) in enumerate(zip(parts, stamps, strict=True)):
+        table, of_groups = known.get(stamp) or _index_part(part)
         start = len(footers)
         # A batch names the footer of a row group once, with the first of its clips.
         for offset, (group, row) in enumerate(
@@ -92,27 +156,57 @@ def write_index(out: str | Path) -> Path:
         ):
             first = row == 0 or (start + offset) % _ROWS_PER_BATCH == 0
             footers.append(of_groups[group] if of_groups is not None and first else None)
-        tables.append(table)
+        numbers = pa.array([number] * table.num_rows, pa.int32())
+        tables.append(table.append_column(pa.field(_PART, pa.int32(), nullable=False), numbers))
     table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
     metadata = {
         "theodolite.schema_version": str(SCHEMA_VERSION),
         "theodolite.parts": json.dumps(stamps),
-        _BATCHES: json.dumps(_write_clip_rows(out / _ROWS_NAME, table, footers)),
+        _BATCHES: json.dumps(_write_clip_rows(path.with_suffix(".arrow"), table, footers)),
     }
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.schema.names])
     table = table.replace_schema_metadata(metadata)
     content = sealed(table, compression="zstd", row_group_size=1 << 20)
-    write_atomically(out / _NAME, memoryview(content))
-    return out / _NAME
+    write_atomically(path, memoryview(content))
 
 
-def _index_part(part: Path, number: int) -> tuple[pa.Table, list[bytes] | None]:
-    """Per-clip columns and places of a part, and the footers of its row groups."""
+_Indexed = tuple[pa.Table, list[bytes] | None]
+"""Per-clip columns and places of a part, and the footers of its row groups."""
+
+
+def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]:
+    """What an older piece says, by the stamps of its parts; nothing if a byte of it is damaged."""
+    piece = _open_piece(out, folder)
+    rows = None if piece is None else open_clip_rows(piece)
+    if piece is None or rows is None or not rows.whole():
+        return {}
+    table = rows.to_table()
+    numbers = table[_PART].to_numpy()
+    if (np.diff(numbers) < 0).any():
+        return {}
+    found: dict[tuple[str, int, int], _Indexed] = {}
+    ends = np.searchsorted(numbers, np.arange(len(piece.stamps)), side="right").tolist()
+    for stamp, start, end in zip(piece.stamps, [0, *ends], ends, strict=False):
+        of_part = table.slice(start, end - start)
+        footers = dict(zip(of_part[_ROW_GROUP].to_pylist(), of_part[_FOOTER].to_pylist(), strict=True))
+        for group, footer in zip(
+            of_part[_ROW_GROUP].to_pylist(), of_part[_FOOTER].to_pylist(), strict=True
+        ):  # the first of a group has it
+            footers[group] = footer or footers[group]
+        whole = [footer for _group, footer in sorted(footers.items()) if footer is not None]
+        found[stamp] = (
+            of_part.drop_columns([_PART, _FOOTER]),
+            whole if len(whole) == len(footers) else None,
+        )
+    return found
+
+
+def _index_part(part: Path) -> _Indexed:
     with open_parquet(part) as file, reading(part, WHAT):
-        return _index_open_part(part, file, number)
+        return _index_open_part(part, file)
 
 
-def _index_open_part(part: Path, file: pq.ParquetFile, number: int) -> tuple[pa.Table, list[bytes] | None]:
+def _index_open_part(part: Path, file: pq.ParquetFile) -> _Indexed:
     schema = file.schema_arrow
     file_version(schema, where=str(part))
     check_types(schema, where=str(part))
@@ -122,17 +216,16 @@ def _index_open_part(part: Path, file: pq.ParquetFile, number: int) -> tuple[pa.
     )  # threads cost more than such small columns give
     groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     columns = (
-        [number] * table.num_rows,
         [g for g, n in enumerate(groups) for _ in range(n)],
         [row for n in groups for row in range(n)],
     )
-    for name, values in zip(PLACE_COLUMNS, columns, strict=True):
+    for name, values in zip(PLACE_COLUMNS[1:], columns, strict=True):
         table = table.append_column(pa.field(name, pa.int32(), nullable=False), pa.array(values, pa.int32()))
     return table, series_footers(file, schema)
 
 
 def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -> dict[str, Any]:
-    """Write `index.arrow`; returns its schema, and where each batch lies in it with the checksum of its bytes."""
+    """Write the Arrow file; returns its schema, and where each batch lies in it with the checksum of its bytes."""
     # By name alone: units and meanings, which the parts hold, would only be parsed at every opening.
     columns = {name: table[name] for name in table.schema.names if not _is_void(name, table[name])}
     table = pa.table(columns | {_FOOTER: pa.array(footers, pa.binary())}).combine_chunks()
@@ -165,8 +258,8 @@ def _is_void(name: str, values: pa.ChunkedArray) -> bool:
 
 @dataclass(frozen=True)
 class ClipRows:
-    """An opened `index.arrow`. Its clips have the order of `index.parquet`, which holds the checksums of its batches:
-    what is read is what was written, or nothing.
+    """An opened Arrow file of a piece. Its clips have the order of the Parquet file, which holds the checksums of its
+    batches: what is read is what was written, or nothing.
 
     Attributes:
         batches: offset, length and checksum of every batch in the file.
@@ -185,6 +278,13 @@ class ClipRows:
             for i in range(min(1, len(self.batches)) if first else len(self.batches))
         )
 
+    def to_table(self) -> pa.Table:
+        """All of it. Raises ValueError for a damaged batch."""
+        batches = [self._batch(i) for i in range(len(self.batches))]
+        if any(batch is None for batch in batches):
+            raise ValueError(f"{self.path}: damaged")
+        return pa.Table.from_batches(batches, self.schema)
+
     def _content(self, number: int) -> bytes | None:
         start, length, checksum = self.batches[number]
         content = self.file.read_at(length, start)
@@ -200,7 +300,7 @@ class ClipRows:
         """One clip with all columns of the dataset.
 
         Args:
-            number: of the clip in the index.
+            number: of the clip in the piece.
             open_part: opens a part, given its number, and refuses one that is not that of the index.
         Returns:
             Its value in every column, each an array of one; None if the index has no footer for its row group, or its
@@ -224,13 +324,12 @@ class ClipRows:
         return values
 
 
-def open_clip_rows(out: Path, index: pads.FileSystemDataset) -> ClipRows | None:
-    """The `index.arrow` that was written with an opened index, or None if there is none."""
-    path = out / _ROWS_NAME
-    stated = index.schema.metadata.get(_BATCHES.encode())
-    if stated is None or not path.is_file():
+def open_clip_rows(piece: Piece) -> ClipRows | None:
+    """The Arrow file that was written with an opened piece, or None if there is none."""
+    path = piece.path.with_suffix(".arrow")
+    if not path.is_file():
         return None
-    known = json.loads(stated)
+    known = json.loads(piece.batches)
     file = pa.OSFile(str(path))
     # Of another length: somebody else's copy, or cut.
     if known["batches"] and file.size() < sum(known["batches"][-1][:2]):
@@ -240,43 +339,175 @@ def open_clip_rows(out: Path, index: pads.FileSystemDataset) -> ClipRows | None:
     return rows if rows.whole(first=True) else None
 
 
-def open_index(out: Path, files: list[str]) -> pads.FileSystemDataset | None:
-    """The index of a dataset folder, or None if there is none or the parts are no longer those it was made
-    from."""
-    path = out / _NAME
+@dataclass(frozen=True)
+class Piece:
+    """An opened piece.
+
+    Attributes:
+        stamps: of its parts: path below the dataset, size, time of change in nanoseconds.
+        batches: where the batches of its Arrow file lie (JSON).
+    """
+
+    path: Path
+    num_rows: int
+    schema: pa.Schema
+    stamps: tuple[tuple[str, int, int], ...]
+    batches: str = field(repr=False)
+
+    def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
+        """Filtered columns; those of `schema` that this piece lacks are null."""
+        fragment = _PARQUET.make_fragment(str(self.path), pafs.LocalFileSystem())
+        dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, pafs.LocalFileSystem())
+        return dataset.to_table(columns=columns, filter=where)
+
+
+_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
+_MAX_OPEN = 64
+"""Arrow files that are kept open."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The opened index of a dataset: pieces in the order of its folders of parts."""
+
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of all pieces, without metadata."""
+        schemas = list({piece.schema.to_string(): piece.schema for piece in self.pieces}.values())
+        return pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+
+    def to_table(self, columns: Sequence[str], filter: pads.Expression | None = None) -> pa.Table:
+        """Filtered columns of all clips, in the dataset's order."""
+        tables: list[pa.Table] = []
+        first = 0  # number of a piece's first part in the dataset
+        for piece in self.pieces:
+            table = piece.to_table(self.schema, list(columns), filter)
+            if _PART in table.schema.names and first:
+                at = table.schema.get_field_index(_PART)
+                numbers = pa.array(table[_PART].to_numpy() + first, pa.int32())
+                table = table.set_column(at, table.schema.field(at), numbers)
+            tables.append(table)
+            first += len(piece.stamps)
+        return pa.concat_tables(tables)
+
+    def stamps(self) -> list[tuple[int, int]]:
+        """Size and time of change in nanoseconds of all parts, in the dataset's order."""
+        return [(size, changed) for piece in self.pieces for _name, size, changed in piece.stamps]
+
+    def read(self, number: int, open_part: Callable[[int], pa.NativeFile]) -> dict[str, pa.Array] | None:
+        """A clip by its number in the index, as `ClipRows.read`; `open_part` takes the dataset's number of a part."""
+        at = bisect.bisect_right(self._first_rows, number) - 1
+        rows = self._rows_of(at)
+        first_part = self._first_parts[at]
+        if rows is None:
+            return None
+        return rows.read(number - self._first_rows[at], lambda part: open_part(first_part + part))
+
+    @cached_property
+    def _first_rows(self) -> list[int]:
+        return [0, *itertools.accumulate(piece.num_rows for piece in self.pieces[:-1])]
+
+    @cached_property
+    def _first_parts(self) -> list[int]:
+        return [0, *itertools.accumulate(len(piece.stamps) for piece in self.pieces[:-1])]
+
+    @cached_property
+    def _open_rows(self) -> dict[int, ClipRows | None]:
+        """Arrow files that are open, by number of the piece; the one opened last comes last."""
+        return {}
+
+    def _rows_of(self, number: int) -> ClipRows | None:
+        if number not in self._open_rows:
+            while len(self._open_rows) >= _MAX_OPEN:
+                del self._open_rows[next(iter(self._open_rows))]
+            self._open_rows[number] = open_clip_rows(self.pieces[number])
+        return self._open_rows[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files."""
+        return {"pieces": self.pieces}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def open_index(out: Path, folders: Sequence[tuple[str, Sequence[Path]]]) -> Index | None:
+    """The index of a dataset folder, or None if it lacks a piece or the parts are no longer those it was made from.
+
+    Args:
+        folders: from `store.dataset_folders`.
+    """
+    pieces: list[Piece] = []
+    for name, parts in folders:
+        piece = _current_piece(out, name, parts)
+        if piece is None:
+            return None
+        pieces.append(piece)
+    return Index(tuple(pieces))
+
+
+def rows_by_folder(out: str | Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Per-clip columns of all clips, one table for each folder of parts: from the index where it is of the parts that
+    are there, else from these.
+
+    Raises:
+        InputError: a part that cannot be read.
+    """
+    out = Path(out)
+    for name, parts in part_folders(out):
+        piece = _current_piece(out, name, parts)
+        if piece is not None and set(columns) <= set(piece.schema.names):
+            with reading(piece.path, "index"):
+                yield piece.to_table(piece.schema, list(columns), None)
+        else:
+            yield pa.concat_tables(read_table(part, columns) for part in parts).replace_schema_metadata(None)
+
+
+def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | None:
+    """The piece of a folder, if it is of these parts; one that is damaged is made anew."""
+    try:
+        piece = _open_piece(out, folder)
+    except InputError as error:
+        log.warning("%s; it is derived from the parts, and is made anew", error)
+        try:
+            piece_path(out, folder).unlink()
+            write_piece(out, folder, parts)
+        except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
+            return None
+        piece = _open_piece(out, folder)
+    if piece is None or list(piece.stamps) != [tuple(stamp) for stamp in _named_stamps(out, parts)]:
+        return None
+    return piece
+
+
+def _is_whole(out: Path, folder: str, parts: Sequence[Path]) -> bool:
+    """Whether both files of a piece are of these parts, to the last byte."""
+    piece = _current_piece(out, folder, parts)
+    rows = None if piece is None else open_clip_rows(piece)
+    return rows is not None and rows.whole()
+
+
+def _open_piece(out: Path, folder: str) -> Piece | None:
+    """The piece of a folder; None if there is none that this version reads.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = piece_path(out, folder)
     if not path.is_file():
         return None
-    try:
-        with open_parquet(path, whole=path.stat().st_size < _CHECKED_WHOLE) as file, reading(path, "index"):
-            metadata = file.schema_arrow.metadata or {}
-            if metadata.get(b"theodolite.schema_version") != str(SCHEMA_VERSION).encode():
-                return None
-            if _BATCHES.encode() not in metadata:  # of an earlier version
-                return None
-            stamps = json.loads(metadata[b"theodolite.parts"])
-    except InputError as error:
-        return _made_anew(out, files, error)
-    if stamps != _named_stamps(out, files):
-        return None
-    return pads.dataset(str(path), format=pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS))
-
-
-def _made_anew(out: Path, files: list[str], error: InputError) -> pads.FileSystemDataset | None:
-    """The index of a folder whose own is damaged; None where none can be made."""
-    log.warning("%s; it is derived from the parts, and is made anew", error)
-    try:
-        (out / _NAME).unlink()
-        write_index(out)
-    except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
-        return None
-    return open_index(out, files)
-
-
-def indexed_parts(index: pads.FileSystemDataset) -> list[tuple[int, int]]:
-    """Size and time of change in nanoseconds of the parts that an opened index speaks of, in its order."""
-    return [
-        (size, changed) for _name, size, changed in json.loads(index.schema.metadata[b"theodolite.parts"])
-    ]
+    with open_parquet(path, whole=path.stat().st_size < _CHECKED_WHOLE) as file, reading(path, "index"):
+        schema = file.schema_arrow
+        metadata = schema.metadata or {}
+        if metadata.get(b"theodolite.schema_version") != str(SCHEMA_VERSION).encode():
+            return None
+        if _BATCHES.encode() not in metadata:  # of an earlier version
+            return None
+        stamps = tuple((str(n), int(s), int(c)) for n, s, c in json.loads(metadata[b"theodolite.parts"]))
+        batches = metadata[_BATCHES.encode()].decode()
+        return Piece(path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches)
 
 
 def part_stamp(part: str | Path) -> tuple[int, int]:
@@ -285,5 +516,5 @@ def part_stamp(part: str | Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _named_stamps(out: Path, parts: Sequence[str | Path]) -> list[list[str | int]]:
-    return [[os.path.relpath(part, out), *part_stamp(part)] for part in parts]
+def _named_stamps(out: Path, parts: Sequence[Path]) -> list[tuple[str, int, int]]:
+    return [(str(part.relative_to(out)), *part_stamp(part)) for part in parts]

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .hub import hub_error
-from .index import PLACE_COLUMNS, ClipRows, indexed_parts, open_clip_rows, open_index, part_stamp
+from .index import PLACE_COLUMNS, Index, open_index, part_stamp
 from .inputs import reading
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
-from .store import DATA_FILES, dataset_files, only_parts
+from .store import DATA_FILES, dataset_folders, only_parts
 from .where import parse_where
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def open_dataset(path: str | Path) -> ClipDataset:
 
     A folder is the `--out` folder of a run, or any that holds Parquet files with our columns: what polars, DuckDB,
     pandas or `datasets` wrote after a filter is opened like the original. Nothing but names is read here, and
-    `index.parquet` if there is one (see `index`); file footers are read when they are first needed.
+    the index if there is one (see `index`); file footers are read when they are first needed.
 
     Raises:
         ValueError: nothing there, a file that is not of this schema, or a newer schema version.
@@ -55,8 +55,9 @@ def open_dataset(path: str | Path) -> ClipDataset:
     index = None
     if local.exists():
         filesystem: Any = pafs.LocalFileSystem()
-        files = [str(p) for p in dataset_files(local)]  # in the order to which the index refers
-        index = open_index(local, files) if (local / "data").is_dir() else None
+        folders = dataset_folders(local)
+        files = [str(part) for _name, parts in folders for part in parts]  # in the index's order
+        index = open_index(local, folders) if files and (local / "data").is_dir() else None
     elif is_hub_id(path):
         path = os.fspath(path)
         from huggingface_hub import HfFileSystem
@@ -165,14 +166,14 @@ class ClipDataset:
     Attributes:
         path: what was opened. files: its parts, sorted.
         filter: condition on columns that applies to every method, except `row`.
-        index: file of `index.write_index`, or None: then everything comes from the parts themselves.
+        index: what `index.open_index` found, or None: then everything comes from the parts themselves.
     """
 
     path: str
     files: tuple[str, ...] = field(repr=False)
     filesystem: pafs.FileSystem = field(repr=False)
     filter: pads.Expression | None = None
-    index: pads.FileSystemDataset | None = field(default=None, repr=False)
+    index: Index | None = field(default=None, repr=False)
 
     @cached_property
     def arrow(self) -> pads.FileSystemDataset:
@@ -200,7 +201,6 @@ class ClipDataset:
             "_places",
             "_open_parts",
             "_stamps",
-            "_clip_rows",
             "_numbers",
         ):  # what was read for this one serves that one too
             if name in self.__dict__:
@@ -297,9 +297,9 @@ class ClipDataset:
             KeyError: no such clip.
             ValueError: its part was rewritten since the dataset was opened.
         """
-        if self._clip_rows is not None:
+        if self.index is not None:
             number = self._look_up(self._numbers, clip_id)
-            values = self._clip_rows.read(number, self._open_source)
+            values = self.index.read(number, self._open_source)
             if values is not None:
                 return rows_from_arrays(values, num_rows=1)[0]
         file, group, offset = self._look_up(self._places, clip_id)
@@ -372,11 +372,7 @@ class ClipDataset:
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """What the parts were when the index was made."""
-        return {} if self.index is None else dict(zip(self.files, indexed_parts(self.index), strict=True))
-
-    @cached_property
-    def _clip_rows(self) -> ClipRows | None:
-        return None if self.index is None else open_clip_rows(Path(self.index.files[0]).parent, self.index)
+        return {} if self.index is None else dict(zip(self.files, self.index.stamps(), strict=True))
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -1,18 +1,20 @@
 """Writing and finding part files. A part is the unit of commit: temporary name, flush to disk, rename.
 
 A dataset lies in one folder: `dataset.json` (schema version and recipe hash), `README.md` and
-`data/<source>/part-<shard>.parquet`. Whatever process dies at whatever moment, a part is there whole
-or not at all; which shards are done is which parts exist.
+`data/<source>/part-<shard>.parquet`, from the thousandth shard on `data/<source>/<thousands>/part-<shard>.parquet`, so
+that no folder holds many more files than that. Whatever process dies at whatever moment, a part is there whole or not
+at all.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +28,10 @@ from .rows import Row, rows_to_table
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
 
 TEMPORARY = ".tmp-"
+INDEX_FOLDER = "index"
+"""Folder beside the data that holds what `index` derives from them."""
+PARTS_PER_FOLDER = 1000
+_THOUSANDS = re.compile(r"[0-9]{6,}")
 _ROW_GROUP_FRAMES = 12_288
 """Frames aimed at per row group: about 1 MB of cameras. Larger groups stream faster, smaller ones give one clip
 sooner, and every group lengthens the footer that has to be read before either (see `write_table`)."""
@@ -65,12 +71,71 @@ def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
     for what, name in (("source", source), ("shard id", shard_id)):
         if not is_name(name):
             raise ValueError(f"{what} {name!r:.80}: use {NAME_RULE}")
-    return data_folder(out) / source / f"part-{shard_id}.parquet"
+    number = re.match(r"\d+", shard_id)
+    thousands = int(number[0]) // PARTS_PER_FOLDER if number else 0
+    folder = data_folder(out) / source
+    return (folder / f"{thousands:06d}" if thousands else folder) / f"part-{shard_id}.parquet"
+
+
+def shard_digest(clip_ids: Iterable[str]) -> str:
+    """Ten characters that tell, in a part's name, which clips it is for."""
+    return hashlib.sha256("\n".join(clip_ids).encode()).hexdigest()[:10]
+
+
+def source_folder(part: Path) -> str:
+    """Name of the folder below `data/` that holds a part."""
+    return part.parent.parent.name if _THOUSANDS.fullmatch(part.parent.name) else part.parent.name
+
+
+def folder_name(part: Path) -> str:
+    """Name of a part's folder as `part_folders` gives it."""
+    return source_folder(part) + (f".{part.parent.name}" if _THOUSANDS.fullmatch(part.parent.name) else "")
+
+
+def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
+    """Parts that `write_part` wrote, folder by folder in the order of the dataset; empty folders are left out. Those of
+    schema version 1 lie in `source=<source>`.
+
+    Yields:
+        Name of the folder (`source`, or `source.thousands`), and its parts, sorted.
+    """
+    for source in _sorted_folders(data_folder(out)):
+        if parts := _parts_in(source):
+            yield source.name, parts
+        for folder in _sorted_folders(source):
+            if _THOUSANDS.fullmatch(folder.name) and (parts := _parts_in(folder)):
+                yield f"{source.name}.{folder.name}", parts
+
+
+def parts_of_folder(out: str | Path, name: str) -> list[Path]:
+    """Parts of one of these folders, sorted; none if it is no more."""
+    source, _, thousands = name.partition(".")
+    folder = data_folder(out) / source / thousands
+    return _parts_in(folder) if folder.is_dir() else []
+
+
+def _sorted_folders(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.startswith("part-") and e.name.endswith(".parquet"))
+    return [folder / name for name in names]
 
 
 def list_parts(out: str | Path) -> list[Path]:
-    """Finished part files that `write_part` wrote, sorted; those of schema version 1 lie in `source=<source>`."""
-    return sorted(data_folder(out).glob("*/part-*.parquet"))
+    """Finished part files that `write_part` wrote, in the order of the dataset."""
+    return [part for _name, parts in part_folders(out) for part in parts]
+
+
+def has_parts(out: str | Path) -> bool:
+    """Whether there is any part."""
+    return next(part_folders(out), None) is not None
 
 
 def dataset_files(path: str | Path) -> list[Path]:
@@ -83,17 +148,29 @@ def dataset_files(path: str | Path) -> list[Path]:
     Raises:
         ValueError: the folder lies above whole datasets, which are opened one by one.
     """
+    return [file for _name, files in dataset_folders(path) for file in files]
+
+
+def dataset_folders(path: str | Path) -> list[tuple[str, list[Path]]]:
+    """As `dataset_files`, by folders of parts (see `part_folders`); files of other tools are one folder of no name.
+
+    Raises:
+        ValueError: the folder lies above whole datasets, which are opened one by one.
+    """
     path = Path(path)
     if path.is_file():
-        return [path]
+        return [("", [path])]
     refuse_above_datasets(path)
-    return list_parts(path) or _files_of_copies(path)
+    if folders := list(part_folders(path)):
+        return folders
+    files = _files_of_copies(path)
+    return [("", files)] if files else []
 
 
 def only_parts(files: Sequence[str]) -> list[str]:
     """As `dataset_files`, of names from elsewhere: the parts among them, or where there are none all."""
-    parts = [file for file in files if re.fullmatch(r"(.*/)?data/[^/]+/part-[^/]*\.parquet", file)]
-    return sorted(parts or files)
+    pattern = rf"(.*/)?data/[^/]+/({_THOUSANDS.pattern}/)?part-[^/]*\.parquet"
+    return sorted([file for file in files if re.fullmatch(pattern, file)] or files)
 
 
 def foreign_files(path: str | Path) -> list[Path]:
@@ -115,7 +192,9 @@ def _files_of_copies(path: Path) -> list[Path]:
         below[:] = [  # a dataset within is another one
             name
             for name in below
-            if not name.startswith((".", "_")) and not Path(folder, name, "dataset.json").is_file()
+            if not name.startswith((".", "_"))
+            and not Path(folder, name, "dataset.json").is_file()
+            and Path(folder, name) != path / INDEX_FOLDER
         ]
         found += [
             Path(folder, name)
@@ -125,19 +204,12 @@ def _files_of_copies(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def finished_shards(out: str | Path) -> set[str]:
-    """Ids of shards whose part file exists, over all sources."""
-    return {path.stem.removeprefix("part-") for path in list_parts(out)}
-
-
-def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
+def prepare_output(out: str | Path, *, recipe_hash: str) -> None:
     """Make or check an output folder before a run; call once, before any worker writes.
 
     Creates the folder, removes temporaries that a killed run left behind, and refuses a folder that another
     recipe or schema version has written.
 
-    Returns:
-        Ids of the shards that are already done.
     Raises:
         ValueError: the folder belongs to another recipe, or is a file.
     """
@@ -151,7 +223,6 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> set[str]:
         write_atomically(marker, (json.dumps(wanted, indent=2) + "\n").encode())
     if not (out / "README.md").exists():
         write_atomically(out / "README.md", _README.encode())
-    return finished_shards(out)
 
 
 def check_output(out: str | Path, *, recipe_hash: str) -> None:
@@ -166,7 +237,7 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
     _refuse_folders_as_parts(out)
     marker = out / "dataset.json"
     if not marker.is_file():
-        if list_parts(out):
+        if has_parts(out):
             raise ValueError(f"{out}: holds part files but no dataset.json; choose an empty folder")
         if below := datasets_below(out):
             raise ValueError(
@@ -214,12 +285,12 @@ def _check_parts(out: Path, parts: Sequence[Path], recipe_hash: str) -> None:
 
 def _refuse_folders_as_parts(out: Path) -> None:
     """A folder by the name of a part would count as done."""
-    for source in data_folder(out).glob("*"):
-        if source.is_dir():
-            with os.scandir(source) as entries:
-                for entry in entries:
-                    if entry.name.startswith("part-") and entry.is_dir():
-                        raise ValueError(f"{entry.path}: is a folder where a part should be; move it away")
+    for source in _sorted_folders(data_folder(out)):
+        for folder in (source, *_sorted_folders(source)):
+            if folder.name.startswith("part-"):
+                raise ValueError(f"{folder}: is a folder where a part should be; move it away")
+            if folder is not source and any(f.name.startswith("part-") for f in _sorted_folders(folder)):
+                raise ValueError(f"{folder}: holds a folder where a part should be; move it away")
 
 
 def _is_readable(out: Path) -> bool:
@@ -272,6 +343,8 @@ def clean_temporaries(out: str | Path) -> int:
     """Remove temporaries of killed writers and return their number. Not while writers run."""
     stale = [
         *data_folder(out).glob(f"*/{TEMPORARY}*"),
+        *data_folder(out).glob(f"*/[0-9]*/{TEMPORARY}*"),
+        *(Path(out) / INDEX_FOLDER).glob(f"{TEMPORARY}*"),
         *(p for p in Path(out).glob(f"{TEMPORARY}*") if p.is_file()),
     ]
     for path in stale:

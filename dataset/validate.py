@@ -33,7 +33,7 @@ from .schema import (
     VERDICTS,
     declared_type,
 )
-from .store import TEMPORARY, data_folder, dataset_files, foreign_files, read_marker
+from .store import TEMPORARY, data_folder, dataset_files, foreign_files, read_marker, source_folder
 
 RIGID_TOLERANCE = 1e-5
 """Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
@@ -288,12 +288,12 @@ def _check_row(
         yield "schema_version", f"row says {row['schema_version']}, its file {version}"
     if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
         yield "schema_version", f"row says {row['schema_version']}, this reader knows 1 to {SCHEMA_VERSION}"
-    if version is not None and "data" in (part.parent.name, part.parent.parent.name):
+    if version is not None and "data" in part.parts[-4:-1]:
         folder = f"source={row['source']}" if version == 1 else row["source"]
-        if part.parent.name != folder:
+        if source_folder(part) != folder:
             yield (
                 "partition",
-                f"source is {row['source']!r} but the part lies in {part.parent.name}, not {folder}",
+                f"source is {row['source']!r} but the part lies in {source_folder(part)}, not {folder}",
             )
     yield from _identity(row, recipe_hash)
     yield from _provenance(row)

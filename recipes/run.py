@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,24 @@ import pyarrow as pa
 
 from ..annotate.frames.video import check_decoder
 from ..annotate.geometry.choose import check_estimators
-from ..annotate.run.cluster import RunAborted, signals_as_interrupt
+from ..annotate.run.cluster import signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
 from ..annotate.run.tally import Tally, read_outcomes
 from ..annotate.run.worker import Job
 from ..annotate.sources.clip import ClipRef
-from ..annotate.sources.entries import media_root
+from ..annotate.sources.entries import Source, media_root
 from ..annotate.sources.read import read_clips
-from ..dataset.commit import drop_rows
-from ..dataset.index import refresh_index
+from ..dataset.clip_set import ClipSet
+from ..dataset.commit import clips_with_rows, drop_rows
+from ..dataset.index import refresh_index, rows_by_folder
+from ..dataset.processes import num_cores
 from ..dataset.reasons import REASONS, find_reason, status_of
-from ..dataset.store import check_output, finished_shards
+from ..dataset.store import check_output, has_parts
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
 
 log = logging.getLogger(__name__)
 
-MAX_LISTED = 50
-"""Failed clips named at the end of a run; `theodolite inspect` shows the rest."""
 MAX_ADVICE = 8
 """Reasons explained at the end of a run."""
 
@@ -73,7 +73,7 @@ def run_annotate(
     Raises:
         ValueError: the source cannot be read, weights are missing, or `out` belongs to something else; nothing has been
             written.
-        RunAborted: disk full, cluster gone, everything fails, or the source keeps changing.
+        RunAborted: disk full, cluster gone, everything fails, or the source ends in an error.
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     with signals_as_interrupt():
@@ -93,37 +93,36 @@ class _Run:
         reason = self.options.retry_failed
         retried = None if reason is None else _retried(reason)
         check_output(out, recipe_hash=digest)
-        before = finished_shards(out)
-        plan = self.plan()
+        source = iter(self.clips())
+        source = chain(
+            list(islice(source, 1)), source
+        )  # what is wrong with it is said before anything is written
         check_decoder(recipe.annotate.decode)
         check_estimators(recipe.annotate.geometry)
         check_same_clips(recipe, out)
         if self.options.dry_run:
-            return self.told(plan), 0
+            return self.told(self.plan(source, whole=True)), 0
         with open_output(out, recipe_hash=digest):
             if retried is not None:
-                ids = {clip.clip_id for clip in islice(self.clips(), self.options.limit)}
-                dropped = _drop_failed(out, retried, ids)
+                dropped = _drop_failed(out, retried, islice(self.clips(), self.options.limit))
                 log.warning("%s: %d failed clips are tried again", out, len(dropped))
-            # Planned again under the lock if another run has ended in between; listing a large source takes a minute.
-            if retried is not None or finished_shards(out) != before:
-                plan = self.plan()
+            plan = self.plan(source)
             if plan.num_shards:
                 self.work(plan, digest)
             else:
                 write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
-            refresh_index(out)
+            refresh_index(out, processes=num_cores())
             whole = Tally()
             whole.add(read_outcomes(out))
         parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
-        return "\n".join(part for part in parts if part), 1 if whole.failed else 0
+        return "\n".join(part for part in parts if part), 1 if whole.num_failed else 0
 
     def clips(self) -> Iterable[ClipRef]:
         return read_clips(self.recipe.source)
 
-    def plan(self) -> Plan:
-        size = self.recipe.output.clips_per_shard
-        return plan_run(self.clips, self.out, clips_per_shard=size, limit=self.options.limit)
+    def plan(self, source: Iterable[ClipRef], *, whole: bool = False) -> Plan:
+        size, limit = self.recipe.output.clips_per_shard, self.options.limit
+        return plan_run(lambda: source, self.out, clips_per_shard=size, limit=limit, whole=whole)
 
     def told(self, plan: Plan) -> str:
         """What a dry run says."""
@@ -135,7 +134,7 @@ class _Run:
         )
 
     def work(self, plan: Plan, digest: str) -> None:
-        """Annotate what a plan holds, and what the next ones do if the source changes meanwhile."""
+        """Annotate what a plan leaves to do, and record it."""
         record = _RunRecord(self.out, self.recipe)
         record.write(plan)
         job = Job(
@@ -144,26 +143,14 @@ class _Run:
             mode=self.recipe.mode,
             recipe_hash=digest,
         )
-        tally = Tally()
-        for _ in range(_PLANS):
-            done = run_plan(
-                plan,
-                job,
-                workers=self.options.workers,
-                scheduler=self.options.scheduler,
-                show_progress=self.show_progress,
-                max_failed=self.options.max_failed,
-            )
-            tally.take(done)
-            if done.done == plan.num_clips - plan.num_clips_done:
-                break
-            plan = self.plan()  # the source has changed between plan and work
-        else:
-            left = plan.num_clips - plan.num_clips_done
-            raise RunAborted(
-                f"{self.out}: {left} clips are still to do: the source changed each time between planning and working."
-                " Run the same command once it stands still"
-            )
+        tally = run_plan(
+            plan,
+            job,
+            workers=self.options.workers,
+            scheduler=self.options.scheduler,
+            show_progress=self.show_progress,
+            max_failed=self.options.max_failed,
+        )
         record.write(plan, tally)
 
 
@@ -172,16 +159,18 @@ class _RunRecord:
 
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self._out, self._recipe = out, recipe
-        self._started, self._start = now_iso(), time.time()
+        self._started, self._start = now_iso(), time.monotonic()
 
     def write(self, plan: Plan, tally: Tally | None = None) -> None:
         result: dict[str, Any] = {"clips": plan.num_clips, "clips_done_before": plan.num_clips_done}
+        if not plan.listed:
+            result["listed_so_far"] = True
         if tally is not None:
             result |= {
                 "accepted": tally.accepted,
                 "rejected": dict(tally.rejected),
-                "failed": len(tally.failed),
-                "wall_s": round(time.time() - self._start, 1),
+                "failed": tally.num_failed,
+                "wall_s": round(time.monotonic() - self._start, 1),
             }
         ended = None if tally is None else now_iso()
         write_run_record(
@@ -189,20 +178,17 @@ class _RunRecord:
         )
 
 
-_PLANS = 3
-"""How often a run plans anew because its source has changed since."""
-
-
-def _drop_failed(out: Path, failed: Callable[[pa.Table], list[bool]], ids: set[str]) -> list[str]:
+def _drop_failed(out: Path, failed: Callable[[pa.Table], list[bool]], clips: Iterable[ClipRef]) -> list[str]:
     """Drop the rows of failed clips that the source still has; returns their ids."""
+    those: set[str] = set()
+    for table in rows_by_folder(out, ["clip_id", "verdict", "reasons"]):
+        those.update(table.filter(pa.array(failed(table), pa.bool_()))["clip_id"].to_pylist())
+    there = {clip.clip_id for clip in clips if clip.clip_id in those} if those else set()
 
     def goes(table: pa.Table) -> list[bool]:
-        return [
-            of_kind and clip_id in ids
-            for of_kind, clip_id in zip(failed(table), table["clip_id"].to_pylist(), strict=True)
-        ]
+        return [clip_id in there for clip_id in table["clip_id"].to_pylist()]
 
-    return drop_rows(out, goes)
+    return drop_rows(out, goes) if there else []
 
 
 def _retried(reason: str) -> Callable[[pa.Table], list[bool]]:
@@ -241,38 +227,46 @@ def check_same_clips(recipe: Recipe, out: Path) -> None:
     if not path.is_file():
         return
     before = load_recipe(path).source
-    have = {outcome.clip_id for outcome in read_outcomes(out)}
-    if before == recipe.source or not have:
+    if before == recipe.source or not has_parts(out):
         return
-    now = {clip.clip_id: clip for clip in read_clips(recipe.source)}
+    have = ClipSet(clips_with_rows(out))
     advice = "one dataset holds clips of one source: choose another --out"
     old_place, new_place = media_root(before), media_root(recipe.source)
-    if not have & now.keys():
-        raise ValueError(
-            f"{out}: holds {len(have)} clips of {old_place}, none of which is in {new_place}; {advice}"
-        )
+    now = _some_with_rows(recipe.source, have)
+    if not now:
+        raise ValueError(f"{out}: holds clips of {old_place}, none of which is in {new_place}; {advice}")
     try:
-        old = {clip.clip_id: clip for clip in read_clips(before)}
+        old = [clip for clip in _some_with_rows(before, have).values() if clip.clip_id in now]
     except ValueError:
         return  # the old place is no more: the data have moved
-    for clip_id in sorted(have & now.keys() & old.keys()):
-        a, b = old[clip_id].media_path, now[clip_id].media_path
+    for clip in old:
+        a, b = clip.media_path, now[clip.clip_id].media_path
         if a.is_file() and b.is_file() and a.stat().st_size != b.stat().st_size:
             raise ValueError(
-                f"{out}: clip {clip_id} was made from {a}, which is another file than {b}; {advice}"
+                f"{out}: clip {clip.clip_id} was made from {a}, which is another file than {b}; {advice}"
             )
 
 
+def _some_with_rows(source: Source, have: ClipSet) -> dict[str, ClipRef]:
+    """The first clips of a source that have rows, by id; as many as need be looked at to tell one source from
+    another."""
+    with_rows = (clip for clip in read_clips(source) if clip.clip_id in have)
+    return {clip.clip_id: clip for clip in islice(with_rows, _COMPARED)}
+
+
+_COMPARED = 1000
+
+
 def _failures(tally: Tally) -> str:
-    lines = [f"  {o.clip_id}: {', '.join(o.reasons)}: {o.detail}" for o in tally.failed[:MAX_LISTED]]
-    if len(tally.failed) > MAX_LISTED:
-        lines.append(f"  and {len(tally.failed) - MAX_LISTED} more: theodolite inspect")
+    lines = [f"  {o.clip_id}: {', '.join(o.reasons)}: {o.detail}" for o in tally.failed]
+    if tally.num_failed > len(lines):
+        lines.append(f"  and {tally.num_failed - len(lines)} more: theodolite inspect")
     return "\n".join(lines)
 
 
 def _advice(tally: Tally) -> str:
     """What to try about each reason of this dataset, the most frequent first."""
     reasons = Counter(tally.rejected)
-    reasons.update(o.reasons[0] for o in tally.failed)
+    reasons.update(tally.failed_for)
     entries = [(reason, find_reason(reason)) for reason, _ in reasons.most_common(MAX_ADVICE)]
     return "\n".join(f"  {reason}: {entry.meaning} {entry.remedy}" for reason, entry in entries if entry)

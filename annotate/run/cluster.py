@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...dataset.processes import num_cores
 from ..pool import WORKERS_PER_GPU, num_gpus, shares
 from .credentials import run_credentials
 from .plan import Plan
@@ -99,13 +99,14 @@ def cluster_for(
     from distributed.system import MEMORY_LIMIT
 
     cores = num_cores()
+    num_shards = -(-plan.num_clips // plan.clips_per_shard) if plan.listed else cores
     # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
     # give the same rows as one that was not interrupted.
     # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
     number = (
         workers
         or WORKERS_PER_GPU * num_gpus(config.geometry)
-        or default_workers(plan.num_shards_in_all, cores, MEMORY_LIMIT)
+        or default_workers(num_shards, cores, MEMORY_LIMIT)
     )
     in_flight, _ = shares(config)
     limit = (
@@ -114,7 +115,7 @@ def cluster_for(
         else MEMORY_LIMIT // number
     )
     with local_cluster(
-        min(number, plan.num_shards),
+        min(number, plan.num_shards) if plan.listed else number,
         threads_per_worker=in_flight,
         compute_threads=max(1, cores // (number * in_flight)),
         memory_bytes=limit,
@@ -151,11 +152,6 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no answer").splitlines()[0]
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -5,9 +5,8 @@ its clips one after the other and writes one part file by rename. A *worker* is 
 machine or behind a scheduler address. Only as many shards are in flight as there are worker threads, so neither the
 task graph nor memory grows with the number of clips.
 
-What is done is what part files exist. A run that is killed in any way is continued by the same command. If the
-source has changed since (new files, another limit), clips that have a row are left out and the others are cut into
-shards anew.
+What is done is what part files exist. A run that is killed in any way is continued by the same command: clips that have
+a row are left out. The index is kept while parts are written, a few hundred parts at a time by a task of their own.
 
 A worker that dies gives its shard back, once per allowed attempt; after that the shard's clips are tried one by one
 with the cluster to themselves, and only a clip that kills its worker alone gets the reason `worker_died`.
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...dataset.commit import ClipHasRow, Commits, own_run, take_in_dead_runs
 from ...dataset.rows import Row
@@ -30,6 +29,7 @@ from ...dataset.store import part_path, prepare_output, write_part
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
 from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, cluster_for, num_threads
+from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
 from .tally import Outcome, Tally, outcome_of
@@ -68,18 +68,30 @@ def run_plan(
     """
     tally = Tally()
     with progress(plan, tally, show_progress) as (advance, hear):
-        if not plan.num_shards:
+        if not plan.num_shards:  # as far as is known, which is then to the end
             return tally
         with own_run(job.out) as incoming:
-            job = replace(job, incoming=incoming)
             commits = Commits(job.out, plan.have)
+            job = replace(job, incoming=incoming)
             watch = _Streak(job.out, max_failed)
-            for shard, outcomes in _done_shards(plan, job, workers, scheduler, hear):
-                _commit(shard, job, commits)
+            keeper = IndexKeeper(job.out, incoming.name)
+            for shard, outcomes in _done_shards(plan, job, _Where(workers, scheduler, hear, keeper)):
+                if keeper.see(_commit(shard, job, commits)):
+                    commits.flush()
                 tally.add(outcomes)
                 advance()
                 watch.see(outcomes)
+            commits.flush()
     return tally
+
+
+class _Where(NamedTuple):
+    """Where shards are done, and who hears of it."""
+
+    workers: int | None
+    scheduler: str | None
+    hear: Listener
+    keeper: IndexKeeper
 
 
 class _Streak:
@@ -107,24 +119,31 @@ class _Streak:
                 )
 
 
-def _done_shards(
-    plan: Plan, job: Job, workers: int | None, scheduler: str | None, hear: Listener
-) -> Iterator[tuple[Shard, list[Outcome]]]:
+def _shards(plan: Plan, out: Path) -> Iterator[Shard]:
+    """The shards of a plan. A source that ends in an error after work has begun ends the run."""
+    try:
+        yield from plan.shards()
+    except ValueError as error:
+        raise RunAborted(f"{out}: {error}; finished parts are kept, the same command goes on") from error
+
+
+def _done_shards(plan: Plan, job: Job, where: _Where) -> Iterator[tuple[Shard, list[Outcome]]]:
     """Shards as they are done, each with its part in the run's folder."""
-    if workers == 0 and scheduler is None:
-        with listening(hear):
-            for shard in plan.shards():
+    if where.workers == 0 and where.scheduler is None:
+        with listening(where.hear):
+            for shard in _shards(plan, job.out):
                 with abort_on_write_error(job.out):
                     outcomes = annotate_shard(shard, job)
                 yield shard, outcomes
         return
-    with cluster_for(plan, job.config, workers, scheduler) as client:
-        client.subscribe_topic(TOPIC, lambda event: hear(*event[1]))
+    with cluster_for(plan, job.config, where.workers, where.scheduler) as client:
+        client.subscribe_topic(TOPIC, lambda event: where.hear(*event[1]))
+        where.keeper.client = client
         yield from _run_on(client, plan, job)
 
 
-def _commit(shard: Shard, job: Job, commits: Commits) -> None:
-    """Put a done shard's part where it counts.
+def _commit(shard: Shard, job: Job, commits: Commits) -> Path:
+    """Put a done shard's part where it counts; returns where that is.
 
     Raises:
         RunAborted: it is not there, cannot be moved, or holds a clip that has a row.
@@ -137,7 +156,7 @@ def _commit(shard: Shard, job: Job, commits: Commits) -> None:
         )
     with abort_on_write_error(job.out):
         try:
-            commits.take(part, (clip.clip_id for clip in shard.clips))
+            return commits.take(part, (clip.clip_id for clip in shard.clips))
         except ClipHasRow as error:
             raise RunAborted(f"{error}; the same command goes on without it") from None
 
@@ -148,7 +167,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
     # A scheduler that outlives its clients may still hold tasks of another run, with other folders to write to.
     run = job.folder.name
     num_done = 0
-    shards = plan.shards()
+    shards = _shards(plan, job.out)
     suspects: list[Shard] = []
     shard_of: dict[Any, Shard] = {}
     completed: Any = as_completed(loop=client.loop, raise_errors=False)

@@ -1,16 +1,26 @@
-"""What a run has to do: the source cut into shards, and which of them are left."""
+"""What a run has to do: the source cut into shards, and which of their clips are left.
+
+The source is read once, as a stream: a few thousand clips ahead, so that what is wrong with a small source is said
+before anything is written and its size is known, and then as work goes on. A source of any size begins at once, and
+none is ever held as a list.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
-from ...dataset.store import finished_shards
+from ...dataset.clip_set import ClipSet
+from ...dataset.commit import clips_with_rows
+from ...dataset.store import shard_digest
 from ..sources.clip import ClipRef
-from .tally import read_outcomes
+
+_AHEAD = 5000
+"""Clips of the source that are read before a run begins."""
+_ASKED_AT_ONCE = 256
+"""Clips of the source, about, for which it is looked up together whether they have rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,89 +35,110 @@ class Shard:
     clips: tuple[ClipRef, ...]
 
 
-def make_shards(clips: Iterable[ClipRef], clips_per_shard: int) -> Iterator[Shard]:
-    """Consecutive clips, `clips_per_shard` at a time."""
-    rest = iter(clips)
-    number = 0
-    while group := tuple(islice(rest, clips_per_shard)):
-        digest = hashlib.sha256("\n".join(c.clip_id for c in group).encode()).hexdigest()[:10]
-        yield Shard(shard_id=f"{number:06d}-{digest}", clips=group)
-        number += 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run has to do.
+    """What a run has to do; made by `plan_run`.
+
+    Shards are runs of consecutive clips of the source. Where some of a shard's clips have rows, the others join those
+    of further such shards.
 
     Attributes:
-        num_clips: clips of the source (after a limit).
-        num_clips_done: those that have a row already.
-        shards: makes the shards that are left, in order, anew on every call.
-        num_shards: how many those are.
-        num_shards_in_all: how many the whole source makes.
-        have: ids of the source's clips that have a row; no part of another one may hold them.
+        num_clips: clips of the source that have been read so far (after a limit).
+        num_clips_done: those of them that have a row from before.
+        num_shards: shards to do among them.
+        listed: whether the source has been read to its end, so that these are all.
+        have: the clips that have rows. No part of another one may hold them.
     """
 
-    num_clips: int
-    num_clips_done: int
-    shards: Callable[[], Iterator[Shard]]
-    num_shards: int
-    num_shards_in_all: int
-    have: frozenset[str] = frozenset()
+    def __init__(self, clips: Iterator[ClipRef], have: ClipSet, *, clips_per_shard: int, ahead: int) -> None:
+        self.have, self.clips_per_shard = have, clips_per_shard
+        self.num_clips = self.num_clips_done = self.num_shards = 0
+        self.listed = False
+        self._clips, self._seen = clips, ClipSet()
+        rest = self._left()
+        self._first: list[Shard] = []
+        for shard in rest:
+            self._first.append(shard)
+            if self.num_clips >= ahead:
+                break
+        self._rest = rest
+
+    def shards(self) -> Iterator[Shard]:
+        """The shards that are left, in order; once.
+
+        Raises:
+            ValueError: the source cannot be read, or lists a clip twice.
+        """
+        first, self._first = self._first, []
+        return chain(first, self._rest)
+
+    def _left(self) -> Iterator[Shard]:
+        number, loose = 0, []
+        first_loose = 0
+        size = self.clips_per_shard
+        at_once = size * max(1, _ASKED_AT_ONCE // size)
+        while clips := tuple(islice(self._clips, at_once)):
+            done = self._look_up(clips)
+            for start in range(0, len(clips), size):
+                group = clips[start : start + size]
+                left = [clip for clip, has in zip(group, done[start : start + size], strict=True) if not has]
+                if len(left) == size:
+                    yield self._shard(number, group)
+                elif left:
+                    first_loose = first_loose if loose else number
+                    loose += left
+                    if len(loose) >= size:
+                        yield self._shard(first_loose, loose[:size])
+                        loose, first_loose = loose[size:], number
+                number += 1
+        if loose:
+            yield self._shard(first_loose, loose)
+        self.listed = True
+
+    def _look_up(self, clips: tuple[ClipRef, ...]) -> list[bool]:
+        """Which of the next clips have rows."""
+        ids = [clip.clip_id for clip in clips]
+        again = self._seen.has(ids)
+        if len(set(ids)) < len(ids) or any(again):
+            twice = [i for n, i in enumerate(ids) if again[n] or i in ids[:n]]
+            raise ValueError(f"clip {twice[0]}: the source lists it twice")
+        self._seen.update(ids)
+        done = self.have.has(ids)
+        self.num_clips += len(ids)
+        self.num_clips_done += sum(done)
+        return done
+
+    def _shard(self, number: int, clips: Iterable[ClipRef]) -> Shard:
+        clips = tuple(clips)
+        self.num_shards += 1
+        return Shard(shard_id=f"{number:06d}-{shard_digest(c.clip_id for c in clips)}", clips=clips)
 
 
 def plan_run(
-    clips: Callable[[], Iterable[ClipRef]], out: Path, *, clips_per_shard: int, limit: int | None = None
+    clips: Callable[[], Iterable[ClipRef]],
+    out: Path,
+    *,
+    clips_per_shard: int,
+    limit: int | None = None,
+    whole: bool = False,
 ) -> Plan:
-    """Compare the source with the part files in `out`; reads only, `out` may be absent.
+    """Compare the source with the dataset in `out`; reads only, `out` may be absent.
 
     Args:
         clips: makes the clips of the source, always in the same order.
         out: dataset folder.
         clips_per_shard: size of a shard.
         limit: use only so many clips from the start.
+        whole: read all of the source now, so that the counts are those of all of it; its shards are not kept.
     Raises:
-        ValueError: the source holds a clip id twice.
+        ValueError: the source cannot be read or, as far as it has been read, holds a clip id twice.
     """
-
-    def limited() -> Iterator[ClipRef]:
-        for number, clip in enumerate(clips()):
-            if limit is not None and number >= limit:
-                return
-            yield clip
-
-    finished = finished_shards(out)
-    planned: set[str] = set()
-    ids: set[str] = set()
-    done: set[str] = set()
-    num_clips = num_done = 0
-    for shard in make_shards(limited(), clips_per_shard):
-        planned.add(shard.shard_id)
-        num_clips += len(shard.clips)
-        num_done += len(shard.clips) if shard.shard_id in finished else 0
-        for clip in shard.clips:
-            if clip.clip_id in ids:
-                raise ValueError(f"clip {clip.clip_id}: the source lists it twice")
-            ids.add(clip.clip_id)
-        if shard.shard_id in finished:
-            done.update(clip.clip_id for clip in shard.clips)
-    if finished <= planned:
-        todo = planned - finished
-        return Plan(
-            num_clips=num_clips,
-            num_clips_done=num_done,
-            shards=lambda: (s for s in make_shards(limited(), clips_per_shard) if s.shard_id in todo),
-            num_shards=len(todo),
-            num_shards_in_all=len(planned),
-            have=frozenset(done),
-        )
-    have = {outcome.clip_id for outcome in read_outcomes(out)}
-    left = len(ids - have)
-    return Plan(
-        num_clips=num_clips,
-        num_clips_done=num_clips - left,
-        shards=lambda: make_shards((c for c in limited() if c.clip_id not in have), clips_per_shard),
-        num_shards=-(-left // clips_per_shard),
-        num_shards_in_all=len(planned),
-        have=frozenset(have),
+    plan = Plan(
+        islice(clips(), limit),
+        ClipSet(clips_with_rows(out)),
+        clips_per_shard=clips_per_shard,
+        ahead=0 if whole else _AHEAD,
     )
+    if whole:
+        for _ in plan.shards():
+            pass
+    return plan

@@ -23,10 +23,12 @@ MAX_SHOWN = 3
 def progress_line(plan: Plan, tally: Tally, elapsed_s: float) -> str:
     """One line: done, rejected by reason, failed, clips/h, time left."""
     to_do = plan.num_clips - plan.num_clips_done
+    per_hour = 3600 * tally.done / elapsed_s if elapsed_s > 0 else 0.0
+    if not plan.listed:  # a source so large that its end is not known yet
+        return f"{tally.done} clips, of more than {to_do}: {tally}; {per_hour:.0f} clips/h"
     share = 100 * tally.done / to_do if to_do else 100
     line = f"{tally.done}/{to_do} clips ({share:.0f} %): {tally}"
-    if tally.done and elapsed_s > 0:
-        per_hour = 3600 * tally.done / elapsed_s
+    if per_hour:
         left_s = round((to_do - tally.done) / per_hour * 3600)
         line += f"; {per_hour:.0f} clips/h, {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
     return line
@@ -76,10 +78,11 @@ def progress(plan: Plan, tally: Tally, show: bool) -> Iterator[tuple[Callable[[]
             TimeElapsedColumn(),
             console=Console(stderr=True),
         ) as bar:
-            task = bar.add_task(progress_line(plan, tally, 0.0), total=plan.num_clips - plan.num_clips_done)
+            task = bar.add_task(progress_line(plan, tally, 0.0), total=None)
 
             def update() -> None:
-                bar.update(task, completed=tally.done, description=line())
+                total = plan.num_clips - plan.num_clips_done if plan.listed else None
+                bar.update(task, completed=tally.done, total=total, description=line())
 
             def hear(clip_id: str, text: str) -> None:
                 standing.hear(clip_id, text)

@@ -22,7 +22,6 @@ from ...annotate.run.cluster import (
     RunAborted,
     cluster_behind,
     local_cluster,
-    num_cores,
     signals_as_interrupt,
 )
 from ...annotate.run.executor import hold_folder
@@ -31,6 +30,7 @@ from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
 from ...dataset.clip_cameras import GENERATION_LOG
 from ...dataset.formats.sana import SPLITS
 from ...dataset.inputs import parse_json, read_text
+from ...dataset.processes import num_cores
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
 from ..loader import now_iso, surroundings

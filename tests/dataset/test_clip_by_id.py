@@ -146,7 +146,7 @@ def test_index_arrow_is_ignored_and_written_anew_when_it_does_not_fit(
     out: Path, make_row: Callable[..., Row], harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_index(out)
-    rows = out / "index.arrow"
+    rows = out / "index" / "other.arrow"
     before = rows.read_bytes()
     if harm == "removed":
         rows.unlink()

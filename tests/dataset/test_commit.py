@@ -42,7 +42,7 @@ def left_by_a_dead_run(out: Path, shards: dict[str, list[Row]], *, name: str = "
 
 def test_a_part_counts_once_it_is_committed(out: Path, make_row: Callable[..., Row]) -> None:
     with own_run(out) as run:
-        commits = Commits(out, ())
+        commits = Commits(out)
         part = write_part(run, [make_row(0), make_row(1)], shard_id="a", recipe_hash="recipe1")
         assert list_parts(out) == []
         target = commits.take(part, ["clip_0000", "clip_0001"])

@@ -413,7 +413,12 @@ def parts(folder: Path, _clip: CameraClip, rows: list[Row]) -> Iterator[Sample]:
         for row in rows:
             assert clips.row(row.clip_id).clip_id == row.clip_id
 
-    yield Sample([indexed / "index.parquet", indexed / "index.arrow"], read_indexed, (), cases=4 * CASES)
+    yield Sample(
+        [indexed / "index" / "demo.parquet", indexed / "index" / "demo.arrow"],
+        read_indexed,
+        (),
+        cases=4 * CASES,
+    )
 
 
 # --- the test -------------------------------------------------------------------------------------

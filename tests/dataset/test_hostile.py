@@ -459,7 +459,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, make_row, make_dataset)
     assert missed <= 1, "a bit in the seal's own name is not found"
     part.write_bytes(data)
     write_index(out)
-    for name in ("index.parquet", "index.arrow"):
+    for name in ("index/demo.parquet", "index/demo.arrow"):
         content = (out / name).read_bytes()
         for at in rng.integers(8 * len(content), size=100):
             damaged = bytearray(content)

@@ -199,7 +199,7 @@ def test_a_stale_index_is_noticed(
 ) -> None:
     victim = store.part_path(out, source="demo", shard_id="b")
     write_index(out)
-    assert refresh_index(out) == out / "index.parquet"
+    assert refresh_index(out) == out / "index"
     stamp, ids = victim.stat(), {f"clip_{i:04d}" for i in range(6)}
     if change == "added":
         make_dataset(out, {"z": [make_row(9)]})
@@ -269,7 +269,9 @@ print(sum(clips.row(f"clip_{i:04d}").num_frames for _ in range(2) for i in range
 """
     for parts_alone in (False, True):
         if parts_alone:
-            (out / "index.arrow").unlink()  # rows then come from the parts alone, of which some are kept open
+            (
+                out / "index" / "demo.arrow"
+            ).unlink()  # rows then come from the parts alone, of which some are kept open
         done = subprocess.run(
             [sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=False
         )

@@ -150,11 +150,11 @@ def test_same_rows_give_same_bytes(tmp_path: Path, make_row: MakeRow) -> None:
 
 def test_prepare_output_resumes_cleans_and_refuses(tmp_path: Path, make_row: MakeRow) -> None:
     out = tmp_path / "out"
-    assert store.prepare_output(out, recipe_hash="recipe1") == set()
+    store.prepare_output(out, recipe_hash="recipe1")
     store.write_part(out, [make_row(0)], shard_id="00", recipe_hash="recipe1")
     stale = out / "data/demo/.tmp-part-01.parquet-1-abc"
     stale.write_bytes(b"half")
-    assert store.prepare_output(out, recipe_hash="recipe1") == {"00"}
+    store.prepare_output(out, recipe_hash="recipe1")
     assert not stale.exists()
     with pytest.raises(ValueError, match="was written with recipe hash recipe1, this run has recipe2"):
         store.prepare_output(out, recipe_hash="recipe2")
@@ -224,7 +224,7 @@ def test_killed_writer_leaves_whole_parts_only(tmp_path: Path, make_row: MakeRow
             assert part.read_bytes() == reference
     store.clean_temporaries(out)
     assert not list(out.rglob(".tmp-*"))
-    assert store.finished_shards(out) <= {"s0", "s1", "s2"}
+    assert {part.stem for part in store.list_parts(out)} <= {"part-s0", "part-s1", "part-s2"}
 
 
 def test_reference_page_is_up_to_date() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import signal
@@ -19,9 +20,10 @@ from theodolite.annotate import reporting
 from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.run import cluster, executor, progress, worker
+from theodolite.annotate.run import plan as plan_module
 from theodolite.annotate.run.cluster import RunAborted, default_workers, local_cluster
 from theodolite.annotate.run.executor import open_output, run_plan
-from theodolite.annotate.run.plan import make_shards, plan_run
+from theodolite.annotate.run.plan import Shard, plan_run
 from theodolite.annotate.run.tally import Outcome, Tally, read_outcomes
 from theodolite.annotate.run.worker import Job, annotate_shard, failure_row
 from theodolite.annotate.sources.clip import ClipRef
@@ -72,6 +74,11 @@ def job_in(out: Path, **config) -> Job:
         recipe_hash=HASH,
         annotate=fake_annotate,
     )
+
+
+def make_shards(clips, clips_per_shard: int) -> list[Shard]:
+    """Shards of a whole source."""
+    return list(plan_run(lambda: clips, Path("absent"), clips_per_shard=clips_per_shard).shards())
 
 
 def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options) -> Tally:
@@ -192,9 +199,46 @@ def test_shards_tell_their_clips():
     assert not {s.shard_id for s in shards} & {s.shard_id for s in make_shards(numbered(7)(), 2)}
 
 
-def test_a_clip_listed_twice(tmp_path):
+def test_a_clip_listed_twice(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="clip b: the source lists it twice"):
         plan_run(clips_named("a", "b", "c", "b"), tmp_path, clips_per_shard=2)
+    monkeypatch.setattr(plan_module, "_AHEAD", 2)
+    monkeypatch.setattr(plan_module, "_ASKED_AT_ONCE", 2)
+    with pytest.raises(RunAborted, match=r"clip b: the source lists it twice; finished parts are kept"):
+        run(clips_named("a", "b", "c", "b"), tmp_path, clips_per_shard=2)
+    assert sorted(ids(tmp_path)) == ["a", "b"]
+
+
+def test_a_source_without_end_begins_at_once(tmp_path, monkeypatch):
+    """Nothing waits for a list of all clips, and nothing keeps one."""
+    read = 0
+
+    def endless():
+        nonlocal read
+        for number in itertools.count():
+            read = number
+            yield from clips_named(f"c{number}")()
+
+    monkeypatch.setattr(plan_module, "_AHEAD", 100)
+    plan = plan_run(endless, tmp_path, clips_per_shard=8)
+    assert read < 1000
+    assert not plan.listed
+    assert "of more than" in progress.progress_line(plan, Tally(), 1.0)
+    shards = plan.shards()
+    assert [next(shards).shard_id[:6] for _ in range(200)] == [f"{i:06d}" for i in range(200)]
+    assert read < 3000
+
+
+def test_what_is_done_is_left_out_and_the_rest_joined(tmp_path):
+    run(clips_named("c001", "c004", "c005", "c006"), tmp_path, clips_per_shard=4)
+    plan = plan_run(numbered(13), tmp_path, clips_per_shard=4)
+    got = [(s.shard_id[:6], [c.clip_id for c in s.clips]) for s in plan.shards()]
+    assert got == [
+        ("000000", ["c000", "c002", "c003", "c007"]),
+        ("000002", ["c008", "c009", "c010", "c011"]),
+        ("000003", ["c012"]),
+    ]
+    assert (plan.num_clips, plan.num_clips_done, plan.num_shards, plan.listed) == (13, 4, 3, True)
 
 
 def test_a_part_that_was_written_before_its_worker_died_is_not_done_again(tmp_path):

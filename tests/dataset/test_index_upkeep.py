@@ -1,0 +1,116 @@
+"""The index is kept while parts are written: what is known of parts that did not change is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import theodolite.dataset
+from theodolite.dataset import index, store
+from theodolite.dataset.commit import clips_with_rows
+from theodolite.dataset.index import refresh_index, refresh_piece, write_index
+from theodolite.dataset.rows import Row
+from theodolite.dataset.store import list_parts, part_folders, part_path, prepare_output, write_part
+from theodolite.dataset.validate import validate_dataset
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the parts that are read to index them."""
+    names: list[str] = []
+    whole = index._index_part
+
+    def counted(part: Path):
+        names.append(part.stem)
+        return whole(part)
+
+    monkeypatch.setattr(index, "_index_part", counted)
+    return names
+
+
+@pytest.fixture
+def out(tmp_path: Path, make_row: Callable[..., Row]) -> Path:
+    """Two sources; of the first one, shards before and after the thousandth."""
+    prepare_output(tmp_path, recipe_hash="recipe1")
+    for number, shard in enumerate(("000000-a", "000999-b", "001000-c", "002500-d")):
+        write_part(tmp_path, [make_row(number, frames=4)], shard_id=shard, recipe_hash="recipe1")
+    write_part(tmp_path, [make_row(9, source="other", frames=4)], shard_id="000000-e", recipe_hash="recipe1")
+    return tmp_path
+
+
+def content(out: Path) -> list[tuple]:
+    clips = theodolite.dataset.open(out)
+    assert clips.index is not None
+    ids = clips.to_table(["clip_id"])["clip_id"].to_pylist()
+    return [(i, clips.row(i).media, clips.row(i).camera_to_world.tobytes()) for i in ids]
+
+
+def test_parts_lie_in_folders_of_a_thousand(out: Path) -> None:
+    assert {name: [p.stem for p in parts] for name, parts in part_folders(out)} == {
+        "demo": ["part-000000-a", "part-000999-b"],
+        "demo.000001": ["part-001000-c"],
+        "demo.000002": ["part-002500-d"],
+        "other": ["part-000000-e"],
+    }
+    assert part_path(out, source="demo", shard_id="001000-c").parent == out / "data" / "demo" / "000001"
+    assert validate_dataset(out) == (5, [])
+    plain = [
+        (row.clip_id, row.media, row.camera_to_world.tobytes()) for row in theodolite.dataset.open(out).rows()
+    ]
+    write_index(out)
+    assert content(out) == plain
+    clips = theodolite.dataset.open(out).where("verdict = 'accepted'")
+    assert [row.clip_id for row in clips.rows()] == [clip_id for clip_id, *_ in plain]
+
+
+def test_a_new_part_is_read_alone(out: Path, read: list[str], make_row: Callable[..., Row]) -> None:
+    refresh_index(out)
+    assert len(read) == 5
+    write_part(out, [make_row(20), make_row(21)], shard_id="001001-f", recipe_hash="recipe1")
+    list_parts(out)[0].unlink()
+    write_part(out, [make_row(1, media="elsewhere.mp4")], shard_id="000999-b", recipe_hash="recipe1")
+    read.clear()
+    assert sorted(clips_with_rows(out)) == [f"clip_{i:04d}" for i in (1, 2, 3, 9, 20, 21)]
+    refresh_index(out)
+    assert sorted(read) == ["part-000999-b", "part-001001-f"]
+    kept = content(out)
+    write_index(out)
+    assert content(out) == kept
+    for file in ("demo.000001.arrow", "demo.000001.parquet"):
+        assert (out / "index" / file).is_file()
+    read.clear()
+    refresh_index(out)
+    assert read == []
+    list_parts(out)[-1].unlink()
+    refresh_index(out)
+    assert sorted(p.stem for p in (out / "index").glob("*.arrow")) == ["demo", "demo.000001", "demo.000002"]
+
+
+@pytest.mark.parametrize("file", ["demo.000001.arrow", "demo.000001.parquet"])
+def test_a_damaged_piece_is_made_anew_alone(
+    out: Path, read: list[str], make_row: Callable[..., Row], file: str
+) -> None:
+    refresh_index(out)
+    whole = content(out)
+    damaged = bytearray((out / "index" / file).read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    (out / "index" / file).write_bytes(damaged)
+    read.clear()
+    refresh_index(out)
+    assert read == ["part-001000-c"]
+    assert content(out) == whole
+    (out / "index" / file).write_bytes(damaged)
+    read.clear()
+    write_part(out, [make_row(30)], shard_id="001002-g", recipe_hash="recipe1")
+    refresh_piece(out, "demo.000001")
+    assert {"part-001000-c", "part-001002-g"} <= set(read), "nothing is taken over from what is damaged"
+    assert [clip_id for clip_id, *_ in content(out)][2:4] == ["clip_0002", "clip_0030"]
+
+
+def test_the_index_of_an_earlier_version_is_removed(out: Path) -> None:
+    (out / "index.parquet").write_bytes(b"old")
+    (out / "index.arrow").write_bytes(b"old")
+    refresh_index(out)
+    assert not list(out.glob("index.*"))
+    assert store.dataset_files(out) == list_parts(out)
