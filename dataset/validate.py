@@ -1,84 +1,31 @@
-"""Proof of every promise a dataset makes; each broken one is named with part, clip, rule and numbers.
-
-Rows are read as raw Arrow values, not as `Row`, because a broken row must be described, not merely refused.
-"""
+"""Proof of every promise a dataset makes; each broken one is named with part, clip, rule and numbers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from .cameras import rigid_error, to_4x4
+from .clip_set import ClipSet
 from .conform import check_types, conform, file_version
+from .index import PLACE_COLUMNS, open_index, rows_by_folder
 from .inputs import InputError, reading
-from .metrics import path_length
-from .names import NAME_RULE, below, is_name, wrong_pointer
+from .names import below
 from .parquet import WHAT, open_parquet, read_table
-from .reasons import find_reason
-from .schema import (
-    COLUMNS,
-    FOCAL_MODELS,
-    MEDIA_KINDS,
-    MODES,
-    NAMED_COLUMNS,
-    POSE_SOURCES,
-    SCALE_MODELS,
-    SCHEMA_VERSION,
-    VERDICTS,
-    declared_type,
-)
-from .store import TEMPORARY, data_folder, dataset_files, foreign_files, read_marker, source_folder
-
-RIGID_TOLERANCE = 1e-5
-"""Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
-
-
-_STORAGE_TOLERANCE = 1e-5
-"""Relative difference between a number computed before lists were rounded to float32 and after."""
-_WINDOW_SLACK_S = 0.01
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("window_start_s", "window_end_s", "annotate_wall_s"), (0.0, math.inf)),
-    **dict.fromkeys(("height", "width"), (0.0, 1e5)),
-    **dict.fromkeys(("source_fps", "fps"), (0.01, 1e5)),
-    "radial_k1": (-2.0, 2.0),
-    **dict.fromkeys(("metres_per_unit", "scale_p10", "scale_p90"), (1e-12, 1e12)),
-    **dict.fromkeys(("scale_mad_log", "scale_cov", "depth_residual_log_median"), (0.0, 100.0)),
-    **dict.fromkeys(("depth_unexplained", "depth_inconsistency_log", "depth_unit_step_log"), (0.0, 100.0)),
-    "depth_misfit_px": (0.0, 1e5),
-    "depth_reading_margin_log": (-100.0, 100.0),
-    **dict.fromkeys(("reprojection_rms_px", "reprojection_median_px"), (0.0, 1e5)),
-    **dict.fromkeys(("num_tracks", "num_loops"), (0.0, 1e8)),
-    **dict.fromkeys(("track_survival_min", "inlier_share_min", "confidence"), (0.0, 1.0)),
-    **dict.fromkeys(("parallax_rad", "agreement_rotation_rad", "agreement_direction_rad"), (0.0, math.pi)),
-    **dict.fromkeys(
-        (
-            *("agreement_scale_log", "agreement_metric_log"),
-            *("agreement_focal_rays_log", "agreement_focal_anchor_log"),
-        ),
-        (-100.0, 100.0),
-    ),
-    "path_length_m": (0.0, 1e7),
-    "scale_sweep_best": (1e-6, 1e6),
-    **dict.fromkeys([f"fov_{axis}_{end}_rad" for axis in "xy" for end in ("min", "max")], (1e-3, math.pi)),
-    "focal_axis_gap_max": (0.0, 2.0),
-    "focal_spread": (0.0, 1e3),
-}
-"""Least and greatest value of per-clip numbers: what a unit mixed up or a broken writer would leave."""
-_MOST_UNCERTAIN = {
-    "position_sigma_m": 1e4,
-    "rotation_sigma_rad": math.pi,
-    "log_focal_sigma": 10.0,
-    "reprojection_px": 1e4,
-}
-_NEEDED_WITH_CAMERAS = (
-    *("path_length_m", "focal_axis_gap_max", "focal_spread"),
-    *("fov_x_min_rad", "fov_x_max_rad", "fov_y_min_rad", "fov_y_max_rad"),
+from .processes import map_processes
+from .row_checks import check_row, raw_rows
+from .schema import COLUMNS, declared_type
+from .store import (
+    TEMPORARY,
+    data_folder,
+    dataset_files,
+    dataset_folders,
+    foreign_files,
+    has_parts,
+    read_marker,
 )
 
 
@@ -92,17 +39,25 @@ class Violation:
     rule: str
     message: str
 
+    @classmethod
+    def of_file(cls, part: str, rule: str, message: str) -> Violation:
+        """One of a whole file."""
+        return cls(part=part, clip_id=None, rule=rule, message=message)
+
     def __str__(self) -> str:
         place = f"{self.part}: clip {self.clip_id}" if self.clip_id else self.part
         return f"{place}: {self.rule}: {self.message}"
 
 
-def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
-    """Rows read and all violations of a dataset folder, or of one file, in file order.
+def validate_dataset(path: str | Path, *, processes: int = 1) -> tuple[int, list[Violation]]:
+    """Rows read and all violations of a dataset folder, or of one file: in file order, clips that occur twice at the
+    end.
 
     A copy that another tool wrote (no schema version in its metadata) may have other types and lie anywhere; its rows
     keep all the rest of the promises.
 
+    Args:
+        processes: that share the work, if it is more than a few hundred parts.
     Raises:
         ValueError: nothing there, or no Parquet files.
     """
@@ -110,102 +65,186 @@ def validate_dataset(path: str | Path) -> tuple[int, list[Violation]]:
     parts = dataset_files(out)
     if not parts:
         raise ValueError(f"{out}: no part files, here or below data/; is this the --out folder of a run?")
-    if out.is_file():
-        out = out.parent
-    found: list[Violation] = list(_check_folder(out)) if Path(path).is_dir() else []
-    seen: dict[str, str] = {}
+    is_folder = out.is_dir()
+    out = out if is_folder else out.parent
+    found: list[Violation] = list(_check_folder(out)) if is_folder else []
     first_hash: tuple[str, str] | None = None
-    marker = out / "dataset.json"
-    if Path(path).is_dir() and marker.is_file():
+    if is_folder and (out / "dataset.json").is_file():
         try:
             first_hash = ("dataset.json", str(read_marker(out).get("recipe_hash")))
         except InputError as error:
-            found.append(
-                Violation(part="dataset.json", clip_id=None, rule="marker_readable", message=str(error))
-            )
+            found.append(Violation.of_file("dataset.json", "marker_readable", str(error)))
     num_rows = 0
-    for part in parts:
-        name = str(part.relative_to(out))
-        try:
-            with open_parquet(part, whole=True) as file, reading(part, WHAT):
-                schema = file.schema_arrow
-                version = file_version(schema, where=str(part))
-                table = file.read()
-        except ValueError as error:
-            found.append(Violation(part=name, clip_id=None, rule="part_readable", message=str(error)))
-            continue
-        columns = list(_check_columns(name, table.schema, version))
-        found.extend(columns)
-        if columns:
-            continue
-        try:
-            table = conform(table)
-        except ValueError as error:
-            found.append(Violation(part=name, clip_id=None, rule="declared_columns", message=str(error)))
-            continue
-        recipe_hash = _recipe_hash(schema, table)
-        if recipe_hash is not None:
-            if first_hash is None:
-                first_hash = (name, recipe_hash)
-            if recipe_hash != first_hash[1]:
-                message = f"written by recipe {recipe_hash}, but {first_hash[0]} says {first_hash[1]}"
-                found.append(Violation(part=name, clip_id=None, rule="one_recipe", message=message))
-        num_rows += table.num_rows
-        for batch in table.to_batches(max_chunksize=256):
-            values = dict(zip(batch.schema.names, batch.columns, strict=True))
-            holed = [c.name for c in COLUMNS if not c.nullable and values[c.name].null_count]
-            holed_lists = [
-                c.name
-                for c in COLUMNS
-                if c.name in values
-                and pa.types.is_list(c.type)
-                and not pa.types.is_floating(c.type.value_type)  # there a null is read as NaN
-                and values[c.name].values.null_count
-            ]
-            for i in range(batch.num_rows):
-                row = _RawRow(values, i)
-                clip_id = str(row["clip_id"])
-                nulls = [name for name in holed if not values[name][i].is_valid]
-                nulls += [
-                    f"values within {name}" for name in holed_lists if None in (values[name][i].as_py() or ())
-                ]
-                problems = (
-                    [("not_null", f"{', '.join(nulls)} must not be null")]
-                    if nulls  # what follows needs them
-                    else _check_row(row, part=part, version=version, recipe_hash=recipe_hash)
-                )
-                for rule, message in problems:
-                    found.append(Violation(part=name, clip_id=clip_id, rule=rule, message=message))
-                if clip_id in seen:
-                    message = f"also in {seen[clip_id]}"
-                    found.append(
-                        Violation(part=name, clip_id=clip_id, rule="clip_id_unique", message=message)
+    doubles = _Doubles(out)
+    some = [parts[start : start + _PARTS_A_TASK] for start in range(0, len(parts), _PARTS_A_TASK)]
+    processes = processes if len(parts) >= _WORTH_PROCESSES else 1
+    for checked in map_processes(partial(_check_parts, out), some, processes=processes):
+        for part in checked:
+            if part.recipe_hash is not None:
+                first_hash = first_hash or (part.name, part.recipe_hash)
+                if part.recipe_hash != first_hash[1]:
+                    message = (
+                        f"written by recipe {part.recipe_hash}, but {first_hash[0]} says {first_hash[1]}"
                     )
-                seen.setdefault(clip_id, name)
-    return num_rows, found
+                    found.append(Violation.of_file(part.name, "one_recipe", message))
+            found += part.violations
+            num_rows += part.num_rows
+            doubles.see(part)
+    return num_rows, found + doubles.violations()
+
+
+_PARTS_A_TASK = 32
+_WORTH_PROCESSES = 400
+"""Parts from which processes are started: each takes a second to begin."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one part says of itself, and what is wrong with it."""
+
+    name: str
+    recipe_hash: str | None
+    num_rows: int
+    clip_ids: list[str]
+    violations: list[Violation]
+
+
+class _Doubles:
+    """Finds clips that occur twice, in little memory: where they were first is looked up only if there are any."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._seen = ClipSet()
+        self._names: list[str] = []
+        self._again: list[tuple[str, str]] = []
+
+    def see(self, part: _Part) -> None:
+        """Take in the clips of the next part."""
+        here: set[str] = set()
+        for clip_id, seen in zip(part.clip_ids, self._seen.has(part.clip_ids), strict=True):
+            if seen or clip_id in here:
+                self._again.append((part.name, clip_id))
+            here.add(clip_id)
+        self._seen.update(part.clip_ids)
+        self._names.append(part.name)
+
+    def violations(self) -> list[Violation]:
+        """One for each clip that has occurred before."""
+        wanted = {clip_id for _name, clip_id in self._again}
+        first: dict[str, str] = {}
+        for name in self._names if wanted else ():
+            try:
+                ids = read_table(self._out / name, ["clip_id"])["clip_id"].to_pylist()
+            except InputError:
+                continue
+            for clip_id in wanted.intersection(ids):
+                first.setdefault(clip_id, name)
+        return [
+            Violation(part=name, clip_id=clip_id, rule="clip_id_unique", message=f"also in {first[clip_id]}")
+            for name, clip_id in self._again
+        ]
+
+
+def _check_parts(out: Path, parts: list[Path]) -> list[_Part]:
+    return [_check_part(out, part) for part in parts]
+
+
+def _check_part(out: Path, part: Path) -> _Part:
+    name = str(part.relative_to(out))
+
+    def broken(*violations: Violation) -> _Part:
+        return _Part(name, None, 0, [], list(violations))
+
+    try:
+        with open_parquet(part, whole=True) as file, reading(part, WHAT):
+            schema = file.schema_arrow
+            version = file_version(schema, where=str(part))
+            table = file.read(use_threads=False)
+    except ValueError as error:
+        return broken(Violation.of_file(name, "part_readable", str(error)))
+    columns = list(_check_columns(name, table.schema, version))
+    if columns:
+        return broken(*columns)
+    try:
+        table = conform(table)
+    except ValueError as error:
+        return broken(Violation.of_file(name, "declared_columns", str(error)))
+    recipe_hash = _recipe_hash(schema, table)
+    found = [
+        Violation(part=name, clip_id=clip_id, rule=rule, message=message)
+        for batch in table.to_batches(max_chunksize=256)
+        for clip_id, rule, message in _check_batch(batch, part, version, recipe_hash)
+    ]
+    ids = [str(clip_id) for clip_id in table["clip_id"].to_pylist()]
+    return _Part(name, recipe_hash, table.num_rows, ids, found)
+
+
+def _check_batch(
+    batch: pa.RecordBatch, part: Path, version: int | None, recipe_hash: str | None
+) -> Iterator[tuple[str, str, str]]:
+    """Clip, rule and message of every broken promise."""
+    values = dict(zip(batch.schema.names, batch.columns, strict=True))
+    holed = [c.name for c in COLUMNS if not c.nullable and values[c.name].null_count]
+    holed_lists = [
+        c.name
+        for c in COLUMNS
+        if c.name in values
+        and pa.types.is_list(c.type)
+        and not pa.types.is_floating(c.type.value_type)  # there a null is read as NaN
+        and values[c.name].values.null_count
+    ]
+    for i, row in enumerate(raw_rows(batch)):
+        nulls = [name for name in holed if not values[name][i].is_valid]
+        nulls += [f"values within {name}" for name in holed_lists if None in (values[name][i].as_py() or ())]
+        problems = (
+            [("not_null", f"{', '.join(nulls)} must not be null")]
+            if nulls  # what follows needs them
+            else check_row(row, part=part, version=version, recipe_hash=recipe_hash)
+        )
+        for rule, message in problems:
+            yield str(row["clip_id"]), rule, message
 
 
 def changed_media(path: str | Path, media_root: Path) -> list[str]:
     """Ids of clips whose media is younger than the part that holds their row, by the times of the files."""
     changed: list[str] = []
-    for part in dataset_files(path):
+    for clip_id, media, written in _media(Path(path)):
+        try:
+            status = below(media_root, media or "").stat()
+        except (ValueError, OSError):  # elsewhere, or gone: nothing is known of it
+            continue
+        if status.st_mtime_ns > written:
+            changed.append(clip_id)
+    return changed
+
+
+def _media(path: Path) -> Iterator[tuple[str, str | None, int]]:
+    """Id, media pointer and time of writing in nanoseconds of every clip; parts that cannot be read are left out."""
+    folders = dataset_folders(path)
+    index = open_index(path, folders) if path.is_dir() else None
+    if index is not None:
+        table = index.to_table(["clip_id", "media", PLACE_COLUMNS[0]])
+        stamps = index.stamps()
+        for clip_id, media, part in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            yield clip_id, media, stamps[part][1]
+        return
+    for part in (part for _name, parts in folders for part in parts):
         try:
             table, written = read_table(part, ["clip_id", "media"]), part.stat().st_mtime_ns
         except InputError:  # a violation of its own
             continue
-        for clip_id, media in zip(table["clip_id"].to_pylist(), table["media"].to_pylist(), strict=True):
-            try:
-                status = below(media_root, media or "").stat()
-            except (ValueError, OSError):  # elsewhere, or gone: nothing is known of it
-                continue
-            if status.st_mtime_ns > written:
-                changed.append(clip_id)
-    return changed
+        for clip_id, media in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            yield clip_id, media, written
 
 
 def unknown_licences(path: str | Path) -> int:
     """Rows whose `data_licence` is `unknown`: allowed by the schema, and what publishing refuses."""
-    tables = [read_table(part, ["data_licence"]) for part in dataset_files(path)]
+    path = Path(path)
+    tables = (
+        rows_by_folder(path, ["data_licence"])
+        if path.is_dir() and has_parts(path)
+        else (read_table(part, ["data_licence"]) for part in dataset_files(path))
+    )
     return sum(table["data_licence"].to_pylist().count("unknown") for table in tables)
 
 
@@ -255,401 +294,3 @@ def _check_columns(name: str, schema: pa.Schema, version: int | None) -> Iterato
         else:
             continue
         yield Violation(part=name, clip_id=None, rule="declared_columns", message=message)
-
-
-class _RawRow:
-    """Row of a record batch: lists of numbers as numpy arrays, everything else as Python values."""
-
-    def __init__(self, columns: dict[str, pa.Array], index: int) -> None:
-        self._columns, self._index = columns, index
-
-    def __getitem__(self, name: str) -> Any:
-        column = self._columns.get(name)
-        if column is None:  # a nullable column that was added after the file was written
-            return None
-        scalar = column[self._index]
-        if (
-            isinstance(scalar, pa.ListScalar)
-            and scalar.is_valid
-            and pa.types.is_list(scalar.type)
-            and pa.types.is_primitive(scalar.type.value_type)
-        ):
-            return scalar.values.to_numpy(zero_copy_only=False)
-        return scalar.as_py()
-
-
-_Problem = tuple[str, str]
-
-
-def _check_row(
-    row: _RawRow, *, part: Path, version: int | None, recipe_hash: str | None
-) -> Iterator[_Problem]:
-    if version is not None and row["schema_version"] != version:
-        yield "schema_version", f"row says {row['schema_version']}, its file {version}"
-    if not 1 <= row["schema_version"] <= SCHEMA_VERSION:
-        yield "schema_version", f"row says {row['schema_version']}, this reader knows 1 to {SCHEMA_VERSION}"
-    if version is not None and "data" in part.parts[-4:-1]:
-        folder = f"source={row['source']}" if version == 1 else row["source"]
-        if source_folder(part) != folder:
-            yield (
-                "partition",
-                f"source is {row['source']!r} but the part lies in {source_folder(part)}, not {folder}",
-            )
-    yield from _identity(row, recipe_hash)
-    yield from _provenance(row)
-    lengths = list(_lengths(row))
-    yield from lengths
-    if lengths:
-        return  # what follows indexes by frame
-    for check in _FRAME_CHECKS:
-        yield from check(row)
-
-
-def _identity(row: _RawRow, recipe_hash: str | None) -> Iterator[_Problem]:
-    if not is_name(row["clip_id"]):
-        yield "clip_id_characters", f"{row['clip_id']!r:.200}; {NAME_RULE}"
-    if not is_name(row["source"]):
-        yield "source_characters", f"{row['source']!r:.200}; {NAME_RULE}"
-    media = row["media"] or ""
-    at_source = (
-        media == f"{row['source']}:{row['original_id']}"
-    )  # as published where media may not be passed on
-    # An absolute one is followed by nobody, but harms nobody either: publishing replaces it.
-    relative = media and not at_source and "://" not in media and not media.startswith("/")
-    if relative and (why := wrong_pointer(media)):
-        yield "media_pointer", f"{media!r:.200} {why}"
-    for name in ("original_id", "package_version"):
-        if not row[name]:
-            yield "identity_present", f"{name} is empty"
-    if row["recipe_hash"] != recipe_hash:
-        yield "one_recipe", f"row says recipe {row['recipe_hash']}, its file {recipe_hash}"
-    for name, vocabulary in (
-        ("media_kind", MEDIA_KINDS),
-        ("mode", MODES),
-        ("scale_model", SCALE_MODELS),
-        ("focal_model", FOCAL_MODELS),
-        ("verdict", VERDICTS),
-    ):
-        if row[name] not in vocabulary:
-            yield "vocabulary", f"{name} is {row[name]!r}, expected one of {', '.join(vocabulary)}"
-    codes = row["pose_source"]
-    if len(codes) and not ((codes >= 0) & (codes < len(POSE_SOURCES))).all():
-        yield (
-            "vocabulary",
-            f"pose_source has code {int(codes[(codes < 0) | (codes >= len(POSE_SOURCES))][0])}",
-        )
-
-
-def _provenance(row: _RawRow) -> Iterator[_Problem]:
-    if not row["data_licence"]:
-        yield (
-            "licence_present",
-            f"data_licence is {row['data_licence']!r}; name the licence in the source's recipe",
-        )
-    weights, licences = row["weights"], row["weight_licences"]
-    if len(weights) != len(licences) or not all(weights) or any(not x or x == "unknown" for x in licences):
-        yield "licence_present", f"weights {weights} have licences {licences}"
-    if row["stand_in"]:
-        yield "no_stand_in", "made with random or stand-in weights; run again with real ones"
-    if not row["media"]:
-        yield "media_pointer", "media is empty"
-    reasons, details = row["reasons"], row["reason_details"]
-    if row["verdict"] == "rejected" and not reasons:
-        yield "verdict_reasons", "rejected without a reason"
-    if row["verdict"] == "accepted" and reasons:
-        yield "verdict_reasons", f"accepted with reasons {', '.join(reasons)}"
-    if len(reasons) != len(details) or not all(reasons) or not all(details):
-        yield "verdict_reasons", f"{len(reasons)} reasons but {len(details)} details, or one of them is empty"
-    for code in reasons:
-        if code and find_reason(code) is None:
-            yield "verdict_reasons", f"unknown reason {code!r}; dataset/SCHEMA.md lists them"
-    if row["error"] is not None and (not row["error"] or row["verdict"] == "accepted"):
-        yield "verdict_reasons", "an error is the traceback of a rejected clip; null if there was none"
-    yield from _gates(row)
-    for name in NAMED_COLUMNS:
-        entries = [(x["name"], x["value"]) for x in row[name] or ()]
-        if len({key for key, _value in entries}) < len(entries):
-            yield "named_values", f"{name} holds a name twice: {', '.join(str(key) for key, _ in entries)}"
-        for key, value in entries:
-            number = value if isinstance(value, float) else 0.0
-            if not key or value in (None, "") or not np.isfinite(number):
-                yield "named_values", f"{name} holds {key!r}: {value!r}; unknown values are left out"
-            elif name == "stage_wall_s" and number < 0:
-                yield "range", f"stage_wall_s[{key}] is {value}, expected at least 0"
-
-
-def _gates(row: _RawRow) -> Iterator[_Problem]:
-    gates = row["gates"]
-    names = [gate["name"] for gate in gates]
-    if row["verdict"] == "accepted" and not gates:
-        yield "gates", "accepted although no gate was judged"
-    if len(set(names)) != len(names) or not all(names) or not all(gate["unit"] for gate in gates):
-        yield "gates", f"gates {', '.join(names)}: each needs a name of its own and a unit"
-    for gate in gates:
-        value, lower, upper = gate["value"], gate["lower"], gate["upper"]
-        given = [x for x in (value, lower, upper) if x is not None]
-        if not np.isfinite(given).all() or (lower is None and upper is None):
-            yield (
-                "gates",
-                f"gate {gate['name']}: {value} in [{lower}, {upper}]; needs finite numbers and a bound",
-            )
-            continue
-        if lower is not None and upper is not None and lower > upper:
-            yield "gates", f"gate {gate['name']}: lower bound {lower} above upper bound {upper}"
-            continue
-        passed = value is not None and (lower is None or value >= lower) and (upper is None or value <= upper)
-        if passed != gate["passed"]:
-            yield (
-                "gates",
-                f"gate {gate['name']}: {value} in [{lower}, {upper}] is marked passed={gate['passed']}",
-            )
-        elif not passed and row["verdict"] == "accepted":
-            yield "gates", f"accepted although gate {gate['name']} failed with {value} for [{lower}, {upper}]"
-
-
-def _lengths(row: _RawRow) -> Iterator[_Problem]:
-    frames, cameras = row["num_frames"], len(row["camera_to_world"])
-    if cameras % 12 or cameras // 12 not in (0, frames):
-        yield (
-            "list_lengths",
-            f"camera_to_world has {cameras} values for {frames} frames, expected 0 or {12 * frames}",
-        )
-    have_cameras = cameras > 0
-    for column in COLUMNS:
-        if not column.per_frame or column.name == "camera_to_world":
-            continue
-        value = row[column.name]
-        if value is None:
-            continue
-        in_camera = column.name in ("focal_px", "principal_point_px", "pose_source")
-        expected = column.per_frame * frames if have_cameras or not in_camera else 0
-        if len(value) != expected:
-            yield (
-                "list_lengths",
-                f"{column.name} has {len(value)} values for {frames} frames, expected {expected}",
-            )
-    if len(row["scale_frame"]) != len(row["scale_value"]):
-        yield (
-            "list_lengths",
-            f"{len(row['scale_frame'])} scale_frame but {len(row['scale_value'])} scale_value",
-        )
-    if row["verdict"] == "accepted" and not have_cameras:
-        yield "accepted_has_cameras", "accepted without any camera"
-
-
-def _times(row: _RawRow) -> Iterator[_Problem]:
-    for name, rule in (("frame_index", "frame_index_increasing"), ("time_s", "time_increasing")):
-        values = row[name]
-        if not len(values):
-            continue
-        if (
-            not np.isfinite(values).all()
-            or (np.diff(values) <= 0).any()
-            or (name == "frame_index" and values[0] < 0)
-        ):
-            step = np.flatnonzero(~(np.diff(values) > 0))
-            where = f"at frame {int(step[0]) + 1}" if step.size else "in its first value"
-            yield rule, f"{name} must be finite, not negative and increase strictly; fails {where}"
-    fps, times, index = row["fps"], row["time_s"], row["frame_index"]
-    if len(times) < 2 or not np.isfinite(times).all():
-        return
-    if fps is None and row["verdict"] == "accepted":
-        yield "fps", "accepted without a frame rate"
-    span_s = max(times[-1] - times[0], 1e-12)
-    rate = (len(times) - 1) / span_s
-    if fps is not None and len(times) > 2 and not 0.9 < rate / max(fps, 1e-12) < 1.1:
-        yield "fps", f"fps says {fps:g}, the times say {rate:.3f}"
-    stated, source_rate = row["source_fps"], (index[-1] - index[0]) / span_s
-    # The average over the whole window; a source of varying rate may run differently in the frames that were kept.
-    if stated is not None and not 2 / 3 < source_rate / max(stated, 1e-12) < 1.5:
-        yield "fps", f"source_fps says {stated:g}, frame indices and times say {source_rate:.3f}"
-    start, end = row["window_start_s"], row["window_end_s"]
-    if start is not None and times[0] < start - _WINDOW_SLACK_S:
-        yield "window", f"the window starts at {start:g} s, the first frame is at {times[0]:.3f} s"
-    if end is not None and times[-1] > end + _WINDOW_SLACK_S:
-        yield "window", f"the window ends at {end:g} s, the last frame is at {times[-1]:.3f} s"
-
-
-def _cameras(row: _RawRow) -> Iterator[_Problem]:
-    flat = row["camera_to_world"]
-    if not len(flat):
-        return
-    height, width = row["height"], row["width"]
-    if height <= 0 or width <= 0:
-        yield "stored_size", f"cameras are given but the stored size is {width}x{height}"
-        return
-    sources = row["pose_source"]
-    posed = sources != 0
-    if row["verdict"] == "accepted" and not posed.all():
-        yield "accepted_has_cameras", f"accepted, but {int((~posed).sum())} frames have pose_source none"
-    with np.errstate(invalid="ignore"):  # infinite entries are named below
-        poses = to_4x4(flat.reshape(-1, 3, 4)[posed])
-    focal = row["focal_px"].reshape(-1, 2)[posed].astype(np.float64)
-    centre = row["principal_point_px"].reshape(-1, 2)[posed].astype(np.float64)
-    frames = np.flatnonzero(posed)
-
-    def first(bad: np.ndarray) -> str:
-        return f"first at frame {frames[np.flatnonzero(bad)[0]]}, {int(bad.sum())} frames"
-
-    infinite = ~np.isfinite(poses).all(axis=(1, 2))
-    if infinite.any():
-        yield "finite", f"camera_to_world is not finite, {first(infinite)}"
-    else:
-        error = rigid_error(poses) if len(poses) else np.zeros(0)
-        bad = error > RIGID_TOLERANCE
-        if bad.any():
-            yield (
-                "rigid",
-                f"camera_to_world is no rotation: off by {error.max():.2g} (allowed {RIGID_TOLERANCE:g}), {first(bad)}",
-            )
-        far = np.abs(poses[:, :3, 3]).max(axis=1) > 1e5
-        if far.any():
-            yield "plausible_position", f"camera over 100 km from the origin; metres expected, {first(far)}"
-        stated = row["path_length_m"]
-        measured = path_length(poses) if len(poses) else 0.0
-        # Stored positions are rounded: each step is off by up to two units in the last place of float32.
-        rounding = 4 * len(poses) * float(np.spacing(np.float32(np.abs(poses[:, :3, 3]).max(initial=0.0))))
-        if stated is not None and posed.all() and not abs(stated - measured) <= 1e-4 * measured + rounding:
-            yield "path_length", f"path_length_m says {stated:.6g}, the poses say {measured:.6g}"
-    for name, values in (("focal_px", focal), ("principal_point_px", centre)):
-        if not np.isfinite(values).all():
-            yield "finite", f"{name} is not finite, {first(~np.isfinite(values).all(axis=1))}"
-    if np.isfinite(focal).all():
-        size = float(max(height, width))
-        bad = ((focal < 0.05 * size) | (focal > 50 * size)).any(axis=1)
-        if bad.any():
-            value = focal[bad][0, 0]
-            yield (
-                "focal_for_stored_size",
-                f"focal_px {value:.4g} for {width}x{height} px; pixels of the stored size expected, {first(bad)}",
-            )
-    if np.isfinite(centre).all():
-        bad = ((centre <= 0) | (centre >= [width, height])).any(axis=1)
-        if bad.any():
-            yield (
-                "principal_point_in_image",
-                f"{centre[bad][0].tolist()} for {width}x{height} px, {first(bad)}",
-            )
-    if np.isfinite(focal).all() and (focal > 0).all() and len(focal) and posed.all():
-        for axis, (name, size_px) in enumerate((("x", width), ("y", height))):
-            fov = 2 * np.arctan(0.5 * size_px / focal[:, axis])
-            for end, value in (("min", fov.min()), ("max", fov.max())):
-                stated = row[f"fov_{name}_{end}_rad"]
-                if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE:
-                    yield (
-                        "fov_of_focal",
-                        f"fov_{name}_{end}_rad says {stated:.6f}, focal_px and size say {value:.6f}",
-                    )
-        fx, fy = focal.T
-        for column, value in (
-            ("focal_axis_gap_max", (np.abs(fx - fy) / ((fx + fy) / 2)).max()),
-            ("focal_spread", fx.std() / fx.mean()),
-        ):
-            yield from _restated(row, column, float(value), "focal_px", absolute=_STORAGE_TOLERANCE)
-    if row["verdict"] == "accepted":
-        missing = [name for name in _NEEDED_WITH_CAMERAS if row[name] is None]
-        if missing:
-            yield "accepted_has_numbers", f"accepted, but {', '.join(missing)} are null"
-
-
-def _restated(
-    row: _RawRow, column: str, value: float, of: str, *, absolute: float = 0.0
-) -> Iterator[_Problem]:
-    """A per-clip number that repeats what a list says."""
-    stated = row[column]
-    if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE * abs(value) + absolute:
-        yield "restated", f"{column} says {stated:.6g}, {of} gives {value:.6g}"
-
-
-def _numbers(row: _RawRow) -> Iterator[_Problem]:
-    accepted = row["verdict"] == "accepted"
-    for name, most in _MOST_UNCERTAIN.items():
-        values = row[name]
-        if values is None or not len(values):
-            continue
-        if (np.isinf(values) | (values < 0)).any():
-            yield "uncertainty", f"{name} must be NaN (unknown) or not negative and finite"
-        elif accepted and (values > most).any():
-            yield "uncertainty", f"{name} reaches {np.nanmax(values):.3g}, which no accepted clip can have"
-    reprojection = row["reprojection_px"]
-    if reprojection is not None and len(reprojection) and np.isfinite(reprojection).all():
-        yield from _restated(row, "reprojection_median_px", float(np.median(reprojection)), "reprojection_px")
-        low, high, stated = float(reprojection.min()), float(reprojection.max()), row["reprojection_rms_px"]
-        if stated is not None and not low * 0.9999 <= stated <= high * 1.0001:
-            yield "restated", f"reprojection_rms_px says {stated:.6g}, frames have {low:.6g} to {high:.6g}"
-        if accepted and (stated is None or row["reprojection_median_px"] is None):
-            yield "accepted_has_numbers", "reprojection_px is given, but its average over the clip is null"
-    yield from _scale(row)
-    for name, (least, most) in _RANGES.items():
-        value = row[name]
-        if value is not None and np.isfinite(value) and not least <= value <= most:
-            yield "range", f"{name} is {value:g}, expected {least:g} to {most:g}"
-    for column in COLUMNS:
-        if column.type == pa.float64():
-            value = row[column.name]
-            if value is not None and not np.isfinite(value):
-                yield "finite", f"{column.name} is {value}; unknown values are null"
-    for low, high in (("window_start_s", "window_end_s"), ("fov_x_min_rad", "fov_x_max_rad")):
-        a, b = row[low], row[high]
-        if a is not None and b is not None and not a < b + (low[0] == "f") * _STORAGE_TOLERANCE:
-            yield "range", f"{low} is {a:g}, {high} {b:g}"
-
-
-def _scale(row: _RawRow) -> Iterator[_Problem]:
-    scale, model, per_frame = row["metres_per_unit"], row["scale_model"], row["metres_per_unit_frame"]
-    if scale is not None and not (np.isfinite(scale) and scale > 0):
-        yield "scale", f"metres_per_unit is {scale}, expected positive and finite"
-        return
-    if (scale is None) != (model == "none"):
-        yield "scale", f"metres_per_unit is {scale} but scale_model is {model}"
-    if row["verdict"] == "accepted" and scale is None:
-        yield "scale", "accepted without a metric scale"
-    if scale == 1 and model != "declared":
-        yield (
-            "scale",
-            f"metres_per_unit is exactly 1 but scale_model is {model}; only a declared unit is a metre",
-        )
-    if per_frame is None:
-        if model in ("slow_drift", "step"):
-            yield "scale", f"scale_model is {model} but metres_per_unit_frame is null"
-    elif len(per_frame):
-        if not (np.isfinite(per_frame) & (per_frame > 0)).all():
-            yield "scale", "metres_per_unit_frame must be positive and finite"
-        elif scale is None or not abs(np.median(per_frame) - scale) <= _STORAGE_TOLERANCE * scale:
-            yield "scale", f"metres_per_unit is {scale}, the median over frames {np.median(per_frame):.6g}"
-    frames, values = row["scale_frame"], row["scale_value"]
-    if len(frames) and (
-        frames.min() < 0 or frames.max() >= row["num_frames"] or (np.diff(frames) <= 0).any()
-    ):
-        yield (
-            "scale",
-            f"scale_frame must increase within a clip of {row['num_frames']} frames; runs from {frames.min()} to "
-            f"{frames.max()}",
-        )
-    if not (np.isfinite(values) & (values > 0)).all():
-        yield "scale", "scale_value must be positive and finite; a frame without a scale is left out"
-        return
-    raw = values.astype(np.float64)
-    if not len(raw):
-        return
-    for column, value in (
-        ("scale_p10", np.percentile(raw, 10)),
-        ("scale_p90", np.percentile(raw, 90)),
-        ("scale_cov", raw.std() / raw.mean()),
-    ):
-        yield from _restated(row, column, float(value), "scale_value", absolute=1e-6)
-    if row["verdict"] == "accepted" and any(
-        row[f"scale_{name}"] is None for name in ("p10", "p90", "cov", "mad_log")
-    ):
-        yield "accepted_has_numbers", "scale_value is given, but scale_p10, _p90, _cov or _mad_log is null"
-    if scale is not None and model != "declared":
-        # A robust constant lies among the values; a drift may be extrapolated a little.
-        slack = 1 + _STORAGE_TOLERANCE if model == "constant" else 1.5
-        if not raw.min() / slack <= scale <= raw.max() * slack:
-            yield (
-                "scale",
-                f"metres_per_unit is {scale:.6g}, the raw series has {raw.min():.6g} to {raw.max():.6g}",
-            )
-
-
-_FRAME_CHECKS: tuple[Callable[[_RawRow], Iterator[_Problem]], ...] = (_times, _cameras, _numbers)

@@ -28,9 +28,10 @@ def validate(path: Dataset) -> Outcome:
 
     Example: theodolite validate runs/rgbd
     """
+    from ...dataset.processes import num_cores
     from ...dataset.validate import changed_media, unknown_licences, validate_dataset
 
-    num_rows, violations = validate_dataset(path)
+    num_rows, violations = validate_dataset(path, processes=num_cores())
     lines = [str(v) for v in violations]
     if violations:
         rules = sorted({v.rule for v in violations})
