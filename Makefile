@@ -1,10 +1,11 @@
 # `make demo` and `make test` do all their set-up themselves; each package set is installed once. Test files are shared
-# out to as many processes as there are cores; a file's tests stay together, with what they solve once.
+# out to as many processes as there are cores; a file's tests stay together, with what they solve once. `make
+# test-thorough` runs the randomised tests again, with all of their cases.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs wheel-check clean
+.PHONY: demo test test-thorough lint docs wheel-check clean
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +22,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+test-thorough: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --thorough $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

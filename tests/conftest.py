@@ -1,4 +1,9 @@
-"""Tests marked `gpu` need a CUDA device: skipped without one, failed instead where REQUIRE_GPU=1 promised one."""
+"""What all tests share.
+
+- Tests marked `gpu` need a CUDA device: skipped without one, failed instead where REQUIRE_GPU=1 promised one.
+- Randomised tests and long lists of cases run a part of their repeats. `--thorough` runs the tests that have more of
+  them, and only those: with all cases (fixture `thorough`), and the parameters marked `thorough`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,15 @@ import os
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each process has a core of its own; read when numpy and torch are first imported.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+# One thread a process: tests are small and share the cores; read when numpy and torch are first imported.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="run the tests that repeat, with all of their repeats"
+    )
 
 
 def _has_gpu() -> bool:
@@ -21,7 +31,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _repeats(item: pytest.Item) -> bool:
+    return bool(item.get_closest_marker("thorough")) or "thorough" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        left_out = {item for item in items if not _repeats(item)}
+    else:
+        left_out = {item for item in items if item.get_closest_marker("thorough")}
+    config.hook.pytest_deselected(items=list(left_out))
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or _has_gpu():
         return
@@ -31,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.usefixtures("fail_without_gpu"))
         else:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether all repeats are wanted."""
+    return pytestconfig.getoption("--thorough")
 
 
 @pytest.fixture

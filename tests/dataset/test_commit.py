@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -127,44 +126,60 @@ def test_rows_are_dropped_and_the_others_kept(out: Path, make_row, make_rejected
 
 
 SCRIPT = """
-import os, signal, sys
+import itertools, os, shutil, signal, sys
 from pathlib import Path
 from theodolite.dataset.commit import drop_rows, take_in_dead_runs
 
-out, moment = Path(sys.argv[1]), int(sys.argv[2])
-changes = 0
+base = Path(sys.argv[1])
 
-def hook(event, arguments):
-    global changes
-    if event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree") or (
-        event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    ):
-        if str(arguments[0]).startswith(str(out)):
-            changes += 1
-            if changes == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+def die_at(moment, out):
+    changes = 0
 
-sys.addaudithook(hook)
-take_in_dead_runs(out, recipe_hash="recipe1")
-drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
+    def hook(event, arguments):
+        nonlocal changes
+        if event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree") or (
+            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
+            if str(arguments[0]).startswith(str(out)):
+                changes += 1
+                if changes == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+for moment in itertools.count(1):
+    out = base / str(moment)
+    shutil.copytree(base / "begun", out)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            die_at(moment, out)
+            take_in_dead_runs(out, recipe_hash="recipe1")
+            drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        break
+    assert code == -signal.SIGKILL, code
 """
 
 
 @pytest.mark.slow
 def test_killed_anywhere_no_accepted_row_is_lost_or_doubled(tmp_path: Path, make_row, make_rejected) -> None:
-    moment = 0
-    while True:
-        moment += 1
+    """One process has imported everything; a fork of it dies at each change that the work makes."""
+    begun = tmp_path / "begun"
+    prepare_output(begun, recipe_hash="recipe1")
+    write_part(begun, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
+    write_part(begun, [make_rejected(2), make_row(3)], shard_id="000001-b", recipe_hash="recipe1")
+    left_by_a_dead_run(begun, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], timeout=120, check=True)
+    moments = len(list(tmp_path.iterdir())) - 2  # beside what was begun and what was not killed
+    assert moments > 8
+    for moment in range(1, moments + 1):
         out = tmp_path / str(moment)
-        prepare_output(out, recipe_hash="recipe1")
-        write_part(out, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
-        write_part(out, [make_rejected(2), make_row(3)], shard_id="000001-b", recipe_hash="recipe1")
-        left_by_a_dead_run(out, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(out), str(moment)], env=os.environ, timeout=120
-        )
-        if done.returncode == 0:
-            break
         take_in_dead_runs(out, recipe_hash="recipe1")
         ids = sorted(clips_with_rows(out))
         assert len(set(ids)) == len(ids), moment
@@ -172,4 +187,3 @@ def test_killed_anywhere_no_accepted_row_is_lost_or_doubled(tmp_path: Path, make
         drop_rows(out, rejected)
         assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0003", "clip_0004"], moment
         assert validate_dataset(out)[1] == [], moment
-    assert moment > 8

@@ -17,7 +17,10 @@ from theodolite.dataset.rows import Row
 
 EPOCHS, NUM_CLIPS, NUM_FRAMES, LOADER_SEED = 2, 24, 9, 5  # as in the script
 SCRIPT = Path(__file__).with_name("killed_training.py")
-SETUPS = [(1, 0, 1), (2, 0, 1), (4, 0, 1), (4, 0, 2), (1, 2, 1), (2, 2, 1), (4, 2, 1)]
+SETUPS = [
+    *((1, 0, 1), (2, 0, 1), (4, 0, 1), (4, 0, 2), (2, 2, 1)),
+    *(pytest.param(*setup, marks=pytest.mark.thorough) for setup in ((1, 2, 1), (4, 2, 1))),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,7 @@ def outcomes(
     make_row: Callable[..., Row],
     make_rejected: Callable[..., Row],
     make_dataset: Callable[[Path, dict[str, list[Row]]], Path],
+    thorough: bool,
 ) -> dict[str, Any]:
     """What the processes of every set-up logged; one script runs them all, so that torch is imported once."""
     pytest.importorskip("psutil")
@@ -35,7 +39,7 @@ def outcomes(
     out = make_dataset(folder / "dataset", shards)
     seed = random.randrange(10**6)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(out), str(folder), str(seed)],
+        [sys.executable, str(SCRIPT), str(out), str(folder), str(seed), "all" if thorough else "some"],
         capture_output=True,
         text=True,
         timeout=300,

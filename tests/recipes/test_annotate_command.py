@@ -5,7 +5,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -22,21 +21,7 @@ from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts
 
-COMMAND = [str(Path(sys.executable).parent / "theodolite")]
-# One thread a process, so that this machine's size does not enter the rows that are compared.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-ENVIRONMENT.pop("PYTHONPATH", None)
-
-
-def theodolite(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        cwd=cwd,
-        timeout=300,
-    )
+from ..support import COMMAND, environment_with, run_command, run_here
 
 
 def write_recipe(folder: Path, clips: list[dict], *, per_shard: int, **annotate) -> Path:
@@ -128,7 +113,7 @@ def test_nine_clips_make_nine_rows(tmp_path, rendered):
         per_shard=4,
         decode={"min_frames": 12},
     )
-    done = theodolite("annotate", recipe, "--out", tmp_path / "out", "--workers", 2)
+    done = run_command("annotate", recipe, "--out", tmp_path / "out", "--workers", 2)
     rows = {row.clip_id: row for row in open_dataset(tmp_path / "out").rows()}
     assert {name: (row.verdict, row.reasons[:1]) for name, row in rows.items()} == {
         "good": ("accepted", ()),
@@ -154,7 +139,7 @@ def test_nine_clips_make_nine_rows(tmp_path, rendered):
             f"{name}: {error.ate_rmse_m}"
         )  # 7 % of the path; the wrong frames give 20 cm
         np.testing.assert_allclose(rows[name].focal_px[:, 0], truth.intrinsics[index, 0, 0], rtol=0.05)
-    checked = theodolite("validate", tmp_path / "out")
+    checked = run_here("validate", tmp_path / "out")
     assert checked.returncode == 0, checked.stdout
 
 
@@ -167,7 +152,7 @@ class Running:
     def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
-            env=ENVIRONMENT,
+            env=environment_with(),
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -206,9 +191,10 @@ def content(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
+def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
     """kill -9 of a worker and of the command, Ctrl-C, a full stop in between; then the same command again."""
-    config = RenderConfig(width=160, height=96, num_frames=50, seed=5, moving_object=False)
+    num_clips = 40 if thorough else 28
+    config = RenderConfig(width=160, height=96, num_frames=num_clips + 10, seed=5, moving_object=False)
     files = write_clip(render_clip(config), tmp_path)
     clips = [
         {
@@ -219,7 +205,7 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
             "depth_pattern": files.depth_pattern,
             "depth_units_per_metre": 1000.0,
         }
-        for i in range(40)
+        for i in range(num_clips)
     ]
     recipe = write_recipe(
         tmp_path,
@@ -233,9 +219,9 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
     def arguments(out: str) -> list[object]:
         return ["annotate", recipe, "--out", tmp_path / out, "--workers", 2]
 
-    whole = theodolite(*arguments("whole"))
+    whole = run_here(*arguments("whole"), "--workers", 0)
     assert whole.returncode == 0, whole.stderr
-    assert "40 clips" in whole.stdout
+    assert f"{num_clips} clips" in whole.stdout
 
     out, dice = tmp_path / "killed", random.Random(os.getpid())
 
@@ -246,32 +232,32 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
     run.wait_for(lambda: parts() >= 2)
     dice.choice(run.workers()).kill()
     run.wait_for(lambda: parts() >= 5)
-    time.sleep(dice.random())
+    time.sleep(dice.random() / 2)
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
     after_kill = parts()
     assert after_kill >= 5
 
     run = Running(*arguments("killed"))
     run.wait_for(lambda: parts() >= after_kill + 2)
-    time.sleep(dice.random())
+    time.sleep(dice.random() / 2)
     assert run.end(signal.SIGINT) == 130
     after_interrupt = parts()
 
-    second = theodolite(*arguments("killed"), "--limit", 39, "--dry-run")
-    assert "39 clips" in second.stdout
-    again = theodolite(*arguments("killed"))
+    second = run_here(*arguments("killed"), "--limit", num_clips - 1, "--dry-run")
+    assert f"{num_clips - 1} clips" in second.stdout
+    again = run_command(*arguments("killed"))
     assert again.returncode == 0, again.stderr
-    assert "40 clips" in again.stdout
+    assert f"{num_clips} clips" in again.stdout
     adopted = sum(
         int(n) for run in (second, again) for n in re.findall(r"(\d+) clips that an ended run", run.stderr)
     )
-    left = 40 - 2 * after_interrupt - adopted
+    left = num_clips - 2 * after_interrupt - adopted
     assert f"{left}/{left} clips" in again.stderr
 
     assert content(out) == content(tmp_path / "whole")
     assert [p.name for p in list_parts(out)] == [p.name for p in list_parts(tmp_path / "whole")]
     assert not [p for p in out.rglob("*") if "tmp" in p.name]
-    assert theodolite("validate", out).returncode == 0
+    assert run_here("validate", out).returncode == 0
     assert open_dataset(out).index is not None  # written at the end of the resumed run, of all its parts
 
 
@@ -282,7 +268,7 @@ def test_killed_forty_clip_runs_end_in_the_same_rows(tmp_path):
 def test_a_wrong_recipe_writes_nothing(tmp_path):
     recipe = write_recipe(tmp_path, [], per_shard=2, decod={"fps": 16}, scale={"ema_momentum": 1.4})
     out = tmp_path / "out"
-    done = theodolite("annotate", recipe, "--out", out, "--set", "output.clips=3")
+    done = run_here("annotate", recipe, "--out", out, "--set", "output.clips=3")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"error: {recipe} is not a valid recipe:\n")
@@ -298,7 +284,7 @@ def test_a_wrong_recipe_writes_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_wrong_source_writes_nothing(tmp_path):
     recipe = write_recipe(tmp_path, [{"clip_id": "a"}], per_shard=2)
-    done = theodolite("annotate", recipe, "--out", tmp_path / "out")
+    done = run_here("annotate", recipe, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "entry 1 (clip a): media_path: is required" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -310,16 +296,16 @@ def test_dry_run_and_another_recipes_folder(tmp_path):
         tmp_path, [{"clip_id": f"c{i}", "media_path": "none.mp4"} for i in range(5)], per_shard=2
     )
     out = tmp_path / "out"
-    dry = theodolite("annotate", recipe, "--out", out, "--dry-run")
+    dry = run_here("annotate", recipe, "--out", out, "--dry-run")
     assert (dry.returncode, dry.stderr) == (0, "")
     assert "5 clips, 0 done, 5 to do in 3 shards" in dry.stdout
     assert not out.exists()
-    done = theodolite("annotate", recipe, "--out", out, "--workers", 0)
+    done = run_here("annotate", recipe, "--out", out, "--workers", 0)
     assert done.returncode == 1
     assert "0 accepted, 0 rejected, 5 failed" in done.stdout
     assert "  c0: unreadable_video: clip c0: " in done.stdout
-    again = theodolite("annotate", recipe, "--out", out)
+    again = run_here("annotate", recipe, "--out", out)
     assert (again.returncode, again.stdout) == (1, done.stdout)
-    other = theodolite("annotate", recipe, "--out", out, "--set", "annotate.decode.fps=native")
+    other = run_here("annotate", recipe, "--out", out, "--set", "annotate.decode.fps=native")
     assert other.returncode == 2
     assert "choose another --out" in other.stderr
