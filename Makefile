@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up themselves; each package set is installed once. Test files are shared
-# out to as many processes as there are cores; a file's tests stay together, with what they solve once. `make
-# test-thorough` runs the randomised tests again, with all of their cases.
+# out to as many processes as there are cores, those with much to do first; a file's tests stay together, with what they
+# solve once. `make test-thorough` adds what `make test` leaves out: further cases of randomised tests and long lists.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 	$(BIN)/theodolite demo --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-thorough: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --thorough $(PYTEST_ARGS)

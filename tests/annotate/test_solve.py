@@ -21,7 +21,7 @@ from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
 from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
 
-TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)
+TRACKS = TracksConfig(num_flow_tracks=120, num_descriptors=400)
 
 
 class Maps:
@@ -60,7 +60,7 @@ def zooming() -> tuple[CameraSolution, object]:
         RenderConfig(
             width=448,
             height=252,
-            num_frames=40,
+            num_frames=28,
             seed=3,
             speed=1.5,
             zoom="ramp",

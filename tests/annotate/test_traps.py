@@ -32,13 +32,9 @@ from theodolite.dataset.rows import Row
 
 from .simulator import Errors, Truth, rendered_truth, simulated
 
-SMALL = {"width": 320, "height": 180, "num_frames": 81, "seed": 3}
+SMALL = {"width": 320, "height": 180, "num_frames": 65, "seed": 3}
+FEW_TRACKS = {"num_flow_tracks": 120, "num_descriptors": 500}
 CALM = Errors(outlier_frames=0.0, metric_outliers=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def prepared(folder: Path, **fields) -> tuple[ClipRef, Truth]:
@@ -51,7 +47,7 @@ def prepared(folder: Path, **fields) -> tuple[ClipRef, Truth]:
 def annotate(clip: ClipRef, estimators, **config) -> Row:
     return annotate_clip(
         clip,
-        AnnotateConfig.model_validate(config),
+        AnnotateConfig.model_validate({"tracks": FEW_TRACKS} | config),
         mode="estimate",
         recipe_hash="0" * 16,
         estimators=estimators,

@@ -119,7 +119,7 @@ def run(setup: Setup, dataset: str, folder: Path, dice: random.Random) -> dict[s
         assert codes <= ({0} if kill_at is None else {0, -signal.SIGKILL}), codes
         num_killed += -signal.SIGKILL in codes
         num_helpers += len(helpers)
-        _ended, orphans = psutil.wait_procs(helpers, timeout=10)
+        _ended, orphans = psutil.wait_procs(helpers, timeout=60)  # seconds, on a busy machine
         num_orphans += len(orphans)
         for process in orphans:
             process.kill()

@@ -215,8 +215,9 @@ def test_the_command(some: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_corpus_is_judged_anew_in_seconds(tmp_path: Path) -> None:
-    """213 parts of 1,000 rows with forty numbers each, from the index and from the parts alone."""
+def test_a_whole_corpus_is_judged_anew_in_seconds(tmp_path: Path, thorough: bool) -> None:
+    """Parts of 1,000 rows with forty numbers each, from the index and from the parts alone."""
+    parts = 213 if thorough else 40
     rng = np.random.default_rng(0)
     names = ["vmaf_motion", "flow_px", "saturation", "num_cuts", *(f"n{i}" for i in range(36))]
     rows = [row(f"c{i}", dict(zip(names, rng.uniform(0, 100, 40), strict=True))) for i in range(1000)]
@@ -224,7 +225,7 @@ def test_the_whole_corpus_is_judged_anew_in_seconds(tmp_path: Path) -> None:
     first = write_part(tmp_path, rows, shard_id="000000-x", recipe_hash=HASH)
     table = pq.ParquetFile(first).read()
     at = table.schema.get_field_index("clip_id")
-    for n in range(1, 213):
+    for n in range(1, parts):
         ids = pa.array([f"c{n}-{i}" for i in range(1000)])
         pq.write_table(
             table.set_column(at, table.schema.field(at), ids),
@@ -238,6 +239,11 @@ def test_the_whole_corpus_is_judged_anew_in_seconds(tmp_path: Path) -> None:
         (tmp_path / "kept.parquet").unlink(missing_ok=True)
         text, code = filter_(tmp_path, ["corpus/miradata"], out=tmp_path / "kept.parquet")
         took_s = time.perf_counter() - start
-        assert (code, text.splitlines()[0]) == (0, "miradata: 213,000 clips, 0 with accepted cameras, 0 kept")
+        assert (code, text.splitlines()[0]) == (
+            0,
+            f"miradata: {parts},000 clips, 0 with accepted cameras, 0 kept",
+        )
         print(f"indexed {indexed}: {took_s:.2f} s")
-        assert time.process_time() - start_cpu < 10  # of the processor: others may be using it
+        assert (
+            time.process_time() - start_cpu < 1 + 9 * parts / 213
+        )  # of the processor: others may be using it

@@ -113,7 +113,7 @@ def test_nine_clips_make_nine_rows(tmp_path, rendered):
         per_shard=4,
         decode={"min_frames": 12},
     )
-    done = run_command("annotate", recipe, "--out", tmp_path / "out", "--workers", 2)
+    done = run_here("annotate", recipe, "--out", tmp_path / "out", "--workers", 1)
     rows = {row.clip_id: row for row in open_dataset(tmp_path / "out").rows()}
     assert {name: (row.verdict, row.reasons[:1]) for name, row in rows.items()} == {
         "good": ("accepted", ()),
@@ -201,7 +201,8 @@ def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
             "clip_id": f"window_{i:02d}",
             "media_path": str(files.media_path),
             "start_s": i / 16,
-            "end_s": (i + 10) / 16,
+            "end_s": (i + (4 if i % 3 == 1 else 10)) / 16,  # every third one is too short
+            "intrinsics_path": str(files.intrinsics_path),  # a known lens is solved in half the time
             "depth_pattern": files.depth_pattern,
             "depth_units_per_metre": 1000.0,
         }

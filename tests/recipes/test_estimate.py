@@ -1,35 +1,34 @@
 """`mode: estimate` from the command: stand-in networks over a real clip, and what is missing said before any work."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from theodolite.dataset.reading import open_dataset
 from theodolite.recipes.commands.datasets import validate
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 
-CLIPS = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
+from ..support import SHARED, run_here
+
+CLIPS = SHARED / "clips"
 TINY = (
     "annotate.geometry.weights=stand_in",
     "annotate.geometry.stand_in_size=tiny",
     "annotate.geometry.device=cpu",
     "annotate.geometry.pi3x.max_pixels=5000",
     "annotate.decode.max_side_px=320",
+    "annotate.decode.max_frames=41",
+    "annotate.tracks={num_flow_tracks: 100, num_descriptors: 300}",
 )
-COMMAND = [str(Path(sys.executable).parent / "theodolite")]
 
 
-def theodolite(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
-    )
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has fetched before."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,6 @@ def stand_in_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real hand-held clip and a generated one through the whole recipe with tiny random networks."""
     if not (CLIPS / "handheld-forward-1080p.mov").is_file():
         pytest.skip(f"needs the real clips in {CLIPS}")
-    torch.set_num_threads(1)
     videos = tmp_path_factory.mktemp("videos")
     for name in ("handheld-forward-1080p.mov", "generated-walk-16fps.mp4"):
         (videos / name).symlink_to(CLIPS / name)
@@ -71,13 +69,11 @@ def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
     text, code = validate(stand_in_run)
     assert code == 1
     assert "no_stand_in" in text
-    done = theodolite(
-        "publish", stand_in_run, "owner/name", "--staging", tmp_path / "s", "--dry-run", home=tmp_path
-    )
+    done = run_here("publish", stand_in_run, "owner/name", "--staging", tmp_path / "s", "--dry-run")
     assert done.returncode != 0
     assert "stand-in" in done.stderr
     for style in ("tum", "colmap"):
-        done = theodolite("export", stand_in_run, "--out", tmp_path / style, "--format", style, home=tmp_path)
+        done = run_here("export", stand_in_run, "--out", tmp_path / style, "--format", style)
         assert done.returncode != 0
     assert not (tmp_path / "tum").exists() or not list((tmp_path / "tum").iterdir())
 
@@ -86,17 +82,7 @@ def test_stand_ins_leave_nowhere(stand_in_run: Path, tmp_path: Path):
 def test_missing_weights_are_one_error_before_any_work(tmp_path: Path):
     (tmp_path / "clip.mp4").write_bytes(b"never opened")
     out = tmp_path / "out"
-    done = theodolite(
-        "annotate",
-        "estimate",
-        "--set",
-        f"source.root={tmp_path}",
-        "--out",
-        out,
-        "--workers",
-        0,
-        home=tmp_path / "h",
-    )
+    done = run_here("annotate", "estimate", "--set", f"source.root={tmp_path}", "--out", out, "--workers", 0)
     assert done.returncode == 2
     assert not out.exists()
     # Both networks in one message, each with what to do.
@@ -104,11 +90,10 @@ def test_missing_weights_are_one_error_before_any_work(tmp_path: Path):
     assert "weights moge-2-vitl-normal" in done.stderr
     assert "Traceback" not in done.stderr
     commit = "0" * 40
-    done = theodolite(
+    done = run_here(
         "annotate", "estimate", "--set", f"source.root={tmp_path}", "--out", out,
         "--set", f"annotate.geometry.pi3x.revision='{commit}'",
-        "--set", f"annotate.geometry.moge2.revision='{commit}'",
-        home=tmp_path / "h",
+        "--set", f"annotate.geometry.moge2.revision='{commit}'"
     )  # fmt: skip
     assert done.returncode == 2
     assert f"theodolite weights pull pi3x --revision {commit}" in done.stderr
@@ -120,22 +105,21 @@ def test_wrong_digests_devices_and_pairs(tmp_path: Path):
     (tmp_path / "clip.mp4").write_bytes(b"never opened")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"not these")
-    done = theodolite(
+    done = run_here(
         "annotate", "estimate", "--set", f"source.root={tmp_path}", "--out", tmp_path / "out",
         "--set", f"annotate.geometry.pi3x.path={weights}",
         "--set", f"annotate.geometry.pi3x.sha256={'a' * 64}",
         "--set", f"annotate.geometry.moge2.path={tmp_path / 'none.pt'}",
-        "--set", "annotate.geometry.device=cuda:77x",
-        home=tmp_path,
+        "--set", "annotate.geometry.device=cuda:77x"
     )  # fmt: skip
     assert done.returncode == 2
     # A file that is none of the kind is told by its header, before anything is hashed.
     for part in ("model.safetensors is no safetensors file", "none.pt", "cuda:77x"):
         assert part in done.stderr
     assert not (tmp_path / "out").exists()
-    done = theodolite(
+    done = run_here(
         "annotate", "rgbd", "--set", f"source.index={tmp_path / 'clips.yaml'}", "--out", tmp_path / "out",
-        "--set", "annotate.geometry.anchor=moge2", home=tmp_path,
+        "--set", "annotate.geometry.anchor=moge2"
     )  # fmt: skip
     assert done.returncode == 2
 

@@ -192,11 +192,11 @@ def command(manifest: Path, out: Path, *more: object) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path: Path) -> None:
     content, out = rows(3), tmp_path / "out"
-    content[1] |= {"camera": "walk", "seconds": 30}
+    content[1] |= {"camera": "walk", "seconds": 15}
     manifest = write_manifest(tmp_path, content)
     process = command(manifest, out)
     deadline, growing = time.monotonic() + 200, out / "clip_1.mp4"
-    while time.monotonic() < deadline and not (growing.is_file() and growing.stat().st_size > 50_000):
+    while time.monotonic() < deadline and not (growing.is_file() and growing.stat().st_size > 20_000):
         time.sleep(0.05)
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
@@ -205,9 +205,9 @@ def test_killed_and_continued(tmp_path: Path) -> None:
     assert is_whole(out / "clip_0.mp4")
     assert not is_whole(growing)
     assert count_video_frames("v", growing)[0] > 0  # even so it plays
-    text, errors = command(manifest, out).communicate(timeout=200)
-    assert "3 videos (2 new), 0 failed" in text, errors
-    assert count_video_frames("v", growing)[0] == 481
+    text, code = run_batch(manifest, options(), out)
+    assert "3 videos (2 new), 0 failed" in text, code
+    assert count_video_frames("v", growing)[0] == 241
     assert (out / "clip_0.mp4").stat().st_mtime_ns == first
 
 
@@ -218,9 +218,8 @@ def test_several_workers(tmp_path: Path) -> None:
     content = rows(3)
     content[2]["camera"] = "loop"
     manifest = write_manifest(tmp_path, content)
-    process = command(manifest, tmp_path / "many", "--workers", 2)
-    text, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, errors
+    text, code = run_batch(manifest, options(), tmp_path / "many", workers=2)
+    assert code == 1
     assert "2 videos (2 new), 1 failed" in text
     assert "clip_2: camera 'loop'" in text
     run_batch(manifest, options(), tmp_path / "one", limit=2)
