@@ -60,7 +60,7 @@ def annotate(clip: ClipRef, estimators, **config) -> Row:
 @pytest.mark.slow
 def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monkeypatch) -> None:
     """One masked pixel made the peers' exponential mean infinite to the end of the clip."""
-    clip, truth = prepared(tmp_path)
+    clip, truth = prepared(tmp_path, num_frames=81)
     estimators = simulated(truth, replace(CALM, metric_frame=0.02))
     network = estimators.anchor.network
     predict, seen = network.predict, []
