@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import orthonormalise, rotation_angle
+from ..dataset.cameras.rotations import orthonormalise, rotation_angle
 from ..dataset.rows import Row
 from .geometry.base import AnchorFrame, SequenceGeometryResult
 from .scale import ScaleEstimate

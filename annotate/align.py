@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..dataset.arrays import F64
-from ..dataset.cameras import hat, orthonormalise, so3_exp, so3_log
+from ..dataset.cameras.rotations import hat, orthonormalise, so3_exp, so3_log
 from ..dataset.strict import Strict
 
 

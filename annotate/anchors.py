@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..dataset.arrays import F64, I64, FloatArray
-from ..dataset.cameras import orthonormalise
+from ..dataset.cameras.rotations import orthonormalise
 from ..dataset.strict import Strict
 from .align import AlignConfig, Aligned, Window, align_connected
 from .frames.base import ClipFrames

@@ -30,7 +30,7 @@ from pydantic import Field
 from scipy.sparse import bsr_array
 from torch import Tensor
 
-from ..dataset.cameras import so3_exp
+from ..dataset.cameras.rotations import so3_exp
 from ..dataset.strict import Strict
 
 FocalModel = Literal["constant", "smooth", "piecewise", "given"]

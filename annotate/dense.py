@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import se3_exp
+from ..dataset.cameras.transforms import se3_exp
 
 _LEVELS = (48, 96, 192)  # image width in pixels, coarse to fine
 _BRIGHTNESS_SIGMA = 0.35  # of the locally normalised image, whose contrast is about 1

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from ..dataset.arrays import BoolArray, FloatArray, IntArray
-from ..dataset.cameras import so3_exp
+from ..dataset.cameras.rotations import so3_exp
 from .geometry.base import DepthMaps
 from .solve import KnownLens, members
 from .sources.clip import DepthKind

@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import fov_from_focal, rigid_error
+from ..dataset.cameras.intrinsics import fov_from_focal
+from ..dataset.cameras.transforms import rigid_error
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate
 from ..dataset.strict import Strict

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse, so3_log, umeyama
+from ..dataset.cameras.alignment import umeyama
+from ..dataset.cameras.rotations import rotation_angle, so3_log
+from ..dataset.cameras.transforms import interpolate_poses, se3_inverse
 from .solve import GIVEN, CameraSolution
 from .sources.clip import ClipRejection
 

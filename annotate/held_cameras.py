@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import se3_inverse
+from ..dataset.cameras.transforms import se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, Problem, State
 from .solve import (

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..dataset.cameras import fov_from_focal
+from ..dataset.cameras.intrinsics import fov_from_focal
 from ..dataset.metrics import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence

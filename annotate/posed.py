@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from ..dataset.arrays import FloatArray
-from ..dataset.cameras import interpolate_poses, orthonormalise, se3_inverse, so3_log, umeyama
+from ..dataset.cameras.alignment import umeyama
+from ..dataset.cameras.rotations import orthonormalise, so3_log
+from ..dataset.cameras.transforms import interpolate_poses, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, State
 from .geometry.base import DepthMaps

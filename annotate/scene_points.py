@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..dataset.cameras import world_to_camera
+from ..dataset.cameras.transforms import world_to_camera
 from ..dataset.formats.colmap import ColmapPoints
 from ..dataset.frames import iterate_frames
 from ..dataset.rows import Row

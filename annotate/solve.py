@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset.arrays import FloatArray, IntArray
-from ..dataset.cameras import interpolate_poses, rotation_angle, se3_inverse
+from ..dataset.cameras.rotations import rotation_angle
+from ..dataset.cameras.transforms import interpolate_poses, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, FocalModel, Problem, Solution, State
 from .dense import View, align_rgbd, link_points

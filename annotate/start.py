@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.arrays import FloatArray, IntArray
-from ..dataset.cameras import se3_inverse
+from ..dataset.cameras.transforms import se3_inverse
 from .bundle import BundleConfig
 from .geometry.base import DepthMaps
 from .solve import (

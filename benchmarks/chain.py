@@ -29,7 +29,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import numpy as np
 import torch
-from theodolite.dataset.camera_paths import named_path
+from theodolite.dataset.cameras.paths import named_path
 from theodolite.model.autoencoder import Tiling, VideoAutoencoder, tiny_autoencoder
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.generation import GenerationRecord, GenerationRequest, Generator, Sampling

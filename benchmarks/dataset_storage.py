@@ -31,7 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import theodolite.dataset
-from theodolite.dataset import cameras as cam
+from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.index import write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Gate, Row
@@ -54,7 +55,7 @@ def synthetic_row(number: int, frames: int, rng: np.random.Generator) -> Row:
     flattered."""
     step = rng.normal(size=(frames, 6)) * [0.02, 0.01, 0.03, 0.004, 0.006, 0.002]
     tangent = np.cumsum(np.cumsum(step, axis=0) * 0.05 + step, axis=0)
-    poses = cam.transform(cam.so3_exp(tangent[:, 3:]), tangent[:, :3])
+    poses = cam.transform(so3_exp(tangent[:, 3:]), tangent[:, :3])
     focal = 900 * np.exp(0.05 * np.cumsum(rng.normal(size=frames)) / np.sqrt(frames))
     index = np.round(np.arange(frames) * 29.97 / 16)
     n_scale = max(frames // 16, 4)

@@ -46,7 +46,7 @@ from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.dataset.cameras import rotation_angle
+from theodolite.dataset.cameras.rotations import rotation_angle
 from theodolite.dataset.metrics import path_length, trajectory_error
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory

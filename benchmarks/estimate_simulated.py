@@ -51,7 +51,8 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import ScaleConfig, estimate_scale, fit_scale, frame_log_scale
 from theodolite.annotate.sources.clip import ClipRef
-from theodolite.dataset.cameras import orthonormalise, umeyama
+from theodolite.dataset.cameras.alignment import umeyama
+from theodolite.dataset.cameras.rotations import orthonormalise
 from theodolite.dataset.metrics import trajectory_error
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))

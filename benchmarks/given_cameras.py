@@ -35,7 +35,8 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
+from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory
 
@@ -327,7 +328,7 @@ INTACT = ("true", "small-noise", "5mm", "5-hz", "5-hz-small-noise", "lens-true-o
 
 def _spatialvid(folder: Path, recording: Recording, poses: F64, frames: F64) -> dict[str, Any]:
     """Poses of some frames, in SpatialVID's layout."""
-    from theodolite.dataset.cameras import quaternion_wxyz_from_rotation
+    from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation
 
     assert recording.intrinsics is not None
     folder.mkdir(parents=True, exist_ok=True)

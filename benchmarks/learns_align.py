@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from theodolite.dataset.cameras import se3_exp
+from theodolite.dataset.cameras.transforms import se3_exp
 from torch import Tensor
 
 _SIGMA = 0.08

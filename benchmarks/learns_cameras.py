@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from learns_align import camera_of_pictures
 from learns_scenes import Clips, random_clips
-from theodolite.dataset.cameras import rotation_angle
+from theodolite.dataset.cameras.rotations import rotation_angle
 from theodolite.kernels.attention import AttentionBackend
 from theodolite.model.conditioning import TEMPORAL_STRIDE, condition_cameras
 from theodolite.model.config import WorldModelConfig

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
 from torch import Tensor
 
 NUM_BOXES = 5

@@ -16,22 +16,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from .arrays import FloatArray
-from .camera_paths import (
-    FPS,
-    PathName,
-    action_path,
-    check_rigid,
-    is_action,
-    named_path,
-)
-from .cameras import (
-    crop_intrinsics,
-    intrinsics_matrix,
-    resize_intrinsics,
-    se3_inverse,
-    split_intrinsics,
-    to_4x4,
-)
+from .cameras.intrinsics import crop_intrinsics, intrinsics_matrix, resize_intrinsics, split_intrinsics
+from .cameras.paths import FPS, PathName, action_path, check_rigid, is_action, named_path
+from .cameras.transforms import se3_inverse, to_4x4
 from .clip_cameras import layout_of, read_clip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio

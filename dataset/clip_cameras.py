@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import I64, FloatArray
-from .cameras import interpolate_poses
+from .cameras.transforms import interpolate_poses
 from .formats.base import CameraClip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import svg
 from .arrays import FloatArray
-from .cameras import se3_inverse
+from .cameras.transforms import se3_inverse
 from .clip_cameras import CameraSet, ClipCameras, Match, Matching, match
 from .escape import for_markdown
 from .image_metrics import (

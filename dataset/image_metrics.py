@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arrays import U8
-from .cameras import rotation_angle
+from .cameras.rotations import rotation_angle
 from .frames import count_video_frames, video_frames
 from .picture import cover
 

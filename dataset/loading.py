@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from .cameras import relative_to_first
+from .cameras.transforms import relative_to_first
 from .frames import read_frames
 from .inputs import Archive, InputError
 from .reading import ClipDataset

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .arrays import F64
-from .cameras import orthonormalise, relative_to_first, rotation_angle, se3_inverse, transform, umeyama
+from .cameras.alignment import umeyama
+from .cameras.rotations import orthonormalise, rotation_angle
+from .cameras.transforms import relative_to_first, se3_inverse, transform
 
 AlignmentKind = Literal["none", "first", "se3", "sim3"]
 

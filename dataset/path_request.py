@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from .arrays import FloatArray
-from .camera_paths import FPS, check_path, check_rigid, interpolate_path
-from .cameras import (
+from .cameras.intrinsics import (
     focal_from_fov,
     fov_from_focal,
     intrinsics_matrix,
-    orthonormalise,
-    relative_to_first,
     resize_intrinsics,
-    rotation_angle,
     split_intrinsics,
 )
+from .cameras.paths import FPS, check_path, check_rigid, interpolate_path
+from .cameras.rotations import orthonormalise, rotation_angle
+from .cameras.transforms import relative_to_first
 from .cameras_in import LONGEST_FRAMES, CameraPath, lenses_of, load_array, path_exists
 from .formats.sana import FOV_RANGE_DEG
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import FloatArray
-from .cameras import crop_intrinsics, resize_intrinsics
+from .cameras.intrinsics import crop_intrinsics, resize_intrinsics
 from .frames import fit
 
 LEAST_PX = 64

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import svg
 from .arrays import FloatArray
-from .cameras import fov_from_focal
+from .cameras.intrinsics import fov_from_focal
 from .clip_cameras import ClipCameras, Matching, frames_of_row, match, read_clip
 from .escape import for_line, for_terminal
 from .frames import iterate_frames, media_path

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .cameras import rigid_error, to_4x4
+from .cameras.transforms import rigid_error, to_4x4
 from .metrics import path_length
 from .names import NAME_RULE, is_name, wrong_pointer
 from .reasons import find_reason

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .cameras import intrinsics_matrix
+from .cameras.intrinsics import intrinsics_matrix
 from .conform import PANDAS_INDEX, conform
 from .names import NAME_RULE, check_name, is_name
 from .schema import (

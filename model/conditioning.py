@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dataset.cameras import relative_to_first, rigid_error
+from ..dataset.cameras.transforms import relative_to_first, rigid_error
 from .network import Cameras
 
 TEMPORAL_STRIDE = 8

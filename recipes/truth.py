@@ -13,7 +13,7 @@ from ..annotate.geometry.given_cameras import read_intrinsics
 from ..annotate.sources.clip import ClipRef, ClipRejection
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
-from ..dataset.cameras import resize_intrinsics, split_intrinsics
+from ..dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ..dataset.clip_cameras import Matching, load_cameras, read_clip
 from ..dataset.reading import open_dataset
 from ..dataset.report import Truth, TruthByClip, truth_of_row

@@ -17,7 +17,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..dataset.cameras import intrinsics_matrix, relative_to_first, split_intrinsics
+from ..dataset.cameras.intrinsics import intrinsics_matrix, split_intrinsics
+from ..dataset.cameras.transforms import relative_to_first
 from ..dataset.encoded import EncodedClip, Encoding, Window, window_id
 from ..dataset.frames import iterate_frames
 from ..dataset.picture import Cover, cover

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ...dataset.arrays import F32, FloatArray
-from ...dataset.cameras import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
+from ...dataset.cameras.intrinsics import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
 from ...dataset.images import decode_image
 from ...dataset.inputs import Archive, InputError, read_bytes, read_npy
 from ...dataset.limits import too_many_pixels

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray
-from ...dataset.cameras import resize_intrinsics, split_intrinsics
+from ...dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
 from ...dataset.images import image_orientation, images_in
 from ...dataset.inputs import InputError, read_csv, read_text

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F32, F64, U8
-from ...dataset.cameras import resize_intrinsics
+from ...dataset.cameras.intrinsics import resize_intrinsics
 from .cameras import RenderConfig, camera_path, exposure_gain, intrinsics_path
 from .scene import ROOM_SIZE_M, WALK_RADIUS_M, Quads, Scene, Texture, build_scene
 

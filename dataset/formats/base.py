@@ -9,14 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import FloatArray
-from ..cameras import (
-    intrinsics_matrix,
-    orthonormalise,
-    resize_intrinsics,
-    rigid_error,
-    split_intrinsics,
-    transform,
-)
+from ..cameras.intrinsics import intrinsics_matrix, resize_intrinsics, split_intrinsics
+from ..cameras.rotations import orthonormalise
+from ..cameras.transforms import rigid_error, transform
 from ..frames import VideoWriter
 from ..limits import MAX_SIDE_PX
 from ..names import check_name

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import FloatArray
-from ..cameras import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz, se3_inverse, transform
+from ..cameras.rotations import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz
+from ..cameras.transforms import se3_inverse, transform
 from ..inputs import InputError, read_bytes, read_text, reader
 from .base import CameraClip
 

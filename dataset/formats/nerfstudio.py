@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import FloatArray
-from ..cameras import opencv_to_opengl, opengl_to_opencv, orthonormalise, rigid_error, to_4x4, transform
+from ..cameras.rotations import orthonormalise
+from ..cameras.transforms import opencv_to_opengl, opengl_to_opencv, rigid_error, to_4x4, transform
 from ..inputs import read_json, reader
 from ..names import as_name
 from .base import CameraClip

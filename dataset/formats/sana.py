@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cameras import fov_from_focal, split_intrinsics
+from ..cameras.intrinsics import fov_from_focal, split_intrinsics
 from ..image_metrics import RevisitPair
 from ..images import decode_image
 from ..inputs import (
@@ -312,7 +312,7 @@ def write_sana_bench(root: str | Path, scenes: Mapping[str, Sequence[BenchScene]
 
 
 def _distance(clip: CameraClip, pair: RevisitPair) -> dict[str, float]:
-    from ..cameras import rotation_angle
+    from ..cameras.rotations import rotation_angle
 
     a, b = clip.camera_to_world[pair.frame_a], clip.camera_to_world[pair.frame_b]
     return {

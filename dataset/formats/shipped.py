@@ -23,14 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import FloatArray
-from ..cameras import (
-    intrinsics_matrix,
-    orthonormalise,
-    rigid_error,
-    rotation_from_quaternion_wxyz,
-    se3_inverse,
-    transform,
-)
+from ..cameras.intrinsics import intrinsics_matrix
+from ..cameras.rotations import orthonormalise, rotation_from_quaternion_wxyz
+from ..cameras.transforms import rigid_error, se3_inverse, transform
 from ..inputs import parse_json, read_json, read_npy, read_npz, read_text, reader
 from .base import CameraClip
 from .colmap import colmap_distortions, read_colmap

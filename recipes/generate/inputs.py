@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...dataset.camera_paths import FPS
-from ...dataset.cameras import intrinsics_matrix
+from ...dataset.cameras.intrinsics import intrinsics_matrix
+from ...dataset.cameras.paths import FPS
 from ...dataset.cameras_in import CameraPath, Reading, read_camera_path
 from ...dataset.images import read_image
 from ...dataset.media import MediaError

@@ -23,7 +23,7 @@ from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Stream, RawImag
 from theodolite.annotate.pipeline import Estimators
 from theodolite.annotate.rendered import render
 from theodolite.annotate.rendered.render import RenderedClip
-from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
 
 SIZE = (108, 192)
 

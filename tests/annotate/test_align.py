@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from theodolite.annotate.align import AlignConfig, Window, align_windows, fit_edge
-from theodolite.dataset.cameras import rotation_angle, so3_exp, umeyama
+from theodolite.dataset.cameras.alignment import umeyama
+from theodolite.dataset.cameras.rotations import rotation_angle, so3_exp
 
 
 def walk(num_frames: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from theodolite.annotate import bundle as ba
-from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
 
 CONFIG = ba.BundleConfig(
     principal_point_sigma=0.0, radial_sigma=0.0, robust_scale=50.0, focal_prior_sigma=10.0

@@ -24,7 +24,7 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import estimate_scale
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
-from theodolite.dataset.cameras import se3_exp
+from theodolite.dataset.cameras.transforms import se3_exp
 from theodolite.dataset.rows import Row
 from theodolite.recipes.demo import run_demo
 

@@ -8,7 +8,7 @@ import pytest
 from theodolite.annotate.dense import View, align_rgbd, link_points
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.dataset.cameras import se3_inverse
+from theodolite.dataset.cameras.transforms import se3_inverse
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
-from theodolite.dataset.cameras import intrinsics_matrix, se3_inverse
+from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
+from theodolite.dataset.cameras.transforms import se3_inverse
 from theodolite.dataset.orientation import ORIENTATIONS, Orientation
 from theodolite.dataset.rows import Row
 

@@ -15,7 +15,8 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
-from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp, so3_log
+from theodolite.dataset.cameras.rotations import so3_exp, so3_log
+from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import POSE_SOURCES
 

@@ -24,7 +24,8 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import CameraSolution, KnownLens, solve_cameras
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import TracksConfig, measure_images
-from theodolite.dataset.cameras import interpolate_poses, se3_exp, se3_inverse, so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
+from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row
 
 WIDTH, HEIGHT, FRAMES, FPS = 320, 192, 32, 16.0

@@ -19,7 +19,7 @@ from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.scene_points import scene_points
 from theodolite.annotate.tracks import TracksConfig
-from theodolite.dataset import cameras as cam
+from theodolite.dataset.cameras.intrinsics import project, split_intrinsics
 from theodolite.dataset.formats.nerfstudio import read_nerfstudio
 from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.rows import Row
@@ -38,7 +38,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[RenderedClip, Ro
     )
     clip, folder = render_clip(config), tmp_path_factory.mktemp("rendered")
     files = write_clip(clip, folder, media="images", depth_units_per_metre=None)
-    focal, centre = cam.split_intrinsics(clip.intrinsics)
+    focal, centre = split_intrinsics(clip.intrinsics)
     row = Row(
         clip_id="walk",
         source="rendered",
@@ -67,7 +67,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[RenderedClip, Ro
 
 def depth_errors(clip: RenderedClip, points_world: np.ndarray, frame: int) -> np.ndarray:
     """Relative error in depth of the points that `frame` shows; those hidden behind something are left out."""
-    pixels, z = cam.project(points_world[None], clip.camera_to_world[[frame]], clip.intrinsics[[frame]])
+    pixels, z = project(points_world[None], clip.camera_to_world[[frame]], clip.intrinsics[[frame]])
     depth = clip.frame(frame).depth_m
     inside = (z[0] > 0) & (pixels[0] >= 1).all(1) & (pixels[0] < [319, 179]).all(1)
     x, y = pixels[0][inside].astype(int).T
@@ -88,7 +88,7 @@ def test_points_lie_on_the_scene_in_metres(rendered: tuple[RenderedClip, Row, Pa
         # Half a degree a pixel: half of the tracks may slide by the fifth of a pixel that is 2 to 3 % of depth.
         assert np.median(np.abs(errors)) < 0.03
     # Colours are those of the pictures where the points are seen.
-    pixels, _z = cam.project(points[None], clip.camera_to_world[[12]], clip.intrinsics[[12]])
+    pixels, _z = project(points[None], clip.camera_to_world[[12]], clip.intrinsics[[12]])
     inside = ((pixels[0] >= 2) & (pixels[0] < [318, 178])).all(1)
     x, y = pixels[0][inside].astype(int).T
     shown = clip.frame(12).rgb[y, x].astype(float)

@@ -26,13 +26,8 @@ from theodolite.annotate.sources.archives import unpack
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
-from theodolite.dataset.cameras import (
-    opencv_to_opengl,
-    quaternion_wxyz_from_rotation,
-    rotation_angle,
-    se3_exp,
-    se3_inverse,
-)
+from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, rotation_angle
+from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_exp, se3_inverse
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip

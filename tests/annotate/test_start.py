@@ -23,7 +23,7 @@ from theodolite.annotate.solve import (
 )
 from theodolite.annotate.start import WithoutFrames, prove_anchors
 from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
-from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 
 FRAMES = 49

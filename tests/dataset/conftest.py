@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from theodolite.dataset import cameras as cam
+from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.cameras.intrinsics import fov_from_focal
 from theodolite.dataset.rows import Gate, Row, rows_to_table
 from theodolite.dataset.store import prepare_output, write_part
 
@@ -75,10 +76,10 @@ def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
         "depth_residual_log_median": 0.02,
         "path_length_m": length,
         "scale_sweep_best": 1.0,
-        "fov_x_min_rad": float(cam.fov_from_focal(focal[:, 0].max(), 1280)),
-        "fov_x_max_rad": float(cam.fov_from_focal(focal[:, 0].min(), 1280)),
-        "fov_y_min_rad": float(cam.fov_from_focal(focal[:, 1].max(), 720)),
-        "fov_y_max_rad": float(cam.fov_from_focal(focal[:, 1].min(), 720)),
+        "fov_x_min_rad": float(fov_from_focal(focal[:, 0].max(), 1280)),
+        "fov_x_max_rad": float(fov_from_focal(focal[:, 0].min(), 1280)),
+        "fov_y_min_rad": float(fov_from_focal(focal[:, 1].max(), 720)),
+        "fov_y_max_rad": float(fov_from_focal(focal[:, 1].min(), 720)),
         "focal_axis_gap_max": float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
         "focal_spread": float(fx.std() / fx.mean()),
         "metrics": {"vmaf_motion": 7.5},

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from theodolite.dataset.camera_paths import action_path, named_path
-from theodolite.dataset.cameras import intrinsics_matrix, rigid_error, se3_inverse
+from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
+from theodolite.dataset.cameras.paths import action_path, named_path
+from theodolite.dataset.cameras.transforms import rigid_error, se3_inverse
 from theodolite.dataset.cameras_in import CameraPath, Reading, read_camera_path
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import write_colmap

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.dataset import cameras as cam
 from theodolite.dataset import evaluate as ev
 from theodolite.dataset import metrics
+from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, so3_exp
 from theodolite.dataset.clip_cameras import ClipCameras, Matching, load_cameras
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import camera_clip
@@ -295,7 +296,7 @@ def _walk(time_s: np.ndarray) -> np.ndarray:
     tangent = np.stack(
         [np.sin(0.7 * t), 0.1 * np.cos(2 * t), 0.8 * t, 0.1 * t, 0.5 * np.sin(t), 0 * t], axis=1
     )
-    return cam.transform(cam.so3_exp(tangent[:, 3:]), tangent[:, :3])
+    return cam.transform(so3_exp(tangent[:, 3:]), tangent[:, :3])
 
 
 START_S = 7.3
@@ -516,7 +517,7 @@ def test_euroc_sequences_give_the_camera_and_its_frames(tmp_path: Path, walk: tu
     mounting = cam.se3_exp([-0.07, 0.02, 0.01, 0.1, -0.2, 1.5])
     stamps = 1403715273262142976 + np.arange(0, 20 * 10**9, 5 * 10**6)
     body = _walk((stamps - stamps[0]) / 1e9) @ cam.se3_inverse(mounting)
-    q = cam.quaternion_wxyz_from_rotation(body[:, :3, :3])
+    q = quaternion_wxyz_from_rotation(body[:, :3, :3])
     table = [
         ",".join([str(s), *(f"{v:.9f}" for v in (*p, *w)), "0.1", "0.2"])
         for s, p, w in zip(stamps, body[:, :3, 3], q, strict=True)

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
 from av.container import InputContainer
-from theodolite.dataset import cameras as cam
 from theodolite.dataset import export as export_module
+from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.cameras.intrinsics import project
 from theodolite.dataset.export import FORMATS, PER_CLIP, export_dataset, write_subset
 from theodolite.dataset.formats import huggingface as huggingface_format
 from theodolite.dataset.formats import lerobot as lerobot_format
@@ -75,7 +76,7 @@ def _observations(clip: CameraClip) -> ColmapPoints:
     rng = np.random.default_rng(0)
     points = np.stack([rng.uniform(-1, 1, 40), rng.uniform(-0.6, 0.6, 40), rng.uniform(3, 6, 40)], axis=1)
     points = points + clip.camera_to_world[:, :3, 3].mean(0)
-    pixels, z = cam.project(points[None], clip.camera_to_world, clip.intrinsics)
+    pixels, z = project(points[None], clip.camera_to_world, clip.intrinsics)
     n = (pixels - clip.principal_point_px[:, None]) / clip.focal_px[:, None]
     pixels = n * (1 + (clip.radial_k1 or 0) * (n**2).sum(-1, keepdims=True)) * clip.focal_px[:, None]
     pixels = pixels + clip.principal_point_px[:, None]

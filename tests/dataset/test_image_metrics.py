@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from theodolite.dataset.cameras import so3_exp
+from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.image_metrics import (
     RevisitPair,
     load_scorer,

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from theodolite.dataset import cameras as cam
 from theodolite.dataset import metrics
+from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.cameras.alignment import Alignment
+from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.trajectories import associate, read_kitti, read_tum
 
 TRAJECTORIES = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories"
@@ -18,10 +20,10 @@ def _random_pair(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = np.cumsum(rng.normal(size=(n, 6)) * 0.1, axis=0)
     noisy = truth + rng.normal(size=truth.shape) * 0.02
-    world = cam.sim3_exp(np.append(rng.normal(size=6), 0.3))
-    fit = cam.Alignment(
-        scale=float(cam.sim3_scale(world)),
-        rotation=world[:3, :3] / cam.sim3_scale(world),
+    world = cam.se3_exp(rng.normal(size=6))
+    fit = Alignment(
+        scale=1.35,
+        rotation=world[:3, :3],
         translation=world[:3, 3],
         inlier=np.ones(1, bool),
         residual=np.zeros(1),
@@ -124,7 +126,7 @@ def test_rotation_error_removes_only_the_world_rotation() -> None:
     np.testing.assert_allclose(
         metrics.rotation_error(turned, still, gauge="none"), np.linalg.norm([0.4, 0.2, 1])
     )
-    turned[10, :3, :3] = turned[10, :3, :3] @ cam.so3_exp([0.1, 0, 0])
+    turned[10, :3, :3] = turned[10, :3, :3] @ so3_exp([0.1, 0, 0])
     np.testing.assert_allclose(metrics.rotation_error(turned, still)[10], 0.1, atol=0.003)
     with pytest.raises(ValueError, match="coincide"):
         metrics.trajectory_error(turned, still, alignment="se3")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theodolite.dataset.cameras import project
+from theodolite.dataset.cameras.intrinsics import project
 from theodolite.dataset.picture import cover
 
 TARGET = (704, 1280)

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset import cameras as cam
 from theodolite.dataset import svg
+from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
 from theodolite.dataset.report import (
     Truth,

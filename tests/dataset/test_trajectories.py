@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.dataset import cameras as cam
 from theodolite.dataset import trajectories as tj
+from theodolite.dataset.cameras import transforms as cam
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 

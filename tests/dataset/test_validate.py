@@ -290,7 +290,7 @@ def test_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_float32_storage_stays_within_the_rigid_tolerance(make_row: Callable[..., Row]) -> None:
-    from theodolite.dataset.cameras import rigid_error
+    from theodolite.dataset.cameras.transforms import rigid_error
     from theodolite.dataset.row_checks import RIGID_TOLERANCE
 
     error = rigid_error(np.concatenate([make_row(i, frames=200).camera_to_world for i in range(10)]))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from theodolite.dataset.camera_paths import named_path
-from theodolite.dataset.cameras import intrinsics_matrix
+from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
+from theodolite.dataset.cameras.paths import named_path
 from theodolite.model.generation import GenerationRequest, Generator, Sampling
 from theodolite.model.samplers import Text
 from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from theodolite.dataset.cameras import relative_to_first
+from theodolite.dataset.cameras.transforms import relative_to_first
 from theodolite.model.conditioning import condition_cameras, latent_frames, plucker_map
 
 from .cases import poses

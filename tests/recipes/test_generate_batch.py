@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from theodolite.dataset.camera_paths import named_path
+from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
 from theodolite.dataset.frames import count_video_frames

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.camera_paths import named_path
-from theodolite.dataset.cameras import se3_exp
+from theodolite.dataset.cameras.paths import named_path
+from theodolite.dataset.cameras.transforms import se3_exp
 from theodolite.dataset.clip_cameras import GENERATION_FORMAT, GENERATION_LOG, load_cameras
 from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.trajectories import write_matrices

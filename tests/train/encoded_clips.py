@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from theodolite.dataset.cameras import relative_to_first, se3_exp
+from theodolite.dataset.cameras.transforms import relative_to_first, se3_exp
 from theodolite.dataset.encoded import EncodedClip, Encoding, Window, begin, window_id, write_shard
 from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.rows import Row

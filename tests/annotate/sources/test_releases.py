@@ -28,12 +28,8 @@ from theodolite.annotate.sources.read import read_clips
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
 from theodolite.annotate.sources.windows import Windows, count_samples, cut_windows
-from theodolite.dataset.cameras import (
-    opencv_to_opengl,
-    quaternion_wxyz_from_rotation,
-    se3_exp,
-    se3_inverse,
-)
+from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation
+from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_exp, se3_inverse
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip

@@ -7,8 +7,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from theodolite.dataset.camera_paths import PathName, action_path, check_path, named_path, resample_path
-from theodolite.dataset.cameras import rigid_error, rotation_angle, so3_exp
+from theodolite.dataset.cameras.paths import PathName, action_path, check_path, named_path, resample_path
+from theodolite.dataset.cameras.rotations import rotation_angle, so3_exp
+from theodolite.dataset.cameras.transforms import rigid_error
 
 RECORDED = Path(__file__).with_name("nvlabs_sana_actions.npz")
 """Paths that NVlabs/Sana's public code rolls out for the same actions."""

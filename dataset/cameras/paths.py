@@ -13,8 +13,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .arrays import FloatArray
-from .cameras import interpolate_poses, relative_to_first, rigid_error, rotation_angle, so3_exp
+from ..arrays import FloatArray
+from .rotations import rotation_angle, so3_exp
+from .transforms import interpolate_poses, relative_to_first, rigid_error
 
 FPS = 16.0
 """Frames a second of the world model, and of the action language's time constants."""
