@@ -1,7 +1,8 @@
 """Speed and error of the world model's network at full size: one forward pass of a minute of 720p, by part.
 
     python benchmarks/model_speed.py [--frames 121] [--precision bf16 fp8-attention fp8] [--check] [--parts]
-        [--guidance] [--train FRAMES] [--sweep] [--stream [FRAMES ...]] [--chunk-causal] [--profile]
+        [--guidance] [--train FRAMES] [--sweep] [--stream [SECONDS ...]] [--loop [published fast]] [--chunk-causal]
+        [--profile] [--no-passes]
     TRITON_INTERPRET=1 python benchmarks/model_speed.py --smoke
 
 With --check every kernel is first compared with its twin, and the output of every precision with float32's. Then all
@@ -874,17 +875,62 @@ def time_training(size: Size, frames: int) -> None:
         del model, step, block
 
 
-def stream(size: Size, names: list[str], lengths: tuple[int, ...]) -> None:
+LOOPS: dict[str, tuple[str, dict]] = {
+    "published": ("bf16", {}),
+    "fast": ("fp8", {"first": 0.0, "last": 0.5}),
+}
+"""Name: precision, and guidance where it leaves the published schedule."""
+
+
+def whole_loop(size: Size, names: list[str], steps: int) -> None:
+    """Sixty guided steps of the bidirectional model, by the sampler that users run."""
+    for name in names:
+        variant, interval = LOOPS[name]
+        precision, attention = PRECISIONS[variant]
+        model = random_model(size)
+        set_precision(model, precision, scopes=ALL_SCOPES, attention=attention)
+        inputs = random_inputs(size)
+        guidance = Guidance(Text(torch.zeros_like(inputs["text"])), **interval)
+
+        def run(
+            count: int, model: WorldModel = model, guidance: Guidance = guidance, inputs: dict = inputs
+        ) -> None:
+            began = time.perf_counter()
+
+            def told(done: int, total: int) -> None:
+                synchronise()
+                if done % 10 == 0:
+                    print(f"    {done} of {total} after {time.perf_counter() - began:.1f} s", flush=True)
+
+            found = sample_bidirectional(
+                model, inputs["latents"], Text(inputs["text"]), guidance=guidance, cameras=inputs["cameras"],
+                steps=count, progress=told,
+            )  # fmt: skip
+            synchronise()
+            if count == steps:
+                print(
+                    f"loop {name}: {count} steps, guidance {guidance.scale} in {guidance.first:g} to "
+                    f"{guidance.last:g} of them, {variant}: {time.perf_counter() - began:.1f} s, "
+                    f"finite {bool(found.isfinite().all())}"
+                )
+
+        run(1)  # compiles
+        print(f"    peak {peak_gib(lambda run=run: run(steps)):.2f} GiB")
+        del model, run
+
+
+def stream(size: Size, names: list[str], seconds_of: tuple[int, ...]) -> None:
     """The distilled student over clips of several lengths: seconds, time to the first chunk, memory."""
     for variant in names:
         precision, attention = PRECISIONS[variant]
         model = random_model(size)
         set_precision(model, precision, scopes=ALL_SCOPES, attention=attention)
-        for frames in lengths:
+        for number, length in enumerate(seconds_of):
+            frames = 1 + max(2, round(16 * length / 24)) * 3
             inputs = random_inputs(size, frames)
             text = Text(inputs["text"])
             for graphs in (False, True) if size.device == "cuda" else (False,):
-                for _ in range(2):  # the first compiles kernels for new shapes
+                for _ in range(1 if number else 2):  # the first compiles kernels for new shapes
                     if torch.cuda.is_available():
                         torch.cuda.reset_peak_memory_stats()
                     synchronise()
@@ -924,9 +970,16 @@ def parse() -> argparse.Namespace:
         "--stream",
         type=int,
         nargs="*",
-        metavar="FRAMES",
-        help="also the four-step student, chunk by chunk; latent frames of its clips, default 21 61 121",
+        metavar="SECONDS",
+        help="also the four-step student, chunk by chunk; lengths of its clips, default 10 60 180",
     )
+    parser.add_argument(
+        "--loop",
+        nargs="*",
+        choices=list(LOOPS),
+        help="also the 60 guided steps of a minute: published, or with the speed options",
+    )
+    parser.add_argument("--no-passes", action="store_true", help="without single passes")
     parser.add_argument("--smoke", action="store_true", help="everything at a tiny size on a CPU")
     return parser.parse_args()
 
@@ -939,16 +992,22 @@ def main() -> None:
     starts = chunk_starts(size.frames) if arguments.chunk_causal else None
     print(f"operators {Operators()}, torch {torch.__version__}")
     everything = arguments.smoke
-    lengths = (7,) if everything else tuple(arguments.stream or (21, 61, 121))
+    lengths = (3,) if everything else tuple(arguments.stream or (10, 60, 180))
+    loops = list(LOOPS) if everything else arguments.loop or ["published"]
     parts: list[tuple[bool, str, Callable[[], object]]] = [
         (arguments.check, "checks", lambda: check(size, names)),
-        (True, "passes", lambda: time_precisions(size, names, starts, arguments.profile and not everything)),
+        (
+            not arguments.no_passes,
+            "passes",
+            lambda: time_precisions(size, names, starts, arguments.profile and not everything),
+        ),
         (arguments.parts, "one attention", lambda: time_attention(size)),
         (arguments.parts, "products", lambda: time_products(size, ceilings(size)[0])),
         (arguments.sweep, "sweep", lambda: sweep(size)),
         (arguments.guidance, "guidance", lambda: time_guidance(size)),
         (arguments.train > 0, "training", lambda: time_training(size, arguments.train or size.frames)),
         (arguments.stream is not None, "stream", lambda: stream(size, names, lengths)),
+        (arguments.loop is not None, "loop", lambda: whole_loop(size, loops, 3 if everything else 60)),
     ]
     good = [attempt(what, call) for wanted, what, call in parts if wanted or everything]
     if not all(good):
