@@ -2,6 +2,7 @@
 
     python benchmarks/chain.py [--mode bidirectional] [--offload none|idle|blocks] [--cap-gb 24] [--seconds 60]
         [--steps 2] [--refiner-block 3] [--no-refiner] [--no-gemma3] [--no-tiles] [--channels-last] [--parts] [--mp4 V]
+        [--graphs] [--overlap]
     python benchmarks/chain.py --tiny
 
 It runs `Generator.generate`, what users run, and prints for each stage the memory that was planned beside what was
@@ -130,7 +131,9 @@ def request(asked: argparse.Namespace) -> GenerationRequest:
         prompt="A narrow street." if asked.tiny else PROMPT,
         camera_to_world=named_path("fly-through", frames),
         intrinsics_px=k,
-        sampling=Sampling.published(asked.mode, graphs=asked.graphs or None, **changes),
+        sampling=Sampling.published(
+            asked.mode, graphs=asked.graphs or None, overlap=asked.overlap or None, **changes
+        ),
         refine=not asked.no_refiner,
     )
 
@@ -275,6 +278,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
         "no-tiles",
         "channels-last",
         "graphs",
+        "overlap",
         "parts",
         "tiny",
         "no-pin",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Generator_
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..dataset.strict import Strict
 from ..kernels.frame_gdn.op import resolve_backend
+from .ahead import Ahead
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
 from .network import Cameras, WorldModel
@@ -72,6 +73,8 @@ class Sampling(Strict):
     """Chunks before the current one, and first chunks, that the student's softmax blocks read."""
     graphs: bool = False
     """Record the student's calls as CUDA graphs."""
+    overlap: bool = False
+    """Make the student's next chunk while one is decoded and handed out."""
 
     @classmethod
     def published(cls, mode: Mode, **changes: Any) -> Sampling:
@@ -121,7 +124,7 @@ _PUBLISHED: Mapping[Mode, dict[str, Any]] = {
 _UNNAMED: Mapping[Mode, tuple[str, ...]] = {
     "bidirectional": ("guidance_batched",),
     "chunk-causal": ("guidance_batched", "chunk_interval"),
-    "distilled": ("graphs",),
+    "distilled": ("graphs", "overlap"),
 }
 """Options without a published value."""
 
@@ -206,6 +209,8 @@ class StreamingReport:
         deadlines_met: share of the later chunks that were in time; None with a single chunk.
         chunks: number of chunks.
         latest_s: how late the latest chunk was; 0 if none was.
+        warm_up_s: what compiling on a short clip took before the request (`Generator.warm_up`); None: there was none,
+            and the first chunk pays for it.
     """
 
     time_to_first_chunk_s: float
@@ -214,9 +219,12 @@ class StreamingReport:
     deadlines_met: float | None
     chunks: int
     latest_s: float
+    warm_up_s: float | None = None
 
 
-def streaming_report(ready_s: list[float], frames: list[int], *, fps: float = FPS) -> StreamingReport:
+def streaming_report(
+    ready_s: list[float], frames: list[int], *, fps: float = FPS, warm_up_s: float | None = None
+) -> StreamingReport:
     """Report of chunks that were ready at `ready_s` seconds after the request and hold so many frames each."""
     due = ready_s[0] + np.concatenate([[0], np.cumsum(frames)[:-1]]) / fps
     late = np.asarray(ready_s) - due
@@ -228,6 +236,7 @@ def streaming_report(ready_s: list[float], frames: list[int], *, fps: float = FP
         deadlines_met=float((late[1:] <= 1e-9).mean()) if len(frames) > 1 else None,
         chunks=len(frames),
         latest_s=float(max(late.max(), 0.0)),
+        warm_up_s=warm_up_s,
     )
 
 
@@ -309,6 +318,8 @@ class Generator:
         self.residence = residence
         self.parts = dict(parts or {})
         self.device = torch.device(device)
+        self.warm_up_s: float | None = None
+        """What `warm_up` took, if it ran."""
         if autoencoder.latent_channels != world_model.config.latent_channels:
             raise ValueError(
                 f"the autoencoder has {autoencoder.latent_channels} latent channels, the world model "
@@ -343,6 +354,8 @@ class Generator:
             raise ValueError("CUDA graphs need a GPU")
         if sampling.graphs and self.residence is not None and self.residence.policy != "none":
             raise ValueError("CUDA graphs need weights that stay where they are: use them without offload")
+        if sampling.overlap and self.residence is not None and self.residence.policy != "none":
+            raise ValueError("overlap needs all parts on the device at once: use it without offload")
         if not request.prompt.strip():
             raise ValueError("the prompt is empty: say what the video shows")
         for words, what in ((request.prompt, "prompt"), (request.negative_prompt, "negative prompt")):
@@ -352,6 +365,31 @@ class Generator:
                     f"the {what} has {count} tokens, the world model sees {room}: shorten it by about "
                     f"{count - room} tokens"
                 )
+
+    def warm_up(self, request: GenerationRequest) -> float:
+        """Make a short clip of the request's kind and drop it: kernels are compiled, libraries have chosen theirs and
+        memory is taken before a stream is timed. Only distilled mode gains by it.
+
+        Returns:
+            seconds, which the streaming reports from now on mention.
+        Raises:
+            ValueError: as of `generate`, or another mode.
+        """
+        sampling = request.sampling
+        if sampling.mode != "distilled":
+            raise ValueError(f"warming up is of the distilled mode, not of {sampling.mode}")
+        held = (sampling.sink_chunks or 0) + (sampling.window_chunks or 0)
+        frames = min(request.num_frames, max(_WARM_UP_CHUNKS, held + 2) * sampling.chunk_frames + 1)
+        short = replace(
+            request,
+            camera_to_world=request.camera_to_world[:frames],
+            intrinsics_px=request.intrinsics_px[:frames],
+        )
+        start = time.perf_counter()
+        for _ in self.stream(short):
+            pass
+        self.warm_up_s = time.perf_counter() - start
+        return self.warm_up_s
 
     def generate(
         self,
@@ -418,6 +456,10 @@ class Generator:
         record.status = "complete"
 
 
+_WARM_UP_CHUNKS = 6
+"""Until sink and window of the world model and the window of the refiner are full, and graphs are recorded."""
+
+
 def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[str, Any]:
     """Which implementations run on these latents, and what was asked for."""
     asked = model.operators
@@ -452,6 +494,8 @@ class _Run:
         self.progress = progress
         self.handing_out = "frames"
         self.start = time.perf_counter()
+        self.together = False
+        """Whether stages run at the same time; the most memory of one is then that of all."""
         self.ready_s: list[float] = []
         self.ready_frames: list[int] = []
         record.num_frames_wanted = request.num_frames
@@ -579,10 +623,34 @@ class _Run:
             return None if piece is None else to_pixels(piece).cpu().numpy()
 
     def _stream(self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any) -> Iterator[Pictures]:
-        """Denoise, refine and decode chunk after chunk."""
+        """Denoise, refine and decode chunk after chunk; with `overlap` the next chunk is made while one is decoded and
+        handed out."""
+        autoencoder, overlap = self.generator.autoencoder, self.request.sampling.overlap
+        decoder = autoencoder.start_stream()
+        made = self._chunks(latents, text, cameras, refiner_text)
+        beside = torch.cuda.Stream(latents.device) if overlap and latents.is_cuda else None
+        self.together = overlap
+        chunks = Ahead(made) if overlap else made
+        try:
+            for chunk in chunks:
+                with self.stage("decoding", autoencoder), torch.cuda.stream(beside):
+                    frames = to_pixels(decoder.add(chunk)).cpu().numpy()
+                self.ready_s.append(time.perf_counter() - self.start)
+                self.ready_frames.append(len(frames))
+                self.record.streaming = streaming_report(
+                    self.ready_s, self.ready_frames, warm_up_s=self.generator.warm_up_s
+                )
+                yield frames
+        finally:
+            chunks.close()
+            self.together = False
+
+    def _chunks(
+        self, latents: Tensor, text: Text, cameras: Cameras, refiner_text: Any
+    ) -> Generator_[Tensor, None, None]:
+        """Finished latents of one chunk after another; the device has done with them when they are given."""
         generator, request, sampling = self.generator, self.request, self.request.sampling
         assert sampling.times is not None
-        decoder = generator.autoencoder.start_stream()
         refining = (
             generator.refiner.start_stream(refiner_text, seed=request.refiner_seed)
             if request.refine
@@ -611,12 +679,7 @@ class _Run:
                         chunk = torch.cat([chunk, refining.finish()], dim=2)
                 if not chunk.shape[2]:
                     continue  # the refiner waits for a whole block
-            with self.stage("decoding", generator.autoencoder):
-                frames = to_pixels(decoder.add(chunk)).cpu().numpy()
-            self.ready_s.append(time.perf_counter() - self.start)
-            self.ready_frames.append(len(frames))
-            self.record.streaming = streaming_report(self.ready_s, self.ready_frames)
-            yield frames
+            yield chunk
 
     def hears(self, stage: str) -> Callable[[int, int], None]:
         """Progress of a stage."""
@@ -632,7 +695,7 @@ class _Run:
         """Bring a part in, and count its time and memory."""
         device, residence = self.generator.device, self.generator.residence
         on_gpu = device.type == "cuda"
-        if on_gpu:
+        if on_gpu and not self.together:
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
         entry = self.record.stages.setdefault(name, Stage())
@@ -642,7 +705,7 @@ class _Run:
                 yield
         finally:
             if on_gpu:
-                torch.cuda.synchronize(device)
+                torch.cuda.current_stream(device).synchronize()
                 entry.peak_bytes = max(entry.peak_bytes or 0, torch.cuda.max_memory_allocated(device))
             entry.wall_s += time.perf_counter() - start
             entry.calls += 1

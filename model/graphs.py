@@ -98,7 +98,8 @@ class ChunkGraph:
 
     def _record(self, *, save: bool) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # What other threads do meanwhile (decoding, say) is no part of it and does not end it.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             cache = self._other_cache()
             out = self._run(cache, save)
             if save:

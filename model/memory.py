@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, latent_frames
 from .config import WorldModelConfig
+from .network import WorldModel
+from .precision import DEFAULT_SCOPES, Precision, Scope, planned_bytes
 from .residence import Offload
 
 SPARE_BYTES = 1_500_000_000
@@ -177,6 +180,7 @@ class MemoryPlan:
         sizes: of the parts.
         stages: in order.
         resident_bytes: of blocks that stay, with `blocks`.
+        converted_on_device: whether the world model comes in bfloat16 and is converted there.
     """
 
     shape: VideoShape
@@ -184,6 +188,7 @@ class MemoryPlan:
     sizes: Mapping[str, PartSize]
     stages: tuple[Stage, ...]
     resident_bytes: int = 0
+    converted_on_device: bool = False
 
     def weights_bytes(self, stage: Stage) -> int:
         """Weights on the device during a stage."""
@@ -229,6 +234,17 @@ class MemoryPlan:
         ]
 
 
+def converted_size(
+    config: WorldModelConfig, precision: Precision, *, scopes: Sequence[Scope] = DEFAULT_SCOPES
+) -> PartSize:
+    """Size of the world model after `precision.set_precision`; what it never touches is bfloat16."""
+    values = RELEASED_SIZES["world_model"].values
+    if config != WorldModelConfig():
+        with torch.device("meta"):
+            values = measured_size(WorldModel(config)).values
+    return PartSize(values, bytes_per_value=planned_bytes(config, precision, scopes=scopes) / values)
+
+
 def plan_memory(
     shape: VideoShape,
     offload: Offload,
@@ -236,6 +252,7 @@ def plan_memory(
     sizes: Mapping[str, PartSize] | None = None,
     networks: Networks | None = None,
     resident_bytes: int = 0,
+    converted_on_device: bool = False,
 ) -> MemoryPlan:
     """Memory of a chain before anything is loaded.
 
@@ -243,6 +260,7 @@ def plan_memory(
         sizes: of the parts by name (`PARTS`); None: the released ones in bfloat16.
         networks: what activations depend on.
         resident_bytes: weights of blocks that stay on the device, with `blocks`, of each part.
+        converted_on_device: the world model is loaded in bfloat16 and converted on the device (`Numbers.on_device`).
     Raises:
         ValueError: on another policy, a length that is not 8 k + 1, or a part without a size.
     """
@@ -250,7 +268,11 @@ def plan_memory(
         raise ValueError(f"offload {offload!r}: use {', '.join(get_args(Offload))}")
     sizes = RELEASED_SIZES if sizes is None else sizes
     networks = networks or Networks()
-    stages = [
+    stages = []
+    if converted_on_device and "world_model" in sizes:
+        wide = 2 * sizes["world_model"].values
+        stages.append(Stage("converting", ("world_model",), max(0, wide - sizes["world_model"].num_bytes)))
+    stages += [
         Stage("text", ("text_encoder",), 200_000_000),
         Stage("image", ("autoencoder",), _encoding(shape)),
     ]
@@ -263,7 +285,7 @@ def plan_memory(
     missing = sorted({p for s in stages for p in s.parts} - sizes.keys())
     if missing:
         raise ValueError(f"no size is given for {', '.join(missing)}")
-    return MemoryPlan(shape, offload, sizes, tuple(stages), resident_bytes)
+    return MemoryPlan(shape, offload, sizes, tuple(stages), resident_bytes, converted_on_device)
 
 
 def _denoising(shape: VideoShape, networks: Networks) -> Stage:
@@ -377,7 +399,13 @@ def alternatives(plan: MemoryPlan, budget_bytes: int, *, networks: Networks | No
 
     def fits(offload: Offload, other: VideoShape) -> MemoryPlan | None:
         try:
-            planned = plan_memory(other, offload, sizes=plan.sizes, networks=networks)
+            planned = plan_memory(
+                other,
+                offload,
+                sizes=plan.sizes,
+                networks=networks,
+                converted_on_device=plan.converted_on_device,
+            )
         except ValueError:
             return None
         return planned if planned.fits(budget_bytes) else None

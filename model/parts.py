@@ -66,6 +66,11 @@ class Numbers:
         """
         check_precision(self._converted, device=device, attention=self.attention, scopes=self.scopes)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether weights are converted where they compute; those of eight bits that only save memory are not."""
+        return self.attention != "input" or self.precision in ("fp8", "nvfp4")
+
     def convert(self, model: WorldModel) -> dict[str, object]:
         """Convert a model on its device; what was changed."""
         if self._converted == "bf16" and self.attention == "input":
@@ -377,8 +382,8 @@ def _assembled(
     merged = [_merged(model, choice) for choice in loras.world_model]
     merged_refiner = [_merged(refiner, choice) for choice in loras.refiner]
     described = _described(model) | {"loras": merged}
-    if numbers.precision not in ("float32", "bf16") or numbers.attention != "input":
-        model.to(device)  # converted where it computes
+    if numbers.on_device:
+        model.to(device)
     described |= {"numbers": numbers.convert(model), "stand_in": stand_in}
     if offload != "none":
         model.to("cpu")  # it comes and goes with the others

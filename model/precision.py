@@ -21,6 +21,7 @@ from ..kernels.fp8.attention import check_fp8_attention
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
 from ..kernels.frame_gdn.op import Backend
+from .config import WorldModelConfig
 from .network import CameraAttention, WorldModel
 from .scaled_layers import NarrowWeights, ScaledLinear
 
@@ -162,6 +163,26 @@ def set_precision(
         weight_bytes_after=_weight_bytes(model),
         library=_library(precision, attention),
     )
+
+
+def planned_bytes(
+    config: WorldModelConfig, precision: Precision, *, scopes: Sequence[Scope] = DEFAULT_SCOPES
+) -> int:
+    """Bytes of a network's weights after `set_precision` of a bfloat16 model, before anything is loaded."""
+    with torch.device("meta"):
+        model = WorldModel(config).bfloat16()
+    total = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    for path in () if precision == "bf16" else _paths(model, scopes):
+        rows, columns = _matrix(_layer(model, path)).shape
+        total += _narrow_bytes(precision, rows, columns) - 2 * rows * columns
+    return total
+
+
+def _narrow_bytes(precision: Precision, rows: int, columns: int) -> int:
+    """Of a layer's weights: eight bits and a float32 for every row, or four bits and eight for every sixteen."""
+    if precision == "nvfp4":
+        return rows * columns // 2 + rows * columns // 16
+    return rows * columns + 4 * rows
 
 
 Linear = nn.Linear | nn.Conv2d

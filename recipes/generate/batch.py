@@ -217,7 +217,7 @@ def _with_room(prepared: Prepared, options: GenerateOptions) -> tuple[Generator,
     """This process's generator; before it is loaded, whether the first clip has room on the GPU."""
     if _generator.cache_info().currsize:
         return _generator(options.model_dump_json())
-    place = find_place(options.device)
+    place = find_place(options.device, options.gpu_memory_gb)
     precision = resolve_precision(options, place.device)
     check_memory(prepared.request, options, precision, place)
     try:
@@ -225,6 +225,8 @@ def _with_room(prepared: Prepared, options: GenerateOptions) -> tuple[Generator,
     except (ValueError, OSError, ImportError) as error:
         raise RunAborted(f"the parts cannot be loaded: {error}") from error
     use_room(generator, prepared.request, options, precision, place)
+    if options.warm_up:
+        generator.warm_up(prepared.request)
     return generator, digests
 
 
@@ -305,7 +307,7 @@ def run_batch(
     job = Job(out=out.resolve(), options=options, command=tuple(command))
     locate_parts(options)
     _check_folder(out, clips, options)
-    find_place(options.device)
+    find_place(options.device, options.gpu_memory_gb)
     left = [clip for clip in clips if not is_whole(out / f"{clip.id}.mp4")]
     if dry_run:
         return _looked_over(clips, left, options, out)

@@ -32,6 +32,15 @@ def resolve_precision(options: GenerateOptions, device: str) -> Precision:
     return "bf16" if device.startswith("cuda") else "float32"
 
 
+def numbers_of(options: GenerateOptions, precision: Precision) -> Numbers:
+    """In which numbers the world model computes."""
+    return Numbers(
+        precision=precision,
+        scopes=options.scopes or DEFAULT_SCOPES,
+        attention=options.attention_precision,
+    )
+
+
 def locate_parts(options: GenerateOptions) -> PartFiles | None:
     """Where the parts lie; None for stand-ins. Looks, reads nothing.
 
@@ -113,11 +122,7 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
         ValueError: a file is missing, damaged or another network's, or the precision cannot run here.
     """
     device = str(choose_device(options.device))
-    numbers = Numbers(
-        precision=resolve_precision(options, device),
-        scopes=options.scopes or DEFAULT_SCOPES,
-        attention=options.attention_precision,
-    )
+    numbers = numbers_of(options, resolve_precision(options, device))
     operators = Operators(kernels=options.kernels, attention=options.attention)
     common = dict(
         mode=options.mode,

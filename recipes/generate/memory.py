@@ -6,15 +6,17 @@ import os
 from dataclasses import replace
 
 from ...model import memory
+from ...model.config import WorldModelConfig
 from ...model.generation import GenerationRequest, Generator
+from ...model.parts import Precision
 from ...model.residence import Residence
+from .build import numbers_of
 from .options import GenerateOptions
 from .plan import Place
 
 
-def plan_for(request: GenerationRequest, options: GenerateOptions, precision: str) -> memory.MemoryPlan:
-    """Memory of a request by stage. What a low precision saves of the world model's weights is not counted: it depends
-    on the layers."""
+def plan_for(request: GenerationRequest, options: GenerateOptions, precision: Precision) -> memory.MemoryPlan:
+    """Memory of a request by stage; of what a low precision saves, the world model's weights are counted."""
     height, width = request.image.shape[:2]
     sampling = request.sampling
     shape = memory.VideoShape(
@@ -28,10 +30,13 @@ def plan_for(request: GenerationRequest, options: GenerateOptions, precision: st
         sink_chunks=_chunks(sampling.sink_chunks, request),
         guidance_batched=sampling.guidance_batched,
     )
-    sizes = memory.RELEASED_SIZES
+    sizes = dict(memory.RELEASED_SIZES)
+    numbers = numbers_of(options, precision)
     if precision == "float32":
         sizes = {name: replace(size, bytes_per_value=4.0) for name, size in sizes.items()}
-    return memory.plan_memory(shape, options.offload, sizes=sizes)
+    elif precision != "bf16":
+        sizes["world_model"] = memory.converted_size(WorldModelConfig(), precision, scopes=numbers.scopes)
+    return memory.plan_memory(shape, options.offload, sizes=sizes, converted_on_device=numbers.on_device)
 
 
 def _chunks(number: int | None, request: GenerationRequest) -> int:
@@ -39,7 +44,9 @@ def _chunks(number: int | None, request: GenerationRequest) -> int:
     return (request.num_frames - 1) // 24 if number is None else number
 
 
-def memory_text(request: GenerationRequest, options: GenerateOptions, precision: str, place: Place) -> str:
+def memory_text(
+    request: GenerationRequest, options: GenerateOptions, precision: Precision, place: Place
+) -> str:
     """Table of what each stage takes, and whether it fits here."""
     if options.size == "tiny":
         return "memory   tiny stand-ins take less than 1 GB"
@@ -58,9 +65,10 @@ def memory_text(request: GenerationRequest, options: GenerateOptions, precision:
     words = f"  needs {needed:.1f} GB with {memory.SPARE_BYTES / 1e9:.1f} GB to spare"
     if place.total_bytes is None:
         return "\n".join([*lines, f"{words}; there is no GPU here"])
-    lines.append(
-        f"{words}; {place.name} has {place.free_bytes_gb:.1f} GB free of {place.total_bytes / 1e9:.1f}"
-    )
+    free = f"{place.free_bytes_gb:.1f} GB free of {place.total_bytes / 1e9:.1f}"
+    if options.gpu_memory_gb is not None:
+        free = f"{place.total_bytes / 1e9:.1f} GB, of which {place.free_bytes_gb:.1f} may be used"
+    lines.append(f"{words}; {place.name} has {free}")
     try:
         check_memory(request, options, precision, place)
     except ValueError as error:
@@ -68,7 +76,7 @@ def memory_text(request: GenerationRequest, options: GenerateOptions, precision:
     return "\n".join(lines)
 
 
-def _check_host(request: GenerationRequest, options: GenerateOptions, precision: str) -> None:
+def _check_host(request: GenerationRequest, options: GenerateOptions, precision: Precision) -> None:
     """Released weights stay mapped from their files; random ones need the machine's memory."""
     plan = plan_for(request, options, precision)
     needed = sum(plan.sizes[part].num_bytes for part in {p for stage in plan.stages for p in stage.parts})
@@ -83,7 +91,9 @@ def _check_host(request: GenerationRequest, options: GenerateOptions, precision:
         )
 
 
-def check_memory(request: GenerationRequest, options: GenerateOptions, precision: str, place: Place) -> None:
+def check_memory(
+    request: GenerationRequest, options: GenerateOptions, precision: Precision, place: Place
+) -> None:
     """Refuse a run that does not fit, with what would.
 
     Raises:
@@ -99,7 +109,11 @@ def check_memory(request: GenerationRequest, options: GenerateOptions, precision
 
 
 def use_room(
-    generator: Generator, request: GenerationRequest, options: GenerateOptions, precision: str, place: Place
+    generator: Generator,
+    request: GenerationRequest,
+    options: GenerateOptions,
+    precision: Precision,
+    place: Place,
 ) -> None:
     """Let blocks stay on the GPU as far as its free memory goes, with `--offload blocks`."""
     lent = generator.residence

@@ -50,6 +50,10 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+_SAME_VIDEO = {"device", "offload", "gpu_memory_gb", "overlap", "warm_up"}
+"""Options that change when and where a video is made, not what it is."""
+
+
 class GenerateOptions(Strict):
     """Options of a run, the same for all of its clips, in the order of `theodolite generate --help`."""
 
@@ -125,6 +129,10 @@ class GenerateOptions(Strict):
         Literal["none", "idle", "blocks"],
         typer.Option("--offload", help="Parts leave the GPU when idle: none, idle, blocks (block by block)."),
     ] = "none"
+    gpu_memory_gb: Annotated[
+        Positive | None, typer.Option("--gpu-memory", help="Use at most this much GPU memory, GB.")
+    ] = None
+    """Null: what is free."""
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto"
     seconds: Annotated[
         Positive | None,
@@ -188,6 +196,16 @@ class GenerateOptions(Strict):
         typer.Option("--sink-chunks", help="distilled: first chunks that stay in view; published 1."),
     ] = None
     graphs: Annotated[bool, typer.Option("--graphs", help="distilled: CUDA graphs.")] = False
+    overlap: Annotated[
+        bool,
+        typer.Option("--overlap", help="distilled: make the next chunk while one is decoded and written."),
+    ] = False
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up", help="distilled: compile everything on a short clip before the clock starts."
+        ),
+    ] = False
     crf: Annotated[
         int, Field(ge=0, le=51), typer.Option("--crf", help="Quality of the MP4, lower is better.")
     ] = 16
@@ -202,6 +220,8 @@ class GenerateOptions(Strict):
         options = plainly(lambda: cls(**values))
         if options.size == "tiny" and not options.stand_in:
             raise ValueError("--size tiny is of stand-ins: add --weights stand_in, or leave --size out")
+        if options.warm_up and options.mode != "distilled":
+            raise ValueError(f"--warm-up is an option of distilled, not of {options.mode}")
         options.sampling()
         return options
 
@@ -223,6 +243,7 @@ class GenerateOptions(Strict):
                 **{n: getattr(self, n) for n in names},
                 guidance_batched=self.guidance_batched or None,
                 graphs=self.graphs or None,
+                overlap=self.overlap or None,
             )
         )
 
@@ -237,7 +258,7 @@ class GenerateOptions(Strict):
 
     def digest(self) -> str:
         """Of everything that changes the videos."""
-        content = self.model_dump(mode="json", exclude={"device", "offload"})
+        content = self.model_dump(mode="json", exclude=_SAME_VIDEO)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

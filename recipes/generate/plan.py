@@ -62,7 +62,7 @@ class Place:
 
     Attributes:
         device: as torch names it. name: of the card, or the processor.
-        total_bytes, free_bytes: its memory; None on a CPU.
+        total_bytes, free_bytes: its memory, and what of it may be used; None on a CPU.
     """
 
     device: str
@@ -75,11 +75,13 @@ class Place:
         return (self.free_bytes or 0) / 1e9
 
 
-def find_place(device: str) -> Place:
+def find_place(device: str, most_gb: float | None = None) -> Place:
     """The device that options name.
 
+    Args:
+        most_gb: GPU memory that this process may take; torch is held to it from now on.
     Raises:
-        ValueError: it is not there.
+        ValueError: it is not there, or there is no GPU whose memory could be bounded.
     """
     import platform
 
@@ -92,8 +94,13 @@ def find_place(device: str) -> Place:
     except ValueError as error:
         raise ValueError(str(error).replace("annotate.geometry.device", "--device")) from None
     if chosen.type != "cuda":
+        if most_gb is not None:
+            raise ValueError(f"--gpu-memory {most_gb:g}: --device {device} is no GPU")
         return Place(device=str(chosen), name=platform.processor() or platform.machine() or "CPU")
     free, total = torch.cuda.mem_get_info(chosen)
+    if most_gb is not None:
+        free = min(free, round(1e9 * most_gb))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, 1e9 * most_gb / total), chosen)
     return Place(
         device=str(chosen), name=torch.cuda.get_device_name(chosen), total_bytes=total, free_bytes=free
     )

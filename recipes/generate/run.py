@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...annotate.run.cluster import signals_as_interrupt
 from ...dataset.store import write_atomically
-from .build import build_generator, file_digests, locate_parts, resolve_precision
+from .build import build_generator, file_digests, locate_parts, numbers_of, resolve_precision
 from .inputs import Prepared, prepare
 from .memory import check_memory, memory_text, use_room
 from .options import ClipRequest, GenerateOptions
@@ -42,9 +42,10 @@ def run_generate(
         ValueError: something about the request or the weights, before anything was written.
     """
     _check_place(video, may_be_there=overwrite or dry_run)
-    place = find_place(options.device)
+    place = find_place(options.device, options.gpu_memory_gb)
     prepared = prepare(clip, options)
     precision = resolve_precision(options, place.device)
+    numbers_of(options, precision).check(place.device)
     if plot is not None:
         drawing = path_svg(
             prepared.path, title=f"{prepared.path.origin}, {prepared.figures.duration_s:.1f} s"
@@ -60,6 +61,8 @@ def run_generate(
     use_room(generator, prepared.request, options, precision, place)
     generator.check(prepared.request)
     digests = file_digests(options, files)
+    if options.warm_up:
+        generator.warm_up(prepared.request)
     video.unlink(missing_ok=True)
     record_path(video).unlink(missing_ok=True)
     try:
@@ -137,4 +140,6 @@ def _streaming_lines(report: object) -> list[str]:
         words += f", {100 * report.deadlines_met:.0f} % of {report.chunks - 1} deadlines met"
         if report.latest_s > 0:
             words += f", the latest chunk {report.latest_s:.2f} s late"
+    if report.warm_up_s is not None:
+        words += f"; after a warm-up of {report.warm_up_s:.1f} s"
     return [words]

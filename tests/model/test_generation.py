@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,46 @@ def test_a_stream_hands_out_chunk_after_chunk() -> None:
     assert record.streaming is not None
     assert record.streaming.chunks == 4
     assert record.streaming.real_time_factor > 0
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_chunks_made_ahead_are_the_same(refine: bool) -> None:
+    plain, _ = video(generator(), request(frames=97, refine=refine))
+    ahead, record = video(generator(residence=House()), request(frames=97, refine=refine, overlap=True))
+    assert np.array_equal(plain, ahead)
+    assert record.status == "complete"
+    assert record.departures == {"overlap": {"published": False, "used": True}}
+    assert record.stages["decoding"].calls == (3 if refine else 4)
+
+
+def test_a_stream_that_works_ahead_ends_when_it_is_asked_to() -> None:
+    threads = threading.active_count()
+    stream = generator().stream(request(frames=97, refine=False, overlap=True))
+    next(stream)
+    stream.close()
+    assert threading.active_count() == threads
+    broken = generator()
+    broken.world_model.forward_chunk = _breaks  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        video(broken, request(overlap=True))
+    assert threading.active_count() == threads
+
+
+def _breaks(*_: Any, **__: Any) -> None:
+    raise RuntimeError("out of memory")
+
+
+def test_a_warm_up_is_said_in_the_report() -> None:
+    chain = generator()
+    assert video(chain, request(refine=False))[1].streaming.warm_up_s is None  # type: ignore[union-attr]
+    took = chain.warm_up(request(frames=289, refine=False))
+    assert chain.autoencoder.decoded == [4, 3] + [4, 3, 3, 3, 3, 3]  # six chunks of twelve
+    _, record = video(chain, request(refine=False))
+    assert record.streaming is not None
+    assert record.streaming.warm_up_s == took
+    assert record.streaming.time_to_first_chunk_s < took
+    with pytest.raises(ValueError, match="of the distilled mode, not of bidirectional"):
+        chain.warm_up(request("bidirectional"))
 
 
 def test_a_refiner_may_hold_back() -> None:
@@ -205,6 +246,10 @@ def test_parts_that_cannot() -> None:
         generator().generate(request(prompt="word " * 60), **nothing)
     with pytest.raises(ValueError, match="need a GPU"):
         generator().generate(request(graphs=True), **nothing)
+    away = House()
+    away.policy = "idle"
+    with pytest.raises(ValueError, match="overlap needs all parts on the device"):
+        generator(residence=away).generate(request(overlap=True), **nothing)
     chain.autoencoder.latent_channels = 128
     with pytest.raises(ValueError, match="not of one release"):
         type(chain)(chain.world_model, chain.autoencoder, chain.text_encoder)

@@ -14,11 +14,13 @@ from theodolite.model.memory import (
     PartSize,
     VideoShape,
     check_memory,
+    converted_size,
     measured_size,
     plan_memory,
     room_for_blocks,
 )
 from theodolite.model.network import WorldModel
+from theodolite.model.precision import ALL_SCOPES, set_precision
 from torch import nn
 
 MINUTE = VideoShape(961)
@@ -150,3 +152,28 @@ def test_other_networks_and_bad_input() -> None:
         plan_memory(VideoShape(960), "none")
     with pytest.raises(ValueError, match="no size is given for refiner"):
         plan_memory(MINUTE, "none", sizes={k: v for k, v in RELEASED_SIZES.items() if k != "refiner"})
+
+
+def test_low_precision_is_planned_to_the_byte() -> None:
+    config = WorldModelConfig(depth=4, width=64, heads=2, latent_channels=8, text_width=16, text_tokens=10)
+    for precision, scopes in (
+        ("fp8", ALL_SCOPES),
+        ("int8-weights", ("qkv", "ffn")),
+        ("fp8-weights", ("camera",)),
+    ):
+        report = set_precision(WorldModel(config).bfloat16(), precision, scopes=scopes)
+        size = converted_size(config, precision, scopes=scopes)
+        assert size.num_bytes == report.weight_bytes_after
+    whole = converted_size(WorldModelConfig(), "int8-weights", scopes=ALL_SCOPES)
+    assert whole.num_bytes < 0.55 * RELEASED_SIZES["world_model"].num_bytes
+    assert converted_size(WorldModelConfig(), "nvfp4", scopes=ALL_SCOPES).num_bytes < 0.35 * 5.4e9
+
+
+def test_what_is_converted_on_the_device_comes_there_whole() -> None:
+    small = VideoShape(25, height=64, width=64, refine=False)
+    sizes = {**RELEASED_SIZES, "world_model": converted_size(WorldModelConfig(), "fp8", scopes=ALL_SCOPES)}
+    plan = plan_memory(small, "idle", sizes=sizes, converted_on_device=True)
+    stage = plan.stages[0]
+    assert stage.name == "converting"
+    assert abs(plan.stage_bytes(stage) - RELEASED_SIZES["world_model"].num_bytes) < 10
+    assert plan_memory(small, "idle", sizes=sizes).stages[0].name == "text"
