@@ -254,6 +254,9 @@ def measure(name: str, call: Callable[[], Tensor], repeats: int = 3) -> Tensor:
 
 
 def compare(name: str, found: Tensor, expected: Tensor) -> None:
+    if not bool(expected.isfinite().all()):  # Triton's interpreter cannot multiply bfloat16
+        print(f"  {name}: that of NVlabs/Sana is not finite", flush=True)
+        return
     print(f"  {name}: differ by {relative(found, expected):.2e} relative", flush=True)
 
 

@@ -205,7 +205,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(
     from theodolite.recipes.generate.plan import Place
 
     card = Place(device="cuda", name="a card", total_bytes=25_000_000_000, free_bytes=24_000_000_000)
-    monkeypatch.setattr(generate_run, "find_place", lambda device: card)
+    monkeypatch.setattr(generate_run, "find_place", lambda device, most_gb: card)
     monkeypatch.setattr(generate_run, "locate_parts", lambda options: None)
     monkeypatch.setattr(generate_run, "build_generator", lambda *a: pytest.fail("something was loaded"))
     words = ("--image", image, "--prompt", "rain", "--camera", "walk", "--out", tmp_path / "v.mp4")
