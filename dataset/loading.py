@@ -394,6 +394,12 @@ def _end_with_parent(_worker: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def worker_settings(num_workers: int) -> dict[str, Any]:
+    """Arguments of a DataLoader whose workers never fork from this process and end with it."""
+    context = _worker_context() if num_workers else None
+    return dict(num_workers=num_workers, multiprocessing_context=context, worker_init_fn=_end_with_parent)
+
+
 class ClipStream(IterableDataset[dict[str, Any]]):
     """Endless epochs for one rank of a distributed run; iterate it once per epoch.
 
@@ -505,9 +511,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         loader: DataLoader[dict[str, Any]] = DataLoader(
             stream,
             batch_size=None,
-            num_workers=self._num_workers,
-            multiprocessing_context=_worker_context() if self._num_workers else None,
-            worker_init_fn=_end_with_parent,
+            **worker_settings(self._num_workers),
         )
         for sample in loader:
             # Counted before the sample is used: a state saved while it is being used says that it was taken.

@@ -77,6 +77,11 @@ class Cameras:
     intrinsics: Tensor
     plucker: Tensor | None = None
 
+    def of_frames(self, frames: slice) -> Cameras:
+        """Those of some latent frames."""
+        rays = None if self.plucker is None else self.plucker[:, :, frames]
+        return Cameras(self.camera_to_world[:, frames], self.intrinsics[:, frames], rays)
+
 
 @dataclass(frozen=True)
 class RayMap:

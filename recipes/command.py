@@ -196,6 +196,7 @@ _EXTRAS = {
     "datasets": "pip install datasets",
     "decord": "pip install theodolite[decord]",
     "diffusers": "pip install theodolite[generate]",
+    "lightning": "pip install theodolite[train]",
     "lpips": "pip install lpips",
     "matplotlib": "pip install matplotlib",
     "open3d": "pip install theodolite[rivals]",

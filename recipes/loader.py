@@ -192,6 +192,11 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
             inner[key] = str(folder / Path(inner[key]).expanduser())
 
 
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set `key.path=value` items in a recipe's content, in order; returns mistakes."""
+    return [line for item in overrides for line in _override(content, item)]
+
+
 def _override(content: dict[str, Any], override: str) -> list[str]:
     """Set one key; returns mistakes."""
     path, equals, text = override.partition("=")
@@ -236,7 +241,7 @@ def options_from_items(kind: type[_Options], items: Sequence[str]) -> _Options:
         RecipeError: with every mistake found.
     """
     content: dict[str, Any] = {}
-    errors = [line for item in items for line in _override(content, item)]
+    errors = apply_overrides(content, items)
     try:
         options = kind.model_validate(content)
     except ValidationError as error:

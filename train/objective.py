@@ -10,7 +10,8 @@ Source: SANA-WM (arXiv 2605.15178) and the public NVlabs/Sana training code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..dataset.strict import Strict
 from ..model.config import chunk_ranges, chunk_starts
+from ..model.frame_parallel import FrameShare
 from ..model.network import Cameras, WorldModel
 from ..model.samplers import Text
 
@@ -224,34 +226,41 @@ def _multisets(
     return chosen - place
 
 
-def flow_matching_loss(model: WorldModel, batch: Batch, config: ObjectiveConfig, draws: Draws) -> Tensor:
+def flow_matching_loss(
+    model: WorldModel, batch: Batch, config: ObjectiveConfig, draws: Draws, share: FrameShare | None = None
+) -> Tensor:
     """Mean squared error of the velocity: per clip over the frames that count, then over clips.
 
     Frame 0 of conditioned clips and frames that are not valid do not count; chunks that are clean by their level do, as
     in the released code.
 
+    Args:
+        share: batch and draws are of whole clips, of which this rank computes its frames; the losses of all ranks that
+            share a clip sum up to the clip's.
     Returns:
         scalar float32.
     Raises:
         ValueError: where a clip has no frame that counts, or shapes do not fit.
     """
-    latents = batch.latents.float()
-    frames = latents.shape[2]
+    frames = batch.latents.shape[2]
+    part = slice(None) if share is None else share.frames
+    latents, noise = batch.latents[:, :, part].float(), draws.noise[:, :, part]
     sigmas, times = noise_levels(config.shift, latents.device)
-    sigma = sigmas[draws.index][:, None, :, None, None]
-    noisy = torch.lerp(latents, draws.noise, sigma)
+    sigma = sigmas[draws.index[:, part]][:, None, :, None, None]
+    noisy = torch.lerp(latents, noise, sigma)
     states = _captions(model, batch.text.states, draws.captionless)
     starts = None if config.chunks is None else chunk_starts(frames, config.chunks.size)
     velocity = model(
         noisy,
-        times[draws.index],
+        times[draws.index[:, part]],
         states,
         text_mask=batch.text.mask,
-        cameras=batch.cameras,
+        cameras=None if batch.cameras is None else batch.cameras.of_frames(part),
         chunk_starts=starts,
+        share=share,
     )
-    error = (velocity.float() - (draws.noise - latents)).square().mean(dim=(1, 3, 4))
-    return _mean_of_counting(error, _counting(batch, draws))
+    error = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
+    return _mean_of_counting(error, _counting(batch, draws), part)
 
 
 def _captions(model: WorldModel, states: Tensor, captionless: Tensor) -> Tensor:
@@ -269,12 +278,23 @@ def _counting(batch: Batch, draws: Draws) -> Tensor:
     return counting if batch.valid is None else counting & batch.valid
 
 
-def _mean_of_counting(error: Tensor, counting: Tensor) -> Tensor:
-    """error (B, T): mean over counting frames of each clip, then over clips."""
+def _mean_of_counting(error: Tensor, counting: Tensor, part: slice) -> Tensor:
+    """error (B, t) of the clip's frames `part`: mean over counting frames (B, T) of each clip, then over clips."""
     number = counting.sum(dim=1)
     if not error.is_cuda and bool((number == 0).any()):  # asking a GPU would make the host wait
         raise ValueError(f"clip {int((number == 0).nonzero()[0])} of the batch has no frame that counts")
-    return (torch.where(counting, error, 0.0).sum(dim=1) / number).mean()
+    return (torch.where(counting[:, part], error, 0.0).sum(dim=1) / number).mean()
+
+
+def draw_by_seed(config: ObjectiveConfig, batch: Batch, seeds: Sequence[int]) -> Draws:
+    """`draw`, each clip's by a seed of its own: whatever batch, rank or step it comes in, its draws are the same."""
+    if len(seeds) != len(batch.latents):
+        raise ValueError(f"{len(seeds)} seeds for {len(batch.latents)} clips")
+    drawn = []
+    for i, seed in enumerate(seeds):
+        generator = torch.Generator(batch.latents.device).manual_seed(seed)
+        drawn.append(draw(config, Batch(batch.latents[i : i + 1], batch.text), generator))
+    return Draws(*(torch.cat([getattr(d, f.name) for d in drawn]) for f in fields(Draws)))
 
 
 def training_loss(

@@ -1,4 +1,4 @@
-"""`theodolite encode`."""
+"""`theodolite encode` and `theodolite train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..command import Outcome
-from .options import Dataset
+from .options import Dataset, Sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,5 +83,51 @@ def encode(
         workers=workers,
         limit=limit,
         dry_run=dry_run,
+        command=sys.argv,
+    )
+
+
+def packaged_recipes() -> str:
+    """Names of the recipes of trainings, for the help."""
+    folder = Path(__file__).parents[1] / "train"
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    return f"Recipes that come with the package: {names}."
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", help="Folder that `theodolite encode` wrote; may be given often."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run: checkpoints, figures, weights.")],
+    overrides: Sets = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint; begin where there is none.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it takes: clips, tokens, memory, time; take no GPU."),
+    ] = False,
+    accelerator: Annotated[str, typer.Option("--accelerator", help="auto, cpu or gpu.")] = "auto",
+) -> Outcome:
+    """Train the world model on encoded clips, whole or by LoRA, on any number of GPUs.
+
+    Example: theodolite train finetune_lora --data encoded/mine --out runs/mine --resume
+    """
+    from ..training import load_train_recipe, run_train
+
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"--accelerator {accelerator}: use auto, cpu or gpu")
+    return run_train(
+        load_train_recipe(recipe, overrides or ()),
+        data,
+        out,
+        resume=resume,
+        dry_run=dry_run,
+        accelerator=accelerator,
+        say=lambda text: typer.echo(text, err=True),
         command=sys.argv,
     )

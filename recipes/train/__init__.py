@@ -1,0 +1,1 @@
+"""Recipes of trainings, each beside a `smoke` sibling that finishes on a laptop."""

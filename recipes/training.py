@@ -1,0 +1,292 @@
+"""`theodolite train`: a recipe and encoded clips in; checkpoints, figures and weights out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ..annotate.run.cluster import RunAborted
+from ..annotate.run.executor import hold_folder
+from ..dataset.encoded import EncodedDataset, open_encoded
+from ..dataset.inputs import InputError, read_yaml
+from ..dataset.licences import find_licence
+from ..dataset.store import write_atomically
+from ..dataset.strict import error_lines
+from ..model.config import WorldModelConfig
+from ..train.cost import ClipShape, memory_rows, num_parameters, peak_flops, step_flops
+from ..train.feed import BadClip, hold_out
+from ..train.guard import Diverged
+from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_weights_path
+from ..train.run import describe, import_lightning, is_first_process, num_devices, run_training
+from ..train.start import start_model, weights_path
+from ..train.state import checkpoints, read_progress
+from ..train.training import Training, check_data
+from .loader import PACKAGED, RecipeError, apply_overrides, now_iso, surroundings
+
+Say = Callable[[str], None]
+_PACKAGES = ("torch", "lightning", "triton", "numpy", "safetensors", "peft")
+_MFU = 0.35
+"""Share of a GPU's peak that a dry run reckons with, until a run has measured its own."""
+
+
+def train_recipes() -> list[str]:
+    """Names of the packaged recipes of trainings."""
+    return sorted(path.stem for path in (PACKAGED / "train").glob("*.yaml"))
+
+
+def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
+    """Read, override and check a recipe of a training; a relative `start.weights` is relative to the recipe's file,
+    one given with `--set` to the current folder.
+
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    path = Path(name)
+    if not path.is_file():
+        packaged = PACKAGED / "train" / f"{path.stem}.yaml"
+        if path.parent not in (Path("."), Path("train"), Path("recipes/train")) or not packaged.is_file():
+            raise RecipeError(
+                f"{name}: no such recipe file; trainings that come with theodolite: {', '.join(train_recipes())}"
+            )
+        path = packaged
+    try:
+        content, errors = read_yaml(path)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: is no recipe: it must hold keys and values")
+    before = (content.get("start") or {}).get("weights") if isinstance(content.get("start"), dict) else None
+    errors = [*errors, *apply_overrides(content, overrides)]
+    try:
+        recipe = TrainRecipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(
+            f"{path} is not a valid recipe:\n  " + "\n  ".join([*errors, *error_lines(error)])
+        ) from None
+    if errors:
+        raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
+    given = recipe.start.weights != before
+    return resolve_weights_path(recipe, Path.cwd() if given else path.parent.resolve())
+
+
+def run_train(
+    recipe: TrainRecipe,
+    data: Sequence[Path],
+    out: Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    accelerator: str = "auto",
+    say: Say = lambda text: None,
+    command: Sequence[str] = (),
+) -> tuple[str, int]:
+    """Train, or say what it would take.
+
+    Args:
+        data: folders of encoded clips, encoded alike.
+        out: folder of the run.
+        resume: go on from its last checkpoint, or begin if it has none.
+    Returns:
+        summary, and 0, or 130 where a signal ended the run early.
+    Raises:
+        ValueError: nothing was trained: a wrong recipe, data that do not fit, a folder of another run.
+        RunAborted: the run diverged, or clips are broken; OSError: the disk is full. Checkpoints are kept.
+    """
+    clips = open_encoded(*data)
+    if dry_run:
+        return plan_text(recipe, clips), 0
+    import_lightning()
+    out = out.resolve()
+    _check_folder(recipe, out, resume=resume)
+    first = is_first_process()
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(hold_folder(out))
+            _write_recipe(recipe, out)
+        started = start_model(recipe)
+        training = Training(recipe, started, clips, out)
+        if first:
+            say(started.summary())
+            say(_clips_text(recipe, clips))
+        begun = now_iso()
+        _record(out, recipe, clips, begun, command, None)
+        try:
+            outcome = run_training(training, resume=resume, say=say, accelerator=accelerator)
+        except (Diverged, BadClip) as error:
+            raise RunAborted(f"{out}: {error}") from error
+        _record(out, recipe, clips, begun, command, describe(outcome))
+    if not first:
+        return "", 0
+    if outcome.stopped is not None:
+        return (
+            f"stopped by {outcome.stopped} after step {outcome.step}; --resume goes on from its checkpoint",
+            130,
+        )
+    lines = [f"{out}: {outcome.step} steps, loss {outcome.loss:.4f}"]
+    if outcome.validation:
+        lines.append("held out: " + ", ".join(f"{k} {v:.4f}" for k, v in outcome.validation.items()))
+    if outcome.skipped:
+        lines.append(f"{outcome.skipped} steps were not taken (faults/)")
+    if training.feed_faults:
+        lines.append(
+            f"{len(training.feed_faults)} windows could not be read: {', '.join(sorted(training.feed_faults)[:5])}"
+        )
+    lines += [f"weights: {path}" for path in outcome.exported]
+    return "\n".join(lines), 0
+
+
+def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
+    """A folder with checkpoints is gone on with on request only, and by the same recipe."""
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        return
+    if not resume:
+        raise ValueError(f"{out}: holds checkpoints up to {found[-1].name}; --resume goes on from there")
+    path = out / "recipe.resolved.yaml"
+    content, _ = read_yaml(path)
+    before = content if isinstance(content, dict) else {}
+    now = recipe.model_dump(mode="json")
+    changed = [line for line in changed_keys(before, now) if not line.startswith(FREE_TO_CHANGE)]
+    if changed:
+        raise ValueError(f"{out}: was trained by another recipe: {'; '.join(changed)}; choose another --out")
+    step = int(read_progress(found[-1])["step"])
+    if step >= recipe.steps:
+        raise ValueError(f"{out}: has done its {step} steps; --set steps=N goes on to more")
+
+
+def _write_recipe(recipe: TrainRecipe, out: Path) -> None:
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(out / "recipe.resolved.yaml", text.encode())
+
+
+def _record(
+    out: Path,
+    recipe: TrainRecipe,
+    clips: EncodedDataset,
+    begun: str,
+    command: Sequence[str],
+    result: dict[str, Any] | None,
+) -> None:
+    """Add or finish this run in `run.json`; a run without an end was killed."""
+    if not is_first_process():
+        return
+    path = out / "run.json"
+    runs: list[dict[str, Any]] = []
+    if path.is_file():
+        runs = [run for run in json.loads(path.read_text())["runs"] if run["started"] != begun]
+    record = {
+        "started": begun,
+        "ended": None if result is None else now_iso(),
+        "recipe": recipe.name,
+        "command": list(command),
+        "data": [str(folder) for folder in clips.folders],
+        "encoding": clips.encoding.model_dump(mode="json"),
+        "licences": _licences(recipe, clips),
+        **surroundings(_PACKAGES),
+        "result": result,
+    }
+    write_atomically(path, (json.dumps({"runs": [*runs, record]}, indent=1) + "\n").encode())
+
+
+def _licences(recipe: TrainRecipe, clips: EncodedDataset) -> dict[str, list[str]]:
+    return {
+        "data": sorted({w.data_licence for w in clips.windows}),
+        "encoders": list(clips.encoding.weight_licences),
+        "start": [recipe.start.weights or "initial values"],
+    }
+
+
+def _clips_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
+    train, held_out = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
+    hours = sum(clips.windows[i].num_frames for i in train) / clips.encoding.fps / 3600
+    without = sum(not clips.windows[i].cameras for i in train)
+    text = f"{len(train)} windows to train on ({hours:.2f} h), {len(held_out)} clips held out"
+    if without and recipe.data.cameras != "none":
+        text += f"; {without} have no cameras and get those that stand for none"
+    return text
+
+
+def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
+    """What a run would take: clips, tokens, steps, memory by part, time; no weights are read, no GPU is taken.
+
+    Raises:
+        ValueError: the data do not fit the model.
+    """
+    import torch
+
+    from ..model.checkpoint import read_config, read_tensors
+    from ..model.network import WorldModel
+
+    config: WorldModelConfig | None = recipe.model
+    if config is None:
+        assert recipe.start.weights is not None
+        path = weights_path(recipe.start.weights)
+        config = read_config({k: v.shape for k, v in read_tensors(path)[0].items()}, origin=str(path))
+    elif recipe.start.weights is not None:
+        weights_path(recipe.start.weights)
+    with torch.device("meta"):
+        check_data(recipe, WorldModel(config), clips)
+    p, e = recipe.parallel, clips.encoding
+    world = num_devices(recipe) * p.nodes
+    if world % p.context:
+        raise ValueError(f"parallel.context {p.context} does not divide {world} ranks")
+    longest = max(w.num_frames for w in clips.windows)
+    chunks = recipe.flow_matching.chunks
+    shape = ClipShape(
+        frames=(longest - 1) // e.temporal_stride + 1,
+        height=e.height // e.spatial_stride,
+        width=e.width // e.spatial_stride,
+        cameras=recipe.data.cameras != "none",
+        chunk=None if chunks is None else chunks.size,
+    )
+    per_step = world // p.context * recipe.data.batch * recipe.data.accumulate
+    train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
+    flops = per_step * step_flops(config, shape)
+    rows = memory_rows(
+        config,
+        shape,
+        ranks=world,
+        context=p.context,
+        recompute=p.recompute,
+        lora_rank=None if recipe.lora is None else recipe.lora.rank,
+    )
+    lines = [
+        f"recipe   {recipe.name}: {recipe.objective}, {'chunk-causal' if chunks else 'bidirectional'}, cameras "
+        f"{recipe.data.cameras}, {'LoRA of rank ' + str(recipe.lora.rank) if recipe.lora else 'all weights'}",
+        f"network  {num_parameters(config) / 1e6:.1f} M parameters, from {recipe.start.weights or 'initial values'}",
+        f"data     {_clips_text(recipe, clips)}",
+        f"         longest {longest} frames: {shape.tokens} tokens; licences {_licence_text(clips)}",
+        f"steps    {recipe.steps} of {per_step} windows: {recipe.steps * per_step / len(train):.1f} epochs, "
+        f"{recipe.steps * per_step * shape.tokens / 1e9:.2f} G tokens at most",
+        f"ranks    {world} ({p.nodes} machines), {p.context} share a clip",
+        f"compute  {flops / 1e12:.2f} TFLOP a step, {recipe.steps * flops / 1e18:.3f} EFLOP in all",
+    ]
+    lines += [f"memory   {size:7.2f} GB  {what}" for what, size in rows]
+    lines.append(f"         {sum(size for _, size in rows):7.2f} GB  a GPU, by counting")
+    lines.append(_time_text(flops, world, recipe.steps))
+    return "\n".join(lines)
+
+
+def _licence_text(clips: EncodedDataset) -> str:
+    names = sorted({w.data_licence for w in clips.windows})
+    unknown = [name for name in names if find_licence(name) is None]
+    return ", ".join(names) + (f" (unknown: {', '.join(unknown)})" if unknown else "")
+
+
+def _time_text(flops: float, world: int, steps: int) -> str:
+    import torch
+
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "H100"
+    peak = peak_flops(name) or 989e12
+    seconds = flops / (world * peak * _MFU)
+    hours = steps * seconds / 3600
+    return (
+        f"time     {seconds:.2f} s a step and {hours:.1f} h ({hours * world:.1f} GPU-hours) on {world} x {name}, "
+        f"reckoned at {100 * _MFU:.0f} % of its peak, not measured"
+    )

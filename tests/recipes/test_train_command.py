@@ -1,0 +1,88 @@
+"""`theodolite train`: packaged recipes, dry runs, and a smoke run by Lightning that is ended and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
+from theodolite.train.recipe import TrainRecipe
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+from encoded_clips import write_encoded
+
+STAND_IN = dict(text_tokens=10, stand_in=True)
+TINY = ["model.text_tokens=10", "model.depth=2", "model.softmax_every=2", "parallel.recompute=nothing"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoded(tmp_path_factory.mktemp("encoded") / "data", 4, **STAND_IN)
+
+
+@pytest.mark.parametrize("name", train_recipes())
+def test_packaged_recipes_hold(name: str) -> None:
+    recipe = load_train_recipe(name)
+    assert recipe.name == name
+    assert TrainRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_every_recipe_has_a_smoke_sibling() -> None:
+    names = train_recipes()
+    assert all(f"{name}_smoke" in names for name in names if not name.endswith("_smoke"))
+
+
+def test_recipe_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"optimizer: unknown key"):
+        load_train_recipe("finetune", ["optimizer.lr=1"])
+    with pytest.raises(ValueError, match="trainings that come with theodolite: finetune"):
+        load_train_recipe("stage7")
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    text, code = run_train(load_train_recipe("stage4_smoke", TINY), [data], tmp_path / "r", dry_run=True)
+    assert code == 0
+    assert "chunk-causal" in text
+    assert "3 windows to train on" in text
+    assert "CC-BY-4.0" in text
+    assert "not measured" in text
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    out = tmp_path / "r"
+    recipe = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "log.every=1", "validation.every=4"])
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        lines.append(text)
+        if text.startswith("step 2/"):
+            signal.raise_signal(signal.SIGTERM)
+
+    text, code = run_train(recipe, [data], out, say=say, accelerator="cpu")
+    assert code == 130, text
+    assert "stopped by SIGTERM after step 2" in text
+    with pytest.raises(ValueError, match="--resume goes on"):
+        run_train(recipe, [data], out, accelerator="cpu")
+    other = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "optimiser.lr=5"])
+    with pytest.raises(ValueError, match=r"optimiser.lr: 0.001 -> 5.0"):
+        run_train(other, [data], out, resume=True, accelerator="cpu")
+    text, code = run_train(recipe, [data], out, resume=True, accelerator="cpu")
+    assert code == 0, text
+    assert "4 steps" in text
+    with (out / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+    runs = json.loads((out / "run.json").read_text())["runs"]
+    assert [run["result"]["stopped"] for run in runs][-1] is None
+    assert sorted(p.name for p in (out / "weights").iterdir()) == [
+        "step-00000004-average.safetensors",
+        "step-00000004.safetensors",
+    ]
+    with pytest.raises(ValueError, match="has done its 4 steps"):
+        run_train(recipe, [data], out, resume=True, accelerator="cpu")

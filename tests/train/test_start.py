@@ -1,0 +1,140 @@
+"""What grows from one stage's weights to the next's: what is copied, what starts anew, what stays as it was."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from theodolite.model.checkpoint import save_world_model
+from theodolite.model.config import WorldModelConfig
+from theodolite.model.network import Cameras, WorldModel
+from theodolite.train.recipe import LoraConfig, TrainRecipe
+from theodolite.train.start import add_lora, grow, start_model
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encoded_clips import MODEL
+
+LINEAR = MODEL.model_copy(update={"softmax_every": 5, "softmax_bfloat16": False})
+HYBRID = MODEL.model_copy(update={"softmax_bfloat16": False})
+FRAMES, HEIGHT, WIDTH = 5, 2, 3
+
+
+def network(config: WorldModelConfig, seed: int = 0) -> WorldModel:
+    torch.manual_seed(seed)
+    return WorldModel(config)
+
+
+def recipe(**changes: Any) -> TrainRecipe:
+    return TrainRecipe(**{"schema_version": 1, "name": "x", "model": HYBRID, "steps": 1, **changes})
+
+
+def inputs(channels: int = 8) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+    return dict(
+        latents=torch.randn(1, channels, FRAMES, HEIGHT, WIDTH, generator=generator),
+        times=torch.tensor([400]),
+        text=torch.randn(1, 10, 16, generator=generator),
+    )
+
+
+def cameras() -> Cameras:
+    generator = torch.Generator().manual_seed(4)
+    poses = torch.eye(4).repeat(1, FRAMES, 1, 1)
+    poses[:, :, :3, 3] = torch.randn(1, FRAMES, 3, generator=generator)
+    lens = torch.tensor([2.5, 2.4, 1.4, 1.1]).repeat(1, FRAMES, 1)
+    return Cameras(poses, lens, torch.randn(1, 48, FRAMES, HEIGHT, WIDTH, generator=generator))
+
+
+def test_recurrence_grows_into_the_hybrid() -> None:
+    before = network(LINEAR)
+    grown = grow(before.state_dict(), HYBRID)
+    own = grown.model.state_dict()
+    assert grown.fresh == ()
+    assert grown.left_out == ("blocks.3.attn.conv_k.weight", "blocks.3.attn.conv_k_cam.weight")
+    assert all(torch.equal(own[n], before.state_dict()[n]) for n in grown.copied)
+    with pytest.raises(ValueError, match=r"blocks \[3\] attend by softmax there .* later stage"):
+        grow(own, LINEAR)
+
+
+def test_linear_attention_grows_into_recurrence() -> None:
+    """What cumulative linear attention does not have starts open: gates pass, convolutions are the identity."""
+    gone = (
+        "conv_k",
+        "beta_proj",
+        "gate_proj",
+        "A_log",
+        "dt_bias",
+        "output_gate",
+        "_cam",
+        "plucker",
+        "t_conv",
+    )
+    before = {n: t for n, t in network(LINEAR).state_dict().items() if not any(word in n for word in gone)}
+    grown = grow(before, LINEAR)
+    own = grown.model.state_dict()
+    assert set(grown.copied) == set(before)
+    assert torch.equal(own["blocks.1.attn.qkv.weight"], before["blocks.1.attn.qkv.weight"])
+    assert float(own["blocks.1.attn.beta_proj.bias"].min()) == 5
+    assert own["blocks.1.attn.conv_k.weight"][:, 0].tolist() == [[0, 0, 0, 1]] * 48
+    assert not own["blocks.1.mlp.t_conv.weight"].any()
+
+
+def test_another_autoencoder_starts_its_two_layers_anew() -> None:
+    wide = HYBRID.model_copy(update={"latent_channels": 12})
+    before = network(HYBRID)
+    grown = grow(before.state_dict(), wide)
+    assert set(grown.fresh) == {
+        "x_embedder.proj.weight",
+        "final_layer.linear.weight",
+        "final_layer.linear.bias",
+    }
+    same = grow(before.state_dict(), HYBRID, latents=True)
+    assert set(same.fresh) == {*grown.fresh, "x_embedder.proj.bias"}
+
+
+def test_cameras_start_silent_as_copies(tmp_path: Path) -> None:
+    before = network(HYBRID)
+    save_world_model(before, tmp_path / "w.pt")
+    started = start_model(recipe(start={"weights": str(tmp_path / "w.pt"), "cameras": "from_main"}))
+    with torch.no_grad():
+        without = before.eval()(**inputs())
+        with_cameras = started.model.eval()(**inputs(), cameras=cameras())
+    torch.testing.assert_close(with_cameras, without, rtol=1e-3, atol=1e-3)
+    block = started.model.blocks[0].attn
+    assert torch.equal(block.q_proj_cam.weight, block.qkv.weight[:48])  # type: ignore[union-attr, index, operator]
+
+
+def test_weights_of_another_stage_or_size_are_refused(tmp_path: Path) -> None:
+    save_world_model(network(LINEAR), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="softmax_every 5, the recipe 4"):
+        start_model(recipe(start={"weights": str(tmp_path / "w.pt")}))
+    narrow = HYBRID.model_copy(update={"width": 32})
+    with pytest.raises(ValueError, match="another width"):
+        grow(network(narrow).state_dict(), HYBRID)
+    with pytest.raises(ValueError, match="holds 4 blocks, the recipe's model 8"):
+        grow(network(HYBRID).state_dict(), HYBRID.model_copy(update={"depth": 8}))
+    with pytest.raises(ValueError, match="name the weights of the stage before"):
+        start_model(recipe(start={"weights": "nowhere.safetensors"}))
+
+
+def test_a_lora_starts_as_nothing_and_learns_in_its_layers_alone() -> None:
+    model = network(HYBRID).eval()
+    with torch.no_grad():
+        before = model(**inputs(), cameras=cameras())
+    names = add_lora(
+        model, LoraConfig(rank=2, alpha=2, parts=("attention", "camera", "ffn")), seed=0, dtype=torch.float32
+    )
+    assert len(names) == 4 * 9
+    velocity = model(**inputs(), cameras=cameras())
+    torch.testing.assert_close(velocity, before, rtol=1e-5, atol=1e-6)
+    velocity.square().sum().backward()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in n for n in trained)
+    assert len(trained) == 2 * len(names)
+    moved = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert moved <= {n for n in trained if "lora_B" in n}
+    assert {f"blocks.3.{layer}.lora_B.default.weight" for layer in ("attn.qkv", "plucker_proj")} <= moved
+    assert all(f"blocks.{i}.mlp.inverted_conv.conv.lora_B.default.weight" in moved for i in range(4))

@@ -1,0 +1,241 @@
+"""Steps, checkpoints and faults of a training on one rank: what is continued is continued exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from theodolite.dataset.encoded import open_encoded
+from theodolite.model.checkpoint import load_world_model
+from theodolite.model.lora import merge_lora
+from theodolite.train.feed import BadClip, Feed, Place, hold_out
+from theodolite.train.guard import Diverged, Guard
+from theodolite.train.parallel import Ranks
+from theodolite.train.recipe import GuardConfig, TrainRecipe, changed_keys
+from theodolite.train.start import start_model
+from theodolite.train.state import checkpoints
+from theodolite.train.training import Training
+
+sys.path.insert(0, str(Path(__file__).parent))
+from encoded_clips import MODEL, encoded_clip, write_encoded
+
+SMALL = MODEL.model_copy(update={"depth": 2, "softmax_every": 2})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoded(tmp_path_factory.mktemp("encoded") / "data", 6)
+
+
+def recipe(**changes: Any) -> TrainRecipe:
+    content: dict[str, Any] = dict(
+        schema_version=1,
+        name="x",
+        model=SMALL,
+        data=dict(held_out=1, workers=0),
+        optimiser=dict(lr=1e-3),
+        steps=4,
+        parallel=dict(recompute="nothing"),
+    )
+    return TrainRecipe(**{**content, **changes})
+
+
+def training(recipe: TrainRecipe, data: Path, out: Path) -> Training:
+    found = Training(recipe, start_model(recipe), open_encoded(data), out)
+    found.place(torch.device("cpu"), Ranks())
+    return found
+
+
+def run(training: Training, steps: int) -> list[float]:
+    losses = []
+    for micro in training.feed():
+        losses.append(training.take_step(micro).loss)
+        if training.step == steps:
+            return losses
+    raise AssertionError
+
+
+def same(a: Training, b: Training) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_run_that_was_not_stopped(data: Path, tmp_path: Path) -> None:
+    """Weights, optimiser, average, guard, order of clips and noise: bit for bit, also with another accumulation."""
+    whole = training(recipe(ema=0.5), data, tmp_path / "whole")
+    losses = run(whole, 4)
+    first = training(recipe(ema=0.5), data, tmp_path / "parts")
+    assert run(first, 2) == losses[:2]
+    first.save()
+    second = training(recipe(ema=0.5), data, tmp_path / "parts")
+    second.restore(checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    assert run(second, 4) == losses[2:]
+    assert same(whole, second)
+    assert whole.average is not None
+    assert second.average is not None
+    assert all(torch.equal(w, second.average.weights[n]) for n, w in whole.average.weights.items())
+    assert whole.guard.state() == second.guard.state()
+
+
+@pytest.mark.slow
+def test_checkpoints_are_whole_or_not_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ = training(recipe(checkpoint=dict(keep=1)), data, tmp_path)
+    run(run_, 1)
+    first = run_.save()
+
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run_.step = 2
+    with monkeypatch.context() as patch:
+        patch.setattr("theodolite.train.state.dcp.save", full)
+        with pytest.raises(OSError, match=r"step 2 cannot be written \(No space left.* kept"):
+            run_.save()
+    assert checkpoints(tmp_path / "checkpoints") == [first]
+    assert list((tmp_path / "checkpoints").iterdir()) == [first]
+    (tmp_path / "checkpoints" / ".tmp-step-00000009").mkdir()  # what a kill leaves
+    second = run_.save()
+    assert list((tmp_path / "checkpoints").iterdir()) == [second]
+    (second / "__0_0.distcp").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="cannot be read"):
+        training(recipe(), data, tmp_path).restore(second)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(data: Path, tmp_path: Path) -> None:
+    run_ = training(recipe(guard=dict(patience=2)), data, tmp_path)
+    before = [p.clone() for p in run_.model.parameters()]
+    run_.loss = lambda model, *rest: next(model.parameters()).sum() * math.nan  # type: ignore[assignment]
+    (micro,) = (m for m, _ in zip(run_.feed(), range(1), strict=False))
+    report = run_.take_step(micro)
+    assert report.skipped == "its loss is nan"
+    assert all(torch.equal(p, q) for p, q in zip(before, run_.model.parameters(), strict=True))
+    noted = json.loads((tmp_path / "faults" / "step-00000001-rank-0.json").read_text())
+    assert noted["windows"] == list(micro[0].ids)
+    with pytest.raises(Diverged, match="2 steps in a row"):
+        run_.take_step(micro)
+
+
+def test_spikes_are_skipped_once_the_usual_is_known() -> None:
+    guard = Guard(GuardConfig(spike=10, window=4, patience=3))
+    assert guard.judge(1.0, 500.0) is None  # nothing is usual yet
+    assert [guard.judge(1.0, 1.0) for _ in range(4)] == [None] * 4
+    assert guard.judge(1.0, 11.0) == "its gradient's norm is 11, usual is 1"
+    again = Guard(GuardConfig(spike=10, window=4, patience=3))
+    again.restore(guard.state())
+    assert again.judge(math.inf, 1.0) == "its loss is inf"
+    with pytest.raises(Diverged):
+        again.judge(1.0, math.nan)
+
+
+def order(feed: Feed, steps: int) -> list[str]:
+    found = [[s.ids for s in micro] for micro, _ in zip(feed, range(steps), strict=False)]
+    return [name for micro in found for ids in micro for name in ids]
+
+
+def test_any_number_of_ranks_takes_the_same_clips(data: Path) -> None:
+    clips = open_encoded(data)
+    windows = list(range(len(clips)))
+    alone = order(Feed(clips, windows, Place(batch=4)), 3)
+    assert sorted(alone[:6]) == [w.id for w in clips.windows]
+    assert alone[:6] != alone[6:12]
+    ranks = [order(Feed(clips, windows, Place(rank=r, ranks=2, batch=2)), 3) for r in range(2)]
+    together = [name for i in range(0, 6, 2) for rank in ranks for name in rank[i : i + 2]]
+    assert together == alone
+    accumulated = [order(Feed(clips, windows, Place(rank=r, ranks=2, accumulate=2)), 3) for r in range(2)]
+    assert sorted(accumulated[0][:2] + accumulated[1][:2]) == sorted(alone[:4])
+
+
+def test_a_broken_window_ends_the_run_or_is_replaced_and_named(tmp_path: Path) -> None:
+    folder = write_encoded(tmp_path / "e", 4, per_shard=1)
+    clips = open_encoded(folder)
+    clips._shards[clips.windows[2].id].unlink()  # type: ignore[attr-defined]
+    windows = list(range(4))
+    with pytest.raises(BadClip, match=r"clip_0002_w000000.*cannot be read"):
+        order(Feed(clips, windows, Place(batch=4)), 1)
+    feed = Feed(clips, windows, Place(batch=4), replace_faults=True, max_faults=3)
+    assert len(order(feed, 3)) == 12
+    assert list(feed.faults) == ["clip_0002_w000000"]
+    with pytest.raises(BadClip, match="max_bad_clips"):
+        order(Feed(clips, windows, Place(batch=4), replace_faults=True, max_faults=0), 1)
+
+
+def test_held_out_clips_do_not_hang_on_what_else_there_is(data: Path, tmp_path: Path) -> None:
+    clips = open_encoded(data)
+    train, held = hold_out(clips, 2, seed=1)
+    assert sorted(train + held) == list(range(6))
+    fewer = open_encoded(write_encoded(tmp_path / "e", 5))
+    assert {fewer.windows[i].id for i in hold_out(fewer, 2, seed=1)[1]} & {clips.windows[i].id for i in held}
+    with pytest.raises(ValueError, match="nothing is left"):
+        hold_out(clips, 6, seed=1)
+
+
+@pytest.mark.slow
+def test_exported_weights_are_the_trained_ones(data: Path, tmp_path: Path) -> None:
+    run_ = training(recipe(), data, tmp_path)
+    run(run_, 1)
+    (path,) = run_.export()
+    model, _ = load_world_model(path)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), run_.model.parameters(), strict=True))
+    tuned = training(
+        recipe(model=None, start=dict(weights=str(path)), lora=dict(rank=2, alpha=4)), data, tmp_path / "l"
+    )
+    run(tuned, 2)
+    (lora,) = tuned.export()
+    clip = encoded_clip(0)
+    given = (clip.latents[None].float(), torch.tensor([300]), clip.text[None])
+    with torch.no_grad():
+        expected = tuned.model.eval()(*given)
+        merge_lora(model, lora.parent)
+        torch.testing.assert_close(model.eval()(*given), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model": None}, "give sizes, or start.weights"),
+        ({"start": {"grow": True}}, "grow from nothing"),
+        ({"lora": {}}, "name start.weights"),
+        ({"data": {"held_out": 0}}, "hold clips out"),
+        ({"steps": 0}, "greater than 0"),
+        (
+            {"start": {"weights": "a", "cameras": "from_main"}, "data": {"cameras": "none"}},
+            "nothing would read them",
+        ),
+        ({"flow_matching": {"chunks": {"same": 0.5}}}, "must sum to 1"),
+    ],
+)
+def test_contradictions_are_told_together(changes: dict, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "changes", "why"),
+    [
+        ({"stand_in": True}, {}, "stand-in networks"),
+        ({"latent_channels": 12}, {}, "latents of 12 channels, the network 8"),
+        (
+            {},
+            {"parallel": {"context": 2}, "flow_matching": {"chunks": {"size": 3}}},
+            "1 chunks, for 2 context",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_told(encoded: dict, changes: dict, why: str, tmp_path: Path) -> None:
+    folder = write_encoded(tmp_path / "e", 2, **encoded)
+    r = recipe(**changes)
+    with pytest.raises(ValueError, match=why):
+        Training(r, start_model(r), open_encoded(folder), tmp_path)
+
+
+def test_changes_of_a_recipe_are_named() -> None:
+    a, b = recipe().model_dump(mode="json"), recipe(optimiser=dict(lr=2e-3)).model_dump(mode="json")
+    assert changed_keys(a, b) == ["optimiser.lr: 0.001 -> 0.002"]

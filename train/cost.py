@@ -1,0 +1,126 @@
+"""What a step costs: floating-point operations by counting, memory by parts, and the share of a device's peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels import visible_frames
+from ..model.config import WorldModelConfig, chunk_starts
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "RTX 5090": 210e12,
+}
+"""Dense bfloat16 products a second, by a part of the device's name, as its maker states them."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Of a device by its name; None: not known."""
+    return next((value for name, value in PEAK_FLOPS.items() if name in device_name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """What the network is given of a clip.
+
+    Attributes:
+        frames, height, width: latent frames, and tokens of a frame.
+        cameras: whether the camera branch runs.
+        chunk: latent frames of a chunk; None: bidirectional.
+    """
+
+    frames: int
+    height: int
+    width: int
+    cameras: bool = True
+    chunk: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+
+def forward_flops(config: WorldModelConfig, clip: ClipShape) -> float:
+    """Operations of one forward pass: products of matrices and attention; norms and gates are left out."""
+    c, d, n, s = config.width, config.head_size, clip.tokens, clip.height * clip.width
+    branches = 2 if clip.cameras else 1
+    ffn = config.ffn_width
+    linear = (
+        5 * c * c + 2 * c * c + 3 * c * ffn + 3 * c * c
+    )  # attention and gate, text, feed-forward, over time
+    linear += 4 * c * c if clip.cameras else 0
+    text = 2 * c * c * config.text_tokens / n + 2 * config.text_tokens * c
+    starts = None if clip.chunk is None else chunk_starts(clip.frames, clip.chunk)
+    pairs = sum(
+        (end - first) * sum(b - a for a, b in runs)
+        for (first, end), runs in visible_frames(clip.frames, starts)
+    )
+    softmax = 2 * pairs * s * s * c / n * branches
+    recurrent = 3 * d * c * branches + d * c
+    num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
+    depthwise = 9 * 2 * ffn
+    blocks = config.depth * (linear + text + depthwise)
+    attention = num_softmax * softmax + (config.depth - num_softmax) * recurrent
+    ends = config.latent_channels * c * 2
+    return 2.0 * n * (blocks + attention + ends)
+
+
+def step_flops(config: WorldModelConfig, clip: ClipShape) -> float:
+    """Forward and backward pass of one clip; what is computed again is no work that counts."""
+    return 3 * forward_flops(config, clip)
+
+
+def num_parameters(config: WorldModelConfig) -> int:
+    """Of a network of these sizes."""
+    import torch
+
+    from ..model.network import WorldModel
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in WorldModel(config).parameters())
+
+
+def memory_rows(
+    config: WorldModelConfig,
+    clip: ClipShape,
+    *,
+    ranks: int,
+    context: int,
+    recompute: str,
+    lora_rank: int | None,
+) -> list[tuple[str, float]]:
+    """(what, GB) on one GPU in bfloat16 over float32 weights; the insides of a block by a measured factor."""
+    parameters = num_parameters(config)
+    tokens = clip.tokens / context
+    row = tokens * config.width * 2
+    branches = 2 if clip.cameras else 1
+    num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
+    if lora_rank is None:
+        rows = [
+            ("weights, gradients and AdamW, float32", 16 * parameters / ranks),
+            ("weights of two blocks and the ends, bfloat16", 2 * parameters * 3 / config.depth),
+        ]
+    else:
+        rows = [("weights, bfloat16", 2 * parameters)]
+    rows.append(("inputs of blocks", row * config.depth))
+    if recompute == "nothing":
+        rows.append(("insides of all blocks", _INSIDE * row * config.depth))
+    else:
+        rows.append(("insides of one block", _INSIDE * row))
+    if recompute in ("all_but_softmax", "all_but_attention"):
+        rows.append(("kept outputs of softmax attention", row * branches * num_softmax))
+    if recompute == "all_but_attention":
+        states = 5 * clip.frames / context * config.heads * config.head_size**2 * 2
+        rows.append(("kept recurrences", (row + states) * branches * (config.depth - num_softmax)))
+    return [(what, size / 1e9) for what, size in rows]
+
+
+_INSIDE = 44
+"""Token tensors of one width that a block keeps for its backward pass, the hidden layer (six of them, twice) included;
+by counting."""

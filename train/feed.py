@@ -1,0 +1,312 @@
+"""Encoded clips in the order of training: an endless stream that any number of ranks and workers reads alike.
+
+Sample g of a run is window `epoch_order(epoch = g // n)[g % n]`: the seed and g alone say which. A step takes the next
+samples for all data-parallel ranks together, so how many were taken is the whole position, and another number of ranks,
+another batch or a restart goes on exactly there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
+from ..dataset.loading import epoch_order, worker_settings
+from ..model.conditioning import condition_cameras, without_cameras
+from ..model.network import Cameras
+from ..model.samplers import Text
+from .objective import Batch
+
+Control = Literal["both", "ucpe", "plucker", "none"]
+"""Which camera controls the network is given: rays in attention (UCPE), the Plücker map, both or none."""
+_TRIES = 16
+"""Other windows that are tried in place of one that cannot be read."""
+_STEP = 7919
+"""Places further on in the epoch, to another shard."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A window that could not be read, and why."""
+
+    window: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One micro-batch, on the CPU or a device.
+
+    Attributes:
+        batch: for the objective.
+        ids: windows, in order.
+        numbers: of the samples in the run: what their draws are seeded by.
+        faults: windows in whose place others stand.
+    """
+
+    batch: Batch
+    ids: tuple[str, ...]
+    numbers: tuple[int, ...]
+    faults: tuple[Fault, ...] = ()
+
+    def to(self, device: torch.device) -> Samples:
+        """On a device."""
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        b = self.batch
+        cameras = None
+        if b.cameras is not None:
+            cameras = Cameras(*(moved(x) for x in vars(b.cameras).values()))  # pyright: ignore[reportArgumentType]
+        text = Text(b.text.states.to(device, non_blocking=True), moved(b.text.mask))
+        batch = Batch(b.latents.to(device, non_blocking=True), text, cameras, moved(b.valid))
+        return replace(self, batch=batch)
+
+    @property
+    def num_tokens(self) -> int:
+        """Video tokens that count."""
+        b, _, t, h, w = self.batch.latents.shape
+        frames = b * t if self.batch.valid is None else int(self.batch.valid.sum())
+        return frames * h * w
+
+
+def make_batch(clips: Sequence[EncodedClip], encoding: Encoding, control: Control) -> Batch:
+    """Windows of one size of picture as a batch; shorter ones are filled up, and what was filled does not count.
+
+    Cameras of a filled frame are those of the window's last frame. A window without cameras gets those that stand for
+    none, where others have some.
+
+    Raises:
+        ValueError: a window's cameras cannot be (not rigid, a focal length that is not positive); names it.
+    """
+    frames = [clip.latents.shape[1] for clip in clips]
+    longest = max(frames)
+    latents = torch.stack([_filled(clip.latents, longest, dim=1, repeat=False) for clip in clips])
+    valid = None
+    if min(frames) < longest:
+        valid = torch.arange(longest) < torch.tensor(frames)[:, None]
+    text = Text(torch.stack([clip.text for clip in clips]), torch.stack([clip.text_mask for clip in clips]))
+    cameras = None
+    if control != "none":
+        found = [_cameras(clip, encoding, plucker=control != "ucpe") for clip in clips]
+        cameras = Cameras(
+            torch.cat([_filled(c.camera_to_world, longest, dim=1, repeat=True) for c in found]),
+            torch.cat([_filled(c.intrinsics, longest, dim=1, repeat=True) for c in found]),
+            None
+            if control == "ucpe"
+            else torch.cat(
+                [_filled(c.plucker, longest, dim=2, repeat=True) for c in found if c.plucker is not None]
+            ),
+        )
+    return Batch(latents, text, cameras, valid)
+
+
+def _filled(x: Tensor, size: int, *, dim: int, repeat: bool) -> Tensor:
+    """x with `dim` filled up to `size`, by zeros or by its last entry."""
+    missing = size - x.shape[dim]
+    if missing == 0:
+        return x
+    last = x.narrow(dim, x.shape[dim] - 1, 1)
+    shape = list(x.shape)
+    shape[dim] = missing
+    more = last.expand(shape) if repeat else x.new_zeros(shape)
+    return torch.cat([x, more], dim=dim)
+
+
+def _cameras(clip: EncodedClip, encoding: Encoding, *, plucker: bool) -> Cameras:
+    if clip.camera_to_world is None or clip.intrinsics_px is None:
+        stride = encoding.spatial_stride
+        found = without_cameras(
+            1, clip.latents.shape[1], height=encoding.height // stride, width=encoding.width // stride
+        )
+        return found if plucker else replace(found, plucker=None)
+    try:
+        return condition_cameras(
+            clip.camera_to_world[None],
+            clip.intrinsics_px[None],
+            height=encoding.height,
+            width=encoding.width,
+            plucker=plucker,
+        )
+    except ValueError as error:
+        raise ValueError(f"window {clip.window.id}: {error}") from None
+
+
+def hold_out(data: EncodedDataset, clips: int, *, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of windows to train on, and of the first window of `clips` clips that are kept out of training.
+
+    Which clips is told by their ids and the seed, not by what else there is.
+
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    ids = sorted({w.clip_id for w in data.windows}, key=lambda i: (zlib.crc32(f"{seed} {i}".encode()), i))
+    if clips >= len(ids):
+        raise ValueError(f"{len(ids)} clips, {clips} of them to be held out: nothing is left to train on")
+    kept = set(ids[:clips])
+    train = [i for i, w in enumerate(data.windows) if w.clip_id not in kept]
+    first: dict[str, int] = {}
+    for i, w in enumerate(data.windows):
+        if w.clip_id in kept:
+            first.setdefault(w.clip_id, i)
+    return train, [first[i] for i in sorted(first)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which part of each step a rank takes.
+
+    Attributes:
+        rank, ranks: data-parallel; ranks that share a clip have the same number.
+        batch: windows of a micro-batch.
+        accumulate: micro-batches of a step.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    batch: int = 1
+    accumulate: int = 1
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a step, over all ranks."""
+        return self.ranks * self.batch * self.accumulate
+
+    def numbers(self, taken: int) -> list[list[int]]:
+        """Samples of this rank's micro-batches in the step that begins after `taken` samples."""
+        first = [taken + (m * self.ranks + self.rank) * self.batch for m in range(self.accumulate)]
+        return [list(range(f, f + self.batch)) for f in first]
+
+
+class _Steps(Dataset[list[Samples]]):
+    """Item `taken`: this rank's micro-batches of the step that begins there."""
+
+    def __init__(
+        self,
+        data: EncodedDataset,
+        windows: Sequence[int],
+        place: Place,
+        control: Control,
+        *,
+        seed: int,
+        replaces: bool,
+    ) -> None:
+        self.data, self.windows, self.place, self.control = data, list(windows), place, control
+        self.seed, self.replaces = seed, replaces
+
+    def __getitem__(self, index: int) -> list[Samples]:
+        return [self._samples(numbers) for numbers in self.place.numbers(index)]
+
+    def _samples(self, numbers: list[int]) -> Samples:
+        clips, faults = [], []
+        for number in numbers:
+            clip, found = self._clip(number)
+            faults += found
+            clips.append(clip)
+        known = [clip for clip in clips if clip is not None]
+        if len(known) < len(clips):
+            empty = Batch(torch.empty(0), Text(torch.empty(0)))
+            return Samples(empty, (), tuple(numbers), tuple(faults))
+        batch = make_batch(known, self.data.encoding, self.control)
+        return Samples(batch, tuple(clip.window.id for clip in known), tuple(numbers), tuple(faults))
+
+    def _clip(self, number: int) -> tuple[EncodedClip | None, list[Fault]]:
+        """The sample's window; where it is broken, another of the epoch if faults are replaced, else nothing."""
+        count = len(self.windows)
+        order = _order(count, self.seed, number // count)
+        faults: list[Fault] = []
+        for attempt in range(min(count, _TRIES) if self.replaces else 1):
+            index = self.windows[int(order[(number + attempt * _STEP) % count])]
+            try:
+                clip = self.data.read(index)
+                make_batch([clip], self.data.encoding, "ucpe")  # its cameras, too
+                return clip, faults
+            except ValueError as error:
+                faults.append(Fault(self.data.windows[index].id, str(error)))
+        return None, faults
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return epoch_order(count, seed=seed, epoch=epoch)
+
+
+class BadClip(RuntimeError):
+    """A window that cannot be read ends the run, as the recipe says."""
+
+
+class Feed:
+    """This rank's micro-batches, step after step, for ever.
+
+    Attributes:
+        taken: samples that all ranks have taken before the next step.
+        faults: windows that could not be read so far, by id.
+    """
+
+    def __init__(
+        self,
+        data: EncodedDataset,
+        windows: Sequence[int],
+        place: Place,
+        *,
+        control: Control = "both",
+        seed: int = 0,
+        workers: int = 0,
+        replace_faults: bool = False,
+        max_faults: int = 0,
+    ) -> None:
+        self._steps = _Steps(data, windows, place, control, seed=seed, replaces=replace_faults)
+        self._workers, self._max_faults = workers, max_faults
+        self.place, self.taken = place, 0
+        self.faults: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[list[Samples]]:
+        """Steps from `taken` on; a step counts as taken when it is handed out.
+
+        Raises:
+            BadClip: a window cannot be read, and faults are not replaced or there were too many.
+        """
+        loader: Any = DataLoader(
+            self._steps,
+            batch_size=None,
+            sampler=_Counting(self.taken, self.place.per_step),
+            **worker_settings(self._workers),
+        )
+        for micro in loader:
+            for samples in micro:
+                self._note(samples)
+            self.taken += self.place.per_step
+            yield micro
+
+    def _note(self, samples: Samples) -> None:
+        for fault in samples.faults:
+            self.faults.setdefault(fault.window, fault.why)
+        if samples.faults and (not samples.ids or len(self.faults) > self._max_faults):
+            text = "; ".join(f.why for f in samples.faults)
+            raise BadClip(
+                f"{len(self.faults)} windows cannot be read: {text} (data.on_bad_clip: skip and data.max_bad_clips let "
+                "a run go on without them)"
+            )
+
+
+class _Counting:
+    """taken, taken + step, ...: an endless sampler."""
+
+    def __init__(self, first: int, step: int) -> None:
+        self._first, self._step = first, step
+
+    def __iter__(self) -> Iterator[int]:
+        number = self._first
+        while True:
+            yield number
+            number += self._step

@@ -1,0 +1,238 @@
+"""What a training is: one frozen record, from which a run follows but for the place of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..dataset.strict import Strict
+from ..model.config import WorldModelConfig
+from .feed import Control
+from .objective import ObjectiveConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+LORA_PARTS: dict[str, tuple[str, ...]] = {
+    "attention": ("attn.qkv", "attn.proj"),
+    "cross_attention": ("cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"),
+    "camera": ("attn.q_proj_cam", "attn.k_proj_cam", "attn.v_proj_cam", "attn.out_proj_cam", "plucker_proj"),
+    "ffn": ("mlp.inverted_conv.conv", "mlp.point_conv.conv"),
+}
+"""Layers of a block that a LoRA may change, by part."""
+
+
+class StartConfig(Strict):
+    """Which weights a training starts from."""
+
+    weights: str | None = None
+    """A file or folder of weights, `released/bidirectional`, `released/chunk-causal` or `released/distilled`; null:
+    initial values."""
+    grow: bool = False
+    """The weights are of an earlier stage: what this stage adds starts at its initial values, what it no longer has is
+    left out, both told. False: every tensor must be there."""
+    cameras: Literal["keep", "from_main"] = "keep"
+    """`from_main`: camera branches start as copies of the main branch, silent; where a stage first sees cameras."""
+
+
+class DataConfig(Strict):
+    """How windows become batches."""
+
+    batch: Positive = 1
+    """Windows of a data-parallel rank at once."""
+    accumulate: Positive = 1
+    """Such batches that make a step."""
+    cameras: Control = "both"
+    """Camera controls that the network is given."""
+    held_out: Count = 8
+    """Clips that are kept out of training, to validate with."""
+    workers: Count = 2
+    on_bad_clip: Literal["stop", "skip"] = "stop"
+    """A window that cannot be read: end the run, or take another one in its place."""
+    max_bad_clips: Count = 100
+    """With `skip`: a run with more of them ends all the same."""
+    allow_stand_in: bool = False
+    """Train on clips that stand-in networks annotated or encoded."""
+
+
+class OptimiserConfig(Strict):
+    """AdamW; defaults are those of the released recipes."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-10
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 0.5
+    warmup_steps: Count = 0
+    decay_from: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the steps from which the rate falls to zero along a line; null: it stays."""
+
+
+class LoraConfig(Strict):
+    """Low-rank changes of a block's layers, by peft; the weights themselves stay."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] = 64.0
+    parts: Annotated[
+        tuple[Literal["attention", "cross_attention", "camera", "ffn"], ...], Field(min_length=1)
+    ] = (
+        "attention",
+        "camera",
+        "ffn",
+    )
+
+
+class ParallelConfig(Strict):
+    """How a step is spread over devices and how much it remembers."""
+
+    devices: Literal["auto"] | Positive = "auto"
+    """Of each machine."""
+    nodes: Positive = 1
+    context: Positive = 1
+    """Ranks that share a clip, each with a stretch of its frames."""
+    sharding: Literal["auto", "fsdp", "replicate"] = "auto"
+    """`fsdp`: weights, gradients and optimiser are spread over all ranks (FSDP2); `replicate`: every rank holds all.
+    auto: fsdp on GPUs and over several ranks, replicate for LoRA and on one CPU."""
+    recompute: Literal["nothing", "blocks", "all_but_softmax", "all_but_attention"] = "all_but_softmax"
+    """What the backward pass computes again: whole blocks, or all of them but the outputs of softmax attention (1 GB a
+    softmax block at a minute of 720p), or but those and the recurrences' (1.6 GB more a block)."""
+
+
+class GuardConfig(Strict):
+    """When a step is not taken."""
+
+    spike: Annotated[float, Field(gt=1)] | None = 20.0
+    """A gradient norm of so many times the median of the last ones; null: only what is not finite."""
+    window: Positive = 50
+    """Steps whose median counts; none is skipped as a spike before half of them are done."""
+    patience: Positive = 5
+    """So many skipped steps in a row end the run."""
+
+
+class CheckpointConfig(Strict):
+    every: Positive = 500
+    """Steps."""
+    keep: Positive = 2
+    """The last ones; older ones are removed."""
+    keep_every: Positive | None = None
+    """Those of every so many steps stay."""
+
+
+class ValidationConfig(Strict):
+    every: Count = 500
+    """Steps; 0: never."""
+    levels: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Noise levels (before the shift) at which the loss of held-out clips is measured, always with the same noise."""
+    sample_clips: Count = 0
+    """Held-out clips that are sampled from their first frame."""
+    sample_steps: Positive = 20
+    guidance: Annotated[float, Field(ge=1)] = 1.0
+
+
+class LogConfig(Strict):
+    every: Positive = 10
+    """Steps between lines and rows."""
+    loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
+    project: str = "theodolite"
+    """Of Weights & Biases."""
+
+
+class TrainRecipe(Strict):
+    """A training, whole."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    description: str = ""
+    objective: Literal["flow_matching"] = "flow_matching"
+    flow_matching: ObjectiveConfig = ObjectiveConfig()
+    model: WorldModelConfig | None = None
+    """Sizes; null: those of the weights that it starts from."""
+    start: StartConfig = StartConfig()
+    data: DataConfig = DataConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    lora: LoraConfig | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an average of the weights, which is exported beside them."""
+    steps: Positive
+    seed: Count = 3407
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Of the computation; weights and optimiser are float32 (not so frozen ones beside a LoRA). auto: bf16 on a GPU."""
+    parallel: ParallelConfig = ParallelConfig()
+    guard: GuardConfig = GuardConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TrainRecipe:
+        problems = []
+        if self.start.weights is None and self.model is None:
+            problems.append("model: give sizes, or start.weights to take them from")
+        if self.start.weights is None and (self.start.grow or self.start.cameras != "keep"):
+            problems.append(
+                "start.grow and start.cameras need start.weights: initial values grow from nothing"
+            )
+        if self.start.grow and self.model is None:
+            problems.append("start.grow: give model, the sizes to grow to")
+        if self.lora is not None and self.start.weights is None:
+            problems.append("lora: changes weights that are given; name start.weights")
+        if self.lora is not None and self.ema is not None:
+            problems.append("ema: is of all weights; leave it out beside lora")
+        if self.lora is not None and self.parallel.sharding == "fsdp":
+            problems.append(
+                "parallel.sharding fsdp: a LoRA's few weights are not spread; use replicate or auto"
+            )
+        if self.data.cameras == "none" and self.start.cameras == "from_main":
+            problems.append("start.cameras from_main, but data.cameras is none: nothing would read them")
+        if self.lora is not None and self.data.cameras == "none" and "camera" in self.lora.parts:
+            problems.append("lora.parts has camera, but data.cameras is none")
+        if self.data.held_out == 0 and self.validation.every:
+            problems.append("data.held_out is 0: set validation.every to 0, or hold clips out")
+        if self.validation.sample_clips > self.data.held_out:
+            problems.append("validation.sample_clips is more than data.held_out")
+        if any(not 0 < level < 1 for level in self.validation.levels):
+            problems.append("validation.levels lie between 0 and 1")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
+    """`key: old -> new` of every difference between two recipes' contents."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new, path = before.get(key), now.get(key), f"{at}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changed_keys(old, new, f"{path}.")
+        elif old != new:
+            found.append(f"{path}: {old!r} -> {new!r}")
+    return found
+
+
+FREE_TO_CHANGE = (
+    "description",
+    "steps",
+    "parallel.",
+    "guard.",
+    "checkpoint.",
+    "validation.",
+    "log.",
+    "data.workers",
+    "data.on_bad_clip",
+    "data.max_bad_clips",
+    "data.accumulate",
+    "data.batch",
+)
+"""Keys that a resumed run may have otherwise than the run it continues: what is learned does not hang on them, but for
+the number of clips of a step, which is said."""
+
+
+def resolve_weights_path(recipe: TrainRecipe, folder: Path) -> TrainRecipe:
+    """The recipe with a relative `start.weights` taken from the folder of its file."""
+    weights = recipe.start.weights
+    if weights is None or weights.startswith("released/"):
+        return recipe
+    path = str(folder / Path(weights).expanduser())
+    return recipe.model_copy(update={"start": recipe.start.model_copy(update={"weights": path})})

@@ -1,0 +1,371 @@
+"""A recipe's run under Lightning: processes, devices, strategy, loggers; what is learned is `training.Training`'s.
+
+Lightning starts the processes (or finds those of torchrun and SLURM), makes the process group through its
+`ModelParallelStrategy` and drives the loop; steps, checkpoints and validation are ours. SIGTERM and SIGUSR1, as batch
+systems send them before the end, write a checkpoint after the step under way.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .parallel import make_ranks
+from .recipe import TrainRecipe
+from .state import checkpoints
+from .training import StepReport, Training
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+def import_lightning() -> ModuleType:
+    """Lightning.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says what brings it.
+    """
+    try:
+        import lightning
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"lightning>=2.5 is needed here ({error}): pip install theodolite[train]", name=error.name
+        ) from error
+    return lightning
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that a user started, or the first of torchrun's or SLURM's: the one that speaks."""
+    return all(int(os.environ.get(name, "0") or 0) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps done in all.
+        loss: of the last step.
+        stopped: name of the signal that ended it early; None: it is done.
+        exported: files of weights, on the first rank.
+        skipped: steps that were not taken.
+        validation: last figures.
+    """
+
+    step: int = 0
+    loss: float = float("nan")
+    stopped: str | None = None
+    exported: list[Path] = field(default_factory=list)
+    skipped: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
+
+
+class Metrics:
+    """Rows of figures: `metrics.csv`, and Lightning's loggers beside it."""
+
+    _COLUMNS = (
+        "step",
+        "loss",
+        "norm",
+        "rate",
+        "tokens_per_s",
+        "mfu",
+        "step_s",
+        "memory_gb",
+        "validation_loss",
+        "skipped",
+    )
+
+    def __init__(self, path: Path, loggers: list[Any], *, from_step: int) -> None:
+        self._path, self._loggers = path, loggers
+        kept = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+            kept = [row for row in kept if int(row["step"]) <= from_step]  # later ones are done again
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, step: int, figures: dict[str, float | str | None]) -> None:
+        """One row."""
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            row = {k: v for k, v in figures.items() if v is not None}
+            csv.DictWriter(file, self._COLUMNS, extrasaction="ignore").writerow({"step": step, **row})
+        numbers = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+        for logger in self._loggers:
+            logger.log_metrics(numbers, step=step)
+
+
+class _Signals:
+    """SIGTERM and SIGUSR1 as a wish to stop."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """While it lasts; in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        before = {name: signal.signal(name, self._note) for name in names}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+
+class Loop:
+    """What happens after every step: figures, validation, checkpoints, the end."""
+
+    def __init__(self, training: Training, signals: _Signals, say: Say, loggers: list[Any]) -> None:
+        self.training, self.signals, self.say = training, signals, say
+        self.outcome = Outcome(step=training.step)
+        self._loggers = loggers
+        self.metrics: Metrics | None = None
+        self._since = time.perf_counter()
+        self._reports: list[StepReport] = []
+        self._saved = training.step
+
+    def begin(self) -> None:
+        """Once the training has its place and its state."""
+        if self.training.ranks.rank == 0:
+            path = self.training.out / "metrics.csv"
+            self.metrics = Metrics(path, self._loggers, from_step=self.training.step)
+        self._since = time.perf_counter()
+        self._saved = self.training.step
+
+    def after_step(self, report: StepReport) -> bool:
+        """Do what is due; whether the run ends here. A collective call."""
+        training, recipe = self.training, self.training.recipe
+        self._reports.append(report)
+        self.outcome.step, self.outcome.loss = report.step, report.loss
+        self.outcome.skipped = training.guard.skipped
+        last = report.step >= recipe.steps
+        validation, validated = recipe.validation, dict[str, float]()
+        if validation.every and (report.step % validation.every == 0 or last):
+            self.outcome.validation = validated = training.validate()
+        if report.step % recipe.log.every == 0 or last or report.skipped or validated:
+            self._tell({f"validation_{k}": v for k, v in validated.items()})
+        stop = training.ranks.any(self.signals.received is not None, training.device)
+        if (report.step % recipe.checkpoint.every == 0 or last or stop) and self._saved != report.step:
+            training.save()
+            self._saved = report.step
+        if stop and not last:
+            self.outcome.stopped = self.signals.received or "SIGTERM"
+        return last or stop
+
+    def _tell(self, validated: dict[str, float]) -> None:
+        reports, self._reports = self._reports, []
+        now = time.perf_counter()
+        wall, self._since = now - self._since, now
+        last, training = reports[-1], self.training
+        per_step = wall / len(reports)
+        tokens = sum(r.tokens for r in reports) / wall
+        known = [r.mfu for r in reports if r.mfu is not None]
+        memory = None
+        if training.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(training.device) / 1e9
+        loss = sum(r.loss for r in reports) / len(reports)
+        figures = {
+            "loss": loss,
+            "norm": last.norm,
+            "rate": last.rate,
+            "tokens_per_s": tokens,
+            "mfu": sum(known) / len(known) if known else None,
+            "step_s": per_step,
+            "memory_gb": memory,
+            "skipped": last.skipped,
+            **validated,
+        }
+        if self.metrics is not None:
+            self.metrics.add(last.step, figures)
+        if training.ranks.rank == 0:
+            left = (training.recipe.steps - last.step) * per_step
+            text = f"step {last.step}/{training.recipe.steps}  loss {loss:.4f}  norm {last.norm:.3g}  "
+            text += f"{per_step:.2f} s/step  {tokens:.0f} tokens/s  {_clock(left)} left"
+            if figures["mfu"] is not None:
+                text += f"  MFU {100 * sum(known) / len(known):.0f} %"
+            if validated:
+                text += f"  held out {validated['validation_loss']:.4f}"
+            if last.skipped:
+                text += f"  NOT TAKEN: {last.skipped}"
+            self.say(text)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def run_training(training: Training, *, resume: bool, say: Say, accelerator: str = "auto") -> Outcome:
+    """Train to the recipe's last step, or to the signal that ends it before.
+
+    Args:
+        training: not placed yet.
+        resume: go on from the last checkpoint of its folder, if there is one.
+        accelerator: `auto`, `cpu` or `gpu`.
+    Raises:
+        ModuleNotFoundError: Lightning, or a logger's package, is not installed.
+        RuntimeError: `guard.Diverged`, `feed.BadClip`: the run cannot go on; the last checkpoint is kept.
+        OSError: a checkpoint cannot be written; those before it are kept.
+    """
+    lightning = import_lightning()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    recipe = training.recipe
+    signals = _Signals()
+    loggers = _loggers(lightning, recipe, training.out)
+    loop = Loop(training, signals, say, loggers if is_first_process() else [])
+    module = _module(lightning, training, loop, resume=resume)
+    trainer = lightning.Trainer(
+        accelerator=accelerator,
+        devices=_devices(recipe, accelerator),
+        num_nodes=recipe.parallel.nodes,
+        strategy=_strategy(lightning, recipe, accelerator),
+        precision="32-true",
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=training.out,
+    )
+    with _quiet():
+        trainer.fit(module)
+    if loop.outcome.stopped is None:
+        loop.outcome.exported = training.export()
+    for logger in loggers:
+        logger.finalize("success")
+    return loop.outcome
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning warns of loaders without a length and of optimisers that it does not drive; both are meant."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
+
+
+def num_devices(recipe: TrainRecipe, accelerator: str = "auto") -> int:
+    """Ranks of this machine."""
+    found = _devices(recipe, accelerator)
+    if found != "auto":
+        return int(found)
+    return max(1, torch.cuda.device_count()) if accelerator != "cpu" and torch.cuda.is_available() else 1
+
+
+def _devices(recipe: TrainRecipe, accelerator: str) -> int | str:
+    if recipe.parallel.devices == "auto" and (accelerator == "cpu" or not torch.cuda.is_available()):
+        return 1
+    return recipe.parallel.devices
+
+
+def _strategy(lightning: Any, recipe: TrainRecipe, accelerator: str) -> Any:
+    """One process without a group on one CPU, else the strategy that makes one."""
+    world = num_devices(recipe, accelerator) * recipe.parallel.nodes
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    if world == 1 and not on_gpu and recipe.parallel.sharding != "fsdp":
+        return "auto"
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+
+
+def _loggers(lightning: Any, recipe: TrainRecipe, out: Path) -> list[Any]:
+    """Lightning's loggers beside `metrics.csv`; only the first rank's write."""
+    from lightning.pytorch import loggers
+
+    made: list[Any] = []
+    for name in recipe.log.loggers:
+        if name == "tensorboard":
+            made.append(loggers.TensorBoardLogger(out, name="", version="tensorboard"))
+        elif name == "wandb":
+            made.append(
+                loggers.WandbLogger(
+                    project=recipe.log.project, name=recipe.name, save_dir=out, resume="allow"
+                )
+            )
+    return made
+
+
+def _module(lightning: Any, training: Training, loop: Loop, *, resume: bool) -> Any:
+    class Module(lightning.LightningModule):
+        """The training as Lightning drives it: it brings processes and devices, nothing that learns."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.network = training.model
+            self._placed = False
+
+        def configure_model(self) -> None:
+            if self._placed:  # called again by some strategies
+                return
+            self._placed = True
+            training.place(self.trainer.strategy.root_device, make_ranks(training.recipe.parallel.context))
+            found = checkpoints(training.out / "checkpoints")
+            if resume and found:
+                training.restore(found[-1])
+            loop.begin()
+
+        def configure_optimizers(self) -> None:
+            return None
+
+        def train_dataloader(self) -> Any:
+            return training.feed()
+
+        def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+            return batch  # micro-batch by micro-batch in the step
+
+        def on_train_start(self) -> None:
+            self._heard = loop.signals.heard()
+            self._heard.__enter__()
+
+        def on_train_end(self) -> None:
+            self._heard.__exit__(None, None, None)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if training.step >= training.recipe.steps:
+                self.trainer.should_stop = True
+                return
+            if loop.after_step(training.take_step(batch)):
+                self.trainer.should_stop = True
+
+    return Module()
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """For a run's record."""
+    content = asdict(outcome)
+    content["exported"] = [str(path) for path in outcome.exported]
+    return content
+
+
+def command_line() -> list[str]:
+    """How this process was started."""
+    return list(sys.argv)

@@ -1,0 +1,270 @@
+"""Weights that a training starts from: initial ones, those of a file, or those of an earlier stage that grow.
+
+Growing is one rule: a tensor that both stages have in one shape is copied, everything else starts at its initial value
+(`network.initialise`) or is left out, and all of it is told. So the schedule's steps are:
+
+    cumulative linear attention -> frame-wise GDN   queries, keys, values, norms, cross attention and feed-forward are
+                                                    copied; gates start open, key convolutions as identity
+    GDN in all blocks -> hybrid                     every fourth block loses its convolutions, the rest is copied
+    another autoencoder                             the two layers that touch latents start anew, of another shape or
+                                                    (`latents`) of the same
+    no cameras -> cameras                           camera branches are copies of the main one, behind a projection of
+                                                    zeros; the Plücker map is embedded by zeros: the network says what
+                                                    it said before
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..dataset.weights import CHAINS, locate
+from ..model.checkpoint import load_world_model, read_config, read_tensors
+from ..model.config import WorldModelConfig
+from ..model.network import Block, Operators, Pointwise, WorldModel, initialise, start_camera_from_main
+from ..model.released import import_peft
+from .recipe import LORA_PARTS, LoraConfig, TrainRecipe
+
+_NULL_CAPTION = "y_embedder.y_embedding"
+
+
+@dataclass(frozen=True)
+class Started:
+    """The network, ready to train.
+
+    Attributes:
+        model: float32, on the CPU.
+        copied, fresh, left_out: names of tensors that came from the weights, started anew, were not taken over.
+        origin: where the weights came from, in words.
+    """
+
+    model: WorldModel
+    copied: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+    origin: str
+
+    def summary(self) -> str:
+        text = f"{self.origin}: {len(self.copied)} tensors copied"
+        if self.fresh:
+            text += f", {len(self.fresh)} start anew ({_some(self.fresh)})"
+        if self.left_out:
+            text += f", {len(self.left_out)} left out ({_some(self.left_out)})"
+        return text
+
+
+def _some(names: tuple[str, ...]) -> str:
+    kinds = list(dict.fromkeys(".".join(p for p in name.split(".") if not p.isdigit()) for name in names))
+    return ", ".join(kinds[:6]) + (", ..." if len(kinds) > 6 else "")
+
+
+def weights_path(weights: str) -> Path:
+    """The file of `start.weights`.
+
+    Raises:
+        ValueError: a release that there is not, or that is not on this machine; a file that is not there.
+    """
+    if weights.startswith("released/"):
+        mode = weights.removeprefix("released/")
+        if mode not in CHAINS:
+            raise ValueError(f"start.weights {weights}: use released/ with one of {', '.join(CHAINS)}")
+        return locate(CHAINS[mode]["world_model"])
+    path = Path(weights)
+    if not path.exists():
+        raise ValueError(
+            f"start.weights {weights}: no such file or folder; name the weights of the stage before with --set "
+            "start.weights=FILE"
+        )
+    return path
+
+
+def start_model(recipe: TrainRecipe, *, operators: Operators | None = None) -> Started:
+    """The network of a recipe with its first weights.
+
+    Raises:
+        ValueError, FileNotFoundError: the weights are missing, damaged, or of another stage than the recipe says.
+    """
+    if recipe.start.weights is None:
+        assert recipe.model is not None
+        model = _initial(recipe.model, recipe.seed, operators)
+        started = Started(model, (), tuple(model.state_dict()), (), "initial values")
+    elif recipe.start.grow:
+        assert recipe.model is not None
+        path = weights_path(recipe.start.weights)
+        tensors, _ = read_tensors(path)
+        started = grow(tensors, recipe.model, seed=recipe.seed, operators=operators, origin=str(path))
+    else:
+        path = weights_path(recipe.start.weights)
+        model, layout = load_world_model(path, operators=operators, dtype=torch.float32)
+        _check_stage(model.config, recipe, path)
+        missing = () if layout.has_null_caption else (_NULL_CAPTION,)
+        names = tuple(n for n in model.state_dict() if n not in missing)
+        started = Started(model, names, missing, (), str(path))
+    if recipe.start.cameras == "from_main":
+        with torch.no_grad():
+            _silence_cameras(started.model)
+            start_camera_from_main(started.model)
+    if recipe.data.cameras == "plucker":
+        for block in started.model.blocks:
+            assert isinstance(block, Block)
+            block.attn.out_proj_cam.requires_grad_(False)
+            nn.init.zeros_(block.attn.out_proj_cam.weight)
+            nn.init.zeros_(block.attn.out_proj_cam.bias)
+    started.model.train()
+    return started
+
+
+def _initial(config: WorldModelConfig, seed: int, operators: Operators | None) -> WorldModel:
+    model = WorldModel(config, operators)
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def _check_stage(found: WorldModelConfig, recipe: TrainRecipe, path: Path) -> None:
+    """Weights must be of the sizes that the recipe names, if it names some."""
+    if recipe.model is None:
+        return
+    differences = [
+        f"{name} {getattr(found, name)!r}, the recipe {getattr(recipe.model, name)!r}"
+        for name in (
+            "depth",
+            "width",
+            "heads",
+            "softmax_every",
+            "latent_channels",
+            "text_width",
+            "text_tokens",
+        )
+        if getattr(found, name) != getattr(recipe.model, name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path}: are weights of another stage or size: {'; '.join(differences)} (start.grow: true takes over what "
+            "fits)"
+        )
+
+
+def grow(
+    tensors: Mapping[str, Tensor],
+    config: WorldModelConfig,
+    *,
+    seed: int = 0,
+    operators: Operators | None = None,
+    origin: str = "weights",
+    latents: bool = False,
+) -> Started:
+    """A network of `config` that takes over what it can.
+
+    Args:
+        tensors: of an earlier stage, by the network's names.
+        latents: start the layers that touch latents anew even where their shapes fit: another autoencoder of as many
+            channels.
+    Raises:
+        ValueError: the weights are of a shallower or otherwise wide network: nothing of it would fit.
+    """
+    model = _initial(config, seed, operators)
+    own = model.state_dict()
+    depth = 1 + max((int(k.split(".")[1]) for k in tensors if k.startswith("blocks.")), default=-1)
+    if depth != config.depth:
+        raise ValueError(
+            f"{origin}: holds {depth} blocks, the recipe's model {config.depth}; stages share their depth"
+        )
+    touching = ("x_embedder.", "final_layer.linear.")
+    copied, odd = [], []
+    for name, tensor in tensors.items():
+        if name not in own or (latents and name.startswith(touching)):
+            continue
+        if tensor.shape == own[name].shape:
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{origin}: {name} holds NaN or infinity")
+            own[name].copy_(tensor)
+            copied.append(name)
+        elif not name.startswith((*touching, _NULL_CAPTION)):
+            odd.append(f"{name} {tuple(tensor.shape)} against {tuple(own[name].shape)}")
+    if odd:
+        raise ValueError(f"{origin}: is of another width, which does not grow: {'; '.join(odd[:4])}")
+    _check_kept(tensors, config, origin)
+    fresh = tuple(name for name in own if name not in copied)
+    left_out = tuple(name for name in tensors if name not in own)
+    return Started(model, tuple(copied), fresh, left_out, origin)
+
+
+def _check_kept(tensors: Mapping[str, Tensor], config: WorldModelConfig, origin: str) -> None:
+    """Softmax blocks do not turn into recurrent ones: the schedule goes the other way."""
+    try:
+        before = read_config({k: v.shape for k, v in tensors.items()}, origin=origin)
+    except ValueError:
+        return  # of linear attention, which has no gates to tell
+    back = [i for i in range(config.depth) if before.is_softmax(i) and not config.is_softmax(i)]
+    if back and any(f"blocks.{i}.attn.conv_k.weight" in tensors for i in range(config.depth)):
+        raise ValueError(
+            f"{origin}: blocks {back} attend by softmax there and by recurrence in the recipe: weights of a later stage"
+        )
+
+
+def _silence_cameras(model: WorldModel) -> None:
+    """What reads cameras speaks with zeros."""
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        nn.init.zeros_(block.plucker_proj.bias)
+    for part in (
+        model.plucker_embedder.proj,
+        *(b.attn.out_proj_cam for b in model.blocks if isinstance(b, Block)),
+    ):
+        nn.init.zeros_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def use_null_caption(started: Started, states: Tensor) -> None:
+    """Let the data's empty caption stand for a dropped one, where the weights bring none.
+
+    Raises:
+        ValueError: it is of another shape.
+    """
+    if _NULL_CAPTION in started.copied:
+        return
+    target = started.model.y_embedder.y_embedding
+    if states.shape != target.shape:
+        raise ValueError(
+            f"the data's empty caption is {tuple(states.shape)}, the network's {tuple(target.shape)}: encoded by "
+            "another text encoder, or for another network"
+        )
+    target.copy_(states)
+
+
+def add_lora(model: WorldModel, config: LoraConfig, *, seed: int, dtype: torch.dtype) -> list[str]:
+    """Freeze the weights, in `dtype`, and add low-rank float32 ones to the layers that the recipe names.
+
+    Returns:
+        names of the layers.
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+    """
+    peft = import_peft()
+    endings = tuple(ending for part in config.parts for ending in LORA_PARTS[part])
+    names = [
+        name
+        for name, module in model.named_modules()
+        if re.sub(r"^blocks\.\d+\.", "", name) in endings and isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    model.requires_grad_(False).to(dtype)
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(settings, model)
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.kernel_size == (1, 1):
+            module.__class__ = (
+                Pointwise  # peft's halves of a pointwise map, on channels-last tokens like the map itself
+            )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return names

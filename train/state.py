@@ -1,0 +1,214 @@
+"""Checkpoints: everything that a run hangs on, by name, each rank its part; whole or not there.
+
+A checkpoint is a folder `step-00001234` with tensors (torch.distributed.checkpoint: any number of ranks reads what any
+other number wrote) and `progress.json`, which is written last inside a hidden folder that is then renamed. What a kill
+or a full disk leaves is that hidden folder; the checkpoint before stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ..dataset.inputs import read_json
+from ..dataset.store import TEMPORARY, sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class Average:
+    """An exponential mean of the trainable weights, each rank of its part."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take a step's weights in."""
+        current = dict(model.named_parameters())
+        for name, mean in self.weights.items():
+            mean.lerp_(current[name].detach(), 1 - self.decay)
+
+
+def tensors_of(
+    model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None, *, frozen: bool
+) -> dict[str, Tensor]:
+    """Every tensor of a run's state by name, themselves: what is loaded into them changes the run.
+
+    Args:
+        frozen: weights that are not trained, too, and buffers.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if frozen or parameter.requires_grad:
+            found[f"model.{name}"] = parameter.detach()
+        for key, value in optimiser.state.get(parameter, {}).items():
+            found[f"optimiser.{name}.{key}"] = value
+    if frozen:
+        found |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
+    if average is not None:
+        found |= {f"average.{name}": value for name, value in average.weights.items()}
+    return found
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / "progress.json").is_file()]
+    return sorted(found)
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint; a collective call.
+
+    Raises:
+        OSError: the disk is full (says so) or cannot be written; checkpoints that were there stay.
+    """
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f"{TEMPORARY}step-{step:08d}"
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{TEMPORARY}step-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+    _barrier()
+    try:
+        dcp.save(dict(tensors), checkpoint_id=temporary, no_dist=not dist.is_initialized())
+        if first:
+            write_atomically(temporary / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            sync_folder(folder)
+    except BaseException as error:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        cause = _disk_error(error)
+        if cause is None and isinstance(error, CheckpointException):
+            raise RuntimeError(f"{folder}: checkpoint of step {step} failed: {error}") from error
+        if cause is None:
+            raise
+        raise OSError(
+            cause.errno,
+            f"checkpoint of step {step} cannot be written ({cause.strerror}); those before it are kept",
+            str(folder),
+        ) from error
+    _barrier()
+    return target
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """The error of the disk that lies under what torch wraps around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            return seen
+        failures = getattr(seen, "failures", None)
+        if isinstance(failures, dict):
+            for failure in failures.values():
+                inner = failure[0] if isinstance(failure, tuple) else failure
+                if isinstance(inner, BaseException) and (found := _disk_error(inner)) is not None:
+                    return found
+        seen = seen.__cause__ or seen.__context__
+    text = str(error)
+    if "No space left" in text or "unexpected pos" in text or "file write failed" in text:
+        return OSError(errno.ENOSPC, "No space left on device")
+    return None
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def remove_old(folder: Path, *, keep: int, keep_every: int | None) -> None:
+    """Remove all checkpoints but the last `keep` and those of every so many steps."""
+    for path in checkpoints(folder)[:-keep]:
+        if keep_every is None or step_of(path) % keep_every:
+            shutil.rmtree(path)
+
+
+def step_of(path: Path) -> int:
+    """Step of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path}: is no checkpoint (step-00001234)")
+    return int(match[1])
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint's tensors.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = read_json(path / "progress.json")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path / 'progress.json'}: is no JSON object")
+    return found
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None, *, frozen: bool
+) -> None:
+    """Put a checkpoint's tensors into a run's, of whatever number of ranks; a collective call.
+
+    Raises:
+        ValueError: tensors are missing, of other shapes, or the files are damaged.
+    """
+    reader = dcp.FileSystemReader(path)
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+    except Exception as error:
+        raise ValueError(
+            f"{path}: is no intact checkpoint ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    _prepare_optimiser(model, optimiser, set(stored))
+    wanted = tensors_of(model, optimiser, average, frozen=frozen)
+    missing = [name for name in wanted if name not in stored]
+    odd = [
+        f"{name} {tuple(stored[name].size)} against {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in stored and getattr(stored[name], "size", tensor.shape) != tensor.shape
+    ]
+    if missing or odd:
+        raise ValueError(
+            f"{path}: is of another run: {len(missing)} tensors are missing ({', '.join(missing[:4])})"
+            + (f", {'; '.join(odd[:4])}" if odd else "")
+        )
+    try:
+        dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+    except (Exception, CheckpointException) as error:  # torch's own has no base but BaseException
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+
+
+def _prepare_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, stored: set[str]) -> None:
+    """Empty state for every weight whose state is stored, as AdamW would make it."""
+    for name, parameter in model.named_parameters():
+        keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{name}.{k}" in stored]
+        if keys and parameter.requires_grad:
+            fused = bool(optimiser.param_groups[0].get("fused"))
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+            optimiser.state[parameter] = {
+                k: step
+                if k == "step"
+                else torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
+                for k in keys
+            }

@@ -1,0 +1,427 @@
+"""A training without its frame: a step from micro-batches to changed weights, validation, checkpoints, exports.
+
+Nothing random is kept: what a sample is noised with is drawn by a seed of its own, from the recipe's seed and the
+sample's number. So the state of a run is its weights, its optimiser, and how many samples it has taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dataset.encoded import EncodedDataset
+from ..model.checkpoint import Layout, save_world_model
+from ..model.frame_parallel import FrameShare
+from ..model.network import Operators, WorldModel
+from .cost import ClipShape, peak_flops, step_flops
+from .feed import Feed, Place, Samples, hold_out, make_batch
+from .guard import Guard, record_fault
+from .objective import Batch, draw_by_seed, flow_matching_loss
+from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
+from .recipe import TrainRecipe
+from .start import Started, add_lora, use_null_caption
+from .state import Average, load_checkpoint, read_progress, remove_old, save_checkpoint, tensors_of
+
+Loss = Callable[[WorldModel, Batch, TrainRecipe, list[int], FrameShare | None], Tensor]
+"""(model, batch, recipe, a seed a clip, this rank's frames) -> this rank's part of the mean loss over clips."""
+
+
+def _flow_matching(
+    model: WorldModel, batch: Batch, recipe: TrainRecipe, seeds: list[int], share: FrameShare | None
+) -> Tensor:
+    draws = draw_by_seed(recipe.flow_matching, batch, seeds)
+    return flow_matching_loss(model, batch, recipe.flow_matching, draws, share)
+
+
+OBJECTIVES: dict[str, Loss] = {"flow_matching": _flow_matching}
+"""What `objective:` of a recipe names."""
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Seed of a sample's draws."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How a step went, the same on all ranks but for the times.
+
+    Attributes:
+        step: its number, from 1.
+        loss, norm: mean over clips; of the gradient before it was clipped.
+        rate: learning rate.
+        tokens: video tokens of all ranks.
+        wall_s: duration on this rank.
+        mfu: share of the peak of all devices; None: not known.
+        skipped: why the weights were left as they were.
+    """
+
+    step: int
+    loss: float
+    norm: float
+    rate: float
+    tokens: int
+    wall_s: float
+    mfu: float | None = None
+    skipped: str | None = None
+
+
+class Training:
+    """A run of a recipe on this rank; `place` must be called once, on all ranks, before anything else.
+
+    Args:
+        recipe: what to do.
+        started: the network with its first weights.
+        data: encoded clips.
+        out: folder of the run.
+    Attributes:
+        step, taken: steps done, samples taken by all ranks.
+    """
+
+    def __init__(self, recipe: TrainRecipe, started: Started, data: EncodedDataset, out: Path) -> None:
+        self.recipe, self.data, self.out = recipe, data, out
+        self.config = started.model.config
+        check_data(recipe, started.model, data)
+        use_null_caption(started, data.empty_caption()[0])
+        self.model = started.model
+        self.windows, self.held_out = hold_out(data, recipe.data.held_out, seed=recipe.seed)
+        self.loss = OBJECTIVES[recipe.objective]
+        self.guard = Guard(recipe.guard)
+        self.step = self.taken = 0
+        self.feed_faults: dict[str, str] = {}
+        self.ranks = Ranks()
+        self.device = torch.device("cpu")
+
+    # --- placing ------------------------------------------------------------------------------
+
+    def place(self, device: torch.device, ranks: Ranks) -> None:
+        """Bring the network to its device and spread it; a collective call."""
+        self.device, self.ranks = device, ranks
+        compute = self.compute_type(device)
+        model = self.model
+        if self.recipe.lora is not None:
+            self.lora_layers = add_lora(model, self.recipe.lora, seed=self.recipe.seed, dtype=compute)
+        model.to(device)
+        recompute_blocks(model, self.recipe.parallel.recompute)
+        self.sharded = self._sharded(compute)
+        if self.sharded:
+            shard_weights(model, compute=compute)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        o = self.recipe.optimiser
+        self.optimiser = torch.optim.AdamW(
+            trained,
+            lr=o.lr,
+            betas=o.betas,
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.average = None if self.recipe.ema is None else Average(model, self.recipe.ema)
+        self.peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+    def compute_type(self, device: torch.device) -> torch.dtype:
+        """In which numbers the network computes on a device."""
+        chosen = self.recipe.precision
+        if chosen == "auto":
+            chosen = "bf16" if device.type == "cuda" else "float32"
+        return torch.bfloat16 if chosen == "bf16" else torch.float32
+
+    def _sharded(self, compute: torch.dtype) -> bool:
+        sharding = self.recipe.parallel.sharding
+        if sharding == "auto":
+            wanted = self.ranks.world > 1 or self.device.type == "cuda"
+            sharding = "fsdp" if wanted and self.recipe.lora is None else "replicate"
+        if sharding == "fsdp" and not torch.distributed.is_initialized():
+            raise ValueError("parallel.sharding fsdp: no process group was made")
+        if sharding == "replicate" and self.recipe.lora is None and compute != torch.float32:
+            raise ValueError(
+                "parallel.sharding replicate computes in the weights' float32: use precision float32, or sharding fsdp"
+            )
+        return sharding == "fsdp"
+
+    def feed(self) -> Feed:
+        """This rank's micro-batches from here on."""
+        d = self.recipe.data
+        place = Place(
+            rank=self.ranks.data_rank, ranks=self.ranks.data_ranks, batch=d.batch, accumulate=d.accumulate
+        )
+        feed = Feed(
+            self.data,
+            self.windows,
+            place,
+            control=d.cameras,
+            seed=self.recipe.seed,
+            workers=d.workers,
+            replace_faults=d.on_bad_clip == "skip",
+            max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else 0,
+        )
+        feed.taken, feed.faults = self.taken, self.feed_faults
+        return feed
+
+    # --- a step -------------------------------------------------------------------------------
+
+    def take_step(self, micro: list[Samples]) -> StepReport:
+        """Learn from a step's micro-batches; a collective call.
+
+        Raises:
+            Diverged: it is one of too many steps in a row that could not be taken.
+        """
+        start = time.perf_counter()
+        rate = self._rate()
+        parts: list[Tensor] = []
+        for samples in micro:
+            here = samples.to(self.device)
+            seeds = [seed_of(self.recipe.seed, n) for n in here.numbers]
+            share = self.ranks.share(here.batch.latents.shape[2])
+            part = self.loss(self.model, here.batch, self.recipe, seeds, share)
+            (self.ranks.scaled(part) / len(micro)).backward()
+            parts.append(part.detach())
+        if not self.sharded:
+            reduce_gradients(self.model.parameters(), self.ranks.world)
+        norm = clip_gradients(self.model.parameters(), self.recipe.optimiser.clip_norm)
+        loss = float(self.ranks.mean(torch.stack(parts).mean()))
+        ids = [name for samples in micro for name in samples.ids]
+        skipped = self._judge(loss, norm, ids)
+        if skipped is None:
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.step()
+            if self.average is not None:
+                self.average.update(self.model)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.taken += sum(len(s.numbers) for s in micro) * self.ranks.data_ranks
+        wall = time.perf_counter() - start
+        tokens = sum(s.num_tokens for s in micro) * self.ranks.data_ranks
+        return StepReport(self.step, loss, norm, rate, tokens, wall, self._mfu(micro, wall), skipped)
+
+    def _judge(self, loss: float, norm: float, ids: list[str]) -> str | None:
+        try:
+            why = self.guard.judge(loss, norm)
+        except RuntimeError as error:
+            self._note_fault(str(error), ids, loss, norm)
+            raise
+        if why is not None:
+            self._note_fault(why, ids, loss, norm)
+        return why
+
+    def _note_fault(self, why: str, ids: list[str], loss: float, norm: float) -> None:
+        record_fault(self.out / "faults", self.step + 1, self.ranks.rank, why, ids, loss=loss, norm=norm)
+
+    def _rate(self) -> float:
+        o, done = self.recipe.optimiser, self.step
+        rate = o.lr
+        if o.warmup_steps:
+            rate *= min(1.0, (done + 1) / o.warmup_steps)
+        if o.decay_from is not None and done > o.decay_from * self.recipe.steps:
+            rate *= (self.recipe.steps - done) / (self.recipe.steps * (1 - o.decay_from))
+        return rate
+
+    def _mfu(self, micro: list[Samples], wall: float) -> float | None:
+        if self.peak is None:
+            return None
+        chunks = self.recipe.flow_matching.chunks
+        flops = 0.0
+        for samples in micro:
+            b, _, t, h, w = samples.batch.latents.shape
+            shape = ClipShape(
+                frames=t,
+                height=h,
+                width=w,
+                cameras=self.recipe.data.cameras != "none",
+                chunk=None if chunks is None else chunks.size,
+            )
+            flops += b * step_flops(self.config, shape)
+        return flops * self.ranks.data_ranks / self.ranks.world / self.peak / wall
+
+    # --- validation ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss of held-out clips at fixed noise levels, `loss_at_<level>` and their mean; a collective call.
+
+        Data-parallel ranks take turns through the clips.
+        """
+        levels = self.recipe.validation.levels
+        sums = torch.zeros(len(levels) + 1, device=self.device)
+        rounds = math.ceil(len(self.held_out) / self.ranks.data_ranks)
+        for i in range(rounds):
+            place = i * self.ranks.data_ranks + self.ranks.data_rank
+            # Ranks beyond the end compute with the others, whose weights they hold a part of, and do not count.
+            index = self.held_out[min(place, len(self.held_out) - 1)]
+            counts = float(place < len(self.held_out))
+            batch = make_batch([self.data.read(index)], self.data.encoding, self.recipe.data.cameras)
+            here = Samples(batch, (), ()).to(self.device).batch
+            for j, level in enumerate(levels):
+                sums[j] += counts * self._loss_at(here, level, seed_of(self.recipe.seed + 1, index)).detach()
+            sums[-1] += counts / self.ranks.context
+        if self.ranks.world > 1:
+            torch.distributed.all_reduce(sums)
+        means = (sums[:-1] / sums[-1]).tolist()
+        found = {f"loss_at_{level:g}": value for level, value in zip(levels, means, strict=True)}
+        return {"loss": sum(means) / len(means), **found}
+
+    def _loss_at(self, batch: Batch, level: float, seed: int) -> Tensor:
+        config = self.recipe.flow_matching
+        draws = draw_by_seed(config, batch, [seed])
+        index = torch.full_like(draws.index, int(1000 * level))
+        index[:, 0] = 0
+        keep = torch.zeros_like(draws.captionless)
+        fixed = type(draws)(index, torch.ones_like(draws.conditioned), keep, draws.noise)
+        return flow_matching_loss(self.model, batch, config, fixed, self.ranks.share(batch.latents.shape[2]))
+
+    # --- state --------------------------------------------------------------------------------
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether weights that are not trained belong to the state: not those beside a LoRA, which come from a file."""
+        return self.recipe.lora is None
+
+    def save(self) -> Path:
+        """Write a checkpoint and remove older ones; a collective call.
+
+        Raises:
+            OSError: it cannot be written; those before it are kept.
+        """
+        progress = {
+            "step": self.step,
+            "taken": self.taken,
+            "seed": self.recipe.seed,
+            "windows": len(self.windows),
+            "guard": self.guard.state(),
+            "faults": self.feed_faults,
+        }
+        tensors = tensors_of(self.model, self.optimiser, self.average, frozen=self._frozen)
+        path = save_checkpoint(self.out / "checkpoints", self.step, tensors, progress)
+        if self.ranks.rank == 0:
+            c = self.recipe.checkpoint
+            remove_old(self.out / "checkpoints", keep=c.keep, keep_every=c.keep_every)
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, of any number of ranks; a collective call.
+
+        Raises:
+            ValueError: it is damaged, or of another run or other data.
+        """
+        progress = read_progress(path)
+        try:
+            for key, mine in (("seed", self.recipe.seed), ("windows", len(self.windows))):
+                if progress[key] != mine:
+                    raise ValueError(
+                        f"{path}: was written with {key} {progress[key]}, now {mine}: the order of clips would differ"
+                    )
+            load_checkpoint(path, self.model, self.optimiser, self.average, frozen=self._frozen)
+            self.step, self.taken = int(progress["step"]), int(progress["taken"])
+            self.guard.restore(progress["guard"])
+            self.feed_faults = dict(progress["faults"])
+        except KeyError as error:
+            raise ValueError(f"{path / 'progress.json'}: lacks {error}") from None
+
+    def export(self) -> list[Path]:
+        """Write the weights as `theodolite generate` takes them: whole ones in the released layout, and their average,
+        or a LoRA in peft's; a collective call.
+
+        Returns:
+            files, on the first rank.
+        """
+        folder = self.out / "weights"
+        if self.ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.recipe.lora is not None:
+            return self._export_lora(folder)
+        written = []
+        named = {n: p.detach() for n, p in self.model.named_parameters()}
+        sets = [("", named)]
+        if self.average is not None:
+            sets.append(("-average", {**named, **self.average.weights}))
+        for suffix, weights in sets:
+            whole = {n: _whole(t) for n, t in weights.items()}
+            if self.ranks.rank == 0:
+                with torch.device("meta"):
+                    model = WorldModel(self.config, Operators())
+                buffers = {n: b.cpu() for n, b in self.model.named_buffers()}
+                model.load_state_dict({**whole, **buffers}, strict=True, assign=True)
+                path = folder / f"step-{self.step:08d}{suffix}.safetensors"
+                names = tuple((k, k) for k in model.state_dict())
+                save_world_model(model, path, Layout(file="safetensors", names=names))
+                written.append(path)
+        return written
+
+    def _export_lora(self, folder: Path) -> list[Path]:
+        from safetensors.torch import save
+
+        from ..dataset.store import write_atomically
+
+        assert self.recipe.lora is not None
+        if self.ranks.rank:
+            return []
+        target = folder / f"lora-{self.step:08d}"
+        target.mkdir(exist_ok=True)
+        halves = {
+            f"base_model.model.{n.replace('.default', '')}": p.detach().float().cpu().contiguous()
+            for n, p in self.model.named_parameters()
+            if "lora_" in n
+        }
+        lora = self.recipe.lora
+        config = {
+            "peft_type": "LORA",
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "target_modules": self.lora_layers,
+            "bias": "none",
+        }
+        write_atomically(target / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
+        write_atomically(target / "adapter_model.safetensors", save(halves))
+        return [target / "adapter_model.safetensors"]
+
+
+def _whole(tensor: Any) -> Tensor:
+    """A tensor, or all ranks' parts of it, on the CPU."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu()
+
+
+def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> None:
+    """Clips must be such that the network can learn from them.
+
+    Raises:
+        ValueError: with every mismatch found.
+    """
+    e, c = data.encoding, model.config
+    problems = []
+    if e.stand_in and not recipe.data.allow_stand_in:
+        problems.append(
+            "stand-in networks annotated or encoded them (data.allow_stand_in: true trains on them all the same)"
+        )
+    for what, theirs, mine in (
+        ("latents of {} channels", e.latent_channels, c.latent_channels),
+        ("text states of {} channels", e.text_width, c.text_width),
+        ("captions of {} tokens", e.text_tokens, c.text_tokens),
+    ):
+        if theirs != mine:
+            problems.append(f"they have {what.format(theirs)}, the network {mine}: another encoder's")
+    if recipe.data.cameras != "none" and not any(w.cameras for w in data.windows):
+        problems.append("none has cameras, but data.cameras is " + recipe.data.cameras)
+    lengths = {w.num_frames for w in data.windows}
+    chunks = recipe.flow_matching.chunks
+    shortest = (min(lengths) - 1) // e.temporal_stride + 1
+    if shortest < 2 and recipe.flow_matching.image_condition_probability > 0:
+        problems.append("some have one latent frame: conditioned on it, nothing is left to learn")
+    if chunks is not None and (shortest - 1) // chunks.size < recipe.parallel.context:
+        problems.append(
+            f"the shortest has {shortest} latent frames, {max(1, (shortest - 1) // chunks.size)} chunks, for "
+            f"{recipe.parallel.context} context-parallel ranks"
+        )
+    if problems:
+        raise ValueError(
+            f"{', '.join(map(str, data.folders))}: these clips do not fit: {'; '.join(problems)}"
+        )
