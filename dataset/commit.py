@@ -11,7 +11,9 @@ whole parts of clips without rows are adopted, all else is dropped.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +51,33 @@ class Fenced(RuntimeError):
 
 class ClipHasRow(RuntimeError):
     """A part may not be committed, because a clip of it has a row."""
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process; ends with the process, however that ends.
+
+    Raises:
+        ValueError: another run holds the folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
+        ) from None
+    try:
+        try:
+            # On the folder itself: no lock file that somebody has to clean up.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def _root(
 
 add_command(app, annotate.annotate, epilog=annotate.packaged_recipes())
 add_command(app, datasets.validate)
+add_command(app, datasets.compact)
 add_command(app, datasets.inspect)
 add_command(app, datasets.report)
 add_command(app, evaluate.evaluate)

@@ -14,16 +14,14 @@ with the cluster to themselves, and only a clip that kills its worker alone gets
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...dataset.commit import ClipHasRow, Commits, own_run, take_in_dead_runs
+from ...dataset.commit import ClipHasRow, Commits, hold_folder, own_run, take_in_dead_runs
 from ...dataset.rows import Row
 from ...dataset.store import part_path, prepare_output, write_part
 from ..reporting import Listener, listening
@@ -298,30 +296,3 @@ def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
         if taken:
             log.warning("%s: %d clips that an ended run had done are taken in", out, taken)
         yield
-
-
-@contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
-    """Make a folder and hold it for this process; ends with the process, however that ends.
-
-    Raises:
-        ValueError: another run holds the folder.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise ValueError(
-            f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
-        ) from None
-    try:
-        try:
-            # On the folder itself: no lock file that somebody has to clean up.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
-        except OSError as error:
-            log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Commands that read a dataset: `validate`, `inspect`, `report`, `export`, `subset`, `filter` and `publish`."""
+"""Commands for a dataset: `validate`, `compact`, `inspect`, `report`, `export`, `subset`, `filter` and `publish`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,23 @@ def validate(path: Dataset) -> Outcome:
             " annotate --retry-failed all tries those that failed again, the others only a new --out"
         )
     return "\n".join(lines), 1 if violations else 0
+
+
+def compact(
+    path: Dataset,
+    part_mb: Annotated[
+        int, typer.Option("--part-mb", min=1, help="Size of a gathered part; parts above half of it stay.")
+    ] = 64,
+) -> Outcome:
+    """Gather the small parts of a dataset into larger ones, while nothing writes to it; rows stay what they are.
+
+    Example: theodolite compact runs/rgbd
+    """
+    from ...dataset.compact import compact as gather
+    from ...dataset.limits import MIB
+
+    done = gather(path, part_bytes=part_mb * MIB)
+    return f"{path}: {done.num_before} parts became {done.num_after}; {done.num_clips} clips", 0
 
 
 def inspect(

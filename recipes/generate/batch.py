@@ -24,10 +24,10 @@ from ...annotate.run.cluster import (
     local_cluster,
     signals_as_interrupt,
 )
-from ...annotate.run.executor import hold_folder
 from ...annotate.run.worker import begin_as_worker
 from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
 from ...dataset.clip_cameras import GENERATION_LOG
+from ...dataset.commit import hold_folder
 from ...dataset.formats.sana import SPLITS
 from ...dataset.inputs import parse_json, read_text
 from ...dataset.processes import num_cores

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import theodolite.dataset
 from theodolite.dataset.commit import (
     ClipHasRow,
     Commits,
@@ -16,9 +17,11 @@ from theodolite.dataset.commit import (
     check_run,
     clips_with_rows,
     drop_rows,
+    hold_folder,
     own_run,
     take_in_dead_runs,
 )
+from theodolite.dataset.compact import compact
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import list_parts, part_path, prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
@@ -129,15 +132,17 @@ SCRIPT = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
 from theodolite.dataset.commit import drop_rows, take_in_dead_runs
+from theodolite.dataset.compact import compact
 
-base = Path(sys.argv[1])
+base, act = Path(sys.argv[1]), sys.argv[2]
+os.fsync = lambda descriptor: None  # processes die here, no machines
 
 def die_at(moment, out):
     changes = 0
 
     def hook(event, arguments):
         nonlocal changes
-        if event in ("os.rename", "os.remove", "os.mkdir", "shutil.rmtree") or (
+        if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or (
             event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         ):
             if str(arguments[0]).startswith(str(out)):
@@ -156,7 +161,10 @@ for moment in itertools.count(1):
         try:
             die_at(moment, out)
             take_in_dead_runs(out, recipe_hash="recipe1")
-            drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
+            if act == "drop":
+                drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
+            else:
+                compact(out)
             code = 0
         finally:
             os._exit(code)
@@ -168,22 +176,50 @@ for moment in itertools.count(1):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_no_accepted_row_is_lost_or_doubled(tmp_path: Path, make_row, make_rejected) -> None:
+@pytest.mark.parametrize("act", ["drop", "compact"])
+def test_killed_anywhere_no_row_is_lost_or_doubled(tmp_path: Path, make_row, make_rejected, act: str) -> None:
     """One process has imported everything; a fork of it dies at each change that the work makes."""
     begun = tmp_path / "begun"
     prepare_output(begun, recipe_hash="recipe1")
     write_part(begun, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
-    write_part(begun, [make_rejected(2), make_row(3)], shard_id="000001-b", recipe_hash="recipe1")
+    write_part(begun, [make_rejected(2), make_row(3)], shard_id="001000-b", recipe_hash="recipe1")
     left_by_a_dead_run(begun, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], timeout=120, check=True)
+    final = {"clip_0000", "clip_0003", "clip_0004"} | ({"clip_0001", "clip_0002"} if act == "compact" else set())
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), act], timeout=120, check=True)
     moments = len(list(tmp_path.iterdir())) - 2  # beside what was begun and what was not killed
     assert moments > 8
-    for moment in range(1, moments + 1):
+    for moment in range(1, moments + 2):
         out = tmp_path / str(moment)
         take_in_dead_runs(out, recipe_hash="recipe1")
         ids = sorted(clips_with_rows(out))
         assert len(set(ids)) == len(ids), moment
-        assert {"clip_0000", "clip_0003", "clip_0004"} <= set(ids), moment
-        drop_rows(out, rejected)
-        assert sorted(clips_with_rows(out)) == ["clip_0000", "clip_0003", "clip_0004"], moment
+        assert final <= set(ids), moment
+        if act == "drop":
+            drop_rows(out, rejected)
+        else:
+            assert compact(out).num_clips == 5
+            assert [part.parent.name for part in list_parts(out)] == ["demo"]
+            assert theodolite.dataset.open(out).index is not None
+        assert sorted(clips_with_rows(out)) == sorted(final), moment
         assert validate_dataset(out)[1] == [], moment
+
+
+def test_small_parts_are_gathered_and_large_ones_left(out: Path, make_row) -> None:
+    for number in range(6):
+        frames = 3000 if number == 3 else 5
+        row = make_row(number, frames=frames, source="demo" if number < 5 else "other")
+        write_part(out, [row], shard_id=f"{number * 1000:06d}-x", recipe_hash="recipe1")
+    large = list_parts(out)[3]
+    before = {row.clip_id: row.camera_to_world.tobytes() for row in theodolite.dataset.open(out).rows()}
+    done = compact(out, part_bytes=large.stat().st_size)
+    assert (done.num_before, done.num_after, done.num_clips) == (6, 4, 6)
+    clips = theodolite.dataset.open(out)
+    assert {row.clip_id: row.camera_to_world.tobytes() for row in clips.rows()} == before
+    assert {clips.row(i).clip_id for i in before} == set(before)
+    assert large.is_file()
+    again = compact(out, part_bytes=large.stat().st_size)
+    assert (again.num_before, again.num_after) == (4, 4)
+    with hold_folder(out), pytest.raises(ValueError, match="another run is writing here"):
+        compact(out)
+    with pytest.raises(ValueError, match=r"no dataset\.json"):
+        compact(out / "data")

@@ -135,7 +135,7 @@ def test_killed_before_every_change_to_the_folder(tmp_path: Path):
     assert result["failures"] == [], moments
     assert result["problems"] == []
     # Every kind of change was met: marker, record, parts, index, each opened, flushed and renamed.
-    for name in ("dataset.json", "run.json", "recipe.resolv", "part-", "index.parque"):
+    for name in ("dataset.json", "run.json", "recipe.resolv", "part-", "test.parque", "test.arrow"):
         assert f".tmp-{name}"[:12] in moments, moments
     for kind in ("fsync", "os.rename", "os.mkdir"):
         assert moments.count(kind) >= 3, moments

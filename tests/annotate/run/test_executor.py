@@ -511,7 +511,7 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 import cloudpickle
-from theodolite.annotate.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.run import executor
 from theodolite.annotate.run.plan import plan_run

@@ -1,0 +1,120 @@
+"""Small parts gathered into larger ones: thousands of files of a few kilobytes are what slows every reader down, and
+what object stores and file systems of clusters charge for.
+
+The new part is written into the folder of a run, the old ones are moved there, the new one is moved to where it counts,
+and only then the old ones go. Whatever moment the command is killed at, each clip has its row either among the data or
+in the run's folder, and the next command takes in from there what the data lack (see `commit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+
+from .commit import Commits, clips_with_rows, hold_folder, new_part, own_run, take_in_dead_runs
+from .index import refresh_index
+from .limits import MIB
+from .parquet import read_schema, read_table
+from .processes import num_cores
+from .store import data_folder, part_folders, read_marker, source_folder, sync_folder, write_part_table
+
+PART_BYTES = 64 * MIB
+"""Size of a gathered part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compacted:
+    """Numbers of parts before and after, and of clips."""
+
+    num_before: int
+    num_after: int
+    num_clips: int
+
+
+def compact(out: str | Path, *, part_bytes: int = PART_BYTES) -> Compacted:
+    """Gather the small parts of a dataset; rows stay what they are, and so does their order within a source.
+
+    Args:
+        part_bytes: size that a gathered part comes near to. Parts above half of it are left as they are.
+    Raises:
+        ValueError: no dataset of a run, another command writes to it, or a part cannot be read.
+        OSError: the disk is full.
+    """
+    out = Path(out)
+    if not (out / "dataset.json").is_file():
+        raise ValueError(f"{out}: no dataset.json; is this the --out folder of a run?")
+    recipe_hash = str(read_marker(out).get("recipe_hash"))
+    with hold_folder(out):
+        take_in_dead_runs(out, recipe_hash=recipe_hash)
+        parts = [part for _folder, found in part_folders(out) for part in found]
+        num_after = 0
+        with own_run(out) as incoming:
+            for _source, of_source in groupby(parts, source_folder):
+                for number, group in enumerate(_groups(list(of_source), part_bytes)):
+                    if len(group) > 1:
+                        _gather(out, incoming, group, number)
+                    num_after += 1
+        _remove_empty_folders(out)
+        refresh_index(out, processes=num_cores())
+        num_clips = sum(1 for _ in clips_with_rows(out))
+    return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
+
+
+def _groups(parts: Sequence[Path], part_bytes: int) -> Iterator[list[Path]]:
+    """Parts that become one, in order; those that stay alone among them."""
+    group: list[Path] = []
+    size = 0
+    for part in parts:
+        here = part.stat().st_size
+        if 2 * here > part_bytes:
+            yield from ([group, [part]] if group else [[part]])
+            group, size = [], 0
+            continue
+        if group and size + here > part_bytes:
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += here
+    if group:
+        yield group
+
+
+def _gather(out: Path, incoming: Path, parts: Sequence[Path], number: int) -> None:
+    """Put one part in the place of several.
+
+    Raises:
+        ValueError: they do not have the same columns, as parts of one run do.
+    """
+    schema = read_schema(parts[0])
+    for part in parts[1:]:
+        if not read_schema(part).equals(schema, check_metadata=True):
+            raise ValueError(
+                f"{part}: has other columns than {parts[0].name}: parts of different versions are not gathered"
+            )
+    table = pa.concat_tables(read_table(part) for part in parts)
+    ids = table["clip_id"].to_pylist()
+    new = new_part(incoming, parts[0], f"{number:06d}", ids)
+    write_part_table(new, table)
+    retired: list[Path] = []
+    for part in parts:
+        target = data_folder(incoming) / part.relative_to(data_folder(out))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        retired.append(part.rename(target))
+    for folder in {part.parent for part in retired}:
+        sync_folder(folder)
+    commits = Commits(out)
+    commits.take(new, ids)
+    commits.flush()
+    for part in retired:
+        part.unlink()
+
+
+def _remove_empty_folders(out: Path) -> None:
+    """Folders of thousands that hold no part any more."""
+    for folder in data_folder(out).glob("*/[0-9]*"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
