@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,8 +203,11 @@ def local_cluster(
                 yield client
         finally:
             # Workers in the middle of a clip must not be waited for: their shards are simply not done.
-            client.close(timeout=2)
-            cluster.close(timeout=5)
+            # Nor may a machine that is busy make an error of that which hides how the run ended.
+            with suppress(TimeoutError):
+                client.close(timeout=2)
+            with suppress(TimeoutError):
+                cluster.close(timeout=5)
 
 
 def default_workers(num_shards: int, cores: int, memory_bytes: int) -> int:

@@ -184,7 +184,9 @@ def test_killed_anywhere_no_row_is_lost_or_doubled(tmp_path: Path, make_row, mak
     write_part(begun, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
     write_part(begun, [make_rejected(2), make_row(3)], shard_id="001000-b", recipe_hash="recipe1")
     left_by_a_dead_run(begun, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
-    final = {"clip_0000", "clip_0003", "clip_0004"} | ({"clip_0001", "clip_0002"} if act == "compact" else set())
+    final = {"clip_0000", "clip_0003", "clip_0004"} | (
+        {"clip_0001", "clip_0002"} if act == "compact" else set()
+    )
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), act], timeout=120, check=True)
     moments = len(list(tmp_path.iterdir())) - 2  # beside what was begun and what was not killed
     assert moments > 8
