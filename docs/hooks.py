@@ -24,6 +24,8 @@ ELSEWHERE = {
     "README.md": "index.md",
     "dataset/SCHEMA.md": "schema.md",
     "kernels/README.md": "kernels-derived.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
 }
 """File of the repository -> its page. Everything below docs/ is a page under its own name."""
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
@@ -62,6 +64,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         "index.md",
         *(config.nav or []),
+        "contributing.md",
+        "changelog.md",
         {"Reference": ["schema.md", "kernels-derived.md", *reference]},
     ]
     return config

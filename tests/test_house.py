@@ -98,7 +98,9 @@ def names_of(module: str) -> set[str] | None:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "docs/demo_figure.py"], ids=lambda p: p.name
+)
 def test_what_benchmarks_import_is_there(path):
     """They take a GPU or minutes, and no test runs them all."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,0 +1,286 @@
+"""README and the pages of docs/: every command is one that exists and takes these options, those that need nothing from
+outside are run as they stand, every name that a page imports or links is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from theodolite.recipes.cli import app
+from theodolite.recipes.loader import Recipe, load_recipe
+
+from .test_house import ROOT, names_of
+
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "dataset/*.md", "kernels/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+HAND_WRITTEN = [path for path in PAGES if path.name != "SCHEMA.md"]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`]+)`")
+PROGRAM = typer.main.get_command(app)
+TAKES_RECIPES = ("annotate", "plan", "fetch", "unpack")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Lines of a page's shell blocks, taken apart."""
+    lines = (line for body in blocks(path, "sh") for line in body.replace("\\\n", " ").splitlines())
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def inline(path: Path) -> list[str]:
+    """Code within the text, on one line each."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    return [" ".join(code.split()) for code in INLINE.findall(text)]
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def leaves(command: Any, name: str = "") -> dict[str, Any]:
+    """Every command by its words."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        return {name: command}
+    return {k: v for word, c in below.items() for k, v in leaves(c, f"{name} {word}".strip()).items()}
+
+
+LEAVES = leaves(PROGRAM)
+
+
+def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, Any]]:
+    """Which command it is and what the command line makes of its options; it is not run."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for name, command in LEAVES.items():
+        monkeypatch.setattr(command, "callback", lambda name=name, **given: found.append((name, given)))
+    with pytest.raises(SystemExit) as ended:
+        PROGRAM.main(list(words), prog_name="theodolite")
+    assert ended.value.code == 0, " ".join(words)
+    return found[0]
+
+
+def check_theodolite(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, given = parsed(words, monkeypatch)
+    if name in TAKES_RECIPES:
+        for recipe in given.get("recipes") or [given["recipe"]]:
+            load_recipe(recipe, list(given.get("overrides") or ()))
+
+
+def check_program(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of any kind: it exists, and has the options that it is given."""
+    while re.fullmatch(r"[A-Z_]+=\S+", words[0]):  # settings of the environment
+        words = words[1:]
+    program, arguments = words[0], words[1:]
+    if program == "theodolite":
+        check_theodolite(arguments, monkeypatch)
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{re.escape(arguments[0])}:", makefile, re.MULTILINE), f"no target {arguments[0]}"
+    elif program == "pip":
+        check_extras(" ".join(arguments))
+    elif program in ("python", "torchrun"):
+        check_script(arguments)
+    else:
+        assert program in ("git", "pytest"), f"{program}: teach this test what it is"
+
+
+def check_extras(text: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for names in re.findall(r"theodolite\[([\w,]+)\]", text):
+        missing = set(names.split(",")) - set(extras["optional-dependencies"])
+        assert not missing, f"no extra {missing}"
+
+
+def check_script(arguments: list[str]) -> None:
+    """A script of this repository has the options that it is given; a module of it exists."""
+    if arguments[0] == "-m":
+        assert arguments[1].split(".")[0] != "theodolite" or names_of(arguments[1]) is not None, arguments
+        return
+    (script,) = [word for word in arguments if word.endswith(".py")]
+    assert (ROOT / script).is_file(), f"no {script}"
+    code = (ROOT / script).read_text(encoding="utf-8")
+    for word in arguments[arguments.index(script) + 1 :]:
+        if word.startswith("--"):
+            assert f'"{word.partition("=")[0]}"' in code, f"{script} has no {word}"
+
+
+@pytest.mark.parametrize("path", HAND_WRITTEN, ids=ids)
+def test_commands_are_right(path, monkeypatch, capsys):
+    for words in commands(path):
+        try:
+            check_program(words, monkeypatch)
+        except (AssertionError, ValueError) as error:
+            pytest.fail(f"{' '.join(words)}: {error}\n{capsys.readouterr().err}")
+
+
+def options_of(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("path", HAND_WRITTEN, ids=ids)
+def test_commands_within_the_text_are_right(path, monkeypatch):
+    """They leave out what does not matter there, so their names and options are looked at."""
+    scripts = " ".join(p.read_text(encoding="utf-8") for p in (ROOT / "benchmarks").glob("*.py"))
+    for code in inline(path):
+        check_extras(code)
+        words = code.split()
+        if words[0] in ("python", "torchrun", "make"):
+            check_program(words, monkeypatch)
+        elif words[0] == "theodolite" and len(words) > 1:
+            name = next((n for n in LEAVES if words[1 : 1 + len(n.split())] == n.split()), None)
+            assert name is not None, f"no command {code}"
+            for option in re.findall(r"(?<!\S)--[\w-]+", code):
+                assert option in options_of(LEAVES[name]), f"{code}: no option {option}"
+        elif words[0].startswith("--"):
+            option = words[0].partition("=")[0]
+            taken = any(option in options_of(command) for command in LEAVES.values())
+            assert taken or f'"{option}"' in scripts, f"nothing takes {option}"
+
+
+def has_key(schema: dict[str, Any], node: dict[str, Any], keys: list[str]) -> bool:
+    """Whether a configuration can hold a key, by its JSON schema."""
+    if "$ref" in node:
+        return has_key(schema, schema["$defs"][node["$ref"].rpartition("/")[2]], keys)
+    if not keys:
+        return True
+    if any(has_key(schema, one, keys) for one in (*node.get("anyOf", ()), *node.get("oneOf", ()))):
+        return True
+    return keys[0] in node.get("properties", {}) and has_key(schema, node["properties"][keys[0]], keys[1:])
+
+
+def test_recipe_keys_within_the_text_exist():
+    """`annotate.gates.fov_min_deg` and the like, with a value or without."""
+    schema = Recipe.model_json_schema()
+    seen = 0
+    for path in PAGES:
+        for code in inline(path):
+            found = re.fullmatch(r"(?:--set )?((?:annotate|source|filters|output)(?:\.\w+)+)(?:=.*)?", code)
+            if found is not None:
+                seen += 1
+                assert has_key(schema, schema, found[1].split(".")), f"{ids(path)}: no key {found[1]}"
+    assert seen > 5
+
+
+@pytest.mark.parametrize("path", PAGES, ids=ids)
+def test_links_lead_somewhere(path):
+    """A link whose text is a name of code leads to the file that defines it."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for shown, target in re.findall(r"\[([^]]*)\]\(([^)\s#]+)[^)]*\)", text):
+        if "://" in target:
+            continue
+        there = (path.parent / target).resolve()
+        assert there.exists(), f"{ids(path)}: {target} is not there"
+        name = re.fullmatch(r"`(\w+)`", shown)
+        if name is not None and there.suffix == ".py":
+            module = ".".join(["theodolite", *there.relative_to(ROOT).with_suffix("").parts])
+            assert name[1] in (names_of(module) or ()), f"{ids(path)}: {target} has no {name[1]}"
+
+
+@pytest.mark.parametrize("path", HAND_WRITTEN, ids=ids)
+def test_python_on_pages_takes_what_is_there(path):
+    """Names are imported, and called with arguments that they have."""
+    for body in blocks(path, "python"):
+        names: dict[str, object] = {}
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("theodolite"):
+                module = importlib.import_module(str(node.module))
+                names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                signature = inspect.signature(names[node.func.id])  # type: ignore[arg-type]
+                signature.bind_partial(*node.args, **{str(k.arg): k.value for k in node.keywords})
+
+
+# --- those that need nothing from outside are run ------------------------------------------------
+
+NOT_RUN = {
+    r"make|pip|git|python|torchrun|pytest": "other programs",
+    r"theodolite (weights pull|fetch)": "the network",
+    r"theodolite annotate (?!rgbd)": "data or weights of others",
+    r"theodolite generate (?!.*--size tiny)": "weights",
+    r"theodolite (encode|train)": "weights",
+    r".*--scheduler": "a scheduler",
+}
+BESIDES = {"annotate": ["--workers", "0"], "generate": ["--dry-run"]}
+"""Added to what a page says, so that it stays cheap here; tests/recipes/test_generate.py runs the whole chain."""
+
+
+def runnable() -> list[list[str]]:
+    """In the order of the pages, each once."""
+    found = {" ".join(words): words for path in HAND_WRITTEN for words in commands(path)}
+    return [w for line, w in found.items() if not any(re.match(rf"(?:{p})", line) for p in NOT_RUN)]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A folder with what the pages name: /data beside it, one recording of a second and a half, a picture."""
+    import cv2
+    from theodolite.annotate.rendered.cameras import RenderConfig
+    from theodolite.annotate.rendered.files import write_clip
+    from theodolite.annotate.rendered.render import render_clip
+
+    folder = tmp_path_factory.mktemp("desk")
+    data = folder / "data"
+    config = RenderConfig(width=320, height=192, num_frames=24, seed=3, moving_object=False)
+    files = write_clip(render_clip(config), data / "office")
+    # The index of docs/annotating.md as it stands: the renderer gives its files the same names, but for the poses.
+    (index,) = blocks(ROOT / "docs/annotating.md", "yaml")
+    (data / "office" / "poses.txt").symlink_to(files.camera_to_world_path)
+    (data / "clips.yaml").write_text(index, encoding="utf-8")
+    (data / "truth").mkdir()
+    shutil.copy(files.camera_to_world_path, data / "truth" / "office.txt")
+    cv2.imwrite(str(folder / "street.jpg"), cv2.VideoCapture(str(files.media_path)).read()[1])
+    (folder / "dover.json").write_text('{"office": {"dover_score": 0.6}}', encoding="utf-8")
+    (made,) = (w for w in commands(ROOT / "README.md") if w[:2] == ["theodolite", "annotate"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(made, folder) == 0
+    for name in ("estimate", "sekai-game"):  # which pages make from data of others
+        shutil.copytree(folder / "runs/rgbd", folder / "runs" / name)
+    return folder
+
+
+def run(words: list[str], desk: Path) -> int:
+    """Run a command of a page within this process, `/data` being a folder of the desk."""
+    here = [word.replace("/data", str(desk / "data")) for word in words[1:]]
+    with pytest.raises(SystemExit) as ended:
+        app([*here, *BESIDES.get(words[1], [])])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", runnable(), ids=" ".join)
+def test_commands_run(words, desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    code = run(words, desk)
+    said = capsys.readouterr()
+    assert code == 0, f"{said.out}\n{said.err}"
+
+
+@pytest.mark.slow
+def test_python_on_pages_reads_the_dataset(desk, monkeypatch):
+    """The loader's example is run by tests/dataset/test_loading.py."""
+    monkeypatch.chdir(desk)
+    code = [body for path in HAND_WRITTEN for body in blocks(path, "python")]
+    reading = [body for body in code if '"runs/rgbd"' in body and "ClipStream" not in body]
+    assert len(reading) == 2
+    for body in reading:
+        names: dict[str, Any] = {}
+        exec(body, names)
+        assert names["row"].clip_id == "office"
+        assert names["row"].camera_to_world.shape == (24, 4, 4)
