@@ -118,7 +118,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             there = ELSEWHERE[path]
         elif path.startswith("docs/"):
             there = path.removeprefix("docs/")
-        elif path.endswith(".py") and Path(path).parts[0] in ROOMS:
+        elif Path(path).parts[0] in ROOMS and (ROOT / path / "__init__.py").exists():
+            there = page_of(Path(path) / "__init__.py")
+        elif Path(path).parts[0] in ROOMS and path.endswith(".py"):
             there = page_of(Path(path))
         else:
             raise PluginError(

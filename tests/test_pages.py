@@ -139,7 +139,7 @@ def test_commands_within_the_text_are_right(path, monkeypatch):
     for code in inline(path):
         check_extras(code)
         words = code.split()
-        if words[0] in ("python", "torchrun", "make"):
+        if words[0] in ("python", "torchrun", "make") and len(words) > 1:
             check_program(words, monkeypatch)
         elif words[0] == "theodolite" and len(words) > 1:
             name = next((n for n in LEAVES if words[1 : 1 + len(n.split())] == n.split()), None)
