@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .commit import Commits, clips_with_rows, hold_folder, new_part, own_run, ta
 from .index import refresh_index
 from .limits import MIB
 from .parquet import read_schema, read_table
-from .processes import num_cores
+from .processes import map_processes, num_cores
 from .store import data_folder, part_folders, read_marker, source_folder, sync_folder, write_part_table
 
 PART_BYTES = 64 * MIB
@@ -54,10 +55,13 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES) -> Compacted:
         num_after = 0
         with own_run(out) as incoming:
             for _source, of_source in groupby(parts, source_folder):
-                for number, group in enumerate(_groups(list(of_source), part_bytes)):
-                    if len(group) > 1:
-                        _gather(out, incoming, group, number)
-                    num_after += 1
+                groups = list(_groups(list(of_source), part_bytes))
+                num_after += len(groups)
+                small = [(number, group) for number, group in enumerate(groups) if len(group) > 1]
+                processes = num_cores() if len(parts) >= _WORTH_PROCESSES else 1
+                gathered = map_processes(partial(_gather, incoming), small, processes=processes)
+                for (_number, group), (new, ids) in zip(small, gathered, strict=True):
+                    _replace(out, incoming, group, new, ids)
         _remove_empty_folders(out)
         refresh_index(out, processes=num_cores())
         num_clips = sum(1 for _ in clips_with_rows(out))
@@ -83,12 +87,17 @@ def _groups(parts: Sequence[Path], part_bytes: int) -> Iterator[list[Path]]:
         yield group
 
 
-def _gather(out: Path, incoming: Path, parts: Sequence[Path], number: int) -> None:
-    """Put one part in the place of several.
+_WORTH_PROCESSES = 400
+"""Parts from which processes are started: each takes a second to begin."""
+
+
+def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> tuple[Path, list[str]]:
+    """Write one part with the rows of several into a run's folder; returns its path and its clips.
 
     Raises:
         ValueError: they do not have the same columns, as parts of one run do.
     """
+    number, parts = numbered
     schema = read_schema(parts[0])
     for part in parts[1:]:
         if not read_schema(part).equals(schema, check_metadata=True):
@@ -99,6 +108,11 @@ def _gather(out: Path, incoming: Path, parts: Sequence[Path], number: int) -> No
     ids = table["clip_id"].to_pylist()
     new = new_part(incoming, parts[0], f"{number:06d}", ids)
     write_part_table(new, table)
+    return new, ids
+
+
+def _replace(out: Path, incoming: Path, parts: Sequence[Path], new: Path, ids: list[str]) -> None:
+    """Put a new part in the place of others."""
     retired: list[Path] = []
     for part in parts:
         target = data_folder(incoming) / part.relative_to(data_folder(out))
