@@ -17,6 +17,8 @@ import pytest
 import typer
 from theodolite.recipes.cli import app
 from theodolite.recipes.loader import Recipe, load_recipe
+from theodolite.recipes.training import load_train_recipe
+from theodolite.train.recipe import TrainRecipe
 
 from .test_house import ROOT, names_of
 
@@ -76,6 +78,8 @@ def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict
 
 def check_theodolite(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     name, given = parsed(words, monkeypatch)
+    if name == "train":
+        load_train_recipe(given["recipe"], list(given.get("overrides") or ()))
     if name in TAKES_RECIPES:
         for recipe in given.get("recipes") or [given["recipe"]]:
             load_recipe(recipe, list(given.get("overrides") or ()))
@@ -165,14 +169,17 @@ def has_key(schema: dict[str, Any], node: dict[str, Any], keys: list[str]) -> bo
 
 def test_recipe_keys_within_the_text_exist():
     """`annotate.gates.fov_min_deg` and the like, with a value or without."""
-    schema = Recipe.model_json_schema()
+    schemas = [Recipe.model_json_schema(), TrainRecipe.model_json_schema()]
     seen = 0
     for path in PAGES:
         for code in inline(path):
-            found = re.fullmatch(r"(?:--set )?((?:annotate|source|filters|output)(?:\.\w+)+)(?:=.*)?", code)
+            found = re.fullmatch(
+                r"(?:--set )?((?:annotate|source|filters|output|parallel|log|start)(?:\.\w+)+)(?:=.*)?", code
+            )
             if found is not None:
                 seen += 1
-                assert has_key(schema, schema, found[1].split(".")), f"{ids(path)}: no key {found[1]}"
+                keys = found[1].split(".")
+                assert any(has_key(s, s, keys) for s in schemas), f"{ids(path)}: no key {found[1]}"
     assert seen > 5
 
 
