@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from ...dataset.weights import WeightsChoice, resolve
-from ..anchors import WINDOWS_IN_FLIGHT, upload
+from ..anchors import WINDOWS_IN_FLIGHT
 from ..frames.base import ClipFrames
-from ..lane import lane, next_turn, taken_over, uploading
 from ..networks.checkpoint import STAND_IN, fill_stand_in, load_moge2, stand_in_scene
 from ..networks.device import choose_device
 from ..networks.focal import sample_points, solve_samples
+from ..networks.images import upload
+from ..networks.lane import lane, next_turn, taken_over, uploading
 from ..networks.moge2 import MoGe2, MoGe2Size, Variant
 from ..sources.clip import ClipRef, ClipRejection
 from .base import AnchorFrame

@@ -20,11 +20,10 @@ from theodolite.annotate.anchors import (
     keep_window,
     merge_maps,
     plan_windows,
-    resize_lanczos,
-    upload,
 )
 from theodolite.annotate.frames.base import ClipTiming
-from theodolite.annotate.lane import lane
+from theodolite.annotate.networks.images import resize_lanczos, upload
+from theodolite.annotate.networks.lane import lane
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import estimate_scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from theodolite.annotate.lane import Lane, lane, next_turn
+from theodolite.annotate.networks.lane import Lane, lane, next_turn
 
 
 def test_of_what_waits_the_clip_that_began_first_goes_first() -> None:
