@@ -18,8 +18,9 @@ from collections.abc import Callable
 
 import torch
 from theodolite.annotate.geometry.pi3x import OUTPUTS as RECIPE
-from theodolite.annotate.networks import fused, vit
+from theodolite.annotate.networks import vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in
+from theodolite.annotate.networks.fused import op as fused
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
 from theodolite.annotate.networks.pi3x import Pi3X, Pi3XSize
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import add, norm_relu_pad, relu_product, resize_pad
+from .fused.op import add, norm_relu_pad, relu_product, resize_pad
 
 
 def view_plane(width: int, height: int, aspect: float, like: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import ConvHead
-from .fused import DIRECT_FACTOR, add_norm, rope_table, rotate, rotate_qk, takes_direct
+from .fused.op import DIRECT_FACTOR, add_norm, rotate_qk, takes_direct
+from .fused.reference import rope_table, rotate
 from .vit import (
     PATCH,
     Attention,

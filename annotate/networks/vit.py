@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .fused import add_norm, has_attention_kernel, own_attention
+from .fused.op import add_norm, has_attention_kernel, own_attention
 
 PATCH = 14
 HEAD_WIDTH = 64

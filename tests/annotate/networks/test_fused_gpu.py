@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from theodolite.annotate.networks import fused
+from theodolite.annotate.networks.fused import op as fused
+from theodolite.annotate.networks.fused.reference import (
+    add_norm_reference,
+    norm_relu_pad_reference,
+    relu_product_reference,
+    resize_pad_reference,
+    rope_table,
+    rotate_qk_reference,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -32,7 +40,7 @@ def test_add_norm(branch: bool, width: int):
         else None
     )
     with torch.no_grad():
-        expected = fused.add_norm_reference(x, pending, norm, torch.float32)
+        expected = add_norm_reference(x, pending, norm, torch.float32)
         found = fused.add_norm(x.clone(), pending, norm, torch.float32)
     assert error(found[0], expected[0]) < 1e-6
     assert error(found[1], expected[1]) < 1e-6
@@ -44,12 +52,12 @@ def test_rotate_qk(norm: bool):
     for layer in (q_norm, k_norm):
         layer.weight.data.uniform_(0.5, 2)
         layer.bias.data.normal_()
-    table = fused.rope_table(3, 5, 5, torch.bfloat16, torch.device("cuda"))
+    table = rope_table(3, 5, 5, torch.bfloat16, torch.device("cuda"))
     qkv = torch.randn(2, 60, 3, 4, 64, device="cuda").bfloat16()
     norms = (q_norm, k_norm) if norm else (None, None)
     with torch.no_grad():
         found = fused.rotate_qk(qkv, table, *norms, q_factor=0.3)
-        expected = fused.rotate_qk_reference(qkv, table, *norms, q_factor=0.3)
+        expected = rotate_qk_reference(qkv, table, *norms, q_factor=0.3)
     assert error(found[0], expected[0]) < 2e-3  # one bfloat16 rounding may fall the other way
     assert error(found[1], expected[1]) < 2e-3
 
@@ -61,13 +69,13 @@ def test_norm_relu_pad(groups: int, pad: bool):
     weight, bias, before = (torch.randn(64, device="cuda") for _ in range(3))
     keywords = {"relu": True, "pad": pad, "before": before}
     found = fused.norm_relu_pad(x, groups, weight, bias, **keywords)
-    assert error(found, fused.norm_relu_pad_reference(x, groups, weight, bias, **keywords)) < 1e-5
+    assert error(found, norm_relu_pad_reference(x, groups, weight, bias, **keywords)) < 1e-5
 
 
 def test_resize_pad():
     x = torch.randn(3, 32, 16, 24, device="cuda")
-    assert error(fused.resize_pad(x, 28, 42), fused.resize_pad_reference(x, 28, 42)) < 1e-6
-    assert error(fused.resize_pad(x.half(), 28, 42), fused.resize_pad_reference(x, 28, 42)) < 1e-3
+    assert error(fused.resize_pad(x, 28, 42), resize_pad_reference(x, 28, 42)) < 1e-6
+    assert error(fused.resize_pad(x.half(), 28, 42), resize_pad_reference(x, 28, 42)) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -75,7 +83,7 @@ def test_relu_product(dtype: torch.dtype):
     x, other = (torch.randn(n, 64, 11, 17, device="cuda", dtype=dtype) for n in (3, 1))
     bias, weight, out_bias = (torch.randn(*shape, device="cuda") for shape in ((64,), (3, 64), (3,)))
     with torch.no_grad():
-        expected = fused.relu_product_reference(x, other, bias, weight, out_bias)
+        expected = relu_product_reference(x, other, bias, weight, out_bias)
     assert error(fused.relu_product(x, other, bias, weight, out_bias), expected) < 1e-6
 
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Network, MoGe2Stream
 from theodolite.annotate.geometry.pi3x import Pi3XNetwork
-from theodolite.annotate.networks import conv, fused, vit
+from theodolite.annotate.networks import conv, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in, layout_digest, load_moge2, load_strict
 from theodolite.annotate.networks.focal import focal_and_shift
+from theodolite.annotate.networks.fused.reference import rope_table, rotate
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
 from theodolite.annotate.networks.pi3x import Conditions, NotFinite, Pi3X, Pi3XSize, nearest_rotation
 from theodolite.annotate.sources.clip import ClipRejection
@@ -138,9 +139,9 @@ def test_position_table_rules(rule, expected):
 
 
 def test_rope_follows_the_formula():
-    table = fused.rope_table(3, 4, 5, torch.float32, torch.device("cpu"))
+    table = rope_table(3, 4, 5, torch.float32, torch.device("cpu"))
     x = torch.randn(1, 17, 1, 64, generator=torch.Generator().manual_seed(3))
-    found = fused.rotate(x, table)
+    found = rotate(x, table)
     assert torch.equal(found[0, :5], x[0, :5])  # special tokens stand at (0, 0)
     token, row, column, k = 5 + 2 * 4 + 1, 3, 2, 7
     for start, place in ((0, row), (32, column)):
@@ -148,8 +149,8 @@ def test_rope_follows_the_formula():
         a, b = x[0, token, 0, start + k], x[0, token, 0, start + k + 16]
         torch.testing.assert_close(found[0, token, 0, start + k], a * angle.cos() - b * angle.sin())
         torch.testing.assert_close(found[0, token, 0, start + k + 16], b * angle.cos() + a * angle.sin())
-    rounded = fused.rope_table(47, 47, 5, torch.bfloat16, torch.device("cpu"))
-    exact = fused.rope_table(47, 47, 5, torch.float32, torch.device("cpu"))
+    rounded = rope_table(47, 47, 5, torch.bfloat16, torch.device("cpu"))
+    exact = rope_table(47, 47, 5, torch.float32, torch.device("cpu"))
     assert (
         0.01 < float((rounded - exact).abs().max()) < 0.13
     )  # bf16 angles up to 47 rad are off by up to 0.125

@@ -174,7 +174,7 @@ def norm_relu_pad(
     """See `fused.norm_relu_pad`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1) or C < 8:
-        from .fused import norm_relu_pad_reference
+        from .reference import norm_relu_pad_reference
 
         return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad, before=before)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -243,7 +243,7 @@ def resize_pad(x: Tensor, height: int, width: int) -> Tensor:
     """See `fused.resize_pad`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1) or C < 8:
-        from .fused import resize_pad_reference
+        from .reference import resize_pad_reference
 
         return resize_pad_reference(x, height, width)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -282,7 +282,7 @@ def relu_product(x: Tensor, other: Tensor, bias: Tensor, weight: Tensor, out_bia
     """See `fused.relu_product`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1):
-        from .fused import relu_product_reference
+        from .reference import relu_product_reference
 
         return relu_product_reference(x, other, bias, weight, out_bias)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Steps of the networks in one pass over memory each: plain torch, and Triton kernels where there is a GPU."""
