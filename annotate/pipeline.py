@@ -40,7 +40,7 @@ from .geometry.base import (
     StreamedGeometry,
 )
 from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
-from .geometry.given_cameras import GivenCameras, read_given_cameras, read_given_lens
+from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
 from .given_poses import longest_gap_s
 from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed

@@ -19,7 +19,7 @@ from ..dataset.cameras.transforms import interpolate_poses, se3_inverse
 from . import bundle as ba
 from .bundle import BundleConfig, State
 from .geometry.base import DepthMaps
-from .geometry.given_cameras import GivenCameras
+from .given.cameras import GivenCameras
 from .given_poses import (
     LEAST_MOTION,
     GivenPoseCheck,

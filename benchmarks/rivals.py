@@ -32,7 +32,7 @@ import yaml
 from theodolite.annotate.frames.base import ClipFrames, DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
-from theodolite.annotate.geometry.given_cameras import read_intrinsics
+from theodolite.annotate.given.cameras import read_intrinsics
 from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.transforms import to_4x4

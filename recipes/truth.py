@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..annotate.frames.open import open_clip
-from ..annotate.geometry.given_cameras import read_intrinsics
+from ..annotate.given.cameras import read_intrinsics
 from ..annotate.sources.clip import ClipRef, ClipRejection
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from theodolite.annotate.frames.base import ClipTiming
 from theodolite.annotate.frames.rendered import open_rendered
-from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, read_depth_file
-from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_intrinsics
+from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedAnchor, RenderedConfig, RenderedGeometrySource
+from theodolite.annotate.given.cameras import read_given_cameras, read_intrinsics
+from theodolite.annotate.given.depth_files import read_depth_file
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip

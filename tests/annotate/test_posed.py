@@ -13,7 +13,7 @@ import torch
 from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.gates import REASONS, GatesConfig, judge_given
-from theodolite.annotate.geometry.given_cameras import GivenCameras
+from theodolite.annotate.given.cameras import GivenCameras
 from theodolite.annotate.given_poses import pose_noise, time_offset
 from theodolite.annotate.held_cameras import check_lens
 from theodolite.annotate.pipeline import annotate_clip

@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 import theodolite.dataset
 import yaml
-from theodolite.annotate.geometry.given import read_depth_file
-from theodolite.annotate.geometry.given_cameras import read_intrinsics
+from theodolite.annotate.given.cameras import read_intrinsics
+from theodolite.annotate.given.depth_files import read_depth_file
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import IndexSource, ReleaseSource
 from theodolite.annotate.sources.read import read_clips

@@ -24,10 +24,10 @@ from .reference import (
 def _kernels() -> ModuleType | None:
     """The Triton kernels, or None where Triton is not installed."""
     try:
-        from . import triton_kernels as fused_kernels
+        from . import triton_kernels
     except ImportError:
         return None
-    return fused_kernels
+    return triton_kernels
 
 
 def add_norm(

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from .reference import norm_relu_pad_reference, relu_product_reference, resize_pad_reference
+
 # pyright: reportUnreachable=false, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
 
@@ -174,8 +176,6 @@ def norm_relu_pad(
     """See `fused.norm_relu_pad`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1) or C < 8:
-        from .reference import norm_relu_pad_reference
-
         return norm_relu_pad_reference(x, num_groups, weight, bias, relu=relu, pad=pad, before=before)
     x = x.contiguous(memory_format=torch.channels_last)
     rows = max(1, 4096 // C)
@@ -243,8 +243,6 @@ def resize_pad(x: Tensor, height: int, width: int) -> Tensor:
     """See `fused.resize_pad`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1) or C < 8:
-        from .reference import resize_pad_reference
-
         return resize_pad_reference(x, height, width)
     x = x.contiguous(memory_format=torch.channels_last)
     out = torch.empty(
@@ -282,8 +280,6 @@ def relu_product(x: Tensor, other: Tensor, bias: Tensor, weight: Tensor, out_bia
     """See `fused.relu_product`; channels must be a power of two, else torch does it."""
     B, C, H, W = x.shape
     if C & (C - 1):
-        from .reference import relu_product_reference
-
         return relu_product_reference(x, other, bias, weight, out_bias)
     x = x.contiguous(memory_format=torch.channels_last)
     other = other.contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.geometry.given import GivenGeometrySource
-from theodolite.annotate.geometry.given_cameras import read_given_cameras
+from theodolite.annotate.given.cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.images import read_image
-from ..dataset.media import MediaError
-from .frames.base import ClipFrames
-from .sources.clip import ClipRef, ClipRejection
+from ...dataset.images import read_image
+from ...dataset.media import MediaError
+from ..frames.base import ClipFrames
+from ..sources.clip import ClipRef, ClipRejection
 
 _THUMB_WIDTH = 160
 _MAX_RMS = 6.0

@@ -30,8 +30,9 @@ from ...dataset.trajectories import read_trajectory
 from ..frames.base import ClipFrames
 from ..frames.images import source_numbers
 from ..sources.clip import ClipRef, ClipRejection
-from ..stills import locate_stills
-from .given_pixels import centre_belongs_to, shape_belongs_to, turn_of_given
+from .depth_files import read_depth_file
+from .pixels import centre_belongs_to, shape_belongs_to, turn_of_given
+from .stills import locate_stills
 
 MAX_CENTRE_OFFSET = 0.2
 """Largest distance of a given principal point from the image centre, as a share of width or height: more means that the
@@ -304,8 +305,6 @@ def _by_number(clip: ClipRef, path: Path, names: Sequence[str], folder: Path) ->
 
 def _turn_of_poses(clip: ClipRef, path: Path, frames: ClipFrames) -> Orientation:
     """Poses say nothing of their pixels: they go with the intrinsics beside them, else with the depth."""
-    from .given import read_depth_file  # which itself imports this module
-
     given, found = clip.given, None
     if frames.orientation and given.intrinsics_path is not None:
         found = centre_belongs_to(_intrinsics_file(clip, given.intrinsics_path).reshape(-1, 3, 3), frames)

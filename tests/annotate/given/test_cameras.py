@@ -17,7 +17,7 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import omniworld_depth
-from theodolite.annotate.geometry.given_cameras import read_given_cameras
+from theodolite.annotate.given.cameras import read_given_cameras
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_depth_png, write_png
@@ -40,14 +40,14 @@ from theodolite.dataset.schema import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 
-from .simulator import Errors, rendered_truth, simulated
+from ..simulator import Errors, rendered_truth, simulated
 
 HEIGHT, WIDTH, FRAMES, FPS = 144, 240, 48, 24.0
 METRIC_SCALE = 2.5
 """Metres of one unit, as OmniWorld's metadata state them for a scene."""
 WORLD = se3_exp(np.array([3.0, -1.0, 2.0, 0.4, -0.3, 1.1]))
 """Where the source's world lies in the renderer's: nobody may depend on it."""
-RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
+RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 LIGHT = {
     "tracks": {"num_flow_tracks": 90, "num_descriptors": 120, "max_loops_per_keyframe": 0},
     "bundle": {"focal_model": "constant", "max_iterations": 8},

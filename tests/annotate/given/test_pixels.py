@@ -14,7 +14,7 @@ from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.decoded import DecodedFrames
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
-from theodolite.annotate.geometry.given_cameras import read_given_cameras, read_given_lens
+from theodolite.annotate.given.cameras import read_given_cameras, read_given_lens
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
