@@ -13,7 +13,7 @@ from .frames.quality import QualityConfig
 from .gates import GatesConfig
 from .geometry.choose import GeometryConfig
 from .scale import ScaleConfig
-from .tracks import TracksConfig
+from .tracks.records import TracksConfig
 
 
 class ExecutorConfig(Strict):

@@ -28,7 +28,8 @@ from ..dataset.cameras.rotations import so3_exp
 from .geometry.base import DepthMaps
 from .solve import KnownLens, members
 from .sources.clip import DepthKind
-from .tracks import ImageMeasurements, TracksConfig, match_features
+from .tracks.descriptors import match_features
+from .tracks.records import ImageMeasurements, TracksConfig
 
 Place = Callable[[FloatArray], FloatArray]
 """Image places -> map places (n, 2), both in shares of width and height."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..dataset.arrays import FloatArray, IntArray
 from .bundle import GainPrior, Problem, Solution
 from .geometry.base import DepthMaps
-from .tracks import Tracks, members
+from .tracks.records import Tracks, members
 
 _TO_SIGMA = 1.4826  # of a median absolute deviation
 _MIN_PER_FRAME = 8  # observations with depth that judge a frame

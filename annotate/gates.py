@@ -23,7 +23,7 @@ from .given_poses import GivenPoseCheck, GivenPoseErrors
 from .held_cameras import LensCheck
 from .scale import ScaleEstimate
 from .solve import GIVEN, INFILLED, CameraSolution, members, sweep_minimum
-from .tracks import ImageMeasurements
+from .tracks.records import ImageMeasurements
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
 _LEAST_STEP = 0.02

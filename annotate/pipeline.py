@@ -50,7 +50,8 @@ from .scale import ScaleEstimate, estimate_scale
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
 from .sources.clip import ClipRef, ClipRejection
 from .start import WithoutFrames, prove_anchors
-from .tracks import ImageMeasurements, measure_images
+from .tracks.measure import measure_images
+from .tracks.records import ImageMeasurements
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig

@@ -45,7 +45,8 @@ from .solve import (
     with_lens,
 )
 from .sources.clip import ClipRejection
-from .tracks import ImageMeasurements, TracksConfig, descriptor_tracks, join_tracks, match_features
+from .tracks.descriptors import descriptor_tracks, match_features
+from .tracks.records import ImageMeasurements, TracksConfig, join_tracks
 
 _GAUGE_SIGMA_LOG = 0.3
 """Standard deviation of the depth that the given cameras themselves tell: it holds the unit of length, no more."""

@@ -16,7 +16,8 @@ from ..dataset.frames import iterate_frames
 from ..dataset.rows import Row
 from .bundle import Problem, State, project, sum_by
 from .solve import triangulate
-from .tracks import Tracks, TracksConfig, measure_images
+from .tracks.measure import measure_images
+from .tracks.records import Tracks, TracksConfig
 
 _LARGEST_ERROR_PX = 1.5
 """Root mean square distance of a point's projections from its track, for pictures 640 pixels wide: what moves on its

@@ -29,16 +29,15 @@ from .dense import View, align_rgbd, link_points
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches, first_noise, measured_noise, sample_depth
 from .geometry.base import DepthMaps
 from .sources.clip import ClipRejection
-from .tracks import (
+from .tracks.descriptors import descriptor_tracks, match_features
+from .tracks.records import (
     DENSE,
     DESCRIPTOR,
     ImageMeasurements,
     Tracks,
     TracksConfig,
-    descriptor_tracks,
     join_tracks,
     make_tracks,
-    match_features,
     members,
 )
 

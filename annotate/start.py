@@ -29,7 +29,7 @@ from .solve import (
     sample_depth,
     subset_frames,
 )
-from .tracks import ImageMeasurements
+from .tracks.records import ImageMeasurements
 
 log = logging.getLogger(__name__)
 

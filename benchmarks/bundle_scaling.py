@@ -27,7 +27,8 @@ def one(data: Path, frames: int, threads: int) -> None:
     from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.solve import solve_cameras
     from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-    from theodolite.annotate.tracks import TracksConfig, measure_images
+    from theodolite.annotate.tracks.measure import measure_images
+    from theodolite.annotate.tracks.records import TracksConfig
 
     folder = data / "rgbd-redkitchen"
     clip = ClipRef(

@@ -19,7 +19,8 @@ from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import KnownLens
 from theodolite.annotate.sources.clip import ClipRef, DepthKind, GivenGeometry
-from theodolite.annotate.tracks import ImageMeasurements, TracksConfig, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
 
 from .simulator import smooth_field
 

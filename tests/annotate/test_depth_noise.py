@@ -22,7 +22,8 @@ from theodolite.annotate.depth_noise import (
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.solve import CameraSolution, solve_cameras
-from theodolite.annotate.tracks import FLOW, ImageMeasurements, TracksConfig, make_tracks, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, TracksConfig, make_tracks
 from theodolite.dataset.metrics import focal_mape_percent, path_length, trajectory_error
 
 from .test_bundle import CONFIG, disturbed, scene

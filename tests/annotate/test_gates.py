@@ -22,7 +22,7 @@ from theodolite.annotate.given_poses import GivenPoseCheck, GivenPoseErrors
 from theodolite.annotate.held_cameras import LensCheck
 from theodolite.annotate.scale import ScaleConfig, fit_scale
 from theodolite.annotate.solve import INFILLED, SOLVED, CameraSolution
-from theodolite.annotate.tracks import FLOW, ImageMeasurements, make_tracks
+from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
 
 FRAMES, HEIGHT, WIDTH = 40, 360, 640
 

@@ -21,7 +21,8 @@ from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares
 from theodolite.annotate.solve import solve_cameras
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.start import WithoutFrames
-from theodolite.annotate.tracks import TracksConfig, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import TracksConfig
 
 
 @pytest.mark.slow

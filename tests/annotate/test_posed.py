@@ -23,7 +23,8 @@ from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.solve import CameraSolution, KnownLens, solve_cameras
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.annotate.tracks import TracksConfig, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import TracksConfig
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row

@@ -18,7 +18,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.scene_points import scene_points
-from theodolite.annotate.tracks import TracksConfig
+from theodolite.annotate.tracks.records import TracksConfig
 from theodolite.dataset.cameras.intrinsics import project, split_intrinsics
 from theodolite.dataset.formats.nerfstudio import read_nerfstudio
 from theodolite.dataset.frames import VideoWriter

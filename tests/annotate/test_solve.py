@@ -18,7 +18,8 @@ from theodolite.annotate.solve import (
     thin_observations,
 )
 from theodolite.annotate.sources.clip import ClipRejection
-from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import TracksConfig, make_tracks
 from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
 
 TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)

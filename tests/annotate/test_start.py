@@ -22,7 +22,8 @@ from theodolite.annotate.solve import (
     without_moving,
 )
 from theodolite.annotate.start import WithoutFrames, prove_anchors
-from theodolite.annotate.tracks import TracksConfig, make_tracks, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import TracksConfig, make_tracks
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 

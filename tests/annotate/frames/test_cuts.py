@@ -10,7 +10,7 @@ import pytest
 from theodolite.annotate.frames.cuts import CutDetector
 
 from ..cut_clips import Shot, joined, labelled, lit, recording, small, smeared, zoomed
-from ..test_tracks import texture
+from ..tracks.test_measure import texture
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")

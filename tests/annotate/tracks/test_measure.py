@@ -6,16 +6,9 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from theodolite.annotate.tracks import (
-    DESCRIPTOR,
-    FLOW,
-    Features,
-    TracksConfig,
-    descriptor_tracks,
-    join_tracks,
-    match_features,
-    measure_images,
-)
+from theodolite.annotate.tracks.descriptors import descriptor_tracks, match_features
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import DESCRIPTOR, FLOW, Features, TracksConfig, join_tracks
 
 CONFIG = TracksConfig(num_flow_tracks=150, num_descriptors=400)
 HEIGHT, WIDTH = 240, 320

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..dataset.arrays import U8, BoolArray, FloatArray, IntArray
+from ...dataset.arrays import U8, BoolArray, FloatArray, IntArray
 
 _MAX_SAMPLES = 96
 _CELLS = (10, 16)

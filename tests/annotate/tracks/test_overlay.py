@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.annotate.tracks import ImageMeasurements, TracksConfig, measure_images
+from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.trajectories import read_trajectory
 
-from .test_tracks import HEIGHT, WIDTH, texture, warp, zooming_view
+from .test_measure import HEIGHT, WIDTH, texture, warp, zooming_view
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 CONFIG = TracksConfig(num_flow_tracks=150, num_descriptors=400)
 U8 = NDArray[np.uint8]

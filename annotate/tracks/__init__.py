@@ -1,0 +1,1 @@
+"""What the images say: points followed from frame to frame, features of keyframes, overlays."""
