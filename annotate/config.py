@@ -11,7 +11,7 @@ from .bundle import BundleConfig
 from .frames.base import DecodeConfig
 from .frames.quality import QualityConfig
 from .gates import GatesConfig
-from .geometry.choose import GeometryConfig
+from .geometry.config import GeometryConfig
 from .scale import ScaleConfig
 from .tracks.records import TracksConfig
 

@@ -21,7 +21,8 @@ from ..dataset.metrics import focal_mape_percent, rotation_error, trajectory_err
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
 from ..dataset.trajectories import read_trajectory
-from .geometry.rendered import RenderedConfig, disturb_anchor_depth
+from .geometry.config import RenderedConfig
+from .geometry.rendered import disturb_anchor_depth
 from .given.cameras import read_intrinsics
 from .rendered.cameras import RenderConfig
 from .rendered.files import write_clip, write_depth_png

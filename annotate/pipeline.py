@@ -39,7 +39,8 @@ from .geometry.base import (
     StreamedAnchor,
     StreamedGeometry,
 )
-from .geometry.choose import GeometryConfig, MetricDepth, metric_anchor, sequence_geometry
+from .geometry.choose import MetricDepth, metric_anchor, sequence_geometry
+from .geometry.config import GeometryConfig
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
 from .given_poses import longest_gap_s
 from .networks.checkpoint import STAND_IN

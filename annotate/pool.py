@@ -21,7 +21,7 @@ from .networks.device import choose_device
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig
-    from .geometry.choose import GeometryConfig
+    from .geometry.config import GeometryConfig
 
 Result = TypeVar("Result")
 _making = threading.Lock()

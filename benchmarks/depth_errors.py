@@ -40,8 +40,9 @@ from theodolite.annotate import pipeline
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
 from theodolite.annotate.geometry.base import SequenceGeometryResult
+from theodolite.annotate.geometry.config import RenderedConfig
 from theodolite.annotate.geometry.given import GivenGeometrySource
-from theodolite.annotate.geometry.rendered import RenderedConfig, RenderedGeometrySource
+from theodolite.annotate.geometry.rendered import RenderedGeometrySource
 from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip

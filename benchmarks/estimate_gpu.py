@@ -25,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from theodolite.annotate.anchors import AnchorsConfig, keep_window, plan_windows
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.geometry.choose import GeometryConfig, sequence_geometry
+from theodolite.annotate.geometry.choose import sequence_geometry
+from theodolite.annotate.geometry.config import AnchorsConfig, GeometryConfig
+from theodolite.annotate.geometry.window_maps import keep_window
+from theodolite.annotate.geometry.windows import plan_windows
 from theodolite.annotate.pool import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.run.executor import open_output, run_plan

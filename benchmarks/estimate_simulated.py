@@ -42,10 +42,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from theodolite.annotate.anchors import AnchorsConfig, AnchorStream, choose_anchors
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.base import SequenceGeometryResult
+from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
 from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip

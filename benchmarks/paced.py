@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from theodolite.annotate.anchors import AnchorStream, RawWindow
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
+from theodolite.annotate.geometry.window_maps import RawWindow
+from theodolite.annotate.geometry.windows import AnchorStream
 from theodolite.annotate.pipeline import Estimators, Mode, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip

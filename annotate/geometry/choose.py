@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
-from pydantic import Field
 
 from ...dataset.arrays import FloatArray
-from ...dataset.strict import Strict
 from ...dataset.weights import locate, resolve
-from ..anchors import AnchorsConfig
 from ..networks.checkpoint import check_moge2, check_pi3x
 from ..networks.device import choose_device
 from .base import DepthMaps, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
-from .given import GivenAnchor, GivenConfig, GivenGeometrySource
-from .moge2 import MoGe2Anchor, MoGe2Config, moge2_network
-from .pi3x import Pi3XConfig, Pi3XGeometry, pi3x_network
-from .rendered import RenderedAnchor, RenderedConfig, RenderedGeometrySource
-
-
-class GeometryConfig(Strict):
-    """Estimators of structure and of metric scale."""
-
-    sequence: Literal["given", "rendered", "pi3x"] = "given"
-    """Source of depth that is consistent over the clip."""
-    anchor: Literal["none", "given", "rendered", "moge2"] = "none"
-    """Source of metric depth on single frames; `none` where the sequence declares its unit."""
-    anchor_fps: Annotated[float, Field(gt=0, le=60)] = 1.0
-    """Anchor frames per second of video: scale has one degree of freedom, more frames only cost time ..."""
-    min_anchor_frames: Annotated[int, Field(ge=1)] = 20
-    """... but a short clip gets at least so many, as far as it has frames: single ones may be wrong altogether."""
-    weights: Literal["released", "stand_in"] = "released"
-    """`stand_in`: networks of random numbers, to time a machine or try a recipe. Their answers mean nothing, every row
-    is marked, and such rows are never exported, published or trained on."""
-    stand_in_size: Literal["released", "tiny"] = "released"
-    """Size of stand-in networks: that of the released ones, or one that runs anywhere."""
-    device: str = "auto"
-    """Where networks run: auto, cpu, cuda, cuda:N."""
-    anchors: AnchorsConfig = AnchorsConfig()
-    pi3x: Pi3XConfig = Pi3XConfig()
-    moge2: MoGe2Config = MoGe2Config()
-    given: GivenConfig = GivenConfig()
-    rendered: RenderedConfig = RenderedConfig()
+from .config import GeometryConfig, MoGe2Config
+from .given import GivenAnchor, GivenGeometrySource
+from .moge2 import MoGe2Anchor, moge2_network
+from .pi3x import Pi3XGeometry, pi3x_network
+from .rendered import RenderedAnchor, RenderedGeometrySource
 
 
 def sequence_geometry(config: GeometryConfig) -> SequenceGeometry | StreamedGeometry:

@@ -14,17 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ...dataset.arrays import F32, FloatArray
 from ...dataset.cameras.intrinsics import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
 from ...dataset.names import fill_pattern
 from ...dataset.orientation import UPRIGHT, Orientation
-from ...dataset.strict import Strict
 from ..frames.base import ClipFrames
 from ..frames.images import source_numbers
 from ..given.cameras import check_count, given_intrinsics
@@ -32,18 +29,12 @@ from ..given.depth_files import read_depth_file
 from ..given.pixels import shape_belongs_to, turn_of_given
 from ..sources.clip import ClipRef, ClipRejection, DepthKind
 from .base import AnchorFrame, SequenceGeometryResult
+from .config import GivenConfig
 
 MAX_MISSING = 0.5
 """Share of a clip's frames that may lack their depth file."""
 MAX_ASPECT_MISMATCH = 0.03
 """Largest relative difference between the aspect ratios of depth and colour: more means another field of view."""
-
-
-class GivenConfig(Strict):
-    """How far shipped geometry is trusted."""
-
-    depth_sigma_log: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """Expected relative error of a valid depth (structured-light and time-of-flight cameras: 1 to 3 % indoors)."""
 
 
 class GivenGeometrySource:

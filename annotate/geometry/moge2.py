@@ -13,38 +13,26 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray
-from ...dataset.weights import WeightsChoice, resolve
-from ..anchors import WINDOWS_IN_FLIGHT
+from ...dataset.weights import resolve
 from ..frames.base import ClipFrames
 from ..networks.checkpoint import STAND_IN, fill_stand_in, load_moge2, stand_in_scene
 from ..networks.device import choose_device
 from ..networks.focal import sample_points, solve_samples
 from ..networks.images import upload
 from ..networks.lane import lane, next_turn, taken_over, uploading
-from ..networks.moge2 import MoGe2, MoGe2Size, Variant
+from ..networks.moge2 import MoGe2, MoGe2Size
 from ..sources.clip import ClipRef, ClipRejection
 from .base import AnchorFrame
-
-
-class MoGe2Config(WeightsChoice):
-    """Which network, and how it is run."""
-
-    variant: Variant = "vitl-normal"
-    resolution_level: Annotated[int, Field(ge=0, le=9)] = 9
-    """0 to 9: 1200 to 3600 patches an image."""
-    batch: Annotated[int, Field(ge=1, le=256)] = 16
-    """Images that pass the network at once."""
-    kept_side_px: Annotated[int, Field(ge=32)] = 336
-    """Long side of the depth that is kept."""
+from .config import MoGe2Config
+from .windows import WINDOWS_IN_FLIGHT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Sequence geometry by Pi3X: windows of anchors through the network, joined by `annotate/anchors.py`.
+"""Sequence geometry by Pi3X: windows of anchors through the network, joined by `annotate/geometry/windows.py`.
 
 Facts of the network that matter here: frames of a window are interchangeable and its world frame is arbitrary; its
 metric factor is one guess per window, so windows differ in unit; intrinsics are not predicted but fitted to the rays.
@@ -11,21 +11,22 @@ from __future__ import annotations
 import logging
 import threading
 from functools import cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from ...dataset.weights import WeightsChoice, resolve
-from ..anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
+from ...dataset.weights import resolve
 from ..frames.base import ClipFrames
 from ..networks.checkpoint import STAND_IN, fill_stand_in, load_pi3x, stand_in_scene
 from ..networks.device import choose_device
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..sources.clip import ClipRef, ClipRejection
+from .config import AnchorsConfig, Pi3XConfig
+from .window_maps import RawWindow
+from .windows import AnchorStream, choose_anchors
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,6 @@ TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=2, head_depth=1, camer
 TINY_PIXELS = 20_000
 """... and so are its images small."""
 OUTPUTS = ("local_points", "conf", "camera_poses")
-
-
-class Pi3XConfig(WeightsChoice):
-    """Where the weights are, and how large the images."""
-
-    max_pixels: Annotated[int, Field(ge=196 * 4)] = 255_000
-    """Pixels of an image at most, aspect kept in multiples of 14: 1280x720 becomes 672x378."""
 
 
 def image_size(height: int, width: int, max_pixels: int) -> tuple[int, int]:

@@ -9,36 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ...dataset.arrays import FloatArray
-from ...dataset.strict import Strict
 from ..frames.base import ClipFrames
 from ..frames.rendered import render_config_of
 from ..rendered.render import RenderedClip, render_clip
 from ..sources.clip import ClipRef
 from .base import AnchorFrame, SequenceGeometryResult
-
-
-class RenderedConfig(Strict):
-    """Which truth about a rendered clip is passed on, and how wrong the anchor is."""
-
-    metres_per_unit: Annotated[float, Field(gt=0)] = 1.0
-    """What one unit of the sequence depth is worth."""
-    declare_metric: bool = False
-    """Tell the scale stage; allowed at 1.0 metres per unit only, as a recording that ships metric depth."""
-    anchor_sigma_log: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Standard deviation of each anchor frame's common relative error."""
-    anchor_pixel_sigma_log: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """Standard deviation of the error that varies over the pixels of an anchor frame."""
-    anchor_invalid_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Share of the pixels without value, in patches."""
-    anchor_seed: Annotated[int, Field(ge=0)] = 0
+from .config import RenderedConfig
 
 
 @dataclass(frozen=True, kw_only=True)

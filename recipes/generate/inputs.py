@@ -196,7 +196,7 @@ def _lens(image: np.ndarray, path: CameraPath, options: GenerateOptions) -> _Len
 
 
 def _estimated(image: np.ndarray, network: str, frames: int, options: GenerateOptions) -> _Lens:
-    from ...annotate.image_lens import estimate_lens
+    from ...annotate.geometry.image_lens import estimate_lens
 
     found = estimate_lens(
         image,

@@ -18,8 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from theodolite.annotate.anchors import AnchorsConfig, AnchorStream, RawWindow, choose_anchors
-from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Stream, RawImages
+from theodolite.annotate.geometry.config import AnchorsConfig, MoGe2Config
+from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
+from theodolite.annotate.geometry.window_maps import RawWindow
+from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
 from theodolite.annotate.pipeline import Estimators
 from theodolite.annotate.rendered import render
 from theodolite.annotate.rendered.render import RenderedClip

@@ -17,8 +17,8 @@ from theodolite.annotate.demo import (
 )
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.geometry.config import RenderedConfig
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
-from theodolite.annotate.geometry.rendered import RenderedConfig
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale import estimate_scale

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from theodolite.annotate.anchors import AnchorsConfig, RawWindow
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.gates import GatesConfig
+from theodolite.annotate.geometry.config import AnchorsConfig
 from theodolite.annotate.geometry.moge2 import RawImages
+from theodolite.annotate.geometry.window_maps import RawWindow
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from theodolite.annotate.geometry.choose import GeometryConfig, check_estimators
+from theodolite.annotate.geometry.choose import check_estimators
+from theodolite.annotate.geometry.config import GeometryConfig
 from theodolite.annotate.geometry.pi3x import TINY
 from theodolite.annotate.networks.checkpoint import check_moge2, check_pi3x, load_moge2, load_pi3x
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size

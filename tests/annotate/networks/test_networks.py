@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from theodolite.annotate.geometry.moge2 import MoGe2Config, MoGe2Network, MoGe2Stream
+from theodolite.annotate.geometry.config import MoGe2Config
+from theodolite.annotate.geometry.moge2 import MoGe2Network, MoGe2Stream
 from theodolite.annotate.geometry.pi3x import Pi3XNetwork
 from theodolite.annotate.networks import conv, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in, layout_digest, load_moge2, load_strict

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.geometry.choose import GeometryConfig, check_estimators
+from theodolite.annotate.geometry.choose import check_estimators
+from theodolite.annotate.geometry.config import GeometryConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theodolite.annotate.align import AlignConfig, Window, align_windows, fit_edge
+from theodolite.annotate.geometry.align import Window, align_windows, fit_edge
+from theodolite.annotate.geometry.config import AlignConfig
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import rotation_angle, so3_exp
 

@@ -10,18 +10,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from theodolite.annotate.anchors import (
-    AnchorsConfig,
-    AnchorStream,
-    RawWindow,
-    choose_anchors,
-    depth_edges,
-    fit_focal,
-    keep_window,
-    merge_maps,
-    plan_windows,
-)
 from theodolite.annotate.frames.base import ClipTiming
+from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.join import merge_maps
+from theodolite.annotate.geometry.window_maps import RawWindow, depth_edges, fit_focal, keep_window
+from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors, plan_windows
 from theodolite.annotate.networks.images import resize_lanczos, upload
 from theodolite.annotate.networks.lane import lane
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -30,7 +23,7 @@ from theodolite.annotate.scale import estimate_scale
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics import trajectory_error
 
-from .simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
+from ..simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
 
 CLIP = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=Path("c.mp4"))
 NO_ERRORS = Errors(

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from theodolite.annotate.frames.base import ClipTiming
 from theodolite.annotate.frames.rendered import open_rendered
+from theodolite.annotate.geometry.config import RenderedConfig
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
-from theodolite.annotate.geometry.rendered import RenderedAnchor, RenderedConfig, RenderedGeometrySource
+from theodolite.annotate.geometry.rendered import RenderedAnchor, RenderedGeometrySource
 from theodolite.annotate.given.cameras import read_given_cameras, read_intrinsics
 from theodolite.annotate.given.depth_files import read_depth_file
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -24,7 +25,7 @@ from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeomet
 from theodolite.dataset.orientation import UPRIGHT, Orientation
 
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
-RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data"
+RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 
 
 @dataclass(frozen=True)

@@ -18,30 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from ..dataset.arrays import F64
-from ..dataset.cameras.rotations import hat, orthonormalise, so3_exp, so3_log
-from ..dataset.strict import Strict
-
-
-class AlignConfig(Strict):
-    """How windows are brought together."""
-
-    scale_prior_sigma: Annotated[float, Field(gt=0, le=10)] = 0.05
-    """Expected spread of log scale between windows of one clip; large values leave the scale free."""
-    point_sigma: Annotated[float, Field(gt=0, le=1)] = 0.03
-    """Expected relative error of a good point: residuals are divided by this times the depth."""
-    min_points: Annotated[int, Field(ge=10)] = 50
-    """Fewer common points make no edge."""
-    iterations: Annotated[int, Field(ge=1, le=100)] = 20
-    """Reweighting rounds of an edge, and Gauss-Newton steps of the graph."""
-    cauchy: Annotated[float, Field(gt=0)] = 2.0
-    """Residual, in sigmas, at which a point or an edge counts half."""
+from ...dataset.arrays import F64
+from ...dataset.cameras.rotations import hat, orthonormalise, so3_exp, so3_log
+from .config import AlignConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .anchors import fit_focal
-from .geometry.moge2 import MoGe2Config, moge2_network
-from .geometry.pi3x import Pi3XConfig, pi3x_network
-from .networks.focal import sample_points, solve_samples
-from .networks.images import upload
-from .sources.clip import ClipRejection
+from ..networks.focal import sample_points, solve_samples
+from ..networks.images import upload
+from ..sources.clip import ClipRejection
+from .config import MoGe2Config, Pi3XConfig
+from .moge2 import moge2_network
+from .pi3x import pi3x_network
+from .window_maps import fit_focal
 
 LensNetwork = Literal["moge-2", "pi3x"]
 
