@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ...dataset.strict import Strict
 from ...dataset.weights import WeightsChoice
-from ..networks.moge2 import Variant
+from ..networks.variants import Variant
 
 
 class AlignConfig(Strict):

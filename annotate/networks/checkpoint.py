@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .moge2 import MoGe2, MoGe2Size, Variant
+from .moge2 import MoGe2, MoGe2Size
 from .pi3x import CONDITION_PREFIXES, Pi3X
+from .variants import Variant
 
 
 def load_strict(

@@ -3,15 +3,14 @@
 Written from the published description (arXiv 2507.02546) and the public inference code, with its parameter names.
 """
 
+from __future__ import annotations
+
 # torch types attributes of modules as Tensor | Module; which one it is, the parity tests show.
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 
 from .conv import ConvStack, last_maps, view_plane
 from .focal import focal_and_shift
+from .variants import BACKBONES, Variant
 from .vit import PATCH, VisionTransformer, cast_linears, linear
 
 OUTPUTS = ("points", "depth", "normal")
-BACKBONES = {"dinov2_vitl14": (1024, 24), "dinov2_vitb14": (768, 12), "dinov2_vits14": (384, 12)}
-Variant = Literal["vitl", "vitl-normal", "vitb-normal", "vits-normal"]
 
 
 @dataclass(frozen=True, kw_only=True)
