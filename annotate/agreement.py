@@ -18,7 +18,7 @@ from ..dataset.arrays import FloatArray
 from ..dataset.cameras.rotations import orthonormalise, rotation_angle
 from ..dataset.rows import Row
 from .geometry.base import AnchorFrame, SequenceGeometryResult
-from .scale import ScaleEstimate
+from .scale.records import ScaleEstimate
 from .solve import CameraSolution
 
 _BASELINE_S = 1.0

@@ -12,7 +12,7 @@ from .frames.base import DecodeConfig
 from .frames.quality import QualityConfig
 from .gates import GatesConfig
 from .geometry.config import GeometryConfig
-from .scale import ScaleConfig
+from .scale.records import ScaleConfig
 from .tracks.records import TracksConfig
 
 

@@ -21,7 +21,7 @@ from ..dataset.strict import Strict
 from .depth_check import DepthCheck
 from .given_poses import GivenPoseCheck, GivenPoseErrors
 from .held_cameras import LensCheck
-from .scale import ScaleEstimate
+from .scale.records import ScaleEstimate
 from .solve import GIVEN, INFILLED, CameraSolution, members, sweep_minimum
 from .tracks.records import ImageMeasurements
 

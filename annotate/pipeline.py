@@ -47,7 +47,8 @@ from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed
 from .posed import Posed, solve_posed
 from .reporting import counted, say
-from .scale import ScaleEstimate, estimate_scale
+from .scale.estimate import estimate_scale
+from .scale.records import ScaleEstimate
 from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
 from .sources.clip import ClipRef, ClipRejection
 from .start import WithoutFrames, prove_anchors

@@ -50,7 +50,10 @@ from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
 from theodolite.annotate.pipeline import Estimators, annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.scale import ScaleConfig, estimate_scale, fit_scale, frame_log_scale
+from theodolite.annotate.scale.estimate import estimate_scale
+from theodolite.annotate.scale.ratio import frame_log_scale
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import orthonormalise

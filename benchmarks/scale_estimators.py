@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
 
 NUM_FRAMES = 961
 

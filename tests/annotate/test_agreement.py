@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from theodolite.annotate.agreement import compare, confidence_of
 from theodolite.annotate.geometry.base import AnchorFrame, SequenceGeometryResult
-from theodolite.annotate.scale import fit_scale
+from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.solve import CameraSolution
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.rows import Row

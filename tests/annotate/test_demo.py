@@ -21,7 +21,7 @@ from theodolite.annotate.geometry.config import RenderedConfig
 from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.scale import estimate_scale
+from theodolite.annotate.scale.estimate import estimate_scale
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.cameras.transforms import se3_exp

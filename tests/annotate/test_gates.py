@@ -20,7 +20,8 @@ from theodolite.annotate.gates import (
 )
 from theodolite.annotate.given_poses import GivenPoseCheck, GivenPoseErrors
 from theodolite.annotate.held_cameras import LensCheck
-from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.solve import INFILLED, SOLVED, CameraSolution
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
 

@@ -25,7 +25,8 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.scale import ScaleConfig, fit_scale
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.metrics import focal_mape_percent, trajectory_error

@@ -19,7 +19,7 @@ from theodolite.annotate.networks.images import resize_lanczos, upload
 from theodolite.annotate.networks.lane import lane
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.scale import estimate_scale
+from theodolite.annotate.scale.estimate import estimate_scale
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics import trajectory_error
 

@@ -7,13 +7,10 @@ import weakref
 import numpy as np
 import pytest
 from theodolite.annotate.geometry.base import AnchorFrame, SequenceGeometryResult
-from theodolite.annotate.scale import (
-    ScaleConfig,
-    estimate_scale,
-    fit_scale,
-    frame_log_scale,
-    weighted_median,
-)
+from theodolite.annotate.scale.estimate import estimate_scale
+from theodolite.annotate.scale.ratio import frame_log_scale, weighted_median
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
 
 TRUE_SCALE = 0.37
 FRAMES_PER_ANCHOR = 16
