@@ -15,6 +15,7 @@ import argparse
 import gc
 import importlib
 import importlib.machinery
+import importlib.metadata
 import os
 import sys
 import time
@@ -120,6 +121,7 @@ def import_official(sana: Path) -> list[str]:
     for name in ("diffusion", "diffusion.model", "diffusion.model.nets", "diffusion.model.wan"):
         _module(name).__path__ = [str(sana / name.replace(".", "/"))]
     _module("mmcv", Registry=_Registry)
+    _module("importlib_metadata").__dict__.update(vars(importlib.metadata))
     _module("termcolor", colored=lambda text, *_, **__: text)
     _module("diffusion.model.builder", MODELS=_Registry("models"))
     _module("diffusion.model.wan.model", BlockHook=object)
@@ -205,10 +207,11 @@ class Inputs:
 
     @property
     def official(self) -> dict[str, Tensor]:
+        """Cameras in the type of the latents, as its scripts give them: its ray transforms are rounded to it."""
         poses = self.cameras.camera_to_world.flatten(2)
         assert self.cameras.plucker is not None
         return dict(
-            camera_conditions=torch.cat([poses, self.cameras.intrinsics], dim=-1),
+            camera_conditions=torch.cat([poses, self.cameras.intrinsics], dim=-1).to(self.latents.dtype),
             chunk_plucker=self.cameras.plucker,
         )
 
@@ -218,8 +221,15 @@ class Inputs:
 
 
 def inputs_of(size: Size) -> Inputs:
+    """Of random numbers; poses that bfloat16 holds, so that both see the same."""
     found = random_inputs(size)
     found["times"][:, 0] = 0  # the clean image
+    cameras = found["cameras"]
+    found["cameras"] = replace(
+        cameras,
+        camera_to_world=cameras.camera_to_world.to(torch.bfloat16).float(),
+        intrinsics=cameras.intrinsics.to(torch.bfloat16).float(),
+    )
     return Inputs(**found)
 
 
@@ -271,6 +281,10 @@ def whole_clips(size: Size, part: str) -> None:
     compare("outputs", found, theirs)
     if bare is not None and theirs_bare is not None:
         compare("outputs without cameras (its camera branch sees later chunks)", bare, theirs_bare)
+    if size.dtype != torch.float32:
+        small = replace(size, frames=13, dtype=torch.float32)
+        print("  13 latent frames in float32:", flush=True)
+        whole_clips(small, part)
 
 
 def own_passes(
@@ -318,10 +332,10 @@ def loop_chunks(sana: Any, model: Any, inputs: Inputs, latents: Tensor) -> Itera
         yield chunk
 
 
-def timed_stream(name: str, chunks: Callable[[], Iterator[Tensor]]) -> Tensor:
+def timed_stream(name: str, chunks: Callable[[], Iterator[Tensor]], runs: int = 2) -> Tensor:
     """Every run's seconds; the last one's steady seconds a chunk and peak; its latents."""
     found: list[Tensor] = []
-    for run in range(2 if torch.cuda.is_available() else 1):
+    for run in range(runs if torch.cuda.is_available() else 1):
         free()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -363,7 +377,7 @@ def own_stream(size: Size, inputs: Inputs) -> tuple[dict[str, Tensor], Tensor, T
             model, inputs.latents, Text(inputs.text), cameras=inputs.cameras, graphs=graphs
         )
 
-    found = timed_stream("ours", lambda: chunks(False))
+    found = timed_stream("ours", lambda: chunks(False), runs=1)
     if size.device == "cuda":
         found = timed_stream("ours, with graphs", lambda: chunks(True))
     return {k: v.cpu() for k, v in model.state_dict().items()}, step, found
