@@ -3,6 +3,8 @@ steps."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections import Counter
@@ -13,11 +15,13 @@ from typing import Any
 
 from .card import MAX_LISTED, Use, dataset_card
 from .frames import media_path
+from .index import part_stamp
+from .inputs import InputError, read_json
 from .licences import allows_commercial_use, known_licences, unknown_licences
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .staging import staged
-from .store import write_dataset
+from .store import dataset_files, write_atomically, write_dataset
 from .validate import validate_dataset
 
 _LOCAL_PATH = re.compile(r"(?<![\w/.])/(?:[^\s/:]+/)+([^\s/:]*)")
@@ -150,11 +154,12 @@ def publish(
 ) -> tuple[Publication, str]:
     """Stage and upload to the Hugging Face hub; returns what was staged and the repository's address.
 
-    The upload is the hub client's own resumable one. It needs a logged-in client (`hf auth login`).
+    The upload is the hub client's own resumable one, and one that failed is continued by the same call: what was staged
+    for it from the same parts is taken as it is. It needs a logged-in client (`hf auth login`).
 
     Args:
         repo_id: `owner/name`.
-        staging: empty folder for the staged files.
+        staging: empty folder for the staged files, or the one of a call that did not end.
         private: create the repository as private; make it public on the hub once looked through.
         api: a `huggingface_hub.HfApi`; the default one if None.
     Raises:
@@ -162,9 +167,14 @@ def publish(
     """
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise ValueError(f"repo id {repo_id!r}: expected owner/name")
-    publication = stage_publication(path, staging, use=use, name=repo_id.split("/")[1], media_root=media_root)
-    readme = publication.folder / "README.md"
-    readme.write_text(readme.read_text(encoding="utf-8").replace("OWNER/NAME", repo_id), encoding="utf-8")
+    wanted = _request(path, repo_id, use, media_root)
+    publication = _staged_before(Path(staging), wanted)
+    if publication is None:
+        name = repo_id.split("/")[1]
+        publication = stage_publication(path, staging, use=use, name=name, media_root=media_root)
+        readme = publication.folder / "README.md"
+        readme.write_text(readme.read_text(encoding="utf-8").replace("OWNER/NAME", repo_id), encoding="utf-8")
+        _remember(publication, wanted)
     if api is None:
         from huggingface_hub import HfApi
 
@@ -175,3 +185,45 @@ def publish(
     upload = getattr(api, "upload_large_folder", None) or api.upload_folder
     upload(repo_id=repo_id, repo_type="dataset", folder_path=str(publication.folder))
     return publication, url
+
+
+_RECORD = Path(".cache", "huggingface", "theodolite.json")
+"""Where a staged folder says what it was staged for: hub clients upload nothing from there."""
+
+
+def _request(path: str | Path, repo_id: str, use: Use, media_root: str | Path | None) -> dict[str, str]:
+    """What a folder is staged for: the same request gives the same files."""
+    parts = hashlib.sha256()
+    for part in dataset_files(path):
+        parts.update(repr((part.name, *part_stamp(part))).encode())
+    root = "" if media_root is None else str(Path(media_root).resolve())
+    return {
+        "dataset": str(Path(path).resolve()),
+        "repository": repo_id,
+        "use": use,
+        "media_root": root,
+        "parts": parts.hexdigest(),
+    }
+
+
+def _remember(publication: Publication, wanted: dict[str, str]) -> None:
+    record = publication.folder / _RECORD
+    record.parent.mkdir(parents=True, exist_ok=True)
+    counts = {name: getattr(publication, name) for name in ("num_clips", "left_out", "num_media")}
+    write_atomically(record, json.dumps({"request": wanted, **counts}).encode())
+
+
+def _staged_before(folder: Path, wanted: dict[str, str]) -> Publication | None:
+    """What an earlier call staged whole for the same request."""
+    record = folder / _RECORD
+    if not record.is_file():
+        return None
+    try:
+        known = read_json(record)
+        if known.pop("request") != wanted:
+            return None
+        return Publication(
+            folder=folder, **{name: int(known[name]) for name in ("num_clips", "left_out", "num_media")}
+        )
+    except (InputError, KeyError, TypeError, ValueError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import threading
 import time
@@ -154,6 +155,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no answer").splitlines()[0]
 
 
+FROZEN_AFTER_S = 300.0
+"""Time without a sign of life after which a local worker is ended."""
+_OPEN_FILES = (64, 16)
+"""Files that a run needs to open: by itself, and for each worker."""
+
+
+def claim_open_files(workers: int) -> None:
+    """See to it that a run with so many local workers may open as many files as it needs.
+
+    Raises:
+        RunAborted: it may not.
+    """
+    needed = _OPEN_FILES[0] + workers * _OPEN_FILES[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and hard < needed:
+        raise RunAborted(
+            f"a run with {workers} workers needs {needed} open files, and this process may have {hard}: raise the limit"
+            f" (ulimit -n {needed}; where that is refused its administrator can), or use fewer workers (--workers)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 @contextmanager
 def local_cluster(
     workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
@@ -170,6 +194,7 @@ def local_cluster(
     import dask.config
     from distributed import Client, LocalCluster
 
+    claim_open_files(workers)
     settings = {
         "distributed.scheduler.allowed-failures": attempts - 1,
         # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
@@ -181,6 +206,11 @@ def local_cluster(
         "distributed.worker.multiprocessing-method": "spawn",
         "distributed.worker.daemon": False,  # a daemon may have no solver processes
         "distributed.comm.timeouts.connect": "30s",
+        # A worker that is stopped, or waits for a disk that is away, is not heard of and gives its shard back.
+        "distributed.scheduler.worker-ttl": f"{FROZEN_AFTER_S:.0f}s",
+        # The scheduler lies in this process, and would remember a hundred thousand steps of tasks that are over.
+        "distributed.admin.log-length": 1000,
+        "distributed.admin.low-level-log-length": 1000,
     }
     environment = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)

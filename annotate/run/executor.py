@@ -26,7 +26,7 @@ from ...dataset.rows import Row
 from ...dataset.store import part_path, prepare_output, write_part
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
-from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, cluster_for, num_threads
+from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, claim_open_files, cluster_for, num_threads
 from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
@@ -128,6 +128,7 @@ def _shards(plan: Plan, out: Path) -> Iterator[Shard]:
 def _done_shards(plan: Plan, job: Job, where: _Where) -> Iterator[tuple[Shard, list[Outcome]]]:
     """Shards as they are done, each with its part in the run's folder."""
     if where.workers == 0 and where.scheduler is None:
+        claim_open_files(0)
         with listening(where.hear):
             for shard in _shards(plan, job.out):
                 with abort_on_write_error(job.out):

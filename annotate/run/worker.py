@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -123,6 +124,8 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
                 return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
         finally:
             say(clip.clip_id, "")
+    except ClipLate:
+        reason, detail, trace = "timed_out", f"was not done after {limit_s:g} s", None
     except MemoryError as error:
         reason, detail, trace = "out_of_memory", str(error) or "memory ran out", traceback.format_exc()
     # The one place where anything may be caught: a shard must survive its worst clip, and the row keeps the traceback.
@@ -137,10 +140,17 @@ def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
     """End this worker process if what is inside takes longer, leaving a note for the one that gets the shard next.
 
     Nothing else ends a thread that waits in a system call or in a decoder. In the command's own process (no workers)
-    there is no limit.
+    what is inside is interrupted instead, as soon as Python has the word again.
+
+    Raises:
+        ClipLate: in the command's own process, it has taken longer.
     """
-    if late is None or multiprocessing.parent_process() is None:
+    if late is None:
         yield
+        return
+    if multiprocessing.parent_process() is None:
+        with _interrupted_after(limit_s):
+            yield
         return
 
     def end() -> None:
@@ -155,6 +165,29 @@ def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class ClipLate(BaseException):
+    """A clip takes longer than one may; nothing on its way up catches it."""
+
+
+@contextmanager
+def _interrupted_after(limit_s: float) -> Iterator[None]:
+    """Raise `ClipLate` in what is inside after so long; the main thread alone can be interrupted."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(signum: int, frame: object) -> None:
+        raise ClipLate
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def failure_row(

@@ -162,6 +162,32 @@ def test_upload_uses_the_clients_resumable_upload(out: Path, tmp_path: Path) -> 
         publish(out, "cams", tmp_path / "pub3", api=hub)
 
 
+def test_a_failed_upload_goes_on_with_the_same_call(
+    out: Path, tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    class Away(_Hub):
+        def upload_folder(self, **options: Any) -> None:
+            raise ConnectionError("away")
+
+    staging = tmp_path / "pub"
+    with pytest.raises(ConnectionError):
+        publish(out, "me/cams", staging, api=Away())
+    files = {p: p.stat().st_mtime_ns for p in staging.rglob("*") if p.is_file()}
+    hub = _Hub()
+    publication, _url = publish(out, "me/cams", staging, api=hub)
+    assert publication.num_clips == 4
+    assert {p: p.stat().st_mtime_ns for p in staging.rglob("*") if p.is_file()} == files, (
+        "nothing is staged again"
+    )
+    assert hub.calls[1][0] == "upload_folder"
+    for other in ({"repo_id": "me/others"}, {"use": "commercial"}):
+        with pytest.raises(ValueError, match="is not empty"):
+            publish(out, **({"repo_id": "me/cams", "staging": staging, "api": hub} | other))
+    make_dataset(out, {"z": [make_row(9)]})
+    with pytest.raises(ValueError, match="is not empty"):
+        publish(out, "me/cams", staging, api=hub)
+
+
 def test_licence_table() -> None:
     assert len({x.name.lower() for x in known_licences()}) == len(known_licences())
     assert find_licence("cc-by-4.0") == find_licence("CC-BY-4.0 ") == find_licence("CC BY 4.0") is not None

@@ -446,6 +446,57 @@ def test_a_clip_that_never_returns_gets_its_reason_and_the_run_goes_on(tmp_path)
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_without_workers_a_clip_has_a_limit_too(tmp_path):
+    def endless(clip, config, **kwargs):
+        while clip.clip_id == "c1":
+            with contextlib.suppress(Exception):  # as a decoder's loop that goes on whatever happens
+                time.sleep(0.01)
+        return fake_annotate(clip, config, **kwargs)
+
+    before = signal.getsignal(signal.SIGALRM)
+    with open_output(tmp_path, recipe_hash=HASH):
+        plan = plan_run(clips_named("c0", "c1", "c2"), tmp_path, clips_per_shard=3)
+        job = replace(job_in(tmp_path, clip_timeout_s=0.2), annotate=endless)
+        run_plan(plan, job, workers=0, show_progress=False)
+    assert [o.reasons for o in read_outcomes(tmp_path)] == [("too_short",), ("timed_out",), ("too_short",)]
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_too_few_open_files_are_said_or_claimed(tmp_path, monkeypatch):
+    limits = [32, 32]
+    monkeypatch.setattr(cluster.resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(cluster.resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
+    with pytest.raises(RunAborted, match=r"with 0 workers needs 64 open files.*may have 32.*ulimit -n 64"):
+        run(numbered(1), tmp_path)
+    limits[1] = 4096
+    cluster.claim_open_files(4)
+    assert limits == [128, 4096]
+    assert run(numbered(1), tmp_path).done == 1
+
+
+def freezes(clip, config, **kwargs):
+    """The first worker that gets the clip stops as if by SIGSTOP."""
+    note = Path(os.environ["FROZEN_NOTE"])
+    if clip.clip_id == "c1" and not note.exists():
+        note.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return fake_annotate(clip, config, **kwargs)
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_gives_its_shard_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "FROZEN_AFTER_S", 3.0)
+    monkeypatch.setenv("FROZEN_NOTE", str(tmp_path / "note"))
+    out = tmp_path / "out"
+    with open_output(out, recipe_hash=HASH):
+        plan = plan_run(clips_named("c0", "c1", "c2"), out, clips_per_shard=1)
+        run_plan(plan, replace(job_in(out), annotate=freezes), workers=1, show_progress=False)
+    assert (tmp_path / "note").exists()
+    assert {o.clip_id: o.reasons for o in read_outcomes(out)} == dict.fromkeys(
+        ["c0", "c1", "c2"], ("too_short",)
+    )
+
+
 @pytest.mark.slow
 def test_a_limit_that_no_clip_fits_is_said(tmp_path):
     """Every worker was ended, clip after clip, without a word."""
