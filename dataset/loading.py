@@ -7,6 +7,7 @@ batch each, and the loader returns them in order: neither the number of workers 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.context
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,8 @@ from .frames import read_frames
 from .inputs import Archive, InputError
 from .reading import ClipDataset
 from .rows import Row
+
+log = logging.getLogger(__name__)
 
 Content = Literal["cameras", "frames", "latents"]
 Window = Literal["start", "random"]
@@ -51,6 +54,8 @@ class Sampling:
         window: which ones: the first, or a stretch drawn anew for every clip in every epoch.
         short_clips: clips with fewer than `num_frames` are left out (`skip`, with a warning that counts them), or an
             error that names one.
+        damaged_clips: a clip whose files are damaged or gone is an error that names it, or (`replace`) its place goes
+            to the next whole clip of its rank, and the stream counts it (`ClipStream.damaged`).
         latents: reader of latents, needed for `latents`.
         latent_stride: video frames per latent frame after the first (LTX-2: 8).
         relative: poses relative to the sample's first camera.
@@ -62,6 +67,7 @@ class Sampling:
     num_frames: int | None = None
     window: Window = "start"
     short_clips: Literal["skip", "error"] = "skip"
+    damaged_clips: Literal["error", "replace"] = "error"
     latents: LatentReader | None = None
     latent_stride: int = 8
     relative: bool = True
@@ -73,6 +79,7 @@ class Sampling:
             ("content", self.content, get_args(Content)),
             ("window", self.window, get_args(Window)),
             ("short_clips", self.short_clips, ("skip", "error")),
+            ("damaged_clips", self.damaged_clips, ("error", "replace")),
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
@@ -158,11 +165,14 @@ def make_sample(
         raise ValueError(f"clip {row.clip_id}: {row.num_frames} frames, {frames}{where} are asked for")
     window = slice(start, start + frames)
     poses = row.camera_to_world[window].astype(np.float64)
+    lens = np.concatenate([row.focal_px, row.principal_point_px], axis=1)[window]
+    if not (np.isfinite(poses).all() and np.isfinite(lens).all()):
+        raise ValueError(f"clip {row.clip_id}: cameras are not finite; filter on verdict == 'accepted'")
     if sampling.relative:
         poses = relative_to_first(poses)
     height, width = sampling.size or (row.height, row.width)
     factor = np.array([width / row.width, height / row.height] * 2)
-    intrinsics = np.concatenate([row.focal_px, row.principal_point_px], axis=1)[window] * factor
+    intrinsics = lens * factor
     sample: dict[str, Any] = {
         "clip_id": row.clip_id,
         "caption": next(iter((row.captions or {}).values()), ""),
@@ -306,11 +316,41 @@ class _Stream(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for step in islice(self._steps, first, None, stride):
-            samples = [
-                make_sample(self._clips.row(clip_id), self._sampling, self._share, start=start)
-                for clip_id, start in step
-            ]
-            yield _batch(samples) if self._collate else samples[0]
+            damaged: list[tuple[str, str]] = []
+            samples = [self._sample(task, damaged) for task in step]
+            sample = _batch(samples) if self._collate else samples[0]
+            yield sample | {_DAMAGED: damaged} if damaged else sample
+
+    def _sample(self, task: _Task, damaged: list[tuple[str, str]]) -> dict[str, Any]:
+        """The sample of a task, or of the next one whose clip is whole; those passed on the way are noted."""
+        try:
+            return self._make(task)
+        except (ValueError, OSError) as problem:
+            if self._sampling.damaged_clips == "error":
+                raise
+            error = problem
+        damaged.append((task[0], str(error)))
+        tasks = [task for step in self._steps for task in step]
+        at = tasks.index(task)
+        for candidate in (tasks[at + 1 :] + tasks[:at])[:_MOST_DAMAGED]:
+            try:
+                return self._make(candidate)
+            except (ValueError, OSError) as problem:
+                error = problem
+                damaged.append((candidate[0], str(error)))
+        raise ValueError(
+            f"{len(damaged)} clips one after the other are damaged or gone; is their storage away? The last: {error}"
+        ) from error
+
+    def _make(self, task: _Task) -> dict[str, Any]:
+        clip_id, start = task
+        return make_sample(self._clips.row(clip_id), self._sampling, self._share, start=start)
+
+
+_DAMAGED = "_damaged"
+"""Key under which a stream's workers tell which clips they passed."""
+_MOST_DAMAGED = 16
+"""Damaged clips one after the other that are passed."""
 
 
 def _batch(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -415,6 +455,9 @@ class ClipStream(IterableDataset[dict[str, Any]]):
             may differ by one.
         batch_size: samples of each step, stacked (texts become lists); None: single samples without that dimension.
         num_workers: DataLoader processes.
+    Attributes:
+        damaged: clips that were passed since this stream was made (`Sampling.damaged_clips`), and why.
+        num_damaged: how often one was, those before a resume included.
     Raises:
         ValueError: no clip to train on, fewer clips than go round once, or clips whose samples do not stack.
     """
@@ -442,6 +485,13 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         self._known = _trainable(clips, self._sampling)
         self._seed, self._drop_last, self._num_workers = seed, drop_last, num_workers
         self._batch_size = batch_size
+        self.damaged: dict[str, str] = {}
+        self.num_damaged = 0
+        if self._sampling.damaged_clips == "replace" and context_parallel > 1:
+            raise ValueError(
+                "damaged_clips `replace` with context_parallel: a clip may be whole for one rank of a group and damaged"
+                " for its neighbour"
+            )
         self._group, self._groups = rank // context_parallel, world_size // context_parallel
         self._share = Share(rank=rank % context_parallel, size=context_parallel)
         self._position = Position()
@@ -517,16 +567,26 @@ class ClipStream(IterableDataset[dict[str, Any]]):
             # Counted before the sample is used: a state saved while it is being used says that it was taken.
             taken = min(self._position.clips_taken + self._step, len(self._known))
             self._position = replace(self._position, clips_taken=taken)
+            self._note(sample.pop(_DAMAGED, ()))
             yield sample
         self._position = Position(epoch=self._position.epoch + 1)
 
+    def _note(self, damaged: Iterable[tuple[str, str]]) -> None:
+        for clip_id, why in damaged:
+            self.num_damaged += 1
+            if clip_id not in self.damaged:
+                self.damaged[clip_id] = why
+                log.warning("passed, because it is damaged: %s", why)
+
     def state_dict(self) -> dict[str, int]:
-        """Plain state for a checkpoint; the same on all ranks that have taken equally many samples."""
+        """Plain state for a checkpoint; the same on all ranks that have taken equally many samples, but for the number
+        of damaged clips, which is the rank's own."""
         return {
             "epoch": self._position.epoch,
             "clips_taken": self._position.clips_taken,
             "seed": self._seed,
             "num_clips": len(self._known),
+            "num_damaged": self.num_damaged,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -540,4 +600,5 @@ class ClipStream(IterableDataset[dict[str, Any]]):
                 raise ValueError(
                     f"the saved position has {key} {state[key]}, this run {mine}; the order would differ"
                 )
+        self.num_damaged = state.get("num_damaged", 0)
         self._position = Position(epoch=state["epoch"], clips_taken=state["clips_taken"])

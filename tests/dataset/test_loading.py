@@ -389,3 +389,76 @@ def test_frames_are_those_that_annotation_saw(video: Path, make_row: Callable[..
     ours = read_frames(row, root=video.parent, positions=[0, n // 2, n - 1])
     for mine, i in zip(ours, (0, n // 2, n - 1), strict=True):
         assert np.array_equal(mine, theirs[i])
+
+
+def _latents_but(*damaged: str):
+    """A reader of latents that some clips have none of."""
+
+    def read(row: Row) -> np.ndarray:
+        if row.clip_id in damaged:
+            raise ValueError(f"clip {row.clip_id}: no latents")
+        return np.zeros((2, 2, 1, 1), np.float32)
+
+    return read
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_damaged_clips_are_passed_by_choice_and_counted(out: Path, batch_size: int | None) -> None:
+    clips = theodolite.dataset.open(out)
+    bad = {"clip_0002", "clip_0003", "clip_0007"}
+    latents = Sampling(num_frames=9, content="latents", latents=_latents_but(*bad))
+    with pytest.raises(ValueError, match="no latents"):
+        list(ClipStream(clips, latents))
+    passing = Sampling(num_frames=9, content="latents", latents=latents.latents, damaged_clips="replace")
+    options = {"world_size": 2, "batch_size": batch_size, "drop_last": True}
+    streams = [ClipStream(clips, passing, rank=rank, **options) for rank in range(2)]
+    wanted = [len(stream) for stream in streams]
+    taken = [list(stream) for stream in streams]
+    assert [len(samples) for samples in taken] == wanted, "ranks keep making equally many steps"
+    ids = [sample["clip_id"] for samples in taken for sample in samples]
+    flat = ids if batch_size is None else [i for batch in ids for i in batch]
+    assert not bad & set(flat)
+    assert not any("_damaged" in sample for samples in taken for sample in samples)
+    found = [bad & set(stream.damaged) for stream in streams]
+    assert found[0] | found[1] == {c for c in bad if c in {*streams[0].damaged, *streams[1].damaged}}
+    assert sum(stream.num_damaged for stream in streams) >= len(found[0] | found[1]) > 0
+    resumed = ClipStream(clips, passing, **options)
+    resumed.load_state_dict(streams[0].state_dict())
+    assert resumed.num_damaged == streams[0].num_damaged
+    assert bad.isdisjoint(sample["clip_id"] for sample in resumed if batch_size is None)
+    assert resumed.num_damaged >= streams[0].num_damaged
+    everything = Sampling(
+        num_frames=9,
+        content="latents",
+        latents=_latents_but(*(f"clip_{i:04d}" for i in range(11))),
+        damaged_clips="replace",
+    )
+    with pytest.raises(ValueError, match="is their storage away"):
+        next(iter(ClipStream(clips, everything)))
+    with pytest.raises(ValueError, match="context_parallel"):
+        ClipStream(clips, everything, world_size=2, context_parallel=2)
+
+
+def test_cameras_that_are_not_finite_name_their_clip(make_row: Callable[..., Row]) -> None:
+    row = make_row(4, frames=9)
+    focal_px = row.focal_px.copy()
+    focal_px[3, 0] = np.nan
+    object.__setattr__(row, "focal_px", focal_px)  # as rows of strangers come in
+    with pytest.raises(ValueError, match="clip clip_0004: cameras are not finite"):
+        make_sample(row, NINE)
+
+
+def test_ranks_make_equally_many_steps_wherever_they_resume(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    """24 clips, begun on any number of ranks and continued on any other, at every place."""
+    clips = theodolite.dataset.open(make_dataset(tmp_path, {"a": [make_row(i, frames=9) for i in range(24)]}))
+    for after in range(1, 9):
+        streams = [
+            ClipStream(clips, NINE, rank=r, world_size=after, drop_last=True, batch_size=2)
+            for r in range(after)
+        ]
+        for taken in range(25):
+            for stream in streams:
+                stream.load_state_dict({"epoch": 0, "clips_taken": taken, "seed": 0, "num_clips": 24})
+            assert {len(stream) for stream in streams} == {(24 - taken) // (2 * after)}
