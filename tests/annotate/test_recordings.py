@@ -16,7 +16,9 @@ from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_trajectory
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from ..support import SHARED
+
+FEW_TRACKS = {"num_flow_tracks": 200, "num_descriptors": 700}
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 
@@ -32,7 +34,7 @@ def annotated(media: str, given: GivenGeometry, decode: dict[str, Any], fps: flo
         given=given,
     )
     config = AnnotateConfig.model_validate(
-        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10, **decode}}
+        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10, **decode}, "tracks": FEW_TRACKS}
     )
     return annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
 
@@ -57,7 +59,7 @@ def test_without_depth_there_is_no_scale_and_a_camera_at_rest_is_seen(media: str
 @pytest.mark.parametrize(
     ("folder", "media", "units", "decode", "fps", "ate_m", "focal_percent"),
     [
-        ("rgbd-office-a", "rgb.mp4", 1000.0, {"max_frames": 48}, None, 0.03, 3.0),
+        ("rgbd-office-a", "rgb.mp4", 1000.0, {"max_frames": 32}, None, 0.03, 3.0),
         # Ten frames, eleven centimetres: the focal length is hardly determined.
         ("rgbd-tum-mini", "rgb", 5000.0, {"fps": "native"}, 30.0, 0.01, 20.0),
     ],
@@ -82,7 +84,7 @@ def test_depth_and_pixels_give_metric_cameras_and_the_focal_length(
 @pytest.mark.slow
 def test_every_third_frame_of_a_walk_is_neither_cut_nor_lost(tmp_path: Path) -> None:
     """A quarter of a metre and twelve degrees from frame to frame: flow loses it on every third, descriptors do not."""
-    folder, chosen = SHARED / "rgbd-office-a", range(75, 150, 3)
+    folder, chosen = SHARED / "rgbd-office-a", range(90, 150, 3)
     (tmp_path / "rgb").mkdir()
     with av.open(str(folder / "rgb.mp4")) as container:
         frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
@@ -99,7 +101,9 @@ def test_every_third_frame_of_a_walk_is_neither_cut_nor_lost(tmp_path: Path) -> 
         source_fps=16.0,
         given=given,
     )
-    config = AnnotateConfig.model_validate({"geometry": {"sequence": "given"}, "decode": {"min_frames": 10}})
+    config = AnnotateConfig.model_validate(
+        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10}, "tracks": FEW_TRACKS}
+    )
     row = annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
     assert row.verdict == "accepted", row.reason_details
     truth = read_trajectory(folder / "poses_c2w.txt").camera_to_world[list(chosen)]
