@@ -26,8 +26,8 @@ from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, TracksConfig, make_tracks
 from theodolite.dataset.metrics import focal_mape_percent, path_length, trajectory_error
 
+from .maps import Maps
 from .test_bundle import CONFIG, disturbed, scene
-from .test_solve import Maps
 
 TRACKS = TracksConfig(num_flow_tracks=150, num_descriptors=400)
 HEIGHT, WIDTH, FRAMES = 180, 320, 40

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.gates import REASONS, GatesConfig, judge_given
@@ -29,6 +28,8 @@ from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row
 
+from .maps import Maps
+
 WIDTH, HEIGHT, FRAMES, FPS = 320, 192, 32, 16.0
 LIGHT = {"num_flow_tracks": 120, "num_descriptors": 150, "max_loops_per_keyframe": 0}
 Change = Callable[[np.ndarray], np.ndarray]
@@ -42,20 +43,8 @@ class Shot:
     solved: CameraSolution
 
 
-class Maps:
-    def __init__(self, maps: list[np.ndarray]) -> None:
-        self.maps = maps
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def read(self, frame: int) -> np.ndarray:
-        return self.maps[frame]
-
-
 @pytest.fixture(scope="module")
 def shot(tmp_path_factory) -> Shot:
-    torch.set_num_threads(1)
     clip = render_clip(RenderConfig(width=WIDTH, height=HEIGHT, num_frames=FRAMES, seed=3, speed=1.5))
     frames = list(clip)
     measured = measure_images(

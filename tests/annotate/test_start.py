@@ -49,7 +49,6 @@ class Maps:
 
 @pytest.fixture(scope="module")
 def scene():
-    torch.set_num_threads(1)
     clip = render_clip(
         RenderConfig(width=320, height=180, num_frames=FRAMES, seed=4, zoom="ramp", zoom_factor=1.3)
     )

@@ -28,6 +28,8 @@ from theodolite.dataset.trajectories import write_kitti, write_matrices, write_t
 from theodolite.recipes.command import call
 from theodolite.recipes.commands.evaluate import evaluate
 
+from ..support import SHARED
+
 
 def run_evaluate(predicted: Path, truth: Path, **options: object) -> tuple[str, int]:
     return call(evaluate, predicted=predicted, truth=truth, **options)
@@ -111,7 +113,7 @@ def test_trajectory_files_and_folders(runs: Path) -> None:
     assert text.splitlines()[2].startswith("| one | 61 | 1 |")
 
 
-TUM = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories" / "tum"
+TUM = SHARED / "trajectories" / "tum"
 
 
 @pytest.mark.slow
@@ -679,9 +681,6 @@ def test_plots_show_paths_and_errors_over_time(runs: Path) -> None:
     ):
         assert title in drawing
     assert len(list((runs / "plots" / "clips").iterdir())) == 5
-
-
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")

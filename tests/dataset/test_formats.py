@@ -48,7 +48,7 @@ from theodolite.dataset.rows import Row
 from theodolite.dataset.trajectories import read_kitti, read_tum
 from theodolite.dataset.validate import validate_dataset
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+from ..support import SHARED
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from theodolite.dataset.loading import (
 )
 from theodolite.dataset.rows import Row
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+from ..support import SHARED
+
 NUM_CLIPS = 11
 
 

@@ -1,8 +1,6 @@
 """Trajectory metrics equal evo's on real and random trajectories; focal errors and gauges on hand-made
 cases."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,9 @@ from theodolite.dataset.cameras.alignment import Alignment
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.trajectories import associate, read_kitti, read_tum
 
-TRAJECTORIES = Path(__file__).parents[2] / ".." / "shared" / "data" / "trajectories"
+from ..support import SHARED
+
+TRAJECTORIES = SHARED / "trajectories"
 
 
 def _random_pair(seed: int, n: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 from theodolite.dataset import trajectories as tj
 from theodolite.dataset.cameras import transforms as cam
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+from ..support import SHARED
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from theodolite.dataset.report import thumbnail_from_media
 from theodolite.dataset.rows import Row
 from theodolite.dataset.video import Video, open_video, open_video_at
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from ..support import SHARED
 
 HEIGHT, WIDTH = 48, 64
 QUARTERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (230, 230, 230)}

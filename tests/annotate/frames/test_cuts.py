@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 from theodolite.annotate.frames.cuts import CutDetector
 
+from ...support import SHARED
 from ..cut_clips import Shot, joined, labelled, lit, recording, small, smeared, zoomed
 from ..tracks.test_measure import texture
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 

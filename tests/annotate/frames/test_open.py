@@ -20,7 +20,8 @@ from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.frames.video import check_decoder
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
+from ...support import SHARED
+
 with_decord = pytest.mark.skipif(
     importlib.util.find_spec("decord") is None, reason="pip install theodolite[decord]"
 )

@@ -14,7 +14,9 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.frames import VideoWriter
 
-DATA = Path(__file__).parents[3].parent / "shared" / "data" / "clips"
+from ...support import SHARED
+
+DATA = SHARED / "clips"
 LIBVMAF = {"dog.mp4": 17.152375, "nasa-cut.mp4": 0.26826532, "generated-walk-16fps.mp4": 5.137575}
 """Mean integer_motion2 of all frames: `ffmpeg -i F -i F -lavfi "[0:v][1:v]libvmaf=feature=name=motion:log_fmt=json"`
 with FFmpeg 9.0.2 as the wheel imageio-ffmpeg carries it."""

@@ -24,8 +24,9 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.orientation import UPRIGHT, Orientation
 
+from ...support import SHARED
+
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
-RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 
 
 @dataclass(frozen=True)
@@ -489,9 +490,9 @@ def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
         )
 
 
-@pytest.mark.skipif(not (RECORDINGS / "rgbd-office-a").is_dir(), reason="the real recordings are not here")
+@pytest.mark.skipif(not (SHARED / "rgbd-office-a").is_dir(), reason="the real recordings are not here")
 def test_a_real_recording() -> None:
-    folder = RECORDINGS / "rgbd-office-a"
+    folder = SHARED / "rgbd-office-a"
     clip = ClipRef(
         clip_id="c1",
         source="rgbd",

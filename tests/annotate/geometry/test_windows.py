@@ -52,11 +52,6 @@ class Frames:
         return self.num_frames
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def truth() -> Truth:
     clip = render_clip(

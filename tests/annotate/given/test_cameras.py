@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
@@ -40,6 +39,7 @@ from theodolite.dataset.schema import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 
+from ...support import SHARED
 from ..simulator import Errors, rendered_truth, simulated
 
 HEIGHT, WIDTH, FRAMES, FPS = 144, 240, 48, 24.0
@@ -47,16 +47,10 @@ METRIC_SCALE = 2.5
 """Metres of one unit, as OmniWorld's metadata state them for a scene."""
 WORLD = se3_exp(np.array([3.0, -1.0, 2.0, 0.4, -0.3, 1.1]))
 """Where the source's world lies in the renderer's: nobody may depend on it."""
-RECORDINGS = Path(__file__).parents[3].parent / "shared" / "data"
 LIGHT = {
     "tracks": {"num_flow_tracks": 90, "num_descriptors": 120, "max_loops_per_keyframe": 0},
     "bundle": {"focal_model": "constant", "max_iterations": 8},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -584,9 +578,9 @@ def test_dl3dv_stills_of_another_video_and_of_none(tmp_path: Path, shot: Shot) -
     assert "none of the 10 cameras" in row.reason_details[0]
 
 
-@pytest.mark.skipif(not (RECORDINGS / "fox-transforms").is_dir(), reason="the real recordings are not here")
+@pytest.mark.skipif(not (SHARED / "fox-transforms").is_dir(), reason="the real recordings are not here")
 def test_a_real_transforms_json() -> None:
-    folder = RECORDINGS / "fox-transforms"
+    folder = SHARED / "fox-transforms"
     clip = ClipRef(
         clip_id="fox",
         source="test",

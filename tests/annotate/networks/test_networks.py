@@ -23,11 +23,6 @@ from theodolite.annotate.sources.clip import ClipRejection
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=4, head_depth=1, camera_width=64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> Pi3X:
     network = Pi3X(TINY)

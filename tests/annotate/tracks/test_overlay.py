@@ -17,9 +17,9 @@ from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
 from theodolite.dataset.metrics import trajectory_error
 from theodolite.dataset.trajectories import read_trajectory
 
+from ...support import SHARED
 from .test_measure import HEIGHT, WIDTH, texture, warp, zooming_view
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 CONFIG = TracksConfig(num_flow_tracks=150, num_descriptors=400)
 U8 = NDArray[np.uint8]
