@@ -25,10 +25,11 @@ from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation
 from .maps import Maps
 
 TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)
+FEW = TracksConfig(num_flow_tracks=120, num_descriptors=400)
 
 
 def solve(
-    config: RenderConfig, *, change=None, bundle: BundleConfig | None = None
+    config: RenderConfig, *, change=None, bundle: BundleConfig | None = None, tracks: TracksConfig = FEW
 ) -> tuple[CameraSolution, object]:
     clip = render_clip(config)
     frames = list(clip)
@@ -36,10 +37,10 @@ def solve(
     if change is not None:
         maps = change(maps)
     measured = measure_images(
-        (f.rgb for f in frames), height=config.height, width=config.width, config=TRACKS
+        (f.rgb for f in frames), height=config.height, width=config.width, config=tracks
     )
     solution = solve_cameras(
-        measured, Maps(maps), depth_sigma_log=0.01, tracks_config=TRACKS, config=bundle or BundleConfig()
+        measured, Maps(maps), depth_sigma_log=0.01, tracks_config=tracks, config=bundle or BundleConfig()
     )
     return solution, clip
 
@@ -56,7 +57,8 @@ def zooming() -> tuple[CameraSolution, object]:
             zoom="ramp",
             zoom_factor=1.7,
             moving_object=True,
-        )
+        ),
+        tracks=TRACKS,
     )
 
 
@@ -151,12 +153,12 @@ def test_wide_pixels_tie_fy_to_fx() -> None:
     config = RenderConfig(width=448, height=252, num_frames=20, seed=5, speed=1.5)
     clip = render_clip(config)
     frames = list(clip)
-    measured = measure_images((f.rgb[:, ::2] for f in frames), height=252, width=224, config=TRACKS)
+    measured = measure_images((f.rgb[:, ::2] for f in frames), height=252, width=224, config=FEW)
     solution = solve_cameras(
         measured,
         Maps([f.depth_m for f in frames]),
         depth_sigma_log=0.01,
-        tracks_config=TRACKS,
+        tracks_config=FEW,
         config=BundleConfig(),
         pixel_aspect=2.0,
     )
@@ -269,7 +271,7 @@ def test_a_zoom_of_three_per_cent_is_found_and_none_is_invented() -> None:
     config = RenderConfig(
         width=448, height=252, num_frames=33, seed=722, speed=0.8, zoom="in_out", zoom_factor=1.03
     )
-    solution, clip = solve(config)
+    solution, clip = solve(config, tracks=TRACKS)
     truth = clip.intrinsics[:, 0, 0]
     assert np.log(truth).std() < 0.012
     assert solution.focal_model == "smooth"
@@ -288,7 +290,7 @@ def test_a_zoom_of_three_per_cent_is_found_and_none_is_invented() -> None:
             out.append(z * np.exp(0.1 * rough / rough.std()))
         return out
 
-    held, clip = solve(config.model_copy(update={"zoom": "none"}), change=blotched)
+    held, clip = solve(config.model_copy(update={"zoom": "none"}), change=blotched, tracks=TRACKS)
     assert held.focal_model == "constant"
     assert np.abs(np.log(held.focal_px[:, 0] / clip.intrinsics[:, 0, 0])).max() < 0.06
 

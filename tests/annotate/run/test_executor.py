@@ -544,14 +544,21 @@ def test_a_wrong_address_is_said_soon(tmp_path, address):
 @pytest.mark.slow
 def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cluster, "FIRST_LINE_S", 0.5)
-    monkeypatch.setattr(cluster, "_GONE_AFTER_S", 5.0)
+    monkeypatch.setattr(cluster, "_GONE_AFTER_S", 2.0)
     process, address = scheduler_process()
+    waiting = "no worker is connected; start some with"
+
+    def kill_once_it_waits() -> None:
+        deadline = time.monotonic() + 60
+        while waiting not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+
     try:
-        killer = threading.Timer(15, process.kill)
-        killer.start()
+        threading.Thread(target=kill_once_it_waits).start()
         with pytest.raises(RunAborted, match=r"the dask scheduler is gone.*same command continues"):
             run(numbered(4), tmp_path, workers=None, scheduler=address)
-        assert "no worker is connected; start some with" in caplog.text
+        assert waiting in caplog.text
     finally:
         process.kill()
         process.wait()
