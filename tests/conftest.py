@@ -13,8 +13,8 @@ from collections import Counter
 
 import pytest
 
-# One thread a process: tests are small and share the cores; read when numpy and torch are first imported.
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+# One thread a process: tests are small and share the cores; read when numpy, torch and OpenCV are first imported.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
     os.environ.setdefault(variable, "1")
 
 

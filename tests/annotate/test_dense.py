@@ -53,6 +53,7 @@ def test_pose_between_neighbours(clip, blur: float, gain: float) -> None:
         assert found.agreement > 0.9
 
 
+@pytest.mark.slow
 def test_a_zoom_step_that_the_views_do_not_declare(clip) -> None:
     rendered, _ = clip
     focal = rendered.intrinsics[:, 0, 0] / 320
@@ -64,6 +65,7 @@ def test_a_zoom_step_that_the_views_do_not_declare(clip) -> None:
     assert found.log_focal_change == pytest.approx(step, abs=0.4 * step)
 
 
+@pytest.mark.slow
 def test_link_points_lie_where_the_truth_puts_them(clip) -> None:
     first, second = view(clip, 3), view(clip, 5)
     found = align_rgbd(first, second, [])
@@ -81,6 +83,7 @@ def test_link_points_lie_where_the_truth_puts_them(clip) -> None:
     assert np.abs(there - expected).max() * 320 < 3
 
 
+@pytest.mark.slow
 def test_no_depth_gives_nothing(clip) -> None:
     blind = View(np.zeros((180, 320), np.float32), np.full((180, 320), np.nan), 0.9)
     assert align_rgbd(blind, view(clip, 3), []) is None

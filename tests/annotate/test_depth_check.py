@@ -91,31 +91,28 @@ def ray_length(focal_px: float) -> F32:
     return np.sqrt(1 + x**2 + y**2).astype(np.float32)
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 N = np.arange(FRAMES)
 BY_TEXT = np.array(sorted(range(FRAMES), key=str))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("misread", "words"),
     [
         (lambda z: z[:, ::-1], "when flipped vertically"),
-        slow(lambda z: z[:, :, ::-1], "when flipped horizontally"),
-        slow(lambda z: z[:, ::-1, ::-1], "when turned by 180 degrees"),
-        slow(lambda z: stretched(z.transpose(0, 2, 1)), "when transposed (rows taken for columns)"),
-        slow(lambda z: stretched(np.rot90(z, 1, (1, 2))), "when turned by 90 degrees clockwise"),
-        slow(lambda z: stretched(np.rot90(z, -1, (1, 2))), "when turned by 90 degrees counter-clockwise"),
-        slow(at(N - 3), "when taken 3 clip frames later"),
+        (lambda z: z[:, :, ::-1], "when flipped horizontally"),
+        (lambda z: z[:, ::-1, ::-1], "when turned by 180 degrees"),
+        (lambda z: stretched(z.transpose(0, 2, 1)), "when transposed (rows taken for columns)"),
+        (lambda z: stretched(np.rot90(z, 1, (1, 2))), "when turned by 90 degrees clockwise"),
+        (lambda z: stretched(np.rot90(z, -1, (1, 2))), "when turned by 90 degrees counter-clockwise"),
+        (at(N - 3), "when taken 3 clip frames later"),
         (at(N + 5), "when taken 5 clip frames earlier"),
-        slow(at(N + 17), "when taken 17 clip frames earlier"),
-        slow(at(FRAMES - 1 - N), "when taken from last to first"),
-        slow(at(2 * N), "when taken at 0.5 times their rate"),
-        slow(at(BY_TEXT), "when the files are sorted by number (10 after 9), not by text"),
+        (at(N + 17), "when taken 17 clip frames earlier"),
+        (at(FRAMES - 1 - N), "when taken from last to first"),
+        (at(2 * N), "when taken at 0.5 times their rate"),
+        (at(BY_TEXT), "when the files are sorted by number (10 after 9), not by text"),
         (lambda z: 1 / z, "as disparity, the inverse of depth"),
-        slow(lambda z: 0.2 / z + 0.02, "as disparity, the inverse of depth"),
+        (lambda z: 0.2 / z + 0.02, "as disparity, the inverse of depth"),
     ],
 )
 def test_misread_depth_is_refused_in_words_of_what_would_fit(walk: Recording, misread, words: str) -> None:
@@ -142,6 +139,7 @@ def test_depth_declared_as_disparity(walk: Recording) -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_depth_for_all_points_explains_nothing(walk: Recording) -> None:
     check = walk.check(np.full_like(walk.depth, 2.0))
     assert "depth_does_not_fit_images" in reasons(check)
@@ -159,15 +157,15 @@ def test_numbers_read_wrongly_contradict_themselves(walk: Recording) -> None:
         assert check.inconsistency_log > 0.15
 
 
+@pytest.mark.slow
 def test_maps_in_units_of_their_own_are_told_from_noise(walk: Recording) -> None:
     rng = np.random.default_rng(2)
     unit = np.exp(rng.standard_normal(FRAMES)).astype(np.float32)[:, None, None]
     assert reasons(walk.check(walk.depth * unit)) == ["depth_unit_changes"]
 
 
-@pytest.mark.parametrize(
-    "levels", [None, pytest.param(255, marks=pytest.mark.slow), pytest.param(65535, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [None, 255, 65535])
 def test_maps_that_all_end_at_one_value_were_normalised_one_by_one(
     walk: Recording, levels: int | None
 ) -> None:
@@ -186,6 +184,7 @@ def test_maps_that_all_end_at_one_value_were_normalised_one_by_one(
     assert "every map ends at the same value" in check.explain("depth_unit")
 
 
+@pytest.mark.slow
 def test_a_range_that_ends_is_no_sign_of_maps_normalised_one_by_one(walk: Recording) -> None:
     far = float(np.percentile(walk.depth, 80))
     check = walk.check(np.minimum(walk.depth, far))
@@ -212,9 +211,8 @@ NOISE = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ("clean", "20 % per pixel", "10 % per frame") else slow(kind) for kind in NOISE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(NOISE))
 def test_depth_that_only_errs_is_not_refused(walk: Recording, kind: str) -> None:
     noisy = NOISE[kind](walk.depth, np.random.default_rng(4))
     check = walk.check(noisy.astype(np.float32))

@@ -170,6 +170,7 @@ def test_errors_that_a_patch_has_in_common_are_found_and_counted_once(share: flo
 # --- the bundle's gains ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", [0.0, 0.2])
 def test_gains_of_frames_are_found_and_the_cameras_with_them(slow: float) -> None:
     problem, truth = scene(frames=14, zoom=1.3, points=70)

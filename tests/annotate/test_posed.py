@@ -131,14 +131,14 @@ def held(poses: np.ndarray) -> np.ndarray:
     ("change", "failed"),
     [
         (lambda p: p, set()),
-        (lambda p: noisy(p, 0.003, 0.1), set()),
+        pytest.param(lambda p: noisy(p, 0.003, 0.1), set(), marks=pytest.mark.thorough),
         (lambda p: noisy(p, 0.005, 0.1), set()),
         (lambda p: longer(p, 1.2), {"given_scale"}),
-        (lambda p: longer(p, 0.9), {"given_scale"}),
+        pytest.param(lambda p: longer(p, 0.9), {"given_scale"}, marks=pytest.mark.thorough),
         (lambda p: noisy(p, 0.12, 0.0), {"given_noise", "given_noise_m", "given_reprojection"}),
         (lambda p: noisy(p, 0.05, 1.0), {"given_noise", "given_reprojection"}),
         (lambda p: late(p, 1), {"given_time_offset"}),
-        (lambda p: late(p, -2), {"given_time_offset"}),
+        pytest.param(lambda p: late(p, -2), {"given_time_offset"}, marks=pytest.mark.thorough),
         (lambda p: late(p, 8), {"given_time_offset", "given_reprojection"}),
         (one_wrong, {"given_worst"}),
         (two_gauges, {"given_worst"}),
@@ -196,7 +196,7 @@ def test_quality_is_measured_on_the_cameras_that_are_kept(shot: Shot) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [3, 4])
+@pytest.mark.parametrize("every", [3, pytest.param(4, marks=pytest.mark.thorough)])
 def test_poses_at_a_lower_rate(shot: Shot, every: int) -> None:
     frames = np.arange(0, FRAMES, every)
     assert judged(shot, shot.truth[frames], frames)[1] == set()

@@ -69,6 +69,7 @@ def test_an_exception_leaves_a_whole_file(tmp_path: Path) -> None:
     assert count_video_frames("v", path)[0] == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [300, 25_000, 31_011])
 def test_a_full_disk(tmp_path: Path, limit: int) -> None:
     """A bound on the file's size fails the same write as a full disk does, halfway through it."""
@@ -95,6 +96,7 @@ except VideoWriteError as error:
         assert len(list(video_frames("v", path, np.arange(written)))) == written
 
 
+@pytest.mark.slow
 def test_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time

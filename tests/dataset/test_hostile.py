@@ -288,6 +288,7 @@ def repeated(count: int) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+@pytest.mark.slow
 def test_a_part_that_unfolds_is_refused_before_it_does(tmp_path, frugal, make_row, make_dataset) -> None:
     bomb = repeated(5 << 24)  # a third of a gigabyte
     assert len(bomb) < 400_000
@@ -304,6 +305,7 @@ def test_a_part_that_unfolds_is_refused_before_it_does(tmp_path, frugal, make_ro
     assert [v.rule for v in validate_dataset(out)[1]] == ["part_readable"]
 
 
+@pytest.mark.slow
 def test_archives_and_arrays_are_judged_before_they_unfold(tmp_path, frugal) -> None:
     huge = FREE_BYTES + (1 << 26)
     with (

@@ -278,6 +278,7 @@ print(sum(clips.row(f"clip_{i:04d}").num_frames for _ in range(2) for i in range
         assert (done.returncode, done.stdout.strip()) == (0, "900"), done.stderr
 
 
+@pytest.mark.slow
 def test_streams_with_and_without_index_agree(out: Path) -> None:
     path = store.part_path(out, source="demo", shard_id="b")
     table = pq.ParquetFile(path).read()

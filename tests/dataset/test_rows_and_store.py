@@ -191,6 +191,7 @@ def test_full_disk_is_clear_and_leaves_nothing(
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_whole_parts_only(tmp_path: Path, make_row: MakeRow) -> None:
     """kill -9 at arbitrary moments while parts are rewritten in a loop: every visible part stays readable."""
     script = textwrap.dedent(

@@ -240,6 +240,7 @@ def old_file(path: Path, content: bytes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_hashed_once_whoever_asks(tmp_path, cache, monkeypatch):
     file = old_file(tmp_path / "model.pt", b"weights")
     reads = count_reads(monkeypatch)

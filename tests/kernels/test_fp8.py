@@ -89,6 +89,7 @@ def test_kernel_rounds_rows_as_the_twin(device: torch.device) -> None:
     assert not (found.values[1, 3].float() * found.scale[1, 3]).isfinite().any()
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("keep", [False, True])
 def test_norm_and_gate_round_their_rows_as_if_afterwards(keep: bool, device: torch.device) -> None:

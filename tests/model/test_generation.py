@@ -62,6 +62,7 @@ def test_the_first_frame_is_the_image() -> None:
     assert np.abs(frames[0, ::32, ::32].astype(float) - image).max() < 1.5
 
 
+@pytest.mark.slow
 def test_seeds_decide() -> None:
     chain = generator()
     first, again = video(chain, request())[0], video(chain, request())[0]
@@ -70,6 +71,7 @@ def test_seeds_decide() -> None:
     assert not np.array_equal(first, video(chain, request(prompt="a desert"))[0])
 
 
+@pytest.mark.slow
 def test_a_stream_hands_out_chunk_after_chunk() -> None:
     sizes: list[int] = []
     record = generator().generate(request(frames=97, refine=False), on_frames=lambda f: sizes.append(len(f)))
@@ -129,6 +131,7 @@ def test_a_refiner_may_hold_back() -> None:
     assert autoencoder.decoded == [4, 6]
 
 
+@pytest.mark.slow
 def test_the_teachers_finished_chunks_are_shown_while_later_ones_are_made() -> None:
     """The same video as after the end, handed out in pieces between the steps."""
     wanted = request("chunk-causal", frames=97, refine=False)
@@ -268,6 +271,7 @@ def test_streaming_report() -> None:
     assert alone.sustained_factor is None
 
 
+@pytest.mark.slow
 def test_cameras_matter() -> None:
     still = request(camera_to_world=np.tile(np.eye(4), (49, 1, 1)), refine=False)
     chain = generator()

@@ -71,6 +71,7 @@ def test_equals_what_diffusers_gave() -> None:
         assert float(gradient.norm()) == pytest.approx(norms[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_against_diffusers_itself() -> None:
     model, name = diffusers_model()
     theirs = run_diffusers(model)

@@ -29,6 +29,7 @@ def filled(block: int | None, window: int = 11) -> tuple[Refiner, torch.Tensor, 
     return Refiner(transformer, options=options), latents, Text(states, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "window"), [(None, 11), (3, 11), (3, 5), (2, 1)])
 def test_equal_to_the_released_code(block: int | None, window: int) -> None:
     own, latents, text = filled(block, window)

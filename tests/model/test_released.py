@@ -46,6 +46,7 @@ def refiner_folder(tmp_path: Path) -> Path:
     return tmp_path / "refiner"
 
 
+@pytest.mark.slow
 def test_the_autoencoder_loads_as_it_was_written(vae_folder: Path) -> None:
     expected = VideoAutoencoder(fill(autoencoder._kind()(**autoencoder.TINY)))
     latents = decoder_inputs(3)
@@ -177,6 +178,7 @@ def test_damaged_indices_are_refused_by_name(refiner_folder: Path) -> None:
         load_refiner(refiner_folder)
 
 
+@pytest.mark.slow
 def test_another_networks_weights_are_refused(vae_folder: Path, refiner_folder: Path) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         load_refiner(vae_folder)

@@ -74,6 +74,7 @@ def test_given_cameras_against_what_was_asked_for(tmp_path: Path) -> None:
         assert clip["truth_psnr_db"] is None
 
 
+@pytest.mark.slow
 def test_true_videos_beside_generated_ones(tmp_path: Path) -> None:
     videos, true = tmp_path / "videos", tmp_path / "true"
     true.mkdir()

@@ -106,6 +106,7 @@ def test_corpus_fetch_and_filters_change_no_row(tmp_path: Path) -> None:
     assert recipe_hash(other) != recipe_hash(recipe)
 
 
+@pytest.mark.slow
 def test_unpack_command(tmp_path: Path) -> None:
     import io
     import tarfile

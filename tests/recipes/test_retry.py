@@ -60,6 +60,7 @@ def reasons(out: Path) -> dict[str, str]:
     return {row["clip_id"]: row["reasons"][0] for row in table}
 
 
+@pytest.mark.slow
 def test_failed_clips_are_tried_again(tmp_path, recipe, fake):
     out = tmp_path / "out"
     fake |= {"c1", "c2", "c3"}

@@ -122,6 +122,7 @@ def test_image_conditioning_and_dropped_captions():
     assert float(drawn.noise.std()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_rising_levels_are_all_equally_likely():
     """Against a list of all sequences, for every anchor."""
     levels, chunks, each = 5, 4, 40_000

@@ -382,6 +382,7 @@ def test_a_file_without_video(tmp_path):
 # --- image folders -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_image_folders(tmp_path, numbered):
     for i in range(20):
         cv2.imwrite(

@@ -65,7 +65,7 @@ def config(sequence: str, anchor: str) -> AnnotateConfig:
     ("sequence", "anchor"),
     [
         # True depth with metres goes on to the bundle.
-        pytest.param(s, a, marks=[pytest.mark.slow] if s != "pi3x" and a in ("given", "rendered") else [])
+        pytest.param(s, a, marks=[pytest.mark.slow] if a != "none" or s == "given" else [])
         for s, a in itertools.product(SEQUENCES, ANCHORS)
     ],
 )

@@ -422,6 +422,7 @@ def test_moge2_refuses_what_does_not_fit(image, kw, message):
         tiny_moge2().infer(image, **kw)
 
 
+@pytest.mark.slow
 def test_moge2_says_which_outputs_it_has():
     size = MoGe2Size.released("vits-normal")
     heads = tuple(h for h in size.heads if h[0] != "normal_head")

@@ -105,6 +105,7 @@ def test_frames_without_texture_have_no_tracks_and_do_not_fail() -> None:
         measure_images([], height=HEIGHT, width=WIDTH, config=CONFIG)
 
 
+@pytest.mark.slow
 def test_keyframes_bridge_a_large_step_from_both_sides() -> None:
     image = texture(3)
     views = [zooming_view(i, step=1.0, zoom=0.0) for i in range(5)]
@@ -128,6 +129,7 @@ def test_descriptor_matches_find_a_place_again_and_agree_with_the_warp() -> None
     assert {FLOW, DESCRIPTOR} == set(joined.kind.tolist())
 
 
+@pytest.mark.slow
 def test_unrelated_pictures_do_not_match() -> None:
     a, b = (
         measure_images(

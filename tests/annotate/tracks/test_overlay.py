@@ -88,6 +88,7 @@ def test_a_logo_is_left_out_and_nothing_else(alpha: float) -> None:
     assert seen_in(m, *rest) > 0.85 * seen_in(measured(plain), *rest)
 
 
+@pytest.mark.slow
 def test_an_interface_over_a_third_of_the_picture_is_left_out() -> None:
     m = measured([interface(image) for image in scene()])
     top = int(0.65 * HEIGHT)
