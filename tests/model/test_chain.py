@@ -108,7 +108,7 @@ def test_stand_ins_run_twice_from_the_device_and_from_home(mode: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     try:
         importlib.import_module("chain").main(
@@ -116,6 +116,6 @@ def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         )
     finally:
         faulthandler.cancel_dump_traceback_later()
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     assert "x real time" in shown
     assert "StreamingReport" in shown
