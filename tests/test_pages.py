@@ -285,7 +285,7 @@ def test_python_on_pages_reads_the_dataset(desk, monkeypatch):
     monkeypatch.chdir(desk)
     code = [body for path in HAND_WRITTEN for body in blocks(path, "python")]
     reading = [body for body in code if '"runs/rgbd"' in body and "ClipStream" not in body]
-    assert len(reading) == 2
+    assert len(reading) == 3
     for body in reading:
         names: dict[str, Any] = {}
         exec(body, names)
