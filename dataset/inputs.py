@@ -392,8 +392,8 @@ def _array(stream: IO[bytes], size: int) -> NDArray[Any]:
     stream.seek(6 + 2)
     header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
     shape, _fortran, dtype = header(stream)
-    if dtype.hasobject or dtype.kind not in "biufcSU" or not dtype.itemsize:
-        raise InputError(f"holds {dtype} values; numbers are expected")
+    if dtype.hasobject or dtype.kind not in "biufSU" or not dtype.itemsize:
+        raise InputError(f"holds {dtype} values; real numbers are expected")
     promised = math.prod(shape) * dtype.itemsize
     held = size - stream.tell()
     if any(n < 0 for n in shape) or promised > held:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..dataset.cameras.transforms import relative_to_first
 from ..dataset.strict import Strict
 from ..kernels.frame_gdn.op import resolve_backend
 from .ahead import Ahead
@@ -552,7 +553,8 @@ class _Run:
         request, device = self.request, self.generator.device
         k = torch.as_tensor(np.asarray(request.intrinsics_px, np.float64))
         lens = torch.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], dim=-1)
-        poses = torch.as_tensor(np.asarray(request.camera_to_world, np.float64))
+        # Relative before they are float32: in a world of map coordinates, metres are lost in it.
+        poses = relative_to_first(torch.as_tensor(np.asarray(request.camera_to_world, np.float64)))
         height, width = request.image.shape[:2]
         found = condition_cameras(poses[None].float(), lens[None].float(), height=height, width=width)
         plucker = None if found.plucker is None else found.plucker.to(device, latents.dtype)

@@ -195,6 +195,8 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         poses[:, :3, 3] *= 1000
     elif kind == "transposed":
         poses = poses.swapaxes(1, 2)
+    elif kind == "complex":
+        poses = poses.astype(complex)
     elif kind == "shape":
         poses = poses[0]
     elif kind == "empty array":
@@ -245,6 +247,7 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         ("short", r"8 poses last 0\.44 s; the model needs at least 9 frames"),
         ("millimetres", "in metres"),
         ("transposed", "transposed"),
+        ("complex", "holds complex128 values; real numbers are expected"),
         ("shape", r"poses are \(4, 4\)"),
         ("empty array", "empty"),
         ("pickle", "not a readable numpy file"),

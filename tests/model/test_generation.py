@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,15 @@ def test_streaming_report() -> None:
     alone = streaming_report([2.0], [25])
     assert alone.deadlines_met is None
     assert alone.sustained_factor is None
+
+
+def test_any_world_will_do() -> None:
+    """Poses in map coordinates, 5,000 km from their origin: float32 would round them to half a metre there."""
+    wanted = request(frames=25, refine=False)
+    poses = wanted.camera_to_world.copy()
+    poses[:, :3, 3] += [4_500_000.0, 600_000.0, 120.0]
+    far = replace(wanted, camera_to_world=poses)
+    assert np.abs(video(generator(), far)[0].astype(int) - video(generator(), wanted)[0]).max() <= 1
 
 
 @pytest.mark.slow
