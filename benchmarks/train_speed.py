@@ -1,0 +1,282 @@
+"""A training step at full size: forward and backward beside NVlabs/Sana, whole steps, LoRA on a card of 24 GB.
+
+    python benchmarks/train_speed.py [--parts passes official step lora] [--sana SANA] [--frames 121]
+    python benchmarks/train_speed.py --smoke
+
+Random weights, random clips of 121 latent frames of 22 x 40 tokens (a minute of 720p), batch 1. `passes` is forward and
+backward in bfloat16 with each choice of what is computed again; `official` the same of NVlabs/Sana's network with its
+own gradient checkpointing and kernels, the same weights and inputs, gradients compared. `step` is the trainer's own
+step through FSDP2 on one rank: float32 weights, AdamW, reading clips included. `lora` is `finetune_lora` with the
+allocator capped at 24 GB: the longest clip that fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from beside_nvlabs import Inputs, import_official, inputs_of, load_ours, official_network
+from model_speed import FULL, SMOKE, Size, attempt, peak_gib, random_model, relative, synchronise, time_ms
+from theodolite.dataset.encoded import (
+    EncodedClip,
+    Encoding,
+    Window,
+    begin,
+    open_encoded,
+    window_id,
+    write_shard,
+)
+from theodolite.model.network import WorldModel
+from theodolite.train.cost import ClipShape, peak_flops, step_flops
+from theodolite.train.parallel import Ranks, make_ranks, recompute_blocks
+from theodolite.train.recipe import TrainRecipe
+from theodolite.train.start import Started
+from theodolite.train.training import Training
+from torch import Tensor
+
+RECOMPUTE = ("blocks", "all_but_softmax", "all_but_attention")
+COMPARED = (
+    "blocks.0.attn.qkv.weight",
+    "blocks.3.attn.q_proj_cam.weight",
+    "blocks.1.attn.out_proj_cam.weight",
+    "blocks.0.mlp.point_conv.conv.weight",
+    "blocks.3.cross_attn.kv_linear.weight",
+    "x_embedder.proj.weight",
+    "final_layer.linear.weight",
+)
+"""Weights whose gradients are compared, early and late, of both kinds of blocks."""
+
+
+def clip_shape(size: Size) -> ClipShape:
+    return ClipShape(frames=size.frames, height=size.height, width=size.width)
+
+
+def told(size: Size, what: str, milliseconds: float, gib: float) -> None:
+    """One row, with the share of the card's peak."""
+    flops = step_flops(size.config, clip_shape(size))
+    text = f"  {what:44s} {milliseconds:9.0f} ms  peak {gib:6.2f} GiB"
+    if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())):
+        floor = 1e3 * flops / peak
+        text += f"  MFU {100 * floor / milliseconds:5.1f} %  (floor {floor:.0f} ms)"
+    print(text, flush=True)
+
+
+def measure(size: Size, what: str, step: Callable[[], object], repeats: int = 3) -> None:
+    began = time.perf_counter()
+    step()
+    synchronise()
+    first = time.perf_counter() - began
+    told(size, f"{what} (first {first:.1f} s)", time_ms(step, repeats, 0), peak_gib(step))
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def target(inputs: Inputs) -> Tensor:
+    generator = torch.Generator(device=inputs.latents.device).manual_seed(5)
+    return torch.randn(inputs.latents.shape, generator=generator, device=inputs.latents.device)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters())
+    return {n: g.detach().float().cpu() for n in COMPARED if n in named and (g := named[n].grad) is not None}
+
+
+def passes(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
+    """Ours, with each choice of what is computed again."""
+    inputs = inputs_of(size)
+    wanted = target(inputs)
+    for what in RECOMPUTE:
+        model = random_model(size).train()
+        recompute_blocks(model, what)
+
+        def step(model: WorldModel = model) -> None:
+            model.zero_grad(set_to_none=True)
+            out = model(inputs.latents, inputs.times, inputs.text, cameras=inputs.cameras)
+            (out.float() - wanted).square().mean().backward()
+
+        attempt(f"ours, {what}", lambda step=step, what=what: measure(size, f"ours, recompute {what}", step))
+        found.setdefault("ours", {}).update(gradients(model))
+        del model, step
+        free()
+
+
+def official(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
+    """NVlabs/Sana's network, its blocks checkpointed as its recipes do."""
+    inputs = inputs_of(size)
+    wanted = target(inputs)
+    ours = random_model(size)
+    state = {k: v.cpu() for k, v in ours.state_dict().items()}
+    del ours
+    free()
+    model = load_ours(official_network(size, "bidirectional"), state, size).train()
+    for module in model.modules():
+        module.grad_checkpointing, module.grad_checkpointing_step = True, 1
+        if hasattr(module, "use_autograd_kernel"):
+            module.use_autograd_kernel = True
+    text = inputs.text[:, None]
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        out = model(
+            inputs.latents, inputs.times[:, None], text, mask=inputs.mask, data_info={}, **inputs.official
+        )
+        (out.float() - wanted).square().mean().backward()
+
+    measure(size, "NVlabs/Sana", step, 2)
+    found["official"] = gradients(model)
+    for name, gradient in found["official"].items():
+        if name in found.get("ours", {}):
+            print(
+                f"    gradient of {name}: differs by {relative(found['ours'][name], gradient):.2e}",
+                flush=True,
+            )
+
+
+def write_clips(size: Size, folder: Path, count: int = 3) -> Path:
+    """Random windows as `theodolite encode` writes them."""
+    config, frames = size.config, 8 * (size.frames - 1) + 1
+    encoding = Encoding(
+        height=32 * size.height,
+        width=32 * size.width,
+        fit="cover",
+        fps=16.0,
+        temporal_stride=8,
+        spatial_stride=32,
+        latent_channels=config.latent_channels,
+        text_width=config.text_width,
+        text_tokens=config.text_tokens,
+        autoencoder="random",
+        text_encoder="random",
+        stand_in=True,
+    )
+    empty = torch.zeros(config.text_tokens, config.text_width)
+    begin(folder, encoding, (empty, torch.ones(config.text_tokens, dtype=torch.bool)))
+    for number in range(count):
+        poses = torch.eye(4).repeat(frames, 1, 1)
+        poses[:, :3, 3] = 0.02 * torch.randn(frames, 3).cumsum(0)
+        lens = torch.tensor([900.0, 900.0, 16.0 * size.width, 16.0 * size.height]).repeat(frames, 1)
+        window = Window(
+            id=window_id(f"clip{number}", 0), clip_id=f"clip{number}", first_frame=0, num_frames=frames,
+            caption="random", cameras=True, data_licence="CC0-1.0", stand_in=True,
+        )  # fmt: skip
+        latents = torch.randn(config.latent_channels, size.frames, size.height, size.width)
+        text = torch.randn(config.text_tokens, config.text_width)
+        write_shard(
+            folder, [EncodedClip(window, latents, text, torch.ones(config.text_tokens) > 0, poses, lens)]
+        )
+    return folder
+
+
+def make_training(size: Size, folder: Path, **changes: Any) -> Training:
+    content: dict[str, Any] = dict(
+        schema_version=1,
+        name="speed",
+        start=dict(weights="random"),
+        data=dict(held_out=0, workers=0, allow_stand_in=True),
+        validation=dict(every=0),
+        steps=100,
+    )
+    recipe = TrainRecipe(**{**content, **changes})
+    model = random_model(size).train()
+    started = Started(model, tuple(model.state_dict()), (), (), "random numbers")
+    return Training(recipe, started, open_encoded(write_clips(size, folder)), folder / "run")
+
+
+def time_steps(size: Size, training: Training, what: str) -> None:
+    """Reading, two passes, clipping and the optimiser, step after step."""
+    feed = iter(training.feed())
+    measure(size, what, lambda: training.take_step(next(feed)), 2)
+
+
+def whole_step(size: Size) -> None:
+    """The trainer's step: FSDP2 of one rank on a GPU, plain on a CPU."""
+    device = torch.device(size.device)
+    if device.type == "cuda" and not dist.is_initialized():
+        dist.init_process_group("nccl", init_method="tcp://127.0.0.1:29517", rank=0, world_size=1)
+    fits = False
+    for frames in dict.fromkeys((size.frames, 81, 61, 41, 21)):
+        if frames > size.frames or fits:
+            continue
+        for recompute in ("all_but_softmax", "blocks"):
+            now = replace(size, frames=frames, dtype=torch.float32)
+
+            def run(now: Size = now, recompute: str = recompute) -> None:
+                with tempfile.TemporaryDirectory() as folder:
+                    training = make_training(now, Path(folder), parallel=dict(recompute=recompute))
+                    training.place(device, make_ranks(1) if dist.is_initialized() else Ranks())
+                    time_steps(now, training, f"step of all weights, {frames} frames, {recompute}")
+
+            fits = attempt(f"step {frames} {recompute}", run) or fits
+            free()
+
+
+def lora_steps(size: Size, cap_gb: float) -> None:
+    """`finetune_lora` below a cap, ever longer clips."""
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
+    for frames in (7, 11, 21, 31, 41, 51, 61, 81, 121) if size is not SMOKE else (size.frames,):
+        now = replace(size, frames=min(frames, size.frames))
+
+        def run(now: Size = now) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                lora = dict(rank=64, alpha=64, parts=("attention", "camera", "ffn"))
+                training = make_training(now, Path(folder), lora=lora, parallel=dict(recompute="blocks"))
+                training.place(torch.device(now.device), Ranks())
+                time_steps(
+                    now, training, f"finetune_lora, {8 * (now.frames - 1) + 1} video frames, {cap_gb:g} GB"
+                )
+
+        if not attempt(f"lora {frames} frames", run):
+            break
+        free()
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ("passes", "official", "step", "lora")
+    parser.add_argument("--parts", nargs="+", choices=names, default=list(names))
+    parser.add_argument("--sana", type=Path, help="checkout of NVlabs/Sana, for `official`")
+    parser.add_argument("--frames", type=int, default=121)
+    parser.add_argument("--cap-gb", type=float, default=24.0)
+    parser.add_argument("--smoke", action="store_true")
+    asked = parser.parse_args()
+    size = replace(SMOKE, frames=5) if asked.smoke else replace(FULL, frames=asked.frames)
+    os.environ.setdefault("DISABLE_XFORMERS", "1")
+    print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", torch.__version__, flush=True)
+    found: dict[str, dict[str, Tensor]] = {}
+    for part in asked.parts:
+        print(f"{part}: {size.frames * size.tokens} tokens", flush=True)
+        if part == "passes":
+            passes(size, found)
+        elif part == "official" and asked.sana is not None:
+            if asked.smoke:
+                os.environ["GDN_DISABLE_COMPILE"] = "1"
+            print(f"stood in for: {', '.join(import_official(asked.sana))}", flush=True)
+            attempt("official", lambda: official(size, found))
+        elif part == "step":
+            whole_step(size)
+        elif part == "lora":
+            lora_steps(size, asked.cap_gb)
+        free()
+
+
+if __name__ == "__main__":
+    main()
