@@ -13,7 +13,9 @@ allocator capped at 24 GB: the longest clip that fits.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
+import importlib
 import os
 import tempfile
 import time
@@ -42,6 +44,7 @@ from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import Started
 from theodolite.train.training import Training
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 RECOMPUTE = ("blocks", "all_but_softmax", "all_but_attention")
 COMPARED = (
@@ -122,6 +125,8 @@ def official(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
     del ours
     free()
     model = load_ours(official_network(size, "bidirectional"), state, size).train()
+    utils = importlib.import_module("diffusion.model.utils")
+    utils.checkpoint = functools.partial(checkpoint, use_reentrant=False)
     for module in model.modules():
         module.grad_checkpointing, module.grad_checkpointing_step = True, 1
         if hasattr(module, "use_autograd_kernel"):
