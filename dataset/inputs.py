@@ -236,6 +236,19 @@ class _Loader(_SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.twice: list[str] = []
+        self._depth = 0
+
+    def descend_resolver(self, current_node: Any, current_index: Any) -> None:
+        """Called for every node on the way in, by the parser in C too, which would follow any depth until its stack
+        ends, and the process with it."""
+        self._depth += 1
+        if self._depth > MAX_NESTING + 2:  # a little more than what is refused below in better words
+            raise RecursionError
+        super().descend_resolver(current_node, current_index)
+
+    def ascend_resolver(self) -> None:
+        self._depth -= 1
+        super().ascend_resolver()
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
