@@ -1,4 +1,5 @@
-"""griffe reads `height, width: text` as one parameter of that name; here it is two with the same text."""
+"""Docstrings as griffe wants them: it reads `height, width: text` as one parameter of that name, and finds no section
+that follows a sentence without an empty line between."""
 
 from __future__ import annotations
 
@@ -8,17 +9,18 @@ from typing import Any
 import griffe
 
 _GROUP = re.compile(r"( +)(\w+(?:, \w+)+): (.*)")
+_SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):|Sources?: .*|Methods?: .*")
 
 
 def split(text: str) -> str:
-    """A docstring with one entry a name; what continues an entry goes along."""
+    """A docstring with one entry a name, what continues an entry along, and sections apart."""
     lines = text.split("\n")
     out: list[str] = []
     while lines:
-        found = _GROUP.fullmatch(lines[0])
         first = lines.pop(0)
+        found = _GROUP.fullmatch(first)
         if found is None:
-            out.append(first)
+            out += ["", first] if _SECTION.fullmatch(first) else [first]
             continue
         rest: list[str] = []
         while lines and lines[0].startswith(found[1] + " "):
