@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .config import WorldModelConfig
 from .network import Operators, WorldModel
+from .weight_files import first_line, load_torch, opened_safetensors
 
 _DIFFUSERS = {"t_embedder.linear_1.": "t_embedder.mlp.0.", "t_embedder.linear_2.": "t_embedder.mlp.2."}
 """What diffusers calls otherwise; it leaves out `pos_embed` and `y_embedder.y_embedding`."""
@@ -170,10 +171,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Layout]:
         return _named(_read_sharded(path), Layout(file="safetensors", names=()), origin=str(path))
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from error
+    stored = load_torch(path)
     wrapper, weights = None, stored
     if isinstance(stored, dict) and not _is_state_dict(stored):
         wrapper = next((k for k in _WRAPPERS if _is_state_dict(stored.get(k))), None)
@@ -186,6 +184,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Layout]:
 
 def _root(path: Path) -> str:
     """Folder inside a torch file; torch takes the name under which the file was first written."""
+    if not zipfile.is_zipfile(path):
+        return "archive"  # of the old kind, which is written as the new one
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()[0].split("/")[0]
 
@@ -205,14 +205,9 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Layout]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            metadata = file.metadata()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no intact safetensors file: {_first_line(error)}") from error
+    with opened_safetensors(path) as file:
+        stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
     return _named(stored, Layout(file="safetensors", names=(), metadata=metadata), origin=str(path))
 
 
@@ -220,7 +215,7 @@ def _read_sharded(index: Path) -> dict[str, Tensor]:
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{index} is no index of safetensors shards: {_first_line(error)}") from error
+        raise ValueError(f"{index} is no index of safetensors shards: {first_line(error)}") from error
     stored: dict[str, Tensor] = {}
     for name in shards:
         shard = index.parent / str(name)
@@ -275,7 +270,7 @@ def _check_fit(model: WorldModel, tensors: Mapping[str, Tensor], *, origin: str)
     ]
     if not problems:
         problems = [
-            f"{k} holds NaN or inf"
+            f"{k} holds {'NaN or inf' if v.is_floating_point() else v.dtype}"
             for k, v in tensors.items()
             if not v.is_floating_point() or not bool(v.isfinite().all())
         ]
@@ -337,7 +332,3 @@ def _with_weights(layout: Layout, stored: dict[str, Tensor]) -> Any:
     if layout.wrapper is not None:
         content[layout.wrapper] = weights
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,6 +22,7 @@ from .checkpoint import own_name
 from .network import WorldModel
 from .refiner import SOUND, Refiner
 from .released import import_peft
+from .weight_files import opened_safetensors
 
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.", "dit.")
 """What trainers put in front of a network's own names, in any order and number."""
@@ -126,15 +127,9 @@ def _read(
     file: Path, module: nn.Module, rename: Callable[[str], str], left_out: Sequence[str]
 ) -> tuple[dict[str, _Layer], int]:
     """Pairs of matrices by the name of their layer, and how many tensors were for parts that are not here."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is no intact safetensors file: {first}") from error
+    with opened_safetensors(file) as opened:
+        stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata() or {}
     settings = _settings(file, metadata)
     modules = dict(module.named_modules())
     halves: dict[str, dict[str, Tensor]] = defaultdict(dict)

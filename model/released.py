@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .weight_files import opened_safetensors
+
 _HINT = "pip install theodolite[generate]"
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -147,16 +149,10 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError, ValueError: as `safetensors_files`, or a file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     tensors: dict[str, Tensor] = {}
     for file in safetensors_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{file} is no intact safetensors file: {first}") from error
+        with opened_safetensors(file) as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     return tensors
 
 

@@ -206,6 +206,36 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "Git LFS pointer in place of",
+        ),
+        (b"<!DOCTYPE html><html>Not found</html>", "a web page; the download went wrong"),
+        (b"", "the file is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_files_that_are_no_weights_are_named(name: str, content: bytes, named: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} .*{named}"):
+        load_world_model(tmp_path / name)
+
+
+def test_torch_files_of_the_old_kind(released, tmp_path: Path) -> None:
+    """Before torch 1.6 they were no archives and cannot be mapped."""
+    old = tmp_path / "old.pt"
+    torch.save({"state_dict": released, "step": 3}, old, _use_new_zipfile_serialization=False)
+    model, layout = load_world_model(old)
+    assert all(torch.equal(released[k], v) for k, v in model.state_dict().items())
+    save_world_model(model, tmp_path / "new.pt", layout)
+    assert torch.equal(
+        load_world_model(tmp_path / "new.pt")[0].x_embedder.proj.weight, released["x_embedder.proj.weight"]
+    )
+
+
 def test_a_failed_write_leaves_the_old_file(released, tmp_path: Path, monkeypatch) -> None:
     source = bare(released, tmp_path)
     before = digest(source)

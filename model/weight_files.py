@@ -1,0 +1,69 @@
+"""Files of weights as they lie on disk: opened without running what they hold, and named for what they are where they
+are no weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def opened_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped.
+
+    Raises:
+        ValueError: it is damaged or something else; also while its tensors are read inside.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        why = _looks_like(path) or first_line(error)
+        raise ValueError(f"{path} is no intact safetensors file: {why}") from error
+
+
+def load_torch(path: Path) -> Any:
+    """What `torch.save` wrote: tensors, numbers and plain containers; mapped, unless it is of the old kind.
+
+    Raises:
+        ValueError: it is damaged, something else, or holds other objects, whose code would run.
+    """
+    other = _looks_like(path)
+    if other is not None:
+        raise ValueError(f"{path} cannot be read as a torch checkpoint: {other}")
+    with path.open("rb") as file:
+        mapped = file.read(4) == b"PK\x03\x04"  # before torch 1.6 files were no archives
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint: it is damaged, or holds objects beside tensors, which are "
+            "not read since reading them runs code: save the state dict alone"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a torch checkpoint: {first_line(error)}") from error
+
+
+def _looks_like(path: Path) -> str | None:
+    """What a file is that no tensors can be in; None: it may be weights."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer in place of the file; `git lfs pull` brings it"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page; the download went wrong"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
