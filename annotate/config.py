@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from ..dataset.strict import Strict
-from .bundle import BundleConfig
 from .frames.base import DecodeConfig
 from .frames.quality import QualityConfig
-from .gates import GatesConfig
 from .geometry.config import GeometryConfig
 from .scale.records import ScaleConfig
+from .sfm.config import BundleConfig
 from .tracks.records import TracksConfig
+from .verdict.config import GatesConfig
 
 
 class ExecutorConfig(Strict):

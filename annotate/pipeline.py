@@ -21,12 +21,12 @@ from ..dataset.cameras.intrinsics import fov_from_focal
 from ..dataset.metrics import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
-from .agreement import Agreement, compare, confidence_of
-from .depth_check import DepthCheck, check_depth
+from .checks.depth import DepthCheck, check_depth
+from .checks.given_poses import longest_gap_s
+from .checks.posed import Posed, solve_posed
 from .frames.base import ClipFrames
 from .frames.open import open_clip
 from .frames.quality import QualityMeter
-from .gates import REASONS, describe_failure, image_motion, judge, judge_depth, judge_given, sweep_minimum
 from .geometry.base import (
     AnchorFrame,
     AnchorStreamOf,
@@ -42,18 +42,20 @@ from .geometry.base import (
 from .geometry.choose import MetricDepth, metric_anchor, sequence_geometry
 from .geometry.config import GeometryConfig
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
-from .given_poses import longest_gap_s
 from .networks.checkpoint import STAND_IN
 from .pool import in_solver, shares, streamed
-from .posed import Posed, solve_posed
 from .reporting import counted, say
 from .scale.estimate import estimate_scale
 from .scale.records import ScaleEstimate
-from .solve import GIVEN, CameraSolution, KnownLens, StartCameras, solve_cameras
+from .sfm.records import GIVEN, CameraSolution, KnownLens, StartCameras
+from .sfm.solve import solve_cameras
+from .sfm.start import WithoutFrames, verify_keyframes
+from .sfm.summary import sweep_minimum
 from .sources.clip import ClipRef, ClipRejection
-from .start import WithoutFrames, prove_anchors
 from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
+from .verdict.agreement import Agreement, compare, confidence_of
+from .verdict.gates import REASONS, describe_failure, image_motion, judge, judge_depth, judge_given
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig
@@ -342,7 +344,7 @@ def _prove(
     focal_px = np.asarray(expected, np.float64)
     proved = in_solver(
         shares(config)[1],
-        prove_anchors,
+        verify_keyframes,
         measured=measured,
         depth=depth,
         anchors=StartCameras(camera_to_world=poses, focal_px=focal_px),

@@ -21,11 +21,11 @@ def one(data: Path, frames: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    from theodolite.annotate.bundle import BundleConfig
     from theodolite.annotate.frames.base import DecodeConfig
     from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.geometry.given import GivenGeometrySource
-    from theodolite.annotate.solve import solve_cameras
+    from theodolite.annotate.sfm.config import BundleConfig
+    from theodolite.annotate.sfm.solve import solve_cameras
     from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
     from theodolite.annotate.tracks.measure import measure_images
     from theodolite.annotate.tracks.records import TracksConfig

@@ -8,8 +8,9 @@
 networks (tests/annotate/simulator.py) whose errors are drawn anew for each clip, from small to hopeless.
 
 The two parts share nothing: cases 0 to 167 in 24 rendered scenes and in rgbd-redkitchen are for fitting; cases 1000
-to 1087 in 24 other scenes and in rgbd-office-a are held out. `fit` makes the logistic model of `annotate/agreement.py`
-from the first part alone and prints for the second what was promised against what was usable, and the Brier score.
+to 1087 in 24 other scenes and in rgbd-office-a are held out. `fit` makes the logistic model of
+`annotate/verdict/agreement.py` from the first part alone and prints for the second what was promised against what
+was usable, and the Brier score.
 
 Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
 10 %.
@@ -28,12 +29,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from theodolite.annotate.agreement import FEATURES, features_of
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.verdict.agreement import FEATURES, features_of
 from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row
 

@@ -407,7 +407,7 @@ def keep_results(work: Path, place: list[str]) -> None:
 
     pipeline.measure_images = kept("tracks", pipeline.measure_images, lambda _: "")
     for module in [m for n, m in sys.modules.items() if n.startswith("theodolite.annotate.")]:
-        if hasattr(module, "solve_cameras") and module.__name__ != "theodolite.annotate.solve":
+        if hasattr(module, "solve_cameras") and module.__name__ != "theodolite.annotate.sfm.solve":
             module.solve_cameras = kept("solved", module.solve_cameras, lens_key)
 
 

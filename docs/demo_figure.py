@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from theodolite.annotate.demo import CLIP_ID
-from theodolite.annotate.geometry.given_cameras import read_intrinsics
+from theodolite.annotate.given.cameras import read_intrinsics
 from theodolite.dataset.metrics import align_trajectory
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.trajectories import read_trajectory

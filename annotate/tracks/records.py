@@ -168,7 +168,7 @@ def join_tracks(a: Tracks, b: Tracks) -> Tracks:
     )
 
 
-def members(group: IntArray, size: int) -> list[IntArray]:
+def indices_by_group(group: IntArray, size: int) -> list[IntArray]:
     """For each group 0..size-1 the (increasing) numbers of its elements, in one sort however many groups there are."""
     order = np.argsort(group, kind="stable")
     return np.split(order, np.searchsorted(group[order], np.arange(1, size)))

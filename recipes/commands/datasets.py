@@ -155,7 +155,7 @@ def export(
 
     points = None
     if media_root is not None and style in (*SCENES, "rerun"):
-        from ...annotate.scene_points import observed_points as points
+        from ...annotate.sfm.scene_points import observed_points as points
     written = export_dataset(
         path,
         out,

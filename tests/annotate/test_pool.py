@@ -15,12 +15,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from theodolite.annotate.bundle import BundleConfig
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
-from theodolite.annotate.solve import solve_cameras
+from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.solve import solve_cameras
+from theodolite.annotate.sfm.start import WithoutFrames
 from theodolite.annotate.sources.clip import ClipRejection
-from theodolite.annotate.start import WithoutFrames
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import TracksConfig
 

@@ -17,7 +17,6 @@ import yaml
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
-from theodolite.annotate.gates import GatesConfig
 from theodolite.annotate.geometry.config import AnchorsConfig
 from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
@@ -28,6 +27,7 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.verdict.config import GatesConfig
 from theodolite.dataset.frames import VideoWriter
 from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from theodolite.annotate.fetch.ledger import MEANINGS
-from theodolite.annotate.gates import REASONS as GATE_REASONS
 from theodolite.annotate.sources.clip import ClipRejection
+from theodolite.annotate.verdict.gates import REASONS as GATE_REASONS
 from theodolite.dataset.reasons import REASONS, is_judgement, status_of
 
 ROOT = Path(__file__).parents[2]

@@ -254,7 +254,7 @@ def test_pictures_show_the_frames_of_the_row_with_their_field_of_view(
 
 
 def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[..., Row]) -> None:
-    from theodolite.annotate.gates import REASONS
+    from theodolite.annotate.verdict.gates import REASONS
 
     assert set(REASONS) <= set(GATE_MEANINGS)
     margins = [

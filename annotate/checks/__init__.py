@@ -1,0 +1,1 @@
+"""What a source gives, against what the images say: depth, poses, lens."""

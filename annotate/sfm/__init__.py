@@ -1,0 +1,1 @@
+"""From tracks and depth to a camera for every frame."""

@@ -1,0 +1,1 @@
+"""Bundle adjustment with a focal length per frame."""

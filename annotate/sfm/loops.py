@@ -1,0 +1,180 @@
+"""Links beyond neighbours: loops, pieces that lost their neighbours, and alignment of whole images."""
+
+from __future__ import annotations
+
+# OpenCV types every image as MatLike and leaves functions out of its stubs.
+# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...dataset.arrays import FloatArray, IntArray
+from ..geometry.base import DepthMaps
+from ..tracks.records import (
+    DENSE,
+    ImageMeasurements,
+    Tracks,
+    make_tracks,
+)
+from .bundle.problem import Problem, State, project
+from .incremental import MIN_SHARED
+from .rgbd import View, align_rgbd, link_points
+
+_MIN_DENSE_AGREEMENT = 0.85
+MIN_LOOP_MATCHES = 25  # between images that are not neighbours in time
+
+
+def propose_loops(
+    state: State,
+    placed: NDArray[np.bool_],
+    depth_median: FloatArray,
+    size_px: tuple[float, float],
+    known: set[tuple[int, int]],
+    limit: int,
+) -> list[tuple[int, int]]:
+    """Keyframe pairs far apart in time that look at the same place, by the present cameras.
+
+    Two views overlap if the centre of each one's view volume (at its median depth) projects into the other's image
+    grown by a fifth, with viewing directions within 50 degrees and depth within a factor of 2.
+
+    Args:
+        depth_median: (K,) median depth of each keyframe's points.
+        known: pairs already matched.
+        limit: proposals per keyframe at most, nearest view first.
+    """
+    rotation = state.rotation.cpu().numpy()
+    translation = state.translation.cpu().numpy()
+    focal = np.exp(state.log_focal.cpu().numpy())
+    frames = len(rotation)
+    width, height = size_px
+    centre = -np.einsum("fji,fj->fi", rotation, translation)
+    axis = rotation[:, 2]
+    target = centre + axis * depth_median[:, None]
+    local = np.einsum("fij,kj->fki", rotation, target) + translation[:, None]
+    z = np.where(local[..., 2] > 1e-6, local[..., 2], np.nan)
+    x = local[..., 0] / z * focal[:, None] / width
+    y = local[..., 1] / z * focal[:, None] / height
+    with np.errstate(invalid="ignore"):
+        inside = (
+            (np.abs(x) < 0.6)
+            & (np.abs(y) < 0.6)
+            & (z > 0.5 * depth_median[:, None])
+            & (z < 2 * depth_median[:, None])
+        )
+    overlap = inside & inside.T & (axis @ axis.T > np.cos(np.radians(50)))
+    overlap &= placed[:, None] & placed[None, :]
+    distance = np.linalg.norm(target[:, None] - target[None], axis=2) / np.minimum(
+        depth_median[:, None], depth_median[None]
+    )
+    distance = distance + (1 - axis @ axis.T)
+    pairs: set[tuple[int, int]] = set()
+    for i in range(frames):
+        candidates = [j for j in np.nonzero(overlap[i, : max(0, i - 8)])[0] if (int(j), i) not in known]
+        candidates.sort(key=lambda j: distance[i, j])
+        taken: list[int] = []
+        for j in candidates:
+            # Spread over time: neighbours of a pair add little.
+            if all(abs(j - other) > 8 for other in taken) and not any(
+                (int(j) + a, i + b) in pairs for a in (-1, 0, 1) for b in (-1, 0)
+            ):
+                taken.append(int(j))
+            if len(taken) == limit:
+                break
+        pairs |= {(j, i) for j in taken}
+    return sorted(pairs)
+
+
+def weak_links(problem: Problem, state: State, placed: NDArray[np.bool_]) -> IntArray:
+    """Keyframe numbers k whose link to k + 1 rests on fewer than `MIN_SHARED` points that agree with both cameras."""
+    uv, p = project(problem, replace(state, points=torch.nan_to_num(state.points)))
+    error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
+    good = (error < 8) & (p[:, 2] > 1e-6) & torch.isfinite(state.points).all(1)[problem.point]
+    good &= torch.as_tensor(placed)[problem.frame]
+    frame, point = problem.frame[good], problem.point[good]
+    key = set((point * problem.num_frames + frame).tolist())
+    shared = np.zeros(problem.num_frames - 1, int)
+    for value in key:
+        f = value % problem.num_frames
+        if f + 1 < problem.num_frames and value + 1 in key:
+            shared[f] += 1
+    return np.nonzero(shared < MIN_SHARED)[0]
+
+
+def propose_relocations(
+    placed: NDArray[np.bool_], weak: IntArray, nearest: int = 8, spread: int = 12
+) -> list[tuple[int, int]]:
+    """Keyframe pairs (lower number first) that could tie a piece of the clip to the rest of it.
+
+    Tried for each keyframe without a camera and for both ends of each weak link: the nearest placed keyframes in
+    time, and some from all over the clip.
+
+    Args:
+        placed: (K,) keyframes that have a camera.
+        weak: keyframes whose link to the next is weak.
+        nearest, spread: placed keyframes tried per keyframe.
+    """
+    there = np.nonzero(placed)[0]
+    pairs: set[tuple[int, int]] = set()
+    for k in np.unique(np.r_[np.nonzero(~placed)[0], weak, weak + 1]):
+        near = there[np.argsort(np.abs(there - k), kind="stable")[:nearest]]
+        far = there[np.unique(np.linspace(0, len(there) - 1, spread).round().astype(int))]
+        pairs |= {(int(min(k, j)), int(max(k, j))) for j in np.r_[near, far] if j != k}
+    return sorted(pairs)
+
+
+def dense_links(
+    measured: ImageMeasurements, depth: DepthMaps, weak: IntArray, focal_px: FloatArray
+) -> Tracks | None:
+    """Observations from RGB-D alignment across weak links: of each two and three neighbours that one separates.
+
+    Args:
+        weak: keyframe numbers whose link to the next one is weak.
+        focal_px: (K,) focal of each keyframe.
+    Returns:
+        Tracks of two DENSE observations each, with their own standard deviations; None if nothing aligns.
+    """
+    flow, keyframes = measured.flow, measured.keyframes
+    size = np.array([flow.width, flow.height])
+    least_px = 1.5 * max(size) / 640.0
+
+    def view(k: int) -> View | None:
+        z, shown = depth.read(int(keyframes[k])), measured.features[k]
+        focal = float(focal_px[k] / flow.width)
+        return None if z is None else View(shown.thumbnail, z, focal, shown.overlay)
+
+    pairs = {(k - a, k + b) for k in weak.tolist() for a, b in ((0, 1), (1, 1), (0, 2))}
+    frame, track, xy, sigma = [], [], [], []
+    count = 0
+    for i, j in sorted(pairs):
+        if i < 0 or j >= len(keyframes):
+            continue
+        first, second = view(i), view(j)
+        if first is None or second is None:
+            continue
+        found = align_rgbd(first, second, [])
+        if found is None or found.agreement < _MIN_DENSE_AGREEMENT:
+            continue
+        here, there = link_points(first, second, found)
+        n = len(here)
+        numbers = count + np.arange(n)
+        count += n
+        frame += [np.full(n, keyframes[i]), np.full(n, keyframes[j])]
+        track += [numbers, numbers]
+        xy += [here * size, there * size]
+        # All points of a link repeat one estimate: together they weigh as much as it does.
+        sigma += [np.full(2 * n, max(least_px, found.shift_sigma * flow.width) * max(1.0, np.sqrt(n / 4)))]
+    if not count:
+        return None
+    at = np.concatenate(frame)
+    return make_tracks(
+        at,
+        np.concatenate(track),
+        np.concatenate(xy),
+        np.full(len(at), DENSE, np.uint8),
+        flow.num_frames,
+        flow.height,
+        flow.width,
+        np.concatenate(sigma),
+    )

@@ -1,0 +1,169 @@
+"""Points from known cameras: by depth, by viewing rays, and which of them move on their own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .bundle.problem import Problem, State, project, sum_by
+
+log = logging.getLogger(__name__)
+
+
+def true_log_depth(problem: Problem, state: State) -> Tensor:
+    """(N,) log depth of the observations without the factor by which their frame's depth is wrong."""
+    return problem.log_depth if state.log_gain is None else problem.log_depth - state.log_gain[problem.frame]
+
+
+def back_project(problem: Problem, state: State, *, known: Tensor | None = None) -> Tensor:
+    """World points (P, 3) from depth: the median camera-frame lift over the observations that have depth.
+
+    Args:
+        known: (F,) bool frames whose cameras may be used; None = all. Points without usable depth get NaN.
+    """
+    has = torch.isfinite(problem.sigma_log_depth)
+    if known is not None:
+        has &= known[problem.frame]
+    f = problem.frame
+    z = true_log_depth(problem, state).exp()
+    focal = state.log_focal[f].exp()
+    xy = problem.uv_px - problem.centre_px
+    p = torch.stack([xy[:, 0] / focal * z, xy[:, 1] / focal * z, z], 1)
+    world = (state.rotation[f].transpose(1, 2) @ (p - state.translation[f])[:, :, None])[:, :, 0]
+    total = sum_by(problem.point[has], world[has], problem.num_points)
+    count = sum_by(problem.point[has], torch.ones_like(z)[has], problem.num_points)
+    return total / torch.where(count > 0, count, torch.nan)[:, None]
+
+
+def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
+    """Points (P, 3) by linear least squares on viewing rays, for `wanted` (P,) tracks; NaN where rays are parallel."""
+    f = problem.frame
+    use = wanted[problem.point]
+    focal = state.log_focal[f].exp()
+    xy = (problem.uv_px - problem.centre_px - state.lens[:2]) / focal[:, None]
+    ray = torch.cat([xy, torch.ones_like(xy[:, :1])], 1)
+    ray = (state.rotation[f].transpose(1, 2) @ ray[:, :, None])[:, :, 0]
+    ray = ray / ray.norm(dim=1, keepdim=True)
+    centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
+    across = torch.eye(3, dtype=ray.dtype) - ray[:, :, None] * ray[:, None, :]
+    a = sum_by(problem.point[use], across[use], problem.num_points)
+    b = sum_by(problem.point[use], (across @ centre[f][:, :, None])[use][:, :, 0], problem.num_points)
+    eigen = torch.linalg.eigvalsh(a)
+    # Two rays at angle t have least eigenvalue 1 - cos t; 1 degree over the track at least.
+    ok = wanted & (eigen[:, 0] > 1.5e-4)
+    solved = torch.full((problem.num_points, 3), torch.nan, dtype=ray.dtype)
+    solved[ok] = torch.linalg.solve(a[ok], b[ok])
+    return solved
+
+
+def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_], wanted: Tensor) -> Tensor:
+    """`triangulate` from the observations of placed frames only."""
+    keep = torch.as_tensor(placed)[problem.frame]
+    sub = replace(
+        problem,
+        frame=problem.frame[keep],
+        point=problem.point[keep],
+        uv_px=problem.uv_px[keep],
+        sigma_px=problem.sigma_px[keep],
+        log_depth=problem.log_depth[keep],
+        sigma_log_depth=problem.sigma_log_depth[keep],
+    )
+    return triangulate(sub, state, wanted)
+
+
+def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(P,) True for tracks that no fixed point explains under the present cameras.
+
+    A robust loss alone is not enough where something that moves carries most of the tracks of a few frames. Judged
+    is the median reprojection error of the track's best single lift, against eight standard deviations of a
+    measurement and four times the median over all tracks (cameras may still drift, but not one track at a time).
+    """
+    points = torch.where(torch.isfinite(state.points), state.points, back_project(problem, state))
+    uv, p = project(problem, replace(state, points=torch.nan_to_num(points)))
+    error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
+    error = torch.where(p[:, 2] > 1e-6, error, torch.full_like(error, 1e3))
+    use = torch.as_tensor(placed)[problem.frame] & torch.isfinite(points).all(1)[problem.point]
+    e = error[use].cpu().numpy()
+    point = problem.point[use].cpu().numpy()
+    if len(e) == 0:
+        return np.zeros(problem.num_points, bool)
+    order = np.lexsort((e, point))
+    starts = np.nonzero(np.r_[True, point[order][1:] != point[order][:-1]])[0]
+    counts = np.diff(np.r_[starts, len(order)])
+    median = e[order][starts + counts // 2]
+    bound = max(8.0, 4.0 * float(np.median(median)))
+    out = np.zeros(problem.num_points, bool)
+    out[point[order][starts]] = median > bound
+    return out
+
+
+_DEPTH_TOLERANCE = 4.0
+"""Standard deviations by which a triangulated point may lie off its measured depth."""
+
+
+def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) -> State:
+    """State in which the points of tracks that move are NaN, so that `keep_known` leaves their observations out.
+
+    A track that its lift does not explain need not move: depth of a network is a few percent off, which parallax
+    shows. Where triangulation explains the track and lies as far from the measured depth as depth errs, the point is
+    kept, at that place. Else clips with much parallax would lose all their depth, and with it their scale.
+    """
+    moving = torch.as_tensor(moving_tracks(problem, state, placed))
+    solved = triangulate_known(problem, state, placed, moving)
+    found = torch.isfinite(solved).all(1)
+    trial = replace(state, points=torch.where(found[:, None], solved, state.points))
+    still = found & ~torch.as_tensor(moving_tracks(problem, trial, placed))
+    # The worst of its depths decides: a thing that moves along its own line of sight has a depth that changes.
+    has = torch.isfinite(problem.sigma_log_depth) & still[problem.point]
+    point, frame = problem.point[has], problem.frame[has]
+    z = (state.rotation[frame] @ solved[point][:, :, None])[:, 2, 0] + state.translation[frame, 2]
+    off = (z.clamp_min(1e-6).log() - true_log_depth(problem, state)[has]).abs() / problem.sigma_log_depth[has]
+    still[point[off > _DEPTH_TOLERANCE]] = False
+    dropped = moving & ~still
+    log.debug("moving: %d of %d tracks, %d kept by triangulation", dropped.sum(), len(moving), still.sum())
+    points = torch.where(still[:, None], solved, state.points)
+    return replace(state, points=torch.where(dropped[:, None], torch.nan, points))
+
+
+def keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
+    """Observations of placed frames and of points with a position that two of them share; points renumbered."""
+    ok_frame = torch.as_tensor(placed)
+    ok_point = torch.isfinite(state.points).all(1)
+    keep = ok_frame[problem.frame] & ok_point[problem.point]
+    count = torch.zeros(problem.num_points).index_add_(0, problem.point[keep], torch.ones(int(keep.sum())))
+    keep &= count[problem.point] >= 2
+    used, renumbered = torch.unique(problem.point[keep], return_inverse=True)
+    sub = replace(
+        problem,
+        frame=problem.frame[keep],
+        point=renumbered,
+        uv_px=problem.uv_px[keep],
+        sigma_px=problem.sigma_px[keep],
+        log_depth=problem.log_depth[keep],
+        sigma_log_depth=problem.sigma_log_depth[keep],
+        num_points=len(used),
+    )
+    return sub, replace(state, points=state.points[used])
+
+
+def parallax(problem: Problem, state: State, inlier: Tensor) -> float:
+    """Median over tracks of the largest angle (radians) between the rays of any two of their inlier observations."""
+    centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
+    ray = state.points[problem.point[inlier]] - centre[problem.frame[inlier]]
+    ray = ray / ray.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    _, length = torch.unique_consecutive(problem.point[inlier], return_counts=True)
+    if not len(length):
+        return 0.0
+    start = torch.cumsum(length, 0) - length
+    cosine = torch.ones(len(length), dtype=ray.dtype)
+    for size in torch.unique(length).tolist():
+        # Tracks of one length at a time, a few thousand pairs of rays at once.
+        for some in torch.nonzero(length == size)[:, 0].split(max(1, 1_000_000 // size**2)):
+            of = ray[start[some][:, None] + torch.arange(size)]
+            cosine[some] = (of @ of.transpose(1, 2)).amin((1, 2))
+    return float(torch.acos(cosine.clamp(-1, 1)).median())

@@ -1,0 +1,383 @@
+"""Gates: what a clip must satisfy to be accepted. Every gate is judged and its number kept, pass or fail.
+
+The first three are the paper's (arXiv 2605.15178, appendix B.3), judged on raw values and on the worst frame. The
+others catch what those cannot see: a static camera, a jump, tracks that died, depth and path of different scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...dataset.arrays import FloatArray
+from ...dataset.cameras.intrinsics import fov_from_focal
+from ...dataset.cameras.transforms import rigid_error
+from ...dataset.reasons import ReasonCode
+from ...dataset.rows import Gate
+from ..checks.depth import DepthCheck
+from ..checks.given_poses import GivenPoseCheck, GivenPoseErrors
+from ..checks.held_cameras import LensCheck
+from ..scale.records import ScaleEstimate
+from ..sfm.records import GIVEN, INFILLED, CameraSolution
+from ..sfm.summary import sweep_minimum
+from ..tracks.records import ImageMeasurements, indices_by_group
+from .config import GatesConfig
+
+_MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
+_LEAST_STEP = 0.02
+"""Step of a slow camera, as a share of the scene's depth, that a lone frame is measured by: depth of networks leaves
+jitter of this size."""
+
+
+def image_motion(measured: ImageMeasurements) -> float:
+    """Largest median displacement of the tracks from where each was first seen, as a share of the image diagonal.
+
+    The median over tracks is blind to objects that move before a resting camera, as long as they cover less than
+    half of the tracks.
+    """
+    flow = measured.flow
+    if len(flow.frame) == 0:
+        return float("nan")
+    first = np.r_[True, flow.track[1:] != flow.track[:-1]]
+    origin = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
+    moved = np.linalg.norm(flow.xy_px - flow.xy_px[origin], axis=1)[~first]
+    frame = flow.frame[~first]
+    per_frame = [np.median(moved[of]) for of in indices_by_group(frame, flow.num_frames) if len(of)]
+    return float(max(per_frame) / np.hypot(flow.height, flow.width))
+
+
+def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
+    """Share of frames that neither flow nor any other points of the solution join to the frames before them."""
+    if len(measured.survival) < 2:
+        return 0.0
+    lost = measured.survival[1:] < _MIN_SURVIVAL
+    if cameras.num_joining is not None:
+        held = np.minimum(cameras.num_inliers[1:], cameras.num_inliers[:-1])
+        lost &= np.minimum(cameras.num_joining[1:], held) < _MIN_JOINING
+    return float(lost.mean())
+
+
+def _lone_frame(centre: FloatArray, usual: float) -> float:
+    """Largest distance of a centre (F, 3) from the middle between its neighbours, over `usual`."""
+    if len(centre) < 3 or usual <= 0:
+        return 0.0
+    off = np.linalg.norm(centre[1:-1] - (centre[:-2] + centre[2:]) / 2, axis=1)
+    return float(off.max() / usual)
+
+
+def _worst_sigma(cameras: CameraSolution) -> float:
+    """Largest standard deviation of a centre that was solved for; bridged ones have a gate of their own, and what a
+    handful of points said of them is not what the row holds."""
+    own = cameras.pose_source != INFILLED
+    return float(cameras.position_sigma[own].max()) if own.any() else float("inf")
+
+
+def _bounded(
+    name: str, value: float, *, lower: float | None = None, upper: float | None = None, unit: str = "1"
+) -> Gate:
+    """A gate; a value that is not finite has failed."""
+    ok = bool(np.isfinite(value))
+    passed = ok and (lower is None or value >= lower) and (upper is None or value <= upper)
+    return Gate(
+        name=name, value=float(value) if ok else None, lower=lower, upper=upper, unit=unit, passed=passed
+    )
+
+
+def judge(
+    cameras: CameraSolution,
+    scale: ScaleEstimate,
+    measured: ImageMeasurements,
+    *,
+    height: int,
+    width: int,
+    config: GatesConfig,
+) -> tuple[Gate, ...]:
+    """All gates of a solved clip, in the order in which they are reported.
+
+    Where poses are given, what depends on how the path was found is judged by `judge_given`.
+    """
+    posed = bool((cameras.pose_source == GIVEN).any())
+    poses = cameras.camera_to_world
+    numbers = (poses, cameras.focal_px, cameras.principal_point_px)
+    finite = float(all(np.isfinite(x).all() for x in numbers))
+    fov = np.degrees(
+        np.stack(
+            [fov_from_focal(cameras.focal_px[:, 0], width), fov_from_focal(cameras.focal_px[:, 1], height)]
+        )
+    )
+    fx, fy = cameras.focal_px.T
+    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+    usual = float(np.percentile(steps, 90)) if len(steps) else 0.0
+    observations = cameras.num_inliers.sum() / max(1, cameras.num_observations.sum())
+    gates = [
+        _bounded("finite", finite, lower=1.0),
+        _bounded("fov_min", float(fov.min()), lower=config.fov_min_deg, unit="deg"),
+        _bounded("fov_max", float(fov.max()), upper=config.fov_max_deg, unit="deg"),
+        _bounded(
+            "focal_axis_gap",
+            float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+            upper=config.max_focal_axis_gap,
+        ),
+        _bounded("rigid", float(np.max(rigid_error(poses))), upper=config.max_rigid_error),
+        _bounded("jump", float(steps.max() / usual) if usual > 0 else 0.0, upper=config.max_jump),
+        _bounded(
+            "lone_frame",
+            _lone_frame(poses[:, :3, 3], max(usual, _LEAST_STEP * cameras.median_depth)),
+            upper=config.max_lone_frame,
+        ),
+        _bounded(
+            "infilled", float((cameras.pose_source == INFILLED).mean()), upper=config.max_infilled_share
+        ),
+        _bounded(
+            "inliers",
+            float(observations),
+            lower=config.min_given_inlier_share if posed else config.min_inlier_share,
+        ),
+        _bounded("tracks_lost", _lost_share(measured, cameras), upper=config.max_lost_share),
+        _bounded("motion", image_motion(measured), lower=config.static_motion),
+        _bounded(
+            "parallax", float(np.degrees(cameras.parallax_rad)), lower=config.min_parallax_deg, unit="deg"
+        ),
+        _bounded(
+            "position_sigma",
+            _worst_sigma(cameras) / max(cameras.median_depth, 1e-9),
+            upper=config.max_position_sigma,
+        ),
+    ]
+    if not posed:
+        # Of given poses the same is asked with a standard error (`given_scale`).
+        tolerance = config.scale_sweep_tolerance
+        sweep = sweep_minimum(cameras.scale_sweep)
+        gates.insert(-1, _bounded("scale_sweep", sweep, lower=1 - tolerance, upper=1 + tolerance))
+        if cameras.focal_model == "given":
+            gates.append(_given_focal(cameras, config))
+    if np.isfinite(cameras.focal_common_log):
+        gates.append(_bounded("focal_sigma", cameras.focal_common_log, upper=config.max_focal_sigma))
+    if cameras.depth_noise is not None:
+        gates.append(
+            _bounded(
+                "depth_scale",
+                cameras.depth_noise.scale_sigma_log(len(poses)),
+                upper=config.max_depth_scale_sigma,
+            )
+        )
+    if np.isfinite(cameras.depth_log_residual):
+        gates.append(
+            _bounded("depth_residual", cameras.depth_log_residual, upper=config.max_depth_residual_log)
+        )
+    if scale.model != "declared":
+        # A declared unit has no series; its consistency is what the sweep checks.
+        gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
+    return tuple(gates)
+
+
+def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
+    """Gates of depth that the source gives: does it belong to the images, as it is? None where that cannot be told."""
+    gates = (
+        _bounded("depth_reading", check.margin_log, lower=config.min_depth_margin_log),
+        _bounded("depth_parallax", check.unexplained, upper=config.max_depth_unexplained),
+        _bounded("depth_consistency", check.inconsistency_log, upper=config.max_depth_inconsistency_log),
+        _bounded(
+            "depth_unit",
+            check.unit_step_log,
+            upper=config.max_normalised_unit_step_log if check.same_end else config.max_depth_unit_step_log,
+        ),
+    )
+    return tuple(gate for gate in gates if gate.value is not None)
+
+
+def judge_given(
+    check: GivenPoseCheck,
+    config: GatesConfig,
+    *,
+    longest_gap_s: float,
+    errors: GivenPoseErrors | None = None,
+    lens: LensCheck | None = None,
+    cameras: CameraSolution | None = None,
+    long_side_px: float = float("nan"),
+    frame_s: float = 1 / 16,
+) -> tuple[Gate, ...]:
+    """Gates of poses that the source gives: do images and depth say the same, and are there enough of them?
+
+    What cannot be told (no depth, no motion, too few poses) has no gate. Where the tracks fit the given poses with
+    another lens and not with the given one, the intrinsics are wrong: then the solution, which rests on them, says
+    nothing of the poses, and the gates that compare the two are left out.
+
+    Args:
+        errors, lens, cameras: of the kept cameras; None: only the two motions are compared.
+        long_side_px: of the stored frames.
+        frame_s: time between two frames of the clip.
+    """
+    gap = _bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s")
+    of_lens = _judge_lens(lens, cameras, config)
+    if not all(gate.passed for gate in of_lens):
+        return (*of_lens, gap)
+    gates = [
+        *of_lens,
+        _bounded(
+            "given_rotation",
+            float(np.degrees(check.rotation_rad)),
+            upper=config.max_given_rotation_deg,
+            unit="deg",
+        ),
+        _bounded("given_turn", check.turn_share, upper=config.max_given_turn_share),
+    ]
+    if check.num_pairs:
+        gates.append(
+            _bounded(
+                "given_direction",
+                float(np.degrees(check.direction_rad)),
+                upper=config.max_given_direction_deg,
+                unit="deg",
+            )
+        )
+    ratio, sigma = (check.scale, 0.0) if errors is None else (errors.scale_ratio, errors.scale_sigma)
+    if np.isfinite(sigma):
+        gates.append(_near_one("given_scale", ratio, max(np.log1p(config.given_scale_tolerance), 3 * sigma)))
+    if errors is not None and cameras is not None:
+        gates += _judge_errors(errors, cameras, config, long_side_px=long_side_px, frame_s=frame_s)
+    return (*gates, gap)
+
+
+def _judge_errors(
+    errors: GivenPoseErrors,
+    cameras: CameraSolution,
+    config: GatesConfig,
+    *,
+    long_side_px: float,
+    frame_s: float,
+) -> list[Gate]:
+    gates = [
+        _bounded("given_noise", errors.noise_px, upper=config.max_given_noise * long_side_px, unit="px"),
+        _bounded("given_worst", errors.worst_px, upper=config.max_given_worst * long_side_px, unit="px"),
+        _bounded(
+            "given_noise_m",
+            errors.noise_m,
+            upper=max(config.max_given_noise_m, 0.003 * cameras.median_depth),
+            unit="m",
+        ),
+        _bounded(
+            "given_reprojection",
+            float(np.median(cameras.reprojection_px)),
+            upper=config.max_given_reprojection * long_side_px,
+            unit="px",
+        ),
+    ]
+    if np.isfinite(errors.time_offset_s):
+        known = max(config.max_given_offset_frames * frame_s, 0.02)
+        if np.isfinite(errors.time_offset_sigma_s):
+            known = max(known, 3 * errors.time_offset_sigma_s)
+        # A shift that hardly improves the agreement is none, wherever the least cost lies.
+        bound = known if errors.time_offset_gain > _OFFSET_GAIN else max(known, abs(errors.time_offset_s))
+        gates.append(_bounded("given_time_offset", errors.time_offset_s, lower=-bound, upper=bound, unit="s"))
+    return gates
+
+
+def _judge_lens(
+    lens: LensCheck | None, cameras: CameraSolution | None, config: GatesConfig
+) -> tuple[Gate, ...]:
+    """Gates of intrinsics that are given beside poses.
+
+    The lens that the given poses ask for counts where it explains the tracks and the given lens does not: poses that
+    err ask for a lens that errs, but then the tracks fit neither. Where the tracks fit the given cameras as they are,
+    the lens is confirmed. Elsewhere only depth is asked.
+    """
+    asked_log = float("nan") if cameras is None else cameras.focal_asked_log
+    if lens is not None:
+        fits = lens.given_px <= _MISFIT * lens.sigma_px
+        misfit = not fits and lens.free_px < 0.6 * lens.given_px
+        # Another lens must do about as well as other poses do; or depth must ask for the same one by itself.
+        by_depth = abs(asked_log - lens.focal_log) < 0.4 * abs(lens.focal_log)
+        if misfit and (lens.free_px <= 1.5 * lens.solved_px or by_depth):
+            bound = float(np.log1p(config.given_lens_tolerance))
+            return (
+                _near_one("given_focal", float(np.exp(lens.focal_log)), max(bound, 3 * lens.focal_sigma)),
+                _near_one("given_aspect", float(np.exp(lens.aspect_log)), bound),
+                _bounded("given_centre", lens.centre_share, upper=config.max_given_centre),
+                _bounded("given_focal_order", lens.order_log, upper=bound + 0.02),
+            )
+        if fits and 3 * lens.focal_sigma < config.given_focal_tolerance:
+            # The tracks fit the given cameras, and would not fit with another lens: whatever depth asks for.
+            bound = -float(np.log1p(-config.given_focal_tolerance))
+            return (_near_one("given_focal", float(np.exp(lens.focal_log)), bound),)
+    if cameras is None or cameras.focal_model != "given" or not np.isfinite(asked_log):
+        return ()
+    return (_given_focal(cameras, config),)
+
+
+def _given_focal(cameras: CameraSolution, config: GatesConfig) -> Gate:
+    """The focal length that images and depth ask for by themselves, over the given one: strict where they fit better
+    with it, and as far as the clip agrees on it."""
+    bound = -np.log1p(-config.given_focal_tolerance)
+    if cameras.focal_asked_gain > _FOCAL_GAIN:
+        # Without parallax a longer lens looks like a nearer camera, all along the clip.
+        shallow = bound * _SHALLOW_RAD / max(cameras.parallax_rad, 1e-9)
+        bound = min(bound, max(np.log1p(config.given_lens_tolerance), 3 * cameras.focal_asked_sigma, shallow))
+    return _near_one("given_focal", float(np.exp(cameras.focal_asked_log)), bound)
+
+
+def _near_one(name: str, value: float, log_bound: float) -> Gate:
+    log_bound = min(log_bound, 50.0)
+    return _bounded(name, value, lower=float(np.exp(-log_bound)), upper=float(np.exp(log_bound)))
+
+
+_FOCAL_GAIN = 1.1
+_SHALLOW_RAD = 0.02
+"""Parallax at which the focal length that a clip asks for is off by a fifth (ten frames, 11 cm of rgbd-tum-mini)."""
+_OFFSET_GAIN = 1.5
+_MISFIT = 2.0
+"""Median reprojection error, in standard deviations of a measurement, above which cameras do not fit the tracks."""
+
+
+REASONS: Mapping[str, ReasonCode] = {
+    "finite": "cameras_not_finite",
+    "fov_min": "fov_too_narrow",
+    "fov_max": "fov_too_wide",
+    "focal_axis_gap": "focal_axes_differ",
+    "scale_cov": "scale_inconsistent",
+    "rigid": "poses_not_rigid",
+    "jump": "pose_jump",
+    "lone_frame": "pose_jump",
+    "infilled": "too_many_infilled",
+    "inliers": "too_few_inliers",
+    "tracks_lost": "tracks_lost",
+    "motion": "static_camera",
+    "parallax": "no_parallax",
+    "scale_sweep": "depth_and_path_disagree",
+    "position_sigma": "position_uncertain",
+    "focal_sigma": "focal_uncertain",
+    "depth_scale": "depth_scale_wanders",
+    "depth_residual": "depth_residual_large",
+    "depth_reading": "depth_does_not_fit_images",
+    "depth_parallax": "depth_does_not_fit_images",
+    "depth_consistency": "depth_does_not_fit_images",
+    "depth_unit": "depth_unit_changes",
+    "given_focal": "given_intrinsics_disagree",
+    "given_rotation": "given_poses_disagree",
+    "given_turn": "given_poses_disagree",
+    "given_direction": "given_poses_disagree",
+    "given_scale": "given_poses_disagree",
+    "given_noise": "given_poses_disagree",
+    "given_noise_m": "given_poses_disagree",
+    "given_worst": "given_poses_disagree",
+    "given_reprojection": "given_poses_disagree",
+    "given_time_offset": "given_poses_disagree",
+    "given_aspect": "given_intrinsics_disagree",
+    "given_centre": "given_intrinsics_disagree",
+    "given_focal_order": "given_intrinsics_disagree",
+    "given_gap": "given_poses_sparse",
+}
+"""Rejection reason of each gate."""
+
+
+def describe_failure(gate: Gate) -> str:
+    """One sentence: what was found and what was allowed."""
+    bounds = []
+    if gate.lower is not None:
+        bounds.append(f"at least {gate.lower:.4g}")
+    if gate.upper is not None:
+        bounds.append(f"at most {gate.upper:.4g}")
+    unit = "" if gate.unit == "1" else f" {gate.unit}"
+    found = "no finite value" if gate.value is None else f"{gate.value:.4g}{unit}"
+    return f"gate {gate.name}: {found}; required {' and '.join(bounds)}{unit}"

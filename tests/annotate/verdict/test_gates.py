@@ -1,0 +1,319 @@
+"""Each gate fails for its own reason on a solution that breaks just that, and passes on an intact one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from theodolite.annotate.checks.depth import DepthCheck
+from theodolite.annotate.checks.given_poses import GivenPoseCheck, GivenPoseErrors
+from theodolite.annotate.checks.held_cameras import LensCheck
+from theodolite.annotate.scale.records import ScaleConfig
+from theodolite.annotate.scale.series import fit_scale
+from theodolite.annotate.sfm.depth_noise import DepthNoise
+from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution
+from theodolite.annotate.sfm.summary import sweep_minimum
+from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
+from theodolite.annotate.verdict.config import GatesConfig
+from theodolite.annotate.verdict.gates import (
+    REASONS,
+    describe_failure,
+    image_motion,
+    judge,
+    judge_depth,
+    judge_given,
+)
+
+FRAMES, HEIGHT, WIDTH = 40, 360, 640
+
+
+def solution() -> CameraSolution:
+    poses = np.tile(np.eye(4), (FRAMES, 1, 1))
+    poses[:, 0, 3] = 0.03 * np.arange(FRAMES)
+    factors = np.array([0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0])
+    return CameraSolution(
+        camera_to_world=poses,
+        focal_px=np.full((FRAMES, 2), 520.0),
+        principal_point_px=np.tile([320.0, 180.0], (FRAMES, 1)),
+        pose_source=np.full(FRAMES, SOLVED, dtype="U8"),
+        focal_model="constant",
+        position_sigma=np.full(FRAMES, 0.002),
+        rotation_sigma_rad=np.full(FRAMES, 0.001),
+        log_focal_sigma=np.full(FRAMES, 0.001),
+        reprojection_px=np.full(FRAMES, 0.4),
+        num_observations=np.full(FRAMES, 250),
+        num_inliers=np.full(FRAMES, 200),
+        inlier_share=np.full(FRAMES, 0.8),
+        depth_log_residual=0.004,
+        parallax_rad=0.03,
+        num_tracks=900,
+        num_loops=0,
+        focal_cost={"constant": 1.0},
+        scale_sweep=np.stack([factors, 1 + np.log(factors) ** 2], 1),
+        radial_k1=0.0,
+        median_depth=2.5,
+    )
+
+
+def measurements(step_px: float = 3.0) -> ImageMeasurements:
+    frame = np.tile(np.arange(FRAMES), 30)
+    track = np.repeat(np.arange(30), FRAMES)
+    xy = np.stack([50 + 3.0 * track + step_px * frame, 100.0 + track], 1)
+    flow = make_tracks(frame, track, xy, np.full(len(frame), FLOW, np.uint8), FRAMES, HEIGHT, WIDTH)
+    return ImageMeasurements(
+        flow=flow,
+        keyframes=np.array([0, FRAMES - 1]),
+        features=[],
+        survival=np.ones(FRAMES),
+        median_flow_px=np.full(FRAMES, step_px),
+        sharpness=np.full(FRAMES, 100.0),
+    )
+
+
+def scale(raw: np.ndarray | None = None):
+    raw = np.full(10, 2.0) if raw is None else raw
+    return fit_scale(np.arange(10) * 4, np.log(raw), num_frames=FRAMES, config=ScaleConfig())
+
+
+def failed(
+    cameras: CameraSolution, measured: ImageMeasurements | None = None, scale_estimate=None
+) -> list[str]:
+    gates = judge(
+        cameras,
+        scale_estimate or scale(),
+        measured or measurements(),
+        height=HEIGHT,
+        width=WIDTH,
+        config=GatesConfig(),
+    )
+    return [REASONS[g.name] for g in gates if not g.passed]
+
+
+def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
+    quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
+    cameras = replace(
+        solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet, focal_common_log=0.01
+    )
+    gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    errors = GivenPoseErrors(
+        noise_m=0.003,
+        noise_px=1.0,
+        worst_px=4.0,
+        worst_frame=7.0,
+        time_offset_s=0.004,
+        time_offset_sigma_s=0.003,
+        time_offset_gain=1.2,
+        scale_ratio=1.02,
+        scale_sigma=0.01,
+    )
+    lens = LensCheck(
+        focal_log=0.02,
+        focal_sigma=0.01,
+        order_log=0.01,
+        aspect_log=0.01,
+        centre_share=0.01,
+        sigma_px=0.6,
+        given_px=1.8,
+        free_px=0.4,
+        solved_px=0.4,
+    )
+    gates += judge_given(
+        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
+        GatesConfig(),
+        longest_gap_s=0.2,
+        errors=errors,
+        lens=lens,
+        cameras=cameras,
+        long_side_px=640,
+    )
+    gates += judge_depth(
+        DepthCheck(
+            num_pairs=20, unexplained=0.01, inconsistency_log=0.01, unit_step_log=0.02, margin_log=0.5
+        ),
+        GatesConfig(),
+    )
+    assert all(g.passed for g in gates)
+    assert {g.name for g in gates} == set(REASONS)
+    assert all(g.value is not None for g in gates)
+
+
+def one_frame(field: str, value: float, frame: int = 17) -> CameraSolution:
+    array = getattr(solution(), field).copy()
+    array[frame] = value
+    return replace(solution(), **{field: array})
+
+
+def moved(frame: int, by: float) -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[frame:, 2, 3] += by
+    return replace(solution(), camera_to_world=poses)
+
+
+def beside(frame: int, by: float) -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[frame, 1, 3] += by
+    return replace(solution(), camera_to_world=poses)
+
+
+def sheared() -> CameraSolution:
+    poses = solution().camera_to_world.copy()
+    poses[5, 0, 1] = 0.01
+    return replace(solution(), camera_to_world=poses)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "reason"),
+    [
+        (one_frame("focal_px", np.nan), "cameras_not_finite"),
+        (one_frame("focal_px", 1800.0), "fov_too_narrow"),  # one frame of forty: the worst one decides
+        (one_frame("focal_px", 150.0), "fov_too_wide"),
+        (replace(solution(), focal_px=np.tile([520.0, 680.0], (FRAMES, 1))), "focal_axes_differ"),
+        (sheared(), "poses_not_rigid"),
+        (moved(20, 0.5), "pose_jump"),
+        (beside(20, 0.1), "pose_jump"),  # three and a half times a step: no jump, but this frame alone is off
+        (
+            replace(solution(), pose_source=np.where(np.arange(FRAMES) < 10, INFILLED, SOLVED)),
+            "too_many_infilled",
+        ),
+        (replace(solution(), num_inliers=np.full(FRAMES, 25)), "too_few_inliers"),
+        (replace(solution(), parallax_rad=0.001), "no_parallax"),
+        (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
+        (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
+        (replace(solution(), focal_common_log=0.04), "focal_uncertain"),
+        # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
+        (
+            replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.01, slow=0.1, wander=0.1)),
+            "depth_scale_wanders",
+        ),
+        (
+            replace(solution(), scale_sweep=solution().scale_sweep * np.array([1.4, 1.0])),
+            "depth_and_path_disagree",
+        ),
+    ],
+)
+def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
+    assert reason in failed(cameras)
+
+
+def test_frames_whose_depth_errs_by_a_fifth_still_have_a_unit() -> None:
+    assert not failed(
+        replace(solution(), depth_noise=DepthNoise(observation=0.01, frame=0.2, slow=0.0, wander=0.01))
+    )
+
+
+@pytest.mark.parametrize(
+    ("defect", "reason"),
+    [
+        ({"margin_log": -0.1}, "depth_does_not_fit_images"),
+        ({"unexplained": 0.8}, "depth_does_not_fit_images"),
+        ({"inconsistency_log": 0.2}, "depth_does_not_fit_images"),
+        ({"unit_step_log": 0.5}, "depth_unit_changes"),
+    ],
+)
+def test_each_defect_of_given_depth_fails_its_gate(defect: dict[str, float], reason: str) -> None:
+    gates = judge_depth(replace(DepthCheck(num_pairs=20), **defect), GatesConfig())
+    assert [REASONS[g.name] for g in gates if not g.passed] == [reason]
+
+
+def test_defects_of_scale_and_tracks() -> None:
+    wild = np.array([0.01, 0.02, 0.01, 90.0, 0.02, 0.01, 0.01, 0.02, 0.01, 0.01])
+    assert "scale_inconsistent" in failed(solution(), scale_estimate=scale(wild))
+    assert "static_camera" in failed(solution(), measurements(step_px=0.01))
+    lost = replace(measurements(), survival=np.where(np.arange(FRAMES) % 3 == 0, 0.0, 1.0))
+    assert "tracks_lost" in failed(solution(), lost)
+    assert "tracks_lost" in failed(replace(solution(), num_joining=np.full(FRAMES, 5)), lost)
+    # Too fast for flow, but descriptors hold every frame.
+    assert failed(replace(solution(), num_joining=np.full(FRAMES, 150)), lost) == []
+
+
+def test_a_lone_frame_is_measured_against_the_steps() -> None:
+    assert failed(beside(20, 0.03)) == []  # as far as a step
+    still = solution()
+    trembling = still.camera_to_world.copy()
+    trembling[:, 0, 3] = 0.002 * np.arange(FRAMES) + 0.004 * (np.arange(FRAMES) % 2)
+    # Of two metres of depth, half a centimetre to and fro is a tremor.
+    assert failed(replace(still, camera_to_world=trembling)) == []
+    # A frame that lies beside a slow path by as much as the depth of networks trembles; and one that lies further.
+    trembling = solution().camera_to_world.copy()
+    trembling[:, 0, 3] = 0.002 * np.arange(FRAMES)
+    for off, reason in ((0.05, []), (0.1, ["pose_jump"])):
+        lone = trembling.copy()
+        lone[17, 1, 3] += off
+        found = judge(
+            replace(still, camera_to_world=lone), scale(), measurements(), height=HEIGHT, width=WIDTH,
+            config=GatesConfig(max_jump=1e3),
+        )  # fmt: skip
+        assert [REASONS[g.name] for g in found if not g.passed] == reason
+
+
+def test_declared_scale_has_no_series_to_judge() -> None:
+    declared = fit_scale(
+        np.zeros(0, np.int64),
+        np.zeros(0),
+        num_frames=FRAMES,
+        config=ScaleConfig(),
+        declared_metres_per_unit=1.0,
+    )
+    gates = judge(solution(), declared, measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    assert "scale_cov" not in {g.name for g in gates}
+    assert all(g.passed for g in gates)
+
+
+def test_failure_is_described_with_its_numbers() -> None:
+    gates = judge(
+        one_frame("focal_px", 1800.0),
+        scale(),
+        measurements(),
+        height=HEIGHT,
+        width=WIDTH,
+        config=GatesConfig(),
+    )
+    gate = next(g for g in gates if g.name == "fov_min")
+    text = describe_failure(gate)
+    # 2 atan(180 / 1800) = 11.42 degrees, the vertical field of view of the narrow frame
+    assert "11.42 deg" in text
+    assert "at least 25 deg" in text
+
+
+def test_sweep_minimum_interpolates_and_reports_no_data() -> None:
+    factors = np.array([0.5, 0.7, 0.9, 1.0, 1.1, 1.4, 2.0])
+    sweep = np.stack([factors, (np.log(factors) - np.log(1.05)) ** 2], 1)
+    assert sweep_minimum(sweep) == pytest.approx(1.05, abs=1e-6)
+    sweep[2, 1] = np.nan
+    assert np.isnan(sweep_minimum(sweep))
+
+
+def test_motion_is_that_of_most_tracks() -> None:
+    assert image_motion(measurements(step_px=2.0)) == pytest.approx(
+        2.0 * (FRAMES - 1) / np.hypot(HEIGHT, WIDTH)
+    )
+    still = measurements(step_px=0.0)
+    xy = still.flow.xy_px.copy()
+    xy[still.flow.track < 10, 0] += 8.0 * still.flow.frame[still.flow.track < 10]
+    assert image_motion(replace(still, flow=replace(still.flow, xy_px=xy))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "gain", "parallax_rad", "passed"),
+    [
+        (1 / 1.2, 1.3, 0.08, False),  # 20 % too long, and everything fits better without
+        (1 / 0.85, 1.3, 0.08, False),
+        (1.04, 1.3, 0.08, True),
+        (1 / 1.2, 1.0, 0.08, True),  # nothing fits better: the clip cannot tell
+        (1.19, 1.3, 0.022, True),  # a shallow path leaves that much open
+        (1.5, 1.0, 0.022, False),
+    ],
+)
+def test_a_given_focal_length_is_doubted_as_far_as_the_clip_can_tell(
+    asked: float, gain: float, parallax_rad: float, passed: bool
+) -> None:
+    cameras = replace(
+        solution(),
+        focal_model="given",
+        focal_asked_log=float(np.log(asked)),
+        focal_asked_sigma=0.01,
+        focal_asked_gain=gain,
+        parallax_rad=parallax_rad,
+    )
+    assert ("given_intrinsics_disagree" not in failed(cameras)) == passed
