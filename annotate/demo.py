@@ -17,10 +17,10 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from ..dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
+from ..dataset.formats.trajectories import read_trajectory
+from ..dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
-from ..dataset.trajectories import read_trajectory
 from .geometry.config import RenderedConfig
 from .geometry.rendered import disturb_anchor_depth
 from .given.cameras import read_intrinsics

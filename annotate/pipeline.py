@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..dataset.cameras.intrinsics import fov_from_focal
-from ..dataset.metrics import path_length
+from ..dataset.metrics.trajectory import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
 from .checks.depth import DepthCheck, check_depth

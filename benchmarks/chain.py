@@ -346,7 +346,7 @@ def main(arguments: list[str]) -> None:
             height, width = wanted.image.shape[:2]
             keeps = asked.mp4 is not None or asked.tiny
             if keeps:  # its packages are not everywhere where a GPU is
-                from theodolite.dataset.growing_video import GrowingVideo
+                from theodolite.dataset.media.growing_video import GrowingVideo
 
                 sink: Any = GrowingVideo(path, height=height, width=width, fps=16)
             else:

@@ -48,9 +48,9 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.rotations import rotation_angle
-from theodolite.dataset.metrics import path_length, trajectory_error
+from theodolite.dataset.formats.trajectories import read_trajectory
+from theodolite.dataset.metrics.trajectory import path_length, trajectory_error
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_trajectory
 
 Maps = Callable[[int], np.ndarray]
 """Depth of a clip frame, NaN where there is none."""

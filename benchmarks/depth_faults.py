@@ -26,9 +26,9 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.formats.trajectories import read_trajectory
+from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_trajectory
 
 F32 = NDArray[np.float32]
 Fault = Callable[["Recording"], F32]

@@ -35,7 +35,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.verdict.agreement import FEATURES, features_of
-from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
+from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))

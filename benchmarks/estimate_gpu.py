@@ -36,7 +36,7 @@ from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.worker import Job
 from theodolite.annotate.sources.clip import ClipRef
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paced

@@ -57,7 +57,7 @@ from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import orthonormalise
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.metrics.trajectory import trajectory_error
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import (

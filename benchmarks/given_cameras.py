@@ -37,8 +37,8 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
+from theodolite.dataset.formats.trajectories import read_trajectory
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_trajectory
 
 F64 = np.ndarray
 

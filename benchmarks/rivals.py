@@ -36,9 +36,9 @@ from theodolite.annotate.given.cameras import read_intrinsics
 from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.transforms import to_4x4
-from theodolite.dataset.metrics import focal_mape_percent, relative_pose_error, trajectory_error
+from theodolite.dataset.formats.trajectories import read_trajectory
+from theodolite.dataset.metrics.trajectory import focal_mape_percent, relative_pose_error, trajectory_error
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.trajectories import read_trajectory
 
 
 @dataclass(frozen=True, kw_only=True)

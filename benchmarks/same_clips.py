@@ -29,7 +29,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip, write_depth_png
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.rows import Row
 from theodolite.recipes.cli import main as theodolite
 

@@ -23,12 +23,7 @@ from .formats.base import CameraClip
 from .formats.colmap import has_colmap_model, read_colmap
 from .formats.nerfstudio import read_nerfstudio
 from .formats.sana import SPLITS, read_sana_bench
-from .image_metrics import RevisitPair
-from .inputs import parse_yaml, read_json, read_text, reading
-from .reading import is_hub_id, open_dataset
-from .rows import Row
-from .store import refuse_above_datasets
-from .trajectories import (
+from .formats.trajectories import (
     Trajectory,
     associate,
     is_pose_folder,
@@ -36,6 +31,11 @@ from .trajectories import (
     read_table,
     read_trajectory,
 )
+from .inputs import parse_yaml, read_json, read_text, reading
+from .metrics.image import RevisitPair
+from .reading import is_hub_id, open_dataset
+from .rows import Row
+from .store import refuse_above_datasets
 
 Numbering = Literal["frames", "rows", "images"]
 SUFFIXES = (".txt", ".tum", ".kitti", ".csv", ".json")

@@ -18,14 +18,8 @@ from .arrays import FloatArray
 from .cameras.transforms import se3_inverse
 from .clip_cameras import CameraSet, ClipCameras, Match, Matching, match
 from .escape import for_markdown
-from .image_metrics import (
-    ImagePairScorer,
-    ImageScorer,
-    compare_videos,
-    revisit_pairs,
-    score_video,
-)
-from .metrics import (
+from .metrics.image import ImagePairScorer, ImageScorer, compare_videos, revisit_pairs, score_video
+from .metrics.trajectory import (
     align_trajectory,
     camera_control_error,
     focal_mape_percent,

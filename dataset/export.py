@@ -20,15 +20,15 @@ from .formats.nerfstudio import write_nerfstudio
 from .formats.rerun import write_rerun
 from .formats.sana import write_sana_npy, write_sana_zip
 from .formats.scene import FindPoints, Scene, write_scene_images
+from .formats.trajectories import write_kitti, write_tum
 from .formats.webdataset import WebDatasetWriter
-from .frames import iterate_frames
 from .index import write_index
+from .media.read import iterate_frames
 from .names import check_name
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .staging import staged
 from .store import write_dataset
-from .trajectories import write_kitti, write_tum
 
 CAMERAS = ("tum", "kitti", "sana-npy")
 """Formats of a file or two a clip, without pictures."""

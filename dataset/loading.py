@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from .cameras.transforms import relative_to_first
-from .frames import read_frames
 from .inputs import Archive, InputError
+from .media.read import read_frames
 from .reading import ClipDataset
 from .rows import Row
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .card import MAX_LISTED, Use, dataset_card
-from .frames import media_path
 from .index import part_stamp
 from .inputs import InputError, read_json
 from .licences import allows_commercial_use, known_licences, unknown_licences
+from .media.read import media_path
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .staging import staged

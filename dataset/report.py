@@ -19,9 +19,9 @@ from .arrays import FloatArray
 from .cameras.intrinsics import fov_from_focal
 from .clip_cameras import ClipCameras, Matching, frames_of_row, match, read_clip
 from .escape import for_line, for_terminal
-from .frames import iterate_frames, media_path
 from .gates import GATE_MEANINGS, gate_margin
-from .metrics import (
+from .media.read import iterate_frames, media_path
+from .metrics.trajectory import (
     TrajectoryError,
     align_trajectory,
     focal_mape_percent,

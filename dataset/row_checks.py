@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .cameras.transforms import rigid_error, to_4x4
-from .metrics import path_length
+from .metrics.trajectory import path_length
 from .names import NAME_RULE, is_name, wrong_pointer
 from .reasons import find_reason
 from .schema import (

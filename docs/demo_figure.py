@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image
 from theodolite.annotate.demo import CLIP_ID
 from theodolite.annotate.given.cameras import read_intrinsics
-from theodolite.dataset.metrics import align_trajectory
+from theodolite.dataset.metrics.trajectory import align_trajectory
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.trajectories import read_trajectory
 
 FOUND, TRUE = "#d1495b", "#222222"
 SHOWN = 5

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..dataset.cameras.intrinsics import intrinsics_matrix, split_intrinsics
 from ..dataset.cameras.transforms import relative_to_first
 from ..dataset.encoded import EncodedClip, Encoding, Window, window_id
-from ..dataset.frames import iterate_frames
-from ..dataset.picture import Cover, cover
+from ..dataset.media.picture import Cover, cover
+from ..dataset.media.read import iterate_frames
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
 from ..dataset.weights import CHAINS, WEIGHTS, file_digest, locate

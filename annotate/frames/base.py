@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ...dataset.orientation import Orientation
+from ...dataset.media.orientation import Orientation
 from ...dataset.strict import Strict
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from ...dataset.arrays import I64, U8
-from ...dataset.frames import fit
-from ...dataset.media import MediaError
-from ...dataset.orientation import UPRIGHT, Orientation
+from ...dataset.media.errors import MediaError
+from ...dataset.media.orientation import UPRIGHT, Orientation
+from ...dataset.media.read import fit
 from ..sources.clip import ClipRef, ClipRejection
 from .base import ClipTiming, DecodeConfig
 from .cuts import CutDetector

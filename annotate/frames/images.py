@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ...dataset.arrays import I64, U8
-from ...dataset.images import list_images, load_image
-from ...dataset.media import MediaError
-from ...dataset.orientation import Orientation
+from ...dataset.media.errors import MediaError
+from ...dataset.media.images import list_images, load_image
+from ...dataset.media.orientation import Orientation
 from ..sources.clip import ClipRef, ClipRejection
 from .base import ClipFrames, DecodeConfig, stored_size
 from .decoded import DecodedFrames, rejecting

@@ -2,7 +2,7 @@
 
 One seam, `open_clip`. Every source is first described by its *timeline*: the presentation time of each frame that a
 player would show, in order. The clip's frames are chosen on that timeline once (`choose_frames`), and the same indices
-then serve video, poses, intrinsics and depth. Files are read by `dataset/video.py` and `dataset/images.py`, which the
+then serve video, poses, intrinsics and depth. Files are read by `dataset/media/`, which the
 loader of finished datasets uses as well: both see the same pixels, upright as players show them.
 
 Why PyAV is the default: forward decoding was exact on every file tried (closed and open GOP, B frames, edit list,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.inputs import read_yaml
-from ...dataset.orientation import UPRIGHT, Orientation
+from ...dataset.media.orientation import UPRIGHT, Orientation
 from ..rendered.cameras import RenderConfig
 from ..rendered.render import RenderedClip, render_clip
 from ..sources.clip import ClipRef, ClipRejection

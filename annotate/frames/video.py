@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ...dataset.arrays import I64, U8
-from ...dataset.media import MediaError
-from ...dataset.video import Video, first_line, open_video
+from ...dataset.media.errors import MediaError
+from ...dataset.media.video import Video, first_line, open_video
 from ..sources.clip import ClipRef
 from .base import DecodeConfig, stored_size
 from .decoded import DecodedFrames, FrameReader, rejecting

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ...dataset.arrays import F32, FloatArray
 from ...dataset.cameras.intrinsics import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
+from ...dataset.media.orientation import UPRIGHT, Orientation
 from ...dataset.names import fill_pattern
-from ...dataset.orientation import UPRIGHT, Orientation
 from ..frames.base import ClipFrames
 from ..frames.images import source_numbers
 from ..given.cameras import check_count, given_intrinsics

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
-from ...dataset.images import image_orientation, images_in
+from ...dataset.formats.trajectories import read_trajectory
 from ...dataset.inputs import InputError, read_csv, read_text
+from ...dataset.media.images import image_orientation, images_in
+from ...dataset.media.orientation import UPRIGHT, Orientation
 from ...dataset.names import fill_pattern
-from ...dataset.orientation import UPRIGHT, Orientation
 from ...dataset.reasons import ReasonCode
-from ...dataset.trajectories import read_trajectory
 from ..frames.base import ClipFrames
 from ..frames.images import source_numbers
 from ..sources.clip import ClipRef, ClipRejection

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.images import decode_image
 from ...dataset.inputs import Archive, InputError, read_bytes, read_npy
 from ...dataset.limits import too_many_pixels
+from ...dataset.media.images import decode_image
 from ..sources.clip import ClipRejection
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.orientation import UPRIGHT, Orientation
+from ...dataset.media.orientation import UPRIGHT, Orientation
 from ..frames.base import ClipFrames
 from ..sources.clip import ClipRef, ClipRejection
 

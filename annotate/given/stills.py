@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.images import read_image
-from ...dataset.media import MediaError
+from ...dataset.media.errors import MediaError
+from ...dataset.media.images import read_image
 from ..frames.base import ClipFrames
 from ..sources.clip import ClipRef, ClipRejection
 

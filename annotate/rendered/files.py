@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F32
-from ...dataset.frames import VideoWriter
+from ...dataset.media.write import VideoWriter
 from .render import RenderedClip, RenderedFrame
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...dataset.cameras.transforms import world_to_camera
 from ...dataset.formats.colmap import ColmapPoints
-from ...dataset.frames import iterate_frames
+from ...dataset.media.read import iterate_frames
 from ...dataset.rows import Row
 from ..tracks.measure import measure_images
 from ..tracks.records import Tracks, TracksConfig

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...dataset.video import holds_video
+from ...dataset.media.container import holds_video
 from .clip import ClipRef, printable
 from .entries import VideosSource, media_root
 from .tree import Release

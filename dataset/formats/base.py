@@ -12,8 +12,8 @@ from ..arrays import FloatArray
 from ..cameras.intrinsics import intrinsics_matrix, resize_intrinsics, split_intrinsics
 from ..cameras.rotations import orthonormalise
 from ..cameras.transforms import rigid_error, transform
-from ..frames import VideoWriter
 from ..limits import MAX_SIDE_PX
+from ..media.write import VideoWriter
 from ..names import check_name
 from ..rows import Row
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..frames import VideoWriter
 from ..inputs import InputError, finite_int, read_json, reader
+from ..media.write import VideoWriter
 from ..names import below, fill_pattern
 from ..parquet import read_table
 from .base import CameraClip, Pictures, mean_rate_hz, write_video

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from ..cameras.intrinsics import fov_from_focal, split_intrinsics
-from ..image_metrics import RevisitPair
-from ..images import decode_image
 from ..inputs import (
     Archive,
     InputError,
@@ -33,6 +31,8 @@ from ..inputs import (
     reader,
     reading,
 )
+from ..media.images import decode_image
+from ..metrics.image import RevisitPair
 from ..names import below
 from .base import CameraClip
 

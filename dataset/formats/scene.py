@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import image_paths, iterate_frames
-from ..images import decode_image
+from ..media.images import decode_image
+from ..media.read import image_paths, iterate_frames
 from ..rows import Row
 from .base import CameraClip
 from .colmap import ColmapPoints

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..frames import VideoWriter
 from ..inputs import InputError, finite_int, parse_json, parse_npy, reader, reading
+from ..media.write import VideoWriter
 from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
 CLIPS_PER_SHARD, BYTES_PER_SHARD = 1000, 1_000_000_000

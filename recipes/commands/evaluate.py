@@ -251,7 +251,7 @@ def _sides(sides: Sides, folders: VideoFolders, recovery: Recovery) -> tuple[Pat
 def _videos(folders: VideoFolders, scorers: Scorers) -> Sequence[Videos | None]:
     """The generated videos and the baseline's, with what scores them."""
     from ...dataset.evaluate import Videos
-    from ...dataset.image_metrics import load_scorer
+    from ...dataset.metrics.image import load_scorer
 
     further = (scorers.quality, scorers.perceptual, folders.baseline_videos, folders.truth_videos)
     if folders.videos is None and any(further):

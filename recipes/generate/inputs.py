@@ -11,8 +11,9 @@ import numpy as np
 from ...dataset.cameras.intrinsics import intrinsics_matrix
 from ...dataset.cameras.paths import FPS
 from ...dataset.cameras_in import CameraPath, Reading, read_camera_path
-from ...dataset.images import read_image
-from ...dataset.media import MediaError
+from ...dataset.media.errors import MediaError
+from ...dataset.media.images import read_image
+from ...dataset.media.picture import Cover, cover
 from ...dataset.path_request import (
     Limits,
     PathFigures,
@@ -22,7 +23,6 @@ from ...dataset.path_request import (
     prepare_path,
     read_lens,
 )
-from ...dataset.picture import Cover, cover
 from ...model.generation import GenerationRequest
 from .options import ClipRequest, GenerateOptions
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.dataset.trajectories import read_trajectory
+from theodolite.dataset.formats.trajectories import read_trajectory
 
 U8 = NDArray[np.uint8]
 Shot = list[U8]

@@ -12,9 +12,9 @@ import pytest
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.formats.trajectories import read_trajectory
+from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_trajectory
 
 from ..support import SHARED
 

@@ -2,7 +2,7 @@
 
 Simulated networks stand where the networks stand; everything behind them is what recipes run. Wrong conventions of
 given cameras are in test_given_poses.py, layouts of public sets and their wrong readings in test_shipped_cameras.py,
-damaged files in test_decode.py, cut tars in tests/dataset/test_formats.py, kills in tests/recipes.
+damaged files in test_decode.py, cut tars in tests/dataset/formats/test_formats.py, kills in tests/recipes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.verdict.config import GatesConfig
-from theodolite.dataset.frames import VideoWriter
-from theodolite.dataset.metrics import focal_mape_percent, trajectory_error
+from theodolite.dataset.media.write import VideoWriter
+from theodolite.dataset.metrics.trajectory import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row
 
 from .simulator import Errors, Truth, rendered_truth, simulated

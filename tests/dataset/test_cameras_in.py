@@ -16,6 +16,7 @@ from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.nerfstudio import write_nerfstudio
 from theodolite.dataset.formats.sana import BenchScene, write_sana_bench, write_sana_npy
+from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
 from theodolite.dataset.path_request import (
     Limits,
     check_fov,
@@ -24,7 +25,6 @@ from theodolite.dataset.path_request import (
     prepare_path,
     read_lens,
 )
-from theodolite.dataset.trajectories import write_kitti, write_matrices, write_tum
 
 FRAMES = 33
 LENS = [700.0, 710.0, 640.0, 352.0]

@@ -37,7 +37,7 @@ def test_evaluate_scores_videos_and_report_shows_one_clip(
         container.mux(stream.encode())
     code, out, error = run(
         *("evaluate", data, data, "--videos", videos, "--quality", "sharpness", "--format", "csv"),
-        *("--perceptual", "theodolite.dataset.image_metrics:psnr_db"),
+        *("--perceptual", "theodolite.dataset.metrics.image:psnr_db"),
     )
     assert code == 0, error
     first, second = csv.DictReader(io.StringIO(out.split("\n\n")[0]))

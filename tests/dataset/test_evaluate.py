@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from theodolite.dataset import evaluate as ev
-from theodolite.dataset import metrics
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, so3_exp
 from theodolite.dataset.clip_cameras import ClipCameras, Matching, load_cameras
@@ -22,9 +21,10 @@ from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
-from theodolite.dataset.image_metrics import RevisitPair, score_video
+from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
+from theodolite.dataset.metrics import trajectory as metrics
+from theodolite.dataset.metrics.image import RevisitPair, score_video
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import write_kitti, write_matrices, write_tum
 from theodolite.recipes.command import call
 from theodolite.recipes.commands.evaluate import evaluate
 
@@ -228,7 +228,7 @@ def test_videos_are_scored_at_returns_and_from_first_to_last(tmp_path: Path) -> 
         videos=tmp_path / "steady",
         baseline_videos=tmp_path / "fading",
         quality="sharpness",
-        perceptual="theodolite.dataset.image_metrics:psnr_db",
+        perceptual="theodolite.dataset.metrics.image:psnr_db",
         plots=tmp_path / "plots",
         out=tmp_path / "tables",
     )

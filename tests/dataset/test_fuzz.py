@@ -46,15 +46,15 @@ from theodolite.dataset.formats.sana import (
     write_sana_zip,
 )
 from theodolite.dataset.formats.shipped import read_shipped
+from theodolite.dataset.formats.trajectories import read_kitti, read_matrices, read_table, read_tum, write_tum
 from theodolite.dataset.formats.webdataset import read_webdataset, write_webdataset
-from theodolite.dataset.frames import VideoWriter
-from theodolite.dataset.images import read_image
 from theodolite.dataset.loading import latents_from_folder
-from theodolite.dataset.media import MediaError
+from theodolite.dataset.media.errors import MediaError
+from theodolite.dataset.media.images import read_image
+from theodolite.dataset.media.video import open_video
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_kitti, read_matrices, read_table, read_tum, write_tum
 from theodolite.dataset.validate import validate_dataset
-from theodolite.dataset.video import open_video
 from theodolite.recipes.loader import RecipeError, load_recipe
 
 CASES = 100

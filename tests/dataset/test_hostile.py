@@ -30,12 +30,15 @@ from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
 from theodolite.dataset.formats.sana import read_sana_zip, write_sana_zip
 from theodolite.dataset.formats.webdataset import read_webdataset
-from theodolite.dataset.frames import VideoWriter, image_paths, iterate_frames, read_frames
-from theodolite.dataset.images import read_image
 from theodolite.dataset.index import write_index
 from theodolite.dataset.inputs import Archive, InputError, parse_json, parse_yaml, read_csv, read_npy
 from theodolite.dataset.limits import FREE_BYTES, MAX_NAME_LENGTH
-from theodolite.dataset.media import MediaError
+from theodolite.dataset.media.container import holds_video
+from theodolite.dataset.media.errors import MediaError
+from theodolite.dataset.media.images import read_image
+from theodolite.dataset.media.read import image_paths, iterate_frames, read_frames
+from theodolite.dataset.media.video import open_video
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.names import below, fill_pattern, is_name
 from theodolite.dataset.parquet import read_table
 from theodolite.dataset.publish import stage_publication
@@ -43,7 +46,6 @@ from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report import inspect_text, pictures_from_media, write_report
 from theodolite.dataset.store import list_parts, write_table
 from theodolite.dataset.validate import validate_dataset
-from theodolite.dataset.video import holds_video, open_video
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 

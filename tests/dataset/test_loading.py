@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import theodolite.dataset
 import torch
-from theodolite.dataset.frames import read_frames
 from theodolite.dataset.loading import (
     CameraDataset,
     ClipStream,
@@ -25,6 +24,7 @@ from theodolite.dataset.loading import (
     latents_from_folder,
     make_sample,
 )
+from theodolite.dataset.media.read import read_frames
 from theodolite.dataset.rows import Row
 
 from ..support import SHARED

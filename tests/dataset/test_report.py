@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from theodolite.dataset import svg
 from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
 from theodolite.dataset.report import (
     Truth,
@@ -24,7 +25,6 @@ from theodolite.dataset.report import (
     write_report,
 )
 from theodolite.dataset.rows import Gate, Row
-from theodolite.dataset.trajectories import write_matrices
 
 
 @pytest.fixture

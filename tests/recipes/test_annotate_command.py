@@ -17,7 +17,7 @@ import yaml
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts
 

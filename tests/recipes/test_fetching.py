@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from theodolite.annotate.fetch.ledger import Ledger
 from theodolite.annotate.fetch.transfer import Policy
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.recipes.corpus.fetching import (
     FetchOptions,
     drop_annotated,

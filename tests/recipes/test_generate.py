@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from theodolite.dataset.cameras.paths import named_path
-from theodolite.dataset.frames import count_video_frames
+from theodolite.dataset.media.read import count_video_frames
 from theodolite.recipes.cli import app
 from theodolite.recipes.generate.build import build_generator
 from typer.testing import CliRunner

@@ -17,7 +17,7 @@ import pytest
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
-from theodolite.dataset.frames import count_video_frames
+from theodolite.dataset.media.read import count_video_frames
 from theodolite.recipes.generate import batch
 from theodolite.recipes.generate.batch import read_manifest, run_batch
 from theodolite.recipes.generate.options import GenerateOptions

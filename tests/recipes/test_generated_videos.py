@@ -11,8 +11,8 @@ import pytest
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.cameras.transforms import se3_exp
 from theodolite.dataset.clip_cameras import GENERATION_FORMAT, GENERATION_LOG, load_cameras
-from theodolite.dataset.frames import VideoWriter
-from theodolite.dataset.trajectories import write_matrices
+from theodolite.dataset.formats.trajectories import write_matrices
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.recipes.cli import app
 from typer.testing import CliRunner
 

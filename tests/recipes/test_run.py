@@ -11,11 +11,11 @@ from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.clip_cameras import Matching, load_cameras
 from theodolite.dataset.export import export_dataset
+from theodolite.dataset.formats.trajectories import write_tum
 from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.report import inspect_text, write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
-from theodolite.dataset.trajectories import write_tum
 from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
 from theodolite.recipes.run import RunOptions, run_annotate

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from theodolite.dataset.cameras.transforms import relative_to_first, se3_exp
 from theodolite.dataset.encoded import EncodedClip, Encoding, Window, begin, window_id, write_shard
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import write_dataset
 from theodolite.model.config import WorldModelConfig

@@ -90,7 +90,7 @@ def test_a_window_is_what_its_encoder_gives(row, root: Path) -> None:
     other = encode_window(row, first, encoders, SMALL, root)
     assert not torch.allclose(clip.latents, other.latents)
     pixels = torch.empty(3, 17, 64, 96)
-    from theodolite.dataset.frames import iterate_frames
+    from theodolite.dataset.media.read import iterate_frames
 
     cut = picture_cut((96, 160), SMALL)
     for i, image in enumerate(iterate_frames(row, root, positions=range(17, 34))):

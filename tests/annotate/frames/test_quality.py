@@ -12,7 +12,7 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.quality import FlowLength, QualityConfig, QualityMeter, VmafMotion, luma_of
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 
 from ...support import SHARED
 

@@ -22,7 +22,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
-from theodolite.dataset.orientation import UPRIGHT, Orientation
+from theodolite.dataset.media.orientation import UPRIGHT, Orientation
 
 from ...support import SHARED
 

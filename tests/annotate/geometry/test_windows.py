@@ -21,7 +21,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale.estimate import estimate_scale
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.metrics.trajectory import trajectory_error
 
 from ..simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
 

@@ -31,8 +31,8 @@ from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.formats.shipped import read_shipped
-from theodolite.dataset.frames import VideoWriter
-from theodolite.dataset.metrics import trajectory_error
+from theodolite.dataset.media.write import VideoWriter
+from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import POSE_SOURCES

@@ -21,7 +21,7 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
 from theodolite.dataset.cameras.transforms import se3_inverse
-from theodolite.dataset.orientation import ORIENTATIONS, Orientation
+from theodolite.dataset.media.orientation import ORIENTATIONS, Orientation
 from theodolite.dataset.rows import Row
 
 FRAMES, HEIGHT, WIDTH = 4, 48, 80

@@ -28,7 +28,7 @@ from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, TracksConfig, make_tracks
-from theodolite.dataset.metrics import focal_mape_percent, path_length, trajectory_error
+from theodolite.dataset.metrics.trajectory import focal_mape_percent, path_length, trajectory_error
 
 from ..maps import Maps
 from .bundle.test_bundle import CONFIG, disturbed, scene

@@ -21,7 +21,7 @@ from theodolite.annotate.sfm.scene_points import scene_points
 from theodolite.annotate.tracks.records import TracksConfig
 from theodolite.dataset.cameras.intrinsics import project, split_intrinsics
 from theodolite.dataset.formats.nerfstudio import read_nerfstudio
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.recipes.cli import app

@@ -18,7 +18,12 @@ from theodolite.annotate.sfm.triangulation import parallax
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import TracksConfig, make_tracks
-from theodolite.dataset.metrics import focal_mape_percent, path_length, rotation_error, trajectory_error
+from theodolite.dataset.metrics.trajectory import (
+    focal_mape_percent,
+    path_length,
+    rotation_error,
+    trajectory_error,
+)
 
 from ..maps import Maps
 

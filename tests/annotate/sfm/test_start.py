@@ -19,7 +19,7 @@ from theodolite.annotate.sfm.triangulation import back_project, moving_tracks, t
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import TracksConfig, make_tracks
 from theodolite.dataset.cameras.rotations import so3_exp
-from theodolite.dataset.metrics import focal_mape_percent, rotation_error, trajectory_error
+from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 
 FRAMES = 49
 ANCHORS = np.arange(0, FRAMES, 4)

@@ -34,7 +34,7 @@ from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.formats.shipped import read_shipped
-from theodolite.dataset.frames import VideoWriter
+from theodolite.dataset.media.write import VideoWriter
 
 HEIGHT, WIDTH = 36, 64
 SCENE = "0" * 63 + "a"

@@ -14,8 +14,8 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
-from theodolite.dataset.metrics import trajectory_error
-from theodolite.dataset.trajectories import read_trajectory
+from theodolite.dataset.formats.trajectories import read_trajectory
+from theodolite.dataset.metrics.trajectory import trajectory_error
 
 from ...support import SHARED
 from .test_measure import HEIGHT, WIDTH, texture, warp, zooming_view

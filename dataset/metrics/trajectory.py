@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arrays import F64
-from .cameras.alignment import umeyama
-from .cameras.rotations import orthonormalise, rotation_angle
-from .cameras.transforms import relative_to_first, se3_inverse, transform
+from ..arrays import F64
+from ..cameras.alignment import umeyama
+from ..cameras.rotations import orthonormalise, rotation_angle
+from ..cameras.transforms import relative_to_first, se3_inverse, transform
 
 AlignmentKind = Literal["none", "first", "se3", "sim3"]
 

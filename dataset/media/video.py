@@ -11,10 +11,7 @@ the start.
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
-import re
 import struct
 import threading
 from collections import OrderedDict
@@ -26,44 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .arrays import I64, U8
-from .limits import MAX_PIXELS, too_many_pixels
-from .media import MediaError
+from ..arrays import I64, U8
+from ..limits import too_many_pixels
+from .container import open_container
+from .errors import MediaError
 from .orientation import UPRIGHT, Orientation
+from .packets import START_FRAMES, Timeline, counted, scan_frames, scan_packets
 
 _WORTH_SEEKING = 12
 """Frames that a jump to a later key frame must save: seeking costs about as much as decoding a few."""
 _KEY_FRAMES_TRIED = 3
-_START_FRAMES = 16
-"""So many frames are decoded on opening, to hold the packets' time stamps against the decoder's."""
-_MARGIN = 64
-"""Packets that are read beyond the last frame of interest before it is asked whether those suffice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """Time stamps of a stream's shown frames.
-
-    Attributes:
-        ticks: (N,) presentation times in `tick_s`, strictly increasing; also the identity of a frame.
-        tick_s: seconds of a tick.
-        key: (N,) bool, True at frames from which decoding can start.
-        key_dts: decoding time of each of those by its `ticks`.
-        by_count: there are no usable time stamps: frame i is the i-th that is decoded; `ticks` merely count, and are
-            empty where nobody needed to know how many there are.
-        discarded: number of packets that are decoded but never shown (edit lists).
-        complete: False if the scan ended before the file.
-    """
-
-    ticks: I64
-    tick_s: Fraction
-    key: NDArray[np.bool_]
-    key_dts: dict[int, int | None]
-    by_count: bool = False
-    discarded: int = 0
-    complete: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +224,6 @@ class _WrongPlace(Exception):
         self.found = found
 
 
-# --- opening -------------------------------------------------------------------------------------
-
-
 def open_video(clip_id: str, path: Path, *, until_s: float | None = None) -> Video:
     """Open a video and find out which frames it shows.
 
@@ -267,47 +234,6 @@ def open_video(clip_id: str, path: Path, *, until_s: float | None = None) -> Vid
         MediaError: `unreadable_video`, `truncated_video`, `corrupt_video`, `orientation_unsupported`.
     """
     return _open(clip_id, path, until_s=until_s, until_frame=None)
-
-
-_CONTAINERS = (
-    "3g2,3gp,asf,av1,avi,dirac,dnxhd,dv,dvbsub,f4v,flv,gif,gxf,h261,h263,h264,hevc,ivf,kux,live_flv,m4a,m4v,matroska,"
-    "mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegtsraw,mpegvideo,mxf,mxg,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
-)
-"""Formats of FFmpeg that are read. Playlists (HLS, DASH, concat) are none: they name other files and addresses, which a
-video from a stranger must not make this machine open."""
-
-
-def open_container(path: Path) -> Any:
-    """A video file as PyAV opens it, as a context manager: a regular file, in a format that holds its own content.
-
-    Raises:
-        OSError, FFmpegError: it cannot be opened, or is something else, such as a pipe (which would be waited for).
-    """
-    import av
-
-    path = path.resolve()  # absolute: what looks like an address is none
-    if not path.is_file():
-        if path.exists():
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return av.open(
-        str(path),
-        metadata_errors="replace",
-        container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
-        options={"max_pixels": str(MAX_PIXELS)},
-    )
-
-
-def holds_video(path: Path) -> bool:
-    """True if a file opens as a container with a video stream; a single picture is none."""
-    from av.error import FFmpegError
-
-    try:
-        with open_container(path) as container:
-            name = container.format.name
-            return bool(container.streams.video) and not (name.endswith("_pipe") or name in ("image2", "tty"))
-    except (FFmpegError, OSError, ValueError):
-        return False
 
 
 _seen: OrderedDict[tuple[str, int, int], Video] = OrderedDict()
@@ -362,7 +288,7 @@ def _open(clip_id: str, path: Path, *, until_s: float | None, until_frame: int |
             assert stream.time_base is not None
             rate = Fraction(stream.average_rate) if stream.average_rate else None
             format_name = container.format.name
-            scan = _scan_packets(container, stream, until_s=until_s, until_frame=until_frame)
+            scan = scan_packets(container, stream, until_s=until_s, until_frame=until_frame)
         if scan.missing and until_frame is None:
             raise MediaError("truncated_video", f"clip {clip_id}: {path}: {scan.missing}")
         start = _decode_start(clip_id, path, index)
@@ -371,7 +297,7 @@ def _open(clip_id: str, path: Path, *, until_s: float | None, until_frame: int |
         timeline = scan.timeline
         if not (scan.trustworthy and start.ticks == timeline.ticks[: len(start.ticks)].tolist()):
             # Only decoding can tell; for someone who reads from the start anyway, counting does.
-            timeline = _counted(timeline) if until_frame is not None else _scan_frames(path, index, timeline)
+            timeline = counted(timeline) if until_frame is not None else scan_frames(path, index, timeline)
             notes.append("time stamps found by decoding: packets do not tell which frames are shown")
         if timeline.by_count and until_frame is None:
             if not rate:
@@ -437,101 +363,6 @@ def _readable(clip_id: str, path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """What packet headers say of a stream; `trustworthy` is False if only decoding can tell which frames are shown,
-    `missing` says what of the file is not there."""
-
-    timeline: Timeline
-    trustworthy: bool
-    missing: str = ""
-
-
-def _scan_packets(container: Any, stream: Any, *, until_s: float | None, until_frame: int | None) -> _Scan:
-    """Read packet headers only: a hundred times faster than decoding, and equal to it on sane files."""
-    shown: list[tuple[int, bool]] = []
-    key_dts: dict[int, int | None] = {}
-    num_packets = discarded = 0
-    complete = True
-    # Packets of VP8 may show nothing.
-    trustworthy = stream.codec_context.name not in ("vp8", "libvpx")
-    tick_s = Fraction(stream.time_base)
-    begin: int | None = None
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        num_packets += 1
-        if packet.pts is None:
-            nothing = Timeline(ticks=np.zeros(0, np.int64), tick_s=tick_s, key=np.zeros(0, bool), key_dts={})
-            return _Scan(timeline=nothing, trustworthy=False)
-        if num_packets == 1 and not packet.is_keyframe:
-            trustworthy = False  # frames before the first key frame are not decodable
-        if packet.is_discard:
-            discarded += 1
-        else:
-            # Every frame with time < end has a decoding time < end, and those only grow.
-            begin = packet.pts if begin is None else min(begin, packet.pts)
-            if until_s is not None and packet.dts is not None and (packet.dts - begin) * tick_s > until_s:
-                complete = False
-                break
-            shown.append((packet.pts, packet.is_keyframe))
-            if packet.is_keyframe:
-                key_dts[packet.pts] = packet.dts
-        if (
-            until_frame is not None
-            and packet.dts is not None
-            and len(shown) > until_frame + _MARGIN
-            and num_packets % _MARGIN == 0
-        ):
-            # What is shown before the last decoding time has been seen; after it some may be missing in between.
-            found = sum(pts < packet.dts for pts, _ in shown)
-            if found > until_frame + _START_FRAMES:
-                shown = sorted(shown)[:found]
-                complete = False
-                break
-    shown.sort()
-    ticks = np.array([pts for pts, _ in shown], np.int64)
-    missing = ""
-    if complete and stream.frames > num_packets:
-        missing = f"the index lists {stream.frames} frames, the file holds {num_packets}"
-    elif complete and len(ticks) > 1 and not stream.frames:
-        missing = _shorter_than_promised(container, stream, ticks)
-    timeline = Timeline(
-        ticks=ticks,
-        tick_s=tick_s,
-        key=np.array([key for _, key in shown], bool),
-        key_dts=key_dts,
-        discarded=discarded,
-        complete=complete,
-    )
-    return _Scan(
-        timeline=timeline,
-        trustworthy=trustworthy and bool((np.diff(ticks) > 0).all()),
-        missing=missing,
-    )
-
-
-def _shorter_than_promised(container: Any, stream: Any, ticks: I64) -> str:
-    """Containers without a frame count (Matroska): compare with the stream's or the file's duration."""
-    promised_s = _duration_tag_s(stream.metadata.get("DURATION", ""))
-    if promised_s is None and len(container.streams) == 1 and container.duration:
-        promised_s = container.duration / 1e6
-    if promised_s is None:
-        return ""
-    found_s = float((ticks[-1] - min(0, ticks[0]) + np.median(np.diff(ticks))) * stream.time_base)
-    if found_s >= promised_s - 0.2:  # some muxers count the last frame's length differently
-        return ""
-    return f"its header promises {promised_s:.2f} s of video, the file holds {found_s:.2f} s"
-
-
-def _duration_tag_s(text: str) -> float | None:
-    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text.strip())
-    if not found:
-        return None
-    hours, minutes, seconds = found.groups()
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Start:
     """The first shown frames of a stream: their time stamps (None where one has none), and how the first is stored."""
 
@@ -549,7 +380,7 @@ def _decode_start(clip_id: str, path: Path, stream_index: int) -> _Start:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
-        frames = list(itertools.islice(container.decode(stream), _START_FRAMES))
+        frames = list(itertools.islice(container.decode(stream), START_FRAMES))
         if not frames:
             return _Start(ticks=[])
         first = frames[0]
@@ -574,37 +405,6 @@ def _orientation_of(frame: Any) -> Orientation:
         if data.type.name == "DISPLAYMATRIX":
             return Orientation.of_display_matrix(struct.unpack("=9i", bytes(data)[:36]))
     return UPRIGHT
-
-
-def _counted(timeline: Timeline) -> Timeline:
-    return Timeline(
-        ticks=np.zeros(0, np.int64),
-        tick_s=timeline.tick_s,
-        key=np.zeros(0, bool),
-        key_dts={},
-        by_count=True,
-        discarded=timeline.discarded,
-        complete=False,
-    )
-
-
-def _scan_frames(path: Path, stream_index: int, scanned: Timeline) -> Timeline:
-    """Decode everything once, for files whose packets do not tell."""
-    import av
-
-    ticks: list[int | None] = []
-    with open_container(path) as container:
-        stream = container.streams[stream_index]
-        assert isinstance(stream, av.VideoStream)
-        ticks += (frame.pts for frame in container.decode(stream))
-    by_count = None in ticks or any(b <= a for a, b in itertools.pairwise(ticks))  # type: ignore[operator]
-    return Timeline(
-        ticks=np.arange(len(ticks)) if by_count else np.array(ticks, np.int64),
-        tick_s=scanned.tick_s,
-        key=np.zeros(len(ticks), bool),
-        key_dts={},
-        by_count=by_count,
-    )
 
 
 def _is_mp4_without_index(path: Path) -> bool:

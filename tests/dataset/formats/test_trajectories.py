@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.dataset import trajectories as tj
 from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.formats import trajectories as tj
 
-from ..support import SHARED
+from ...support import SHARED
 
 
 @pytest.fixture

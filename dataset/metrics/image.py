@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import U8
-from .cameras.rotations import rotation_angle
-from .frames import count_video_frames, video_frames
-from .picture import cover
+from ..arrays import U8
+from ..cameras.rotations import rotation_angle
+from ..media.picture import cover
+from ..media.read import count_video_frames, video_frames
 
 ImagePairScorer = Callable[[U8, U8], float]
 """Distance of two (H, W, 3) uint8 RGB images."""

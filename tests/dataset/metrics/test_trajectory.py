@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from theodolite.dataset import metrics
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.alignment import Alignment
 from theodolite.dataset.cameras.rotations import so3_exp
-from theodolite.dataset.trajectories import associate, read_kitti, read_tum
+from theodolite.dataset.formats.trajectories import associate, read_kitti, read_tum
+from theodolite.dataset.metrics import trajectory as metrics
 
-from ..support import SHARED
+from ...support import SHARED
 
 TRAJECTORIES = SHARED / "trajectories"
 

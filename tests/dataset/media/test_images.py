@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.images import images_in, list_images, load_image, read_image
-from theodolite.dataset.media import MediaError
-from theodolite.dataset.orientation import ORIENTATIONS
+from theodolite.dataset.media.errors import MediaError
+from theodolite.dataset.media.images import images_in, list_images, load_image, read_image
+from theodolite.dataset.media.orientation import ORIENTATIONS
 
 HEIGHT, WIDTH = 48, 64
 QUARTERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (230, 230, 230)}

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import F64
-from .cameras.rotations import orthonormalise, quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz
-from .cameras.transforms import to_4x4, transform
-from .inputs import read_text, reader
+from ..arrays import F64
+from ..cameras.rotations import orthonormalise, quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz
+from ..cameras.transforms import to_4x4, transform
+from ..inputs import read_text, reader
 
 
 @dataclass(frozen=True, kw_only=True)

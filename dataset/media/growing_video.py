@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .frames import h264_stream
+from .write import h264_stream
 
 _MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof"
 

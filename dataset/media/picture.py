@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import FloatArray
-from .cameras.intrinsics import crop_intrinsics, resize_intrinsics
-from .frames import fit
+from ..arrays import FloatArray
+from ..cameras.intrinsics import crop_intrinsics, resize_intrinsics
+from .read import fit
 
 LEAST_PX = 64
 """Shorter side below which an image says too little."""

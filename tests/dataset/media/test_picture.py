@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from theodolite.dataset.cameras.intrinsics import project
-from theodolite.dataset.picture import cover
+from theodolite.dataset.media.picture import cover
 
 TARGET = (704, 1280)
 

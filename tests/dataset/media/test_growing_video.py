@@ -12,8 +12,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.frames import count_video_frames, video_frames
-from theodolite.dataset.growing_video import GrowingVideo, VideoWriteError
+from theodolite.dataset.media.growing_video import GrowingVideo, VideoWriteError
+from theodolite.dataset.media.read import count_video_frames, video_frames
 
 HEIGHT, WIDTH = 96, 160
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .inputs import InputError, read_bytes
-from .limits import too_many_pixels
-from .media import MediaError
+from ..inputs import InputError, read_bytes
+from ..limits import too_many_pixels
+from .errors import MediaError
 from .orientation import UPRIGHT, Orientation
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

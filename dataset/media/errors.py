@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .reasons import REASONS, ReasonCode
+from ..reasons import REASONS, ReasonCode
 
 
 class MediaError(ValueError):

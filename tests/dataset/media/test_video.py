@@ -14,15 +14,16 @@ from av.video.reformatter import VideoReformatter
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.sources.clip import ClipRef
-from theodolite.dataset import video as video_module
-from theodolite.dataset.frames import count_video_frames, image_paths, read_frames, video_frames
-from theodolite.dataset.media import MediaError
-from theodolite.dataset.orientation import ORIENTATIONS, Orientation
+from theodolite.dataset.media import video as video_module
+from theodolite.dataset.media.errors import MediaError
+from theodolite.dataset.media.orientation import ORIENTATIONS, Orientation
+from theodolite.dataset.media.packets import scan_packets
+from theodolite.dataset.media.read import count_video_frames, image_paths, read_frames, video_frames
+from theodolite.dataset.media.video import Video, open_video, open_video_at
 from theodolite.dataset.report import thumbnail_from_media
 from theodolite.dataset.rows import Row
-from theodolite.dataset.video import Video, open_video, open_video_at
 
-from ..support import SHARED
+from ...support import SHARED
 
 HEIGHT, WIDTH = 48, 64
 QUARTERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (230, 230, 230)}
@@ -193,8 +194,8 @@ def test_the_end_of_a_long_video_costs_no_more_than_its_own_frames(tmp_path, mon
     assert len(open_video_at("c", path, 40).timeline.ticks) < 400
     # Later and later frames do not scan the file again each time.
     scans = []
-    scan = video_module._scan_packets
-    monkeypatch.setattr(video_module, "_scan_packets", lambda *a, **k: scans.append(1) or scan(*a, **k))
+    scan = scan_packets
+    monkeypatch.setattr(video_module, "scan_packets", lambda *a, **k: scans.append(1) or scan(*a, **k))
     for i in range(40, 3000, 40):
         open_video_at("c", path, i)
     assert len(scans) <= 6

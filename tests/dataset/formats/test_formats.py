@@ -42,13 +42,13 @@ from theodolite.dataset.formats.sana import (
     write_sana_npy,
     write_sana_zip,
 )
+from theodolite.dataset.formats.trajectories import read_kitti, read_tum
 from theodolite.dataset.formats.webdataset import read_webdataset, write_webdataset
-from theodolite.dataset.image_metrics import RevisitPair
+from theodolite.dataset.metrics.image import RevisitPair
 from theodolite.dataset.rows import Row
-from theodolite.dataset.trajectories import read_kitti, read_tum
 from theodolite.dataset.validate import validate_dataset
 
-from ..support import SHARED
+from ...support import SHARED
 
 
 @pytest.fixture

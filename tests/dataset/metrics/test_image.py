@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 from theodolite.dataset.cameras.rotations import so3_exp
-from theodolite.dataset.image_metrics import (
+from theodolite.dataset.metrics.image import (
     RevisitPair,
     load_scorer,
     lpips_alex,

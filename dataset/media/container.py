@@ -1,0 +1,50 @@
+"""Video files as containers: which are taken, opened without following what they point at."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from ..limits import MAX_PIXELS
+
+_CONTAINERS = (
+    "3g2,3gp,asf,av1,avi,dirac,dnxhd,dv,dvbsub,f4v,flv,gif,gxf,h261,h263,h264,hevc,ivf,kux,live_flv,m4a,m4v,matroska,"
+    "mj2,mjpeg,mov,mp4,mpeg,mpegts,mpegtsraw,mpegvideo,mxf,mxg,nut,obu,ogg,rm,vc1,vvc,webm,wtv,yuv4mpegpipe"
+)
+"""Formats of FFmpeg that are read. Playlists (HLS, DASH, concat) are none: they name other files and addresses, which a
+video from a stranger must not make this machine open."""
+
+
+def open_container(path: Path) -> Any:
+    """A video file as PyAV opens it, as a context manager: a regular file, in a format that holds its own content.
+
+    Raises:
+        OSError, FFmpegError: it cannot be opened, or is something else, such as a pipe (which would be waited for).
+    """
+    import av
+
+    path = path.resolve()  # absolute: what looks like an address is none
+    if not path.is_file():
+        if path.exists():
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return av.open(
+        str(path),
+        metadata_errors="replace",
+        container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
+        options={"max_pixels": str(MAX_PIXELS)},
+    )
+
+
+def holds_video(path: Path) -> bool:
+    """True if a file opens as a container with a video stream; a single picture is none."""
+    from av.error import FFmpegError
+
+    try:
+        with open_container(path) as container:
+            name = container.format.name
+            return bool(container.streams.video) and not (name.endswith("_pipe") or name in ("image2", "tty"))
+    except (FFmpegError, OSError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""How far cameras and pictures are from what they should be."""
