@@ -32,7 +32,7 @@ from theodolite.dataset.commit import take_in_dead_runs
 from theodolite.dataset.compact import compact
 from theodolite.dataset.index import refresh_index
 from theodolite.dataset.processes import num_cores
-from theodolite.dataset.report import inspect_text
+from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.store import INDEX_FOLDER, list_parts
 from theodolite.dataset.validate import validate_dataset
 

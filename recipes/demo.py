@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..annotate.demo import CLIP_ID, DemoConfig, compare_with_truth, errors_table, write_demo_clip
 from ..dataset.reading import open_dataset
-from ..dataset.report import pictures_from_media, write_report
+from ..dataset.report.pictures import pictures_from_media
+from ..dataset.report.write import write_report
 from .loader import load_recipe
 from .run import RunOptions, run_annotate
 from .truth import report_sources

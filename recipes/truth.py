@@ -13,10 +13,12 @@ from ..annotate.given.cameras import read_intrinsics
 from ..annotate.sources.clip import ClipRef, ClipRejection
 from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
+from ..dataset.camera_files.load import load_cameras
+from ..dataset.camera_files.match import Matching
+from ..dataset.camera_files.single import read_clip
 from ..dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
-from ..dataset.clip_cameras import Matching, load_cameras, read_clip
 from ..dataset.reading import open_dataset
-from ..dataset.report import Truth, TruthByClip, truth_of_row
+from ..dataset.report.truth import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
 from .loader import Recipe, load_recipe
 

@@ -77,7 +77,7 @@ def inspect(
 
     Example: theodolite inspect runs/rgbd --clip office
     """
-    from ...dataset.report import inspect_text
+    from ...dataset.report.inspect import inspect_text
 
     return inspect_text(path, clip_id=clip, media_root=_media_root_if_known(path)), 0
 
@@ -107,7 +107,8 @@ def report(
 
     Example: theodolite report runs/rgbd --html rgbd.html
     """
-    from ...dataset.report import pictures_from_media, thumbnail_from_media, write_report
+    from ...dataset.report.pictures import pictures_from_media, thumbnail_from_media
+    from ...dataset.report.write import write_report
     from ..truth import report_sources
 
     sources = report_sources(path, truth=truth, truth_from=truth_from, matching=times.matching())

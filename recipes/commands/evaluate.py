@@ -13,13 +13,13 @@ from ..command import Outcome
 from .options import Sets, Times, Workers
 
 if TYPE_CHECKING:
-    from ...dataset.clip_cameras import Matching
-    from ...dataset.evaluate import Videos
+    from ...dataset.camera_files.match import Matching
+    from ...dataset.evaluation.evaluate import Videos
 
 
 def _help_metrics(value: bool) -> None:
     if value:
-        from ...dataset.evaluate import explain_metrics
+        from ...dataset.evaluation.tables import explain_metrics
 
         typer.echo(explain_metrics())
         raise typer.Exit
@@ -107,7 +107,7 @@ class Poses(Times):
         Raises:
             ValueError: an offset that is no number of seconds, or no such meaning of rows.
         """
-        from ...dataset.clip_cameras import Matching, parse_offset
+        from ...dataset.camera_files.match import Matching, parse_offset
 
         if self.rows not in get_args(Rows):
             raise ValueError(f"--rows {self.rows}: use auto, source or clip")
@@ -201,14 +201,10 @@ def evaluate(
 
     Example: theodolite evaluate runs/a truth/ --baseline runs/b --format markdown
     """
-    from ...dataset.clip_cameras import load_cameras
-    from ...dataset.evaluate import (
-        TableFormat,
-        evaluate,
-        evaluation_plots,
-        evaluation_tables,
-        write_evaluation,
-    )
+    from ...dataset.camera_files.load import load_cameras
+    from ...dataset.evaluation.evaluate import evaluate
+    from ...dataset.evaluation.plots import evaluation_plots
+    from ...dataset.evaluation.tables import TableFormat, evaluation_tables, write_evaluation
 
     style = next((known for known in get_args(TableFormat) if known == tables.style), None)
     if style is None:
@@ -250,7 +246,7 @@ def _sides(sides: Sides, folders: VideoFolders, recovery: Recovery) -> tuple[Pat
 
 def _videos(folders: VideoFolders, scorers: Scorers) -> Sequence[Videos | None]:
     """The generated videos and the baseline's, with what scores them."""
-    from ...dataset.evaluate import Videos
+    from ...dataset.evaluation.evaluate import Videos
     from ...dataset.metrics.image import load_scorer
 
     further = (scorers.quality, scorers.perceptual, folders.baseline_videos, folders.truth_videos)

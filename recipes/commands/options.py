@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ...dataset.clip_cameras import Matching
+    from ...dataset.camera_files.match import Matching
 
 Out = Annotated[
     Path, typer.Option("--out", help="Dataset folder; continued if it holds parts of the same recipe.")
@@ -61,7 +61,7 @@ class Times:
         Raises:
             ValueError: an offset that is no number of seconds.
         """
-        from ...dataset.clip_cameras import Matching, parse_offset
+        from ...dataset.camera_files.match import Matching, parse_offset
 
         return Matching(max_difference_s=self.max_difference, offset_s=parse_offset(self.offset))
 

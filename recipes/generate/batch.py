@@ -25,8 +25,8 @@ from ...annotate.run.cluster import (
     signals_as_interrupt,
 )
 from ...annotate.run.worker import begin_as_worker
-from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
-from ...dataset.clip_cameras import GENERATION_LOG
+from ...dataset.camera_files.load import GENERATION_LOG
+from ...dataset.camera_files.single import GENERATION_FORMAT as FORMAT
 from ...dataset.commit import hold_folder
 from ...dataset.formats.sana import SPLITS
 from ...dataset.inputs import parse_json, read_text

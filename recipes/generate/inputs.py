@@ -8,13 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...dataset.cameras.intrinsics import intrinsics_matrix
-from ...dataset.cameras.paths import FPS
-from ...dataset.cameras_in import CameraPath, Reading, read_camera_path
-from ...dataset.media.errors import MediaError
-from ...dataset.media.images import read_image
-from ...dataset.media.picture import Cover, cover
-from ...dataset.path_request import (
+from ...dataset.camera_files.request import (
     Limits,
     PathFigures,
     check_fov,
@@ -23,6 +17,12 @@ from ...dataset.path_request import (
     prepare_path,
     read_lens,
 )
+from ...dataset.camera_files.requested import CameraPath, Reading, read_camera_path
+from ...dataset.cameras.intrinsics import intrinsics_matrix
+from ...dataset.cameras.paths import FPS
+from ...dataset.media.errors import MediaError
+from ...dataset.media.images import read_image
+from ...dataset.media.picture import Cover, cover
 from ...model.generation import GenerationRequest
 from .options import ClipRequest, GenerateOptions
 

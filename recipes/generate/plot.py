@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset import svg
-from ...dataset.cameras_in import CameraPath
-from ...dataset.evaluate import PLOT_STYLE
+from ...dataset.camera_files.requested import CameraPath
+from ...dataset.evaluation.plots import PLOT_STYLE
 
 FloatArray = NDArray[np.floating]
 

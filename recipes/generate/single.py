@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...dataset.clip_cameras import GENERATION_FORMAT as FORMAT
+from ...dataset.camera_files.single import GENERATION_FORMAT as FORMAT
 from ...dataset.media.growing_video import GrowingVideo, VideoWriteError
 from ...dataset.store import write_atomically
 from ...model.generation import FPS, GenerationRecord, Generator, Pictures, Progress, StreamingReport

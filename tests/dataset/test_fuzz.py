@@ -30,7 +30,8 @@ from theodolite.annotate.given.depth_files import read_depth_file
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import IndexSource, ReleaseSource
 from theodolite.annotate.sources.read import read_clips
-from theodolite.dataset.clip_cameras import load_cameras, read_clip
+from theodolite.dataset.camera_files.load import load_cameras
+from theodolite.dataset.camera_files.single import read_clip
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import read_colmap, write_colmap
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot

@@ -24,7 +24,7 @@ from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.card import dataset_card
 from theodolite.dataset.escape import for_line, for_markdown, for_terminal
-from theodolite.dataset.evaluate import format_table
+from theodolite.dataset.evaluation.tables import format_table
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
@@ -43,7 +43,9 @@ from theodolite.dataset.names import below, fill_pattern, is_name
 from theodolite.dataset.parquet import read_table
 from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.report import inspect_text, pictures_from_media, write_report
+from theodolite.dataset.report.inspect import inspect_text
+from theodolite.dataset.report.pictures import pictures_from_media
+from theodolite.dataset.report.write import write_report
 from theodolite.dataset.store import list_parts, write_table
 from theodolite.dataset.validate import validate_dataset
 

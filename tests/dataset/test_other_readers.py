@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
 from theodolite.dataset import store
-from theodolite.dataset.clip_cameras import load_cameras
+from theodolite.dataset.camera_files.load import load_cameras
 from theodolite.dataset.export import export_dataset, write_subset
 from theodolite.dataset.formats.trajectories import read_tum
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.publish import stage_publication
-from theodolite.dataset.report import inspect_text, write_report
+from theodolite.dataset.report.inspect import inspect_text
+from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import NAMED_COLUMNS
 from theodolite.dataset.validate import validate_dataset

@@ -18,7 +18,7 @@ import theodolite.dataset
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
-from theodolite.dataset.clip_cameras import load_cameras
+from theodolite.dataset.camera_files.load import load_cameras
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row

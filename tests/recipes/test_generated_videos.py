@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from theodolite.dataset.camera_files.load import GENERATION_LOG, load_cameras
+from theodolite.dataset.camera_files.single import GENERATION_FORMAT
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.cameras.transforms import se3_exp
-from theodolite.dataset.clip_cameras import GENERATION_FORMAT, GENERATION_LOG, load_cameras
 from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.media.write import VideoWriter
 from theodolite.recipes.cli import app

@@ -9,11 +9,13 @@ import yaml
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.dataset.clip_cameras import Matching, load_cameras
+from theodolite.dataset.camera_files.load import load_cameras
+from theodolite.dataset.camera_files.match import Matching
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.trajectories import write_tum
 from theodolite.dataset.publish import stage_publication
-from theodolite.dataset.report import inspect_text, write_report
+from theodolite.dataset.report.inspect import inspect_text
+from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset

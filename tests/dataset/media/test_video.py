@@ -20,7 +20,7 @@ from theodolite.dataset.media.orientation import ORIENTATIONS, Orientation
 from theodolite.dataset.media.packets import scan_packets
 from theodolite.dataset.media.read import count_video_frames, image_paths, read_frames, video_frames
 from theodolite.dataset.media.video import Video, open_video, open_video_at
-from theodolite.dataset.report import thumbnail_from_media
+from theodolite.dataset.report.pictures import thumbnail_from_media
 from theodolite.dataset.rows import Row
 
 from ...support import SHARED

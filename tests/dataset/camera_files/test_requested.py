@@ -8,16 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
-from theodolite.dataset.cameras.paths import action_path, named_path
-from theodolite.dataset.cameras.transforms import rigid_error, se3_inverse
-from theodolite.dataset.cameras_in import CameraPath, Reading, read_camera_path
-from theodolite.dataset.formats.base import CameraClip, camera_clip
-from theodolite.dataset.formats.colmap import write_colmap
-from theodolite.dataset.formats.nerfstudio import write_nerfstudio
-from theodolite.dataset.formats.sana import BenchScene, write_sana_bench, write_sana_npy
-from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
-from theodolite.dataset.path_request import (
+from theodolite.dataset.camera_files.request import (
     Limits,
     check_fov,
     lens_of_picture,
@@ -25,6 +16,15 @@ from theodolite.dataset.path_request import (
     prepare_path,
     read_lens,
 )
+from theodolite.dataset.camera_files.requested import CameraPath, Reading, read_camera_path
+from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
+from theodolite.dataset.cameras.paths import action_path, named_path
+from theodolite.dataset.cameras.transforms import rigid_error, se3_inverse
+from theodolite.dataset.formats.base import CameraClip, camera_clip
+from theodolite.dataset.formats.colmap import write_colmap
+from theodolite.dataset.formats.nerfstudio import write_nerfstudio
+from theodolite.dataset.formats.sana import BenchScene, write_sana_bench, write_sana_npy
+from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
 
 FRAMES = 33
 LENS = [700.0, 710.0, 640.0, 352.0]

@@ -15,15 +15,10 @@ from theodolite.dataset import svg
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
-from theodolite.dataset.report import (
-    Truth,
-    TruthByClip,
-    inspect_text,
-    pictures_from_media,
-    thumbnail_from_media,
-    truths_from_files,
-    write_report,
-)
+from theodolite.dataset.report.inspect import inspect_text
+from theodolite.dataset.report.pictures import pictures_from_media, thumbnail_from_media
+from theodolite.dataset.report.truth import Truth, TruthByClip, truths_from_files
+from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Gate, Row
 
 

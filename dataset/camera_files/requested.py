@@ -15,17 +15,17 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .arrays import FloatArray
-from .cameras.intrinsics import crop_intrinsics, intrinsics_matrix, resize_intrinsics, split_intrinsics
-from .cameras.paths import FPS, PathName, action_path, check_rigid, is_action, named_path
-from .cameras.transforms import se3_inverse, to_4x4
-from .clip_cameras import layout_of, read_clip
-from .formats.colmap import has_colmap_model, read_colmap
-from .formats.nerfstudio import read_nerfstudio
-from .formats.sana import SPLITS
-from .inputs import Archive, parse_json, read_npy, read_text
-from .reading import open_dataset
-from .rows import Row
+from ..arrays import FloatArray
+from ..cameras.intrinsics import crop_intrinsics, intrinsics_matrix, resize_intrinsics, split_intrinsics
+from ..cameras.paths import FPS, PathName, action_path, check_rigid, is_action, named_path
+from ..cameras.transforms import se3_inverse, to_4x4
+from ..formats.colmap import has_colmap_model, read_colmap
+from ..formats.nerfstudio import read_nerfstudio
+from ..formats.sana import SPLITS
+from ..inputs import Archive, parse_json, read_npy, read_text
+from ..reading import open_dataset
+from ..rows import Row
+from .single import layout_of, read_clip
 
 Form = Literal["named path", "actions", "numpy", "json", "dataset row", "COLMAP", "nerfstudio", "text"]
 

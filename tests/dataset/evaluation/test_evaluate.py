@@ -13,10 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.dataset import evaluate as ev
+from theodolite.dataset.camera_files.load import load_cameras
+from theodolite.dataset.camera_files.match import Matching
+from theodolite.dataset.camera_files.record import ClipCameras
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, so3_exp
-from theodolite.dataset.clip_cameras import ClipCameras, Matching, load_cameras
+from theodolite.dataset.evaluation import evaluate as ev
+from theodolite.dataset.evaluation.bootstrap import bootstrap_mean, paired_difference
+from theodolite.dataset.evaluation.score import METRICS, SCORES, ClipScore, score_clip
+from theodolite.dataset.evaluation.tables import format_table
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
@@ -28,7 +33,7 @@ from theodolite.dataset.rows import Row
 from theodolite.recipes.command import call
 from theodolite.recipes.commands.evaluate import evaluate
 
-from ..support import SHARED
+from ...support import SHARED
 
 
 def run_evaluate(predicted: Path, truth: Path, **options: object) -> tuple[str, int]:
@@ -85,7 +90,7 @@ def test_resized_prediction_is_compared_in_units_of_the_image(runs: Path) -> Non
         width=640,
         height=360,
     )
-    score = ev.score_clip("clip_0001", half, truth["clip_0001"])
+    score = score_clip("clip_0001", half, truth["clip_0001"])
     assert score.focal_mape_percent == pytest.approx(0, abs=1e-9)
     assert score.ate_none_m == pytest.approx(0, abs=1e-9)
     assert score.num_frames == 17
@@ -144,7 +149,7 @@ def test_a_straight_path_has_no_alignment_but_still_scores() -> None:
     poses = np.tile(np.eye(4), (10, 1, 1))
     poses[:, 0, 3] = np.arange(10)
     c = ClipCameras(frame_index=np.arange(10), camera_to_world=poses)
-    score = ev.score_clip("s", c, c)
+    score = score_clip("s", c, c)
     assert score.ate_se3_m is None
     assert score.rotation_ape_deg is None
     assert score.rotation_rmse_deg == pytest.approx(0, abs=1e-5)
@@ -157,7 +162,7 @@ def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Pa
     rng = np.random.default_rng(1)
     covered = 0
     for i in range(200):
-        m = ev.bootstrap_mean(rng.normal(3, 1, 40), num_resamples=500, seed=i)
+        m = bootstrap_mean(rng.normal(3, 1, 40), num_resamples=500, seed=i)
         covered += m.low < 3 < m.high
     assert (
         0.88 <= covered / 200 <= 0.99
@@ -167,9 +172,9 @@ def test_bootstrap_interval_covers_and_paired_test_finds_the_better_run(runs: Pa
     difference, low, high = (float(v) for v in line.split()[1:4])
     assert difference < 0
     assert low < difference < high < 0
-    assert ev.paired_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
+    assert paired_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
     a = rng.normal(size=30)
-    assert ev.paired_difference(list(a - 0.5 + 0.1 * rng.normal(size=30)), list(a)).p_value < 1e-6
+    assert paired_difference(list(a - 0.5 + 0.1 * rng.normal(size=30)), list(a)).p_value < 1e-6
 
 
 FRAMES_16_FPS = 401
@@ -268,7 +273,7 @@ def test_a_split_of_the_benchmark_is_truth_with_its_own_returns(
     truth = load_cameras(tmp_path / "benchmark_v2_hard_60s")
     assert truth["indoor_001"].returns == pairs
     assert truth["indoor_001"].width == clip.width
-    score = ev.score_clip("indoor_001", truth["indoor_001"], truth["indoor_001"])
+    score = score_clip("indoor_001", truth["indoor_001"], truth["indoor_001"])
     assert score.cam_mc == pytest.approx(0, abs=1e-6)
     assert score.focal_mape_percent == 0
 
@@ -279,14 +284,14 @@ def test_refusals(runs: Path, tmp_path: Path) -> None:
         ev.evaluate({"x": truth["clip_0000"], "y": truth["clip_0001"]}, truth)
     late = ClipCameras(frame_index=np.array([10**6]), camera_to_world=np.eye(4)[None])
     with pytest.raises(ValueError, match="no common frame"):
-        ev.score_clip("c", late, truth["clip_0000"])
+        score_clip("c", late, truth["clip_0000"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a dataset"):
         load_cameras(tmp_path / "empty")
     with pytest.raises(ValueError, match="no such file"):
         load_cameras(tmp_path / "absent")
     with pytest.raises(ValueError, match="expected text, markdown or csv"):
-        ev.format_table(["a"], [], style="html")  # type: ignore[arg-type]
+        format_table(["a"], [], style="html")  # type: ignore[arg-type]
 
 
 # --- which poses belong together -------------------------------------------------------------------
@@ -323,7 +328,7 @@ def walk(
     return make_dataset(tmp_path_factory.mktemp("walk") / "set", {"a": [row]}), row
 
 
-def _only(predicted: Path, truth: Path, **options: object) -> ev.ClipScore:
+def _only(predicted: Path, truth: Path, **options: object) -> ClipScore:
     (score,) = ev.evaluate(load_cameras(predicted), load_cameras(truth), matching=Matching(**options)).clips
     return score
 
@@ -663,8 +668,8 @@ def test_every_column_is_explained(runs: Path) -> None:
     for name in ("clips", "means"):
         for column in _csv(runs / "tables" / f"{name}.csv")[0]:
             assert column in explained or column == "which"
-    assert all(m.meaning for m in ev.METRICS)
-    assert set(ev.SCORES) <= {f.name for f in fields(ev.ClipScore)}
+    assert all(m.meaning for m in METRICS)
+    assert set(SCORES) <= {f.name for f in fields(ClipScore)}
 
 
 def test_plots_show_paths_and_errors_over_time(runs: Path) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import FloatArray
-from .cameras.intrinsics import (
+from ..arrays import FloatArray
+from ..cameras.intrinsics import (
     focal_from_fov,
     fov_from_focal,
     intrinsics_matrix,
     resize_intrinsics,
     split_intrinsics,
 )
-from .cameras.paths import FPS, check_path, check_rigid, interpolate_path
-from .cameras.rotations import orthonormalise, rotation_angle
-from .cameras.transforms import relative_to_first
-from .cameras_in import LONGEST_FRAMES, CameraPath, lenses_of, load_array, path_exists
-from .formats.sana import FOV_RANGE_DEG
+from ..cameras.paths import FPS, check_path, check_rigid, interpolate_path
+from ..cameras.rotations import orthonormalise, rotation_angle
+from ..cameras.transforms import relative_to_first
+from ..formats.sana import FOV_RANGE_DEG
+from .requested import LONGEST_FRAMES, CameraPath, lenses_of, load_array, path_exists
 
 _MOST_GAP_S = 2.0
 """Holes between two poses that are not bridged."""

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import svg
+from .. import svg
 
 _STYLE = """
 :root{--ink:#1c2126;--soft:#56616b;--paper:#fff;--faint:#9aa4ad;--line:#e1e6ea;--panel:#f5f7f8;--a:#1668b8;--b:#c2410c;

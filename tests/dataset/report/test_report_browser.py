@@ -11,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.report import Truth, write_report
+from theodolite.dataset.report.truth import Truth
+from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
 
 CHROMIUM = next(

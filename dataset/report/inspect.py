@@ -1,0 +1,185 @@
+"""A dataset as text: a table of its clips, or one clip in full."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..escape import for_line, for_terminal
+from ..media.read import media_path
+from ..reading import ClipDataset, open_dataset
+from ..reasons import find_reason, status_of
+from ..rows import ABSENT_CONFIDENCE, Row, why_no_confidence
+from ..schema import COLUMNS
+
+# ---------------------------------------------------------------------------------------------------- text
+
+
+def inspect_text(
+    path: str | Path, *, clip_id: str | None = None, limit: int = 200, media_root: Path | None = None
+) -> str:
+    """Text for the terminal: one line per clip (the first `limit`) and the counts, or everything about one
+    clip.
+
+    Args:
+        media_root: folder that media paths are relative to, if it is known: what is looked for where is said.
+    Raises:
+        ValueError: nothing to read there, or no such clip.
+    """
+    clips = open_dataset(path)
+    if clip_id is not None:
+        row = row_of(clips, clip_id)
+        text = _clip_text(row)
+        if media_root is None or "://" in row.media:
+            return text
+        try:
+            place = media_path(row, media_root)
+        except ValueError as error:
+            return f"{text}\n  {for_line(str(error))}"
+        there = "" if place.exists() else ": not there"
+        return f"{text}\n  media are looked for at {for_line(str(place))}{there}"
+    text = _table_text(clips, limit)
+    if media_root is None:
+        return text
+    return f"{text}\nmedia are looked for in {media_root}{'' if media_root.is_dir() else ': no such folder'}"
+
+
+def row_of(clips: ClipDataset, clip_id: str) -> Row:
+    try:
+        return clips.row(clip_id)
+    except KeyError as error:
+        raise ValueError(str(error.args[0])) from None
+
+
+_OVERVIEW = (
+    "clip_id",
+    "source",
+    "verdict",
+    "num_frames",
+    "width",
+    "height",
+    "focal_model",
+    "fov_x_min_rad",
+    "fov_x_max_rad",
+    "path_length_m",
+    "metres_per_unit",
+    "scale_mad_log",
+    "reprojection_rms_px",
+    "reasons",
+)
+
+
+def _table_text(clips: ClipDataset, limit: int) -> str:
+    header = [
+        "clip",
+        "source",
+        "status",
+        "frames",
+        "size",
+        "focal",
+        "fov x deg",
+        "path m",
+        "m/unit",
+        "mad",
+        "px",
+        "reasons",
+    ]
+    lines: list[list[str]] = [header]
+    table = clips.to_table(_OVERVIEW)
+    for c in table.slice(0, limit).to_pylist():
+        low, high = c["fov_x_min_rad"], c["fov_x_max_rad"]
+        fov = (
+            "-"
+            if low is None
+            else f"{np.rad2deg(low):.1f}" + ("" if high - low < 1e-3 else f"-{np.rad2deg(high):.1f}")
+        )
+        lines.append(
+            [
+                for_line(c["clip_id"]),
+                for_line(c["source"]),
+                status_of(c["verdict"], c["reasons"]),
+                str(c["num_frames"]),
+                f"{c['width']}x{c['height']}",
+                for_line(c["focal_model"]),
+                fov,
+                _maybe(c["path_length_m"], ".2f"),
+                _maybe(c["metres_per_unit"], ".4g"),
+                _maybe(c["scale_mad_log"], ".3f"),
+                _maybe(c["reprojection_rms_px"], ".2f"),
+                for_line(",".join(c["reasons"])),
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+    if table.num_rows > limit:
+        text += f"\n... and {table.num_rows - limit} more"
+    counts = Counter(map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()))
+    return f"{text}\n{table.num_rows} clips: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
+
+
+def _maybe(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _clip_text(row: Row) -> str:
+    lines = [f"{row.clip_id}  {status_of(row.verdict, row.reasons)}"]
+    for reason, detail in zip(row.reasons, row.reason_details, strict=True):
+        lines.append(f"  {reason}: {detail}")
+        if (entry := find_reason(reason)) is not None:
+            lines += [f"    {entry.meaning}", f"    {entry.remedy}"]
+    width = max(len(c.name) for c in COLUMNS)
+    for column in COLUMNS:
+        if column.per_frame or column.name in (
+            "gates",
+            "reasons",
+            "reason_details",
+            "error",
+            "scale_frame",
+            "scale_value",
+            "confidence_absent",
+        ):
+            continue
+        value = getattr(row, column.name)
+        if column.name == "confidence" and value is None:
+            code = row.confidence_absent or why_no_confidence(row)
+            why = ABSENT_CONFIDENCE.get(code, code)
+            lines.append(f"  {column.name.ljust(width)}  none: {why}")
+        if value in (None, (), ""):
+            continue
+        shown = (
+            f"{value:.6g}"
+            if isinstance(value, float)
+            else dict(value)
+            if isinstance(value, Mapping)
+            else value
+        )
+        unit = "" if column.unit in ("1", "-") else f" {column.unit}"
+        lines.append(f"  {column.name.ljust(width)}  {shown}{unit}")
+    for gate in row.gates:
+        low, high = (
+            ("-inf" if gate.lower is None else f"{gate.lower:g}"),
+            ("inf" if gate.upper is None else f"{gate.upper:g}"),
+        )
+        value = "missing" if gate.value is None else f"{gate.value:.4g}"
+        lines.append(
+            f"  gate {gate.name.ljust(width - 5)}  {value} in [{low}, {high}] {gate.unit}: "
+            f"{'pass' if gate.passed else 'FAIL'}"
+        )
+    if len(row.camera_to_world):
+        lines.append("  frame  source  time s    x m      y m      z m      fx px    fy px")
+        for i in sorted(
+            {0, row.num_frames // 4, row.num_frames // 2, 3 * row.num_frames // 4, row.num_frames - 1}
+        ):
+            x, y, z = row.camera_to_world[i, :3, 3]
+            fx, fy = row.focal_px[i]
+            lines.append(
+                f"  {i:5d}  {row.frame_index[i]:6d}  {row.time_s[i]:7.3f}  {x:7.3f}  {y:7.3f}  {z:7.3f}  "
+                f"{fx:7.1f}  {fy:7.1f}"
+            )
+    text = "\n".join(map(for_line, lines))
+    return f"{text}\n{for_terminal(row.error.rstrip())}" if row.error else text
