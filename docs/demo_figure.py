@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from theodolite.annotate.demo import CLIP_ID
 from theodolite.annotate.given.cameras import read_intrinsics
+from theodolite.dataset.formats.trajectories import read_trajectory
 from theodolite.dataset.metrics.trajectory import align_trajectory
 from theodolite.dataset.reading import open_dataset
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...dataset.card import Use
 from ..command import Outcome
 from .options import Dataset, MediaRoot, Sets, Times
 
 if TYPE_CHECKING:
+    from ...dataset.card import Use
     from ...dataset.filters import Filtered
 
 
