@@ -20,6 +20,30 @@ FLOORS = {
 }
 """What each folder may import besides itself."""
 
+ROOMS = (
+    "reporting",
+    "networks",
+    "rendered",
+    "sources",
+    "fetch",
+    "frames",
+    "tracks",
+    "given",
+    "geometry",
+    "scale",
+    "sfm",
+    "checks",
+    "verdict",
+    "config",
+    "pool",
+    "place",
+    "row",
+    "pipeline",
+    "run",
+    "demo",
+)
+"""Folders and files of annotate/ in the order of a clip's way: each may import from those before it."""
+
 OPTIONAL = (
     "cudnn",
     "dask_jobqueue",
@@ -67,6 +91,61 @@ def imported_floors(path: Path) -> set[tuple[str, str]]:
                 found.add((parts[1], ".".join(parts[2:])))
             assert parts[0] not in FLOORS, f"{path}: imports {name} as a top-level package"
     return found
+
+
+def imported_files(path: Path, files: dict[str, Path]) -> set[Path]:
+    """Files of ours that a file needs when it runs: imports anywhere in it, those for type checkers apart."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_checkers = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    package = ["theodolite", *path.relative_to(ROOT).parent.parts]
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node in for_checkers:
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else []
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            target = files.get(f"{module}.{alias.name}") or files.get(module)
+            if target is not None and target != path:
+                found.add(target)
+    return found
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[Path, set[Path]]:
+    files = {".".join(["theodolite", *p.relative_to(ROOT).with_suffix("").parts]): p for p in sources()}
+    return {path: imported_files(path, files) for path in files.values()}
+
+
+def test_rooms_of_annotate_import_what_lies_before_them(imports):
+    def room(path: Path) -> str:
+        return path.relative_to(ROOT / "annotate").parts[0].removesuffix(".py")
+
+    inside = {
+        p: t for p, t in imports.items() if p.is_relative_to(ROOT / "annotate") and room(p) != "__init__"
+    }
+    assert sum(len(targets) for targets in inside.values()) > 200
+    for path, targets in inside.items():
+        assert room(path) in ROOMS, f"{path}: put {room(path)!r} into ROOMS, where a clip comes by"
+        for target in targets & inside.keys():
+            assert ROOMS.index(room(target)) <= ROOMS.index(room(path)), f"{path} may not import {target}"
+
+
+def test_imports_make_no_circle(imports):
+    left = {path: set(targets) for path, targets in imports.items()}
+    while leaves := [path for path, targets in left.items() if not targets & left.keys()]:
+        for path in leaves:
+            del left[path]
+    circle = {
+        str(p.relative_to(ROOT)): sorted(str(t.relative_to(ROOT)) for t in ts & left.keys())
+        for p, ts in left.items()
+    }
+    assert not circle, circle
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
