@@ -183,6 +183,24 @@ def test_recipe_keys_within_the_text_exist():
     assert seen > 5
 
 
+def is_there(dotted: str) -> bool:
+    """Whether `theodolite.dataset.index.refresh_index` and the like exist: a module, or a name in one."""
+    module, _, name = dotted.rpartition(".")
+    return names_of(dotted) is not None or name in (names_of(module) or ())
+
+
+@pytest.mark.parametrize("path", [p for p in HAND_WRITTEN if p.name != "CHANGELOG.md"], ids=ids)
+def test_files_and_modules_within_the_text_exist(path):
+    for code in inline(path):
+        if re.fullmatch(
+            r"(?:annotate|dataset|docs|kernels|model|recipes|tests|train|benchmarks)/[\w./-]*", code
+        ):
+            assert (ROOT / code).exists(), f"{ids(path)}: no {code}"
+        found = re.match(r"(?:theodolite\.)?((?:dataset|kernels|model|recipes|train)(?:\.\w+)+)", code)
+        if found is not None and not code.endswith((".json", ".yaml")):
+            assert is_there(f"theodolite.{found[1]}"), f"{ids(path)}: no {found[1]}"
+
+
 @pytest.mark.parametrize("path", PAGES, ids=ids)
 def test_links_lead_somewhere(path):
     """A link whose text is a name of code leads to the file that defines it."""
