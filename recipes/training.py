@@ -23,7 +23,7 @@ from ..train.cost import ClipShape, memory_rows, num_parameters, peak_flops, ste
 from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_weights_path
-from ..train.run import describe, import_lightning, is_first_process, num_devices, run_training
+from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
 from ..train.start import start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
@@ -109,11 +109,7 @@ def run_train(
         if first:
             stack.enter_context(hold_folder(out))
             _write_recipe(recipe, out)
-        started = start_model(recipe)
-        training = Training(recipe, started, clips, out)
-        if first:
-            say(started.summary())
-            say(_clips_text(recipe, clips))
+        training = _made(recipe, clips, out, say if first else None)
         begun = now_iso()
         _record(out, recipe, clips, begun, command, None)
         try:
@@ -121,8 +117,21 @@ def run_train(
         except (Diverged, BadClip) as error:
             raise RunAborted(f"{out}: {error}") from error
         _record(out, recipe, clips, begun, command, describe(outcome))
-    if not first:
-        return "", 0
+    return _summary(training, outcome) if first else ("", 0)
+
+
+def _made(recipe: TrainRecipe, clips: EncodedDataset, out: Path, say: Say | None) -> Training:
+    """The training, not placed yet; what it starts from and on is told."""
+    started = start_model(recipe)
+    training = Training(recipe, started, clips, out)
+    if say is not None:
+        say(started.summary())
+        say(_clips_text(recipe, clips))
+    return training
+
+
+def _summary(training: Training, outcome: Outcome) -> tuple[str, int]:
+    out = training.out
     if outcome.stopped is not None:
         return (
             f"stopped by {outcome.stopped} after step {outcome.step}; --resume goes on from its checkpoint",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..dataset.cameras.transforms import rigid_error
 from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
 from ..dataset.loading import epoch_order, worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
@@ -142,6 +143,16 @@ def _cameras(clip: EncodedClip, encoding: Encoding, *, plucker: bool) -> Cameras
         raise ValueError(f"window {clip.window.id}: {error}") from None
 
 
+def check_cameras(clip: EncodedClip) -> None:
+    """Raise ValueError, naming the window, where its cameras cannot be."""
+    if clip.camera_to_world is None or clip.intrinsics_px is None:
+        return
+    if not bool((rigid_error(clip.camera_to_world.double()) < 1e-3).all()):
+        raise ValueError(f"window {clip.window.id}: a camera is no rigid transform")
+    if not bool((clip.intrinsics_px[:, :2] > 0).all()):
+        raise ValueError(f"window {clip.window.id}: a focal length is not positive")
+
+
 def hold_out(data: EncodedDataset, clips: int, *, seed: int) -> tuple[list[int], list[int]]:
     """Numbers of windows to train on, and of the first window of `clips` clips that are kept out of training.
 
@@ -229,7 +240,7 @@ class _Steps(Dataset[list[Samples]]):
             index = self.windows[int(order[(number + attempt * _STEP) % count])]
             try:
                 clip = self.data.read(index)
-                make_batch([clip], self.data.encoding, "ucpe")  # its cameras, too
+                check_cameras(clip)
                 return clip, faults
             except ValueError as error:
                 faults.append(Fault(self.data.windows[index].id, str(error)))
@@ -248,6 +259,8 @@ class BadClip(RuntimeError):
 class Feed:
     """This rank's micro-batches, step after step, for ever.
 
+    Args:
+        max_faults: windows that cannot be read are replaced by others, up to so many; None: the first ends the run.
     Attributes:
         taken: samples that all ranks have taken before the next step.
         faults: windows that could not be read so far, by id.
@@ -262,11 +275,11 @@ class Feed:
         control: Control = "both",
         seed: int = 0,
         workers: int = 0,
-        replace_faults: bool = False,
-        max_faults: int = 0,
+        max_faults: int | None = None,
     ) -> None:
-        self._steps = _Steps(data, windows, place, control, seed=seed, replaces=replace_faults)
-        self._workers, self._max_faults = workers, max_faults
+        replaces = max_faults is not None
+        self._steps = _Steps(data, windows, place, control, seed=seed, replaces=replaces)
+        self._workers, self._max_faults = workers, max_faults or 0
         self.place, self.taken = place, 0
         self.faults: dict[str, str] = {}
 

@@ -94,6 +94,7 @@ def make_ranks(context: int) -> Ranks:
         for first in range(0, world, context):
             members = dist.new_group(list(range(first, first + context)))
             if first <= rank < first + context:
+                assert isinstance(members, dist.ProcessGroup)
                 group = members
     return Ranks(rank, world, context, group)
 

@@ -128,7 +128,7 @@ class ValidationConfig(Strict):
     sample_clips: Count = 0
     """Held-out clips that are sampled from their first frame."""
     sample_steps: Positive = 20
-    guidance: Annotated[float, Field(ge=1)] = 1.0
+    """Of the sampler, without guidance."""
 
 
 class LogConfig(Strict):
@@ -192,6 +192,10 @@ class TrainRecipe(Strict):
             problems.append("data.held_out is 0: set validation.every to 0, or hold clips out")
         if self.validation.sample_clips > self.data.held_out:
             problems.append("validation.sample_clips is more than data.held_out")
+        if self.validation.sample_clips and self.parallel.context > 1:
+            problems.append(
+                "validation.sample_clips: clips whose frames are spread over ranks are not sampled"
+            )
         if any(not 0 < level < 1 for level in self.validation.levels):
             problems.append("validation.levels lie between 0 and 1")
         if problems:

@@ -77,7 +77,7 @@ class Outcome:
 class Metrics:
     """Rows of figures: `metrics.csv`, and Lightning's loggers beside it."""
 
-    _COLUMNS = (
+    _COLUMNS: tuple[str, ...] = (
         "step",
         "loss",
         "norm",
@@ -267,7 +267,8 @@ def _quiet() -> Iterator[None]:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
+        for pattern in ("lightning", "torch.distributed.checkpoint"):
+            warnings.filterwarnings("ignore", module=pattern)
         yield
 
 

@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..dataset.inputs import read_json
 from ..dataset.store import TEMPORARY, sync_folder, write_atomically
@@ -90,7 +92,7 @@ def save_checkpoint(
         temporary.mkdir()
     _barrier()
     try:
-        dcp.save(dict(tensors), checkpoint_id=temporary, no_dist=not dist.is_initialized())
+        save(dict(tensors), checkpoint_id=temporary, no_dist=not dist.is_initialized())
         if first:
             write_atomically(temporary / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
             if target.exists():
@@ -173,7 +175,7 @@ def load_checkpoint(
     Raises:
         ValueError: tensors are missing, of other shapes, or the files are damaged.
     """
-    reader = dcp.FileSystemReader(path)
+    reader = FileSystemReader(path)
     try:
         stored = reader.read_metadata().state_dict_metadata
     except Exception as error:
@@ -184,9 +186,9 @@ def load_checkpoint(
     wanted = tensors_of(model, optimiser, average, frozen=frozen)
     missing = [name for name in wanted if name not in stored]
     odd = [
-        f"{name} {tuple(stored[name].size)} against {tuple(tensor.shape)}"
+        f"{name} {tuple(size)} against {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in stored and getattr(stored[name], "size", tensor.shape) != tensor.shape
+        if (size := getattr(stored.get(name), "size", tensor.shape)) != tensor.shape
     ]
     if missing or odd:
         raise ValueError(
@@ -194,7 +196,7 @@ def load_checkpoint(
             + (f", {'; '.join(odd[:4])}" if odd else "")
         )
     try:
-        dcp.load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
+        load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
     except (Exception, CheckpointException) as error:  # torch's own has no base but BaseException
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
 

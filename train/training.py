@@ -16,12 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..dataset.encoded import EncodedDataset
+from ..dataset.store import write_atomically
 from ..model.checkpoint import Layout, save_world_model
+from ..model.config import chunk_starts
 from ..model.frame_parallel import FrameShare
-from ..model.network import Operators, WorldModel
+from ..model.network import Cameras, Operators, WorldModel
+from ..model.samplers import noise_latents, sample_bidirectional, sample_chunk_causal
 from .cost import ClipShape, peak_flops, step_flops
 from .feed import Feed, Place, Samples, hold_out, make_batch
 from .guard import Guard, record_fault
@@ -161,8 +165,7 @@ class Training:
             control=d.cameras,
             seed=self.recipe.seed,
             workers=d.workers,
-            replace_faults=d.on_bad_clip == "skip",
-            max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else 0,
+            max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else None,
         )
         feed.taken, feed.faults = self.taken, self.feed_faults
         return feed
@@ -268,7 +271,56 @@ class Training:
             torch.distributed.all_reduce(sums)
         means = (sums[:-1] / sums[-1]).tolist()
         found = {f"loss_at_{level:g}": value for level, value in zip(levels, means, strict=True)}
-        return {"loss": sum(means) / len(means), **found}
+        return {"loss": sum(means) / len(means), **found, **self._sampled()}
+
+    def _sampled(self) -> dict[str, float]:
+        """Held-out clips sampled from their first frame: mean squared error of the frames that follow, over that of
+        resting at the first frame; with the clip's own path, and with another clip's (`sampled_error_other_path`):
+        a network that follows cameras is better with its own.
+
+        Samples lie in `samples/step-N.safetensors`, normalised latents by window.
+        """
+        clips = self.held_out[: self.recipe.validation.sample_clips]
+        if not clips or self.ranks.context > 1:  # samplers know of no shares of frames
+            return {}
+        data, control = self.data, self.recipe.data.cameras
+        batches = [make_batch([data.read(i)], data.encoding, control) for i in clips]
+        sums, made = torch.zeros(3, dtype=torch.float64), {}
+        for number, (index, batch) in enumerate(zip(clips, batches, strict=True)):
+            here = Samples(batch, (), ()).to(self.device).batch
+            true = here.latents.float()
+            still = (true[:, :, 1:] - true[:, :, :1]).square().mean()
+            sample = self._sample(here, here.cameras, index)
+            sums[0] += float((sample - true)[:, :, 1:].square().mean() / still)
+            made[data.windows[index].id] = sample[0].bfloat16().cpu().contiguous()
+            other = Samples(batches[number - 1], (), ()).to(self.device).batch.cameras
+            if len(clips) > 1 and other is not None and other.camera_to_world.shape[1] == true.shape[2]:
+                sums[1] += float((self._sample(here, other, index) - true)[:, :, 1:].square().mean() / still)
+                sums[2] += 1
+        if self.ranks.rank == 0:
+            folder = self.out / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / f"step-{self.step:08d}.safetensors", save_tensors(made))
+        found = {"sampled_error": float(sums[0]) / len(clips)}
+        if sums[2] > 0:
+            found["sampled_error_other_path"] = float(sums[1] / sums[2])
+        return found
+
+    def _sample(self, batch: Batch, cameras: Cameras | None, seed: int) -> Tensor:
+        v = self.recipe.validation
+        chunks = self.recipe.flow_matching.chunks
+        generator = torch.Generator(self.device).manual_seed(seed_of(self.recipe.seed + 2, seed))
+        frames = batch.latents.shape[2]
+        if self.sharded:  # samplers read what cameras give once, outside of a pass
+            self.model.unshard()  # pyright: ignore[reportCallIssue]
+        start = noise_latents(self.model, batch.latents[:, :, :1], frames, generator)
+        options: dict[str, Any] = dict(
+            cameras=cameras, steps=v.sample_steps, shift=self.recipe.flow_matching.shift
+        )
+        if chunks is None:
+            return sample_bidirectional(self.model, start, batch.text, **options).float()
+        starts = chunk_starts(frames, chunks.size)
+        return sample_chunk_causal(self.model, start, batch.text, starts=starts, **options).float()
 
     def _loss_at(self, batch: Batch, level: float, seed: int) -> Tensor:
         config = self.recipe.flow_matching
@@ -358,10 +410,6 @@ class Training:
         return written
 
     def _export_lora(self, folder: Path) -> list[Path]:
-        from safetensors.torch import save
-
-        from ..dataset.store import write_atomically
-
         assert self.recipe.lora is not None
         if self.ranks.rank:
             return []
@@ -381,7 +429,7 @@ class Training:
             "bias": "none",
         }
         write_atomically(target / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
-        write_atomically(target / "adapter_model.safetensors", save(halves))
+        write_atomically(target / "adapter_model.safetensors", save_tensors(halves))
         return [target / "adapter_model.safetensors"]
 
 

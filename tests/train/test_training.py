@@ -95,7 +95,7 @@ def test_checkpoints_are_whole_or_not_there(
 
     run_.step = 2
     with monkeypatch.context() as patch:
-        patch.setattr("theodolite.train.state.dcp.save", full)
+        patch.setattr("theodolite.train.state.save", full)
         with pytest.raises(OSError, match=r"step 2 cannot be written \(No space left.* kept"):
             run_.save()
     assert checkpoints(tmp_path / "checkpoints") == [first]
@@ -160,11 +160,11 @@ def test_a_broken_window_ends_the_run_or_is_replaced_and_named(tmp_path: Path) -
     windows = list(range(4))
     with pytest.raises(BadClip, match=r"clip_0002_w000000.*cannot be read"):
         order(Feed(clips, windows, Place(batch=4)), 1)
-    feed = Feed(clips, windows, Place(batch=4), replace_faults=True, max_faults=3)
+    feed = Feed(clips, windows, Place(batch=4), max_faults=3)
     assert len(order(feed, 3)) == 12
     assert list(feed.faults) == ["clip_0002_w000000"]
     with pytest.raises(BadClip, match="max_bad_clips"):
-        order(Feed(clips, windows, Place(batch=4), replace_faults=True, max_faults=0), 1)
+        order(Feed(clips, windows, Place(batch=4), max_faults=0), 1)
 
 
 def test_held_out_clips_do_not_hang_on_what_else_there_is(data: Path, tmp_path: Path) -> None:
