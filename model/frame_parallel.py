@@ -104,9 +104,9 @@ def _swap(
     for i, (peer, given) in enumerate(((left, to_left), (right, to_right))):
         if peer is None:
             continue
-        received[i] = torch.empty_like(like, memory_format=torch.contiguous_format)
+        received[i] = taken = torch.empty_like(like, memory_format=torch.contiguous_format)
         operations.append(dist.P2POp(dist.isend, given.contiguous(), peer, share.group))
-        operations.append(dist.P2POp(dist.irecv, received[i], peer, share.group))
+        operations.append(dist.P2POp(dist.irecv, taken, peer, share.group))
     for work in dist.batch_isend_irecv(operations) if operations else ():
         work.wait()
     return received[0], received[1]

@@ -96,7 +96,7 @@ def memory_rows(
     lora_rank: int | None,
 ) -> list[tuple[str, float]]:
     """(what, GB) on one GPU in bfloat16 over float32 weights; the insides of a block by a measured factor."""
-    parameters = num_parameters(config)
+    parameters = float(num_parameters(config))
     tokens = clip.tokens / context
     row = tokens * config.width * 2
     branches = 2 if clip.cameras else 1

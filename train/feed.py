@@ -212,7 +212,8 @@ class _Steps(Dataset[list[Samples]]):
         seed: int,
         replaces: bool,
     ) -> None:
-        self.data, self.windows, self.place, self.control = data, list(windows), place, control
+        self.data, self.windows, self.place = data, list(windows), place
+        self.control: Control = control
         self.seed, self.replaces = seed, replaces
 
     def __getitem__(self, index: int) -> list[Samples]:
