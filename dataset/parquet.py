@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from .inputs import InputError, reading
 from .limits import FREE_BYTES, unfolds_too_far
+from .page_headers import check_pages
 
 WHAT = "Parquet file"
 SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -45,6 +46,8 @@ def open_parquet(
         check_seal(content, where=path, whole=whole)
         file = pq.ParquetFile(content, page_checksum_verification=True)
         check_sizes(file.metadata, content.size(), where=path)
+        if source is None:  # elsewhere every header would be a request of its own
+            check_pages(content, file.metadata, where=path)
     return file
 
 

@@ -24,6 +24,7 @@ from .conform import check_types, common_schema, conform, file_version, is_decla
 from .hub import hub_error
 from .index import PLACE_COLUMNS, Index, open_index, part_stamp
 from .inputs import reading
+from .page_headers import check_pages
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
@@ -98,9 +99,11 @@ def _fragment(file: str, filesystem: pafs.FileSystem) -> pads.ParquetFileFragmen
     with reading(file, WHAT):
         with filesystem.open_input_file(file) as source:
             check_seal(source, where=file)
-        fragment = _PARQUET.make_fragment(file, filesystem)
-        fragment.ensure_complete_metadata()
-        check_sizes(fragment.metadata, filesystem.get_file_info(file).size, where=file)
+            fragment = _PARQUET.make_fragment(file, filesystem)
+            fragment.ensure_complete_metadata()
+            check_sizes(fragment.metadata, source.size(), where=file)
+            if isinstance(filesystem, pafs.LocalFileSystem):
+                check_pages(source, fragment.metadata, where=file)
         file_version(fragment.physical_schema, where=file)
         check_types(fragment.physical_schema, where=file)
     return fragment

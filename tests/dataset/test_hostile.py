@@ -309,6 +309,33 @@ def test_a_part_that_unfolds_is_refused_before_it_does(tmp_path, frugal, make_ro
     assert [v.rule for v in validate_dataset(out)[1]] == ["part_readable"]
 
 
+def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path, frugal) -> None:
+    """Whole pages, and a footer that says they hold little: decoders follow the pages."""
+    content = bytearray(repeated(1 << 22))
+    metadata = pq.read_metadata(pa.BufferReader(bytes(content)))
+    footer = len(content) - 8 - metadata.serialized_size
+    groups = [metadata.row_group(g).column(1) for g in range(metadata.num_row_groups)]
+    for true in {c.num_values for c in groups} | {c.total_uncompressed_size for c in groups}:
+        encoded = varint(2 * true)
+        small = bytes([18 | 128, *[128] * (len(encoded) - 2), 0])  # nine, as long as the true number
+        assert content.count(encoded, footer)
+        content[footer:] = content[footer:].replace(encoded, small)
+    path = tmp_path / "x.parquet"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"its pages hold \d+ values in \d+ bytes, the footer says 9 in 9"):
+        read_table(path)
+    with pytest.raises(InputError, match=r"its pages hold \d+ values"):
+        theodolite.dataset.open(path)
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
 @pytest.mark.slow
 def test_archives_and_arrays_are_judged_before_they_unfold(tmp_path, frugal) -> None:
     huge = FREE_BYTES + (1 << 26)
