@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 _LENGTH = 16
 """Bytes of a digest. Two of a hundred million ids share one with a probability of 1e-23."""
-_LOOSE = 1 << 16
+_LOOSE = 1 << 13
 """Ids that are kept in a Python set before they are sorted in."""
 
 Digests = NDArray[np.bytes_]

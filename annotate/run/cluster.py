@@ -208,9 +208,11 @@ def local_cluster(
         "distributed.comm.timeouts.connect": "30s",
         # A worker that is stopped, or waits for a disk that is away, is not heard of and gives its shard back.
         "distributed.scheduler.worker-ttl": f"{FROZEN_AFTER_S:.0f}s",
-        # The scheduler lies in this process, and would remember a hundred thousand steps of tasks that are over.
+        # The scheduler lies in this process, and what it remembers of itself would grow for hours.
         "distributed.admin.log-length": 1000,
         "distributed.admin.low-level-log-length": 1000,
+        "distributed.admin.system-monitor.log-length": 100,
+        "distributed.worker.profile.enabled": False,
     }
     environment = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)

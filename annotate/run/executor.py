@@ -15,6 +15,8 @@ with the cluster to themselves, and only a clip that kills its worker alone gets
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -178,7 +180,8 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
             shard_of[future.key] = shard
             completed.add(future)
 
-    for _ in range(num_threads(client)):
+    room = _Room(client)
+    for _ in range(room.size()):
         submit_next()
     patience = Patience(client, job.out)
     while shard_of:
@@ -192,6 +195,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
         # This waits where the worker that held the result has died since: the shard is being done again.
         if (error := future.exception()) is None:
             num_done += 1
+            room.see()
             yield shard, future.result()
         elif isinstance(error, KilledWorker):
             log.warning(
@@ -204,8 +208,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
             with abort_on_write_error(job.out):
                 raise error
         future.release()
-        # A cluster behind a scheduler may have grown.
-        for _ in range(max(1, num_threads(client) - len(shard_of))):
+        for _ in range(room.size() - len(shard_of)):
             submit_next()
     for shard in suspects:
         rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
@@ -216,6 +219,34 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
 
 _DOUBTS = 3
 """Shards that ended their workers before any was done: then it is asked whether any clip fits."""
+
+
+class _Room:
+    """How many shards are under way: one for each thread of the cluster, which may grow. Where shards take less than a
+    second, one more for each, so that no thread waits while the last one is put where it counts."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._threads, self._asked = 1, -math.inf
+        self._num_done, self._start = -1, 0.0
+
+    def see(self) -> None:
+        """Hear that a shard is done."""
+        self._num_done += 1
+        if not self._num_done:  # the first one had to wait for workers
+            self._start = time.monotonic()
+
+    def size(self) -> int:
+        now = time.monotonic()
+        if now - self._asked > _ASK_ROOM_EVERY_S:
+            self._threads, self._asked = num_threads(self._client), now
+        took_s = (now - self._start) * self._threads / max(self._num_done, 1)
+        return self._threads * (2 if self._num_done > _SOME and took_s < 1 else 1)
+
+
+_ASK_ROOM_EVERY_S = 1.0
+_SOME = 20
+"""Shards of a run from which it is told how long they take."""
 
 
 def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> None:
