@@ -27,7 +27,7 @@ from ..kernels.frame_gdn.op import resolve_backend
 from .ahead import Ahead
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
-from .network import Cameras, WorldModel
+from .network import Cameras, Operators, WorldModel
 from .samplers import (
     STUDENT_TIMES,
     Guidance,
@@ -347,16 +347,15 @@ class Generator:
                 "distilled mode shows chunks as they come and needs the causal video autoencoder of the streaming "
                 "release"
             )
-        dtype = self.world_model.final_layer.linear.weight.dtype
-        resolve_backend(self.world_model.operators.kernels, torch.empty(0, dtype=dtype, device=self.device))
+        check_choices(
+            sampling,
+            self.world_model.operators,
+            device=self.device,
+            dtype=self.world_model.final_layer.linear.weight.dtype,
+            policy="none" if self.residence is None else self.residence.policy,
+        )
         if request.refine and None in (self.refiner, self.refiner_text_encoder):
             raise ValueError("this generator has no refiner: load one, or ask without (--no-refiner)")
-        if sampling.graphs and self.device.type != "cuda":
-            raise ValueError("CUDA graphs need a GPU")
-        if sampling.graphs and self.residence is not None and self.residence.policy != "none":
-            raise ValueError("CUDA graphs need weights that stay where they are: use them without offload")
-        if sampling.overlap and self.residence is not None and self.residence.policy != "none":
-            raise ValueError("overlap needs all parts on the device at once: use it without offload")
         if not request.prompt.strip():
             raise ValueError("the prompt is empty: say what the video shows")
         for words, what in ((request.prompt, "prompt"), (request.negative_prompt, "negative prompt")):
@@ -455,6 +454,27 @@ class Generator:
             record.status = "failed"
             raise
         record.status = "complete"
+
+
+def check_choices(
+    sampling: Sampling, operators: Operators, *, device: torch.device | str, dtype: torch.dtype, policy: str
+) -> None:
+    """Refuse what cannot run on a device, or with parts that leave it (`policy`); nothing needs to be loaded.
+
+    Raises:
+        ValueError: naming it.
+    """
+    device = torch.device(device)
+    if operators.kernels == "triton":
+        resolve_backend(operators.kernels, torch.empty(0, dtype=dtype, device=device))
+    if operators.attention in ("cudnn", "flash") and device.type != "cuda":
+        raise ValueError(f"attention by {operators.attention} needs a GPU: use auto or reference")
+    if sampling.graphs and device.type != "cuda":
+        raise ValueError("CUDA graphs need a GPU")
+    if sampling.graphs and policy != "none":
+        raise ValueError("CUDA graphs need weights that stay where they are: use them without offload")
+    if sampling.overlap and policy != "none":
+        raise ValueError("overlap needs all parts on the device at once: use it without offload")
 
 
 _WARM_UP_CHUNKS = 6

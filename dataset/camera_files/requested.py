@@ -166,6 +166,11 @@ def _named(name: str, options: str, reading: Reading, text: str) -> CameraPath:
             raise ValueError(
                 f"camera {text!r}: {part!r} is neither size=METRES nor turns=NUMBER, as in orbit:size=3,turns=0.5"
             ) from None
+    if reading.seconds * FPS > LONGEST_FRAMES - 1:
+        raise ValueError(
+            f"camera {text!r}: {reading.seconds:g} s are more than the model can number ({LONGEST_FRAMES} frames): ask "
+            f"for --seconds {(LONGEST_FRAMES - 1) / FPS:g} at most"
+        )
     poses = named_path(name, round(reading.seconds * FPS) + 1, size_m=values["size"], turns=values["turns"])
     return _evenly(poses, FPS, form="named path", origin=text)
 

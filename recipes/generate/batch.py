@@ -34,7 +34,7 @@ from ...dataset.processes import num_cores
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
 from ..loader import now_iso, surroundings
-from .build import build_generator, file_digests, locate_parts, resolve_precision
+from .build import build_generator, check_choices, file_digests, locate_parts, resolve_precision
 from .inputs import Prepared, prepare
 from .memory import check_memory, use_room
 from .options import ClipRequest, GenerateOptions
@@ -307,7 +307,7 @@ def run_batch(
     job = Job(out=out.resolve(), options=options, command=tuple(command))
     locate_parts(options)
     _check_folder(out, clips, options)
-    find_place(options.device, options.gpu_memory_gb)
+    check_choices(options, find_place(options.device, options.gpu_memory_gb).device)
     left = [clip for clip in clips if not is_whole(out / f"{clip.id}.mp4")]
     if dry_run:
         return _looked_over(clips, left, options, out)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...annotate.networks.device import choose_device
 from ...dataset.weights import CHAINS, file_digest, locate, resolve
+from ...model import generation
 from ...model.generation import Generator
 from ...model.lora import parse_lora
 from ...model.network import Operators
@@ -39,6 +40,25 @@ def numbers_of(options: GenerateOptions, precision: Precision) -> Numbers:
         scopes=options.scopes or DEFAULT_SCOPES,
         attention=options.attention_precision,
     )
+
+
+def check_choices(options: GenerateOptions, device: str) -> Precision:
+    """Refuse what cannot run on a device, before anything is loaded; the precision that will run.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    precision = resolve_precision(options, device)
+    numbers = numbers_of(options, precision)
+    numbers.check(device)
+    generation.check_choices(
+        options.sampling(), _operators(options), device=device, dtype=numbers.dtype, policy=options.offload
+    )
+    return precision
+
+
+def _operators(options: GenerateOptions) -> Operators:
+    return Operators(kernels=options.kernels, attention=options.attention)
 
 
 def locate_parts(options: GenerateOptions) -> PartFiles | None:
@@ -123,7 +143,7 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
     """
     device = str(choose_device(options.device))
     numbers = numbers_of(options, resolve_precision(options, device))
-    operators = Operators(kernels=options.kernels, attention=options.attention)
+    operators = _operators(options)
     common = dict(
         mode=options.mode,
         device=device,

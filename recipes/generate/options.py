@@ -220,6 +220,8 @@ class GenerateOptions(Strict):
         options = plainly(lambda: cls(**values))
         if options.size == "tiny" and not options.stand_in:
             raise ValueError("--size tiny is of stand-ins: add --weights stand_in, or leave --size out")
+        if options.scopes is not None and options.precision in ("auto", "float32", "bf16"):
+            raise ValueError(f"--scopes goes with a low --precision, not with {options.precision}")
         if options.warm_up and options.mode != "distilled":
             raise ValueError(f"--warm-up is an option of distilled, not of {options.mode}")
         options.sampling()

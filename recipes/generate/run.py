@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...annotate.run.cluster import signals_as_interrupt
 from ...dataset.store import write_atomically
-from .build import build_generator, file_digests, locate_parts, numbers_of, resolve_precision
+from .build import build_generator, check_choices, file_digests, locate_parts, resolve_precision
 from .inputs import Prepared, prepare
 from .memory import check_memory, memory_text, use_room
 from .options import ClipRequest, GenerateOptions
@@ -44,8 +44,7 @@ def run_generate(
     _check_place(video, may_be_there=overwrite or dry_run)
     place = find_place(options.device, options.gpu_memory_gb)
     prepared = prepare(clip, options)
-    precision = resolve_precision(options, place.device)
-    numbers_of(options, precision).check(place.device)
+    precision = check_choices(options, place.device)
     if plot is not None:
         drawing = path_svg(
             prepared.path, title=f"{prepared.path.origin}, {prepared.figures.duration_s:.1f} s"

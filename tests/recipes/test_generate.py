@@ -59,7 +59,12 @@ def command(*words: object, **more) -> subprocess.Popen[str]:
 def usual(image: Path, out: Path, **changes: object) -> list[object]:
     """Words of a sound command; an option that is None is left out."""
     words: dict[str, object] = {"image": image, "prompt": "a street", "camera": "w-48", "out": out} | changes
-    listed = [w for k, v in words.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
+    listed = [
+        w
+        for k, v in words.items()
+        if v is not None
+        for w in (f"--{k.replace('_', '-')}", *(() if v is True else (v,)))
+    ]
     return [*TRY, *listed]
 
 
@@ -291,6 +296,14 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"attention": "fast"}, "--attention"),
         ({"workers": 2}, "goes with --manifest"),
         ({"device": "cuda:99"}, "--device"),
+        ({"seconds": 1e9, "camera": "walk"}, "1e+09 s are more than the model can number (8185 frames)"),
+        ({"precision": "nvfp4", "dry_run": True}, "nvfp4 needs a Blackwell GPU"),
+        ({"graphs": True, "dry_run": True}, "CUDA graphs need a GPU"),
+        ({"overlap": True, "offload": "idle", "dry_run": True}, "overlap needs all parts on the device"),
+        ({"attention": "cudnn", "dry_run": True}, "attention by cudnn needs a GPU"),
+        ({"scopes": "ffn"}, "--scopes goes with a low --precision, not with auto"),
+        ({"gpu_memory": 24}, "--gpu-memory 24: --device cpu is no GPU"),
+        ({"mode": "bidirectional", "warm_up": True}, "--warm-up is an option of distilled"),
     ],
 )
 def test_options_that_cannot_be(image: Path, tmp_path: Path, changes: dict[str, object], named: str) -> None:
