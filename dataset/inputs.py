@@ -239,8 +239,8 @@ class _Loader(_SafeLoader):
         self._depth = 0
 
     def descend_resolver(self, current_node: Any, current_index: Any) -> None:
-        """Called for every node on the way in, by the parser in C too, which would follow any depth until its stack
-        ends, and the process with it."""
+        """Called for every node on the way in, by the parser in C too; builds of it that know no bound follow any depth
+        until their stack ends, and the process with it."""
         self._depth += 1
         if self._depth > MAX_NESTING + 2:  # a little more than what is refused below in better words
             raise RecursionError
