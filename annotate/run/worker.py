@@ -21,7 +21,6 @@ from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
 from ...dataset.store import part_path, write_part
 from ..networks.device import be_worker, claim_worker_number
-from ..pipeline import Mode, annotate_clip
 from ..pool import share_threads
 from ..reporting import listen, say
 from ..sources.clip import ClipRef
@@ -30,12 +29,20 @@ from .tally import Outcome, outcome_of, part_outcomes
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
+    from ..pipeline import Mode
 
 
 class AnnotateClip(Protocol):
     """What does the work: `pipeline.annotate_clip`, or a stand-in with its signature in tests."""
 
     def __call__(self, clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row: ...
+
+
+def whole_pipeline(clip: ClipRef, config: AnnotateConfig, *, mode: Mode, recipe_hash: str) -> Row:
+    """`pipeline.annotate_clip`, imported where clips are annotated: torch costs a command and a worker two seconds."""
+    from ..pipeline import annotate_clip
+
+    return annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class Job:
     config: AnnotateConfig
     mode: Mode
     recipe_hash: str
-    annotate: AnnotateClip = annotate_clip
+    annotate: AnnotateClip = whole_pipeline
     incoming: Path | None = None
 
     @property
