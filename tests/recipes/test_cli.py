@@ -39,6 +39,19 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
         assert name in done.stdout
 
 
+@pytest.mark.slow
+def test_a_recipe_is_read_and_a_worker_starts_without_torch():
+    """It costs every command and every worker two seconds: wanted where clips are annotated alone."""
+    code = (
+        "import sys, theodolite.annotate.run.worker, theodolite.recipes.run\n"
+        "from theodolite.recipes.loader import load_recipe\n"
+        "load_recipe('estimate', ['source.root=.'])\n"
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_an_example_that_parses(name):
     shown = runner.invoke(app, [name, "--help"])
