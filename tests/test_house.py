@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,7 @@ def test_imports_point_down(path):
             )
 
 
+@lru_cache
 def names_of(module: str) -> set[str] | None:
     """What a module of ours defines or imports at its top level, and what lies in its folder; None: no such module."""
     base = ROOT.joinpath(*module.split(".")[1:])

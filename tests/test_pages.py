@@ -216,6 +216,7 @@ def test_links_lead_somewhere(path):
             assert name[1] in (names_of(module) or ()), f"{ids(path)}: {target} has no {name[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", HAND_WRITTEN, ids=ids)
 def test_python_on_pages_takes_what_is_there(path):
     """Names are imported, and called with arguments that they have."""
