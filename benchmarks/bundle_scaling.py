@@ -42,7 +42,7 @@ def one(data: Path, frames: int, threads: int) -> None:
         ),
     )
     decoded = open_clip(clip, DecodeConfig(fps="native", source_fps=16.0, max_frames=frames))
-    geometry = GivenGeometrySource().run(clip, decoded)
+    geometry = GivenGeometrySource().read(clip, decoded)
     start = time.perf_counter()
     measured = measure_images(decoded, height=decoded.height, width=decoded.width, config=TracksConfig())
     tracked = time.perf_counter()

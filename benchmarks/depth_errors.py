@@ -39,11 +39,12 @@ import yaml
 from theodolite.annotate import pipeline
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
-from theodolite.annotate.geometry.base import SequenceGeometryResult
+from theodolite.annotate.geometry.base import KnownGeometry
 from theodolite.annotate.geometry.config import RenderedConfig
+from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.geometry.rendered import RenderedGeometrySource
-from theodolite.annotate.pipeline import Estimators, annotate_clip
+from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
@@ -189,8 +190,8 @@ class Altered:
     def __init__(self, source: Any, change: Callable | None, seed: int, warp: Callable | None) -> None:
         self.source, self.change, self.seed, self.warp = source, change, seed, warp
 
-    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
-        found = self.source.run(clip, frames)
+    def start(self, clip: ClipRef, frames: ClipFrames) -> KnownGeometry:
+        found = self.source.read(clip, frames)
 
         @lru_cache(400)
         def maps(f: int) -> np.ndarray:
@@ -198,7 +199,7 @@ class Altered:
             return z if self.warp is None else self.warp(z, f)
 
         read = maps if self.change is None else self.change(maps, len(frames), self.seed)
-        return replace(found, depth=_Maps(lru_cache(400)(read), len(frames)))
+        return KnownGeometry(replace(found, depth=_Maps(lru_cache(400)(read), len(frames))))
 
 
 class _Maps:

@@ -34,7 +34,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
-from theodolite.annotate.verdict.agreement import FEATURES, features_of
+from theodolite.annotate.verdict.agreement import FEATURES, Agreement, features_of
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row
 
@@ -121,7 +121,11 @@ def work(task: tuple[int, Path | None]) -> dict:
         )
     line = {"case": k, "scene": scene, "verdict": row.verdict, "reasons": row.reasons, "error": row.error}
     if len(row.camera_to_world):
-        line |= {"columns": _columns(row), "features": features_of(row), "truth": _truth(row, truth)}
+        line |= {
+            "columns": _columns(row),
+            "features": features_of(Agreement.of_row(row)),
+            "truth": _truth(row, truth),
+        }
     return line
 
 

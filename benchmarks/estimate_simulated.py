@@ -44,10 +44,12 @@ import torch
 import yaml
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.geometry.align import DEPTHS_PER_FRAME
 from theodolite.annotate.geometry.base import SequenceGeometryResult
 from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
-from theodolite.annotate.pipeline import Estimators, annotate_clip
+from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale.estimate import estimate_scale
@@ -226,6 +228,7 @@ class PeersStream(AnchorStream):
             depth_sigma_log=0.05,
             metres_per_unit=None,
             focal_px=focal,
+            depths_per_frame=DEPTHS_PER_FRAME,
             stand_in=True,
         )
 

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
+from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
 from theodolite.annotate.geometry.windows import AnchorStream
-from theodolite.annotate.pipeline import Estimators, Mode, annotate_clip
+from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef, Mode
 from theodolite.dataset.rows import Row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
@@ -68,14 +69,11 @@ class Streamed:
     name = "paced"
 
     def __init__(self, of, network) -> None:
-        self.of, self.network, self.config = of, network, of.config
+        self.network, self.config = network, of.config
 
     def start(self, clip, frames, *rest):
         stream = AnchorStream if not rest else MoGe2Stream
         return stream(self.network, self.config, clip, frames, *rest)
-
-    def wanted(self, frames):
-        return self.of.wanted(frames)
 
 
 def bench_clip(seed: int, fps: float, num_frames: int) -> RenderConfig:

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.frames.quality import QualityConfig, QualityMeter
@@ -25,16 +22,11 @@ def measured(path: Path) -> tuple[dict[str, float], int, tuple[int, int], float]
     frames = open_clip(clip, DecodeConfig(detect_cuts=False))
     meter = QualityMeter(QualityConfig(), frames.timing.fps)
     inside = 0.0
-
-    def decoded() -> Iterator[NDArray[np.uint8]]:
-        nonlocal inside
-        for rgb in frames:
-            start = time.process_time()
-            yield rgb
-            inside += time.process_time() - start
-
-    count = sum(1 for _ in meter.watch(decoded()))
-    return meter.metrics(), count, (frames.height, frames.width), 1e3 * inside / count
+    for number, rgb in enumerate(frames):
+        start = time.process_time()
+        meter.add(number, rgb)
+        inside += time.process_time() - start
+    return meter.metrics(), len(frames), (frames.height, frames.width), 1e3 * inside / len(frames)
 
 
 def main() -> None:

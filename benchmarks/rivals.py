@@ -164,7 +164,7 @@ def true_intrinsics(recording: Recording, frames: ClipFrames) -> np.ndarray:
 def run_open3d(recording: Recording, frames: ClipFrames, work: Path) -> tuple[Any, ...]:
     import open3d as o3d
 
-    depth = GivenGeometrySource().run(clip_of(recording), frames).depth
+    depth = GivenGeometrySource().read(clip_of(recording), frames).depth
     intrinsics = true_intrinsics(recording, frames)
     option = o3d.pipelines.odometry.OdometryOption()
     option.depth_diff_max = (

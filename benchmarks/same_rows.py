@@ -61,13 +61,14 @@ def _same_number(a: float, b: float) -> bool:
 
 
 def rows_by_clip(table: pa.Table, renamed: Mapping[str, str], apart: frozenset[str]) -> dict[str, Any]:
-    """Rows as plain values by clip id; lists of named values become mappings, so that their order does not count."""
+    """Rows as plain values by source and clip id; lists of named values become mappings, whose order does not count."""
     rows = {}
     for row in table.to_pylist():
-        if row["clip_id"] in rows:
-            raise ValueError(f"clip {row['clip_id']} is there twice")
+        name = f"{row['source']}/{row['clip_id']}"
+        if name in rows:
+            raise ValueError(f"clip {name} is there twice")
         values = {k: v for k, v in row.items() if k not in APART | apart}
-        rows[row["clip_id"]] = _plain(values, renamed)
+        rows[name] = _plain(values, renamed)
     return rows
 
 
@@ -97,7 +98,7 @@ def compare(
         apart: further columns that are not compared.
     """
     old, new = rows_by_clip(before, renamed or {}, apart), rows_by_clip(after, {}, apart)
-    lines = [f"{'clip':28s}{'verdict':34s}{'frames':>6s}  first difference"]
+    lines = [f"{'clip':32s}{'verdict':30s}{'frames':>6s}  first difference"]
     same = True
     for clip in [*old, *(c for c in new if c not in old)]:
         row = old.get(clip) or new[clip]
@@ -108,7 +109,7 @@ def compare(
         else:
             found, told = [clip], "not there before" if clip in new else "not there any more"
         same &= not found
-        lines.append(f"{clip:28.28s}{verdict:34.34s}{row['num_frames']:6d}  {told}")
+        lines.append(f"{clip:32.32s}{verdict:30.30s}{row['num_frames']:6d}  {told}")
     return "\n".join([*lines, f"{len(old)} clips before, {len(new)} after: {_verdict(same)}"]), same
 
 
@@ -125,7 +126,7 @@ def _verdict(same: bool) -> str:
 
 
 def make_rows(work: Path, only: Sequence[str] = ()) -> pa.Table:
-    """Rows of the clips in `same_clips.py`, made in `work`, by clip id."""
+    """Rows of the clips in `same_clips.py`, made in `work`, by source and clip id."""
     import cv2
     import torch
 
@@ -147,7 +148,7 @@ def make_rows(work: Path, only: Sequence[str] = ()) -> pa.Table:
         tables.append(rows_to_table(same_clips.simulated_rows(work)))
         print(f"simulated: {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
     table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables], promote_options="permissive")
-    return _anywhere(table.sort_by("clip_id"), work)
+    return _anywhere(table.sort_by([("source", "ascending"), ("clip_id", "ascending")]), work)
 
 
 def _anywhere(table: pa.Table, work: Path) -> pa.Table:
@@ -201,8 +202,8 @@ def main() -> int:
         return 0
     before = pq.read_table(arguments.against)
     if arguments.only:
-        ids = set(rows["clip_id"].to_pylist())
-        before = before.filter(pa.array([i in ids for i in before["clip_id"].to_pylist()]))
+        made = set(rows["source"].to_pylist())
+        before = before.filter(pa.array([name in made for name in before["source"].to_pylist()]))
     table, same = compare(
         before,
         rows,

@@ -288,11 +288,11 @@ ABSENT_CONFIDENCE = {
 """Why a row has no confidence, in words."""
 
 
-def why_no_confidence(row: Row) -> str:
-    """Key of `ABSENT_CONFIDENCE` for a row whose confidence is None."""
-    if not row.weights:
+def why_no_confidence(*, networks: bool, cameras: bool) -> str:
+    """Key of `ABSENT_CONFIDENCE` for a row without confidence: did networks take part, and were cameras found?"""
+    if not networks:
         return "no_networks"
-    return "nothing_to_compare" if len(row.camera_to_world) else "no_cameras"
+    return "nothing_to_compare" if cameras else "no_cameras"
 
 
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:

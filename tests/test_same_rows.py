@@ -24,6 +24,7 @@ def same_rows() -> Any:
 
 def rows(**changes: Any) -> pa.Table:
     row = {
+        "source": "s",
         "clip_id": "a",
         "verdict": "rejected",
         "reasons": ["pose_jump"],
@@ -79,7 +80,7 @@ def test_clips_that_come_and_go_are_told(same_rows: Any) -> None:
     text, same = same_rows.compare(rows().slice(1), rows())
     assert not same
     assert "not there before" in text
-    with pytest.raises(ValueError, match="clip b is there twice"):
+    with pytest.raises(ValueError, match="clip s/b is there twice"):
         same_rows.compare(rows(), rows(clip_id="b"))
 
 

@@ -7,7 +7,6 @@ vision-language model) come as tables of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import cv2
@@ -105,16 +104,18 @@ class QualityMeter:
         self._flow = FlowLength(config.flow_width_px)
         self._saturation: list[float] = []
 
-    def watch(self, frames: Iterator[U8]) -> Iterator[U8]:
-        """Pass frames on, each after it was looked at."""
-        for number, rgb in enumerate(frames):
-            if self._motion is not None:
-                self._motion.add(luma_of(rgb))
-            if number % self._step == 0 and number <= self._last:
-                self._flow.add(rgb)
-                hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-                self._saturation.append(float(cv2.mean(hsv)[1]))
-            yield rgb
+    def add(self, frame: int, rgb: U8) -> None:
+        """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
+        if self._motion is not None:
+            self._motion.add(luma_of(rgb))
+        if frame % self._step == 0 and frame <= self._last:
+            self._flow.add(rgb)
+            hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+            self._saturation.append(float(cv2.mean(hsv)[1]))
+
+    def columns(self) -> dict[str, Any]:
+        """Values of the row."""
+        return {"metrics": self.metrics()}
 
     def metrics(self) -> dict[str, float]:
         """What was measured, by the names of `dataset/filters.py`; what could not be is left out."""

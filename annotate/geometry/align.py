@@ -26,6 +26,9 @@ from ...dataset.arrays import F64
 from ...dataset.cameras.rotations import hat, orthonormalise, so3_exp, so3_log
 from .config import AlignConfig
 
+DEPTHS_PER_FRAME = 30.0
+"""Independent errors in the depth of a frame by a network, which errs alike over parts of the image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -271,13 +274,13 @@ def _similarity(xa: F64, xb: F64, weight: F64, scale_sigma: float) -> tuple[F64,
 
 
 def _information(x: F64, weight: F64, num_frames: int) -> F64:
-    """Normal matrix of (rotation, translation, log scale) from points x, counted as 30 independent ones a frame."""
+    """Normal matrix of (rotation, translation, log scale) from points x, which count as `DEPTHS_PER_FRAME` a frame."""
     jacobian = np.zeros((len(x), 3, 7))
     jacobian[:, :, :3] = -hat(x)
     jacobian[:, :, 3:6] = np.eye(3)
     jacobian[:, :, 6] = x
     full = np.einsum("n,nki,nkj->ij", weight, jacobian, jacobian)
-    return full * min(1.0, 30.0 * num_frames / max(1, len(x))) + 1e-9 * np.eye(7)
+    return full * min(1.0, DEPTHS_PER_FRAME * num_frames / max(1, len(x))) + 1e-9 * np.eye(7)
 
 
 def _edge_error(edge: Edge, rotation: F64, translation: F64, log_scale: F64) -> tuple[F64, F64, F64]:

@@ -7,16 +7,15 @@ The scale stage compares the two; nobody else turns units into metres.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...dataset.arrays import FloatArray
+from ...dataset.arrays import I64, U8, FloatArray
 from ..frames.base import ClipFrames
-from ..sources.clip import ClipRef
+from ..sources.clip import ClipRef, ClipRejection
 
 
 class DepthMaps(Protocol):
@@ -63,9 +62,9 @@ class SequenceGeometryResult:
         camera_to_world: (F, 4, 4) initial poses in the same unit, OpenCV axes, NaN rows where none; or None.
         focal_px: (F, 2) initial fx, fy in pixels of the stored size, NaN rows where none; or None.
         confidence: optional per-frame maps in [0, 1], same access as depth.
-        weights: names and revisions of network weights used; empty for given and rendered geometry.
-        weight_licences: their licences, in the same order.
-        stand_in: True if any weight was random or simulated; such rows can never be exported.
+        weights, weight_licences, stand_in: see `Provenance`.
+        depths_per_frame: independent errors in a frame's depth, where depth errs alike over parts of the image as a
+            network's does; None if every pixel errs on its own.
         own_metres_per_unit: what the estimator itself believes its unit to be worth, without any metric anchor; an
             opinion to be compared, never a declaration. None where it has none.
         diagnostics: numbers for the row's `metrics`, by name with unit suffix.
@@ -80,16 +79,14 @@ class SequenceGeometryResult:
     weights: tuple[str, ...] = ()
     weight_licences: tuple[str, ...] = ()
     stand_in: bool = False
+    depths_per_frame: float | None = None
     own_metres_per_unit: float | None = None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
 
-
-class SequenceGeometry(Protocol):
-    """Estimator of consistent structure for a whole clip."""
-
-    name: str
-
-    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult: ...
+    @property
+    def has_depth(self) -> bool:
+        """False of a clip whose cameras alone are given."""
+        return not isinstance(self.depth, NoDepth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,81 +104,167 @@ class AnchorFrame:
     focal_px: float | None = None
 
 
-@runtime_checkable
+class Provenance(Protocol):
+    """Whose answers they are.
+
+    Attributes:
+        weights: names and revisions of network weights; empty for given and rendered geometry.
+        weight_licences: their licences, in the same order.
+        stand_in: True if any weight was random or simulated; such rows can never be exported.
+    """
+
+    @property
+    def weights(self) -> tuple[str, ...]: ...
+    @property
+    def weight_licences(self) -> tuple[str, ...]: ...
+    @property
+    def stand_in(self) -> bool: ...
+
+
+class Stream(Provenance, Protocol):
+    """An estimator at work on one clip: it is shown the frames as they go by, each once, in order.
+
+    Attributes:
+        watches: False if it knows its answer before any frame is shown.
+        busy_s: seconds that its network ran so far.
+    """
+
+    @property
+    def watches(self) -> bool: ...
+    @property
+    def busy_s(self) -> float: ...
+
+    def add(self, frame: int, rgb: U8) -> None:
+        """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
+        ...
+
+    def close(self) -> None:
+        """The end, or an early one: nothing that has not begun is begun."""
+        ...
+
+
+class SequenceStream(Stream, Protocol):
+    """A sequence geometry at work on one clip.
+
+    Attributes:
+        depth_frames: (K,) int64 clip frames that will carry depth.
+    """
+
+    @property
+    def depth_frames(self) -> I64: ...
+
+    def finish(self) -> SequenceGeometryResult:
+        """Geometry of the clip, after its last frame.
+
+        Raises:
+            ClipRejection: there is none that could be used.
+        """
+        ...
+
+
+class MetricStream(Stream, Protocol):
+    """A metric anchor at work on one clip."""
+
+    def finish(self, focal_px: FloatArray | None) -> list[AnchorFrame]:
+        """Metric depth of the chosen frames, after the last frame; those without any are left out.
+
+        Args:
+            focal_px: (F, 2) current focal estimate in pixels of the stored size, NaN rows where unknown; or None.
+        """
+        ...
+
+
+class SequenceGeometry(Protocol):
+    """Estimator of consistent structure for a whole clip."""
+
+    name: str
+
+    def start(self, clip: ClipRef, frames: ClipFrames) -> SequenceStream:
+        """Begin with a clip.
+
+        Raises:
+            ClipRejection: what is given for the clip cannot be used; `depth_missing` if nothing is.
+        """
+        ...
+
+
 class MetricAnchor(Protocol):
     """Estimator of metric depth for single frames."""
 
     name: str
 
-    def run(
-        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
-    ) -> list[AnchorFrame]:
-        """Metric depth at `anchor_frames`; frames without any are left out.
-
-        Args:
-            focal_px: (F, 2) current focal estimate for the stored size, or None.
-        """
+    def start(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> MetricStream:
+        """Begin with a clip, of which the frames `anchor_frames` are to be judged."""
         ...
 
 
-class SequenceStream(Protocol):
-    """A sequence geometry at work on one clip: it is shown the frames as they go by."""
+class _NothingToWatch:
+    """The parts of a `Stream` that needs no frames."""
 
-    busy_s: float
-    """Seconds that its network ran so far."""
-    weights: tuple[str, ...]
-    weight_licences: tuple[str, ...]
-    stand_in: bool
+    watches = False
+    busy_s = 0.0
+    weights: tuple[str, ...] = ()
+    weight_licences: tuple[str, ...] = ()
+    stand_in = False
 
-    def add(self, frame: int, rgb: NDArray[np.uint8]) -> None:
-        """Take clip frame `frame`, (height, width, 3) uint8 RGB; every frame is shown once, in order."""
-        ...
-
-    def finish(self) -> SequenceGeometryResult:
-        """Geometry of the clip, after its last frame."""
-        ...
+    def add(self, frame: int, rgb: U8) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
-        """Stop early; nothing that has not begun is begun."""
-        ...
+        """Nothing to do."""
 
 
-class StreamedGeometry(Protocol):
-    """A sequence geometry that needs no pass over the frames of its own: decoding, tracking and it share one."""
+class KnownGeometry(_NothingToWatch):
+    """The `SequenceStream` of geometry that is known before any frame is seen."""
 
-    name: str
+    def __init__(self, result: SequenceGeometryResult) -> None:
+        self._result = result
+        self.weights, self.weight_licences = result.weights, result.weight_licences
+        self.stand_in = result.stand_in
 
-    def start(self, clip: ClipRef, frames: ClipFrames) -> SequenceStream: ...
+    @property
+    def depth_frames(self) -> I64:
+        """All of them."""
+        return np.arange(len(self._result.depth))
 
-    def wanted(self, frames: ClipFrames) -> NDArray[np.int64]:
-        """Clip frames that will carry depth."""
-        ...
+    def finish(self) -> SequenceGeometryResult:
+        """What is known."""
+        return self._result
 
 
-class AnchorStreamOf(Protocol):
-    """A metric anchor at work on one clip."""
+class NoGeometry(_NothingToWatch):
+    """The `SequenceStream` of a clip without any depth, whose frames are looked at all the same: what they show is
+    worth knowing.
 
-    busy_s: float
-    weights: tuple[str, ...]
-    weight_licences: tuple[str, ...]
-    stand_in: bool
+    Args:
+        why: raised at the end.
+    """
 
-    def add(self, frame: int, rgb: NDArray[np.uint8]) -> None: ...
+    watches = True
+
+    def __init__(self, why: ClipRejection) -> None:
+        self._why = why
+
+    @property
+    def depth_frames(self) -> I64:
+        """None."""
+        return np.zeros(0, np.int64)
+
+    def finish(self) -> SequenceGeometryResult:
+        """Raises `why`."""
+        raise self._why
+
+
+class KnownAnchors(_NothingToWatch):
+    """The `MetricStream` of metric depth that needs no frames.
+
+    Args:
+        read: the depth, when it is asked for.
+    """
+
+    def __init__(self, read: Callable[[], list[AnchorFrame]]) -> None:
+        self._read = read
 
     def finish(self, focal_px: FloatArray | None) -> list[AnchorFrame]:
-        """Metric depth of the chosen frames, after the last frame.
-
-        Args:
-            focal_px: (F, 2) as for `MetricAnchor.run`, NaN rows where unknown.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
-class StreamedAnchor(Protocol):
-    """A metric anchor that shares the pass over the frames."""
-
-    name: str
-
-    def start(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> AnchorStreamOf: ...
+        """What is known, whatever the focal length."""
+        return self._read()

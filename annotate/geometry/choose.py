@@ -8,7 +8,7 @@ from ...dataset.arrays import FloatArray
 from ...dataset.weights import locate, resolve
 from ..networks.checkpoint import check_moge2, check_pi3x
 from ..networks.device import choose_device
-from .base import DepthMaps, MetricAnchor, SequenceGeometry, StreamedAnchor, StreamedGeometry
+from .base import DepthMaps, MetricAnchor, SequenceGeometry
 from .config import GeometryConfig, MoGe2Config
 from .given import GivenAnchor, GivenGeometrySource
 from .moge2 import MoGe2Anchor, moge2_network
@@ -16,7 +16,7 @@ from .pi3x import Pi3XGeometry, pi3x_network
 from .rendered import RenderedAnchor, RenderedGeometrySource
 
 
-def sequence_geometry(config: GeometryConfig) -> SequenceGeometry | StreamedGeometry:
+def sequence_geometry(config: GeometryConfig) -> SequenceGeometry:
     """The configured sequence estimator; networks are loaded once a process.
 
     Raises:
@@ -34,7 +34,7 @@ def sequence_geometry(config: GeometryConfig) -> SequenceGeometry | StreamedGeom
             return Pi3XGeometry(network, config.anchors)
 
 
-def metric_anchor(config: GeometryConfig) -> MetricAnchor | StreamedAnchor | None:
+def metric_anchor(config: GeometryConfig) -> MetricAnchor | None:
     """The configured anchor, or None; networks are loaded once a process.
 
     Raises:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from ..given.cameras import check_count, given_intrinsics
 from ..given.depth_files import read_depth_file
 from ..given.pixels import shape_belongs_to, turn_of_given
 from ..sources.clip import ClipRef, ClipRejection, DepthKind
-from .base import AnchorFrame, SequenceGeometryResult
+from .base import AnchorFrame, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import GivenConfig
 
 MAX_MISSING = 0.5
@@ -49,7 +49,11 @@ class GivenGeometrySource:
     def __init__(self, config: GivenConfig | None = None) -> None:
         self.config = config or GivenConfig()
 
-    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
+    def start(self, clip: ClipRef, frames: ClipFrames) -> KnownGeometry:
+        """See `read`."""
+        return KnownGeometry(self.read(clip, frames))
+
+    def read(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
         """Check that everything named is there and fits the video; depth itself is read later, map by map.
 
         Raises:
@@ -216,7 +220,7 @@ class GivenDepth:
                 invalid |= stored == np.iinfo(stored.dtype).max  # all bits set: out of range, or no return
             depth = stored / np.float64(self.units_per_metre)
         if self.kind == "ray_distance":
-            assert self.intrinsics is not None, "checked by GivenGeometrySource.run"
+            assert self.intrinsics is not None, "checked by GivenGeometrySource.read"
             height, width = stored.shape
             intrinsics = resize_intrinsics(
                 self.intrinsics[frame], from_size=self.image_size, to_size=(height, width)
@@ -285,10 +289,12 @@ class GivenAnchor:
         present = {number for number, _ in _matching_files(clip, pattern)}
         return [i for i, source in enumerate(source_numbers(clip, frames)) if int(source) in present]
 
-    def run(
-        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
-    ) -> list[AnchorFrame]:
-        """Metric depth of the frames with a file nearest to each of `anchor_frames`; `focal_px` is not needed.
+    def start(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> KnownAnchors:
+        """See `read`."""
+        return KnownAnchors(partial(self.read, clip, frames, anchor_frames))
+
+    def read(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> list[AnchorFrame]:
+        """Metric depth of the frames with a file nearest to each of `anchor_frames`.
 
         Raises:
             ClipRejection: `anchor_unit_unknown`, or a file that cannot be read. A map without any valid value is

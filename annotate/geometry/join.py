@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...dataset.arrays import F64, FloatArray
 from ..sources.clip import ClipRef, ClipRejection
-from .align import Aligned, Window, align_connected
+from .align import DEPTHS_PER_FRAME, Aligned, Window, align_connected
 from .base import SequenceGeometryResult
 from .config import AnchorsConfig
 from .window_maps import KeptWindow, WindowNetwork
@@ -138,6 +138,7 @@ def join_windows(
         weights=network.weights,
         weight_licences=network.weight_licences,
         stand_in=network.stand_in,
+        depths_per_frame=DEPTHS_PER_FRAME,
         own_metres_per_unit=1.0,
         diagnostics=_diagnostics(aligned, len(kept), len(anchors), disagreement),
     )

@@ -128,7 +128,7 @@ def _load(config_json: str, weights: str, size: str, device: str) -> MoGe2Networ
 
 
 class MoGe2Anchor:
-    """`StreamedAnchor` of recipes with `anchor: moge2`."""
+    """`MetricAnchor` of recipes with `anchor: moge2`."""
 
     name = "moge2"
 
@@ -150,6 +150,8 @@ class MoGe2Stream:
         frames: sizes; not iterated here.
         anchor_frames: clip frames to judge.
     """
+
+    watches = True
 
     def __init__(
         self,

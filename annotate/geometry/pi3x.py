@@ -26,7 +26,7 @@ from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..sources.clip import ClipRef, ClipRejection
 from .config import AnchorsConfig, Pi3XConfig
 from .window_maps import RawWindow
-from .windows import AnchorStream, choose_anchors
+from .windows import AnchorStream
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _load(config_json: str, weights: str, size: str, device: str) -> Pi3XNetwork
 
 
 class Pi3XGeometry:
-    """`StreamedGeometry` of recipes with `sequence: pi3x`."""
+    """`SequenceGeometry` of recipes with `sequence: pi3x`."""
 
     name = "pi3x"
 
@@ -159,7 +159,3 @@ class Pi3XGeometry:
     def start(self, clip: ClipRef, frames: ClipFrames) -> AnchorStream:
         """Begin with a clip."""
         return AnchorStream(self.network, self.config, clip, frames)
-
-    def wanted(self, frames: ClipFrames) -> NDArray[np.int64]:
-        """The anchors of a clip."""
-        return choose_anchors(len(frames), frames.timing.fps, self.config.fps)

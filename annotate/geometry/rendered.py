@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import FloatArray
 from ..frames.base import ClipFrames
 from ..frames.rendered import render_config_of
 from ..rendered.render import RenderedClip, render_clip
 from ..sources.clip import ClipRef
-from .base import AnchorFrame, SequenceGeometryResult
+from .base import AnchorFrame, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import RenderedConfig
 
 
@@ -52,7 +52,11 @@ class RenderedGeometrySource:
                 " depth ships metres; set metres_per_unit to 1"
             )
 
-    def run(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
+    def start(self, clip: ClipRef, frames: ClipFrames) -> KnownGeometry:
+        """See `read`."""
+        return KnownGeometry(self.read(clip, frames))
+
+    def read(self, clip: ClipRef, frames: ClipFrames) -> SequenceGeometryResult:
         """True depth of `clip`.
 
         Raises:
@@ -78,10 +82,12 @@ class RenderedAnchor:
     def __init__(self, config: RenderedConfig | None = None) -> None:
         self.config = config or RenderedConfig()
 
-    def run(
-        self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int], focal_px: FloatArray | None
-    ) -> list[AnchorFrame]:
-        """Depth in metres at `anchor_frames`; `focal_px` is not needed.
+    def start(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> KnownAnchors:
+        """See `read`."""
+        return KnownAnchors(partial(self.read, clip, frames, anchor_frames))
+
+    def read(self, clip: ClipRef, frames: ClipFrames, anchor_frames: Sequence[int]) -> list[AnchorFrame]:
+        """Depth in metres at `anchor_frames`.
 
         Raises:
             ClipRejection: as `render_config_of`.

@@ -72,6 +72,8 @@ class AnchorStream:
         frames: sizes and timing; not iterated here.
     """
 
+    watches = True
+
     def __init__(
         self, network: WindowNetwork, config: AnchorsConfig, clip: ClipRef, frames: ClipFrames
     ) -> None:
@@ -90,6 +92,11 @@ class AnchorStream:
         self._number = {int(f): i for i, f in enumerate(self.anchors)}
         self._pending: list[Future[KeptWindow]] = []
         self._room = threading.Semaphore(WINDOWS_IN_FLIGHT)
+
+    @property
+    def depth_frames(self) -> I64:
+        """The anchors."""
+        return self.anchors
 
     def add(self, frame: int, rgb: NDArray[np.uint8]) -> None:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB; waits while too many windows are in flight.

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ... import __version__
 from ...dataset.commit import check_run
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
@@ -23,13 +22,12 @@ from ...dataset.store import part_path, write_part
 from ..networks.device import be_worker, claim_worker_number
 from ..pool import share_threads
 from ..reporting import listen, say
-from ..sources.clip import ClipRef
+from ..sources.clip import ClipRef, Mode, identity
 from .plan import Shard
 from .tally import Outcome, outcome_of, part_outcomes
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
-    from ..pipeline import Mode
 
 
 class AnnotateClip(Protocol):
@@ -208,20 +206,8 @@ def failure_row(
 ) -> Row:
     """Row of a clip of which nothing but its identity is known."""
     return Row(
-        clip_id=clip.clip_id,
-        source=clip.source,
-        original_id=clip.original_id,
-        media_kind=clip.media_kind,
-        media=clip.media,
-        media_pattern=clip.media_pattern,
-        window_start_s=clip.start_s,
-        window_end_s=clip.end_s,
-        mode=job.mode,
-        data_licence=clip.data_licence,
-        data_redistributable=clip.data_redistributable,
+        **identity(clip, mode=job.mode, recipe_hash=job.recipe_hash),
         stand_in=False,
-        recipe_hash=job.recipe_hash,
-        package_version=__version__,
         annotate_wall_s=wall_s,
         verdict="rejected",
         reasons=(reason,),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ... import __version__
 from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.names import check_name
 from ...dataset.reasons import REASONS, ReasonCode
@@ -18,6 +19,9 @@ GRID_FPS = 16
 
 MediaKind = Literal["video", "images", "rendered"]
 DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]
+
+Mode = Literal["estimate", "given_depth", "given_pose"]
+"""Which geometry the source ships: none, depth, or poses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,25 @@ class ClipRef:
         if self.media_root is not None and path.is_relative_to(self.media_root):
             path = path.relative_to(self.media_root)
         return printable(path.as_posix())
+
+
+def identity(clip: ClipRef, *, mode: Mode, recipe_hash: str) -> dict[str, Any]:
+    """Columns of a row that say which clip it is, whose, and what made it."""
+    return {
+        "clip_id": clip.clip_id,
+        "source": clip.source,
+        "original_id": clip.original_id,
+        "media_kind": clip.media_kind,
+        "media": clip.media,
+        "media_pattern": clip.media_pattern,
+        "window_start_s": clip.start_s,
+        "window_end_s": clip.end_s,
+        "mode": mode,
+        "data_licence": clip.data_licence,
+        "data_redistributable": clip.data_redistributable,
+        "recipe_hash": recipe_hash,
+        "package_version": __version__,
+    }
 
 
 def printable(name: str) -> str:

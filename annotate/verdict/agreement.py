@@ -47,6 +47,14 @@ class Agreement:
     focal_rays_log: float = math.nan
     focal_anchor_log: float = math.nan
 
+    @staticmethod
+    def of_row(row: Row) -> Agreement:
+        """What a row says of it."""
+        found = {f.name: getattr(row, f"agreement_{f.name}") for f in fields(Agreement)}
+        return Agreement(
+            **{name: math.nan if value is None else float(value) for name, value in found.items()}
+        )
+
     def columns(self) -> dict[str, float | None]:
         """Values of the row's columns `agreement_*`, null where not finite."""
         found = {f"agreement_{f.name}": getattr(self, f.name) for f in fields(self)}
@@ -134,32 +142,27 @@ _WEIGHTS = {"rotation": -2.060, "focal_rays": -0.688, "focal_anchor": -2.358}
 _OFFSET = -5.645
 
 
-def confidence_of(row: Row) -> float | None:
-    """Probability that the cameras of a row are usable, or None if the row lacks what it is made of.
+def confidence_of(agreement: Agreement) -> float | None:
+    """Probability that the cameras of a clip are usable, or None where what it is made of is missing.
 
     Usable: rotation within 1 degree, position within 2 % of the path (best similarity), focal within 3 %, scale within
     10 %. A logistic model of `features_of`, fitted and judged by `benchmarks/estimate_calibration.py`.
     """
-    features = features_of(row)
+    features = features_of(agreement)
     if features is None:
         return None
     score = _OFFSET + sum(_WEIGHTS[name] * value for name, value in zip(FEATURES, features, strict=True))
     return 1 / (1 + math.exp(-min(max(score, -50.0), 50.0)))
 
 
-def features_of(row: Row) -> list[float] | None:
-    """Numbers of a row that the confidence is made of (`FEATURES`), or None if it lacks one.
+def features_of(agreement: Agreement) -> list[float] | None:
+    """Numbers that the confidence is made of (`FEATURES`), or None if one is missing.
 
     All grow with disagreement; those that span decades enter as logarithms.
     """
-    needed = (
-        row.agreement_rotation_rad,
-        row.agreement_focal_rays_log,
-        row.agreement_focal_anchor_log,
-    )
-    if any(value is None for value in needed):
+    rotation, rays, anchor = agreement.rotation_rad, agreement.focal_rays_log, agreement.focal_anchor_log
+    if not (math.isfinite(rotation) and math.isfinite(rays) and math.isfinite(anchor)):
         return None
-    rotation, rays, anchor = map(float, needed)  # type: ignore[arg-type]
     return [
         math.log10(math.degrees(rotation) + 0.05),
         math.log10(abs(rays) + 0.003),

@@ -6,7 +6,7 @@ others catch what those cannot see: a static camera, a jump, tracks that died, d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -369,6 +369,11 @@ REASONS: Mapping[str, ReasonCode] = {
     "given_gap": "given_poses_sparse",
 }
 """Rejection reason of each gate."""
+
+
+def failures(gates: Iterable[Gate]) -> list[tuple[Gate, ReasonCode, str]]:
+    """Gates that were not passed, each with the reason that it is and what was found."""
+    return [(gate, REASONS[gate.name], describe_failure(gate)) for gate in gates if not gate.passed]
 
 
 def describe_failure(gate: Gate) -> str:

@@ -146,7 +146,9 @@ def _clip_text(row: Row) -> str:
             continue
         value = getattr(row, column.name)
         if column.name == "confidence" and value is None:
-            code = row.confidence_absent or why_no_confidence(row)
+            code = row.confidence_absent or why_no_confidence(
+                networks=bool(row.weights), cameras=len(row.camera_to_world) > 0
+            )
             why = ABSENT_CONFIDENCE.get(code, code)
             lines.append(f"  {column.name.ljust(width)}  none: {why}")
         if value in (None, (), ""):

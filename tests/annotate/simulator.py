@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 import torch
 from theodolite.annotate.geometry.config import AnchorsConfig, MoGe2Config
+from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
-from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
-from theodolite.annotate.pipeline import Estimators
+from theodolite.annotate.geometry.windows import AnchorStream
 from theodolite.annotate.rendered import render
 from theodolite.annotate.rendered.render import RenderedClip
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -233,7 +233,7 @@ class SimulatedMoGe2:
 
 
 class SimulatedGeometry:
-    """`StreamedGeometry` around a simulated network."""
+    """`SequenceGeometry` around a simulated network."""
 
     name = "simulated"
 
@@ -243,12 +243,9 @@ class SimulatedGeometry:
     def start(self, clip, frames) -> AnchorStream:
         return AnchorStream(self.network, self.config, clip, frames)
 
-    def wanted(self, frames) -> np.ndarray:
-        return choose_anchors(len(frames), frames.timing.fps, self.config.fps)
-
 
 class SimulatedAnchor:
-    """`StreamedAnchor` around a simulated network."""
+    """`MetricAnchor` around a simulated network."""
 
     name = "simulated"
 

@@ -99,9 +99,9 @@ def test_the_clip_on_disk_hides_unit_lens_and_poses(files: DemoFiles) -> None:
     assert clip.given.camera_to_world_path is None
     frames = open_clip(clip, DecodeConfig())
     assert len(frames) == 33
-    sequence = GivenGeometrySource().run(clip, frames)
+    sequence = GivenGeometrySource().read(clip, frames)
     assert sequence.metres_per_unit is None
-    anchors = GivenAnchor().run(clip, frames, range(33), None)
+    anchors = GivenAnchor().read(clip, frames, range(33))
     assert len(anchors) == 33
     found = estimate_scale(sequence, anchors, num_frames=33)
     assert found.model == "constant"

@@ -101,14 +101,16 @@ def test_saturation_is_that_of_opencv() -> None:
     frame = np.zeros((20, 20, 3), np.uint8)
     frame[:, :10] = (255, 0, 0)
     frame[:, 10:] = (200, 200, 200)
-    assert sum(1 for _ in meter.watch(iter([frame] * 17))) == 17
+    for number in range(17):
+        meter.add(number, frame)
     assert meter.metrics()["saturation"] == pytest.approx(127.5)
     assert meter.metrics()["flow_px"] == pytest.approx(0, abs=0.1)
 
 
 def test_motion_is_only_stated_at_sixteen_frames_a_second() -> None:
     meter = QualityMeter(QualityConfig(), 30.0)
-    list(meter.watch(iter([np.zeros((20, 20, 3), np.uint8)] * 40)))
+    for number in range(40):
+        meter.add(number, np.zeros((20, 20, 3), np.uint8))
     assert "vmaf_motion" not in meter.metrics()
     assert "saturation" in meter.metrics()
 
@@ -117,7 +119,8 @@ def test_pairs_are_half_a_second_apart_and_end_after_a_minute() -> None:
     meter = QualityMeter(QualityConfig(until_s=2.0), 16.0)
     picture = texture(64, 600)
     frames = [np.ascontiguousarray(picture[:, i : i + 512]) for i in range(64)]
-    list(meter.watch(iter(frames)))
+    for number, frame in enumerate(frames):
+        meter.add(number, frame)
     assert len(meter._flow.lengths_px) == 4
     assert meter.metrics()["flow_px"] == pytest.approx(8.0, rel=0.05)
 

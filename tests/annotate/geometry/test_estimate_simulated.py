@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.pipeline import _metric_frames
+from theodolite.annotate.geometry.estimators import metric_frames
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
@@ -75,7 +75,7 @@ def test_short_clips_get_more_metric_frames_a_second(seconds, count):
         def __len__(self) -> int:
             return 16 * seconds + 1
 
-    chosen = _metric_frames(Frames(), AnnotateConfig())  # type: ignore[arg-type]
+    chosen = metric_frames(Frames(), AnnotateConfig().geometry)  # type: ignore[arg-type]
     assert len(chosen) == pytest.approx(count, abs=1)
     assert chosen[0] >= 0
     assert chosen[-1] < len(Frames())

@@ -81,7 +81,7 @@ def write_npy_maps(folder: Path, maps: list[np.ndarray]) -> None:
 
 def rejection(clip: ClipRef, frames: Frames = FRAMES, *, read: int | None = None) -> ClipRejection:
     def attempt() -> None:
-        result = GivenGeometrySource().run(clip, frames)
+        result = GivenGeometrySource().read(clip, frames)
         if read is not None:
             result.depth.read(read)
 
@@ -93,7 +93,7 @@ def rejection(clip: ClipRef, frames: Frames = FRAMES, *, read: int | None = None
 
 def test_depth_follows_the_source_frame_index_and_the_declared_unit(tmp_path) -> None:
     write_png_maps(tmp_path)
-    result = GivenGeometrySource().run(clip_of(tmp_path, depth_units_per_metre=500.0), FRAMES)
+    result = GivenGeometrySource().read(clip_of(tmp_path, depth_units_per_metre=500.0), FRAMES)
     assert result.metres_per_unit == 1.0
     assert len(result.depth) == 4
     for frame, source in enumerate((0, 2, 3, 5)):
@@ -107,7 +107,7 @@ def test_depth_follows_the_source_frame_index_and_the_declared_unit(tmp_path) ->
 
 def test_an_undeclared_unit_stays_undeclared(tmp_path) -> None:
     write_png_maps(tmp_path)
-    result = GivenGeometrySource().run(clip_of(tmp_path), FRAMES)
+    result = GivenGeometrySource().read(clip_of(tmp_path), FRAMES)
     assert result.metres_per_unit is None
     np.testing.assert_allclose(result.depth.read(1)[1:], 3000.0)
 
@@ -119,7 +119,7 @@ def test_float_maps_keep_sky_and_lose_what_is_no_depth(tmp_path) -> None:
     for i in range(6):
         np.savez(tmp_path / f"{i:06d}.npz", depth=depth, other=np.zeros(3))
     clip = clip_of(tmp_path, "{frame:06d}.npz", depth_units_per_metre=1.0, depth_invalid_value=7.0)
-    read = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+    read = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
     assert np.isposinf(read[0, 1])
     assert np.isnan(read[0, [0, 2, 3]]).all()
     assert np.isnan(read[1, 0])
@@ -144,7 +144,7 @@ def test_all_bits_set_and_overflown_halves_are_no_measurement(tmp_path, kind) ->
             depth_kind=kind,
             intrinsics_path=tmp_path / "K.txt",
         )
-        depth = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+        depth = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
         assert np.isnan(depth[0, [0, 2]]).all()
         assert 40 < depth[0, 1] < 66
         assert np.isfinite(depth).sum() == depth.size - 2
@@ -155,7 +155,7 @@ def test_infinite_disparity_is_no_depth_of_nought(tmp_path) -> None:
     disparity[0, 0] = np.inf
     write_npy_maps(tmp_path, [disparity] * 6)
     clip = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
-    depth = GivenGeometrySource().run(clip, FRAMES).depth.read(0)
+    depth = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
     assert np.isnan(depth[0, 0])
     np.testing.assert_allclose(depth[1:], 2.0)
 
@@ -165,11 +165,11 @@ def test_disparity(tmp_path) -> None:
     disparity[0, 0], disparity[0, 1], disparity[0, 2] = 0.0, -1.0, np.nan
     write_npy_maps(tmp_path, [disparity] * 6)
     measured = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
-    depth = GivenGeometrySource().run(measured, FRAMES).depth.read(0)
+    depth = GivenGeometrySource().read(measured, FRAMES).depth.read(0)
     np.testing.assert_allclose(depth[1:], 2.0)
     assert np.isnan(depth[0, :3]).all()  # 0 is the invalid value unless another is named
     far = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity", depth_invalid_value=-1.0)
-    depth = GivenGeometrySource().run(far, FRAMES).depth.read(0)
+    depth = GivenGeometrySource().read(far, FRAMES).depth.read(0)
     assert np.isposinf(depth[0, 0])
     assert np.isnan(depth[0, 1:3]).all()
 
@@ -188,7 +188,7 @@ def test_ray_distances_become_z_at_another_resolution(tmp_path) -> None:
         depth_kind="ray_distance",
         intrinsics_path=tmp_path / "K.txt",
     )
-    result = GivenGeometrySource().run(clip, FRAMES)
+    result = GivenGeometrySource().read(clip, FRAMES)
     np.testing.assert_allclose(result.depth.read(2), 3.0, rtol=1e-6)
     cameras = read_given_cameras(clip, FRAMES)
     assert cameras is not None
@@ -246,19 +246,19 @@ def test_another_number_of_depth_files(tmp_path) -> None:
     uncounted = replace(FRAMES, num_source_frames=None)
     assert rejection(clip_of(tmp_path), uncounted).reason == "depth_frame_count_mismatch"
     within = replace(uncounted, timing=timing(0, 2, 4))
-    assert len(GivenGeometrySource().run(clip_of(tmp_path), within).depth) == 3
+    assert len(GivenGeometrySource().read(clip_of(tmp_path), within).depth) == 3
 
 
 def test_a_hole_in_the_numbering(tmp_path) -> None:
     """A frame without its file has no depth; the others keep theirs."""
     write_png_maps(tmp_path, count=6)
     used = FRAMES.timing.frame_index.tolist()
-    whole = GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth
+    whole = GivenGeometrySource().read(clip_of(tmp_path), FRAMES).depth
     expected = [whole.read(i) for i in range(len(used))]
     holes = {used[0], used[2]}
     for hole in holes:
         (tmp_path / f"{hole:06d}.png").unlink()
-    depth = GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth
+    depth = GivenGeometrySource().read(clip_of(tmp_path), FRAMES).depth
     assert [depth.read(i) is None for i in range(len(used))] == [f in holes for f in used]
     np.testing.assert_array_equal(depth.read(3), expected[3])
     # With most of them missing, it is no recorder that dropped some.
@@ -281,7 +281,7 @@ def test_files_of_other_names_do_not_count(tmp_path) -> None:
     write_png_maps(tmp_path)
     (tmp_path / "thumbs.png").write_bytes(b"")
     (tmp_path / "6.png").write_bytes(b"")
-    assert len(GivenGeometrySource().run(clip_of(tmp_path), FRAMES).depth) == 4
+    assert len(GivenGeometrySource().read(clip_of(tmp_path), FRAMES).depth) == 4
 
 
 @pytest.mark.parametrize(
@@ -370,19 +370,21 @@ def test_depth_of_a_camera_beside_the_colours_is_laid_onto_the_image(tmp_path) -
 
     write_npy_maps(tmp_path, [seen(focal / 0.8)] * 6)
     given = {"depth_units_per_metre": 1.0, "depth_view": 0.8}
-    z = GivenGeometrySource().run(clip_of(tmp_path, "{frame:06d}.npy", **given), FRAMES).depth.read(0)
+    z = GivenGeometrySource().read(clip_of(tmp_path, "{frame:06d}.npy", **given), FRAMES).depth.read(0)
     assert z is not None
     known = np.isfinite(z)
     np.testing.assert_allclose(z[known], seen(focal)[known], rtol=0.004)
     rows, columns = known.any(1), known.any(0)
     assert (rows.sum(), columns.sum()) == (72, 128)
     assert known[9:81, 16:144].all()
-    plain = GivenGeometrySource().run(clip_of(tmp_path, "{frame:06d}.npy", depth_units_per_metre=1.0), FRAMES)
+    plain = GivenGeometrySource().read(
+        clip_of(tmp_path, "{frame:06d}.npy", depth_units_per_metre=1.0), FRAMES
+    )
     assert np.isfinite(plain.depth.read(0)).all()
     # Of the wider view the image sees the middle.
     write_npy_maps(tmp_path, [seen(focal / 1.25)] * 6)
     wide = clip_of(tmp_path, "{frame:06d}.npy", **(given | {"depth_view": 1.25}))
-    z = GivenGeometrySource().run(wide, FRAMES).depth.read(0)
+    z = GivenGeometrySource().read(wide, FRAMES).depth.read(0)
     np.testing.assert_allclose(z, seen(focal), rtol=0.004)
 
 
@@ -445,14 +447,14 @@ def test_anchor_on_some_frames_only(tmp_path) -> None:
     )
     anchor = GivenAnchor()
     assert anchor.available_frames(clip, FRAMES) == [0, 2]
-    found = anchor.run(clip, FRAMES, [0, 1, 2], None)
+    found = anchor.read(clip, FRAMES, [0, 1, 2])
     assert [a.frame for a in found] == [0, 2]
     np.testing.assert_allclose(found[0].depth_m, 2.5)
     assert np.isnan(found[1].depth_m).all()
     unknown = replace(clip, given=replace(clip.given, anchor_units_per_metre=None))
     with pytest.raises(ClipRejection, match="anchor_unit_unknown"):
-        anchor.run(unknown, FRAMES, [0], None)
-    assert anchor.run(replace(clip, given=GivenGeometry()), FRAMES, [0], None) == []
+        anchor.read(unknown, FRAMES, [0])
+    assert anchor.read(replace(clip, given=GivenGeometry()), FRAMES, [0]) == []
 
 
 @pytest.mark.slow
@@ -475,7 +477,7 @@ def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
         ),
     )
     frames = replace(FRAMES, source_height=90, source_width=160)
-    result = GivenGeometrySource().run(clip, frames)
+    result = GivenGeometrySource().read(clip, frames)
     cameras = read_given_cameras(clip, frames)
     assert cameras is not None
     assert cameras.camera_to_world is not None
@@ -508,7 +510,7 @@ def test_a_real_recording() -> None:
         ),
     )
     frames = Frames(timing(*range(150)), 360, 540, 360, 540, 150)
-    result = GivenGeometrySource().run(clip, frames)
+    result = GivenGeometrySource().read(clip, frames)
     depth = result.depth.read(70)
     cameras = read_given_cameras(clip, frames)
     assert cameras is not None
@@ -543,10 +545,10 @@ def test_rendered_geometry_hides_its_unit(tmp_path) -> None:
     truth = render_clip(RenderConfig(width=64, height=36, num_frames=5, seed=3))
     assert np.array_equal(next(iter(frames)), truth.frame(0).rgb)
     assert len(list(frames)) == len(frames) == 5
-    result = RenderedGeometrySource(RenderedConfig(metres_per_unit=0.25)).run(clip, frames)
+    result = RenderedGeometrySource(RenderedConfig(metres_per_unit=0.25)).read(clip, frames)
     assert result.metres_per_unit is None
     np.testing.assert_allclose(result.depth.read(4) * 0.25, truth.depth_m(4), rtol=1e-6)
-    declared = RenderedGeometrySource(RenderedConfig(declare_metric=True)).run(clip, frames)
+    declared = RenderedGeometrySource(RenderedConfig(declare_metric=True)).read(clip, frames)
     assert declared.metres_per_unit == 1.0
     with pytest.raises(ValueError, match="declare_metric"):
         RenderedGeometrySource(RenderedConfig(declare_metric=True, metres_per_unit=2.0))
@@ -557,13 +559,13 @@ def test_rendered_anchor_is_as_wrong_as_asked(tmp_path) -> None:
     clip = rendered_clip(tmp_path, num_frames=60, motion="static")
     frames = open_rendered(clip)
     config = RenderedConfig(anchor_sigma_log=0.05, anchor_invalid_share=0.2)
-    anchors = RenderedAnchor(config).run(clip, frames, range(60), None)
+    anchors = RenderedAnchor(config).read(clip, frames, range(60))
     truth = frames.rendered.depth_m(0)
     errors = np.array([np.nanmedian(np.log(a.depth_m / truth)) for a in anchors])
     assert errors.std() == pytest.approx(0.05, rel=0.35)
     assert abs(errors.mean()) < 0.025
     assert np.mean([np.isnan(a.depth_m).mean() for a in anchors]) == pytest.approx(0.2, abs=0.01)
-    again = RenderedAnchor(config).run(clip, frames, [7], None)[0]
+    again = RenderedAnchor(config).read(clip, frames, [7])[0]
     np.testing.assert_array_equal(again.depth_m, anchors[7].depth_m)
 
 

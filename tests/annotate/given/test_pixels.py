@@ -104,8 +104,8 @@ def check(clip: ClipRef, orientation: Orientation) -> None:
         intrinsics, np.tile(orientation.show_intrinsics(K, (HEIGHT, WIDTH)), (FRAMES, 1, 1))
     )
     np.testing.assert_allclose(cameras.camera_to_world, orientation.show_poses(poses()), atol=1e-9)
-    sequence = GivenGeometrySource().run(clip, frames).depth
-    (anchor,) = GivenAnchor().run(clip, frames, [2], None)
+    sequence = GivenGeometrySource().read(clip, frames).depth
+    (anchor,) = GivenAnchor().read(clip, frames, [2])
     np.testing.assert_array_equal(sequence.read(2), orientation.show(depth(2)))
     np.testing.assert_array_equal(anchor.depth_m, orientation.show(depth(2)))
 
@@ -134,8 +134,8 @@ def test_what_no_shape_can_tell_is_rejected(tmp_path, orientation):
     frames = opened(clip)
     for read in (
         lambda: read_given_cameras(clip, frames),
-        lambda: GivenGeometrySource().run(clip, frames),
-        lambda: GivenAnchor().run(clip, frames, [2], None),
+        lambda: GivenGeometrySource().read(clip, frames),
+        lambda: GivenAnchor().read(clip, frames, [2]),
     ):
         with pytest.raises(ClipRejection, match=r"clip c: .*v\.mp4 is shown .*given_pixels") as caught:
             read()

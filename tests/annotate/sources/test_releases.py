@@ -429,7 +429,7 @@ def test_omniworld_frames_are_numbered_by_their_names(tmp_path: Path) -> None:
     np.testing.assert_allclose(frames.timing.time_s[0], 30 / 24)
     shown = next(iter(frames))
     assert shown[0, 0, 0] == 30
-    depth = GivenGeometrySource().run(clip, frames).depth
+    depth = GivenGeometrySource().read(clip, frames).depth
     assert depth.path(0).name == "000030.png"
     inside = listed("omniworld-game-windows", tmp_path, windows=Windows(frames=17, stride=16))
     second = open_clip(inside["b04f88d1f85a_f000000_s000032"], DecodeConfig(max_side_px=None))

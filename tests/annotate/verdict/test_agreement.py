@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from theodolite.annotate.geometry.base import AnchorFrame, SequenceGeometryResult
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sfm.records import CameraSolution
-from theodolite.annotate.verdict.agreement import compare, confidence_of
+from theodolite.annotate.verdict.agreement import Agreement, compare, confidence_of
 from theodolite.dataset.cameras.rotations import so3_exp
-from theodolite.dataset.rows import Row
 
 FRAMES, FPS = 97, 16.0
 
@@ -118,42 +119,34 @@ def test_a_camera_at_rest_has_no_direction():
     assert found.rotation_rad < 1e-6
 
 
-def row_with(**agreement) -> Row:
-    values = {
-        "agreement_rotation_rad": np.radians(0.15),
-        "agreement_focal_rays_log": 0.005,
-        "agreement_focal_anchor_log": 0.005,
-    }
-    return Row(
-        clip_id="c", source="s", original_id="c", media_kind="video", media="c.mp4", mode="estimate",
-        data_licence="x", data_redistributable=False, stand_in=True, recipe_hash="h", package_version="0",
-        verdict="rejected", reasons=("static_camera",), reason_details=("x",), **(values | agreement),
-    )  # fmt: skip
+def agreement_with(**changed) -> Agreement:
+    values = {"rotation_rad": np.radians(0.15), "focal_rays_log": 0.005, "focal_anchor_log": 0.005}
+    return Agreement(**(values | changed))
 
 
 def test_confidence_falls_with_every_disagreement():
-    calm = confidence_of(row_with())
+    calm = confidence_of(agreement_with())
     assert calm is not None
     assert 0.8 < calm <= 1
     all_wrong = confidence_of(
-        row_with(
-            agreement_rotation_rad=np.radians(5),
-            agreement_focal_rays_log=0.1,
-            agreement_focal_anchor_log=-0.1,
+        agreement_with(
+            rotation_rad=np.radians(5),
+            focal_rays_log=0.1,
+            focal_anchor_log=-0.1,
         )
     )
     assert all_wrong is not None
     assert all_wrong < 0.1
     for name, value in (
-        ("agreement_rotation_rad", np.radians(3)),
-        ("agreement_focal_rays_log", -0.1),
-        ("agreement_focal_anchor_log", 0.1),
+        ("rotation_rad", np.radians(3)),
+        ("focal_rays_log", -0.1),
+        ("focal_anchor_log", 0.1),
     ):
-        worse = confidence_of(row_with(**{name: value}))
+        worse = confidence_of(agreement_with(**{name: value}))
         assert worse is not None
         assert worse < calm
 
 
 def test_without_a_second_opinion_there_is_no_confidence():
-    assert confidence_of(row_with(agreement_rotation_rad=None)) is None
-    assert confidence_of(row_with(agreement_focal_anchor_log=None)) is None
+    assert confidence_of(agreement_with(rotation_rad=math.nan)) is None
+    assert confidence_of(agreement_with(focal_anchor_log=math.nan)) is None

@@ -1,0 +1,59 @@
+"""Where the heavy work of a clip runs; the order of its stages (`pipeline.py`) knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from .pool import in_solver, shares, streamed
+
+if TYPE_CHECKING:
+    from .config import AnnotateConfig
+
+Result = TypeVar("Result")
+
+
+class Place(Protocol):
+    """Turns at the networks, and somewhere to solve."""
+
+    def networks(self) -> AbstractContextManager[None]:
+        """Held while frames are shown to networks; entering it may wait for other clips."""
+        ...
+
+    def solve(self, work: Callable[..., Result], **arguments: object) -> Result:
+        """`work(**arguments)`, which is arithmetic alone; waits for it.
+
+        Raises:
+            ClipRejection: as `work` does.
+            MemoryError: a process that did it was ended from outside.
+        """
+        ...
+
+
+class Here:
+    """In this thread and at once: one clip alone."""
+
+    def networks(self) -> AbstractContextManager[None]:
+        """No waiting."""
+        return nullcontext()
+
+    def solve(self, work: Callable[..., Result], **arguments: object) -> Result:
+        """See `Place`."""
+        return in_solver(0, work, **arguments)
+
+
+class Shared:
+    """A worker with other clips under way, as `config.executor` shares it out."""
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        self._config = config
+        self._solvers = shares(config)[1]
+
+    def networks(self) -> AbstractContextManager[None]:
+        """Waits for one of the worker's places at the networks."""
+        return streamed(self._config)
+
+    def solve(self, work: Callable[..., Result], **arguments: object) -> Result:
+        """In one of the worker's solver processes, if it has any."""
+        return in_solver(self._solvers, work, **arguments)

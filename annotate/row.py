@@ -1,0 +1,233 @@
+"""What is known of a clip so far, and the row that can be made of it at any point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dataset.cameras.intrinsics import fov_from_focal
+from ..dataset.metrics.trajectory import path_length
+from ..dataset.reasons import ReasonCode
+from ..dataset.rows import Gate, Row, why_no_confidence
+from .checks.depth import DepthCheck
+from .checks.posed import Posed
+from .frames.base import ClipFrames
+from .geometry.base import Provenance, SequenceGeometryResult
+from .reporting import say
+from .scale.records import ScaleEstimate
+from .sfm.records import GIVEN, CameraSolution
+from .sfm.summary import sweep_minimum
+from .sources.clip import ClipRef, Mode, identity
+from .tracks.records import ImageMeasurements
+from .verdict.agreement import Agreement, confidence_of
+
+
+@dataclass
+class Findings:
+    """What the stages have found of a clip; each puts down its own, for the row alone. Stages hand on what they find
+    themselves.
+
+    Attributes:
+        provenance: of each estimator that takes part, from before it has answered.
+        pictures: columns by those that watched the frames go by (`watchers.py`).
+        metrics: entries of the column `metrics` that stages have found.
+        reasons: why the clip is rejected, each with a sentence.
+    """
+
+    clip: ClipRef
+    mode: Mode
+    recipe_hash: str
+    frames: ClipFrames | None = None
+    provenance: Sequence[Provenance] = ()
+    pictures: list[Mapping[str, Any]] = field(default_factory=list)
+    measured: ImageMeasurements | None = None
+    geometry: SequenceGeometryResult | None = None
+    scale: ScaleEstimate | None = None
+    depth_check: DepthCheck | None = None
+    cameras: CameraSolution | None = None
+    posed: Posed | None = None
+    agreement: Agreement = field(default_factory=Agreement)
+    metrics: dict[str, float] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
+    reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
+    wall_s: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """What runs inside is the stage `name`: its time is taken, and it is told to whoever watches the run."""
+        start = time.perf_counter()
+        say(self.clip.clip_id, name)
+        try:
+            yield
+        finally:
+            self.wall_s[name] = self.wall_s.get(name, 0.0) + time.perf_counter() - start
+
+    def row(self) -> Row:
+        """The clip's row: accepted if there is no reason against it."""
+        parts = self._columns()
+        columns: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
+        for part in parts:
+            columns |= part
+            metrics |= part.get("metrics", {})
+        columns["metrics"] = metrics or None
+        return Row(
+            **columns,
+            verdict="rejected" if self.reasons else "accepted",
+            reasons=tuple(reason for reason, _ in self.reasons),
+            reason_details=tuple(detail for _, detail in self.reasons),
+            gates=self.gates,
+            error=self.error,
+            annotate_wall_s=self.wall_s["total"],
+            stage_wall_s=self.wall_s,
+        )
+
+    def _columns(self) -> list[Mapping[str, Any]]:
+        """Columns by stage, of the stages that were reached; several may have entries in `metrics`."""
+        found = [identity(self.clip, mode=self.mode, recipe_hash=self.recipe_hash), *self.pictures]
+        if self.frames is not None:
+            found.append(_frame_columns(self.frames))
+        if self.scale is not None:
+            found.append(_scale_columns(self.scale))
+        if self.measured is not None:
+            found.append(_track_columns(self.measured))
+        if self.depth_check is not None:
+            found.append(_depth_check_columns(self.depth_check))
+        if self.cameras is not None and self.frames is not None:
+            found.append(_camera_columns(self.cameras, self.frames))
+        if self.posed is not None:
+            found.append(_given_columns(self.posed))
+        if self.geometry is not None:
+            found.append({"metrics": self.geometry.diagnostics})
+        found.append({"metrics": self.metrics, **self.agreement.columns()})
+        found.append(self._provenance_columns())
+        return found
+
+    def _provenance_columns(self) -> dict[str, Any]:
+        weights = tuple(w for p in self.provenance for w in p.weights)
+        confidence, absent = confidence_of(self.agreement), None
+        if confidence is None:
+            absent = why_no_confidence(networks=bool(weights), cameras=self.cameras is not None)
+        return {
+            "weights": weights,
+            "weight_licences": tuple(w for p in self.provenance for w in p.weight_licences),
+            "stand_in": any(p.stand_in for p in self.provenance),
+            "confidence": confidence,
+            "confidence_absent": absent,
+        }
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _float32(x: NDArray) -> NDArray[np.float32]:
+    return np.asarray(x, np.float32)
+
+
+def _frame_columns(frames: ClipFrames) -> dict[str, Any]:
+    return {
+        "height": frames.height,
+        "width": frames.width,
+        "source_fps": frames.timing.source_fps,
+        "fps": frames.timing.fps,
+        "frame_index": frames.timing.frame_index,
+        "time_s": frames.timing.time_s,
+        "decode_notes": frames.notes,
+    }
+
+
+def _scale_columns(scale: ScaleEstimate) -> dict[str, Any]:
+    usable = np.isfinite(scale.raw)
+    return {
+        "metres_per_unit": scale.value,
+        "metres_per_unit_frame": scale.metres_per_unit if scale.model in ("slow_drift", "step") else None,
+        "scale_model": scale.model,
+        "scale_frame": scale.frame[usable],
+        "scale_value": scale.raw[usable],
+        "scale_mad_log": _optional(scale.mad_log),
+        "scale_p10": _optional(scale.p10),
+        "scale_p90": _optional(scale.p90),
+        "scale_cov": _optional(scale.cov),
+    }
+
+
+def _track_columns(measured: ImageMeasurements) -> dict[str, Any]:
+    survival = measured.survival
+    return {
+        "track_survival_min": _optional(float(survival[1:].min()) if len(survival) > 1 else None),
+        "metrics": {"overlay_share": measured.overlay_share},
+    }
+
+
+def _depth_check_columns(check: DepthCheck) -> dict[str, Any]:
+    return {
+        "depth_misfit_px": _optional(check.misfit_px),
+        "depth_reading_margin_log": _optional(check.margin_log),
+        "depth_unexplained": _optional(check.unexplained),
+        "depth_inconsistency_log": _optional(check.inconsistency_log),
+        "depth_unit_step_log": _optional(check.unit_step_log),
+    }
+
+
+def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, Any]:
+    fx, fy = cameras.focal_px.T
+    position_sigma, rotation_sigma, log_focal_sigma = cameras.stated_sigmas()
+    fov_x, fov_y = fov_from_focal(fx, frames.width), fov_from_focal(fy, frames.height)
+    # Of solved cameras the observations that agree count, of given ones all of them.
+    counted = np.where(cameras.pose_source == GIVEN, cameras.num_observations, cameras.num_inliers)
+    mean_square = np.average(cameras.reprojection_px**2, weights=counted) if counted.any() else None
+
+    return {
+        "camera_to_world": _float32(cameras.camera_to_world),
+        "focal_px": _float32(cameras.focal_px),
+        "principal_point_px": _float32(cameras.principal_point_px),
+        "radial_k1": cameras.radial_k1,
+        "pose_source": cameras.pose_source,
+        "focal_model": cameras.focal_model,
+        "position_sigma_m": _float32(position_sigma),
+        "rotation_sigma_rad": _float32(rotation_sigma),
+        "log_focal_sigma": _float32(log_focal_sigma),
+        "reprojection_px": _float32(cameras.reprojection_px),
+        "reprojection_rms_px": None if mean_square is None else float(np.sqrt(mean_square)),
+        "reprojection_median_px": float(np.median(cameras.reprojection_px)),
+        "num_tracks": cameras.num_tracks,
+        "num_loops": cameras.num_loops,
+        "inlier_share_min": float(cameras.inlier_share.min()),
+        "parallax_rad": _optional(cameras.parallax_rad),
+        "depth_residual_log_median": _optional(cameras.depth_log_residual),
+        "path_length_m": float(path_length(cameras.camera_to_world)),
+        "scale_sweep_best": _optional(sweep_minimum(cameras.scale_sweep)),
+        "fov_x_min_rad": float(fov_x.min()),
+        "fov_x_max_rad": float(fov_x.max()),
+        "fov_y_min_rad": float(fov_y.min()),
+        "fov_y_max_rad": float(fov_y.max()),
+        "focal_axis_gap_max": float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+        "focal_spread": float(fx.std() / fx.mean()),
+        "metrics": {
+            "median_depth_m": float(cameras.median_depth),
+            **{f"focal_cost_{name}": float(cost) for name, cost in cameras.focal_cost.items()},
+            **({} if cameras.depth_noise is None else cameras.depth_noise.metrics(len(fx))),
+        },
+    }
+
+
+def _given_columns(posed: Posed) -> dict[str, float | None]:
+    errors, lens = posed.errors, posed.lens
+    return {
+        "given_scale_ratio": _optional(errors.scale_ratio),
+        "given_scale_sigma": _optional(errors.scale_sigma),
+        "given_time_offset_s": _optional(errors.time_offset_s),
+        "given_time_offset_sigma_s": _optional(errors.time_offset_sigma_s),
+        "given_position_rms_m": _optional(errors.noise_m),
+        "given_position_rms_px": _optional(errors.noise_px),
+        "given_focal_ratio": None if lens is None else _optional(float(np.exp(lens.focal_log))),
+        "given_focal_sigma": None if lens is None else _optional(lens.focal_sigma),
+    }
