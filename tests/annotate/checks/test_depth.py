@@ -106,14 +106,16 @@ BY_TEXT = np.array(sorted(range(FRAMES), key=str))
         (lambda z: stretched(z.transpose(0, 2, 1)), "when transposed (rows taken for columns)"),
         (lambda z: stretched(np.rot90(z, 1, (1, 2))), "when turned by 90 degrees clockwise"),
         (lambda z: stretched(np.rot90(z, -1, (1, 2))), "when turned by 90 degrees counter-clockwise"),
-        (at(N - 3), "when taken 3 clip frames later"),
+        pytest.param(at(N - 3), "when taken 3 clip frames later", marks=pytest.mark.thorough),
         (at(N + 5), "when taken 5 clip frames earlier"),
-        (at(N + 17), "when taken 17 clip frames earlier"),
+        pytest.param(at(N + 17), "when taken 17 clip frames earlier", marks=pytest.mark.thorough),
         (at(FRAMES - 1 - N), "when taken from last to first"),
         (at(2 * N), "when taken at 0.5 times their rate"),
         (at(BY_TEXT), "when the files are sorted by number (10 after 9), not by text"),
         (lambda z: 1 / z, "as disparity, the inverse of depth"),
-        (lambda z: 0.2 / z + 0.02, "as disparity, the inverse of depth"),
+        pytest.param(
+            lambda z: 0.2 / z + 0.02, "as disparity, the inverse of depth", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_misread_depth_is_refused_in_words_of_what_would_fit(walk: Recording, misread, words: str) -> None:
@@ -166,7 +168,7 @@ def test_maps_in_units_of_their_own_are_told_from_noise(walk: Recording) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("levels", [None, 255, 65535])
+@pytest.mark.parametrize("levels", [None, 255, pytest.param(65535, marks=pytest.mark.thorough)])
 def test_maps_that_all_end_at_one_value_were_normalised_one_by_one(
     walk: Recording, levels: int | None
 ) -> None:

@@ -261,7 +261,7 @@ def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, *
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factor", [1.2, 0.85])
+@pytest.mark.parametrize("factor", [1.2, pytest.param(0.85, marks=pytest.mark.thorough)])
 def test_wrong_intrinsics_are_named_as_such(shot: Shot, tmp_path: Path, factor: float) -> None:
     depth = {"depth_pattern": shot.files.depth_pattern, "depth_units_per_metre": 1000.0}
     row = annotate(shot, tmp_path, shot.truth, factor, **depth)

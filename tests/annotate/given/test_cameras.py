@@ -207,7 +207,7 @@ def test_omniworld_scene_through_its_recipe(tmp_path: Path, shot: Shot) -> None:
     ("wrong", "writing"),
     [
         ("world-to-camera read as camera-to-world", {"convert": se3_inverse}),
-        ("scalar last", {"order": (1, 2, 3, 0)}),
+        pytest.param("scalar last", {"order": (1, 2, 3, 0)}, marks=pytest.mark.thorough),
     ],
 )
 def test_omniworld_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, writing: dict) -> None:
@@ -407,7 +407,7 @@ def test_spatialvid_poses_lie_where_the_index_says(tmp_path: Path, shot: Shot) -
         ("world-to-camera read as camera-to-world", {"convert": se3_inverse}),
         ("scalar first", {"order": (0, 1, 2, 3)}),
         ("pose i on frame i", {"index": np.arange(12)}),
-        ("another step", {"index": np.arange(12) * 3}),
+        pytest.param("another step", {"index": np.arange(12) * 3}, marks=pytest.mark.thorough),
     ],
 )
 def test_spatialvid_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, writing: dict) -> None:
@@ -502,7 +502,11 @@ def test_dl3dv_stills_find_their_cameras(tmp_path: Path, shot: Shot) -> None:
     ("wrong", "convert"),
     [
         ("OpenGL axes read as OpenCV axes", lambda world: APPLIED @ world),
-        ("applied_transform on the camera's side", lambda world: opencv_to_opengl(world) @ APPLIED),
+        pytest.param(
+            "applied_transform on the camera's side",
+            lambda world: opencv_to_opengl(world) @ APPLIED,
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_dl3dv_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, convert) -> None:
