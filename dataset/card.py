@@ -58,7 +58,7 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
             *(
                 {
                     "config_name": source,
-                    "data_files": [{"split": "train", "path": f"data/{source}/*.parquet"}],
+                    "data_files": [{"split": "train", "path": f"data/{source}/**/*.parquet"}],
                 }
                 for source in sources
                 if len(sources) > 1 and source != "default"

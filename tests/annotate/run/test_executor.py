@@ -574,6 +574,8 @@ def slow(clip, config, *, mode, recipe_hash):
     import time
     from pathlib import Path
     from theodolite.annotate.run.worker import Job, failure_row
+    (out.parent / "started").mkdir(exist_ok=True)
+    (out.parent / "started" / f"{seconds:g}-{clip.clip_id}").touch()
     time.sleep(seconds)
     job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
     return failure_row(clip, job, "too_short", "7 frames")
@@ -611,15 +613,17 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
     names = [f"c{i:02d}" for i in range(8)]
     try:
         first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, "6", *names])
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not list(out.glob(".tmp-run-*/data/*/part-*")) and not list_parts(out):
             assert time.monotonic() < deadline
             assert first.poll() is None
             time.sleep(0.05)
         first.kill()
         first.wait()
+        with open_output(out, recipe_hash=HASH):
+            fenced_at = time.time()
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, str(out), address, "0.1", "a", *names], timeout=150, check=False
+            [sys.executable, "-c", COMMAND, str(out), address, "0.1", "a", *names], timeout=300, check=False
         )
         assert done.returncode == 0
         time.sleep(12)  # whoever is left of the first command has written by then
@@ -631,3 +635,7 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
             running.wait(30)
     assert sorted(ids(out)) == sorted(["a", *names])
     assert not list(out.glob(".tmp-*"))
+    # Fenced off, they begin no further clip; unfenced each would have ended its shard of two.
+    begun = {path.name: path.stat().st_mtime for path in (tmp_path / "started").glob("6-*")}
+    assert len(begun) >= 3
+    assert max(begun.values()) < fenced_at + 0.5
