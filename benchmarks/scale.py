@@ -1,17 +1,21 @@
 """What the machinery costs by itself: many clips whose annotation is a stub that takes 5 ms and fails one in a hundred.
 
     python benchmarks/scale.py --clips 20000 200000 --workers 4
-    python benchmarks/scale.py --clips 2000 --workers 2 --out /data/scale
+    python benchmarks/scale.py --clips 2000 20000 --alone
 
 For each number of clips, a run from an empty folder, and on what it wrote: the same command with nothing to do, the
 same after the last parts were lost, `--dry-run`, `inspect`, `validate`, the index from nothing, `compact`, and some of
 that once more on what it leaves. Memory is that of the process that holds client and
 scheduler, read every second while it runs; the table shows it after a tenth of the clips, at the half and at the end.
+
+With `--alone` one process does it all and writes the rows itself, without a stub and without flushing to disk, and the
+table shows its processor time, which a machine that others use changes little.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -33,7 +37,7 @@ from theodolite.dataset.compact import compact
 from theodolite.dataset.index import refresh_index
 from theodolite.dataset.processes import num_cores
 from theodolite.dataset.report.inspect import inspect_text
-from theodolite.dataset.store import INDEX_FOLDER, list_parts
+from theodolite.dataset.store import INDEX_FOLDER, list_parts, write_part
 from theodolite.dataset.validate import validate_dataset
 
 HASH = "0123456789abcdef"
@@ -112,12 +116,31 @@ def annotate(out: Path, count: int, args: argparse.Namespace) -> Tally:
     return tally
 
 
-def timed(name: str, work: Callable[[], str]) -> None:
+def write_alone(out: Path, count: int, args: argparse.Namespace) -> str:
+    """The rows of a run, by this process alone."""
+    with open_output(out, recipe_hash=HASH):
+        plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part)
+        job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH)
+        for shard in plan.shards():
+            rows = [failure_row(clip, job, "too_short", "by the benchmark") for clip in shard.clips]
+            write_part(out, rows, shard_id=shard.shard_id, recipe_hash=HASH)
+    return f"{plan.num_shards} parts"
+
+
+class Clock:
+    """What `timed` reads, and how many processes share the work."""
+
+    def __init__(self, alone: bool) -> None:
+        self.now = time.process_time if alone else time.monotonic
+        self.processes = 1 if alone else num_cores()
+
+
+def timed(clock: Clock, name: str, work: Callable[[], str]) -> None:
     """A row of the table, as soon as it is known."""
-    start = time.monotonic()
+    start = clock.now()
     with Memory() as memory:
         note = work()
-    print(f"| {name} | {time.monotonic() - start:.2f} | {memory} | {note} |", flush=True)
+    print(f"| {name} | {clock.now() - start:.2f} | {memory} | {note} |", flush=True)
 
 
 def lose_parts(out: Path, count: int) -> str:
@@ -127,8 +150,8 @@ def lose_parts(out: Path, count: int) -> str:
     return f"{len(parts)} parts"
 
 
-def validated(out: Path) -> str:
-    num_rows, violations = validate_dataset(out, processes=num_cores())
+def validated(out: Path, processes: int) -> str:
+    num_rows, violations = validate_dataset(out, processes=processes)
     assert not violations, violations[:3]
     return f"{num_rows} rows"
 
@@ -136,6 +159,7 @@ def validated(out: Path) -> str:
 def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
     out = folder / f"clips-{count}"
     shutil.rmtree(out, ignore_errors=True)
+    clock = Clock(args.alone)
 
     def whole_run() -> str:
         start = time.monotonic()
@@ -148,32 +172,39 @@ def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
         return f"{len(inspect_text(out))} characters"
 
     def gathered() -> str:
-        done = compact(out)
+        done = compact(out, processes=clock.processes)
         assert done.num_clips == count
         return f"{done.num_before} parts became {done.num_after}"
 
     def from_nothing() -> str:
         shutil.rmtree(out / INDEX_FOLDER)
-        refresh_index(out, processes=num_cores())
+        refresh_index(out, processes=clock.processes)
         return f"{sum(p.stat().st_size for p in (out / INDEX_FOLDER).iterdir()) / 1e6:.0f} MB"
 
-    timed("run", whole_run)
-    timed("same command, nothing to do", lambda: str(annotate(out, count, args).num_failed))
-    lose_parts(out, 20)
-    timed("same command, 20 parts lost", lambda: str(annotate(out, count, args).num_failed))
     timed(
+        clock,
+        "rows" if args.alone else "run",
+        (lambda: write_alone(out, count, args)) if args.alone else whole_run,
+    )
+    if args.alone:
+        timed(clock, "index from nothing", lambda: str(refresh_index(out)))
+    timed(clock, "same command, nothing to do", lambda: str(annotate(out, count, args).num_failed))
+    lose_parts(out, 20)
+    timed(clock, "same command, 20 parts lost", lambda: str(annotate(out, count, args).num_failed))
+    timed(
+        clock,
         "dry run",
         lambda: str(
             plan_run(source(count), out, clips_per_shard=args.clips_per_part, whole=True).num_clips_done
         ),
     )
-    timed("inspect", as_text)
-    timed("validate", lambda: validated(out))
-    timed("index from nothing", from_nothing)
-    timed("compact", gathered)
-    timed("inspect, compacted", as_text)
-    timed("validate, compacted", lambda: validated(out))
-    timed("same command, compacted", lambda: str(annotate(out, count, args).num_failed))
+    timed(clock, "inspect", as_text)
+    timed(clock, "validate", lambda: validated(out, clock.processes))
+    timed(clock, "index from nothing", from_nothing)
+    timed(clock, "compact", gathered)
+    timed(clock, "inspect, compacted", as_text)
+    timed(clock, "validate, compacted", lambda: validated(out, clock.processes))
+    timed(clock, "same command, compacted", lambda: str(annotate(out, count, args).num_failed))
     assert take_in_dead_runs(out, recipe_hash=HASH) == 0
 
 
@@ -184,8 +215,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--clips-per-part", type=int, default=8)
+    parser.add_argument("--alone", action="store_true", help="No run, one process, processor time.")
     parser.add_argument("--out", type=Path, help="Folder for the datasets; default a temporary one.")
     args = parser.parse_args()
+    if args.alone:
+        args.workers = 0
+        os.fsync = lambda descriptor: None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a program
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or Path(temporary)

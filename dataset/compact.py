@@ -20,7 +20,7 @@ from .commit import Commits, clips_with_rows, hold_folder, new_part, own_run, ta
 from .index import refresh_index
 from .limits import MIB
 from .parquet import read_schema, read_table
-from .processes import map_processes, num_cores
+from .processes import map_processes
 from .store import data_folder, part_folders, read_marker, source_folder, sync_folder, write_part_table
 
 PART_BYTES = 64 * MIB
@@ -36,11 +36,12 @@ class Compacted:
     num_clips: int
 
 
-def compact(out: str | Path, *, part_bytes: int = PART_BYTES) -> Compacted:
+def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1) -> Compacted:
     """Gather the small parts of a dataset; rows stay what they are, and so does their order within a source.
 
     Args:
         part_bytes: size that a gathered part comes near to. Parts above half of it are left as they are.
+        processes: that share the work, if it is more than a few hundred parts.
     Raises:
         ValueError: no dataset of a run, another command writes to it, or a part cannot be read.
         OSError: the disk is full.
@@ -58,12 +59,12 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES) -> Compacted:
                 groups = list(_groups(list(of_source), part_bytes))
                 num_after += len(groups)
                 small = [(number, group) for number, group in enumerate(groups) if len(group) > 1]
-                processes = num_cores() if len(parts) >= _WORTH_PROCESSES else 1
-                gathered = map_processes(partial(_gather, incoming), small, processes=processes)
+                used = processes if len(parts) >= _WORTH_PROCESSES else 1
+                gathered = map_processes(partial(_gather, incoming), small, processes=used)
                 for (_number, group), (new, ids) in zip(small, gathered, strict=True):
                     _replace(out, incoming, group, new, ids)
         _remove_empty_folders(out)
-        refresh_index(out, processes=num_cores())
+        refresh_index(out, processes=processes)
         num_clips = sum(1 for _ in clips_with_rows(out))
     return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,37 +336,57 @@ def _cameras(row: RawRow) -> Iterator[Problem]:
         poses = to_4x4(flat.reshape(-1, 3, 4)[posed])
     focal = row["focal_px"].reshape(-1, 2)[posed].astype(np.float64)
     centre = row["principal_point_px"].reshape(-1, 2)[posed].astype(np.float64)
-    frames = np.flatnonzero(posed)
+    first = partial(_first_of, np.flatnonzero(posed))
+    yield from _poses(row, poses, first, whole=bool(posed.all()))
+    yield from _lenses(focal, centre, (height, width), first)
+    if np.isfinite(focal).all() and (focal > 0).all() and len(focal) and posed.all():
+        yield from _lens_numbers(row, focal, (height, width))
+    if row["verdict"] == "accepted":
+        missing = [name for name in _NEEDED_WITH_CAMERAS if row[name] is None]
+        if missing:
+            yield "accepted_has_numbers", f"accepted, but {', '.join(missing)} are null"
 
-    def first(bad: np.ndarray) -> str:
-        return f"first at frame {frames[np.flatnonzero(bad)[0]]}, {int(bad.sum())} frames"
 
+def _first_of(frames: np.ndarray, bad: np.ndarray) -> str:
+    """Where it begins, and how many frames it is."""
+    return f"first at frame {frames[np.flatnonzero(bad)[0]]}, {int(bad.sum())} frames"
+
+
+def _poses(
+    row: RawRow, poses: np.ndarray, first: Callable[[np.ndarray], str], *, whole: bool
+) -> Iterator[Problem]:
     infinite = ~np.isfinite(poses).all(axis=(1, 2))
     if infinite.any():
         yield "finite", f"camera_to_world is not finite, {first(infinite)}"
-    else:
-        error = rigid_error(poses) if len(poses) else np.zeros(0)
-        bad = error > RIGID_TOLERANCE
-        if bad.any():
-            yield (
-                "rigid",
-                f"camera_to_world is no rotation: off by {error.max():.2g} (allowed {RIGID_TOLERANCE:g}), {first(bad)}",
-            )
-        far = np.abs(poses[:, :3, 3]).max(axis=1) > 1e5
-        if far.any():
-            yield "plausible_position", f"camera over 100 km from the origin; metres expected, {first(far)}"
-        stated = row["path_length_m"]
-        measured = path_length(poses) if len(poses) else 0.0
-        # Stored positions are rounded: each step is off by up to two units in the last place of float32.
-        rounding = 4 * len(poses) * float(np.spacing(np.float32(np.abs(poses[:, :3, 3]).max(initial=0.0))))
-        if stated is not None and posed.all() and not abs(stated - measured) <= 1e-4 * measured + rounding:
-            yield "path_length", f"path_length_m says {stated:.6g}, the poses say {measured:.6g}"
+        return
+    error = rigid_error(poses) if len(poses) else np.zeros(0)
+    bad = error > RIGID_TOLERANCE
+    if bad.any():
+        yield (
+            "rigid",
+            f"camera_to_world is no rotation: off by {error.max():.2g} (allowed {RIGID_TOLERANCE:g}), {first(bad)}",
+        )
+    far = np.abs(poses[:, :3, 3]).max(axis=1) > 1e5
+    if far.any():
+        yield "plausible_position", f"camera over 100 km from the origin; metres expected, {first(far)}"
+    stated = row["path_length_m"]
+    measured = path_length(poses) if len(poses) else 0.0
+    # Stored positions are rounded: each step is off by up to two units in the last place of float32.
+    rounding = 4 * len(poses) * float(np.spacing(np.float32(np.abs(poses[:, :3, 3]).max(initial=0.0))))
+    if stated is not None and whole and not abs(stated - measured) <= 1e-4 * measured + rounding:
+        yield "path_length", f"path_length_m says {stated:.6g}, the poses say {measured:.6g}"
+
+
+def _lenses(
+    focal: np.ndarray, centre: np.ndarray, size: tuple[int, int], first: Callable[[np.ndarray], str]
+) -> Iterator[Problem]:
+    height, width = size
     for name, values in (("focal_px", focal), ("principal_point_px", centre)):
         if not np.isfinite(values).all():
             yield "finite", f"{name} is not finite, {first(~np.isfinite(values).all(axis=1))}"
     if np.isfinite(focal).all():
-        size = float(max(height, width))
-        bad = ((focal < 0.05 * size) | (focal > 50 * size)).any(axis=1)
+        longest = float(max(height, width))
+        bad = ((focal < 0.05 * longest) | (focal > 50 * longest)).any(axis=1)
         if bad.any():
             value = focal[bad][0, 0]
             yield (
@@ -379,26 +400,26 @@ def _cameras(row: RawRow) -> Iterator[Problem]:
                 "principal_point_in_image",
                 f"{centre[bad][0].tolist()} for {width}x{height} px, {first(bad)}",
             )
-    if np.isfinite(focal).all() and (focal > 0).all() and len(focal) and posed.all():
-        for axis, (name, size_px) in enumerate((("x", width), ("y", height))):
-            fov = 2 * np.arctan(0.5 * size_px / focal[:, axis])
-            for end, value in (("min", fov.min()), ("max", fov.max())):
-                stated = row[f"fov_{name}_{end}_rad"]
-                if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE:
-                    yield (
-                        "fov_of_focal",
-                        f"fov_{name}_{end}_rad says {stated:.6f}, focal_px and size say {value:.6f}",
-                    )
-        fx, fy = focal.T
-        for column, value in (
-            ("focal_axis_gap_max", (np.abs(fx - fy) / ((fx + fy) / 2)).max()),
-            ("focal_spread", fx.std() / fx.mean()),
-        ):
-            yield from _restated(row, column, float(value), "focal_px", absolute=_STORAGE_TOLERANCE)
-    if row["verdict"] == "accepted":
-        missing = [name for name in _NEEDED_WITH_CAMERAS if row[name] is None]
-        if missing:
-            yield "accepted_has_numbers", f"accepted, but {', '.join(missing)} are null"
+
+
+def _lens_numbers(row: RawRow, focal: np.ndarray, size: tuple[int, int]) -> Iterator[Problem]:
+    """Numbers of a clip that repeat what its focal lengths say."""
+    height, width = size
+    for axis, (name, size_px) in enumerate((("x", width), ("y", height))):
+        fov = 2 * np.arctan(0.5 * size_px / focal[:, axis])
+        for end, value in (("min", fov.min()), ("max", fov.max())):
+            stated = row[f"fov_{name}_{end}_rad"]
+            if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE:
+                yield (
+                    "fov_of_focal",
+                    f"fov_{name}_{end}_rad says {stated:.6f}, focal_px and size say {value:.6f}",
+                )
+    fx, fy = focal.T
+    for column, value in (
+        ("focal_axis_gap_max", (np.abs(fx - fy) / ((fx + fy) / 2)).max()),
+        ("focal_spread", fx.std() / fx.mean()),
+    ):
+        yield from _restated(row, column, float(value), "focal_px", absolute=_STORAGE_TOLERANCE)
 
 
 def _restated(row: RawRow, column: str, value: float, of: str, *, absolute: float = 0.0) -> Iterator[Problem]:

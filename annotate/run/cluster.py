@@ -178,24 +178,9 @@ def claim_open_files(workers: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-@contextmanager
-def local_cluster(
-    workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
-) -> Iterator[Client]:
-    """Worker processes on this machine; SIGTERM is taken as Ctrl-C while they work.
-
-    Args:
-        workers: processes.
-        threads_per_worker: tasks that each has under way.
-        compute_threads: of the numerical libraries in each task.
-        memory_bytes: at which a worker is ended; None: never.
-        attempts: how often a task may end its worker.
-    """
-    import dask.config
-    from distributed import Client, LocalCluster
-
-    claim_open_files(workers)
-    settings = {
+def _settings(attempts: int) -> dict[str, object]:
+    """What a local cluster does otherwise than dask's own."""
+    return {
         "distributed.scheduler.allowed-failures": attempts - 1,
         # Shards are our own unit of memory: spilling or pausing would only hide a leak, a limit ends it.
         "distributed.worker.memory.target": False,
@@ -214,10 +199,29 @@ def local_cluster(
         "distributed.admin.system-monitor.log-length": 100,
         "distributed.worker.profile.enabled": False,
     }
+
+
+@contextmanager
+def local_cluster(
+    workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
+) -> Iterator[Client]:
+    """Worker processes on this machine; SIGTERM is taken as Ctrl-C while they work.
+
+    Args:
+        workers: processes.
+        threads_per_worker: tasks that each has under way.
+        compute_threads: of the numerical libraries in each task.
+        memory_bytes: at which a worker is ended; None: never.
+        attempts: how often a task may end its worker.
+    """
+    import dask.config
+    from distributed import Client, LocalCluster
+
+    claim_open_files(workers)
     environment = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)
     )
-    with dask.config.set({**settings, "distributed.nanny.pre-spawn-environ": environment}):
+    with dask.config.set({**_settings(attempts), "distributed.nanny.pre-spawn-environ": environment}):
         security = run_credentials()
         cluster = LocalCluster(
             n_workers=workers,

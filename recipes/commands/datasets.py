@@ -64,8 +64,9 @@ def compact(
     """
     from ...dataset.compact import compact as gather
     from ...dataset.limits import MIB
+    from ...dataset.processes import num_cores
 
-    done = gather(path, part_bytes=part_mb * MIB)
+    done = gather(path, part_bytes=part_mb * MIB, processes=num_cores())
     return f"{path}: {done.num_before} parts became {done.num_after}; {done.num_clips} clips", 0
 
 
