@@ -40,8 +40,9 @@ from model_speed import (
     time_ms,
 )
 from theodolite.model.config import chunk_starts
+from theodolite.model.context import Cameras
 from theodolite.model.graphs import ChunkGraph
-from theodolite.model.network import Cameras, WorldModel
+from theodolite.model.network import WorldModel
 from theodolite.model.samplers import STUDENT_TIMES, Text, stream_distilled, streaming_ranges
 from torch import Tensor, nn
 

@@ -33,12 +33,14 @@ import torch
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.model.autoencoder import Tiling, VideoAutoencoder, tiny_autoencoder
 from theodolite.model.config import WorldModelConfig
-from theodolite.model.generation import GenerationRecord, GenerationRequest, Generator, Sampling
+from theodolite.model.generation import GenerationRequest, Generator
+from theodolite.model.generation_record import GenerationRecord
 from theodolite.model.memory import RELEASED_SIZES, Networks, VideoShape, measured_size, plan_memory
 from theodolite.model.network import WorldModel
 from theodolite.model.refiner import Refiner, RefinerOptions, tiny_refiner
 from theodolite.model.residence import Residence
 from theodolite.model.samplers import Text
+from theodolite.model.sampling import Sampling
 from theodolite.model.stand_ins import (
     full_autoencoder,
     full_refiner,

@@ -34,10 +34,13 @@ from learns_align import camera_of_pictures
 from learns_scenes import Clips, random_clips
 from theodolite.dataset.cameras.rotations import rotation_angle
 from theodolite.kernels.attention import AttentionBackend
+from theodolite.model.blocks import Block
 from theodolite.model.conditioning import TEMPORAL_STRIDE, condition_cameras
 from theodolite.model.config import WorldModelConfig
-from theodolite.model.network import Block, Cameras, Operators, WorldModel, initialise
+from theodolite.model.context import Cameras, Operators
+from theodolite.model.network import WorldModel
 from theodolite.model.samplers import Text, noise_latents, sample_bidirectional
+from theodolite.model.start import initialise
 from theodolite.train.objective import Batch, ObjectiveConfig, training_loss
 from torch import Tensor
 

@@ -39,9 +39,11 @@ from theodolite.kernels.fp8.reference import (
 )
 from theodolite.model.conditioning import condition_cameras
 from theodolite.model.config import WorldModelConfig, chunk_starts
-from theodolite.model.network import Operators, WorldModel, initialise
+from theodolite.model.context import Operators
+from theodolite.model.network import WorldModel
 from theodolite.model.precision import ALL_SCOPES, set_precision
 from theodolite.model.samplers import Guidance, Text, sample_bidirectional, stream_distilled
+from theodolite.model.start import initialise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 

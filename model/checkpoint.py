@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .config import WorldModelConfig
-from .network import Operators, WorldModel
+from .context import Operators
+from .network import WorldModel
 from .weight_files import first_line, load_torch, opened_safetensors
 
 _DIFFUSERS = {"t_embedder.linear_1.": "t_embedder.mlp.0.", "t_embedder.linear_2.": "t_embedder.mlp.2."}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.cameras.transforms import relative_to_first, rigid_error
-from .network import Cameras
+from .context import Cameras
 
 TEMPORAL_STRIDE = 8
 """Video frames a latent frame (but the first, which holds one)."""

@@ -7,29 +7,27 @@ The parts (text encoder, video autoencoder, world model, refiner) are loaded onc
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Generator as Generator_
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..dataset.cameras.transforms import relative_to_first
-from ..dataset.strict import Strict
 from ..kernels.frame_gdn.op import resolve_backend
 from .ahead import Ahead
 from .autoencoder import to_pixels
-from .conditioning import SPATIAL_STRIDE, TEMPORAL_STRIDE, condition_cameras, latent_frames
-from .network import Cameras, Operators, WorldModel
+from .conditioning import SPATIAL_STRIDE, condition_cameras, latent_frames
+from .context import Cameras, Operators
+from .generation_record import GenerationRecord, Stage, streaming_report
+from .network import WorldModel
 from .samplers import (
-    STUDENT_TIMES,
     Guidance,
     Text,
     noise_latents,
@@ -38,96 +36,13 @@ from .samplers import (
     stream_distilled,
     streaming_ranges,
 )
+from .sampling import Sampling
 
-Mode = Literal["bidirectional", "chunk-causal", "distilled"]
 Pictures = NDArray[np.uint8]
 OnFrames = Callable[[Pictures], None]
 """Takes finished frames (n, H, W, 3), in order."""
 Progress = Callable[[str, int, int], None]
 """Called with a stage, and how many of its steps are done, of how many."""
-
-FPS = 16.0
-"""Frames a second of every video."""
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Sampling(Strict):
-    """How the world model is asked; the defaults of a mode (`Sampling.published`) are the published schedule."""
-
-    mode: Mode
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Of the bidirectional model and the chunk-causal teacher."""
-    shift: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Of their noise levels."""
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Scale of classifier-free guidance; 1: the network is asked once a step."""
-    guidance_interval: tuple[Share, Share] | None = None
-    """Shares of the steps between which guidance is used."""
-    guidance_batched: bool = False
-    """Ask for the answers with and without the prompt in one call, which needs more memory."""
-    chunk_interval: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Share of the steps after which the teacher's next chunk sets out; null: 1 / number of chunks."""
-    times: tuple[float, ...] | None = None
-    """Of the distilled student, from 1000 down to 0."""
-    window_chunks: Annotated[int, Field(ge=0)] | None = None
-    sink_chunks: Annotated[int, Field(ge=0)] | None = None
-    """Chunks before the current one, and first chunks, that the student's softmax blocks read."""
-    graphs: bool = False
-    """Record the student's calls as CUDA graphs."""
-    overlap: bool = False
-    """Make the student's next chunk while one is decoded and handed out."""
-
-    @classmethod
-    def published(cls, mode: Mode, **changes: Any) -> Sampling:
-        """The published schedule of a mode, with changes; None changes nothing.
-
-        Raises:
-            ValueError: a change that the mode does not know, named.
-        """
-        known = _PUBLISHED[mode]
-        wanted = {k: v for k, v in changes.items() if v is not None}
-        for name in wanted:
-            if name not in (*known, *_UNNAMED[mode]):
-                other = " and ".join(m for m in _PUBLISHED if name in (*_PUBLISHED[m], *_UNNAMED[m]))
-                raise ValueError(f"{name.replace('_', ' ')} is an option of {other}, not of {mode}")
-        return cls(mode=mode, **{**known, **wanted})
-
-    @model_validator(mode="after")
-    def _times_fall(self) -> Sampling:
-        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(
-                f"guidance interval {self.guidance_interval}: the first share is the smaller one"
-            )
-        t = self.times
-        if t is not None and not (
-            len(t) > 1 and all(b < a for a, b in itertools.pairwise((1001.0, *t))) and t[-1:] == (0,)
-        ):
-            raise ValueError(f"times {t} must fall strictly from 1000 at most and end in 0")
-        return self
-
-    def departures(self) -> dict[str, dict[str, Any]]:
-        """Options that are not the published ones, with both values."""
-        published, own = Sampling.published(self.mode).model_dump(), self.model_dump()
-        return {k: {"published": published[k], "used": v} for k, v in own.items() if v != published[k]}
-
-    @property
-    def chunk_frames(self) -> int:
-        """Video frames of which every video holds a multiple, and one."""
-        return 3 * TEMPORAL_STRIDE if self.mode == "distilled" else TEMPORAL_STRIDE
-
-
-_SCHEDULE: dict[str, Any] = dict(steps=60, shift=9.8, guidance=5.0, guidance_interval=(0.0, 1.0))
-_PUBLISHED: Mapping[Mode, dict[str, Any]] = {
-    "bidirectional": _SCHEDULE,
-    "chunk-causal": _SCHEDULE,
-    "distilled": dict(times=STUDENT_TIMES, window_chunks=1, sink_chunks=1),
-}
-_UNNAMED: Mapping[Mode, tuple[str, ...]] = {
-    "bidirectional": ("guidance_batched",),
-    "chunk-causal": ("guidance_batched", "chunk_interval"),
-    "distilled": ("graphs", "overlap"),
-}
-"""Options without a published value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,101 +97,6 @@ class GenerationRequest:
     @property
     def num_frames(self) -> int:
         return len(self.camera_to_world)
-
-
-# --- the record -----------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Stage:
-    """Time that a stage took, waiting for the device included, and the most memory on the GPU during it."""
-
-    wall_s: float = 0.0
-    calls: int = 0
-    peak_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamingReport:
-    """How a video that is made chunk by chunk kept up with being watched.
-
-    Playing starts when the first chunk is there; a chunk is in time if it is there before its first frame is due.
-
-    Attributes:
-        time_to_first_chunk_s: from the request (parts loaded) to the first frames.
-        real_time_factor: seconds of video over the seconds from the request to the last frame; above 1 is faster than
-            watching.
-        sustained_factor: the same without the first chunk.
-        deadlines_met: share of the later chunks that were in time; None with a single chunk.
-        chunks: number of chunks.
-        latest_s: how late the latest chunk was; 0 if none was.
-        warm_up_s: what compiling on a short clip took before the request (`Generator.warm_up`); None: there was none,
-            and the first chunk pays for it.
-    """
-
-    time_to_first_chunk_s: float
-    real_time_factor: float
-    sustained_factor: float | None
-    deadlines_met: float | None
-    chunks: int
-    latest_s: float
-    warm_up_s: float | None = None
-
-
-def streaming_report(
-    ready_s: list[float], frames: list[int], *, fps: float = FPS, warm_up_s: float | None = None
-) -> StreamingReport:
-    """Report of chunks that were ready at `ready_s` seconds after the request and hold so many frames each."""
-    due = ready_s[0] + np.concatenate([[0], np.cumsum(frames)[:-1]]) / fps
-    late = np.asarray(ready_s) - due
-    later = ready_s[-1] - ready_s[0]
-    return StreamingReport(
-        time_to_first_chunk_s=ready_s[0],
-        real_time_factor=sum(frames) / fps / ready_s[-1],
-        sustained_factor=sum(frames[1:]) / fps / later if len(frames) > 1 and later > 0 else None,
-        deadlines_met=float((late[1:] <= 1e-9).mean()) if len(frames) > 1 else None,
-        chunks=len(frames),
-        latest_s=float(max(late.max(), 0.0)),
-        warm_up_s=warm_up_s,
-    )
-
-
-@dataclass(kw_only=True)
-class GenerationRecord:
-    """What a run did, filled as it goes.
-
-    Attributes:
-        status: `complete`, or how far it came.
-        num_frames, num_frames_wanted: handed out, and asked for.
-        sampling, departures: options of the world model, and where they leave the published schedule.
-        seeds: by part.
-        refined: whether the refiner ran.
-        stand_in: some part's weights are random numbers.
-        parts: what each part is: class, parameters, weights, precision.
-        operators: implementations that ran.
-        stages: times and memory by stage.
-        streaming: of the distilled mode.
-    """
-
-    status: Literal["not started", "running", "complete", "interrupted", "failed"] = "not started"
-    num_frames: int = 0
-    num_frames_wanted: int = 0
-    sampling: dict[str, Any] = field(default_factory=dict)
-    departures: dict[str, Any] = field(default_factory=dict)
-    seeds: dict[str, int] = field(default_factory=dict)
-    refined: bool = False
-    stand_in: bool = False
-    parts: dict[str, Any] = field(default_factory=dict)
-    operators: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, Stage] = field(default_factory=dict)
-    streaming: StreamingReport | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-# --- the chain ------------------------------------------------------------------------------------
 
 
 class Residence(Protocol):

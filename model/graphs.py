@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .network import BlockCache, Cameras, StreamCache, WorldModel
+from .context import BlockCache, Cameras, StreamCache
+from .network import WorldModel
 
 
 class ChunkGraph:

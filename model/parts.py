@@ -16,12 +16,14 @@ from . import precision
 from .autoencoder import load_autoencoder, tiny_autoencoder
 from .checkpoint import load_world_model
 from .config import WorldModelConfig
-from .generation import Generator, Mode
+from .context import Operators
+from .generation import Generator
 from .lora import merge_lora, parse_lora
-from .network import Operators, WorldModel
+from .network import WorldModel
 from .precision import DEFAULT_SCOPES, Scope, check_precision, set_precision
 from .refiner import RefinerOptions, load_refiner, tiny_refiner
 from .residence import Offload, Residence
+from .sampling import Mode
 from .stand_ins import (
     full_autoencoder,
     full_refiner,

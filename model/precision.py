@@ -21,8 +21,9 @@ from ..kernels.fp8.attention import check_fp8_attention
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
 from ..kernels.frame_gdn.op import Backend
+from .attention import CameraAttention
 from .config import WorldModelConfig
-from .network import CameraAttention, WorldModel
+from .network import WorldModel
 from .scaled_layers import NarrowWeights, ScaledLinear
 
 Precision = Literal["bf16", "fp8", "nvfp4", "int8-weights", "fp8-weights"]

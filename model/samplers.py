@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import chunk_ranges, chunk_starts
+from .context import Cameras, Geometry
 from .graphs import ChunkGraph
-from .network import Cameras, Geometry, WorldModel
+from .network import WorldModel
 
 Progress = Callable[[int, int], None]
 """Called after each network step with the number of steps done and of all steps."""

@@ -10,7 +10,8 @@ from torch import nn
 from . import refiner as refiners
 from .autoencoder import Tiling, VideoAutoencoder
 from .config import WorldModelConfig
-from .network import Operators, WorldModel
+from .context import Operators
+from .network import WorldModel
 from .refiner import Refiner, RefinerOptions
 from .released import import_diffusers, import_transformers
 from .text import RefinerTextEncoder, TextEncoder, byte_tokenizer

@@ -23,7 +23,7 @@ from ..dataset.cameras.transforms import rigid_error
 from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
 from ..dataset.loading import epoch_order, worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
-from ..model.network import Cameras
+from ..model.context import Cameras
 from ..model.samplers import Text
 from .objective import Batch
 

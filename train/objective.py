@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..dataset.strict import Strict
 from ..model.config import chunk_ranges, chunk_starts
+from ..model.context import Cameras
 from ..model.frame_parallel import FrameShare
-from ..model.network import Cameras, WorldModel
+from ..model.network import WorldModel
 from ..model.samplers import Text
 
 NUM_LEVELS = 1000

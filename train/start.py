@@ -24,10 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset.weights import CHAINS, locate
+from ..model.blocks import Block, Pointwise
 from ..model.checkpoint import load_world_model, read_config, read_tensors
 from ..model.config import WorldModelConfig
-from ..model.network import Block, Operators, Pointwise, WorldModel, initialise, start_camera_from_main
+from ..model.context import Operators
+from ..model.network import WorldModel
 from ..model.released import import_peft
+from ..model.start import initialise, start_camera_from_main
 from .recipe import LORA_PARTS, LoraConfig, TrainRecipe
 
 _NULL_CAPTION = "y_embedder.y_embedding"

@@ -23,8 +23,9 @@ from ..dataset.encoded import EncodedDataset
 from ..dataset.store import write_atomically
 from ..model.checkpoint import Layout, save_world_model
 from ..model.config import chunk_starts
+from ..model.context import Cameras, Operators
 from ..model.frame_parallel import FrameShare
-from ..model.network import Cameras, Operators, WorldModel
+from ..model.network import WorldModel
 from ..model.samplers import noise_latents, sample_bidirectional, sample_chunk_causal
 from .cost import ClipShape, peak_flops, step_flops
 from .feed import Feed, Place, Samples, hold_out, make_batch

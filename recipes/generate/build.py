@@ -9,9 +9,9 @@ from typing import Any
 from ...annotate.networks.device import choose_device
 from ...dataset.weights import CHAINS, file_digest, locate, resolve
 from ...model import generation
+from ...model.context import Operators
 from ...model.generation import Generator
 from ...model.lora import parse_lora
-from ...model.network import Operators
 from ...model.parts import (
     Loras,
     Numbers,

@@ -20,8 +20,8 @@ from ..command import option_name
 if TYPE_CHECKING:
     from ...kernels.attention import AttentionBackend, AttentionPrecision
     from ...kernels.frame_gdn.op import Backend
-    from ...model.generation import Mode, Sampling
     from ...model.precision import Scope
+    from ...model.sampling import Mode, Sampling
 else:
 
     def choice_of(module: str, name: str) -> Any:
@@ -39,7 +39,7 @@ else:
     AttentionBackend = choice_of("...kernels.attention", "AttentionBackend")
     AttentionPrecision = choice_of("...kernels.attention", "AttentionPrecision")
     Backend = choice_of("...kernels.frame_gdn.op", "Backend")
-    Mode = choice_of("...model.generation", "Mode")
+    Mode = choice_of("...model.sampling", "Mode")
     Scope = choice_of("...model.precision", "Scope")
 
 Size = Literal["full", "tiny"]
@@ -233,7 +233,7 @@ class GenerateOptions(Strict):
         Raises:
             ValueError: an option of another mode, or out of its range.
         """
-        from ...model.generation import Sampling
+        from ...model.sampling import Sampling
 
         names = (
             *("steps", "shift", "guidance", "guidance_interval", "chunk_interval"),

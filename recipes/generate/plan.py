@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...model.config import chunk_ranges, chunk_starts
-from ...model.generation import FPS, GenerationRequest
+from ...model.generation import GenerationRequest
+from ...model.generation_record import FPS
 from .inputs import Prepared
 from .plot import path_text
 from .progress import clock

@@ -127,7 +127,7 @@ def _what_is_there(video: Path) -> str:
 
 
 def _streaming_lines(report: object) -> list[str]:
-    from ...model.generation import StreamingReport
+    from ...model.generation_record import StreamingReport
 
     if not isinstance(report, StreamingReport):
         return []

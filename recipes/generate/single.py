@@ -16,7 +16,8 @@ import numpy as np
 from ...dataset.camera_files.single import GENERATION_FORMAT as FORMAT
 from ...dataset.media.growing_video import GrowingVideo, VideoWriteError
 from ...dataset.store import write_atomically
-from ...model.generation import FPS, GenerationRecord, Generator, Pictures, Progress, StreamingReport
+from ...model.generation import Generator, Pictures, Progress
+from ...model.generation_record import FPS, GenerationRecord, StreamingReport
 from ..loader import now_iso, surroundings
 from .inputs import Prepared
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 from theodolite.model.config import WorldModelConfig, chunk_starts
+from theodolite.model.context import Cameras, Operators
 from theodolite.model.frame_parallel import FrameShare
-from theodolite.model.network import Cameras, Operators, WorldModel
+from theodolite.model.network import WorldModel
 from torch import Tensor
 
 TINY = WorldModelConfig(depth=4, width=48, heads=2, latent_channels=8, text_width=16, text_tokens=10)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
 from theodolite.dataset.cameras.paths import named_path
-from theodolite.model.generation import GenerationRequest, Generator, Sampling
+from theodolite.model.generation import GenerationRequest, Generator
 from theodolite.model.samplers import Text
+from theodolite.model.sampling import Sampling
 from torch import Tensor
 
 from .cases import TINY, tiny_model

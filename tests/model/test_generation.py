@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from theodolite.model.autoencoder import to_pixels
-from theodolite.model.generation import GenerationRecord, Sampling, streaming_report
+from theodolite.model.generation_record import GenerationRecord, streaming_report
+from theodolite.model.sampling import Sampling
 
 from .chain_parts import HEIGHT, WIDTH, House, Pixels, generator, request
 

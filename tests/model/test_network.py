@@ -9,7 +9,9 @@ import pytest
 import torch
 from theodolite.model.conditioning import without_cameras
 from theodolite.model.config import WorldModelConfig, chunk_ranges, chunk_starts
-from theodolite.model.network import Cameras, Operators, WorldModel, initialise, start_camera_from_main
+from theodolite.model.context import Cameras, Operators
+from theodolite.model.network import WorldModel
+from theodolite.model.start import initialise, start_camera_from_main
 
 from .cases import HEIGHT, TINY, WIDTH, relative, tiny_inputs, tiny_model
 
@@ -333,7 +335,7 @@ def test_a_long_clip_goes_through_the_feed_forward_network_in_parts(monkeypatch:
     model, inputs = tiny_model(TINY.model_copy(update={"softmax_bfloat16": False})), tiny_inputs()
     expected = model(**inputs)
     for tokens in (1, 20):
-        monkeypatch.setattr("theodolite.model.network._HIDDEN_TOKENS", tokens)
+        monkeypatch.setattr("theodolite.model.blocks._HIDDEN_TOKENS", tokens)
         assert relative(model(**inputs), expected) < 1e-6
     with torch.enable_grad():
         model(**inputs).sum().backward()

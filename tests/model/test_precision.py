@@ -8,7 +8,8 @@ import pytest
 import torch
 from theodolite.model import scaled_layers
 from theodolite.model.checkpoint import save_world_model
-from theodolite.model.network import Cameras, WorldModel
+from theodolite.model.context import Cameras
+from theodolite.model.network import WorldModel
 from theodolite.model.precision import ALL_SCOPES, check_precision, set_precision
 
 from .cases import relative, tiny_inputs, tiny_model

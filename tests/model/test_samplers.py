@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from theodolite.model.network import Cameras, Operators
+from theodolite.model.context import Cameras, Operators
 from theodolite.model.samplers import (
     Guidance,
     Text,

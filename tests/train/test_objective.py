@@ -10,8 +10,10 @@ import torch
 from pydantic import ValidationError
 from theodolite.model.conditioning import condition_cameras
 from theodolite.model.config import WorldModelConfig, chunk_starts
-from theodolite.model.network import Operators, WorldModel, initialise
+from theodolite.model.context import Operators
+from theodolite.model.network import WorldModel
 from theodolite.model.samplers import Text
+from theodolite.model.start import initialise
 from theodolite.train.objective import (
     Batch,
     ChunkTimes,

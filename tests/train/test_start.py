@@ -10,7 +10,8 @@ import pytest
 import torch
 from theodolite.model.checkpoint import save_world_model
 from theodolite.model.config import WorldModelConfig
-from theodolite.model.network import Cameras, WorldModel
+from theodolite.model.context import Cameras
+from theodolite.model.network import WorldModel
 from theodolite.train.recipe import LoraConfig, TrainRecipe
 from theodolite.train.start import add_lora, grow, start_model
 
