@@ -18,6 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from theodolite.kernels.frame_gdn.tensors import Ends, Inputs, make_inputs
+from theodolite.kernels.frame_gdn.triton import backward as triton_backward
+from theodolite.kernels.frame_gdn.triton import forward as triton_forward
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/kernels"))
 
@@ -84,11 +87,11 @@ def full_size(branch: str, *, frames: int = FRAMES, **more) -> Case:
     return case
 
 
-def prepared(case: Case) -> launch.Inputs:
+def prepared(case: Case) -> Inputs:
     """The launch layer's view of a case."""
     keep = torch.ones(case.k.shape[1], device=case.k.device) if case.options["bidirectional"] else None
     detached = {n: None if getattr(case, n) is None else getattr(case, n).detach() for n in GRADIENTS}
-    return launch.make_inputs(
+    return make_inputs(
         *(detached[n] for n in GRADIENTS[:7]),
         case.rope,
         case.rays,
@@ -116,7 +119,8 @@ SWEEP: dict[str, dict[str, list[int]]] = {
 
 def resources(name: str) -> str:
     """Registers and spills of the variant compiled last."""
-    compiled = list(getattr(launch.kernels, name).device_caches[0][0].values())[-1]
+    kernel = getattr(triton_forward, name, None) or getattr(triton_backward, name)
+    compiled = list(kernel.device_caches[0][0].values())[-1]
     return f"regs {compiled.n_regs} spills {compiled.n_spills} shared {compiled.metadata.shared // 1024} KiB"
 
 
@@ -124,12 +128,12 @@ def sweep(branch: str, names: list[str], seconds: float, grid: dict[str, list[in
     """Time every stage under each combination of launch parameters; the fastest first."""
     x = prepared(full_size(branch))
     products = launch.compute_products(x)
-    none = launch.Ends()
+    none = Ends()
     states = launch.compute_states(x, products, none)
     readout = launch.compute_readout(x, states)
     dout = torch.randn_like(readout.out)
     read = launch.readout_backward(x, states, readout, dout)
-    zeros = launch.Ends(*(None if e is None else torch.zeros_like(e) for e in vars(states.ends).values()))
+    zeros = Ends(*(None if e is None else torch.zeros_like(e) for e in vars(states.ends).values()))
     grads = launch.states_backward(x, products, read.dkv, read.dz, zeros)
     steps = launch.combine(x, products, states, none, grads)
     stages: dict[str, Callable[[], object]] = {
@@ -347,7 +351,7 @@ def table_scan() -> None:
     for frames in (121, 961):
         x = prepared(full_size("main", frames=frames))
         products = launch.compute_products(x)
-        scan = milliseconds(lambda x=x, p=products: launch.compute_states(x, p, launch.Ends()))
+        scan = milliseconds(lambda x=x, p=products: launch.compute_states(x, p, Ends()))
         assert products.u is not None
         steps = 1 << (frames - 1).bit_length()
         c = torch.zeros(steps, HEADS, HEAD_SIZE, HEAD_SIZE, device="cuda", dtype=torch.bfloat16)
@@ -355,7 +359,7 @@ def table_scan() -> None:
         eye = torch.eye(HEAD_SIZE, device="cuda")
         c[:frames] = (x.decay[0, :, :, None, None] * (eye - products.p[0].float())).to(torch.bfloat16)
         h[:frames] = products.u[0]
-        states = launch.compute_states(x, products, launch.Ends()).kv
+        states = launch.compute_states(x, products, Ends()).kv
         assert states is not None
         error = relative(tree(c, h)[:frames], states[0])
         ms = milliseconds(lambda c=c, h=h: tree(c, h), 5)

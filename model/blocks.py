@@ -15,8 +15,8 @@ from ..kernels import (
     glu_conv,
     modulated_norm,
 )
+from ..kernels.backend import Backend
 from ..kernels.fp8.product import gated_add_rows, modulated_norm_rows
-from ..kernels.frame_gdn.op import Backend
 from .attention import CrossAttention, DeltaNetAttention, SoftmaxAttention
 from .config import WorldModelConfig
 from .context import BlockCache, Context, Operators

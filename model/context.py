@@ -11,7 +11,7 @@ from ..kernels import (
     State,
 )
 from ..kernels.attention import AttentionBackend, AttentionPrecision
-from ..kernels.frame_gdn.op import Backend
+from ..kernels.backend import Backend
 from .frame_parallel import FrameShare
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset.cameras.transforms import relative_to_first
-from ..kernels.frame_gdn.op import resolve_backend
+from ..kernels.backend import resolve_backend
 from .ahead import Ahead
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, condition_cameras, latent_frames

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from ..kernels.attention import AttentionPrecision
+from ..kernels.backend import Backend
 from ..kernels.fp8.attention import check_fp8_attention
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
-from ..kernels.frame_gdn.op import Backend
 from .attention import CameraAttention
 from .config import WorldModelConfig
 from .network import WorldModel

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.backend import Backend
 from ..kernels.fp8.product import Rows, round_rows, scaled_product
 from ..kernels.fp8.reference import E4M3
-from ..kernels.frame_gdn.op import Backend
 
 
 class _FewBits(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..frame_gdn.op import Backend, resolve_backend
+from ..backend import Backend, resolve_backend
 from .reference import (
     gated_add_reference,
     gated_shift_add_reference,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backend import Backend, resolve_backend
 from ..block_ops.op import (
     add_modulated_norm,
     check_gated,
@@ -18,7 +19,6 @@ from ..block_ops.op import (
     gated_add,
     modulated_norm,
 )
-from ..frame_gdn.op import Backend, resolve_backend
 from ..output_gate.op import output_gate
 from ..output_gate.reference import check_arguments
 from .reference import E4M3, Rows, round_rows_reference, scaled_product_reference

@@ -1,7 +1,7 @@
 """Launching the stages: allocation, launch parameters, and which kernels run.
 
 Intermediate matrices have the dtype of the tokens; chains accumulate in float32 either way. The main branch
-in bfloat16 has its four heavy stages a second time for Hopper GPUs (`hopper.py`); everything else, and every
+in bfloat16 has its four heavy stages a second time for Hopper GPUs (`hopper/`); everything else, and every
 other device, takes the Triton kernels.
 """
 
@@ -11,18 +11,26 @@ other device, takes the Triton kernels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib.util import find_spec
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from . import triton_kernels as kernels
-
-INTERPRETED = triton.knobs.runtime.interpret
+from .tensors import (
+    INTERPRETED,
+    Chain,
+    Ends,
+    Inputs,
+    ProductGradients,
+    Products,
+    Readout,
+    ReadoutGradients,
+    StepGradients,
+)
+from .triton import backward as gradients
+from .triton import forward as kernels
 
 # (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
 # (benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.
@@ -59,144 +67,6 @@ LAUNCH: dict[tuple[str, bool], dict[str, int]] = {
     ("row_dot", True): {"BR": 4, "BC": 512, "num_warps": 4},
     ("row_dot", False): {"BR": 4, "BC": 512, "num_warps": 4},
 }
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One call's tensors and switches; shapes as in `frame_gdn`, tables already in kernel layout."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    beta: Tensor
-    """(B, T, H, S), unlike the operator's."""
-    decay: Tensor
-    q_weight: Tensor | None
-    k_weight: Tensor | None
-    rope: Tensor | None
-    """(2, T, S, pairs); for the Hopper kernels (T, S, D), cosine and sine of a pair side by side."""
-    rays: Tensor | None
-    keep: Tensor | None
-    """(T,) float32; None for a causal scan."""
-    normalise: bool
-    key_scale: float
-    norm_eps: float
-    eps: float
-    hopper: bool
-    """Whether the kernels of `hopper.py` run the heavy stages."""
-
-    @property
-    def half(self) -> bool:
-        return self.k.dtype != torch.float32
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        b, t, s, h, d = self.k.shape
-        return b, t, s, h, d
-
-    @property
-    def turning(self) -> int:
-        """0 not at all, 1 rotation, 2 rays and rotation of half the head."""
-        return 0 if self.rope is None else 1 if self.rays is None else 2
-
-    @property
-    def both(self) -> bool:
-        return self.keep is not None
-
-
-@lru_cache
-def _is_hopper(device: torch.device) -> bool:
-    """Whether a device has the instructions and this Triton the language that `hopper.py` is written in."""
-    found = find_spec("triton.experimental") and find_spec("triton.experimental.gluon")
-    return found is not None and torch.cuda.get_device_capability(device)[0] == 9
-
-
-USE_HOPPER = True
-"""Off: Triton kernels everywhere, so that one machine can test and time both."""
-
-
-def make_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    rays: Tensor | None,
-    keep: Tensor | None,
-    normalise: bool,
-    key_scale: float,
-    norm_eps: float,
-    eps: float,
-) -> Inputs:
-    """Bring small tensors to the layout and type that the kernels read; large ones stay as they are."""
-    d = k.shape[-1]
-    main = rope is not None and rays is None and normalise and q_weight is not None and k_weight is not None
-    # Tiles are 128 channels wide and need one beyond the head; their rows must be multiples of 16 bytes.
-    hopper = main and 64 < d < 128 and d % 8 == 0 and k.dtype == torch.bfloat16 and k.is_cuda
-    hopper = bool(hopper) and USE_HOPPER and _is_hopper(k.device)
-
-    def dense(x: Tensor) -> Tensor:
-        return x if x.stride(-1) == 1 else x.contiguous()
-
-    if rope is not None:
-        rope = rope.to(torch.float16 if k.dtype != torch.float32 else torch.float32)
-        rope = rope.permute(1, 2, 3, 0).contiguous().flatten(2) if hopper else rope.contiguous()
-    return Inputs(
-        q=dense(q),
-        k=dense(k),
-        v=dense(v),
-        beta=beta.transpose(2, 3).contiguous(),
-        decay=decay.float().contiguous(),
-        q_weight=None if q_weight is None else q_weight.float().contiguous(),
-        k_weight=None if k_weight is None else k_weight.float().contiguous(),
-        rope=rope,
-        rays=None if rays is None else rays.float().contiguous(),
-        keep=None if keep is None else keep.float().contiguous(),
-        normalise=normalise,
-        key_scale=key_scale,
-        norm_eps=norm_eps,
-        eps=eps,
-        hopper=hopper,
-    )
-
-
-@dataclass(frozen=True)
-class Products:
-    """Per frame and head: p, u, pz (B, T, H, D, D); uz (B, T, H, D); stretch (B, T, H); k_inv (B, T, S).
-
-    A backward pass needs u only for the camera branch, and uz not at all.
-    """
-
-    p: Tensor
-    u: Tensor | None
-    pz: Tensor | None
-    uz: Tensor | None
-    stretch: Tensor | None
-    k_inv: Tensor | None
-
-
-@dataclass(frozen=True)
-class Ends:
-    """States at the ends of a scan, float32: kv, kv_reverse (B, H, R, D), z, z_reverse (B, H, D)."""
-
-    kv: Tensor | None = None
-    z: Tensor | None = None
-    kv_reverse: Tensor | None = None
-    z_reverse: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What each frame reads (or the gradients each frame's update receives), and the far ends."""
-
-    kv: Tensor | None
-    kv_reverse: Tensor | None
-    z: Tensor | None
-    z_reverse: Tensor | None
-    ends: Ends
 
 
 def _block(d: int) -> int:
@@ -275,7 +145,7 @@ def compute_products(x: Inputs) -> Products:
     uz = torch.empty(b, t, h, d, dtype=torch.float32, device=device) if x.normalise else None
     stretch = torch.empty(b, t, h, dtype=torch.float32, device=device) if x.turning == 2 else None
     if x.hopper:
-        from . import hopper
+        from .hopper import forward as hopper
 
         assert pz is not None
         programs = min(b * t * h, torch.cuda.get_device_properties(device).multi_processor_count)
@@ -332,7 +202,7 @@ def _run_scan(
         z_reverse=end(normalise and x.both, d),
     )
     if x.hopper and u is not None:
-        from . import hopper
+        from .hopper import forward as hopper
 
         assert kv is not None
         assert pz is not None
@@ -378,14 +248,6 @@ def compute_transitions(x: Inputs, products: Products) -> Ends:
     return replace(kv, z=z.kv, z_reverse=z.kv_reverse)
 
 
-@dataclass(frozen=True)
-class Readout:
-    """out (B, T, S, H, D) in the dtype of v; q_inv (B, T, S) inverse RMS of the queries."""
-
-    out: Tensor
-    q_inv: Tensor | None
-
-
 def _spread(x: Inputs, tile: int) -> int:
     """Programs a frame and head: a streaming chunk has few frames, so their tiles fill the device."""
     b, t, s, h, _ = x.sizes
@@ -397,7 +259,7 @@ def compute_readout(x: Inputs, states: Chain) -> Readout:
     b, t, s, h, d = x.sizes
     out = torch.empty(b, t, s, h, d, dtype=x.v.dtype, device=x.v.device)
     if x.hopper:
-        from . import hopper
+        from .hopper import forward as hopper
 
         den, square = torch.empty(2, b, t, h, s, dtype=torch.float32, device=out.device)
         q_inv = torch.empty(b, t, s, dtype=torch.float32, device=out.device)
@@ -407,7 +269,7 @@ def compute_readout(x: Inputs, states: Chain) -> Readout:
             D=d, BOTH=x.both, BS=64, num_warps=4,
         )  # fmt: skip
         options = _launch("settle_queries", True)
-        kernels.settle_queries[(b * t, triton.cdiv(s, options["BR"]))](
+        gradients.settle_queries[(b * t, triton.cdiv(s, options["BR"]))](
             den, square, q_inv, out, s, h, x.norm_eps, x.eps,
             D=d, BD=_block(d), BH=triton.next_power_of_2(h), **options,
         )  # fmt: skip
@@ -423,16 +285,6 @@ def compute_readout(x: Inputs, states: Chain) -> Readout:
         HALF=x.half, BD=_block(d), **options,
     )  # fmt: skip
     return Readout(out, q_inv)
-
-
-@dataclass(frozen=True)
-class ReadoutGradients:
-    """dq (B, T, S, H, D); dweight (H * D); dkv (B, T, H, D, D) and dz (B, T, H, D) of the summed states."""
-
-    dq: Tensor
-    dweight: Tensor | None
-    dkv: Tensor
-    dz: Tensor | None
 
 
 def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -> ReadoutGradients:
@@ -452,11 +304,11 @@ def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -
     elif norm:
         radial = torch.empty(b, t, s, dtype=torch.float32, device=device)
         options = _launch("row_dot", x.half)
-        kernels.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
+        gradients.row_dot[(triton.cdiv(b * t * s, options["BR"]),)](
             readout.out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
         )
     if x.hopper:
-        from . import hopper
+        from .hopper import forward as hopper
 
         hopper.readout_backward[(b * t * h,)](
             _tokens(x.q, 64), _tokens(dout, 64), _rope_table(x, 64), _tokens(dq, 64), _matrices(dkv),
@@ -465,7 +317,7 @@ def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -
         )  # fmt: skip
     else:
         factor = torch.empty(b, t, h, s, dtype=torch.float32, device=device)
-        kernels.readout_backward_query[(b * t * h,)](
+        gradients.readout_backward_query[(b * t * h,)](
             x.q, dout, q_inv, x.q_weight, x.rope, x.rays,
             states.kv, states.kv_reverse, states.z, states.z_reverse, radial,
             dq, dz, dweight, part, factor,
@@ -473,7 +325,7 @@ def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -
             D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HALF=x.half, BD=_block(d),
             **_launch("readout_backward_query", x.half, x.rays is not None),
         )  # fmt: skip
-        kernels.readout_backward_state[(b * t * h,)](
+        gradients.readout_backward_state[(b * t * h,)](
             x.q, dout, factor, x.q_weight, x.rope, x.rays, dkv, *_strides(x.q), t, s, h,
             D=d, NORM=norm, ROPE=x.turning, HALF=x.half, BD=_block(d),
             **_launch("readout_backward_state", x.half, x.rays is not None),
@@ -487,7 +339,7 @@ def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -
 def _remove_radial(dx: Tensor, tokens: Tensor, inv: Tensor, part: Tensor) -> None:
     b, t, s, h, d = tokens.shape
     options = _launch("remove_radial", tokens.dtype != torch.float32)
-    kernels.remove_radial[(triton.cdiv(b * t * s, options["BR"]),)](
+    gradients.remove_radial[(triton.cdiv(b * t * s, options["BR"]),)](
         dx, tokens, inv, part, *_strides(tokens), t, s, h, b * t * s,
         D=d, BD=_block(d), BH=triton.next_power_of_2(h), **options,
     )  # fmt: skip
@@ -503,32 +355,6 @@ def states_backward(
     return _run_scan(x, products.p, dkv, products.pz, dz, dends, backward=True, store=store)
 
 
-@dataclass(frozen=True)
-class ProductGradients:
-    """dk, dv (B, T, S, H, D); dweight (H * D); dbeta (B, T, S, H); ddecay (B, T, H)."""
-
-    dk: Tensor
-    dv: Tensor
-    dweight: Tensor | None
-    dbeta: Tensor
-    ddecay: Tensor
-
-
-@dataclass(frozen=True)
-class StepGradients:
-    """dp (symmetrised), du (B, T, H, D, D); ddecay, dstretch (B, T, H).
-
-    dpz (B, T, H, D, D, symmetrised) and duz (B, T, H, D) for the Hopper kernels.
-    """
-
-    dp: Tensor
-    du: Tensor
-    ddecay: Tensor
-    dstretch: Tensor | None
-    dpz: Tensor | None
-    duz: Tensor | None
-
-
 def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: Chain) -> StepGradients:
     """Gradients of every frame's transition, update and decay from the states and their gradients."""
     b, t, _, h, d = x.sizes
@@ -538,7 +364,7 @@ def combine(x: Inputs, products: Products, states: Chain, initial: Ends, grads: 
     dstretch = torch.empty_like(ddecay) if x.turning == 2 else None
     dpz = torch.empty_like(dp) if x.hopper else None
     duz = torch.empty(b, t, h, d, dtype=torch.float32, device=x.k.device) if x.hopper else None
-    kernels.combine[(b * t * h,)](
+    gradients.combine[(b * t * h,)](
         products.p, products.u, products.pz, states.kv, initial.kv, grads.kv,
         states.kv_reverse, grads.kv_reverse,
         states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse, x.decay, products.stretch,
@@ -561,7 +387,7 @@ def products_backward(
     dbeta = torch.empty(b, t, h, s, dtype=x.beta.dtype, device=device)
     part = torch.empty(b, t, h, s, dtype=torch.float32, device=device) if norm or x.normalise else None
     if x.hopper:
-        from . import hopper
+        from .hopper import forward as hopper
 
         assert steps.dpz is not None
         assert part is not None
@@ -580,14 +406,14 @@ def products_backward(
     coefficient = torch.empty(4, b, t, h, s, dtype=torch.float32, device=device) if x.normalise else None
     rows = (states.z, initial.z, grads.z, states.z_reverse, grads.z_reverse)
     start = initial.kv is not None
-    kernels.products_backward_value[(b * t * h,)](
+    gradients.products_backward_value[(b * t * h,)](
         x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.du, products.stretch,
         *rows, x.decay, dk, dv, through, part, coefficient,
         *_strides(x.k), *_strides(x.v), t, s, h, b * t * s, x.key_scale,
         D=d, NORM=norm, ROPE=x.turning, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,
         HALF=x.half, BD=_block(d), **_launch("products_backward_value", x.half, x.rays is not None),
     )  # fmt: skip
-    kernels.products_backward_key[(b * t * h,)](
+    gradients.products_backward_key[(b * t * h,)](
         x.k, x.v, x.beta, products.k_inv, x.k_weight, x.rope, x.rays, steps.dp, steps.du,
         products.stretch, steps.dstretch, through, dk, dbeta, part,
         *_strides(x.k), *_strides(x.v), t, s, h, x.key_scale,
@@ -597,7 +423,7 @@ def products_backward(
     options = _launch("finish_keys", x.half)
     tiles = triton.cdiv(s, options["BR"])
     dweight = torch.empty(b * t * tiles, h * d, dtype=torch.float32, device=device) if norm else None
-    kernels.finish_keys[(b * t, tiles)](
+    gradients.finish_keys[(b * t, tiles)](
         dk, x.k, products.k_inv, x.k_weight, part, coefficient, *rows, dweight,
         *_strides(x.k), t, s, h, b * t * s, x.key_scale,
         D=d, NORM=norm, DEN=x.normalise, BOTH=x.both, HAS_INIT=start,

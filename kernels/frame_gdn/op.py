@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..backend import Backend, resolve_backend
 from .arguments import check_arguments
 from .reference import Result, State, chunk_keep, frame_gdn_reference
-
-Backend = Literal["auto", "triton", "reference"]
-
-_HAS_TRITON = find_spec("triton") is not None
-
-
-def resolve_backend(backend: Backend, x: Tensor) -> bool:
-    """True for Triton. "auto" takes it for CUDA tensors of a dtype that it has, where Triton is installed.
-
-    Raises:
-        ValueError: an unknown backend, or Triton where it cannot run.
-    """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend {backend!r}: use one of {', '.join(get_args(Backend))}")
-    if backend == "reference":
-        return False
-    supported = x.dtype in (torch.float32, torch.bfloat16)
-    if backend == "triton":
-        if not supported:
-            raise ValueError(f"the Triton kernels take float32 and bfloat16, not {x.dtype}")
-        if not _HAS_TRITON:
-            raise ValueError("backend 'triton': Triton is not installed; pip install theodolite[kernels]")
-        if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"backend 'triton' needs CUDA tensors, not {x.device}; use auto or reference")
-        return True
-    return x.is_cuda and supported and _HAS_TRITON
+from .tensors import Chain, Ends, Products, Readout, make_inputs
 
 
 def frame_gdn(
@@ -184,7 +158,7 @@ def _forward_op(
     """out, final states (kv, z, kv_reverse, z_reverse), then what `_backward_op` takes as `kept`, after out."""
     from . import launch
 
-    x = launch.make_inputs(
+    x = make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
     )  # fmt: skip
@@ -203,7 +177,7 @@ def _forward_op(
 
 
 def _ends(kv: Tensor | None, z: Tensor | None, kv_reverse: Tensor | None, z_reverse: Tensor | None) -> Any:
-    from .launch import Ends
+    from .tensors import Ends
 
     return Ends(*(None if e is None else e.float().contiguous() for e in (kv, z, kv_reverse, z_reverse)))
 
@@ -284,7 +258,7 @@ def _backward_op(
 ) -> list[Tensor]:
     from . import launch
 
-    x = launch.make_inputs(
+    x = make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         normalise, key_scale, norm_eps, eps,
     )  # fmt: skip
@@ -292,9 +266,9 @@ def _backward_op(
     out, q_inv, k_inv, p, u, pz, stretch, *states = (None if y.numel() == 0 else y for y in kept)
     assert out is not None
     assert p is not None
-    products = launch.Products(p, u, pz, None, stretch, k_inv)
-    chain = launch.Chain(*states, ends=launch.Ends())
-    read = launch.readout_backward(x, chain, launch.Readout(out, q_inv), dout)
+    products = Products(p, u, pz, None, stretch, k_inv)
+    chain = Chain(*states, ends=Ends())
+    read = launch.readout_backward(x, chain, Readout(out, q_inv), dout)
     grads = launch.states_backward(x, products, read.dkv, read.dz, _ends(dkv, dz, dkv_reverse, dz_reverse))
     steps = launch.combine(x, products, chain, initial, grads)
     made = launch.products_backward(x, products, chain, initial, grads, steps)

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backend import Backend, resolve_backend
 from .arguments import check_arguments
-from .op import Backend, cached_keep, resolve_backend
+from .op import cached_keep
 from .reference import (
     Composite,
     State,
@@ -29,6 +30,7 @@ from .reference import (
     prepare,
     scan_composite,
 )
+from .tensors import Ends, Readout, make_inputs
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ class _TritonShards:
 
     @staticmethod
     def _to_launch(ends: _Ends) -> Any:
-        from .launch import Ends
+        from .tensors import Ends
 
         return Ends(
             **{
@@ -299,7 +301,7 @@ class _TritonShards:
 
         pairs = list(zip(self.inputs, self.products, strict=True))
         transitions = [self._from_launch(launch.compute_transitions(x, p)) for x, p in pairs]
-        ends = [launch.compute_states(x, p, launch.Ends(), store=False).ends for x, p in pairs]
+        ends = [launch.compute_states(x, p, Ends(), store=False).ends for x, p in pairs]
         return transitions, [self._from_launch(e) for e in ends]
 
     def outputs(self, initial: list[_Ends]) -> list[Tensor]:
@@ -311,7 +313,7 @@ class _TritonShards:
             readout = launch.compute_readout(x, states)
             outs.append(readout.out)
             self.kept.append((replace(products, u=products.u if x.rays is not None else None, uz=None),
-                              replace(states, ends=launch.Ends()), readout.q_inv))  # fmt: skip
+                              replace(states, ends=Ends()), readout.q_inv))  # fmt: skip
         return outs
 
     def backward(
@@ -324,9 +326,9 @@ class _TritonShards:
         self.states = [states for _, states, _ in self.kept]
         self.reads, found = [], []
         for x, (products, states, q_inv), out, dout in zip(self.inputs, self.kept, outs, douts, strict=True):
-            read = launch.readout_backward(x, states, launch.Readout(out, q_inv), dout)
+            read = launch.readout_backward(x, states, Readout(out, q_inv), dout)
             self.reads.append(read)
-            own = launch.states_backward(x, products, read.dkv, read.dz, launch.Ends(), store=False).ends
+            own = launch.states_backward(x, products, read.dkv, read.dz, Ends(), store=False).ends
             found.append(self._from_launch(own))
         return found
 
@@ -391,7 +393,6 @@ def _inputs(
     tensors: tuple[Tensor | None, ...],
     chunk_starts: tuple[int, ...] | None,
 ) -> Any:
-    from . import launch
 
     q, k, v, beta, decay, rope, rays = tensors
     assert q is not None
@@ -400,7 +401,7 @@ def _inputs(
     assert beta is not None
     assert decay is not None
     keep = cached_keep(k.shape[1], chunk_starts, k.device) if options.bidirectional else None
-    return launch.make_inputs(
+    return make_inputs(
         q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
         options.normalise, options.key_scale, options.norm_eps, options.eps,
     )  # fmt: skip

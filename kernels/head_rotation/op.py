@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..frame_gdn.op import Backend, resolve_backend
+from ..backend import Backend, resolve_backend
 from .reference import check_arguments, rotate_heads_reference
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..frame_gdn.op import Backend, resolve_backend
+from ..backend import Backend, resolve_backend
 from .reference import check_arguments, short_conv_reference
 
 

@@ -19,7 +19,7 @@ from ..command import option_name
 
 if TYPE_CHECKING:
     from ...kernels.attention import AttentionBackend, AttentionPrecision
-    from ...kernels.frame_gdn.op import Backend
+    from ...kernels.backend import Backend
     from ...model.precision import Scope
     from ...model.sampling import Mode, Sampling
 else:
@@ -38,7 +38,7 @@ else:
 
     AttentionBackend = choice_of("...kernels.attention", "AttentionBackend")
     AttentionPrecision = choice_of("...kernels.attention", "AttentionPrecision")
-    Backend = choice_of("...kernels.frame_gdn.op", "Backend")
+    Backend = choice_of("...kernels.backend", "Backend")
     Mode = choice_of("...model.sampling", "Mode")
     Scope = choice_of("...model.precision", "Scope")
 

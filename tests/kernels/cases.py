@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-from theodolite.kernels.frame_gdn.op import Backend, frame_gdn
+from theodolite.kernels.backend import Backend
+from theodolite.kernels.frame_gdn.op import frame_gdn
 from theodolite.kernels.frame_gdn.reference import Result, State, rope_tables, world_to_ray
 from torch import Tensor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from theodolite.kernels.frame_gdn import hopper
+from theodolite.kernels.frame_gdn.hopper import forward as hopper
+from theodolite.kernels.frame_gdn.hopper.backward import products_backward, readout_backward
 from triton.backends.compiler import GPUTarget
 from triton.compiler import compile as compile_kernel
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -57,8 +58,8 @@ def main() -> None:
         "products": compiled(hopper.products, 32, 8, BS=32, STAGES=3),
         "scan": compiled(hopper.scan, 64, 4, BACKWARD=True, BOTH=True, STAGES=3, **start),
         "readout": compiled(hopper.readout, 64, 4, BOTH=True, BS=64),
-        "readout_backward": compiled(hopper.readout_backward, 64, 8, BOTH=True, STAGES=2),
-        "products_backward": compiled(hopper.products_backward, 64, 8, STAGES=2),
+        "readout_backward": compiled(readout_backward, 64, 8, BOTH=True, STAGES=2),
+        "products_backward": compiled(products_backward, 64, 8, STAGES=2),
     }
     print(json.dumps(found))
 

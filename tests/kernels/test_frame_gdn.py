@@ -253,9 +253,9 @@ def test_both_paths_of_the_main_branch(
     kw: dict, hopper: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hopper's own kernels and the Triton ones that every other device takes."""
-    from theodolite.kernels.frame_gdn import launch
+    from theodolite.kernels.frame_gdn import tensors
 
-    monkeypatch.setattr(launch, "USE_HOPPER", hopper)
+    monkeypatch.setattr(tensors, "USE_HOPPER", hopper)
     sizes = {"height": 9, "width": 15, "heads": 12, "head_size": 112, "frames": 4, "dtype": torch.bfloat16}
     errors = errors_against_twin(make_case(**{**sizes, **kw}, device=device))
     assert all(e < TOLERANCE[torch.bfloat16] for e in errors.values()), errors

@@ -1,0 +1,1 @@
+"""The heavy stages of the main branch for Hopper GPUs, in Gluon."""

@@ -1,0 +1,1 @@
+"""The stages as Triton kernels, for every GPU and both branches."""
