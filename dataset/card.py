@@ -18,36 +18,47 @@ Use = Literal["research", "commercial"]
 MAX_LISTED = 10
 
 
+_COLUMNS = (
+    *("source", "verdict", "num_frames", "fps", "mode", "data_licence", "data_redistributable", "weights"),
+    *("weight_licences", "recipe_hash", "package_version", "focal_model", "scale_model", "reasons"),
+    *("reprojection_rms_px", "scale_mad_log", "path_length_m", "fov_x_min_rad", "fov_x_max_rad"),
+    "focal_spread",
+)
+"""What a card counts."""
+
+
 def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str:
-    """README.md of a published dataset: what it is, how it was made, counts, licences, quality, how to load
-    it."""
-    columns = [
-        *(
-            "source",
-            "verdict",
-            "num_frames",
-            "fps",
-            "mode",
-            "data_licence",
-            "data_redistributable",
-            "weights",
-        ),
-        *("weight_licences", "recipe_hash", "package_version", "focal_model", "scale_model", "reasons"),
-        *(
-            "reprojection_rms_px",
-            "scale_mad_log",
-            "path_length_m",
-            "fov_x_min_rad",
-            "fov_x_max_rad",
-            "focal_spread",
-        ),
-    ]
-    rows = clips.to_table(columns).to_pylist()
+    """README.md of a published dataset: what it is, how it was made, counts, licences, quality, how to load it."""
+    rows = clips.to_table(list(_COLUMNS)).to_pylist()
     accepted = [r for r in rows if r["verdict"] == "accepted"]
-    hours = sum(r["num_frames"] / r["fps"] for r in accepted if r["fps"]) / 3600
     licences = sorted({r["data_licence"] for r in rows} | {x for r in rows for x in r["weight_licences"]})
+    parts = [
+        "---\n" + _yaml(_front_matter(rows)) + "---\n",
+        f"# {for_markdown(name)}\n",
+        _introduction(rows, accepted, use),
+        "## How it was made\n",
+        *_how_it_was_made(rows, accepted),
+        "\n## Clips\n",
+        _counts_table(rows),
+        _reasons_table(rows),
+        "## Licences\n",
+        "Licences hold clip by clip (`data_licence`, `weight_licences`). Media that may not be passed on is not in "
+        "this repository; `media` then names the clip at its source.\n",
+        _licence_table(rows, licences),
+        "## Quality of accepted clips\n",
+        _quality_table(accepted),
+        "## Load it\n",
+        *_HOW_TO_LOAD,
+        "## Columns\n",
+        schema_markdown(),
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the hub reads of a card."""
     sources = sorted({r["source"] for r in rows})
-    front = {
+    return {
         "license": "other",
         "license_name": "per-clip",
         "task_categories": ["image-to-video", "depth-estimation"],
@@ -65,48 +76,44 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
             ),
         ],
     }
-    parts = [
-        "---\n" + _yaml(front) + "---\n",
-        f"# {for_markdown(name)}\n",
+
+
+def _introduction(rows: list[dict[str, Any]], accepted: list[dict[str, Any]], use: Use) -> str:
+    hours = sum(r["num_frames"] / r["fps"] for r in accepted if r["fps"]) / 3600
+    return (
         f"Metric cameras for {len(accepted)} video clips ({hours:.1f} h): for every frame a camera-to-world pose "
         "in metres, "
         "focal length and principal point in pixels, with uncertainty. The lens may zoom: each frame has its own focal "
         f"length. Rejected clips ({len(rows) - len(accepted)}) are kept as rows with their reasons."
         + (" Every clip's data and weights allow commercial use." if use == "commercial" else "")
-        + "\n",
-        "## How it was made\n",
+        + "\n"
+    )
+
+
+def _how_it_was_made(rows: list[dict[str, Any]], accepted: list[dict[str, Any]]) -> list[str]:
+    weights = Counter(w for r in rows for w in r["weights"]) or Counter({"none": len(rows)})
+    return [
         _bullet_counts("Recipe hash", Counter(r["recipe_hash"] for r in rows)),
         _bullet_counts("theodolite", Counter(r["package_version"] for r in rows)),
         _bullet_counts("Mode", Counter(r["mode"] for r in rows)),
         _bullet_counts("Focal model", Counter(r["focal_model"] for r in accepted)),
         _bullet_counts("Scale model", Counter(r["scale_model"] for r in accepted)),
-        _bullet_counts(
-            "Weights", Counter(w for r in rows for w in r["weights"]) or Counter({"none": len(rows)})
-        ),
-        "\n## Clips\n",
-        _counts_table(rows),
-        _reasons_table(rows),
-        "## Licences\n",
-        "Licences hold clip by clip (`data_licence`, `weight_licences`). Media that may not be passed on is not in "
-        "this repository; `media` then names the clip at its source.\n",
-        _licence_table(rows, licences),
-        "## Quality of accepted clips\n",
-        _quality_table(accepted),
-        "## Load it\n",
-        "```python\nimport pyarrow.compute as pc\nimport theodolite.dataset\n\n"
-        'clips = theodolite.dataset.open("OWNER/NAME")\n'
-        'good = clips.where((pc.field("verdict") == "accepted") & (pc.field("reprojection_rms_px") < 1))\n'
-        'row = clips.row(good.to_pandas(["clip_id"]).clip_id[0])\n'
-        "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics       # (F, 3, 3), pixels\n```\n",
-        "Or without theodolite: any Parquet reader; `camera_to_world` is a flat list of 12 floats a frame "
-        "(row-major 3x4).\n",
-        "```python\nimport datasets\nimport numpy\n\n"
-        'clips = datasets.load_dataset("OWNER/NAME", split="train")\n'
-        'poses = numpy.float32(clips[0]["camera_to_world"]).reshape(-1, 3, 4)\n```\n',
-        "## Columns\n",
-        schema_markdown(),
+        _bullet_counts("Weights", weights),
     ]
-    return "\n".join(parts)
+
+
+_HOW_TO_LOAD = (
+    "```python\nimport pyarrow.compute as pc\nimport theodolite.dataset\n\n"
+    'clips = theodolite.dataset.open("OWNER/NAME")\n'
+    'good = clips.where((pc.field("verdict") == "accepted") & (pc.field("reprojection_rms_px") < 1))\n'
+    'row = clips.row(good.to_pandas(["clip_id"]).clip_id[0])\n'
+    "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics       # (F, 3, 3), pixels\n```\n",
+    "Or without theodolite: any Parquet reader; `camera_to_world` is a flat list of 12 floats a frame "
+    "(row-major 3x4).\n",
+    "```python\nimport datasets\nimport numpy\n\n"
+    'clips = datasets.load_dataset("OWNER/NAME", split="train")\n'
+    'poses = numpy.float32(clips[0]["camera_to_world"]).reshape(-1, 3, 4)\n```\n',
+)
 
 
 def _yaml(values: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,8 +94,7 @@ def chart(
     title: str,
     x_label: str,
     y_label: str,
-    width: int = 356,
-    height: int = 240,
+    size: tuple[int, int] = (356, 240),
     equal_aspect: bool = False,
     y_down: bool = False,
     y_from_zero: bool = False,
@@ -103,6 +102,7 @@ def chart(
     """SVG of marks with axes, ticks, legend and a text alternative.
 
     Args:
+        size: (width, height) in pixels.
         equal_aspect: one unit is equally long on both axes (maps, trajectories).
         y_down: larger y is drawn lower.
         y_from_zero: the y axis includes zero.
@@ -112,60 +112,75 @@ def chart(
         ys = np.append(ys, 0.0)
     if not xs.size or not ys.size:
         return f'<p class="empty">{html.escape(title)}: no data</p>'
-    x0, x1 = _padded(xs)
-    y0, y1 = _padded(ys)
-    plot_w, plot_h = width - _LEFT - _RIGHT, height - _TOP - _BOTTOM
-    if equal_aspect:
-        per_px = max((x1 - x0) / plot_w, (y1 - y0) / plot_h)
-        x_mid, y_mid = (x0 + x1) / 2, (y0 + y1) / 2
-        x0, x1 = x_mid - per_px * plot_w / 2, x_mid + per_px * plot_w / 2
-        y0, y1 = y_mid - per_px * plot_h / 2, y_mid + per_px * plot_h / 2
-
-    def px(x: ArrayLike) -> F64:
-        return _LEFT + (np.asarray(x, dtype=np.float64) - x0) / (x1 - x0) * plot_w
-
-    def py(y: ArrayLike) -> F64:
-        fraction = (np.asarray(y, dtype=np.float64) - y0) / (y1 - y0)
-        return _TOP + (fraction if y_down else 1.0 - fraction) * plot_h
-
+    axes = _Axes.around(xs, ys, size, equal_aspect=equal_aspect, y_down=y_down)
+    width, height = size
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{html.escape(title, quote=True)}">',
         f'<text class="title" x="{_LEFT:.0f}" y="14">{html.escape(title)}</text>',
+        *axes.grid(),
+        f'<rect class="axis" x="{_LEFT:.1f}" y="{_TOP:.1f}" width="{axes.width:.1f}" height="{axes.height:.1f}"/>'
+        f'<text x="{_LEFT + axes.width:.1f}" y="{height - 6}" text-anchor="end">{html.escape(x_label)}</text>'
+        f'<text x="4" y="{_TOP - 6:.1f}">{html.escape(y_label)}</text>',
     ]
-    x_ticks, y_ticks = _ticks(x0, x1), _ticks(y0, y1)
-    for value in x_ticks:
-        x = float(px(value))
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:.1f}" y2="{_TOP + plot_h:.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{x:.1f}" y="{_TOP + plot_h + 14:.1f}" text-anchor="middle">{_number(value, x_ticks)}</text>'
-        )
-    for value in y_ticks:
-        y = float(py(value))
-        parts.append(
-            f'<line class="grid" x1="{_LEFT:.1f}" x2="{_LEFT + plot_w:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{_LEFT - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>'
-        )
-    parts.append(
-        f'<rect class="axis" x="{_LEFT:.1f}" y="{_TOP:.1f}" width="{plot_w:.1f}" height="{plot_h:.1f}"/>'
-        f'<text x="{_LEFT + plot_w:.1f}" y="{height - 6}" text-anchor="end">{html.escape(x_label)}</text>'
-        f'<text x="4" y="{_TOP - 6:.1f}">{html.escape(y_label)}</text>'
-    )
-    for mark in marks:
-        parts.append(_draw(mark, px, py, base=float(py(max(0.0, y0)))))
-    x = _LEFT + plot_w
+    base = float(axes.py(max(0.0, axes.y[0])))
+    parts += [_draw(mark, axes.px, axes.py, base=base) for mark in marks]
+    return "".join([*parts, *_legend(marks, _LEFT + axes.width), "</svg>"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axes:
+    """What is shown, x and y from and to, in a plot of a width and height."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: float
+    height: float
+    y_down: bool
+
+    @classmethod
+    def around(cls, xs: F64, ys: F64, size: tuple[int, int], *, equal_aspect: bool, y_down: bool) -> _Axes:
+        (x0, x1), (y0, y1) = _padded(xs), _padded(ys)
+        width, height = size[0] - _LEFT - _RIGHT, size[1] - _TOP - _BOTTOM
+        if equal_aspect:
+            per_px = max((x1 - x0) / width, (y1 - y0) / height)
+            x_mid, y_mid = (x0 + x1) / 2, (y0 + y1) / 2
+            x0, x1 = x_mid - per_px * width / 2, x_mid + per_px * width / 2
+            y0, y1 = y_mid - per_px * height / 2, y_mid + per_px * height / 2
+        return cls(x=(x0, x1), y=(y0, y1), width=width, height=height, y_down=y_down)
+
+    def px(self, x: ArrayLike) -> F64:
+        low, high = self.x
+        return _LEFT + (np.asarray(x, dtype=np.float64) - low) / (high - low) * self.width
+
+    def py(self, y: ArrayLike) -> F64:
+        low, high = self.y
+        fraction = (np.asarray(y, dtype=np.float64) - low) / (high - low)
+        return _TOP + (fraction if self.y_down else 1.0 - fraction) * self.height
+
+    def grid(self) -> Iterator[str]:
+        """Lines and numbers of the ticks."""
+        x_ticks, y_ticks = _ticks(*self.x), _ticks(*self.y)
+        bottom, right = _TOP + self.height, _LEFT + self.width
+        for value in x_ticks:
+            x = float(self.px(value))
+            yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:.1f}" y2="{bottom:.1f}"/>'
+            yield f'<text x="{x:.1f}" y="{bottom + 14:.1f}" text-anchor="middle">{_number(value, x_ticks)}</text>'
+        for value in y_ticks:
+            y = float(self.py(value))
+            yield f'<line class="grid" x1="{_LEFT:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            yield f'<text x="{_LEFT - 5:.1f}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>'
+
+
+def _legend(marks: Sequence[Mark], right: float) -> Iterator[str]:
+    """Labels of the marks, from the right."""
+    x = right
     for label, style in reversed([(m.label, m.style) for m in marks if m.label]):
-        parts.append(
+        yield (
             f'<rect class="fill {style}" x="{x - 9:.1f}" y="{_TOP - 14:.1f}" width="9" height="9"/>'
             f'<text x="{x - 12:.1f}" y="{_TOP - 6:.1f}" text-anchor="end">{html.escape(label)}</text>'
         )
         x -= 24 + 5.8 * len(label)  # about the width of 11 px letters
-    parts.append("</svg>")
-    return "".join(parts)
 
 
 def _draw(mark: Mark, px, py, *, base: float) -> str:
@@ -310,8 +325,7 @@ def trajectory_chart(
         title=title,
         x_label=f"{names[horizontal]} (m)",
         y_label=f"{names[vertical]} (m)",
-        width=size[0],
-        height=size[1],
+        size=size,
         equal_aspect=True,
         y_down=view != "above",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..camera_files.match import Match, Matching, match
@@ -93,54 +93,72 @@ def evaluate(
         raise ValueError(
             f"{videos.folder}: holds no video of a clip that both have, e.g. {common[0]}{_VIDEO_SUFFIXES[0]}"
         )
-    clips: list[ClipScore] = []
-    failed: dict[str, str] = {}
-    rejected: dict[str, tuple[str, ...]] = {}
     lone = {c: ours.unreadable[c] for c in ours.unreadable.keys() - true}
     lone |= {c: theirs.unreadable[c] for c in theirs.unreadable.keys() - known}
-    notes = [f"not read: {text}" for _, text in sorted(lone.items())]
+    found = _Findings(notes=[f"not read: {text}" for _, text in sorted(lone.items())])
     if untrue:
-        notes.append(
+        found.notes.append(
             f"{len(untrue)} clips of the truth were rejected themselves and are left out: {names_text(sorted(untrue))}"
         )
-    matches: dict[str, Match] = {}
     for clip_id in common:
+        found.compare(clip_id, ours, theirs, videos=videos, matching=matching)
+    if not found.clips and not found.rejected:
+        many = f"none of {len(common)} clips can be compared; " if len(common) > 1 else ""
+        raise ValueError(many + next(iter(found.failed.values())))
+    return Evaluation(
+        clips=tuple(found.clips),
+        only_predicted=tuple(sorted((ours.clips.keys() | ours.without_cameras.keys()) - true)),
+        only_truth=tuple(sorted((theirs.clips.keys() - untrue) - known)),
+        rejected=found.rejected,
+        failed=found.failed,
+        notes=tuple(found.notes),
+        matches=found.matches,
+    )
+
+
+@dataclass(kw_only=True)
+class _Findings:
+    """What comparing clip after clip brings together."""
+
+    notes: list[str]
+    clips: list[ClipScore] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    matches: dict[str, Match] = field(default_factory=dict)
+
+    def compare(
+        self,
+        clip_id: str,
+        ours: CameraSet,
+        theirs: CameraSet,
+        *,
+        videos: Videos | None,
+        matching: Matching | None,
+    ) -> None:
         reasons = ours.without_cameras.get(clip_id, ())
         if reasons and status_of("rejected", reasons) == "rejected":
-            rejected[clip_id] = reasons
-            continue
+            self.rejected[clip_id] = reasons
+            return
         wrong = ours.unreadable.get(clip_id) or theirs.unreadable.get(clip_id) or " ".join(reasons) or None
         if wrong is not None:
-            failed[clip_id] = wrong
-            continue
+            self.failed[clip_id] = wrong
+            return
         p, t = ours[clip_id], theirs[clip_id]
         try:
-            matches[clip_id] = match(clip_id, p, t, matching)
-            score = score_match(clip_id, p, t, matches[clip_id])
+            self.matches[clip_id] = match(clip_id, p, t, matching)
+            score = score_match(clip_id, p, t, self.matches[clip_id])
         except ValueError as error:
-            failed[clip_id] = str(error)
-            continue
+            self.failed[clip_id] = str(error)
+            return
         if p.rejection:
-            rejected[clip_id] = p.rejection
-        notes.extend(f"clip {clip_id}: {note}" for note in (*p.notes, *t.notes))
+            self.rejected[clip_id] = p.rejection
+        self.notes.extend(f"clip {clip_id}: {note}" for note in (*p.notes, *t.notes))
         if videos is not None:
             try:
                 score = _with_video(score, t, videos)
             except ValueError as error:
-                notes.append(f"video not scored: {error}")
-        clips.append(score)
-    if not clips and not rejected:
-        many = f"none of {len(common)} clips can be compared; " if len(common) > 1 else ""
-        raise ValueError(many + next(iter(failed.values())))
-    return Evaluation(
-        clips=tuple(clips),
-        only_predicted=tuple(sorted((ours.clips.keys() | ours.without_cameras.keys()) - true)),
-        only_truth=tuple(sorted((theirs.clips.keys() - untrue) - known)),
-        rejected=rejected,
-        failed=failed,
-        notes=tuple(notes),
-        matches=matches,
-    )
+                self.notes.append(f"video not scored: {error}")
+        self.clips.append(score)
 
 
 def _as_set(cameras: Mapping[str, ClipCameras]) -> CameraSet:

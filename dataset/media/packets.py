@@ -97,26 +97,28 @@ def scan_packets(container: Any, stream: Any, *, until_s: float | None, until_fr
                 shown = sorted(shown)[:found]
                 complete = False
                 break
-    shown.sort()
-    ticks = np.array([pts for pts, _ in shown], np.int64)
-    missing = ""
-    if complete and stream.frames > num_packets:
-        missing = f"the index lists {stream.frames} frames, the file holds {num_packets}"
-    elif complete and len(ticks) > 1 and not stream.frames:
-        missing = _shorter_than_promised(container, stream, ticks)
     timeline = Timeline(
-        ticks=ticks,
+        ticks=np.array([pts for pts, _ in sorted(shown)], np.int64),
         tick_s=tick_s,
-        key=np.array([key for _, key in shown], bool),
+        key=np.array([key for _, key in sorted(shown)], bool),
         key_dts=key_dts,
         discarded=discarded,
         complete=complete,
     )
     return _Scan(
         timeline=timeline,
-        trustworthy=trustworthy and bool((np.diff(ticks) > 0).all()),
-        missing=missing,
+        trustworthy=trustworthy and bool((np.diff(timeline.ticks) > 0).all()),
+        missing=_missing(container, stream, timeline, num_packets) if complete else "",
     )
+
+
+def _missing(container: Any, stream: Any, timeline: Timeline, num_packets: int) -> str:
+    """What a file that was scanned to its end promises and does not hold."""
+    if stream.frames > num_packets:
+        return f"the index lists {stream.frames} frames, the file holds {num_packets}"
+    if len(timeline.ticks) > 1 and not stream.frames:
+        return _shorter_than_promised(container, stream, timeline.ticks)
+    return ""
 
 
 def _shorter_than_promised(container: Any, stream: Any, ticks: I64) -> str:

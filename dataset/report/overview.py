@@ -214,7 +214,6 @@ def _histogram(values: FloatArray, *, title: str, label: str, small: bool) -> st
         title=title,
         x_label=label,
         y_label="clips",
-        width=268 if small else 356,
-        height=150 if small else 210,
+        size=(268, 150) if small else (356, 210),
         y_from_zero=True,
     )

@@ -203,4 +203,5 @@ def test_an_option_is_named_as_it_is_typed_and_checked_by_the_one_list_of_choice
         flag = f"--{name.replace('_', '-')}"
         with pytest.raises(ValueError, match=rf"{flag} Input should be '.*' or '.*' \(got 'best'\)"):
             GenerateOptions.checked(**{name: "best"})
-    assert GenerateOptions.checked(scopes=("qkv", "ffn"), attention="flash").scopes == ("qkv", "ffn")
+    made = GenerateOptions.checked(scopes=("qkv", "ffn"), precision="fp8", attention="flash")
+    assert made.scopes == ("qkv", "ffn")
