@@ -87,6 +87,8 @@ class Metrics:
         "step_s",
         "memory_gb",
         "validation_loss",
+        "validation_sampled_error",
+        "validation_sampled_error_other_path",
         "skipped",
     )
 
