@@ -239,3 +239,22 @@ def test_data_that_do_not_fit_are_told(encoded: dict, changes: dict, why: str, t
 def test_changes_of_a_recipe_are_named() -> None:
     a, b = recipe().model_dump(mode="json"), recipe(optimiser=dict(lr=2e-3)).model_dump(mode="json")
     assert changed_keys(a, b) == ["optimiser.lr: 0.001 -> 0.002"]
+
+
+@pytest.mark.slow
+def test_bfloat16_through_fsdp_and_lora_is_near_float32(data: Path, tmp_path: Path) -> None:
+    """Every block gets its inputs in the type in which it computes, whatever wraps it."""
+    exact = training(recipe(), data, tmp_path)
+    (loss,) = run(exact, 1)
+    weights = exact.export()[0]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        sharded = training(recipe(precision="bf16", parallel=dict(sharding="fsdp")), data, tmp_path)
+        assert sharded.sharded
+        assert run(sharded, 1) == [pytest.approx(loss, rel=0.02)]
+    finally:
+        torch.distributed.destroy_process_group()
+    content: dict[str, Any] = dict(model=None, start=dict(weights=str(weights)), steps=1)
+    (near,) = run(training(recipe(**content, precision="bf16", lora=dict(rank=2)), data, tmp_path / "l"), 1)
+    (plain,) = run(training(recipe(**content), data, tmp_path / "f"), 1)
+    assert near == pytest.approx(plain, rel=0.02)
