@@ -20,7 +20,7 @@ from ...dataset.cameras.transforms import se3_inverse
 from ..sfm.bundle.priors import focal_prior
 from ..sfm.bundle.problem import LENS_DOF, Problem, Solution, State, cauchy, residuals, sum_by
 from ..sfm.bundle.single import intersect
-from ..sfm.bundle.solve import solve_bundle
+from ..sfm.bundle.solve import Effort, solve_bundle
 from ..sfm.config import BundleConfig
 from ..sfm.records import RMS_OF_MEDIAN, CameraSolution, Evidence
 from ..sfm.summary import scale_sweep, sweep_minimum
@@ -248,8 +248,7 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
             start,
             prior,
             wide,
-            max_iterations=steps,
-            tolerance=1e-3,
+            effort=Effort(max_iterations=steps, tolerance=0.001),
             hold_poses=True,
             want_covariance=want_covariance,
         )

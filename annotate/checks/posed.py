@@ -20,7 +20,7 @@ from ..geometry.base import DepthMaps
 from ..given.cameras import GivenCameras
 from ..sfm.bundle.priors import focal_prior
 from ..sfm.bundle.problem import LENS_DOF, Problem, State, project
-from ..sfm.bundle.solve import solve_bundle
+from ..sfm.bundle.solve import Effort, solve_bundle
 from ..sfm.config import BundleConfig
 from ..sfm.observations import build_problem, stretched, thin_observations
 from ..sfm.records import GIVEN, CameraSolution, KnownLens, StartCameras, in_stored_pixels, with_lens
@@ -292,11 +292,15 @@ def solve_from_poses(
     prior = focal_prior("given", flow.num_frames, config, given=log_focal)
     coarse = config.model_copy(update={"robust_scale": 4 * config.robust_scale})
     try:
-        state = solve_bundle(gauged, state, prior, coarse, max_iterations=15, tolerance=1e-3).state
-        solution = solve_bundle(gauged, state, prior, config, tolerance=5e-4, want_covariance=True)
+        state = solve_bundle(
+            gauged, state, prior, coarse, effort=Effort(max_iterations=15, tolerance=0.001)
+        ).state
+        solution = solve_bundle(
+            gauged, state, prior, config, effort=Effort(tolerance=0.0005), want_covariance=True
+        )
     except FloatingPointError as error:
         raise ClipRejection("no_reconstruction", f"no bundle from the given cameras: {error}") from error
-    found = summarise(gauged, solution, "given", {"given": solution.data_cost}, tracks, 0, config)
+    found = summarise(gauged, solution, "given", {"given": solution.data_cost}, config, num_loops=0)
     assert found.evidence is not None
     found = replace(
         found,

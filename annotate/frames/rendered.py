@@ -1,7 +1,8 @@
 """Frames of the built-in renderer.
 
 The media of a rendered clip is a YAML file with the fields of `RenderConfig`; `clip.render_seed` overrides its
-seed."""
+seed.
+"""
 
 from __future__ import annotations
 

@@ -7,17 +7,17 @@ a constant cannot explain it.
 
 Why not the paper's estimator (kept as `method="paper"`): least squares lets far pixels decide, where anchors are
 worst, and one infinite pixel ruins it; an exponential mean with momentum 0.99 remembers its first frames for a
-hundred frames and turns frame noise into a wandering scale. `benchmarks/scale_estimators.py` compares them."""
+hundred frames and turns frame noise into a wandering scale. `benchmarks/scale_estimators.py` compares them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import F64
-from ...dataset.reasons import ReasonCode
+from ...dataset.arrays import F64, I64, BoolArray
 from .change import choose_model
 from .records import ScaleConfig, ScaleEstimate, ScaleModel
 from .shape import autocorrelation, inliers_of, mad
@@ -43,73 +43,77 @@ def fit_scale(
     config = config or ScaleConfig()
     usable = np.isfinite(log_raw)
     t, x = frame[usable].astype(np.float64), log_raw[usable]
-    raw = np.exp(np.where(usable, log_raw, np.nan))
-    spread: dict[str, Any] = {
-        "p10": float(np.percentile(raw[usable], 10)) if usable.any() else float("nan"),
-        "p90": float(np.percentile(raw[usable], 90)) if usable.any() else float("nan"),
-        "cov": float(raw[usable].std() / raw[usable].mean()) if usable.any() else float("nan"),
-    }
-    nan = float("nan")
+    nothing = _nothing(frame, log_raw)
     if declared_metres_per_unit is not None:
-        residual = x - np.log(declared_metres_per_unit)
-        return ScaleEstimate(
+        return replace(
+            nothing,
             metres_per_unit=np.full(num_frames, float(declared_metres_per_unit)),
             model="declared",
-            frame=frame,
-            raw=raw,
-            mad_log=mad(residual) if len(x) else nan,
-            sigma_log=nan,
+            mad_log=mad(x - np.log(declared_metres_per_unit)) if len(x) else float("nan"),
             num_frames_used=len(x),
-            **spread,
         )
-    reasons: list[ReasonCode] = []
     if len(frame) == 0:
-        reasons = ["no_metric_scale", "no_anchor_frames"]
-    elif len(x) < config.min_frames or len(x) < config.min_usable_share * len(frame):
-        reasons = ["no_metric_scale", "too_few_usable_anchor_frames"]
-    if reasons:
-        return ScaleEstimate(
-            metres_per_unit=None,
-            model="none",
-            frame=frame,
-            raw=raw,
-            mad_log=nan,
-            sigma_log=nan,
-            num_frames_used=0,
-            reasons=tuple(reasons),
-            **spread,
-        )
-    at = np.arange(num_frames, dtype=np.float64)
-    model: ScaleModel = "constant"
-    p_value = (1.0, 1.0, 1.0)
-    if config.method == "paper":
-        log_scale = _exponential_mean(t, x, at, config.ema_momentum)
-        residual = x - log_scale[t.astype(np.int64)]
-        kept = np.ones(len(x), bool)
-        # A mean that forgets varies from frame to frame by construction, whatever the clip does.
-        model = "slow_drift" if np.ptp(log_scale) > 0 else "constant"
-    else:
-        model, p_value, fit = choose_model(t, x, config)
-        kept = inliers_of(t, x, fit, config.outlier_mads)
-        log_scale = fit.predict(t[kept], x[kept], at)
-        residual = x - fit.predict(t[kept], x[kept], t)
+        return replace(nothing, reasons=("no_metric_scale", "no_anchor_frames"))
+    if len(x) < config.min_frames or len(x) < config.min_usable_share * len(frame):
+        return replace(nothing, reasons=("no_metric_scale", "too_few_usable_anchor_frames"))
+    fit = _fit_paper if config.method == "paper" else _fit_robust
+    model, p_value, log_scale, residual, kept = fit(t, x, np.arange(num_frames, dtype=np.float64), config)
     deviation = residual[kept]
     correlation = autocorrelation(deviation)
     effective = max(1.0, kept.sum() * (1 - correlation) / (1 + correlation))
-    return ScaleEstimate(
+    return replace(
+        nothing,
         metres_per_unit=np.exp(log_scale),
         model=model,
-        frame=frame,
-        raw=raw,
         mad_log=mad(residual),
         sigma_log=float(1.2533 * mad(deviation) / np.sqrt(effective)),
         num_frames_used=int(kept.sum()),
         p_value=p_value,
-        **spread,
     )
 
 
-def _exponential_mean(t: F64, x: F64, at: F64, momentum: float) -> F64:
+def _nothing(frame: I64, log_raw: F64) -> ScaleEstimate:
+    """The series as it is, without a scale."""
+    nan, usable = float("nan"), np.isfinite(log_raw)
+    raw = np.exp(np.where(usable, log_raw, np.nan))
+    known = raw[usable]
+    some = len(known) > 0
+    return ScaleEstimate(
+        metres_per_unit=None,
+        model="none",
+        frame=frame,
+        raw=raw,
+        mad_log=nan,
+        sigma_log=nan,
+        num_frames_used=0,
+        p10=float(np.percentile(known, 10)) if some else nan,
+        p90=float(np.percentile(known, 90)) if some else nan,
+        cov=float(known.std() / known.mean()) if some else nan,
+    )
+
+
+_Fitted = tuple[ScaleModel, tuple[float, float, float], F64, F64, BoolArray]
+"""Model, p values, log scale of every frame, residual of every anchor frame, and which of those were used."""
+
+
+def _fit_robust(t: F64, x: F64, times: F64, config: ScaleConfig) -> _Fitted:
+    """The model that the series does not refute, from the frames near it."""
+    model, p_value, shape = choose_model(t, x, config)
+    kept = inliers_of(t, x, shape, config.outlier_mads)
+    residual = x - shape.predict(t[kept], x[kept], t)
+    return model, p_value, shape.predict(t[kept], x[kept], times), residual, kept
+
+
+def _fit_paper(t: F64, x: F64, times: F64, config: ScaleConfig) -> _Fitted:
+    """The paper's exponential mean."""
+    log_scale = _exponential_mean(t, x, times, config.ema_momentum)
+    # A mean that forgets varies from frame to frame by construction, whatever the clip does.
+    model: ScaleModel = "slow_drift" if np.ptp(log_scale) > 0 else "constant"
+    residual = x - log_scale[t.astype(np.int64)]
+    return model, (1.0, 1.0, 1.0), log_scale, residual, np.ones(len(x), bool)
+
+
+def _exponential_mean(t: F64, x: F64, times: F64, momentum: float) -> F64:
     """Paper: causal exponential mean of the scale (not its log), started on the first frame that has one.
 
     Between anchors the last value holds; frames before the first anchor take its value.
@@ -120,4 +124,4 @@ def _exponential_mean(t: F64, x: F64, at: F64, momentum: float) -> F64:
         keep = momentum ** (t[i] - t[i - 1]) if i else 0.0
         state = keep * state + (1 - keep) * float(np.exp(x[i]))
         smooth[i] = np.log(state)
-    return smooth[np.maximum(np.searchsorted(t, at, side="right") - 1, 0)]
+    return smooth[np.maximum(np.searchsorted(t, times, side="right") - 1, 0)]

@@ -12,22 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...dataset.arrays import FloatArray
 from .bundle.priors import EXPECTED_FOCAL_SIGMA, ExpectedFocal, FocalPrior, GainPrior, focal_prior
 from .bundle.problem import Problem, Solution, project
-from .bundle.solve import solve_bundle
+from .bundle.solve import Effort, solve_bundle
 from .config import BundleConfig, FocalModel
-from .records import TOLERANCE, CameraSolution, KnownLens, StartCameras
+from .records import TOLERANCE, CameraSolution
 
 log = logging.getLogger(__name__)
-
-
-def expected_focal(start: StartCameras | None, lens: KnownLens | None, frames: int) -> ExpectedFocal | None:
-    """What is expected of the focal length: by the source's word, wrong in all frames alike, or by a network's rays."""
-    if lens is not None and not lens.held:
-        return ExpectedFocal(torch.as_tensor(np.log(lens.focal_px[:, 1])), 1 / frames)
-    if start is not None:
-        return ExpectedFocal(torch.as_tensor(np.log(start.at(np.arange(frames))[1])))
-    return None
 
 
 _WIGGLE_SHARE = 0.08
@@ -76,70 +68,99 @@ def choose_focal_model(
         The solution, its model, the cost of each model, and the standard deviation of what the smooth solution's log
         focal wiggles about the chosen model: what an imperfect lens, shutter and depth make a focal length do.
     """
-    frames = problem.num_frames
-    # Tracks repeat much of what they say from frame to frame, and neighbours err alike: so many observations count as
-    # one independent one, or the criterion would buy any wiggle.
-    alike = max(_LEAST_LIKENESS, likeness(problem, smooth))
-    unit = float(np.log(max(2, len(problem.frame) / alike)))
-    costs: dict[str, float] = {}
-    solutions: dict[FocalModel, Solution] = {}
-    priors: dict[FocalModel, FocalPrior] = {}
-
-    def finish(model: FocalModel, breaks: Tensor | None, freedom: float) -> None:
-        priors[model] = replace(focal_prior(model, frames, config, breaks=breaks), expected=expected)
-        if model == "smooth":
-            solution = smooth
-        else:
-            start = replace(smooth.state, log_focal=_flatten(smooth.state.log_focal, breaks))
-            best = min(costs.values(), default=np.inf)
-            solution = solve_bundle(
-                problem,
-                start,
-                priors[model],
-                config,
-                tolerance=TOLERANCE,
-                hopeless_above=max((best - freedom * unit) * alike, (1 + _WIGGLE_SHARE) * smooth.data_cost)
-                if np.isfinite(best)
-                else None,
-                gain=gain,
-            )
-        costs[model] = solution.data_cost / alike + freedom * unit
-        solutions[model] = solution
-
+    candidates = _Candidates(problem, smooth, config, expected, gain)
     wanted = ("smooth", "constant", "piecewise") if config.focal_model == "auto" else (config.focal_model,)
     breaks = _find_breaks(smooth.state.log_focal)
     if "smooth" in wanted:
-        finish("smooth", None, 1.0 + frames / 16.0)
+        candidates.fit("smooth", None, 1.0 + problem.num_frames / 16.0)
     if "constant" in wanted:
-        finish("constant", None, 1.0)
+        candidates.fit("constant", None, 1.0)
     if "piecewise" in wanted and (len(breaks) or config.focal_model == "piecewise"):
-        finish("piecewise", breaks, 1.0 + 2.0 * len(breaks))
-    model: FocalModel = min(solutions, key=lambda name: costs[name])
-    if model != "constant" and "constant" in costs:
-        worth = solutions["constant"].data_cost / solutions[model].data_cost - 1
-        spread = float(solutions[model].state.log_focal.std())
-        if worth < _WIGGLE_SHARE or spread < config.focal_floor:
-            model = "constant"
-    log.debug("focal models, %.1f alike: %s -> %s", alike, costs, model)
+        candidates.fit("piecewise", breaks, 1.0 + 2.0 * len(breaks))
+    model = candidates.best()
+    log.debug("focal models, %.1f alike: %s -> %s", candidates.alike, candidates.costs, model)
     # Once more from its own optimum, whose covariance nobody needed before.
     best = solve_bundle(
         problem,
-        solutions[model].state,
-        priors[model],
+        candidates.solutions[model].state,
+        candidates.priors[model],
         config,
-        tolerance=TOLERANCE,
+        effort=Effort(tolerance=TOLERANCE),
         want_covariance=True,
         gain=gain,
     )
-    free = smooth.state.log_focal.numpy()
+    free = smooth.state.log_focal
     if model == "smooth":
-        # A zoom is even over a second; what is not is no zoom.
-        width = min(17, len(free) - 1 + len(free) % 2)
-        padded = np.pad(free, width // 2, mode="reflect", reflect_type="odd")
-        about = np.convolve(padded, np.full(width, 1 / width), mode="valid")
+        about = _running_mean(free.numpy())
     else:
-        about = _flatten(smooth.state.log_focal, breaks if model == "piecewise" else None).numpy()
-    return best, model, costs, float((free - about).std())
+        about = _flatten(free, breaks if model == "piecewise" else None).numpy()
+    return best, model, candidates.costs, float((free.numpy() - about).std())
+
+
+class _Candidates:
+    """Focal models that were tried, by the Bayesian information criterion.
+
+    Attributes:
+        alike: observations that count as one independent one. Tracks repeat much of what they say from frame to frame,
+            and neighbours err alike; without it the criterion would buy any wiggle.
+        costs, solutions, priors: of each model.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        smooth: Solution,
+        config: BundleConfig,
+        expected: ExpectedFocal | None,
+        gain: GainPrior | None,
+    ) -> None:
+        self.problem, self.smooth, self.config = problem, smooth, config
+        self.expected, self.gain = expected, gain
+        self.alike = max(_LEAST_LIKENESS, likeness(problem, smooth))
+        self.unit = float(np.log(max(2, len(problem.frame) / self.alike)))
+        self.costs: dict[str, float] = {}
+        self.solutions: dict[FocalModel, Solution] = {}
+        self.priors: dict[FocalModel, FocalPrior] = {}
+
+    def fit(self, model: FocalModel, breaks: Tensor | None, freedom: float) -> None:
+        """Solve with one model of `freedom` degrees, beginning with the smooth solution."""
+        prior = focal_prior(model, self.problem.num_frames, self.config, breaks=breaks)
+        self.priors[model] = prior = replace(prior, expected=self.expected)
+        solution = self.smooth
+        if model != "smooth":
+            solution = solve_bundle(
+                self.problem,
+                replace(solution.state, log_focal=_flatten(solution.state.log_focal, breaks)),
+                prior,
+                self.config,
+                effort=Effort(tolerance=TOLERANCE, hopeless_above=self._hopeless_above(freedom)),
+                gain=self.gain,
+            )
+        self.costs[model] = solution.data_cost / self.alike + freedom * self.unit
+        self.solutions[model] = solution
+
+    def _hopeless_above(self, freedom: float) -> float | None:
+        if not self.costs:
+            return None
+        least = (min(self.costs.values()) - freedom * self.unit) * self.alike
+        return max(least, (1 + _WIGGLE_SHARE) * self.smooth.data_cost)
+
+    def best(self) -> FocalModel:
+        """The model of least cost; one that varies only if that is worth it."""
+        model: FocalModel = min(self.solutions, key=lambda name: self.costs[name])
+        if model != "constant" and "constant" in self.costs:
+            worth = self.solutions["constant"].data_cost / self.solutions[model].data_cost - 1
+            spread = float(self.solutions[model].state.log_focal.std())
+            if worth < _WIGGLE_SHARE or spread < self.config.focal_floor:
+                return "constant"
+        return model
+
+
+def _running_mean(log_focal: FloatArray) -> FloatArray:
+    """Over a second: a zoom is even that long; what is not is no zoom."""
+    width = min(17, len(log_focal) - 1 + len(log_focal) % 2)
+    padded = np.pad(log_focal, width // 2, mode="reflect", reflect_type="odd")
+    return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
 _CELLS = (8, 5)  # across and down the image, within which errors are compared

@@ -19,11 +19,11 @@ from ..tracks.records import (
 )
 from .bundle.priors import FocalPrior, focal_prior
 from .bundle.problem import Problem, State, state_at_origin
-from .bundle.solve import solve_bundle
+from .bundle.solve import Effort, solve_bundle
 from .config import BundleConfig
 from .depth_noise import DepthNoise
 from .records import KNOWN_LENS_SIGMA, MIN_INLIERS
-from .resection import absolute_pose, inlier_mask, refine_single
+from .resection import FrameCamera, SeenPoints, absolute_pose, inlier_mask, refine_single
 from .triangulation import keep_known
 
 log = logging.getLogger(__name__)
@@ -55,150 +55,199 @@ def place_incrementally(
     Returns:
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
     """
-    frames = problem.num_frames
-    known_lens = np.ndim(log_focal) == 1
-    state = state_at_origin(problem, torch.as_tensor(np.array(np.broadcast_to(log_focal, frames))))
-    frame = problem.frame.cpu().numpy()
-    point = problem.point.cpu().numpy()
-    uv = problem.uv_px.cpu().numpy()
-    z = np.where(
-        np.isfinite(problem.sigma_log_depth.cpu().numpy()), np.exp(problem.log_depth.cpu().numpy()), np.nan
+    placement = _Placement(
+        problem, config, log_focal, focal_step_sigma=focal_step_sigma, gain_sigma=gain_sigma
     )
-    centre = problem.centre_px.cpu().numpy()
-    threshold = 4.0 * float(problem.sigma_px.median())
-    by_frame = indices_by_group(frame, frames)
-    rotation = np.tile(np.eye(3), (frames, 1, 1))
-    translation = np.zeros((frames, 3))
-    focal = np.exp(np.array(np.broadcast_to(log_focal, frames)))
-    placed = np.zeros(frames, bool)
-    total = np.zeros((problem.num_points, 3))
-    count = np.zeros(problem.num_points)
-    # How often a point lay where the cameras expected it, and how often not. Things that move on their own gather
-    # misses, however many tracks they carry, so only points that have proved themselves place the next frame.
-    hits = np.zeros(problem.num_points)
-    misses = np.zeros(problem.num_points)
-    gain = np.zeros(frames)
-    # Of points without any depth: sums over the viewing rays of placed frames, to triangulate them by where needed.
-    ray_matrix, ray_vector = np.zeros((problem.num_points, 3, 3)), np.zeros((problem.num_points, 3))
-    triangulated = np.zeros(problem.num_points, bool)
+    placement.add(start)
+    for direction in (1, -1):
+        last, i = start, start + direction
+        while 0 <= i < problem.num_frames:
+            if placement.place(i, last):
+                last = i
+            i += direction
+    return placement.result()
 
-    def judge_points(i: int) -> None:
-        of = by_frame[i]
-        of = of[count[point[of]] > 0]
-        mean = total[point[of]] / count[point[of]][:, None]
-        good = inlier_mask(mean, uv[of], (rotation[i], translation[i], of), focal[i], centre, 2 * threshold)
-        np.add.at(hits, point[of[good]], 1)
-        np.add.at(misses, point[of[~good]], 1)
 
-    def lift(i: int) -> None:
-        of = by_frame[i]
-        of = of[np.isfinite(z[of])]
-        depth = z[of] * np.exp(-gain[i])
+class _Placement:
+    """Cameras placed so far, and what they make of the points that they see.
+
+    How often a point lay where the cameras expected it, and how often not, is counted: things that move on their own
+    gather misses, however many tracks they carry, so only points that have proved themselves place the next frame.
+
+    Attributes:
+        rotation, translation, focal: (F, 3, 3), (F, 3) world to camera, (F,) pixels.
+        placed: (F,) which frames have a camera of their own.
+        gain: (F,) log of measured over true depth.
+        total, count: (P, 3), (P,) sum and number of the places of each point.
+        hits, misses: (P,) frames in which a point lay where it was expected, and in which not.
+        ray_matrix, ray_vector: of points without any depth, sums over the viewing rays of placed frames, to triangulate
+            them by where needed.
+        triangulated: (P,) points whose place comes from rays.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: BundleConfig,
+        log_focal: float | FloatArray,
+        *,
+        focal_step_sigma: float,
+        gain_sigma: float | None,
+    ) -> None:
+        frames, points = problem.num_frames, problem.num_points
+        self.problem, self.config = problem, config
+        self.focal_step_sigma, self.gain_sigma = focal_step_sigma, gain_sigma
+        self.known_lens = np.ndim(log_focal) == 1
+        self.log_focal = np.array(np.broadcast_to(log_focal, frames))
+        frame = problem.frame.cpu().numpy()
+        self.point = problem.point.cpu().numpy()
+        self.uv = problem.uv_px.cpu().numpy()
+        has_depth = np.isfinite(problem.sigma_log_depth.cpu().numpy())
+        self.z = np.where(has_depth, np.exp(problem.log_depth.cpu().numpy()), np.nan)
+        self.centre = problem.centre_px.cpu().numpy()
+        self.threshold = 4.0 * float(problem.sigma_px.median())
+        self.by_frame = indices_by_group(frame, frames)
+        self.rotation = np.tile(np.eye(3), (frames, 1, 1))
+        self.translation = np.zeros((frames, 3))
+        self.focal = np.exp(self.log_focal)
+        self.placed = np.zeros(frames, bool)
+        self.gain = np.zeros(frames)
+        self.total, self.count = np.zeros((points, 3)), np.zeros(points)
+        self.hits, self.misses = np.zeros(points), np.zeros(points)
+        self.ray_matrix, self.ray_vector = np.zeros((points, 3, 3)), np.zeros((points, 3))
+        self.triangulated = np.zeros(points, bool)
+
+    def add(self, i: int) -> None:
+        """Take frame `i` with the camera that it has."""
+        self.placed[i] = True
+        self._back_project(i)
+        self._add_rays(i)
+
+    def place(self, i: int, last: int) -> bool:
+        """Place frame `i` from the points that are known, beginning with the camera of frame `last`."""
+        seen = self.by_frame[i]
+        if (self.count[self.point[seen]] > 0).sum() < MIN_SHARED:
+            self._triangulate(i)
+        point = self.point[seen]
+        known = seen[(self.count[point] > 0) & (self.misses[point] <= self.hits[point] + 1)]
+        point = self.point[known]
+        xyz = self.total[point] / np.maximum(self.count[point], 1)[:, None]
+        self.rotation[i], self.translation[i] = self.rotation[last], self.translation[last]
+        if not self.known_lens:
+            self.focal[i] = self.focal[last]
+        proved = self.hits[point] > self.misses[point]
+        least = max(MIN_INLIERS, 0.5 * proved.sum())
+        return self._place_by(i, known, xyz, proved, least) or self._place_by(
+            i, known, xyz, np.ones(len(known), bool), 0
+        )
+
+    def _place_by(
+        self, i: int, known: IntArray, xyz: FloatArray, chosen: NDArray[np.bool_], least: float
+    ) -> bool:
+        """Place frame `i` by some of its known observations, unless fewer than `least` agree."""
+        uv, guess = self.uv[known], self.focal[i]
+        pose = absolute_pose(xyz[chosen], uv[chosen], guess, self.centre, self.threshold)
+        if pose is None or len(pose[2]) < least:
+            return False
+        agree = inlier_mask(xyz, uv, pose, guess, self.centre, 2 * self.threshold)
+        camera, inliers = refine_single(
+            SeenPoints(xyz=xyz[agree], uv_px=uv[agree], depth=self.z[known[agree]]),
+            FrameCamera(rotation=pose[0], translation=pose[1], focal_px=guess),
+            self.problem,
+            self.config,
+            focal_step_sigma=self.focal_step_sigma,
+            gain_sigma=self.gain_sigma,
+        )
+        if inliers < MIN_INLIERS:
+            return False
+        self.rotation[i], self.translation[i], self.focal[i] = (
+            camera.rotation,
+            camera.translation,
+            camera.focal_px,
+        )
+        if self.gain_sigma is not None:
+            self.gain[i] = self._judge_gain(i, known[agree], self.gain_sigma)
+        self._judge_points(i)
+        self.add(i)
+        return True
+
+    def _judge_points(self, i: int) -> None:
+        seen = self.by_frame[i]
+        seen = seen[self.count[self.point[seen]] > 0]
+        mean = self.total[self.point[seen]] / self.count[self.point[seen]][:, None]
+        pose = self.rotation[i], self.translation[i], seen
+        good = inlier_mask(mean, self.uv[seen], pose, self.focal[i], self.centre, 2 * self.threshold)
+        np.add.at(self.hits, self.point[seen[good]], 1)
+        np.add.at(self.misses, self.point[seen[~good]], 1)
+
+    def _back_project(self, i: int) -> None:
+        seen = self.by_frame[i]
+        seen = seen[np.isfinite(self.z[seen])]
+        point = self.point[seen]
+        depth = self.z[seen] * np.exp(-self.gain[i])
         # The first depth of a point takes the place of what rays made of it.
-        fresh = point[of][triangulated[point[of]]]
-        total[fresh], count[fresh], triangulated[fresh] = 0, 0, False
-        p = np.concatenate([(uv[of] - centre) / focal[i] * depth[:, None], depth[:, None]], 1)
-        world = (p - translation[i]) @ rotation[i]
-        # Points far off their first position are mismatches or moving: the first lift stands.
-        old = count[point[of]] > 0
-        mean = total[point[of]] / np.maximum(count[point[of]], 1)[:, None]
+        fresh = point[self.triangulated[point]]
+        self.total[fresh], self.count[fresh], self.triangulated[fresh] = 0, 0, False
+        local = (self.uv[seen] - self.centre) / self.focal[i] * depth[:, None]
+        world = (np.concatenate([local, depth[:, None]], 1) - self.translation[i]) @ self.rotation[i]
+        # Points far off their first position are mismatches or moving: the first place stands.
+        old = self.count[point] > 0
+        mean = self.total[point] / np.maximum(self.count[point], 1)[:, None]
         near = ~old | (np.linalg.norm(world - mean, axis=1) < 0.1 * depth)
-        np.add.at(total, point[of[near]], world[near])
-        np.add.at(count, point[of[near]], 1)
+        np.add.at(self.total, point[near], world[near])
+        np.add.at(self.count, point[near], 1)
 
-    def add_rays(i: int) -> None:
-        of = by_frame[i]
-        of = of[(count[point[of]] == 0) | triangulated[point[of]]]
-        ray = np.concatenate([(uv[of] - centre) / focal[i], np.ones((len(of), 1))], 1)
-        ray = (ray / np.linalg.norm(ray, axis=1, keepdims=True)) @ rotation[i]
+    def _by_rays(self, point: IntArray) -> NDArray[np.bool_]:
+        return (self.count[point] == 0) | self.triangulated[point]
+
+    def _add_rays(self, i: int) -> None:
+        seen = self.by_frame[i]
+        seen = seen[self._by_rays(self.point[seen])]
+        ray = np.concatenate([(self.uv[seen] - self.centre) / self.focal[i], np.ones((len(seen), 1))], 1)
+        ray = (ray / np.linalg.norm(ray, axis=1, keepdims=True)) @ self.rotation[i]
         across = np.eye(3) - ray[:, :, None] * ray[:, None, :]
-        ray_matrix[point[of]] += across
-        ray_vector[point[of]] += across @ -(rotation[i].T @ translation[i])
+        self.ray_matrix[self.point[seen]] += across
+        self.ray_vector[self.point[seen]] += across @ -(self.rotation[i].T @ self.translation[i])
 
-    def triangulate_of(i: int) -> None:
+    def _triangulate(self, i: int) -> None:
         """Points for frame `i` where depth gave too few: from the rays of the frames before."""
-        of = by_frame[i]
-        p = point[of][(count[point[of]] == 0) | triangulated[point[of]]]
-        p = p[np.linalg.eigvalsh(ray_matrix[p])[:, 0] > _LEAST_RAY_EIGENVALUE]
-        total[p] = np.linalg.solve(ray_matrix[p], ray_vector[p][:, :, None])[:, :, 0]
-        count[p], triangulated[p] = 1, True
+        point = self.point[self.by_frame[i]]
+        point = point[self._by_rays(point)]
+        point = point[np.linalg.eigvalsh(self.ray_matrix[point])[:, 0] > _LEAST_RAY_EIGENVALUE]
+        solved = np.linalg.solve(self.ray_matrix[point], self.ray_vector[point][:, :, None])
+        self.total[point] = solved[:, :, 0]
+        self.count[point], self.triangulated[point] = 1, True
 
-    def judge_gain(i: int, agree: IntArray) -> float:
+    def _judge_gain(self, i: int, agree: IntArray, gain_sigma: float) -> float:
         """Factor of frame i's depth against the points that agree with its camera."""
-        assert gain_sigma is not None
-        of = agree[np.isfinite(z[agree]) & (count[point[agree]] > 0)]
-        if len(of) < 8:
+        used = agree[np.isfinite(self.z[agree]) & (self.count[self.point[agree]] > 0)]
+        if len(used) < 8:
             return 0.0
-        mean = total[point[of]] / count[point[of]][:, None]
-        seen = (mean @ rotation[i].T + translation[i])[:, 2]
-        of, seen = of[seen > 0], seen[seen > 0]
-        off = np.log(z[of]) - np.log(seen)
-        doubt = 1.25 * 1.4826 * np.median(np.abs(off - np.median(off))) / len(of) ** 0.5
+        mean = self.total[self.point[used]] / self.count[self.point[used]][:, None]
+        seen = (mean @ self.rotation[i].T + self.translation[i])[:, 2]
+        used, seen = used[seen > 0], seen[seen > 0]
+        off = np.log(self.z[used]) - np.log(seen)
+        doubt = 1.25 * 1.4826 * np.median(np.abs(off - np.median(off))) / len(used) ** 0.5
         return float(np.median(off)) * gain_sigma**2 / (gain_sigma**2 + doubt**2)
 
-    placed[start] = True
-    lift(start)
-    add_rays(start)
-    for direction in (1, -1):
-        last = start
-        i = start + direction
-        while 0 <= i < frames:
-            of = by_frame[i]
-            if (count[point[of]] > 0).sum() < MIN_SHARED:
-                triangulate_of(i)
-            known = of[(count[point[of]] > 0) & (misses[point[of]] <= hits[point[of]] + 1)]
-            xyz = total[point[known]] / np.maximum(count[point[known]], 1)[:, None]
-            rotation[i], translation[i] = rotation[last], translation[last]
-            if not known_lens:
-                focal[i] = focal[last]
-            guess = focal[i]
-            proved = hits[point[known]] > misses[point[known]]
-            for chosen in (proved, np.ones(len(known), bool)):
-                pose = absolute_pose(xyz[chosen], uv[known[chosen]], guess, centre, threshold)
-                if chosen is proved and (pose is None or len(pose[2]) < max(MIN_INLIERS, 0.5 * proved.sum())):
-                    continue
-                if pose is None:
-                    continue
-                agree = inlier_mask(xyz, uv[known], pose, guess, centre, 2 * threshold)
-                r, t, f, inliers = refine_single(
-                    xyz[agree],
-                    uv[known[agree]],
-                    z[known[agree]],
-                    pose[0],
-                    pose[1],
-                    guess,
-                    centre,
-                    problem,
-                    config,
-                    focal_step_sigma,
-                    gain_sigma,
-                )
-                if inliers >= MIN_INLIERS:
-                    rotation[i], translation[i], focal[i] = r, t, f
-                    placed[i] = True
-                    last = i
-                    if gain_sigma is not None:
-                        gain[i] = judge_gain(i, known[agree])
-                    judge_points(i)
-                    lift(i)
-                    add_rays(i)
-                    break
-            i += direction
-    count[misses > hits + 1] = 0
-    if gain_sigma is not None:
-        # The frame to begin with need not be the one whose depth is right.
-        usual = float(np.median(gain[placed]))
-        gain[placed] -= usual
-        translation, total = translation * np.exp(usual), total * np.exp(usual)
-    state = replace(
-        state,
-        rotation=torch.as_tensor(rotation),
-        translation=torch.as_tensor(translation),
-        log_focal=torch.as_tensor(np.log(focal)),
-        log_gain=None if gain_sigma is None else torch.as_tensor(gain),
-    )
-    points = torch.as_tensor(total / np.where(count > 0, count, np.nan)[:, None])
-    return replace(state, points=points), placed
+    def result(self) -> tuple[State, NDArray[np.bool_]]:
+        """As `place_incrementally`."""
+        self.count[self.misses > self.hits + 1] = 0
+        translation, total = self.translation, self.total
+        if self.gain_sigma is not None:
+            # The frame to begin with need not be the one whose depth is right.
+            usual = float(np.median(self.gain[self.placed]))
+            self.gain[self.placed] -= usual
+            translation, total = translation * np.exp(usual), total * np.exp(usual)
+        points = total / np.where(self.count > 0, self.count, np.nan)[:, None]
+        state = replace(
+            state_at_origin(self.problem, torch.as_tensor(np.log(self.focal))),
+            rotation=torch.as_tensor(self.rotation),
+            translation=torch.as_tensor(translation),
+            log_gain=None if self.gain_sigma is None else torch.as_tensor(self.gain),
+            points=torch.as_tensor(points),
+        )
+        return state, self.placed
 
 
 def _window_prior(config: BundleConfig, frames: int, given: FloatArray | None) -> FocalPrior:
@@ -232,7 +281,6 @@ def choose_start(
         problem = problem_of(window)
         if len(problem.frame) < 60:
             continue
-        candidates = []
         middle = len(window) // 2
         hypotheses: list[float | FloatArray] = (
             [float(np.log(factor * long_side)) for factor in _FOCAL_HYPOTHESES]
@@ -242,45 +290,74 @@ def choose_start(
         if expected is not None and given is None:
             hypotheses.append(float(expected[window[middle]]))
         prior = _window_prior(config, len(window), None if given is None else given[window])
-        gain = None if noise is None else noise.gain_prior(len(window))
-        for log_focal in hypotheses:
-            state, placed = place_incrementally(
-                problem,
-                config,
-                start=middle,
-                log_focal=log_focal,
-                focal_step_sigma=0.02 if given is None else KNOWN_LENS_SIGMA,
-                gain_sigma=None if noise is None else noise.gain_sigma,
-            )
-            if placed.sum() < max(3, 0.6 * len(window)):
-                continue
-            used, used_state = keep_known(problem, state, placed)
-            if len(used.frame) < 60:
-                continue
-            try:
-                solution = solve_bundle(
-                    used, used_state, prior, config, max_iterations=8, tolerance=1e-3, gain=gain
-                )
-            except FloatingPointError:
-                continue
-            candidates.append((solution.cost / len(used.frame), used, solution.state))
-        if not candidates:
+        found = _compete(problem, hypotheses, prior, config, noise)
+        if found is None:
             continue
-        cost, used, state = min(candidates, key=lambda c: c[0])
-        solution = solve_bundle(
-            used, state, prior, config, max_iterations=6, tolerance=1e-4, want_covariance=True, gain=gain
+        cost, sigma, log_focal = found
+        log.debug(
+            "focal window %s: cost %.3f sigma %.4f focal %.1f", window[:1], cost, sigma, np.exp(log_focal)
         )
-        assert solution.covariance is not None
-        sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
-        found = float(solution.state.log_focal[middle])
-        log.debug("focal window %s: cost %.3f sigma %.4f focal %.1f", window[:1], cost, sigma, np.exp(found))
         # A window that fits badly holds motion of its own, however tightly it seems to pin the focal.
         score = sigma * cost**2
         if best is None or score < best[0]:
-            best = (score, int(window[middle]), found)
+            best = (score, int(window[middle]), log_focal)
     if best is None:
         raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
     return best[1], best[2]
+
+
+def _compete(
+    problem: Problem,
+    hypotheses: list[float | FloatArray],
+    prior: FocalPrior,
+    config: BundleConfig,
+    noise: DepthNoise | None,
+) -> tuple[float, float, float] | None:
+    """The hypothesis of log focal that fits a window best.
+
+    Returns:
+        Its cost per observation, and standard deviation and value of log focal in the window's middle; None if no
+        hypothesis places most of the window.
+    """
+    middle = problem.num_frames // 2
+    gain = None if noise is None else noise.gain_prior(problem.num_frames)
+    candidates = []
+    for log_focal in hypotheses:
+        state, placed = place_incrementally(
+            problem,
+            config,
+            start=middle,
+            log_focal=log_focal,
+            focal_step_sigma=0.02 if np.ndim(log_focal) == 0 else KNOWN_LENS_SIGMA,
+            gain_sigma=None if noise is None else noise.gain_sigma,
+        )
+        if placed.sum() < max(3, 0.6 * problem.num_frames):
+            continue
+        used, used_state = keep_known(problem, state, placed)
+        if len(used.frame) < 60:
+            continue
+        try:
+            solution = solve_bundle(
+                used, used_state, prior, config, effort=Effort(max_iterations=8, tolerance=0.001), gain=gain
+            )
+        except FloatingPointError:
+            continue
+        candidates.append((solution.cost / len(used.frame), used, solution.state))
+    if not candidates:
+        return None
+    cost, used, state = min(candidates, key=lambda c: c[0])
+    solution = solve_bundle(
+        used,
+        state,
+        prior,
+        config,
+        effort=Effort(max_iterations=6, tolerance=0.0001),
+        want_covariance=True,
+        gain=gain,
+    )
+    assert solution.covariance is not None
+    sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
+    return cost, sigma, float(solution.state.log_focal[middle])
 
 
 def keyframe_windows(measured: ImageMeasurements, length: int = 12, count: int = 4) -> list[IntArray]:

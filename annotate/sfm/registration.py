@@ -14,16 +14,14 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
-from ..tracks.records import (
-    Tracks,
-)
-from .bundle.priors import ExpectedFocal, focal_prior
-from .bundle.problem import State
+from .bundle.priors import focal_prior
+from .bundle.problem import Problem, Solution, State
 from .bundle.single import resect
-from .bundle.solve import solve_bundle
-from .config import BundleConfig, FocalModel
-from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
+from .bundle.solve import Effort, solve_bundle
+from .config import FocalModel
+from .depth_noise import TRACK_DRIFT, count_patches
 from .focal_model import choose_focal_model, common_focal_error, likeness
+from .keyframes import KeyframeProblem
 from .observations import build_problem, count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .summary import summarise
@@ -62,84 +60,29 @@ def _spread_gain(key_state: State, keyframes: IntArray, placed: NDArray[np.bool_
 
 
 def register_all_frames(
-    tracks: Tracks,
-    z: FloatArray,
-    keyframes: IntArray,
-    key_state: State,
-    placed: NDArray[np.bool_],
-    depth_sigma_log: float,
-    config: BundleConfig,
-    loops: int,
-    given: FloatArray | None,
-    expected: ExpectedFocal | None = None,
-    depths_per_frame: float | None = None,
-    noise: DepthNoise | None = None,
+    keys: KeyframeProblem, key_state: State, placed: NDArray[np.bool_], *, num_loops: int
 ) -> CameraSolution:
-    """Resect the frames between keyframes, then bundle everything and choose the focal model."""
-    frames = tracks.num_frames
-    problem = build_problem(tracks, z, config, depth_sigma_log=depth_sigma_log)
-    rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
-    gain = None if noise is None else noise.gain_prior(frames)
-    if given is not None:
-        log_focal = given
-    state = State(
-        rotation=torch.as_tensor(rotation),
-        translation=torch.as_tensor(translation),
-        log_focal=torch.as_tensor(log_focal),
-        lens=key_state.lens,
-        points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
-        log_gain=None if gain is None else _spread_gain(key_state, keyframes, placed, frames),
-    )
-    known = torch.zeros(frames, dtype=torch.bool)
-    known[torch.as_tensor(keyframes[placed])] = True
-    points = back_project(problem, state, known=known)
-    points = torch.where(
-        torch.isfinite(points), points, triangulate(problem, state, ~torch.isfinite(points).all(1))
-    )
-    usable = torch.isfinite(points).all(1)
-    state = replace(state, points=points)
-    sub, sub_state = keep_known(problem, state, np.ones(frames, bool))
-    free = torch.ones(frames, dtype=torch.bool) & ~known
-    moved, _ = resect(
-        sub,
-        sub_state,
-        config,
-        free_frames=free,
-        focal_guess=sub_state.log_focal.clone(),
-        focal_sigma=0.05 if given is None else KNOWN_LENS_SIGMA,
-        gain_sigma=None if noise is None or gain is None else noise.gain_sigma,
-        iterations=15,
-    )
-    state = replace(moved, points=state.points)
-    lifted = back_project(problem, state)
-    tri = triangulate(problem, state, ~torch.isfinite(lifted).all(1))
-    state = replace(state, points=torch.where(torch.isfinite(lifted), lifted, tri))
-    log.debug(
-        "points: %d of %d usable, depth on %.0f%%",
-        int(usable.sum()),
-        problem.num_points,
-        100 * np.isfinite(z).mean(),
-    )
+    """Resect the frames between keyframes, then bundle everything and choose the focal model.
+
+    Args:
+        keys: tracks of all frames, and what is known of depth and lens.
+        key_state, placed: cameras of the keyframes, and which of them have one.
+        num_loops: places that were seen again.
+    """
+    frames, config, noise = keys.tracks.num_frames, keys.given.config, keys.noise
+    problem = build_problem(keys.tracks, keys.z, config, depth_sigma_log=keys.depth_sigma_log)
+    state = _resected(problem, keys, key_state, placed)
     everywhere = np.ones(frames, bool)
     used, used_state = keep_known(problem, without_moving(problem, state, everywhere), everywhere)
-    used = count_patches(count_depth(used, depths_per_frame), noise)
-    model: FocalModel
-    if given is not None:
-        prior = focal_prior("given", frames, config, given=torch.as_tensor(given))
-        solution = solve_bundle(
-            used, used_state, prior, config, tolerance=TOLERANCE, want_covariance=True, gain=gain
-        )
-        model, costs, wiggle = "given", {"given": solution.data_cost}, 0.0
-    else:
-        smooth = replace(focal_prior("smooth", frames, config), expected=expected)
-        solution = solve_bundle(used, used_state, smooth, config, tolerance=TOLERANCE, gain=gain)
-        solution, model, costs, wiggle = choose_focal_model(used, solution, config, expected, gain)
-    found = summarise(used, solution, model, costs, tracks, loops, config)
+    used = count_patches(count_depth(used, keys.depths_per_frame), noise)
+    solution, model, costs, wiggle = _bundle_all(used, used_state, keys)
+    cameras = summarise(used, solution, model, costs, config, num_loops=num_loops)
     log_gain = solution.state.log_gain
-    drift = 0.0 if noise is None or given is not None else min(noise.wander, TRACK_DRIFT)
-    common = float("nan") if noise is None or given is not None else common_focal_error(found, expected)
+    drift, common = 0.0, float("nan")
+    if noise is not None and keys.log_focal is None:
+        drift, common = min(noise.wander, TRACK_DRIFT), common_focal_error(cameras, keys.expected)
     return replace(
-        found,
+        cameras,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         sigma_factor=likeness(used, solution) ** 0.5,
@@ -147,3 +90,60 @@ def register_all_frames(
         focal_common_log=common,
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )
+
+
+def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed: NDArray[np.bool_]) -> State:
+    """Cameras of all frames: those between keyframes from the points that the keyframes know; and all points."""
+    frames, keyframes = problem.num_frames, keys.keyframes
+    rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
+    state = State(
+        rotation=torch.as_tensor(rotation),
+        translation=torch.as_tensor(translation),
+        log_focal=torch.as_tensor(log_focal if keys.log_focal is None else keys.log_focal),
+        lens=key_state.lens,
+        points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
+        log_gain=None
+        if keys.noise is None or keys.noise.gain_prior(frames) is None
+        else _spread_gain(key_state, keyframes, placed, frames),
+    )
+    known = torch.zeros(frames, dtype=torch.bool)
+    known[torch.as_tensor(keyframes[placed])] = True
+    points = back_project(problem, state, known=known)
+    points = torch.where(
+        torch.isfinite(points), points, triangulate(problem, state, ~torch.isfinite(points).all(1))
+    )
+    state = replace(state, points=points)
+    used, used_state = keep_known(problem, state, np.ones(frames, bool))
+    moved, _ = resect(
+        used,
+        used_state,
+        keys.given.config,
+        free_frames=~known,
+        focal_guess=used_state.log_focal.clone(),
+        focal_sigma=0.05 if keys.log_focal is None else KNOWN_LENS_SIGMA,
+        gain_sigma=None if state.log_gain is None else keys.gain_sigma,
+        iterations=15,
+    )
+    state = replace(moved, points=state.points)
+    lifted = back_project(problem, state)
+    solved = triangulate(problem, state, ~torch.isfinite(lifted).all(1))
+    usable, depth = int(torch.isfinite(points).all(1).sum()), 100 * np.isfinite(keys.z).mean()
+    log.debug("points: %d of %d usable, depth on %.0f%%", usable, problem.num_points, depth)
+    return replace(state, points=torch.where(torch.isfinite(lifted), lifted, solved))
+
+
+def _bundle_all(
+    problem: Problem, state: State, keys: KeyframeProblem
+) -> tuple[Solution, FocalModel, dict[str, float], float]:
+    """As `choose_focal_model`, from a start; a held lens is the only model."""
+    frames, config = problem.num_frames, keys.given.config
+    gain = None if keys.noise is None else keys.noise.gain_prior(frames)
+    if keys.log_focal is not None:
+        prior = focal_prior("given", frames, config, given=torch.as_tensor(keys.log_focal))
+        solution = solve_bundle(
+            problem, state, prior, config, effort=Effort(tolerance=TOLERANCE), want_covariance=True, gain=gain
+        )
+        return solution, "given", {"given": solution.data_cost}, 0.0
+    smooth = replace(focal_prior("smooth", frames, config), expected=keys.expected)
+    solution = solve_bundle(problem, state, smooth, config, effort=Effort(tolerance=TOLERANCE), gain=gain)
+    return choose_focal_model(problem, solution, config, keys.expected, gain)

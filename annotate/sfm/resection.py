@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # OpenCV types every image as MatLike and leaves functions out of its stubs.
 # pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -63,51 +65,69 @@ def inlier_mask(
     return (local[:, 2] > 0) & (error < threshold_px)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeenPoints:
+    """Known points in one frame.
+
+    Attributes:
+        xyz: (n, 3) in the world.
+        uv_px: (n, 2) where they were seen.
+        depth: (n,) z-depth in the points' unit, NaN where none.
+    """
+
+    xyz: FloatArray
+    uv_px: FloatArray
+    depth: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameCamera:
+    """One camera: rotation (3, 3) and translation (3,) world to camera, focal length in pixels."""
+
+    rotation: FloatArray
+    translation: FloatArray
+    focal_px: float
+
+
 def refine_single(
-    xyz: FloatArray,
-    uv: FloatArray,
-    z: FloatArray,
-    rotation: FloatArray,
-    translation: FloatArray,
-    focal: float,
-    centre: FloatArray,
+    seen: SeenPoints,
+    camera: FrameCamera,
     problem: Problem,
     config: BundleConfig,
+    *,
     focal_step_sigma: float,
     gain_sigma: float | None = None,
-) -> tuple[FloatArray, FloatArray, float, int]:
+) -> tuple[FrameCamera, int]:
     """Pose and focal of one frame against fixed points; the tiny case of `bundle.resect`.
 
     Args:
-        xyz: (n, 3) world points; uv: (n, 2) pixels; z: (n,) depth in the points' unit, NaN where none.
-        rotation, translation, focal: where to begin, world to camera and pixels.
-        problem: whose standard deviations hold for this frame too.
+        seen: the points.
+        camera: where to begin.
+        problem: whose standard deviations and image centre hold for this frame too.
         focal_step_sigma: how far log focal may move.
         gain_sigma: by how much the depth of a whole frame is wrong; None: not at all.
     Returns:
-        Rotation (3, 3), translation (3,), focal in pixels, number of inliers.
+        The camera, and the number of inliers.
     """
-    n = len(xyz)
+    n, has = len(seen.xyz), np.isfinite(seen.depth)
     single = Problem(
         frame=torch.zeros(n, dtype=torch.long),
         point=torch.arange(n),
-        uv_px=torch.as_tensor(uv),
+        uv_px=torch.as_tensor(seen.uv_px),
         sigma_px=torch.full((n,), float(problem.sigma_px.median()), dtype=torch.float64),
-        log_depth=torch.as_tensor(np.log(np.where(np.isfinite(z), z, 1.0))),
-        sigma_log_depth=torch.as_tensor(
-            np.where(np.isfinite(z), _finite_median(problem.sigma_log_depth), np.inf)
-        ),
+        log_depth=torch.as_tensor(np.log(np.where(has, seen.depth, 1.0))),
+        sigma_log_depth=torch.as_tensor(np.where(has, _finite_median(problem.sigma_log_depth), np.inf)),
         num_frames=1,
         num_points=n,
         centre_px=problem.centre_px,
         focal_scale_px=problem.focal_scale_px,
     )
     state = State(
-        rotation=torch.as_tensor(rotation)[None],
-        translation=torch.as_tensor(translation)[None],
-        log_focal=torch.tensor([np.log(focal)], dtype=torch.float64),
+        rotation=torch.as_tensor(camera.rotation)[None],
+        translation=torch.as_tensor(camera.translation)[None],
+        log_focal=torch.tensor([np.log(camera.focal_px)], dtype=torch.float64),
         lens=torch.zeros(LENS_DOF, dtype=torch.float64),
-        points=torch.as_tensor(xyz),
+        points=torch.as_tensor(seen.xyz),
     )
     state, inliers = resect(
         single,
@@ -119,12 +139,12 @@ def refine_single(
         gain_sigma=gain_sigma,
         iterations=8,
     )
-    return (
-        state.rotation[0].cpu().numpy(),
-        state.translation[0].cpu().numpy(),
-        float(state.log_focal[0].exp()),
-        int(inliers[0]),
+    found = FrameCamera(
+        rotation=state.rotation[0].cpu().numpy(),
+        translation=state.translation[0].cpu().numpy(),
+        focal_px=float(state.log_focal[0].exp()),
     )
+    return found, int(inliers[0])
 
 
 def _finite_median(x: Tensor) -> float:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 # OpenCV types every image as MatLike and leaves functions out of its stubs.
 # pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
-from ..tracks.records import (
-    Tracks,
-)
 from .bundle.problem import Problem, Solution, State, cauchy, project, residuals, sum_by
 from .config import BundleConfig, FocalModel
 from .observations import median_depth_by_frame
@@ -27,101 +25,123 @@ def summarise(
     solution: Solution,
     model: FocalModel,
     costs: dict[str, float],
-    tracks: Tracks,
-    loops: int,
     config: BundleConfig,
+    *,
+    num_loops: int,
 ) -> CameraSolution:
-    state = solution.state
-    frames = problem.num_frames
-    frame = problem.frame
+    """The solution as cameras of the clip; frames with too few inliers are bridged.
+
+    Args:
+        model, costs: focal model that was chosen, and the cost of each that was tried.
+        num_loops: places that were seen again.
+    """
+    assert solution.covariance is not None
+    state, covariance = solution.state, solution.covariance
     inlier = solution.weight > 0.3
-    num = sum_by(frame, torch.ones_like(solution.weight), frames)
-    num_in = sum_by(frame, inlier.double(), frames)
     # Links by alignment are no measurements of points: they speak only where a frame has nothing else.
     points_only = inlier & (problem.sigma_px < 2 * problem.sigma_px.median())
-    few = (sum_by(frame, points_only.double(), frames) == 0)[frame]
-    counted = torch.where(few, inlier, points_only).double()
-    square = sum_by(frame, counted * solution.residual_px**2, frames)
-    reprojection = (square / sum_by(frame, counted, frames).clamp_min(1)).sqrt()
-    rotation = state.rotation.cpu().numpy()
-    translation = state.translation.cpu().numpy()
-    world_to_camera = np.tile(np.eye(4), (frames, 1, 1))
-    world_to_camera[:, :3, :3], world_to_camera[:, :3, 3] = rotation, translation
-
-    pose = se3_inverse(world_to_camera)
-    pose = se3_inverse(pose[:1]) @ pose
-    log_focal = state.log_focal.cpu().numpy().copy()
-    weak = (num_in < MIN_INLIERS).cpu().numpy()
-    source = np.where(weak, INFILLED, SOLVED)
-    if weak.any() and (~weak).any():
-        good = np.nonzero(~weak)[0]
-        inside = np.clip(np.arange(frames), good[0], good[-1]).astype(float)
-        pose[weak] = interpolate_poses(good.astype(float), pose[good], inside[weak])
-        log_focal[weak] = np.interp(inside[weak], good, log_focal[good])
-        reprojection, num_in = _measure_bridged(
-            problem, state, config, torch.as_tensor(weak), pose, log_focal, reprojection, num_in
-        )
-    focal = np.exp(log_focal)
-    assert solution.covariance is not None
-    covariance = solution.covariance
-    # Perturbed from the left, R' = E R and t' = E t + v: the camera centre -R^T t moves by -R^T v, whatever the turn.
-    position = covariance[:, 3:6, 3:6]
-    lens = state.lens.cpu().numpy()
-    has = torch.isfinite(problem.sigma_log_depth) & inlier
-    residual = solution.residual_log_depth[has].abs()
+    frames = _frames(problem, solution, config, inlier, points_only)
+    focal, lens = np.exp(frames.log_focal), state.lens.cpu().numpy()
+    residual = solution.residual_log_depth[torch.isfinite(problem.sigma_log_depth) & inlier].abs()
+    number = sum_by(problem.frame, torch.ones_like(solution.weight), problem.num_frames)
     return CameraSolution(
-        camera_to_world=pose,
+        camera_to_world=frames.pose,
         focal_px=np.stack([focal, focal * np.exp(lens[2])], 1),
-        principal_point_px=np.tile(problem.centre_px.cpu().numpy() + lens[:2], (frames, 1)),
-        pose_source=source,
+        principal_point_px=np.tile(problem.centre_px.cpu().numpy() + lens[:2], (problem.num_frames, 1)),
+        pose_source=frames.source,
         focal_model=model,
-        position_sigma=torch.linalg.eigvalsh(position)[:, 2].clamp_min(0).sqrt().cpu().numpy(),
-        rotation_sigma_rad=torch.linalg.eigvalsh(covariance[:, :3, :3])[:, 2]
-        .clamp_min(0)
-        .sqrt()
-        .cpu()
-        .numpy(),
+        # Perturbed from the left, R' = E R and t' = E t + v: the camera centre -R^T t moves by -R^T v, whatever the
+        # turn.
+        position_sigma=_worst_axis(covariance[:, 3:6, 3:6]),
+        rotation_sigma_rad=_worst_axis(covariance[:, :3, :3]),
         log_focal_sigma=covariance[:, 6, 6].clamp_min(0).sqrt().cpu().numpy(),
-        reprojection_px=reprojection.cpu().numpy(),
-        num_observations=num.cpu().numpy().astype(np.int64),
-        num_inliers=num_in.cpu().numpy().astype(np.int64),
-        inlier_share=(num_in / num.clamp_min(1)).cpu().numpy(),
+        reprojection_px=frames.reprojection.cpu().numpy(),
+        num_observations=number.cpu().numpy().astype(np.int64),
+        num_inliers=frames.num_inliers.cpu().numpy().astype(np.int64),
+        inlier_share=(frames.num_inliers / number.clamp_min(1)).cpu().numpy(),
         depth_log_residual=float(residual.median()) if len(residual) else float("nan"),
         parallax_rad=parallax(problem, state, inlier),
         num_tracks=problem.num_points,
-        num_loops=loops,
+        num_loops=num_loops,
         focal_cost=costs,
         scale_sweep=scale_sweep(problem, state, config),
         radial_k1=float(lens[3]),
         median_depth=float(np.median(median_depth_by_frame(problem))),
         evidence=Evidence(problem, state, config),
-        num_joining=_num_joining(frame[points_only], problem.point[points_only], frames),
+        num_joining=_num_joining(problem.frame[points_only], problem.point[points_only], problem.num_frames),
+    )
+
+
+def _worst_axis(covariance: Tensor) -> FloatArray:
+    """(F,) standard deviation along the worst axis, of (F, 3, 3)."""
+    return torch.linalg.eigvalsh(covariance)[:, 2].clamp_min(0).sqrt().cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frames:
+    """Of every frame: camera to world from the first one, log focal, where it comes from, error in pixels, inliers."""
+
+    pose: FloatArray
+    log_focal: FloatArray
+    source: NDArray
+    reprojection: Tensor
+    num_inliers: Tensor
+
+
+def _frames(
+    problem: Problem, solution: Solution, config: BundleConfig, inlier: Tensor, points_only: Tensor
+) -> _Frames:
+    frame, number, state = problem.frame, problem.num_frames, solution.state
+    num_inliers = sum_by(frame, inlier.double(), number)
+    few = (sum_by(frame, points_only.double(), number) == 0)[frame]
+    counted = torch.where(few, inlier, points_only).double()
+    square = sum_by(frame, counted * solution.residual_px**2, number)
+    reprojection = (square / sum_by(frame, counted, number).clamp_min(1)).sqrt()
+    world_to_camera = np.tile(np.eye(4), (number, 1, 1))
+    world_to_camera[:, :3, :3] = state.rotation.cpu().numpy()
+    world_to_camera[:, :3, 3] = state.translation.cpu().numpy()
+    pose = se3_inverse(world_to_camera)
+    pose = se3_inverse(pose[:1]) @ pose
+    log_focal = state.log_focal.cpu().numpy().copy()
+    weak = (num_inliers < MIN_INLIERS).cpu().numpy()
+    if weak.any() and (~weak).any():
+        good = np.nonzero(~weak)[0]
+        inside = np.clip(np.arange(number), good[0], good[-1]).astype(float)
+        pose[weak] = interpolate_poses(good.astype(float), pose[good], inside[weak])
+        log_focal[weak] = np.interp(inside[weak], good, log_focal[good])
+        px, agree = _measured_under(problem, state, config, pose, log_focal)
+        bridged = torch.as_tensor(weak)
+        of_bridged = torch.zeros(number, dtype=px.dtype)
+        for i in np.nonzero(weak)[0].tolist():
+            seen = frame == i
+            of_bridged[i] = RMS_OF_MEDIAN * float(px[seen].median()) if bool(seen.any()) else 0.0
+        reprojection = torch.where(bridged, of_bridged, reprojection)
+        num_inliers = torch.where(bridged, agree, num_inliers)
+    return _Frames(
+        pose=pose,
+        log_focal=log_focal,
+        source=np.where(weak, INFILLED, SOLVED),
+        reprojection=reprojection,
+        num_inliers=num_inliers,
     )
 
 
 def _num_joining(frame: Tensor, point: Tensor, num_frames: int) -> IntArray:
     """(F,) points seen both before a frame and in it or later, from the (N,) frame and point of observations."""
     order = np.lexsort((frame.cpu().numpy(), point.cpu().numpy()))
-    of, at = point.cpu().numpy()[order], frame.cpu().numpy()[order]
-    first = np.r_[True, of[1:] != of[:-1]][: len(of)]
-    last = np.r_[of[1:] != of[:-1], True][: len(of)]
+    points, frames = point.cpu().numpy()[order], frame.cpu().numpy()[order]
+    first = np.r_[True, points[1:] != points[:-1]][: len(points)]
+    last = np.r_[points[1:] != points[:-1], True][: len(points)]
     change = np.zeros(num_frames + 1, np.int64)
-    np.add.at(change, at[first] + 1, 1)
-    np.add.at(change, at[last] + 1, -1)
+    np.add.at(change, frames[first] + 1, 1)
+    np.add.at(change, frames[last] + 1, -1)
     return np.cumsum(change)[:num_frames]
 
 
-def _measure_bridged(
-    problem: Problem,
-    state: State,
-    config: BundleConfig,
-    weak: Tensor,
-    pose: FloatArray,
-    log_focal: FloatArray,
-    reprojection: Tensor,
-    num_in: Tensor,
+def _measured_under(
+    problem: Problem, state: State, config: BundleConfig, pose: FloatArray, log_focal: FloatArray
 ) -> tuple[Tensor, Tensor]:
-    """Reprojection error and inliers of each frame (F,), those of bridged frames under the camera that they got."""
+    """Reprojection error of each observation (N,) and inliers of each frame (F,) under cameras that were not solved."""
     world = torch.as_tensor(se3_inverse(pose))
     # `pose` counts from the first camera, the points do not.
     first = state.rotation[0], state.translation[0]
@@ -133,12 +153,7 @@ def _measure_bridged(
         points=state.points @ first[0].T + first[1],
     )
     px, _, weight = residuals(problem, bridged, config)
-    of = torch.zeros(problem.num_frames, dtype=px.dtype)
-    for frame in torch.nonzero(weak)[:, 0].tolist():
-        seen = problem.frame == frame
-        of[frame] = RMS_OF_MEDIAN * float(px[seen].median()) if bool(seen.any()) else 0.0
-    agree = sum_by(problem.frame, (weight > 0.3).double(), problem.num_frames)
-    return torch.where(weak, of, reprojection), torch.where(weak, agree, num_in)
+    return px, sum_by(problem.frame, (weight > 0.3).double(), problem.num_frames)
 
 
 def sweep_minimum(sweep: FloatArray) -> float:

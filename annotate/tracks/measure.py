@@ -51,82 +51,102 @@ def measure_images(
     Raises:
         ValueError: if there is no frame.
     """
-    shrink = min(1.0, config.max_side_px / max(height, width))
-    size_wh = (max(16, round(width * shrink)), max(16, round(height * shrink)))
-    to_stored = np.array([width / size_wh[0], height / size_wh[1]])
-    tracker = FlowTracker(size_wh, config)
-    diagonal = float(np.hypot(*size_wh))
-    chosen, keyframes = keyframes, []
-    features: list[Features] = []
-    sharpness: list[float] = []
-    finder = OverlayFinder() if config.leave_out_overlays else None
-    at_keyframe = (tracker.track, tracker.xy)
-    gray = np.zeros(0, np.uint8)
-    frame = -1
+    measuring = _Measuring(height, width, config, frozenset(keyframes))
+    for rgb in frames:
+        measuring.add(rgb)
+    return measuring.finish()
 
-    def describe(of_frame: int, image: NDArray[np.uint8]) -> None:
-        xy, descriptors = root_sift(image, config)
-        keyframes.append(of_frame)
-        small = (THUMBNAIL_WIDTH, max(8, round(THUMBNAIL_WIDTH * height / width)))
-        features.append(
+
+class _Measuring:
+    """What `measure_images` knows so far.
+
+    Attributes:
+        frame: last one that was added.
+        keyframes, features: clip frames, and the features of each.
+        sharpness: of each frame.
+        at_keyframe: tracks that were alive at the last keyframe, and where they were.
+    """
+
+    def __init__(self, height: int, width: int, config: TracksConfig, chosen: frozenset[int]) -> None:
+        self.height, self.width, self.config, self.chosen = height, width, config, chosen
+        shrink = min(1.0, config.max_side_px / max(height, width))
+        self.size_wh = (max(16, round(width * shrink)), max(16, round(height * shrink)))
+        self.to_stored = np.array([width / self.size_wh[0], height / self.size_wh[1]])
+        self.tracker = FlowTracker(self.size_wh, config)
+        self.keyframes: list[int] = []
+        self.features: list[Features] = []
+        self.sharpness: list[float] = []
+        self.finder = OverlayFinder() if config.leave_out_overlays else None
+        self.at_keyframe = (self.tracker.track, self.tracker.xy)
+        self.gray = np.zeros(0, np.uint8)
+        self.frame = -1
+
+    def add(self, rgb: NDArray[np.uint8]) -> None:
+        """The next frame."""
+        self.frame += 1
+        plain = gray_of(rgb, self.size_wh)
+        previous, self.gray = self.gray, normalised_gray(plain)
+        self.sharpness.append(float(cv2.Laplacian(self.gray, cv2.CV_32F).var()))
+        if self.finder is not None:
+            self.finder.add(self.frame, plain)
+        alive = self.tracker.add(self.frame, self.gray)
+        if not self.keyframes:
+            self._take_keyframe()
+            return
+        wanted = self._moved_on() or self.frame in self.chosen
+        if alive < 0.5 and self.keyframes[-1] < self.frame - 1:
+            # A large step: bridge it with descriptors on both of its sides.
+            self._describe(self.frame - 1, previous)
+        if wanted or self.frame - self.keyframes[-1] >= self.config.max_keyframe_gap:
+            self._take_keyframe()
+
+    def _moved_on(self) -> bool:
+        """Whether tracks have ended or moved far since the last keyframe."""
+        before, xy = self.at_keyframe
+        common, now, then = np.intersect1d(
+            self.tracker.track, before, assume_unique=True, return_indices=True
+        )
+        steps = np.linalg.norm(self.tracker.xy[now] - xy[then], axis=1)
+        moved = float(np.median(steps)) if len(common) else np.inf
+        gone = len(common) < 0.6 * max(1, len(before))
+        return gone or moved > self.config.keyframe_flow * float(np.hypot(*self.size_wh))
+
+    def _describe(self, frame: int, image: NDArray[np.uint8]) -> None:
+        xy, descriptors = root_sift(image, self.config)
+        self.keyframes.append(frame)
+        small = (THUMBNAIL_WIDTH, max(8, round(THUMBNAIL_WIDTH * self.height / self.width)))
+        self.features.append(
             Features(
-                frame=of_frame,
-                xy_px=(xy + 0.5) * to_stored,
+                frame=frame,
+                xy_px=(xy + 0.5) * self.to_stored,
                 descriptors=descriptors,
                 thumbnail=cv2.resize(image, small, interpolation=cv2.INTER_AREA),
             )
         )
 
-    def take_keyframe() -> None:
-        nonlocal at_keyframe
-        describe(frame, gray)
-        at_keyframe = tracker.track, tracker.xy
+    def _take_keyframe(self) -> None:
+        self._describe(self.frame, self.gray)
+        self.at_keyframe = self.tracker.track, self.tracker.xy
 
-    for frame, rgb in enumerate(frames):
-        plain = gray_of(rgb, size_wh)
-        previous, gray = gray, normalised_gray(plain)
-        sharpness.append(float(cv2.Laplacian(gray, cv2.CV_32F).var()))
-        if finder is not None:
-            finder.add(frame, plain)
-        alive = tracker.add(frame, gray)
-        if not keyframes:
-            take_keyframe()
-            continue
-        common, now, then = np.intersect1d(
-            tracker.track, at_keyframe[0], assume_unique=True, return_indices=True
+    def finish(self) -> ImageMeasurements:
+        """The measurements; the last frame is a keyframe, and what lies on an overlay is left out."""
+        if self.frame < 0:
+            raise ValueError("no frames to measure")
+        if self.keyframes[-1] != self.frame:
+            self._take_keyframe()
+        overlay = Overlay((), self.frame + 1)
+        if self.finder is not None:
+            overlay = self.finder.find([(track, xy) for _, track, xy in self.tracker.observed])
+        survival, median_flow = self.tracker.without(overlay)
+        return ImageMeasurements(
+            flow=flow_tracks(self.tracker, self.frame + 1, self.height, self.width, self.to_stored),
+            keyframes=np.array(self.keyframes),
+            features=[_without_overlay(f, overlay, self.to_stored) for f in self.features],
+            survival=survival,
+            median_flow_px=median_flow * float(self.to_stored.mean()),
+            sharpness=np.array(self.sharpness),
+            overlay_share=overlay.share(),
         )
-        steps = np.linalg.norm(tracker.xy[now] - at_keyframe[1][then], axis=1)
-        moved = np.median(steps) if len(common) else np.inf
-        gone = len(common) < 0.6 * max(1, len(at_keyframe[0]))
-        if alive < 0.5 and keyframes[-1] < frame - 1:
-            # A large step: bridge it with descriptors on both of its sides.
-            describe(frame - 1, previous)
-        if (
-            gone
-            or frame in chosen
-            or moved > config.keyframe_flow * diagonal
-            or frame - keyframes[-1] >= config.max_keyframe_gap
-        ):
-            take_keyframe()
-    if frame < 0:
-        raise ValueError("no frames to measure")
-    if keyframes[-1] != frame:
-        take_keyframe()
-    overlay = Overlay((), frame + 1)
-    if finder is not None:
-        overlay = finder.find([(track, xy) for _, track, xy in tracker.observed])
-    survival, median_flow = tracker.without(overlay)
-    features = [_without_overlay(f, overlay, to_stored) for f in features]
-    flow = flow_tracks(tracker, frame + 1, height, width, to_stored)
-    return ImageMeasurements(
-        flow=flow,
-        keyframes=np.array(keyframes),
-        features=features,
-        survival=survival,
-        median_flow_px=median_flow * float(to_stored.mean()),
-        sharpness=np.array(sharpness),
-        overlay_share=overlay.share(),
-    )
 
 
 def _without_overlay(features: Features, overlay: Overlay, to_stored: FloatArray) -> Features:

@@ -1,5 +1,6 @@
 """One step of the bundle: residuals linearised, points eliminated, cameras by a factorised band and conjugate
-gradients."""
+gradients.
+"""
 
 from __future__ import annotations
 

@@ -14,11 +14,12 @@ radians, and the length unit of the depth that is given.
 
 Sources: Triggs et al. 2000 (Schur complement, gauge), Agarwal et al. 2010 (preconditioned conjugate gradients),
 Meurant 1992 (blocks of the inverse of a block tridiagonal matrix), SANA-WM (arXiv 2605.15178) appendix B.1 for
-intrinsics per frame."""
+intrinsics per frame.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +29,26 @@ from .normal import Normal, layout_of, linearise
 from .priors import FocalPrior, GainPrior, Priors, total_cost
 from .problem import Problem, Solution, State, moved_by, residuals, whitened_residuals, with_true_rotations
 
+_TAN_30 = 0.57735  # half of the 60 degrees that are expected across the longer side
 _GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How far the bundle goes.
+
+    Attributes:
+        max_iterations: steps at most; None takes the configured number.
+        tolerance: it stops when a step lowers the cost by less than this fraction.
+        band_frames: width of the factorised band; None takes the configured one.
+        hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
+            as the last one would not bring it down there.
+    """
+
+    max_iterations: int | None = None
+    tolerance: float = 1e-5
+    band_frames: int | None = None
+    hopeless_above: float | None = None
 
 
 def solve_bundle(
@@ -37,13 +57,10 @@ def solve_bundle(
     prior: FocalPrior,
     config: BundleConfig,
     *,
-    max_iterations: int | None = None,
-    tolerance: float = 1e-5,
-    want_covariance: bool = False,
-    band_frames: int | None = None,
-    hopeless_above: float | None = None,
+    effort: Effort = Effort(),
     gain: GainPrior | None = None,
     hold_poses: bool = False,
+    want_covariance: bool = False,
 ) -> Solution:
     """Minimise the robust cost from `state` by Levenberg-Marquardt.
 
@@ -51,108 +68,32 @@ def solve_bundle(
         problem: observations; must be sorted by point, then frame.
         state: start.
         prior: how the focal may change.
-        max_iterations, tolerance: steps at most; stop when a step lowers the cost by less than this fraction.
-        want_covariance: also return per-frame covariance, scaled by the robust residual variance.
-        band_frames: overrides the configured band width.
-        hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
-            as the last one would not bring it down there.
+        effort: how far to go.
         gain: frees the gain of each frame's depth under this prior; None: all depth is in one unit.
         hold_poses: rotations and translations stay; only focal lengths, lens and points are free.
+        want_covariance: also return per-frame covariance, scaled by the robust residual variance.
     Raises:
         ValueError: if the problem has no observation or is not sorted, or the state has gains without a prior.
         FloatingPointError: if the cost is not finite at the start.
     """
-    if len(problem.frame) == 0:
-        raise ValueError("bundle: no observations")
-    key = problem.point * problem.num_frames + problem.frame
-    if bool((key[1:] <= key[:-1]).any()):
-        raise ValueError("bundle: observations must be sorted by point, then frame, each pair once")
-    if gain is None and state.log_gain is not None:
-        raise ValueError("bundle: the state has gains of the depth, but no prior says what they may be")
-    diagonal = problem.focal_scale_px
-    pp = config.principal_point_sigma * diagonal
-    lens_sigma = torch.tensor([pp, pp, config.aspect_sigma, config.radial_sigma], dtype=torch.float64)
-    free = lens_sigma > 0
-    width = 2 * float(problem.centre_px[0])
-    priors = Priors(
-        focal=prior,
-        # 60 degrees across the longer side
-        focal_centre=float(torch.tensor(max(width, 2 * float(problem.centre_px[1])) / (2 * 0.57735)).log()),
-        focal_sigma=config.focal_prior_sigma,
-        lens_sigma=lens_sigma,
-        robust_scale=config.robust_scale,
-        gain=gain,
-    )
+    _check(problem, state, gain)
     if gain is not None and state.log_gain is None:
         state = replace(state, log_gain=torch.zeros_like(state.log_focal))
-    layout = layout_of(problem, band_frames or config.band_frames)
-    cost, data = total_cost(problem, state, priors, config.robust_scale)
-    if not bool(torch.isfinite(cost)):
-        raise FloatingPointError("bundle: the cost is not finite at the start")
-
-    def lengthen(
-        state: State, step: tuple[Tensor, Tensor, Tensor], found: tuple[State, Tensor, Tensor]
-    ) -> tuple[State, Tensor, Tensor]:
-        # Reweighted least squares steps too short along every direction in which outliers lose weight as the state
-        # improves. Looking further along the step costs a hundredth of the next linearisation.
-        for factor in (1.5, 2.0, 3.0, 4.0):
-            camera, lens, points = (factor * part for part in step)
-            further = moved_by(state, camera, lens, points, free)
-            further_cost, further_data = total_cost(problem, further, priors, config.robust_scale)
-            if not bool(further_cost < found[1]):
-                break
-            found = further, further_cost, further_data
-        return found
-
-    damping, growth = 1e-4, _GROWTH
-    converged = False
-    iteration = 0
-    limit = max_iterations or config.max_iterations
-    lost = False
-    while iteration < limit and not converged and not lost:
-        linear, _ = linearise(problem, state, config.robust_scale, free)
-        normal = Normal(problem, layout, linear, state, priors, free, hold_poses=hold_poses)
-        accepted = False
-        while not accepted and iteration < limit:
-            iteration += 1
-            try:
-                normal.damp(damping)
-                camera, lens, points, _ = normal.step(0.1, 80)
-            except FloatingPointError:
-                damping *= growth * 10
-                if damping > 1e8:
-                    raise
-                continue
-            trial = moved_by(state, camera, lens, points, free)
-            new_cost, new_data = total_cost(problem, trial, priors, config.robust_scale)
-            if bool(new_cost < cost):
-                trial, new_cost, new_data = lengthen(
-                    state, (camera, lens, points), (trial, new_cost, new_data)
-                )
-                converged = float(cost - new_cost) < tolerance * float(cost)
-                lost = hopeless_above is not None and float(new_data - 5 * (data - new_data)) > hopeless_above
-                state, cost, data = trial, new_cost, new_data
-                # A damping that was only just found to be enough is not given up at once.
-                damping = max(damping / 5, 1e-9) if growth == _GROWTH else damping
-                growth, accepted = _GROWTH, True
-            else:
-                if float(camera.abs().max()) < 1e-9 or damping > 1e6:
-                    converged = True
-                    break
-                damping *= growth
-                growth *= 2
-        state = with_true_rotations(state)
+    band = effort.band_frames or config.band_frames
+    descent = _Descent(problem, state, _priors(problem, prior, config, gain), band, hold_poses=hold_poses)
+    descent.run(effort.max_iterations or config.max_iterations, effort)
+    state = descent.state
     residual_px, residual_log_depth, weight = residuals(problem, state, config)
     covariance = None
     if want_covariance:
-        band = band_frames or config.band_frames
-        covariance = _covariance(problem, state, priors, free, config, band, hold_poses=hold_poses)
+        wide = max(config.covariance_band_frames, band)
+        covariance = _covariance(problem, state, descent.priors, wide, hold_poses=hold_poses)
     return Solution(
         state=state,
-        cost=float(cost),
-        data_cost=float(data),
-        iterations=iteration,
-        converged=converged,
+        cost=float(descent.cost),
+        data_cost=float(descent.data),
+        iterations=descent.iteration,
+        converged=descent.converged,
         residual_px=residual_px,
         residual_log_depth=residual_log_depth,
         weight=weight,
@@ -160,19 +101,125 @@ def solve_bundle(
     )
 
 
+def _check(problem: Problem, state: State, gain: GainPrior | None) -> None:
+    if len(problem.frame) == 0:
+        raise ValueError("bundle: no observations")
+    key = problem.point * problem.num_frames + problem.frame
+    if bool((key[1:] <= key[:-1]).any()):
+        raise ValueError("bundle: observations must be sorted by point, then frame, each pair once")
+    if gain is None and state.log_gain is not None:
+        raise ValueError("bundle: the state has gains of the depth, but no prior says what they may be")
+
+
+def _priors(problem: Problem, focal: FocalPrior, config: BundleConfig, gain: GainPrior | None) -> Priors:
+    centre = config.principal_point_sigma * problem.focal_scale_px
+    sigma = [centre, centre, config.aspect_sigma, config.radial_sigma]
+    longer = 2 * float(problem.centre_px.max())
+    return Priors(
+        focal=focal,
+        focal_centre=float(torch.tensor(longer / (2 * _TAN_30)).log()),
+        focal_sigma=config.focal_prior_sigma,
+        lens_sigma=torch.tensor(sigma, dtype=torch.float64),
+        robust_scale=config.robust_scale,
+        gain=gain,
+    )
+
+
+class _Descent:
+    """Levenberg-Marquardt from one state.
+
+    Attributes:
+        state, cost, data: the best so far, its cost, and the part of reprojection and depth.
+        iteration: accepted and rejected steps.
+        converged: the last relative decrease fell below tolerance.
+    """
+
+    def __init__(
+        self, problem: Problem, state: State, priors: Priors, band_frames: int, *, hold_poses: bool
+    ) -> None:
+        self.problem, self.state, self.priors = problem, state, priors
+        self.free = priors.lens_sigma > 0
+        self.hold_poses = hold_poses
+        self.layout = layout_of(problem, band_frames)
+        self.cost, self.data = self._cost(state)
+        if not bool(torch.isfinite(self.cost)):
+            raise FloatingPointError("bundle: the cost is not finite at the start")
+        self.damping, self.growth = 1e-4, _GROWTH
+        self.iteration, self.converged, self.lost = 0, False, False
+
+    def _cost(self, state: State) -> tuple[Tensor, Tensor]:
+        return total_cost(self.problem, state, self.priors, self.priors.robust_scale)
+
+    def run(self, limit: int, effort: Effort) -> None:
+        """Step until nothing improves, `limit` steps are done, or there is no hope."""
+        while self.iteration < limit and not self.converged and not self.lost:
+            linear, _ = linearise(self.problem, self.state, self.priors.robust_scale, self.free)
+            normal = Normal(
+                self.problem,
+                self.layout,
+                linear,
+                self.state,
+                self.priors,
+                self.free,
+                hold_poses=self.hold_poses,
+            )
+            accepted = False
+            while not accepted and not self.converged and self.iteration < limit:
+                self.iteration += 1
+                accepted = self._try(normal, effort)
+            self.state = with_true_rotations(self.state)
+
+    def _try(self, normal: Normal, effort: Effort) -> bool:
+        """One step; whether it was accepted."""
+        try:
+            normal.damp(self.damping)
+            camera, lens, points, _ = normal.step(0.1, 80)
+        except FloatingPointError:
+            self.damping *= self.growth * 10
+            if self.damping > 1e8:
+                raise
+            return False
+        trial = moved_by(self.state, camera, lens, points, self.free)
+        cost, data = self._cost(trial)
+        if not bool(cost < self.cost):
+            if float(camera.abs().max()) < 1e-9 or self.damping > 1e6:
+                self.converged = True
+                return False
+            self.damping *= self.growth
+            self.growth *= 2
+            return False
+        trial, cost, data = self._lengthened((camera, lens, points), (trial, cost, data))
+        self.converged = float(self.cost - cost) < effort.tolerance * float(self.cost)
+        hope = effort.hopeless_above
+        self.lost = hope is not None and float(data - 5 * (self.data - data)) > hope
+        self.state, self.cost, self.data = trial, cost, data
+        # A damping that was only just found to be enough is not given up at once.
+        self.damping = max(self.damping / 5, 1e-9) if self.growth == _GROWTH else self.damping
+        self.growth = _GROWTH
+        return True
+
+    def _lengthened(
+        self, step: tuple[Tensor, Tensor, Tensor], found: tuple[State, Tensor, Tensor]
+    ) -> tuple[State, Tensor, Tensor]:
+        # Reweighted least squares steps too short along every direction in which outliers lose weight as the state
+        # improves. Looking further along the step costs a hundredth of the next linearisation.
+        for factor in (1.5, 2.0, 3.0, 4.0):
+            camera, lens, points = (factor * part for part in step)
+            further = moved_by(self.state, camera, lens, points, self.free)
+            cost, data = self._cost(further)
+            if not bool(cost < found[1]):
+                break
+            found = further, cost, data
+        return found
+
+
 def _covariance(
-    problem: Problem,
-    state: State,
-    priors: Priors,
-    free: Tensor,
-    config: BundleConfig,
-    band_frames: int,
-    *,
-    hold_poses: bool = False,
+    problem: Problem, state: State, priors: Priors, band_frames: int, *, hold_poses: bool
 ) -> Tensor:
     """(F, D, D) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
-    linear, _ = linearise(problem, state, config.robust_scale, free)
-    wide = layout_of(problem, max(config.covariance_band_frames, band_frames))
+    free = priors.lens_sigma > 0
+    linear, _ = linearise(problem, state, priors.robust_scale, free)
+    wide = layout_of(problem, band_frames)
     normal = Normal(problem, wide, linear, state, priors, free, hold_poses=hold_poses)
     damping = 1e-10
     while True:

@@ -12,7 +12,7 @@ from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
 from theodolite.annotate.sfm.bundle.single import resect
-from theodolite.annotate.sfm.bundle.solve import solve_bundle
+from theodolite.annotate.sfm.bundle.solve import Effort, solve_bundle
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.depth_noise import (
     DepthNoise,
@@ -186,9 +186,14 @@ def test_gains_of_frames_are_found_and_the_cameras_with_them(slow: float) -> Non
     expected = DepthNoise(observation=0.01, frame=0.1 if slow == 0 else 0.01, slow=slow).gain_prior(14)
     for band in (4, 64):
         solution = solve_bundle(
-            problem, disturbed(truth), prior, CONFIG, max_iterations=80, tolerance=1e-13, band_frames=band,
-            gain=expected, want_covariance=True,
-        )  # fmt: skip
+            problem,
+            disturbed(truth),
+            prior,
+            CONFIG,
+            effort=Effort(max_iterations=80, tolerance=1e-13, band_frames=band),
+            gain=expected,
+            want_covariance=True,
+        )
         found = solution.state
         assert found.log_gain is not None
         assert solution.covariance is not None
@@ -199,7 +204,9 @@ def test_gains_of_frames_are_found_and_the_cameras_with_them(slow: float) -> Non
         assert float((found.log_focal - truth.log_focal).abs().max()) < 1e-3
         scale = torch.exp(-off.mean())
         assert torch.allclose(found.translation, scale * truth.translation, atol=2e-3)
-    without = solve_bundle(problem, disturbed(truth), prior, CONFIG, max_iterations=80, tolerance=1e-13).state
+    without = solve_bundle(
+        problem, disturbed(truth), prior, CONFIG, effort=Effort(max_iterations=80, tolerance=1e-13)
+    ).state
     assert float((without.log_focal - truth.log_focal).abs().max()) > 5e-3
 
 

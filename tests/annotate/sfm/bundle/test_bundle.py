@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
 from theodolite.annotate.sfm.bundle.single import resect
-from theodolite.annotate.sfm.bundle.solve import solve_bundle
+from theodolite.annotate.sfm.bundle.solve import Effort, solve_bundle
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.dataset.cameras.rotations import so3_exp
 
@@ -82,7 +82,11 @@ def test_exact_measurements_give_the_truth_back(zoom: float, band: int) -> None:
     problem, truth = scene(frames=14, zoom=zoom, points=60)
     prior = focal_prior("smooth", 14, CONFIG)
     found = solve_bundle(
-        problem, disturbed(truth), prior, CONFIG, max_iterations=60, tolerance=1e-14, band_frames=band
+        problem,
+        disturbed(truth),
+        prior,
+        CONFIG,
+        effort=Effort(max_iterations=60, tolerance=1e-14, band_frames=band),
     ).state
     # Exact data and priors that the truth nearly satisfies: what remains is the smoothness of the zoom.
     assert torch.allclose(found.log_focal, truth.log_focal, atol=2e-5)
@@ -97,7 +101,7 @@ def test_same_optimum_as_scipy() -> None:
     problem, truth = scene(frames=4, points=10, noise_px=0.7)
     start = disturbed(truth)
     prior = focal_prior("smooth", 4, config)
-    ours = solve_bundle(problem, start, prior, config, max_iterations=80, tolerance=1e-14)
+    ours = solve_bundle(problem, start, prior, config, effort=Effort(max_iterations=80, tolerance=1e-14))
     centre = np.log(640 / (2 * 0.57735))
 
     def unpack(x: np.ndarray) -> State:
@@ -168,8 +172,12 @@ def test_loop_closures_outside_the_band_are_honoured(band: int) -> None:
     joined = replace(joined, uv_px=torch.cat([problem.uv_px, uv[-n:]]))
     prior = focal_prior("smooth", 24, CONFIG)
     start = disturbed(truth)
-    wide = solve_bundle(joined, start, prior, CONFIG, max_iterations=80, tolerance=1e-13, band_frames=64)
-    narrow = solve_bundle(joined, start, prior, CONFIG, max_iterations=80, tolerance=1e-13, band_frames=band)
+    wide = solve_bundle(
+        joined, start, prior, CONFIG, effort=Effort(max_iterations=80, tolerance=1e-13, band_frames=64)
+    )
+    narrow = solve_bundle(
+        joined, start, prior, CONFIG, effort=Effort(max_iterations=80, tolerance=1e-13, band_frames=band)
+    )
     assert narrow.cost == pytest.approx(wide.cost, rel=1e-6)
     assert torch.allclose(narrow.state.translation, wide.state.translation, atol=1e-4)
 
@@ -182,7 +190,9 @@ def test_outliers_do_not_move_the_cameras() -> None:
     off = torch.as_tensor(rng.normal(0, 60, (len(problem.frame), 2)))
     problem = replace(problem, uv_px=torch.where(wrong[:, None], problem.uv_px + off, problem.uv_px))
     prior = focal_prior("constant", 10, config)
-    found = solve_bundle(problem, disturbed(truth), prior, config, max_iterations=60, tolerance=1e-9)
+    found = solve_bundle(
+        problem, disturbed(truth), prior, config, effort=Effort(max_iterations=60, tolerance=1e-09)
+    )
     assert float((found.state.translation - truth.translation).norm(dim=1).max()) < 0.01
     assert float(found.weight[wrong].median()) < 0.05
     assert float(found.weight[~wrong].median()) > 0.7
@@ -191,7 +201,11 @@ def test_outliers_do_not_move_the_cameras() -> None:
 def test_constant_model_is_constant_and_piecewise_breaks_where_told() -> None:
     problem, truth = scene(frames=12, points=60)
     constant = solve_bundle(
-        problem, disturbed(truth), focal_prior("constant", 12, CONFIG), CONFIG, max_iterations=40
+        problem,
+        disturbed(truth),
+        focal_prior("constant", 12, CONFIG),
+        CONFIG,
+        effort=Effort(max_iterations=40),
     )
     assert float(constant.state.log_focal.std()) < 1e-4
     step = replace(truth, log_focal=truth.log_focal + torch.where(torch.arange(12) < 5, 0.0, 0.3))
@@ -199,7 +213,7 @@ def test_constant_model_is_constant_and_piecewise_breaks_where_told() -> None:
     problem = replace(problem, uv_px=uv)
     prior = focal_prior("piecewise", 12, CONFIG, breaks=torch.tensor([5]))
     found = solve_bundle(
-        problem, disturbed(step), prior, CONFIG, max_iterations=60, tolerance=1e-12
+        problem, disturbed(step), prior, CONFIG, effort=Effort(max_iterations=60, tolerance=1e-12)
     ).state.log_focal
     assert torch.allclose(found, step.log_focal, atol=1e-3)
 
@@ -210,15 +224,21 @@ def test_a_hopeless_model_is_given_up_and_a_hopeful_one_is_not() -> None:
     uv, _ = project(problem, zooming)
     zoomed = replace(problem, uv_px=uv)
     prior = focal_prior("constant", 12, CONFIG)
-    whole = solve_bundle(zoomed, disturbed(truth), prior, CONFIG, max_iterations=60)
-    early = solve_bundle(zoomed, disturbed(truth), prior, CONFIG, max_iterations=60, hopeless_above=1.0)
+    whole = solve_bundle(zoomed, disturbed(truth), prior, CONFIG, effort=Effort(max_iterations=60))
+    early = solve_bundle(
+        zoomed, disturbed(truth), prior, CONFIG, effort=Effort(max_iterations=60, hopeless_above=1.0)
+    )
     assert not early.converged
     assert early.iterations < whole.iterations
     assert early.data_cost > 1.0
     # What can be reached is reached, to the same place.
-    best = solve_bundle(problem, disturbed(truth), prior, CONFIG, max_iterations=60)
+    best = solve_bundle(problem, disturbed(truth), prior, CONFIG, effort=Effort(max_iterations=60))
     bounded = solve_bundle(
-        problem, disturbed(truth), prior, CONFIG, max_iterations=60, hopeless_above=1.1 * best.data_cost
+        problem,
+        disturbed(truth),
+        prior,
+        CONFIG,
+        effort=Effort(max_iterations=60, hopeless_above=1.1 * best.data_cost),
     )
     assert bounded.converged
     assert bounded.cost == best.cost
@@ -239,7 +259,12 @@ def test_covariance_is_that_of_many_noisy_runs() -> None:
             log_depth=problem.log_depth + torch.as_tensor(rng.normal(0, 0.01, len(problem.frame))),
         )
         solution = solve_bundle(
-            problem, truth, prior, config, max_iterations=10, tolerance=1e-9, want_covariance=seed == 0
+            problem,
+            truth,
+            prior,
+            config,
+            effort=Effort(max_iterations=10, tolerance=1e-09),
+            want_covariance=seed == 0,
         )
         state = solution.state
         centre = -state.rotation[5].T @ state.translation[5]
