@@ -139,15 +139,8 @@ def check_depth(
         return replace(_NO_PAIRS, num_pairs=len(rigid))
     scene, free = scene.some(rigid), free[rigid]
     pairs = scene.pairs
-    readings = [
-        GIVEN,
-        CONSTANT,
-        *TURNS,
-        *VIEWS,
-        *value_readings(kind),
-        shifted_reading(-1),
-        shifted_reading(1),
-    ]
+    readings = [GIVEN, CONSTANT, *TURNS, *VIEWS, *value_readings(kind)]
+    readings += [shifted_reading(-1), shifted_reading(1)]
     fits = scene.fits(readings)
     told = int(np.isfinite(fits.cost()[0]).sum())
     if told < _LEAST_PAIRS:
@@ -161,71 +154,115 @@ def check_depth(
     )
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
-    unexplained = _unexplained(fits, free)
-    given = fits.cost()[0]
-    least = np.full(len(pairs), np.inf)  # misfit of the best reading: where none fits, none is better
-
-    def leads_of(others: Sequence[Reading], found: Fits) -> dict[Reading, _Lead]:
-        np.fmin(least, found.misfit_px.min(0, where=np.isfinite(found.misfit_px), initial=np.inf), out=least)
-        costs = np.where(least < _FITTED_PX, found.cost(), np.nan)
-        return {r: _lead(given, c) for r, c in zip(others, costs, strict=True)}
-
-    def compete(others: Sequence[Reading]) -> dict[Reading, _Lead]:
-        others = [r for r in others if not _same_frames(r, pairs)]
-        return leads_of(others, scene.fits(others))
-
-    leads = leads_of(readings, fits)
-    leads = {r: lead for r, lead in leads.items() if r not in (GIVEN, CONSTANT)}
-    neighbours = tuple(leads[r] for r in readings[-2:])
-    k = 1
-    while not all(lead.won for lead in neighbours) and 2 * k <= min(_MAX_SHIFT, len(depth) // 2):
-        k *= 2
-        sure = _SURE if k <= _NEAR else _SURE_FAR
-        found = {
-            r: replace(lead, sure=sure)
-            for r, lead in compete([shifted_reading(-k), shifted_reading(k)]).items()
-        }
-        leads |= found
-        neighbours = tuple(found.values())
-    lost = any(lead.lost for lead in leads.values())
-    if lost or unexplained > _LOST_TRACK or not all(lead.won for lead in neighbours):
-        # Half of the pairs, half of their points find the place in time; all of them judge it.
-        half = scene.some(np.arange(0, len(pairs), 2), MAX_POINTS // 2)
-        reach = min(_MAX_SHIFT, len(depth) // 2)
-        far = [shifted_reading(k) for k in range(-reach, reach + 1) if abs(k) > 1]
-        found: dict[Reading, _Lead] = {}
-        if far:
-            tried = half.fits([GIVEN, *far]).cost()
-            means = np.array([_lead(tried[0], c).mean for c in tried[1:]])
-            if np.isfinite(means).any():
-                best = int(np.nanargmin(means))
-                near = {shifted_reading(k) for k in range(-_NEAR, _NEAR + 1)}
-                found = {
-                    r: lead if r in near else replace(lead, sure=_SURE_FAR)
-                    for r, lead in compete(far[max(0, best - 1) : best + 2]).items()
-                }
-        found |= {
-            r: replace(lead, sure=_SURE_ORDER) for r, lead in compete(order_readings(len(depth))).items()
-        }
-        leads |= {r: lead for r, lead in found.items() if r not in leads and 3 * lead.num_pairs >= len(pairs)}
-    known = {r: lead for r, lead in leads.items() if np.isfinite(lead.margin)}
-    margin = min((lead.margin for lead in known.values()), default=float("nan"))
-    better, lead = "", _Lead(float("nan"), float("nan"), 0)
-    if margin < 0:
-        better_ones = [r for r in known if known[r].lost]
-        reading = min(better_ones, key=lambda r: known[r].mean)
-        # The plain mistake before the far-fetched: over few pairs another place in time may seem a little better.
-        plain_ones = [r for r in better_ones if r.place in {t.place for t in TURNS} and r.place is not None]
-        reading = next((r for r in plain_ones if known[r].mean < 0.7 * known[reading].mean), reading)
-        better, lead = reading.words, known[reading]
-    return replace(
-        plain,
-        unexplained=unexplained,
-        margin_log=margin,
-        better_reading=better,
-        better_log=-lead.mean,
-        better_sigma_log=lead.sigma,
+    competition = _Competition(
+        scene, readings, fits, num_frames=len(depth), unexplained=_unexplained(fits, free)
     )
+    competition.look_nearby()
+    if competition.in_doubt:
+        competition.look_everywhere()
+    return competition.judge(plain)
+
+
+class _Competition:
+    """Readings against the depth as it is.
+
+    Attributes:
+        leads: of each reading that was tried.
+        neighbours: of the readings furthest away in time, earlier and later.
+        unexplained: share of the parallax that the depth leaves.
+    """
+
+    def __init__(
+        self, scene: Scene, readings: Sequence[Reading], fits: Fits, *, num_frames: int, unexplained: float
+    ) -> None:
+        """`readings` begin with the depth as it is and end with one frame earlier and one later; `fits` are theirs."""
+        self.scene, self.num_frames, self.unexplained = scene, num_frames, unexplained
+        self._given = fits.cost()[0]
+        # Misfit of the best reading of each pair: where none fits, none is better.
+        self._least = np.full(len(scene.pairs), np.inf)
+        leads = self._leads_of(readings, fits)
+        self.leads = {r: lead for r, lead in leads.items() if r not in (GIVEN, CONSTANT)}
+        self.neighbours = tuple(leads[r] for r in readings[-2:])
+
+    def _leads_of(self, readings: Sequence[Reading], fits: Fits) -> dict[Reading, _Lead]:
+        best = fits.misfit_px.min(0, where=np.isfinite(fits.misfit_px), initial=np.inf)
+        np.fmin(self._least, best, out=self._least)
+        costs = np.where(self._least < _FITTED_PX, fits.cost(), np.nan)
+        return {r: _lead(self._given, c) for r, c in zip(readings, costs, strict=True)}
+
+    def _compete(self, readings: Sequence[Reading]) -> dict[Reading, _Lead]:
+        readings = [r for r in readings if not _same_frames(r, self.scene.pairs)]
+        return self._leads_of(readings, self.scene.fits(readings))
+
+    def look_nearby(self) -> None:
+        """Maps further away in time, until one is worse for certain."""
+        k = 1
+        while not all(lead.won for lead in self.neighbours) and 2 * k <= min(
+            _MAX_SHIFT, self.num_frames // 2
+        ):
+            k *= 2
+            sure = _SURE if k <= _NEAR else _SURE_FAR
+            found = self._compete([shifted_reading(-k), shifted_reading(k)])
+            found = {r: replace(lead, sure=sure) for r, lead in found.items()}
+            self.leads |= found
+            self.neighbours = tuple(found.values())
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the depth may belong to other frames altogether."""
+        lost = any(lead.lost for lead in self.leads.values())
+        return lost or self.unexplained > _LOST_TRACK or not all(lead.won for lead in self.neighbours)
+
+    def look_everywhere(self) -> None:
+        """All places in time, other orders and rates."""
+        found = self._best_in_time()
+        orders = self._compete(order_readings(self.num_frames))
+        found |= {r: replace(lead, sure=_SURE_ORDER) for r, lead in orders.items()}
+        least = len(self.scene.pairs)
+        self.leads |= {
+            r: lead for r, lead in found.items() if r not in self.leads and 3 * lead.num_pairs >= least
+        }
+
+    def _best_in_time(self) -> dict[Reading, _Lead]:
+        """Half of the pairs, half of their points find the place in time; all of them judge it."""
+        half = self.scene.some(np.arange(0, len(self.scene.pairs), 2), MAX_POINTS // 2)
+        reach = min(_MAX_SHIFT, self.num_frames // 2)
+        far = [shifted_reading(k) for k in range(-reach, reach + 1) if abs(k) > 1]
+        if not far:
+            return {}
+        tried = half.fits([GIVEN, *far]).cost()
+        means = np.array([_lead(tried[0], c).mean for c in tried[1:]])
+        if not np.isfinite(means).any():
+            return {}
+        best = int(np.nanargmin(means))
+        near = {shifted_reading(k) for k in range(-_NEAR, _NEAR + 1)}
+        return {
+            r: lead if r in near else replace(lead, sure=_SURE_FAR)
+            for r, lead in self._compete(far[max(0, best - 1) : best + 2]).items()
+        }
+
+    def judge(self, plain: DepthCheck) -> DepthCheck:
+        """The check with what the best of the other readings says."""
+        known = {r: lead for r, lead in self.leads.items() if np.isfinite(lead.margin)}
+        margin = min((lead.margin for lead in known.values()), default=float("nan"))
+        better, lead = "", _Lead(float("nan"), float("nan"), 0)
+        if margin < 0:
+            better_ones = [r for r in known if known[r].lost]
+            reading = min(better_ones, key=lambda r: known[r].mean)
+            # The plain mistake before the far-fetched: over few pairs another place in time may seem a little better.
+            plain_ones = [
+                r for r in better_ones if r.place in {t.place for t in TURNS} and r.place is not None
+            ]
+            reading = next((r for r in plain_ones if known[r].mean < 0.7 * known[reading].mean), reading)
+            better, lead = reading.words, known[reading]
+        return replace(
+            plain,
+            unexplained=self.unexplained,
+            margin_log=margin,
+            better_reading=better,
+            better_log=-lead.mean,
+            better_sigma_log=lead.sigma,
+        )
 
 
 def _end_alike(depth: DepthMaps) -> bool:
