@@ -28,7 +28,6 @@ from .inputs import InputError
 from .parquet import read_table
 from .store import (
     TEMPORARY,
-    data_folder,
     list_parts,
     part_folders,
     part_metadata,
@@ -149,8 +148,7 @@ class Commits:
             OSError: the part is not there, or cannot be moved.
         """
         ids = self.check(clip_ids)
-        below_data = part.parts[len(part.parts) - part.parts[::-1].index("data") :]
-        target = data_folder(self._out).joinpath(*below_data)
+        target = part_path(self._out, source=source_folder(part), shard_id=part.stem.removeprefix("part-"))
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise ClipHasRow(f"{target}: is there already")

@@ -56,6 +56,14 @@ def test_a_part_counts_once_it_is_committed(out: Path, make_row: Callable[..., R
     assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("shard_id", ["000001-a", "002001-a"])
+def test_a_source_may_be_called_data(out: Path, make_row: Callable[..., Row], shard_id: str) -> None:
+    with own_run(out) as run:
+        part = write_part(run, [make_row(0, source="data")], shard_id=shard_id, recipe_hash="recipe1")
+        assert Commits(out).take(part, ["clip_0000"]) == part_path(out, source="data", shard_id=shard_id)
+    assert len(list_parts(out)) == 1
+
+
 def test_the_next_command_takes_in_what_is_whole_and_new(out: Path, make_row: Callable[..., Row]) -> None:
     write_part(out, [make_row(0)], shard_id="a", recipe_hash="recipe1")
     dead = left_by_a_dead_run(out, {"b": [make_row(1)], "c": [make_row(2), make_row(0)], "d": [make_row(3)]})
