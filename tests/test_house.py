@@ -264,3 +264,113 @@ def test_every_data_file_is_packaged():
             assert any(path.match(pattern) for pattern in listed.get(package, [])), (
                 f"{path} is not in package-data"
             )
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_PARAMETERS, LONGEST_FILE = 60, 8, 600
+
+_OPERATOR = "an operator's tensors and switches, as torch's schema and its callers name them"
+_SAMPLER = "a sampler's inputs, each of which somebody sets"
+_LATER = "to be taken apart"
+EXCUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "kernels/attention.py:frame_attention",
+            "kernels/attention.py:frame_attention_reference",
+            "kernels/frame_gdn/arguments.py:check_arguments",
+            "kernels/frame_gdn/launch.py:_run_scan",
+            "kernels/frame_gdn/op.py:frame_gdn",
+            "kernels/frame_gdn/op.py:_forward_op",
+            "kernels/frame_gdn/op.py:_backward_op",
+            "kernels/frame_gdn/op.py:_",
+            "kernels/frame_gdn/reference.py:prepare",
+            "kernels/frame_gdn/reference.py:frame_gdn_reference",
+            "kernels/frame_gdn/shards.py:frame_gdn_shards",
+            "kernels/frame_gdn/shards.py:frame_gdn_context_parallel",
+            "kernels/frame_gdn/tensors.py:make_inputs",
+        ),
+        _OPERATOR,
+    ),
+    **dict.fromkeys(
+        (
+            "model/attention.py:_capped_camera",
+            "model/network.py:_context",
+            "model/refiner.py:__call__",
+            "model/samplers.py:sample_chunk_causal",
+            "model/samplers.py:stream_chunk_causal",
+            "model/samplers.py:stream_distilled",
+        ),
+        _SAMPLER,
+    ),
+    "dataset/loading.py:__init__": "what a stream of clips is told of a distributed run, as torch's loaders name it",
+    **dict.fromkeys(
+        (
+            "annotate/checks/depth.py:check_depth",
+            "annotate/checks/held_cameras.py:check_lens",
+            "annotate/checks/posed.py:solve_posed",
+            "annotate/checks/posed.py:keep_and_judge",
+            "annotate/checks/posed.py:solve_from_poses",
+            "annotate/networks/focal.py:solve_samples",
+            "annotate/networks/moge2.py:from_checkpoint",
+            "annotate/networks/moge2.py:infer",
+            "annotate/networks/pi3x.py:_condition",
+            "annotate/scale/series.py:fit_scale",
+            "annotate/sfm/bundle/single.py:resect",
+            "annotate/sfm/bundle/solve.py:solve_bundle",
+            "annotate/sfm/focal_model.py:choose_focal_model",
+            "annotate/sfm/incremental.py:place_incrementally",
+            "annotate/sfm/incremental.py:choose_start",
+            "annotate/sfm/registration.py:register_all_frames",
+            "annotate/sfm/resection.py:refine_single",
+            "annotate/sfm/solve.py:solve_cameras",
+            "annotate/sfm/start.py:verify_keyframes",
+            "annotate/sfm/start.py:median_points",
+            "annotate/sfm/summary.py:summarise",
+            "annotate/tracks/measure.py:measure_images",
+            "annotate/verdict/gates.py:judge",
+        ),
+        _LATER,
+    ),
+}
+"""Functions beyond a limit, with the reason."""
+
+LONG_FILES: dict[str, str] = {
+    "annotate/checks/depth.py": _LATER,
+}
+"""Files beyond the limit, with the reason."""
+
+
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Bodies of Triton and Gluon kernels: what they inline cannot be a function of its own for nothing."""
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def excess(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """What of a function is beyond a limit: its lines without the docstring, or its parameters without self."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        lines -= function.body[0].end_lineno - function.body[0].lineno + 1
+    a = function.args
+    names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs) if arg.arg not in ("self", "cls")]
+    found = [f"{lines} lines"] if lines > MOST_LINES else []
+    found += [f"{len(names)} parameters"] if len(names) > MOST_PARAMETERS else []
+    return ", ".join(found) or None
+
+
+def test_functions_are_short_and_take_few_parameters():
+    found = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_kernel(node):
+                continue
+            if (what := excess(node)) is not None:
+                found[f"{path.relative_to(ROOT).as_posix()}:{node.name}"] = what
+    beyond = {name: what for name, what in found.items() if name not in EXCUSED}
+    assert not beyond, f"split them, or make their parameters records: {beyond}"
+
+
+def test_files_are_short():
+    lines = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8").count("\n") for p in sources()}
+    beyond = {name: n for name, n in lines.items() if n > LONGEST_FILE and name not in LONG_FILES}
+    assert not beyond, f"files of more than {LONGEST_FILE} lines: {beyond}"

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.cameras.transforms import rigid_error
 from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
-from ..dataset.loading import epoch_order, worker_settings
+from ..dataset.loading import epoch_order
+from ..dataset.workers import worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
 from ..model.context import Cameras
 from ..model.samplers import Text
@@ -294,7 +295,7 @@ class Feed:
             self._steps,
             batch_size=None,
             sampler=_Counting(self.taken, self.place.per_step),
-            **worker_settings(self._workers),
+            **worker_settings(self._workers, preload="theodolite.dataset.loading"),
         )
         for micro in loader:
             for samples in micro:

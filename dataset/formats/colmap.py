@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +90,30 @@ def write_colmap(
             per_frame[f].append(i)
     write = _write_binary if binary else _write_text
     errors = None if points is None else _errors_px(clip, points)
-    write(target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place)
+    poses = np.concatenate([quaternion, shift], axis=1)
+    write(target, clip, _Model(model, lenses, camera, poses, names, points, errors, per_frame, place))
     return target
+
+
+class _Model(NamedTuple):
+    """What the three files of a model hold.
+
+    Attributes:
+        name: of COLMAP's camera model. lenses: (L, P) its parameters, one row a camera.
+        camera: of each image. poses: (F, 7) quaternion, w first, and shift, world to camera.
+        errors: (P,) pixels, of each point.
+        per_frame: observations of each image. place: image and index in it of each observation.
+    """
+
+    name: str
+    lenses: FloatArray
+    camera: list[int]
+    poses: FloatArray
+    names: tuple[str, ...]
+    points: ColmapPoints | None
+    errors: FloatArray | None
+    per_frame: list[list[int]]
+    place: dict[int, tuple[int, int]]
 
 
 def _one_lens(params: FloatArray, clip: CameraClip) -> FloatArray:
@@ -140,54 +162,60 @@ def _colours(points: ColmapPoints) -> NDArray[np.uint8]:
     return np.full((len(points.points_world), 3), 128, np.uint8) if points.colour is None else points.colour
 
 
-def _write_text(
-    target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place
-) -> None:
+def _write_text(target: Path, clip: CameraClip, model: _Model) -> None:
+    points, errors = model.points, model.errors
+
     def numbers(values) -> str:
         return " ".join(repr(float(v)) for v in values)
 
-    cameras = [f"{i + 1} {model} {clip.width} {clip.height} {numbers(p)}" for i, p in enumerate(lenses)]
+    cameras = [
+        f"{i + 1} {model.name} {clip.width} {clip.height} {numbers(p)}" for i, p in enumerate(model.lenses)
+    ]
     (target / "cameras.txt").write_text(
         "# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n" + "\n".join(cameras) + "\n"
     )
     images = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", "# POINTS2D[] as X Y POINT3D_ID"]
-    for i, name in enumerate(names):
-        images.append(f"{i + 1} {numbers(quaternion[i])} {numbers(shift[i])} {camera[i] + 1} {name}")
+    for i, name in enumerate(model.names):
+        images.append(f"{i + 1} {numbers(model.poses[i])} {model.camera[i] + 1} {name}")
+        if points is None:
+            images.append("")
+            continue
         images.append(
-            " ".join(f"{numbers(points.xy_px[o])} {int(points.point[o]) + 1}" for o in per_frame[i])
+            " ".join(f"{numbers(points.xy_px[o])} {int(points.point[o]) + 1}" for o in model.per_frame[i])
         )
     (target / "images.txt").write_text("\n".join(images) + "\n", encoding="utf-8")
     lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK[] as IMAGE_ID POINT2D_IDX"]
-    if points is not None:
+    if points is not None and errors is not None:
         colours = _colours(points)
-        for j, track in enumerate(_tracks(points, place)):
+        for j, track in enumerate(_tracks(points, model.place)):
             seen = " ".join(f"{image} {index}" for image, index in track)
             rgb = " ".join(str(int(c)) for c in colours[j])
             lines.append(f"{j + 1} {numbers(points.points_world[j])} {rgb} {float(errors[j])!r} {seen}")
     (target / "points3D.txt").write_text("\n".join(lines) + "\n")
 
 
-def _write_binary(
-    target, clip, model, lenses, camera, quaternion, shift, names, points, errors, per_frame, place
-) -> None:
-    out = bytearray(struct.pack("<Q", len(lenses)))
-    for i, p in enumerate(lenses):
+def _write_binary(target: Path, clip: CameraClip, model: _Model) -> None:
+    points, errors = model.points, model.errors
+    out = bytearray(struct.pack("<Q", len(model.lenses)))
+    for i, p in enumerate(model.lenses):
         out += (
-            struct.pack("<iiQQ", i + 1, _MODELS[model][0], clip.width, clip.height)
+            struct.pack("<iiQQ", i + 1, _MODELS[model.name][0], clip.width, clip.height)
             + np.asarray(p, "<f8").tobytes()
         )
     (target / "cameras.bin").write_bytes(out)
-    out = bytearray(struct.pack("<Q", len(names)))
-    for i, name in enumerate(names):
-        out += struct.pack("<i7di", i + 1, *quaternion[i], *shift[i], camera[i] + 1) + name.encode() + b"\0"
-        out += struct.pack("<Q", len(per_frame[i]))
-        for o in per_frame[i]:
+    out = bytearray(struct.pack("<Q", len(model.names)))
+    for i, name in enumerate(model.names):
+        out += struct.pack("<i7di", i + 1, *model.poses[i], model.camera[i] + 1) + name.encode() + b"\0"
+        seen = [] if points is None else model.per_frame[i]
+        out += struct.pack("<Q", len(seen))
+        for o in seen:
+            assert points is not None
             out += struct.pack("<ddq", *points.xy_px[o], int(points.point[o]) + 1)
     (target / "images.bin").write_bytes(out)
     out = bytearray(struct.pack("<Q", 0 if points is None else len(points.points_world)))
-    if points is not None:
+    if points is not None and errors is not None:
         colours = _colours(points)
-        for j, track in enumerate(_tracks(points, place)):
+        for j, track in enumerate(_tracks(points, model.place)):
             out += struct.pack(
                 "<q3d3Bd", j + 1, *points.points_world[j], *(int(c) for c in colours[j]), errors[j]
             )
