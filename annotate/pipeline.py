@@ -95,7 +95,7 @@ def annotate_clip(
         out.reasons.append(("internal_error", f"{type(error).__name__}: {error}"))
         out.error = traceback.format_exc()
     out.wall_s["total"] = time.perf_counter() - start
-    out.reasons += _stand_ins(out)
+    _refuse_stand_ins(out)
     return out.row()
 
 
@@ -380,10 +380,11 @@ def _at_rest(measured: ImageMeasurements, config: AnnotateConfig) -> Reasons:
     return [("static_camera", f"tracks move {100 * motion:.2g} % of the image diagonal over the clip")]
 
 
-def _stand_ins(out: Findings) -> Reasons:
+def _refuse_stand_ins(out: Findings) -> None:
     """Networks of random numbers prove nothing, however well the images agree with their smooth depth."""
     labels = [w for p in out.provenance for w in p.weights if w.startswith(STAND_IN)]
-    return [("stand_in_weights", f"random numbers in place of {', '.join(labels)}")] if labels else []
+    if labels:
+        out.reasons.append(("stand_in_weights", f"random numbers in place of {', '.join(labels)}"))
 
 
 # --- what the stages hand on --------------------------------------------------------------------

@@ -6,7 +6,9 @@ others catch what those cannot see: a static camera, a jump, tracks that died, d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -84,6 +86,182 @@ def _bounded(
     )
 
 
+@dataclass(frozen=True)
+class _Solved:
+    """What the gates of a solved clip look at."""
+
+    cameras: CameraSolution
+    scale: ScaleEstimate
+    measured: ImageMeasurements
+    height: int
+    width: int
+    config: GatesConfig
+
+    @cached_property
+    def posed(self) -> bool:
+        """Whether poses are given: what depends on how the path was found is then judged by `judge_given`."""
+        return bool((self.cameras.pose_source == GIVEN).any())
+
+    @cached_property
+    def fov_deg(self) -> FloatArray:
+        """(2, F) horizontal and vertical field of view."""
+        focal_px = self.cameras.focal_px
+        return np.degrees(
+            np.stack(
+                [fov_from_focal(focal_px[:, 0], self.width), fov_from_focal(focal_px[:, 1], self.height)]
+            )
+        )
+
+    @cached_property
+    def steps(self) -> FloatArray:
+        """(F - 1,) lengths of the camera's steps."""
+        return np.linalg.norm(np.diff(self.cameras.camera_to_world[:, :3, 3], axis=0), axis=1)
+
+    @cached_property
+    def usual_step(self) -> float:
+        """Step of the camera that nine of ten do not exceed."""
+        return float(np.percentile(self.steps, 90)) if len(self.steps) else 0.0
+
+
+def _finite(solved: _Solved) -> float:
+    cameras = solved.cameras
+    numbers = (cameras.camera_to_world, cameras.focal_px, cameras.principal_point_px)
+    return float(all(np.isfinite(x).all() for x in numbers))
+
+
+def _axis_gap(solved: _Solved) -> float:
+    fx, fy = solved.cameras.focal_px.T
+    return float((np.abs(fx - fy) / ((fx + fy) / 2)).max())
+
+
+def _jump(solved: _Solved) -> float:
+    return float(solved.steps.max() / solved.usual_step) if solved.usual_step > 0 else 0.0
+
+
+def _lone(solved: _Solved) -> float:
+    cameras = solved.cameras
+    usual = max(solved.usual_step, _LEAST_STEP * cameras.median_depth)
+    return _lone_frame(cameras.camera_to_world[:, :3, 3], usual)
+
+
+def _inlier_share(solved: _Solved) -> float:
+    cameras = solved.cameras
+    return float(cameras.num_inliers.sum() / max(1, cameras.num_observations.sum()))
+
+
+def _depth_scale(solved: _Solved) -> float:
+    noise = solved.cameras.depth_noise
+    return float("nan") if noise is None else noise.scale_sigma_log(len(solved.cameras.camera_to_world))
+
+
+Value = Callable[[_Solved], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """One gate of a solved clip: its number, its bounds, and the clips that it applies to."""
+
+    name: str
+    value: Value
+    lower: Value | None = None
+    upper: Value | None = None
+    unit: str = "1"
+    applies: Callable[[_Solved], bool] = lambda s: True
+
+
+_RULES = (
+    _Rule(name="finite", value=_finite, lower=lambda s: 1.0),
+    _Rule(
+        name="fov_min",
+        value=lambda s: float(s.fov_deg.min()),
+        lower=lambda s: s.config.fov_min_deg,
+        unit="deg",
+    ),
+    _Rule(
+        name="fov_max",
+        value=lambda s: float(s.fov_deg.max()),
+        upper=lambda s: s.config.fov_max_deg,
+        unit="deg",
+    ),
+    _Rule(name="focal_axis_gap", value=_axis_gap, upper=lambda s: s.config.max_focal_axis_gap),
+    _Rule(
+        name="scale_cov",
+        value=lambda s: s.scale.cov,
+        upper=lambda s: s.config.max_scale_cov,
+        # A declared unit has no series; its consistency is what the sweep checks.
+        applies=lambda s: s.scale.model != "declared",
+    ),
+    _Rule(
+        name="rigid",
+        value=lambda s: float(np.max(rigid_error(s.cameras.camera_to_world))),
+        upper=lambda s: s.config.max_rigid_error,
+    ),
+    _Rule(name="jump", value=_jump, upper=lambda s: s.config.max_jump),
+    _Rule(name="lone_frame", value=_lone, upper=lambda s: s.config.max_lone_frame),
+    _Rule(
+        name="infilled",
+        value=lambda s: float((s.cameras.pose_source == INFILLED).mean()),
+        upper=lambda s: s.config.max_infilled_share,
+    ),
+    _Rule(
+        name="inliers",
+        value=_inlier_share,
+        lower=lambda s: s.config.min_given_inlier_share if s.posed else s.config.min_inlier_share,
+    ),
+    _Rule(
+        name="tracks_lost",
+        value=lambda s: _lost_share(s.measured, s.cameras),
+        upper=lambda s: s.config.max_lost_share,
+    ),
+    _Rule(name="motion", value=lambda s: image_motion(s.measured), lower=lambda s: s.config.static_motion),
+    _Rule(
+        name="parallax",
+        value=lambda s: float(np.degrees(s.cameras.parallax_rad)),
+        lower=lambda s: s.config.min_parallax_deg,
+        unit="deg",
+    ),
+    _Rule(
+        name="scale_sweep",
+        value=lambda s: sweep_minimum(s.cameras.scale_sweep),
+        lower=lambda s: 1 - s.config.scale_sweep_tolerance,
+        upper=lambda s: 1 + s.config.scale_sweep_tolerance,
+        # Of given poses the same is asked with a standard error (`given_scale`).
+        applies=lambda s: not s.posed,
+    ),
+    _Rule(
+        name="position_sigma",
+        value=lambda s: _worst_sigma(s.cameras) / max(s.cameras.median_depth, 1e-9),
+        upper=lambda s: s.config.max_position_sigma,
+    ),
+    _Rule(
+        name="given_focal",
+        value=lambda s: float(np.exp(s.cameras.focal_asked_log)),
+        lower=lambda s: _within(_focal_bound_log(s.cameras, s.config))[0],
+        upper=lambda s: _within(_focal_bound_log(s.cameras, s.config))[1],
+        applies=lambda s: not s.posed and s.cameras.focal_model == "given",
+    ),
+    _Rule(
+        name="focal_sigma",
+        value=lambda s: s.cameras.focal_common_log,
+        upper=lambda s: s.config.max_focal_sigma,
+        applies=lambda s: bool(np.isfinite(s.cameras.focal_common_log)),
+    ),
+    _Rule(
+        name="depth_scale",
+        value=_depth_scale,
+        upper=lambda s: s.config.max_depth_scale_sigma,
+        applies=lambda s: s.cameras.depth_noise is not None,
+    ),
+    _Rule(
+        name="depth_residual",
+        value=lambda s: s.cameras.depth_log_residual,
+        upper=lambda s: s.config.max_depth_residual_log,
+        applies=lambda s: bool(np.isfinite(s.cameras.depth_log_residual)),
+    ),
+)
+"""All gates of a solved clip, in the order in which they are reported."""
+
+
 def judge(
     cameras: CameraSolution,
     scale: ScaleEstimate,
@@ -93,83 +271,19 @@ def judge(
     width: int,
     config: GatesConfig,
 ) -> tuple[Gate, ...]:
-    """All gates of a solved clip, in the order in which they are reported.
-
-    Where poses are given, what depends on how the path was found is judged by `judge_given`.
-    """
-    posed = bool((cameras.pose_source == GIVEN).any())
-    poses = cameras.camera_to_world
-    numbers = (poses, cameras.focal_px, cameras.principal_point_px)
-    finite = float(all(np.isfinite(x).all() for x in numbers))
-    fov = np.degrees(
-        np.stack(
-            [fov_from_focal(cameras.focal_px[:, 0], width), fov_from_focal(cameras.focal_px[:, 1], height)]
+    """The gates of a solved clip, by the table above."""
+    solved = _Solved(cameras, scale, measured, height, width, config)
+    return tuple(
+        _bounded(
+            rule.name,
+            rule.value(solved),
+            lower=None if rule.lower is None else rule.lower(solved),
+            upper=None if rule.upper is None else rule.upper(solved),
+            unit=rule.unit,
         )
+        for rule in _RULES
+        if rule.applies(solved)
     )
-    fx, fy = cameras.focal_px.T
-    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
-    usual = float(np.percentile(steps, 90)) if len(steps) else 0.0
-    observations = cameras.num_inliers.sum() / max(1, cameras.num_observations.sum())
-    gates = [
-        _bounded("finite", finite, lower=1.0),
-        _bounded("fov_min", float(fov.min()), lower=config.fov_min_deg, unit="deg"),
-        _bounded("fov_max", float(fov.max()), upper=config.fov_max_deg, unit="deg"),
-        _bounded(
-            "focal_axis_gap",
-            float((np.abs(fx - fy) / ((fx + fy) / 2)).max()),
-            upper=config.max_focal_axis_gap,
-        ),
-        _bounded("rigid", float(np.max(rigid_error(poses))), upper=config.max_rigid_error),
-        _bounded("jump", float(steps.max() / usual) if usual > 0 else 0.0, upper=config.max_jump),
-        _bounded(
-            "lone_frame",
-            _lone_frame(poses[:, :3, 3], max(usual, _LEAST_STEP * cameras.median_depth)),
-            upper=config.max_lone_frame,
-        ),
-        _bounded(
-            "infilled", float((cameras.pose_source == INFILLED).mean()), upper=config.max_infilled_share
-        ),
-        _bounded(
-            "inliers",
-            float(observations),
-            lower=config.min_given_inlier_share if posed else config.min_inlier_share,
-        ),
-        _bounded("tracks_lost", _lost_share(measured, cameras), upper=config.max_lost_share),
-        _bounded("motion", image_motion(measured), lower=config.static_motion),
-        _bounded(
-            "parallax", float(np.degrees(cameras.parallax_rad)), lower=config.min_parallax_deg, unit="deg"
-        ),
-        _bounded(
-            "position_sigma",
-            _worst_sigma(cameras) / max(cameras.median_depth, 1e-9),
-            upper=config.max_position_sigma,
-        ),
-    ]
-    if not posed:
-        # Of given poses the same is asked with a standard error (`given_scale`).
-        tolerance = config.scale_sweep_tolerance
-        sweep = sweep_minimum(cameras.scale_sweep)
-        gates.insert(-1, _bounded("scale_sweep", sweep, lower=1 - tolerance, upper=1 + tolerance))
-        if cameras.focal_model == "given":
-            gates.append(_given_focal(cameras, config))
-    if np.isfinite(cameras.focal_common_log):
-        gates.append(_bounded("focal_sigma", cameras.focal_common_log, upper=config.max_focal_sigma))
-    if cameras.depth_noise is not None:
-        gates.append(
-            _bounded(
-                "depth_scale",
-                cameras.depth_noise.scale_sigma_log(len(poses)),
-                upper=config.max_depth_scale_sigma,
-            )
-        )
-    if np.isfinite(cameras.depth_log_residual):
-        gates.append(
-            _bounded("depth_residual", cameras.depth_log_residual, upper=config.max_depth_residual_log)
-        )
-    if scale.model != "declared":
-        # A declared unit has no series; its consistency is what the sweep checks.
-        gates.insert(4, _bounded("scale_cov", scale.cov, upper=config.max_scale_cov))
-    return tuple(gates)
 
 
 def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
@@ -307,19 +421,28 @@ def _judge_lens(
 
 
 def _given_focal(cameras: CameraSolution, config: GatesConfig) -> Gate:
-    """The focal length that images and depth ask for by themselves, over the given one: strict where they fit better
-    with it, and as far as the clip agrees on it."""
-    bound = -np.log1p(-config.given_focal_tolerance)
-    if cameras.focal_asked_gain > _FOCAL_GAIN:
+    """The focal length that images and depth ask for by themselves, over the given one."""
+    return _near_one("given_focal", float(np.exp(cameras.focal_asked_log)), _focal_bound_log(cameras, config))
+
+
+def _focal_bound_log(cameras: CameraSolution, config: GatesConfig) -> float:
+    """How far that may be from one: little where they fit better with it, and as far as the clip agrees on it."""
+    bound = -float(np.log1p(-config.given_focal_tolerance))
+    if cameras.focal_asked_gain > _FOCAL_GAIN:  # not where it is unknown (NaN)
         # Without parallax a longer lens looks like a nearer camera, all along the clip.
         shallow = bound * _SHALLOW_RAD / max(cameras.parallax_rad, 1e-9)
         bound = min(bound, max(np.log1p(config.given_lens_tolerance), 3 * cameras.focal_asked_sigma, shallow))
-    return _near_one("given_focal", float(np.exp(cameras.focal_asked_log)), bound)
+    return bound
 
 
 def _near_one(name: str, value: float, log_bound: float) -> Gate:
+    lower, upper = _within(log_bound)
+    return _bounded(name, value, lower=lower, upper=upper)
+
+
+def _within(log_bound: float) -> tuple[float, float]:
     log_bound = min(log_bound, 50.0)
-    return _bounded(name, value, lower=float(np.exp(-log_bound)), upper=float(np.exp(log_bound)))
+    return float(np.exp(-log_bound)), float(np.exp(log_bound))
 
 
 _FOCAL_GAIN = 1.1

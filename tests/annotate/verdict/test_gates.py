@@ -317,3 +317,21 @@ def test_a_given_focal_length_is_doubted_as_far_as_the_clip_can_tell(
         parallax_rad=parallax_rad,
     )
     assert ("given_intrinsics_disagree" not in failed(cameras)) == passed
+
+
+def test_a_given_focal_length_is_doubted_strictly_only_where_the_gain_is_known():
+    def bound(gain: float) -> float | None:
+        cameras = replace(
+            solution(),
+            focal_model="given",
+            focal_asked_log=0.05,
+            focal_asked_sigma=0.001,
+            focal_asked_gain=gain,
+        )
+        gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+        return next(gate.upper for gate in gates if gate.name == "given_focal")
+
+    loose = 1 / (1 - GatesConfig().given_focal_tolerance)
+    assert bound(float("nan")) == pytest.approx(loose)
+    assert bound(1.0) == pytest.approx(loose)
+    assert bound(1.5) < loose
