@@ -97,6 +97,8 @@ def check_program(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.search(rf"^{re.escape(arguments[0])}:", makefile, re.MULTILINE), f"no target {arguments[0]}"
     elif program == "pip":
         check_extras(" ".join(arguments))
+    elif program == "sbatch":
+        check_program(shlex.split(arguments[arguments.index("--wrap") + 1]), monkeypatch)
     elif program in ("torchrun", "srun") and "theodolite" in arguments:
         check_theodolite(arguments[arguments.index("theodolite") + 1 :], monkeypatch)
     elif program in ("python", "torchrun"):
@@ -237,7 +239,7 @@ def test_python_on_pages_takes_what_is_there(path):
 # --- those that need nothing from outside are run ------------------------------------------------
 
 NOT_RUN = {
-    r"make|pip|git|python|torchrun|srun|pytest": "other programs",
+    r"make|pip|git|python|torchrun|srun|sbatch|pytest": "other programs",
     r"theodolite (weights pull|fetch)": "the network",
     r"theodolite annotate (?!rgbd)": "data or weights of others",
     r"theodolite generate (?!.*--size tiny)": "weights",
