@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from theodolite.dataset.metrics.trajectory import (
 )
 
 from ..maps import Maps
+from ..verdict.test_gates import solution
 
 TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)
 FEW = TracksConfig(num_flow_tracks=120, num_descriptors=400)
@@ -339,3 +342,38 @@ def test_parallax_is_the_largest_angle_of_a_track_also_out_and_back() -> None:
     found = parallax(problem, state, torch.ones(count, dtype=torch.bool))
     assert found == pytest.approx(np.arctan(0.3), abs=1e-9)
     assert parallax(problem, state, torch.zeros(count, dtype=torch.bool)) == 0.0
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_only_a_held_lens_comes_back_as_it_was_given(held, monkeypatch):
+    """Where pixels are not square, a lens that is merely expected must not replace the one that was found."""
+    given = KnownLens(
+        focal_px=np.full((4, 2), (300.0, 330.0)), principal_point_px=np.full((4, 2), (99.0, 51.0)), held=held
+    )
+    seen = []
+
+    def solved(inputs):
+        seen.append(inputs)
+        return replace(
+            solution(), focal_px=np.full((4, 2), 440.0), principal_point_px=np.full((4, 2), (110.0, 50.0))
+        )
+
+    monkeypatch.setattr("theodolite.annotate.sfm.solve._solve", solved)
+    monkeypatch.setattr("theodolite.annotate.sfm.solve.stretched", lambda measured, aspect: measured)
+    found = solve_cameras(
+        None,  # pyright: ignore
+        Maps([]),
+        depth_sigma_log=0.01,
+        tracks_config=TracksConfig(),
+        config=BundleConfig(),
+        pixel_aspect=1.1,
+        lens=given,
+    )
+    (inputs,) = seen
+    assert np.allclose(inputs.lens.focal_px, 330.0)
+    if held:
+        assert np.array_equal(found.focal_px, given.focal_px)
+        assert np.array_equal(found.principal_point_px, given.principal_point_px)
+    else:
+        assert np.allclose(found.focal_px, (400.0, 440.0))
+        assert np.allclose(found.principal_point_px, (100.0, 50.0))
