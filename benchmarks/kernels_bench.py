@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from theodolite.kernels.frame_gdn.arguments import ScanOptions, Tokens
 from theodolite.kernels.frame_gdn.tensors import Ends, Inputs, make_inputs
 from theodolite.kernels.frame_gdn.triton import backward as triton_backward
 from theodolite.kernels.frame_gdn.triton import forward as triton_forward
@@ -91,16 +92,9 @@ def prepared(case: Case) -> Inputs:
     """The launch layer's view of a case."""
     keep = torch.ones(case.k.shape[1], device=case.k.device) if case.options["bidirectional"] else None
     detached = {n: None if getattr(case, n) is None else getattr(case, n).detach() for n in GRADIENTS}
-    return make_inputs(
-        *(detached[n] for n in GRADIENTS[:7]),
-        case.rope,
-        case.rays,
-        keep,
-        case.options["normalise"],
-        case.options["key_scale"],
-        1e-5,
-        1e-8,
-    )
+    tokens = Tokens(*(detached[n] for n in GRADIENTS[:7]), case.rope, case.rays)
+    options = {n: x for n, x in case.options.items() if n != "chunk_starts"}
+    return make_inputs(tokens, ScanOptions(**options), keep)
 
 
 SWEEP: dict[str, dict[str, list[int]]] = {
@@ -312,10 +306,8 @@ def table_scaling() -> None:
         tensors = [getattr(case, n).detach() for n in ("q", "k", "v", "beta", "decay")]
 
         def chunk(state: State = state, case: Case = case, tensors: list[torch.Tensor] = tensors) -> State:
-            return frame_gdn(
-                *tensors, q_weight=case.q_weight, k_weight=case.k_weight, rope=case.rope, initial=state,
-                key_scale=case.options["key_scale"],
-            ).final  # fmt: skip
+            tokens = Tokens(*tensors, q_weight=case.q_weight, k_weight=case.k_weight, rope=case.rope)
+            return frame_gdn(tokens, ScanOptions(key_scale=case.options["key_scale"]), initial=state).final
 
         with torch.no_grad():
             for _ in range(history // 3):

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from kernels_bench import both_ways, full_size, milliseconds, relative, run
 from theodolite.kernels import Shard, frame_gdn_context_parallel
+from theodolite.kernels.frame_gdn.arguments import ScanOptions
 
 NAMES = ("q", "k", "v", "beta", "decay")
 IDLE = 20_000_000
@@ -52,9 +53,11 @@ def main() -> None:
 
         def parallel(shard: Shard = shard, case=case) -> torch.Tensor:
             return frame_gdn_context_parallel(
-                shard, q_weight=case.q_weight, k_weight=case.k_weight, key_scale=case.options["key_scale"],
-                normalise=case.options["normalise"],
-            )  # fmt: skip
+                shard,
+                ScanOptions(key_scale=case.options["key_scale"], normalise=case.options["normalise"]),
+                q_weight=case.q_weight,
+                k_weight=case.k_weight,
+            )
 
         out = parallel()
         grads = torch.autograd.grad(out, shares, seed[:, part])

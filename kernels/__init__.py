@@ -9,6 +9,7 @@ from .block_ops.op import (
     modulated_norm,
     norm_rotate,
 )
+from .frame_gdn.arguments import ScanOptions, Tokens
 from .frame_gdn.op import frame_gdn, key_scale
 from .frame_gdn.reference import (
     Composite,
@@ -30,8 +31,10 @@ from .short_conv.reference import short_conv_reference
 __all__ = [
     "Composite",
     "Result",
+    "ScanOptions",
     "Shard",
     "State",
+    "Tokens",
     "add_modulated_norm",
     "compose",
     "exclusive_prefix",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import (
     Result,
+    ScanOptions,
     Shard,
     State,
+    Tokens,
     frame_attention,
     frame_gdn,
     frame_gdn_context_parallel,
@@ -154,20 +158,17 @@ class DeltaNetAttention(CameraAttention):
         conv = None if cache is None else cache.conv
         key = self._convolved(k, self.conv_k, context, starts, conv)
         weights = dict(q_weight=self.q_norm.weight, k_weight=self.k_norm.weight)
-        numbers = dict(key_scale=key_scale(self.head_size, q.shape[2]), norm_eps=_NORM_EPS)
+        numbers = ScanOptions(key_scale=key_scale(self.head_size, q.shape[2]), norm_eps=_NORM_EPS)
         tokens = (self.split(q), self.split(key), self.split(v), *gates)
         if context.share is not None:
             shard = Shard(*tokens, rope=context.rope, chunk_starts=starts)
             return frame_gdn_context_parallel(
-                shard, group=context.share.group, **weights, **numbers, backend=backend
+                shard, numbers, group=context.share.group, **weights, backend=backend
             ).flatten(-2)
         result = frame_gdn(
-            *tokens,
-            **weights,
-            rope=context.rope,
-            chunk_starts=starts,
+            Tokens(*tokens, **weights, rope=context.rope),
+            replace(numbers, chunk_starts=starts),
             initial=None if cache is None else cache.gdn,
-            **numbers,
             backend=backend,
         )
         if cache is not None and context.save:
@@ -214,7 +215,7 @@ class DeltaNetAttention(CameraAttention):
                 result.out, ray_matrices(_rays(context))[0], context.camera_rope, inverse_rope=True
             )
         else:
-            result = frame_gdn(
+            tokens = Tokens(
                 self.split(q),
                 self.split(k),
                 self.split(v),
@@ -223,13 +224,9 @@ class DeltaNetAttention(CameraAttention):
                 k_weight=self.k_norm_cam.weight,
                 rope=context.camera_rope,
                 rays=context.rays,
-                normalise=False,
-                chunk_starts=starts,
-                initial=initial,
-                key_scale=scale,
-                norm_eps=_NORM_EPS,
-                backend=backend,
             )
+            options = ScanOptions(normalise=False, chunk_starts=starts, key_scale=scale, norm_eps=_NORM_EPS)
+            result = frame_gdn(tokens, options, initial=initial, backend=backend)
             out = result.out
         if cache is not None and inputs is not None:
             cache.camera_gdn = result.final
@@ -261,12 +258,10 @@ class DeltaNetAttention(CameraAttention):
         )
         return frame_gdn_context_parallel(
             shard,
+            ScanOptions(normalise=False, key_scale=scale, norm_eps=_NORM_EPS),
             group=context.share.group,
             q_weight=self.q_norm_cam.weight,
             k_weight=self.k_norm_cam.weight,
-            normalise=False,
-            key_scale=scale,
-            norm_eps=_NORM_EPS,
             backend=self.operators.kernels,
         )
 
@@ -293,13 +288,8 @@ class DeltaNetAttention(CameraAttention):
         stretch = key.float().square().sum(-1).clamp_min(1e-12) / k.float().square().sum(-1).clamp_min(1e-12)
         beta = beta / stretch.mean(dim=2, keepdim=True).clamp_min(1.0).to(beta.dtype)
         return frame_gdn(
-            query,
-            key,
-            value,
-            beta,
-            decay,
-            normalise=False,
-            chunk_starts=starts,
+            Tokens(query, key, value, beta, decay),
+            ScanOptions(normalise=False, chunk_starts=starts),
             initial=initial,
             backend=self.operators.kernels,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,40 +13,76 @@ if TYPE_CHECKING:
     from .reference import State
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """The tensors of a call.
+
+    Attributes:
+        q, k, v: (B, T, S, H, D) float32 or bfloat16, the last axis dense, other strides free.
+        beta: (B, T, S, H) step size of each token, in [0, 1].
+        decay: (B, T, H) float32, how much of the state each frame keeps, in [0, 1].
+        q_weight, k_weight: (H * D) RMSNorm weights; the norm runs over all heads together, ReLU follows.
+        rope: (2, T, S, pairs) cosines and sines, see `rope_tables`; float16 serves bfloat16 tokens and saves a
+            conversion.
+        rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them. A ray of NaN
+            makes NaN of every frame that reads its frame, whatever the backend.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    decay: Tensor
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    rope: Tensor | None = None
+    rays: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the scan runs.
+
+    Attributes:
+        bidirectional: False for a causal scan (each frame sees itself and earlier ones).
+        chunk_starts: first frames of chunks, increasing; the reverse scan does not cross into an earlier chunk.
+            None: one chunk.
+        normalise: divide by the unrotated recurrence + eps.
+        key_scale: (D S)^-1/2 keeps a head's transitions from expanding (`key_scale` says under which condition).
+        norm_eps: of the RMSNorm. eps: of the normaliser.
+    """
+
+    bidirectional: bool = True
+    chunk_starts: tuple[int, ...] | None = None
+    normalise: bool = True
+    key_scale: float = 1.0
+    norm_eps: float = 1e-5
+    eps: float = 1e-8
+
+
 def check_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
+    tokens: Tokens,
+    options: ScanOptions,
     *,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    rope: Tensor | None = None,
-    rays: Tensor | None = None,
-    normalise: bool = True,
-    bidirectional: bool = True,
-    chunk_starts: tuple[int, ...] | None = None,
     initial: State | None = None,
     initial_reverse: State | None = None,
 ) -> tuple[int, ...] | None:
     """`chunk_starts`, checked. Raises ValueError where shapes, types, devices or chunks do not fit each other."""
+    k, rays, rope, normalise = tokens.k, tokens.rays, tokens.rope, options.normalise
     if k.ndim != 5:
         raise ValueError(f"k is {tuple(k.shape)}; give (batch, frames, tokens, heads, head size)")
     b, t, s, h, d = k.shape
-    check_tensors(
-        k, "k", q=q, v=v, beta=beta, decay=decay, q_weight=q_weight, k_weight=k_weight, rope=rope, rays=rays
-    )
+    check_tensors(k, "k", **{name: x for name, x in vars(tokens).items() if name != "k"})
 
     def shape(name: str, x: Tensor, *expected: int) -> None:
         if tuple(x.shape) != expected:
             raise ValueError(f"{name} is {tuple(x.shape)}; with k {tuple(k.shape)} it must be {expected}")
 
-    shape("q", q, b, t, s, h, d)
-    shape("v", v, b, t, s, h, d)
-    shape("beta", beta, b, t, s, h)
-    shape("decay", decay, b, t, h)
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+    shape("q", tokens.q, b, t, s, h, d)
+    shape("v", tokens.v, b, t, s, h, d)
+    shape("beta", tokens.beta, b, t, s, h)
+    shape("decay", tokens.decay, b, t, h)
+    for name, weight in (("q_weight", tokens.q_weight), ("k_weight", tokens.k_weight)):
         if weight is not None and weight.numel() != h * d:
             raise ValueError(f"{name} is {tuple(weight.shape)}; {h} heads of {d} need {h * d} values")
     if rays is not None:
@@ -70,8 +107,8 @@ def check_arguments(
         if state.z is not None:
             shape(f"{name}.z", state.z, b, h, d)
         check_tensors(k, "k", **{f"{name}.kv": state.kv, f"{name}.z": state.z})
-    if not bidirectional and (chunk_starts is not None or initial_reverse is not None):
+    if not options.bidirectional and (options.chunk_starts is not None or initial_reverse is not None):
         raise ValueError(
             "chunk_starts and initial_reverse belong to the reverse scan: set bidirectional=True"
         )
-    return check_chunk_starts(chunk_starts, t)
+    return check_chunk_starts(options.chunk_starts, t)

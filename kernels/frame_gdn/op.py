@@ -9,30 +9,17 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend, resolve_backend
-from .arguments import check_arguments
+from .arguments import ScanOptions, Tokens, check_arguments
 from .reference import Result, State, chunk_keep, frame_gdn_reference
 from .tensors import Chain, Ends, Products, Readout, make_inputs
 
 
 def frame_gdn(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
+    tokens: Tokens,
+    options: ScanOptions | None = None,
     *,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    rope: Tensor | None = None,
-    rays: Tensor | None = None,
-    bidirectional: bool = True,
-    chunk_starts: tuple[int, ...] | None = None,
-    normalise: bool = True,
     initial: State | None = None,
     initial_reverse: State | None = None,
-    key_scale: float = 1.0,
-    norm_eps: float = 1e-5,
-    eps: float = 1e-8,
     backend: Backend = "auto",
 ) -> Result:
     """Frame-wise gated DeltaNet with what stands before it (norm, ReLU, scale, rotation) and behind it.
@@ -42,88 +29,45 @@ def frame_gdn(
     that is more than 1. Without weights and rope, q, k and v are taken as prepared.
 
     Args:
-        q, k, v: (B, T, S, H, D) float32 or bfloat16, the last axis dense, other strides free.
-        beta: (B, T, S, H) step size of each token, in [0, 1].
-        decay: (B, T, H) float32, how much of the state each frame keeps, in [0, 1].
-        q_weight, k_weight: (H * D) RMSNorm weights; the norm runs over all heads together, ReLU follows.
-        rope: (2, T, S, pairs) cosines and sines, see `rope_tables`; float16 serves bfloat16 tokens and saves a
-            conversion.
-        rays: (B, T, S, 3, 4) rigid world-to-ray transforms (`world_to_ray`); no gradient flows to them. A ray of NaN
-            makes NaN of every frame that reads its frame, whatever the backend.
-        bidirectional: False for a causal scan (each frame sees itself and earlier ones).
-        chunk_starts: first frames of chunks, increasing; the reverse scan does not cross into an earlier chunk.
-            None: one chunk.
-        normalise: divide by the unrotated recurrence + eps.
+        tokens: see `Tokens`. options: see `ScanOptions`.
         initial: forward state before the first frame (streaming, previous shard).
         initial_reverse: reverse state after the last frame (next shard).
-        key_scale: (D S)^-1/2 keeps a head's transitions from expanding (`key_scale` says under which condition).
         backend: "auto" takes Triton on a GPU and the plain twin elsewhere.
     Returns:
         Result; gradients flow through all its tensors, to all tensors but rope and rays.
     Raises:
         ValueError: on shapes, types, devices, chunks or a backend that do not fit.
     """
-    chunk_starts = check_arguments(
-        q,
-        k,
-        v,
-        beta,
-        decay,
-        q_weight=q_weight,
-        k_weight=k_weight,
-        rope=rope,
-        rays=rays,
-        normalise=normalise,
-        bidirectional=bidirectional,
-        chunk_starts=chunk_starts,
-        initial=initial,
-        initial_reverse=initial_reverse,
-    )
-    if not resolve_backend(backend, k):
-        return frame_gdn_reference(
-            q,
-            k,
-            v,
-            beta,
-            decay,
-            q_weight=q_weight,
-            k_weight=k_weight,
-            rope=rope,
-            rays=rays,
-            bidirectional=bidirectional,
-            chunk_starts=chunk_starts,
-            normalise=normalise,
-            initial=initial,
-            initial_reverse=initial_reverse,
-            key_scale=key_scale,
-            norm_eps=norm_eps,
-            eps=eps,
-        )
-    keep = cached_keep(k.shape[1], chunk_starts, k.device) if bidirectional else None
+    options = ScanOptions() if options is None else options
+    starts = check_arguments(tokens, options, initial=initial, initial_reverse=initial_reverse)
+    if not resolve_backend(backend, tokens.k):
+        return frame_gdn_reference(tokens, options, initial=initial, initial_reverse=initial_reverse)
+    k = tokens.k
+    keep = cached_keep(k.shape[1], starts, k.device) if options.bidirectional else None
     out, kv, z, kv_reverse, z_reverse, *_ = _forward_op(
-        q,
-        k,
-        v,
-        beta,
-        decay,
-        q_weight,
-        k_weight,
-        rope,
-        rays,
-        keep,
-        initial.kv if initial else None,
-        initial.z if initial else None,
-        initial_reverse.kv if initial_reverse else None,
-        initial_reverse.z if initial_reverse else None,
-        normalise,
-        key_scale,
-        norm_eps,
-        eps,
+        *_flat(tokens, options, keep, initial, initial_reverse)
     )
+    normalise = options.normalise
     return Result(
         out,
         State(kv, z if normalise else None),
-        State(kv_reverse, z_reverse if normalise else None) if bidirectional else None,
+        State(kv_reverse, z_reverse if normalise else None) if options.bidirectional else None,
+    )
+
+
+def _flat(
+    tokens: Tokens,
+    options: ScanOptions,
+    keep: Tensor | None,
+    initial: State | None,
+    initial_reverse: State | None,
+) -> tuple[Any, ...]:
+    """What the operators that are registered with torch take, one by one: its schemas know no records."""
+    x, states = tokens, (initial, initial_reverse)
+    return (
+        *(x.q, x.k, x.v, x.beta, x.decay, x.q_weight, x.k_weight, x.rope, x.rays, keep),
+        *(end for state in states for end in ((None, None) if state is None else (state.kv, state.z))),
+        *(options.normalise, options.key_scale, options.norm_eps, options.eps),
     )
 
 
@@ -158,10 +102,9 @@ def _forward_op(
     """out, final states (kv, z, kv_reverse, z_reverse), then what `_backward_op` takes as `kept`, after out."""
     from . import launch
 
-    x = make_inputs(
-        q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
-        normalise, key_scale, norm_eps, eps,
-    )  # fmt: skip
+    tokens = Tokens(q, k, v, beta, decay, q_weight, k_weight, rope, rays)
+    options = ScanOptions(normalise=normalise, key_scale=key_scale, norm_eps=norm_eps, eps=eps)
+    x = make_inputs(tokens, options, keep)
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
     products = launch.compute_products(x)
     states = launch.compute_states(x, products, initial)
@@ -258,10 +201,9 @@ def _backward_op(
 ) -> list[Tensor]:
     from . import launch
 
-    x = make_inputs(
-        q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
-        normalise, key_scale, norm_eps, eps,
-    )  # fmt: skip
+    tokens = Tokens(q, k, v, beta, decay, q_weight, k_weight, rope, rays)
+    options = ScanOptions(normalise=normalise, key_scale=key_scale, norm_eps=norm_eps, eps=eps)
+    x = make_inputs(tokens, options, keep)
     initial = _ends(initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
     out, q_inv, k_inv, p, u, pz, stretch, *states = (None if y.numel() == 0 else y for y in kept)
     assert out is not None

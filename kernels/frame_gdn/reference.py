@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_chunk_starts, check_counts, check_tensors
-from .arguments import check_arguments
+from .arguments import ScanOptions, Tokens, check_arguments
 
 Degenerate = Literal["auto", "refuse", "nan", "identity"]
 
@@ -316,56 +316,30 @@ def chunk_keep(frames: int, chunk_starts: tuple[int, ...] | None, like: Tensor) 
 
 
 def frame_gdn_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
+    tokens: Tokens,
+    options: ScanOptions | None = None,
     *,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
-    rope: Tensor | None = None,
-    rays: Tensor | None = None,
-    bidirectional: bool = True,
-    chunk_starts: tuple[int, ...] | None = None,
-    normalise: bool = True,
     initial: State | None = None,
     initial_reverse: State | None = None,
-    key_scale: float = 1.0,
-    norm_eps: float = 1e-5,
-    eps: float = 1e-8,
 ) -> Result:
     """`frame_gdn` written down plainly; see there for the arguments. Computes in float32, or float64 if given."""
-    check_arguments(
-        q,
-        k,
-        v,
-        beta,
-        decay,
-        q_weight=q_weight,
-        k_weight=k_weight,
-        rope=rope,
-        rays=rays,
-        normalise=normalise,
-        bidirectional=bidirectional,
-        chunk_starts=chunk_starts,
-        initial=initial,
-        initial_reverse=initial_reverse,
-    )
+    options = ScanOptions() if options is None else options
+    check_arguments(tokens, options, initial=initial, initial_reverse=initial_reverse)
+    bidirectional, rope, rays = options.bidirectional, tokens.rope, tokens.rays
     ready = prepare(
-        q,
-        k,
-        v,
-        beta,
-        q_weight=q_weight,
-        k_weight=k_weight,
+        tokens.q,
+        tokens.k,
+        tokens.v,
+        tokens.beta,
+        q_weight=tokens.q_weight,
+        k_weight=tokens.k_weight,
         rope=rope,
         rays=rays,
-        key_scale=key_scale,
-        norm_eps=norm_eps,
+        key_scale=options.key_scale,
+        norm_eps=options.norm_eps,
     )
-    g = decay.to(ready.key.dtype)
-    keep = chunk_keep(k.shape[1], chunk_starts, g)
+    g = tokens.decay.to(ready.key.dtype)
+    keep = chunk_keep(tokens.k.shape[1], options.chunk_starts, g)
     p, u = frame_products(ready.key, ready.value, ready.beta)
     states, final_kv = scan(p, u, g, initial.kv if initial else None)
     final_z = final_reverse = None
@@ -374,7 +348,7 @@ def frame_gdn_reference(
         states = states + reverse
         final_reverse = State(final_reverse_kv)
     out = torch.einsum("bthij,btshj->btshi", states, ready.query)
-    if normalise:
+    if options.normalise:
         ones = torch.ones_like(ready.plain_key[..., :1])
         pz, uz = frame_products(ready.plain_key, ones, ready.beta)
         zs, final_z = scan(pz, uz, g, _row(initial))
@@ -382,12 +356,12 @@ def frame_gdn_reference(
             reverse_z, last = scan(pz, uz, g, _row(initial_reverse), keep=keep)
             zs = zs + reverse_z
             final_reverse = State(final_reverse_kv, last[:, :, 0])
-        out = out / (torch.einsum("bthij,btshj->btshi", zs, ready.plain_query) + eps)
+        out = out / (torch.einsum("bthij,btshj->btshi", zs, ready.plain_query) + options.eps)
     if rays is not None:
         assert rope is not None
         out = ray_transform(out, ray_matrices(rays.to(out.dtype))[0], rope, inverse_rope=True)
     return Result(
-        out.to(v.dtype), State(final_kv, None if final_z is None else final_z[:, :, 0]), final_reverse
+        out.to(tokens.v.dtype), State(final_kv, None if final_z is None else final_z[:, :, 0]), final_reverse
     )
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backend import Backend, resolve_backend
-from .arguments import check_arguments
+from .arguments import ScanOptions, Tokens, check_arguments
 from .op import cached_keep
 from .reference import (
     Composite,
@@ -54,38 +54,32 @@ Exchange = Callable[[list[Tensor]], list[Tensor]]
 
 def frame_gdn_shards(
     shards: list[Shard],
+    options: ScanOptions | None = None,
     *,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
-    bidirectional: bool = True,
-    normalise: bool = True,
-    key_scale: float = 1.0,
-    norm_eps: float = 1e-5,
-    eps: float = 1e-8,
     backend: Backend = "auto",
 ) -> list[Tensor]:
     """`frame_gdn` over a clip in several shards, all in this process.
 
+    Args:
+        options: of all shards; chunks are each shard's own.
     Returns:
         the output of every shard; equal to the output of one call on the whole clip.
     Raises:
         ValueError: on shapes that do not fit.
     """
-    options = _Options(bidirectional, normalise, key_scale, norm_eps, eps)
+    options = ScanOptions() if options is None else options
     return _run(shards, q_weight, k_weight, options, backend, lambda tensors: tensors, range(len(shards)))
 
 
 def frame_gdn_context_parallel(
     shard: Shard,
+    options: ScanOptions | None = None,
     *,
     group: dist.ProcessGroup | None = None,
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
-    bidirectional: bool = True,
-    normalise: bool = True,
-    key_scale: float = 1.0,
-    norm_eps: float = 1e-5,
-    eps: float = 1e-8,
     backend: Backend = "auto",
 ) -> Tensor:
     """`frame_gdn` over a clip whose frames are spread over the ranks of `group`, in order of rank.
@@ -93,7 +87,7 @@ def frame_gdn_context_parallel(
     Each rank gives its shard and gets its output. Gradients of weights are those of the rank's own frames: sum
     them over the group as for any sharded batch.
     """
-    options = _Options(bidirectional, normalise, key_scale, norm_eps, eps)
+    options = ScanOptions() if options is None else options
     size, rank = dist.get_world_size(group), dist.get_rank(group)
 
     def exchange(tensors: list[Tensor]) -> list[Tensor]:
@@ -104,26 +98,21 @@ def frame_gdn_context_parallel(
     return _run([shard], q_weight, k_weight, options, backend, exchange, range(rank, rank + 1))[0]
 
 
-@dataclass(frozen=True)
-class _Options:
-    bidirectional: bool
-    normalise: bool
-    key_scale: float
-    norm_eps: float
-    eps: float
-
-
 def _run(
     shards: list[Shard],
     q_weight: Tensor | None,
     k_weight: Tensor | None,
-    options: _Options,
+    options: ScanOptions,
     backend: Backend,
     exchange: Exchange,
     mine: range,
 ) -> list[Tensor]:
     if not shards:
         raise ValueError("there must be at least one shard")
+    if options.chunk_starts is not None:
+        raise ValueError(
+            "chunk_starts belong to each shard, counted from its first frame: leave the options' out"
+        )
     first, starts = shards[0].k, []
     for number, shard in enumerate(shards):
         fixed = [(x.shape[0], *x.shape[2:], x.dtype, x.device) for x in (first, shard.k)]
@@ -132,20 +121,10 @@ def _run(
                 f"shard {number}: k is {tuple(shard.k.shape)} {shard.k.dtype} on {shard.k.device}, the first shard's"
                 f" {tuple(first.shape)} {first.dtype} on {first.device}; shards may differ in frames only"
             )
-        given = check_arguments(
-            shard.q,
-            shard.k,
-            shard.v,
-            shard.beta,
-            shard.decay,
-            q_weight=q_weight,
-            k_weight=k_weight,
-            rope=shard.rope,
-            rays=shard.rays,
-            normalise=options.normalise,
-            bidirectional=options.bidirectional,
-            chunk_starts=shard.chunk_starts,
+        tokens = Tokens(
+            *(shard.q, shard.k, shard.v, shard.beta, shard.decay, q_weight, k_weight, shard.rope, shard.rays)
         )
+        given = check_arguments(tokens, replace(options, chunk_starts=shard.chunk_starts))
         starts.append(given)
     local = _TritonShards if resolve_backend(backend, shards[0].k) else _ReferenceShards
     tensors: list[Tensor | None] = [q_weight, k_weight]
@@ -172,7 +151,11 @@ class _ReferenceShards:
     """The local shards in plain torch."""
 
     def __init__(
-        self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...], kept: list[Any] | None
+        self,
+        options: ScanOptions,
+        starts: list[Any],
+        tensors: tuple[Tensor | None, ...],
+        kept: list[Any] | None,
     ) -> None:
         self.options, self.starts, self.kept = options, starts, kept
         self.tensors = [
@@ -213,17 +196,16 @@ class _ReferenceShards:
 
     def _call(self, i: int, start: _Ends) -> tuple[Tensor, _Ends]:
         q, k, v, beta, decay, rope, rays = self._arguments(i)
-        normalise, both = self.options.normalise, self.options.bidirectional
 
         def state(kv: Tensor | None, z: Tensor | None) -> State | None:
             return None if kv is None else State(kv, None if z is None else z[:, :, 0])
 
         result = frame_gdn_reference(
-            q, k, v, beta, decay, q_weight=self.tensors[0], k_weight=self.tensors[1], rope=rope, rays=rays,
-            bidirectional=both, chunk_starts=self.starts[i], normalise=normalise,
-            initial=state(start.kv, start.z), initial_reverse=state(start.kv_reverse, start.z_reverse),
-            key_scale=self.options.key_scale, norm_eps=self.options.norm_eps, eps=self.options.eps,
-        )  # fmt: skip
+            Tokens(q, k, v, beta, decay, self.tensors[0], self.tensors[1], rope, rays),
+            replace(self.options, chunk_starts=self.starts[i]),
+            initial=state(start.kv, start.z),
+            initial_reverse=state(start.kv_reverse, start.z_reverse),
+        )
         ends = {"kv": result.final.kv, "z": result.final.z}
         if result.final_reverse is not None:
             ends |= {"kv_reverse": result.final_reverse.kv, "z_reverse": result.final_reverse.z}
@@ -264,7 +246,11 @@ class _TritonShards:
     """
 
     def __init__(
-        self, options: _Options, starts: list[Any], tensors: tuple[Tensor | None, ...], kept: list[Any] | None
+        self,
+        options: ScanOptions,
+        starts: list[Any],
+        tensors: tuple[Tensor | None, ...],
+        kept: list[Any] | None,
     ) -> None:
         from . import launch
 
@@ -356,7 +342,7 @@ class _ShardedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: Any, options: _Options, exchange: Exchange, mine: range, starts: list[Any],
+        ctx: Any, local: Any, options: ScanOptions, exchange: Exchange, mine: range, starts: list[Any],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         shards = local(options, starts, tensors, None)
@@ -387,7 +373,7 @@ class _ShardedScan(torch.autograd.Function):
 
 
 def _inputs(
-    options: _Options,
+    options: ScanOptions,
     q_weight: Tensor | None,
     k_weight: Tensor | None,
     tensors: tuple[Tensor | None, ...],
@@ -401,10 +387,7 @@ def _inputs(
     assert beta is not None
     assert decay is not None
     keep = cached_keep(k.shape[1], chunk_starts, k.device) if options.bidirectional else None
-    return make_inputs(
-        q, k, v, beta, decay, q_weight, k_weight, rope, rays, keep,
-        options.normalise, options.key_scale, options.norm_eps, options.eps,
-    )  # fmt: skip
+    return make_inputs(Tokens(q, k, v, beta, decay, q_weight, k_weight, rope, rays), options, keep)
 
 
 def _gather(local: list[_Ends], exchange: Exchange) -> list[_Ends]:

@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from .arguments import ScanOptions, Tokens
+
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -67,25 +69,13 @@ USE_HOPPER = True
 """Off: Triton kernels everywhere, so that one machine can test and time both."""
 
 
-def make_inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    decay: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    rope: Tensor | None,
-    rays: Tensor | None,
-    keep: Tensor | None,
-    normalise: bool,
-    key_scale: float,
-    norm_eps: float,
-    eps: float,
-) -> Inputs:
+def make_inputs(tokens: Tokens, options: ScanOptions, keep: Tensor | None) -> Inputs:
     """Bring small tensors to the layout and type that the kernels read; large ones stay as they are."""
+    k, rope, rays, beta, decay = tokens.k, tokens.rope, tokens.rays, tokens.beta, tokens.decay
+    q_weight, k_weight = tokens.q_weight, tokens.k_weight
     d = k.shape[-1]
-    main = rope is not None and rays is None and normalise and q_weight is not None and k_weight is not None
+    main = rope is not None and rays is None and options.normalise
+    main = main and q_weight is not None and k_weight is not None
     # Tiles are 128 channels wide and need one beyond the head; their rows must be multiples of 16 bytes.
     hopper = main and 64 < d < 128 and d % 8 == 0 and k.dtype == torch.bfloat16 and k.is_cuda
     hopper = bool(hopper) and USE_HOPPER and _is_hopper(k.device)
@@ -97,9 +87,9 @@ def make_inputs(
         rope = rope.to(torch.float16 if k.dtype != torch.float32 else torch.float32)
         rope = rope.permute(1, 2, 3, 0).contiguous().flatten(2) if hopper else rope.contiguous()
     return Inputs(
-        q=dense(q),
+        q=dense(tokens.q),
         k=dense(k),
-        v=dense(v),
+        v=dense(tokens.v),
         beta=beta.transpose(2, 3).contiguous(),
         decay=decay.float().contiguous(),
         q_weight=None if q_weight is None else q_weight.float().contiguous(),
@@ -107,10 +97,10 @@ def make_inputs(
         rope=rope,
         rays=None if rays is None else rays.float().contiguous(),
         keep=None if keep is None else keep.float().contiguous(),
-        normalise=normalise,
-        key_scale=key_scale,
-        norm_eps=norm_eps,
-        eps=eps,
+        normalise=options.normalise,
+        key_scale=options.key_scale,
+        norm_eps=options.norm_eps,
+        eps=options.eps,
         hopper=hopper,
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from theodolite.kernels.backend import Backend
+from theodolite.kernels.frame_gdn.arguments import ScanOptions, Tokens
 from theodolite.kernels.frame_gdn.op import frame_gdn
 from theodolite.kernels.frame_gdn.reference import Result, State, rope_tables, world_to_ray
 from torch import Tensor
@@ -140,24 +143,31 @@ def in_float64(case: Case) -> Case:
     return Case(**double, rope=rope, rays=rays, options=case.options)
 
 
+def tokens_of(case: Case) -> Tokens:
+    return Tokens(**{f.name: getattr(case, f.name) for f in fields(Tokens)})
+
+
+def call(function: Callable[..., Any], tokens: Tokens, **change: Any) -> Any:
+    """A call with some arguments changed, whichever record they are in."""
+    of = {kind: {f.name for f in fields(kind)} & change.keys() for kind in (Tokens, ScanOptions)}
+    rest = {n: x for n, x in change.items() if n not in of[Tokens] | of[ScanOptions]}
+    return function(
+        replace(tokens, **{n: change[n] for n in of[Tokens]}),
+        ScanOptions(**{n: change[n] for n in of[ScanOptions]}),
+        **rest,
+    )
+
+
 def run(case: Case, backend: Backend) -> Result:
     def state(kv: Tensor | None, z: Tensor | None) -> State | None:
         return None if kv is None else State(kv, z)
 
     return frame_gdn(
-        case.q,
-        case.k,
-        case.v,
-        case.beta,
-        case.decay,
-        q_weight=case.q_weight,
-        k_weight=case.k_weight,
-        rope=case.rope,
-        rays=case.rays,
+        tokens_of(case),
+        ScanOptions(**case.options),
         initial=state(case.initial_kv, case.initial_z),
         initial_reverse=state(case.initial_kv_reverse, case.initial_z_reverse),
         backend=backend,
-        **case.options,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from cases import in_float64, make_case
 from theodolite.kernels import Shard, frame_gdn_context_parallel
+from theodolite.kernels.frame_gdn.arguments import ScanOptions
 
 
 def main(rank: int, size: int, port: int, folder: str) -> None:
@@ -20,7 +21,10 @@ def main(rank: int, size: int, port: int, folder: str) -> None:
         *(x[:, part] for x in (case.q, case.k, case.v, case.beta, case.decay)), rope=case.rope[:, part]
     )
     out = frame_gdn_context_parallel(
-        shard, q_weight=case.q_weight, k_weight=case.k_weight, key_scale=case.options["key_scale"]
+        shard,
+        ScanOptions(key_scale=case.options["key_scale"]),
+        q_weight=case.q_weight,
+        k_weight=case.k_weight,
     )
     out.square().sum().backward()
     names = ("q", "k", "v", "beta", "decay", "q_weight", "k_weight")

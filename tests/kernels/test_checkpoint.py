@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from theodolite.kernels import (
+    Tokens,
     frame_gdn,
     frame_gdn_shards,
     gated_add,
@@ -25,7 +26,7 @@ SHAPE = (1, 2, 4, 32)
 
 
 def run_gdn(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    return frame_gdn(q, k, v, beta, decay, backend="triton").out
+    return frame_gdn(Tokens(q, k, v, beta, decay), backend="triton").out
 
 
 def run_shards(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:

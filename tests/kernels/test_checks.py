@@ -23,7 +23,7 @@ from theodolite.kernels import (
     world_to_ray,
 )
 
-from .cases import make_case, run
+from .cases import call, make_case, run, tokens_of
 
 FRAMES = 4
 X = torch.zeros(1, FRAMES, 3, 8)
@@ -33,8 +33,7 @@ HEADS = torch.zeros(1, 2, FRAMES, 3, 8)
 
 def gdn(function: Callable = frame_gdn, **change: object) -> object:
     case = make_case(frames=FRAMES, head_size=8)
-    names = ("q", "k", "v", "beta", "decay", "q_weight", "k_weight", "rope")
-    return function(**{n: getattr(case, n).detach() for n in names} | change)
+    return call(function, tokens_of(case), **change)
 
 
 def shards(**change: object) -> object:
@@ -98,7 +97,6 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "unlike shards": (
         lambda: frame_gdn_shards(
             [Shard(*(torch.zeros(1, 2, 3, h, 8),) * 3, torch.zeros(1, 2, 3, h), torch.zeros(1, 2, h)) for h in (2, 4)],
-            normalise=True,
         ),
         "shard 1: k is",
     ),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from theodolite.kernels import State, frame_gdn, key_scale, rope_tables, world_to_ray
+from theodolite.kernels.frame_gdn.arguments import ScanOptions, Tokens
 from theodolite.kernels.frame_gdn.op import _forward_op
 from theodolite.kernels.frame_gdn.reference import frame_products, prepare, ray_matrices
 
-from .cases import errors_against_twin, in_float64, make_case, outputs, relative, run
+from .cases import call, errors_against_twin, in_float64, make_case, outputs, relative, run, tokens_of
 
 # float32: a few units in the last place of long sums; bfloat16: operands of products carry 8 bits.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -41,22 +44,20 @@ def test_reverse_scan_is_the_causal_scan_of_shifted_flipped_input() -> None:
     """NVlabs/Sana defines the reverse direction so: flip time, shift k, v, beta by a frame (zeros), decay (one)."""
     case = in_float64(make_case(branch="plain", frames=5))
     both = run(case, "reference").out
-    causal = frame_gdn(
-        case.q, case.k, case.v, case.beta, case.decay, bidirectional=False, normalise=False
-    ).out
+    options = ScanOptions(bidirectional=False, normalise=False)
+    causal = frame_gdn(Tokens(case.q, case.k, case.v, case.beta, case.decay), options).out
 
     def shifted(x: torch.Tensor, fill: float) -> torch.Tensor:
         return torch.cat([torch.full_like(x[:, :1], fill), x.flip(1)[:, :-1]], dim=1)
 
-    reverse = frame_gdn(
+    flipped = Tokens(
         case.q.flip(1),
         shifted(case.k, 0),
         shifted(case.v, 0),
         shifted(case.beta, 0),
         shifted(case.decay, 1),
-        bidirectional=False,
-        normalise=False,
-    ).out.flip(1)
+    )
+    reverse = frame_gdn(flipped, options).out.flip(1)
     assert relative(both, causal + reverse) < 1e-12
 
 
@@ -79,14 +80,13 @@ def test_frames_fed_one_chunk_at_a_time_equal_the_whole() -> None:
     pieces = []
     for a, b in ((0, 2), (2, 5), (5, 6)):
         assert case.rope is not None
-        piece = frame_gdn(
+        tokens = Tokens(
             *(x[:, a:b] for x in (case.q, case.k, case.v, case.beta, case.decay)),
             q_weight=case.q_weight,
             k_weight=case.k_weight,
             rope=case.rope[:, a:b],
-            initial=state,
-            key_scale=case.options["key_scale"],
         )
+        piece = frame_gdn(tokens, ScanOptions(key_scale=case.options["key_scale"]), initial=state)
         state = piece.final
         pieces.append(piece.out)
     assert relative(torch.cat(pieces, dim=1), whole.out) < 1e-12
@@ -326,9 +326,8 @@ def test_cpu_takes_the_twin_and_float64() -> None:
 )
 def test_wrong_shapes_are_named(change: dict, message: str) -> None:
     case = make_case()
-    arguments = {n: getattr(case, n).detach() for n in ("q", "k", "v", "beta", "decay")}
     with pytest.raises(ValueError, match=message):
-        frame_gdn(**{**arguments, "rope": case.rope, **change})
+        call(frame_gdn, replace(tokens_of(case), q_weight=None, k_weight=None), **change)
 
 
 def test_state_size_does_not_depend_on_history() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from theodolite.kernels import Composite, Shard, compose, exclusive_prefix
+from theodolite.kernels.frame_gdn.arguments import ScanOptions
 from theodolite.kernels.frame_gdn.reference import scan, scan_composite
 from theodolite.kernels.frame_gdn.shards import frame_gdn_shards
 
@@ -40,7 +41,8 @@ def cut(case: Case, count: int) -> list[Shard]:
 
 def options(case: Case) -> dict:
     kept = ("bidirectional", "normalise", "key_scale")
-    return {"q_weight": case.q_weight, "k_weight": case.k_weight} | {n: case.options[n] for n in kept}
+    numbers = ScanOptions(**{n: case.options[n] for n in kept})
+    return {"q_weight": case.q_weight, "k_weight": case.k_weight, "options": numbers}
 
 
 @pytest.mark.slow
