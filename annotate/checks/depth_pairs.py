@@ -56,16 +56,16 @@ def choose_pairs(measured: ImageMeasurements, tracks_config: TracksConfig) -> Pa
     frames = flow.num_frames
     size = np.array([flow.width, flow.height])
     farthest = _MAX_MOVE * float(np.hypot(flow.width, flow.height))
-    of = indices_by_group(flow.frame, frames)
+    by_frame = indices_by_group(flow.frame, frames)
     rng = np.random.default_rng(20260701)
     found: list[tuple[int, int, FloatArray, FloatArray]] = []
     for i in np.unique(np.linspace(0, max(0, frames - 2), _NUM_PAIRS).round().astype(int)).tolist():
         best = None
         for j in range(i + 1, min(frames, i + _MAX_GAP + 1)):
             _, p, q = np.intersect1d(
-                flow.track[of[i]], flow.track[of[j]], assume_unique=True, return_indices=True
+                flow.track[by_frame[i]], flow.track[by_frame[j]], assume_unique=True, return_indices=True
             )
-            a, b = flow.xy_px[of[i][p]], flow.xy_px[of[j][q]]
+            a, b = flow.xy_px[by_frame[i][p]], flow.xy_px[by_frame[j][q]]
             if len(a) < _MIN_SHARED or np.median(np.linalg.norm(b - a, axis=1)) > farthest:
                 break
             best = (i, j, a, b)
@@ -116,10 +116,10 @@ def _look_up(z: FloatArray, xy: FloatArray) -> tuple[FloatArray, FloatArray]:
     count = good.sum(1)
     ok = inside & (count >= _PATCH * _PATCH // 2)
     last = np.where(ok, count, 1) - 1
-    at = np.arange(len(xy))
+    number = np.arange(len(xy))
     with np.errstate(invalid="ignore"):
-        spread = np.log(patch[at, 4 * last // 5]) - np.log(patch[at, last // 5])
-    return np.where(ok, patch[at, last // 2], np.nan), np.where(ok, spread, np.nan)
+        spread = np.log(patch[number, 4 * last // 5]) - np.log(patch[number, last // 5])
+    return np.where(ok, patch[number, last // 2], np.nan), np.where(ok, spread, np.nan)
 
 
 def _without_edges(middle: FloatArray, spread: FloatArray) -> FloatArray:

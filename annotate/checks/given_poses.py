@@ -165,12 +165,12 @@ def time_offset(
     shift = grid * np.arange(-np.floor(reach / grid), np.floor(reach / grid) + 1)
     cost = np.full(len(shift), np.nan)
     for k, late in enumerate(shift):
-        at = given_time_s - late
-        inside = (at >= time_s[0] - 1e-9) & (at <= time_s[-1] + 1e-9)
+        frame_times = given_time_s - late
+        inside = (frame_times >= time_s[0] - 1e-9) & (frame_times <= time_s[-1] + 1e-9)
         pairs = np.flatnonzero(inside[:-lag] & inside[lag:])
         if len(pairs) < max(4, 0.4 * len(b)):
             continue
-        moved = interpolate_poses(time_s, solved, np.clip(at, time_s[0], time_s[-1]))
+        moved = interpolate_poses(time_s, solved, np.clip(frame_times, time_s[0], time_s[-1]))
         a = (se3_inverse(moved[:-lag]) @ moved[lag:])[pairs]
         stretch = np.linalg.norm(a[:, :3, 3], axis=1).sum() / max(length[pairs].sum(), 1e-12)
         turn = so3_log(np.swapaxes(a[:, :3, :3], 1, 2) @ b[pairs, :3, :3])
@@ -279,20 +279,20 @@ def keep_given_poses(
         raise ClipRejection(
             "given_poses_too_few", f"{len(given)} given poses within the clip's {frames} frames, need 3"
         )
-    at = np.arange(frames, dtype=np.float64)
-    solved = interpolate_poses(at, cameras.camera_to_world, position)
+    frame_times = np.arange(frames, dtype=np.float64)
+    solved = interpolate_poses(frame_times, cameras.camera_to_world, position)
     factor = similarity_scale(solved, given) if unit_to_metres is None else unit_to_metres
     metric = np.array(given, np.float64)
     metric[:, :3, 3] *= factor
     check = compare_poses(
         solved,
         metric,
-        np.interp(position, at, cameras.position_sigma),
+        np.interp(position, frame_times, cameras.position_sigma),
         least_motion=LEAST_MOTION * cameras.median_depth,
     )
     correction = metric @ se3_inverse(solved)
     poses = (
-        interpolate_poses(position, correction, np.clip(at, position[0], position[-1]))
+        interpolate_poses(position, correction, np.clip(frame_times, position[0], position[-1]))
         @ cameras.camera_to_world
     )
     exact = np.flatnonzero(position == np.round(position))

@@ -222,15 +222,15 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
     frames = np.linspace(0, count - 1, min(count, _MAX_LENS_FRAMES)).round().astype(np.int64)
     config = evidence.config.model_copy(update=_FREE_LENS)
     full = _with_poses(evidence, camera_to_world, cameras)
-    of = torch.as_tensor(np.ascontiguousarray(frames))
+    frame_index = torch.as_tensor(np.ascontiguousarray(frames))
     state = State(
-        rotation=full.rotation[of],
-        translation=full.translation[of],
-        log_focal=full.log_focal[of],
+        rotation=full.rotation[frame_index],
+        translation=full.translation[frame_index],
+        log_focal=full.log_focal[frame_index],
         lens=torch.zeros(LENS_DOF, dtype=torch.float64),
         points=torch.zeros(0, 3, dtype=torch.float64),
     )
-    problem = _of_frames(evidence.problem, of)
+    problem = _of_frames(evidence.problem, frame_index)
     seen = triangulate(problem, state, torch.ones(problem.num_points, dtype=torch.bool))
     problem, points = _of_points(problem, seen)
     if len(problem.frame) < _MIN_OBSERVATIONS:
@@ -260,7 +260,7 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
     best = freed(begin, 8).state
     if median_px(best) > _NOMINAL * float(problem.sigma_px.median()):
         # Wrong by a fifth, a focal length lies too far off for the loss to see the way.
-        others = [replace(state, log_focal=given + by) for by in (-0.25, 0.25)]
+        others = [replace(state, log_focal=given + step) for step in (-0.25, 0.25)]
         tried = [freed(place_points(problem, other, config), 8).state for other in others]
         best = min([best, *tried], key=median_px)
     found = freed(best, 10, want_covariance=True)

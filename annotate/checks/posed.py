@@ -139,14 +139,14 @@ def keep_and_judge(
             unit = ratio * _unit_of(kept, given)
             kept, check = keep_given_poses(solved, given.camera_to_world, given.position, unit_to_metres=unit)
     path = kept.camera_to_world
-    at = np.arange(len(path), dtype=np.float64)
-    on_path = interpolate_poses(at, path, given.position)
-    reference = interpolate_poses(at, solved.camera_to_world, given.position)
-    sigma = np.interp(given.position, at, solved.position_sigma)
+    frame_numbers = np.arange(len(path), dtype=np.float64)
+    on_path = interpolate_poses(frame_numbers, path, given.position)
+    reference = interpolate_poses(frame_numbers, solved.camera_to_world, given.position)
+    sigma = np.interp(given.position, frame_numbers, solved.position_sigma)
     picture = {"focal_px": float(np.median(solved.focal_px)), "depth": solved.median_depth}
     noise_m, noise_px, worst_px, worst = pose_noise(reference, on_path, **picture)
     late_s, late_sigma_s, gain = time_offset(
-        solved.camera_to_world, time_s, on_path, np.interp(given.position, at, time_s), **picture
+        solved.camera_to_world, time_s, on_path, np.interp(given.position, frame_numbers, time_s), **picture
     )
     lens = check_lens(solved.evidence, path, solved)
     ratio, ratio_sigma = float("nan"), float("nan")
@@ -184,8 +184,8 @@ def keep_and_judge(
 def _unit_of(kept: CameraSolution, given: GivenCameras) -> float:
     """Metres of a unit of the given poses, as `kept` has them."""
     assert given.camera_to_world is not None
-    at = np.arange(len(kept.camera_to_world), dtype=np.float64)
-    ours = interpolate_poses(at, kept.camera_to_world, given.position)[:, :3, 3]
+    frame_numbers = np.arange(len(kept.camera_to_world), dtype=np.float64)
+    ours = interpolate_poses(frame_numbers, kept.camera_to_world, given.position)[:, :3, 3]
     theirs = given.camera_to_world[:, :3, 3]
     lengths = [np.linalg.norm(p - p.mean(0), axis=1).sum() for p in (ours, theirs)]
     return float(lengths[0] / lengths[1])
@@ -260,8 +260,10 @@ def solve_from_poses(
     poses[:, :3, 3] *= given.metres_per_unit or 1.0
     if len(poses) < 3:
         raise ClipRejection("given_poses_too_few", f"{len(poses)} given poses within the clip, need 3")
-    at = np.clip(np.arange(flow.num_frames, dtype=np.float64), given.position[0], given.position[-1])
-    world_to_camera = torch.as_tensor(se3_inverse(interpolate_poses(given.position, poses, at)))
+    frame_numbers = np.clip(
+        np.arange(flow.num_frames, dtype=np.float64), given.position[0], given.position[-1]
+    )
+    world_to_camera = torch.as_tensor(se3_inverse(interpolate_poses(given.position, poses, frame_numbers)))
     log_focal = torch.as_tensor(np.log(square_lens.focal_px[:, 1]))
     state = State(
         rotation=world_to_camera[:, :3, :3].contiguous(),

@@ -343,14 +343,14 @@ def _merge(
     units = np.full((len(frames), len(windows)), np.nan)
     depth = np.full((len(frames), len(windows)), np.nan)
     for i, window in enumerate(windows):
-        at = np.searchsorted(frames, window.frame)
+        rows = np.searchsorted(frames, window.frame)
         scale = np.exp(log_scale[i])
-        centres[at, i] = scale * window.camera_to_world[:, :3, 3] @ rotation[i].T + translation[i]
-        rotations[at] += rotation[i] @ window.camera_to_world[:, :3, :3]
-        units[at, i] = scale
+        centres[rows, i] = scale * window.camera_to_world[:, :3, 3] @ rotation[i].T + translation[i]
+        rotations[rows] += rotation[i] @ window.camera_to_world[:, :3, :3]
+        units[rows, i] = scale
         z = np.where(window.weight > 0, window.points[..., 2], np.nan)
         usable = np.isfinite(z).any(axis=1)
-        depth[at[usable], i] = scale * np.nanmedian(z[usable], axis=1)
+        depth[rows[usable], i] = scale * np.nanmedian(z[usable], axis=1)
     poses = np.tile(np.eye(4), (len(frames), 1, 1))
     poses[:, :3, :3] = orthonormalise(rotations)
     poses[:, :3, 3] = np.nanmedian(centres, axis=1)

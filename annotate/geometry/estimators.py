@@ -62,8 +62,8 @@ class Estimators:
             return Running(sequence, None)
         # Only frames that carry sequence depth can be compared with it: those nearest to an even spread.
         even = np.asarray(metric_frames(frames, config))
-        there = sequence.depth_frames
-        chosen = np.unique(there[np.abs(there[None] - even[:, None]).argmin(1)]).tolist()
+        with_depth = sequence.depth_frames
+        chosen = np.unique(with_depth[np.abs(with_depth[None] - even[:, None]).argmin(1)]).tolist()
         return Running(sequence, self.anchor.start(clip, frames, chosen))
 
 

@@ -373,13 +373,13 @@ def _missing_files(clip: ClipRef, pattern: str, frames: ClipFrames) -> frozenset
         ClipRejection: `depth_frame_count_mismatch` if the numbers do not end where the frames do, or more than half of
             the clip's frames have no file.
     """
-    there = {number for number, _ in _matching_files(clip, pattern)}
+    present = {number for number, _ in _matching_files(clip, pattern)}
     wanted = source_numbers(clip, frames)
-    count = max(there, default=-1) + 1
-    holes = f" ({count - len(there)} of them missing)" if count > len(there) else ""
+    count = max(present, default=-1) + 1
+    holes = f" ({count - len(present)} of them missing)" if count > len(present) else ""
     if not clip.numbered:  # else names say which belong together
         check_count(clip, "depth_frame_count_mismatch", f"depth files match {pattern}{holes}", count, frames)
-    missing = frozenset(int(f) for f in wanted if int(f) not in there)
+    missing = frozenset(int(f) for f in wanted if int(f) not in present)
     if len(missing) > MAX_MISSING * len(frames):
         raise ClipRejection(
             "depth_frame_count_mismatch",

@@ -210,13 +210,15 @@ def _shipped(clip: ClipRef, frames: ClipFrames, metres_per_unit: float | None) -
         size = turn.shown_size(of_file)
     intrinsics = _to_stored(clip, path, given_intrinsics, size, frames)
     focal, centre = split_intrinsics(intrinsics)
-    at = np.arange(len(used), dtype=np.float64)
+    frame_numbers = np.arange(len(used), dtype=np.float64)
     return GivenCameras(
         camera_to_world=poses,
         position=position,
         metres_per_unit=metres_per_unit,
-        focal_px=np.stack([np.exp(np.interp(at, position, np.log(focal[:, i]))) for i in range(2)], 1),
-        principal_point_px=np.stack([np.interp(at, position, centre[:, i]) for i in range(2)], 1),
+        focal_px=np.stack(
+            [np.exp(np.interp(frame_numbers, position, np.log(focal[:, i]))) for i in range(2)], 1
+        ),
+        principal_point_px=np.stack([np.interp(frame_numbers, position, centre[:, i]) for i in range(2)], 1),
         lens_is_prior=clip.given.focal == "prior",
     )
 
@@ -275,11 +277,11 @@ def _stills_in_video(
             " stills_path, or as media_path",
         )
     names = [entry.name for entry in images_in(folder)]
-    there = _by_number(clip, path, names, folder)
-    known = np.array([int(n) in there for n in shipped.frame_number])
+    number_of_name = _by_number(clip, path, names, folder)
+    known = np.array([int(n) in number_of_name for n in shipped.frame_number])
     source = np.full(len(shipped), -1, np.int64)
     if known.any():
-        stills = [folder / names[there[int(n)]] for n in shipped.frame_number[known]]
+        stills = [folder / names[number_of_name[int(n)]] for n in shipped.frame_number[known]]
         source[known] = locate_stills(clip, frames, stills)
     return source, source >= 0
 

@@ -47,15 +47,15 @@ def locate_stills(clip: ClipRef, frames: ClipFrames, stills: Sequence[Path]) -> 
     # |a - b|^2 = |a|^2 + |b|^2 - 2 a b, all pairs at once.
     square = (still**2).sum(1)[:, None] + (shown**2).sum(1)[None] - 2 * still @ shown.T
     rms = np.sqrt(np.maximum(square, 0) / shown.shape[1])
-    at = rms.argmin(1)
-    there = rms[np.arange(len(at)), at] <= _MAX_RMS
+    nearest = rms.argmin(1)
+    alike = rms[np.arange(len(nearest)), nearest] <= _MAX_RMS
     # At an end of the stretch the frame that really shows the still may lie beyond it.
     count = frames.num_source_frames
-    there &= (at > 0) | (first == 0)
-    there &= (at < len(shown) - 1) | (count is not None and first + len(shown) == count)
-    kept = np.full(len(at), -1, np.int64)
-    chosen = np.flatnonzero(there)[_longest_increasing(at[there])]
-    kept[chosen] = first + at[chosen]
+    alike &= (nearest > 0) | (first == 0)
+    alike &= (nearest < len(shown) - 1) | (count is not None and first + len(shown) == count)
+    kept = np.full(len(nearest), -1, np.int64)
+    chosen = np.flatnonzero(alike)[_longest_increasing(nearest[alike])]
+    kept[chosen] = first + nearest[chosen]
     return kept
 
 

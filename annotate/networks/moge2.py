@@ -311,11 +311,11 @@ class MoGe2(nn.Module):
         Raises:
             ValueError: for sizes, types, names or numbers that do not fit.
         """
-        there = [n for n in OUTPUTS if n != "normal" or "normal_head" in dict(self.size.heads)]
-        outputs = there if outputs is None else [outputs] if isinstance(outputs, str) else outputs
-        unknown = sorted(set(outputs) - set(there))
+        given = [n for n in OUTPUTS if n != "normal" or "normal_head" in dict(self.size.heads)]
+        outputs = given if outputs is None else [outputs] if isinstance(outputs, str) else outputs
+        unknown = sorted(set(outputs) - set(given))
         if unknown:
-            raise ValueError(f"unknown outputs {unknown}; this network gives {', '.join(there)}")
+            raise ValueError(f"unknown outputs {unknown}; this network gives {', '.join(given)}")
         if not 0 <= resolution_level <= 9:
             raise ValueError(f"resolution_level is {resolution_level}; give 0 to 9")
         if image.ndim != 4:

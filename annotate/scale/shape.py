@@ -73,8 +73,10 @@ def densest_half(residual: F64) -> tuple[float, float]:
     ordered = np.sort(residual)
     half = len(ordered) // 2 + 1
     lengths = ordered[half - 1 :] - ordered[: len(ordered) - half + 1]
-    at = int(lengths.argmin())
-    return float((ordered[at] + ordered[at + half - 1]) / 2), float(lengths[at] / 2 / 0.6745)
+    shortest = int(lengths.argmin())
+    return float((ordered[shortest] + ordered[shortest + half - 1]) / 2), float(
+        lengths[shortest] / 2 / 0.6745
+    )
 
 
 def inliers_of(t: F64, x: F64, fit: Shape, outlier_mads: float) -> NDArray[np.bool_]:

@@ -61,18 +61,18 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
     cut off is no measurement.
     """
     out = np.full(len(tracks.frame), np.nan)
-    for frame, of in enumerate(indices_by_group(tracks.frame, tracks.num_frames)):
-        if not len(of):
+    for frame, indices in enumerate(indices_by_group(tracks.frame, tracks.num_frames)):
+        if not len(indices):
             continue
         z = depth.read(frame)
         if z is None:
             continue
-        xy = tracks.xy_px[of] / (tracks.width, tracks.height)
+        xy = tracks.xy_px[indices] / (tracks.width, tracks.height)
         noise = map_noise(z)
         found = _look_up(z, xy) if not noise > _QUIET_MAP else _look_up_noisy(z, xy, noise)
         low, high = cut_off(z)
         with np.errstate(invalid="ignore"):
-            out[of] = np.where((found > low) & (found < high), found, np.nan)
+            out[indices] = np.where((found > low) & (found < high), found, np.nan)
     return out
 
 
@@ -249,7 +249,11 @@ def first_noise(tracks: Tracks, z: FloatArray, declared: float) -> DepthNoise:
     even = (track[2:] == track[:-2]) & (frame[2:] - frame[1:-1] == frame[1:-1] - frame[:-2])
     bend = (log[2:] - 2 * log[1:-1] + log[:-2])[even]
     middle = frame[1:-1][even]
-    of_frame = [bend[of] for of in indices_by_group(middle, tracks.num_frames) if len(of) >= _MIN_PER_FRAME]
+    of_frame = [
+        bend[indices]
+        for indices in indices_by_group(middle, tracks.num_frames)
+        if len(indices) >= _MIN_PER_FRAME
+    ]
     white, observation = 0.0, declared
     if len(of_frame) >= 5:
         centre = np.array([np.median(b) for b in of_frame])

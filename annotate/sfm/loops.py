@@ -115,11 +115,11 @@ def propose_relocations(
         weak: keyframes whose link to the next is weak.
         nearest, spread: placed keyframes tried per keyframe.
     """
-    there = np.nonzero(placed)[0]
+    with_camera = np.nonzero(placed)[0]
     pairs: set[tuple[int, int]] = set()
     for k in np.unique(np.r_[np.nonzero(~placed)[0], weak, weak + 1]):
-        near = there[np.argsort(np.abs(there - k), kind="stable")[:nearest]]
-        far = there[np.unique(np.linspace(0, len(there) - 1, spread).round().astype(int))]
+        near = with_camera[np.argsort(np.abs(with_camera - k), kind="stable")[:nearest]]
+        far = with_camera[np.unique(np.linspace(0, len(with_camera) - 1, spread).round().astype(int))]
         pairs |= {(int(min(k, j)), int(max(k, j))) for j in np.r_[near, far] if j != k}
     return sorted(pairs)
 
@@ -156,23 +156,23 @@ def dense_links(
         found = align_rgbd(first, second, [])
         if found is None or found.agreement < _MIN_DENSE_AGREEMENT:
             continue
-        here, there = link_points(first, second, found)
-        n = len(here)
+        source_xy, target_xy = link_points(first, second, found)
+        n = len(source_xy)
         numbers = count + np.arange(n)
         count += n
         frame += [np.full(n, keyframes[i]), np.full(n, keyframes[j])]
         track += [numbers, numbers]
-        xy += [here * size, there * size]
+        xy += [source_xy * size, target_xy * size]
         # All points of a link repeat one estimate: together they weigh as much as it does.
         sigma += [np.full(2 * n, max(least_px, found.shift_sigma * flow.width) * max(1.0, np.sqrt(n / 4)))]
     if not count:
         return None
-    at = np.concatenate(frame)
+    frames = np.concatenate(frame)
     return make_tracks(
-        at,
+        frames,
         np.concatenate(track),
         np.concatenate(xy),
-        np.full(len(at), DENSE, np.uint8),
+        np.full(len(frames), DENSE, np.uint8),
         flow.num_frames,
         flow.height,
         flow.width,

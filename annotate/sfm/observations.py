@@ -149,8 +149,8 @@ def count_depth(problem: Problem, per_frame: float | None) -> Problem:
 
 def stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
     """Measurements with x multiplied, as if the frames were `factor` times as wide."""
-    by = np.array([factor, 1.0])
-    flow = replace(measured.flow, xy_px=measured.flow.xy_px * by, width=measured.flow.width * factor)
+    stretch = np.array([factor, 1.0])
+    flow = replace(measured.flow, xy_px=measured.flow.xy_px * stretch, width=measured.flow.width * factor)
     features = []
     for f in measured.features:
         high, wide = f.thumbnail.shape
@@ -159,7 +159,7 @@ def stretched(measured: ImageMeasurements, factor: float) -> ImageMeasurements:
         overlay = f.overlay
         if overlay is not None:
             overlay = cv2.resize(overlay.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        features.append(replace(f, xy_px=f.xy_px * by, thumbnail=thumbnail, overlay=overlay))
+        features.append(replace(f, xy_px=f.xy_px * stretch, thumbnail=thumbnail, overlay=overlay))
     return replace(measured, flow=flow, features=features)
 
 
@@ -169,7 +169,7 @@ def median_depth_by_frame(problem: Problem) -> FloatArray:
     z = problem.log_depth.cpu().numpy()[has]
     overall = np.median(z)
     out = np.full(problem.num_frames, overall)
-    for i, of in enumerate(indices_by_group(frame, problem.num_frames)):
-        if len(of) >= 5:
-            out[i] = np.median(z[of])
+    for i, indices in enumerate(indices_by_group(frame, problem.num_frames)):
+        if len(indices) >= 5:
+            out[i] = np.median(z[indices])
     return np.exp(out)

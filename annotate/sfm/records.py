@@ -216,8 +216,10 @@ class KnownLens:
 
     def stretched(self, pixel_aspect: float) -> KnownLens:
         """The same in square pixels as high as the stored ones."""
-        by = np.array([pixel_aspect, 1.0])
-        return replace(self, focal_px=self.focal_px * by, principal_point_px=self.principal_point_px * by)
+        stretch = np.array([pixel_aspect, 1.0])
+        return replace(
+            self, focal_px=self.focal_px * stretch, principal_point_px=self.principal_point_px * stretch
+        )
 
 
 def in_stored_pixels(square: CameraSolution, pixel_aspect: float) -> CameraSolution:

@@ -273,14 +273,16 @@ def link_points(
     height, width = first.depth.shape
     aspect = first.grey.shape[0] / first.grey.shape[1]
     x, y = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
-    at = np.stack([x.ravel(), y.ravel()], 1)
-    z = first.depth[(at[:, 1] * height).astype(int), (at[:, 0] * width).astype(int)]
+    source_xy = np.stack([x.ravel(), y.ravel()], 1)
+    z = first.depth[(source_xy[:, 1] * height).astype(int), (source_xy[:, 0] * width).astype(int)]
     good = np.isfinite(z) & (z > 0)
-    at, z = at[good], z[good].astype(np.float64)
-    p = np.stack([(at[:, 0] - 0.5) / first.focal * z, (at[:, 1] - 0.5) * aspect / first.focal * z, z], 1)
+    source_xy, z = source_xy[good], z[good].astype(np.float64)
+    p = np.stack(
+        [(source_xy[:, 0] - 0.5) / first.focal * z, (source_xy[:, 1] - 0.5) * aspect / first.focal * z, z], 1
+    )
     p = p @ alignment.second_from_first[:3, :3].T + alignment.second_from_first[:3, 3]
     focal = second.focal * np.exp(alignment.log_focal_change)
     ahead = np.maximum(p[:, 2], 1e-6)
-    there = np.stack([p[:, 0] / ahead * focal + 0.5, p[:, 1] / ahead * focal / aspect + 0.5], 1)
-    inside = (p[:, 2] > 1e-6) & (there > 0.01).all(1) & (there < 0.99).all(1)
-    return at[inside], there[inside]
+    target_xy = np.stack([p[:, 0] / ahead * focal + 0.5, p[:, 1] / ahead * focal / aspect + 0.5], 1)
+    inside = (p[:, 2] > 1e-6) & (target_xy > 0.01).all(1) & (target_xy < 0.99).all(1)
+    return source_xy[inside], target_xy[inside]

@@ -164,6 +164,6 @@ def parallax(problem: Problem, state: State, inlier: Tensor) -> float:
     for size in torch.unique(length).tolist():
         # Tracks of one length at a time, a few thousand pairs of rays at once.
         for some in torch.nonzero(length == size)[:, 0].split(max(1, 1_000_000 // size**2)):
-            of = ray[start[some][:, None] + torch.arange(size)]
-            cosine[some] = (of @ of.transpose(1, 2)).amin((1, 2))
+            rays = ray[start[some][:, None] + torch.arange(size)]
+            cosine[some] = (rays @ rays.transpose(1, 2)).amin((1, 2))
     return float(torch.acos(cosine.clamp(-1, 1)).median())

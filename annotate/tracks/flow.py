@@ -125,17 +125,17 @@ class FlowTracker:
         """Replace step-wise positions by matches against each track's first frame, where these agree."""
         old = ok & (self.reference_frame < frame - 1)
         for reference in np.unique(self.reference_frame[old]):
-            of = np.nonzero(old & (self.reference_frame == reference))[0]
+            indices = np.nonzero(old & (self.reference_frame == reference))[0]
             source = self.images.get(int(reference))
             if source is None:
                 continue
-            refined, good = _lucas_kanade(source, gray, self.reference_xy[of], after[of], 0)
-            back, back_good = _lucas_kanade(gray, source, refined, self.reference_xy[of], 0)
-            good &= back_good & (np.linalg.norm(back - self.reference_xy[of], axis=1) < 0.5)
-            good &= np.linalg.norm(refined - after[of], axis=1) < 1.5
-            after[of[good]] = refined[good]
+            refined, good = _lucas_kanade(source, gray, self.reference_xy[indices], after[indices], 0)
+            back, back_good = _lucas_kanade(gray, source, refined, self.reference_xy[indices], 0)
+            good &= back_good & (np.linalg.norm(back - self.reference_xy[indices], axis=1) < 0.5)
+            good &= np.linalg.norm(refined - after[indices], axis=1) < 1.5
+            after[indices[good]] = refined[good]
             # The view has changed too much for the old patch: go on from the present one.
-            stale = of[~good]
+            stale = indices[~good]
             self.reference_frame[stale] = frame
             self.reference_xy[stale] = after[stale]
 

@@ -274,12 +274,12 @@ def _scene_motion(start: FloatArray, step: FloatArray, height: int, width: int) 
         weight = 1 / (1 + (off / tolerance) ** 2)
     if (off < 2 * tolerance).mean() < 0.5:
         return rest
-    there = _basis(_grid(height, width), height, width) @ model
+    field = _basis(_grid(height, width), height, width) @ model
     # Beyond the points a quadratic runs away.
-    length = np.linalg.norm(there, axis=1)
+    length = np.linalg.norm(field, axis=1)
     limit = float(np.percentile(size, 95))
-    there *= np.minimum(1, limit / np.maximum(length, 1e-9))[:, None]
-    return there.reshape(*_CELLS, 2)
+    field *= np.minimum(1, limit / np.maximum(length, 1e-9))[:, None]
+    return field.reshape(*_CELLS, 2)
 
 
 @dataclass(frozen=True)
@@ -307,9 +307,9 @@ class _Seen:
         x = np.clip(np.rint(self.xy[:, 0]).astype(int), 0, width - 1)
         y = np.clip(np.rint(self.xy[:, 1]).astype(int), 0, height - 1)
         part = found.label[y, x]
-        of = np.nonzero((part > 0) & (self.frame >= found.first) & (self.frame <= found.last))[0]
+        indices = np.nonzero((part > 0) & (self.frame >= found.first) & (self.frame <= found.last))[0]
         stays, total = np.zeros(found.count), np.zeros(found.count)
-        for run in np.split(of, np.nonzero(np.diff(self.track[of]))[0] + 1):
+        for run in np.split(indices, np.nonzero(np.diff(self.track[indices]))[0] + 1):
             if len(run) >= _MIN_NEWS:
                 off = np.linalg.norm(self.xy[run] - np.median(self.xy[run], axis=0), axis=1)
                 stays[part[run[0]]] += np.percentile(off, 90) < _EXACT_PX

@@ -124,8 +124,8 @@ def layout_of(problem: Problem, band_frames: int) -> _Layout:
     new_point[1:] = problem.point[1:] != problem.point[:-1]
     new_piece = new_point.clone()
     if num_blocks > 2:
-        here = torch.arange(n)
-        first = torch.cummax(torch.where(new_point, here, torch.zeros_like(here)), 0)[0]
+        order = torch.arange(n)
+        first = torch.cummax(torch.where(new_point, order, torch.zeros_like(order)), 0)[0]
         # A piece spans at most `m` frames beyond its first, so that its frames lie in one block or two neighbours.
         place = (problem.frame - problem.frame[first]) // (m + 1)
         new_piece[1:] |= place[1:] != place[:-1]
@@ -305,19 +305,25 @@ class Normal:
         column = torch.from_numpy(removed.indices).long()
         block = row // m
         for into, apart in ((diagonal, 0), (upper, 1)):
-            of = column // m - block == apart
-            i, j = row[of] % m, column[of] % m
-            into[block[of], i, :, j, :] = -torch.from_numpy(removed.data)[of]
+            chosen = column // m - block == apart
+            i, j = row[chosen] % m, column[chosen] % m
+            into[block[chosen], i, :, j, :] = -torch.from_numpy(removed.data)[chosen]
         frame = torch.arange(frames)
         diagonal[frame // m, frame % m, :, frame % m, :] += self.hcc + torch.diag_embed(self.damp_c)
         for number, (index, coefficient, _) in self.prior_terms:
-            at = torch.tensor(number)
+            position = torch.tensor(number)
             for a, b in itertools.product(range(index.shape[1]), repeat=2):
                 fa, fb = index[:, a], index[:, b]
                 for into, apart in ((diagonal, 0), (upper, 1)):
-                    of = fb // m - fa // m == apart
-                    where = (fa[of] // m, fa[of] % m, at, fb[of] % m, at)
-                    into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[of], accumulate=True)
+                    chosen = fb // m - fa // m == apart
+                    where = (
+                        fa[chosen] // m,
+                        fa[chosen] % m,
+                        position,
+                        fb[chosen] % m,
+                        position,
+                    )
+                    into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[chosen], accumulate=True)
         diagonal = diagonal.reshape(nb, m * self.dof, m * self.dof)
         upper = upper.reshape(nb, m * self.dof, m * self.dof)
         missing = nb * m - frames
