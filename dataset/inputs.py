@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -81,7 +81,7 @@ def reader(what: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
                 with reading(_path_of(args, kwargs), what):
                     yield from read(*args, **kwargs)
 
-            return stepwise  # type: ignore[return-value]
+            return cast(Callable[_P, _R], stepwise)
 
         @functools.wraps(read)
         def whole(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -489,11 +489,13 @@ def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]
 
 def finite_int(value: object, what: str, *, least: int = 0, most: int = 2**31 - 1) -> int:
     """A whole number of a foreign file. Raises InputError for anything else, or one out of bounds."""
-    ok = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        ok = True
-    if not ok or not least <= int(value) <= most:  # type: ignore[call-overload]
+    number = None
+    if (isinstance(value, int | np.integer) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value) and value == int(value)
+    ):
+        number = int(value)
+    if number is None or not least <= number <= most:
         raise InputError(
             f"{what} is {_shortened(repr(value))}, expected a whole number from {least} to {most}"
         )
-    return int(value)  # type: ignore[call-overload]
+    return number

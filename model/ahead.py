@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 _POLL_S = 0.1
@@ -41,7 +41,7 @@ class Ahead(Generic[T]):
             self._ended = True
             self._thread.join()
             raise error
-        return item  # type: ignore[return-value]
+        return cast(T, item)
 
     def close(self) -> None:
         """End the thread; items that nobody took are lost."""

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -239,12 +239,12 @@ def _merge(module: nn.Module, layers: Mapping[str, _Layer], *, rank: int, factor
         for name, layer in layers.items():
             _give(module.get_submodule(name), layer)
         for name in layers:
-            module.get_submodule(name).merge(safe_merge=True)  # type: ignore[operator]
+            cast(Any, module.get_submodule(name)).merge(safe_merge=True)
     finally:
         for name in layers:
             parent, _, last = name.rpartition(".")
             wrapped = module.get_submodule(name)
-            setattr(module.get_submodule(parent), last, wrapped.get_base_layer())  # type: ignore[operator]
+            setattr(module.get_submodule(parent), last, cast(Any, wrapped).get_base_layer())
         if hasattr(module, "peft_config"):
             del module.peft_config  # it would say that there are adapters
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class Residence:
                     self._streams[part].detach()
 
     def _bring(self, part: nn.Module) -> _Lent:
-        blocks = part.streamed_blocks() if hasattr(part, "streamed_blocks") else []  # type: ignore[operator]
+        blocks = cast(Any, part).streamed_blocks() if hasattr(part, "streamed_blocks") else []
         if self.policy != "blocks" or not blocks:
             self._make_quick(part)
             return _Lent(part, self.device)

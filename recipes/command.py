@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel
@@ -51,7 +51,7 @@ def as_typed(work: Work) -> Callable[..., NoReturn]:
         else:
             plain = inspect.signature(work).parameters[name]
             shown.append(plain.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
-    typed.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    cast(Any, typed).__signature__ = inspect.Signature(shown)
     typed.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return typed
 

@@ -272,7 +272,7 @@ def _wrong(part: _Part, total: int | None, size: int | None, sha256: str | None)
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects of HTTP alone; a range and its condition go along, a token does not."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise FetchError("refused", f"{req.full_url}: redirects to {newurl[:80]}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

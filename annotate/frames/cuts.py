@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,7 +119,8 @@ class _Look:
     def features(self) -> _Features:
         # Local contrast first: dark shots would otherwise have no features at all.
         equalised = cv2.createCLAHE(3.0, (8, 8)).apply(self.detail)
-        points, descriptors = cv2.SIFT.create(800).detectAndCompute(equalised, None)  # type: ignore[call-overload]
+        sift: Any = cv2.SIFT.create(800)  # its stubs take no mask that is None
+        points, descriptors = sift.detectAndCompute(equalised, None)
         if descriptors is None:
             none = np.zeros(0, np.float32)
             return _Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32), none, none)
@@ -150,7 +152,7 @@ class CutDetector:
         self._cuts: list[int] = []
         self._mixed: dict[int, float] = {}
         """Frames that are mixtures, and how unevenly."""
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._seen = 0
 
     def update(self, rgb: U8) -> None:
@@ -159,7 +161,7 @@ class CutDetector:
         step = np.eye(3)
         if self._looks:
             before = self._looks[-1]
-            flow = self._flow.calc(before.gray, gray, None)  # type: ignore[call-overload]
+            flow = self._flow.calc(before.gray, gray, None)
             step = _similarity_of_flow(before.gray, flow)
             self._correlation.append(_warped_correlation(before.gray, gray, flow))
             self._colour_step.append(1 - float(np.sqrt(before.histogram * histogram).sum()))
@@ -220,8 +222,7 @@ class CutDetector:
         if usual < _NOMINATE_CORRELATION:
             return False
         return all(
-            _warped_correlation(a.gray, b.gray, self._flow.calc(a.gray, b.gray, None))  # type: ignore[call-overload]
-            < _LONE_STEP * usual
+            _warped_correlation(a.gray, b.gray, self._flow.calc(a.gray, b.gray, None)) < _LONE_STEP * usual
             for a in before
             for b in after
         )

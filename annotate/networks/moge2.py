@@ -144,7 +144,7 @@ class MoGe2Size:
             return StackSize(
                 dim_in=numbers(given["dim_in"], f"{name}.dim_in", n),
                 dim_res_blocks=tuple(dims),
-                dim_out=outs,  # type: ignore[arg-type]
+                dim_out=outs,
                 num_res_blocks=blocks,
             )
 
@@ -162,7 +162,7 @@ class MoGe2Size:
         if encoder.get("dim_out") != width:
             raise ValueError(f"model_config encoder.dim_out {encoder.get('dim_out')!r} must be {width}")
         layers = encoder["intermediate_layers"]
-        taken = tuple(range(depth - layers, depth)) if isinstance(layers, int) else tuple(layers)  # type: ignore[arg-type]
+        taken = tuple(range(depth - layers, depth)) if isinstance(layers, int) else tuple(layers)
         span = config.get("num_tokens_range", (1200, 3600))
         return MoGe2Size(
             width=width,
@@ -170,8 +170,8 @@ class MoGe2Size:
             layers=taken,
             neck=stack("neck"),
             heads=tuple((h, stack(h)) for h in ("points_head", "mask_head", "normal_head") if config.get(h)),
-            scale_dims=tuple(table("scale_head")["dims"]),  # type: ignore[arg-type]
-            num_tokens_range=(span[0], span[1]),  # type: ignore[index]
+            scale_dims=tuple(table("scale_head")["dims"]),
+            num_tokens_range=(span[0], span[1]),
         )
 
 

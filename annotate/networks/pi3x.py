@@ -384,8 +384,8 @@ class Pi3X(nn.Module):
                     "this Pi3X was built without its conditioning parts (conditioning=True builds them)"
                 )
             tokens, poses, pose_frames = self._condition(tokens, conditions, B, N, H, W)
-        compute = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
-        table = rope_table(h, w, NUM_SPECIAL, compute, images.device)  # type: ignore[arg-type]
+        compute = self.decoder[0].attn.qkv.weight.dtype
+        table = rope_table(h, w, NUM_SPECIAL, compute, images.device)
         features = self._decode(tokens, table, B, N, h, w, poses, pose_frames)
         found = self._heads(features, table, set(outputs), B, N, h, w, chunk)
         wrong = [name for name, x in found.items() if not bool(x.isfinite().all())]
@@ -511,9 +511,9 @@ class Pi3X(nn.Module):
         x = torch.cat([self.register_token[0].float().expand(B * N, -1, -1), tokens], dim=1)
         L = x.shape[1]
         attend = RopeAttend(table)
-        dtype = self.decoder[0].attn.qkv.weight.dtype  # type: ignore[union-attr]
+        dtype = self.decoder[0].attn.qkv.weight.dtype
         pending: Pending = None
-        features = torch.empty(B * N, L, 2 * width, device=x.device, dtype=dtype)  # type: ignore[arg-type]
+        features = torch.empty(B * N, L, 2 * width, device=x.device, dtype=dtype)
         pose_after = self._pose_after()
         for i, block in enumerate(self.decoder):
             shape = (B * N, L, width) if i % 2 == 0 else (B, N * L, width)

@@ -105,8 +105,9 @@ def _triangulated(row: Row, tracks: Tracks) -> tuple[NDArray[np.float64], NDArra
     focal = row.focal_px.astype(np.float64)[tracks.frame]
     seen = (tracks.xy_px - row.principal_point_px.astype(np.float64)[tracks.frame]) / focal
     pinhole = seen
-    for _ in range(_UNDISTORT_STEPS if row.radial_k1 else 0):
-        pinhole = seen / (1 + row.radial_k1 * (pinhole**2).sum(1, keepdims=True))  # pyright: ignore[reportOptionalOperand]
+    k1 = row.radial_k1 or 0.0
+    for _ in range(_UNDISTORT_STEPS if k1 else 0):
+        pinhole = seen / (1 + k1 * (pinhole**2).sum(1, keepdims=True))
     # Normalised coordinates are pixels of a camera with focal length 1, which every lens is here.
     one = torch.ones(len(tracks.frame), dtype=torch.float64)
     problem = Problem(

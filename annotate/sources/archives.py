@@ -260,7 +260,7 @@ def _tar_members(stream: _Parts) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     plain = _Gunzipped(fileobj=io.BufferedReader(stream, _READ)) if gzipped else stream
     with tarfile.open(fileobj=cast(Any, plain), mode="r|", bufsize=_READ) as archive:
         for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+            cast(Any, archive).members = []  # else it remembers all of them
             if member.isdir():
                 continue
             yield member.name, member.size, archive.extractfile(member) if member.isreg() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -81,5 +82,5 @@ def paired_difference(first: Sequence[float], second: Sequence[float], *, seed: 
             f"paired_difference: need two equally long lists of at least two clips, found {a.shape}, {b.shape}"
         )
     d = a - b
-    p = 1.0 if not np.any(d) else float(wilcoxon(d).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    p = 1.0 if not np.any(d) else float(cast(Any, wilcoxon(d)).pvalue)
     return PairedDifference(difference=bootstrap_mean(d, seed=seed), p_value=p)

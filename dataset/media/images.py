@@ -7,6 +7,7 @@ import struct
 from collections import Counter, defaultdict
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +216,7 @@ def decode_image(data: bytes, path: str | Path, *, as_stored: bool = False) -> N
         raise InputError(f"{path}: no readable image ({' '.join(str(error).split())[:200]})") from None
     if found is None or found.shape[:2] != size:
         raise InputError(f"{path}: no readable image")
-    return found  # type: ignore[return-value]
+    return cast(NDArray[np.uint8], found)
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

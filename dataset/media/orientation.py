@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,9 +91,8 @@ class Orientation:
         """Stored (H, W, ...) pixels as they are shown, contiguous."""
         if self.swaps_sides:
             image = image.swapaxes(0, 1)
-        return np.ascontiguousarray(
-            image[:: -1 if self.yx + self.yy < 0 else 1, :: -1 if self.xx + self.xy < 0 else 1]
-        )  # type: ignore[return-value]
+        rows, columns = -1 if self.yx + self.yy < 0 else 1, -1 if self.xx + self.xy < 0 else 1
+        return cast(Array, np.ascontiguousarray(image[::rows, ::columns]))
 
     def shown_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) as shown of stored pixels of `size`; the same the other way round."""

@@ -163,7 +163,8 @@ def scan_frames(path: Path, stream_index: int, scanned: Timeline) -> Timeline:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
         ticks += (frame.pts for frame in container.decode(stream))
-    by_count = None in ticks or any(b <= a for a, b in itertools.pairwise(ticks))  # type: ignore[operator]
+    known = [tick for tick in ticks if tick is not None]
+    by_count = len(known) < len(ticks) or any(b <= a for a, b in itertools.pairwise(known))
     return Timeline(
         ticks=np.arange(len(ticks)) if by_count else np.array(ticks, np.int64),
         tick_s=scanned.tick_s,

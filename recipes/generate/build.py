@@ -144,7 +144,7 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
     device = str(choose_device(options.device))
     numbers = numbers_of(options, resolve_precision(options, device))
     operators = _operators(options)
-    common = dict(
+    common: dict[str, Any] = dict(
         mode=options.mode,
         device=device,
         numbers=numbers,
@@ -154,8 +154,8 @@ def build_generator(options: GenerateOptions, files: PartFiles | None) -> Genera
     )
     try:
         if files is None:
-            return stand_in_generator(refine=options.refine, size=options.size, **common)  # type: ignore[arg-type]
-        return load_generator(files, **common)  # type: ignore[arg-type]
+            return stand_in_generator(refine=options.refine, size=options.size, **common)
+        return load_generator(files, **common)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
 
