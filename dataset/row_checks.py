@@ -347,14 +347,12 @@ def _cameras(row: RawRow) -> Iterator[Problem]:
             yield "accepted_has_numbers", f"accepted, but {', '.join(missing)} are null"
 
 
-def _first_of(frames: np.ndarray, bad: np.ndarray) -> str:
+def _first_of(frames: np.ndarray, bad: Any) -> str:
     """Where it begins, and how many frames it is."""
     return f"first at frame {frames[np.flatnonzero(bad)[0]]}, {int(bad.sum())} frames"
 
 
-def _poses(
-    row: RawRow, poses: np.ndarray, first: Callable[[np.ndarray], str], *, whole: bool
-) -> Iterator[Problem]:
+def _poses(row: RawRow, poses: np.ndarray, first: Callable[[Any], str], *, whole: bool) -> Iterator[Problem]:
     infinite = ~np.isfinite(poses).all(axis=(1, 2))
     if infinite.any():
         yield "finite", f"camera_to_world is not finite, {first(infinite)}"
@@ -378,7 +376,7 @@ def _poses(
 
 
 def _lenses(
-    focal: np.ndarray, centre: np.ndarray, size: tuple[int, int], first: Callable[[np.ndarray], str]
+    focal: np.ndarray, centre: np.ndarray, size: tuple[int, int], first: Callable[[Any], str]
 ) -> Iterator[Problem]:
     height, width = size
     for name, values in (("focal_px", focal), ("principal_point_px", centre)):
