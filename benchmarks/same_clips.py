@@ -1,4 +1,4 @@
-"""Some forty small clips of every kind, and the recipes that annotate them: the ground on which `same_rows.py` stands.
+"""Some sixty small clips of every kind, and the recipes that annotate them: the ground on which `same_rows.py` stands.
 
 Rendered rooms, windows of recordings, given poses that are right and wrong, networks of random numbers and networks
 that err in a known way, and a clip for every way in which one is turned away. All are made anew in each run, from
