@@ -152,7 +152,8 @@ class KeyframeProblem:
         return None if self.noise is None else self.noise.gain_sigma
 
     def _match(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], IntArray]:
-        features, diagonal = self.given.measured.features, float(np.hypot(*self.size_px[::-1]))
+        features, (width, height) = self.given.measured.features, self.size_px
+        diagonal = float(np.hypot(height, width))
         config = self.given.tracks_config
         return {
             (a, b): match_features(features[a], features[b], config, diagonal_px=diagonal) for a, b in pairs
