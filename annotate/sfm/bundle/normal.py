@@ -316,13 +316,7 @@ class Normal:
                 fa, fb = index[:, a], index[:, b]
                 for into, apart in ((diagonal, 0), (upper, 1)):
                     chosen = fb // m - fa // m == apart
-                    where = (
-                        fa[chosen] // m,
-                        fa[chosen] % m,
-                        position,
-                        fb[chosen] % m,
-                        position,
-                    )
+                    where = (fa[chosen] // m, fa[chosen] % m, position, fb[chosen] % m, position)
                     into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[chosen], accumulate=True)
         diagonal = diagonal.reshape(nb, m * self.dof, m * self.dof)
         upper = upper.reshape(nb, m * self.dof, m * self.dof)
