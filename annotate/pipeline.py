@@ -323,7 +323,7 @@ class _Stages:
                 long_side_px=max(frames.height, frames.width),
                 frame_s=float(np.median(np.diff(time_s))),
             )
-        out.reasons += [(code, text) for _, code, text in failures(out.gates)]
+        out.reasons.extend((code, text) for _, code, text in failures(out.gates))
 
 
 @dataclass(frozen=True)
