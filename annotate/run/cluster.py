@@ -47,7 +47,7 @@ class Patience:
         """A moment.
 
         Raises:
-            RunAborted: the scheduler is gone.
+            RunAborted: the scheduler is gone, or the workers of this machine end before they begin anything.
         """
         time.sleep(self.step_s)
         self.step_s = min(0.05, 1.5 * self.step_s)  # short clips must not wait for this
@@ -66,6 +66,14 @@ class Patience:
             return
         if num_workers:
             self._seen = now
+        elif self._client.cluster is not None:
+            # Nobody starts another one; those that end are started anew, and end again.
+            if now - self._seen > FROZEN_AFTER_S:
+                raise RunAborted(
+                    f"{self._out}: no worker stayed alive for {FROZEN_AFTER_S:.0f} s, they end before they begin"
+                    " anything (out of memory?): raise annotate.executor.memory_per_worker_gib, or use fewer workers"
+                    " (--workers)"
+                )
         elif now - self._seen > FIRST_LINE_S and now - self._said > LINE_INTERVAL_S:
             self._said = now
             log.warning(

@@ -260,7 +260,7 @@ def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> No
     why = ""
     probe: Any = client.submit(_load_everything, key=f"{job.folder.name}-probe-{len(suspects)}", pure=False)
     try:
-        probe.result()
+        _result_of(probe, client, job)
     except KilledWorker:
         why = "workers end before they begin a clip"
     finally:
@@ -276,6 +276,14 @@ def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> No
             f"{job.out}: {why}; a worker may take {room}: raise annotate.executor.memory_per_worker_gib, or use fewer"
             " workers (--workers)"
         )
+
+
+def _result_of(future: Any, client: Client, job: Job) -> Any:
+    """The result of a task, waited for as shards are: not for ever where nobody is left who could work on it."""
+    patience = Patience(client, job.out)
+    while not future.done():
+        patience.wait()
+    return future.result()
 
 
 def _load_everything() -> int:
@@ -294,7 +302,7 @@ def _annotate_alone(client: Client, clip: ClipRef, job: Job) -> Row:
         annotate_one, clip, job, key=f"{job.folder.name}-clip-{clip.clip_id}", pure=False
     )
     try:
-        return future.result()
+        return _result_of(future, client, job)
     except KilledWorker:
         attempts = job.config.executor.attempts
         return failure_row(

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -21,7 +22,7 @@ from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.run import cluster, executor, progress, worker
 from theodolite.annotate.run import plan as plan_module
-from theodolite.annotate.run.cluster import RunAborted, default_workers, local_cluster
+from theodolite.annotate.run.cluster import Patience, RunAborted, default_workers, local_cluster
 from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import Shard, plan_run
 from theodolite.annotate.run.tally import Outcome, Tally, read_outcomes
@@ -562,6 +563,7 @@ def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
 COMMAND = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import cloudpickle
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.config import AnnotateConfig
@@ -639,3 +641,20 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
     begun = {path.name: path.stat().st_mtime for path in (tmp_path / "started").glob("6-*")}
     assert len(begun) >= 3
     assert max(begun.values()) < fenced_at + 0.5
+
+
+def test_workers_that_never_stay_end_the_wait(monkeypatch, tmp_path):
+    """Workers of this machine that end while they start take no task, so that none is ever called killed by it; behind
+    a scheduler somebody may start others."""
+    clock = itertools.count(0.0, 30.0)
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(cluster.time, "sleep", lambda s: None)
+    local = SimpleNamespace(nthreads=dict, status="running", cluster=object())
+    patience = Patience(local, tmp_path)
+    for _ in range(10):
+        patience.wait()
+    with pytest.raises(RunAborted, match=r"no worker stayed alive for 300 s.*memory_per_worker_gib"):
+        patience.wait()
+    patience = Patience(SimpleNamespace(nthreads=dict, status="running", cluster=None), tmp_path)
+    for _ in range(100):
+        patience.wait()
