@@ -13,10 +13,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .schema import COLUMN_BY_NAME, COLUMNS
-
-SERIES_COLUMNS = tuple(c.name for c in COLUMNS if c.per_frame or c.name in ("scale_frame", "scale_value"))
-"""Columns with many numbers a clip: nearly all bytes of a part."""
+from .schema import COLUMN_BY_NAME, SERIES_COLUMNS
 
 _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
 """Type codes of the compact protocol."""

@@ -33,12 +33,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .conform import check_types, conform, file_version
-from .footers import SERIES_COLUMNS, read_with_footer, series_footers
+from .footers import read_with_footer, series_footers
 from .inputs import InputError, reading
 from .limits import MIB
 from .parquet import SCAN_OPTIONS, WHAT, open_parquet, read_table, sealed
 from .processes import map_processes
-from .schema import COLUMN_BY_NAME, SCHEMA_VERSION
+from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, SERIES_COLUMNS
 from .store import (
     INDEX_FOLDER,
     data_folder,

@@ -17,14 +17,9 @@ from .names import NAME_RULE, is_name, wrong_pointer
 from .reasons import find_reason
 from .schema import (
     COLUMNS,
-    FOCAL_MODELS,
-    MEDIA_KINDS,
-    MODES,
     NAMED_COLUMNS,
     POSE_SOURCES,
-    SCALE_MODELS,
     SCHEMA_VERSION,
-    VERDICTS,
 )
 from .store import source_folder
 
@@ -35,40 +30,9 @@ RIGID_TOLERANCE = 1e-5
 _STORAGE_TOLERANCE = 1e-5
 """Relative difference between a number computed before lists were rounded to float32 and after."""
 _WINDOW_SLACK_S = 0.01
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("window_start_s", "window_end_s", "annotate_wall_s"), (0.0, math.inf)),
-    **dict.fromkeys(("height", "width"), (0.0, 1e5)),
-    **dict.fromkeys(("source_fps", "fps"), (0.01, 1e5)),
-    "radial_k1": (-2.0, 2.0),
-    **dict.fromkeys(("metres_per_unit", "scale_p10", "scale_p90"), (1e-12, 1e12)),
-    **dict.fromkeys(("scale_mad_log", "scale_cov", "depth_residual_log_median"), (0.0, 100.0)),
-    **dict.fromkeys(("depth_unexplained", "depth_inconsistency_log", "depth_unit_step_log"), (0.0, 100.0)),
-    "depth_misfit_px": (0.0, 1e5),
-    "depth_reading_margin_log": (-100.0, 100.0),
-    **dict.fromkeys(("reprojection_rms_px", "reprojection_median_px"), (0.0, 1e5)),
-    **dict.fromkeys(("num_tracks", "num_loops"), (0.0, 1e8)),
-    **dict.fromkeys(("track_survival_min", "inlier_share_min", "confidence"), (0.0, 1.0)),
-    **dict.fromkeys(("parallax_rad", "agreement_rotation_rad", "agreement_direction_rad"), (0.0, math.pi)),
-    **dict.fromkeys(
-        (
-            *("agreement_scale_log", "agreement_metric_log"),
-            *("agreement_focal_rays_log", "agreement_focal_anchor_log"),
-        ),
-        (-100.0, 100.0),
-    ),
-    "path_length_m": (0.0, 1e7),
-    "scale_sweep_best": (1e-6, 1e6),
-    **dict.fromkeys([f"fov_{axis}_{end}_rad" for axis in "xy" for end in ("min", "max")], (1e-3, math.pi)),
-    "focal_axis_gap_max": (0.0, 2.0),
-    "focal_spread": (0.0, 1e3),
-}
-"""Least and greatest value of per-clip numbers: what a unit mixed up or a broken writer would leave."""
-_MOST_UNCERTAIN = {
-    "position_sigma_m": 1e4,
-    "rotation_sigma_rad": math.pi,
-    "log_focal_sigma": 10.0,
-    "reprojection_px": 1e4,
-}
+_BOUNDED = tuple((c.name, c.bounds) for c in COLUMNS if c.bounds is not None and not c.shape)
+_UNCERTAINTIES = tuple((c.name, c.bounds[1]) for c in COLUMNS if c.bounds is not None and c.shape)
+_WORDS = tuple(column for column in COLUMNS if column.values)
 _NEEDED_WITH_CAMERAS = (
     *("path_length_m", "focal_axis_gap_max", "focal_spread"),
     *("fov_x_min_rad", "fov_x_max_rad", "fov_y_min_rad", "fov_y_max_rad"),
@@ -179,15 +143,12 @@ def _identity(row: RawRow, recipe_hash: str | None) -> Iterator[Problem]:
             yield "identity_present", f"{name} is empty"
     if row["recipe_hash"] != recipe_hash:
         yield "one_recipe", f"row says recipe {row['recipe_hash']}, its file {recipe_hash}"
-    for name, vocabulary in (
-        ("media_kind", MEDIA_KINDS),
-        ("mode", MODES),
-        ("scale_model", SCALE_MODELS),
-        ("focal_model", FOCAL_MODELS),
-        ("verdict", VERDICTS),
-    ):
-        if row[name] not in vocabulary:
-            yield "vocabulary", f"{name} is {row[name]!r}, expected one of {', '.join(vocabulary)}"
+    for column in _WORDS:
+        if not column.allows(row[column.name]):
+            yield (
+                "vocabulary",
+                f"{column.name} is {row[column.name]!r}, expected one of {', '.join(column.values)}",
+            )
     codes = row["pose_source"]
     if len(codes) and not ((codes >= 0) & (codes < len(POSE_SOURCES))).all():
         yield (
@@ -429,7 +390,7 @@ def _restated(row: RawRow, column: str, value: float, of: str, *, absolute: floa
 
 def _numbers(row: RawRow) -> Iterator[Problem]:
     accepted = row["verdict"] == "accepted"
-    for name, most in _MOST_UNCERTAIN.items():
+    for name, most in _UNCERTAINTIES:
         values = row[name]
         if values is None or not len(values):
             continue
@@ -446,7 +407,7 @@ def _numbers(row: RawRow) -> Iterator[Problem]:
         if accepted and (stated is None or row["reprojection_median_px"] is None):
             yield "accepted_has_numbers", "reprojection_px is given, but its average over the clip is null"
     yield from _scale(row)
-    for name, (least, most) in _RANGES.items():
+    for name, (least, most) in _BOUNDED:
         value = row[name]
         if value is not None and math.isfinite(value) and not least <= value <= most:
             yield "range", f"{name} is {value:g}, expected {least:g} to {most:g}"

@@ -17,14 +17,11 @@ from .names import NAME_RULE, check_name, is_name
 from .schema import (
     COLUMN_BY_NAME,
     COLUMNS,
-    FOCAL_MODELS,
-    MEDIA_KINDS,
-    MODES,
     NAMED_COLUMNS,
     POSE_SOURCES,
-    SCALE_MODELS,
     SCHEMA_VERSION,
-    VERDICTS,
+    SERIES_COLUMNS,
+    TUPLE_COLUMNS,
     arrow_schema,
 )
 
@@ -160,10 +157,10 @@ class Row:
         check_name(self.clip_id)
         if not is_name(self.source):
             raise ValueError(f"clip {self.clip_id}: source {self.source!r:.80} must be {NAME_RULE}")
-        for name, vocabulary in _VOCABULARIES.items():
-            if getattr(self, name) not in vocabulary:
+        for column in COLUMNS:
+            if not column.allows(getattr(self, column.name)):
                 raise self._error(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(vocabulary)}"
+                    f"{column.name} is {getattr(self, column.name)!r}, expected one of {', '.join(column.values)}"
                 )
         pose_source = np.asarray(self.pose_source)
         if pose_source.dtype.kind in "UO":
@@ -176,18 +173,18 @@ class Row:
         if poses.ndim == 3 and poses.shape[1:] == (3, 4):
             bottom = np.broadcast_to(np.asarray([0, 0, 0, 1], np.float32), (len(poses), 1, 4))
             put("camera_to_world", np.concatenate([poses, bottom], axis=1))
-        for name, dtype, tail in _ARRAYS:
+        for name, tail in _ROW_SHAPES.items():
             value = getattr(self, name)
             if value is None:
                 continue
-            array = np.array(value, dtype=dtype)  # a copy: rows are frozen
+            array = np.array(value, dtype=_ROW_TYPES[name])  # a copy: rows are frozen
             if array.shape[1:] != tail or array.ndim != 1 + len(tail):
                 raise self._error(
                     f"{name} has shape {np.shape(value)}, expected (F{''.join(f', {n}' for n in tail)})"
                 )
             array.flags.writeable = False
             put(name, array)
-        for name in ("weights", "weight_licences", "reasons", "reason_details", "decode_notes", "gates"):
+        for name in TUPLE_COLUMNS:
             if isinstance(getattr(self, name), str):
                 raise self._error(f"{name} must be a sequence, found a string")
             put(name, tuple(getattr(self, name) or ()))
@@ -206,9 +203,9 @@ class Row:
         for name in ("focal_px", "principal_point_px", "pose_source"):
             if len(getattr(self, name)) != cameras:
                 raise self._error(f"{len(getattr(self, name))} {name} but {cameras} camera_to_world")
-        for name in _OPTIONAL_PER_FRAME:
+        for name, column in _ARRAYS.items():
             value = getattr(self, name)
-            if value is not None and len(value) != frames:
+            if column.per_frame and column.nullable and value is not None and len(value) != frames:
                 raise self._error(f"{len(value)} {name} but {frames} frames")
         if len(self.scale_frame) != len(self.scale_value):
             raise self._error(f"{len(self.scale_frame)} scale_frame but {len(self.scale_value)} scale_value")
@@ -232,35 +229,11 @@ class Row:
         return intrinsics_matrix(self.focal_px, self.principal_point_px)
 
 
-_VOCABULARIES: dict[str, tuple[str, ...]] = {
-    "media_kind": MEDIA_KINDS,
-    "mode": MODES,
-    "scale_model": SCALE_MODELS,
-    "focal_model": FOCAL_MODELS,
-    "verdict": VERDICTS,
-}
-_ARRAYS: tuple[tuple[str, type, tuple[int, ...]], ...] = (
-    ("frame_index", np.int32, ()),
-    ("time_s", np.float64, ()),
-    ("camera_to_world", np.float32, (4, 4)),
-    ("focal_px", np.float32, (2,)),
-    ("principal_point_px", np.float32, (2,)),
-    ("pose_source", np.int8, ()),
-    ("position_sigma_m", np.float32, ()),
-    ("rotation_sigma_rad", np.float32, ()),
-    ("log_focal_sigma", np.float32, ()),
-    ("reprojection_px", np.float32, ()),
-    ("metres_per_unit_frame", np.float32, ()),
-    ("scale_frame", np.int32, ()),
-    ("scale_value", np.float32, ()),
-)
-_OPTIONAL_PER_FRAME = (
-    "position_sigma_m",
-    "rotation_sigma_rad",
-    "log_focal_sigma",
-    "reprojection_px",
-    "metres_per_unit_frame",
-)
+_POSES = "camera_to_world"
+_ARRAYS = {name: COLUMN_BY_NAME[name] for name in SERIES_COLUMNS}
+_ROW_SHAPES = {name: (4, 4) if name == _POSES else column.entry_shape for name, column in _ARRAYS.items()}
+"""Shape of one entry in `Row`: that of files, but whole matrices for poses."""
+_ROW_TYPES = {name: column.type.value_type.to_pandas_dtype() for name, column in _ARRAYS.items()}
 _GATE_FIELDS = tuple(f.name for f in fields(Gate))
 
 
@@ -269,7 +242,7 @@ def _cell(row: Row, name: str) -> Any:
     value = getattr(row, name)
     if value is None:
         return None
-    if name == "camera_to_world":
+    if name == _POSES:
         return value[:, :3, :].reshape(-1)
     if name == "gates":
         return [{f: getattr(gate, f) for f in _GATE_FIELDS} for gate in value]
@@ -377,9 +350,9 @@ def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _values(name: str, array: pa.Array) -> list[Any]:
     """Values of one column as `Row` takes them; lists of numbers are views of the column's memory."""
-    if name in _ARRAY_TAIL:
+    if name in _ARRAYS:
         assert isinstance(array, pa.ListArray)
-        tail = (3, 4) if name == "camera_to_world" else _ARRAY_TAIL[name]
+        tail = _ARRAYS[name].entry_shape
         size = math.prod(tail)
         if array.values.null_count and not pa.types.is_floating(array.type.value_type):
             raise ValueError(f"{name} holds nulls within its lists, which it must not")
@@ -401,6 +374,3 @@ def _values(name: str, array: pa.Array) -> list[Any]:
     if name in NAMED_COLUMNS:
         return [None if value is None else {x["name"]: x["value"] for x in value} for value in values]
     return [tuple(value) if isinstance(value, list) else value for value in values]
-
-
-_ARRAY_TAIL = {name: tail for name, _dtype, tail in _ARRAYS}

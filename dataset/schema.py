@@ -8,6 +8,7 @@ any video determines, at half the size. Times and per-clip numbers are float64.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -58,19 +59,50 @@ GATE_TYPE = pa.struct(
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, whether it may be null, unit (`1` for ratios, `-` for text) and meaning."""
+    """All that is known of one column: rows, their checks, files and the reference page follow from its entry.
+
+    Attributes:
+        type: Arrow type in files.
+        unit: `1` for ratios, `-` for text.
+        shape: of a list of numbers: `F` (one entry a frame) or `S` (a series of its own length), then the shape of one
+            entry, which files hold flat; () for anything else.
+        bounds: least and greatest value, beyond which a unit was mixed up or a writer broken. Of a list: what an
+            accepted clip may have; NaN in it is unknown.
+        values: the words that a text may be; () for any.
+    """
 
     name: str
     type: pa.DataType
     unit: str
     meaning: str
     nullable: bool = False
-    per_frame: int = 0
-    """Entries per frame of a per-frame list, 0 for anything else."""
+    shape: tuple[str | int, ...] = ()
+    bounds: tuple[float, float] | None = None
+    values: tuple[str, ...] = ()
+
+    def allows(self, value: object) -> bool:
+        """Whether a text is one of `values`, or null where it may be."""
+        return not self.values or value in self.values or (value is None and self.nullable)
+
+    @property
+    def entry_shape(self) -> tuple[int, ...]:
+        """Shape of one entry of a list of numbers."""
+        return tuple(n for n in self.shape if isinstance(n, int))
+
+    @property
+    def per_frame(self) -> int:
+        """Numbers per frame of a per-frame list, 0 for anything else."""
+        return math.prod(self.entry_shape) if self.shape[:1] == ("F",) else 0
 
 
 _F32, _F64, _I32 = pa.float32(), pa.float64(), pa.int32()
 _TEXT, _BOOL = pa.string(), pa.bool_()
+
+
+def _number(name: str, unit: str, meaning: str, bounds: tuple[float, float] | None = None) -> Column:
+    """A number of a clip, null where it is unknown."""
+    return Column(name, _F64, unit, meaning, nullable=True, bounds=bounds)
+
 
 COLUMNS: tuple[Column, ...] = (
     # Identity and provenance
@@ -78,7 +110,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("clip_id", _TEXT, "-", "Stable, unique in the dataset; letters, digits, `_` and `-` only."),
     Column("source", _TEXT, "-", "Data source, also the folder below `data/`."),
     Column("original_id", _TEXT, "-", "The source's own identifier, unchanged."),
-    Column("media_kind", _TEXT, "-", "`video`, `images` (folder) or `rendered`."),
+    Column("media_kind", _TEXT, "-", "`video`, `images` (folder) or `rendered`.", values=MEDIA_KINDS),
     Column(
         "media",
         _TEXT,
@@ -91,17 +123,18 @@ COLUMNS: tuple[Column, ...] = (
         _TEXT,
         "-",
         "Glob of the names that are frames where a folder holds other images, too; null = all its images.",
-        True,
+        nullable=True,
     ),
-    Column(
+    _number(
         "window_start_s",
-        _F64,
         "s",
         "Start of the window, counted from the first frame of the media; null = from there.",
-        True,
+        (0.0, math.inf),
     ),
-    Column("window_end_s", _F64, "s", "End of the window, counted alike; null = to the media's end.", True),
-    Column("mode", _TEXT, "-", "`estimate`, `given_depth` or `given_pose`."),
+    _number(
+        "window_end_s", "s", "End of the window, counted alike; null = to the media's end.", (0.0, math.inf)
+    ),
+    Column("mode", _TEXT, "-", "`estimate`, `given_depth` or `given_pose`.", values=MODES),
     Column("data_licence", _TEXT, "-", "Licence of the media; `unknown` blocks publishing."),
     Column("data_redistributable", _BOOL, "-", "Whether the media itself may be passed on."),
     Column("weights", _TEXTS, "-", "Network weights that took part, `name@revision`; empty for none."),
@@ -111,25 +144,28 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("recipe_hash", _TEXT, "-", "Hash of the resolved recipe that made the row."),
     Column("package_version", _TEXT, "-", "Version of theodolite that made the row."),
-    Column("annotate_wall_s", _F64, "s", "Time the clip took; differs from run to run.", True),
-    Column("stage_wall_s", _named(_F64), "s", "The same by stage.", True),
+    _number("annotate_wall_s", "s", "Time the clip took; differs from run to run.", (0.0, math.inf)),
+    Column("stage_wall_s", _named(_F64), "s", "The same by stage.", nullable=True),
     # Frames
     Column("num_frames", _I32, "1", "Frames F of the clip; 0 if it was rejected before decoding."),
     Column(
-        "height", _I32, "px", "Height of the stored frames, to which all pixel values refer; 0 if unknown."
+        "height",
+        _I32,
+        "px",
+        "Height of the stored frames, to which all pixel values refer; 0 if unknown.",
+        bounds=(0.0, 1e5),
     ),
-    Column("width", _I32, "px", "Width of the stored frames; 0 if unknown."),
-    Column("source_fps", _F64, "Hz", "Average frame rate of the source.", True),
-    Column("fps", _F64, "Hz", "Frame rate of the clip.", True),
+    Column("width", _I32, "px", "Width of the stored frames; 0 if unknown.", bounds=(0.0, 1e5)),
+    _number("source_fps", "Hz", "Average frame rate of the source.", (0.01, 1e5)),
+    _number("fps", "Hz", "Frame rate of the clip.", (0.01, 1e5)),
     Column(
         "frame_index",
         _list(_I32),
         "1",
         "0-based index of each frame among the decoded source frames.",
-        False,
-        1,
+        shape=("F",),
     ),
-    Column("time_s", _list(_F64), "s", "Presentation time of each frame in the source.", False, 1),
+    Column("time_s", _list(_F64), "s", "Presentation time of each frame in the source.", shape=("F",)),
     # Cameras
     Column(
         "camera_to_world",
@@ -137,46 +173,57 @@ COLUMNS: tuple[Column, ...] = (
         "m",
         "Row-major 3x4 [R | t] a frame (12 values): camera to world, OpenCV axes (x right, y down, z forward), metres; "
         "empty if the clip has no cameras.",
-        False,
-        12,
+        shape=("F", 3, 4),
     ),
-    Column("focal_px", _list(_F32), "px", "fx, fy a frame, for `height` x `width`.", False, 2),
-    Column("principal_point_px", _list(_F32), "px", "cx, cy a frame; pixel centres at +0.5.", False, 2),
-    Column(
+    Column("focal_px", _list(_F32), "px", "fx, fy a frame, for `height` x `width`.", shape=("F", 2)),
+    Column("principal_point_px", _list(_F32), "px", "cx, cy a frame; pixel centres at +0.5.", shape=("F", 2)),
+    _number(
         "radial_k1",
-        _F64,
         "1",
         "Radial distortion: x_px = f n (1 + k1 |n|^2) + c with n = (X/Z, Y/Z); null = none modelled (pinhole).",
-        True,
+        (-2.0, 2.0),
     ),
     Column(
-        "pose_source", _list(pa.int8()), "-", "0 none, 1 solved, 2 infilled, 3 given; one a frame.", False, 1
+        "pose_source",
+        _list(pa.int8()),
+        "-",
+        "0 none, 1 solved, 2 infilled, 3 given; one a frame.",
+        shape=("F",),
     ),
-    Column("focal_model", _TEXT, "-", "`constant`, `smooth`, `piecewise`, `given` or `none`."),
+    Column(
+        "focal_model",
+        _TEXT,
+        "-",
+        "`constant`, `smooth`, `piecewise`, `given` or `none`.",
+        values=FOCAL_MODELS,
+    ),
     Column(
         "position_sigma_m",
         _list(_F32),
         "m",
         "Standard deviation of the camera centre along its worst axis, from the first frame on; errors that frames"
         " share are included.",
-        True,
-        1,
+        nullable=True,
+        shape=("F",),
+        bounds=(0.0, 1e4),
     ),
     Column(
         "rotation_sigma_rad",
         _list(_F32),
         "rad",
         "Standard deviation of the orientation about its worst axis, likewise.",
-        True,
-        1,
+        nullable=True,
+        shape=("F",),
+        bounds=(0.0, math.pi),
     ),
     Column(
         "log_focal_sigma",
         _list(_F32),
         "1",
         "Standard deviation of log focal (about the relative error), likewise.",
-        True,
-        1,
+        nullable=True,
+        shape=("F",),
+        bounds=(0.0, 10.0),
     ),
     Column(
         "reprojection_px",
@@ -184,223 +231,206 @@ COLUMNS: tuple[Column, ...] = (
         "px",
         "Robust root mean square reprojection error a frame, under the camera of the row: of the observations that "
         "agree with a solved one, of all with a given or bridged one.",
-        True,
-        1,
+        nullable=True,
+        shape=("F",),
+        bounds=(0.0, 1e4),
     ),
     # Scale
-    Column(
+    _number(
         "metres_per_unit",
-        _F64,
         "m",
         "Scale used (clip median if it varies); 1 only if declared metric; null = none.",
-        True,
+        (1e-12, 1e12),
     ),
     Column(
         "metres_per_unit_frame",
         _list(_F32),
         "m",
         "Scale a frame where the model is slow_drift or step; null where one number holds for all.",
-        True,
-        1,
+        nullable=True,
+        shape=("F",),
     ),
-    Column("scale_model", _TEXT, "-", "`constant`, `slow_drift`, `step`, `declared` or `none`."),
+    Column(
+        "scale_model",
+        _TEXT,
+        "-",
+        "`constant`, `slow_drift`, `step`, `declared` or `none`.",
+        values=SCALE_MODELS,
+    ),
     Column(
         "scale_frame",
         _list(_I32),
         "1",
         "Clip frames whose scale was measured; one that gave none is left out.",
+        shape=("S",),
     ),
-    Column("scale_value", _list(_F32), "m", "Raw metres per unit of each `scale_frame` on its own."),
     Column(
-        "scale_mad_log", _F64, "1", "1.4826 x median absolute deviation of log scale about its model.", True
+        "scale_value", _list(_F32), "m", "Raw metres per unit of each `scale_frame` on its own.", shape=("S",)
     ),
-    Column("scale_p10", _F64, "m", "10th percentile of the raw series.", True),
-    Column("scale_p90", _F64, "m", "90th percentile of the raw series.", True),
-    Column(
-        "scale_cov", _F64, "1", "Standard deviation over mean of the raw series (the paper's gate).", True
+    _number(
+        "scale_mad_log", "1", "1.4826 x median absolute deviation of log scale about its model.", (0.0, 100.0)
+    ),
+    _number("scale_p10", "m", "10th percentile of the raw series.", (1e-12, 1e12)),
+    _number("scale_p90", "m", "90th percentile of the raw series.", (1e-12, 1e12)),
+    _number(
+        "scale_cov", "1", "Standard deviation over mean of the raw series (the paper's gate).", (0.0, 100.0)
     ),
     # Quality
-    Column(
-        "reprojection_rms_px", _F64, "px", "Robust root mean square reprojection error of the clip.", True
+    _number(
+        "reprojection_rms_px", "px", "Robust root mean square reprojection error of the clip.", (0.0, 1e5)
     ),
-    Column("reprojection_median_px", _F64, "px", "Median over frames of `reprojection_px`.", True),
-    Column("num_tracks", _I32, "1", "Image tracks used.", True),
-    Column("num_loops", _I32, "1", "Loop closures used.", True),
-    Column(
+    _number("reprojection_median_px", "px", "Median over frames of `reprojection_px`.", (0.0, 1e5)),
+    Column("num_tracks", _I32, "1", "Image tracks used.", nullable=True, bounds=(0.0, 1e8)),
+    Column("num_loops", _I32, "1", "Loop closures used.", nullable=True, bounds=(0.0, 1e8)),
+    _number(
         "track_survival_min",
-        _F64,
         "1",
         "Least share of tracks that survive from one frame to the next.",
-        True,
+        (0.0, 1.0),
     ),
-    Column(
+    _number(
         "inlier_share_min",
-        _F64,
         "1",
         "Least share of a frame's observations that agree with its camera.",
-        True,
+        (0.0, 1.0),
     ),
-    Column(
-        "parallax_rad", _F64, "rad", "Median over tracks of the largest angle between viewing rays.", True
+    _number(
+        "parallax_rad", "rad", "Median over tracks of the largest angle between viewing rays.", (0.0, math.pi)
     ),
-    Column(
+    _number(
         "depth_residual_log_median",
-        _F64,
         "1",
         "Median absolute log difference of solved and given depth.",
-        True,
+        (0.0, 100.0),
     ),
-    Column(
+    _number(
         "depth_misfit_px",
-        _F64,
         "px",
         "Median distance between tracked points and where given depth, by itself, puts them in a later frame; null = "
         "no given depth, or too few points.",
-        True,
+        (0.0, 1e5),
     ),
-    Column(
+    _number(
         "depth_reading_margin_log",
-        _F64,
         "1",
         "Lead in fit of given depth as it is over every other reading (turned, other frames, disparity ...), at its "
         "least; below 0 another reading fits better.",
-        True,
+        (-100.0, 100.0),
     ),
-    Column(
+    _number(
         "depth_unexplained",
-        _F64,
         "1",
         "Share of the parallax that given depth leaves unexplained, beyond its noise; null = too little parallax.",
-        True,
+        (0.0, 100.0),
     ),
-    Column(
+    _number(
         "depth_inconsistency_log",
-        _F64,
         "1",
         "Median log difference of given depth and what an earlier frame's depth predicts, after a factor a pair.",
-        True,
+        (0.0, 100.0),
     ),
-    Column(
+    _number(
         "depth_unit_step_log",
-        _F64,
         "1",
         "Median absolute log of that factor: steps of the depth's unit.",
-        True,
+        (0.0, 100.0),
     ),
-    Column("path_length_m", _F64, "m", "Length of the camera's path.", True),
-    Column(
+    _number("path_length_m", "m", "Length of the camera's path.", (0.0, 1e7)),
+    _number(
         "scale_sweep_best",
-        _F64,
         "1",
         "Factor on depth at which depth and poses agree best; 1 when scale is right.",
-        True,
+        (1e-6, 1e6),
     ),
-    Column(
+    _number(
         "agreement_rotation_rad",
-        _F64,
         "rad",
         "Median angle between the sequence network's orientations and the bundle's; null = no such network.",
-        True,
+        (0.0, math.pi),
     ),
-    Column(
+    _number(
         "agreement_direction_rad",
-        _F64,
         "rad",
         "Median angle between their directions of travel over a second.",
-        True,
+        (0.0, math.pi),
     ),
-    Column(
+    _number(
         "agreement_scale_log",
-        _F64,
         "1",
         "Median log ratio of the network's travel, in metres, to the bundle's.",
-        True,
+        (-100.0, 100.0),
     ),
-    Column(
+    _number(
         "agreement_metric_log",
-        _F64,
         "1",
         "Log ratio of the scale by the metric anchor to the sequence network's own metric factor.",
-        True,
+        (-100.0, 100.0),
     ),
-    Column(
+    _number(
         "agreement_focal_rays_log",
-        _F64,
         "1",
         "Median log ratio of the focal length of the sequence network's rays to the bundle's.",
-        True,
+        (-100.0, 100.0),
     ),
-    Column(
+    _number(
         "agreement_focal_anchor_log",
-        _F64,
         "1",
         "Median log ratio of the metric anchor's own focal length to the bundle's.",
-        True,
+        (-100.0, 100.0),
     ),
-    Column(
+    _number(
         "given_scale_ratio",
-        _F64,
         "1",
         "Length by depth over that of the given path, both in metres (about 1 where the unit of the poses was unknown "
         "and fitted); null = no given poses, or nothing to tell it by (no depth): the scale is the source's word.",
-        True,
     ),
-    Column("given_scale_sigma", _F64, "1", "Standard error of the logarithm of `given_scale_ratio`.", True),
-    Column(
+    _number("given_scale_sigma", "1", "Standard error of the logarithm of `given_scale_ratio`."),
+    _number(
         "given_time_offset_s",
-        _F64,
         "s",
         "By how much the given poses come late against the images; negative = early; null = too few poses to tell.",
-        True,
     ),
-    Column(
+    _number(
         "given_time_offset_sigma_s",
-        _F64,
         "s",
         "Its standard error; null = motion too even to tell, or the offset is beyond the search.",
-        True,
     ),
-    Column(
+    _number(
         "given_position_rms_m",
-        _F64,
         "m",
         "Root mean square distance of a given camera from where its neighbours and the measured motion put it.",
-        True,
     ),
-    Column(
+    _number(
         "given_position_rms_px",
-        _F64,
         "px",
         "By how much that error, of position and orientation, moves the picture.",
-        True,
     ),
-    Column(
+    _number(
         "given_focal_ratio",
-        _F64,
         "1",
         "Focal length that the images ask for under the given poses over the given one; null = not both given, or too"
         " few frames to tell.",
-        True,
     ),
-    Column("given_focal_sigma", _F64, "1", "Standard error of the logarithm of `given_focal_ratio`.", True),
-    Column("fov_x_min_rad", _F64, "rad", "Least horizontal field of view.", True),
-    Column("fov_x_max_rad", _F64, "rad", "Largest horizontal field of view.", True),
-    Column("fov_y_min_rad", _F64, "rad", "Least vertical field of view.", True),
-    Column("fov_y_max_rad", _F64, "rad", "Largest vertical field of view.", True),
-    Column("focal_axis_gap_max", _F64, "1", "Largest |fx - fy| / mean(fx, fy) of a frame.", True),
-    Column("focal_spread", _F64, "1", "Standard deviation over mean of fx along the clip.", True),
-    Column("metrics", _named(_F64), "-", "Further numbers of the run, by name with unit suffix.", True),
+    _number("given_focal_sigma", "1", "Standard error of the logarithm of `given_focal_ratio`."),
+    _number("fov_x_min_rad", "rad", "Least horizontal field of view.", (1e-3, math.pi)),
+    _number("fov_x_max_rad", "rad", "Largest horizontal field of view.", (1e-3, math.pi)),
+    _number("fov_y_min_rad", "rad", "Least vertical field of view.", (1e-3, math.pi)),
+    _number("fov_y_max_rad", "rad", "Largest vertical field of view.", (1e-3, math.pi)),
+    _number("focal_axis_gap_max", "1", "Largest |fx - fy| / mean(fx, fy) of a frame.", (0.0, 2.0)),
+    _number("focal_spread", "1", "Standard deviation over mean of fx along the clip.", (0.0, 1e3)),
+    Column(
+        "metrics", _named(_F64), "-", "Further numbers of the run, by name with unit suffix.", nullable=True
+    ),
     Column("gates", _list(GATE_TYPE), "-", "Every gate that was judged: value, bounds, unit, passed."),
     # Verdict
-    Column("verdict", _TEXT, "-", "`accepted` or `rejected`."),
-    Column(
+    Column("verdict", _TEXT, "-", "`accepted` or `rejected`.", values=VERDICTS),
+    _number(
         "confidence",
-        _F64,
         "1",
         "Probability-like score in [0, 1] that the cameras are usable, from how far independent estimates of networks "
         "agree; null where nothing of the kind is calibrated (`confidence_absent` says why): judge by gates and "
         "sigmas.",
-        True,
+        (0.0, 1.0),
     ),
     Column(
         "confidence_absent",
@@ -408,7 +438,7 @@ COLUMNS: tuple[Column, ...] = (
         "-",
         "Why `confidence` is null: `no_networks` (given geometry is not guessed), `no_cameras` (none were found) or "
         "`nothing_to_compare` (a network that states no focal length); null where there is one, and in older files.",
-        True,
+        nullable=True,
     ),
     Column(
         "reasons", _TEXTS, "-", "Stable codes of the rejection, see the table of reasons; empty if accepted."
@@ -418,17 +448,22 @@ COLUMNS: tuple[Column, ...] = (
         _TEXTS,
         "-",
         "What decoding had to decide about the media: rotation, several streams, time stamps not in order.",
-        True,
+        nullable=True,
     ),
     Column("reason_details", _TEXTS, "-", "One sentence a reason, with the numbers found."),
-    Column("error", _TEXT, "-", "Traceback of an unexpected exception.", True),
-    Column("captions", _named(_TEXT), "-", "Captions by kind.", True),
+    Column("error", _TEXT, "-", "Traceback of an unexpected exception.", nullable=True),
+    Column("captions", _named(_TEXT), "-", "Captions by kind.", nullable=True),
 )
 
 COLUMN_BY_NAME = {column.name: column for column in COLUMNS}
-PER_FRAME_COLUMNS = tuple(column.name for column in COLUMNS if column.per_frame)
+SERIES_COLUMNS = tuple(column.name for column in COLUMNS if column.shape)
+"""Lists of numbers: arrays in `Row`, and nearly all bytes of a file."""
 NAMED_COLUMNS = tuple(column.name for column in COLUMNS if column.type in (_named(_F64), _named(_TEXT)))
 """Columns of values by name: mappings in `Row`, lists of `{name, value}` in files."""
+TUPLE_COLUMNS = tuple(
+    c.name for c in COLUMNS if pa.types.is_list(c.type) and c.name not in {*SERIES_COLUMNS, *NAMED_COLUMNS}
+)
+"""Lists of texts and records: tuples in `Row`."""
 
 
 def declared_type(column: Column, *, version: int = SCHEMA_VERSION) -> pa.DataType:
@@ -468,20 +503,29 @@ def check_version(metadata: dict[bytes, bytes] | None, *, where: str) -> int:
     return version
 
 
+def _range(bounds: tuple[float, float] | None) -> str:
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:.4g}"
+
+
 def schema_markdown() -> str:
     """Reference of all columns as a Markdown table."""
     lines = [
         f"Schema version {SCHEMA_VERSION}. One row per clip; F = `num_frames`. A type that ends in `?` may be null.",
         "",
-        "| column | type | unit | meaning |",
-        "| --- | --- | --- | --- |",
+        "| column | type | unit | range | meaning |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for c in COLUMNS:
         meaning = c.meaning.replace("|", "\\|")
         kind = str(c.type).replace("element: ", "").replace(" not null", "")
         if c.per_frame:
             kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
-        lines.append(f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {meaning} |")
+        lines.append(
+            f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {_range(c.bounds)} | {meaning} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -134,13 +134,11 @@ def _clip_text(row: Row) -> str:
             lines += [f"    {entry.meaning}", f"    {entry.remedy}"]
     width = max(len(c.name) for c in COLUMNS)
     for column in COLUMNS:
-        if column.per_frame or column.name in (
+        if column.shape or column.name in (
             "gates",
             "reasons",
             "reason_details",
             "error",
-            "scale_frame",
-            "scale_value",
             "confidence_absent",
         ):
             continue

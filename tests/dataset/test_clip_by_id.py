@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
 from theodolite.dataset import store
-from theodolite.dataset.footers import SERIES_COLUMNS, series_footers
+from theodolite.dataset.footers import series_footers
 from theodolite.dataset.index import refresh_index, write_index
 from theodolite.dataset.reading import ClipDataset
 from theodolite.dataset.rows import Row
+from theodolite.dataset.schema import SERIES_COLUMNS
 
 
 @pytest.fixture(scope="module")
