@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from .licences import find_licence
 from .reading import ClipDataset
 from .schema import schema_markdown
 from .store import DATA_FILES
+from .text_table import markdown_table
 
 Use = Literal["research", "commercial"]
 MAX_LISTED = 10
@@ -141,12 +141,6 @@ def _bullet_counts(label: str, counts: Counter[str]) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    escaped = ([for_markdown(cell) for cell in row] for row in rows)
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *escaped)]
-    return "\n".join(lines) + "\n"
-
-
 def _counts_table(rows: list[dict[str, Any]]) -> str:
     sources = sorted({r["source"] for r in rows})
     body = []
@@ -155,14 +149,17 @@ def _counts_table(rows: list[dict[str, Any]]) -> str:
         good = [r for r in of if r["verdict"] == "accepted"]
         hours = sum(r["num_frames"] / r["fps"] for r in good if r["fps"]) / 3600
         body.append([source, str(len(good)), str(len(of) - len(good)), f"{hours:.2f}"])
-    return _table(["source", "accepted", "rejected", "accepted hours"], body)
+    return markdown_table(["source", "accepted", "rejected", "accepted hours"], body) + "\n"
 
 
 def _reasons_table(rows: list[dict[str, Any]]) -> str:
     reasons = Counter(x for r in rows for x in r["reasons"])
     if not reasons:
         return ""
-    return _table(["rejection reason", "clips"], [[name, str(n)] for name, n in reasons.most_common()])
+    return (
+        markdown_table(["rejection reason", "clips"], [[name, str(n)] for name, n in reasons.most_common()])
+        + "\n"
+    )
 
 
 def _licence_table(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -175,7 +172,7 @@ def _licence_table(rows: list[dict[str, Any]], names: list[str]) -> str:
         allowed = "unknown" if licence is None else "yes" if licence.commercial else "no"
         body.append([name, str(as_data), str(passed_on), str(as_weights), allowed])
     header = ["licence", "clips (data)", "of these redistributable", "clips (weights)", "commercial use"]
-    return _table(header, body)
+    return markdown_table(header, body) + "\n"
 
 
 def _quality_table(accepted: list[dict[str, Any]]) -> str:
@@ -191,7 +188,7 @@ def _quality_table(accepted: list[dict[str, Any]]) -> str:
         if x.size:
             p = np.percentile(x, [5, 25, 50, 75, 95])
             body.append([label, *(f"{v:.4g}" for v in p), _bars(x)])
-    return _table(["", "p5", "p25", "median", "p75", "p95", "histogram p1 to p99"], body)
+    return markdown_table(["", "p5", "p25", "median", "p75", "p95", "histogram p1 to p99"], body) + "\n"
 
 
 def _degrees(value: float | None) -> float | None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, cast, get_args
 
+from .text_table import markdown_table
+
 ReasonKind = Literal["judged", "failed"]
 Status = Literal["accepted", "rejected", "failed"]
 """How a clip ended, in the words of every command: `failed` where some reason is no judgement."""
@@ -448,6 +450,6 @@ def status_of(verdict: str, reasons: Iterable[str]) -> Status:
 
 def reasons_markdown() -> str:
     """Reference of all reasons as a Markdown table."""
-    lines = ["| reason | kind | meaning | what to try |", "| --- | --- | --- | --- |"]
-    lines += [f"| `{code}` | {r.kind} | {r.meaning} | {r.remedy} |" for code, r in REASONS.items()]
-    return "\n".join(lines) + "\n"
+    rows = [(f"`{code}`", r.kind, r.meaning, r.remedy) for code, r in REASONS.items()]
+    header = ("reason", "kind", "meaning", "what to try")
+    return markdown_table(header, rows, cells_are_markdown=True) + "\n"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from .reasons import reasons_markdown
+from .text_table import markdown_table
 
 SCHEMA_VERSION = 2
 """Version of this contract. Readers accept it and those before it, and keep columns that they do not know; a column
@@ -512,21 +513,15 @@ def _range(bounds: tuple[float, float] | None) -> str:
 
 def schema_markdown() -> str:
     """Reference of all columns as a Markdown table."""
-    lines = [
-        f"Schema version {SCHEMA_VERSION}. One row per clip; F = `num_frames`. A type that ends in `?` may be null.",
-        "",
-        "| column | type | unit | range | meaning |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    head = f"Schema version {SCHEMA_VERSION}. One row per clip; F = `num_frames`. A type that ends in `?` may be null."
+    rows = []
     for c in COLUMNS:
-        meaning = c.meaning.replace("|", "\\|")
         kind = str(c.type).replace("element: ", "").replace(" not null", "")
         if c.per_frame:
             kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
-        lines.append(
-            f"| `{c.name}` | {kind}{'?' if c.nullable else ''} | {c.unit} | {_range(c.bounds)} | {meaning} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append((f"`{c.name}`", kind + "?" * c.nullable, c.unit, _range(c.bounds), c.meaning))
+    header = ("column", "type", "unit", "range", "meaning")
+    return f"{head}\n\n{markdown_table(header, rows, cells_are_markdown=True)}\n"
 
 
 def reference_page() -> str:

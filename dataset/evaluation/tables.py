@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..escape import for_markdown
+from ..text_table import markdown_table, text_table
 from .bootstrap import paired_difference
 from .record import Evaluation, names_text
 from .score import METRICS, SCORES
@@ -85,20 +85,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, style:
         writer.writerows([header, *rows])
         return stream.getvalue().rstrip("\n")
     if style == "markdown":
-        escaped = [[for_markdown(cell) for cell in row] for row in rows]
-        lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *escaped)]
-        return "\n".join(lines)
+        return markdown_table(header, rows)
     if style != "text":
         raise ValueError(f"table format {style!r}: expected text, markdown or csv (json is no table)")
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     words = [i == 0 or any(re.match("[a-z]", row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if left else cell.rjust(w)
-            for cell, w, left in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in (header, *rows)
-    )
+    return text_table(header, rows, left=words)
 
 
 def _number(value: float | None, digits: int = 5) -> str:

@@ -14,6 +14,7 @@ from ..reading import ClipDataset, open_dataset
 from ..reasons import find_reason, status_of
 from ..rows import ABSENT_CONFIDENCE, Row, why_no_confidence
 from ..schema import COLUMNS
+from ..text_table import text_table
 
 # ---------------------------------------------------------------------------------------------------- text
 
@@ -73,7 +74,7 @@ _OVERVIEW = (
 
 
 def _table_text(clips: ClipDataset, limit: int) -> str:
-    header = [
+    header = (
         "clip",
         "source",
         "status",
@@ -86,8 +87,8 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
         "mad",
         "px",
         "reasons",
-    ]
-    lines: list[list[str]] = [header]
+    )
+    lines: list[list[str]] = []
     table = clips.to_table(_OVERVIEW)
     for c in table.slice(0, limit).to_pylist():
         low, high = c["fov_x_min_rad"], c["fov_x_max_rad"]
@@ -112,10 +113,7 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
                 for_line(",".join(c["reasons"])),
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    text = text_table(header, lines)
     if table.num_rows > limit:
         text += f"\n... and {table.num_rows - limit} more"
     counts = Counter(map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()))

@@ -14,14 +14,11 @@ def list_weights() -> Outcome:
 
     Example: theodolite weights list
     """
+    from ...dataset.text_table import text_table
     from ...dataset.weights import listing
 
     rows = listing()
-    names = list(rows[0])
-    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
-    lines = ["  ".join(n.ljust(widths[n]) for n in names).rstrip()]
-    lines += ["  ".join(r[n].ljust(widths[n]) for n in names).rstrip() for r in rows]
-    return "\n".join(lines), 0
+    return text_table(list(rows[0]), [list(row.values()) for row in rows]), 0
 
 
 def pull(

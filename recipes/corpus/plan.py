@@ -13,6 +13,7 @@ from ...annotate.sources.entries import ReleaseSource
 from ...annotate.sources.read import release_of
 from ...annotate.sources.releases import LAYOUTS
 from ...annotate.sources.windows import cut_windows
+from ...dataset.text_table import text_table
 from ..loader import Recipe, RecipeError
 from .costs import ALL_COSTS, BUNDLE, NETWORKS, PICTURES, TRACKS, held_gpu_s
 
@@ -126,9 +127,8 @@ def count_listed(source: ReleaseSource) -> tuple[int | None, str]:
 def run_plan_command(recipes: Sequence[Recipe], *, gpus: int) -> tuple[str, int]:
     """The plan as a table, with its sum and the measurement behind each figure."""
     plans = [plan_source(recipe, gpus=gpus) for recipe in recipes]
-    rows = [_HEAD, *(_cells(plan) for plan in plans), _total(plans)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = ["  ".join(_align(i, cell, widths[i]) for i, cell in enumerate(row)).rstrip() for row in rows]
+    rows = [*(_cells(plan) for plan in plans), _total(plans)]
+    table = text_table(_HEAD, rows, left=[name in ("source", "from", "licence") for name in _HEAD])
     notes = [
         "",
         f"days: on {gpus} GPU{'s' if gpus > 1 else ''} with 16 cores each; GPU-h held: networks and the bundles beside"
@@ -142,7 +142,7 @@ def run_plan_command(recipes: Sequence[Recipe], *, gpus: int) -> tuple[str, int]
             for cost in ALL_COSTS
         ),
     ]
-    return "\n".join(lines + notes), 0
+    return "\n".join([table, *notes]), 0
 
 
 def _cells(plan: SourcePlan) -> tuple[str, ...]:
@@ -184,7 +184,3 @@ def _total(plans: Sequence[SourcePlan]) -> tuple[str, ...]:
         f"{total('days'):,.2f}",
         "",
     )
-
-
-def _align(column: int, cell: str, width: int) -> str:
-    return cell.ljust(width) if _HEAD[column] in ("source", "from", "licence") else cell.rjust(width)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from textwrap import indent
 
+from ...dataset.text_table import text_table
 from ...model import memory
 from ...model.config import WorldModelConfig
 from ...model.generation import GenerationRequest, Generator
@@ -53,14 +55,10 @@ def memory_text(
     plan = plan_for(request, options, precision)
     rows = plan.rows()
     names = list(rows[0])
-    widths = [max(len(n), *(len(r[n]) for r in rows)) for n in names]
-    lines = [f"memory   GB, offload {options.offload}, planned by arithmetic"]
-    for row in [dict(zip(names, names, strict=True)), *rows]:
-        cells = [
-            row[n].ljust(w) if n in ("stage", "parts") else row[n].rjust(w)
-            for n, w in zip(names, widths, strict=True)
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
+    table = text_table(
+        names, [[row[n] for n in names] for row in rows], left=[n in ("stage", "parts") for n in names]
+    )
+    lines = [f"memory   GB, offload {options.offload}, planned by arithmetic", indent(table, "  ")]
     needed = (plan.peak_bytes + memory.SPARE_BYTES) / 1e9
     words = f"  needs {needed:.1f} GB with {memory.SPARE_BYTES / 1e9:.1f} GB to spare"
     if place.total_bytes is None:
