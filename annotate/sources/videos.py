@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...dataset.media import suffixes
 from ...dataset.media.container import holds_video
 from .clip import ClipRef, printable
 from .entries import VideosSource, media_root
@@ -17,17 +18,12 @@ from .tree import Release
 
 log = logging.getLogger(__name__)
 
-_VIDEO = (
-    ".mp4 .mov .m4v .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .m2t .wmv .asf .flv .f4v .3gp .3g2 .ogv .vob .mxf .qt"
-    " .m2v .divx .dv .insv .lrv"
-)
 _NO_VIDEO = (
     ".txt .md .csv .tsv .json .jsonl .yaml .yml .xml .html .log .pdf .srt .vtt .ass .part .py .sh .zip .tar .gz .tgz"
-    " .7z .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .exr .wav .mp3 .aac .m4a .flac .ogg .opus .png .jpg .jpeg"
-    " .webp .bmp .tif .tiff .gif .heic .heif .avif .dng .thm .db .ini .sha256 .md5"
+    " .7z .npy .npz .pt .pth .pkl .h5 .parquet .ply .obj .wav .mp3 .aac .m4a .flac .ogg .opus .thm"
+    " .db .ini .sha256 .md5"
 )
-VIDEO_SUFFIXES = tuple(_VIDEO.split())
-_NO_VIDEO_SUFFIXES = frozenset(_NO_VIDEO.split())
+_NO_VIDEO_SUFFIXES = frozenset((*_NO_VIDEO.split(), *suffixes.IMAGES, *suffixes.UNREAD_IMAGES))
 """Not even tried when files are counted that hold video under a suffix that is not listed."""
 _SUFFIXES_TRIED = 20
 
@@ -45,12 +41,12 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
         )
     paths, others = [], []
     for path in _files_below(root):
-        (paths if path.suffix.lower() in VIDEO_SUFFIXES else others).append(path)
+        (paths if path.suffix.lower() in suffixes.VIDEOS else others).append(path)
     left_out = _left_out(root, others)
     if not paths:
         hint = f"; {left_out}" if left_out else ""
         raise ValueError(
-            f"{source.root}: holds no video ({', '.join(VIDEO_SUFFIXES)})"
+            f"{source.root}: holds no video ({', '.join(suffixes.VIDEOS)})"
             f" (source.root; name yours with --set source.root=DIR){hint}"
         )
     names = [(path, path.relative_to(root).as_posix()) for path in sorted(paths)]

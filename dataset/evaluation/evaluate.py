@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ..camera_files.match import Match, Matching, match
 from ..camera_files.record import CameraSet, ClipCameras
+from ..media import suffixes
 from ..metrics.image import ImagePairScorer, ImageScorer, compare_videos, revisit_pairs, score_video
 from ..reasons import status_of
 from .record import Evaluation, names_text
 from .score import ClipScore, score_match
-
-_VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Videos:
 
 
 def _find_video(folder: Path, clip_id: str) -> Path | None:
-    return next((p for s in _VIDEO_SUFFIXES if (p := folder / f"{clip_id}{s}").is_file()), None)
+    return next((p for s in suffixes.VIDEOS if (p := folder / f"{clip_id}{s}").is_file()), None)
 
 
 def _with_video(score: ClipScore, truth: ClipCameras, videos: Videos) -> ClipScore:
@@ -91,7 +90,7 @@ def evaluate(
         )
     if videos is not None and not any(videos.find(c) for c in common):
         raise ValueError(
-            f"{videos.folder}: holds no video of a clip that both have, e.g. {common[0]}{_VIDEO_SUFFIXES[0]}"
+            f"{videos.folder}: holds no video of a clip that both have, e.g. {common[0]}{suffixes.VIDEOS[0]}"
         )
     lone = {c: ours.unreadable[c] for c in ours.unreadable.keys() - true}
     lone |= {c: theirs.unreadable[c] for c in theirs.unreadable.keys() - known}

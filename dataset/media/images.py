@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from ..inputs import InputError, read_bytes
 from ..limits import too_many_pixels
+from . import suffixes
 from .errors import MediaError
 from .orientation import UPRIGHT, Orientation
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".exr", ".gif", ".jp2")
-"""Pictures that nothing here reads; a folder of them alone says so."""
 _SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
 _NUMBER = re.compile(r"\d+(?:\.\d+)*")
 _MOST_SERIES = 8
@@ -53,7 +51,7 @@ def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple
         return tuple(chosen)
     if not paths:
         raise MediaError(
-            "unreadable_video", f"{at}: holds no image ({', '.join(IMAGE_SUFFIXES)}){_what_else(folder)}"
+            "unreadable_video", f"{at}: holds no image ({', '.join(suffixes.IMAGES)}){_what_else(folder)}"
         )
     kinds = _kinds(paths)
     if len(kinds) > 1:
@@ -70,7 +68,7 @@ def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple
 def images_in(folder: Path) -> list[Path]:
     """All images of a folder in natural order, of whatever kind; hidden files are none."""
     return sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")),
+        (p for p in folder.iterdir() if p.suffix.lower() in suffixes.IMAGES and not p.name.startswith(".")),
         key=natural_key,
     )
 
@@ -142,7 +140,7 @@ def _glob(form: str) -> str:
 def _what_else(folder: Path) -> str:
     """What there is instead of images, for the message."""
     entries = sorted(folder.iterdir())
-    unread = Counter(s for p in entries if (s := p.suffix.lower()) in _UNREAD_SUFFIXES)
+    unread = Counter(s for p in entries if (s := p.suffix.lower()) in suffixes.UNREAD_IMAGES)
     if unread:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
         return f"; {listed} are not read: convert them"
