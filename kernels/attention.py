@@ -134,10 +134,10 @@ def frame_attention(
             first_frame=first_frame or 0,
             scale=scale,
         )
-    padded = _pads(q, k, v, before)
-    if padded:
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        size, (q, k, v) = q.shape[-1], (_resized(x, 128) for x in (q, k, v))
+    size = q.shape[-1]
+    if padded := _pads(q, k, v, before):
+        scale = size**-0.5 if scale is None else scale
+        q, k, v = (_resized(x, 128) for x in (q, k, v))
     if backend == "auto":
         order = SDPA_ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
     else:

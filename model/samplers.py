@@ -170,6 +170,7 @@ def sample_chunk_causal(
     Returns:
         (B, C, T, H, W) clean latents.
     """
+    found = None
     for _done, found in stream_chunk_causal(  # noqa: B007 - the last one is whole
         model,
         latents,
@@ -183,6 +184,7 @@ def sample_chunk_causal(
         progress=progress,
     ):
         pass
+    assert found is not None  # a clip has a chunk
     return found
 
 

@@ -63,6 +63,7 @@ def _fit_motion(
     log_focal = expected = np.log(focal)
     log_change = change.copy()
     jacobian = np.zeros((count, points, 2, 8))
+    middle, ahead = np.full(count, np.nan), z
     for iteration in range(iterations + 1):
         f, g = np.exp(log_focal)[:, None], np.exp(log_focal + log_change)[:, None]
         x, y = ax / f * z, ay / f * z

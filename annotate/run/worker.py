@@ -116,7 +116,8 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
     """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`."""
     _quiet_decoders()
     start = time.perf_counter()
-    reason: ReasonCode
+    reason: ReasonCode = "internal_error"
+    detail, trace = "ended without a row", None
     limit_s = job.config.executor.clip_timeout_s
     late = None if job.incoming is None else job.incoming / f"late-{clip.clip_id}"
     if late is not None and late.exists():
@@ -130,7 +131,7 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
         finally:
             say(clip.clip_id, "")
     except ClipLate:
-        reason, detail, trace = "timed_out", f"was not done after {limit_s:g} s", None
+        reason, detail = "timed_out", f"was not done after {limit_s:g} s"
     except MemoryError as error:
         reason, detail, trace = "out_of_memory", str(error) or "memory ran out", traceback.format_exc()
     # The one place where anything may be caught: a shard must survive its worst clip, and the row keeps the traceback.

@@ -238,20 +238,17 @@ def align_rgbd(first: View, second: View, starts: list[FloatArray]) -> Alignment
         seen in the second or hardly any of its depth can be compared, and where brightness and depth leave a
         direction of motion open by more than a twentieth of the image.
     """
-    guesses = [np.eye(4), *starts]
-    move = _Move(np.eye(4), 0.0)
-    for number, width in enumerate(_LEVELS):
-        a, b = _level(first, width), _level(second, width)
-        points, brightness = _points(a)
-        if len(points) < 200:
-            return None
-        if number == 0:
-            (dx, dy), _ = cv2.phaseCorrelate(*(np.nan_to_num(v.image).astype(np.float32) for v in (a, b)))
-            guesses.append(se3_exp(np.array([0, 0, 0, -dy / a.focal, dx / a.focal, 0])))
-            tried = [_refine(b, points, brightness, _Move(guess, 0.0), 30) for guess in guesses]
-            move = min(tried, key=lambda t: t[1])[0]
-        else:
-            move, _ = _refine(b, points, brightness, move, 20)
+    levels = [(_level(first, width), _level(second, width)) for width in _LEVELS]
+    samples = [_points(level) for level, _ in levels]
+    if any(len(points) < 200 for points, _ in samples):
+        return None
+    (a, b), (points, brightness) = levels[0], samples[0]
+    (dx, dy), _ = cv2.phaseCorrelate(*(np.nan_to_num(v.image).astype(np.float32) for v in (a, b)))
+    shifted = se3_exp(np.array([0, 0, 0, -dy / a.focal, dx / a.focal, 0]))
+    tried = [_refine(b, points, brightness, _Move(g, 0.0), 30) for g in (np.eye(4), *starts, shifted)]
+    move = min(tried, key=lambda t: t[1])[0]
+    for (_, b), (points, brightness) in zip(levels[1:], samples[1:], strict=True):
+        move, _ = _refine(b, points, brightness, move, 20)
     r, jacobian, seen = _residuals(b, points, brightness, move)
     overlap = float(seen.mean())
     compared = np.isfinite(r).all(1)

@@ -10,7 +10,8 @@ two halves were.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,13 @@ from .reference import (
     modulated_norm_reference,
     norm_rotate_reference,
 )
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _once(backward: _F) -> _F:
+    """`once_differentiable`, which forgets the names of arguments, for the type checker."""
+    return cast(_F, once_differentiable(backward))
 
 
 def _wanted(*tensors: Tensor | None) -> bool:
@@ -123,11 +131,13 @@ class _ModulatedNorm(torch.autograd.Function):
         return _modulated_norm(x, None, shift, scale, eps)[1]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    @_once
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         import triton
 
         from . import triton_kernels as kernels
+
+        (dout,) = grad_outputs
 
         x, scale = ctx.saved_tensors
         b, t, s, c = x.shape
@@ -205,11 +215,13 @@ class _GatedAdd(torch.autograd.Function):
         return _gated_add(x, y, gate, extra)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    @_once
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         import triton
 
         from . import triton_kernels as kernels
+
+        (dout,) = grad_outputs
 
         y, gate = ctx.saved_tensors
         b, t, s, c = y.shape
@@ -356,11 +368,13 @@ class _GluConv(torch.autograd.Function):
         return _glu_conv(x, weight, bias, height, width, None)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    @_once
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         import triton
 
         from . import triton_kernels as kernels
+
+        (dout,) = grad_outputs
 
         x, weight, bias = ctx.saved_tensors
         height, width = ctx.size
@@ -489,11 +503,13 @@ class _NormRotate(torch.autograd.Function):
         return _norm_rotate(x, weight, rope, matrix, heads, direction, eps)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    @_once
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         import triton
 
         from . import triton_kernels as kernels
+
+        (dout,) = grad_outputs
 
         x, weight, rope, matrix = ctx.saved_tensors
         heads, direction, eps = ctx.options

@@ -19,7 +19,6 @@ import triton
 from torch import Tensor
 
 from .tensors import (
-    INTERPRETED,
     Chain,
     Ends,
     Inputs,
@@ -31,6 +30,8 @@ from .tensors import (
 )
 from .triton import backward as gradients
 from .triton import forward as kernels
+
+INTERPRETED = triton.knobs.runtime.interpret
 
 # (kernel, tokens in half precision): tile and launch parameters, chosen by measurement on an H200
 # (benchmarks/kernels_bench.py --sweep); a name ending in _rays is for the camera branch.

@@ -342,7 +342,7 @@ def frame_gdn_reference(
     keep = chunk_keep(tokens.k.shape[1], options.chunk_starts, g)
     p, u = frame_products(ready.key, ready.value, ready.beta)
     states, final_kv = scan(p, u, g, initial.kv if initial else None)
-    final_z = final_reverse = None
+    final_z = final_reverse = final_reverse_kv = None
     if bidirectional:
         reverse, final_reverse_kv = scan(p, u, g, initial_reverse.kv if initial_reverse else None, keep=keep)
         states = states + reverse
@@ -352,7 +352,7 @@ def frame_gdn_reference(
         ones = torch.ones_like(ready.plain_key[..., :1])
         pz, uz = frame_products(ready.plain_key, ones, ready.beta)
         zs, final_z = scan(pz, uz, g, _row(initial))
-        if bidirectional:
+        if final_reverse_kv is not None:
             reverse_z, last = scan(pz, uz, g, _row(initial_reverse), keep=keep)
             zs = zs + reverse_z
             final_reverse = State(final_reverse_kv, last[:, :, 0])

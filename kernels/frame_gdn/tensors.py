@@ -7,12 +7,9 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
-import triton
 from torch import Tensor
 
 from .arguments import ScanOptions, Tokens
-
-INTERPRETED = triton.knobs.runtime.interpret
 
 
 @dataclass(frozen=True)
