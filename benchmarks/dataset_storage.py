@@ -34,7 +34,6 @@ import theodolite.dataset
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.index import write_index
-from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Gate, Row
 from theodolite.dataset.store import list_parts, prepare_output, write_part
 
@@ -212,9 +211,7 @@ def ours_stream(out: Path) -> int:
     total = 0
     columns = ["camera_to_world", "focal_px", "principal_point_px", "time_s"]
     for batch in theodolite.dataset.open(out).batches(columns):
-        poses, _offsets = poses_from_column(batch.column("camera_to_world"))
-        total += poses.nbytes
-        for name in columns[1:]:
+        for name in columns:
             total += batch.column(name).flatten().to_numpy(zero_copy_only=False).nbytes
     return total
 

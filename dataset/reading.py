@@ -13,12 +13,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .hub import hub_error
@@ -410,17 +408,3 @@ class ClipDataset:
                         places[name] = (f, g, offset)
                     start += info.num_rows
         return places
-
-
-def poses_from_column(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All poses of a `camera_to_world` column without a copy per clip.
-
-    Returns:
-        (N, 3, 4) float32 of all frames of all clips, and (clips + 1,) offsets into it.
-    """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    flat = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
-    return flat.reshape(-1, 3, 4), (offsets - offsets[0]) // 12

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..formats.base import CameraClip
+from ..formats.lerobot import is_lerobot, read_lerobot
 from ..formats.sana import SPLITS, read_sana_bench
 from ..reading import is_hub_id, open_dataset
 from ..rows import Row
@@ -25,8 +27,9 @@ GENERATION_LOG = "generate.json"
 
 
 def load_cameras(path: str | Path) -> CameraSet:
-    """Cameras by clip id: of a dataset (folder, Parquet file or `owner/name` on the hub), of one split of
-    SANA-WM-Bench, of a folder with a file or folder a clip, or of a single one of those.
+    """Cameras by clip id: of a dataset (folder, Parquet file or `owner/name` on the hub), of a LeRobot dataset with
+    the features of our export, of one split of SANA-WM-Bench, of a folder with a file or folder a clip, or of a single
+    one of those.
 
     Files are TUM, KITTI (times in `<clip_id>_times.txt`), 4x4 rows, EuRoC's or another table with named columns
     (`<clip_id>.txt`, `.tum`, `.kitti`, `.csv`), `transforms.json`, records of generated videos (the path that was asked
@@ -38,6 +41,10 @@ def load_cameras(path: str | Path) -> CameraSet:
         ValueError: nothing readable there.
     """
     path = Path(path)
+    if is_lerobot(path):
+        # Its frames are counted within the clip, whatever window of the source that is.
+        clips = {clip.name: replace(_cameras_of_clip(clip), numbering="rows") for clip in read_lerobot(path)}
+        return CameraSet(clips, where=str(path))
     if _is_dataset(path) or (is_hub_id(path) and path.suffix.lower() not in (*SUFFIXES, ".parquet", ".json")):
         return _from_dataset(path)
     if path.is_file():
@@ -151,14 +158,16 @@ def _first_stamp_s(row: Row) -> float:
 
 
 def _from_bench(path: Path, split: str) -> dict[str, ClipCameras]:
-    return {
-        scene.clip.name: ClipCameras(
-            frame_index=np.arange(len(scene.clip)),
-            camera_to_world=scene.clip.camera_to_world,
-            focal_px=scene.clip.focal_px,
-            width=scene.clip.width,
-            height=scene.clip.height,
-            returns=scene.pairs,
-        )
-        for scene in read_sana_bench(path.resolve().parent, split=split)
-    }
+    scenes = read_sana_bench(path.resolve().parent, split=split)
+    return {s.clip.name: replace(_cameras_of_clip(s.clip), returns=s.pairs) for s in scenes}
+
+
+def _cameras_of_clip(clip: CameraClip) -> ClipCameras:
+    """A clip that knows its frames by their number alone."""
+    return ClipCameras(
+        frame_index=np.arange(len(clip)),
+        camera_to_world=clip.camera_to_world,
+        focal_px=clip.focal_px,
+        width=clip.width,
+        height=clip.height,
+    )

@@ -394,6 +394,11 @@ def _episode_table(clip: CameraClip, episode: int, start: int, task: int, fps: i
     )
 
 
+def is_lerobot(folder: str | Path) -> bool:
+    """Whether `read_lerobot` finds a dataset in a folder."""
+    return (Path(folder) / "meta" / "info.json").is_file()
+
+
 @reader("LeRobot dataset")
 def read_lerobot(folder: str | Path) -> list[CameraClip]:
     """Clips of a LeRobot v3.0 dataset that has our camera features.

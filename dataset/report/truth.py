@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ from ..arrays import FloatArray
 from ..camera_files.load import frames_of_row
 from ..camera_files.match import Matching, match
 from ..camera_files.record import ClipCameras
-from ..camera_files.single import read_clip
 from ..rows import Row
 
 
@@ -77,26 +76,3 @@ class TruthByClip(Mapping[str, Truth]):
 
     def __len__(self) -> int:
         return len(self._ids)
-
-
-def truths_from_files(
-    rows: Sequence[Row],
-    camera_paths: Mapping[str, Path],
-    *,
-    by_source_frame: bool = True,
-    matching: Matching | None = None,
-) -> TruthByClip:
-    """Truth for `write_report` from files or folders of any layout of `clip_cameras.read_clip`, by clip id.
-
-    Args:
-        by_source_frame: line `i` of a file without times belongs to source frame `i`; False: to clip frame `i`.
-        matching: how poses are brought together otherwise.
-    """
-    options = replace(matching or Matching(), rows="source" if by_source_frame else "clip")
-    by_id = {row.clip_id: row for row in rows if row.clip_id in camera_paths}
-
-    def read(clip_id: str) -> Truth:
-        path = camera_paths[clip_id]
-        return truth_of_row(by_id[clip_id], read_clip(path), matching=options, path=path)
-
-    return TruthByClip(by_id, read)

@@ -32,9 +32,9 @@ class Sides:
     predicted: Annotated[
         Path | None,
         typer.Argument(
-            help="Dataset folder or owner/name on the hub, split of SANA-WM-Bench, one clip's cameras (TUM, KITTI, 4x4 "
-            "rows, EuRoC, COLMAP, transforms.json) or a folder of them. Left out beside --videos: cameras are "
-            "recovered from the videos by the recipe `estimate`.",
+            help="Dataset folder or owner/name on the hub, LeRobot export, split of SANA-WM-Bench, one clip's cameras "
+            "(TUM, KITTI, 4x4 rows, EuRoC, COLMAP, transforms.json) or a folder of them. Left out beside --videos: "
+            "cameras are recovered from the videos by the recipe `estimate`.",
             metavar="PRED",
         ),
     ] = None

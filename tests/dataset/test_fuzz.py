@@ -37,12 +37,10 @@ from theodolite.dataset.formats.colmap import read_colmap, write_colmap
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
 from theodolite.dataset.formats.nerfstudio import read_nerfstudio, write_nerfstudio
 from theodolite.dataset.formats.sana import (
-    BENCH_FRAMES,
     BenchScene,
     read_sana_bench,
     read_sana_npy,
     read_sana_zip,
-    write_sana_bench,
     write_sana_npy,
     write_sana_zip,
 )
@@ -57,6 +55,8 @@ from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import RecipeError, load_recipe
+
+from ..sana_bench import BENCH_FRAMES, write_sana_bench
 
 CASES = 100
 """Damaged copies of every file of every sample, with `--thorough`; else a part of them."""

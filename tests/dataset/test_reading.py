@@ -20,7 +20,6 @@ from fsspec.implementations.local import LocalFileSystem
 from theodolite.dataset import store
 from theodolite.dataset.camera_files.load import load_cameras
 from theodolite.dataset.index import refresh_index, write_index
-from theodolite.dataset.reading import poses_from_column
 from theodolite.dataset.rows import Row
 from theodolite.recipes.command import call
 from theodolite.recipes.commands.evaluate import evaluate
@@ -67,16 +66,6 @@ def test_one_clip_by_id(out: Path, make_row: Callable[..., Row]) -> None:
     with pytest.raises(KeyError, match="no clip 'nope' among 6"):
         clips.row("nope")
     assert [r.clip_id for r in clips.rows()] == [f"clip_{i:04d}" for i in range(6)]
-
-
-def test_poses_of_many_clips_without_copies(out: Path) -> None:
-    clips = theodolite.dataset.open(out)
-    poses, offsets = poses_from_column(clips.to_table(["camera_to_world"])["camera_to_world"])
-    assert offsets.tolist() == [0, 33, 38, 38, 71, 104, 104]
-    np.testing.assert_array_equal(poses[33:38], clips.row("clip_0001").camera_to_world[:, :3])
-    (batch,) = list(clips.where(pc.field("clip_id") == "clip_0003").batches(["camera_to_world"]))
-    poses, offsets = poses_from_column(batch.column(0))
-    np.testing.assert_array_equal(poses, clips.row("clip_0003").camera_to_world[:, :3])
 
 
 def test_columns_of_a_later_writer_are_kept(out: Path) -> None:

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.formats.base import CameraClip
-from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
+from theodolite.dataset.formats.sana import BenchScene
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.recipes.generate import batch
 from theodolite.recipes.generate.batch import read_manifest, run_batch
 from theodolite.recipes.generate.options import GenerateOptions
 from theodolite.recipes.generate.single import is_whole, read_made
 
+from ..sana_bench import write_sana_bench
 from .test_generate import TRY, generate, needs_networks, write_image
 
 OPTIONS = dict(weights="stand_in", size="tiny", mode="distilled", device="cpu", refine=False)

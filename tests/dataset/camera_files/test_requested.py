@@ -23,8 +23,10 @@ from theodolite.dataset.cameras.transforms import rigid_error, se3_inverse
 from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.nerfstudio import write_nerfstudio
-from theodolite.dataset.formats.sana import BenchScene, write_sana_bench, write_sana_npy
+from theodolite.dataset.formats.sana import BenchScene, write_sana_npy
 from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
+
+from ...sana_bench import write_sana_bench
 
 FRAMES = 33
 LENS = [700.0, 710.0, 640.0, 352.0]

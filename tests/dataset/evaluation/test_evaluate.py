@@ -25,7 +25,7 @@ from theodolite.dataset.evaluation.tables import format_table
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.base import camera_clip
 from theodolite.dataset.formats.colmap import write_colmap
-from theodolite.dataset.formats.sana import BenchScene, write_sana_bench
+from theodolite.dataset.formats.sana import BenchScene
 from theodolite.dataset.formats.trajectories import write_kitti, write_matrices, write_tum
 from theodolite.dataset.metrics import trajectory as metrics
 from theodolite.dataset.metrics.image import RevisitPair, score_video
@@ -33,6 +33,7 @@ from theodolite.dataset.rows import Row
 from theodolite.recipes.command import call
 from theodolite.recipes.commands.evaluate import evaluate
 
+from ...sana_bench import write_sana_bench
 from ...support import SHARED
 
 
@@ -276,6 +277,16 @@ def test_a_split_of_the_benchmark_is_truth_with_its_own_returns(
     score = score_clip("indoor_001", truth["indoor_001"], truth["indoor_001"])
     assert score.cam_mc == pytest.approx(0, abs=1e-6)
     assert score.focal_mape_percent == 0
+
+
+def test_a_lerobot_export_is_read_back(runs: Path, tmp_path: Path) -> None:
+    export_dataset(runs / "truth", tmp_path / "robot", format="lerobot")
+    text, code = run_evaluate(tmp_path / "robot", runs / "truth", style="json")
+    assert code == 0
+    means = json.loads(text)["means"]
+    assert (means["coverage"]["mean"], means["coverage"]["num_clips"]) == (1.0, 6)
+    assert means["ate_se3_m"]["mean"] < 1e-5
+    assert means["focal_mape_percent"]["mean"] < 1e-4
 
 
 def test_refusals(runs: Path, tmp_path: Path) -> None:

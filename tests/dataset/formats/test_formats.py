@@ -38,7 +38,6 @@ from theodolite.dataset.formats.sana import (
     read_sana_bench,
     read_sana_npy,
     read_sana_zip,
-    write_sana_bench,
     write_sana_npy,
     write_sana_zip,
 )
@@ -48,6 +47,7 @@ from theodolite.dataset.metrics.image import RevisitPair
 from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
 
+from ...sana_bench import write_sana_bench
 from ...support import SHARED
 
 

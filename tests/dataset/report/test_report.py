@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 import pytest
 from theodolite.dataset import svg
+from theodolite.dataset.camera_files.match import Matching
+from theodolite.dataset.camera_files.single import read_clip
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.report.pictures import pictures_from_media, thumbnail_from_media
-from theodolite.dataset.report.truth import Truth, TruthByClip, truths_from_files
+from theodolite.dataset.report.truth import Truth, TruthByClip, truth_of_row
 from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Gate, Row
 
@@ -131,14 +133,25 @@ def test_thumbnails_come_from_local_media(out: Path, tmp_path: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 1  # the videos do not exist
 
 
-def test_truths_from_files_follow_source_frames(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+def truths_from_files(rows: list[Row], paths: dict[str, Path], matching: Matching) -> TruthByClip:
+    by_id = {row.clip_id: row for row in rows}
+
+    def read(clip_id: str) -> Truth:
+        path = paths[clip_id]
+        return truth_of_row(by_id[clip_id], read_clip(path), matching=matching, path=path)
+
+    return TruthByClip(by_id, read)
+
+
+def test_truth_follows_source_frames(tmp_path: Path, make_row: Callable[..., Row]) -> None:
     row = make_row(0)
     poses = cam.se3_exp(np.random.default_rng(0).normal(size=(int(row.frame_index[-1]) + 1, 6)))
     write_matrices(tmp_path / "p.txt", poses)
-    truth = truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})["clip_0000"].camera_to_world
+    paths, matching = {"clip_0000": tmp_path / "p.txt"}, Matching(rows="source")
+    truth = truths_from_files([row], paths, matching)["clip_0000"].camera_to_world
     np.testing.assert_allclose(truth, poses[row.frame_index], atol=1e-12)
     write_matrices(tmp_path / "p.txt", poses[:-1])
-    broken = truths_from_files([row], {"clip_0000": tmp_path / "p.txt"})["clip_0000"]
+    broken = truths_from_files([row], paths, matching)["clip_0000"]
     assert broken.camera_to_world is None
     assert f"{len(poses) - 1} rows without times, but the clip has 33 frames" in (broken.problem or "")
 
@@ -177,7 +190,7 @@ def test_one_broken_truth_costs_its_overlay_and_is_named(
         "clip_0001": tmp_path / "bad.txt",
         "clip_0003": tmp_path / "gone.txt",
     }
-    truth = truths_from_files([row, make_row(1), make_row(3)], paths, by_source_frame=False)
+    truth = truths_from_files([row, make_row(1), make_row(3)], paths, Matching(rows="clip"))
     sections = write_report(out, truth=truth).read_text().split('<section class="clip"')[1:]
     assert "0.0000 m = 0.00 % of path" in sections[0]
     assert f"{tmp_path / 'bad.txt'}: 3 entries in the first row" in sections[1]
