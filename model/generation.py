@@ -28,7 +28,9 @@ from .context import Cameras, Operators
 from .generation_record import GenerationRecord, Stage, streaming_report
 from .network import WorldModel
 from .samplers import (
+    ChunkSchedule,
     Guidance,
+    StudentSchedule,
     Text,
     noise_latents,
     sample_bidirectional,
@@ -407,20 +409,19 @@ class _Run:
         generator, request, sampling = self.generator, self.request, self.request.sampling
         assert sampling.steps is not None
         assert sampling.shift is not None
-        common: dict[str, Any] = dict(
-            guidance=guidance, cameras=cameras, steps=sampling.steps, shift=sampling.shift
-        )
+        common: dict[str, Any] = dict(guidance=guidance, cameras=cameras)
+        steps: dict[str, Any] = dict(steps=sampling.steps, shift=sampling.shift)
         if sampling.mode == "bidirectional":
             with self.stage("denoising", generator.world_model):
                 latents = sample_bidirectional(
-                    generator.world_model, latents, text, progress=self.hears("denoising"), **common
+                    generator.world_model, latents, text, progress=self.hears("denoising"), **steps, **common
                 )
         else:
             chunks = stream_chunk_causal(
                 generator.world_model,
                 latents,
                 text,
-                interval=sampling.chunk_interval,
+                schedule=ChunkSchedule(**steps, interval=sampling.chunk_interval),
                 progress=self.hears("denoising"),
                 **common,
             )
@@ -504,9 +505,11 @@ class _Run:
                 latents,
                 text,
                 cameras=cameras,
-                times=sampling.times,
-                window_chunks=sampling.window_chunks,
-                sink_chunks=sampling.sink_chunks or 0,
+                schedule=StudentSchedule(
+                    times=sampling.times,
+                    window_chunks=sampling.window_chunks,
+                    sink_chunks=sampling.sink_chunks or 0,
+                ),
                 graphs=sampling.graphs,
             )
         )

@@ -71,6 +71,39 @@ class Guidance:
         return self.scale != 1 and self.first * steps <= step < self.last * steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkSchedule:
+    """How the chunk-causal teacher goes from noise to latents.
+
+    Attributes:
+        steps, shift: of every chunk, as in `sample_bidirectional`.
+        starts: first frames of chunks; None: `chunk_starts`.
+        interval: share of the steps after which the next chunk sets out; None: 1 / number of chunks, as released.
+    """
+
+    steps: int = 60
+    shift: float = 9.8
+    starts: tuple[int, ...] | None = None
+    interval: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSchedule:
+    """How the distilled student goes from noise to latents.
+
+    Attributes:
+        times: from 1000 down to 0, taken as they are.
+        chunk: latent frames of a chunk.
+        window_chunks, sink_chunks: what softmax blocks read (`WorldModel.start_stream`); released: the first chunk and
+            the one before ("two cached blocks with sink").
+    """
+
+    times: tuple[float, ...] = STUDENT_TIMES
+    chunk: int = 3
+    window_chunks: int | None = 1
+    sink_chunks: int = 1
+
+
 def flow_sigmas(steps: int, shift: float) -> NDArray[np.float32]:
     """(steps + 1,) noise levels from 1 down to 0.
 
@@ -154,34 +187,19 @@ def sample_chunk_causal(
     *,
     guidance: Guidance | None = None,
     cameras: Cameras | None = None,
-    starts: tuple[int, ...] | None = None,
-    steps: int = 60,
-    shift: float = 9.8,
-    interval: float | None = None,
+    schedule: ChunkSchedule = ChunkSchedule(),
     progress: Progress | None = None,
 ) -> Tensor:
     """The chunk-causal teacher: chunks set out one after another, finished ones stay in the input at time 0.
 
-    Arguments that are not listed are those of `sample_bidirectional`.
+    Arguments are those of `sample_bidirectional`, but for the schedule.
 
-    Args:
-        starts: first frames of chunks; None: `chunk_starts`.
-        interval: share of the steps after which the next chunk sets out; None: 1 / number of chunks, as released.
     Returns:
         (B, C, T, H, W) clean latents.
     """
     found = None
     for _done, found in stream_chunk_causal(  # noqa: B007 - the last one is whole
-        model,
-        latents,
-        text,
-        guidance=guidance,
-        cameras=cameras,
-        starts=starts,
-        steps=steps,
-        shift=shift,
-        interval=interval,
-        progress=progress,
+        model, latents, text, guidance=guidance, cameras=cameras, schedule=schedule, progress=progress
     ):
         pass
     assert found is not None  # a clip has a chunk
@@ -196,10 +214,7 @@ def stream_chunk_causal(
     *,
     guidance: Guidance | None = None,
     cameras: Cameras | None = None,
-    starts: tuple[int, ...] | None = None,
-    steps: int = 60,
-    shift: float = 9.8,
-    interval: float | None = None,
+    schedule: ChunkSchedule = ChunkSchedule(),
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """`sample_chunk_causal`, looked at whenever a chunk is finished.
@@ -208,10 +223,9 @@ def stream_chunk_causal(
         the number of latent frames that are clean from the start on, and all of them (B, C, T, H, W): always the same
         tensor, whose other frames still change.
     """
-    frames = latents.shape[2]
-    starts = chunk_starts(frames) if starts is None else starts
-    ranges = chunk_ranges(frames, starts)
-    interval = 1 / len(ranges) if interval is None else interval
+    frames, steps, shift = latents.shape[2], schedule.steps, schedule.shift
+    ranges = chunk_ranges(frames, chunk_starts(frames) if schedule.starts is None else schedule.starts)
+    interval = 1 / len(ranges) if schedule.interval is None else schedule.interval
     if not interval > 0:
         raise ValueError(f"interval {interval} between chunks must be positive")
     if len(ranges) == 1:
@@ -274,10 +288,7 @@ def stream_distilled(
     text: Text,
     *,
     cameras: Cameras | None = None,
-    times: tuple[float, ...] = STUDENT_TIMES,
-    chunk: int = 3,
-    window_chunks: int | None = 1,
-    sink_chunks: int = 1,
+    schedule: StudentSchedule = StudentSchedule(),
     graphs: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
@@ -286,18 +297,15 @@ def stream_distilled(
 
     Args:
         latents: (B, C, T, H, W) noise with the image as frame 0; not changed.
-        times: from 1000 down to 0, taken as they are.
-        chunk: latent frames of a chunk.
-        window_chunks, sink_chunks: what softmax blocks read (`WorldModel.start_stream`); released: the first chunk and
-            the one before ("two cached blocks with sink").
         graphs: record the calls of a chunk once as CUDA graphs and replay them; the host then costs next to nothing.
             Needs a GPU and a window.
     Yields:
         (B, C, t, H, W) clean latents of one chunk after another.
     """
+    times, window_chunks, sink_chunks = schedule.times, schedule.window_chunks, schedule.sink_chunks
     if len(times) < 2 or times[-1] != 0 or any(b >= a for a, b in pairwise(times)):
         raise ValueError(f"times {times} must fall strictly and end in 0")
-    ranges = streaming_ranges(latents.shape[2], chunk)
+    ranges = streaming_ranges(latents.shape[2], schedule.chunk)
     if graphs and (window_chunks is None or not latents.is_cuda):
         raise ValueError("CUDA graphs need latents on a GPU and caches of constant size: give window_chunks")
     cache = model.start_stream(window_chunks=window_chunks, sink_chunks=sink_chunks)

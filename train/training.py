@@ -26,7 +26,7 @@ from ..model.config import chunk_starts
 from ..model.context import Cameras, Operators
 from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
-from ..model.samplers import noise_latents, sample_bidirectional, sample_chunk_causal
+from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional, sample_chunk_causal
 from .cost import ClipShape, peak_flops, step_flops
 from .feed import Feed, Place, Samples, hold_out, make_batch
 from .guard import Guard, record_fault
@@ -315,13 +315,11 @@ class Training:
         if self.sharded:  # samplers read what cameras give once, outside of a pass
             self.model.unshard()  # pyright: ignore[reportCallIssue]
         start = noise_latents(self.model, batch.latents[:, :, :1], frames, generator)
-        options: dict[str, Any] = dict(
-            cameras=cameras, steps=v.sample_steps, shift=self.recipe.flow_matching.shift
-        )
+        steps: dict[str, Any] = dict(steps=v.sample_steps, shift=self.recipe.flow_matching.shift)
         if chunks is None:
-            return sample_bidirectional(self.model, start, batch.text, **options).float()
-        starts = chunk_starts(frames, chunks.size)
-        return sample_chunk_causal(self.model, start, batch.text, starts=starts, **options).float()
+            return sample_bidirectional(self.model, start, batch.text, cameras=cameras, **steps).float()
+        schedule = ChunkSchedule(**steps, starts=chunk_starts(frames, chunks.size))
+        return sample_chunk_causal(self.model, start, batch.text, cameras=cameras, schedule=schedule).float()
 
     def _loss_at(self, batch: Batch, level: float, seed: int) -> Tensor:
         config = self.recipe.flow_matching

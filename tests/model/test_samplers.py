@@ -10,7 +10,9 @@ import pytest
 import torch
 from theodolite.model.context import Cameras, Operators
 from theodolite.model.samplers import (
+    ChunkSchedule,
     Guidance,
+    StudentSchedule,
     Text,
     flow_sigmas,
     noise_latents,
@@ -91,7 +93,7 @@ def test_bidirectional_loop() -> None:
 def test_chunk_causal_loop() -> None:
     latents, text, guidance = start()
     model = StandIn()
-    out = sample_chunk_causal(model, latents, text, guidance=guidance, steps=8)
+    out = sample_chunk_causal(model, latents, text, guidance=guidance, schedule=ChunkSchedule(steps=8))
     assert relative(out, torch.from_numpy(RECORDED["chunk_causal"])) < 1e-6
     # Four chunks set out at steps 0, 2, 4, 6; finished ones stay at time 0.
     frames = [call["frames"] for call in model.calls[::2]]
@@ -102,7 +104,9 @@ def test_chunk_causal_loop() -> None:
 
 def test_chunk_causal_loop_at_half_an_interval() -> None:
     latents, text, guidance = start()
-    out = sample_chunk_causal(StandIn(), latents, text, guidance=guidance, steps=8, interval=0.5)
+    out = sample_chunk_causal(
+        StandIn(), latents, text, guidance=guidance, schedule=ChunkSchedule(steps=8, interval=0.5)
+    )
     assert relative(out, torch.from_numpy(RECORDED["chunk_causal_half"])) < 1e-6
 
 
@@ -151,10 +155,21 @@ def test_guidance_in_an_interval_of_the_steps_only() -> None:
     [
         (lambda x, t: sample_bidirectional(StandIn(), x, t, steps=0), "at least one step"),
         (lambda x, t: sample_bidirectional(StandIn(), x, t, shift=0), "positive shift"),
-        (lambda x, t: sample_chunk_causal(StandIn(), x, t, interval=0), "interval"),
-        (lambda x, t: sample_chunk_causal(StandIn(), x, t, starts=(0, 13)), "chunk starts"),
-        (lambda x, t: list(stream_distilled(StandIn(), x, t, times=(1000, 500))), "end in 0"),
-        (lambda x, t: list(stream_distilled(StandIn(), x, t, times=(500, 900, 0))), "fall strictly"),
+        (lambda x, t: sample_chunk_causal(StandIn(), x, t, schedule=ChunkSchedule(interval=0)), "interval"),
+        (
+            lambda x, t: sample_chunk_causal(StandIn(), x, t, schedule=ChunkSchedule(starts=(0, 13))),
+            "chunk starts",
+        ),
+        (
+            lambda x, t: list(stream_distilled(StandIn(), x, t, schedule=StudentSchedule(times=(1000, 500)))),
+            "end in 0",
+        ),
+        (
+            lambda x, t: list(
+                stream_distilled(StandIn(), x, t, schedule=StudentSchedule(times=(500, 900, 0)))
+            ),
+            "fall strictly",
+        ),
         (lambda x, t: list(stream_distilled(StandIn(), x[:, :, :2], t)), "no chunk of 3"),
         (lambda x, t: Guidance(t, first=0.6, last=0.5), "first <= last"),
         (lambda x, t: noise_latents(tiny_model(), x, 13, None), "image's latent"),
@@ -179,16 +194,18 @@ def test_replayed_graphs_give_the_same_clip(window: int, sink: int, cameras: boo
     latents = noise_latents(model, image, 25, torch.Generator("cuda").manual_seed(0))
     text = Text(inputs["text"].cuda(), inputs["text_mask"].cuda())
 
+    schedule = StudentSchedule(window_chunks=window, sink_chunks=sink)
+
     def run(graphs: bool) -> torch.Tensor:
-        chunks = stream_distilled(
-            model, latents, text, cameras=seen, window_chunks=window, sink_chunks=sink, graphs=graphs
-        )
+        chunks = stream_distilled(model, latents, text, cameras=seen, schedule=schedule, graphs=graphs)
         return torch.cat([c.clone() for c in chunks], dim=2)
 
     eager = run(False)
     assert relative(run(True), eager) < 1e-5
     with pytest.raises(ValueError, match="CUDA graphs"):
-        next(stream_distilled(model, latents, text, window_chunks=None, graphs=True))
+        next(
+            stream_distilled(model, latents, text, schedule=StudentSchedule(window_chunks=None), graphs=True)
+        )
 
 
 def test_graphs_are_refused_without_a_gpu() -> None:
@@ -209,7 +226,7 @@ def test_the_network_through_all_three_loops() -> None:
         cameras = inputs["cameras"]
         return [
             sample_bidirectional(model, latents, text, cameras=cameras, steps=2),
-            sample_chunk_causal(model, latents, text, cameras=cameras, steps=3),
+            sample_chunk_causal(model, latents, text, cameras=cameras, schedule=ChunkSchedule(steps=3)),
             torch.cat(list(stream_distilled(model, latents, text, cameras=cameras)), dim=2),
         ]
 
