@@ -95,62 +95,82 @@ def solve_samples(
     if focal is not None and focal.shape != (B,):
         raise ValueError(f"focal is {tuple(focal.shape)}; give ({B},)")
     weight = (use & grid.isfinite().all(-1)).double()
-    inside = weight[..., None] > 0
-    xy = torch.where(inside, grid[..., :2], 0.0).double()
-    z = torch.where(inside[..., 0], grid[..., 2], 1.0).double()
-    uv = plane.double()[None] * weight[..., None]
-    # With w = 1 / (z + s) the projection is p = xy w and dp/ds = -xy w^2, so that all that is ever needed of the
-    # samples are sums of a w^k and b w^k, k = 1..4: one small product for a shift.
-    factors = torch.stack([(xy * uv).sum(-1), (xy * xy).sum(-1)], dim=1)
-    target = (uv * uv).sum((1, 2))
-    fixed = focal.double() if focal is not None else None
-
-    def sums(s: Tensor) -> Tensor:
-        """(B, 2, 4): sums over the samples of a w^k and b w^k."""
-        w = torch.nan_to_num(1 / (z + s[:, None]), nan=0.0, posinf=0.0, neginf=0.0)
-        square = w * w
-        return factors @ torch.stack([w, square, square * w, square * square], dim=-1)
-
-    def best_focal(at: Tensor) -> Tensor:
-        if fixed is not None:
-            return fixed
-        cross, square = at[:, 0, 0], at[:, 1, 1]
-        if pooled:
-            return (cross.sum() / square.sum().clamp_min(1e-30)).expand(B)
-        return cross / square.clamp_min(1e-30)
-
-    def cost(at: Tensor) -> Tensor:
-        f = best_focal(at)
-        return f * f * at[:, 1, 1] - 2 * f * at[:, 0, 0] + target
-
+    fit = _Fit(grid, weight, plane, focal=focal, pooled=pooled)
     shift = torch.zeros(B, dtype=torch.float64, device=grid.device)
     damping = torch.full_like(shift, 1e-3)
-    here = sums(shift)
-    current = cost(here)
+    sums = fit.sums(shift)
+    cost = fit.cost(sums)
     # A plane of depth must stay in front of the camera: the nearest valid point bounds the step.
-    nearest = torch.where(weight > 0, z, torch.inf).amin(1)
+    nearest = torch.where(weight > 0, fit.z, torch.inf).amin(1)
     for _ in range(iterations):
-        (a1, a2, _, _), (_, b2, b3, b4) = (row.unbind(-1) for row in here.unbind(1))
-        f = best_focal(here)
-        if fixed is None and not pooled:
+        gradient, curvature = fit.slope(sums)
+        proposed = shift - gradient / (curvature * (1 + damping))
+        proposed = torch.maximum(proposed, -nearest + 0.05 * (nearest + shift))
+        new_sums = fit.sums(proposed)
+        new_cost = fit.cost(new_sums)
+        better = (new_cost.sum() <= cost.sum()).expand(B) if pooled else new_cost <= cost
+        shift = torch.where(better, proposed, shift)
+        sums = torch.where(better[:, None, None], new_sums, sums)
+        cost = torch.where(better, new_cost, cost)
+        damping = torch.where(better, damping * 0.3, damping * 10).clamp(1e-9, 1e9)
+    shift = shift.float().double()
+    best = fit.focal(fit.sums(shift))
+    enough = weight.sum(1) >= 2
+    shift = torch.where(enough, shift, 0.0)
+    if focal is None:
+        best = torch.where(enough, best, 1.0)
+    return best.float(), shift.float()
+
+
+class _Fit:
+    """The least-squares problem of `solve_samples` as a function of the shift, with the best focal for each.
+
+    With w = 1 / (z + s) the projection is p = xy w and dp/ds = -xy w^2, so that all that is ever needed of the samples
+    are sums of a w^k and b w^k, k = 1..4, a = xy . uv, b = xy . xy: one small product for a shift.
+
+    Attributes:
+        z: (B, S) depth of the samples before the shift; 1 where they do not count.
+    """
+
+    def __init__(
+        self, grid: Tensor, weight: Tensor, plane: Tensor, *, focal: Tensor | None, pooled: bool
+    ) -> None:
+        inside = weight[..., None] > 0
+        xy = torch.where(inside, grid[..., :2], 0.0).double()
+        self.z = torch.where(inside[..., 0], grid[..., 2], 1.0).double()
+        uv = plane.double()[None] * weight[..., None]
+        self._factors = torch.stack([(xy * uv).sum(-1), (xy * xy).sum(-1)], dim=1)
+        self._target = (uv * uv).sum((1, 2))
+        self._fixed = focal.double() if focal is not None else None
+        self._pooled = pooled
+
+    def sums(self, shift: Tensor) -> Tensor:
+        """(B, 2, 4): sums over the samples of a w^k and b w^k for a shift (B,)."""
+        w = torch.nan_to_num(1 / (self.z + shift[:, None]), nan=0.0, posinf=0.0, neginf=0.0)
+        square = w * w
+        return self._factors @ torch.stack([w, square, square * w, square * square], dim=-1)
+
+    def focal(self, sums: Tensor) -> Tensor:
+        """(B,) focal of least cost, or the known one."""
+        if self._fixed is not None:
+            return self._fixed
+        cross, square = sums[:, 0, 0], sums[:, 1, 1]
+        if self._pooled:
+            return (cross.sum() / square.sum().clamp_min(1e-30)).expand(len(sums))
+        return cross / square.clamp_min(1e-30)
+
+    def cost(self, sums: Tensor) -> Tensor:
+        """(B,) squared error on the view plane."""
+        f = self.focal(sums)
+        return f * f * sums[:, 1, 1] - 2 * f * sums[:, 0, 0] + self._target
+
+    def slope(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) half the derivative of the cost by the shift, and its Gauss-Newton curvature."""
+        (a1, a2, _, _), (_, b2, b3, b4) = (row.unbind(-1) for row in sums.unbind(1))
+        f = self.focal(sums)
+        if self._fixed is None and not self._pooled:
             d_focal = (2 * f * b3 - a2) / b2.clamp_min(1e-30)  # of the eliminated focal
         else:
             d_focal = torch.zeros_like(f)
         gradient = f * (a2 - f * b3) + d_focal * (f * b2 - a1)
-        curvature = (f * f * b4 - 2 * f * d_focal * b3 + d_focal * d_focal * b2).clamp_min(1e-30)
-        proposed = shift - gradient / (curvature * (1 + damping))
-        proposed = torch.maximum(proposed, -nearest + 0.05 * (nearest + shift))
-        there = sums(proposed)
-        after = cost(there)
-        better = (after.sum() <= current.sum()).expand(B) if pooled else after <= current
-        shift = torch.where(better, proposed, shift)
-        here = torch.where(better[:, None, None], there, here)
-        current = torch.where(better, after, current)
-        damping = torch.where(better, damping * 0.3, damping * 10).clamp(1e-9, 1e9)
-    shift = shift.float().double()
-    f = best_focal(sums(shift))
-    enough = weight.sum(1) >= 2
-    shift = torch.where(enough, shift, 0.0)
-    if focal is None:
-        f = torch.where(enough, f, 1.0)
-    return f.float(), shift.float()
+        return gradient, (f * f * b4 - 2 * f * d_focal * b3 + d_focal * d_focal * b2).clamp_min(1e-30)

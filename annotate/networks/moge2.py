@@ -36,6 +36,68 @@ class StackSize:
     def build(self) -> ConvStack:
         return ConvStack(self.dim_in, self.dim_res_blocks, self.dim_out, self.num_res_blocks)
 
+    @staticmethod
+    def from_checkpoint(config: Mapping[str, object], name: str) -> StackSize:
+        """Sizes of the stack `name` of a `model_config`.
+
+        Raises:
+            ValueError: for an option that stacks do not have here, named.
+        """
+        given = _table(config, name)
+        dims = given["dim_res_blocks"]
+        assert isinstance(dims, Sequence)
+        n = len(dims)
+        for key, value in _fixed_options(n).items():
+            found = given.get(key, _OPTION_DEFAULTS.get(key))
+            if (
+                list(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
+            ) != value:
+                raise ValueError(f"model_config {name}.{key}: {found!r} is not supported, only {value!r}")
+        blocks = _numbers(given["num_res_blocks"], f"{name}.num_res_blocks", n)
+        if blocks[-1]:
+            raise ValueError(
+                f"model_config {name}.num_res_blocks: {blocks} is not supported, the last level must have none"
+            )
+        out = given["dim_out"]
+        outs = tuple(out) if isinstance(out, Sequence) else (out,) * n
+        if any(c is not None for c in outs[:-1]):
+            raise ValueError(f"model_config {name}.dim_out: {outs} is not supported, only the last level's")
+        return StackSize(
+            dim_in=_numbers(given["dim_in"], f"{name}.dim_in", n),
+            dim_res_blocks=tuple(dims),
+            dim_out=outs,
+            num_res_blocks=blocks,
+        )
+
+
+_OPTION_DEFAULTS = {"dim_times_res_block_hidden": 1, "activation": "relu"}
+"""What a checkpoint means that does not name an option."""
+
+
+def _fixed_options(num_levels: int) -> dict[str, object]:
+    """Options of a stack that are built in one way only."""
+    return {
+        "resamplers": ["conv_transpose"] * (num_levels - 2) + ["bilinear"],
+        "res_block_in_norm": "none",
+        "res_block_hidden_norm": "none",
+        **_OPTION_DEFAULTS,
+    }
+
+
+def _table(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = config.get(name)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"model_config has no table {name!r}; keys: {sorted(config)}")
+    return value
+
+
+def _numbers(values: object, name: str, n: int) -> tuple[int, ...]:
+    if isinstance(values, int):
+        return (values,) * n
+    if isinstance(values, Sequence) and len(values) == n:
+        return tuple(values)
+    raise ValueError(f"model_config {name}: expected {n} numbers, got {values!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoGe2Size:
@@ -97,58 +159,7 @@ class MoGe2Size:
         Raises:
             ValueError: for a backbone or option that this class does not have, named.
         """
-
-        def table(name: str) -> Mapping[str, object]:
-            value = config.get(name)
-            if not isinstance(value, Mapping):
-                raise ValueError(f"model_config has no table {name!r}; keys: {sorted(config)}")
-            return value
-
-        def numbers(values: object, name: str, n: int) -> tuple[int, ...]:
-            if isinstance(values, int):
-                return (values,) * n
-            if isinstance(values, Sequence) and len(values) == n:
-                return tuple(values)
-            raise ValueError(f"model_config {name}: expected {n} numbers, got {values!r}")
-
-        def stack(name: str) -> StackSize:
-            given = table(name)
-            dims = given["dim_res_blocks"]
-            assert isinstance(dims, Sequence)
-            n = len(dims)
-            expected = {
-                "resamplers": ["conv_transpose"] * (n - 2) + ["bilinear"],
-                "res_block_in_norm": "none",
-                "res_block_hidden_norm": "none",
-                "dim_times_res_block_hidden": 1,
-                "activation": "relu",
-            }
-            defaults = {"dim_times_res_block_hidden": 1, "activation": "relu"}
-            for key, value in expected.items():
-                found = given.get(key, defaults.get(key))
-                if (
-                    list(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
-                ) != value:
-                    raise ValueError(f"model_config {name}.{key}: {found!r} is not supported, only {value!r}")
-            blocks = numbers(given["num_res_blocks"], f"{name}.num_res_blocks", n)
-            if blocks[-1]:
-                raise ValueError(
-                    f"model_config {name}.num_res_blocks: {blocks} is not supported, the last level must have none"
-                )
-            out = given["dim_out"]
-            outs = tuple(out) if isinstance(out, Sequence) else (out,) * n
-            if any(c is not None for c in outs[:-1]):
-                raise ValueError(
-                    f"model_config {name}.dim_out: {outs} is not supported, only the last level's"
-                )
-            return StackSize(
-                dim_in=numbers(given["dim_in"], f"{name}.dim_in", n),
-                dim_res_blocks=tuple(dims),
-                dim_out=outs,
-                num_res_blocks=blocks,
-            )
-
-        encoder = table("encoder")
+        encoder = _table(config, "encoder")
         backbone = str(encoder.get("backbone"))
         if backbone not in BACKBONES:
             raise ValueError(
@@ -168,9 +179,13 @@ class MoGe2Size:
             width=width,
             depth=depth,
             layers=taken,
-            neck=stack("neck"),
-            heads=tuple((h, stack(h)) for h in ("points_head", "mask_head", "normal_head") if config.get(h)),
-            scale_dims=tuple(table("scale_head")["dims"]),
+            neck=StackSize.from_checkpoint(config, "neck"),
+            heads=tuple(
+                (h, StackSize.from_checkpoint(config, h))
+                for h in ("points_head", "mask_head", "normal_head")
+                if config.get(h)
+            ),
+            scale_dims=tuple(_table(config, "scale_head")["dims"]),
             num_tokens_range=(span[0], span[1]),
         )
 
@@ -329,15 +344,7 @@ class MoGe2(nn.Module):
         raw = self(image, num_tokens, normals="normal" in outputs)
         points, scale = raw["points"], raw["metric_scale"]
         valid = raw["mask"] > 0.5
-        known = None
-        if fov_x_deg is not None:
-            fov = torch.as_tensor(fov_x_deg, device=points.device, dtype=torch.float32)
-            if fov.shape not in ((), (B,)) or not bool(((fov > 0) & (fov < 180)).all()):
-                raise ValueError(
-                    f"fov_x_deg is {fov_x_deg}; give a number of degrees between 0 and 180, or {B}"
-                )
-            fov = fov.expand(B)
-            known = aspect / diagonal / torch.tan(torch.deg2rad(fov) / 2)
+        known = None if fov_x_deg is None else _focal_of_fov(fov_x_deg, points)
         focal, shift = focal_and_shift(points, valid, focal=known, pooled=pooled_focal)
         fx, fy = focal / 2 * diagonal / aspect, focal / 2 * diagonal
         intrinsics = torch.zeros(B, 3, 3, device=points.device)
@@ -348,11 +355,7 @@ class MoGe2(nn.Module):
         out = {"intrinsics": intrinsics, "valid": valid, "metric_scale": scale}
         if "points" in outputs:
             if force_projection:
-                u = (torch.arange(W, device=points.device) + 0.5) / W - 0.5
-                v = (torch.arange(H, device=points.device) + 0.5) / H - 0.5
-                x = u / fx[:, None, None] * depth
-                y = v[:, None] / fy[:, None, None] * depth
-                full = torch.stack([x, y, depth], dim=-1)
+                full = _projected(depth, fx, fy)
             else:
                 full = torch.cat([points[..., :2], depth[..., None]], dim=-1)
             full = full * scale.view(B, 1, 1, 1)
@@ -363,3 +366,23 @@ class MoGe2(nn.Module):
         if "normal" in raw:
             out["normal"] = raw["normal"] * valid[..., None] if apply_mask else raw["normal"]
         return out
+
+
+def _focal_of_fov(fov_x_deg: Tensor | float, points: Tensor) -> Tensor:
+    """(B,) focal in half image diagonals of a horizontal field of view, number or (B,), of (B, H, W, 3) maps."""
+    B, H, W, _ = points.shape
+    aspect = W / H
+    fov = torch.as_tensor(fov_x_deg, device=points.device, dtype=torch.float32)
+    if fov.shape not in ((), (B,)) or not bool(((fov > 0) & (fov < 180)).all()):
+        raise ValueError(f"fov_x_deg is {fov_x_deg}; give a number of degrees between 0 and 180, or {B}")
+    return aspect / (1 + aspect**2) ** 0.5 / torch.tan(torch.deg2rad(fov.expand(B)) / 2)
+
+
+def _projected(depth: Tensor, fx: Tensor, fy: Tensor) -> Tensor:
+    """(B, H, W, 3) points of depth (B, H, W) under focal lengths (B,) in image widths and heights."""
+    _, H, W = depth.shape
+    u = (torch.arange(W, device=depth.device) + 0.5) / W - 0.5
+    v = (torch.arange(H, device=depth.device) + 0.5) / H - 0.5
+    x = u / fx[:, None, None] * depth
+    y = v[:, None] / fy[:, None, None] * depth
+    return torch.stack([x, y, depth], dim=-1)

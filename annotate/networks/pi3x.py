@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditioning import Conditions, WindowShape, invert_rigid, prepare_conditions
 from .conv import ConvHead
 from .fused.op import DIRECT_FACTOR, add_norm, rotate_qk, takes_direct
 from .fused.reference import rope_table, rotate
@@ -41,8 +42,6 @@ NUM_SPECIAL = 5
 FRAMES_AT_ONCE = 64
 """Frames that pass a frame-wise transformer at once: bounds the memory of its widest activation."""
 _POSE_AFTER = (1, 9, 17, 25, 33)
-_MAX_RIGID_ERROR = 1e-2
-"""Largest entry of R R^T - I of a pose that may condition the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +53,6 @@ class Pi3XSize:
     decoder_depth: int = 36
     head_depth: int = 5
     camera_width: int = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What is known beforehand; every part is optional.
-
-    Attributes:
-        depth: (B, N, H, W) z-depth in one unit per window, non-positive or NaN where unknown.
-        intrinsics: (B, N, 3, 3) in pixels of the H x W input, first pixel centre at 0.5.
-        rays: (B, N, H, W, 3) instead of intrinsics; any length.
-        camera_to_world: (B, N, 4, 4) OpenCV, in the unit of `depth`.
-        depth_frames, ray_frames, pose_frames: (B, N) bool, frames whose condition is used; default all frames.
-
-    Frames that are not used may hold anything. The scale of the conditions is not carried to the output: align the
-    result to them afterwards.
-    """
-
-    depth: Tensor | None = None
-    intrinsics: Tensor | None = None
-    rays: Tensor | None = None
-    camera_to_world: Tensor | None = None
-    depth_frames: Tensor | None = None
-    ray_frames: Tensor | None = None
-    pose_frames: Tensor | None = None
 
 
 class NotFinite(ValueError):
@@ -272,14 +247,17 @@ class PoseBlock(nn.Module):
         return (branch + mlp).reshape(M, P, D).float()
 
 
-def invert_rigid(pose: Tensor) -> Tensor:
-    """Inverse of (..., 4, 4) rigid transforms."""
-    out = torch.zeros_like(pose)
-    rotation = pose[..., :3, :3].transpose(-1, -2)
-    out[..., :3, :3] = rotation
-    out[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
-    out[..., 3, 3] = 1
-    return out
+@dataclass(frozen=True)
+class _Posed:
+    """Poses that steer the decoder.
+
+    Attributes:
+        camera_to_world: (B, N, 4, 4), normalised.
+        frames: (B, N) bool, which of them count.
+    """
+
+    camera_to_world: Tensor
+    frames: Tensor
 
 
 class Pi3X(nn.Module):
@@ -374,20 +352,20 @@ class Pi3X(nn.Module):
         if unknown or not outputs:
             raise ValueError(f"unknown outputs {sorted(unknown)}; name some of {', '.join(OUTPUTS)}")
         B, N, _, H, W = images.shape
-        h, w = H // PATCH, W // PATCH
+        window = WindowShape(B, N, H // PATCH, W // PATCH)
         flat = images.flatten(0, 1)
         tokens = torch.cat([self._encode(part) for part in flat.split(FRAMES_AT_ONCE)]).float()
-        poses, pose_frames = None, None
+        posed = None
         if conditions is not None:
             if not self.conditioning:
                 raise ValueError(
                     "this Pi3X was built without its conditioning parts (conditioning=True builds them)"
                 )
-            tokens, poses, pose_frames = self._condition(tokens, conditions, B, N, H, W)
+            tokens, posed = self._condition(tokens, conditions, window)
         compute = self.decoder[0].attn.qkv.weight.dtype
-        table = rope_table(h, w, NUM_SPECIAL, compute, images.device)
-        features = self._decode(tokens, table, B, N, h, w, poses, pose_frames)
-        found = self._heads(features, table, set(outputs), B, N, h, w, chunk)
+        attend = RopeAttend(rope_table(window.rows, window.columns, NUM_SPECIAL, compute, images.device))
+        features = self._decode(tokens, attend, window, posed)
+        found = self._heads(features, attend, set(outputs), window, chunk)
         wrong = [name for name, x in found.items() if not bool(x.isfinite().all())]
         if wrong:
             raise NotFinite(f"Pi3X: {' and '.join(wrong)} hold values that are no numbers")
@@ -399,118 +377,30 @@ class Pi3X(nn.Module):
         return self.encoder((images - self.image_mean) / self.image_std)[0][0]
 
     def _condition(
-        self, tokens: Tensor, given: Conditions, B: int, N: int, H: int, W: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Add depth and ray embeddings to (B * N, P, D) tokens; normalised poses and the frames that use them."""
-        device = tokens.device
-        if given.rays is not None and given.intrinsics is not None:
-            raise ValueError("rays were given beside intrinsics; give one of them")
-        for name, x, shape in (
-            ("depth", given.depth, (B, N, H, W)),
-            ("intrinsics", given.intrinsics, (B, N, 3, 3)),
-            ("rays", given.rays, (B, N, H, W, 3)),
-            ("camera_to_world", given.camera_to_world, (B, N, 4, 4)),
-        ):
-            if x is None:
-                continue
-            if tuple(x.shape) != shape:
-                raise ValueError(f"{name} is {tuple(x.shape)}; for these images it must be {shape}")
-            if not x.is_floating_point() or x.device != device:
-                raise ValueError(
-                    f"{name} holds {x.dtype} on {x.device}; give floating numbers on {device}, as the images"
-                )
-
-        def frames(mask: Tensor | None, present: bool) -> Tensor:
-            if mask is None:
-                return torch.full((B, N), present, device=device)
-            if mask.shape != (B, N) or mask.dtype != torch.bool or mask.device != device:
-                raise ValueError(
-                    f"frame masks must be bool of shape {(B, N)} on {device}, got {mask.dtype}"
-                    f" {tuple(mask.shape)} on {mask.device}"
-                )
-            if bool(mask.any()) and not present:
-                raise ValueError("a frame mask was given for a condition that is absent")
-            return mask.clone()
-
-        has_rays = given.rays is not None or given.intrinsics is not None
-        use_depth = frames(given.depth_frames, given.depth is not None)
-        use_ray = frames(given.ray_frames, has_rays)
-        use_pose = frames(given.pose_frames, given.camera_to_world is not None)
-        use_pose[use_pose.sum(dim=1) == 1] = False  # a single pose says nothing about others
-
-        def only(use: Tensor, x: Tensor, good: Tensor, what: str, other: Tensor) -> Tensor:
-            """x with `other` in frames that are not used and not good; an error where a frame is used."""
-            if bool((use & ~good).any()):
-                b, n = (use & ~good).nonzero()[0].tolist()
-                raise ValueError(f"window {b}, frame {n}: {what}")
-            return torch.where(good.view(B, N, *[1] * (x.ndim - 2)), x, other)
-
-        depth = given.depth.float() if given.depth is not None else torch.zeros(B, N, H, W, device=device)
-        depth = torch.where(depth.isfinite(), depth, 0.0)
-        positive = depth > 0
-        count = positive.flatten(1).sum(1)
-        mean = torch.where(positive, depth, 0.0).flatten(1).sum(1) / count.clamp_min(1)
-        mean = torch.where(count > 0, mean, 1.0)
-        depth = depth / (mean.view(B, 1, 1, 1) + 1e-8)
-        poses = None
-        if given.camera_to_world is not None:
-            pose = given.camera_to_world.float()
-            rotation = pose[..., :3, :3]
-            eye = torch.eye(4, device=device)
-            off = (rotation @ rotation.transpose(-1, -2) - eye[:3, :3]).abs().amax((-1, -2))
-            rigid = (
-                (off < _MAX_RIGID_ERROR) & (torch.linalg.det(rotation) > 0) & pose.isfinite().all(-1).all(-1)
-            )
-            pose = only(use_pose, pose, rigid, "camera_to_world is no rotation and translation", eye)
-            poses = invert_rigid(pose[:, :1]) @ pose
-            poses[..., :3, 3] /= mean.view(B, 1, 1)
-            if N > 1:
-                distance = poses[:, 1:, :3, 3].norm(dim=-1)
-                moving = ~use_depth.any(dim=1) & (distance.amax(dim=1) >= 2e-2)
-                scale = torch.where(moving, distance.mean(dim=1) + 1e-8, 1.0)
-                poses[..., :3, 3] /= scale.view(B, 1, 1)
-        if bool(use_ray.any()):
-            if given.rays is not None:
-                ray = given.rays.float()
-                good = (ray.isfinite().all(-1) & (ray[..., 2] > 0)).flatten(2).all(-1)
-                ray = only(use_ray, ray, good, "rays are no numbers, or look backwards", ray.new_ones(()))
-                ray = ray[..., :2] / (ray[..., 2:] + 1e-6)
-            else:
-                assert given.intrinsics is not None
-                v, u = torch.meshgrid(
-                    torch.arange(H, device=device) + 0.5, torch.arange(W, device=device) + 0.5, indexing="ij"
-                )
-                pixel = torch.stack([u, v, torch.ones_like(u)], dim=-1)
-                matrix = given.intrinsics.float()
-                good = matrix.isfinite().all(-1).all(-1) & (matrix[..., [0, 1, 2], [0, 1, 2]] > 0).all(-1)
-                what = "intrinsics must be finite with positive focal lengths"
-                matrix = only(use_ray, matrix, good, what, torch.eye(3, device=device))
-                ray = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(matrix), pixel)[..., :2]
-            embedded = self.ray_embed(ray.reshape(B * N, H, W, 2).permute(0, 3, 1, 2))
-            tokens = tokens + embedded * use_ray.view(-1, 1, 1)
-        if bool(use_depth.any()):
-            stacked = torch.stack([depth, positive.float()], dim=2).flatten(0, 1)
-            wanted = use_depth.flatten().nonzero()[:, 0]
+        self, tokens: Tensor, given: Conditions, window: WindowShape
+    ) -> tuple[Tensor, _Posed | None]:
+        """Add depth and ray embeddings to (B * N, P, D) tokens; and the frames whose poses steer the decoder."""
+        known = prepare_conditions(given, window, tokens.device)
+        if known.rays is not None:
+            embedded = self.ray_embed(known.rays.flatten(0, 1).permute(0, 3, 1, 2))
+            tokens = tokens + embedded * known.ray_frames.view(-1, 1, 1)
+        if bool(known.depth_frames.any()):
+            stacked = torch.stack([known.depth, known.has_depth.float()], dim=2).flatten(0, 1)
+            wanted = known.depth_frames.flatten().nonzero()[:, 0]
             for part in wanted.split(FRAMES_AT_ONCE):
                 tokens[part] += self.depth_encoder(stacked[part])[0][0].float() + self.depth_emb[0]
-        return tokens, poses, use_pose if bool(use_pose.any()) else None
+        if known.camera_to_world is None or not bool(known.pose_frames.any()):
+            return tokens, None
+        return tokens, _Posed(known.camera_to_world, known.pose_frames)
 
     def _decode(
-        self,
-        tokens: Tensor,
-        table: Tensor,
-        B: int,
-        N: int,
-        h: int,
-        w: int,
-        poses: Tensor | None,
-        pose_frames: Tensor | None,
+        self, tokens: Tensor, attend: RopeAttend, window: WindowShape, posed: _Posed | None
     ) -> Tensor:
         """(B * N, 5 + P, 2D) features of the last frame block and the last window block."""
+        B, N = window.frames
         width = tokens.shape[-1]
         x = torch.cat([self.register_token[0].float().expand(B * N, -1, -1), tokens], dim=1)
         L = x.shape[1]
-        attend = RopeAttend(table)
         dtype = self.decoder[0].attn.qkv.weight.dtype
         pending: Pending = None
         features = torch.empty(B * N, L, 2 * width, device=x.device, dtype=dtype)
@@ -520,29 +410,32 @@ class Pi3X(nn.Module):
             if pending is not None:
                 pending = (pending[0].reshape(shape), pending[1])
             x, pending = block(x.reshape(shape), pending, attend)
-            if pose_frames is not None and i in pose_after:
-                assert poses is not None
+            if posed is not None and i in pose_after:
                 x, pending = finish(x, pending).reshape(B, N, L, width), None
-                for b in range(B):
-                    chosen = pose_frames[b].nonzero()[:, 0]
-                    if len(chosen):
-                        patches = x[b, chosen, NUM_SPECIAL:]
-                        inject = self.pose_inject_blk[pose_after.index(i)]
-                        x[b, chosen, NUM_SPECIAL:] = patches + inject(patches, poses[b, chosen], h, w)
+                self._inject(x, self.pose_inject_blk[pose_after.index(i)], posed, window)
             if i == len(self.decoder) - 2:
                 features[..., :width] = finish(x, pending).reshape(B * N, L, width)
         features[..., width:] = finish(x, pending).reshape(B * N, L, width)
         return features
 
+    @staticmethod
+    def _inject(x: Tensor, inject: PoseBlock, posed: _Posed, window: WindowShape) -> None:
+        """Let the patches of posed frames, in (B, N, 5 + P, D) tokens, see each other's cameras."""
+        for b, frames in enumerate(posed.frames):
+            chosen = frames.nonzero()[:, 0]
+            if len(chosen):
+                patches = x[b, chosen, NUM_SPECIAL:]
+                increment = inject(patches, posed.camera_to_world[b, chosen], window.rows, window.columns)
+                x[b, chosen, NUM_SPECIAL:] = patches + increment
+
     def _heads(
-        self, features: Tensor, table: Tensor, wanted: set[str], B: int, N: int, h: int, w: int, chunk: int
+        self, features: Tensor, attend: RopeAttend, wanted: set[str], window: WindowShape, chunk: int
     ) -> dict[str, Tensor]:
-        H, W = PATCH * h, PATCH * w
-        attend = RopeAttend(table)
+        (B, N), (H, W) = window.frames, window.pixels
         out: dict[str, Tensor] = {}
-        window = features.view(B, -1, features.shape[-1])
+        context = features.view(B, -1, features.shape[-1])
         token = self.metric_token.expand(B, -1, -1)
-        metric = self.metric_head(self.metric_decoder(token, window, table).float()).reshape(B).exp()
+        metric = self.metric_head(self.metric_decoder(token, context, attend.table).float()).reshape(B).exp()
         out["metric"] = metric
         scale = metric.view(B, 1, 1, 1, 1)
         if wanted & {"camera_poses", "points"}:
@@ -551,7 +444,7 @@ class Pi3X(nn.Module):
             poses[..., :3, 3] *= metric.view(B, 1, 1)
             out["camera_poses"] = poses
         if wanted & {"points", "local_points", "rays"}:
-            maps = self._dense(self.point_decoder, self.point_head, features, attend, h, w, chunk)
+            maps = self._dense(self.point_decoder, self.point_head, features, attend, window, chunk)
             maps = maps.view(B, N, H, W, 3)
             xy, z = maps[..., :2], maps[..., 2:].clamp(max=15.0).exp()
             if "rays" in wanted:
@@ -564,7 +457,7 @@ class Pi3X(nn.Module):
                 world = (local.flatten(2, 3) @ rotation.transpose(-1, -2)).view(B, N, H, W, 3)
                 out["points"] = world + centre[:, :, None, None]
         if "conf" in wanted:
-            conf = self._dense(self.conf_decoder, self.conf_head, features, attend, h, w, chunk)
+            conf = self._dense(self.conf_decoder, self.conf_head, features, attend, window, chunk)
             out["conf"] = conf.view(B, N, H, W, 1)
         return {name: out[name] for name in OUTPUTS if name in wanted}
 
@@ -574,13 +467,12 @@ class Pi3X(nn.Module):
         head: ConvHead,
         features: Tensor,
         attend: RopeAttend,
-        h: int,
-        w: int,
+        window: WindowShape,
         chunk: int,
     ) -> Tensor:
         tokens = (decoder(part, attend) for part in features.split(FRAMES_AT_ONCE))
         parts = (few for part in tokens for few in part.split(chunk))
-        maps = torch.cat([head(few, h, w, self.head_dtype) for few in parts])
+        maps = torch.cat([head(few, window.rows, window.columns, self.head_dtype) for few in parts])
         if self.head_dtype == torch.float16 and not bool(maps.isfinite().all()):
             raise NotFinite(
                 "Pi3X: a dense head left the range of float16; use to_half(head_dtype=torch.float32)"

@@ -14,10 +14,11 @@ from theodolite.annotate.geometry.moge2 import MoGe2Network, MoGe2Stream
 from theodolite.annotate.geometry.pi3x import Pi3XNetwork
 from theodolite.annotate.networks import conv, vit
 from theodolite.annotate.networks.checkpoint import fill_stand_in, layout_digest, load_moge2, load_strict
+from theodolite.annotate.networks.conditioning import Conditions
 from theodolite.annotate.networks.focal import focal_and_shift
 from theodolite.annotate.networks.fused.reference import rope_table, rotate
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
-from theodolite.annotate.networks.pi3x import Conditions, NotFinite, Pi3X, Pi3XSize, nearest_rotation
+from theodolite.annotate.networks.pi3x import NotFinite, Pi3X, Pi3XSize, nearest_rotation
 from theodolite.annotate.sources.clip import ClipRejection
 
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=4, head_depth=1, camera_width=64)

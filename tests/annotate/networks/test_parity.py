@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 from theodolite.annotate.networks.checkpoint import fill_stand_in
+from theodolite.annotate.networks.conditioning import Conditions
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
-from theodolite.annotate.networks.pi3x import Conditions, Pi3X, Pi3XSize
+from theodolite.annotate.networks.pi3x import Pi3X, Pi3XSize
 from theodolite.annotate.networks.variants import Variant
 
 from . import upstream
