@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from .reporting import counted
 from .row import Findings
 from .scale.estimate import estimate_scale
 from .scale.records import ScaleEstimate
+from .sfm.keyframes import SolverInput
 from .sfm.records import CameraSolution, KnownLens, StartCameras
 from .sfm.solve import solve_cameras
 from .sfm.start import WithoutFrames, verify_keyframes
@@ -265,30 +266,30 @@ class _Stages:
     ) -> tuple[CameraSolution, Posed | None]:
         """Cameras of every frame; those that the source gives are kept, and what speaks for them comes along."""
         out, geometry = self.out, found.geometry
-        arguments: dict[str, Any] = {
-            "measured": measured,
-            "depth": found.depth if geometry.has_depth else None,
-            "depth_sigma_log": geometry.depth_sigma_log,
-            "tracks_config": self.config.tracks,
-            "config": self.config.bundle,
-            "pixel_aspect": frames.pixel_aspect,
-            "start": found.start,
-            "depths_per_frame": geometry.depths_per_frame,
-            "lens": _lens_of(given),
-        }
+        inputs = SolverInput(
+            measured=measured,
+            depth=found.depth if geometry.has_depth else None,
+            depth_sigma_log=geometry.depth_sigma_log,
+            tracks_config=self.config.tracks,
+            config=self.config.bundle,
+            start=found.start,
+            lens=_lens_of(given),
+            depths_per_frame=geometry.depths_per_frame,
+            pixel_aspect=frames.pixel_aspect,
+        )
         posed: Posed | None = None
         with out.stage("bundle"):
             if given is not None and given.camera_to_world is not None:
                 posed = out.posed = self.place.solve(
                     solve_posed,
-                    **arguments,
+                    inputs=inputs,
                     given=given,
                     time_s=frames.timing.time_s,
                     scale_sigma_log=_common_scale_sigma(found.scale),
                 )
                 cameras = posed.cameras
             else:
-                cameras = self.place.solve(solve_cameras, **arguments)
+                cameras = self.place.solve(solve_cameras, inputs=inputs)
         lens = _known_lens(given)
         if lens is not None and found.start is not None and geometry.focal_px is not None:
             # The bundle began from a network, which has an opinion of the lens.

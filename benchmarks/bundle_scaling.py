@@ -25,6 +25,7 @@ def one(data: Path, frames: int, threads: int) -> None:
     from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.sfm.config import BundleConfig
+    from theodolite.annotate.sfm.keyframes import SolverInput
     from theodolite.annotate.sfm.solve import solve_cameras
     from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
     from theodolite.annotate.tracks.measure import measure_images
@@ -47,13 +48,14 @@ def one(data: Path, frames: int, threads: int) -> None:
     measured = measure_images(decoded, height=decoded.height, width=decoded.width, config=TracksConfig())
     tracked = time.perf_counter()
     processor = time.process_time()
-    cameras = solve_cameras(
-        measured,
-        geometry.depth,
+    inputs = SolverInput(
+        measured=measured,
+        depth=geometry.depth,
         depth_sigma_log=geometry.depth_sigma_log,
         tracks_config=TracksConfig(),
         config=BundleConfig(),
     )
+    cameras = solve_cameras(inputs)
     bundled = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

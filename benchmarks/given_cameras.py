@@ -34,6 +34,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
@@ -384,9 +385,9 @@ def given_of(recording: Recording, fault: str, folder: Path) -> GivenGeometry | 
 def keep_results(work: Path, place: list[str]) -> None:
     """Let the pipeline take tracks and solutions from `<work>` if they are there; `place[0]` is the recording."""
 
-    def kept(name: str, function: Callable, key: Callable[[dict], str]) -> Callable:
+    def kept(name: str, function: Callable, key: Callable[..., str]) -> Callable:
         def call(*args, **arguments):
-            words = f"{place[0]}-{name}-{key(arguments)}"
+            words = f"{place[0]}-{name}-{key(*args, **arguments)}"
             path = work / f"{words}.pickle"
             if path.is_file():
                 with path.open("rb") as stream:
@@ -398,14 +399,13 @@ def keep_results(work: Path, place: list[str]) -> None:
 
         return call
 
-    def lens_key(arguments: dict) -> str:
-        lens = arguments.get("lens")
-        start = arguments.get("start")
+    def lens_key(inputs: SolverInput, **_: object) -> str:
+        lens, start = inputs.lens, inputs.start
         parts = [] if lens is None else [lens.focal_px.round(6), lens.principal_point_px.round(6)]
         parts += [] if start is None else [start.camera_to_world.round(6)]
         return hashlib.md5(b"".join(p.tobytes() for p in parts)).hexdigest()[:10]
 
-    pipeline.measure_images = kept("tracks", pipeline.measure_images, lambda _: "")
+    pipeline.measure_images = kept("tracks", pipeline.measure_images, lambda *_, **__: "")
     for module in [m for n, m in sys.modules.items() if n.startswith("theodolite.annotate.")]:
         if hasattr(module, "solve_cameras") and module.__name__ != "theodolite.annotate.sfm.solve":
             module.solve_cameras = kept("solved", module.solve_cameras, lens_key)

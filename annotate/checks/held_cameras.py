@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.transforms import se3_inverse
-from ..sfm.bundle.priors import focal_prior
+from ..sfm.bundle.priors import FocalPrior, focal_prior
 from ..sfm.bundle.problem import LENS_DOF, Problem, Solution, State, cauchy, residuals, sum_by
 from ..sfm.bundle.single import intersect
 from ..sfm.bundle.solve import Effort, solve_bundle
@@ -216,6 +216,78 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
         camera_to_world: (F, 4, 4) given poses of every frame in any unit.
         cameras: with the given intrinsics.
     """
+    question = _lens_question(evidence, camera_to_world, cameras)
+    if question is None:
+        return None
+    problem, config, state = question.problem, question.config, question.state
+    given = state.log_focal
+    begin = place_points(problem, state, config)
+    best = question.freed(begin, 8).state
+    if question.median_px(best) > _NOMINAL * float(problem.sigma_px.median()):
+        # Wrong by a fifth, a focal length lies too far off for the loss to see the way.
+        others = [replace(state, log_focal=given + step) for step in (-0.25, 0.25)]
+        tried = [question.freed(place_points(problem, other, config), 8).state for other in others]
+        best = min([best, *tried], key=question.median_px)
+    found = question.freed(best, 10, want_covariance=True)
+    assert found.covariance is not None
+    off = (found.state.log_focal - given).numpy()
+    middle = float(np.median(off))
+    lens = found.state.lens.numpy()
+    alike = max(1.0, len(problem.frame) / problem.num_frames / _SAME_ERROR)
+    sigma = float(found.covariance[:, 6, 6].clamp_min(0).sqrt().median()) * np.sqrt(alike)
+    solved_px = float(residuals(evidence.problem, evidence.state, config)[0].median())
+    limit = problem.focal_scale_px
+    return LensCheck(
+        focal_log=middle,
+        focal_sigma=sigma,
+        order_log=float(np.percentile(np.abs(off - middle), 90)),
+        aspect_log=float(lens[2]),
+        centre_share=float(np.hypot(lens[0], lens[1])) / problem.focal_scale_px,
+        sigma_px=float(problem.sigma_px.median()),
+        given_px=min(question.median_px(begin), limit),
+        free_px=min(question.median_px(found.state), limit),
+        solved_px=solved_px,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LensQuestion:
+    """What a lens is asked of.
+
+    Attributes:
+        problem: some tracks of some frames, without depth.
+        state: with the given poses and focal lengths, points triangulated under them.
+        prior: of the focal length.
+        config: with a lens that is free.
+    """
+
+    problem: Problem
+    state: State
+    prior: FocalPrior
+    config: BundleConfig
+
+    def freed(self, start: State, steps: int, *, want_covariance: bool = False) -> Solution:
+        """The bundle of lens and points from `start`, poses held, under a loss as wide as its errors."""
+        wide = self.config.model_copy(update={"robust_scale": _spread(self.problem, start, self.config)})
+        return solve_bundle(
+            self.problem,
+            start,
+            self.prior,
+            wide,
+            effort=Effort(max_iterations=steps, tolerance=0.001),
+            hold_poses=True,
+            want_covariance=want_covariance,
+        )
+
+    def median_px(self, state: State) -> float:
+        """Median reprojection error."""
+        return float(residuals(self.problem, state, self.config)[0].median())
+
+
+def _lens_question(
+    evidence: Evidence, camera_to_world: FloatArray, cameras: CameraSolution
+) -> _LensQuestion | None:
+    """See `check_lens`; None if too few frames or tracks are there."""
     count = evidence.problem.num_frames
     if count < _MIN_LENS_FRAMES:
         return None
@@ -235,53 +307,12 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
     problem, points = _of_points(problem, seen)
     if len(problem.frame) < _MIN_OBSERVATIONS:
         return None
-    state = replace(state, points=points)
-    given = state.log_focal
-    prior = focal_prior(
-        "smooth", len(frames), config, frame_gap=torch.as_tensor(np.diff(frames), dtype=torch.float64)
-    )
-
-    def freed(start: State, steps: int, *, want_covariance: bool = False) -> Solution:
-        wide = config.model_copy(update={"robust_scale": _spread(problem, start, config)})
-        return solve_bundle(
-            problem,
-            start,
-            prior,
-            wide,
-            effort=Effort(max_iterations=steps, tolerance=0.001),
-            hold_poses=True,
-            want_covariance=want_covariance,
-        )
-
-    def median_px(state: State) -> float:
-        return float(residuals(problem, state, config)[0].median())
-
-    begin = place_points(problem, state, config)
-    best = freed(begin, 8).state
-    if median_px(best) > _NOMINAL * float(problem.sigma_px.median()):
-        # Wrong by a fifth, a focal length lies too far off for the loss to see the way.
-        others = [replace(state, log_focal=given + step) for step in (-0.25, 0.25)]
-        tried = [freed(place_points(problem, other, config), 8).state for other in others]
-        best = min([best, *tried], key=median_px)
-    found = freed(best, 10, want_covariance=True)
-    assert found.covariance is not None
-    off = (found.state.log_focal - given).numpy()
-    middle = float(np.median(off))
-    lens = found.state.lens.numpy()
-    alike = max(1.0, len(problem.frame) / len(frames) / _SAME_ERROR)
-    sigma = float(found.covariance[:, 6, 6].clamp_min(0).sqrt().median()) * np.sqrt(alike)
-    solved_px = float(residuals(evidence.problem, evidence.state, config)[0].median())
-    limit = problem.focal_scale_px
-    return LensCheck(
-        focal_log=middle,
-        focal_sigma=sigma,
-        order_log=float(np.percentile(np.abs(off - middle), 90)),
-        aspect_log=float(lens[2]),
-        centre_share=float(np.hypot(lens[0], lens[1])) / problem.focal_scale_px,
-        sigma_px=float(problem.sigma_px.median()),
-        given_px=min(median_px(begin), limit),
-        free_px=min(median_px(found.state), limit),
-        solved_px=solved_px,
+    frame_gap = torch.as_tensor(np.diff(frames), dtype=torch.float64)
+    return _LensQuestion(
+        problem=problem,
+        state=replace(state, points=points),
+        prior=focal_prior("smooth", len(frames), config, frame_gap=frame_gap),
+        config=config,
     )
 
 

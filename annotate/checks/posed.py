@@ -11,25 +11,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.alignment import umeyama
 from ...dataset.cameras.rotations import orthonormalise, so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
-from ..geometry.base import DepthMaps
 from ..given.cameras import GivenCameras
 from ..sfm.bundle.priors import focal_prior
 from ..sfm.bundle.problem import LENS_DOF, Problem, State, project
 from ..sfm.bundle.solve import Effort, solve_bundle
 from ..sfm.config import BundleConfig
-from ..sfm.observations import build_problem, stretched, thin_observations
-from ..sfm.records import GIVEN, CameraSolution, KnownLens, StartCameras, in_stored_pixels, with_lens
+from ..sfm.keyframes import SolverInput
+from ..sfm.observations import build_problem, thin_observations
+from ..sfm.records import GIVEN, CameraSolution, in_stored_pixels, with_lens
 from ..sfm.solve import solve_cameras
 from ..sfm.summary import summarise
 from ..sfm.triangulation import triangulate
 from ..sources.clip import ClipRejection
 from ..tracks.descriptors import descriptor_tracks, match_features
-from ..tracks.records import ImageMeasurements, TracksConfig, join_tracks
+from ..tracks.records import join_tracks
 from .given_poses import (
     LEAST_MOTION,
     GivenPoseCheck,
@@ -65,49 +66,23 @@ class Posed:
 
 
 def solve_posed(
-    measured: ImageMeasurements,
-    depth: DepthMaps | None,
-    *,
-    given: GivenCameras,
-    time_s: FloatArray,
-    scale_sigma_log: float,
-    depth_sigma_log: float,
-    tracks_config: TracksConfig,
-    config: BundleConfig,
-    pixel_aspect: float = 1.0,
-    start: StartCameras | None = None,
-    lens: KnownLens | None = None,
-    depths_per_frame: float | None = None,
+    inputs: SolverInput, given: GivenCameras, *, time_s: FloatArray, scale_sigma_log: float
 ) -> Posed:
     """Cameras of a clip with given poses, judged by what images and depth say.
 
     Args:
-        depth: None: there is none; then `lens` and the unit of the poses must be known.
+        inputs: as in `solve_cameras`; without depth, a held lens and the unit of the poses must be known.
         given: with poses.
         time_s: (F,) of the clip's frames.
         scale_sigma_log: error that the scale of all depth may have in common.
-    Others as in `solve_cameras`.
     Raises:
         ClipRejection: as `solve_cameras` and `keep_given_poses`.
     """
-    if depth is None:
-        assert lens is not None
-        assert lens.held
-        solved = solve_from_poses(measured, given, lens=lens, tracks_config=tracks_config, config=config)
+    if inputs.depth is None:
+        solved = solve_from_poses(inputs, given)
     else:
-        solved = solve_cameras(
-            measured,
-            depth,
-            depth_sigma_log=depth_sigma_log,
-            tracks_config=tracks_config,
-            config=config,
-            pixel_aspect=pixel_aspect,
-            start=start,
-            lens=lens,
-            depths_per_frame=depths_per_frame,
-            with_evidence=True,
-        )
-    held = lens is not None and lens.held
+        solved = solve_cameras(inputs, with_evidence=True)
+    held = inputs.held_lens is not None
     return keep_and_judge(solved, given, time_s=time_s, scale_sigma_log=scale_sigma_log, lens_given=held)
 
 
@@ -131,7 +106,6 @@ def keep_and_judge(
     kept, check = keep_given_poses(
         solved, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit
     )
-    has_depth = bool(torch.isfinite(solved.evidence.problem.sigma_log_depth).any())
     if given.metres_per_unit is None:
         # Paths agree on the unit as far as the solved one does; depth under the given poses knows better.
         ratio, sigma = held_scale(solved, kept.camera_to_world)
@@ -149,16 +123,13 @@ def keep_and_judge(
         solved.camera_to_world, time_s, on_path, np.interp(given.position, frame_numbers, time_s), **picture
     )
     lens = check_lens(solved.evidence, path, solved)
-    ratio, ratio_sigma = float("nan"), float("nan")
-    if has_depth:
-        ratio, ratio_sigma = held_scale(
-            solved, path, focal_log=0.0 if lens is None or lens_given else lens.focal_log
-        )
-        if not np.isfinite(ratio_sigma):
-            ratio, ratio_sigma = path_scale(
-                reference, on_path, sigma, least_motion=LEAST_MOTION * solved.median_depth
-            )
-        ratio_sigma = float(np.hypot(ratio_sigma, max(scale_sigma_log, solved.scale_doubt_log)))
+    ratio, ratio_sigma = _length_ratio(
+        solved,
+        path,
+        (reference, on_path, sigma),
+        focal_log=0.0 if lens is None or lens_given else lens.focal_log,
+        common_sigma_log=max(scale_sigma_log, solved.scale_doubt_log),
+    )
     errors = GivenPoseErrors(
         noise_m=noise_m,
         noise_px=noise_px,
@@ -179,6 +150,32 @@ def keep_and_judge(
         errors=errors,
         lens=lens if lens_given else None,
     )
+
+
+def _length_ratio(
+    solved: CameraSolution,
+    path: FloatArray,
+    given_frames: tuple[FloatArray, FloatArray, FloatArray],
+    *,
+    focal_log: float,
+    common_sigma_log: float,
+) -> tuple[float, float]:
+    """Length that depth gives the kept path over the length that it has, and the standard error of its log; NaN
+    without depth.
+
+    Args:
+        path: (F, 4, 4) kept poses.
+        given_frames: solved and kept poses where poses were given, (G, 4, 4), and (G,) sigma of the solved positions.
+        focal_log: what to add to the log focal of `solved`.
+        common_sigma_log: error that all depth may have in common.
+    """
+    assert solved.evidence is not None
+    if not bool(torch.isfinite(solved.evidence.problem.sigma_log_depth).any()):
+        return float("nan"), float("nan")
+    ratio, ratio_sigma = held_scale(solved, path, focal_log=focal_log)
+    if not np.isfinite(ratio_sigma):
+        ratio, ratio_sigma = path_scale(*given_frames, least_motion=LEAST_MOTION * solved.median_depth)
+    return ratio, float(np.hypot(ratio_sigma, common_sigma_log))
 
 
 def _unit_of(kept: CameraSolution, given: GivenCameras) -> float:
@@ -221,57 +218,89 @@ def _with_sigma(kept: CameraSolution, solved: CameraSolution, lens: LensCheck | 
 # --- without depth --------------------------------------------------------------------------------
 
 
-def solve_from_poses(
-    measured: ImageMeasurements,
-    given: GivenCameras,
-    *,
-    lens: KnownLens,
-    tracks_config: TracksConfig,
-    config: BundleConfig,
-) -> CameraSolution:
+def solve_from_poses(inputs: SolverInput, given: GivenCameras) -> CameraSolution:
     """Cameras of every frame from tracks alone, begun at the given cameras; their unit of length is the given one.
 
+    Args:
+        inputs: with a held lens; its depth is not looked at.
+        given: with poses.
     Raises:
         ClipRejection: `given_poses_too_few`, `no_reconstruction`: the tracks cannot be placed at all.
     """
-    assert given.camera_to_world is not None
-    aspect = lens.pixel_aspect if abs(lens.pixel_aspect - 1) > 1e-4 else 1.0
-    config = config.model_copy(update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0})
-    square, square_lens = stretched(measured, aspect), lens.stretched(aspect)
-    flow, keyframes = square.flow, square.keyframes
+    assert inputs.held_lens is not None
+    square, aspect = inputs.in_square_pixels()
+    problem, log_focal = _tracks_and_focal(square)
+    state = _at_given_poses(problem, given, log_focal)
+    state, gauged = _with_gauge(problem, state, square.config)
+    prior = focal_prior("given", problem.num_frames, square.config, given=log_focal)
+    coarse = square.config.model_copy(update={"robust_scale": 4 * square.config.robust_scale})
+    try:
+        state = solve_bundle(
+            gauged, state, prior, coarse, effort=Effort(max_iterations=15, tolerance=0.001)
+        ).state
+        solution = solve_bundle(
+            gauged, state, prior, square.config, effort=Effort(tolerance=0.0005), want_covariance=True
+        )
+    except FloatingPointError as error:
+        raise ClipRejection("no_reconstruction", f"no bundle from the given cameras: {error}") from error
+    found = summarise(gauged, solution, "given", {"given": solution.data_cost}, square.config, num_loops=0)
+    assert found.evidence is not None
+    found = replace(
+        found,
+        depth_log_residual=float("nan"),
+        scale_sweep=np.zeros((0, 2)),
+        evidence=replace(found.evidence, problem=problem),
+    )
+    return with_lens(in_stored_pixels(found, aspect), inputs.held_lens)
+
+
+def _tracks_and_focal(square: SolverInput) -> tuple[Problem, Tensor]:
+    """Observations of all frames without depth, principal point at the image centre; (F,) log of the given focal."""
+    flow, keyframes, features = square.measured.flow, square.measured.keyframes, square.measured.features
+    lens = square.held_lens
+    assert lens is not None
     size = np.array([flow.width, flow.height])
     matches = {
         (a, a + gap): match_features(
-            square.features[a], square.features[a + gap], tracks_config, diagonal_px=float(np.hypot(*size))
+            features[a], features[a + gap], square.tracks_config, diagonal_px=float(np.hypot(*size))
         )
         for gap in (1, 2, 4)
         for a in range(len(keyframes) - gap)
     }
     described = descriptor_tracks(
-        square.features, matches, num_frames=flow.num_frames, height=flow.height, width=flow.width
+        features, matches, num_frames=flow.num_frames, height=flow.height, width=flow.width
     )
     tracks = join_tracks(flow, described)
-    off_centre = square_lens.principal_point_px - size / 2
+    off_centre = lens.principal_point_px - size / 2
     tracks = replace(tracks, xy_px=tracks.xy_px - off_centre[tracks.frame])
-    tracks, none = thin_observations(tracks, np.full(len(tracks.frame), np.nan), keyframes, config)
-    problem = build_problem(tracks, none, config, depth_sigma_log=_GAUGE_SIGMA_LOG)
+    tracks, none = thin_observations(tracks, np.full(len(tracks.frame), np.nan), keyframes, square.config)
+    problem = build_problem(tracks, none, square.config, depth_sigma_log=_GAUGE_SIGMA_LOG)
+    return problem, torch.as_tensor(np.log(lens.focal_px[:, 1]))
 
+
+def _at_given_poses(problem: Problem, given: GivenCameras, log_focal: Tensor) -> State:
+    """The given cameras, in metres, between given poses interpolated and beyond them held; points at the origin."""
+    assert given.camera_to_world is not None
     poses = np.array(given.camera_to_world, np.float64)
     poses[:, :3, 3] *= given.metres_per_unit or 1.0
     if len(poses) < 3:
         raise ClipRejection("given_poses_too_few", f"{len(poses)} given poses within the clip, need 3")
     frame_numbers = np.clip(
-        np.arange(flow.num_frames, dtype=np.float64), given.position[0], given.position[-1]
+        np.arange(problem.num_frames, dtype=np.float64), given.position[0], given.position[-1]
     )
     world_to_camera = torch.as_tensor(se3_inverse(interpolate_poses(given.position, poses, frame_numbers)))
-    log_focal = torch.as_tensor(np.log(square_lens.focal_px[:, 1]))
-    state = State(
+    return State(
         rotation=world_to_camera[:, :3, :3].contiguous(),
         translation=world_to_camera[:, :3, 3].contiguous(),
         log_focal=log_focal,
         lens=torch.zeros(LENS_DOF, dtype=torch.float64),
         points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
     )
+
+
+def _with_gauge(problem: Problem, state: State, config: BundleConfig) -> tuple[State, Problem]:
+    """Points where the given cameras see them, and the problem with the depth that this gives them, which is taken
+    for as good as holds the unit of length. Points without parallax lie far off and have none."""
     points = triangulate(problem, state, torch.ones(problem.num_points, dtype=torch.bool))
     near = torch.isfinite(points).all(1)
     if int(near[problem.point].sum()) < 50:
@@ -291,29 +320,10 @@ def solve_from_poses(
         log_depth=torch.where(seen, z.clamp_min(1e-9), torch.ones_like(z)).log(),
         sigma_log_depth=torch.where(seen, _GAUGE_SIGMA_LOG, torch.inf).to(z.dtype),
     )
-    prior = focal_prior("given", flow.num_frames, config, given=log_focal)
-    coarse = config.model_copy(update={"robust_scale": 4 * config.robust_scale})
-    try:
-        state = solve_bundle(
-            gauged, state, prior, coarse, effort=Effort(max_iterations=15, tolerance=0.001)
-        ).state
-        solution = solve_bundle(
-            gauged, state, prior, config, effort=Effort(tolerance=0.0005), want_covariance=True
-        )
-    except FloatingPointError as error:
-        raise ClipRejection("no_reconstruction", f"no bundle from the given cameras: {error}") from error
-    found = summarise(gauged, solution, "given", {"given": solution.data_cost}, config, num_loops=0)
-    assert found.evidence is not None
-    found = replace(
-        found,
-        depth_log_residual=float("nan"),
-        scale_sweep=np.zeros((0, 2)),
-        evidence=replace(found.evidence, problem=problem),
-    )
-    return with_lens(in_stored_pixels(found, aspect), lens)
+    return state, gauged
 
 
-def _along_first_ray(problem: Problem, state: State, distance: torch.Tensor) -> torch.Tensor:
+def _along_first_ray(problem: Problem, state: State, distance: Tensor) -> Tensor:
     """(P, 3) points at a distance along the ray of each one's first observation."""
     first = torch.full((problem.num_points,), len(problem.point), dtype=torch.long)
     first = first.scatter_reduce(0, problem.point, torch.arange(len(problem.point)), "amin")

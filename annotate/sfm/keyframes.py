@@ -22,7 +22,14 @@ from .config import BundleConfig
 from .depth_noise import DepthNoise, count_patches, first_noise, measured_noise, sample_depth
 from .incremental import choose_start, keyframe_windows, place_incrementally
 from .loops import MIN_LOOP_MATCHES, dense_links, propose_relocations
-from .observations import build_problem, count_depth, drop_observations, subset_frames, thin_observations
+from .observations import (
+    build_problem,
+    count_depth,
+    drop_observations,
+    stretched,
+    subset_frames,
+    thin_observations,
+)
 from .records import KNOWN_LENS_SIGMA, KnownLens, StartCameras
 from .triangulation import back_project, keep_known, triangulate_known, without_moving
 
@@ -36,31 +43,58 @@ _GOLDEN_RATIO = 0.6180339887498949
 
 @dataclass(frozen=True, kw_only=True)
 class SolverInput:
-    """What is known of a clip before its cameras are solved for, in square pixels.
+    """What is known of a clip before its cameras are solved for.
 
     Attributes:
         measured: tracks and descriptors.
-        depth: z-depth per frame, any unit.
+        depth: z-depth per frame, any unit; None where there is none, which only given poses make up for.
         depth_sigma_log: relative depth error that the source declares.
         tracks_config, config: of matching and of the bundle.
-        start: approximate cameras to begin with.
-        lens: intrinsics to hold or to expect.
-        depths_per_frame: independent depth errors in a frame; None if every pixel errs on its own.
+        start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
+        lens: intrinsics to hold, which come back unchanged, with the focal model `given`; or to expect.
+        depths_per_frame: independent depth errors in a frame, where depth errs alike over parts of the image; None if
+            every pixel errs on its own.
+        pixel_aspect: width over height of a stored pixel, as the container says; ties fy to fx.
     """
 
     measured: ImageMeasurements
-    depth: DepthMaps
+    depth: DepthMaps | None
     depth_sigma_log: float
     tracks_config: TracksConfig
     config: BundleConfig
-    start: StartCameras | None
-    lens: KnownLens | None
-    depths_per_frame: float | None
+    start: StartCameras | None = None
+    lens: KnownLens | None = None
+    depths_per_frame: float | None = None
+    pixel_aspect: float = 1.0
 
     @property
     def held_lens(self) -> KnownLens | None:
         """The lens if it is held."""
         return self.lens if self.lens is not None and self.lens.held else None
+
+    def in_square_pixels(self) -> tuple[SolverInput, float]:
+        """The same in square pixels as high as the stored ones, and the aspect of those.
+
+        Raises:
+            ClipRejection: `intrinsics_aspect_varies`.
+        """
+        aspect, config = self.pixel_aspect, self.config
+        if self.held_lens is not None:
+            # What the source says of its lens goes before what the container says of its pixels.
+            aspect = self.held_lens.pixel_aspect
+            aspect = aspect if abs(aspect - 1) > 1e-4 else 1.0
+            config = config.model_copy(update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0})
+        if aspect == 1.0:
+            return replace(self, config=config, pixel_aspect=1.0), aspect
+        square = replace(
+            self,
+            measured=stretched(self.measured, aspect),
+            config=config,
+            start=None if self.start is None else self.start.stretched(aspect),
+            lens=None if self.lens is None else self.lens.stretched(aspect),
+            pixel_aspect=1.0,
+        )
+        return square, aspect
 
     def expected_focal(self) -> ExpectedFocal | None:
         """What is expected of the focal length: the source's word, wrong in all frames alike, or a network's rays."""
@@ -93,7 +127,7 @@ class KeyframeProblem:
     From here on the principal point of a held lens is the image centre, and the focal length that of the rows.
 
     Attributes:
-        given: what is known of the clip.
+        given: what is known of the clip, in square pixels; depth: its depth.
         expected: what is expected of its focal length.
         coarse: settings of the bundle before cameras are settled.
         log_focal: (F,) of a held lens; None where the lens is free.
@@ -106,7 +140,9 @@ class KeyframeProblem:
 
     def __init__(self, given: SolverInput) -> None:
         flow = given.measured.flow
-        self.given = given
+        if given.depth is None:
+            raise ValueError("without depth, cameras can be solved from given poses only")
+        self.given, self.depth = given, given.depth
         self.expected = given.expected_focal()
         self.coarse = given.config.model_copy(update={"robust_scale": 2 * given.config.robust_scale})
         self.depths_per_frame = given.depths_per_frame
@@ -168,7 +204,7 @@ class KeyframeProblem:
         tracks = join_tracks(flow, described)
         if self._links is not None:
             tracks = join_tracks(tracks, self._links)
-        z = sample_depth(tracks, self.given.depth)
+        z = sample_depth(tracks, self.depth)
         if self._off_centre is not None:
             tracks = replace(tracks, xy_px=tracks.xy_px - self._off_centre[tracks.frame])
         self.tracks, self.z = thin_observations(tracks, z, self.keyframes, self.given.config)
@@ -203,7 +239,7 @@ class KeyframeProblem:
         pairs = [pair for pair in propose_relocations(placed, weak) if pair not in self.matches]
         count = self.add_matches(pairs)
         focal = np.exp(state.log_focal.cpu().numpy())
-        self._links = dense_links(self.given.measured, self.given.depth, weak, focal)
+        self._links = dense_links(self.given.measured, self.depth, weak, focal)
         dense = 0 if self._links is None else self._links.num_tracks
         log.debug("%d weak links: %d of %d far matches, %d dense points", len(weak), count, len(pairs), dense)
         if not count and self._links is None:

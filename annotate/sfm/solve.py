@@ -15,14 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..geometry.base import DepthMaps
-from ..tracks.records import ImageMeasurements, TracksConfig
 from .bundle.problem import State
-from .config import BundleConfig
 from .keyframes import KeyframeProblem, SolverInput
 from .loops import propose_loops, weak_links
-from .observations import median_depth_by_frame, stretched
-from .records import CameraSolution, KnownLens, StartCameras, in_stored_pixels, with_lens
+from .observations import median_depth_by_frame
+from .records import CameraSolution, in_stored_pixels, with_lens
 from .registration import register_all_frames
 from .triangulation import back_project, parallax
 
@@ -33,58 +30,21 @@ _DEPTH_MATTERS_RAD = 0.0175
 so little parallax nothing else tells a zoom from a camera that comes closer."""
 
 
-def solve_cameras(
-    measured: ImageMeasurements,
-    depth: DepthMaps,
-    *,
-    depth_sigma_log: float,
-    tracks_config: TracksConfig,
-    config: BundleConfig,
-    pixel_aspect: float = 1.0,
-    start: StartCameras | None = None,
-    lens: KnownLens | None = None,
-    depths_per_frame: float | None = None,
-    with_evidence: bool = False,
-) -> CameraSolution:
-    """Cameras of every frame from image measurements and depth; the lens is unknown unless `lens` says it.
+def solve_cameras(inputs: SolverInput, *, with_evidence: bool = False) -> CameraSolution:
+    """Cameras of every frame from image measurements and depth; the lens is unknown unless `inputs.lens` says it.
 
     Args:
-        measured: tracks and descriptors.
-        depth: z-depth per frame, any unit.
-        depth_sigma_log: relative depth error that the source declares.
-        pixel_aspect: width over height of a stored pixel; ties fy to fx.
-        start: approximate cameras to begin with, instead of trying focal lengths and going from frame to frame.
-        lens: intrinsics to hold, which come back unchanged, with the focal model `given`; or to expect.
-        depths_per_frame: independent depth errors in a frame, where depth errs alike over parts of the image; None if
-            every pixel errs on its own.
+        inputs: with depth.
         with_evidence: keep the observations in the solution.
     Raises:
         ClipRejection: `no_depth_on_tracks`, `no_reconstruction`, `intrinsics_aspect_varies`.
+        ValueError: there is no depth.
     """
-    if lens is not None and lens.held:
-        # What the source says of its lens goes before what the container says of its pixels.
-        pixel_aspect = lens.pixel_aspect if abs(lens.pixel_aspect - 1) > 1e-4 else 1.0
-        config = config.model_copy(update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0})
-    # Solve in square pixels as high as the stored ones, then give back stored pixels.
-    square = pixel_aspect == 1.0
-    given = SolverInput(
-        measured=measured if square else stretched(measured, pixel_aspect),
-        depth=depth,
-        depth_sigma_log=depth_sigma_log,
-        tracks_config=tracks_config,
-        config=config,
-        start=start if square or start is None else start.stretched(pixel_aspect),
-        lens=lens if square or lens is None else lens.stretched(pixel_aspect),
-        depths_per_frame=depths_per_frame,
-    )
-    cameras = _solve(given)
+    square, aspect = inputs.in_square_pixels()
+    cameras = _solve(square)
     if not with_evidence:
         cameras = replace(cameras, evidence=None)
-    if square:
-        return cameras
-    return with_lens(
-        in_stored_pixels(cameras, pixel_aspect), lens if lens is not None and lens.held else None
-    )
+    return cameras if aspect == 1.0 else with_lens(in_stored_pixels(cameras, aspect), inputs.held_lens)
 
 
 def _solve(given: SolverInput) -> CameraSolution:

@@ -18,6 +18,7 @@ import torch
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.sfm.start import WithoutFrames
 from theodolite.annotate.sources.clip import ClipRejection
@@ -74,11 +75,13 @@ def test_rejections_and_errors_come_back() -> None:
             in_solver(
                 processes,
                 solve_cameras,
-                measured=measured,
-                depth=WithoutFrames([None] * 4, np.ones(4, bool)),  # type: ignore[arg-type]
-                depth_sigma_log=0.05,
-                tracks_config=TracksConfig(),
-                config=BundleConfig(),
+                inputs=SolverInput(
+                    measured=measured,
+                    depth=WithoutFrames([None] * 4, np.ones(4, bool)),  # type: ignore[arg-type]
+                    depth_sigma_log=0.05,
+                    tracks_config=TracksConfig(),
+                    config=BundleConfig(),
+                ),
             )
         found[processes] = (caught.value.reason, caught.value.detail)
     assert found[0] == found[1]

@@ -19,6 +19,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.records import CameraSolution, KnownLens
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
@@ -54,15 +55,15 @@ def shot(tmp_path_factory) -> Shot:
     )
     k = clip.intrinsics
     lens = KnownLens(focal_px=k[:, [0, 1], [0, 1]], principal_point_px=k[:, :2, 2])
-    solved = solve_cameras(
-        measured,
-        Maps([f.depth_m for f in frames]),
+    inputs = SolverInput(
+        measured=measured,
+        depth=Maps([f.depth_m for f in frames]),
         depth_sigma_log=0.02,
         tracks_config=TracksConfig(**LIGHT),
         config=BundleConfig(),
         lens=lens,
-        with_evidence=True,
     )
+    solved = solve_cameras(inputs, with_evidence=True)
     return Shot(write_clip(clip, tmp_path_factory.mktemp("posed")), clip.camera_to_world, lens, solved)
 
 

@@ -24,6 +24,7 @@ from theodolite.annotate.sfm.depth_noise import (
     patch_numbers,
     sample_depth,
 )
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.tracks.measure import measure_images
@@ -262,9 +263,14 @@ def absent(maps: list[np.ndarray]) -> list[np.ndarray | None]:
 @pytest.mark.parametrize(("change", "frame"), [(noisy, 0.08), (drifting, None), (absent, None)])
 def test_cameras_do_not_follow_what_is_wrong_with_the_depth(clip, change, frame: float | None) -> None:
     made, measured, maps = clip
-    solution: CameraSolution = solve_cameras(
-        measured, Maps(change(maps)), depth_sigma_log=0.02, tracks_config=TRACKS, config=BundleConfig()
+    inputs = SolverInput(
+        measured=measured,
+        depth=Maps(change(maps)),
+        depth_sigma_log=0.02,
+        tracks_config=TRACKS,
+        config=BundleConfig(),
     )
+    solution: CameraSolution = solve_cameras(inputs)
     truth = made.camera_to_world
     error = trajectory_error(solution.camera_to_world, truth, alignment="se3")
     assert error.ate_rmse_m < 0.01 * path_length(truth)

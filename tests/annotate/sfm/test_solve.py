@@ -12,6 +12,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm.bundle.problem import Problem, State
 from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.observations import thin_observations
 from theodolite.annotate.sfm.records import CameraSolution, KnownLens
 from theodolite.annotate.sfm.solve import solve_cameras
@@ -34,6 +35,14 @@ TRACKS = TracksConfig(num_flow_tracks=200, num_descriptors=500)
 FEW = TracksConfig(num_flow_tracks=120, num_descriptors=400)
 
 
+def inputs(measured, depth, **other) -> SolverInput:
+    return SolverInput(
+        measured=measured,
+        depth=depth,
+        **({"depth_sigma_log": 0.01, "tracks_config": TRACKS, "config": BundleConfig()} | other),
+    )
+
+
 def solve(
     config: RenderConfig, *, change=None, bundle: BundleConfig | None = None, tracks: TracksConfig = FEW
 ) -> tuple[CameraSolution, object]:
@@ -45,10 +54,9 @@ def solve(
     measured = measure_images(
         (f.rgb for f in frames), height=config.height, width=config.width, config=tracks
     )
-    solution = solve_cameras(
-        measured, Maps(maps), depth_sigma_log=0.01, tracks_config=tracks, config=bundle or BundleConfig()
-    )
-    return solution, clip
+    return solve_cameras(
+        inputs(measured, Maps(maps), tracks_config=tracks, config=bundle or BundleConfig())
+    ), clip
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +146,7 @@ def test_a_stretch_without_points_is_bridged() -> None:
     measured = measure_images(iter(images), height=252, width=448, config=TRACKS)
     flow = measured.flow
     assert np.bincount(flow.frame, minlength=36)[15:21].min() < 12  # nothing to place a frame by
-    solution = solve_cameras(
-        measured,
-        Maps([f.depth_m for f in frames]),
-        depth_sigma_log=0.01,
-        tracks_config=TRACKS,
-        config=BundleConfig(),
-    )
+    solution = solve_cameras(inputs(measured, Maps([f.depth_m for f in frames])))
     assert (solution.pose_source == "solved").all()
     truth = clip.camera_to_world
     error = trajectory_error(solution.camera_to_world, truth, alignment="se3")
@@ -160,14 +162,8 @@ def test_wide_pixels_tie_fy_to_fx() -> None:
     clip = render_clip(config)
     frames = list(clip)
     measured = measure_images((f.rgb[:, ::2] for f in frames), height=252, width=224, config=FEW)
-    solution = solve_cameras(
-        measured,
-        Maps([f.depth_m for f in frames]),
-        depth_sigma_log=0.01,
-        tracks_config=FEW,
-        config=BundleConfig(),
-        pixel_aspect=2.0,
-    )
+    maps = Maps([f.depth_m for f in frames])
+    solution = solve_cameras(inputs(measured, maps, tracks_config=FEW, pixel_aspect=2.0))
     assert np.allclose(solution.focal_px[:, 1], 2 * solution.focal_px[:, 0], rtol=1e-3)
     assert focal_mape_percent(solution.focal_px[:, 0], clip.intrinsics[:, 0, 0] / 2) < 2.0
     assert solution.principal_point_px[0, 0] == pytest.approx(112, abs=4)
@@ -227,14 +223,8 @@ def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
     measured = measure_images((f.rgb[:, cut:] for f in frames), height=252, width=448 - cut, config=TRACKS)
     focal = np.stack([clip.intrinsics[:, 0, 0], clip.intrinsics[:, 1, 1]], 1)
     centre = np.tile([224.0 - cut, 126.0], (30, 1))
-    solution = solve_cameras(
-        measured,
-        Maps([f.depth_m[:, cut:] for f in frames]),
-        depth_sigma_log=0.01,
-        tracks_config=TRACKS,
-        config=BundleConfig(),
-        lens=KnownLens(focal_px=focal, principal_point_px=centre),
-    )
+    lens = KnownLens(focal_px=focal, principal_point_px=centre)
+    solution = solve_cameras(inputs(measured, Maps([f.depth_m[:, cut:] for f in frames]), lens=lens))
     assert solution.focal_model == "given"
     assert np.array_equal(solution.focal_px, focal)
     assert np.array_equal(solution.principal_point_px, centre)
@@ -256,17 +246,13 @@ def test_an_expected_lens_decides_only_what_the_images_leave_open() -> None:
     wrong = KnownLens(
         focal_px=np.full((30, 2), 1.06 * truth), principal_point_px=np.zeros((30, 2)), held=False
     )
-    arguments = {"depth_sigma_log": 0.01, "tracks_config": TRACKS, "config": BundleConfig()}
-    solution = solve_cameras(measured, Maps([f.depth_m for f in frames]), lens=wrong, **arguments)
+    maps = Maps([f.depth_m for f in frames])
+    solution = solve_cameras(inputs(measured, maps, lens=wrong))
     assert solution.focal_model == "constant"
     assert abs(np.log(solution.focal_px[0, 0] / truth)) < 0.005
     # The same images, told that the depth is good to a third only.
     loose = BundleConfig(depth_sigma_log=3.0, reprojection_sigma_px=20.0)
-    arguments |= {"config": loose}
-    asked = [
-        solve_cameras(measured, Maps([f.depth_m for f in frames]), lens=lens, **arguments)
-        for lens in (None, wrong)
-    ]
+    asked = [solve_cameras(inputs(measured, maps, lens=lens, config=loose)) for lens in (None, wrong)]
     off = [np.log(s.focal_px[0, 0] / wrong.focal_px[0, 0]) for s in asked]
     assert abs(off[1]) < abs(off[0]) - 0.01
 
@@ -352,25 +338,17 @@ def test_only_a_held_lens_comes_back_as_it_was_given(held, monkeypatch):
     )
     seen = []
 
-    def solved(inputs):
-        seen.append(inputs)
+    def solved(square):
+        seen.append(square)
         return replace(
             solution(), focal_px=np.full((4, 2), 440.0), principal_point_px=np.full((4, 2), (110.0, 50.0))
         )
 
     monkeypatch.setattr("theodolite.annotate.sfm.solve._solve", solved)
-    monkeypatch.setattr("theodolite.annotate.sfm.solve.stretched", lambda measured, aspect: measured)
-    found = solve_cameras(
-        None,  # pyright: ignore
-        Maps([]),
-        depth_sigma_log=0.01,
-        tracks_config=TracksConfig(),
-        config=BundleConfig(),
-        pixel_aspect=1.1,
-        lens=given,
-    )
-    (inputs,) = seen
-    assert np.allclose(inputs.lens.focal_px, 330.0)
+    monkeypatch.setattr("theodolite.annotate.sfm.keyframes.stretched", lambda measured, aspect: measured)
+    found = solve_cameras(inputs(None, Maps([]), pixel_aspect=1.1, lens=given))
+    (square,) = seen
+    assert np.allclose(square.lens.focal_px, 330.0)
     if held:
         assert np.array_equal(found.focal_px, given.focal_px)
         assert np.array_equal(found.principal_point_px, given.principal_point_px)

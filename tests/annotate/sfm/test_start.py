@@ -11,6 +11,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm.bundle.problem import LENS_DOF, State
 from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.observations import build_problem, count_depth
 from theodolite.annotate.sfm.records import StartCameras
 from theodolite.annotate.sfm.solve import solve_cameras
@@ -92,14 +93,15 @@ def test_the_bundle_begins_there(scene, monkeypatch):
     depth = Maps(clip)
     proved = verify_keyframes(measured, depth, anchors, BundleConfig(), depth_sigma_log=0.05)
     monkeypatch.setattr("theodolite.annotate.sfm.solve.choose_start", None)  # not to be called
-    found = solve_cameras(
-        measured,
-        WithoutFrames(depth, proved.wrong_depth),
+    inputs = SolverInput(
+        measured=measured,
+        depth=WithoutFrames(depth, proved.wrong_depth),
         depth_sigma_log=0.05,
         tracks_config=TracksConfig(),
         config=BundleConfig(),
         start=proved.cameras,
     )
+    found = solve_cameras(inputs)
     error = trajectory_error(found.camera_to_world, clip.camera_to_world)
     assert error.ate_rmse_m < 0.02
     assert focal_mape_percent(found.focal_px[:, 0], clip.intrinsics[:, 0, 0]) < 1.0
