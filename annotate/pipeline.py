@@ -244,13 +244,13 @@ class _Stages:
                 verify_keyframes,
                 measured=measured,
                 depth=found.depth,
-                anchors=StartCameras(camera_to_world=poses, focal_px=np.asarray(expected, np.float64)),
+                start=StartCameras(camera_to_world=poses, focal_px=np.asarray(expected, np.float64)),
                 config=self.config.bundle,
                 depth_sigma_log=geometry.depth_sigma_log,
             )
         known = np.isfinite(poses[:, 0, 0])
-        out.metrics["anchors_placed_share"] = proved.placed_share
-        out.metrics["anchors_wrong_depth_share"] = float(proved.wrong_depth[known].mean())
+        out.metrics["keyframes_placed_share"] = proved.placed_share
+        out.metrics["keyframes_wrong_depth_share"] = float(proved.wrong_depth[known].mean())
         return replace(
             found,
             depth=WithoutFrames(found.depth, proved.wrong_depth),

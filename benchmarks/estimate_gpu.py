@@ -1,4 +1,4 @@
-"""What `mode: estimate` costs on a GPU: windows of anchors by size, then whole clips through the executor.
+"""What `mode: estimate` costs on a GPU: windows of keyframes by size, then whole clips through the executor.
 
     python benchmarks/estimate_gpu.py windows
     python benchmarks/estimate_gpu.py clips --media CLIP.mp4 --render SEED,FPS,FRAMES --clips 28 --out DIR
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import sequence_geometry
-from theodolite.annotate.geometry.config import AnchorsConfig, GeometryConfig
+from theodolite.annotate.geometry.config import GeometryConfig, KeyframesConfig
 from theodolite.annotate.geometry.window_maps import keep_window
 from theodolite.annotate.geometry.windows import plan_windows
 from theodolite.annotate.pool import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
@@ -46,7 +46,7 @@ CORPUS = ((164_060, 10.0), (48_915, 60.0))
 
 
 def windows() -> None:
-    """Seconds and memory of one window, and of a 60 s clip at 4 anchors a second, by window size."""
+    """Seconds and memory of one window, and of a 60 s clip at 4 keyframes a second, by window size."""
     network = sequence_geometry(GeometryConfig(sequence="pi3x", anchor="moge2", weights="stand_in")).network  # type: ignore[union-attr]
     device = network.device
     h, w = network.input_size(720, 1280)
@@ -62,7 +62,7 @@ def windows() -> None:
             torch.cuda.synchronize()
             ran = time.perf_counter() - start
             if repeat:
-                keep_window(raw, frame, AnchorsConfig(), height=720, width=1280)
+                keep_window(raw, frame, KeyframesConfig(), height=720, width=1280)
                 torch.cuda.synchronize()
                 whole = time.perf_counter() - start
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -74,7 +74,7 @@ def windows() -> None:
         )
     for size, step in ((32, 16), (64, 32), (96, 48), (128, 64)):
         for spread in (True, False):
-            config = AnchorsConfig(window=size, step=step, max_one_pass=size, spread_window=spread)
+            config = KeyframesConfig(window=size, step=step, max_one_pass=size, spread_window=spread)
             plan = plan_windows(241, config)
             took = sum(cost[size] for _ in plan)
             print(f"60 s clip, windows of {size}, spread {spread}: {len(plan)} windows, {took:.1f} s")
@@ -90,7 +90,7 @@ def clips(args: argparse.Namespace) -> None:
         {
             "geometry": {
                 "sequence": "pi3x", "anchor": "moge2", "weights": "stand_in", "stand_in_size": args.size,
-                "anchors": {"window": args.window, "step": args.window // 2},
+                "keyframes": {"window": args.window, "step": args.window // 2},
             },
             "decode": {"max_frames": args.frames},
             "executor": {"clips_in_flight": args.in_flight, "solver_processes": args.solvers},

@@ -8,23 +8,23 @@
 All methods see the same simulated networks (tests/annotate/simulator.py: gauge and unit per window, drift, 5 % depth
 noise, bleeding edges, wrong depth on a moving thing, 10 % wrong frames, metric frames off by 10 %):
 
-* `ours`: the production path, windows of 64 anchors, graph, robust scale, tracks and bundle.
-* `chained`: windows of 64 anchors, plain similarity of overlapping points from window to window, scales multiplied;
-  metres by the mean of all frames' least squares. Cameras of anchors only.
-* `peers-chain`: windows of 16 anchors, stride 8, joined rigidly without alignment of scale; metres frame by frame by
-  an exponential mean (0.99). Cameras of anchors only.
+* `ours`: the production path, windows of 64 keyframes, graph, robust scale, tracks and bundle.
+* `chained`: windows of 64 keyframes, plain similarity of overlapping points from window to window, scales multiplied;
+  metres by the mean of all frames' least squares. Cameras of keyframes only.
+* `peers-chain`: windows of 16 keyframes, stride 8, joined rigidly without alignment of scale; metres frame by frame by
+  an exponential mean (0.99). Cameras of keyframes only.
 * `peers-bundle`: the depth of those windows averaged without alignment, times that scale, given to our tracks and
   bundle, which get no cameras to start from.
 
-All are judged at the anchors. ATE is after the best similarity. Scale error: for every piece of two seconds that begins
-at an anchor and in which the camera gets at least 20 cm away, the log of found over true distance between its ends;
-RMS over the pieces. Its two parts: the clip factor (log of the scale of the best similarity) and the wander (spread
-over the pieces). Every method owes its clip factor to the metric network, whose
-frames err alike for two seconds: with the true structure and *all* frames, the mean of their errors has a standard
-deviation of 5.7 % at 10 s, 2.6 % at 60 s and 1.8 % at 120 s (first-order autocorrelation 0.97, 10 %).
+All are judged at the keyframes. ATE is after the best similarity. Scale error: for every piece of two seconds that
+begins at a keyframe and in which the camera gets at least 20 cm away, the log of found over true distance between its
+ends; RMS over the pieces. Its two parts: the clip factor (log of the scale of the best similarity) and the wander
+(spread over the pieces). Every method owes its clip factor to the metric network, whose frames err alike for two
+seconds: with the true structure and *all* frames, the mean of their errors has a standard deviation of 5.7 % at 10 s,
+2.6 % at 60 s and 1.8 % at 120 s (first-order autocorrelation 0.97, 10 %).
 
-`windows` compares window lengths without tracks and bundle, at anchors whose simulated pose is not an outlier, with the
-cost of Pi3X at two measured speeds (time per frame grows linearly with the window).
+`windows` compares window lengths without tracks and bundle, at keyframes whose simulated pose is not an outlier, with
+the cost of Pi3X at two measured speeds (time per frame grows linearly with the window).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.align import DEPTHS_PER_FRAME
 from theodolite.annotate.geometry.base import SequenceGeometryResult
-from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.config import KeyframesConfig
 from theodolite.annotate.geometry.estimators import Estimators
-from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors
+from theodolite.annotate.geometry.windows import KeyframeStream, choose_keyframes
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
@@ -75,7 +75,7 @@ from simulator import (
 )
 
 METHODS = ("ours", "chained", "peers-chain", "peers-bundle")
-PEERS = AnchorsConfig(window=16, step=8, max_one_pass=16, spread_window=False)
+PEERS = KeyframesConfig(window=16, step=8, max_one_pass=16, spread_window=False)
 PAPER = ScaleConfig(method="paper", paper_weight="sequence")
 
 
@@ -105,9 +105,9 @@ def measure(found: np.ndarray, truth: np.ndarray, time_s: np.ndarray) -> dict[st
     }
 
 
-def watch(network, config: AnchorsConfig, clip: ClipRef, frames) -> AnchorStream:
+def watch(network, config: KeyframesConfig, clip: ClipRef, frames) -> KeyframeStream:
     """All windows of a clip through a network, ready to be joined in some way."""
-    stream = AnchorStream(network, config, clip, frames)
+    stream = KeyframeStream(network, config, clip, frames)
     blank = np.zeros((frames.height, frames.width, 3), np.uint8)
     for number in range(len(frames)):
         stream.add(number, blank)
@@ -124,7 +124,7 @@ def metric_depths(truth: Truth, errors: Errors, clip: ClipRef, frames, at: np.nd
 
 def chained(truth: Truth, errors: Errors, clip: ClipRef, frames) -> tuple[np.ndarray, np.ndarray]:
     """Anchors' frames and cameras of `chained`."""
-    config = AnchorsConfig(spread_window=False)
+    config = KeyframesConfig(spread_window=False)
     stream = watch(SimulatedPi3X(truth, errors), config, clip, frames)
     kept = [pending.result() for pending in stream._pending]
     total, factor = np.eye(4), 1.0
@@ -215,7 +215,7 @@ class _Averaged:
         return self.depth.get(frame)
 
 
-class PeersStream(AnchorStream):
+class PeersStream(KeyframeStream):
     """Windows of 16 at stride 8, averaged; no cameras, no focal lengths."""
 
     def finish(self) -> SequenceGeometryResult:
@@ -234,7 +234,7 @@ class PeersStream(AnchorStream):
 
 
 class PeersGeometry(SimulatedGeometry):
-    def start(self, clip, frames) -> AnchorStream:
+    def start(self, clip, frames) -> KeyframeStream:
         return PeersStream(self.network, self.config, clip, frames)
 
 
@@ -242,7 +242,7 @@ def one(method: str, truth: Truth, errors: Errors, clip: ClipRef, config: Annota
     """Errors of one method on one clip."""
     start = time.perf_counter()
     frames = open_clip(clip, config.decode)
-    anchors = choose_anchors(len(frames), frames.timing.fps, AnchorsConfig().fps)
+    keyframes = choose_keyframes(len(frames), frames.timing.fps, KeyframesConfig().fps)
     line: dict = {"method": method}
     if method in ("chained", "peers-chain"):
         at, found = (chained if method == "chained" else peers_chain)(truth, errors, clip, frames)
@@ -265,7 +265,7 @@ def one(method: str, truth: Truth, errors: Errors, clip: ClipRef, config: Annota
         line |= {"details": row.reason_details, "confidence": row.confidence}
         if not len(row.camera_to_world):
             return line
-        at, found = anchors, row.camera_to_world[anchors].astype(np.float64)
+        at, found = keyframes, row.camera_to_world[keyframes].astype(np.float64)
     line |= measure(found, truth.camera_to_world[at], at / frames.timing.fps)
     return line | {"took_s": time.perf_counter() - start}
 
@@ -408,17 +408,17 @@ def windows(args: argparse.Namespace) -> None:
         for plan in plans:
             length, spread = plan
             one_pass = length == 1000
-            anchors = AnchorsConfig(window=length, step=length // 2, spread_window=spread,
+            keyframes = KeyframesConfig(window=length, step=length // 2, spread_window=spread,
                                     max_one_pass=1000 if one_pass else length)  # fmt: skip
             network = SimulatedPi3X(truth, errors)
-            stream = watch(network, anchors, clip, frames)
+            stream = watch(network, keyframes, clip, frames)
             cost[plan] = sum(len(w) * (1 / f1 + slope * (len(w) - n1)) for w in stream.windows)
             result = stream.finish()
             assert result.camera_to_world is not None
-            metric = metric_depths(truth, errors, clip, frames, stream.anchors[2::4], result.focal_px)
+            metric = metric_depths(truth, errors, clip, frames, stream.keyframes[2::4], result.focal_px)
             scale = estimate_scale(result, metric, num_frames=len(frames))
             assert scale.metres_per_unit is not None
-            at = stream.anchors[~network.wrong[stream.anchors]]
+            at = stream.keyframes[~network.wrong[stream.keyframes]]
             poses = result.camera_to_world[at].astype(np.float64)
             poses[:, :3, 3] *= scale.metres_per_unit[at, None]
             found[plan].append(measure(poses, truth.camera_to_world[at], at / frames.timing.fps))

@@ -290,7 +290,7 @@ def attention_table(device: torch.device) -> None:
 
 
 def clips(device: torch.device, tiny: bool) -> None:
-    """Short clips together or one by one: 10 s are 41 anchors for Pi3X and 10 images for MoGe-2."""
+    """Short clips together or one by one: 10 s are 41 keyframes for Pi3X and 10 images for MoGe-2."""
     H, W, frames = (28, 42, 3) if tiny else (378, 672, 41)
     network = build_pi3x(device, tiny).to_half()
     for batch in (1, 2, 4):

@@ -21,7 +21,7 @@ from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
-from theodolite.annotate.geometry.windows import AnchorStream
+from theodolite.annotate.geometry.windows import KeyframeStream
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
@@ -72,7 +72,7 @@ class Streamed:
         self.network, self.config = network, of.config
 
     def start(self, clip, frames, *rest):
-        stream = AnchorStream if not rest else MoGe2Stream
+        stream = KeyframeStream if not rest else MoGe2Stream
         return stream(self.network, self.config, clip, frames, *rest)
 
 

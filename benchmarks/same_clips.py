@@ -343,7 +343,7 @@ def simulated_rows(work: Path) -> Iterator[Row]:
     sys.path.insert(0, str(ROOT / "tests" / "annotate"))
     simulator = import_module("simulator")
     calm = simulator.Errors(outlier_frames=0.0, metric_outliers=0.0)
-    windows = simulator.AnchorsConfig(window=8, step=4, max_one_pass=8)
+    windows = simulator.KeyframesConfig(window=8, step=4, max_one_pass=8)
     cases: dict[str, tuple[Entry, Any, Entry]] = {
         "simulated-walk": ({"num_frames": 49}, simulator.Errors(seed=1), {}),  # several windows, joined
         "simulated-zoom": ({"zoom": "ramp", "zoom_factor": 1.5, "seed": 5}, calm, {}),

@@ -73,14 +73,14 @@ ReasonCode = Literal[
     "pose_count_mismatch",
     "poses_unreadable",
     # Structure and scale
-    "anchors_disconnected",
+    "keyframes_disconnected",
     "geometry_not_finite",
     "no_anchor_frames",
     "no_depth_on_tracks",
     "no_metric_scale",
     "no_reconstruction",
     "scale_inconsistent",
-    "too_few_anchors",
+    "too_few_keyframes",
     "too_few_usable_anchor_frames",
     # The cameras that were found
     "cameras_not_finite",
@@ -304,7 +304,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Look whether they belong to another video or to a cut of it.",
     ),
     "poses_unreadable": _failed("The file of poses cannot be read.", "Look at the file."),
-    "anchors_disconnected": _judged(
+    "keyframes_disconnected": _judged(
         "The network's windows share too few good points to be joined into one path.",
         "Take a shorter window; fast motion, blur and bare walls do this.",
     ),
@@ -333,7 +333,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "The scale found on single frames differs too much along the clip.",
         "Look at scale_value; depth of several units or of other frames does this.",
     ),
-    "too_few_anchors": _judged(
+    "too_few_keyframes": _judged(
         "The media ended before the last frame that the network was to see.",
         "Look whether the video holds as many frames as it promises.",
     ),
@@ -430,9 +430,16 @@ REASONS: Mapping[ReasonCode, Reason] = {
 assert set(REASONS) == set(get_args(ReasonCode)), set(REASONS) ^ set(get_args(ReasonCode))
 
 
+_EARLIER_CODES: dict[str, ReasonCode] = {
+    "anchors_disconnected": "keyframes_disconnected",
+    "too_few_anchors": "too_few_keyframes",
+}
+"""What rows of earlier versions call a reason."""
+
+
 def find_reason(code: str) -> Reason | None:
     """Entry of a code that a row holds, or None if the table does not have it (a row of a newer version)."""
-    return REASONS.get(cast(ReasonCode, code))
+    return REASONS.get(cast(ReasonCode, _EARLIER_CODES.get(code, code)))
 
 
 def is_judgement(code: str) -> bool:

@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
 
+RENAMED_KEYS = {
+    "annotate.geometry.anchors": "annotate.geometry.keyframes",
+}
+"""Keys of earlier versions, and what they are called now."""
+
 _RECORDED_PACKAGES = (
     "torch",
     "numpy",
@@ -256,6 +261,8 @@ def _with_hint(line: str) -> str:
     path, _, rest = line.partition(": ")
     if not rest.startswith("unknown key"):
         return line
+    if path in RENAMED_KEYS:
+        return f"{line}; it is called {RENAMED_KEYS[path]} now"
     *parents, wrong = path.split(".")
     close = difflib.get_close_matches(wrong, _known_keys(parents), n=1)
     return f"{line}; did you mean {close[0]}?" if close else line

@@ -29,7 +29,7 @@ class DepthMaps(Protocol):
         """(h, w) float32 z-depth of clip frame `frame` in the sequence's unit; NaN where invalid, +inf for sky.
 
         The map covers exactly the stored image, at any resolution. None: this frame carries no depth (Pi3X runs
-        on anchors only).
+        on keyframes only).
 
         Raises:
             ClipRejection: the file is missing, unreadable or of another size than the first.

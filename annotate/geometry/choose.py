@@ -31,7 +31,7 @@ def sequence_geometry(config: GeometryConfig) -> SequenceGeometry:
             network = pi3x_network(
                 config.pi3x, weights=config.weights, size=config.stand_in_size, device=config.device
             )
-            return Pi3XGeometry(network, config.anchors)
+            return Pi3XGeometry(network, config.keyframes)
 
 
 def metric_anchor(config: GeometryConfig) -> MetricAnchor | None:

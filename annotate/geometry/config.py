@@ -26,20 +26,20 @@ class AlignConfig(Strict):
     """Residual, in sigmas, at which a point or an edge counts half."""
 
 
-class AnchorsConfig(Strict):
+class KeyframesConfig(Strict):
     """Which frames the sequence network sees, in which windows, and which of its pixels count."""
 
     fps: Annotated[float, Field(gt=0, le=60)] = 4.0
-    """Anchors per second of video; the bundle gives the frames between them their cameras."""
+    """Keyframes per second of video; the bundle gives the frames between them their cameras."""
     max_one_pass: Annotated[int, Field(ge=2)] = 96
-    """A clip with at most so many anchors is one window: nothing has to be joined."""
+    """A clip with at most so many keyframes is one window: nothing has to be joined."""
     window: Annotated[int, Field(ge=4)] = 64
-    """Anchors in a window of longer clips. Cost grows with the square; published accuracy falls below about 60. Longer
-    ones start the bundle from a better place for up to 1.7 times the cost (`estimate_simulated.py windows`)."""
+    """Keyframes in a window of longer clips. Cost grows with the square; published accuracy falls below about 60.
+    Longer ones start the bundle from a better place for up to 1.7 times the cost (`estimate_simulated.py windows`)."""
     step: Annotated[int, Field(ge=1)] = 32
-    """Anchors from one window's start to the next, at most."""
+    """Keyframes from one window's start to the next, at most."""
     spread_window: bool = True
-    """One more window of `window` anchors from all over the clip: a loop edge to every other window."""
+    """One more window of `window` keyframes from all over the clip: a loop edge to every other window."""
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Pixels whose confidence is below this are not used."""
     edge_depth_ratio: Annotated[float, Field(gt=0)] = 0.03
@@ -53,7 +53,7 @@ class AnchorsConfig(Strict):
     align: AlignConfig = AlignConfig()
 
     @model_validator(mode="after")
-    def _windows_overlap(self) -> AnchorsConfig:
+    def _windows_overlap(self) -> KeyframesConfig:
         if self.step > self.window // 2:
             raise ValueError(
                 f"step {self.step}: windows of {self.window} must overlap by at least half to be joined"
@@ -121,7 +121,7 @@ class GeometryConfig(Strict):
     """Size of stand-in networks: that of the released ones, or one that runs anywhere."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda, cuda:N."""
-    anchors: AnchorsConfig = AnchorsConfig()
+    keyframes: KeyframesConfig = KeyframesConfig()
     pi3x: Pi3XConfig = Pi3XConfig()
     moge2: MoGe2Config = MoGe2Config()
     given: GivenConfig = GivenConfig()

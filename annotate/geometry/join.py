@@ -13,16 +13,16 @@ from ...dataset.arrays import F64, FloatArray
 from ..sources.clip import ClipRef, ClipRejection
 from .align import DEPTHS_PER_FRAME, Aligned, Window, align_connected
 from .base import SequenceGeometryResult
-from .config import AnchorsConfig
+from .config import KeyframesConfig
 from .window_maps import KeptWindow, WindowNetwork
 
 
 @dataclass(frozen=True)
-class _AnchorMaps:
-    """Maps of the anchors, half-size and in few bits; the `DepthMaps` of base.py.
+class _KeyframeMaps:
+    """Maps of the keyframes, half-size and in few bits; the `DepthMaps` of base.py.
 
     Attributes:
-        number: place of each anchor in `maps`, by clip frame.
+        number: place of each keyframe in `maps`, by clip frame.
         maps: (A, h, w) float16 depth or uint8 confidence (255 = 1).
         num_frames: of the clip.
     """
@@ -35,7 +35,7 @@ class _AnchorMaps:
         return self.num_frames
 
     def read(self, frame: int) -> FloatArray | None:
-        """(h, w) float32 map of clip frame `frame`; None where it is no anchor."""
+        """(h, w) float32 map of clip frame `frame`; None where it is no keyframe."""
         if frame not in self.number:
             return None
         found = self.maps[self.number[frame]].astype(np.float32)
@@ -44,8 +44,8 @@ class _AnchorMaps:
 
 def _merged(
     kept: Sequence[KeptWindow], log_scale: F64, where: dict[int, list[tuple[int, int]]], num_frames: int
-) -> tuple[_AnchorMaps, _AnchorMaps]:
-    """Depth and confidence of every anchor from all windows that hold it."""
+) -> tuple[_KeyframeMaps, _KeyframeMaps]:
+    """Depth and confidence of every keyframe from all windows that hold it."""
     shape = (len(where), *kept[0].depth.shape[1:])
     depth, confidence = np.empty(shape, np.float16), np.empty(shape, np.uint8)
     number = {frame: i for i, frame in enumerate(sorted(where))}
@@ -55,7 +55,7 @@ def _merged(
             np.stack([kept[w].confidence[k].astype(np.float32) / 255 for w, k in where[frame]]),
         )
         depth[i], confidence[i] = z, np.round(255 * trust)
-    return _AnchorMaps(number, depth, num_frames), _AnchorMaps(number, confidence, num_frames)
+    return _KeyframeMaps(number, depth, num_frames), _KeyframeMaps(number, confidence, num_frames)
 
 
 def merge_maps(depth: FloatArray, confidence: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -83,7 +83,7 @@ def merge_maps(depth: FloatArray, confidence: FloatArray) -> tuple[FloatArray, F
 
 def join_windows(
     kept: Sequence[KeptWindow],
-    config: AnchorsConfig,
+    config: KeyframesConfig,
     network: WindowNetwork,
     clip: ClipRef,
     *,
@@ -94,19 +94,19 @@ def join_windows(
     The unit is that of the network's metric factor, averaged over the windows (each window judges it anew).
 
     Raises:
-        ClipRejection: `anchors_disconnected` if less than half of the anchors hang together.
+        ClipRejection: `keyframes_disconnected` if less than half of the keyframes hang together.
     """
-    anchors = np.unique(np.concatenate([k.frame for k in kept]))
+    keyframes = np.unique(np.concatenate([k.frame for k in kept]))
     windows = [
         Window(frame=k.frame, camera_to_world=k.camera_to_world, points=k.points, weight=k.weight)
         for k in kept
     ]
     used, aligned = align_connected(windows, config.align)
-    if len(aligned.frame) < max(2, 0.5 * len(anchors)):
+    if len(aligned.frame) < max(2, 0.5 * len(keyframes)):
         raise ClipRejection(
-            "anchors_disconnected",
-            f"clip {clip.clip_id}: {network.name}: only {len(aligned.frame)} of {len(anchors)} anchors lie in windows"
-            " that share enough good points",
+            "keyframes_disconnected",
+            f"clip {clip.clip_id}: {network.name}: only {len(aligned.frame)} of {len(keyframes)} keyframes lie in"
+            " windows that share enough good points",
         )
     # The gauge is window 0's; the common unit becomes the mean of what all windows call a metre.
     own = float(np.median(aligned.log_scale))
@@ -140,7 +140,7 @@ def join_windows(
         stand_in=network.stand_in,
         depths_per_frame=DEPTHS_PER_FRAME,
         own_metres_per_unit=1.0,
-        diagnostics=_diagnostics(aligned, len(kept), len(anchors), disagreement),
+        diagnostics=_diagnostics(aligned, len(kept), len(keyframes), disagreement),
     )
 
 
@@ -162,19 +162,19 @@ def depth_disagreement(
 
 
 def _diagnostics(
-    aligned: Aligned, num_windows: int, num_anchors: int, disagreement: float
+    aligned: Aligned, num_windows: int, num_keyframes: int, disagreement: float
 ) -> dict[str, float]:
     found = {
-        "anchors": float(num_anchors),
-        "anchor_windows": float(num_windows),
-        "anchor_windows_joined": float(len(aligned.log_scale)),
-        "anchor_depth_disagreement_log": disagreement,
-        "anchor_window_log_scale_spread": float(np.std(aligned.log_scale)),
+        "keyframes": float(num_keyframes),
+        "keyframe_windows": float(num_windows),
+        "keyframe_windows_joined": float(len(aligned.log_scale)),
+        "keyframe_depth_disagreement_log": disagreement,
+        "keyframe_window_log_scale_spread": float(np.std(aligned.log_scale)),
     }
     if len(aligned.edges):
-        found["anchor_edge_residual_median"] = float(np.median(aligned.edge_residual))
-        found["anchor_edge_residual_max"] = float(np.max(aligned.edge_residual))
+        found["keyframe_edge_residual_median"] = float(np.median(aligned.edge_residual))
+        found["keyframe_edge_residual_max"] = float(np.max(aligned.edge_residual))
     spread = aligned.pose_spread[np.isfinite(aligned.pose_spread)]
     if len(spread):
-        found["anchor_pose_spread_median"] = float(np.median(spread))
+        found["keyframe_pose_spread_median"] = float(np.median(spread))
     return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Sequence geometry by Pi3X: windows of anchors through the network, joined by `annotate/geometry/windows.py`.
+"""Sequence geometry by Pi3X: windows of keyframes through the network, joined by `annotate/geometry/windows.py`.
 
 Facts of the network that matter here: frames of a window are interchangeable and its world frame is arbitrary; its
 metric factor is one guess per window, so windows differ in unit; intrinsics are not predicted but fitted to the rays.
@@ -24,9 +24,9 @@ from ..networks.checkpoint import STAND_IN, fill_stand_in, load_pi3x, stand_in_s
 from ..networks.device import choose_device
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..sources.clip import ClipRef, ClipRejection
-from .config import AnchorsConfig, Pi3XConfig
+from .config import KeyframesConfig, Pi3XConfig
 from .window_maps import RawWindow
-from .windows import AnchorStream
+from .windows import KeyframeStream
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def image_size(height: int, width: int, max_pixels: int) -> tuple[int, int]:
 
 
 class Pi3XNetwork:
-    """The network as `anchors.WindowNetwork`; one per process and device (see `pi3x_network`)."""
+    """The network as `window_maps.WindowNetwork`; one per process and device (see `pi3x_network`)."""
 
     name = "Pi3X"
 
@@ -153,9 +153,9 @@ class Pi3XGeometry:
 
     name = "pi3x"
 
-    def __init__(self, network: Pi3XNetwork, config: AnchorsConfig) -> None:
+    def __init__(self, network: Pi3XNetwork, config: KeyframesConfig) -> None:
         self.network, self.config = network, config
 
-    def start(self, clip: ClipRef, frames: ClipFrames) -> AnchorStream:
+    def start(self, clip: ClipRef, frames: ClipFrames) -> KeyframeStream:
         """Begin with a clip."""
-        return AnchorStream(self.network, self.config, clip, frames)
+        return KeyframeStream(self.network, self.config, clip, frames)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...dataset.arrays import F64, I64
 from ...dataset.cameras.rotations import orthonormalise
 from ..sources.clip import ClipRejection
-from .config import AnchorsConfig
+from .config import KeyframesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class KeptWindow:
 _GRID = (24, 40)  # rows and columns of the sample for alignment
 
 
-def depth_edges(points: Tensor, valid: Tensor, config: AnchorsConfig) -> Tensor:
+def depth_edges(points: Tensor, valid: Tensor, config: KeyframesConfig) -> Tensor:
     """(N, h, w) bool: pixels at which a surface ends, where depth is a mixture of both sides.
 
     Both must hold: depth varies by more than `edge_depth_ratio` in the 3x3 neighbourhood, and normals within two
@@ -148,7 +148,9 @@ def fit_focal(points: Tensor, weight: Tensor, *, height: float, width: float) ->
     return torch.stack(out, 1)
 
 
-def keep_window(raw: RawWindow, frame: I64, config: AnchorsConfig, *, height: int, width: int) -> KeptWindow:
+def keep_window(
+    raw: RawWindow, frame: I64, config: KeyframesConfig, *, height: int, width: int
+) -> KeptWindow:
     """Masks, focal lengths and reduction of one window, on its device.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Anchors: a few frames a second that a sequence network sees in large windows, brought into one gauge.
+"""Keyframes: a few frames a second that a sequence network sees in large windows, brought into one gauge.
 
-Frames go by once, in order. Every window of anchors is handed to the network as soon as its last frame is there, so
+Frames go by once, in order. Every window of keyframes is handed to the network as soon as its last frame is there, so
 images are held for the windows in flight and for the one spread window only, and memory on the device does not grow
 with the clip. What is kept of a window is small: poses, focal lengths, and depth and confidence at half size.
 
@@ -27,7 +27,7 @@ from ..networks.lane import lane, next_turn, taken_over, uploading
 from ..reporting import counted
 from ..sources.clip import ClipRef, ClipRejection
 from .base import SequenceGeometryResult
-from .config import AnchorsConfig
+from .config import KeyframesConfig
 from .join import join_windows
 from .window_maps import KeptWindow, WindowNetwork, keep_window
 
@@ -35,34 +35,34 @@ WINDOWS_IN_FLIGHT = 2
 """Windows handed over and not yet done; with more, a fast decoder would fill the memory."""
 
 
-def choose_anchors(num_frames: int, fps: float, anchor_fps: float) -> I64:
-    """Clip frames of the anchors: evenly spread, first and last frame included.
+def choose_keyframes(num_frames: int, fps: float, keyframe_fps: float) -> I64:
+    """Clip frames of the keyframes: evenly spread, first and last frame included.
 
     Args:
         num_frames: F >= 1. fps: of the clip.
-        anchor_fps: wanted; at most every frame is an anchor.
+        keyframe_fps: wanted; at most every frame is a keyframe.
     """
-    step = max(1.0, fps / anchor_fps)
+    step = max(1.0, fps / keyframe_fps)
     count = max(2, round((num_frames - 1) / step) + 1)
     return np.unique(np.round(np.linspace(0, num_frames - 1, count)).astype(np.int64))
 
 
-def plan_windows(num_anchors: int, config: AnchorsConfig) -> list[I64]:
-    """Anchor numbers of each window: one for short clips, else overlapping ones and the spread one, last.
+def plan_windows(num_keyframes: int, config: KeyframesConfig) -> list[I64]:
+    """Keyframe numbers of each window: one for short clips, else overlapping ones and the spread one, last.
 
     All are equally long; their starts are spread evenly, `step` apart at most, so that the last ends with the clip.
     """
-    if num_anchors <= max(config.max_one_pass, config.window):
-        return [np.arange(num_anchors)]
-    last = num_anchors - config.window
+    if num_keyframes <= max(config.max_one_pass, config.window):
+        return [np.arange(num_keyframes)]
+    last = num_keyframes - config.window
     starts = np.round(np.linspace(0, last, -(-last // config.step) + 1)).astype(int)
     windows = [np.arange(s, s + config.window) for s in starts]
     if config.spread_window:
-        windows.append(np.unique(np.round(np.linspace(0, num_anchors - 1, config.window)).astype(np.int64)))
+        windows.append(np.unique(np.round(np.linspace(0, num_keyframes - 1, config.window)).astype(np.int64)))
     return windows
 
 
-class AnchorStream:
+class KeyframeStream:
     """Takes a clip's frames one by one and ends with its geometry.
 
     Args:
@@ -75,28 +75,28 @@ class AnchorStream:
     watches = True
 
     def __init__(
-        self, network: WindowNetwork, config: AnchorsConfig, clip: ClipRef, frames: ClipFrames
+        self, network: WindowNetwork, config: KeyframesConfig, clip: ClipRef, frames: ClipFrames
     ) -> None:
         self.network, self.config, self.clip = network, config, clip
         self.height, self.width, self.num_frames = frames.height, frames.width, len(frames)
-        self.anchors = choose_anchors(len(frames), frames.timing.fps, config.fps)
-        self.windows = plan_windows(len(self.anchors), config)
+        self.keyframes = choose_keyframes(len(frames), frames.timing.fps, config.fps)
+        self.windows = plan_windows(len(self.keyframes), config)
         self.size = network.input_size(frames.height, frames.width)
         self.weights, self.weight_licences = network.weights, network.weight_licences
         self.stand_in = network.stand_in
         self.busy_s = 0.0
         self._turn = next_turn()
         self._due = [int(w[-1]) for w in self.windows]
-        self._users = np.bincount(np.concatenate(self.windows), minlength=len(self.anchors))
+        self._users = np.bincount(np.concatenate(self.windows), minlength=len(self.keyframes))
         self._images: dict[int, Tensor] = {}
-        self._number = {int(f): i for i, f in enumerate(self.anchors)}
+        self._number = {int(f): i for i, f in enumerate(self.keyframes)}
         self._pending: list[Future[KeptWindow]] = []
         self._room = threading.Semaphore(WINDOWS_IN_FLIGHT)
 
     @property
     def depth_frames(self) -> I64:
-        """The anchors."""
-        return self.anchors
+        """The keyframes."""
+        return self.keyframes
 
     def add(self, frame: int, rgb: NDArray[np.uint8]) -> None:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB; waits while too many windows are in flight.
@@ -123,7 +123,7 @@ class AnchorStream:
         for i in window:
             if self._users[i] == 0:
                 del self._images[int(i)]
-        frame = self.anchors[window]
+        frame = self.keyframes[window]
 
         def work() -> KeptWindow:
             start = time.perf_counter()
@@ -146,7 +146,7 @@ class AnchorStream:
         """The clip's geometry, in the unit of the best connected windows; waits for the network.
 
         Raises:
-            ClipRejection: `geometry_not_finite`, `anchors_disconnected`, `too_few_anchors`.
+            ClipRejection: `geometry_not_finite`, `keyframes_disconnected`, `too_few_keyframes`.
         """
         waited_for = (pending.result() for pending in self._pending)
         kept = list(
@@ -154,8 +154,8 @@ class AnchorStream:
         )
         if len(kept) != len(self.windows):
             raise ClipRejection(
-                "too_few_anchors",
-                f"clip {self.clip.clip_id}: {len(self._number)} anchors are wanted, but the media ended before the"
+                "too_few_keyframes",
+                f"clip {self.clip.clip_id}: {len(self._number)} keyframes are wanted, but the media ended before the"
                 " last of them",
             )
         return join_windows(kept, self.config, self.network, self.clip, num_frames=self.num_frames)

@@ -52,7 +52,7 @@ class VerifiedKeyframes:
 def verify_keyframes(
     measured: ImageMeasurements,
     depth: DepthMaps,
-    anchors: StartCameras,
+    start: StartCameras,
     config: BundleConfig,
     *,
     depth_sigma_log: float,
@@ -65,11 +65,11 @@ def verify_keyframes(
     Args:
         measured: flow tracks and keyframes.
         depth: z-depth per frame in the unit of the cameras.
-        anchors: approximate cameras, of a sequence network for instance.
+        start: approximate cameras, of a sequence network for instance.
         config: noise levels.
         depth_sigma_log: relative depth error that the source declares.
     """
-    frames = _KeyframesOnPoints(measured, depth, anchors, config, depth_sigma_log=depth_sigma_log)
+    frames = _KeyframesOnPoints(measured, depth, start, config, depth_sigma_log=depth_sigma_log)
     # The later rounds judge with points that wrong cameras no longer touch.
     for tolerance in (3.0, 1.5, 1.0):
         bias = frames.place(tolerance)

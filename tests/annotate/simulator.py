@@ -1,6 +1,6 @@
 """Networks that err as Pi3X and MoGe-2 are known to, over clips whose truth is known.
 
-They stand where the networks stand (`anchors.WindowNetwork`, `moge2` predictions), so everything behind them is the
+They stand where the networks stand (`window_maps.WindowNetwork`, `moge2` predictions), so everything behind them is the
 production path. The kinds of error follow what users and papers report: every window has a gauge and a unit of its
 own, the unit drifts along a window, depth is off, edges bleed, sky gets a depth, moving things get a wrong one, some
 frames are wrong altogether, and single-image metres flicker. Where a size has been published it is taken; the others
@@ -18,11 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from theodolite.annotate.geometry.config import AnchorsConfig, MoGe2Config
+from theodolite.annotate.geometry.config import KeyframesConfig, MoGe2Config
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
-from theodolite.annotate.geometry.windows import AnchorStream
+from theodolite.annotate.geometry.windows import KeyframeStream
 from theodolite.annotate.rendered import render
 from theodolite.annotate.rendered.render import RenderedClip
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -237,11 +237,11 @@ class SimulatedGeometry:
 
     name = "simulated"
 
-    def __init__(self, network: SimulatedPi3X, config: AnchorsConfig) -> None:
+    def __init__(self, network: SimulatedPi3X, config: KeyframesConfig) -> None:
         self.network, self.config = network, config
 
-    def start(self, clip, frames) -> AnchorStream:
-        return AnchorStream(self.network, self.config, clip, frames)
+    def start(self, clip, frames) -> KeyframeStream:
+        return KeyframeStream(self.network, self.config, clip, frames)
 
 
 class SimulatedAnchor:
@@ -256,10 +256,10 @@ class SimulatedAnchor:
         return MoGe2Stream(self.network, MoGe2Config(), clip, frames, anchor_frames)  # type: ignore[arg-type]
 
 
-def simulated(truth: Truth, errors: Errors, config: AnchorsConfig | None = None) -> Estimators:
+def simulated(truth: Truth, errors: Errors, config: KeyframesConfig | None = None) -> Estimators:
     """Both networks of a clip, for `annotate_clip(..., estimators=)`."""
     return Estimators(
-        sequence=SimulatedGeometry(SimulatedPi3X(truth, errors), config or AnchorsConfig()),
+        sequence=SimulatedGeometry(SimulatedPi3X(truth, errors), config or KeyframesConfig()),
         anchor=SimulatedAnchor(SimulatedMoGe2(truth, errors)),
     )
 

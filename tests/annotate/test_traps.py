@@ -17,7 +17,7 @@ import yaml
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
-from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.config import KeyframesConfig
 from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
 from theodolite.annotate.pipeline import annotate_clip
@@ -152,7 +152,7 @@ def test_a_scale_that_jumps_is_seen_raw() -> None:
 def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Path) -> None:
     """Random similarity per window, noise, one frame in seven wrong: rotations stay rotations, ends meet."""
     clip, truth = prepared(tmp_path, num_frames=97)
-    config = AnchorsConfig(window=12, step=6, max_one_pass=12)
+    config = KeyframesConfig(window=12, step=6, max_one_pass=12)
     errors = Errors(window_scale=0.2, outlier_frames=0.15, metric_frame=0.03, metric_outliers=0.0, seed=5)
     row = annotate(clip, simulated(truth, errors, config))
     assert row.error is None, row.error
@@ -161,8 +161,8 @@ def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Pat
     error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
     assert error.ate_percent_of_path < 1.5
     assert error.position_error_m.max() < 0.05 * error.path_length_m
-    assert row.metrics["anchor_windows_joined"] == row.metrics["anchor_windows"] == 5.0
-    assert row.metrics["anchors_wrong_depth_share"] > 0
+    assert row.metrics["keyframe_windows_joined"] == row.metrics["keyframe_windows"] == 5.0
+    assert row.metrics["keyframes_wrong_depth_share"] > 0
     assert set(row.reasons) <= {"pose_jump"}
 
 
@@ -170,7 +170,7 @@ def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Pat
 def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> None:
     """A window that agrees with no other is left out of the gauge, not blended in."""
     clip, truth = prepared(tmp_path, num_frames=65)
-    config = AnchorsConfig(window=8, step=4, max_one_pass=8)
+    config = KeyframesConfig(window=8, step=4, max_one_pass=8)
     estimators = simulated(truth, replace(CALM, metric_frame=0.02), config)
     network = estimators.sequence.network
     predict = network.predict
@@ -184,7 +184,7 @@ def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(network, "predict", one_blind)
     row = annotate(clip, estimators)
     assert row.error is None, row.error
-    assert row.metrics["anchor_windows_joined"] == row.metrics["anchor_windows"] - 1
+    assert row.metrics["keyframe_windows_joined"] == row.metrics["keyframe_windows"] - 1
     error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
     assert error.ate_percent_of_path < 2.0
 

@@ -11,7 +11,7 @@ import pytest
 from theodolite.annotate.fetch.ledger import MEANINGS
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.verdict.gates import REASONS as GATE_REASONS
-from theodolite.dataset.reasons import REASONS, is_judgement, status_of
+from theodolite.dataset.reasons import REASONS, find_reason, is_judgement, status_of
 
 ROOT = Path(__file__).parents[2]
 CALLS = {"ClipRejection": 0, "refuse": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
@@ -103,19 +103,26 @@ def test_gates_judge():
 @pytest.mark.parametrize(
     "code",
     [
-        "anchors_disconnected",
         "geometry_not_finite",
         "given_poses_degenerate",
         "given_poses_too_few",
         "intrinsics_aspect_varies",
         "no_depth_on_tracks",
         "no_reconstruction",
-        "too_few_anchors",
+        "keyframes_disconnected",
+        "too_few_keyframes",
     ],
 )
 def test_what_is_measured_on_a_readable_clip_is_no_damage(code):
     assert status_of("rejected", [code]) == "rejected"
     assert status_of("rejected", [code, "unreadable_video"]) == "failed"
+
+
+@pytest.mark.parametrize("code", ["anchors_disconnected", "too_few_anchors"])
+def test_rows_of_earlier_versions_are_understood(code):
+    assert code not in REASONS
+    assert find_reason(code) is find_reason(code.replace("anchors", "keyframes")) is not None
+    assert status_of("rejected", [code]) == "rejected"
 
 
 def test_status():

@@ -10,6 +10,7 @@ from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.recipes.loader import (
     PACKAGED,
     PATH_KEYS,
+    RENAMED_KEYS,
     RecipeError,
     find_recipe,
     git_state,
@@ -150,6 +151,29 @@ def test_every_path_of_a_recipe_is_relative_to_it(tmp_path, monkeypatch):
     assert geometry.moge2.path == tmp_path / "../b"
     whole = load_recipe(path, ["annotate.geometry.pi3x={path: mine}"]).annotate.geometry
     assert whole.pi3x.path == tmp_path / "elsewhere/mine"
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_a_key_of_earlier_versions_names_the_new_one(old, tmp_path):
+    new = RENAMED_KEYS[old]
+    assert new in set(_all_keys(load_recipe(written(tmp_path, GOOD)).model_dump()))
+    with pytest.raises(
+        RecipeError, match=rf"{re.escape(old)}: unknown key .*; it is called {re.escape(new)} now"
+    ):
+        load_recipe(written(tmp_path, GOOD), [f"{old}.window=8"])
+    *parents, key = old.split(".")
+    content = {key: {"window": 8}}
+    for parent in reversed(parents):
+        content = {parent: content}
+    with pytest.raises(RecipeError, match=f"is called {re.escape(new)} now"):
+        load_recipe(written(tmp_path, GOOD + yaml.safe_dump(content)))
+
+
+def _all_keys(content: dict, before: str = ""):
+    for key, value in content.items():
+        yield before + key
+        if isinstance(value, dict):
+            yield from _all_keys(value, f"{before}{key}.")
 
 
 def test_unknown_recipe_names_the_known_ones():

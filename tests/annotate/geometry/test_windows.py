@@ -1,4 +1,4 @@
-"""Anchors: which frames and windows, masks and focal lengths of a window, merging, and the stream around a network."""
+"""Keyframes: which ones and windows, masks and focal lengths of a window, merging, the stream around a network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from theodolite.annotate.frames.base import ClipTiming
-from theodolite.annotate.geometry.config import AnchorsConfig
+from theodolite.annotate.geometry.config import KeyframesConfig
 from theodolite.annotate.geometry.join import merge_maps
 from theodolite.annotate.geometry.window_maps import RawWindow, depth_edges, fit_focal, keep_window
-from theodolite.annotate.geometry.windows import AnchorStream, choose_anchors, plan_windows
+from theodolite.annotate.geometry.windows import KeyframeStream, choose_keyframes, plan_windows
 from theodolite.annotate.networks.images import resize_lanczos, upload
 from theodolite.annotate.networks.lane import lane
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -60,7 +60,7 @@ def truth() -> Truth:
     return rendered_truth(clip)
 
 
-def run(truth: Truth, errors: Errors, config: AnchorsConfig | None = None):
+def run(truth: Truth, errors: Errors, config: KeyframesConfig | None = None):
     frames = Frames(len(truth.camera_to_world), truth.height, truth.width)
     estimators = simulated(truth, errors, config)
     stream = estimators.sequence.start(CLIP, frames)
@@ -77,20 +77,20 @@ def run(truth: Truth, errors: Errors, config: AnchorsConfig | None = None):
 # --- which frames ------------------------------------------------------------------------------------
 
 
-def test_anchors_are_even_and_hold_both_ends() -> None:
-    chosen = choose_anchors(961, 16.0, 4.0)
+def test_keyframes_are_even_and_hold_both_ends() -> None:
+    chosen = choose_keyframes(961, 16.0, 4.0)
     assert len(chosen) == 241
     assert (np.diff(chosen) == 4).all()
     assert (chosen[0], chosen[-1]) == (0, 960)
-    assert choose_anchors(17, 16.0, 60.0).tolist() == list(range(17))
-    odd = choose_anchors(100, 29.97, 4.0)
+    assert choose_keyframes(17, 16.0, 60.0).tolist() == list(range(17))
+    odd = choose_keyframes(100, 29.97, 4.0)
     assert (odd[0], odd[-1]) == (0, 99)
     assert np.diff(odd).min() >= 7
 
 
 @pytest.mark.parametrize("count", [2, 64, 96, 97, 128, 160, 161, 241, 1000])
 def test_windows_cover_and_overlap(count: int) -> None:
-    config = AnchorsConfig()
+    config = KeyframesConfig()
     windows = plan_windows(count, config)
     assert np.array_equal(np.unique(np.concatenate(windows)), np.arange(count))
     if count <= config.max_one_pass:
@@ -105,7 +105,7 @@ def test_windows_cover_and_overlap(count: int) -> None:
 
 def test_windows_that_hardly_overlap_are_refused() -> None:
     with pytest.raises(ValidationError, match="overlap by at least half"):
-        AnchorsConfig(window=64, step=48)
+        KeyframesConfig(window=64, step=48)
 
 
 # --- one window --------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_edges_are_steps_and_not_slopes() -> None:
     ray = rays(60, 80, (60.0, 60.0))
     valid = torch.ones(1, 60, 80, dtype=torch.bool)
     step = ray * torch.where(torch.arange(80) < 40, 2.0, 3.0)[None, None, :, None]
-    edges = depth_edges(step, valid, AnchorsConfig())
+    edges = depth_edges(step, valid, KeyframesConfig())
     assert edges[:, :, 39:41].all()
     assert not edges[:, :, :36].any()
     assert not edges[:, :, 45:].any()
@@ -142,7 +142,7 @@ def test_edges_are_steps_and_not_slopes() -> None:
     slope = ray / (1 - 0.95 * ray[..., :1] / ray[..., 0].abs().max())
     z = slope[..., 2]
     assert ((z[..., 1:] - z[..., :-1]) / z[..., :-1]).max() > 0.03
-    assert not depth_edges(slope, valid, AnchorsConfig())[:, 2:-2, 2:-2].any()
+    assert not depth_edges(slope, valid, KeyframesConfig())[:, 2:-2, 2:-2].any()
 
 
 def test_focal_is_per_axis_robust_and_in_stored_pixels() -> None:
@@ -171,7 +171,7 @@ def test_masks_of_a_window() -> None:
     confidence[:, 50:] = 0.05
     pose = torch.eye(4)[None] * torch.tensor([1.01, 1.01, 1.01, 1.0])[:, None]  # no rotation any more
     raw = RawWindow(camera_to_world=pose, points=points, confidence=confidence)
-    kept = keep_window(raw, np.array([7]), AnchorsConfig(), height=600, width=800)
+    kept = keep_window(raw, np.array([7]), KeyframesConfig(), height=600, width=800)
     depth = kept.depth[0].astype(np.float32)
     assert np.isposinf(depth[:10]).all()
     assert np.isnan(depth[50:]).all()
@@ -182,7 +182,7 @@ def test_masks_of_a_window() -> None:
     np.testing.assert_allclose(kept.focal_px, [[600, 600]], rtol=1e-4)
     raw = RawWindow(camera_to_world=pose * torch.nan, points=points, confidence=confidence)
     with pytest.raises(ClipRejection, match="geometry_not_finite"):
-        keep_window(raw, np.array([7]), AnchorsConfig(), height=600, width=800)
+        keep_window(raw, np.array([7]), KeyframesConfig(), height=600, width=800)
 
 
 def test_merging_windows() -> None:
@@ -232,17 +232,21 @@ def test_errors_are_averaged_and_reported(truth: Truth) -> None:
     # 25 frames of 10 % that correlate by 0.6: their median errs by 4 %, and 12 % are three standard deviations.
     assert abs(np.log(scale.value / error.scale)) < 0.12
     calm, _, _ = run(truth, NO_ERRORS)
-    for name in ("anchor_depth_disagreement_log", "anchor_edge_residual_median", "anchor_pose_spread_median"):
+    for name in (
+        "keyframe_depth_disagreement_log",
+        "keyframe_edge_residual_median",
+        "keyframe_pose_spread_median",
+    ):
         assert geometry.diagnostics[name] > 2 * calm.diagnostics[name]
-    assert geometry.diagnostics["anchor_windows"] == calm.diagnostics["anchor_windows"] == 4
+    assert geometry.diagnostics["keyframe_windows"] == calm.diagnostics["keyframe_windows"] == 4
 
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
-    config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
+    config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
     network = SimulatedPi3X(truth, NO_ERRORS)
-    stream = AnchorStream(network, config, CLIP, Frames(100, truth.height, truth.width))
+    stream = KeyframeStream(network, config, CLIP, Frames(100, truth.height, truth.width))
     gate, image, most = threading.Semaphore(0), np.zeros((truth.height, truth.width, 3), np.uint8), 0
     predict = network.predict
 
@@ -287,11 +291,11 @@ def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch
         )
 
     monkeypatch.setattr(network, "predict", blind)
-    config = AnchorsConfig(window=16, step=8, max_one_pass=16)
-    stream = AnchorStream(network, config, CLIP, Frames(400, truth.height, truth.width))
+    config = KeyframesConfig(window=16, step=8, max_one_pass=16)
+    stream = KeyframeStream(network, config, CLIP, Frames(400, truth.height, truth.width))
     for number in range(400):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
-    with pytest.raises(ClipRejection, match="anchors_disconnected"):
+    with pytest.raises(ClipRejection, match="keyframes_disconnected"):
         stream.finish()
 
 
@@ -317,8 +321,8 @@ def test_images_that_are_uploaded_beside_a_busy_network_reach_it_whole(
 
     monkeypatch.setattr(network, "predict", late)
     monkeypatch.setattr(network, "device", device)
-    config = AnchorsConfig(window=8, step=4, max_one_pass=8, fps=16.0)
-    stream = AnchorStream(network, config, CLIP, Frames(100, truth.height, truth.width))
+    config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
+    stream = KeyframeStream(network, config, CLIP, Frames(100, truth.height, truth.width))
     shape = (100, truth.height, truth.width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for number, image in enumerate(images):
@@ -338,7 +342,7 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
         raise ZeroDivisionError("out of order")
 
     monkeypatch.setattr(network, "predict", broken)
-    stream = AnchorStream(network, AnchorsConfig(), CLIP, Frames(100, truth.height, truth.width))
+    stream = KeyframeStream(network, KeyframesConfig(), CLIP, Frames(100, truth.height, truth.width))
     for number in range(100):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
     with pytest.raises(ZeroDivisionError):
@@ -349,11 +353,11 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_clip_that_ends_early_is_a_rejection(truth: Truth) -> None:
-    stream = AnchorStream(
-        SimulatedPi3X(truth, NO_ERRORS), AnchorsConfig(), CLIP, Frames(400, truth.height, truth.width)
+    stream = KeyframeStream(
+        SimulatedPi3X(truth, NO_ERRORS), KeyframesConfig(), CLIP, Frames(400, truth.height, truth.width)
     )
     for number in range(300):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
-    with pytest.raises(ClipRejection, match="too_few_anchors"):
+    with pytest.raises(ClipRejection, match="too_few_keyframes"):
         stream.finish()
     assert stream.size == SIZE

@@ -1,4 +1,4 @@
-"""Anchors proved by tracks: wrong ones are found, the others place every keyframe, and the bundle begins there."""
+"""Keyframes verified by tracks: wrong ones are found, the others place every keyframe, and the bundle begins there."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 
 FRAMES = 49
-ANCHORS = np.arange(0, FRAMES, 4)
+KEYFRAMES = np.arange(0, FRAMES, 4)
 WRONG_POSE, WRONG_DEPTH = (8, 32), (20, 44)
 
 
 class Maps:
-    """True depth at the anchors; at some of them 35 % too far as a whole."""
+    """True depth at the keyframes; at some of them 35 % too far as a whole."""
 
     def __init__(self, clip) -> None:
         self.clip = clip
@@ -37,7 +37,7 @@ class Maps:
         return FRAMES
 
     def read(self, frame: int):
-        if frame not in ANCHORS:
+        if frame not in KEYFRAMES:
             return None
         return self.clip.depth_m(frame, size=(90, 160)) * (1.35 if frame in WRONG_DEPTH else 1.0)
 
@@ -52,12 +52,12 @@ def scene():
         height=180,
         width=320,
         config=TracksConfig(),
-        keyframes=frozenset(ANCHORS.tolist()),
+        keyframes=frozenset(KEYFRAMES.tolist()),
     )
     rng = np.random.default_rng(0)
     poses, focal = np.full((FRAMES, 4, 4), np.nan), np.full((FRAMES, 2), np.nan)
-    poses[ANCHORS] = clip.camera_to_world[ANCHORS]
-    for frame in ANCHORS:
+    poses[KEYFRAMES] = clip.camera_to_world[KEYFRAMES]
+    for frame in KEYFRAMES:
         big = 20 if frame in WRONG_POSE else 1
         poses[frame, :3, :3] = poses[frame, :3, :3] @ so3_exp(0.005 * big * rng.standard_normal(3))
         poses[frame, :3, 3] += 0.01 * big * rng.standard_normal(3)
@@ -68,20 +68,20 @@ def scene():
 @pytest.mark.slow
 def test_keyframes_that_were_asked_for_are_keyframes(scene):
     _, measured, _ = scene
-    assert set(ANCHORS.tolist()) <= set(measured.keyframes.tolist())
+    assert set(KEYFRAMES.tolist()) <= set(measured.keyframes.tolist())
     assert (np.diff(measured.keyframes) > 0).all()
     assert [f.frame for f in measured.features] == measured.keyframes.tolist()
 
 
 @pytest.mark.slow
-def test_wrong_anchors_are_found_and_replaced(scene):
-    clip, measured, anchors = scene
-    proved = verify_keyframes(measured, Maps(clip), anchors, BundleConfig(), depth_sigma_log=0.05)
+def test_wrong_keyframes_are_found_and_replaced(scene):
+    clip, measured, start = scene
+    proved = verify_keyframes(measured, Maps(clip), start, BundleConfig(), depth_sigma_log=0.05)
     assert np.flatnonzero(proved.wrong_depth).tolist() == list(WRONG_DEPTH)
     assert proved.placed_share == 1.0
     at = measured.keyframes
     error = trajectory_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at])
-    assert error.ate_max_m < 0.1  # the wrong anchors were 0.35 m off
+    assert error.ate_max_m < 0.1  # the wrong keyframes were 0.35 m off
     assert (
         np.degrees(rotation_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at]).max()) < 1.5
     )
@@ -89,9 +89,9 @@ def test_wrong_anchors_are_found_and_replaced(scene):
 
 @pytest.mark.slow
 def test_the_bundle_begins_there(scene, monkeypatch):
-    clip, measured, anchors = scene
+    clip, measured, start = scene
     depth = Maps(clip)
-    proved = verify_keyframes(measured, depth, anchors, BundleConfig(), depth_sigma_log=0.05)
+    proved = verify_keyframes(measured, depth, start, BundleConfig(), depth_sigma_log=0.05)
     monkeypatch.setattr("theodolite.annotate.sfm.solve.choose_start", None)  # not to be called
     inputs = SolverInput(
         measured=measured,
@@ -108,13 +108,13 @@ def test_the_bundle_begins_there(scene, monkeypatch):
 
 
 def test_start_cameras_between_and_beyond(scene):
-    _, _, anchors = scene
-    world_to_camera, focal = anchors.at(np.array([0, 2, 48]))
+    _, _, start = scene
+    world_to_camera, focal = start.at(np.array([0, 2, 48]))
     assert np.isfinite(world_to_camera).all()
     assert np.isfinite(focal).all()
-    wide = anchors.stretched(2.0)
-    np.testing.assert_allclose(wide.focal_px[ANCHORS, 0], 2 * anchors.focal_px[ANCHORS, 0])
-    np.testing.assert_allclose(wide.focal_px[ANCHORS, 1], anchors.focal_px[ANCHORS, 1])
+    wide = start.stretched(2.0)
+    np.testing.assert_allclose(wide.focal_px[KEYFRAMES, 0], 2 * start.focal_px[KEYFRAMES, 0])
+    np.testing.assert_allclose(wide.focal_px[KEYFRAMES, 1], start.focal_px[KEYFRAMES, 1])
     nothing = StartCameras(camera_to_world=np.full((9, 4, 4), np.nan), focal_px=np.full((9, 2), np.nan))
     with pytest.raises(ValueError, match="at least 2 and 1"):
         nothing.at(np.arange(3))

@@ -43,17 +43,17 @@ def solved(poses: np.ndarray, focal: np.ndarray) -> CameraSolution:
     )  # fmt: skip
 
 
-def sequence(poses: np.ndarray, focal: np.ndarray, anchors: np.ndarray, **fields) -> SequenceGeometryResult:
+def sequence(poses: np.ndarray, focal: np.ndarray, keyframes: np.ndarray, **fields) -> SequenceGeometryResult:
     some = np.full((FRAMES, 4, 4), np.nan)
-    some[anchors] = poses[anchors]
+    some[keyframes] = poses[keyframes]
     rays = np.full((FRAMES, 2), np.nan)
-    rays[anchors] = focal[anchors, None]
+    rays[keyframes] = focal[keyframes, None]
     return SequenceGeometryResult(
         depth=NoMaps(), depth_sigma_log=0.05, metres_per_unit=None, camera_to_world=some, focal_px=rays, **fields
     )  # fmt: skip
 
 
-ANCHORS = np.arange(0, FRAMES, 4)
+KEYFRAMES = np.arange(0, FRAMES, 4)
 
 
 def scale_of(value: float):
@@ -68,9 +68,9 @@ def test_equal_estimates_agree_whatever_their_gauge():
     theirs = gauge @ poses
     theirs[:, :3, 3] /= 2.5  # units of 2.5 m
     found = compare(
-        sequence(theirs, focal, ANCHORS, own_metres_per_unit=2.0),
+        sequence(theirs, focal, KEYFRAMES, own_metres_per_unit=2.0),
         scale_of(2.5),
-        [AnchorFrame(frame=int(f), depth_m=np.ones((1, 1)), focal_px=focal[f] * 1.1) for f in ANCHORS[::4]],
+        [AnchorFrame(frame=int(f), depth_m=np.ones((1, 1)), focal_px=focal[f] * 1.1) for f in KEYFRAMES[::4]],
         solved(poses, focal),
         fps=FPS,
     )
@@ -90,10 +90,12 @@ def test_each_difference_shows_in_its_column():
     turn = 0.02 * axis / np.linalg.norm(axis, axis=1, keepdims=True)
     theirs[:, :3, :3] = theirs[:, :3, :3] @ so3_exp(turn)
     theirs[:, :3, 3] *= 1.2
-    # One anchor in ten is wrong altogether: medians must not care.
-    wrong = rng.choice(ANCHORS, len(ANCHORS) // 10, replace=False)
+    # One keyframe in ten is wrong altogether: medians must not care.
+    wrong = rng.choice(KEYFRAMES, len(KEYFRAMES) // 10, replace=False)
     theirs[wrong, :3, :3] = theirs[wrong, :3, :3] @ so3_exp(rng.normal(0, 0.5, (len(wrong), 3)))
-    found = compare(sequence(theirs, 1.05 * focal, ANCHORS), scale_of(1.0), [], solved(poses, focal), fps=FPS)
+    found = compare(
+        sequence(theirs, 1.05 * focal, KEYFRAMES), scale_of(1.0), [], solved(poses, focal), fps=FPS
+    )
     assert found.rotation_rad == pytest.approx(0.02, rel=0.15)
     assert 0.01 < found.direction_rad < 0.04
     assert found.scale_log == pytest.approx(np.log(1.2), rel=0.05)
@@ -114,7 +116,7 @@ def test_depth_alone_is_no_second_opinion():
 def test_a_camera_at_rest_has_no_direction():
     poses, focal = path(), np.full(FRAMES, 500.0)
     poses[:, :3, 3] *= 1e-4
-    found = compare(sequence(poses, focal, ANCHORS), scale_of(1.0), [], solved(poses, focal), fps=FPS)
+    found = compare(sequence(poses, focal, KEYFRAMES), scale_of(1.0), [], solved(poses, focal), fps=FPS)
     assert np.isnan(found.direction_rad)
     assert found.rotation_rad < 1e-6
 
