@@ -39,6 +39,8 @@ def codes_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, code) of every reason that a file gives or asks for."""
     for node in ast.walk(tree):
         found: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            found += [k.value for k in node.keywords if k.arg == "reasons"]
         match node:
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=args) if name in CALLS:
                 found += args[CALLS[name] : CALLS[name] + 1]
@@ -92,8 +94,9 @@ reason, detail = "h", "x"
 reason: ReasonCode = "i"
 reasons = ["j", "k"]
 rejection.reason != "l"
+replace(nothing, reasons=("m", "n"))
 """
-    assert sorted(code for _, code in codes_in(ast.parse(text))) == list("abcdefghijkl")
+    assert sorted(code for _, code in codes_in(ast.parse(text))) == list("abcdefghijklmn")
 
 
 def test_gates_judge():
