@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from .pool import in_solver, shares, streamed
+from .sfm.processes import in_solver, shares, streamed
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig

@@ -30,11 +30,11 @@ from theodolite.annotate.geometry.choose import sequence_geometry
 from theodolite.annotate.geometry.config import GeometryConfig, KeyframesConfig
 from theodolite.annotate.geometry.window_maps import keep_window
 from theodolite.annotate.geometry.windows import plan_windows
-from theodolite.annotate.pool import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.worker import Job
+from theodolite.annotate.sfm.processes import CLIPS_STREAMED, WORKERS_PER_GPU, num_gpus, shares
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.media.write import VideoWriter
 

@@ -15,11 +15,11 @@ import av
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from theodolite.annotate.demo import CLIP_ID
 from theodolite.annotate.given.cameras import read_intrinsics
 from theodolite.dataset.formats.trajectories import read_trajectory
 from theodolite.dataset.metrics.trajectory import align_trajectory
 from theodolite.dataset.reading import open_dataset
+from theodolite.recipes.demo_clips import CLIP_ID
 
 FOUND, TRUE = "#d1495b", "#222222"
 SHOWN = 5

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..annotate.demo import CLIP_ID, DemoConfig, compare_with_truth, errors_table, write_demo_clip
 from ..dataset.reading import open_dataset
 from ..dataset.report.pictures import pictures_from_media
 from ..dataset.report.write import write_report
+from .demo_clips import CLIP_ID, DemoConfig, compare_with_truth, errors_table, write_demo_clip
 from .loader import load_recipe
 from .run import RunOptions, run_annotate
 from .truth import report_sources

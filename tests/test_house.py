@@ -36,12 +36,10 @@ ROOMS = (
     "checks",
     "verdict",
     "config",
-    "pool",
     "place",
     "row",
     "pipeline",
     "run",
-    "demo",
 )
 """Folders and files of annotate/ in the order of a clip's way: each may import from those before it."""
 

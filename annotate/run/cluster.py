@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dataset.processes import num_cores
-from ..pool import WORKERS_PER_GPU, num_gpus, shares
+from ..sfm.processes import WORKERS_PER_GPU, num_gpus, shares
 from .credentials import run_credentials
 from .plan import Plan
 from .progress import FIRST_LINE_S, LINE_INTERVAL_S

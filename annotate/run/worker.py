@@ -20,8 +20,8 @@ from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
 from ...dataset.store import part_path, write_part
 from ..networks.device import be_worker, claim_worker_number
-from ..pool import share_threads
 from ..reporting import listen, say
+from ..sfm.processes import share_threads
 from ..sources.clip import ClipRef, Mode, identity
 from .plan import Shard
 from .tally import Outcome, outcome_of, part_outcomes

@@ -8,13 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.annotate.demo import (
-    DemoConfig,
-    DemoFiles,
-    compare_with_truth,
-    errors_table,
-    write_demo_clip,
-)
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.config import RenderedConfig
@@ -27,6 +20,13 @@ from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.cameras.transforms import se3_exp
 from theodolite.dataset.rows import Row
 from theodolite.recipes.demo import run_demo
+from theodolite.recipes.demo_clips import (
+    DemoConfig,
+    DemoFiles,
+    compare_with_truth,
+    errors_table,
+    write_demo_clip,
+)
 
 SMALL = DemoConfig(
     render=RenderConfig(

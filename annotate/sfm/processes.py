@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from .networks.device import choose_device
+from ..networks.device import choose_device
 
 if TYPE_CHECKING:
-    from .config import AnnotateConfig
-    from .geometry.config import GeometryConfig
+    from ..config import AnnotateConfig
+    from ..geometry.config import GeometryConfig
 
 Result = TypeVar("Result")
 _making = threading.Lock()

@@ -17,16 +17,16 @@ import numpy as np
 import yaml
 from pydantic import Field
 
+from ..annotate.geometry.config import RenderedConfig
+from ..annotate.geometry.rendered import disturb_anchor_depth
+from ..annotate.given.cameras import read_intrinsics
+from ..annotate.rendered.cameras import RenderConfig
+from ..annotate.rendered.files import write_clip, write_depth_png
+from ..annotate.rendered.render import render_clip
 from ..dataset.formats.trajectories import read_trajectory
 from ..dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
-from .geometry.config import RenderedConfig
-from .geometry.rendered import disturb_anchor_depth
-from .given.cameras import read_intrinsics
-from .rendered.cameras import RenderConfig
-from .rendered.files import write_clip, write_depth_png
-from .rendered.render import render_clip
 
 CLIP_ID = "demo"
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.pool import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.keyframes import SolverInput
+from theodolite.annotate.sfm.processes import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.sfm.start import WithoutFrames
 from theodolite.annotate.sources.clip import ClipRejection
@@ -101,7 +101,7 @@ def test_a_solver_that_dies_is_memory_and_is_replaced() -> None:
 def test_solvers_end_with_a_killed_worker() -> None:
     code = (
         "import os, time\n"
-        "from theodolite.annotate.pool import in_solver\n"
+        "from theodolite.annotate.sfm.processes import in_solver\n"
         "if __name__ == '__main__':\n"
         "    print(in_solver(1, os.getpid), flush=True)\n"
         "    time.sleep(60)\n"
