@@ -128,7 +128,7 @@ class _Stages:
         elif found.geometry.depths_per_frame is None:
             self.check_depth(found, measured, frames, given)
         else:
-            found = self.proved(found, measured, given)
+            found = self.verified(found, measured, given)
         cameras, posed = self.solved(found, measured, frames, given)
         self.judge(found, measured, frames, given, cameras, posed)
 
@@ -231,7 +231,7 @@ class _Stages:
         out.gates += judge_depth(check, self.config.gates)
         _refuse([(code, f"{text}: {check.explain(gate.name)}") for gate, code, text in failures(out.gates)])
 
-    def proved(self, found: _Scaled, measured: ImageMeasurements, given: GivenCameras | None) -> _Scaled:
+    def verified(self, found: _Scaled, measured: ImageMeasurements, given: GivenCameras | None) -> _Scaled:
         """A network's cameras to start the bundle from, and its depth without the frames that the others contradict."""
         out, geometry = self.out, found.geometry
         if geometry.camera_to_world is None or geometry.focal_px is None:
@@ -240,7 +240,7 @@ class _Stages:
         poses[:, :3, 3] *= found.metres_per_unit[:, None]
         expected = geometry.focal_px if given is None or given.focal_px is None else given.focal_px
         with out.stage("start"):
-            proved = self.place.solve(
+            verified = self.place.solve(
                 verify_keyframes,
                 measured=measured,
                 depth=found.depth,
@@ -249,12 +249,12 @@ class _Stages:
                 depth_sigma_log=geometry.depth_sigma_log,
             )
         known = np.isfinite(poses[:, 0, 0])
-        out.metrics["keyframes_placed_share"] = proved.placed_share
-        out.metrics["keyframes_wrong_depth_share"] = float(proved.wrong_depth[known].mean())
+        out.metrics["keyframes_placed_share"] = verified.placed_share
+        out.metrics["keyframes_wrong_depth_share"] = float(verified.wrong_depth[known].mean())
         return replace(
             found,
-            depth=WithoutFrames(found.depth, proved.wrong_depth),
-            start=proved.cameras if proved.placed_share >= _MIN_PLACED else None,
+            depth=WithoutFrames(found.depth, verified.wrong_depth),
+            start=verified.cameras if verified.placed_share >= _MIN_PLACED else None,
         )
 
     def solved(

@@ -43,7 +43,7 @@ def place_incrementally(
 ) -> tuple[State, NDArray[np.bool_]]:
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
 
-    Points that have proved themselves in other frames place a frame if they can; only otherwise all points do. So
+    Points that were right in other frames place a frame if they can; only otherwise all points do. So
     something that moves on its own cannot take over, even where it owns most of the tracks.
 
     Args:
@@ -72,7 +72,7 @@ class _Placement:
     """Cameras placed so far, and what they make of the points that they see.
 
     How often a point lay where the cameras expected it, and how often not, is counted: things that move on their own
-    gather misses, however many tracks they carry, so only points that have proved themselves place the next frame.
+    gather misses, however many tracks they carry, so only points that were right place the next frame.
 
     Attributes:
         rotation, translation, focal: (F, 3, 3), (F, 3) world to camera, (F,) pixels.
@@ -135,9 +135,9 @@ class _Placement:
         self.rotation[i], self.translation[i] = self.rotation[last], self.translation[last]
         if not self.known_lens:
             self.focal[i] = self.focal[last]
-        proved = self.hits[point] > self.misses[point]
-        least = max(MIN_INLIERS, 0.5 * proved.sum())
-        return self._place_by(i, known, xyz, proved, least) or self._place_by(
+        trusted = self.hits[point] > self.misses[point]
+        least = max(MIN_INLIERS, 0.5 * trusted.sum())
+        return self._place_by(i, known, xyz, trusted, least) or self._place_by(
             i, known, xyz, np.ones(len(known), bool), 0
         )
 

@@ -169,7 +169,7 @@ class OverlayFinder:
         for each in found:
             sure |= each.parts(seen.stand_still(each))
         for each in found:
-            # What was proved at one time is believed at another.
+            # What was verified at one time is believed at another.
             inside = np.bincount(each.label.ravel(), sure.ravel(), each.count) / np.maximum(each.area, 1)
             kept = each.parts(np.nonzero(inside > 0.5)[0]).astype(np.uint8)
             mask = (

@@ -76,14 +76,14 @@ def test_keyframes_that_were_asked_for_are_keyframes(scene):
 @pytest.mark.slow
 def test_wrong_keyframes_are_found_and_replaced(scene):
     clip, measured, start = scene
-    proved = verify_keyframes(measured, Maps(clip), start, BundleConfig(), depth_sigma_log=0.05)
-    assert np.flatnonzero(proved.wrong_depth).tolist() == list(WRONG_DEPTH)
-    assert proved.placed_share == 1.0
+    verified = verify_keyframes(measured, Maps(clip), start, BundleConfig(), depth_sigma_log=0.05)
+    assert np.flatnonzero(verified.wrong_depth).tolist() == list(WRONG_DEPTH)
+    assert verified.placed_share == 1.0
     at = measured.keyframes
-    error = trajectory_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at])
+    error = trajectory_error(verified.cameras.camera_to_world[at], clip.camera_to_world[at])
     assert error.ate_max_m < 0.1  # the wrong keyframes were 0.35 m off
     assert (
-        np.degrees(rotation_error(proved.cameras.camera_to_world[at], clip.camera_to_world[at]).max()) < 1.5
+        np.degrees(rotation_error(verified.cameras.camera_to_world[at], clip.camera_to_world[at]).max()) < 1.5
     )
 
 
@@ -91,15 +91,15 @@ def test_wrong_keyframes_are_found_and_replaced(scene):
 def test_the_bundle_begins_there(scene, monkeypatch):
     clip, measured, start = scene
     depth = Maps(clip)
-    proved = verify_keyframes(measured, depth, start, BundleConfig(), depth_sigma_log=0.05)
+    verified = verify_keyframes(measured, depth, start, BundleConfig(), depth_sigma_log=0.05)
     monkeypatch.setattr("theodolite.annotate.sfm.solve.choose_start", None)  # not to be called
     inputs = SolverInput(
         measured=measured,
-        depth=WithoutFrames(depth, proved.wrong_depth),
+        depth=WithoutFrames(depth, verified.wrong_depth),
         depth_sigma_log=0.05,
         tracks_config=TracksConfig(),
         config=BundleConfig(),
-        start=proved.cameras,
+        start=verified.cameras,
     )
     found = solve_cameras(inputs)
     error = trajectory_error(found.camera_to_world, clip.camera_to_world)
