@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -328,6 +329,11 @@ def test_parallax_is_the_largest_angle_of_a_track_also_out_and_back() -> None:
     found = parallax(problem, state, torch.ones(count, dtype=torch.bool))
     assert found == pytest.approx(np.arctan(0.3), abs=1e-9)
     assert parallax(problem, state, torch.zeros(count, dtype=torch.bool)) == 0.0
+
+
+def test_without_depth_poses_must_be_given():
+    with pytest.raises(ValueError, match="from given poses only"):
+        solve_cameras(inputs(SimpleNamespace(flow=None), None))
 
 
 @pytest.mark.parametrize("held", [True, False])
