@@ -92,7 +92,7 @@ def test_the_bundle_begins_there(scene, monkeypatch):
     clip, measured, start = scene
     depth = Maps(clip)
     verified = verify_keyframes(measured, depth, start, BundleConfig(), depth_sigma_log=0.05)
-    monkeypatch.setattr("theodolite.annotate.sfm.solve.choose_start", None)  # not to be called
+    monkeypatch.setattr("theodolite.annotate.sfm.keyframes.choose_start", None)  # not to be called
     inputs = SolverInput(
         measured=measured,
         depth=WithoutFrames(depth, verified.wrong_depth),
