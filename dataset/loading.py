@@ -119,6 +119,43 @@ class Share:
         return slice(start, start + base + (self.rank < extra))
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Place of a process in a distributed run.
+
+    Attributes:
+        rank, world_size: of the whole run.
+        context_parallel: ranks that share a clip; neighbours in rank order. They get the same clip and contiguous
+            shares of its frames.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    context_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        shared = self.context_parallel
+        if shared < 1 or self.world_size % shared or not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank {self.rank} of {self.world_size} with context_parallel {shared} does not divide"
+            )
+
+    @property
+    def group(self) -> int:
+        """Which of `num_groups` this one belongs to; a group gets clips of its own."""
+        return self.rank // self.context_parallel
+
+    @property
+    def num_groups(self) -> int:
+        """Data-parallel groups of the run."""
+        return self.world_size // self.context_parallel
+
+    @property
+    def share(self) -> Share:
+        """What this rank gets of the frames of its group's clips."""
+        return Share(rank=self.rank % self.context_parallel, size=self.context_parallel)
+
+
 def latents_from_folder(folder: str | Path, *, key: str = "z") -> LatentReader:
     """Reader of `<folder>/<clip_id>.npz` with an array `key` of shape (C, T, H, W)."""
 
@@ -367,9 +404,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
     batches); with workers it would hand each of them a copy whose place nobody learns of, and is refused.
 
     Args:
-        rank, world_size: of the whole run.
-        context_parallel: ranks that share a clip; neighbours in rank order. They get the same clip and
-            contiguous shares of its frames.
+        ranks: which clips, and which of their frames, this process gets; None: it is alone.
         drop_last: leave out the last clips of an epoch that do not go round, so that every rank makes equally
             many steps with full batches (needed with collective operations). False: no clip is lost or doubled, ranks
             may differ by one.
@@ -388,17 +423,11 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         sampling: Sampling | None = None,
         *,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        context_parallel: int = 1,
+        ranks: Ranks | None = None,
         drop_last: bool = False,
         batch_size: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        if context_parallel < 1 or world_size % context_parallel or not 0 <= rank < world_size:
-            raise ValueError(
-                f"rank {rank} of {world_size} with context_parallel {context_parallel} does not divide"
-            )
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for single samples")
         self._clips, self._sampling = clips, sampling or Sampling()
@@ -407,20 +436,19 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         self._batch_size = batch_size
         self.damaged: dict[str, str] = {}
         self.num_damaged = 0
-        if self._sampling.damaged_clips == "replace" and context_parallel > 1:
+        self._ranks = ranks or Ranks()
+        if self._sampling.damaged_clips == "replace" and self._ranks.context_parallel > 1:
             raise ValueError(
                 "damaged_clips `replace` with context_parallel: a clip may be whole for one rank of a group and damaged"
                 " for its neighbour"
             )
-        self._group, self._groups = rank // context_parallel, world_size // context_parallel
-        self._share = Share(rank=rank % context_parallel, size=context_parallel)
         self._position = Position()
-        needed = self._step if drop_last else self._groups
+        needed = self._step if drop_last else self._ranks.num_groups
         if len(self._known) < needed:
             batches = f" with batches of {batch_size} (drop_last)" if drop_last and batch_size else ""
             raise ValueError(
-                f"{clips.path}: {len(self._known)} clips for {self._groups} data-parallel ranks{batches}: some ranks "
-                f"would get nothing; at least {needed} clips are needed, or fewer ranks"
+                f"{clips.path}: {len(self._known)} clips for {self._ranks.num_groups} data-parallel ranks{batches}: "
+                f"some ranks would get nothing; at least {needed} clips are needed, or fewer ranks"
             )
         if batch_size is not None and batch_size > 1:
             self._check_shapes()
@@ -450,7 +478,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
     @property
     def _step(self) -> int:
         """Clips that all ranks together take in a step."""
-        return self._groups * (self._batch_size or 1)
+        return self._ranks.num_groups * (self._batch_size or 1)
 
     def __len__(self) -> int:
         """Steps (samples, or batches) that this rank still gets in the current epoch."""
@@ -461,7 +489,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         order = epoch_order(len(self._known), seed=self._seed, epoch=epoch)[taken:]
         if self._drop_last:  # of what is left: another number of ranks may have begun the epoch
             order = order[: len(order) - len(order) % self._step]
-        mine = [self._known[i] for i in order[self._group :: self._groups]]
+        mine = [self._known[i] for i in order[self._ranks.group :: self._ranks.num_groups]]
         tasks = [
             (c.clip_id, self._sampling.start(c.num_frames, c.clip_id, seed=self._seed, epoch=epoch))
             for c in mine
@@ -477,7 +505,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
                 "itself, or wrap it with num_workers=0"
             )
         collate = self._batch_size is not None
-        stream = _Stream(self._clips, self._remaining(), self._sampling, self._share, collate=collate)
+        stream = _Stream(self._clips, self._remaining(), self._sampling, self._ranks.share, collate=collate)
         loader: DataLoader[dict[str, Any]] = DataLoader(
             stream,
             batch_size=None,

@@ -291,7 +291,6 @@ EXCUSED: dict[str, str] = {
         ),
         _SAMPLER,
     ),
-    "dataset/loading.py:__init__": "what a stream of clips is told of a distributed run, as torch's loaders name it",
 }
 """Functions beyond a limit, with the reason."""
 

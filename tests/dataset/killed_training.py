@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import theodolite.dataset
 import torch
-from theodolite.dataset.loading import ClipStream, Sampling
+from theodolite.dataset.loading import ClipStream, Ranks, Sampling
 from theodolite.dataset.store import write_atomically
 
 EPOCHS, NUM_CLIPS, NUM_FRAMES, LOADER_SEED = 2, 24, 9, 5
@@ -56,9 +56,7 @@ def train(setup: Setup, rank: int, dataset: str, folder: Path, save_every: int, 
         theodolite.dataset.open(dataset),
         Sampling(num_frames=NUM_FRAMES),
         seed=LOADER_SEED,
-        rank=rank,
-        world_size=setup.ranks,
-        context_parallel=setup.context_parallel,
+        ranks=Ranks(rank, setup.ranks, setup.context_parallel),
         num_workers=setup.workers,
     )
     checkpoint, step = folder / "checkpoint.json", 0

@@ -18,6 +18,7 @@ import torch
 from theodolite.dataset.loading import (
     CameraDataset,
     ClipStream,
+    Ranks,
     Sampling,
     Share,
     epoch_order,
@@ -58,13 +59,13 @@ NINE = Sampling(num_frames=9)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_every_clip_once_per_epoch_and_the_same_after_a_kill(out: Path, ranks: int) -> None:
     clips = theodolite.dataset.open(out)
-    whole = [_ids(ClipStream(clips, NINE, seed=3, rank=r, world_size=ranks)) for r in range(ranks)]
+    whole = [_ids(ClipStream(clips, NINE, seed=3, ranks=Ranks(r, ranks))) for r in range(ranks)]
     assert Counter(c for part in whole for c in part) == {f"clip_{i:04d}": 1 for i in range(NUM_CLIPS)}
     for rank in range(ranks):
         for stop in range(1, len(whole[rank])):
-            first = ClipStream(clips, NINE, seed=3, rank=rank, world_size=ranks)
+            first = ClipStream(clips, NINE, seed=3, ranks=Ranks(rank, ranks))
             assert _ids(first, stop) == whole[rank][:stop]
-            resumed = ClipStream(clips, NINE, seed=3, rank=rank, world_size=ranks)
+            resumed = ClipStream(clips, NINE, seed=3, ranks=Ranks(rank, ranks))
             resumed.load_state_dict(first.state_dict())
             assert len(resumed) == len(whole[rank]) - stop
             assert _ids(resumed) == whole[rank][stop:]
@@ -76,11 +77,11 @@ def test_every_clip_once_per_epoch_and_the_same_after_a_kill(out: Path, ranks: i
 def test_workers_change_nothing(out: Path, ranks: int) -> None:
     clips = theodolite.dataset.open(out)
     rank = ranks - 1
-    plain = _ids(ClipStream(clips, NINE, rank=rank, world_size=ranks))
-    first = ClipStream(clips, NINE, rank=rank, world_size=ranks, num_workers=2)
+    plain = _ids(ClipStream(clips, NINE, ranks=Ranks(rank, ranks)))
+    first = ClipStream(clips, NINE, ranks=Ranks(rank, ranks), num_workers=2)
     stop = len(plain) // 2
     assert _ids(first, stop) == plain[:stop]  # workers had prepared more: those must come again
-    resumed = ClipStream(clips, NINE, rank=rank, world_size=ranks, num_workers=2)
+    resumed = ClipStream(clips, NINE, ranks=Ranks(rank, ranks), num_workers=2)
     resumed.load_state_dict(first.state_dict())
     assert _ids(resumed) == plain[stop:]
 
@@ -90,11 +91,11 @@ def test_epochs_differ_and_a_run_can_continue_with_other_ranks(out: Path) -> Non
     stream = ClipStream(clips, NINE)
     assert _ids(stream) != _ids(stream)
     assert stream.position.epoch == 2
-    two = [ClipStream(clips, NINE, rank=r, world_size=2) for r in range(2)]
+    two = [ClipStream(clips, NINE, ranks=Ranks(r, 2)) for r in range(2)]
     taken = [c for s in two for c in _ids(s, 2)]
     rest = []
     for rank in range(4):
-        more = ClipStream(clips, NINE, rank=rank, world_size=4)
+        more = ClipStream(clips, NINE, ranks=Ranks(rank, 4))
         more.load_state_dict(two[0].state_dict())
         rest += _ids(more)
     assert Counter(taken + rest) == {f"clip_{i:04d}": 1 for i in range(NUM_CLIPS)}
@@ -122,7 +123,7 @@ def test_random_windows_are_drawn_anew_each_epoch_and_again_after_a_kill(out: Pa
     resumed = ClipStream(clips, four, seed=3)
     resumed.load_state_dict(half.state_dict())
     assert head + taken(resumed) == first
-    ranks = [taken(ClipStream(clips, four, seed=3, rank=r, world_size=2)) for r in (0, 1)]
+    ranks = [taken(ClipStream(clips, four, seed=3, ranks=Ranks(r, 2))) for r in (0, 1)]
     assert sorted(ranks[0] + ranks[1]) == sorted(first)
     row = clips.row("clip_0003")
     for sample in ClipStream(clips, four, seed=3):
@@ -144,7 +145,7 @@ def test_batches_hold_each_clip_once_in_the_order_of_single_samples(out: Path, w
     clips = theodolite.dataset.open(out)
     for ranks in (1, 2) if not workers else (2,):
         for rank in range(ranks):
-            options = {"seed": 3, "rank": rank, "world_size": ranks}
+            options = {"seed": 3, "ranks": Ranks(rank, ranks)}
             single = list(ClipStream(clips, NINE, **options))
             stream = ClipStream(clips, NINE, **options, batch_size=3, num_workers=workers)
             assert len(stream) == -(-len(single) // 3)
@@ -159,13 +160,13 @@ def test_batches_hold_each_clip_once_in_the_order_of_single_samples(out: Path, w
 
 def test_batches_resume_with_other_ranks_and_batch_sizes(out: Path) -> None:
     clips = theodolite.dataset.open(out)
-    two = [ClipStream(clips, NINE, rank=r, world_size=2, batch_size=2) for r in range(2)]
+    two = [ClipStream(clips, NINE, ranks=Ranks(r, 2), batch_size=2) for r in range(2)]
     taken = [c for s in two for c in next(iter(s))["clip_id"]]
     states = [s.state_dict() for s in two]
     assert states[0] == states[1]
     rest = []
     for rank in range(3):
-        more = ClipStream(clips, NINE, rank=rank, world_size=3, batch_size=2, drop_last=True)
+        more = ClipStream(clips, NINE, ranks=Ranks(rank, 3), batch_size=2, drop_last=True)
         more.load_state_dict(states[0])
         batches = list(more)
         assert [len(b["clip_id"]) for b in batches] == [2]  # seven are left, six go round
@@ -183,9 +184,9 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
     with pytest.raises(ValueError, match="clip_0000 and clip_0060 have 9 and 4 frames, which make no batch"):
         ClipStream(clips, batch_size=2)
     with pytest.raises(ValueError, match="11 clips for 12 data-parallel ranks: some ranks would get nothing"):
-        ClipStream(clips, NINE, world_size=12)
+        ClipStream(clips, NINE, ranks=Ranks(0, 12))
     with pytest.raises(ValueError, match="at least 12 clips"):
-        ClipStream(clips, NINE, world_size=4, batch_size=3, drop_last=True)
+        ClipStream(clips, NINE, ranks=Ranks(0, 4), batch_size=3, drop_last=True)
     with pytest.raises(
         ValueError, match=r"1 of 12 accepted clips have fewer than 9 frames, e\.g\. clip_0060 with 4"
     ):
@@ -247,7 +248,7 @@ def test_a_plain_script_without_a_guard_may_use_workers(out: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:
     clips = theodolite.dataset.open(out)
-    parts = [_ids(ClipStream(clips, NINE, rank=r, world_size=4, drop_last=True)) for r in range(4)]
+    parts = [_ids(ClipStream(clips, NINE, ranks=Ranks(r, 4), drop_last=True)) for r in range(4)]
     assert [len(p) for p in parts] == [2, 2, 2, 2]
     assert len({c for p in parts for c in p}) == 8
 
@@ -255,7 +256,7 @@ def test_drop_last_gives_every_rank_equally_many(out: Path) -> None:
 @pytest.mark.slow
 def test_context_parallel_ranks_share_one_clip(out: Path) -> None:
     clips = theodolite.dataset.open(out)
-    streams = [ClipStream(clips, NINE, rank=r, world_size=4, context_parallel=2) for r in range(4)]
+    streams = [ClipStream(clips, NINE, ranks=Ranks(r, 4, 2)) for r in range(4)]
     samples = [list(s) for s in streams]
     full = {s["clip_id"]: s for s in ClipStream(clips, NINE)}
     for a, b in ((0, 1), (2, 3)):
@@ -266,7 +267,7 @@ def test_context_parallel_ranks_share_one_clip(out: Path) -> None:
             torch.testing.assert_close(joined, full[x["clip_id"]]["camera_to_world"])
     assert {s["clip_id"] for s in samples[0]}.isdisjoint(s["clip_id"] for s in samples[2])
     with pytest.raises(ValueError, match="does not divide"):
-        ClipStream(clips, NINE, world_size=3, context_parallel=2)
+        ClipStream(clips, NINE, ranks=Ranks(0, 3, 2))
 
 
 def test_shares_cover_everything() -> None:
@@ -298,9 +299,7 @@ def test_latents_go_with_the_cameras_of_their_last_video_frame(
     z = np.random.default_rng(0).normal(size=(4, 5, 2, 3)).astype(np.float32)
     np.savez(tmp_path / "clip_0000.npz", z=z)
     sampling = Sampling(content="latents", latents=latents_from_folder(tmp_path))
-    shares = [
-        next(iter(ClipStream(clips, sampling, rank=r, world_size=2, context_parallel=2))) for r in range(2)
-    ]
+    shares = [next(iter(ClipStream(clips, sampling, ranks=Ranks(r, 2, 2)))) for r in range(2)]
     np.testing.assert_array_equal(torch.cat([s["latents"] for s in shares], dim=1), z)
     assert [s["frame_index"].tolist() for s in shares] == [[0, 8, 16], [24, 32]]
     assert [s["latent_index"].tolist() for s in shares] == [[0, 1, 2], [3, 4]]
@@ -411,8 +410,8 @@ def test_damaged_clips_are_passed_by_choice_and_counted(out: Path, batch_size: i
     with pytest.raises(ValueError, match="no latents"):
         list(ClipStream(clips, latents))
     passing = Sampling(num_frames=9, content="latents", latents=latents.latents, damaged_clips="replace")
-    options = {"world_size": 2, "batch_size": batch_size, "drop_last": True}
-    streams = [ClipStream(clips, passing, rank=rank, **options) for rank in range(2)]
+    options = {"batch_size": batch_size, "drop_last": True}
+    streams = [ClipStream(clips, passing, ranks=Ranks(rank, 2), **options) for rank in range(2)]
     wanted = [len(stream) for stream in streams]
     taken = [list(stream) for stream in streams]
     assert [len(samples) for samples in taken] == wanted, "ranks keep making equally many steps"
@@ -423,7 +422,7 @@ def test_damaged_clips_are_passed_by_choice_and_counted(out: Path, batch_size: i
     found = [bad & set(stream.damaged) for stream in streams]
     assert found[0] | found[1] == {c for c in bad if c in {*streams[0].damaged, *streams[1].damaged}}
     assert sum(stream.num_damaged for stream in streams) >= len(found[0] | found[1]) > 0
-    resumed = ClipStream(clips, passing, **options)
+    resumed = ClipStream(clips, passing, ranks=Ranks(0, 2), **options)
     resumed.load_state_dict(streams[0].state_dict())
     assert resumed.num_damaged == streams[0].num_damaged
     assert bad.isdisjoint(sample["clip_id"] for sample in resumed if batch_size is None)
@@ -437,7 +436,7 @@ def test_damaged_clips_are_passed_by_choice_and_counted(out: Path, batch_size: i
     with pytest.raises(ValueError, match="is their storage away"):
         next(iter(ClipStream(clips, everything)))
     with pytest.raises(ValueError, match="context_parallel"):
-        ClipStream(clips, everything, world_size=2, context_parallel=2)
+        ClipStream(clips, everything, ranks=Ranks(0, 2, 2))
 
 
 def test_cameras_that_are_not_finite_name_their_clip(make_row: Callable[..., Row]) -> None:
@@ -456,8 +455,7 @@ def test_ranks_make_equally_many_steps_wherever_they_resume(
     clips = theodolite.dataset.open(make_dataset(tmp_path, {"a": [make_row(i, frames=9) for i in range(24)]}))
     for after in range(1, 9):
         streams = [
-            ClipStream(clips, NINE, rank=r, world_size=after, drop_last=True, batch_size=2)
-            for r in range(after)
+            ClipStream(clips, NINE, ranks=Ranks(r, after), drop_last=True, batch_size=2) for r in range(after)
         ]
         for taken in range(25):
             for stream in streams:
