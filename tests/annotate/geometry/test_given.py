@@ -330,7 +330,7 @@ def lying_npy(path: Path) -> None:
         ("000002.npy", lambda p: np.save(p, np.ones((45, 80, 3))), "found shape (45, 80, 3)"),
         ("000002.npy", lambda p: np.save(p, np.ones((6, 45, 80))), "write a file for each frame"),
         ("000002.npy", lambda p: np.save(p, np.ones((45, 80), bool)), "of bool"),
-        ("000002.npy", lambda p: np.save(p, np.ones((45, 80), complex)), "of complex128"),
+        ("000002.npy", lambda p: np.save(p, np.ones((45, 80), complex)), "holds complex128 values"),
         ("000002.npy", lying_npy, "not a readable numpy file"),
         ("000002.npz", lambda p: np.savez(p, a=np.ones((45, 80)), b=np.ones((45, 80))), "['a', 'b']"),
         ("000002.exr", lambda p: p.write_bytes(b"v/1\x01"), "not .exr; convert others to float .npy"),

@@ -64,7 +64,7 @@ def run(truth: Truth, errors: Errors, config: KeyframesConfig | None = None):
     frames = Frames(len(truth.camera_to_world), truth.height, truth.width)
     estimators = simulated(truth, errors, config)
     stream = estimators.sequence.start(CLIP, frames)
-    wanted = estimators.sequence.wanted(frames)
+    wanted = stream.depth_frames
     metric = estimators.anchor.start(CLIP, frames, wanted[2::4].tolist())
     image = np.zeros((truth.height, truth.width, 3), np.uint8)
     for number in range(len(frames)):
