@@ -18,6 +18,7 @@ SCRIPT = r"""
 import json, os, signal, sys
 from pathlib import Path
 
+import theodolite.annotate.pipeline  # imported late by a run, and dear in every fork
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts
 from theodolite.dataset.validate import validate_dataset
