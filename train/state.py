@@ -12,7 +12,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +48,61 @@ class Average:
             mean.lerp_(current[name].detach(), 1 - self.decay)
 
 
-def tensors_of(
-    model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None, *, frozen: bool
-) -> dict[str, Tensor]:
-    """Every tensor of a run's state by name, themselves: what is loaded into them changes the run.
+@dataclass(frozen=True)
+class StatePart:
+    """One network's share of a run's state.
 
-    Args:
-        frozen: weights that are not trained, too, and buffers.
+    Attributes:
+        model: the network.
+        optimiser: of its weights; None: it learns from no gradient.
+        average: of its weights.
+        frozen: weights that are not trained belong to it, too, and buffers.
+        prefix: what its tensors' names begin with.
     """
-    found: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if frozen or parameter.requires_grad:
-            found[f"model.{name}"] = parameter.detach()
-        for key, value in optimiser.state.get(parameter, {}).items():
-            found[f"optimiser.{name}.{key}"] = value
-    if frozen:
-        found |= {f"model.{name}": buffer for name, buffer in model.named_buffers()}
-    if average is not None:
-        found |= {f"average.{name}": value for name, value in average.weights.items()}
-    return found
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer | None = None
+    average: Average | None = None
+    frozen: bool = True
+    prefix: str = ""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, themselves: what is loaded into them changes the run."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if self.frozen or parameter.requires_grad:
+                found[f"model.{name}"] = parameter.detach()
+            if self.optimiser is not None:
+                for key, value in self.optimiser.state.get(parameter, {}).items():
+                    found[f"optimiser.{name}.{key}"] = value
+        if self.frozen:
+            found |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+        if self.average is not None:
+            found |= {f"average.{name}": value for name, value in self.average.weights.items()}
+        return {self.prefix + name: tensor for name, tensor in found.items()}
+
+    def prepare(self, stored: Set[str]) -> None:
+        """Empty state for every weight whose optimiser's state is stored, as AdamW would make it."""
+        if self.optimiser is None:
+            return
+        for name, parameter in self.model.named_parameters():
+            keys = [
+                k for k in ("step", "exp_avg", "exp_avg_sq") if f"{self.prefix}optimiser.{name}.{k}" in stored
+            ]
+            if keys and parameter.requires_grad:
+                fused = bool(self.optimiser.param_groups[0].get("fused"))
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+                self.optimiser.state[parameter] = {
+                    k: step
+                    if k == "step"
+                    else torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
+                    for k in keys
+                }
+
+
+def tensors_of(parts: Sequence[StatePart]) -> dict[str, Tensor]:
+    """Every tensor of a run's state by name."""
+    return {name: tensor for part in parts for name, tensor in part.tensors().items()}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -167,9 +204,7 @@ def read_progress(path: Path) -> dict[str, Any]:
     return found
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None, *, frozen: bool
-) -> None:
+def load_checkpoint(path: Path, parts: Sequence[StatePart]) -> None:
     """Put a checkpoint's tensors into a run's, of whatever number of ranks; a collective call.
 
     Raises:
@@ -182,8 +217,9 @@ def load_checkpoint(
         raise ValueError(
             f"{path}: is no intact checkpoint ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    _prepare_optimiser(model, optimiser, set(stored))
-    wanted = tensors_of(model, optimiser, average, frozen=frozen)
+    for part in parts:
+        part.prepare(stored.keys())
+    wanted = tensors_of(parts)
     missing = [name for name in wanted if name not in stored]
     odd = [
         f"{name} {tuple(size)} against {tuple(tensor.shape)}"
@@ -199,18 +235,3 @@ def load_checkpoint(
         load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
     except (Exception, CheckpointException) as error:  # torch's own has no base but BaseException
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
-
-
-def _prepare_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, stored: set[str]) -> None:
-    """Empty state for every weight whose state is stored, as AdamW would make it."""
-    for name, parameter in model.named_parameters():
-        keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{name}.{k}" in stored]
-        if keys and parameter.requires_grad:
-            fused = bool(optimiser.param_groups[0].get("fused"))
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-            optimiser.state[parameter] = {
-                k: step
-                if k == "step"
-                else torch.zeros_like(parameter, memory_format=torch.preserve_format).detach()
-                for k in keys
-            }

@@ -34,7 +34,15 @@ from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
 from .recipe import TrainRecipe
 from .start import Started, add_lora, use_null_caption
-from .state import Average, load_checkpoint, read_progress, remove_old, save_checkpoint, tensors_of
+from .state import (
+    Average,
+    StatePart,
+    load_checkpoint,
+    read_progress,
+    remove_old,
+    save_checkpoint,
+    tensors_of,
+)
 
 Loss = Callable[[WorldModel, Batch, TrainRecipe, list[int], FrameShare | None], Tensor]
 """(model, batch, recipe, a seed a clip, this rank's frames) -> this rank's part of the mean loss over clips."""
@@ -332,10 +340,9 @@ class Training:
 
     # --- state --------------------------------------------------------------------------------
 
-    @property
-    def _frozen(self) -> bool:
-        """Whether weights that are not trained belong to the state: not those beside a LoRA, which come from a file."""
-        return self.recipe.lora is None
+    def state_parts(self) -> list[StatePart]:
+        """What a checkpoint holds: not the weights beside a LoRA, which come from a file."""
+        return [StatePart(self.model, self.optimiser, self.average, frozen=self.recipe.lora is None)]
 
     def save(self) -> Path:
         """Write a checkpoint and remove older ones; a collective call.
@@ -351,8 +358,7 @@ class Training:
             "guard": self.guard.state(),
             "faults": self.feed_faults,
         }
-        tensors = tensors_of(self.model, self.optimiser, self.average, frozen=self._frozen)
-        path = save_checkpoint(self.out / "checkpoints", self.step, tensors, progress)
+        path = save_checkpoint(self.out / "checkpoints", self.step, tensors_of(self.state_parts()), progress)
         if self.ranks.rank == 0:
             c = self.recipe.checkpoint
             remove_old(self.out / "checkpoints", keep=c.keep, keep_every=c.keep_every)
@@ -371,7 +377,7 @@ class Training:
                     raise ValueError(
                         f"{path}: was written with {key} {progress[key]}, now {mine}: the order of clips would differ"
                     )
-            load_checkpoint(path, self.model, self.optimiser, self.average, frozen=self._frozen)
+            load_checkpoint(path, self.state_parts())
             self.step, self.taken = int(progress["step"]), int(progress["taken"])
             self.guard.restore(progress["guard"])
             self.feed_faults = dict(progress["faults"])
