@@ -295,14 +295,19 @@ def _own_names(stats: Any) -> dict[str, float]:
 
 
 def join_scores(tables: Sequence[pa.Table]) -> pa.Table | None:
-    """One table of several; None of none. A metric that two tables have is taken from the later one."""
+    """One table of several; None of none. A number that two tables have of a clip is taken from the later one."""
     joined: pa.Table | None = None
     for table in tables:
         if joined is None:
             joined = table
             continue
         twice = [name for name in table.column_names if name != "clip_id" and name in joined.column_names]
-        joined = joined.drop_columns(twice).join(table, "clip_id", join_type="full outer")
+        earlier = joined.rename_columns([f"earlier {n}" if n in twice else n for n in joined.column_names])
+        joined = earlier.join(table, "clip_id", join_type="full outer")
+        for name in twice:
+            later = pc.cast(joined[name], pa.float64())
+            values = pc.coalesce(later, pc.cast(joined[f"earlier {name}"], pa.float64()))
+            joined = joined.drop_columns([name, f"earlier {name}"]).append_column(name, values)
     return joined
 
 

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .conform import check_types, common_schema, conform, file_version, is_declared
+from .extra import ExtraColumns, open_extra
 from .hub import hub_error
 from .index import PLACE_COLUMNS, Index, open_index, part_stamp
 from .inputs import reading
@@ -203,6 +204,7 @@ class ClipDataset:
             "_open_parts",
             "_stamps",
             "_numbers",
+            "_extra",
         ):  # what was read for this one serves that one too
             if name in self.__dict__:
                 narrowed.__dict__[name] = self.__dict__[name]
@@ -286,13 +288,16 @@ class ClipDataset:
         return table.select(known)
 
     def rows(self) -> Iterator[Row]:
-        """Checked rows, one after the other."""
+        """Checked rows, one after the other, with captions and scores that were added later (see `extra`)."""
+        extra = self._extra
         for batch in self.batches():
-            yield from rows_from_table(batch)
+            found = rows_from_table(batch)
+            yield from found if extra is None else map(extra.onto, found)
 
     def row(self, clip_id: str) -> Row:
-        """One clip by id. The first call reads the id column of the dataset, later ones only one row group: with an
-        index its series of frames alone, the rest comes from the index.
+        """One clip by id, with captions and scores that were added later (see `extra`). The first call reads the id
+        column of the dataset, later ones only one row group: with an index its series of frames alone, the rest comes
+        from the index.
 
         Raises:
             KeyError: no such clip.
@@ -302,7 +307,7 @@ class ClipDataset:
             number = self._look_up(self._numbers, clip_id)
             values = self.index.read(number, self._open_source)
             if values is not None:
-                return rows_from_arrays(values, num_rows=1)[0]
+                return self._with_extra(rows_from_arrays(values, num_rows=1)[0])
         file, group, offset = self._look_up(self._places, clip_id)
         part = self._open_parts.pop(file, None) or self._open_part(self.files[file])
         self._open_parts[file] = part
@@ -314,7 +319,15 @@ class ClipDataset:
             raise ValueError(
                 f"{self.files[file]}: was rewritten since the dataset was opened, clip {clip_id} is gone; open it again"
             )
-        return row
+        return self._with_extra(row)
+
+    def _with_extra(self, row: Row) -> Row:
+        return row if self._extra is None else self._extra.onto(row)
+
+    @cached_property
+    def _extra(self) -> ExtraColumns | None:
+        """Tables of further columns beside the data."""
+        return open_extra(self.path)
 
     def _look_up(self, places: dict[str, _Place], clip_id: str) -> _Place:
         try:

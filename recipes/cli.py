@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .command import add_command
-from .commands import annotate, corpus, datasets, evaluate, generate, train, weights
+from .commands import annotate, corpus, datasets, describe, evaluate, generate, train, weights
 
 app = typer.Typer(
     name="theodolite",
@@ -44,6 +44,8 @@ add_command(app, datasets.export)
 add_command(app, datasets.subset)
 add_command(app, datasets.filter_, name="filter")
 add_command(app, datasets.publish)
+add_command(app, describe.caption)
+add_command(app, describe.score)
 add_command(app, generate.generate)
 add_command(app, corpus.plan)
 add_command(app, corpus.fetch)

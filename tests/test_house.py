@@ -40,6 +40,7 @@ ROOMS = (
     "row",
     "pipeline",
     "run",
+    "language",
 )
 """Folders and files of annotate/ in the order of a clip's way: each may import from those before it."""
 
@@ -60,6 +61,7 @@ OPTIONAL = (
     "transformers",
     "torchao",
     "triton",
+    "vllm",
     "yt_dlp",
 )
 

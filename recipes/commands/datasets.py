@@ -207,7 +207,8 @@ def filter_(
         list[Path] | None,
         typer.Option(
             "--scores",
-            help="Further metrics by clip_id: Parquet, CSV, or a sidecar of SANA-WM's zips; may be given often.",
+            help="Further metrics by clip_id: Parquet, CSV, or a sidecar of SANA-WM's zips; may be given often. Those "
+            "that `theodolite score` added are taken anyhow.",
         ),
     ] = None,
     out: Annotated[
@@ -219,6 +220,7 @@ def filter_(
 
     Example: theodolite filter runs/mira --scores dover.json --out kept.parquet
     """
+    from ...dataset.extra import extra_scores
     from ...dataset.filters import Filters, apply_filters, join_scores, read_scores, write_judgement
     from ...dataset.reading import open_dataset
     from ..loader import load_recipe
@@ -228,7 +230,7 @@ def filter_(
         raise ValueError(f"{path}: no recipe lies beside it; name one with --recipe")
     loaded = [load_recipe(name, overrides or ()) for name in recipes or [beside]]
     filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
-    found = join_scores([read_scores(file) for file in scores or ()])
+    found = join_scores([*extra_scores(path), *(read_scores(file) for file in scores or ())])
     result = apply_filters(open_dataset(path), filters, found)
     text = _thresholds_text(result)
     if out is not None:
