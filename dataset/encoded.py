@@ -78,6 +78,8 @@ class Window(Strict):
     cover: dict[str, Any] = Field(default_factory=dict)
     """How the picture was resized and cut (`picture.Cover`)."""
     stand_in: bool = False
+    source: str = ""
+    """Of its row; empty in folders of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)

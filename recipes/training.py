@@ -22,6 +22,7 @@ from ..model.config import WorldModelConfig
 from ..train.cost import ClipShape, memory_rows, num_parameters, peak_flops, step_flops
 from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
+from ..train.order import sample_order
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_weights_path
 from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
 from ..train.start import start_model, weights_path
@@ -216,6 +217,10 @@ def _clips_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     hours = sum(clips.windows[i].num_frames for i in train) / clips.encoding.fps / 3600
     without = sum(not clips.windows[i].cameras for i in train)
     text = f"{len(train)} windows to train on ({hours:.2f} h), {len(held_out)} clips held out"
+    if (weights := recipe.data.sources) is not None:
+        sample_order([clips.windows[i] for i in train], seed=recipe.seed, weights=weights)
+        shares = (f"{name} {100 * w / sum(weights.values()):.1f} %" for name, w in sorted(weights.items()))
+        text += f"; mixed: {', '.join(shares)}"
     if without and recipe.data.cameras != "none":
         text += f"; {without} have no cameras and get those that stand for none"
     return text

@@ -109,6 +109,7 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
             data_licence=row.data_licence,
             cover=_described(picture_cut((row.height, row.width), options)),
             stand_in=row.stand_in,
+            source=row.source,
         )
         for first, count in starts
     ]

@@ -1,6 +1,6 @@
 """Encoded clips in the order of training: an endless stream that any number of ranks and workers reads alike.
 
-Sample g of a run is window `epoch_order(epoch = g // n)[g % n]`: the seed and g alone say which. A step takes the next
+Which window sample g of a run is, the seed and g alone say (`order`). A step takes the next
 samples for all data-parallel ranks together, so how many were taken is the whole position, and another number of ranks,
 another batch or a restart goes on exactly there.
 """
@@ -8,32 +8,27 @@ another batch or a restart goes on exactly there.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.cameras.transforms import rigid_error
 from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
-from ..dataset.loading import epoch_order
 from ..dataset.workers import worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
 from ..model.context import Cameras
 from ..model.samplers import Text
 from .objective import Batch
+from .order import SampleOrder, sample_order
 
 Control = Literal["both", "ucpe", "plucker", "none"]
 """Which camera controls the network is given: rays in attention (UCPE), the Plücker map, both or none."""
 _TRIES = 16
 """Other windows that are tried in place of one that cannot be read."""
-_STEP = 7919
-"""Places further on in the epoch, to another shard."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +205,12 @@ class _Steps(Dataset[list[Samples]]):
         place: Place,
         control: Control,
         *,
-        seed: int,
+        order: SampleOrder,
         replaces: bool,
     ) -> None:
         self.data, self.windows, self.place = data, list(windows), place
         self.control: Control = control
-        self.seed, self.replaces = seed, replaces
+        self.order, self.replaces = order, replaces
 
     def __getitem__(self, index: int) -> list[Samples]:
         return [self._samples(numbers) for numbers in self.place.numbers(index)]
@@ -235,11 +230,9 @@ class _Steps(Dataset[list[Samples]]):
 
     def _clip(self, number: int) -> tuple[EncodedClip | None, list[Fault]]:
         """The sample's window; where it is broken, another of the epoch if faults are replaced, else nothing."""
-        count = len(self.windows)
-        order = _order(count, self.seed, number // count)
         faults: list[Fault] = []
-        for attempt in range(min(count, _TRIES) if self.replaces else 1):
-            index = self.windows[int(order[(number + attempt * _STEP) % count])]
+        for attempt in range(min(self.order.alternatives, _TRIES) if self.replaces else 1):
+            index = self.windows[self.order.position(number, attempt)]
             try:
                 clip = self.data.read(index)
                 check_cameras(clip)
@@ -247,11 +240,6 @@ class _Steps(Dataset[list[Samples]]):
             except ValueError as error:
                 faults.append(Fault(self.data.windows[index].id, str(error)))
         return None, faults
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return epoch_order(count, seed=seed, epoch=epoch)
 
 
 class BadClip(RuntimeError):
@@ -262,6 +250,7 @@ class Feed:
     """This rank's micro-batches, step after step, for ever.
 
     Args:
+        sources: weights by source; None: all windows alike.
         max_faults: windows that cannot be read are replaced by others, up to so many; None: the first ends the run.
     Attributes:
         taken: samples that all ranks have taken before the next step.
@@ -276,11 +265,13 @@ class Feed:
         *,
         control: Control = "both",
         seed: int = 0,
+        sources: Mapping[str, float] | None = None,
         workers: int = 0,
         max_faults: int | None = None,
     ) -> None:
         replaces = max_faults is not None
-        self._steps = _Steps(data, windows, place, control, seed=seed, replaces=replaces)
+        order = sample_order([data.windows[i] for i in windows], seed=seed, weights=sources)
+        self._steps = _Steps(data, windows, place, control, order=order, replaces=replaces)
         self._workers, self._max_faults = workers, max_faults or 0
         self.place, self.taken = place, 0
         self.faults: dict[str, str] = {}

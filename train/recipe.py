@@ -14,6 +14,7 @@ from .objective import ObjectiveConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 LORA_PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("attn.qkv", "attn.proj"),
@@ -46,6 +47,9 @@ class DataConfig(Strict):
     """Such batches that make a step."""
     cameras: Control = "both"
     """Camera controls that the network is given."""
+    sources: Annotated[dict[str, Share], Field(min_length=1)] | None = None
+    """Weights by source, in any unit: how many of the samples each gives (`theodolite mix` says them); 0: none.
+    null: all windows alike, whatever their source."""
     held_out: Count = 8
     """Clips that are kept out of training, to validate with."""
     workers: Count = 2
@@ -188,6 +192,8 @@ class TrainRecipe(Strict):
             problems.append("start.cameras from_main, but data.cameras is none: nothing would read them")
         if self.lora is not None and self.data.cameras == "none" and "camera" in self.lora.parts:
             problems.append("lora.parts has camera, but data.cameras is none")
+        if self.data.sources is not None and not any(self.data.sources.values()):
+            problems.append("data.sources: all weights are 0: nothing would be trained on")
         if self.data.held_out == 0 and self.validation.every:
             problems.append("data.held_out is 0: set validation.every to 0, or hold clips out")
         if self.validation.sample_clips > self.data.held_out:

@@ -173,6 +173,7 @@ class Training:
             place,
             control=d.cameras,
             seed=self.recipe.seed,
+            sources=d.sources,
             workers=d.workers,
             max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else None,
         )
