@@ -6,10 +6,12 @@ from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from .escape import for_markdown
 from .licences import find_licence
 from .reading import ClipDataset
+from .reasons import find_reason
 from .schema import schema_markdown
 from .store import DATA_FILES
 from .text_table import markdown_table
@@ -29,7 +31,8 @@ _COLUMNS = (
 
 def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str:
     """README.md of a published dataset: what it is, how it was made, counts, licences, quality, how to load it."""
-    rows = clips.to_table(list(_COLUMNS)).to_pylist()
+    table = clips.to_table(list(_COLUMNS))
+    rows = table.to_pylist()
     accepted = [r for r in rows if r["verdict"] == "accepted"]
     licences = sorted({r["data_licence"] for r in rows} | {x for r in rows for x in r["weight_licences"]})
     parts = [
@@ -40,7 +43,7 @@ def dataset_card(clips: ClipDataset, *, name: str, use: Use = "research") -> str
         *_how_it_was_made(rows, accepted),
         "\n## Clips\n",
         _counts_table(rows),
-        _reasons_table(rows),
+        rejection_table(table),
         "## Licences\n",
         "Licences hold clip by clip (`data_licence`, `weight_licences`). Media that may not be passed on is not in "
         "this repository; `media` then names the clip at its source.\n",
@@ -152,14 +155,54 @@ def _counts_table(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["source", "accepted", "rejected", "accepted hours"], body) + "\n"
 
 
-def _reasons_table(rows: list[dict[str, Any]]) -> str:
-    reasons = Counter(x for r in rows for x in r["reasons"])
-    if not reasons:
-        return ""
-    return (
-        markdown_table(["rejection reason", "clips"], [[name, str(n)] for name, n in reasons.most_common()])
-        + "\n"
+def rejection_table(rows: pa.Table) -> str:
+    """Every reason of a rejection with its clips, by source, and what it means.
+
+    Args:
+        rows: with the columns `source` and `reasons`.
+    """
+    found = Counter(
+        (reason, source)
+        for source, reasons in zip(rows["source"].to_pylist(), rows["reasons"].to_pylist(), strict=True)
+        for reason in reasons
     )
+    sources = sorted(set(rows["source"].to_pylist()))
+    total = Counter[str]()
+    for (reason, _), n in found.items():
+        total[reason] += n
+    body = [
+        [name, str(n), *(str(found[name, s]) for s in sources), _meaning(name)]
+        for name, n in total.most_common()
+    ]
+    return markdown_table(["rejection reason", "clips", *sources, "meaning"], body) + "\n" if body else ""
+
+
+def _meaning(code: str) -> str:
+    """What a reason says; nothing of one that this version does not know."""
+    reason = find_reason(code)
+    return "" if reason is None else reason.meaning
+
+
+def source_licences(rows: pa.Table, kept: pa.Table) -> str:
+    """Licences of data and weights of the clips that are kept, by source.
+
+    Args:
+        rows: with `clip_id`, `source`, `data_licence`, `weight_licences`, `data_redistributable`.
+        kept: with `clip_id` and `kept`.
+    """
+    taken = {i for i, k in zip(kept["clip_id"].to_pylist(), kept["kept"].to_pylist(), strict=True) if k}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for row in rows.to_pylist():
+        if row["clip_id"] in taken:
+            kind = "data, may be passed on" if row["data_redistributable"] else "data"
+            counts[row["source"], kind, row["data_licence"]] += 1
+            counts.update((row["source"], "weights", name) for name in set(row["weight_licences"]))
+    body = []
+    for (source, kind, name), n in sorted(counts.items()):
+        licence = find_licence(name)
+        allowed = "unknown" if licence is None else "yes" if licence.commercial else "no"
+        body.append([source, kind, name, str(n), allowed])
+    return markdown_table(["source", "of", "licence", "clips", "commercial use"], body) + "\n"
 
 
 def _licence_table(rows: list[dict[str, Any]], names: list[str]) -> str:

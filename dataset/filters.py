@@ -316,3 +316,15 @@ def write_judgement(result: Filtered, out: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(result.table, sink, compression="zstd")
     write_atomically(out, sink.getvalue())
+
+
+def kept_clips(path: Path) -> set[str]:
+    """Ids that a file of `theodolite filter` or `theodolite mix` keeps.
+
+    Raises:
+        ValueError: unreadable, or without the columns `clip_id` and `kept`.
+    """
+    table = read_table(path, ["clip_id", "kept"])
+    if set(table.column_names) != {"clip_id", "kept"}:
+        raise ValueError(f"{path}: has no columns clip_id and kept, as theodolite filter and mix write them")
+    return set(table.filter(table["kept"])["clip_id"].to_pylist())
