@@ -91,6 +91,7 @@ class ClipRef:
             depth is looked up by it; numbers that are missing are frames that are missing.
         min_frames, max_frames: clip frames below which it is rejected, and after which it ends, beside what the recipe
             says.
+        caption: what it shows, if the source says so.
         problem: reason and detail if its media could not even be unpacked.
         truth_camera_to_world_path, truth_intrinsics_path: ground truth for evaluation and reports. The estimator
             never reads them.
@@ -109,6 +110,7 @@ class ClipRef:
     numbered: bool = False
     min_frames: int | None = None
     max_frames: int | None = None
+    caption: str | None = None
     problem: tuple[ReasonCode, str] | None = None
     given: GivenGeometry = field(default_factory=GivenGeometry)
     data_licence: str = "unknown"
@@ -138,6 +140,7 @@ def identity(clip: ClipRef, *, mode: Mode, recipe_hash: str) -> dict[str, Any]:
         "original_id": clip.original_id,
         "media_kind": clip.media_kind,
         "media": clip.media,
+        "captions": None if clip.caption is None else {"given": clip.caption},
         "media_pattern": clip.media_pattern,
         "window_start_s": clip.start_s,
         "window_end_s": clip.end_s,

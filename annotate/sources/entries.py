@@ -96,6 +96,8 @@ class IndexEntry(Strict):
     start_s: float | None = None
     end_s: float | None = None
     source_fps: Annotated[float, Field(gt=0)] | None = None
+    caption: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    """What the clip shows: the row's caption `given`, which `theodolite encode` takes."""
     depth_pattern: str | None = None
     depth_units_per_metre: Annotated[float, Field(gt=0)] | None = None
     depth_invalid_value: float = 0.0

@@ -131,6 +131,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
         start_s=entry.start_s,
         end_s=entry.end_s,
         source_fps=entry.source_fps,
+        caption=entry.caption,
         given=GivenGeometry(
             depth_pattern=pattern(entry.depth_pattern),
             depth_units_per_metre=entry.depth_units_per_metre,

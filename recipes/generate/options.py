@@ -72,6 +72,15 @@ class GenerateOptions(Strict):
     model's file."""
     size: Annotated[Size, typer.Option("--size", help="full, or tiny (stand-ins only).")] = "full"
     """Of stand-ins; released weights come in one size."""
+    resolution: Annotated[
+        str | None,
+        Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$"),
+        typer.Option(
+            "--resolution",
+            help="WIDTHxHEIGHT of the videos, multiples of 32, for weights trained on another size; default 1280x704 "
+            "(tiny: 224x128).",
+        ),
+    ] = None
     autoencoder: Annotated[Path | None, typer.Option("--autoencoder", help="Folder of the autoencoder.")] = (
         None
     )
@@ -220,6 +229,8 @@ class GenerateOptions(Strict):
         options = plainly(lambda: cls(**values))
         if options.size == "tiny" and not options.stand_in:
             raise ValueError("--size tiny is of stand-ins: add --weights stand_in, or leave --size out")
+        if any(side % 32 for side in options.picture):
+            raise ValueError(f"--resolution {options.resolution}: both sides must be multiples of 32")
         if options.scopes is not None and options.precision in ("auto", "float32", "bf16"):
             raise ValueError(f"--scopes goes with a low --precision, not with {options.precision}")
         if options.warm_up and options.mode != "distilled":
@@ -252,7 +263,10 @@ class GenerateOptions(Strict):
     @property
     def picture(self) -> tuple[int, int]:
         """(height, width) of the videos."""
-        return PICTURE[self.size]
+        if self.resolution is None:
+            return PICTURE[self.size]
+        width, height = map(int, self.resolution.split("x"))
+        return height, width
 
     @property
     def stand_in(self) -> bool:
@@ -260,7 +274,9 @@ class GenerateOptions(Strict):
 
     def digest(self) -> str:
         """Of everything that changes the videos."""
-        content = self.model_dump(mode="json", exclude=_SAME_VIDEO)
+        # Left out where it is not given: videos that were made before there was such a choice stay what they are.
+        left_out = _SAME_VIDEO | ({"resolution"} if self.resolution is None else set())
+        content = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

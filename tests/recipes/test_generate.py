@@ -303,6 +303,8 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"attention": "cudnn", "dry_run": True}, "attention by cudnn needs a GPU"),
         ({"scopes": "ffn"}, "--scopes goes with a low --precision, not with auto"),
         ({"gpu_memory": 24}, "--gpu-memory 24: --device cpu is no GPU"),
+        ({"resolution": "300x96"}, "--resolution 300x96: both sides must be multiples of 32"),
+        ({"resolution": "96"}, "--resolution"),
         ({"mode": "bidirectional", "warm_up": True}, "--warm-up is an option of distilled"),
     ],
 )
@@ -378,6 +380,16 @@ def test_kernels_that_are_not_here(image: Path, tmp_path: Path, monkeypatch: pyt
 
 @needs_networks
 @pytest.mark.slow
+def test_weights_of_another_size_make_their_own_pictures() -> None:
+    from theodolite.recipes.generate.options import GenerateOptions
+
+    asked = GenerateOptions.checked(weights="mine.safetensors", resolution="320x192")
+    plain = GenerateOptions.checked(weights="mine.safetensors")
+    assert (asked.picture, plain.picture) == ((192, 320), (704, 1280))
+    assert asked.digest() != plain.digest()
+    assert plain.digest() == "19964b538563efa3"  # videos of earlier versions stay theirs
+
+
 def test_two_runs_on_one_video(image: Path, tmp_path: Path) -> None:
     """The second one stops and touches nothing of the first."""
     from theodolite.recipes.generate.inputs import prepare

@@ -61,6 +61,23 @@ def test_yaml_json_and_csv_say_the_same(tmp_path):
     assert (desk.media_kind, desk.original_id, desk.data_licence) == ("images", "desk", "unknown")
 
 
+def test_a_caption_of_the_index_is_the_rows(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "defaults": {"caption": "A room."},
+                "clips": [
+                    {"clip_id": "a", "media_path": "a.mp4"},
+                    {"clip_id": "b", "media_path": "b.mp4", "caption": "A garden."},
+                ],
+            }
+        )
+    )
+    clips = list(read_clips(index(tmp_path / "c.yaml")))
+    rows = [annotate_clip(clip, AnnotateConfig(), mode="given_depth", recipe_hash="x") for clip in clips]
+    assert [dict(row.captions) for row in rows] == [{"given": "A room."}, {"given": "A garden."}]
+
+
 def test_defaults_and_another_root(tmp_path):
     (tmp_path / "a.yaml").write_text(
         yaml.safe_dump(

@@ -1,1 +1,0 @@
-"""Mixtures of sources: recipes, and `theodolite mix`."""
