@@ -22,6 +22,7 @@ from ..annotate.run.cluster import RunAborted, local_cluster, num_cores, signals
 from ..annotate.run.executor import hold_folder
 from ..annotate.run.worker import begin_as_worker
 from ..dataset.encoded import Window, begin, encoded_windows, write_shard
+from ..dataset.filters import kept_clips
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
 from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
@@ -39,6 +40,7 @@ class EncodeJob:
     Attributes:
         dataset, out: folders.
         media_root: to which the rows' media refer.
+        only: file of clips that are kept (`theodolite filter` and `mix` write one); None: all.
         weights: see `train.encode.load_encoders`.
         device, precision: of the networks.
         windows_per_shard: windows of a shard: what a killed run has to do again at most, per worker.
@@ -48,6 +50,7 @@ class EncodeJob:
     out: Path
     options: EncodeOptions
     media_root: Path = Path()
+    only: Path | None = None
     weights: str = "released"
     device: str = "auto"
     precision: Precision = "auto"
@@ -144,7 +147,11 @@ def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
     """Windows of the dataset, why other clips have none, and whether rows of stand-in networks are among them."""
     windows: list[Window] = []
     refused: list[str] = []
+    kept = None if job.only is None else kept_clips(job.only)
     for row in _clips(job.dataset).rows():
+        if kept is not None and row.clip_id not in kept:
+            refused.append(f"clip {row.clip_id}: is not kept by {job.only}")
+            continue
         try:
             windows += windows_of(row, job.options)
         except Refused as why:

@@ -1,4 +1,4 @@
-"""`theodolite plan`, `theodolite fetch` and `theodolite unpack`."""
+"""`theodolite plan`, `theodolite fetch`, `theodolite unpack` and `theodolite mix`."""
 
 from __future__ import annotations
 
@@ -113,3 +113,23 @@ def unpack(
 
     loaded = load_recipe(recipe, overrides or ())
     return run_unpack(loaded, max_member_gib=max_member_gib, drop=drop, say=say)
+
+
+def mix(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file of a mixture, or the name of one of the package.")
+    ],
+    paths: Annotated[list[Path], typer.Argument(help="Datasets, one or several a source.", metavar="DIR...")],
+    overrides: Sets = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for kept.parquet (clip by clip), mixture.json and a card."),
+    ] = None,
+) -> Outcome:
+    """Choose the clips of several sources that go into a training, on one metric footing, with a weight a source.
+
+    Example: theodolite mix sana_wm runs/sekai-game runs/sv --out mixtures/first
+    """
+    from ..mixing.run import load_mix_recipe, run_mix
+
+    return run_mix(load_mix_recipe(recipe, overrides or ()), paths, out)

@@ -28,6 +28,10 @@ class Encoding:
         Path | None,
         typer.Option("--media-root", help="Folder of the rows' media; default: by the recipe beside them."),
     ] = None
+    only: Annotated[
+        Path | None,
+        typer.Option("--only", help="Only clips that this file keeps: of `theodolite filter` or `mix`."),
+    ] = None
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +78,7 @@ def encode(
         out=out,
         options=options_from_items(EncodeOptions, encoding.overrides or ()),
         weights=encoding.weights,
+        only=encoding.only,
         device=encoding.device,
         precision=encoding.precision,
         windows_per_shard=encoding.per_shard,

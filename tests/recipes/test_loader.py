@@ -20,11 +20,14 @@ from theodolite.recipes.loader import (
     resolved_yaml,
     write_run_record,
 )
+from theodolite.recipes.mixing.run import mix_recipes
 from theodolite.recipes.training import train_recipes
 
 TRAIN_RECIPES = sorted(PACKAGED.glob("train/*.yaml"))
-RECIPES = sorted({*PACKAGED.glob("**/*.yaml")} - {*TRAIN_RECIPES})
-"""Recipes of `annotate`. Those of `train` have a loader of their own, see tests/recipes/test_train_command.py."""
+MIX_RECIPES = sorted(PACKAGED.glob("mixing/*.yaml"))
+RECIPES = sorted({*PACKAGED.glob("**/*.yaml")} - {*TRAIN_RECIPES, *MIX_RECIPES})
+"""Recipes of `annotate`. Those of `train` and `mix` have loaders of their own, see test_train_command.py and
+test_mixing.py."""
 
 GOOD = """
 schema_version: 1
@@ -60,6 +63,7 @@ def test_every_packaged_file_has_a_loader():
     """A folder of recipes that neither command lists would be a folder that nobody can run."""
     named = {PACKAGED / f"{name}.yaml" for name in packaged_recipes()}
     named |= {PACKAGED / "train" / f"{name}.yaml" for name in train_recipes()}
+    named |= {PACKAGED / "mixing" / f"{name}.yaml" for name in mix_recipes()}
     assert named == {*PACKAGED.glob("**/*.yaml")}
     assert len(TRAIN_RECIPES) == len(train_recipes()) > 5
 
