@@ -14,6 +14,16 @@ Backend = Literal["auto", "triton", "reference"]
 _HAS_TRITON = find_spec("triton") is not None
 
 
+def op_name(name: str) -> str:
+    """The name under which torch registers an operator of ours.
+
+    It starts with the package's: from a checkout's own folder, libraries that look for the package `kernels` (as
+    transformers does) find this one and import it a second time. Under one name the second registration would take the
+    place of the first, and torch crashes in calls of what it replaced.
+    """
+    return f"{__name__.split('.')[0]}::{name}"
+
+
 def resolve_backend(backend: Backend, x: Tensor) -> bool:
     """True for Triton. "auto" takes it for CUDA tensors of a dtype that it has, where Triton is installed.
 

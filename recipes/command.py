@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -210,6 +211,10 @@ _EXTRAS = {
 """What brings each package that only some commands need."""
 
 
+_TRACEBACK = "THEODOLITE_TRACEBACK"
+"""Environment variable: set, errors end in their traceback, also those that are taken for the user's."""
+
+
 class _Plain(logging.Formatter):
     """Names of files and clips come with data: nothing in them may act upon the terminal."""
 
@@ -229,30 +234,38 @@ def finish(act: Callable[[], Outcome]) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted; finished parts are kept, the same command continues")
         raise typer.Exit(130) from None
-    except ValueError as error:
-        say(f"error: {error}")
-        raise typer.Exit(2) from None
-    except ImportError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if "pip install" in str(error):  # what needs it says so itself
-            say(f"error: {error}")
-        elif extra is not None:
-            say(f"error: this needs the package {error.name}, which is not installed: {extra}")
-        else:
+    except Exception as error:
+        if os.environ.get(_TRACEBACK):
             raise
-        raise typer.Exit(2) from None
-    except (OSError, RuntimeError) as error:
-        from ..annotate.run.cluster import RunAborted
-
-        if not isinstance(error, RunAborted | OSError):
-            raise  # a mistake of ours: the traceback is what helps
-        say(f"error: {error}")
-        raise typer.Exit(1) from None
+        _end_with(error)
     finally:
         ours.removeHandler(handler)
     if text:
         typer.echo(for_terminal(text))
     raise typer.Exit(code)
+
+
+def _end_with(error: Exception) -> NoReturn:
+    """One message and an exit code where a user can correct it; otherwise the error itself, for its traceback."""
+    code = 2
+    if isinstance(error, ImportError):
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if "pip install" in str(error):  # what needs it says so itself
+            text = str(error)
+        elif extra is not None:
+            text = f"this needs the package {error.name}, which is not installed: {extra}"
+        else:
+            raise error
+    elif isinstance(error, ValueError):
+        text = str(error)
+    else:
+        from ..annotate.run.cluster import RunAborted
+
+        if not isinstance(error, RunAborted | OSError):
+            raise error  # a mistake of ours: the traceback is what helps
+        text, code = str(error), 1
+    say(f"error: {text}")
+    raise typer.Exit(code) from None
 
 
 def say(text: str) -> None:

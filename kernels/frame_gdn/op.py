@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, resolve_backend
+from ..backend import Backend, op_name, resolve_backend
 from .arguments import ScanOptions, Tokens, check_arguments
 from .reference import Result, State, chunk_keep, frame_gdn_reference
 from .tensors import Chain, Ends, Products, Readout, make_inputs
@@ -78,7 +78,7 @@ def cached_keep(frames: int, chunk_starts: tuple[int, ...] | None, device: torch
         return chunk_keep(frames, chunk_starts, torch.empty(0, device=device))
 
 
-@torch.library.custom_op("theodolite::frame_gdn", mutates_args=())
+@torch.library.custom_op(op_name("frame_gdn"), mutates_args=())
 def _forward_op(
     q: Tensor,
     k: Tensor,
@@ -172,7 +172,7 @@ def _(
     ]
 
 
-@torch.library.custom_op("theodolite::frame_gdn_backward", mutates_args=())
+@torch.library.custom_op(op_name("frame_gdn_backward"), mutates_args=())
 def _backward_op(
     q: Tensor,
     k: Tensor,

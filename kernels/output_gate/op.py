@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, resolve_backend
+from ..backend import Backend, op_name, resolve_backend
 from .reference import check_arguments, output_gate_reference
 
 _BLOCK = 1024
@@ -34,7 +34,7 @@ def output_gate(main: Tensor, camera: Tensor | None, gate: Tensor, *, backend: B
     return _forward_op(main, camera, gate)
 
 
-@torch.library.custom_op("theodolite::output_gate", mutates_args=())
+@torch.library.custom_op(op_name("output_gate"), mutates_args=())
 def _forward_op(main: Tensor, camera: Tensor | None, gate: Tensor) -> Tensor:
     import triton
 
@@ -54,7 +54,7 @@ def _(main: Tensor, camera: Tensor | None, gate: Tensor) -> Tensor:
     return torch.empty(main.shape, dtype=main.dtype, device=main.device)
 
 
-@torch.library.custom_op("theodolite::output_gate_backward", mutates_args=())
+@torch.library.custom_op(op_name("output_gate_backward"), mutates_args=())
 def _backward_op(main: Tensor, camera: Tensor | None, gate: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
     import triton
 

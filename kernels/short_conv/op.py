@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, resolve_backend
+from ..backend import Backend, op_name, resolve_backend
 from .reference import check_arguments, short_conv_reference
 
 
@@ -108,7 +108,7 @@ def _convolve(
     return y
 
 
-@torch.library.custom_op("theodolite::short_conv", mutates_args=())
+@torch.library.custom_op(op_name("short_conv"), mutates_args=())
 def _forward_op(
     x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool
 ) -> Tensor:
@@ -122,7 +122,7 @@ def _(
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op("theodolite::short_conv_backward", mutates_args=())
+@torch.library.custom_op(op_name("short_conv_backward"), mutates_args=())
 def _backward_op(
     x: Tensor, weight: Tensor, before: Tensor | None, chunk_starts: list[int], bidirectional: bool, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

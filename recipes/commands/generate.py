@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..allocator import use_expandable_segments
 from ..command import Outcome
 from ..generate.options import ClipRequest, GenerateOptions
 
@@ -93,6 +94,7 @@ def generate(
 
     Example: theodolite generate --image street.jpg --prompt "a street in the rain" --camera w-80,wd-40 --out street.mp4
     """
+    use_expandable_segments()
     if asked.manifest is not None:
         return _many(asked, asked.manifest, options, one=one, batch=batch, dry_run=dry_run)
     for name in ("workers", "scheduler", "limit"):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..allocator import use_expandable_segments
 from ..command import Outcome
 from .options import Dataset, Sets
 
@@ -122,6 +123,7 @@ def train(
 
     Example: theodolite train finetune_lora --data encoded/mine --out runs/mine --resume
     """
+    use_expandable_segments()
     from ..training import load_train_recipe, run_train
 
     if accelerator not in ("auto", "cpu", "gpu"):

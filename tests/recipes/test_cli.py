@@ -205,3 +205,35 @@ def test_an_option_is_named_as_it_is_typed_and_checked_by_the_one_list_of_choice
             GenerateOptions.checked(**{name: "best"})
     made = GenerateOptions.checked(scopes=("qkv", "ffn"), precision="fp8", attention="flash")
     assert made.scopes == ("qkv", "ffn")
+
+
+def test_with_tracebacks_asked_for_no_error_becomes_a_message(monkeypatch):
+    def act():
+        raise ValueError("vector::reserve")
+
+    with pytest.raises(typer.Exit):
+        finish(act)
+    monkeypatch.setenv("THEODOLITE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="vector::reserve"):
+        finish(act)
+
+
+@pytest.mark.parametrize("given", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_is_set_up_unless_the_user_did(monkeypatch, given):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    # Whatever comes after it, the command has said it before torch can be imported.
+    if given is not None:
+        monkeypatch.setenv(given, "max_split_size_mb:64")
+    done = runner.invoke(app, ["generate", "--manifest", "none.csv", "--image", "x.png", "--out", "videos"])
+    assert done.exit_code == 2
+    found = {name: os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
+    if given is None:
+        assert found == {
+            "PYTORCH_ALLOC_CONF": None,
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        }
+    else:
+        assert [name for name, value in found.items() if value] == [given]
+        assert found[given] == "max_split_size_mb:64"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
