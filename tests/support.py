@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Recordings and clips that are not part of the repository; what needs them skips where they are not."""
@@ -25,6 +28,13 @@ class Done:
     returncode: int
     stdout: str
     stderr: str
+
+
+def needs_packages(*names: str, extra: str) -> pytest.MarkDecorator:
+    """Mark of a file that is skipped where packages are missing. It does not import them, which takes seconds: every
+    process collects every file, and one runs it."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs theodolite[{extra}]: {', '.join(missing)}")
 
 
 def environment_with(**changes: str) -> dict[str, str]:

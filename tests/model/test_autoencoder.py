@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from theodolite.model.autoencoder import TINY, Tiling, VideoAutoencoder, _kind, tiny_autoencoder, to_pixels
 
+from ..support import needs_packages
 from .cases import relative
 from .neighbours import VAE_STRIDES, decoder_inputs, fill
 
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-
-from theodolite.model.autoencoder import TINY, Tiling, VideoAutoencoder, _kind, tiny_autoencoder, to_pixels
+pytestmark = needs_packages("diffusers", extra="generate")
 
 RECORDED = Path(__file__).with_name("nvlabs_sana_neighbours.npz")
 SMALL = Tiling(frames=16, stride_frames=8, size_px=96, stride_px=64)

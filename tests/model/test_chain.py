@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-
-from .chain_parts import request
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-
 from theodolite.model import autoencoder, refiner
 from theodolite.model.generation import Generator
 from theodolite.model.network import WorldModel
 from theodolite.model.parts import TINY, Numbers, find_parts, load_generator, stand_in_generator
 from theodolite.model.residence import Residence
 from theodolite.model.text import byte_tokenizer, tiny_refiner_text_encoder, tiny_text_encoder
+
+from ..support import needs_packages
+from .chain_parts import request
+
+pytestmark = needs_packages("diffusers", extra="generate")
 
 EXACT = Numbers(precision="float32")
 NAMES = {

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from .cases import relative, tiny_model
-from .neighbours import REFINER_SIZES, fill
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-pytest.importorskip("peft", reason="needs theodolite[generate]")
-
 from theodolite.model import refiner
 from theodolite.model.lora import merge_lora, parse_lora
 from theodolite.model.parts import Loras, load_generator, stand_in_generator
 from theodolite.model.refiner import Refiner
+
+from ..support import needs_packages
+from .cases import relative, tiny_model
+from .neighbours import REFINER_SIZES, fill
+
+pytestmark = needs_packages("diffusers", "peft", extra="generate")
 
 LAYERS = [
     "transformer_blocks.0.attn1.to_q",

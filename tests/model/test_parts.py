@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-pytest.importorskip("transformers", reason="needs theodolite[generate]")
-
 from theodolite.model.parts import Numbers, find_parts, load_generator, released_parts
 
+from ..support import needs_packages
 from .chain_parts import request
 from .release import write_release
+
+pytestmark = needs_packages("diffusers", "transformers", extra="generate")
 
 
 @pytest.mark.slow

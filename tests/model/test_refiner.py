@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from .cases import relative
-from .neighbours import REFINER_SIZES, fill, refiner_inputs
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-
 from theodolite.model import refiner as module
 from theodolite.model.refiner import TINY, Refiner, RefinerOptions, _kind, tiny_refiner
 from theodolite.model.samplers import Text
+
+from ..support import needs_packages
+from .cases import relative
+from .neighbours import REFINER_SIZES, fill, refiner_inputs
+
+pytestmark = needs_packages("diffusers", extra="generate")
 
 RECORDED = np.load(Path(__file__).with_name("nvlabs_sana_neighbours.npz"))
 

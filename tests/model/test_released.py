@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from .cases import relative
-from .neighbours import REFINER_SIZES, decoder_inputs, fill, refiner_inputs
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-
 from theodolite.model import autoencoder, refiner, released
 from theodolite.model.autoencoder import VideoAutoencoder, load_autoencoder
 from theodolite.model.refiner import Refiner, load_refiner
 from theodolite.model.samplers import Text
+
+from ..support import needs_packages
+from .cases import relative
+from .neighbours import REFINER_SIZES, decoder_inputs, fill, refiner_inputs
+
+pytestmark = needs_packages("diffusers", extra="generate")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

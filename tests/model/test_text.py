@@ -7,12 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from .cases import relative
-
-pytest.importorskip("diffusers", reason="needs theodolite[generate]")
-pytest.importorskip("transformers", reason="needs theodolite[generate]")
-
 from theodolite.model.text import (
     byte_tokenizer,
     load_refiner_text_encoder,
@@ -21,6 +15,11 @@ from theodolite.model.text import (
     tiny_refiner_text_encoder,
     tiny_text_encoder,
 )
+
+from ..support import needs_packages
+from .cases import relative
+
+pytestmark = needs_packages("diffusers", "transformers", extra="generate")
 
 PROMPT = "A red bus drives through a street in the rain."
 

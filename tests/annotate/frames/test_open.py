@@ -28,6 +28,7 @@ with_decord = pytest.mark.skipif(
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 NTSC = Fraction(30000, 1001)
+WITH_CUTS = DecodeConfig(min_frames=2)
 
 
 def clip_of(path: Path, **fields) -> ClipRef:
@@ -39,7 +40,8 @@ def clip_of(path: Path, **fields) -> ClipRef:
 
 
 def open_path(path: Path, config: DecodeConfig | None = None, **fields) -> DecodedFrames:
-    frames = open_clip(clip_of(path, **fields), config or DecodeConfig(min_frames=2))
+    """The frames; by default without looking for cuts, which costs ten times what decoding does."""
+    frames = open_clip(clip_of(path, **fields), config or DecodeConfig(min_frames=2, detect_cuts=False))
     assert isinstance(frames, DecodedFrames)
     return frames
 
@@ -448,7 +450,7 @@ def test_a_dissolve_between_still_shots_is_found(tmp_path):
 
 def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", pan(texture(1), 20, 4) + pan(texture(2), 20, 4), rate=16)
-    frames = open_path(path)
+    frames = open_path(path, WITH_CUTS)
     assert len(list(itertools.islice(frames, 30))) == 30  # not complete: nothing is concluded from it
     assert sum(1 for _ in frames) == 40
     monkeypatch.setattr(DecodedFrames, "__iter__", lambda self: pytest.fail("decoded again"))
@@ -476,7 +478,7 @@ def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
 def test_coded_videos(name, num_source, num_clip, first_code, rate, backend, window):
     frames = open_path(
         SHARED / "edge-videos" / f"{name}.mp4",
-        DecodeConfig(backend=backend),
+        DecodeConfig(backend=backend, detect_cuts=False),
         start_s=window[0],
         end_s=window[1],
     )
@@ -523,7 +525,7 @@ def test_edge_videos():
     [("dog.mp4", 122, 65), ("generated-walk-16fps.mp4", 81, 81), ("handheld-forward-1080p.mov", 40, 22)],
 )
 def test_real_clips_have_no_cuts(name, num_source, num_clip):
-    frames = open_path(SHARED / "clips" / name)
+    frames = open_path(SHARED / "clips" / name, WITH_CUTS)
     assert (frames.num_source_frames, len(frames)) == (num_source, num_clip)
     assert frames.cuts == ()
     assert max(frames.height, frames.width) == 1280
@@ -540,21 +542,22 @@ def test_a_source_slower_than_16_fps():
 @shared
 def test_shot_changes_and_the_best_of_two_streams():
     path = SHARED / "clips" / "nasa-cut.mp4"
-    frames = open_path(path)
+    frames = open_path(path, WITH_CUTS)
     assert (frames.num_source_frames, frames.height, frames.width) == (390, 270, 480)
     assert "2 video streams; stream 3 (480x270) is used" in frames.notes
     dissolve, cut = frames.cuts
     assert abs(dissolve - 86) <= 6  # frames 80 to 92 are mixtures
     assert cut == 128
-    native = open_path(path, DecodeConfig(fps="native"))
+    native = open_path(path, DecodeConfig(fps="native", max_frames=260))
     assert native.cuts[-1] == frames.timing.frame_index[128] == 240
 
 
 @pytest.mark.slow
 @shared
 @pytest.mark.parametrize("name", ["rgb.mp4", "zoom.mp4"])
-def test_brisk_motion_and_zoom_are_no_cuts(name):
-    assert open_path(SHARED / "rgbd-office-a" / name).cuts == ()
+def test_brisk_motion_and_zoom_are_no_cuts(name, thorough):
+    config = DecodeConfig(min_frames=2, max_frames=None if thorough else 75)
+    assert open_path(SHARED / "rgbd-office-a" / name, config).cuts == ()
 
 
 @shared
