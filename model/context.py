@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -129,6 +129,11 @@ class StreamCache:
     sink_chunks: int
     blocks: list[BlockCache]
     next_frame: int = 0
+
+    def snapshot(self) -> StreamCache:
+        """The caches as they are now, the tensors themselves: what is remembered later does not change them. For calls
+        whose gradient is taken after the stream went on, where blocks may be computed again."""
+        return replace(self, blocks=[replace(block, chunks=list(block.chunks)) for block in self.blocks])
 
     @property
     def num_bytes(self) -> int:

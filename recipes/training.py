@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,10 +21,11 @@ from ..dataset.store import write_atomically
 from ..dataset.strict import error_lines
 from ..model.config import WorldModelConfig
 from ..train.cost import ClipShape, memory_rows, num_parameters, peak_flops, step_flops
+from ..train.distillation import make_training
 from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
 from ..train.order import sample_order
-from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_weights_path
+from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
 from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
 from ..train.start import start_model, weights_path
 from ..train.state import checkpoints, read_progress
@@ -62,7 +64,7 @@ def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainR
         raise RecipeError(str(error)) from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: is no recipe: it must hold keys and values")
-    before = (content.get("start") or {}).get("weights") if isinstance(content.get("start"), dict) else None
+    before = copy.deepcopy(content)
     errors = [*errors, *apply_overrides(content, overrides)]
     try:
         recipe = TrainRecipe.model_validate(content)
@@ -72,8 +74,7 @@ def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainR
         ) from None
     if errors:
         raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
-    given = recipe.start.weights != before
-    return resolve_weights_path(recipe, Path.cwd() if given else path.parent.resolve())
+    return resolve_paths(recipe, path.parent.resolve(), Path.cwd(), before)
 
 
 def run_train(
@@ -124,7 +125,7 @@ def run_train(
 def _made(recipe: TrainRecipe, clips: EncodedDataset, out: Path, say: Say | None) -> Training:
     """The training, not placed yet; what it starts from and on is told."""
     started = start_model(recipe)
-    training = Training(recipe, started, clips, out)
+    training = make_training(recipe, started, clips, out)
     if say is not None:
         say(started.summary())
         say(_clips_text(recipe, clips))
@@ -251,13 +252,12 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     if world % p.context:
         raise ValueError(f"parallel.context {p.context} does not divide {world} ranks")
     longest = max(w.num_frames for w in clips.windows)
-    chunks = recipe.flow_matching.chunks
     shape = ClipShape(
         frames=(longest - 1) // e.temporal_stride + 1,
         height=e.height // e.spatial_stride,
         width=e.width // e.spatial_stride,
         cameras=recipe.data.cameras != "none",
-        chunk=None if chunks is None else chunks.size,
+        chunk=recipe.chunk,
     )
     per_step = world // p.context * recipe.data.batch * recipe.data.accumulate
     train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
@@ -271,7 +271,7 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         lora_rank=None if recipe.lora is None else recipe.lora.rank,
     )
     lines = [
-        f"recipe   {recipe.name}: {recipe.objective}, {'chunk-causal' if chunks else 'bidirectional'}, cameras "
+        f"recipe   {recipe.name}: {recipe.objective}, {'chunk-causal' if recipe.chunk else 'bidirectional'}, cameras "
         f"{recipe.data.cameras}, {'LoRA of rank ' + str(recipe.lora.rank) if recipe.lora else 'all weights'}",
         f"network  {num_parameters(config) / 1e6:.1f} M parameters, from {recipe.start.weights or 'initial values'}",
         f"data     {_clips_text(recipe, clips)}",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..kernels import visible_frames
 from ..model.config import WorldModelConfig, chunk_starts
+
+if TYPE_CHECKING:
+    from .recipe import TrainRecipe
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -74,6 +78,29 @@ def forward_flops(config: WorldModelConfig, clip: ClipShape) -> float:
 def step_flops(config: WorldModelConfig, clip: ClipShape) -> float:
     """Forward and backward pass of one clip; what is computed again is no work that counts."""
     return 3 * forward_flops(config, clip)
+
+
+def distillation_flops(recipe: TrainRecipe, config: WorldModelConfig, clip: ClipShape) -> float:
+    """Operations of a step that makes the student, on average over its exits and over steps with and without the
+    student's own update; a call of a chunk counts as its share of a chunk-causal pass.
+
+    Args:
+        clip: of the student's frames; its chunk is not read.
+    """
+    student = recipe.student
+    assert student is not None
+    causal = forward_flops(config, replace(clip, chunk=student.chunk))
+    if recipe.ode_init is not None:
+        return 3 * causal
+    if recipe.consistency_init is not None:
+        guided = 2 if recipe.consistency_init.guidance != 1 else 1
+        return causal * ((3 + 1) + 2 + 2 * guided)  # each also remembers the clean clip
+    assert recipe.self_forcing is not None
+    whole = forward_flops(config, replace(clip, chunk=None))
+    calls = (len(student.times) - 1 + 1) / 2 + 1  # up to the exit, and one that remembers
+    fake = calls * causal + 3 * whole
+    generator = (calls + 2) * causal + 3 * whole  # three judgements without a backward pass
+    return fake + generator / recipe.self_forcing.generator_every
 
 
 def num_parameters(config: WorldModelConfig) -> int:

@@ -8,7 +8,7 @@ another batch or a restart goes on exactly there.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from ..model.samplers import Text
 from .objective import Batch
 from .order import SampleOrder, sample_order
 
+Paths = Callable[[str], Tensor]
+"""The teacher's trajectory (K, C, T, H, W) of a window, by its id."""
 Control = Literal["both", "ucpe", "plucker", "none"]
 """Which camera controls the network is given: rays in attention (UCPE), the Plücker map, both or none."""
 _TRIES = 16
@@ -66,7 +68,8 @@ class Samples:
         if b.cameras is not None:
             cameras = Cameras(*(moved(x) for x in vars(b.cameras).values()))  # pyright: ignore[reportArgumentType]
         text = Text(b.text.states.to(device, non_blocking=True), moved(b.text.mask))
-        batch = Batch(b.latents.to(device, non_blocking=True), text, cameras, moved(b.valid))
+        latents = b.latents.to(device, non_blocking=True)
+        batch = Batch(latents, text, cameras, moved(b.valid), moved(b.trajectory))
         return replace(self, batch=batch)
 
     @property
@@ -207,8 +210,10 @@ class _Steps(Dataset[list[Samples]]):
         *,
         order: SampleOrder,
         replaces: bool,
+        trajectories: Paths | None = None,
     ) -> None:
         self.data, self.windows, self.place = data, list(windows), place
+        self.trajectories = trajectories
         self.control: Control = control
         self.order, self.replaces = order, replaces
 
@@ -216,19 +221,19 @@ class _Steps(Dataset[list[Samples]]):
         return [self._samples(numbers) for numbers in self.place.numbers(index)]
 
     def _samples(self, numbers: list[int]) -> Samples:
-        clips, faults = [], []
-        for number in numbers:
-            clip, found = self._clip(number)
-            faults += found
-            clips.append(clip)
-        known = [clip for clip in clips if clip is not None]
-        if len(known) < len(clips):
+        found = [self._clip(number) for number in numbers]
+        faults = [fault for _, mine in found for fault in mine]
+        known = [clip for clip, _ in found if clip is not None]
+        if len(known) < len(found):
             empty = Batch(torch.empty(0), Text(torch.empty(0)))
             return Samples(empty, (), tuple(numbers), tuple(faults))
-        batch = make_batch(known, self.data.encoding, self.control)
-        return Samples(batch, tuple(clip.window.id for clip in known), tuple(numbers), tuple(faults))
+        batch = make_batch([clip for clip, _ in known], self.data.encoding, self.control)
+        if self.trajectories is not None:
+            paths = [path for _, path in known if path is not None]
+            batch = replace(batch, trajectory=torch.stack(paths))
+        return Samples(batch, tuple(clip.window.id for clip, _ in known), tuple(numbers), tuple(faults))
 
-    def _clip(self, number: int) -> tuple[EncodedClip | None, list[Fault]]:
+    def _clip(self, number: int) -> tuple[tuple[EncodedClip, Tensor | None] | None, list[Fault]]:
         """The sample's window; where it is broken, another of the epoch if faults are replaced, else nothing."""
         faults: list[Fault] = []
         for attempt in range(min(self.order.alternatives, _TRIES) if self.replaces else 1):
@@ -236,7 +241,8 @@ class _Steps(Dataset[list[Samples]]):
             try:
                 clip = self.data.read(index)
                 check_cameras(clip)
-                return clip, faults
+                path = None if self.trajectories is None else self.trajectories(clip.window.id)
+                return (clip, path), faults
             except ValueError as error:
                 faults.append(Fault(self.data.windows[index].id, str(error)))
         return None, faults
@@ -252,6 +258,7 @@ class Feed:
     Args:
         sources: weights by source; None: all windows alike.
         max_faults: windows that cannot be read are replaced by others, up to so many; None: the first ends the run.
+        trajectories: what is read beside every window.
     Attributes:
         taken: samples that all ranks have taken before the next step.
         faults: windows that could not be read so far, by id.
@@ -268,10 +275,13 @@ class Feed:
         sources: Mapping[str, float] | None = None,
         workers: int = 0,
         max_faults: int | None = None,
+        trajectories: Paths | None = None,
     ) -> None:
         replaces = max_faults is not None
         order = sample_order([data.windows[i] for i in windows], seed=seed, weights=sources)
-        self._steps = _Steps(data, windows, place, control, order=order, replaces=replaces)
+        self._steps = _Steps(
+            data, windows, place, control, order=order, replaces=replaces, trajectories=trajectories
+        )
         self._workers, self._max_faults = workers, max_faults or 0
         self.place, self.taken = place, 0
         self.faults: dict[str, str] = {}

@@ -88,12 +88,15 @@ class Batch:
         text: hidden states of the captions, (B, L, C).
         cameras: of each latent frame; None: neither camera branch nor ray map runs.
         valid: (B, T) True where a frame counts; None: all do. Padding is False.
+        trajectory: (B, K, C, T, H, W) the teacher's way from noise to these latents, at the student's K times; of
+            `ode_init` alone.
     """
 
     latents: Tensor
     text: Text
     cameras: Cameras | None = None
     valid: Tensor | None = None
+    trajectory: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,7 @@ def flow_matching_loss(
         share=share,
     )
     error = (velocity.float() - (noise - latents)).square().mean(dim=(1, 3, 4))
-    return _mean_of_counting(error, _counting(batch, draws), part)
+    return mean_of_counting(error, _counting(batch, draws), part)
 
 
 def _captions(model: WorldModel, states: Tensor, captionless: Tensor) -> Tensor:
@@ -279,7 +282,7 @@ def _counting(batch: Batch, draws: Draws) -> Tensor:
     return counting if batch.valid is None else counting & batch.valid
 
 
-def _mean_of_counting(error: Tensor, counting: Tensor, part: slice) -> Tensor:
+def mean_of_counting(error: Tensor, counting: Tensor, part: slice) -> Tensor:
     """error (B, t) of the clip's frames `part`: mean over counting frames (B, T) of each clip, then over clips."""
     number = counting.sum(dim=1)
     if not error.is_cuda and bool((number == 0).any()):  # asking a GPU would make the host wait

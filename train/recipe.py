@@ -9,12 +9,20 @@ from pydantic import Field, model_validator
 
 from ..dataset.strict import Strict
 from ..model.config import WorldModelConfig
+from .consistency import ConsistencyConfig
 from .feed import Control
 from .objective import ObjectiveConfig
+from .ode import OdeConfig
+from .self_forcing import SelfForcingConfig
+from .student import StudentConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+Objective = Literal["flow_matching", "ode_init", "consistency_init", "self_forcing"]
+DISTILLATION = ("ode_init", "consistency_init", "self_forcing")
+"""Objectives that make a few-step student of a chunk-causal network."""
 
 LORA_PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("attn.qkv", "attn.proj"),
@@ -149,8 +157,13 @@ class TrainRecipe(Strict):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     description: str = ""
-    objective: Literal["flow_matching"] = "flow_matching"
+    objective: Objective = "flow_matching"
     flow_matching: ObjectiveConfig = ObjectiveConfig()
+    student: StudentConfig | None = None
+    """Of the three objectives that make the few-step student, which each read a section of their own beside it."""
+    ode_init: OdeConfig | None = None
+    consistency_init: ConsistencyConfig | None = None
+    self_forcing: SelfForcingConfig | None = None
     model: WorldModelConfig | None = None
     """Sizes; null: those of the weights that it starts from."""
     start: StartConfig = StartConfig()
@@ -204,9 +217,56 @@ class TrainRecipe(Strict):
             )
         if any(not 0 < level < 1 for level in self.validation.levels):
             problems.append("validation.levels lie between 0 and 1")
+        problems += self._distillation_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _distillation_problems(self) -> list[str]:
+        """Keys of other objectives, and what the student's cannot do."""
+        problems = []
+        sections = {name: getattr(self, name) for name in DISTILLATION}
+        for name, section in sections.items():
+            if section is not None and name != self.objective:
+                problems.append(
+                    f"{name}: is read by objective {name} alone, the objective is {self.objective}"
+                )
+            if section is None and name == self.objective:
+                problems.append(f"{name}: is missing; objective {name} reads it")
+        if self.objective not in DISTILLATION:
+            if self.student is not None:
+                problems.append(f"student: is read by {', '.join(DISTILLATION)} alone")
+            return problems
+        if self.student is None:
+            problems.append(f"student: is missing; objective {self.objective} reads it")
+        if self.start.weights is None:
+            problems.append(
+                f"start.weights: {self.objective} makes a student of trained weights; name those of stage4"
+            )
+        if self.flow_matching != ObjectiveConfig():
+            problems.append(f"flow_matching: is not read by objective {self.objective}")
+        if self.lora is not None:
+            problems.append(f"lora: objective {self.objective} trains all weights")
+        if self.objective == "consistency_init" and self.parallel.context > 1:
+            problems.append(
+                "parallel.context: consistency_init goes through a clip chunk by chunk, which is not spread over "
+                "ranks; use 1"
+            )
+        return problems
+
+    @property
+    def chunk(self) -> int | None:
+        """Latent frames of a chunk of the network that is trained; None: it is bidirectional."""
+        if self.student is not None:
+            return self.student.chunk
+        return None if self.flow_matching.chunks is None else self.flow_matching.chunks.size
+
+    @property
+    def stage(self) -> str:
+        """What the trained weights can do, as exports say it: bidirectional, chunk-causal or distilled."""
+        if self.objective in DISTILLATION:
+            return "distilled"
+        return "bidirectional" if self.flow_matching.chunks is None else "chunk-causal"
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
@@ -239,10 +299,31 @@ FREE_TO_CHANGE = (
 the number of clips of a step, which is said."""
 
 
-def resolve_weights_path(recipe: TrainRecipe, folder: Path) -> TrainRecipe:
-    """The recipe with a relative `start.weights` taken from the folder of its file."""
-    weights = recipe.start.weights
-    if weights is None or weights.startswith("released/"):
-        return recipe
-    path = str(folder / Path(weights).expanduser())
-    return recipe.model_copy(update={"start": recipe.start.model_copy(update={"weights": path})})
+_PATHS = (
+    ("start", "weights"),
+    ("ode_init", "trajectories"),
+    ("consistency_init", "teacher"),
+    ("self_forcing", "real"),
+    ("self_forcing", "fake"),
+    ("self_forcing", "negative"),
+)
+"""Keys that name files or folders."""
+
+
+def resolve_paths(recipe: TrainRecipe, folder: Path, current: Path, before: dict[str, Any]) -> TrainRecipe:
+    """The recipe with relative files taken from the folder of its file, those that were overridden from `current`.
+
+    Args:
+        before: contents of the file.
+    """
+    changes: dict[str, Any] = {}
+    for section, key in _PATHS:
+        record = changes.get(section, getattr(recipe, section))
+        value = None if record is None else getattr(record, key)
+        if value is None or value.startswith("released/"):
+            continue
+        stored = before.get(section)
+        given = not (isinstance(stored, dict) and stored.get(key) == value)
+        path = str((current if given else folder) / Path(value).expanduser())
+        changes[section] = record.model_copy(update={key: path})
+    return recipe.model_copy(update=changes)

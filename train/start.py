@@ -31,6 +31,7 @@ from ..model.context import Operators
 from ..model.network import WorldModel
 from ..model.released import import_peft
 from ..model.start import initialise, start_camera_from_main
+from ..model.weight_files import opened_safetensors
 from .recipe import LORA_PARTS, LoraConfig, TrainRecipe
 
 _NULL_CAPTION = "y_embedder.y_embedding"
@@ -86,12 +87,72 @@ def weights_path(weights: str) -> Path:
     return path
 
 
+STAGE = "theodolite.stage"
+"""Key of a safetensors file's metadata under which an export says what its weights can do."""
+_STARTS: dict[str, tuple[str, ...]] = {
+    "flow_matching": ("bidirectional", "chunk-causal"),
+    "ode_init": ("chunk-causal", "distilled"),
+    "consistency_init": ("chunk-causal", "distilled"),
+    "self_forcing": ("chunk-causal", "distilled"),
+    "teacher": ("chunk-causal",),
+    "real score": ("bidirectional",),
+    "fake score": ("bidirectional", "fake-score"),
+}
+"""What may begin an objective, or stand in for a network beside it."""
+
+
+def stage_of(weights: str) -> str | None:
+    """What weights can do, by the name of their release or as their file says; None: nothing tells."""
+    if weights.startswith("released/"):
+        return weights.removeprefix("released/")
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with opened_safetensors(path) as file:
+        return (file.metadata() or {}).get(STAGE)
+
+
+def check_use(weights: str, use: str) -> None:
+    """Weights must be of a stage that fits their use.
+
+    Raises:
+        ValueError: they say that they are not.
+    """
+    stage = stage_of(weights)
+    if stage is not None and stage not in _STARTS[use]:
+        raise ValueError(f"{weights}: are {stage} weights; {use} takes {' or '.join(_STARTS[use])} ones")
+
+
+def load_beside(weights: str, use: str, config: WorldModelConfig) -> WorldModel:
+    """A network that stands beside the trained one: a teacher or a score, of the same sizes.
+
+    Args:
+        weights: file, folder or release. use: a key of the uses that `check_use` knows.
+    Raises:
+        ValueError, FileNotFoundError: missing, damaged, of another stage or size.
+    """
+    path = weights_path(weights)
+    check_use(weights, use)
+    model, _ = load_world_model(path, dtype=torch.float32)
+    differences = [
+        f"{name} {theirs!r}, the student's {mine!r}"
+        for name, mine in config.model_dump().items()
+        if name in _SIZES and (theirs := getattr(model.config, name)) != mine
+    ]
+    if differences:
+        raise ValueError(f"{path}: does not fit beside the student as its {use}: {'; '.join(differences)}")
+    return model
+
+
 def start_model(recipe: TrainRecipe, *, operators: Operators | None = None) -> Started:
     """The network of a recipe with its first weights.
 
     Raises:
         ValueError, FileNotFoundError: the weights are missing, damaged, or of another stage than the recipe says.
     """
+    if recipe.start.weights is not None:
+        weights_path(recipe.start.weights)
+        check_use(recipe.start.weights, recipe.objective)
     if recipe.start.weights is None:
         assert recipe.model is not None
         model = _initial(recipe.model, recipe.seed, operators)
@@ -128,21 +189,16 @@ def _initial(config: WorldModelConfig, seed: int, operators: Operators | None) -
     return model
 
 
+_SIZES = ("depth", "width", "heads", "softmax_every", "latent_channels", "text_width", "text_tokens")
+
+
 def _check_stage(found: WorldModelConfig, recipe: TrainRecipe, path: Path) -> None:
     """Weights must be of the sizes that the recipe names, if it names some."""
     if recipe.model is None:
         return
     differences = [
         f"{name} {getattr(found, name)!r}, the recipe {getattr(recipe.model, name)!r}"
-        for name in (
-            "depth",
-            "width",
-            "heads",
-            "softmax_every",
-            "latent_channels",
-            "text_width",
-            "text_tokens",
-        )
+        for name in _SIZES
         if getattr(found, name) != getattr(recipe.model, name)
     ]
     if differences:

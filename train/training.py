@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
 from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional, sample_chunk_causal
 from .cost import ClipShape, peak_flops, step_flops
-from .feed import Feed, Place, Samples, hold_out, make_batch
+from .feed import Feed, Paths, Place, Samples, hold_out, make_batch
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
 from .recipe import TrainRecipe
-from .start import Started, add_lora, use_null_caption
+from .start import STAGE, Started, add_lora, use_null_caption
 from .state import (
     Average,
     StatePart,
@@ -64,6 +64,32 @@ def seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
+@dataclass
+class Learner:
+    """A network, what moves it, and what judges its steps.
+
+    Attributes:
+        optimiser: AdamW over its trainable weights; its rate is set at every step.
+        name: of its faults; empty: the network that the recipe trains.
+    """
+
+    model: WorldModel
+    optimiser: torch.optim.Optimizer
+    guard: Guard
+    lr: float
+    average: Average | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Update:
+    """How an optimiser's step went: the same on all ranks."""
+
+    loss: float
+    norm: float
+    skipped: str | None
+
+
 @dataclass(frozen=True)
 class StepReport:
     """How a step went, the same on all ranks but for the times.
@@ -76,6 +102,7 @@ class StepReport:
         wall_s: duration on this rank.
         mfu: share of the peak of all devices; None: not known.
         skipped: why the weights were left as they were.
+        more: further figures, by their columns.
     """
 
     step: int
@@ -86,6 +113,7 @@ class StepReport:
     wall_s: float
     mfu: float | None = None
     skipped: str | None = None
+    more: dict[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -107,10 +135,11 @@ class Training:
         use_null_caption(started, data.empty_caption()[0])
         self.model = started.model
         self.windows, self.held_out = hold_out(data, recipe.data.held_out, seed=recipe.seed)
-        self.loss = OBJECTIVES[recipe.objective]
+        self.loss: Loss = OBJECTIVES.get(recipe.objective, _flow_matching)
         self.guard = Guard(recipe.guard)
         self.step = self.taken = 0
         self.feed_faults: dict[str, str] = {}
+        self.trajectories: Paths | None = None
         self.ranks = Ranks()
         self.device = torch.device("cpu")
 
@@ -128,18 +157,25 @@ class Training:
         self.sharded = self._sharded(compute)
         if self.sharded:
             shard_weights(model, compute=compute)
-        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = self.make_optimiser(model, self.recipe.optimiser.lr)
+        self.average = None if self.recipe.ema is None else Average(model, self.recipe.ema)
+        self.peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+    def make_optimiser(self, model: WorldModel, lr: float) -> torch.optim.Optimizer:
+        """Of a network's trainable weights, as the recipe says."""
         o = self.recipe.optimiser
-        self.optimiser = torch.optim.AdamW(
-            trained,
-            lr=o.lr,
+        return torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=lr,
             betas=o.betas,
             eps=o.eps,
             weight_decay=o.weight_decay,
-            fused=device.type == "cuda",
+            fused=self.device.type == "cuda",
         )
-        self.average = None if self.recipe.ema is None else Average(model, self.recipe.ema)
-        self.peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+    def learner(self) -> Learner:
+        """The network that the recipe trains."""
+        return Learner(self.model, self.optimiser, self.guard, self.recipe.optimiser.lr, self.average)
 
     def compute_type(self, device: torch.device) -> torch.dtype:
         """In which numbers the network computes on a device."""
@@ -176,6 +212,7 @@ class Training:
             sources=d.sources,
             workers=d.workers,
             max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else None,
+            trajectories=self.trajectories,
         )
         feed.taken, feed.faults = self.taken, self.feed_faults
         return feed
@@ -189,50 +226,76 @@ class Training:
             Diverged: it is one of too many steps in a row that could not be taken.
         """
         start = time.perf_counter()
-        rate = self._rate()
-        parts: list[Tensor] = []
-        for samples in micro:
-            here = samples.to(self.device)
-            seeds = [seed_of(self.recipe.seed, n) for n in here.numbers]
-            share = self.ranks.share(here.batch.latents.shape[2])
-            part = self.loss(self.model, here.batch, self.recipe, seeds, share)
-            (self.ranks.scaled(part) / len(micro)).backward()
-            parts.append(part.detach())
-        if not self.sharded:
-            reduce_gradients(self.model.parameters(), self.ranks.world)
-        norm = clip_gradients(self.model.parameters(), self.recipe.optimiser.clip_norm)
-        loss = float(self.ranks.mean(torch.stack(parts).mean()))
-        ids = [name for samples in micro for name in samples.ids]
-        skipped = self._judge(loss, norm, ids)
-        if skipped is None:
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            self.optimiser.step()
-            if self.average is not None:
-                self.average.update(self.model)
-        self.optimiser.zero_grad(set_to_none=True)
+        rate = self._rate(self.recipe.optimiser.lr)
+        done, more = self._learn([samples.to(self.device) for samples in micro])
         self.step += 1
         self.taken += sum(len(s.numbers) for s in micro) * self.ranks.data_ranks
         wall = time.perf_counter() - start
         tokens = sum(s.num_tokens for s in micro) * self.ranks.data_ranks
-        return StepReport(self.step, loss, norm, rate, tokens, wall, self._mfu(micro, wall), skipped)
+        return StepReport(
+            self.step, done.loss, done.norm, rate, tokens, wall, self._mfu(micro, wall), done.skipped, more
+        )
 
-    def _judge(self, loss: float, norm: float, ids: list[str]) -> str | None:
+    def _learn(self, micro: list[Samples]) -> tuple[Update, dict[str, float]]:
+        """A step's updates; the first is the one that is reported, with figures of the others."""
+
+        def loss(samples: Samples) -> Tensor:
+            share = self.ranks.share(samples.batch.latents.shape[2])
+            return self.loss(self.model, samples.batch, self.recipe, self.seeds(samples), share)
+
+        return self.update(self.learner(), micro, loss), {}
+
+    def seeds(self, samples: Samples, which: int = 0) -> list[int]:
+        """A seed for each clip's draws; `which` tells draws of one step apart."""
+        return [seed_of(self.recipe.seed + which, number) for number in samples.numbers]
+
+    def update(self, learner: Learner, micro: list[Samples], loss_of: Callable[[Samples], Tensor]) -> Update:
+        """One step of one network's optimiser; a collective call.
+
+        Args:
+            loss_of: this rank's part of a micro-batch's loss.
+        Raises:
+            Diverged: it is one of too many steps in a row that could not be taken.
+        """
+        parts: list[Tensor] = []
+        for samples in micro:
+            part = loss_of(samples)
+            (self.ranks.scaled(part) / len(micro)).backward()
+            parts.append(part.detach())
+        model = learner.model
+        if not self.sharded:
+            reduce_gradients(model.parameters(), self.ranks.world)
+        norm = clip_gradients(model.parameters(), self.recipe.optimiser.clip_norm)
+        loss = float(self.ranks.mean(torch.stack(parts).mean()))
+        ids = [name for samples in micro for name in samples.ids]
+        skipped = self._judge(learner, loss, norm, ids)
+        if skipped is None:
+            for group in learner.optimiser.param_groups:
+                group["lr"] = self._rate(learner.lr)
+            learner.optimiser.step()
+            if learner.average is not None:
+                learner.average.update(model)
+        learner.optimiser.zero_grad(set_to_none=True)
+        return Update(loss, norm, skipped)
+
+    def _judge(self, learner: Learner, loss: float, norm: float, ids: list[str]) -> str | None:
         try:
-            why = self.guard.judge(loss, norm)
+            why = learner.guard.judge(loss, norm)
         except RuntimeError as error:
             self._note_fault(str(error), ids, loss, norm)
             raise
-        if why is not None:
-            self._note_fault(why, ids, loss, norm)
+        if why is None:
+            return None
+        why = f"{learner.name}: {why}" if learner.name else why
+        self._note_fault(why, ids, loss, norm)
         return why
 
     def _note_fault(self, why: str, ids: list[str], loss: float, norm: float) -> None:
         record_fault(self.out / "faults", self.step + 1, self.ranks.rank, why, ids, loss=loss, norm=norm)
 
-    def _rate(self) -> float:
+    def _rate(self, rate: float) -> float:
+        """A learning rate at this step."""
         o, done = self.recipe.optimiser, self.step
-        rate = o.lr
         if o.warmup_steps:
             rate *= min(1.0, (done + 1) / o.warmup_steps)
         if o.decay_from is not None and done > o.decay_from * self.recipe.steps:
@@ -242,7 +305,6 @@ class Training:
     def _mfu(self, micro: list[Samples], wall: float) -> float | None:
         if self.peak is None:
             return None
-        chunks = self.recipe.flow_matching.chunks
         flops = 0.0
         for samples in micro:
             b, _, t, h, w = samples.batch.latents.shape
@@ -251,10 +313,14 @@ class Training:
                 height=h,
                 width=w,
                 cameras=self.recipe.data.cameras != "none",
-                chunk=None if chunks is None else chunks.size,
+                chunk=self.recipe.chunk,
             )
-            flops += b * step_flops(self.config, shape)
+            flops += b * self.step_flops(shape)
         return flops * self.ranks.data_ranks / self.ranks.world / self.peak / wall
+
+    def step_flops(self, clip: ClipShape) -> float:
+        """Operations that a step takes for a clip."""
+        return step_flops(self.config, clip)
 
     # --- validation ---------------------------------------------------------------------------
 
@@ -264,24 +330,34 @@ class Training:
 
         Data-parallel ranks take turns through the clips.
         """
-        levels = self.recipe.validation.levels
-        sums = torch.zeros(len(levels) + 1, device=self.device)
+        sums: dict[str, Tensor] = {}
+        counted = torch.zeros((), device=self.device)
         rounds = math.ceil(len(self.held_out) / self.ranks.data_ranks)
         for i in range(rounds):
             place = i * self.ranks.data_ranks + self.ranks.data_rank
             # Ranks beyond the end compute with the others, whose weights they hold a part of, and do not count.
             index = self.held_out[min(place, len(self.held_out) - 1)]
             counts = float(place < len(self.held_out))
-            batch = make_batch([self.data.read(index)], self.data.encoding, self.recipe.data.cameras)
-            here = Samples(batch, (), ()).to(self.device).batch
-            for j, level in enumerate(levels):
-                sums[j] += counts * self._loss_at(here, level, seed_of(self.recipe.seed + 1, index)).detach()
-            sums[-1] += counts / self.ranks.context
+            here = Samples(self.held_out_batch(index), (), ()).to(self.device).batch
+            for name, loss in self.held_out_losses(here, index).items():
+                sums[name] = sums.get(name, torch.zeros_like(counted)) + counts * loss.detach()
+            counted += counts / self.ranks.context
+        whole = torch.stack([*sums.values(), counted])
         if self.ranks.world > 1:
-            torch.distributed.all_reduce(sums)
-        means = (sums[:-1] / sums[-1]).tolist()
-        found = {f"loss_at_{level:g}": value for level, value in zip(levels, means, strict=True)}
-        return {"loss": sum(means) / len(means), **found, **self._sampled()}
+            torch.distributed.all_reduce(whole)
+        means = (whole[:-1] / whole[-1]).tolist()
+        return {"loss": sum(means) / len(means), **dict(zip(sums, means, strict=True)), **self._sampled()}
+
+    def held_out_batch(self, index: int) -> Batch:
+        """One held-out window."""
+        return make_batch([self.data.read(index)], self.data.encoding, self.recipe.data.cameras)
+
+    def held_out_losses(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """This rank's part of what is measured of a held-out window, by name, always with the same draws."""
+        seed = seed_of(self.recipe.seed + 1, index)
+        return {
+            f"loss_at_{level:g}": self._loss_at(batch, level, seed) for level in self.recipe.validation.levels
+        }
 
     def _sampled(self) -> dict[str, float]:
         """Held-out clips sampled from their first frame: mean squared error of the frames that follow, over that of
@@ -293,8 +369,8 @@ class Training:
         clips = self.held_out[: self.recipe.validation.sample_clips]
         if not clips or self.ranks.context > 1:  # samplers know of no shares of frames
             return {}
-        data, control = self.data, self.recipe.data.cameras
-        batches = [make_batch([data.read(i)], data.encoding, control) for i in clips]
+        data = self.data
+        batches = [self.held_out_batch(i) for i in clips]
         sums, made = torch.zeros(3, dtype=torch.float64), {}
         for number, (index, batch) in enumerate(zip(clips, batches, strict=True)):
             here = Samples(batch, (), ()).to(self.device).batch
@@ -318,16 +394,16 @@ class Training:
 
     def _sample(self, batch: Batch, cameras: Cameras | None, seed: int) -> Tensor:
         v = self.recipe.validation
-        chunks = self.recipe.flow_matching.chunks
+        chunk = self.recipe.chunk
         generator = torch.Generator(self.device).manual_seed(seed_of(self.recipe.seed + 2, seed))
         frames = batch.latents.shape[2]
         if self.sharded:  # samplers read what cameras give once, outside of a pass
             self.model.unshard()  # pyright: ignore[reportCallIssue]
         start = noise_latents(self.model, batch.latents[:, :, :1], frames, generator)
         steps: dict[str, Any] = dict(steps=v.sample_steps, shift=self.recipe.flow_matching.shift)
-        if chunks is None:
+        if chunk is None:
             return sample_bidirectional(self.model, start, batch.text, cameras=cameras, **steps).float()
-        schedule = ChunkSchedule(**steps, starts=chunk_starts(frames, chunks.size))
+        schedule = ChunkSchedule(**steps, starts=chunk_starts(frames, chunk))
         return sample_chunk_causal(self.model, start, batch.text, cameras=cameras, schedule=schedule).float()
 
     def _loss_at(self, batch: Batch, level: float, seed: int) -> Tensor:
@@ -340,6 +416,10 @@ class Training:
         return flow_matching_loss(self.model, batch, config, fixed, self.ranks.share(batch.latents.shape[2]))
 
     # --- state --------------------------------------------------------------------------------
+
+    def others(self) -> list[Learner]:
+        """Networks that learn beside the one that the recipe trains."""
+        return []
 
     def state_parts(self) -> list[StatePart]:
         """What a checkpoint holds: not the weights beside a LoRA, which come from a file."""
@@ -357,6 +437,7 @@ class Training:
             "seed": self.recipe.seed,
             "windows": len(self.windows),
             "guard": self.guard.state(),
+            "guards": {learner.name: learner.guard.state() for learner in self.others()},
             "faults": self.feed_faults,
         }
         path = save_checkpoint(self.out / "checkpoints", self.step, tensors_of(self.state_parts()), progress)
@@ -381,6 +462,8 @@ class Training:
             load_checkpoint(path, self.state_parts())
             self.step, self.taken = int(progress["step"]), int(progress["taken"])
             self.guard.restore(progress["guard"])
+            for learner in self.others():
+                learner.guard.restore(progress["guards"][learner.name])
             self.feed_faults = dict(progress["faults"])
         except KeyError as error:
             raise ValueError(f"{path / 'progress.json'}: lacks {error}") from None
@@ -397,23 +480,30 @@ class Training:
             folder.mkdir(parents=True, exist_ok=True)
         if self.recipe.lora is not None:
             return self._export_lora(folder)
-        written = []
         named = {n: p.detach() for n, p in self.model.named_parameters()}
-        sets = [("", named)]
+        sets = [("", named, self.recipe.stage)]
         if self.average is not None:
-            sets.append(("-average", {**named, **self.average.weights}))
-        for suffix, weights in sets:
-            whole = {n: _whole(t) for n, t in weights.items()}
-            if self.ranks.rank == 0:
-                with torch.device("meta"):
-                    model = WorldModel(self.config, Operators())
-                buffers = {n: b.cpu() for n, b in self.model.named_buffers()}
-                model.load_state_dict({**whole, **buffers}, strict=True, assign=True)
-                path = folder / f"step-{self.step:08d}{suffix}.safetensors"
-                names = tuple((k, k) for k in model.state_dict())
-                save_world_model(model, path, Layout(file="safetensors", names=names))
-                written.append(path)
-        return written
+            sets.append(("-average", {**named, **self.average.weights}, self.recipe.stage))
+        sets += self.further_exports()
+        written = [self._export(folder, *one) for one in sets]
+        return [path for path in written if path is not None]
+
+    def further_exports(self) -> list[tuple[str, dict[str, Tensor], str]]:
+        """Ending, weights and stage of other networks that a later training begins with."""
+        return []
+
+    def _export(self, folder: Path, ending: str, weights: dict[str, Tensor], stage: str) -> Path | None:
+        whole = {n: _whole(t) for n, t in weights.items()}
+        if self.ranks.rank:
+            return None
+        with torch.device("meta"):
+            model = WorldModel(self.config, Operators())
+        buffers = {n: b.cpu() for n, b in self.model.named_buffers()}
+        model.load_state_dict({**whole, **buffers}, strict=True, assign=True)
+        path = folder / f"step-{self.step:08d}{ending}.safetensors"
+        names = tuple((k, k) for k in model.state_dict())
+        save_world_model(model, path, Layout(file="safetensors", names=names, metadata={STAGE: stage}))
+        return path
 
     def _export_lora(self, folder: Path) -> list[Path]:
         assert self.recipe.lora is not None
@@ -466,13 +556,18 @@ def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> 
     if recipe.data.cameras != "none" and not any(w.cameras for w in data.windows):
         problems.append("none has cameras, but data.cameras is " + recipe.data.cameras)
     lengths = {w.num_frames for w in data.windows}
-    chunks = recipe.flow_matching.chunks
+    chunk = recipe.chunk
     shortest = (min(lengths) - 1) // e.temporal_stride + 1
+    if recipe.student is not None and shortest < recipe.student.frames:
+        problems.append(
+            f"the shortest has {shortest} latent frames, student.frames is {recipe.student.frames}: encode longer "
+            "windows, or ask for fewer"
+        )
     if shortest < 2 and recipe.flow_matching.image_condition_probability > 0:
         problems.append("some have one latent frame: conditioned on it, nothing is left to learn")
-    if chunks is not None and (shortest - 1) // chunks.size < recipe.parallel.context:
+    if chunk is not None and (shortest - 1) // chunk < recipe.parallel.context:
         problems.append(
-            f"the shortest has {shortest} latent frames, {max(1, (shortest - 1) // chunks.size)} chunks, for "
+            f"the shortest has {shortest} latent frames, {max(1, (shortest - 1) // chunk)} chunks, for "
             f"{recipe.parallel.context} context-parallel ranks"
         )
     if problems:
