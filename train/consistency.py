@@ -98,9 +98,14 @@ def consistency_loss(
     empties = asked.told(empty)
     guided = config.guidance != 1
     # Softmax blocks read what they will read when the student generates; the teacher reads everything.
-    window = dict(window_chunks=student.window_chunks, sink_chunks=student.sink_chunks)
-    own = _Stream(networks.student, asked, networks.student.start_stream(**window))
-    average = _Stream(networks.average, asked, networks.average.start_stream(**window))
+    own, average = (
+        _Stream(
+            model,
+            asked,
+            model.start_stream(window_chunks=student.window_chunks, sink_chunks=student.sink_chunks),
+        )
+        for model in (networks.student, networks.average)
+    )
     teachers = [
         _Stream(networks.teacher, told, networks.teacher.start_stream())
         for told in ((asked, empties) if guided else (asked,))

@@ -210,10 +210,9 @@ class _Steps(Dataset[list[Samples]]):
         *,
         order: SampleOrder,
         replaces: bool,
-        trajectories: Paths | None = None,
     ) -> None:
         self.data, self.windows, self.place = data, list(windows), place
-        self.trajectories = trajectories
+        self.trajectories: Paths | None = None
         self.control: Control = control
         self.order, self.replaces = order, replaces
 
@@ -258,7 +257,6 @@ class Feed:
     Args:
         sources: weights by source; None: all windows alike.
         max_faults: windows that cannot be read are replaced by others, up to so many; None: the first ends the run.
-        trajectories: what is read beside every window.
     Attributes:
         taken: samples that all ranks have taken before the next step.
         faults: windows that could not be read so far, by id.
@@ -275,16 +273,17 @@ class Feed:
         sources: Mapping[str, float] | None = None,
         workers: int = 0,
         max_faults: int | None = None,
-        trajectories: Paths | None = None,
     ) -> None:
         replaces = max_faults is not None
         order = sample_order([data.windows[i] for i in windows], seed=seed, weights=sources)
-        self._steps = _Steps(
-            data, windows, place, control, order=order, replaces=replaces, trajectories=trajectories
-        )
+        self._steps = _Steps(data, windows, place, control, order=order, replaces=replaces)
         self._workers, self._max_faults = workers, max_faults or 0
         self.place, self.taken = place, 0
         self.faults: dict[str, str] = {}
+
+    def read_beside(self, trajectories: Paths | None) -> None:
+        """Read a trajectory beside every window from now on; one that cannot be read is a fault of its window."""
+        self._steps.trajectories = trajectories
 
     def __iter__(self) -> Iterator[list[Samples]]:
         """Steps from `taken` on; a step counts as taken when it is handed out.

@@ -319,7 +319,9 @@ def resolve_paths(recipe: TrainRecipe, folder: Path, current: Path, before: dict
     changes: dict[str, Any] = {}
     for section, key in _PATHS:
         record = changes.get(section, getattr(recipe, section))
-        value = None if record is None else getattr(record, key)
+        if record is None:
+            continue
+        value = getattr(record, key)
         if value is None or value.startswith("released/"):
             continue
         stored = before.get(section)

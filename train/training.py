@@ -212,8 +212,8 @@ class Training:
             sources=d.sources,
             workers=d.workers,
             max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else None,
-            trajectories=self.trajectories,
         )
+        feed.read_beside(self.trajectories)
         feed.taken, feed.faults = self.taken, self.feed_faults
         return feed
 

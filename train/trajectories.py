@@ -68,8 +68,8 @@ def levels_between(options: TrajectoryOptions) -> list[list[float]]:
     per = max(1, round(options.steps / (len(times) - 1)))
     found = []
     for high, low in pairwise(times):
-        ends = [(t / 1000) / (k - (k - 1) * t / 1000) for t in (high, low)]  # before the shift
-        plain = np.linspace(*ends, per + 1)
+        start, end = ((t / 1000) / (k - (k - 1) * t / 1000) for t in (high, low))  # before the shift
+        plain = np.linspace(start, end, per + 1)
         levels = (k * plain / (1 + (k - 1) * plain)).tolist()
         found.append([high / 1000, *levels[1:-1], low / 1000])
     return found

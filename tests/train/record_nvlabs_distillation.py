@@ -51,7 +51,7 @@ class Accelerator:
 
     device = torch.device("cpu")
 
-    def __init__(self, found: dict[str, np.ndarray], networks: dict[str, Any]) -> None:
+    def __init__(self, found: dict[str, Any], networks: dict[str, Any]) -> None:
         self.found, self.networks, self.name = found, networks, ""
 
     def backward(self, loss: Tensor) -> None:
@@ -69,7 +69,7 @@ class Accelerator:
 
 
 @contextmanager
-def listened(found: dict[str, np.ndarray], name: str) -> Iterator[None]:
+def listened(found: dict[str, Any], name: str) -> Iterator[None]:
     """Everything that is drawn meanwhile, in order."""
     number = iter(range(10**6))
 
@@ -89,7 +89,7 @@ def listened(found: dict[str, np.ndarray], name: str) -> Iterator[None]:
         yield
 
 
-def trainer(kind: Any, found: dict[str, np.ndarray], case: str, frames: int) -> Any:
+def trainer(kind: Any, found: dict[str, Any], case: str, frames: int) -> Any:
     made = kind.__new__(kind)
     networks = {role: Called(toy) for role, toy in toys().items()}
     made.accelerator = Accelerator(found, networks)
@@ -114,7 +114,7 @@ def trainer(kind: Any, found: dict[str, np.ndarray], case: str, frames: int) -> 
     return made
 
 
-def record_steps(kind: Any, found: dict[str, np.ndarray]) -> None:
+def record_steps(kind: Any, found: dict[str, Any]) -> None:
     for case, (frames, seed) in FORCING.items():
         x = inputs(frames)
         values = (x.image, x.conditions, x.plucker, x.y, x.mask, x.other, x.other_mask)
@@ -142,7 +142,7 @@ def record_steps(kind: Any, found: dict[str, np.ndarray]) -> None:
             found[f"{name}.loss"] = np.float64(made._train_ode_step(batch)["ode_loss"])
 
 
-def record_flow_matching(found: dict[str, np.ndarray]) -> None:
+def record_flow_matching(found: dict[str, Any]) -> None:
     from diffusion.scheduler.iddpm import Scheduler  # pyright: ignore[reportMissingImports]
 
     schedule = Scheduler(
@@ -176,7 +176,7 @@ def record_flow_matching(found: dict[str, np.ndarray]) -> None:
                 found[f"flow.{case}.grad.student.{name}"] = parameter.grad.numpy().copy()
 
 
-def record_times(found: dict[str, np.ndarray], chunks: int = 40, count: int = 20_000) -> None:
+def record_times(found: dict[str, Any], chunks: int = 40, count: int = 20_000) -> None:
     """Moments of the mixture of chunk times at the size of a minute."""
     from diffusion.model.respace import IncrementalTimesteps, process_timesteps  # pyright: ignore[reportMissingImports]
 
@@ -207,11 +207,11 @@ def main() -> None:
     parallel.cp_reduce_loss = None  # type: ignore[attr-defined]
     sys.modules[parallel.__name__] = parallel
     kind = importlib.import_module("diffusion.longsana.trainer.sana_wm_distill").SanaWMDistillTrainer
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     record_steps(kind, found)
     record_flow_matching(found)
     record_times(found)
-    np.savez_compressed(out, **found)
+    np.savez_compressed(out, allow_pickle=False, **found)
 
 
 if __name__ == "__main__":

@@ -95,12 +95,13 @@ def write_paths(folder: Path, given: Path, causal: Path) -> Path:
 def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     root = tmp_path_factory.mktemp("distillation")
     data = write_encoded(root / "data", 3, frames=57)
-    weights = []
+    weights: list[Path] = []
     for name, chunks in (("bidirectional", None), ("causal", dict(size=3))):
         recipe = TrainRecipe(**content(model=SMALL, flow_matching=dict(chunks=chunks)))
         trained = placed(recipe, data, root / name)
         weights += trained.export()
-    return Given(data, *weights, write_paths(root / "paths", data, weights[1]))
+    bidirectional, causal = weights
+    return Given(data, bidirectional, causal, write_paths(root / "paths", data, causal))
 
 
 def recipe(given: Given, objective: str, **changes: Any) -> TrainRecipe:
@@ -222,13 +223,13 @@ def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel) -> No
     config, asked = StudentConfig(frames=FRAMES), asked_of(given)
     drawn = draws(config, 1)
     video = roll_out(student, asked, config, drawn, gradient=False)
-    clean = asked.image
+    clean = estimate = asked.image
     assert asked.cameras is not None
     for number, (first, end) in enumerate(chunk_ranges(FRAMES, config.starts)):
         x = drawn.noise[0, :, :, first:end]
         for step, time in enumerate(config.times[:2]):
             if step:
-                x = torch.lerp(estimate, drawn.noise[1, :, :, first:end], time / 1000)  # noqa: F821
+                x = torch.lerp(estimate, drawn.noise[1, :, :, first:end], time / 1000)
             before = clean if first else clean[:, :, :0]
             whole = torch.cat([before, x], dim=2)
             times = torch.zeros(1, end)
@@ -328,7 +329,7 @@ def test_levels_pass_through_the_students_times() -> None:
     ],
 )
 def test_contradictions_are_told(changes: dict[str, Any], why: str) -> None:
-    given = Given(*(Path(x) for x in "abcd"))
+    given = Given(Path("a"), Path("b"), Path("c"), Path("d"))
     with pytest.raises(ValueError, match=why):
         recipe(given, "self_forcing", **changes)
     with pytest.raises(ValueError, match="student: is read by"):
