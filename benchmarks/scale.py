@@ -42,6 +42,7 @@ from theodolite.dataset.validate import validate_dataset
 
 HASH = "0123456789abcdef"
 STUB_S = 0.005
+LINE_EVERY_S = 20.0
 
 
 def stub(clip, config, *, mode, recipe_hash):
@@ -74,17 +75,31 @@ def source(count: int) -> Callable[[], Iterator[ClipRef]]:
 
 
 class Memory:
-    """Resident memory of this process, in MB, second by second."""
+    """Resident memory of this process, in MB, second by second.
 
-    def __init__(self) -> None:
+    Args:
+        num_done: how many clips are done, for a line every 20 s; None: no lines.
+    """
+
+    def __init__(self, num_done: Callable[[], int] | None = None) -> None:
         self.values: list[float] = []
+        self._num_done = num_done
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         process = psutil.Process()
+        start, told, before = time.monotonic(), time.monotonic(), 0
         while not self._stop.wait(1.0):
             self.values.append(process.memory_info().rss / 1e6)
+            now = time.monotonic()
+            if self._num_done is not None and now - told >= LINE_EVERY_S:
+                count = self._num_done()
+                rate = (count - before) / (now - told)
+                workers = sum(child.memory_info().rss for child in process.children(recursive=True)) / 1e6
+                text = f"{count} clips, {rate:.0f} a second, {self.values[-1]:.0f} MB here, {workers:.0f} MB workers"
+                print(f"  after {now - start:.0f} s: {text}", file=sys.stderr, flush=True)
+                told, before = now, count
 
     def __enter__(self) -> Memory:
         self._thread.start()
@@ -135,10 +150,12 @@ class Clock:
         self.processes = 1 if alone else num_cores()
 
 
-def timed(clock: Clock, name: str, work: Callable[[], str]) -> None:
+def timed(
+    clock: Clock, name: str, work: Callable[[], str], num_done: Callable[[], int] | None = None
+) -> None:
     """A row of the table, as soon as it is known."""
     start = clock.now()
-    with Memory() as memory:
+    with Memory(num_done) as memory:
         note = work()
     print(f"| {name} | {clock.now() - start:.2f} | {memory} | {note} |", flush=True)
 
@@ -185,6 +202,7 @@ def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
         clock,
         "rows" if args.alone else "run",
         (lambda: write_alone(out, count, args)) if args.alone else whole_run,
+        lambda: len(list_parts(out)) * args.clips_per_part,
     )
     if args.alone:
         timed(clock, "index from nothing", lambda: str(refresh_index(out)))

@@ -199,11 +199,15 @@ def _settings(attempts: int) -> dict[str, object]:
         "distributed.worker.multiprocessing-method": "spawn",
         "distributed.worker.daemon": False,  # a daemon may have no solver processes
         "distributed.comm.timeouts.connect": "30s",
+        # After 15 s dask gives up a worker that is being started anew, ends it once it is there, and starts no other.
+        # Modules that come from a disk far away, or a busy machine, take longer.
+        "distributed.deploy.lost-worker-timeout": "3600s",
         # A worker that is stopped, or waits for a disk that is away, is not heard of and gives its shard back.
         "distributed.scheduler.worker-ttl": f"{FROZEN_AFTER_S:.0f}s",
-        # The scheduler lies in this process, and what it remembers of itself would grow for hours.
-        "distributed.admin.log-length": 1000,
-        "distributed.admin.low-level-log-length": 1000,
+        # The scheduler lies in this process, and what it remembers of itself would grow for hours: a thousand messages
+        # to each worker, with the clips in them, are tens of megabytes.
+        "distributed.admin.log-length": 100,
+        "distributed.admin.low-level-log-length": 10,
         "distributed.admin.system-monitor.log-length": 100,
         "distributed.worker.profile.enabled": False,
     }

@@ -2,14 +2,15 @@
 
 A *clip* is one row. A *shard* is a fixed run of consecutive clips, the unit of work and of commit: a worker annotates
 its clips one after the other and writes one part file by rename. A *worker* is a process of dask.distributed, on this
-machine or behind a scheduler address. Only as many shards are in flight as there are worker threads, so neither the
-task graph nor memory grows with the number of clips.
+machine or behind a scheduler address. A *task* is what a worker is sent: one shard, or several where they take a
+fraction of a second. Only as many tasks are in flight as keep the worker threads busy, so neither the task graph nor
+memory grows with the number of clips.
 
 What is done is what part files exist. A run that is killed in any way is continued by the same command: clips that have
 a row are left out. The index is kept while parts are written, a few hundred parts at a time by a task of their own.
 
-A worker that dies gives its shard back, once per allowed attempt; after that the shard's clips are tried one by one
-with the cluster to themselves, and only a clip that kills its worker alone gets the reason `worker_died`.
+A worker that dies gives its task back, once per allowed attempt; after that the clips of its shards are tried one by
+one with the cluster to themselves, and only a clip that kills its worker alone gets the reason `worker_died`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +35,7 @@ from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
 from .tally import Outcome, Tally, outcome_of
-from .worker import TOPIC, Job, annotate_one, annotate_shard, failure_row
+from .worker import TOPIC, Job, annotate_one, annotate_shard, annotate_shards, failure_row, found_outcomes
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -170,51 +172,52 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
     num_done = 0
     shards = _shards(plan, job.out)
     suspects: list[Shard] = []
-    shard_of: dict[Any, Shard] = {}
+    shards_of: dict[Any, tuple[Shard, ...]] = {}
     completed: Any = as_completed(loop=client.loop, raise_errors=False)
+    room = _Room(client)
 
     def submit_next() -> None:
-        shard = next(shards, None)
-        if shard is not None:
-            future = client.submit(annotate_shard, shard, job, key=f"{run}-{shard.shard_id}", pure=False)
-            shard_of[future.key] = shard
+        while len(shards_of) < room.num_tasks() and (some := tuple(islice(shards, room.shards_a_task()))):
+            key = f"{run}-{some[0].shard_id}"
+            future = client.submit(annotate_shards, some, job, key=key, pure=False)
+            shards_of[future.key] = some
             completed.add(future)
 
-    room = _Room(client)
-    for _ in range(room.size()):
-        submit_next()
+    submit_next()
     patience = Patience(client, job.out)
-    while shard_of:
+    while shards_of:
         while not completed.has_ready():
             patience.wait()
         future = next(completed)
         patience.step_s = FIRST_STEP_S
-        shard = shard_of.pop(future.key)
+        done = shards_of.pop(future.key)
         if future.status == "cancelled":
             raise RunAborted(GONE.format(out=job.out))
-        # This waits where the worker that held the result has died since: the shard is being done again.
+        # This waits where the worker that held the result has died since: the task is being done again.
         if (error := future.exception()) is None:
             num_done += 1
-            room.see()
-            yield shard, future.result()
+            room.see(len(done))
+            yield from zip(done, future.result(), strict=True)
         elif isinstance(error, KilledWorker):
             log.warning(
-                "shard %s: its worker died; its clips are tried one by one at the end", shard.shard_id
+                "shard %s: its worker died; its clips are tried one by one at the end",
+                ", ".join(shard.shard_id for shard in done),
             )
-            suspects.append(shard)
+            suspects += done
             if not num_done and len(suspects) in (1, _DOUBTS):
                 _check_that_clips_fit(client, suspects, job)
         else:
             with abort_on_write_error(job.out):
                 raise error
         future.release()
-        for _ in range(room.size() - len(shard_of)):
-            submit_next()
+        submit_next()
     for shard in suspects:
-        rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
-        with abort_on_write_error(job.out):
-            write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
-        yield shard, [outcome_of(row) for row in rows]
+        if (outcomes := found_outcomes(shard, job)) is None:
+            rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
+            with abort_on_write_error(job.out):
+                write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+            outcomes = [outcome_of(row) for row in rows]
+        yield shard, outcomes
 
 
 _DOUBTS = 3
@@ -222,31 +225,43 @@ _DOUBTS = 3
 
 
 class _Room:
-    """How many shards are under way: one for each thread of the cluster, which may grow. Where shards take less than a
-    second, one more for each, so that no thread waits while the last one is put where it counts."""
+    """How much is under way: a task for each thread of the cluster, which may grow. Where shards take a fraction of a
+    second, a task has several, for it costs ten milliseconds by itself; and there is one more for each thread, so that
+    none waits while the last one is put where it counts."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._threads, self._asked = 1, -math.inf
         self._num_done, self._start = -1, 0.0
 
-    def see(self) -> None:
-        """Hear that a shard is done."""
-        self._num_done += 1
-        if not self._num_done:  # the first one had to wait for workers
-            self._start = time.monotonic()
+    def see(self, num_shards: int) -> None:
+        """Hear that a task is done."""
+        if self._num_done < 0:  # the first one had to wait for workers
+            self._num_done, self._start = 0, time.monotonic()
+        else:
+            self._num_done += num_shards
 
-    def size(self) -> int:
+    def num_tasks(self) -> int:
         now = time.monotonic()
         if now - self._asked > _ASK_ROOM_EVERY_S:
             self._threads, self._asked = num_threads(self._client), now
-        took_s = (now - self._start) * self._threads / max(self._num_done, 1)
-        return self._threads * (2 if self._num_done > _SOME and took_s < 1 else 1)
+        return self._threads * (2 if self._shard_s() < 1 else 1)
+
+    def shards_a_task(self) -> int:
+        return max(1, min(_MOST_SHARDS, int(_TASK_S / self._shard_s())))
+
+    def _shard_s(self) -> float:
+        """About how long a shard takes; infinite as long as that is not known."""
+        if self._num_done <= _SOME:
+            return math.inf
+        return (time.monotonic() - self._start) * self._threads / self._num_done
 
 
 _ASK_ROOM_EVERY_S = 1.0
 _SOME = 20
 """Shards of a run from which it is told how long they take."""
+_TASK_S = 1.0
+_MOST_SHARDS = 16
 
 
 def _check_that_clips_fit(client: Client, suspects: list[Shard], job: Job) -> None:

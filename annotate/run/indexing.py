@@ -12,7 +12,7 @@ from ...dataset.store import folder_name
 if TYPE_CHECKING:
     from distributed import Client
 
-_NEW_PARTS = 250
+_NEW_PARTS = 500
 """New parts in a folder for which its piece is made anew: what a killed run leaves to the next one."""
 
 

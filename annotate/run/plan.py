@@ -7,9 +7,10 @@ none is ever held as a list.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from ...dataset.clip_set import ClipSet
@@ -55,7 +56,7 @@ class Plan:
         self.listed = False
         self._clips, self._seen = clips, ClipSet()
         rest = self._left()
-        self._first: list[Shard] = []
+        self._first: deque[Shard] = deque()
         for shard in rest:
             self._first.append(shard)
             if self.num_clips >= ahead:
@@ -68,8 +69,9 @@ class Plan:
         Raises:
             ValueError: the source cannot be read, or lists a clip twice.
         """
-        first, self._first = self._first, []
-        return chain(first, self._rest)
+        while self._first:
+            yield self._first.popleft()
+        yield from self._rest
 
     def _left(self) -> Iterator[Shard]:
         number, loose = 0, []

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +76,8 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
         OSError: the part cannot be written (disk full).
         Fenced: the run is over, and another one has begun; nothing was written.
     """
-    path = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
-    if path.is_file():  # a worker died after its rename and before its report
-        return list(part_outcomes(path))
+    if (found := found_outcomes(shard, job)) is not None:
+        return found
     begin_as_worker()
     share_threads(job.config)
     rows = []
@@ -88,6 +87,18 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     _check_run(job)
     write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [outcome_of(row) for row in rows]
+
+
+def annotate_shards(shards: Sequence[Shard], job: Job) -> list[list[Outcome]]:
+    """As `annotate_shard`, of several one after the other."""
+    return [annotate_shard(shard, job) for shard in shards]
+
+
+def found_outcomes(shard: Shard, job: Job) -> list[Outcome] | None:
+    """How the clips of a shard ended whose part is there, because a worker died after its rename and before its
+    report; None if it is not."""
+    path = part_path(job.folder, source=shard.clips[0].source, shard_id=shard.shard_id)
+    return list(part_outcomes(path)) if path.is_file() else None
 
 
 def _check_run(job: Job) -> None:
@@ -109,7 +120,18 @@ def begin_as_worker() -> None:
     except ValueError:
         return
     be_worker(claim_worker_number())
-    listen(lambda clip_id, text: worker.log_event(TOPIC, (clip_id, text)))
+    said: set[str] = set()
+
+    def tell(clip_id: str, text: str) -> None:
+        if text:
+            said.add(clip_id)
+        elif clip_id not in said:  # nobody heard that it began
+            return
+        else:
+            said.discard(clip_id)
+        worker.log_event(TOPIC, (clip_id, text))
+
+    listen(tell)
 
 
 def annotate_one(clip: ClipRef, job: Job) -> Row:

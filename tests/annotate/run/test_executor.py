@@ -493,6 +493,42 @@ def test_a_frozen_worker_gives_its_shard_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_among_short_shards_costs_one_clip(tmp_path, monkeypatch):
+    """A task has several shards then: those that were done count, the others are done. Its worker is started anew
+    however long that takes, for dask's own patience is set to none here."""
+    import dask.config
+
+    monkeypatch.setattr(executor, "_TASK_S", 1000.0)
+    names = [f"c{i:03d}" for i in range(60)]
+    names[50] = "kill"
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
+        open_output(tmp_path, recipe_hash=HASH),
+    ):
+        plan = plan_run(clips_named(*names), tmp_path, clips_per_shard=1)
+        tally = run_plan(plan, job_in(tmp_path, attempts=1), workers=1, show_progress=False)
+    assert tally.done == 60
+    assert sorted(ids(tmp_path)) == sorted(names)
+    assert [o.clip_id for o in tally.failed] == ["kill"]
+
+
+def test_short_shards_share_a_task(monkeypatch):
+    clock = itertools.count(0.0, 0.01)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: next(clock))
+    room = executor._Room(SimpleNamespace(nthreads=lambda: {"a": 1, "b": 1}))
+    assert (room.num_tasks(), room.shards_a_task()) == (2, 1)
+    for _ in range(100):  # ten milliseconds each
+        room.see(1)
+    assert (room.num_tasks(), room.shards_a_task()) == (4, executor._MOST_SHARDS)
+    for _ in range(4000):
+        next(clock)  # one takes half a second, then
+    assert (room.num_tasks(), room.shards_a_task()) == (4, 1)
+    for _ in range(30_000):
+        next(clock)
+    assert (room.num_tasks(), room.shards_a_task()) == (2, 1)
+
+
+@pytest.mark.slow
 def test_a_limit_that_no_clip_fits_is_said(tmp_path):
     """Every worker was ended, clip after clip, without a word."""
     with open_output(tmp_path, recipe_hash=HASH):
