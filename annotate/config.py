@@ -10,7 +10,7 @@ from ..dataset.strict import Strict
 from .frames.base import DecodeConfig
 from .frames.quality import QualityConfig
 from .geometry.config import GeometryConfig
-from .scale.records import ScaleConfig
+from .scale.records import BridgeConfig, ScaleConfig
 from .sfm.config import BundleConfig
 from .tracks.records import TracksConfig
 from .verdict.config import GatesConfig
@@ -40,6 +40,7 @@ class AnnotateConfig(Strict):
     geometry: GeometryConfig = GeometryConfig()
     tracks: TracksConfig = TracksConfig()
     scale: ScaleConfig = ScaleConfig()
+    bridge: BridgeConfig = BridgeConfig()
     bundle: BundleConfig = BundleConfig()
     gates: GatesConfig = GatesConfig()
     quality: QualityConfig | None = None

@@ -21,6 +21,7 @@ from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Row
 from .checks.depth import check_depth
 from .checks.given_poses import longest_gap_s
+from .checks.pose_readings import find_fault, unit_fault
 from .checks.posed import Posed, solve_posed
 from .frames.base import ClipFrames
 from .frames.open import open_clip
@@ -33,6 +34,7 @@ from .networks.checkpoint import STAND_IN
 from .place import Place, Shared
 from .reporting import counted
 from .row import Findings
+from .scale.bridge import bridge_to_metres
 from .scale.estimate import estimate_scale
 from .scale.records import ScaleEstimate
 from .sfm.keyframes import SolverInput
@@ -43,7 +45,7 @@ from .sources.clip import ClipRef, ClipRejection, Mode
 from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
 from .verdict.agreement import compare
-from .verdict.gates import failures, image_motion, judge, judge_depth, judge_given
+from .verdict.gates import failures, image_motion, judge, judge_bridge, judge_depth, judge_given
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig
@@ -53,9 +55,6 @@ log = logging.getLogger(__name__)
 _MIN_PLACED = 0.5
 """Share of the keyframes that the network's cameras must place; with fewer the bundle finds its own start, from the
 tracks alone."""
-
-_DECLARED_SCALE_SIGMA, _NETWORK_SCALE_SIGMA = 0.01, 0.07
-"""Error that all depth of a clip has in common, which no scatter shows: of a sensor, and of a network's metres."""
 
 
 def annotate_clip(
@@ -139,7 +138,7 @@ class _Stages:
             frames = out.frames = open_clip(clip, self.config.decode)
             if out.mode == "estimate":
                 return frames, read_given_lens(clip, frames)
-            given = read_given_cameras(clip, frames)
+            given = out.given = read_given_cameras(clip, frames)
         if given is None and out.mode == "given_pose":
             raise ClipRejection(
                 "given_cameras_missing",
@@ -266,6 +265,7 @@ class _Stages:
     ) -> tuple[CameraSolution, Posed | None]:
         """Cameras of every frame; those that the source gives are kept, and what speaks for them comes along."""
         out, geometry = self.out, found.geometry
+        given = self.bridged(found, frames, given)
         inputs = SolverInput(
             measured=measured,
             depth=found.depth if geometry.has_depth else None,
@@ -285,7 +285,7 @@ class _Stages:
                     inputs=inputs,
                     given=given,
                     time_s=frames.timing.time_s,
-                    scale_sigma_log=_common_scale_sigma(found.scale),
+                    scale_sigma_log=found.scale.total_sigma_log,
                 )
                 cameras = posed.cameras
             else:
@@ -297,6 +297,25 @@ class _Stages:
             cameras = replace(cameras, focal_asked_log=float(np.nanmedian(rays)))
         out.cameras = cameras
         return cameras, posed
+
+    def bridged(self, found: _Scaled, frames: ClipFrames, given: GivenCameras | None) -> GivenCameras | None:
+        """Given poses of unknown unit with the unit that windows of the network's path agree on, if there are any."""
+        network = found.geometry.camera_to_world
+        if given is None or given.camera_to_world is None or given.metres_per_unit is not None:
+            return given
+        if network is None:
+            return given
+        bridge = self.out.bridge = bridge_to_metres(
+            network,
+            given.camera_to_world,
+            given.position,
+            found.scale,
+            fps=frames.timing.fps,
+            config=self.config.bridge,
+        )
+        if bridge is None or bridge.metres_per_unit is None:
+            return given
+        return replace(given, metres_per_unit=bridge.metres_per_unit)
 
     def judge(
         self,
@@ -314,6 +333,8 @@ class _Stages:
             cameras, found.scale, measured, height=frames.height, width=frames.width, config=self.config.gates
         )
         if posed is not None and given is not None:
+            if out.bridge is not None:
+                out.gates += judge_bridge(out.bridge, self.config.gates)
             out.gates += judge_given(
                 posed.check,
                 self.config.gates,
@@ -324,7 +345,30 @@ class _Stages:
                 long_side_px=max(frames.height, frames.width),
                 frame_s=float(np.median(np.diff(time_s))),
             )
-        out.reasons.extend((code, text) for _, code, text in failures(out.gates))
+        failed = failures(out.gates)
+        out.reasons.extend((code, text) for _, code, text in failed)
+        if posed is not None and given is not None and any(c == "given_poses_disagree" for _, c, _ in failed):
+            out.reasons += self.named(frames, given, posed)
+
+    def named(self, frames: ClipFrames, given: GivenCameras, posed: Posed) -> Reasons:
+        """What is wrong with given poses that disagree, where it can be told."""
+        assert given.camera_to_world is not None
+        fault = find_fault(
+            posed.solved,
+            given.camera_to_world,
+            given.position,
+            fps=frames.timing.fps,
+            focal_px=float(np.median(posed.cameras.focal_px)),
+            depth=posed.cameras.median_depth,
+            long_side_px=float(max(frames.height, frames.width)),
+            late_s=posed.errors.time_offset_s,
+        )
+        if fault is not None:
+            return [(fault.reading.code, fault.detail)]
+        of_length = [gate for gate in self.out.gates if gate.name == "given_scale" and not gate.passed]
+        if of_length and given.metres_per_unit is not None:
+            return [("given_poses_wrong_unit", unit_fault(posed.check.scale, posed.errors.scale_ratio))]
+        return []
 
 
 @dataclass(frozen=True)
@@ -397,13 +441,6 @@ def _shown(clip: ClipRef, frames: ClipFrames, watchers: Sequence[FrameWatcher]) 
         for watcher in watchers:
             watcher.add(number, rgb)
         yield rgb
-
-
-def _common_scale_sigma(scale: ScaleEstimate) -> float:
-    """Standard deviation of the logarithm of the scale that a clip's depth has in common."""
-    if scale.model == "declared":
-        return _DECLARED_SCALE_SIGMA
-    return float(np.hypot(_NETWORK_SCALE_SIGMA, np.nan_to_num(scale.sigma_log)))
 
 
 def _lens_of(given: GivenCameras | None) -> KnownLens | None:

@@ -16,10 +16,14 @@ from ..dataset.metrics.trajectory import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
 from .checks.depth import DepthCheck
+from .checks.given_poses import longest_gap_s
 from .checks.posed import Posed
 from .frames.base import ClipFrames
+from .frames.integrity import time_columns
 from .geometry.base import Provenance, SequenceGeometryResult
+from .given.cameras import GivenCameras
 from .reporting import say
+from .scale.bridge import Bridge, path_spread
 from .scale.records import ScaleEstimate
 from .sfm.records import GIVEN, CameraSolution
 from .sfm.summary import sweep_minimum
@@ -53,6 +57,8 @@ class Findings:
     cameras: CameraSolution | None = None
     posed: Posed | None = None
     agreement: Agreement = field(default_factory=Agreement)
+    given: GivenCameras | None = None
+    bridge: Bridge | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     reasons: list[tuple[ReasonCode, str]] = field(default_factory=list)
@@ -94,6 +100,9 @@ class Findings:
         found = [identity(self.clip, mode=self.mode, recipe_hash=self.recipe_hash), *self.pictures]
         if self.frames is not None:
             found.append(_frame_columns(self.frames))
+            replaced = any("time stamps replaced" in note for note in self.frames.notes)
+            assumed = replaced or self.clip.media_kind != "video"
+            found.append(time_columns(self.frames.timing, assumed=assumed))
         if self.scale is not None:
             found.append(_scale_columns(self.scale))
         if self.measured is not None:
@@ -107,8 +116,37 @@ class Findings:
         if self.geometry is not None:
             found.append({"metrics": self.geometry.diagnostics})
         found.append({"metrics": self.metrics, **self.agreement.columns()})
-        found.append(self._provenance_columns())
+        if self.given is not None and self.given.camera_to_world is not None and self.frames is not None:
+            found.append(_pose_columns(self.given, self.cameras, self.frames))
+        if self.bridge is not None:
+            found.append(_bridge_columns(self.bridge))
+        found += [self._metric_columns(), self._provenance_columns()]
         return found
+
+    def _metric_columns(self) -> dict[str, Any]:
+        """What says how long a metre is, and whether it can be believed."""
+        source, sigma, unit = "none", float("nan"), float("nan")
+        if self.cameras is not None and self.scale is not None:
+            source, sigma = "metric_anchor", self.scale.total_sigma_log
+            if self.scale.model == "declared":
+                source = "declared_depth"
+            if self.posed is not None and self.given is not None:
+                unit = self.posed.metres_per_unit
+                bridge = self.bridge
+                if self.given.metres_per_unit is not None:
+                    source, sigma = "declared_poses", float("nan")
+                elif bridge is not None and bridge.metres_per_unit is not None:
+                    source, sigma = "bridge", float(np.hypot(bridge.sigma_log, self.scale.common_sigma_log))
+                else:
+                    source, sigma = "depth_under_poses", self.posed.errors.scale_sigma
+        doubt = any(reason in _AGAINST_METRES for reason, _ in self.reasons)
+        stand_in = any(p.stand_in for p in self.provenance)
+        return {
+            "scale_source": source,
+            "scale_sigma_log": _optional(sigma),
+            "is_metric": source != "none" and not doubt and not stand_in,
+            "given_metres_per_unit": _optional(unit),
+        }
 
     def _provenance_columns(self) -> dict[str, Any]:
         weights = tuple(w for p in self.provenance for w in p.weights)
@@ -122,6 +160,20 @@ class Findings:
             "confidence": confidence,
             "confidence_absent": absent,
         }
+
+
+_AGAINST_METRES: frozenset[ReasonCode] = frozenset(
+    {
+        "depth_and_path_disagree",
+        "depth_does_not_fit_images",
+        "depth_scale_wanders",
+        "depth_unit_changes",
+        "given_poses_disagree",
+        "given_scale_disagrees",
+        "scale_inconsistent",
+    }
+)
+"""Reasons after which nobody should take a row's path for metres."""
 
 
 def _optional(value: float | None) -> float | None:
@@ -164,6 +216,34 @@ def _track_columns(measured: ImageMeasurements) -> dict[str, Any]:
     return {
         "track_survival_min": _optional(float(survival[1:].min()) if len(survival) > 1 else None),
         "metrics": {"overlay_share": measured.overlay_share},
+    }
+
+
+def _pose_columns(given: GivenCameras, cameras: CameraSolution | None, frames: ClipFrames) -> dict[str, Any]:
+    """How dense given poses are, and how they lie; what was filled in between them is `pose_source`."""
+    poses, time_s = given.camera_to_world, frames.timing.time_s
+    assert poses is not None
+    at_s = np.interp(given.position, np.arange(len(time_s)), time_s)
+    found = {"given_gap_max_s": longest_gap_s(given.position, time_s)}
+    if len(at_s) > 1:
+        found["pose_hz"] = float((len(at_s) - 1) / (at_s[-1] - at_s[0]))
+        found["given_path_spread"] = path_spread(poses)
+    if cameras is not None:
+        found["given_pose_share"] = float((cameras.pose_source == GIVEN).mean())
+    return {name: _optional(value) for name, value in found.items()}
+
+
+def _bridge_columns(bridge: Bridge) -> dict[str, Any]:
+    used = bridge.used
+    return {
+        "bridge_frame": bridge.frame[used],
+        "bridge_value": bridge.value,
+        "bridge_spread_log": _optional(bridge.spread_log),
+        "metrics": {
+            "bridge_windows": float(len(used)),
+            "bridge_windows_used": float(used.sum()),
+            **({"bridge_inlier_share": float(bridge.inlier_share[used].mean())} if used.any() else {}),
+        },
     }
 
 

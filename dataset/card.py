@@ -12,7 +12,7 @@ from .escape import for_markdown
 from .licences import find_licence
 from .reading import ClipDataset
 from .reasons import find_reason
-from .schema import schema_markdown
+from .schema_page import schema_markdown
 from .store import DATA_FILES
 from .text_table import markdown_table
 

@@ -42,6 +42,12 @@ class Filters(Strict):
     """DOVER's fused score, 0 to 1."""
     saturation: Bounds | None = None
     """Mean saturation, 0 to 255."""
+    duplicate_frames_share: Bounds | None = None
+    """Share of frames that show what the frame before them shows, 0 to 1."""
+    letterbox_share: Bounds | None = None
+    """Share of the picture that black bars at its edges take."""
+    black_frames_share: Bounds | None = None
+    """Share of black frames: fades, leaders."""
     num_cuts: Bounds | None = None
     """Shot cuts inside the clip."""
     vlm_entities: Bounds | None = None
@@ -89,7 +95,7 @@ class SourceReport:
 
     Attributes:
         rows, accepted: clips, and those with accepted cameras.
-        kept: accepted clips that all thresholds keep.
+        kept: accepted clips that all thresholds keep, and nothing else speaks against.
         thresholds: one each; empty where the source has none, and then every accepted clip is kept.
     """
 
@@ -114,13 +120,18 @@ class Filtered:
 
 
 def apply_filters(
-    dataset: ClipDataset, filters: Mapping[str, Filters], scores: pa.Table | None = None
+    dataset: ClipDataset,
+    filters: Mapping[str, Filters],
+    scores: pa.Table | None = None,
+    *,
+    against: Mapping[str, Sequence[str]] | None = None,
 ) -> Filtered:
     """Judge all rows of a dataset by the thresholds of their sources; no row is read beyond its numbers.
 
     Args:
         filters: by source; rows of others are judged by their cameras alone.
         scores: `clip_id` and further metrics by name, which take precedence over those in the rows.
+        against: further reasons by clip id (`same_video.py`); a clip with one is not kept.
     Raises:
         ValueError: scores of a clip given twice.
     """
@@ -133,6 +144,9 @@ def apply_filters(
     accepted = np.asarray(pc.equal(table["verdict"], "accepted"))
     kept = accepted.copy()
     failing: list[tuple[NDArray[np.bool_], str]] = [(~accepted, "cameras_rejected")]
+    further = _further(table["clip_id"], against or {})
+    spared = ~np.logical_or.reduce([np.zeros_like(kept), *(mask for mask, _ in further)])
+    kept &= spared
     reports = []
     for name in sorted(set(source.tolist())):
         of_source = source == name
@@ -146,14 +160,23 @@ def apply_filters(
             for mask, word in ((missing, "missing"), (too_low, "low"), (too_high, "high")):
                 failing.append((of_source & mask, f"{metric}_{word}"))
             passed[metric] = ~(missing | too_low | too_high)
-        reports.append(_report(name, of_source, accepted, passed, found, columns))
+        reports.append(_report(name, of_source, accepted, passed, found, columns, spared))
         for mask in passed.values():
             kept &= mask | ~of_source
-    text = _reasons(failing, len(table))
+    text = _reasons(failing + further, len(table))
     judged = pa.table(
         {"clip_id": table["clip_id"], "source": table["source"], "kept": kept, "filter_reasons": text}
     )
     return Filtered(table=judged, sources=tuple(reports))
+
+
+def _further(
+    clip_id: pa.ChunkedArray, against: Mapping[str, Sequence[str]]
+) -> list[tuple[NDArray[np.bool_], str]]:
+    """Rows that each word speaks against."""
+    ids = clip_id.to_pylist() if against else []
+    words = sorted({word for reasons in against.values() for word in reasons})
+    return [(np.array([word in against.get(i, ()) for i in ids], bool), word) for word in words]
 
 
 def metric_columns(column: pa.ChunkedArray, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -197,9 +220,10 @@ def _report(
     passed: dict[str, NDArray[np.bool_]],
     filters: Filters,
     columns: dict[str, NDArray[np.float64]],
+    spared: NDArray[np.bool_],
 ) -> SourceReport:
     candidates = of_source & accepted
-    everything = np.logical_and.reduce([candidates, *passed.values()])
+    everything = np.logical_and.reduce([candidates, spared, *passed.values()])
     thresholds = []
     for metric, bounds in filters.items():
         others = np.logical_and.reduce([candidates, *(mask for m, mask in passed.items() if m != metric)])

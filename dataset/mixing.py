@@ -34,7 +34,7 @@ _COLUMNS = (
     "metres_per_unit",
     "stand_in",
 )
-_ADDED = ("scale_source", "is_metric")
+_ADDED = ("scale_source", "is_metric", "bridge_spread_log", "scale_sigma_log")
 """Columns that datasets of earlier versions lack."""
 
 
@@ -44,7 +44,7 @@ class Metric(Strict):
     required: bool = True
     """False: also clips whose scale is unknown, for a training that never uses metres."""
     most_spread_log: Annotated[float, Field(gt=0)] = 0.35
-    """Largest spread of the measured log scale along a clip (`scale_mad_log`)."""
+    """Largest spread of the measured log scale along a clip (`bridge_spread_log`, else `scale_mad_log`)."""
     trust_declared: bool = True
     """Take a source's word that its poses are metric."""
 
@@ -153,7 +153,7 @@ def _judged(clips: ClipDataset, filters: Mapping[str, Filters], metric: Metric) 
                 "kept": not why and not footing,
                 "mix_reasons": [*why, *footing],
                 "scale_source": scale,
-                "scale_spread_log": row["scale_mad_log"],
+                "scale_spread_log": _spread_log(row) if scale == "measured" else row["scale_mad_log"],
                 "is_metric": not _footing(row, scale, Metric()),
                 "hours": row["num_frames"] / row["fps"] / 3600 if row["fps"] else 0.0,
                 "accepted": "cameras_rejected" not in why,
@@ -179,11 +179,32 @@ _SCHEMA = pa.schema(
 )
 
 
+_KINDS: Mapping[str, ScaleSource] = {
+    "declared_poses": "declared",
+    "declared_depth": "declared",
+    "metric_anchor": "measured",
+    "bridge": "measured",
+    "depth_under_poses": "measured",
+    "none": "none",
+}
+"""By the column `scale_source`."""
+
+
+def _spread_log(row: Mapping[str, Any]) -> float | None:
+    """Spread of what the metres of a row were measured by: windows of a bridge, else single frames; where depth that
+    the source calls metric was seen from given poses, the standard error is all there is."""
+    for name in ("bridge_spread_log", "scale_mad_log", "scale_sigma_log"):
+        value = row.get(name)
+        if value is not None and not np.isnan(value):
+            return float(value)
+    return None
+
+
 def scale_source(row: Mapping[str, Any]) -> str:
     """Where a row's metres are from: as it says itself, else by its scale model (see `ScaleSource`)."""
     said = row.get("scale_source")
     if said is not None:
-        return str(said)
+        return _KINDS[said]
     if row["scale_model"] == "declared":
         return "declared"
     known = row["scale_model"] != "none" and row["metres_per_unit"] is not None
@@ -202,8 +223,8 @@ def _footing(row: Mapping[str, Any], scale: str, metric: Metric) -> list[str]:
         return ["not_metric"]
     if scale == "declared":
         return [] if metric.trust_declared else ["scale_only_declared"]
-    spread = row["scale_mad_log"]
-    if spread is None or np.isnan(spread):
+    spread = _spread_log(row)
+    if spread is None:
         return ["scale_spread_unknown"]
     return ["scale_spread_high"] if spread > metric.most_spread_log else []
 

@@ -64,8 +64,17 @@ ReasonCode = Literal[
     "given_orientation_unknown",
     "given_poses_degenerate",
     "given_poses_disagree",
+    "given_poses_axes_swapped",
+    "given_poses_flipped",
+    "given_poses_inverted",
+    "given_poses_opengl",
+    "given_poses_rotation_misread",
+    "given_poses_shifted",
+    "given_poses_wrong_rate",
+    "given_poses_wrong_unit",
     "given_poses_sparse",
     "given_poses_too_few",
+    "given_scale_disagrees",
     "intrinsics_aspect_varies",
     "intrinsics_count_mismatch",
     "intrinsics_of_another_size",
@@ -278,6 +287,38 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "The images, or the depth, show another motion than the given poses.",
         "Look at their axes, direction (camera to world), order of numbers, unit, time and noise; or leave them out.",
     ),
+    "given_poses_axes_swapped": _judged(
+        "The given poses fit the images once their axes are exchanged.",
+        "Find out in which axes the source writes them, and convert them before.",
+    ),
+    "given_poses_flipped": _judged(
+        "The given poses fit the images once an axis is mirrored or turned round.",
+        "Find out in which axes the source writes them, and convert them before.",
+    ),
+    "given_poses_inverted": _judged(
+        "The given poses are world-to-camera, or half of each is.",
+        "Invert them, or name the format that does (cameras_format).",
+    ),
+    "given_poses_opengl": _judged(
+        "The given poses are in OpenGL axes (x right, y up, z backwards).",
+        "Multiply them from the right by diag(1, -1, -1, 1), or name the format that does (cameras_format).",
+    ),
+    "given_poses_rotation_misread": _judged(
+        "The rotations of the given poses are transposed, or their quaternions are in another order.",
+        "Look whether matrices are by rows and where a quaternion has its scalar.",
+    ),
+    "given_poses_shifted": _judged(
+        "The given poses belong to frames some way before or after theirs.",
+        "Look at the first frame that a pose is for, and at dropped frames.",
+    ),
+    "given_poses_wrong_rate": _judged(
+        "The given poses run at another rate than the frames, or backwards.",
+        "Look at the rates of poses and video, and at frames that were left out.",
+    ),
+    "given_poses_wrong_unit": _judged(
+        "The given poses are declared to be metres, and depth finds their path of another length.",
+        "Look at the unit of the poses; leave poses_metric out to have it found.",
+    ),
     "given_poses_sparse": _judged(
         "For too long a time of the clip there is no given pose.",
         "Set the window to where there are poses, or leave them out.",
@@ -285,6 +326,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "given_poses_too_few": _judged(
         "Fewer than three given poses lie within the clip.",
         "Take a longer window, or leave the poses out.",
+    ),
+    "given_scale_disagrees": _judged(
+        "Windows of the clip find different lengths for one unit of the given poses, so that they have no metres.",
+        "Look whether the poses are of one reconstruction; bridge_value says what each window finds.",
     ),
     "intrinsics_aspect_varies": _judged(
         "The given fx and fy change their ratio within the clip, which no lens does.",

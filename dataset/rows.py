@@ -85,6 +85,8 @@ class Row:
     fps: float | None = None
     frame_index: NDArray[np.int32] = field(default_factory=lambda: _EMPTY.astype(np.int32))
     time_s: NDArray[np.float64] = field(default_factory=lambda: _EMPTY)
+    time_stamps: str | None = None
+    time_jitter_s: float | None = None
     camera_to_world: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4, 4), np.float32))
     focal_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     principal_point_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
@@ -104,6 +106,17 @@ class Row:
     scale_p10: float | None = None
     scale_p90: float | None = None
     scale_cov: float | None = None
+    scale_source: str | None = None
+    scale_sigma_log: float | None = None
+    is_metric: bool | None = None
+    given_metres_per_unit: float | None = None
+    bridge_frame: NDArray[np.int32] | None = None
+    bridge_value: NDArray[np.float32] | None = None
+    bridge_spread_log: float | None = None
+    pose_hz: float | None = None
+    given_pose_share: float | None = None
+    given_gap_max_s: float | None = None
+    given_path_spread: float | None = None
     reprojection_rms_px: float | None = None
     reprojection_median_px: float | None = None
     num_tracks: int | None = None

@@ -9,13 +9,9 @@ any video determines, at half the size. Times and per-clip numbers are float64.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
 import pyarrow as pa
-
-from .reasons import reasons_markdown
-from .text_table import markdown_table
 
 SCHEMA_VERSION = 2
 """Version of this contract. Readers accept it and those before it, and keep columns that they do not know; a column
@@ -26,6 +22,7 @@ POSE_SOURCES = ("none", "solved", "infilled", "given")
 resection between solved frames; shipped with the source and kept."""
 SCALE_MODELS = ("constant", "slow_drift", "step", "declared", "none")
 FOCAL_MODELS = ("constant", "smooth", "piecewise", "given", "none")
+SCALE_SOURCES = ("declared_poses", "declared_depth", "metric_anchor", "bridge", "depth_under_poses", "none")
 MODES = ("estimate", "given_depth", "given_pose")
 VERDICTS = ("accepted", "rejected")
 MEDIA_KINDS = ("video", "images", "rendered")
@@ -167,6 +164,16 @@ COLUMNS: tuple[Column, ...] = (
         shape=("F",),
     ),
     Column("time_s", _list(_F64), "s", "Presentation time of each frame in the source.", shape=("F",)),
+    Column(
+        "time_stamps",
+        _TEXT,
+        "-",
+        "`constant`: at one rate to within rounding, so that nothing can be measured of the clock; `varying`;"
+        " `assumed`: none of their own. Null in older files.",
+        nullable=True,
+        values=("constant", "varying", "assumed"),
+    ),
+    _number("time_jitter_s", "s", "RMS deviation of varying time stamps from one rate.", (0.0, 1e5)),
     # Cameras
     Column(
         "camera_to_world",
@@ -275,6 +282,87 @@ COLUMNS: tuple[Column, ...] = (
     _number("scale_p90", "m", "90th percentile of the raw series.", (1e-12, 1e12)),
     _number(
         "scale_cov", "1", "Standard deviation over mean of the raw series (the paper's gate).", (0.0, 100.0)
+    ),
+    Column(
+        "scale_source",
+        _TEXT,
+        "-",
+        "What says how long a metre of the path is: `declared_poses` and `declared_depth` the source's word;"
+        " `metric_anchor` metric depth of single frames; `bridge` windows that lay given poses of unknown unit onto a"
+        " network's and that onto metric depth; `depth_under_poses` the clip's depth, seen from given poses; `none`.",
+        nullable=True,
+        values=SCALE_SOURCES,
+    ),
+    _number(
+        "scale_sigma_log",
+        "1",
+        "Standard deviation of the log of a metre's length, with what all depth has wrong in common; null = the"
+        " source's word, or no scale.",
+        (0.0, 100.0),
+    ),
+    Column(
+        "is_metric",
+        _BOOL,
+        "-",
+        "Whether `camera_to_world` can be taken for metres: there are cameras and a `scale_source`, no network was a"
+        " stand-in, and no reason speaks against scale or given poses. Null in older files.",
+        nullable=True,
+    ),
+    _number(
+        "given_metres_per_unit",
+        "m",
+        "Metres of a unit of the given poses: declared, or found as `scale_source` says; null = no given poses.",
+        (1e-12, 1e12),
+    ),
+    Column(
+        "bridge_frame",
+        _list(_I32),
+        "1",
+        "Middle frame of each window of the bridge that says something; null = no bridge.",
+        nullable=True,
+        shape=("S",),
+    ),
+    Column(
+        "bridge_value",
+        _list(_F32),
+        "m",
+        "Metres of a unit of the given poses by each of these windows on its own.",
+        nullable=True,
+        shape=("S",),
+    ),
+    _number(
+        "bridge_spread_log",
+        "1",
+        "Robust standard deviation of the logs of `bridge_value`; null = no bridge, or too few windows.",
+        (0.0, 100.0),
+    ),
+    # Given poses
+    _number(
+        "pose_hz",
+        "Hz",
+        "Given poses a second of the clip, on average; below `fps` they are sparse, and frames without one follow the"
+        " motion measured in the images (`pose_source` 1 or 2); null = no given poses.",
+        (1e-6, 1e5),
+    ),
+    _number(
+        "given_pose_share",
+        "1",
+        "Share of the frames whose pose is a given one, unchanged; the others were bent through their given"
+        " neighbours.",
+        (0.0, 1.0),
+    ),
+    _number(
+        "given_gap_max_s",
+        "s",
+        "Longest time in the clip without a given pose, its beginning and end included.",
+        (0.0, math.inf),
+    ),
+    _number(
+        "given_path_spread",
+        "1",
+        "Second over first spread of the given camera centres: below 0.02 the path is a line, about which centres tell"
+        " no rotation; orientations then fix it, and the scale is seen all the same.",
+        (0.0, 1.0),
     ),
     # Quality
     _number(
@@ -502,62 +590,3 @@ def check_version(metadata: dict[bytes, bytes] | None, *, where: str) -> int:
             f"{where}: schema version {version}, this reader knows {SCHEMA_VERSION}; update theodolite"
         )
     return version
-
-
-def _range(bounds: tuple[float, float] | None) -> str:
-    if bounds is None:
-        return ""
-    low, high = bounds
-    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:.4g}"
-
-
-def schema_markdown() -> str:
-    """Reference of all columns as a Markdown table."""
-    head = f"Schema version {SCHEMA_VERSION}. One row per clip; F = `num_frames`. A type that ends in `?` may be null."
-    rows = []
-    for c in COLUMNS:
-        kind = str(c.type).replace("element: ", "").replace(" not null", "")
-        if c.per_frame:
-            kind += f" [{c.per_frame}F]" if c.per_frame > 1 else " [F]"
-        rows.append((f"`{c.name}`", kind + "?" * c.nullable, c.unit, _range(c.bounds), c.meaning))
-    header = ("column", "type", "unit", "range", "meaning")
-    return f"{head}\n\n{markdown_table(header, rows, cells_are_markdown=True)}\n"
-
-
-def reference_page() -> str:
-    """Text of `SCHEMA.md`, which lies beside this module."""
-    return (
-        "# Columns of the dataset\n\n"
-        "Generated from `dataset/schema.py`; write it anew with "
-        "`python -m theodolite.dataset.schema > dataset/SCHEMA.md`.\n\n"
-        "A dataset lies in one folder: `data/<source>/part-<shard>.parquet` (from the thousandth shard on "
-        "`data/<source>/<thousands>/part-<shard>.parquet`), `dataset.json` (schema "
-        "version and recipe hash), `README.md` (tells `datasets` which files are data) and, derived from the parts, "
-        "`index/<source>.parquet` and `.arrow` (per-clip columns for "
-        "queries, and for one clip by id; two files for each thousand parts). Units and meanings are also in the "
-        "field metadata of every file; its file metadata holds `theodolite.schema_version` and "
-        "`theodolite.recipe_hash`. Per-frame values are flat lists: "
-        "`numpy.asarray(row.camera_to_world).reshape(-1, 3, 4)`; values by name are lists of `{name, value}`: "
-        "`{x['name']: x['value'] for x in metrics}`. Readers keep columns they do not know and refuse "
-        "a newer version.\n\n"
-        "`datasets.load_dataset(DIR)`, `pandas.read_parquet(DIR + '/data')`, `pyarrow.parquet.read_table`, polars and "
-        "DuckDB read it as it is. What they write, a filtered copy say, opens again with `theodolite.dataset.open(FILE "
-        "or DIR)`, validates and exports, whatever the order and the width of its columns, as long as it kept those "
-        "that may not be null.\n\n"
-        "## Versions\n\n"
-        "| version | change |\n| --- | --- |\n"
-        "| 2 | `stage_wall_s`, `metrics` and `captions` are lists of `{name, value}`, maps before (`datasets` knows no "
-        "maps). Parts lie in `data/<source>/`, in `data/source=<source>/` before, where readers took `source` for a "
-        "key and a column at once. Pages carry checksums. |\n"
-        "| 1 | Read as before, also mixed with parts of version 2; a run in such a folder is not continued. "
-        "`theodolite subset OLD --where 'num_frames >= 0' --out NEW` writes it anew. |\n\n"
-        "## Columns\n\n" + schema_markdown() + "\n# Reasons\n\n"
-        "Codes in `reasons`, from `dataset/reasons.py`. *Judged*: the clip could be read, and what was measured on it "
-        "says that no trustworthy cameras come of it; commands call it rejected. *Failed*: its files, what the index "
-        "says of them, or the software has to be mended first. `verdict` is `rejected` for both.\n\n"
-        + reasons_markdown()
-    )
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference_page())

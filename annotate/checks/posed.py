@@ -57,12 +57,16 @@ class Posed:
         check: given and solved motion compared.
         errors: what kind of error the given poses have.
         lens: of intrinsics given beside the poses; None without, or where too little is seen.
+        metres_per_unit: of the poses, as they are kept.
+        solved: (F, 4, 4) what the images ask for by themselves.
     """
 
     cameras: CameraSolution
     check: GivenPoseCheck
     errors: GivenPoseErrors
     lens: LensCheck | None
+    metres_per_unit: float
+    solved: FloatArray
 
 
 def solve_posed(
@@ -149,6 +153,8 @@ def keep_and_judge(
         check=check,
         errors=errors,
         lens=lens if lens_given else None,
+        metres_per_unit=given.metres_per_unit or _unit_of(kept, given),
+        solved=solved.camera_to_world,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ...dataset.arrays import U8
 from .base import ClipFrames
+from .integrity import IntegrityMeter
 from .quality import QualityConfig, QualityMeter
 
 
@@ -43,8 +44,10 @@ class CutCounter:
 def picture_watchers(
     quality: QualityConfig | None, frames: ClipFrames, *, detect_cuts: bool
 ) -> list[PictureWatcher]:
-    """Those that a recipe asks for."""
-    if quality is None:
-        return []
-    meter = QualityMeter(quality, frames.timing.fps)
-    return [meter, CutCounter(frames)] if detect_cuts else [meter]
+    """Those of every clip, and those that a recipe asks for."""
+    found: list[PictureWatcher] = [IntegrityMeter()]
+    if quality is not None:
+        found.append(QualityMeter(quality, frames.timing.fps))
+        if detect_cuts:
+            found.append(CutCounter(frames))
+    return found

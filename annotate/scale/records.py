@@ -15,6 +15,9 @@ from ...dataset.strict import Strict
 
 ScaleModel = Literal["constant", "slow_drift", "step", "declared", "none"]
 
+_DECLARED_SIGMA, _ANCHOR_SIGMA = 0.01, 0.07
+"""Error that all depth of a clip has in common, which no scatter shows: of a sensor, and of a network's metres."""
+
 
 class ScaleConfig(Strict):
     """How raw ratios become a scale."""
@@ -43,6 +46,19 @@ class ScaleConfig(Strict):
     """Smallest change of log scale over a clip that is worth modelling."""
     max_samples: Annotated[int, Field(ge=100)] = 20_000
     """Pixels compared in a frame, on a regular grid."""
+
+
+class BridgeConfig(Strict):
+    """How given poses of unknown unit come to metres."""
+
+    window_s: Annotated[float, Field(gt=0)] = 2.0
+    """Length of a window, at least; windows hold five poses of the network or more."""
+    min_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a window's poses that must fit its similarity."""
+    max_window_sigma_log: Annotated[float, Field(gt=0)] = 0.15
+    """Standard error of a window's log unit above which it says nothing: the camera hardly moves in it."""
+    min_windows: Annotated[int, Field(ge=2)] = 3
+    """Windows that must say something; with fewer there is no consensus."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +97,15 @@ class ScaleEstimate:
     def value(self) -> float | None:
         """Metres per unit of the clip: the median over its frames."""
         return None if self.metres_per_unit is None else float(np.median(self.metres_per_unit))
+
+    @property
+    def common_sigma_log(self) -> float:
+        """Standard deviation of the log scale that no scatter shows: what all depth of the clip has in common."""
+        return _DECLARED_SIGMA if self.model == "declared" else _ANCHOR_SIGMA
+
+    @property
+    def total_sigma_log(self) -> float:
+        """Standard deviation of the log scale, both parts of it."""
+        if self.model == "declared":
+            return _DECLARED_SIGMA
+        return float(np.hypot(_ANCHOR_SIGMA, np.nan_to_num(self.sigma_log)))

@@ -75,6 +75,14 @@ class GatesConfig(Strict):
     min_given_inlier_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of observations that agree with given cameras: good poses are good to millimetres, tracks to half a
     pixel. What errs more fails by its reprojection."""
+    max_bridge_spread_log: Annotated[float, Field(gt=0)] = 0.4
+    """Robust standard deviation of the logs of what windows of a clip find a given unit to be worth in metres.
+    Simulated: 0.09 usually, at most 0.21."""
+    max_bridge_network_spread_log: Annotated[float, Field(gt=0)] = 0.15
+    """The same without the metric depth: between a network's path and the given one. Simulated: 0.02 usually; slow
+    cameras up to 0.2, with standard errors of which three are always allowed."""
+    max_bridge_change_log: Annotated[float, Field(gt=0)] = 0.2
+    """Change of that from the first third of the clip to the last; four standard errors are always allowed."""
     max_given_gap_s: Annotated[float, Field(gt=0)] = 1.0
     """Longest time in a clip without a given pose; sources ship one four or five times a second, or on every frame."""
     max_focal_sigma: Annotated[float, Field(gt=0)] = 0.03

@@ -20,6 +20,7 @@ from ...dataset.rows import Gate
 from ..checks.depth import DepthCheck
 from ..checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from ..checks.held_cameras import LensCheck
+from ..scale.bridge import Bridge
 from ..scale.records import ScaleEstimate
 from ..sfm.records import GIVEN, INFILLED, CameraSolution
 from ..sfm.summary import sweep_minimum
@@ -301,6 +302,22 @@ def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
     return tuple(gate for gate in gates if gate.value is not None)
 
 
+def judge_bridge(bridge: Bridge, config: GatesConfig) -> tuple[Gate, ...]:
+    """Gates of windows that bring given poses to metres: do they agree? None where too few of them say anything."""
+    if bridge.metres_per_unit is None:
+        return ()
+    change = max(config.max_bridge_change_log, 4 * bridge.change_sigma_log)
+    return (
+        _bounded("bridge_spread", bridge.spread_log, upper=config.max_bridge_spread_log),
+        _bounded(
+            "bridge_network",
+            bridge.network_spread_log,
+            upper=max(config.max_bridge_network_spread_log, 3 * bridge.change_sigma_log),
+        ),
+        _bounded("bridge_change", bridge.change_log, lower=-change, upper=change),
+    )
+
+
 def judge_given(
     check: GivenPoseCheck,
     config: GatesConfig,
@@ -490,6 +507,9 @@ REASONS: Mapping[str, ReasonCode] = {
     "given_centre": "given_intrinsics_disagree",
     "given_focal_order": "given_intrinsics_disagree",
     "given_gap": "given_poses_sparse",
+    "bridge_spread": "given_scale_disagrees",
+    "bridge_network": "given_scale_disagrees",
+    "bridge_change": "given_scale_disagrees",
 }
 """Rejection reason of each gate."""
 

@@ -1,4 +1,4 @@
-"""Commands for a dataset: `validate`, `compact`, `inspect`, `report`, `export`, `subset`, `filter` and `publish`."""
+"""Commands for a dataset, from `validate` to `publish`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .options import Dataset, MediaRoot, Sets, Times
 if TYPE_CHECKING:
     from ...dataset.card import Use
     from ...dataset.filters import Filtered
+    from ...dataset.same_video import SameVideo
 
 
 def _media_root_if_known(path: Path) -> Path | None:
@@ -215,6 +216,12 @@ def filter_(
         Path | None,
         typer.Option("--out", help="Parquet file to write: clip_id, source, kept, filter_reasons."),
     ] = None,
+    same_video: Annotated[
+        bool,
+        typer.Option(
+            "--same-video", help="Throw out clips that contradict others of their video (integrity)."
+        ),
+    ] = False,
 ) -> Outcome:
     """Judge a dataset by thresholds on its metrics, which runs no model; says what each threshold keeps.
 
@@ -223,6 +230,7 @@ def filter_(
     from ...dataset.extra import extra_scores
     from ...dataset.filters import Filters, apply_filters, join_scores, read_scores, write_judgement
     from ...dataset.reading import open_dataset
+    from ...dataset.same_video import check_videos
     from ..loader import load_recipe
 
     beside = path / "recipe.resolved.yaml"
@@ -231,12 +239,47 @@ def filter_(
     loaded = [load_recipe(name, overrides or ()) for name in recipes or [beside]]
     filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
     found = join_scores([*extra_scores(path), *(read_scores(file) for file in scores or ())])
-    result = apply_filters(open_dataset(path), filters, found)
-    text = _thresholds_text(result)
+    dataset = open_dataset(path)
+    against, words = None, ""
+    if same_video:
+        compared = check_videos(dataset)
+        against = dict(
+            zip(compared.table["clip_id"].to_pylist(), compared.table["reasons"].to_pylist(), strict=True)
+        )
+        words = _same_video_text(compared) + "\n"
+    result = apply_filters(dataset, filters, found, against=against)
+    text = words + _thresholds_text(result)
     if out is not None:
         write_judgement(result, out)
         text += f"\nwritten: {out} (clip_id, source, kept, filter_reasons)"
     return text, 0
+
+
+def integrity(
+    path: Dataset,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Parquet file to write: what is found of each clip, with its reasons."),
+    ] = None,
+) -> Outcome:
+    """Compare the clips of each source video: do they share one lens and one scale?
+
+    Example: theodolite integrity runs/sekai-game --out same-video.parquet
+    """
+    from ...dataset.reading import open_dataset
+    from ...dataset.same_video import check_videos, write_same_video
+
+    found = check_videos(open_dataset(path))
+    text = _same_video_text(found)
+    if out is not None:
+        write_same_video(found, out)
+        text += f"\nwritten: {out} ({', '.join(found.table.column_names)})"
+    return text, 0
+
+
+def _same_video_text(found: SameVideo) -> str:
+    counts = ", ".join(f"{word} {count:,}" for word, count in found.counts().items())
+    return f"{found.num_videos:,} videos with several clips ({found.num_pairs:,} pairs): {counts}"
 
 
 _LINE = "  {:14} {:>8} {:>8} {:>10} {:>12} {:>17}"

@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import theodolite.dataset as dataset
-from theodolite.dataset import rows, schema
+from theodolite.dataset import rows, schema, schema_page
 from theodolite.dataset.row_checks import check_row, raw_rows
 from theodolite.dataset.rows import Row
 
@@ -54,7 +54,7 @@ assert "1 gravity but 2 frames" in complaint(gravity=down[:1])
 assert "gravity has shape (2, 2), expected (F, 3)" in complaint(gravity=down[:, :2])
 assert ("uncertainty", "gravity must be NaN (unknown) or not negative and finite") in complaint(gravity=-down)
 assert "gravity" in schema.SERIES_COLUMNS
-page = schema.reference_page()
+page = schema_page.reference_page()
 assert "| `sharpness` | double? | 1 | 0 to 1 | Share of sharp edges. |" in page
 assert "| `gravity` | list<float> [3F]? | 1 | 0 to 1.5 | Down. |" in page
 """

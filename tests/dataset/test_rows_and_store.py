@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from theodolite.dataset import schema, store
 from theodolite.dataset.rows import Row, rows_from_table, rows_to_table
-from theodolite.dataset.schema import COLUMNS, SCHEMA_VERSION, arrow_schema, check_version, schema_markdown
+from theodolite.dataset.schema import COLUMNS, SCHEMA_VERSION, arrow_schema, check_version
+from theodolite.dataset.schema_page import reference_page, schema_markdown
 
 MakeRow = Callable[..., Row]
 
@@ -230,6 +231,6 @@ def test_killed_writer_leaves_whole_parts_only(tmp_path: Path, make_row: MakeRow
 
 def test_reference_page_is_up_to_date() -> None:
     page = Path(schema.__file__).with_name("SCHEMA.md").read_text(encoding="utf-8")
-    assert page == schema.reference_page(), (
-        "write it anew: python -m theodolite.dataset.schema > dataset/SCHEMA.md"
+    assert page == reference_page(), (
+        "write it anew: python -m theodolite.dataset.schema_page > dataset/SCHEMA.md"
     )

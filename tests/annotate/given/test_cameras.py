@@ -308,6 +308,15 @@ def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot) -> N
     # The agreement is that of the networks with the poses that are kept.
     assert row.agreement_rotation_rad is not None
     assert row.agreement_rotation_rad < np.radians(1)
+    # Where the metres come from, and how far they can be trusted.
+    assert row.scale_source == "bridge"
+    assert row.bridge_value is not None
+    assert len(row.bridge_value) == row.metrics["bridge_windows_used"] == 3
+    assert row.given_metres_per_unit == pytest.approx(float(np.median(row.bridge_value)), rel=0.05)
+    assert 0.07 < row.scale_sigma_log < 0.2
+    assert row.is_metric is False  # simulated networks
+    assert row.pose_hz == pytest.approx(FPS, rel=0.02)  # one for every frame of the source
+    assert row.given_pose_share == 1
 
     flipped = replace(clip.given, cameras_path=write_sekai(tmp_path / "flip.npz", shot, flip=True))
     refused_by_the_images(annotate(replace(clip, given=flipped), simulated(truth, calm), **two_seconds))
@@ -393,6 +402,11 @@ def test_spatialvid_poses_lie_where_the_index_says(tmp_path: Path, shot: Shot) -
     sources = np.array([POSE_SOURCES[code] for code in row.pose_source])
     assert set(sources[on_grid]) == {"given"}
     assert set(sources[~on_grid]) == {"solved"}
+    # Sparse poses are not passed off as dense ones.
+    assert row.pose_hz == pytest.approx(FPS / STEP, rel=0.02)
+    assert row.given_pose_share == on_grid.mean()
+    assert row.given_gap_max_s < 2 * STEP / FPS
+    assert (row.scale_source, row.is_metric) == ("depth_under_poses", True)
     # Every frame is right, not only those with a pose; straight lines between the poses would be 0.56 degrees off.
     rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
     assert rotation < 0.2
