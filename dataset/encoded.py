@@ -9,6 +9,8 @@ shards hold. Tensors are mapped: one window, or some of its frames, is read with
     <id>.text, <id>.mask  (L, C) bfloat16 hidden states of the caption, (L,) which of them are tokens
     <id>.camera_to_world  (F, 4, 4) float32 metres, relative to the window's first video frame; absent without cameras
     <id>.intrinsics       (F, 4) float32 fx, fy, cx, cy in pixels of the encoded picture
+    <id>.start            (T, C, h, w) bfloat16 what a world model made of the window's image, caption and cameras: what
+                          the refiner is trained to begin with; text is the refiner's then (`theodolite pairs`)
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class Encoding(Strict):
     stand_in: bool
     """Random numbers stood in for a network, or rows of stand-in networks were taken: nothing to publish."""
     weight_licences: tuple[str, ...] = ()
+    world_model: str | None = None
+    """Name and digest of what made `start`; null: there is none."""
 
 
 class Window(Strict):
@@ -92,6 +96,7 @@ class EncodedClip:
         text, text_mask: (L, C) and (L,).
         camera_to_world: (F, 4, 4) of all video frames, relative to the first; None: without cameras.
         intrinsics_px: (F, 4).
+        start: (C, t, h, w) bfloat16, of pairs for the refiner.
     """
 
     window: Window
@@ -100,6 +105,7 @@ class EncodedClip:
     text_mask: Tensor
     camera_to_world: Tensor | None = None
     intrinsics_px: Tensor | None = None
+    start: Tensor | None = None
 
 
 def window_id(clip_id: str, first_frame: int) -> str:
@@ -171,7 +177,7 @@ def write_shard(out: Path, clips: Sequence[EncodedClip]) -> Path:
         raise ValueError(f"{out}: a shard needs windows, each once; got {ids[:5]}")
     tensors: dict[str, Tensor] = {}
     for clip in clips:
-        if not bool(clip.latents.isfinite().all()):
+        if not all(bool(x.isfinite().all()) for x in (clip.latents, clip.start) if x is not None):
             raise ValueError(f"window {clip.window.id}: its latents are not finite")
         parts = {
             "latents": clip.latents.bfloat16().permute(1, 0, 2, 3),
@@ -179,6 +185,7 @@ def write_shard(out: Path, clips: Sequence[EncodedClip]) -> Path:
             "mask": clip.text_mask.bool(),
             "camera_to_world": None if clip.camera_to_world is None else clip.camera_to_world.float(),
             "intrinsics": None if clip.intrinsics_px is None else clip.intrinsics_px.float(),
+            "start": None if clip.start is None else clip.start.bfloat16().permute(1, 0, 2, 3),
         }
         tensors |= {f"{clip.window.id}.{k}": v.cpu().contiguous() for k, v in parts.items() if v is not None}
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
@@ -278,7 +285,11 @@ class EncodedDataset:
         shard = self._shards[window.id]
         try:
             opened = self._opened(shard)
-            latents = opened.get_slice(f"{window.id}.latents")[frames or slice(None)]
+            part = frames or slice(None)
+            latents = opened.get_slice(f"{window.id}.latents")[part]
+            start = None
+            if self.encoding.world_model is not None:
+                start = opened.get_slice(f"{window.id}.start")[part].permute(1, 0, 2, 3)
             get = opened.get_tensor
             text, mask = get(f"{window.id}.text"), get(f"{window.id}.mask")
             cameras = (
@@ -290,8 +301,13 @@ class EncodedDataset:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"window {window.id}: {shard} cannot be read: {first[:200]}") from error
         self._check(window, latents, text, cameras, whole=frames is None)
+        latents = latents.permute(1, 0, 2, 3)
+        if start is not None and (start.shape != latents.shape or not bool(start.isfinite().all())):
+            raise ValueError(
+                f"window {window.id} of {shard}: start {tuple(start.shape)} is not finite or not like the latents"
+            )
         pose, lens = cameras or (None, None)
-        return EncodedClip(window, latents.permute(1, 0, 2, 3), text, mask, pose, lens)
+        return EncodedClip(window, latents, text, mask, pose, lens, start)
 
     def _opened(self, shard: Path) -> Any:
         from safetensors import safe_open

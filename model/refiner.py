@@ -30,7 +30,7 @@ _KEEP = "inject_and_capture_post_rope"
 """diffusers' name of the mode in which keys and values are kept."""
 
 Progress = Callable[[int, int], None]
-"""Called after each network call with the number of calls done and of all calls."""
+"""Called after each network call with the number of calls done and of all."""
 
 SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 """Noise levels of the released three steps."""
@@ -161,6 +161,22 @@ class Refiner(nn.Module):
         stream = RefinerStream(self, text, seed=seed, total_frames=latents.shape[2], progress=progress)
         return torch.cat([stream.add(latents), stream.finish()], dim=2)
 
+    def velocity(self, noisy: Tensor, sigma: float, text: Text, *, before: Tensor) -> Tensor:
+        """One call as `refine` makes it, for training: (1, C, t, h, w) velocity of noisy frames, with its graph.
+
+        Args:
+            before: (1, C, n, h, w) the clip's clean frames up to them, the sink first, which are seen without a graph;
+                with all frames at once (no `block_frames`) the sink alone.
+        Raises:
+            ValueError: on another number of them.
+        """
+        sink, size = self.options.sink_frames, self.options.block_frames
+        if before.shape[2] < sink or (size is None and before.shape[2] != sink):
+            raise ValueError(f"{before.shape[2]} clean frames come first; the sink has {sink}")
+        stream = RefinerStream(self, text, seed=0)
+        stream.see(before)
+        return stream.ask(noisy, sigma)
+
     def start_stream(self, text: Text, *, seed: int = 42) -> RefinerStream:
         """Refine a clip while it is made, block by block.
 
@@ -228,6 +244,24 @@ class RefinerStream:
         return torch.cat(done, dim=2) if done else latents[:, :, :0]
 
     @torch.no_grad()
+    def see(self, clean: Tensor) -> None:
+        """Take the clip's first frames as they are: remember them as if they had been refined."""
+        clean = clean.to(self._refiner.device, self._refiner.dtype)
+        self._set_out(clean.device, clean.dtype)
+        self._waiting = clean
+        self._remember_sink(self._take(self._options.sink_frames))
+        while (left := self._waiting.shape[2]) and self._options.block_frames is not None:
+            block = self._take(min(left, self._options.block_frames))
+            self._network(block, 0.0, self._place(block), mode=_KEEP)
+            self._remember_block(block.shape[2], block.shape[3] * block.shape[4])
+
+    def ask(self, noisy: Tensor, sigma: float) -> Tensor:
+        """Velocity of the next frames at a noise level; remembers nothing."""
+        noisy = noisy.to(self._refiner.device, self._refiner.dtype)
+        self._next += noisy.shape[2]
+        return self._network(noisy, sigma, self._place(noisy), mode="inject")
+
+    @torch.no_grad()
     def finish(self) -> Tensor:
         """The clip has ended: frames that were too few for a block are refined as a smaller one.
 
@@ -263,10 +297,7 @@ class RefinerStream:
     def _refine_block(self, clean: Tensor) -> Tensor:
         options = self._options
         end, frames = self._next, clean.shape[2]
-        start = end - frames
-        before = start - self._history_frames - options.sink_frames
-        self._cache.sink_pe = self._positions(range(before, before + options.sink_frames), clean)
-        positions = self._positions(range(start, end), clean)
+        positions = self._place(clean)
         noise = torch.randn(clean.shape, generator=self._noise, device=clean.device, dtype=clean.dtype)
         first = options.sigmas[0]
         x = ((1 - first) * clean.float() + first * noise.float()).to(clean.dtype)
@@ -281,6 +312,13 @@ class RefinerStream:
                 self._network(x, 0.0, positions, mode=_KEEP)
             self._remember_block(frames, clean.shape[3] * clean.shape[4])
         return x
+
+    def _place(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the block that ends at the next frame; the sink stands just before what is remembered."""
+        sink, start = self._options.sink_frames, self._next - block.shape[2]
+        before = start - self._history_frames - sink
+        self._cache.sink_pe = self._positions(range(before, before + sink), block)
+        return self._positions(range(start, self._next), block)
 
     @property
     def _remembers(self) -> bool:
@@ -454,7 +492,7 @@ class _PromptAttention:
     """diffusers' attention to the prompt, whose keys and values are computed once a stream.
 
     Attributes:
-        kept: keys and values by layer, of the stream that is running.
+        kept: keys and values by layer, of the stream that is running; not of calls that learn, whose keys may change.
     """
 
     def __init__(self) -> None:
@@ -469,12 +507,16 @@ class _PromptAttention:
         query_rotary_emb: None = None,
         key_rotary_emb: None = None,
     ) -> Tensor:
-        if attn not in self.kept:
+        learns = torch.is_grad_enabled()
+        kept = None if learns else self.kept.get(attn)
+        if kept is None:
             key, value = attn.norm_k(attn.to_k(encoder_hidden_states)), attn.to_v(encoder_hidden_states)
-            self.kept[attn] = _heads(attn, key), _heads(attn, value)
+            kept = _heads(attn, key), _heads(attn, value)
+            if not learns:
+                self.kept[attn] = kept
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
         mask = None if attention_mask is None else attention_mask[:, None].to(query.dtype)
-        return _attended(attn, hidden_states, query, *self.kept[attn], mask=mask)
+        return _attended(attn, hidden_states, query, *kept, mask=mask)
 
 
 class _InPieces(nn.Module):

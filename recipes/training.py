@@ -26,6 +26,7 @@ from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
 from ..train.order import sample_order
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
+from ..train.refiner_training import RefinerTraining, refiner_folder, start_refiner
 from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
 from ..train.start import start_model, weights_path
 from ..train.state import checkpoints, read_progress
@@ -124,6 +125,13 @@ def run_train(
 
 def _made(recipe: TrainRecipe, clips: EncodedDataset, out: Path, say: Say | None) -> Training:
     """The training, not placed yet; what it starts from and on is told."""
+    if recipe.objective == "refiner":
+        e = clips.encoding
+        refiner = start_refiner(recipe, latent_channels=e.latent_channels, text_width=e.text_width)
+        if say is not None:
+            say(refiner.summary())
+            say(_clips_text(recipe, clips))
+        return RefinerTraining(recipe, refiner, clips, out)
     started = start_model(recipe)
     training = make_training(recipe, started, clips, out)
     if say is not None:
@@ -233,6 +241,8 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     Raises:
         ValueError: the data do not fit the model.
     """
+    if recipe.objective == "refiner":
+        return _refiner_plan(recipe, clips)
     import torch
 
     from ..model.checkpoint import read_config, read_tensors
@@ -285,6 +295,27 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     lines.append(f"         {sum(size for _, size in rows):7.2f} GB  a GPU, by counting")
     lines.append(_time_text(flops, world, recipe.steps))
     return "\n".join(lines)
+
+
+def _refiner_plan(recipe: TrainRecipe, clips: EncodedDataset) -> str:
+    """The plan of a refiner's training; its operations and the insides of a block are not counted."""
+    assert recipe.lora is not None
+    if recipe.start.weights is not None:
+        refiner_folder(recipe.start.weights)
+    e, world = clips.encoding, num_devices(recipe) * recipe.parallel.nodes
+    longest = (max(w.num_frames for w in clips.windows) - 1) // e.temporal_stride + 1
+    train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
+    per_step = world * recipe.data.batch * recipe.data.accumulate
+    return "\n".join(
+        [
+            f"recipe   {recipe.name}: refiner, LoRA of rank {recipe.lora.rank} on {', '.join(recipe.lora.parts)}",
+            f"network  from {recipe.start.weights or 'random numbers'}",
+            f"data     {_clips_text(recipe, clips)}; pairs made by {e.world_model or 'nothing: these are no pairs'}",
+            f"         longest {longest} latent frames; licences {_licence_text(clips)}",
+            f"steps    {recipe.steps} of {per_step} windows: {recipe.steps * per_step / len(train):.1f} epochs",
+            f"ranks    {world} ({recipe.parallel.nodes} machines), each with the whole network",
+        ]
+    )
 
 
 def _licence_text(clips: EncodedDataset) -> str:

@@ -69,7 +69,7 @@ class Samples:
             cameras = Cameras(*(moved(x) for x in vars(b.cameras).values()))  # pyright: ignore[reportArgumentType]
         text = Text(b.text.states.to(device, non_blocking=True), moved(b.text.mask))
         latents = b.latents.to(device, non_blocking=True)
-        batch = Batch(latents, text, cameras, moved(b.valid), moved(b.trajectory))
+        batch = Batch(latents, text, cameras, moved(b.valid), moved(b.trajectory), moved(b.start))
         return replace(self, batch=batch)
 
     @property
@@ -108,7 +108,8 @@ def make_batch(clips: Sequence[EncodedClip], encoding: Encoding, control: Contro
                 [_filled(c.plucker, longest, dim=2, repeat=True) for c in found if c.plucker is not None]
             ),
         )
-    return Batch(latents, text, cameras, valid)
+    starts = [_filled(clip.start, longest, dim=1, repeat=False) for clip in clips if clip.start is not None]
+    return Batch(latents, text, cameras, valid, start=torch.stack(starts) if starts else None)
 
 
 def _filled(x: Tensor, size: int, *, dim: int, repeat: bool) -> Tensor:

@@ -90,6 +90,7 @@ class Batch:
         valid: (B, T) True where a frame counts; None: all do. Padding is False.
         trajectory: (B, K, C, T, H, W) the teacher's way from noise to these latents, at the student's K times; of
             `ode_init` alone.
+        start: (B, C, T, H, W) what a world model made of the clips; of the refiner's training alone.
     """
 
     latents: Tensor
@@ -97,6 +98,7 @@ class Batch:
     cameras: Cameras | None = None
     valid: Tensor | None = None
     trajectory: Tensor | None = None
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from .consistency import ConsistencyConfig
 from .feed import Control
 from .objective import ObjectiveConfig
 from .ode import OdeConfig
+from .refining import RefinerConfig
 from .self_forcing import SelfForcingConfig
 from .student import StudentConfig
 
@@ -20,7 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-Objective = Literal["flow_matching", "ode_init", "consistency_init", "self_forcing"]
+Objective = Literal["flow_matching", "refiner", "ode_init", "consistency_init", "self_forcing"]
 DISTILLATION = ("ode_init", "consistency_init", "self_forcing")
 """Objectives that make a few-step student of a chunk-causal network."""
 
@@ -164,6 +165,8 @@ class TrainRecipe(Strict):
     ode_init: OdeConfig | None = None
     consistency_init: ConsistencyConfig | None = None
     self_forcing: SelfForcingConfig | None = None
+    refiner: RefinerConfig | None = None
+    """Of objective `refiner`, which trains a LoRA of the refiner on pairs; `start.weights` are the refiner's then."""
     model: WorldModelConfig | None = None
     """Sizes; null: those of the weights that it starts from."""
     start: StartConfig = StartConfig()
@@ -184,8 +187,9 @@ class TrainRecipe(Strict):
 
     @model_validator(mode="after")
     def _goes_together(self) -> TrainRecipe:
-        problems = []
-        if self.start.weights is None and self.model is None:
+        problems = self._refiner_problems()
+        of_refiner = self.objective == "refiner"
+        if self.start.weights is None and self.model is None and not of_refiner:
             problems.append("model: give sizes, or start.weights to take them from")
         if self.start.weights is None and (self.start.grow or self.start.cameras != "keep"):
             problems.append(
@@ -193,7 +197,7 @@ class TrainRecipe(Strict):
             )
         if self.start.grow and self.model is None:
             problems.append("start.grow: give model, the sizes to grow to")
-        if self.lora is not None and self.start.weights is None:
+        if self.lora is not None and self.start.weights is None and not of_refiner:
             problems.append("lora: changes weights that are given; name start.weights")
         if self.lora is not None and self.ema is not None:
             problems.append("ema: is of all weights; leave it out beside lora")
@@ -267,6 +271,28 @@ class TrainRecipe(Strict):
         if self.objective in DISTILLATION:
             return "distilled"
         return "bidirectional" if self.flow_matching.chunks is None else "chunk-causal"
+
+    def _refiner_problems(self) -> list[str]:
+        """Keys that the refiner's training does not know, and those that only it knows."""
+        if self.objective != "refiner":
+            return ["refiner: is read by objective refiner alone"] if self.refiner is not None else []
+        default = type(self).model_fields["flow_matching"].default
+        found = []
+        if self.refiner is None:
+            found.append("refiner: is missing; objective refiner reads it")
+        if self.lora is None:
+            found.append("lora: objective refiner trains a LoRA; give its rank, alpha and parts")
+        if self.model is not None or self.start.grow or self.start.cameras != "keep":
+            found.append("model, start.grow and start.cameras are of the world model, not of the refiner")
+        if self.flow_matching != default:
+            found.append("flow_matching: is not read by objective refiner")
+        if self.data.cameras != "none":
+            found.append("data.cameras: the refiner reads none; set it to none")
+        if self.parallel.context > 1:
+            found.append("parallel.context: ranks do not share the refiner's clips; use 1")
+        if self.ema is not None:
+            found.append("ema: is of all weights; leave it out beside lora")
+        return found
 
 
 def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:

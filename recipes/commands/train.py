@@ -93,6 +93,51 @@ def encode(
     )
 
 
+def pairs(
+    data: Annotated[
+        list[Path], typer.Argument(help="Folders that `theodolite encode` wrote.", metavar="ENCODED...")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of pairs; continued if it is one.")],
+    weights: Annotated[
+        str,
+        typer.Option("--weights", help="The world model: a file, released/MODE, or stand_in."),
+    ],
+    refiner: Annotated[
+        str,
+        typer.Option(
+            "--refiner", help="Folder with text_encoder and connectors of the refiner, released, or stand_in."
+        ),
+    ] = "released",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="One of: chunk (of a chunk-causal model), steps (60), shift (9.8), guidance (5), cameras (both, ucpe, "
+            "plucker, none), seed, allow_stand_in; may be given often.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many windows.")] = None,
+) -> Outcome:
+    """Let the world model make encoded clips anew: pairs to train the refiner on; resumes where it stopped.
+
+    Example: theodolite pairs encoded/mine --weights released/distilled --out pairs/mine
+    """
+    from ..loader import options_from_items
+    from ..pairs import PairJob, PairOptions, run_pairs
+
+    job = PairJob(
+        data=tuple(data),
+        out=out,
+        options=options_from_items(PairOptions, overrides or ()),
+        weights=weights,
+        refiner=refiner,
+        device=device,
+    )
+    return run_pairs(job, limit=limit, say=lambda text: typer.echo(text, err=True))
+
+
 def packaged_recipes() -> str:
     """Names of the recipes of trainings, for the help."""
     folder = Path(__file__).parents[1] / "train"
