@@ -9,16 +9,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...dataset.commit import check_run
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
-from ...dataset.store import part_path, write_part
+from ...dataset.store import part_path, shard_digest, write_part
 from ..networks.device import be_worker, claim_worker_number
 from ..reporting import listen, say
 from ..sfm.processes import share_threads
@@ -83,7 +83,7 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
     rows = []
     for clip in shard.clips:
         _check_run(job)  # nobody waits for what a run does that is over
-        rows.append(annotate_one(clip, job))
+        rows.append(annotate_one(clip, job, before=(shard, rows)))
     _check_run(job)
     write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
     return [outcome_of(row) for row in rows]
@@ -106,18 +106,22 @@ def _check_run(job: Job) -> None:
         check_run(job.incoming)
 
 
+def _dask_worker() -> Any:
+    """The dask worker whose task this is; None elsewhere."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return None if distributed is None else distributed.get_worker()
+    except ValueError:
+        return None
+
+
 TOPIC = "theodolite-clips"
 
 
 def begin_as_worker() -> None:
     """In a dask worker: the networks learn which of this machine's workers they run in, so that each GPU gets as many,
     and where clips stand is told to the scheduler. Elsewhere everything happens in this process."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return
-    try:
-        worker = distributed.get_worker()
-    except ValueError:
+    if (worker := _dask_worker()) is None:
         return
     be_worker(claim_worker_number())
     said: set[str] = set()
@@ -134,8 +138,13 @@ def begin_as_worker() -> None:
     listen(tell)
 
 
-def annotate_one(clip: ClipRef, job: Job) -> Row:
-    """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`."""
+def annotate_one(clip: ClipRef, job: Job, *, before: tuple[Shard, list[Row]] | None = None) -> Row:
+    """Row of one clip; an exception becomes a row with the reason `internal_error` or `out_of_memory`.
+
+    Args:
+        before: the clip's shard and the rows of it that are done, which are kept where a clip can only be ended with
+            this process.
+    """
     _quiet_decoders()
     start = time.perf_counter()
     reason: ReasonCode = "internal_error"
@@ -148,7 +157,7 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
         )
     try:
         try:
-            with _ended_after(limit_s, late):
+            with _ended_after(limit_s, late, lambda: _give_up(clip, job, before)):
                 return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
         finally:
             say(clip.clip_id, "")
@@ -164,11 +173,12 @@ def annotate_one(clip: ClipRef, job: Job) -> Row:
 
 
 @contextmanager
-def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
+def _ended_after(limit_s: float, late: Path | None, give_up: Callable[[], None]) -> Iterator[None]:
     """End this worker process if what is inside takes longer, leaving a note for the one that gets the shard next.
 
     Nothing else ends a thread that waits in a system call or in a decoder. In the command's own process (no workers)
-    what is inside is interrupted instead, as soon as Python has the word again.
+    what is inside is interrupted instead, as soon as Python has the word again; where it has not for half a minute
+    more, `give_up` is called, which ends the command.
 
     Raises:
         ClipLate: in the command's own process, it has taken longer.
@@ -176,8 +186,8 @@ def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
     if late is None:
         yield
         return
-    if multiprocessing.parent_process() is None:
-        with _interrupted_after(limit_s):
+    if multiprocessing.parent_process() is None and _dask_worker() is None:
+        with _interrupted_after(limit_s), _timer(limit_s + _GRACE_S, give_up):
             yield
         return
 
@@ -186,13 +196,49 @@ def _ended_after(limit_s: float, late: Path | None) -> Iterator[None]:
             late.touch()
         os._exit(1)
 
-    timer = threading.Timer(limit_s, end)
+    with _timer(limit_s, end):
+        yield
+
+
+_GRACE_S = 30.0
+
+
+@contextmanager
+def _timer(after_s: float, act: Callable[[], None]) -> Iterator[None]:
+    """Act, in a thread of its own, unless what is inside ends before."""
+    timer = threading.Timer(after_s, act)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _give_up(clip: ClipRef, job: Job, before: tuple[Shard, list[Row]] | None) -> None:
+    """End the command because of a clip that nothing else ends. It gets its row, as those of its shard before it do:
+    as a part in the run's folder, which the next command takes in."""
+    limit_s = job.config.executor.clip_timeout_s
+    detail = f"was not done after {limit_s:g} s and could not be interrupted"
+    row = failure_row(clip, job, "timed_out", detail)
+    shard, rows = before or (None, [])
+    rows = [*rows, row]
+    number = "late" if shard is None else shard.shard_id.split("-")[0]
+    shard_id = f"{number}-{shard_digest(row.clip_id for row in rows)}"
+    with suppress(OSError):
+        write_part(job.folder, rows, shard_id=shard_id, recipe_hash=job.recipe_hash)
+    sys.stderr.write(
+        f"error: {job.out}: clip {clip.clip_id} {detail} (a decoder that does not end, a disk that does not answer), so"
+        " this command ends. The clip is recorded as timed_out, and the same command goes on with the others; with"
+        " workers (--workers 1 or more) such a clip ends its worker alone\n"
+    )
+    sys.stderr.flush()
+    end_process()
+
+
+def end_process() -> None:
+    """Without waiting for any thread."""
+    os._exit(1)
 
 
 class ClipLate(BaseException):

@@ -457,6 +457,38 @@ def test_without_workers_a_clip_has_a_limit_too(tmp_path):
     assert signal.getsignal(signal.SIGALRM) == before
 
 
+def test_without_workers_a_clip_that_cannot_be_interrupted_ends_the_command(tmp_path, monkeypatch, capfd):
+    """... in bounded time, with rows for it and those before it, which the next command takes in."""
+
+    def in_c(clip, config, **kwargs):
+        if clip.clip_id == "c1":
+            while not ended.is_set():
+                with contextlib.suppress(BaseException):  # as a decoder that does not come back
+                    time.sleep(0.01)
+        return fake_annotate(clip, config, **kwargs)
+
+    ended = threading.Event()
+    monkeypatch.setattr(worker, "_GRACE_S", 0.2)
+    monkeypatch.setattr(worker, "end_process", ended.set)
+    shard, *_ = make_shards(clips_named("c0", "c1", "c2")(), 3)
+    prepare_output(tmp_path, recipe_hash=HASH)
+    folder = tmp_path / ".tmp-run-stuck"
+    folder.mkdir()
+    job = replace(job_in(tmp_path, clip_timeout_s=0.1), annotate=in_c, incoming=folder)
+    annotate_shard(shard, job)
+    assert "clip c1 was not done after 0.1 s and could not be interrupted" in capfd.readouterr().err
+    for part in list_parts(folder):  # what had not been written when the process ended
+        if shard.shard_id in part.name:
+            part.unlink()
+    monkeypatch.undo()
+    assert run(clips_named("c0", "c1", "c2"), tmp_path).done == 1
+    assert {o.clip_id: o.reasons for o in read_outcomes(tmp_path)} == {
+        "c0": ("too_short",),
+        "c1": ("timed_out",),
+        "c2": ("too_short",),
+    }
+
+
 def test_too_few_open_files_are_said_or_claimed(tmp_path, monkeypatch):
     limits = [32, 32]
     monkeypatch.setattr(cluster.resource, "getrlimit", lambda kind: tuple(limits))
