@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -335,3 +335,91 @@ def test_files_are_short():
     lines = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8").count("\n") for p in sources()}
     beyond = {name: n for name, n in lines.items() if n > LONGEST_FILE and name not in LONG_FILES}
     assert not beyond, f"files of more than {LONGEST_FILE} lines: {beyond}"
+
+
+@cache
+def names_defined_in(path: Path) -> frozenset[str]:
+    """What a module offers: everything that is bound at its top, in branches too; a package's modules as well."""
+    bound: set[str] = set()
+    todo: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        todo += ast.iter_child_nodes(node)
+    if path.name == "__init__.py":
+        bound |= {p.stem for p in path.parent.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    return frozenset(bound | {"__name__", "__file__", "__doc__", "__path__", "__dict__"})
+
+
+@cache
+def module_file(parts: tuple[str, ...]) -> Path | None:
+    """The file of a module of ours by the parts of its name."""
+    place = ROOT.joinpath(*parts[1:])
+    for found in (place.with_suffix(".py"), place / "__init__.py"):
+        if found.is_file():
+            return found
+    return None
+
+
+def taken_names(path: Path) -> list[tuple[int, str, Path]]:
+    """(line, name, module's file) of every name that a file takes from modules of ours, by import or by attribute."""
+    package = ["theodolite", *path.relative_to(ROOT).parent.parts]
+    found: list[tuple[int, str, Path]] = []
+
+    def visit(scope: ast.AST, known: dict[str, Path]) -> None:
+        known, nodes, inner = dict(known), [], []
+        todo = list(ast.iter_child_nodes(scope))
+        while todo:  # what is in this scope; functions in it are scopes of their own
+            node = todo.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                inner.append(node)
+            else:
+                nodes.append(node)
+                todo += ast.iter_child_nodes(node)
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("theodolite")
+            ):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                parts = [*base, *filter(None, (node.module or "").split("."))]
+                for alias in node.names:
+                    module, source = module_file((*parts, alias.name)), module_file(tuple(parts))
+                    if module is not None:
+                        known[alias.asname or alias.name] = module
+                    elif source is not None:
+                        found.append((node.lineno, alias.name, source))
+        for node in nodes:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                known.pop(node.id, None)
+        for node in nodes:
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in known
+            ):
+                found.append((node.lineno, node.attr, known[node.value.id]))
+        for function in inner:
+            arguments = function.args
+            own = {a.arg for a in ast.walk(arguments) if isinstance(a, ast.arg)}
+            visit(function, {name: file for name, file in known.items() if name not in own})
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), {})
+    return found
+
+
+@pytest.mark.slow
+def test_names_that_are_taken_from_our_modules_are_there():
+    """Also where no test comes by: kernels for one kind of GPU, commands that need a network."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {file.relative_to(ROOT)} has no {name}"
+        for path in (*sources(), *sorted((ROOT / "benchmarks").glob("*.py")))
+        for line, name, file in taken_names(path)
+        if name != "*" and name not in names_defined_in(file)
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -309,7 +309,7 @@ def readout_backward(x: Inputs, states: Chain, readout: Readout, dout: Tensor) -
             readout.out, dout, radial, b * t * s, h * d, 1.0 / (h * d), **options
         )
     if x.hopper:
-        from .hopper import forward as hopper
+        from .hopper import backward as hopper
 
         hopper.readout_backward[(b * t * h,)](
             _tokens(x.q, 64), _tokens(dout, 64), _rope_table(x, 64), _tokens(dq, 64), _matrices(dkv),
@@ -388,7 +388,7 @@ def products_backward(
     dbeta = torch.empty(b, t, h, s, dtype=x.beta.dtype, device=device)
     part = torch.empty(b, t, h, s, dtype=torch.float32, device=device) if norm or x.normalise else None
     if x.hopper:
-        from .hopper import forward as hopper
+        from .hopper import backward as hopper
 
         assert steps.dpz is not None
         assert part is not None
