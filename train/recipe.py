@@ -43,6 +43,8 @@ class StartConfig(Strict):
     grow: bool = False
     """The weights are of an earlier stage: what this stage adds starts at its initial values, what it no longer has is
     left out, both told. False: every tensor must be there."""
+    latents: Literal["keep", "anew"] = "keep"
+    """`anew`, with `grow`: the two layers that touch latents start at their initial values: another autoencoder."""
     cameras: Literal["keep", "from_main"] = "keep"
     """`from_main`: camera branches start as copies of the main branch, silent; where a stage first sees cameras."""
 
@@ -195,6 +197,8 @@ class TrainRecipe(Strict):
             problems.append(
                 "start.grow and start.cameras need start.weights: initial values grow from nothing"
             )
+        if self.start.latents == "anew" and not self.start.grow:
+            problems.append("start.latents anew: set start.grow to true, which takes over the other layers")
         if self.start.grow and self.model is None:
             problems.append("start.grow: give model, the sizes to grow to")
         if self.lora is not None and self.start.weights is None and not of_refiner:

@@ -87,8 +87,9 @@ def weights_path(weights: str) -> Path:
     return path
 
 
-STAGE = "theodolite.stage"
-"""Key of a safetensors file's metadata under which an export says what its weights can do."""
+STAGE, AUTOENCODER = "theodolite.stage", "theodolite.autoencoder"
+"""Keys of a safetensors file's metadata under which an export says what its weights can do, and whose latents they
+were trained on."""
 _STARTS: dict[str, tuple[str, ...]] = {
     "flow_matching": ("bidirectional", "chunk-causal"),
     "ode_init": ("chunk-causal", "distilled"),
@@ -103,13 +104,20 @@ _STARTS: dict[str, tuple[str, ...]] = {
 
 def stage_of(weights: str) -> str | None:
     """What weights can do, by the name of their release or as their file says; None: nothing tells."""
-    if weights.startswith("released/"):
-        return weights.removeprefix("released/")
+    return weights.removeprefix("released/") if weights.startswith("released/") else _told(weights, STAGE)
+
+
+def autoencoder_of(weights: str) -> str | None:
+    """Whose latents weights were trained on, as their file says; None: nothing tells."""
+    return _told(weights, AUTOENCODER)
+
+
+def _told(weights: str, key: str) -> str | None:
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     with opened_safetensors(path) as file:
-        return (file.metadata() or {}).get(STAGE)
+        return (file.metadata() or {}).get(key)
 
 
 def check_use(weights: str, use: str) -> None:
@@ -161,7 +169,14 @@ def start_model(recipe: TrainRecipe, *, operators: Operators | None = None) -> S
         assert recipe.model is not None
         path = weights_path(recipe.start.weights)
         tensors, _ = read_tensors(path)
-        started = grow(tensors, recipe.model, seed=recipe.seed, operators=operators, origin=str(path))
+        started = grow(
+            tensors,
+            recipe.model,
+            seed=recipe.seed,
+            operators=operators,
+            origin=str(path),
+            latents=recipe.start.latents == "anew",
+        )
     else:
         path = weights_path(recipe.start.weights)
         model, layout = load_world_model(path, operators=operators, dtype=torch.float32)

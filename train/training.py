@@ -33,7 +33,7 @@ from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
 from .recipe import TrainRecipe
-from .start import STAGE, Started, add_lora, use_null_caption
+from .start import AUTOENCODER, STAGE, Started, add_lora, autoencoder_of, use_null_caption
 from .state import (
     Average,
     StatePart,
@@ -502,7 +502,8 @@ class Training:
         model.load_state_dict({**whole, **buffers}, strict=True, assign=True)
         path = folder / f"step-{self.step:08d}{ending}.safetensors"
         names = tuple((k, k) for k in model.state_dict())
-        save_world_model(model, path, Layout(file="safetensors", names=names, metadata={STAGE: stage}))
+        told = {STAGE: stage, AUTOENCODER: self.data.encoding.autoencoder}
+        save_world_model(model, path, Layout(file="safetensors", names=names, metadata=told))
         return path
 
     def _export_lora(self, folder: Path) -> list[Path]:
@@ -553,6 +554,12 @@ def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> 
     ):
         if theirs != mine:
             problems.append(f"they have {what.format(theirs)}, the network {mine}: another encoder's")
+    before = None if recipe.start.weights is None else autoencoder_of(recipe.start.weights)
+    if before not in (None, e.autoencoder) and recipe.start.latents == "keep":
+        problems.append(
+            f"they have latents of {e.autoencoder}, the weights were trained on those of {before} (start.grow: true and "
+            "start.latents: anew start the layers anew that touch latents)"
+        )
     if recipe.data.cameras != "none" and not any(w.cameras for w in data.windows):
         problems.append("none has cameras, but data.cameras is " + recipe.data.cameras)
     lengths = {w.num_frames for w in data.windows}

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from theodolite.model.checkpoint import save_world_model
+from theodolite.dataset.encoded import open_encoded
+from theodolite.model.checkpoint import Layout, save_world_model
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.context import Cameras
 from theodolite.model.network import WorldModel
 from theodolite.train.recipe import LoraConfig, TrainRecipe
-from theodolite.train.start import add_lora, grow, start_model
+from theodolite.train.start import AUTOENCODER, add_lora, grow, start_model
+from theodolite.train.training import check_data
 
 sys.path.insert(0, str(Path(__file__).parent))
-from encoded_clips import MODEL
+from encoded_clips import MODEL, write_encoded
 
 LINEAR = MODEL.model_copy(update={"softmax_every": 5, "softmax_bfloat16": False})
 HYBRID = MODEL.model_copy(update={"softmax_bfloat16": False})
@@ -106,6 +108,27 @@ def test_cameras_start_silent_as_copies(tmp_path: Path) -> None:
     torch.testing.assert_close(with_cameras, without, rtol=1e-3, atol=1e-3)
     block = started.model.blocks[0].attn
     assert torch.equal(block.q_proj_cam.weight, block.qkv.weight[:48])  # type: ignore[union-attr, index, operator]
+
+
+def test_weights_say_whose_latents_they_were_trained_on(tmp_path: Path) -> None:
+    data = open_encoded(write_encoded(tmp_path / "data", 2, per_shard=2))
+    path, model = tmp_path / "w.safetensors", network(HYBRID)
+    names = tuple((k, k) for k in model.state_dict())
+    save_world_model(
+        model, path, Layout(file="safetensors", names=names, metadata={AUTOENCODER: "vae before"})
+    )
+    kept = recipe(start={"weights": str(path)})
+    with pytest.raises(
+        ValueError, match="latents of vae 1234, the weights were trained on those of vae befo"
+    ):
+        check_data(kept, start_model(kept).model, data)
+    adapted = recipe(start={"weights": str(path), "grow": True, "latents": "anew"})
+    started = start_model(adapted)
+    check_data(adapted, started.model, data)
+    assert {n.split(".")[0] for n in started.fresh} == {"x_embedder", "final_layer"}
+    assert torch.equal(started.model.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
+    with pytest.raises(ValueError, match=r"start.latents anew: set start.grow to true"):
+        recipe(start={"weights": str(path), "latents": "anew"})
 
 
 def test_weights_of_another_stage_or_size_are_refused(tmp_path: Path) -> None:
