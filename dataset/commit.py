@@ -1,21 +1,20 @@
-"""Who may put parts into a dataset: the one command that holds its folder, and nobody who once worked for another.
+"""Who may put parts into a dataset: the one command that holds it, and nobody who once worked for another.
 
-Workers write parts into a folder of their run, `.tmp-run-<token>`, beside the data. Only the command that made it moves
-them to where they count, one rename a part, and it refuses a clip that has a row. So nothing depends on who is still
-alive: a worker that outlives its command (behind a scheduler it does) writes into a folder that is no longer looked at,
-and finds it gone as soon as another command has begun.
+Workers write the parts of their run where only that run writes. Only the command that began it makes them count, one
+act a part, and it refuses a clip that has a row. So nothing depends on who is still alive: a worker that outlives its
+command (behind a scheduler it does) writes what is no longer looked at, and finds its run gone as soon as another
+command has begun.
 
-That command first takes in what dead runs left: their folders are renamed, which fences their workers off, and then
-whole parts of clips without rows are adopted, all else is dropped.
+That command first takes in what dead runs left: they are closed, which fences their workers off, and then whole parts
+of clips without rows are adopted, all else is dropped.
+
+How a dataset is held and what that one act is, differs between a folder (`storage.local`: a lock, and a rename) and an
+object store (`storage.remote`: a turn, and an entry of a log).
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,104 +25,83 @@ from .clip_set import ClipSet
 from .index import rows_by_folder
 from .inputs import InputError
 from .parquet import read_table
-from .store import (
-    TEMPORARY,
-    list_parts,
-    part_folders,
-    part_metadata,
-    part_path,
-    shard_digest,
-    source_folder,
-    sync_folder,
-    write_part_table,
-)
+from .storage.backend import Backend, Fenced
+from .storage.local import FolderBackend
+from .storage.paths import StorePath, as_path
+from .storage.remote import LogBackend
+from .store import part_folders, part_metadata, part_path, shard_digest, source_folder, write_part_table
 
 log = logging.getLogger(__name__)
 
-_RUNS = f"{TEMPORARY}run-"
-_CLOSED = "-closed"
-
-
-class Fenced(RuntimeError):
-    """The run that a worker works for is over: another command writes to the dataset now."""
+__all__ = ["ClipHasRow", "Commits", "Fenced"]
 
 
 class ClipHasRow(RuntimeError):
     """A part may not be committed, because a clip of it has a row."""
 
 
+def _backend(out: str | Path) -> Backend:
+    out = as_path(out)
+    return LogBackend(out) if isinstance(out, StorePath) else FolderBackend(out)
+
+
 @contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
-    """Make a folder and hold it for this process; ends with the process, however that ends.
+def hold_dataset(out: str | Path) -> Iterator[None]:
+    """Make a dataset's place and hold it for this process; ends with the process, however that ends.
 
     Raises:
-        ValueError: another run holds the folder.
+        ValueError: another run holds it, or it cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise ValueError(
-            f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
-        ) from None
-    try:
-        try:
-            # On the folder itself: no lock file that somebody has to clean up.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
-        except OSError as error:
-            log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
+    with _backend(out).hold():
         yield
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """As `hold_dataset`, of a folder for anything else.
+
+    Raises:
+        ValueError: another command holds it, it cannot be made, or it is none of this file system.
+    """
+    if isinstance(as_path(out), StorePath):
+        raise ValueError(
+            f"{as_path(out)}: what is written here is a folder; copy it to an object store afterwards"
+        )
+    with FolderBackend(out).hold():
+        yield
 
 
 @contextmanager
 def own_run(out: str | Path) -> Iterator[Path]:
-    """Folder into which this run's workers write; call while the dataset's folder is held. Gone afterwards."""
-    folder = Path(out) / f"{_RUNS}{uuid.uuid4().hex[:16]}"
-    folder.mkdir()
+    """Folder into which this run's workers write; call while the dataset is held. Gone afterwards."""
+    backend = _backend(out)
+    folder = backend.begin_run()
     ended = False
     try:
         yield folder
         ended = True
     finally:
-        closed = _close(folder)
         # What an interrupted run has not committed is taken in by the next one.
-        if closed is not None and (ended or not list_parts(closed)):
-            shutil.rmtree(closed, ignore_errors=True)
+        backend.end_run(folder, ended=ended)
 
 
 def check_run(folder: Path) -> None:
     """Raise `Fenced` unless a run's folder is still there."""
-    if not folder.is_dir():
+    if not _backend(folder.parent).run_is_open(folder):
         raise Fenced(f"{folder.parent}: this run is over, another command writes here")
 
 
-def _close(folder: Path) -> Path | None:
-    """Rename a run's folder, so that none of its workers finds it; None if it is gone."""
-    if folder.name.endswith(_CLOSED):
-        return folder
-    closed = folder.with_name(folder.name + _CLOSED)
-    try:
-        folder.rename(closed)
-    except FileNotFoundError:
-        return None
-    return closed
-
-
 class Commits:
-    """Moves parts to where they count; refuses clips that have rows.
+    """Makes parts count; refuses clips that have rows.
 
     Args:
-        out: dataset folder, held by this process.
+        out: dataset, held by this process.
         have: the clips that have rows; grows.
     """
 
     def __init__(self, out: str | Path, have: ClipSet | None = None) -> None:
-        self._out, self._have = Path(out), ClipSet() if have is None else have
-        self._touched: set[Path] = set()
+        self._out, self._have = as_path(out), ClipSet() if have is None else have
+        self._backend = _backend(out)
 
     def check(self, clip_ids: Iterable[str]) -> list[str]:
         """The ids.
@@ -137,55 +115,56 @@ class Commits:
                 raise ClipHasRow(f"{self._out}: clip {clip_id} has a row already")
         return ids
 
-    def take(self, part: Path, clip_ids: Iterable[str]) -> Path:
-        """Move a whole part from a run's folder into the data.
+    def take(self, part: Path, clip_ids: Iterable[str], *, instead_of: Sequence[Path] = ()) -> Path:
+        """Make a whole part of a run count; returns where it lies then. Sure with `flush`.
 
-        The rename itself reaches the disk with `flush`: where power fails before, the part is in one of the two places,
-        and the next command takes it in from either.
-
+        Args:
+            instead_of: parts that hold these clips now, and count no more.
         Raises:
-            ClipHasRow: nothing was moved.
-            OSError: the part is not there, or cannot be moved.
+            ClipHasRow: nothing was done.
+            OSError: the part is not there, or the disk or store does not take it.
         """
         ids = self.check(clip_ids)
-        target = part_path(self._out, source=source_folder(part), shard_id=part.stem.removeprefix("part-"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            raise ClipHasRow(f"{target}: is there already")
-        part.rename(target)
-        self._touched.add(target.parent)
+        try:
+            target = self._backend.commit(part, instead_of)
+        except FileExistsError as error:
+            raise ClipHasRow(str(error)) from None
         self._have.update(ids)
         return target
 
+    def remove(self, part: Path) -> None:
+        """Make a part count no more."""
+        self._backend.remove(part)
+
     def flush(self) -> None:
-        """Flush the folders into which parts were moved; once for many, for it takes as long as writing one."""
-        for folder in self._touched:
-            sync_folder(folder)
-        self._touched.clear()
+        """Make sure of what was taken: it survives the machine, and readers see it. Once for many parts."""
+        self._backend.flush()
 
 
 def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
-    """Adopt what runs left that ended without committing it; call while the dataset's folder is held, before planning.
+    """Adopt what runs left that ended without committing it; call while the dataset is held, before planning.
 
     Returns:
         How many clips were taken in.
     """
-    out = Path(out)
-    closed = [found for folder in sorted(out.glob(f"{_RUNS}*")) if (found := _close(folder)) is not None]
-    parts = [part for folder in closed for part in list_parts(folder)]
+    backend = _backend(out)
+    parts = backend.dead_parts()
     taken = 0
+    left: list[Path] = []
     if parts:
         commits = Commits(out, ClipSet(clips_with_rows(out)))
         refused: list[str] = []
         for part in parts:
             try:
                 if part_metadata(part)[1] != recipe_hash:
+                    left.append(part)
                     continue
                 ids = read_table(part, ["clip_id"])["clip_id"].to_pylist()
                 commits.take(part, ids)
                 taken += len(ids)
             except (InputError, ValueError, ClipHasRow) as error:  # cut, of another recipe, or done meanwhile
                 refused.append(f"{part.name}: {error}")
+                left.append(part)
         commits.flush()
         if refused:
             log.warning(
@@ -194,8 +173,7 @@ def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
                 len(refused),
                 refused[0],
             )
-    for folder in closed:
-        shutil.rmtree(folder, ignore_errors=True)
+    backend.drop_dead(left)
     return taken
 
 
@@ -206,10 +184,10 @@ def clips_with_rows(out: str | Path) -> Iterator[str]:
 
 
 def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -> list[str]:
-    """Take rows out of a dataset, so that their clips count as not done; call while its folder is held.
+    """Take rows out of a dataset, so that their clips count as not done; call while it is held.
 
-    A part is replaced by one of its other rows. Those are written first, into the folder of a run of their own: killed
-    at any moment, either the old part is there or the next command takes in the new one.
+    A part is replaced by one of its other rows. Those are written first, as a run of their own: killed at any moment,
+    either the old part counts or the next command takes in the new one.
 
     Args:
         unwanted: of a table with `clip_id`, `verdict` and `reasons`, which rows go.
@@ -238,13 +216,9 @@ def _drop_from(out: str | Path, part: Path, goes: list[bool], incoming: Path) ->
         ids = rest["clip_id"].to_pylist()
         new = new_part(incoming, part, shard_number(part), ids)
         write_part_table(new, rest)
-        part.unlink()
-        sync_folder(part.parent)
-        commits = Commits(out)
-        commits.take(new, ids)
-        commits.flush()
+        Commits(out).take(new, ids, instead_of=[part])
     else:
-        part.unlink()
+        Commits(out).remove(part)
     return dropped
 
 

@@ -1,9 +1,10 @@
 """Small parts gathered into larger ones: thousands of files of a few kilobytes are what slows every reader down, and
 what object stores and file systems of clusters charge for.
 
-The new part is written into the folder of a run, the old ones are moved there, the new one is moved to where it counts,
-and only then the old ones go. Whatever moment the command is killed at, each clip has its row either among the data or
-in the run's folder, and the next command takes in from there what the data lack (see `commit`).
+The new part is written as a run's, the old ones are moved to the run, too, the new one is made to count, and only then
+the old ones go; in an object store a single entry of the log does that. Whatever moment the command is killed at, each
+clip has its row either among the data or with the run, and the next command takes in from there what the data lack (see
+`commit`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .commit import Commits, clips_with_rows, hold_folder, new_part, own_run, take_in_dead_runs
+from .commit import Commits, clips_with_rows, hold_dataset, new_part, own_run, take_in_dead_runs
 from .index import refresh_index
 from .limits import MIB
 from .parquet import read_schema, read_table
 from .processes import map_processes
-from .store import data_folder, part_folders, read_marker, source_folder, sync_folder, write_part_table
+from .storage.paths import as_path
+from .store import data_folder, part_folders, part_stamps, read_marker, source_folder, write_part_table
 
 PART_BYTES = 64 * MIB
 """Size of a gathered part."""
@@ -46,35 +48,34 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
         ValueError: no dataset of a run, another command writes to it, or a part cannot be read.
         OSError: the disk is full.
     """
-    out = Path(out)
+    out = as_path(out)
     if not (out / "dataset.json").is_file():
         raise ValueError(f"{out}: no dataset.json; is this the --out folder of a run?")
     recipe_hash = str(read_marker(out).get("recipe_hash"))
-    with hold_folder(out):
+    with hold_dataset(out):
         take_in_dead_runs(out, recipe_hash=recipe_hash)
         parts = [part for _folder, found in part_folders(out) for part in found]
         num_after = 0
         with own_run(out) as incoming:
             for _source, of_source in groupby(parts, source_folder):
-                groups = list(_groups(list(of_source), part_bytes))
+                groups = list(_groups(out, list(of_source), part_bytes))
                 num_after += len(groups)
                 small = [(number, group) for number, group in enumerate(groups) if len(group) > 1]
                 used = processes if len(parts) >= _WORTH_PROCESSES else 1
                 gathered = map_processes(partial(_gather, incoming), small, processes=used)
                 for (_number, group), (new, ids) in zip(small, gathered, strict=True):
-                    _replace(out, incoming, group, new, ids)
+                    Commits(out).take(new, ids, instead_of=group)
         _remove_empty_folders(out)
         refresh_index(out, processes=processes)
         num_clips = sum(1 for _ in clips_with_rows(out))
     return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
 
 
-def _groups(parts: Sequence[Path], part_bytes: int) -> Iterator[list[Path]]:
+def _groups(out: Path, parts: Sequence[Path], part_bytes: int) -> Iterator[list[Path]]:
     """Parts that become one, in order; those that stay alone among them."""
     group: list[Path] = []
     size = 0
-    for part in parts:
-        here = part.stat().st_size
+    for part, (_name, here, _changed) in zip(parts, part_stamps(out, parts), strict=True):
         if 2 * here > part_bytes:
             yield from ([group, [part]] if group else [[part]])
             group, size = [], 0
@@ -110,22 +111,6 @@ def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> tuple[Path,
     new = new_part(incoming, parts[0], f"{number:06d}", ids)
     write_part_table(new, table)
     return new, ids
-
-
-def _replace(out: Path, incoming: Path, parts: Sequence[Path], new: Path, ids: list[str]) -> None:
-    """Put a new part in the place of others."""
-    retired: list[Path] = []
-    for part in parts:
-        target = data_folder(incoming) / part.relative_to(data_folder(out))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        retired.append(part.rename(target))
-    for folder in {part.parent for part in retired}:
-        sync_folder(folder)
-    commits = Commits(out)
-    commits.take(new, ids)
-    commits.flush()
-    for part in retired:
-        part.unlink()
 
 
 def _remove_empty_folders(out: Path) -> None:

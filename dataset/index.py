@@ -18,7 +18,6 @@ import bisect
 import itertools
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .conform import check_types, conform, file_version
@@ -39,11 +37,14 @@ from .limits import MIB
 from .parquet import SCAN_OPTIONS, WHAT, open_parquet, read_table, sealed
 from .processes import map_processes
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, SERIES_COLUMNS
+from .storage.arrow import arrow_place, open_source
+from .storage.paths import as_path
 from .store import (
     INDEX_FOLDER,
     data_folder,
     dataset_folders,
     part_folders,
+    part_stamps,
     parts_of_folder,
     write_atomically,
 )
@@ -68,7 +69,7 @@ _OWN_COLUMNS = (*PLACE_COLUMNS, _FOOTER)
 
 def piece_path(out: str | Path, folder: str) -> Path:
     """The Parquet file of a folder's piece; the Arrow file lies beside it."""
-    return Path(out) / INDEX_FOLDER / f"{folder or _FOREIGN}.parquet"
+    return as_path(out) / INDEX_FOLDER / f"{folder or _FOREIGN}.parquet"
 
 
 def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
@@ -79,7 +80,7 @@ def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
     Raises:
         ValueError: a part that cannot be read.
     """
-    out = Path(out)
+    out = as_path(out)
     folders = dataset_folders(out) if data_folder(out).is_dir() else []
     if not folders:
         return None
@@ -98,7 +99,7 @@ _WORTH_PROCESSES = 400
 
 def refresh_piece(out: str | Path, folder: str) -> None:
     """Bring the piece of one folder of parts up to date (see `store.part_folders`)."""
-    out = Path(out)
+    out = as_path(out)
     if (parts := parts_of_folder(out, folder)) and not _is_whole(out, folder, parts):
         write_piece(out, folder, parts)
 
@@ -109,7 +110,7 @@ def write_index(out: str | Path) -> Path:
     Raises:
         ValueError: no parts, or a part that cannot be read.
     """
-    out = Path(out)
+    out = as_path(out)
     folders = dataset_folders(out) if data_folder(out).is_dir() else []
     if not folders:
         raise ValueError(f"{out}: no Parquet files below data/; is this the --out folder of a run?")
@@ -143,7 +144,7 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
     path = piece_path(out, folder)
     path.parent.mkdir(exist_ok=True)
     # Before reading: a part that changes meanwhile makes the index stale.
-    stamps = _named_stamps(out, parts)
+    stamps = part_stamps(out, parts)
     known = {} if anew else _known_parts(out, folder)
     tables: list[pa.Table] = []
     footers: list[bytes | None] = []
@@ -330,7 +331,7 @@ def open_clip_rows(piece: Piece) -> ClipRows | None:
     if not path.is_file():
         return None
     known = json.loads(piece.batches)
-    file = pa.OSFile(str(path))
+    file = open_source(path)
     # Of another length: somebody else's copy, or cut.
     if known["batches"] and file.size() < sum(known["batches"][-1][:2]):
         return None
@@ -356,8 +357,9 @@ class Piece:
 
     def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
         """Filtered columns; those of `schema` that this piece lacks are null."""
-        fragment = _PARQUET.make_fragment(str(self.path), pafs.LocalFileSystem())
-        dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, pafs.LocalFileSystem())
+        filesystem, name = arrow_place(self.path)
+        fragment = _PARQUET.make_fragment(name, filesystem)
+        dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
         return dataset.to_table(columns=columns, filter=where)
 
 
@@ -455,7 +457,7 @@ def rows_by_folder(out: str | Path, columns: Sequence[str]) -> Iterator[pa.Table
     Raises:
         InputError: a part that cannot be read.
     """
-    out = Path(out)
+    out = as_path(out)
     for name, parts in part_folders(out):
         piece = _current_piece(out, name, parts)
         if piece is not None and set(columns) <= set(piece.schema.names):
@@ -477,7 +479,7 @@ def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | Non
         except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
             return None
         piece = _open_piece(out, folder)
-    if piece is None or list(piece.stamps) != [tuple(stamp) for stamp in _named_stamps(out, parts)]:
+    if piece is None or list(piece.stamps) != part_stamps(out, parts):
         return None
     return piece
 
@@ -508,13 +510,3 @@ def _open_piece(out: Path, folder: str) -> Piece | None:
         stamps = tuple((str(n), int(s), int(c)) for n, s, c in json.loads(metadata[b"theodolite.parts"]))
         batches = metadata[_BATCHES.encode()].decode()
         return Piece(path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches)
-
-
-def part_stamp(part: str | Path) -> tuple[int, int]:
-    """Size and time of change in nanoseconds: what tells a part from another one of its name without reading it."""
-    status = os.stat(part)
-    return status.st_size, status.st_mtime_ns
-
-
-def _named_stamps(out: Path, parts: Sequence[Path]) -> list[tuple[str, int, int]]:
-    return [(str(part.relative_to(out)), *part_stamp(part)) for part in parts]

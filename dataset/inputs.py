@@ -32,6 +32,7 @@ from .limits import (
     MIB,
     unfolds_too_far,
 )
+from .storage.paths import StoreError, as_path
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,11 +49,14 @@ class InputError(ValueError):
 def reading(path: str | Path, what: str, member: str | None = None) -> Iterator[None]:
     """What goes wrong inside becomes an `InputError` that names `path`, the member of it and what it should have been.
 
-    Errors that name the file already pass as they are.
+    Errors that name the file already pass as they are, and so does a store's that does not answer: it says nothing of
+    the file.
     """
     where = f"{path}: {_shortened(member)}" if member else str(path)
     try:
         yield
+    except StoreError:
+        raise
     except InputError as error:
         if str(path) in str(error):
             raise
@@ -125,7 +129,7 @@ def read_bytes(path: str | Path, *, most: int | None = None) -> bytes:
     Raises:
         InputError: no such file, no regular one (a pipe would be waited for), not readable, or larger than `most`.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: is no file")
@@ -134,7 +138,7 @@ def read_bytes(path: str | Path, *, most: int | None = None) -> bytes:
             raise InputError(f"{path}: {size / MIB:.0f} MiB, at most {most // MIB} MiB are read")
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError | StoreError):
             raise
         raise InputError(f"{path}: cannot be read ({_described(error)})") from None
 

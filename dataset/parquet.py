@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from .inputs import InputError, reading
 from .limits import FREE_BYTES, unfolds_too_far
 from .page_headers import check_pages
+from .storage.arrow import open_source
+from .storage.paths import StorePath, as_path
 
 WHAT = "Parquet file"
 SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -40,13 +42,14 @@ def open_parquet(
         InputError: no such file, no Parquet, or one that unfolds into far more than it holds.
     """
     with reading(path, WHAT):
-        if source is None and not Path(path).is_file():
+        local = source is None and not isinstance(as_path(path), StorePath)
+        if local and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
-        content: Any = pa.OSFile(str(path)) if source is None else source
+        content: Any = open_source(path) if source is None else source
         check_seal(content, where=path, whole=whole)
         file = pq.ParquetFile(content, page_checksum_verification=True)
         check_sizes(file.metadata, content.size(), where=path)
-        if source is None:  # elsewhere every header would be a request of its own
+        if local:  # elsewhere every header would be a request of its own
             check_pages(content, file.metadata, where=path)
     return file
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .card import MAX_LISTED, Use, dataset_card
-from .index import part_stamp
 from .inputs import InputError, read_json
 from .licences import allows_commercial_use, known_licences, unknown_licences
 from .media.read import media_path
 from .reading import ClipDataset, open_dataset
 from .rows import Row
 from .staging import staged
-from .store import dataset_files, write_atomically, write_dataset
+from .storage.paths import as_path
+from .store import dataset_files, part_stamps, write_atomically, write_dataset
 from .validate import validate_dataset
 
 _LOCAL_PATH = re.compile(r"(?<![\w/.])/(?:[^\s/:]+/)+([^\s/:]*)")
@@ -68,7 +68,7 @@ def stage_publication(
         `validate`), a
             licence is not in the table, nothing is left, or `folder` is not empty.
     """
-    path, folder = Path(path), Path(folder)
+    path, folder = as_path(path), Path(folder)
     _num_rows, violations = validate_dataset(path)
     if violations:
         shown = "\n  ".join(str(v) for v in violations[:MAX_LISTED])
@@ -194,11 +194,13 @@ _RECORD = Path(".cache", "huggingface", "theodolite.json")
 def _request(path: str | Path, repo_id: str, use: Use, media_root: str | Path | None) -> dict[str, str]:
     """What a folder is staged for: the same request gives the same files."""
     parts = hashlib.sha256()
-    for part in dataset_files(path):
-        parts.update(repr((part.name, *part_stamp(part))).encode())
+    path = as_path(path)
+    files = dataset_files(path)
+    for part, stamp in zip(files, part_stamps(path if path.is_dir() else path.parent, files), strict=True):
+        parts.update(repr((part.name, *stamp[1:])).encode())
     root = "" if media_root is None else str(Path(media_root).resolve())
     return {
-        "dataset": str(Path(path).resolve()),
+        "dataset": str(path.resolve()),
         "repository": repo_id,
         "use": use,
         "media_root": root,

@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
-from .index import PLACE_COLUMNS, Index, open_index, part_stamp
+from .index import PLACE_COLUMNS, Index, open_index
 from .inputs import reading
 from .page_headers import check_pages
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
+from .storage.arrow import arrow_place
+from .storage.paths import StorePath, as_path
 from .store import DATA_FILES, dataset_folders, only_parts
 from .where import parse_where
 
@@ -36,13 +38,16 @@ if TYPE_CHECKING:
 
 def is_hub_id(path: str | Path) -> bool:
     """Whether a path is no path but the name of a dataset on the hub: `owner/name`, and no folder `owner` here."""
+    if isinstance(as_path(path), StorePath):
+        return False
     local = Path(os.path.abspath(path))
     named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", os.fspath(path)) is not None
     return named and not local.exists() and not local.parent.is_dir()
 
 
 def open_dataset(path: str | Path) -> ClipDataset:
-    """Dataset in a folder, in a single Parquet file, or on the Hugging Face hub under `owner/name`.
+    """Dataset in a folder, in a single Parquet file, in an object store (`s3://bucket/run`), or on the Hugging Face hub
+    under `owner/name`.
 
     A folder is the `--out` folder of a run, or any that holds Parquet files with our columns: what polars, DuckDB,
     pandas or `datasets` wrote after a filter is opened like the original. Nothing but names is read here, and
@@ -51,12 +56,14 @@ def open_dataset(path: str | Path) -> ClipDataset:
     Raises:
         ValueError: nothing there, a file that is not of this schema, or a newer schema version.
     """
-    local = Path(os.path.abspath(path))  # stays right when the process changes its folder
+    local = as_path(path)
+    if not isinstance(local, StorePath):
+        path, local = local, Path(os.path.abspath(local))  # stays right when the process changes its folder
     index = None
     if local.exists():
-        filesystem: Any = pafs.LocalFileSystem()
+        filesystem: Any = arrow_place(local)[0]
         folders = dataset_folders(local)
-        files = [str(part) for _name, parts in folders for part in parts]  # in the index's order
+        files = [arrow_place(part)[1] for _name, parts in folders for part in parts]  # in the index's order
         index = open_index(local, folders) if files and (local / "data").is_dir() else None
     elif is_hub_id(path):
         path = os.fspath(path)
@@ -338,19 +345,29 @@ class ClipDataset:
     def _open_source(self, number: int) -> pa.NativeFile:
         """A part of the index, which must be the one that the index was made from. Checked once it is open: what is
         put in its place later does not change what this file reads."""
-        source = pa.OSFile(self.files[number])
-        self._check_stamp(self.files[number])
+        file = self.files[number]
+        try:
+            source = self.filesystem.open_input_file(file) if self._in_store else pa.OSFile(file)
+        except FileNotFoundError:
+            raise ValueError(f"{file}: is gone since the dataset was opened; open it again") from None
+        self._check_stamp(file)
         return source
 
+    @cached_property
+    def _in_store(self) -> bool:
+        return not isinstance(self.filesystem, pafs.LocalFileSystem)
+
     def _check_stamp(self, file: str) -> None:
-        if part_stamp(file) != self._stamps[file]:
+        if self._in_store:  # where parts never change
+            return
+        stat = os.stat(file)
+        if (stat.st_size, stat.st_mtime_ns) != self._stamps[file]:
             raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
 
     def _open_part(self, file: str) -> _Part:
-        local = isinstance(self.filesystem, pafs.LocalFileSystem)
         if self.index is not None:
             self._check_stamp(file)
-        part = open_parquet(file, source=None if local else self.filesystem.open_input_file(file))
+        part = open_parquet(file, source=self.filesystem.open_input_file(file) if self._in_store else None)
         metadata = part.metadata.metadata or {}
         if (
             b"theodolite.schema_version" in metadata

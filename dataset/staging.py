@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .storage.paths import StorePath, as_path
 from .store import TEMPORARY
 
 
@@ -28,6 +29,8 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: `out` is a file, or (without `merge`) holds something.
     """
+    if isinstance(as_path(out), StorePath):
+        raise ValueError(f"{out}: what is written here is a folder; copy it to an object store afterwards")
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; give a folder")

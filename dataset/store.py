@@ -1,4 +1,5 @@
-"""Writing and finding part files. A part is the unit of commit: temporary name, flush to disk, rename.
+"""Writing and finding part files. A part is the unit of commit: temporary name, flush to disk, rename; or in an object
+store (`storage`), where objects are there whole or not at all, an entry of a log.
 
 A dataset lies in one folder: `dataset.json` (schema version and recipe hash), `README.md` and
 `data/<source>/part-<shard>.parquet`, from the thousandth shard on `data/<source>/<thousands>/part-<shard>.parquet`, so
@@ -26,8 +27,12 @@ from .names import NAME_RULE, is_name
 from .parquet import read_schema, sealed
 from .rows import Row, rows_to_table
 from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
+from .storage.log import Parts, committed_parts
+from .storage.paths import StorePath, as_path
 
 TEMPORARY = ".tmp-"
+RUNS = f"{TEMPORARY}run-"
+"""What names of runs' folders begin with."""
 INDEX_FOLDER = "index"
 """Folder beside the data that holds what `index` derives from them."""
 PARTS_PER_FOLDER = 1000
@@ -63,16 +68,24 @@ clips = datasets.load_dataset("THIS FOLDER", split="train")
 
 def data_folder(out: str | Path) -> Path:
     """Folder that holds the partitions of a dataset."""
-    return Path(out) / "data"
+    return as_path(out) / "data"
 
 
 def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
-    """Where the part of a shard lies. Raises ValueError on names that `names` does not allow."""
+    """Where the part of a shard lies. Raises ValueError on names that `names` does not allow.
+
+    Args:
+        out: dataset folder, or a run's folder within. Parts of a run in an object store lie among the data at once,
+            under a name that holds the run's.
+    """
     for what, name in (("source", source), ("shard id", shard_id)):
         if not is_name(name):
             raise ValueError(f"{what} {name!r:.80}: use {NAME_RULE}")
     number = re.match(r"\d+", shard_id)
     thousands = int(number[0]) // PARTS_PER_FOLDER if number else 0
+    out = as_path(out)
+    if isinstance(out, StorePath) and out.name.startswith(RUNS):
+        out, shard_id = out.parent, f"{shard_id}-{out.name.removeprefix(RUNS)}"
     folder = data_folder(out) / source
     return (folder / f"{thousands:06d}" if thousands else folder) / f"part-{shard_id}.parquet"
 
@@ -99,6 +112,14 @@ def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
     Yields:
         Name of the folder (`source`, or `source.thousands`), and its parts, sorted.
     """
+    out = as_path(out)
+    if isinstance(out, StorePath):
+        found: dict[str, list[Path]] = {}
+        for name in committed_parts(out):
+            part = out / name
+            found.setdefault(folder_name(part), []).append(part)
+        yield from sorted(found.items())
+        return
     for source in _sorted_folders(data_folder(out)):
         if parts := _parts_in(source):
             yield source.name, parts
@@ -109,6 +130,9 @@ def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
 
 def parts_of_folder(out: str | Path, name: str) -> list[Path]:
     """Parts of one of these folders, sorted; none if it is no more."""
+    out = as_path(out)
+    if isinstance(out, StorePath):
+        return dict(part_folders(out)).get(name, [])
     source, _, thousands = name.partition(".")
     folder = data_folder(out) / source / thousands
     return _parts_in(folder) if folder.is_dir() else []
@@ -157,7 +181,7 @@ def dataset_folders(path: str | Path) -> list[tuple[str, list[Path]]]:
     Raises:
         ValueError: the folder lies above whole datasets, which are opened one by one.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_file():
         return [("", [path])]
     refuse_above_datasets(path)
@@ -176,11 +200,16 @@ def only_parts(files: Sequence[str]) -> list[str]:
 def foreign_files(path: str | Path) -> list[Path]:
     """Parquet files that lie among the parts of a dataset but are none of them, sorted."""
     parts = set(list_parts(path))
-    return [file for file in _files_of_copies(Path(path)) if file not in parts] if parts else []
+    return [file for file in _files_of_copies(as_path(path)) if file not in parts] if parts else []
 
 
 def _files_of_copies(path: Path) -> list[Path]:
     root = data_folder(path) if data_folder(path).is_dir() else path
+    if isinstance(root, StorePath):
+        names = root.objects()
+        return [
+            root / name for name in names if name.endswith(".parquet") and not re.search(r"(^|/)[._]", name)
+        ]
     found: list[Path] = []
     seen: set[str] = set()
     for folder, below, names in os.walk(root, followlinks=True):
@@ -214,7 +243,7 @@ def prepare_output(out: str | Path, *, recipe_hash: str) -> None:
         ValueError: the folder belongs to another recipe, or is a file.
     """
     check_output(out, recipe_hash=recipe_hash)
-    out = Path(out)
+    out = as_path(out)
     data_folder(out).mkdir(parents=True, exist_ok=True)
     clean_temporaries(out)
     marker = out / "dataset.json"
@@ -231,7 +260,7 @@ def check_output(out: str | Path, *, recipe_hash: str) -> None:
     Raises:
         ValueError: the folder belongs to another recipe or schema version, holds other datasets, or is a file.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; --out must be a folder")
     _refuse_folders_as_parts(out)
@@ -284,7 +313,9 @@ def _check_parts(out: Path, parts: Sequence[Path], recipe_hash: str) -> None:
 
 
 def _refuse_folders_as_parts(out: Path) -> None:
-    """A folder by the name of a part would count as done."""
+    """A folder by the name of a part would count as done; there are none in an object store."""
+    if isinstance(out, StorePath):
+        return
     for source in _sorted_folders(data_folder(out)):
         for folder in (source, *_sorted_folders(source)):
             if folder.name.startswith("part-"):
@@ -306,7 +337,7 @@ def read_marker(out: str | Path) -> dict[str, object]:
     Raises:
         InputError: it is cut or no JSON object; says how it is made anew.
     """
-    marker = Path(out) / "dataset.json"
+    marker = as_path(out) / "dataset.json"
     try:
         found = parse_json(read_text(marker), marker)
         if isinstance(found, dict):
@@ -328,7 +359,7 @@ def refuse_above_datasets(path: str | Path) -> None:
 
 def datasets_below(path: str | Path) -> list[Path]:
     """Folders of whole datasets, one or two levels below a folder that is none itself; sorted."""
-    path = Path(path)
+    path = as_path(path)
     if (path / "dataset.json").is_file() or not path.is_dir():
         return []
     return sorted(marker.parent for depth in ("*", "*/*") for marker in path.glob(f"{depth}/dataset.json"))
@@ -340,12 +371,15 @@ def _some(folders: Sequence[Path]) -> str:
 
 
 def clean_temporaries(out: str | Path) -> int:
-    """Remove temporaries of killed writers and return their number. Not while writers run."""
+    """Remove temporaries of killed writers and return their number. Not while writers run. An object store has none."""
+    out = as_path(out)
+    if isinstance(out, StorePath):
+        return 0
     stale = [
         *data_folder(out).glob(f"*/{TEMPORARY}*"),
         *data_folder(out).glob(f"*/[0-9]*/{TEMPORARY}*"),
-        *(Path(out) / INDEX_FOLDER).glob(f"{TEMPORARY}*"),
-        *(p for p in Path(out).glob(f"{TEMPORARY}*") if p.is_file()),
+        *(out / INDEX_FOLDER).glob(f"{TEMPORARY}*"),
+        *(p for p in out.glob(f"{TEMPORARY}*") if p.is_file()),
     ]
     for path in stale:
         path.unlink(missing_ok=True)
@@ -358,9 +392,10 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
     Args:
         rows: at least one; all of one source, all of this recipe, clip ids unique.
     Returns:
-        Path of the part. An existing part of the same shard is replaced.
+        Path of the part. An existing part of the same shard is replaced; in an object store it stays.
     Raises:
         ValueError: rows that do not belong together.
+        FileExistsError: in an object store, another part of this shard is there.
         OSError: the disk is full or not writable; names the folder. No partial file remains.
     """
     if not rows:
@@ -389,12 +424,16 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
 
 
 def write_part_table(path: Path, table: pa.Table) -> None:
-    """Write a table of rows as a part file, all or nothing; errors of the disk as `write_part`."""
+    """Write a table of rows as a part file, all or nothing; errors of the disk and store as `write_part`."""
     frames = max(1, sum(table["num_frames"].to_pylist()))
     per_group = max(1, _ROW_GROUP_FRAMES * table.num_rows // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)
-    write_atomically(path, memoryview(sink.getvalue()))
+    content = memoryview(sink.getvalue())
+    if not isinstance(path, StorePath):
+        write_atomically(path, content)
+    elif not path.create(content):
+        raise FileExistsError(errno.EEXIST, "another part of this name is there already", str(path))
 
 
 def write_dataset(out: str | Path, rows: Iterable[Row], *, rows_per_part: int = 1000) -> int:
@@ -485,11 +524,15 @@ def _leaf_paths(schema: pa.Schema) -> tuple[str, ...]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a whole file or nothing: temporary name beside it, flush to disk, rename, flush the folder.
+    """Write a whole file or nothing: temporary name beside it, flush to disk, rename, flush the folder. In an object
+    store: put it.
 
     Raises:
-        OSError: the disk is full (says what to do) or not writable.
+        OSError: the disk is full (says what to do) or not writable, or the store does not take it.
     """
+    if isinstance(path, StorePath):
+        path.write_bytes(content)
+        return
     temporary = path.parent / f"{TEMPORARY}{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("xb") as stream:
@@ -523,6 +566,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def part_stamps(out: str | Path, parts: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Name below the dataset, size, and time of change in nanoseconds of parts: what tells a part from another one of
+    its name without reading it. In an object store the log knows them, and the time is that of the commit."""
+    out = as_path(out)
+    if isinstance(out, StorePath):
+        known: Parts = committed_parts(out) if parts else {}
+        names = [part.relative_to(out).as_posix() for part in parts]
+        # A single file that was opened by its own name is in no log.
+        return [(name, *known.get(name, (0, 0))) for name in names]
+    stats = [(part, part.stat()) for part in parts]
+    return [(str(part.relative_to(out)), stat.st_size, stat.st_mtime_ns) for part, stat in stats]
 
 
 def part_metadata(path: Path) -> tuple[int, str]:

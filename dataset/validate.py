@@ -18,6 +18,7 @@ from .parquet import WHAT, open_parquet, read_table
 from .processes import map_processes
 from .row_checks import check_row, raw_rows
 from .schema import COLUMNS, declared_type
+from .storage.paths import as_path
 from .store import (
     TEMPORARY,
     data_folder,
@@ -25,6 +26,7 @@ from .store import (
     dataset_folders,
     foreign_files,
     has_parts,
+    part_stamps,
     read_marker,
 )
 
@@ -61,7 +63,7 @@ def validate_dataset(path: str | Path, *, processes: int = 1) -> tuple[int, list
     Raises:
         ValueError: nothing there, or no Parquet files.
     """
-    out = Path(path)
+    out = as_path(path)
     parts = dataset_files(out)
     if not parts:
         raise ValueError(f"{out}: no part files, here or below data/; is this the --out folder of a run?")
@@ -208,7 +210,7 @@ def _check_batch(
 def changed_media(path: str | Path, media_root: Path) -> list[str]:
     """Ids of clips whose media is younger than the part that holds their row, by the times of the files."""
     changed: list[str] = []
-    for clip_id, media, written in _media(Path(path)):
+    for clip_id, media, written in _media(as_path(path)):
         try:
             status = below(media_root, media or "").stat()
         except (ValueError, OSError):  # elsewhere, or gone: nothing is known of it
@@ -230,7 +232,7 @@ def _media(path: Path) -> Iterator[tuple[str, str | None, int]]:
         return
     for part in (part for _name, parts in folders for part in parts):
         try:
-            table, written = read_table(part, ["clip_id", "media"]), part.stat().st_mtime_ns
+            table, written = read_table(part, ["clip_id", "media"]), part_stamps(path, [part])[0][2]
         except InputError:  # a violation of its own
             continue
         for clip_id, media in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -239,7 +241,7 @@ def _media(path: Path) -> Iterator[tuple[str, str | None, int]]:
 
 def unknown_licences(path: str | Path) -> int:
     """Rows whose `data_licence` is `unknown`: allowed by the schema, and what publishing refuses."""
-    path = Path(path)
+    path = as_path(path)
     tables = (
         rows_by_folder(path, ["data_licence"])
         if path.is_dir() and has_parts(path)

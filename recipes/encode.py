@@ -19,8 +19,8 @@ import torch
 
 from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import RunAborted, local_cluster, num_cores, signals_as_interrupt
-from ..annotate.run.executor import hold_folder
 from ..annotate.run.worker import begin_as_worker
+from ..dataset.commit import hold_folder
 from ..dataset.encoded import Window, begin, encoded_windows, write_shard
 from ..dataset.filters import kept_clips
 from ..dataset.reading import ClipDataset, open_dataset

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..annotate.run.cluster import RunAborted
-from ..annotate.run.executor import hold_folder
+from ..dataset.commit import hold_folder
 from ..dataset.encoded import EncodedDataset, open_encoded
 from ..dataset.inputs import InputError, read_yaml
 from ..dataset.licences import find_licence

@@ -25,17 +25,26 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...dataset.commit import ClipHasRow, Commits, hold_folder, own_run, take_in_dead_runs
+from ...dataset.commit import ClipHasRow, Commits, hold_dataset, own_run, take_in_dead_runs
 from ...dataset.rows import Row
-from ...dataset.store import part_path, prepare_output, write_part
+from ...dataset.store import part_path, prepare_output
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
 from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, claim_open_files, cluster_for, num_threads
 from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
-from .tally import Outcome, Tally, outcome_of
-from .worker import TOPIC, Job, annotate_one, annotate_shard, annotate_shards, failure_row, found_outcomes
+from .tally import Outcome, Tally
+from .worker import (
+    TOPIC,
+    Job,
+    annotate_one,
+    annotate_shard,
+    annotate_shards,
+    failure_row,
+    found_outcomes,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -215,8 +224,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
         if (outcomes := found_outcomes(shard, job)) is None:
             rows = [_annotate_alone(client, clip, job) for clip in shard.clips]
             with abort_on_write_error(job.out):
-                write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
-            outcomes = [outcome_of(row) for row in rows]
+                outcomes = write_shard(shard, rows, job)
         yield shard, outcomes
 
 
@@ -345,7 +353,7 @@ def open_output(out: Path, *, recipe_hash: str) -> Iterator[None]:
     Raises:
         ValueError: another run holds the folder, or it belongs to another recipe.
     """
-    with hold_folder(out):
+    with hold_dataset(out):
         prepare_output(out, recipe_hash=recipe_hash)
         taken = take_in_dead_runs(out, recipe_hash=recipe_hash)
         if taken:

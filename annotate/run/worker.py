@@ -85,7 +85,20 @@ def annotate_shard(shard: Shard, job: Job) -> list[Outcome]:
         _check_run(job)  # nobody waits for what a run does that is over
         rows.append(annotate_one(clip, job, before=(shard, rows)))
     _check_run(job)
-    write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+    return write_shard(shard, rows, job)
+
+
+def write_shard(shard: Shard, rows: Sequence[Row], job: Job) -> list[Outcome]:
+    """Write the part of a shard; says how its clips ended. In an object store, a part that another attempt at the shard
+    has written stays, and it is that one's clips that are told of.
+
+    Raises:
+        OSError: the part cannot be written.
+    """
+    try:
+        write_part(job.folder, rows, shard_id=shard.shard_id, recipe_hash=job.recipe_hash)
+    except FileExistsError:
+        return found_outcomes(shard, job) or []
     return [outcome_of(row) for row in rows]
 
 

@@ -18,6 +18,7 @@ from ..formats.lerobot import is_lerobot, read_lerobot
 from ..formats.sana import SPLITS, read_sana_bench
 from ..reading import is_hub_id, open_dataset
 from ..rows import Row
+from ..storage.paths import as_path
 from ..store import refuse_above_datasets
 from .record import CameraSet, ClipCameras
 from .single import SUFFIXES, clip_name, is_times_file, layout_of, read_clip
@@ -40,7 +41,7 @@ def load_cameras(path: str | Path) -> CameraSet:
     Raises:
         ValueError: nothing readable there.
     """
-    path = Path(path)
+    path = as_path(path)
     if is_lerobot(path):
         # Its frames are counted within the clip, whatever window of the source that is.
         clips = {clip.name: replace(_cameras_of_clip(clip), numbering="rows") for clip in read_lerobot(path)}

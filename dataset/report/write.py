@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..reading import ClipDataset, open_dataset
+from ..storage.paths import as_path
 from .clip import clip_section
 from .inspect import row_of
 from .overview import SORT_KEYS, Overview
@@ -52,8 +53,9 @@ def write_report(
         ValueError: nothing to read there, or no such clip.
     """
     clips = open_dataset(path)
-    beside = Path(path).with_suffix(".html") if Path(path).is_file() else Path(path) / "report.html"
-    target = beside if html_path is None else Path(html_path)
+    place = as_path(path)
+    beside = place.with_suffix(".html") if place.is_file() else place / "report.html"
+    target = beside if html_path is None else as_path(html_path)
     truth = truth or {}
     body: list[str] = []
     after: list[str] = []
@@ -76,7 +78,7 @@ def write_report(
     else:
         chosen = {"": list(clip_ids)}
         body.extend(_notes(notes))
-    title = Path(path).name if clip_ids is None else ", ".join(clip_ids)
+    title = place.name if clip_ids is None else ", ".join(clip_ids)
     for heading, ids in chosen.items():
         if not ids:
             continue

@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...dataset.storage.paths import as_output, as_path
+
 if TYPE_CHECKING:
     from ...dataset.camera_files.match import Matching
 
 Out = Annotated[
-    Path, typer.Option("--out", help="Dataset folder; continued if it holds parts of the same recipe.")
+    Path,
+    typer.Option(
+        "--out",
+        help="Dataset folder, or s3://BUCKET/FOLDER; continued if it holds parts of the same recipe.",
+        parser=as_output,
+        metavar="DIR",
+    ),
 ]
 Dataset = Annotated[
     Path,
-    typer.Argument(help="Folder that `theodolite annotate` wrote, or owner/name on the hub.", metavar="DIR"),
+    typer.Argument(
+        help="Folder that `theodolite annotate` wrote, s3://BUCKET/FOLDER, or owner/name on the hub.",
+        parser=as_path,
+        metavar="DIR",
+    ),
 ]
 RecipeName = Annotated[
     str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")
