@@ -30,7 +30,9 @@ def staged(out: str | Path, *, merge: bool = False) -> Iterator[Path]:
         ValueError: `out` is a file, or (without `merge`) holds something.
     """
     if isinstance(as_path(out), StorePath):
-        raise ValueError(f"{out}: what is written here is a folder; copy it to an object store afterwards")
+        raise ValueError(
+            f"{as_path(out)}: what is written here is a folder; copy it to an object store afterwards"
+        )
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; give a folder")

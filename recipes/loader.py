@@ -28,6 +28,7 @@ from ..annotate.config import AnnotateConfig
 from ..annotate.sources.entries import Name, SourceConfig
 from ..dataset.filters import Filters
 from ..dataset.inputs import InputError, parse_yaml, read_json, read_yaml
+from ..dataset.storage.paths import as_path
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
@@ -138,7 +139,7 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         RecipeError: there is none; names those of the package.
     """
-    path = Path(name)
+    path = as_path(name)
     if path.is_file():
         return path
     if path.parent in (Path("."), Path("corpus")):

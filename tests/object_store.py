@@ -32,7 +32,7 @@ class Faults:
         busy: answered with 503 SlowDown, undone.
         broken: the connection is broken off, undone.
         lost: done, and the connection broken off instead of an answer.
-        most: faults in a row to one request, after which it passes.
+        when: may also say `denied`: answered with 403.
     """
 
     busy: float = 0.0
@@ -106,13 +106,16 @@ class ObjectStore:
         self.requests.append((method, path))
         fault = self.faults.of(method, path)
         length = int(environ.get("CONTENT_LENGTH") or 0)
-        if fault in ("busy", "broken") and length:
+        if fault in ("busy", "broken", "denied") and length:
             environ["wsgi.input"].read(length)
         if fault == "busy":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [
                 b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             ]
+        if fault == "denied":
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
         if fault == "broken":
             break_off(environ)
         if not self.conditional:

@@ -83,7 +83,7 @@ def store_client(scheme: str, process: int) -> Any:
     configured = fsspec.config.conf.get(scheme, {})
     if scheme == "s3" and "config_kwargs" not in configured:
         options["config_kwargs"] = {
-            "retries": {"mode": "standard", "max_attempts": 5},
+            "retries": {"mode": "standard", "max_attempts": 3},
             "connect_timeout": 10,
             "read_timeout": 60,
         }
@@ -136,8 +136,10 @@ class StorePath(type(Path())):  # what Path() makes: Path itself cannot be subcl
 
     def __str__(self) -> str:
         parts = self.parts
-        if not parts or not parts[0].endswith(":"):  # a part of one, relative to another
-            return "/".join(parts) or "."
+        if not parts or not parts[0].endswith(
+            ":"
+        ):  # relative to another, or what an absolute path was joined to
+            return super().__str__()
         return f"{parts[0]}//{'/'.join(parts[1:])}"
 
     def __fspath__(self) -> str:
