@@ -54,6 +54,7 @@ add_command(app, corpus.unpack)
 add_command(app, corpus.mix)
 add_command(app, train.encode)
 add_command(app, train.pairs)
+add_command(app, train.trajectories)
 add_command(app, train.train, epilog=train.packaged_recipes())
 add_command(app, annotate.demo)
 

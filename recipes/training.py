@@ -20,7 +20,15 @@ from ..dataset.licences import find_licence
 from ..dataset.store import write_atomically
 from ..dataset.strict import error_lines
 from ..model.config import WorldModelConfig
-from ..train.cost import ClipShape, memory_rows, num_parameters, peak_flops, step_flops
+from ..train.cost import (
+    ClipShape,
+    distillation_flops,
+    distillation_memory,
+    memory_rows,
+    num_parameters,
+    peak_flops,
+    step_flops,
+)
 from ..train.distillation import make_training
 from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
@@ -28,9 +36,10 @@ from ..train.order import sample_order
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
 from ..train.refiner_training import RefinerTraining, refiner_folder, start_refiner
 from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
-from ..train.start import start_model, weights_path
+from ..train.start import check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
+from ..train.trajectories import Trajectories
 from .loader import PACKAGED, RecipeError, apply_overrides, now_iso, surroundings
 
 Say = Callable[[str], None]
@@ -257,21 +266,16 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         weights_path(recipe.start.weights)
     with torch.device("meta"):
         check_data(recipe, WorldModel(config), clips)
-    p, e = recipe.parallel, clips.encoding
+    p = recipe.parallel
     world = num_devices(recipe) * p.nodes
     if world % p.context:
         raise ValueError(f"parallel.context {p.context} does not divide {world} ranks")
-    longest = max(w.num_frames for w in clips.windows)
-    shape = ClipShape(
-        frames=(longest - 1) // e.temporal_stride + 1,
-        height=e.height // e.spatial_stride,
-        width=e.width // e.spatial_stride,
-        cameras=recipe.data.cameras != "none",
-        chunk=recipe.chunk,
-    )
+    _check_beside(recipe, clips)
+    longest, shape = _longest(recipe, clips)
     per_step = world // p.context * recipe.data.batch * recipe.data.accumulate
     train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
-    flops = per_step * step_flops(config, shape)
+    one = step_flops(config, shape) if recipe.student is None else distillation_flops(recipe, config, shape)
+    flops = per_step * one
     rows = memory_rows(
         config,
         shape,
@@ -280,6 +284,8 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         recompute=p.recompute,
         lora_rank=None if recipe.lora is None else recipe.lora.rank,
     )
+    if recipe.student is not None:
+        rows += distillation_memory(recipe, config, shape, ranks=world)
     lines = [
         f"recipe   {recipe.name}: {recipe.objective}, {'chunk-causal' if recipe.chunk else 'bidirectional'}, cameras "
         f"{recipe.data.cameras}, {'LoRA of rank ' + str(recipe.lora.rank) if recipe.lora else 'all weights'}",
@@ -316,6 +322,39 @@ def _refiner_plan(recipe: TrainRecipe, clips: EncodedDataset) -> str:
             f"ranks    {world} ({recipe.parallel.nodes} machines), each with the whole network",
         ]
     )
+
+
+def _longest(recipe: TrainRecipe, clips: EncodedDataset) -> tuple[int, ClipShape]:
+    """Video frames of the longest clip as far as it is used, and its shape."""
+    e = clips.encoding
+    longest = max(w.num_frames for w in clips.windows)
+    if recipe.student is not None:
+        longest = min(longest, (recipe.student.frames - 1) * e.temporal_stride + 1)
+    shape = ClipShape(
+        frames=(longest - 1) // e.temporal_stride + 1,
+        height=e.height // e.spatial_stride,
+        width=e.width // e.spatial_stride,
+        cameras=recipe.data.cameras != "none",
+        chunk=recipe.chunk,
+    )
+    return longest, shape
+
+
+def _check_beside(recipe: TrainRecipe, clips: EncodedDataset) -> None:
+    """What a training reads beside its start and its clips must be there, and fit."""
+    if recipe.start.weights is not None:
+        check_use(recipe.start.weights, recipe.objective)
+    named = []
+    if (consistency := recipe.consistency_init) is not None:
+        named.append((consistency.teacher, "teacher"))
+    if (forcing := recipe.self_forcing) is not None:
+        named += [(forcing.real, "real score"), (forcing.fake, "fake score")]
+    for weights, use in named:
+        if weights is not None:
+            weights_path(weights)
+            check_use(weights, use)
+    if recipe.ode_init is not None and recipe.student is not None:
+        Trajectories.open(Path(recipe.ode_init.trajectories)).check(recipe.student, clips)
 
 
 def _licence_text(clips: EncodedDataset) -> str:

@@ -148,6 +148,34 @@ def memory_rows(
     return [(what, size / 1e9) for what, size in rows]
 
 
+def distillation_memory(
+    recipe: TrainRecipe, config: WorldModelConfig, clip: ClipShape, *, ranks: int
+) -> list[tuple[str, float]]:
+    """(what, GB) on one GPU beside `memory_rows` of the network that is trained: further networks, and what the student
+    remembers of a roll-out until its backward pass.
+
+    Args:
+        clip: of the student's frames.
+    """
+    student = recipe.student
+    assert student is not None
+    weights = float(num_parameters(config))
+    rows: list[tuple[str, float]] = []
+    if recipe.consistency_init is not None:
+        rows.append(("the student's average, float32", 4 * weights / ranks))
+        rows.append(("teacher, bfloat16", 2 * weights / ranks))
+    if recipe.self_forcing is not None:
+        rows.append(("fake score: weights, gradients and AdamW, float32", 16 * weights / ranks))
+        rows.append(("real score, bfloat16", 2 * weights / ranks))
+    if recipe.ode_init is None:
+        branches = 2 if clip.cameras else 1
+        row = clip.tokens * config.width * 2
+        num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
+        state = config.heads * config.head_size**2 * 4 * branches * (config.depth - num_softmax)
+        rows.append(("caches of a roll-out", 2 * row * branches * num_softmax + state * len(student.starts)))
+    return [(what, size / 1e9) for what, size in rows]
+
+
 _INSIDE = 44
 """Token tensors of one width that a block keeps for its backward pass, the hidden layer (six of them, twice) included;
 by counting."""

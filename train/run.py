@@ -89,6 +89,8 @@ class Metrics:
         "validation_loss",
         "validation_sampled_error",
         "validation_sampled_error_other_path",
+        "generator_loss",
+        "generator_norm",
         "skipped",
     )
 
@@ -199,6 +201,7 @@ class Loop:
             "step_s": per_step,
             "memory_gb": memory,
             "skipped": last.skipped,
+            **_means(reports),
             **validated,
         }
         if self.metrics is not None:
@@ -214,6 +217,13 @@ class Loop:
             if last.skipped:
                 text += f"  NOT TAKEN: {last.skipped}"
             self.say(text)
+
+
+def _means(reports: list[StepReport]) -> dict[str, float]:
+    """Means of further figures over the steps that have them."""
+    names = {name: None for report in reports for name in report.more}
+    values = {name: [r.more[name] for r in reports if name in r.more] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`theodolite encode` and `theodolite train`."""
+"""`theodolite encode`, `theodolite trajectories` and `theodolite train`."""
 
 from __future__ import annotations
 
@@ -136,6 +136,63 @@ def pairs(
         device=device,
     )
     return run_pairs(job, limit=limit, say=lambda text: typer.echo(text, err=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Whose trajectories are recorded, and where."""
+
+    weights: Annotated[
+        str,
+        typer.Option("--weights", help="File, folder or released/chunk-causal (theodolite weights pull)."),
+    ] = "released/chunk-causal"
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="One of: student.frames (needed), student.times, student.chunk, steps (48), shift, guidance (5), "
+            "cameras (both), seed; may be given often.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None
+    part: Annotated[str, typer.Option("--part", help="k/n: only every n-th window, from the k-th on.")] = (
+        "1/1"
+    )
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    precision: Annotated[str, typer.Option("--precision", help="auto (bf16 on a GPU), float32 or bf16.")] = (
+        "auto"
+    )
+
+
+def trajectories(
+    data: Annotated[list[Path], typer.Argument(help="Folders that `theodolite encode` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of trajectories; continued if it is one.")],
+    teacher: Teacher,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many windows.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+) -> Outcome:
+    """Record how the chunk-causal teacher goes from noise to video, for the recipe ode_init; resumes where it stopped.
+
+    Example: theodolite trajectories encoded/mine --out paths/mine --set student.frames=43
+    """
+    from ...train.trajectories import TrajectoryOptions
+    from ..loader import options_from_items
+    from ..trajectories import TrajectoryJob, run_trajectories
+
+    if teacher.precision not in ("auto", "float32", "bf16"):
+        raise ValueError(f"--precision {teacher.precision}: use auto, float32 or bf16")
+    job = TrajectoryJob(
+        data=data,
+        out=out,
+        weights=teacher.weights,
+        options=options_from_items(TrajectoryOptions, teacher.overrides or ()),
+        part=teacher.part,
+        device=teacher.device,
+        precision=teacher.precision,
+    )
+    return run_trajectories(job, limit=limit, dry_run=dry_run, say=lambda text: typer.echo(text, err=True))
 
 
 def packaged_recipes() -> str:
