@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .command import add_command
-from .commands import annotate, corpus, datasets, describe, evaluate, generate, train, weights
+from .commands import annotate, corpus, datasets, describe, evaluate, generate, splats, train, weights
 
 app = typer.Typer(
     name="theodolite",
@@ -52,6 +52,7 @@ add_command(app, corpus.plan)
 add_command(app, corpus.fetch)
 add_command(app, corpus.unpack)
 add_command(app, corpus.mix)
+add_command(app, splats.render)
 add_command(app, train.encode)
 add_command(app, train.pairs)
 add_command(app, train.trajectories)

@@ -41,6 +41,7 @@ ROOMS = (
     "pipeline",
     "run",
     "language",
+    "splats",
 )
 """Folders and files of annotate/ in the order of a clip's way: each may import from those before it."""
 
@@ -50,6 +51,7 @@ OPTIONAL = (
     "decord",
     "diffusers",
     "evo",
+    "gsplat",
     "lightning",
     "matplotlib",
     "open3d",
