@@ -168,6 +168,7 @@ _AGAINST_METRES: frozenset[ReasonCode] = frozenset(
         "depth_does_not_fit_images",
         "depth_scale_wanders",
         "depth_unit_changes",
+        "given_intrinsics_disagree",
         "given_poses_disagree",
         "given_scale_disagrees",
         "scale_inconsistent",

@@ -1,10 +1,9 @@
 """Given poses in a unit of their own, brought to metres by a network: window by window, then by what windows agree on.
 
 A sequence network sees the same frames in a unit of its own, and a metric anchor says what that unit is worth. Along
-the clip, window by window: the similarity between the network's cameras and the given ones, robustly; the metres of
-the network's unit from the anchors inside; and from both the metres of a given unit. Windows err each in their own
-way, so their logarithms are compared: what they agree on is the unit, how far they lie apart is how sure it is, and
-where they disagree there is no unit that the clip could state.
+the clip, window by window: the similarity between the network's cameras and the given ones, robustly, and the metres of
+the network's unit. Windows err each in their own way, so their logarithms are compared: what they agree on is the unit,
+how far they lie apart is how sure it is, and where they disagree there is no unit that the clip could state.
 
 The rotation of the similarity is taken from the orientations, not from the camera centres: centres of a straight path
 leave the turn about it open, and centres alone do not see a flipped axis. Scale and shift are then linear.
@@ -12,7 +11,7 @@ leave the turn about it open, and centres alone do not see a flipped axis. Scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class Bridge:
     Attributes:
         frame: (W,) clip frame in the middle of each window.
         log_network: (W,) log of network units of a given unit; sigma_log: (W,) its standard error.
-        log_metres: (W,) log of metres of a network unit.
+        log_metres: (W,) log of metres of a network unit, by the anchors in the window alone.
         inlier_share: (W,) of the network's poses.
         used: (W,) windows that say something.
         metres_per_unit: consensus; None without enough windows.
@@ -51,12 +50,12 @@ class Bridge:
     log_metres: F64
     inlier_share: F64
     used: BoolArray
-    metres_per_unit: float | None
-    sigma_log: float
-    spread_log: float
-    network_spread_log: float
-    change_log: float
-    change_sigma_log: float
+    metres_per_unit: float | None = None
+    sigma_log: float = float("nan")
+    spread_log: float = float("nan")
+    network_spread_log: float = float("nan")
+    change_log: float = float("nan")
+    change_sigma_log: float = float("nan")
 
     @property
     def value(self) -> F64:
@@ -104,15 +103,22 @@ def bridge_to_metres(
     found = [_fit_window(ours[s : s + size], theirs[s : s + size]) for s in starts]
     log_network, sigma, share = (np.array(values) for values in zip(*found, strict=True))
     middle = frame[starts + size // 2].round().astype(np.int64)
-    metres, metres_sigma = _metres(scale, frame[starts], frame[starts + size - 1])
+    metres = _metres(scale, frame[starts], frame[starts + size - 1])
     used = (share >= config.min_inlier_share) & (sigma <= config.max_window_sigma_log) & np.isfinite(metres)
+    fitted = np.log(np.asarray(scale.metres_per_unit, np.float64)[middle])
     return _consensus(
-        middle,
-        (log_network, sigma, share),
-        (metres, metres_sigma),
-        used,
-        independent=len(frame) / size / max(len(starts), 1),
-        config=config,
+        Bridge(
+            frame=middle,
+            log_network=log_network,
+            sigma_log_window=sigma,
+            log_metres=metres,
+            inlier_share=share,
+            used=used,
+        ),
+        fitted,
+        clip_sigma_log=float(np.nan_to_num(scale.sigma_log)),
+        independent=len(frame) / size / len(starts),
+        least=config.min_windows,
     )
 
 
@@ -164,61 +170,53 @@ def _fit_window(network: F64, given: F64) -> tuple[float, float, float]:
     return float(np.log(slope)), float(sigma), float((left < 4 * noise).mean())
 
 
-def _metres(scale: ScaleEstimate, first: F64, last: F64) -> tuple[F64, F64]:
-    """(W,) log metres of a network unit by the anchors in each window (the three nearest at least), and the standard
-    error; the clip's own where its unit is declared."""
+def _metres(scale: ScaleEstimate, first: F64, last: F64) -> F64:
+    """(W,) log metres of a network unit by the anchors in each window (the three nearest at least); the clip's own
+    where its unit is declared."""
     assert scale.metres_per_unit is not None
     usable = np.isfinite(scale.raw)
     if scale.model == "declared" or not usable.any():
         middle = ((first + last) / 2).round().astype(int)
-        return np.log(np.asarray(scale.metres_per_unit, np.float64)[middle]), np.zeros(len(first))
+        return np.log(np.asarray(scale.metres_per_unit, np.float64)[middle])
     at, logs = scale.frame[usable].astype(np.float64), np.log(scale.raw[usable])
-    noise = max(mad(logs - np.median(logs)), 0.01)
-    found, sigma = np.empty(len(first)), np.empty(len(first))
+    found = np.empty(len(first))
     for i, (a, b) in enumerate(zip(first, last, strict=True)):
         away = np.maximum(np.maximum(a - at, at - b), 0)
         near = away <= max(0.0, float(np.sort(away)[min(2, len(away) - 1)]))
-        found[i] = weighted_median(logs[near], np.ones(int(near.sum())))
-        sigma[i] = noise / np.sqrt(near.sum())
-    return found, sigma
+        found[i] = np.median(logs[near])
+    return found
 
 
 def _consensus(
-    frame: I64,
-    fits: tuple[F64, F64, F64],
-    metres: tuple[F64, F64],
-    used: BoolArray,
-    *,
-    independent: float,
-    config: BridgeConfig,
+    windows: Bridge, fitted: F64, *, clip_sigma_log: float, independent: float, least: int
 ) -> Bridge:
-    (log_network, sigma, share), (log_metres, metres_sigma) = fits, metres
-    value = (log_network + log_metres)[used]
-    enough = len(value) >= config.min_windows
-    middle = spread = network_spread = error = change = change_sigma = float("nan")
-    if enough:
-        middle = weighted_median(value, 1 / (0.05**2 + sigma[used] ** 2 + metres_sigma[used] ** 2))
-        spread = mad(value - middle)
-        network = log_network[used]
-        network_spread = mad(network - np.median(network))
-        rho = autocorrelation(value - middle)
-        effective = max(1.0, len(value) * min(1.0, independent) * (1 - rho) / (1 + rho))
-        least = float(np.median(np.hypot(sigma[used], metres_sigma[used])))
-        error = 1.2533 * max(spread, least) / float(np.sqrt(effective))
-        third = max(1, len(network) // 3)
-        change = float(np.median(network[-third:]) - np.median(network[:third]))
-        change_sigma = float(np.median(sigma[used])) * float(np.sqrt(2 / third))
-    return Bridge(
-        frame=frame,
-        log_network=log_network,
-        sigma_log_window=sigma,
-        log_metres=log_metres,
-        inlier_share=share,
-        used=used,
-        metres_per_unit=float(np.exp(middle)) if enough else None,
-        sigma_log=error,
-        spread_log=spread,
+    """The windows with what those agree on that say something.
+
+    The unit is the consensus of the similarities, in metres by the scale that all anchors of the clip agree on: two or
+    three anchors a window would only add their noise. They say how far windows lie apart.
+
+    Args:
+        fitted: (W,) log metres of a network unit there, by the clip's scale; clip_sigma_log: its standard error.
+        independent: share of the windows that would be there without overlap.
+        least: windows that are needed.
+    """
+    used = windows.used
+    if used.sum() < least:
+        return windows
+    network, sigma = windows.log_network[used], windows.sigma_log_window[used]
+    value = network + fitted[used]
+    middle = weighted_median(value, 1 / (0.02**2 + sigma**2))
+    network_spread = mad(network - np.median(network))
+    rho = autocorrelation(value - middle)
+    effective = max(1.0, len(value) * min(1.0, independent) * (1 - rho) / (1 + rho))
+    error = 1.2533 * max(mad(value - middle), float(np.median(sigma))) / float(np.sqrt(effective))
+    third = max(1, len(network) // 3)
+    return replace(
+        windows,
+        metres_per_unit=float(np.exp(middle)),
+        sigma_log=float(np.hypot(error, clip_sigma_log)),
+        spread_log=mad(network + windows.log_metres[used] - middle),
         network_spread_log=network_spread,
-        change_log=change,
-        change_sigma_log=change_sigma,
+        change_log=float(np.median(network[-third:]) - np.median(network[:third])),
+        change_sigma_log=float(np.median(sigma)) * float(np.sqrt(2 / third)),
     )

@@ -106,18 +106,23 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
     ("name", "poses", "intrinsics", "reasons"),
     [
         ("intact", lambda t: t, lambda k: k, set()),
-        ("world to camera", se3_inverse, lambda k: k, {"given_poses_disagree"}),
+        (
+            "world to camera",
+            se3_inverse,
+            lambda k: k,
+            {"given_poses_disagree", "given_poses_inverted"},
+        ),
         (
             "y and z flipped on both sides",
             lambda t: OPENGL @ t @ OPENGL,
             lambda k: k,
-            {"given_poses_disagree"},
+            {"given_poses_disagree", "given_poses_opengl"},
         ),
         (
             "rotation by columns",
             lambda t: np.concatenate([np.swapaxes(t[:, :3], 1, 2)[:, :3, :3], t[:, :3, 3:]], 2),
             lambda k: k,
-            {"given_poses_disagree"},
+            {"given_poses_disagree", "given_poses_rotation_misread"},
         ),
         ("matrix by columns", lambda t: np.swapaxes(t, 1, 2), lambda k: k, {"poses_unreadable"}),
         ("mirrored", lambda t: t @ np.diag([1.0, 1, -1, 1]), lambda k: k, {"poses_unreadable"}),
@@ -125,7 +130,7 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
             "centimetres",
             lambda t: t * np.array([[1, 1, 1, 100.0]] * 3 + [[1] * 4]),
             lambda k: k,
-            {"given_poses_disagree"},
+            {"given_poses_disagree", "given_poses_wrong_unit"},
         ),
         (
             "normalised intrinsics",
@@ -158,6 +163,7 @@ def test_wrong_files_through_the_whole_path(files, tmp_path, name, poses, intrin
     assert row.error is None, row.error
     assert row.verdict == ("rejected" if reasons else "accepted"), row.reason_details
     assert reasons <= set(row.reasons), row.reason_details
+    assert row.is_metric == (not reasons and poses is not None)
 
 
 def path_with_turns() -> np.ndarray:
