@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -99,22 +100,33 @@ def random_rooms(draw: Draw, batch: int, start: Tensor) -> Rooms:
     )
 
 
-def random_paths(draw: Draw, batch: int, num_frames: int) -> tuple[Tensor, Tensor]:
-    """(B, F, 4, 4) smooth paths from a random place and heading, and (B, F, 4) lenses for pictures one wide.
+def random_paths(
+    draw: Draw,
+    batch: int,
+    num_frames: int,
+    *,
+    reach: float = 1.0,
+    shift: float = 1.0,
+    fov_deg: tuple[float, float] = (62.0, 95.0),
+    zoom: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """(B, F, 4, 4) smooth paths from a random place and heading, and (B, F) focal lengths for pictures one wide.
 
-    Turns reach 28 degrees and ways 0.6 m; each of the six components is a random mix of a steady drift, an
-    acceleration and a swing there and back. Half of the clips zoom by up to a tenth.
+    Turns reach 28 degrees and ways 0.6 m, both times `reach`, ways times `shift` as well; each of the six components is
+    a random mix of a steady drift, an acceleration and a swing there and back. Half of the clips zoom by up to `zoom`.
     """
     device = draw.generator.device
     s = torch.linspace(0, 1, num_frames, device=device)
     basis = torch.stack([s, s * s, torch.sin(math.pi * s)], dim=0)
     mix = draw.normal(batch, 6, 3) * torch.tensor([0.7, 0.5, 0.4], device=device)
-    size = torch.tensor([18.0, 8.0, 5.0], device=device).deg2rad()
+    size = reach * torch.tensor([18.0, 8.0, 5.0], device=device).deg2rad()
     curve = torch.einsum("bck,kf->bfc", mix, basis)
     turn = curve[..., :3] * size
-    turn = turn * (math.radians(MAX_TURN_DEG) / turn.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
-    way = 0.3 * curve[..., 3:]
-    way = way * (MAX_SHIFT_M / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+    turn = turn * (
+        reach * math.radians(MAX_TURN_DEG) / turn.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    ).clamp_max(1)
+    way = 0.3 * reach * shift * curve[..., 3:]
+    way = way * (reach * shift * MAX_SHIFT_M / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
     yaw = draw.uniform(0, 2 * math.pi, batch)
     heading = so3_exp(torch.stack([0 * yaw, yaw, 0 * yaw], dim=-1))
     tilt = so3_exp(draw.normal(batch, 3) * 0.08)
@@ -128,9 +140,9 @@ def random_paths(draw: Draw, batch: int, num_frames: int) -> tuple[Tensor, Tenso
     poses = torch.eye(4, device=device).repeat(batch, num_frames, 1, 1)
     poses[..., :3, :3] = first[:, None] @ relative
     poses[..., :3, 3] = place[:, None] + torch.einsum("bij,bfj->bfi", first, way)
-    focal = 0.5 / torch.tan(draw.uniform(math.radians(62), math.radians(95), batch) / 2)
-    zoom = (draw.uniform(-0.1, 0.1, batch) * (draw.uniform(0, 1, batch) < 0.5))[:, None] * s
-    focal = focal[:, None] * zoom.exp()
+    focal = 0.5 / torch.tan(draw.uniform(*map(math.radians, fov_deg), batch) / 2)
+    zooming = (draw.uniform(-zoom, zoom, batch) * (draw.uniform(0, 1, batch) < 0.5))[:, None] * s
+    focal = focal[:, None] * zooming.exp()
     return poses, focal
 
 
@@ -184,11 +196,22 @@ def _nearest(rooms: Rooms, origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]
 
 
 def random_clips(
-    generator: torch.Generator, batch: int, *, num_pictures: int, stride: int, height: int, width: int
+    generator: torch.Generator,
+    batch: int,
+    *,
+    num_pictures: int,
+    stride: int,
+    height: int,
+    width: int,
+    **path: Any,
 ) -> Clips:
-    """Clips whose every `stride`-th video frame is rendered; the others have cameras only."""
+    """Clips whose every `stride`-th video frame is rendered; the others have cameras only.
+
+    Args:
+        path: of `random_paths`.
+    """
     draw = Draw(generator)
-    poses, focal = random_paths(draw, batch, stride * (num_pictures - 1) + 1)
+    poses, focal = random_paths(draw, batch, stride * (num_pictures - 1) + 1, **path)
     rooms = random_rooms(draw, batch, poses[:, 0, :3, 3])
     centre = torch.tensor([width / 2, height / 2], device=focal.device).expand(*focal.shape, 2)
     lens = torch.cat([(focal * width)[..., None].expand(*focal.shape, 2), centre], dim=-1)

@@ -323,6 +323,9 @@ def _loggers(lightning: Any, recipe: TrainRecipe, out: Path) -> list[Any]:
                     project=recipe.log.project, name=recipe.name, save_dir=out, resume="allow"
                 )
             )
+    if is_first_process():
+        for logger in made:
+            logger.experiment  # noqa: B018  a logger that cannot begin says so before a step is taken
     return made
 
 

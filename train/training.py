@@ -557,8 +557,8 @@ def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> 
     before = None if recipe.start.weights is None else autoencoder_of(recipe.start.weights)
     if before not in (None, e.autoencoder) and recipe.start.latents == "keep":
         problems.append(
-            f"they have latents of {e.autoencoder}, the weights were trained on those of {before} (start.grow: true and "
-            "start.latents: anew start the layers anew that touch latents)"
+            f"they have latents of {e.autoencoder}, the weights were trained on those of {before} (start.grow: true "
+            "and start.latents: anew start the layers anew that touch latents)"
         )
     if recipe.data.cameras != "none" and not any(w.cameras for w in data.windows):
         problems.append("none has cameras, but data.cameras is " + recipe.data.cameras)

@@ -1,0 +1,315 @@
+"""Clips, small networks and measured cameras for `road.py`, in the files that the commands read and write.
+
+Rooms are those of `learns_scenes.py`, written as an RGB-D recording: a video, depth in millimetres, an index, and the
+true cameras beside them. The autoencoder is LTX-2's architecture at a small size, trained here on such pictures; the
+text encoder has Gemma's shape and random numbers. Both lie in folders as a release's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from learns_align import camera_of_pictures
+from learns_scenes import Draw, random_paths, random_rooms, render
+from numpy.typing import NDArray
+from theodolite.annotate.rendered.files import write_depth_png, write_png
+from theodolite.dataset.media.write import VideoWriter
+from torch import Tensor
+
+Say = Callable[[str], None]
+FPS = 16
+PROMPT = "A room with boxes."
+"""Caption of every clip: what is shown is in its first picture."""
+MOMENTS = 8
+"""Video frames from one picture whose camera is measured to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rooms:
+    """A set of clips.
+
+    Attributes:
+        name: its folder, and the first word of the clips' ids.
+        clips, frames: how many, and how long.
+        height, width: of the pictures.
+        seed: of rooms and paths.
+        path: of `learns_scenes.random_paths`.
+    """
+
+    name: str
+    clips: int
+    frames: int
+    height: int
+    width: int
+    seed: int
+    path: dict[str, Any] = field(default_factory=dict)
+
+    def ids(self) -> list[str]:
+        return [f"{self.name}_{number:04d}" for number in range(self.clips)]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One clip: (F, H, W, 3) uint8, (F, H, W) z-depth, (F, 4, 4) poses, (F, 4) fx, fy, cx, cy."""
+
+    pictures: NDArray[np.uint8]
+    depth_m: NDArray[np.float32]
+    camera_to_world: NDArray[np.float32]
+    intrinsics_px: NDArray[np.float32]
+
+
+def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
+    """Clip `number` of a set."""
+    samples = 2 if device.type == "cuda" else 1
+    draw = Draw(torch.Generator(device).manual_seed(100_000 * rooms.seed + number))
+    poses, focal = random_paths(draw, 1, rooms.frames, **rooms.path)
+    room = random_rooms(draw, 1, poses[:, 0, :3, 3])
+    centre = torch.tensor([rooms.width / 2, rooms.height / 2], device=device).expand(*focal.shape, 2)
+    lens = torch.cat([(focal * rooms.width)[..., None].expand(*focal.shape, 2), centre], dim=-1)
+    parts = [
+        render(room, poses[:, part], lens[:, part], rooms.height, rooms.width, samples=samples)[0]
+        for part in torch.arange(rooms.frames, device=device).split(16)
+    ]
+    image = torch.cat(parts).cpu()
+    pictures = (255 * image[:, :3]).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    arrays = (poses[0].cpu().numpy(), lens[0].cpu().numpy())
+    return Rendered(pictures.contiguous().numpy(), image[:, 3].numpy(), *arrays)
+
+
+def write_rooms(sets: list[Rooms], folder: Path, device: torch.device) -> Path:
+    """Write the clips of some sets as recordings and return their index, which is written last."""
+    entries = []
+    for rooms, number, name in ((r, n, name) for r in sets for n, name in enumerate(r.ids())):
+        clip, place = render_one(rooms, number, device), folder / name
+        (place / "depth").mkdir(parents=True, exist_ok=True)
+        with VideoWriter(place / "rgb.mp4", width=rooms.width, height=rooms.height, fps=FPS) as video:
+            for picture in clip.pictures:
+                video.write(picture)
+        for frame, depth in enumerate(clip.depth_m):
+            write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
+        write_png(place / "first.png", clip.pictures[0])
+        np.savetxt(place / "poses.txt", clip.camera_to_world.reshape(-1, 16))
+        np.savetxt(place / "lens.csv", clip.intrinsics_px, delimiter=",", header="fx,fy,cx,cy", comments="")
+        lens = np.zeros((len(clip.intrinsics_px), 3, 3), np.float32)
+        lens[:, 0, 0], lens[:, 1, 1], lens[:, 0, 2], lens[:, 1, 2] = clip.intrinsics_px.T
+        lens[:, 2, 2] = 1
+        np.savez(
+            place / "truth.npz",
+            camera_to_world=clip.camera_to_world,
+            intrinsics_px=lens,
+            depth_m=clip.depth_m[0],
+        )
+        entries.append(
+            {
+                "clip_id": name,
+                "media_path": f"{name}/rgb.mp4",
+                "depth_pattern": f"{name}/depth/{{frame:06d}}.png",
+                "intrinsics_path": f"{name}/lens.csv",
+                "truth_camera_to_world_path": f"{name}/poses.txt",
+            }
+        )
+    defaults = {
+        "data_licence": "CC0-1.0",
+        "data_redistributable": True,
+        "depth_units_per_metre": 1000,
+        "caption": PROMPT,
+    }
+    index = folder / "clips.yaml"
+    index.write_text(yaml.safe_dump({"defaults": defaults, "clips": entries}), encoding="utf-8")
+    return index
+
+
+# --- the networks that encode -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """A small autoencoder of LTX-2's architecture (strides 8 and 32).
+
+    Attributes:
+        channels: of the latents.
+        encoder, decoder: channels of the stages, as diffusers counts them.
+        seconds: of its training; lr: of Adam.
+        batch: clips of 17 frames a step.
+    """
+
+    channels: int
+    encoder: tuple[int, int, int, int]
+    decoder: tuple[int, int, int]
+    seconds: float
+    lr: float = 2e-3
+    batch: int = 4
+
+    def settings(self) -> dict[str, Any]:
+        return dict(
+            latent_channels=self.channels,
+            block_out_channels=self.encoder,
+            decoder_block_out_channels=self.decoder,
+            layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1),
+            decoder_causal=True,
+        )
+
+
+def train_codec(codec: Codec, rooms: Rooms, folder: Path, device: torch.device, say: Say) -> None:
+    """Train the autoencoder on pictures of `rooms`, rendered on the spot, and write it to `folder`."""
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
+
+    torch.manual_seed(0)
+    vae: Any = AutoencoderKLLTX2Video(**codec.settings()).to(device).train()
+    pool = torch.from_numpy(np.stack([render_one(rooms, n, device).pictures for n in range(rooms.clips)]))
+    pool = pool.to(device)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=codec.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(1)
+    start, said, steps, recent = time.perf_counter(), 0.0, 0, 0.0
+    while (passed := time.perf_counter() - start) < codec.seconds:
+        for group in optimiser.param_groups:
+            group["lr"] = codec.lr * min(1, (steps + 1) / 50, max(0.02, 2 * (1 - passed / codec.seconds)))
+        video = _batch(pool, codec.batch, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            latents = vae.encoder(video)[:, : codec.channels]
+            made = vae.decoder(latents + 0.02 * torch.randn_like(latents), None)
+        loss = F.mse_loss(made.float(), video) + 0.1 * F.l1_loss(made.float(), video)
+        (loss + 1e-4 * latents.float().square().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        steps += 1
+        if passed - said > 10 or steps == 1:
+            said, recent = passed, float(loss.detach())
+            say(f"  autoencoder: step {steps}, {passed:.0f} s, loss {recent:.4f}")
+    vae.eval().float()
+    _normalise(vae, pool, codec.channels)
+    error = _reconstruction_db(vae, pool, codec.channels)
+    say(f"  autoencoder: {steps} steps; pictures come back with a PSNR of {error:.1f} dB")
+    vae.cpu().save_pretrained(folder)
+
+
+def _batch(pool: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """(B, 3, 17, H, W) in [-1, 1], from any frame on."""
+    clips = torch.randint(len(pool), (batch,), generator=generator).tolist()
+    starts = torch.randint(pool.shape[1] - 16, (batch,), generator=generator).tolist()
+    cut = torch.stack([pool[c, s : s + 17] for c, s in zip(clips, starts, strict=True)])
+    return cut.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def _normalise(vae: Any, pool: Tensor, channels: int) -> None:
+    """Give the autoencoder its latents' mean and spread, as the released one has them."""
+    generator = torch.Generator().manual_seed(2)
+    rounds = min(8, len(pool))
+    found = [vae.encoder(_batch(pool, min(4, len(pool)), generator))[:, :channels] for _ in range(rounds)]
+    latents = torch.cat(found).transpose(0, 1).flatten(1)
+    vae.latents_mean.copy_(latents.mean(dim=1))
+    vae.latents_std.copy_(latents.std(dim=1).clamp_min(1e-3))
+
+
+@torch.no_grad()
+def _reconstruction_db(vae: Any, pool: Tensor, channels: int) -> float:
+    video = _batch(pool, min(8, len(pool)), torch.Generator().manual_seed(3))
+    made = vae.decoder(vae.encoder(video)[:, :channels], None)
+    return float(-10 * ((made - video) / 2).square().mean().log10())
+
+
+def write_text_encoder(folder: Path, *, width: int) -> None:
+    """A language model of Gemma-2's shape with random numbers, one token a byte."""
+    import transformers
+    from theodolite.model.text import byte_tokenizer, tiny_text_encoder
+
+    own = tiny_text_encoder(width=width)
+    outer = transformers.Gemma2ForCausalLM(own.model.config)
+    outer.model.load_state_dict(own.model.state_dict())
+    outer.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+# --- the cameras of what was made ---------------------------------------------------------------
+
+
+def write_manifest(path: Path, clips: Path, names: list[str]) -> None:
+    """Ask for the true paths of clips, from their first pictures."""
+    lines = [
+        {
+            "id": name,
+            "image": str(clips / name / "first.png"),
+            "prompt": PROMPT,
+            "camera": str(clips / name / "truth.npz"),
+            "fps": FPS,
+        }
+        for name in names
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def measure_cameras(videos: Path, names: list[str], clips: Path, folder: Path, device: torch.device) -> None:
+    """Cameras of every eighth frame of videos, by direct alignment with the clips' first pictures, whose depth is
+    known: `folder/<id>.txt` in TUM's layout, as `theodolite evaluate` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures, first, depth, lenses = [], [], [], []
+    for name in names:
+        truth = np.load(clips / name / "truth.npz")
+        shown = read_video(videos / f"{name}.mp4")[::MOMENTS]
+        size = (shown.shape[2], shown.shape[1])
+        shrunk = size[0] / truth["depth_m"].shape[1]
+        pictures.append(shown)
+        first.append(
+            cv2.resize(read_video(clips / name / "rgb.mp4", 1)[0], size, interpolation=cv2.INTER_AREA)
+        )
+        depth.append(cv2.resize(truth["depth_m"], size, interpolation=cv2.INTER_NEAREST_EXACT))
+        lens = truth["intrinsics_px"][::MOMENTS][: len(shown)]
+        lenses.append(shrunk * lens[:, [0, 1, 0, 1], [0, 1, 2, 2]])
+    found = []
+    for part in torch.arange(len(names)).split(32):
+        index = part.tolist()
+        found.append(
+            camera_of_pictures(
+                _stacked([first[i] for i in index], device)[:, 0],
+                torch.from_numpy(np.stack([depth[i] for i in index])).float().to(device),
+                _stacked([pictures[i] for i in index], device),
+                torch.from_numpy(np.stack([lenses[i] for i in index])).float().to(device),
+            ).cpu()
+        )
+    for name, poses in zip(names, torch.cat(found).double().numpy(), strict=True):
+        write_tum(folder / f"{name}.txt", poses)
+
+
+def write_tum(path: Path, poses: NDArray[np.floating]) -> None:
+    """Every eighth frame's pose, with its time."""
+    from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation
+
+    quaternion = np.asarray(quaternion_wxyz_from_rotation(poses[:, :3, :3]))
+    rows = [
+        [i * MOMENTS / FPS, *pose[:3, 3], *q[1:], q[0]]
+        for i, (pose, q) in enumerate(zip(poses, quaternion, strict=True))
+    ]
+    np.savetxt(path, np.array(rows), fmt="%.9f")
+
+
+def read_video(path: Path, count: int | None = None) -> NDArray[np.uint8]:
+    """(F, H, W, 3) of a video."""
+    capture, found = cv2.VideoCapture(str(path)), []
+    while count is None or len(found) < count:
+        there, picture = capture.read()
+        if not there:
+            break
+        found.append(picture[..., ::-1])
+    capture.release()
+    if not found:
+        raise ValueError(f"{path}: no picture in it")
+    return np.ascontiguousarray(np.stack(found))
+
+
+def _stacked(pictures: list[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """(B, T, 3, H, W) in 0..1."""
+    whole = [p if p.ndim == 4 else p[None] for p in pictures]
+    return torch.from_numpy(np.stack(whole)).to(device).permute(0, 1, 4, 2, 3).float() / 255
