@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..dataset.arrays import U8, FloatArray
+from ..dataset.arrays import U8
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Row
 from .checks.depth import check_depth
@@ -26,8 +26,7 @@ from .checks.posed import Posed, solve_posed
 from .frames.base import ClipFrames
 from .frames.open import open_clip
 from .frames.watchers import FrameWatcher, picture_watchers
-from .geometry.base import AnchorFrame, DepthMaps, SequenceGeometryResult
-from .geometry.choose import MetricDepth
+from .geometry.base import AnchorFrame, MetricDepth, SequenceGeometryResult
 from .geometry.estimators import Estimators, Running
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
 from .networks.checkpoint import STAND_IN
@@ -40,7 +39,7 @@ from .scale.records import ScaleEstimate
 from .sfm.keyframes import SolverInput
 from .sfm.records import CameraSolution, KnownLens, StartCameras
 from .sfm.solve import solve_cameras
-from .sfm.start import WithoutFrames, verify_keyframes
+from .sfm.start import verify_keyframes
 from .sources.clip import ClipRef, ClipRejection, Mode
 from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
@@ -161,7 +160,7 @@ class _Stages:
                     self.config.geometry,
                     poses_suffice=given is not None and given.stand_alone,
                 )
-            out.provenance = running.streams
+            out.provenance = running.provenance
             held.enter_context(running)
             try:
                 yield running
@@ -199,7 +198,7 @@ class _Stages:
             )
         if scale.metres_per_unit is not None:
             depth = MetricDepth(geometry.depth, scale.metres_per_unit)
-            return _Scaled(geometry, anchors, scale, scale.metres_per_unit, depth)
+            return _Scaled(geometry, anchors, scale, depth)
         detail = f"{scale.num_frames_used} usable anchor frames of {len(scale.frame)}"
         if self.config.geometry.anchor == "none":
             detail = (
@@ -236,14 +235,17 @@ class _Stages:
         if geometry.camera_to_world is None or geometry.focal_px is None:
             return found
         poses = np.array(geometry.camera_to_world, np.float64)
-        poses[:, :3, 3] *= found.metres_per_unit[:, None]
-        expected = geometry.focal_px if given is None or given.focal_px is None else given.focal_px
+        poses[:, :3, 3] *= found.depth.metres_per_unit[:, None]
+        seen = np.asarray(geometry.focal_px, np.float64)
+        expected = seen if given is None or given.focal_px is None else np.asarray(given.focal_px, np.float64)
+        lens = _known_lens(given)
+        asked = float("nan") if lens is None else float(np.nanmedian(np.log(seen / lens.focal_px)))
         with out.stage("start"):
             verified = self.place.solve(
                 verify_keyframes,
                 measured=measured,
                 depth=found.depth,
-                start=StartCameras(camera_to_world=poses, focal_px=np.asarray(expected, np.float64)),
+                start=StartCameras(camera_to_world=poses, focal_px=expected, focal_asked_log=asked),
                 config=self.config.bundle,
                 depth_sigma_log=geometry.depth_sigma_log,
             )
@@ -252,7 +254,7 @@ class _Stages:
         out.metrics["keyframes_wrong_depth_share"] = float(verified.wrong_depth[known].mean())
         return replace(
             found,
-            depth=WithoutFrames(found.depth, verified.wrong_depth),
+            depth=replace(found.depth, usable=~verified.wrong_depth),
             start=verified.cameras if verified.placed_share >= _MIN_PLACED else None,
         )
 
@@ -290,11 +292,6 @@ class _Stages:
                 cameras = posed.cameras
             else:
                 cameras = self.place.solve(solve_cameras, inputs=inputs)
-        lens = _known_lens(given)
-        if lens is not None and found.start is not None and geometry.focal_px is not None:
-            # The bundle began from a network, which has an opinion of the lens.
-            rays = np.log(np.asarray(geometry.focal_px, np.float64) / lens.focal_px)
-            cameras = replace(cameras, focal_asked_log=float(np.nanmedian(rays)))
         out.cameras = cameras
         return cameras, posed
 
@@ -377,16 +374,14 @@ class _Scaled:
 
     Attributes:
         geometry, anchors, scale: as they came.
-        metres_per_unit: (F,) worth of the geometry's unit.
-        depth: in metres.
+        depth: in metres, with the worth of the geometry's unit.
         start: cameras, in metres, that the bundle may begin with.
     """
 
     geometry: SequenceGeometryResult
     anchors: Sequence[AnchorFrame]
     scale: ScaleEstimate
-    metres_per_unit: FloatArray
-    depth: DepthMaps
+    depth: MetricDepth
     start: StartCameras | None = None
 
 
@@ -427,7 +422,7 @@ def _at_rest(measured: ImageMeasurements, config: AnnotateConfig) -> Reasons:
 
 def _refuse_stand_ins(out: Findings) -> None:
     """Networks of random numbers prove nothing, however well the images agree with their smooth depth."""
-    labels = [w for p in out.provenance for w in p.weights if w.startswith(STAND_IN)]
+    labels = [name for name in out.provenance.weights if name.startswith(STAND_IN)]
     if labels:
         out.reasons.append(("stand_in_weights", f"random numbers in place of {', '.join(labels)}"))
 

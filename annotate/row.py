@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +38,7 @@ class Findings:
     themselves.
 
     Attributes:
-        provenance: of each estimator that takes part, from before it has answered.
+        provenance: of the estimators that take part, from before they have answered.
         pictures: columns by those that watched the frames go by (`watchers.py`).
         metrics: entries of the column `metrics` that stages have found.
         reasons: why the clip is rejected, each with a sentence.
@@ -48,7 +48,7 @@ class Findings:
     mode: Mode
     recipe_hash: str
     frames: ClipFrames | None = None
-    provenance: Sequence[Provenance] = ()
+    provenance: Provenance = field(default_factory=Provenance)
     pictures: list[Mapping[str, Any]] = field(default_factory=list)
     measured: ImageMeasurements | None = None
     geometry: SequenceGeometryResult | None = None
@@ -149,14 +149,13 @@ class Findings:
         }
 
     def _provenance_columns(self) -> dict[str, Any]:
-        weights = tuple(w for p in self.provenance for w in p.weights)
         confidence, absent = confidence_of(self.agreement), None
         if confidence is None:
-            absent = why_no_confidence(networks=bool(weights), cameras=self.cameras is not None)
+            absent = why_no_confidence(
+                networks=bool(self.provenance.weights), cameras=self.cameras is not None
+            )
         return {
-            "weights": weights,
-            "weight_licences": tuple(w for p in self.provenance for w in p.weight_licences),
-            "stand_in": any(p.stand_in for p in self.provenance),
+            **vars(self.provenance),
             "confidence": confidence,
             "confidence_absent": absent,
         }

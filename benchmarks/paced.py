@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Paced:
     def __init__(self, real, simulated) -> None:
         self.real, self.simulated = real, simulated
         self.name, self.device = "paced", real.device
-        self.weights, self.weight_licences, self.stand_in = real.weights, real.weight_licences, True
+        self.provenance = replace(real.provenance, stand_in=True)
         self.made: dict[tuple[int, ...], RawWindow | RawImages] = {}
         self.lock = threading.Lock()
 

@@ -7,11 +7,12 @@ The scale stage compares the two; nobody else turns units into metres.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...dataset.arrays import I64, U8, FloatArray
 from ..frames.base import ClipFrames
@@ -35,6 +36,40 @@ class DepthMaps(Protocol):
             ClipRejection: the file is missing, unreadable or of another size than the first.
         """
         ...
+
+
+@dataclass(frozen=True)
+class MetricDepth:
+    """Depth in metres, as `DepthMaps`: a sequence's, each frame times what its unit is worth there, read lazily.
+
+    Attributes:
+        sequence: z-depth of F frames in the sequence's unit.
+        metres_per_unit: (F,).
+        usable: (F,) bool, frames that carry depth if the sequence has any; None: all.
+    Raises:
+        ValueError: they are not of as many frames.
+    """
+
+    sequence: DepthMaps
+    metres_per_unit: FloatArray
+    usable: NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        number = len(self.sequence)
+        if number != len(self.metres_per_unit):
+            raise ValueError(f"{number} depth maps but {len(self.metres_per_unit)} scales")
+        if self.usable is not None and number != len(self.usable):
+            raise ValueError(f"{number} depth maps, but {len(self.usable)} are said to be usable or not")
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def read(self, frame: int) -> FloatArray | None:
+        """(h, w) z-depth in metres of clip frame `frame`, as `DepthMaps.read`."""
+        if self.usable is not None and not self.usable[frame]:
+            return None
+        depth = self.sequence.read(frame)
+        return None if depth is None else depth * np.float32(self.metres_per_unit[frame])
 
 
 @dataclass(frozen=True)
@@ -62,7 +97,6 @@ class SequenceGeometryResult:
         camera_to_world: (F, 4, 4) initial poses in the same unit, OpenCV axes, NaN rows where none; or None.
         focal_px: (F, 2) initial fx, fy in pixels of the stored size, NaN rows where none; or None.
         confidence: optional per-frame maps in [0, 1], same access as depth.
-        weights, weight_licences, stand_in: see `Provenance`.
         depths_per_frame: independent errors in a frame's depth, where depth errs alike over parts of the image as a
             network's does; None if every pixel errs on its own.
         own_metres_per_unit: what the estimator itself believes its unit to be worth, without any metric anchor; an
@@ -76,9 +110,6 @@ class SequenceGeometryResult:
     camera_to_world: FloatArray | None = None
     focal_px: FloatArray | None = None
     confidence: DepthMaps | None = None
-    weights: tuple[str, ...] = ()
-    weight_licences: tuple[str, ...] = ()
-    stand_in: bool = False
     depths_per_frame: float | None = None
     own_metres_per_unit: float | None = None
     diagnostics: Mapping[str, float] = field(default_factory=dict)
@@ -104,7 +135,8 @@ class AnchorFrame:
     focal_px: float | None = None
 
 
-class Provenance(Protocol):
+@dataclass(frozen=True)
+class Provenance:
     """Whose answers they are.
 
     Attributes:
@@ -113,26 +145,36 @@ class Provenance(Protocol):
         stand_in: True if any weight was random or simulated; such rows can never be exported.
     """
 
-    @property
-    def weights(self) -> tuple[str, ...]: ...
-    @property
-    def weight_licences(self) -> tuple[str, ...]: ...
-    @property
-    def stand_in(self) -> bool: ...
+    weights: tuple[str, ...] = ()
+    weight_licences: tuple[str, ...] = ()
+    stand_in: bool = False
+
+    @staticmethod
+    def combined(parts: Iterable[Provenance]) -> Provenance:
+        """Of answers that several had a part in."""
+        parts = list(parts)
+        return Provenance(
+            weights=tuple(w for part in parts for w in part.weights),
+            weight_licences=tuple(w for part in parts for w in part.weight_licences),
+            stand_in=any(part.stand_in for part in parts),
+        )
 
 
-class Stream(Provenance, Protocol):
+class Stream(Protocol):
     """An estimator at work on one clip: it is shown the frames as they go by, each once, in order.
 
     Attributes:
         watches: False if it knows its answer before any frame is shown.
         busy_s: seconds that its network ran so far.
+        provenance: whose answer it will be; known from the start.
     """
 
     @property
     def watches(self) -> bool: ...
     @property
     def busy_s(self) -> float: ...
+    @property
+    def provenance(self) -> Provenance: ...
 
     def add(self, frame: int, rgb: U8) -> None:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
@@ -203,9 +245,7 @@ class _NothingToWatch:
 
     watches = False
     busy_s = 0.0
-    weights: tuple[str, ...] = ()
-    weight_licences: tuple[str, ...] = ()
-    stand_in = False
+    provenance = Provenance()
 
     def add(self, frame: int, rgb: U8) -> None:
         """Nothing to do."""
@@ -219,8 +259,6 @@ class KnownGeometry(_NothingToWatch):
 
     def __init__(self, result: SequenceGeometryResult) -> None:
         self._result = result
-        self.weights, self.weight_licences = result.weights, result.weight_licences
-        self.stand_in = result.stand_in
 
     @property
     def depth_frames(self) -> I64:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ...dataset.arrays import FloatArray
 from ...dataset.weights import locate, resolve
 from ..networks.checkpoint import check_moge2, check_pi3x
 from ..networks.device import choose_device
-from .base import DepthMaps, MetricAnchor, SequenceGeometry
+from .base import MetricAnchor, SequenceGeometry
 from .config import GeometryConfig, MoGe2Config
 from .given import GivenAnchor, GivenGeometrySource
 from .moge2 import MoGe2Anchor, moge2_network
@@ -96,21 +93,3 @@ def check_estimators(config: GeometryConfig) -> None:
                 problems.append(str(error))
     if problems:
         raise ValueError("\n  ".join(["this recipe cannot run here:", *problems]))
-
-
-class MetricDepth:
-    """Sequence depth times the scale of its frame: metres, read lazily."""
-
-    def __init__(self, depth: DepthMaps, metres_per_unit: FloatArray) -> None:
-        if len(depth) != len(metres_per_unit):
-            raise ValueError(f"{len(depth)} depth maps but {len(metres_per_unit)} scales")
-        self._depth = depth
-        self._scale = np.asarray(metres_per_unit, np.float64)
-
-    def __len__(self) -> int:
-        return len(self._scale)
-
-    def read(self, frame: int) -> FloatArray | None:
-        """(h, w) z-depth in metres of clip frame `frame`, as `DepthMaps.read`."""
-        depth = self._depth.read(frame)
-        return None if depth is None else depth * np.float32(self._scale[frame])

@@ -17,6 +17,7 @@ from .base import (
     MetricStream,
     NoDepth,
     NoGeometry,
+    Provenance,
     SequenceGeometry,
     SequenceGeometryResult,
     SequenceStream,
@@ -89,6 +90,11 @@ class Running:
     def streams(self) -> Sequence[SequenceStream | MetricStream]:
         """All of them."""
         return [self.sequence] if self.metric is None else [self.sequence, self.metric]
+
+    @property
+    def provenance(self) -> Provenance:
+        """Whose answers they will be."""
+        return Provenance.combined(stream.provenance for stream in self.streams)
 
     @property
     def watches(self) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..networks.focal import sample_points, solve_samples
 from ..networks.images import upload
 from ..sources.clip import ClipRejection
+from .base import Provenance
 from .config import MoGe2Config, Pi3XConfig
 from .moge2 import moge2_network
 from .pi3x import pi3x_network
@@ -26,14 +27,11 @@ class ImageLens:
 
     Attributes:
         focal_px: of square pixels, with the principal point in the middle.
-        weights, licence: of the network.
-        stand_in: its weights are random numbers.
+        provenance: of the network.
     """
 
     focal_px: float
-    weights: str
-    licence: str
-    stand_in: bool
+    provenance: Provenance
 
 
 def estimate_lens(
@@ -67,12 +65,7 @@ def estimate_lens(
         raise ValueError(
             f"{network} gives no focal length for this image of {width}x{height}; give --intrinsics"
         )
-    return ImageLens(
-        focal_px=float(focal),
-        weights=found.weights[0],
-        licence=found.weight_licences[0],
-        stand_in=found.stand_in,
-    )
+    return ImageLens(focal_px=float(focal), provenance=found.provenance)
 
 
 def _by_moge2(rgb: NDArray[np.uint8], weights: Literal["released", "stand_in"], size, device: str):

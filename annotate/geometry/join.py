@@ -14,7 +14,7 @@ from ..sources.clip import ClipRef, ClipRejection
 from .align import DEPTHS_PER_FRAME, Aligned, Window, align_connected
 from .base import SequenceGeometryResult
 from .config import KeyframesConfig
-from .window_maps import KeptWindow, WindowNetwork
+from .window_maps import KeptWindow
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def merge_maps(depth: FloatArray, confidence: FloatArray) -> tuple[FloatArray, F
 def join_windows(
     kept: Sequence[KeptWindow],
     config: KeyframesConfig,
-    network: WindowNetwork,
+    network_name: str,
     clip: ClipRef,
     *,
     num_frames: int,
@@ -93,6 +93,8 @@ def join_windows(
 
     The unit is that of the network's metric factor, averaged over the windows (each window judges it anew).
 
+    Args:
+        network_name: for messages.
     Raises:
         ClipRejection: `keyframes_disconnected` if less than half of the keyframes hang together.
     """
@@ -105,7 +107,7 @@ def join_windows(
     if len(aligned.frame) < max(2, 0.5 * len(keyframes)):
         raise ClipRejection(
             "keyframes_disconnected",
-            f"clip {clip.clip_id}: {network.name}: only {len(aligned.frame)} of {len(keyframes)} keyframes lie in"
+            f"clip {clip.clip_id}: {network_name}: only {len(aligned.frame)} of {len(keyframes)} keyframes lie in"
             " windows that share enough good points",
         )
     # The gauge is window 0's; the common unit becomes the mean of what all windows call a metre.
@@ -135,9 +137,6 @@ def join_windows(
         camera_to_world=poses,
         focal_px=focal,
         confidence=confidence,
-        weights=network.weights,
-        weight_licences=network.weight_licences,
-        stand_in=network.stand_in,
         depths_per_frame=DEPTHS_PER_FRAME,
         own_metres_per_unit=1.0,
         diagnostics=_diagnostics(aligned, len(kept), len(keyframes), disagreement),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from ..networks.images import upload
 from ..networks.lane import lane, next_turn, taken_over, uploading
 from ..networks.moge2 import MoGe2, MoGe2Size
 from ..sources.clip import ClipRef, ClipRejection
-from .base import AnchorFrame
+from .base import AnchorFrame, Provenance
 from .config import MoGe2Config
 from .windows import WINDOWS_IN_FLIGHT
 
@@ -62,14 +62,29 @@ class _Kept:
     metric_scale: FloatArray
 
 
+class ImageNetwork(Protocol):
+    """A network that judges images one by one.
+
+    Attributes:
+        device: where images are wanted.
+        provenance: what goes into the row.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def provenance(self) -> Provenance: ...
+
+    def predict(self, images: Tensor, frame: Sequence[int]) -> RawImages:
+        """Depth of (B, 3, H, W) uint8 images of clip frames `frame`."""
+        ...
+
+
 class MoGe2Network:
     """The network; one per process and device (see `moge2_network`)."""
 
-    def __init__(
-        self, network: MoGe2, device: torch.device, *, level: int, label: str, licence: str, stand_in: bool
-    ) -> None:
-        self.device = device
-        self.weights, self.weight_licences, self.stand_in = (label,), (licence,), stand_in
+    def __init__(self, network: MoGe2, device: torch.device, *, level: int, provenance: Provenance) -> None:
+        self.device, self.provenance = device, provenance
         low, high = network.size.num_tokens_range
         self.num_tokens = int(low + level / 9 * (high - low))
         if device.type == "cuda":
@@ -82,7 +97,7 @@ class MoGe2Network:
         # NaN compares as False, which would make sky of a mask that is no numbers.
         known = raw["mask"].isfinite().flatten(1).all(1)
         return RawImages(
-            points=stand_in_scene(raw["points"]) if self.stand_in else raw["points"],
+            points=stand_in_scene(raw["points"]) if self.provenance.stand_in else raw["points"],
             valid=raw["mask"] > 0.5,
             metric_scale=torch.where(known, raw["metric_scale"], torch.nan),
         )
@@ -115,16 +130,14 @@ def _load(config_json: str, weights: str, size: str, device: str) -> MoGe2Networ
         sizes = MoGe2Size.tiny() if size == "tiny" else MoGe2Size.released(config.variant)
         network = MoGe2(sizes)
         fill_stand_in(network, 0)
-        label, licence, stand_in = f"{STAND_IN}moge-2-{size}", "random numbers", True
+        provenance = Provenance((f"{STAND_IN}moge-2-{size}",), ("random numbers",), stand_in=True)
     else:
         found = resolve(
             f"moge-2-{config.variant}", path=config.path, revision=config.revision, sha256=config.sha256
         )
         network = load_moge2(found.path)
-        label, licence, stand_in = found.label, found.licence, False
-    return MoGe2Network(
-        network, torch.device(device), level=level, label=label, licence=licence, stand_in=stand_in
-    )
+        provenance = Provenance((found.label,), (found.licence,))
+    return MoGe2Network(network, torch.device(device), level=level, provenance=provenance)
 
 
 class MoGe2Anchor:
@@ -155,15 +168,14 @@ class MoGe2Stream:
 
     def __init__(
         self,
-        network: MoGe2Network,
+        network: ImageNetwork,
         config: MoGe2Config,
         clip: ClipRef,
         frames: ClipFrames,
         anchor_frames: Sequence[int],
     ) -> None:
         self.network, self.config, self.clip = network, config, clip
-        self.weights, self.weight_licences = network.weights, network.weight_licences
-        self.stand_in = network.stand_in
+        self.provenance = network.provenance
         self.height, self.width = frames.height, frames.width
         self.busy_s = 0.0
         self._turn = next_turn()

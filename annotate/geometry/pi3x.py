@@ -24,6 +24,7 @@ from ..networks.checkpoint import STAND_IN, fill_stand_in, load_pi3x, stand_in_s
 from ..networks.device import choose_device
 from ..networks.pi3x import NotFinite, Pi3X, Pi3XSize
 from ..sources.clip import ClipRef, ClipRejection
+from .base import Provenance
 from .config import KeyframesConfig, Pi3XConfig
 from .window_maps import RawWindow
 from .windows import KeyframeStream
@@ -63,13 +64,10 @@ class Pi3XNetwork:
         device: torch.device,
         *,
         max_pixels: int,
-        label: str,
-        licence: str,
-        stand_in: bool,
+        provenance: Provenance,
     ) -> None:
-        self.device = device
+        self.device, self.provenance = device, provenance
         self.max_pixels = max_pixels
-        self.weights, self.weight_licences, self.stand_in = (label,), (licence,), stand_in
         if device.type == "cuda":
             network.to_half()
         self.network = network.to(device)
@@ -103,7 +101,7 @@ class Pi3XNetwork:
         points = found["local_points"][0]
         return RawWindow(
             camera_to_world=found["camera_poses"][0],
-            points=stand_in_scene(points) if self.stand_in else points,
+            points=stand_in_scene(points) if self.provenance.stand_in else points,
             confidence=found["conf"][0, ..., 0].sigmoid(),
         )
 
@@ -133,18 +131,18 @@ def _load(config_json: str, weights: str, size: str, device: str) -> Pi3XNetwork
     if weights == "stand_in":
         network = Pi3X(TINY if size == "tiny" else Pi3XSize(), conditioning=False)
         fill_stand_in(network, 0)
-        label, licence, stand_in = f"{STAND_IN}pi3x-{size}", "random numbers", True
+        provenance = Provenance((f"{STAND_IN}pi3x-{size}",), ("random numbers",), stand_in=True)
     else:
         found = resolve("pi3x", path=config.path, revision=config.revision, sha256=config.sha256)
         network = load_pi3x(found.path)
-        label, licence, stand_in = found.label, found.licence, False
+        provenance = Provenance((found.label,), (found.licence,))
     return Pi3XNetwork(
         network,
         torch.device(device),
-        max_pixels=min(config.max_pixels, TINY_PIXELS) if stand_in and size == "tiny" else config.max_pixels,
-        label=label,
-        licence=licence,
-        stand_in=stand_in,
+        max_pixels=min(config.max_pixels, TINY_PIXELS)
+        if provenance.stand_in and size == "tiny"
+        else config.max_pixels,
+        provenance=provenance,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...dataset.arrays import F64, I64
 from ...dataset.cameras.rotations import orthonormalise
 from ..sources.clip import ClipRejection
+from .base import Provenance
 from .config import KeyframesConfig
 
 
@@ -38,14 +39,15 @@ class WindowNetwork(Protocol):
     Attributes:
         name: for messages.
         device: where images are wanted.
-        weights, weight_licences, stand_in: what goes into the row.
+        provenance: what goes into the row.
     """
 
-    name: str
-    device: torch.device
-    weights: tuple[str, ...]
-    weight_licences: tuple[str, ...]
-    stand_in: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def provenance(self) -> Provenance: ...
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the images that it takes for frames of (height, width)."""

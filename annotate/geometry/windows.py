@@ -82,8 +82,7 @@ class KeyframeStream:
         self.keyframes = choose_keyframes(len(frames), frames.timing.fps, config.fps)
         self.windows = plan_windows(len(self.keyframes), config)
         self.size = network.input_size(frames.height, frames.width)
-        self.weights, self.weight_licences = network.weights, network.weight_licences
-        self.stand_in = network.stand_in
+        self.provenance = network.provenance
         self.busy_s = 0.0
         self._turn = next_turn()
         self._due = [int(w[-1]) for w in self.windows]
@@ -158,4 +157,4 @@ class KeyframeStream:
                 f"clip {self.clip.clip_id}: {len(self._number)} keyframes are wanted, but the media ended before the"
                 " last of them",
             )
-        return join_windows(kept, self.config, self.network, self.clip, num_frames=self.num_frames)
+        return join_windows(kept, self.config, self.network.name, self.clip, num_frames=self.num_frames)

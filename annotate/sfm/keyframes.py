@@ -108,7 +108,8 @@ class SolverInput:
 
 @dataclass(frozen=True, kw_only=True)
 class AskedFocal:
-    """What images and depth say of a held lens by themselves; NaN where nothing was asked or nothing answered.
+    """What images and depth, or a network, say of a held lens by themselves; NaN where nothing was asked or nobody
+    answered.
 
     Attributes:
         log: log of the focal length that is asked for over the given one.
@@ -330,7 +331,10 @@ class KeyframeProblem:
         return prior if self.expected is None else replace(prior, expected=self.expected.at(self.keyframes))
 
     def ask_focal(self) -> AskedFocal:
-        """Which focal length images and depth ask for where the lens is held, as if nothing were known of it."""
+        """Which focal length is asked for where the lens is held, as if nothing were known of it: by the network that
+        the cameras to begin with are from, or by images and depth."""
+        if self.given.start is not None:
+            return AskedFocal(log=self.given.start.focal_asked_log)
         known = self.key_log_focal
         if known is None or self._seed is None:
             return AskedFocal()

@@ -143,10 +143,13 @@ class StartCameras:
     Attributes:
         camera_to_world: (F, 4, 4) in the unit of the depth that the bundle is given; NaN rows where none.
         focal_px: (F, 2) fx, fy in pixels of the stored size; NaN rows where none.
+        focal_asked_log: where the lens is held and these cameras come from a network: log of the focal length that the
+            network sees over the given one; NaN without.
     """
 
     camera_to_world: FloatArray
     focal_px: FloatArray
+    focal_asked_log: float = float("nan")
 
     def at(self, frames: IntArray) -> tuple[FloatArray, FloatArray]:
         """World-to-camera (n, 4, 4) and focal (n,) of `frames`; between known ones interpolated, beyond them held.

@@ -10,7 +10,7 @@ against those points, from scratch where its own camera is of no use. Nothing is
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -90,7 +90,7 @@ def verify_keyframes(
     wrong_depth = np.zeros(number, bool)
     wrong_depth[keyframes[wrong]] = True
     return VerifiedKeyframes(
-        cameras=StartCameras(camera_to_world=poses, focal_px=focals),
+        cameras=replace(start, camera_to_world=poses, focal_px=focals),
         wrong_depth=wrong_depth,
         placed_share=float(placed.mean()),
     )
@@ -173,20 +173,6 @@ class _KeyframesOnPoints:
             count = np.diff(np.r_[first, len(p)])
             out[p[first], axis] = (x[first + (count - 1) // 2] + x[first + count // 2]) / 2
         return out
-
-
-class WithoutFrames:
-    """Depth maps of which some frames carry none; the `DepthMaps` of geometry/base.py."""
-
-    def __init__(self, depth: DepthMaps, without: NDArray[np.bool_]) -> None:
-        self._depth, self._without = depth, without
-
-    def __len__(self) -> int:
-        return len(self._depth)
-
-    def read(self, frame: int) -> FloatArray | None:
-        """As the maps beneath, None for the frames left out."""
-        return None if self._without[frame] else self._depth.read(frame)
 
 
 def _refined(

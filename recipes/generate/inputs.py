@@ -205,11 +205,12 @@ def _estimated(image: np.ndarray, network: str, frames: int, options: GenerateOp
         size="tiny" if options.size == "tiny" else "released",
         device=options.device,
     )
+    (label,), (licence,) = found.provenance.weights, found.provenance.weight_licences
     height, width = image.shape[:2]
     focal, centre = np.full((frames, 2), found.focal_px), np.tile([width / 2, height / 2], (frames, 1))
     return _Lens(
         intrinsics_px=np.asarray(intrinsics_matrix(focal, centre)),
-        origin=f"estimated from the image by {found.weights}",
-        weights=(found.weights, found.licence),
-        stand_in=found.stand_in,
+        origin=f"estimated from the image by {label}",
+        weights=(label, licence),
+        stand_in=found.provenance.stand_in,
     )

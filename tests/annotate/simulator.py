@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from theodolite.annotate.geometry.base import Provenance
 from theodolite.annotate.geometry.config import KeyframesConfig, MoGe2Config
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
@@ -109,9 +110,7 @@ class SimulatedPi3X:
 
     name = "simulated Pi3X"
     device = torch.device("cpu")
-    weights = ("simulated:pi3x",)
-    weight_licences = ("none, a simulation",)
-    stand_in = True
+    provenance = Provenance(("simulated:pi3x",), ("none, a simulation",), stand_in=True)
 
     def __init__(self, truth: Truth, errors: Errors, size: tuple[int, int] = SIZE) -> None:
         self.truth, self.errors, self.size = truth, errors, size
@@ -190,9 +189,7 @@ class SimulatedMoGe2:
     """What `MoGe2Stream` asks of a network, with known errors; ignores the images."""
 
     device = torch.device("cpu")
-    weights = ("simulated:moge-2",)
-    weight_licences = ("none, a simulation",)
-    stand_in = True
+    provenance = Provenance(("simulated:moge-2",), ("none, a simulation",), stand_in=True)
 
     def __init__(self, truth: Truth, errors: Errors, size: tuple[int, int] = SIZE, fps: float = 16.0) -> None:
         self.truth, self.errors, self.size = truth, errors, size
@@ -253,7 +250,7 @@ class SimulatedAnchor:
         self.network = network
 
     def start(self, clip, frames, anchor_frames) -> MoGe2Stream:
-        return MoGe2Stream(self.network, MoGe2Config(), clip, frames, anchor_frames)  # type: ignore[arg-type]
+        return MoGe2Stream(self.network, MoGe2Config(), clip, frames, anchor_frames)
 
 
 def simulated(truth: Truth, errors: Errors, config: KeyframesConfig | None = None) -> Estimators:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef
 
 from ..simulator import Errors, rendered_truth
+from ..unseen import UnseenFrames
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -69,13 +69,8 @@ def test_the_measure_of_scale(compared):
 
 @pytest.mark.parametrize(("seconds", "count"), [(60, 60), (10, 20), (1, 17)])
 def test_short_clips_get_more_metric_frames_a_second(seconds, count):
-    class Frames:
-        timing = SimpleNamespace(fps=16.0)
-
-        def __len__(self) -> int:
-            return 16 * seconds + 1
-
-    chosen = metric_frames(Frames(), AnnotateConfig().geometry)  # type: ignore[arg-type]
+    frames = UnseenFrames.of(16 * seconds + 1, 90, 160)
+    chosen = metric_frames(frames, AnnotateConfig().geometry)
     assert len(chosen) == pytest.approx(count, abs=1)
     assert chosen[0] >= 0
-    assert chosen[-1] < len(Frames())
+    assert chosen[-1] < len(frames)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,38 +22,18 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
-from theodolite.dataset.media.orientation import UPRIGHT, Orientation
 
 from ...support import SHARED
+from ..unseen import UnseenFrames
 
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Timing and sizes of a video that is never looked at."""
-
-    timing: ClipTiming
-    height: int = 90
-    width: int = 160
-    source_height: int = 180
-    source_width: int = 320
-    num_source_frames: int | None = 6
-    orientation: Orientation = UPRIGHT
-    image_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.timing.frame_index)
-
-    def __iter__(self):
-        raise AssertionError("given geometry does not need the colours")
 
 
 def timing(*index: int) -> ClipTiming:
     return ClipTiming(frame_index=np.array(index), time_s=np.array(index) / 30.0, source_fps=30.0, fps=16.0)
 
 
-FRAMES = Frames(timing(0, 2, 3, 5))
+FRAMES = UnseenFrames(timing(0, 2, 3, 5))
 
 
 def clip_of(folder: Path, pattern: str = "{frame:06d}.png", **given) -> ClipRef:
@@ -79,7 +59,7 @@ def write_npy_maps(folder: Path, maps: list[np.ndarray]) -> None:
         np.save(folder / f"{i:06d}.npy", depth)
 
 
-def rejection(clip: ClipRef, frames: Frames = FRAMES, *, read: int | None = None) -> ClipRejection:
+def rejection(clip: ClipRef, frames: UnseenFrames = FRAMES, *, read: int | None = None) -> ClipRejection:
     def attempt() -> None:
         result = GivenGeometrySource().read(clip, frames)
         if read is not None:
@@ -509,7 +489,7 @@ def test_a_real_recording() -> None:
             intrinsics_path=folder / "K.txt",
         ),
     )
-    frames = Frames(timing(*range(150)), 360, 540, 360, 540, 150)
+    frames = UnseenFrames(timing(*range(150)), 360, 540, 360, 540, 150)
     result = GivenGeometrySource().read(clip, frames)
     depth = result.depth.read(70)
     cameras = read_given_cameras(clip, frames)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from theodolite.annotate.frames.base import ClipTiming
 from theodolite.annotate.geometry.config import KeyframesConfig
 from theodolite.annotate.geometry.join import merge_maps
 from theodolite.annotate.geometry.window_maps import RawWindow, depth_edges, fit_focal, keep_window
@@ -24,6 +23,7 @@ from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics.trajectory import trajectory_error
 
 from ..simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
+from ..unseen import UnseenFrames
 
 CLIP = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=Path("c.mp4"))
 NO_ERRORS = Errors(
@@ -40,18 +40,6 @@ NO_ERRORS = Errors(
 )
 
 
-class Frames:
-    """Sizes and timing of a clip whose pictures do not matter."""
-
-    def __init__(self, num_frames: int, height: int, width: int, fps: float = 16.0) -> None:
-        index = np.arange(num_frames)
-        self.timing = ClipTiming(frame_index=index, time_s=index / fps, source_fps=fps, fps=fps)
-        self.height, self.width, self.num_frames = height, width, num_frames
-
-    def __len__(self) -> int:
-        return self.num_frames
-
-
 @pytest.fixture(scope="module")
 def truth() -> Truth:
     clip = render_clip(
@@ -61,7 +49,7 @@ def truth() -> Truth:
 
 
 def run(truth: Truth, errors: Errors, config: KeyframesConfig | None = None):
-    frames = Frames(len(truth.camera_to_world), truth.height, truth.width)
+    frames = UnseenFrames.of(len(truth.camera_to_world), truth.height, truth.width)
     estimators = simulated(truth, errors, config)
     stream = estimators.sequence.start(CLIP, frames)
     wanted = stream.depth_frames
@@ -215,7 +203,6 @@ def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
     assert geometry.depth.read(int(wanted[1]) - 1) is None
     scale = estimate_scale(geometry, found, num_frames=len(known))
     assert scale.value == pytest.approx(1.0, abs=0.01)
-    assert geometry.stand_in
 
 
 @pytest.mark.slow
@@ -246,7 +233,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
     config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
     network = SimulatedPi3X(truth, NO_ERRORS)
-    stream = KeyframeStream(network, config, CLIP, Frames(100, truth.height, truth.width))
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(100, truth.height, truth.width))
     gate, image, most = threading.Semaphore(0), np.zeros((truth.height, truth.width, 3), np.uint8), 0
     predict = network.predict
 
@@ -292,7 +279,7 @@ def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch
 
     monkeypatch.setattr(network, "predict", blind)
     config = KeyframesConfig(window=16, step=8, max_one_pass=16)
-    stream = KeyframeStream(network, config, CLIP, Frames(400, truth.height, truth.width))
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(400, truth.height, truth.width))
     for number in range(400):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
     with pytest.raises(ClipRejection, match="keyframes_disconnected"):
@@ -322,7 +309,7 @@ def test_images_that_are_uploaded_beside_a_busy_network_reach_it_whole(
     monkeypatch.setattr(network, "predict", late)
     monkeypatch.setattr(network, "device", device)
     config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
-    stream = KeyframeStream(network, config, CLIP, Frames(100, truth.height, truth.width))
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(100, truth.height, truth.width))
     shape = (100, truth.height, truth.width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for number, image in enumerate(images):
@@ -342,7 +329,7 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
         raise ZeroDivisionError("out of order")
 
     monkeypatch.setattr(network, "predict", broken)
-    stream = KeyframeStream(network, KeyframesConfig(), CLIP, Frames(100, truth.height, truth.width))
+    stream = KeyframeStream(network, KeyframesConfig(), CLIP, UnseenFrames.of(100, truth.height, truth.width))
     for number in range(100):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
     with pytest.raises(ZeroDivisionError):
@@ -354,7 +341,10 @@ def test_a_networks_error_ends_the_clip(truth: Truth, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_a_clip_that_ends_early_is_a_rejection(truth: Truth) -> None:
     stream = KeyframeStream(
-        SimulatedPi3X(truth, NO_ERRORS), KeyframesConfig(), CLIP, Frames(400, truth.height, truth.width)
+        SimulatedPi3X(truth, NO_ERRORS),
+        KeyframesConfig(),
+        CLIP,
+        UnseenFrames.of(400, truth.height, truth.width),
     )
     for number in range(300):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from theodolite.annotate.geometry.base import Provenance
 from theodolite.annotate.geometry.config import MoGe2Config
 from theodolite.annotate.geometry.moge2 import MoGe2Network, MoGe2Stream
 from theodolite.annotate.geometry.pi3x import Pi3XNetwork
@@ -19,7 +20,9 @@ from theodolite.annotate.networks.focal import focal_and_shift
 from theodolite.annotate.networks.fused.reference import rope_table, rotate
 from theodolite.annotate.networks.moge2 import MoGe2, MoGe2Size
 from theodolite.annotate.networks.pi3x import NotFinite, Pi3X, Pi3XSize, nearest_rotation
-from theodolite.annotate.sources.clip import ClipRejection
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
+
+from ..unseen import UnseenFrames
 
 TINY = Pi3XSize(width=128, encoder_depth=1, decoder_depth=4, head_depth=1, camera_width=64)
 
@@ -393,7 +396,9 @@ def test_output_that_is_no_number_is_said_and_rejects_the_clip():
     damaged[0, 1, 0, 3, 3] = torch.nan
     with pytest.raises(NotFinite):
         network(damaged, outputs=("conf",))
-    whole = Pi3XNetwork(network, torch.device("cpu"), max_pixels=2000, label="x", licence="x", stand_in=True)
+    whole = Pi3XNetwork(
+        network, torch.device("cpu"), max_pixels=2000, provenance=Provenance(("x",), ("x",), True)
+    )
     with pytest.raises(ClipRejection, match="geometry_not_finite: clip frames 3 to 9"):
         whole.predict(torch.zeros(2, 3, 28, 42, dtype=torch.uint8), np.array([3, 9]))
     # Half precision is given up once, and then the same holds.
@@ -438,16 +443,15 @@ def test_moge2_says_which_outputs_it_has():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["metric_scale", "mask", "points"])
-def test_metric_depth_that_is_no_number_rejects_the_clip(part):
+def test_metric_depth_that_is_no_number_rejects_the_clip(part, monkeypatch):
     network = tiny_moge2()
-    whole = MoGe2Network(network, torch.device("cpu"), level=0, label="x", licence="x", stand_in=True)
+    whole = MoGe2Network(network, torch.device("cpu"), level=0, provenance=Provenance(("x",), ("x",), True))
     whole.num_tokens = 12
     raw = network((IMAGES[0] * 255).byte(), 12)
     raw[part] = raw[part] * torch.nan
-    whole.network = lambda *_, **__: raw  # type: ignore[assignment]
-    frames = SimpleNamespace(height=28, width=42)
-    clip = SimpleNamespace(clip_id="c")
-    stream = MoGe2Stream(whole, MoGe2Config(batch=2), clip, frames, [0, 1])  # type: ignore[arg-type]
+    monkeypatch.setattr(network, "forward", lambda *_, **__: raw)
+    clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=Path("c.mp4"))
+    stream = MoGe2Stream(whole, MoGe2Config(batch=2), clip, UnseenFrames.of(2, 28, 42), [0, 1])
     for number in (0, 1):
         stream.add(number, np.full((28, 42, 3), 127, np.uint8))
     with pytest.raises(ClipRejection, match="geometry_not_finite: clip c: MoGe-2"):

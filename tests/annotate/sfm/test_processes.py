@@ -16,11 +16,11 @@ import psutil
 import pytest
 import torch
 from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.geometry.base import NoDepth
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.processes import CLIPS_STREAMED, in_solver, num_gpus, shares, streamed
 from theodolite.annotate.sfm.solve import solve_cameras
-from theodolite.annotate.sfm.start import WithoutFrames
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import TracksConfig
@@ -77,7 +77,7 @@ def test_rejections_and_errors_come_back() -> None:
                 solve_cameras,
                 inputs=SolverInput(
                     measured=measured,
-                    depth=WithoutFrames([None] * 4, np.ones(4, bool)),  # type: ignore[arg-type]
+                    depth=NoDepth(4),
                     depth_sigma_log=0.05,
                     tracks_config=TracksConfig(),
                     config=BundleConfig(),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from theodolite.annotate.geometry.base import MetricDepth
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm.bundle.problem import LENS_DOF, State
@@ -15,7 +16,7 @@ from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.observations import build_problem, count_depth
 from theodolite.annotate.sfm.records import StartCameras
 from theodolite.annotate.sfm.solve import solve_cameras
-from theodolite.annotate.sfm.start import WithoutFrames, verify_keyframes
+from theodolite.annotate.sfm.start import verify_keyframes
 from theodolite.annotate.sfm.triangulation import back_project, moving_tracks, triangulate, without_moving
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import TracksConfig, make_tracks
@@ -95,7 +96,7 @@ def test_the_bundle_begins_there(scene, monkeypatch):
     monkeypatch.setattr("theodolite.annotate.sfm.keyframes.choose_start", None)  # not to be called
     inputs = SolverInput(
         measured=measured,
-        depth=WithoutFrames(depth, verified.wrong_depth),
+        depth=MetricDepth(depth, np.ones(len(depth)), ~verified.wrong_depth),
         depth_sigma_log=0.05,
         tracks_config=TracksConfig(),
         config=BundleConfig(),
