@@ -511,7 +511,7 @@ def main() -> None:
     print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
     if asked.no_flex or asked.smoke:
         blocks = importlib.import_module("diffusion.model.nets.sana_gdn_blocks")
-        blocks._HAS_FLEX_ATTENTION_CHUNK = False
+        vars(blocks)["_HAS_FLEX_ATTENTION_CHUNK"] = False
     good = []
     for part in asked.parts:
         print(f"{part}, {size.frames} latent frames, {size.frames * size.tokens} tokens", flush=True)

@@ -92,7 +92,7 @@ def full_parts(asked: argparse.Namespace, home: torch.device) -> Parts:
     tiling = Tiling(size_px=None) if asked.no_tiles else Tiling()
     autoencoder = full_autoencoder(home, dtype, causal=asked.mode == "distilled", tiling=tiling)
     if asked.channels_last:
-        autoencoder = autoencoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        nn.Module.to(autoencoder, memory_format=torch.channels_last_3d)
     refiner, reader = None, None
     if not asked.no_refiner:
         refiner = full_refiner(home, dtype, options=RefinerOptions(block_frames=asked.refiner_block))

@@ -80,21 +80,21 @@ def synthetic_row(number: int, frames: int, rng: np.random.Generator) -> Row:
         width=1280,
         source_fps=29.97,
         fps=16.0,
-        frame_index=index,
+        frame_index=index.astype(np.int32),
         time_s=index / 29.97,
         camera_to_world=poses,
         focal_px=np.stack([focal, focal], axis=1),
         principal_point_px=np.tile([640.0, 360.0], (frames, 1)),
         pose_source=np.ones(frames, np.int8),
         focal_model="smooth",
-        position_sigma_m=rng.uniform(0.001, 0.02, frames),
-        rotation_sigma_rad=rng.uniform(0.0001, 0.002, frames),
-        log_focal_sigma=rng.uniform(0.001, 0.01, frames),
-        reprojection_px=rng.uniform(0.2, 1.5, frames),
+        position_sigma_m=rng.uniform(0.001, 0.02, frames).astype(np.float32),
+        rotation_sigma_rad=rng.uniform(0.0001, 0.002, frames).astype(np.float32),
+        log_focal_sigma=rng.uniform(0.001, 0.01, frames).astype(np.float32),
+        reprojection_px=rng.uniform(0.2, 1.5, frames).astype(np.float32),
         metres_per_unit=2.5,
         scale_model="constant",
         scale_frame=np.linspace(0, frames - 1, n_scale).astype(int),
-        scale_value=2.5 * np.exp(rng.normal(size=n_scale) * 0.05),
+        scale_value=(2.5 * np.exp(rng.normal(size=n_scale) * 0.05)).astype(np.float32),
         scale_mad_log=0.05,
         scale_p10=2.3,
         scale_p90=2.7,
@@ -143,7 +143,7 @@ def write_ours(out: Path, scale: float) -> dict[str, float]:
     start = time.process_time()
     index = write_index(out)
     index_s = time.process_time() - start
-    index_size = sum(p.stat().st_size for p in (index, index.with_suffix(".arrow")))
+    index_size = sum(p.stat().st_size for p in index.iterdir())
     size = index_size + sum(p.stat().st_size for p in list_parts(out))
     return {
         "write_s": seconds,
@@ -165,7 +165,7 @@ def write_rival(out: Path, scale: float) -> dict[str, float]:
             with tarfile.open(out / f"{shard_id}.tar", "w") as tar:
                 for row in rows:
                     scalars: dict[str, Any] = {"shard": shard_id}
-                    arrays: dict[str, np.ndarray] = {}
+                    arrays: dict[str, Any] = {}
                     for name, value in vars(row).items():
                         if isinstance(value, np.ndarray):
                             arrays[name] = value

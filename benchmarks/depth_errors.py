@@ -340,7 +340,7 @@ def line_of(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]
     row, made = annotate(name, variant, args)
     line: dict[str, Any] = {"recording": name, "variant": variant, "verdict": row.verdict}
     line |= {"reasons": row.reasons, "details": row.reason_details, "error": row.error}
-    line |= {"wall_s": row.stage_wall_s.get("bundle")}
+    line |= {"wall_s": (row.stage_wall_s or {}).get("bundle")}
     line |= {"gates": {g.name: g.value for g in row.gates}}
     if not len(row.camera_to_world):
         return line
@@ -366,7 +366,7 @@ def line_of(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]
         "model": row.focal_model,
         "depth_residual": row.depth_residual_log_median,
         "sigma_m": float(np.median(row.position_sigma_m)),
-        "sigma_focal": float(np.median(row.log_focal_sigma)),
+        "sigma_focal": float("nan" if row.log_focal_sigma is None else np.median(row.log_focal_sigma)),
         "position_ratio": ratio(error.position_error_m, row.position_sigma_m),
         "rotation_ratio": ratio(turn, row.rotation_sigma_rad),
         "focal_ratio": ratio(focal, row.log_focal_sigma),

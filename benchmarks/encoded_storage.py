@@ -21,6 +21,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +147,8 @@ def write_tars(folder: Path, windows: int, frames: int, per_shard: int) -> None:
             for number in range(first, min(first + per_shard, windows)):
                 buffer = io.BytesIO()
                 fields = _fields(number, frames)
-                np.savez(buffer, **{k: np.frombuffer(v, np.uint8) for k, v in fields.items()})
+                arrays: dict[str, Any] = {k: np.frombuffer(v, np.uint8) for k, v in fields.items()}
+                np.savez(buffer, **arrays)
                 for suffix, content in (
                     ("json", json.dumps({"id": number}).encode()),
                     ("npz", buffer.getvalue()),
@@ -157,11 +159,11 @@ def write_tars(folder: Path, windows: int, frames: int, per_shard: int) -> None:
 
 
 def epoch_of_tars(folder: Path) -> int:
-    import webdataset
+    from webdataset.compat import WebDataset
 
     urls = sorted(str(p) for p in folder.glob("*.tar"))
     count = 0
-    for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
+    for sample in WebDataset(urls, shardshuffle=False, empty_check=False):
         arrays = np.load(io.BytesIO(sample["npz"]))
         for key in ("latents", "text"):
             torch.from_numpy(arrays[key]).view(torch.bfloat16).isfinite().all()

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.geometry.choose import sequence_geometry
-from theodolite.annotate.geometry.config import GeometryConfig, KeyframesConfig
+from theodolite.annotate.geometry.config import KeyframesConfig, Pi3XConfig
+from theodolite.annotate.geometry.pi3x import pi3x_network
 from theodolite.annotate.geometry.window_maps import keep_window
 from theodolite.annotate.geometry.windows import plan_windows
 from theodolite.annotate.rendered.render import render_clip
@@ -47,13 +47,14 @@ CORPUS = ((164_060, 10.0), (48_915, 60.0))
 
 def windows() -> None:
     """Seconds and memory of one window, and of a 60 s clip at 4 keyframes a second, by window size."""
-    network = sequence_geometry(GeometryConfig(sequence="pi3x", anchor="moge2", weights="stand_in")).network  # type: ignore[union-attr]
+    network = pi3x_network(Pi3XConfig(), weights="stand_in", size="released", device="auto")
     device = network.device
     h, w = network.input_size(720, 1280)
     cost = {}
     for size in (32, 64, 96, 128, 241):
         images = torch.randint(0, 256, (size, 3, h, w), dtype=torch.uint8, device=device)
         frame = np.arange(size)
+        ran = whole = 0.0
         for repeat in range(2):
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()

@@ -16,8 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from theodolite.kernels.attention import AttentionBackend
 from theodolite.kernels.frame_gdn.arguments import ScanOptions, Tokens
 from theodolite.kernels.frame_gdn.tensors import Ends, Inputs, make_inputs
 from theodolite.kernels.frame_gdn.triton import backward as triton_backward
@@ -92,7 +94,8 @@ def prepared(case: Case) -> Inputs:
     """The launch layer's view of a case."""
     keep = torch.ones(case.k.shape[1], device=case.k.device) if case.options["bidirectional"] else None
     detached = {n: None if getattr(case, n) is None else getattr(case, n).detach() for n in GRADIENTS}
-    tokens = Tokens(*(detached[n] for n in GRADIENTS[:7]), case.rope, case.rays)
+    given: list[Any] = [detached[n] for n in GRADIENTS[:7]]
+    tokens = Tokens(*given, rope=case.rope, rays=case.rays)
     options = {n: x for n, x in case.options.items() if n != "chunk_starts"}
     return make_inputs(tokens, ScanOptions(**options), keep)
 
@@ -265,11 +268,12 @@ def peak(function: Callable[[], object]) -> float:
 def table_ours(table: Table) -> None:
     square = 2 * 880 * HEAD_SIZE**2 * FRAMES * HEADS
     for branch, products in (("main", 4), ("camera", 3)):
-        for name, more in (
+        kinds: list[tuple[str, dict[str, Any]]] = [
             ("both directions", {}),
             ("chunk-causal", {"chunk_starts": (0, *range(4, FRAMES, 3))}),
             ("causal", {"bidirectional": False}),
-        ):
+        ]
+        for name, more in kinds:
             case = full_size(branch, **more)
             size = token_bytes(case) / 1e9
             with torch.no_grad():
@@ -520,8 +524,9 @@ def table_neighbours(table: Table) -> None:
     seen = [(end - first) * end for first, end in itertools.pairwise([*starts, frames])]
     causal = full * sum(seen) / frames**2
     moved = 4 * q.numel() * 2 / 1e9
-    for backend in ("cudnn", "flash"):
-        for name, flop, kw in (
+    backends: list[AttentionBackend] = ["cudnn", "flash"]
+    for backend in backends:
+        kinds: list[tuple[str, float, dict[str, Any]]] = [
             ("all frames", full, {}),
             ("chunk-causal by chunks", causal, {"chunk_starts": starts}),
             (
@@ -529,7 +534,8 @@ def table_neighbours(table: Table) -> None:
                 0.0,
                 {"chunk_starts": starts, "window_chunks": 2, "sink_chunks": 1},
             ),
-        ):
+        ]
+        for name, flop, kw in kinds:
             table.row(
                 f"softmax, {frames} frames, {name}, {backend}",
                 lambda b=backend, kw=kw: frame_attention(q, k, v, backend=b, **kw), moved, flop, 3,
@@ -548,7 +554,7 @@ def table_neighbours(table: Table) -> None:
     flat = [x.flatten(2, 3) for x in (q, k, v)]
     table.row(
         f"softmax, {frames} frames, chunk-causal, FlexAttention",
-        lambda: compiled(*flat, block_mask=mask),
+        lambda: compiled(flat[0], flat[1], flat[2], block_mask=mask),
         moved,
         causal,
         3,

@@ -10,6 +10,8 @@ precisions are timed in one run: milliseconds, achieved TFLOP/s, peak memory, sh
 over the measured ceilings of this card). --smoke does all of it at a tiny size on a CPU, to prove that it runs.
 """
 
+# Launch options are arguments of every Triton kernel, which its stubs do not know; nor are values of constexpr numbers.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse
@@ -23,11 +25,12 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from theodolite.kernels import gated_add, gated_shift_add, glu_conv, modulated_norm, norm_rotate, rope_tables
-from theodolite.kernels.attention import frame_attention
+from theodolite.kernels.attention import AttentionPrecision, frame_attention
 from theodolite.kernels.fp8 import attention as fp8
 from theodolite.kernels.fp8.product import round_rows, scaled_product
 from theodolite.kernels.fp8.reference import (
@@ -41,13 +44,13 @@ from theodolite.model.conditioning import condition_cameras
 from theodolite.model.config import WorldModelConfig, chunk_starts
 from theodolite.model.context import Operators
 from theodolite.model.network import WorldModel
-from theodolite.model.precision import ALL_SCOPES, set_precision
+from theodolite.model.precision import ALL_SCOPES, Precision, set_precision
 from theodolite.model.samplers import Guidance, Text, sample_bidirectional, stream_distilled
 from theodolite.model.start import initialise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-PRECISIONS = {
+PRECISIONS: dict[str, tuple[Precision, AttentionPrecision]] = {
     "bf16": ("bf16", "input"),
     "fp8-attention": ("bf16", "fp8"),
     "fp8-products": ("fp8", "input"),
@@ -258,10 +261,11 @@ def check_attention(size: Size) -> Iterator[tuple[str, float, float]]:
     fp8._plan.cache_clear()
     frames = 8 if size.device == "cuda" else 4
     q, k, v = (x.unflatten(1, (frames, -1))[None] for x in three(1.0, 0.0))
-    for options in (
+    choices: list[dict[str, Any]] = [
         {"chunk_starts": (0, 2, 3)},
         {"chunk_starts": (0, 1, 2, 3), "window_chunks": 1, "sink_chunks": 1},
-    ):
+    ]
+    for options in choices:
         found = frame_attention(q, k, v, precision="fp8", **options)
         exact = frame_attention(q.float(), k.float(), v.float(), backend="reference", **options)
         yield f"fp8 frame_attention {options}", relative(found, exact), 8e-2
@@ -422,7 +426,7 @@ def time_products(size: Size, ceiling: float) -> None:
     print(f"    ceiling of bf16 {ceiling:.0f} TFLOP/s")
     y = torch.randn(1, size.frames, size.tokens, c, device=size.device, dtype=size.dtype)
     gate = torch.randn(1, size.frames, c, device=size.device, dtype=size.dtype)
-    mlp = random_model(replace(size, config=size.config.model_copy(update={"depth": 1}))).blocks[0].mlp
+    mlp: Any = random_model(replace(size, config=size.config.model_copy(update={"depth": 1}))).blocks[0].mlp
     for name, call in (
         ("three added products", lambda: gated_add(y, mlp._temporal(y, None, None), gate)),
         ("one product, one pass", lambda: gated_shift_add(y, y, mlp._taps(y), gate)),
@@ -451,9 +455,9 @@ def time_attention(size: Size) -> None:
     print("one attention over all tokens")
     library = [SDPBackend.CUDNN_ATTENTION] if size.device == "cuda" else [SDPBackend.MATH]
 
-    def direct(*three: torch.Tensor) -> torch.Tensor:
+    def direct(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(library):
-            return F.scaled_dot_product_attention(*three, scale=d**-0.5)
+            return F.scaled_dot_product_attention(a, b, c, scale=d**-0.5)
 
     for _ in range(2):
         row(f"bf16, library, heads of {d}", time_ms(lambda: direct(q, k, v), 3, 1))
@@ -480,7 +484,7 @@ def time_attention(size: Size) -> None:
     other = interleaved[0].values.clone(memory_format=torch.preserve_format)
     row(
         "fp8 library call, heads beside each other",
-        time_ms(lambda: fp8.attend(*interleaved, d**-0.5, out=other), 3, 1),
+        time_ms(lambda: fp8.attend(interleaved[0], interleaved[1], interleaved[2], d**-0.5, out=other), 3, 1),
     )
     time_plans(queries, keys, values, d**-0.5, out, row)
 
@@ -859,9 +863,7 @@ def time_training(size: Size, frames: int) -> None:
     inputs = random_inputs(small)
     for kernels in ("auto", "reference"):
         model = random_model(small).train()
-        for block in model.blocks:
-            block.backend = block.mlp.backend = kernels
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        _recomputed(model.blocks, kernels)
 
         def step(model: WorldModel = model) -> None:
             with torch.enable_grad():
@@ -874,7 +876,14 @@ def time_training(size: Size, frames: int) -> None:
             f"network, blocks recomputed, block operators by {'kernels' if kernels == 'auto' else 'twins'}: "
             f"{time_ms(step, 2, 0):.0f} ms, peak {memory:.1f} GiB"
         )
-        del model, step, block
+        del model, step
+
+
+def _recomputed(blocks: Any, kernels: str) -> None:
+    """Blocks by these kernels, each computed again on the way back."""
+    for block in blocks:
+        block.backend = block.mlp.backend = kernels
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 LOOPS: dict[str, tuple[str, dict]] = {
@@ -935,6 +944,7 @@ def stream(size: Size, names: list[str], seconds_of: tuple[int, ...]) -> None:
                 (False, True) if number < 2 else (True,)
             )  # the same memory a chunk, without waiting for the host
             for graphs in ways if size.device == "cuda" else (False,):
+                elapsed = first = 0.0
                 for _ in range(1 if number else 2):  # the first compiles kernels for new shapes
                     if torch.cuda.is_available():
                         torch.cuda.reset_peak_memory_stats()

@@ -106,6 +106,7 @@ def randomise(network: torch.nn.Module) -> None:
 
 
 def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -> None:
+    # brought by whoever wants it
     from pi3.models.pi3x import Pi3X as Upstream  # pyright: ignore[reportMissingImports]
 
     H, W = (28, 42) if tiny else (378, 672)
@@ -203,6 +204,7 @@ def build_moge2(device: torch.device, size: MoGe2Size) -> MoGe2:
 
 
 def moge(device: torch.device, tiny: bool, ceiling: float) -> None:
+    # brought by whoever wants it
     from moge.model.v2 import MoGeModel  # pyright: ignore[reportMissingImports]
 
     size = MoGe2Size.released("vits-normal" if tiny else "vitl-normal")

@@ -20,7 +20,8 @@ import torch
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.estimators import Estimators
-from theodolite.annotate.geometry.moge2 import MoGe2Stream, RawImages
+from theodolite.annotate.geometry.moge2 import MoGe2Anchor, MoGe2Stream, RawImages
+from theodolite.annotate.geometry.pi3x import Pi3XGeometry
 from theodolite.annotate.geometry.window_maps import RawWindow
 from theodolite.annotate.geometry.windows import KeyframeStream
 from theodolite.annotate.pipeline import annotate_clip
@@ -94,9 +95,11 @@ def _paced(config_json: str, rendered_json: str) -> Estimators:
     truth = rendered_truth(render_clip(rendered), np.minimum(index, rendered.num_frames - 1))
     errors = Errors(seed=0)
     of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
+    assert isinstance(of, Pi3XGeometry)
+    assert isinstance(metric, MoGe2Anchor)
     return Estimators(
-        sequence=Streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, ANSWER_SIZE))),  # type: ignore[union-attr]
-        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, ANSWER_SIZE))),  # type: ignore[union-attr]
+        sequence=Streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, ANSWER_SIZE))),
+        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, ANSWER_SIZE))),
     )
 
 

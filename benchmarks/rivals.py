@@ -37,7 +37,12 @@ from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.dataset.cameras.transforms import to_4x4
 from theodolite.dataset.formats.trajectories import read_trajectory
-from theodolite.dataset.metrics.trajectory import focal_mape_percent, relative_pose_error, trajectory_error
+from theodolite.dataset.metrics.trajectory import (
+    AlignmentKind,
+    focal_mape_percent,
+    relative_pose_error,
+    trajectory_error,
+)
 from theodolite.dataset.reading import open_dataset
 
 
@@ -121,6 +126,7 @@ def write_zoom_depth(data: Path, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for frame, zoom in enumerate(table["zoom"]):
         depth = cv2.imread(str(data / f"rgbd-office-a/depth/{frame:06d}.png"), cv2.IMREAD_UNCHANGED)
+        assert depth is not None, frame
         height, width = depth.shape
         row = ((np.arange(height) + 0.5 - height / 2) / zoom + height / 2).astype(int)
         column = ((np.arange(width) + 0.5 - width / 2) / zoom + width / 2).astype(int)
@@ -326,9 +332,10 @@ def common_frames(work: Path, names: list[str]) -> Iterator[str]:
         both, i, j = np.intersect1d(rival["solved"], ours["solved"], return_indices=True)
         if len(both) < 3:
             continue
+        compared: list[tuple[Any, np.ndarray, AlignmentKind]] = [(rival, i, "sim3"), (ours, j, "se3")]
         errors = [
             trajectory_error(found["poses"][at], found["truth"][at], alignment=alignment).ate_rmse_m
-            for found, at, alignment in ((rival, i, "sim3"), (ours, j, "se3"))
+            for found, at, alignment in compared
         ]
         yield f"| {name} | {len(both)} | {100 * errors[0]:.2f} | {100 * errors[1]:.2f} |"
 

@@ -126,7 +126,8 @@ def official(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
     free()
     model = load_ours(official_network(size, "bidirectional"), state, size).train()
     utils = importlib.import_module("diffusion.model.utils")
-    utils.checkpoint = functools.partial(checkpoint, use_reentrant=False)
+    vars(utils)["checkpoint"] = functools.partial(checkpoint, use_reentrant=False)
+    module: Any
     for module in model.modules():
         module.grad_checkpointing, module.grad_checkpointing_step = True, 1
         if hasattr(module, "use_autograd_kernel"):

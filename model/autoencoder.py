@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -392,7 +392,7 @@ class DecodeStream:
     def _with_past(self, conv: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Put the last inputs where the padding (the first frame, repeated) stands; the tensor is a fresh one."""
         (padded,) = arguments
-        past = conv.kernel_size[0] - 1  # type: ignore[index]
+        past = cast(nn.Conv3d, conv).kernel_size[0] - 1
         if conv in self._seen:
             padded[:, :, :past] = self._seen[conv]
         self._seen[conv] = padded[:, :, -past:].clone()

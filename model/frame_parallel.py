@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -77,14 +77,14 @@ class FrameShare:
         Returns:
             the longer tensor, and how many frames were added left and right.
         """
-        found = _Halo.apply(x, frames, self)
+        found = cast(Tensor, _Halo.apply(x, frames, self))
         left = frames if self.rank > 0 else 0
         right = frames if self.rank < len(self.counts) - 1 else 0
-        return found, left, right  # pyright: ignore[reportReturnType]
+        return found, left, right
 
     def gather(self, x: Tensor) -> Tensor:
         """(B, t, ...) of every rank -> (B, T, ...) of the whole clip."""
-        return _Gather.apply(x, self)  # pyright: ignore[reportReturnType]
+        return cast(Tensor, _Gather.apply(x, self))
 
     def peer(self, step: int) -> int | None:
         """Global number of the rank `step` places further on, None beyond the ends."""

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -218,8 +218,8 @@ def _done(stack: ExitStack, groups: Sequence[list[Window]], job: EncodeJob, work
     for group in groups:
         future = client.submit(encode_windows, group, job, key=f"encode-{group[0].id}", pure=False)
         group_of[future.key] = (future, group)
-    completed = as_completed([f for f, _ in group_of.values()], loop=client.loop, raise_errors=False)
-    for future in completed:  # pyright: ignore[reportGeneralTypeIssues]
+    completed: Any = as_completed([f for f, _ in group_of.values()], loop=client.loop, raise_errors=False)
+    for future in completed:
         _, group = group_of.pop(future.key)
         error = future.exception()
         if error is None:

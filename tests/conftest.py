@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def thorough(pytestconfig: pytest.Config) -> bool:
     """Whether all repeats are wanted."""
-    return pytestconfig.getoption("--thorough")
+    return bool(pytestconfig.getoption("--thorough"))
 
 
 @pytest.fixture

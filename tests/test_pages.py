@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,14 +226,14 @@ def test_links_lead_somewhere(path):
 def test_python_on_pages_takes_what_is_there(path):
     """Names are imported, and called with arguments that they have."""
     for body in blocks(path, "python"):
-        names: dict[str, object] = {}
+        names: dict[str, Callable[..., object]] = {}
         for node in ast.walk(ast.parse(body)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("theodolite"):
                 module = importlib.import_module(str(node.module))
                 names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
         for node in ast.walk(ast.parse(body)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
-                signature = inspect.signature(names[node.func.id])  # type: ignore[arg-type]
+                signature = inspect.signature(names[node.func.id])
                 signature.bind_partial(*node.args, **{str(k.arg): k.value for k in node.keywords})
 
 

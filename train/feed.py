@@ -66,7 +66,8 @@ class Samples:
         b = self.batch
         cameras = None
         if b.cameras is not None:
-            cameras = Cameras(*(moved(x) for x in vars(b.cameras).values()))  # pyright: ignore[reportArgumentType]
+            values: list[Any] = [moved(x) for x in vars(b.cameras).values()]
+            cameras = Cameras(*values)
         text = Text(b.text.states.to(device, non_blocking=True), moved(b.text.mask))
         latents = b.latents.to(device, non_blocking=True)
         batch = Batch(latents, text, cameras, moved(b.valid), moved(b.trajectory), moved(b.start))

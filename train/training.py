@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -398,7 +398,7 @@ class Training:
         generator = torch.Generator(self.device).manual_seed(seed_of(self.recipe.seed + 2, seed))
         frames = batch.latents.shape[2]
         if self.sharded:  # samplers read what cameras give once, outside of a pass
-            self.model.unshard()  # pyright: ignore[reportCallIssue]
+            cast(Any, self.model).unshard()
         start = noise_latents(self.model, batch.latents[:, :, :1], frames, generator)
         steps: dict[str, Any] = dict(steps=v.sample_steps, shift=self.recipe.flow_matching.shift)
         if chunk is None:

@@ -128,6 +128,7 @@ def load_network(weights: Path, device: torch.device) -> Network:
             f"{weights}: neither TorchScript nor weights that load safely ({str(error).splitlines()[0][:200]})"
         ) from None
     try:
+        # brought by whoever wants it
         from dover.models import DOVER  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(

@@ -42,7 +42,7 @@ def render_config_of(clip: ClipRef) -> RenderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedFrames:
-    """Frames of a rendered clip, rendered anew on every iteration; the `ClipFrames` of decode.py."""
+    """Frames of a rendered clip, rendered anew on every iteration; the `ClipFrames` of `frames/base.py`."""
 
     rendered: RenderedClip
     timing: ClipTiming

@@ -1,4 +1,4 @@
-"""Depth that the source ships, read from files; its cameras are read in given_cameras.py.
+"""Depth that the source ships, read from files; its cameras are read in `given/cameras.py`.
 
 Depth of source frame `i` is the file that `depth_pattern` names with `frame` = i; a clip frame finds its file through
 `frames.timing.frame_index`. A map covers exactly the colour image, at any resolution.
@@ -109,7 +109,7 @@ class GivenGeometrySource:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenDepth:
-    """Depth maps in files, one per source frame; the `DepthMaps` of base.py.
+    """Depth maps in files, one per source frame; the `DepthMaps` of `geometry/base.py`.
 
     Attributes:
         clip_id: for messages.

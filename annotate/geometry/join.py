@@ -19,7 +19,7 @@ from .window_maps import KeptWindow
 
 @dataclass(frozen=True)
 class _KeyframeMaps:
-    """Maps of the keyframes, half-size and in few bits; the `DepthMaps` of base.py.
+    """Maps of the keyframes, half-size and in few bits; the `DepthMaps` of `geometry/base.py`.
 
     Attributes:
         number: place of each keyframe in `maps`, by clip frame.

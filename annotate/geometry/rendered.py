@@ -25,7 +25,7 @@ from .config import RenderedConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedDepth:
-    """True z-depth of a rendered clip in units of `metres_per_unit`; the `DepthMaps` of base.py."""
+    """True z-depth of a rendered clip in units of `metres_per_unit`; the `DepthMaps` of `geometry/base.py`."""
 
     rendered: RenderedClip
     frame_index: NDArray[np.int64]

@@ -3,7 +3,7 @@
 Numbers of frames are taken from the source's own files, and where it has none (stills drawn from a video) from the
 pictures. A source frame is no clip frame: a clip takes 16 frames a second, and a source may ship a pose for every sixth
 frame of 30. So each pose keeps its place between the clip's frames; nothing is rounded to the nearest one, and nothing
-is filled in here. What happens between two given poses is decided where the images are known (`given_poses.py`).
+is filled in here. What happens between two given poses is decided where the images are known (`checks/given_poses.py`).
 Intrinsics change slowly: between two given ones the focal length is interpolated (in its logarithm), beyond the first
 and the last it is held.
 """

@@ -168,6 +168,7 @@ def load_vllm(name: str, *, pictures: int, batch: int) -> VllmModel:
         ImportError: vLLM is missing.
     """
     try:
+        # brought by whoever wants it
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ImportError(

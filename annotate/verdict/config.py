@@ -93,7 +93,7 @@ class GatesConfig(Strict):
     drifts or steps by 20 % along the clip 0.05 to 0.07; what is worse has no unit that a clip could state."""
     min_depth_margin_log: float = 0.0
     """How much better given depth must fit the images as it is than in any other reading (turned, of other frames,
-    inverted ...), at least, in the logs of `depth_check.py`; below zero another one fits better for certain."""
+    inverted ...), at least, in the logs of `checks/depth.py`; below zero another one fits better for certain."""
     max_depth_unexplained: Annotated[float, Field(ge=0)] = 0.3
     """Share of the parallax between frames that given depth may leave unexplained beyond its own noise. Depth that
     fits: at most 0.02 with up to 20 % of noise; one depth for all points: 1."""

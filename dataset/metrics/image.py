@@ -69,6 +69,7 @@ def lpips_alex(*, device: str = "cpu") -> ImagePairScorer:
         ImportError: the `lpips` package (which brings torchvision and downloads weights) is not installed.
     """
     try:
+        # brought by whoever wants it
         import lpips  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -130,7 +130,7 @@ def _run(
     tensors: list[Tensor | None] = [q_weight, k_weight]
     for shard in shards:
         tensors += [shard.q, shard.k, shard.v, shard.beta, shard.decay, shard.rope, shard.rays]
-    return list(_ShardedScan.apply(local, options, exchange, mine, starts, *tensors))  # pyright: ignore[reportArgumentType]
+    return list(cast(Any, _ShardedScan).apply(local, options, exchange, mine, starts, *tensors))
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,10 @@ class _ReferenceShards:
         ends = {"kv": result.final.kv, "z": result.final.z}
         if result.final_reverse is not None:
             ends |= {"kv_reverse": result.final_reverse.kv, "z_reverse": result.final_reverse.z}
-        rows = {n: x[:, :, None] if n.startswith("z") and x is not None else x for n, x in ends.items()}
-        return result.out, _Ends(**rows)  # pyright: ignore[reportArgumentType]
+        rows: dict[str, Any] = {
+            n: x[:, :, None] if n.startswith("z") and x is not None else x for n, x in ends.items()
+        }
+        return result.out, _Ends(**rows)
 
     def backward(
         self, initial: list[_Ends], outs: tuple[Tensor, ...], douts: tuple[Tensor, ...]
@@ -267,8 +269,10 @@ class _TritonShards:
 
     @staticmethod
     def _from_launch(ends: Any) -> _Ends:
-        rows = {n: x[:, :, None] if x is not None and x.ndim == 3 else x for n, x in vars(ends).items()}
-        return _Ends(**rows)  # pyright: ignore[reportArgumentType]
+        rows: dict[str, Any] = {
+            n: x[:, :, None] if x is not None and x.ndim == 3 else x for n, x in vars(ends).items()
+        }
+        return _Ends(**rows)
 
     @staticmethod
     def _to_launch(ends: _Ends) -> Any:
@@ -356,6 +360,7 @@ class _ShardedScan(torch.autograd.Function):
         return outs
 
     @staticmethod
+    # autograd's own signature takes anything, this one tensors
     def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         local, options, exchange, mine, starts, count = ctx.rest
         saved = ctx.saved_tensors  # once: under checkpointing a second look is an error

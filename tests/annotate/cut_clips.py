@@ -41,15 +41,24 @@ class CutClip:
 # --- shots -------------------------------------------------------------------------------------
 
 
+def _picture(path: Path) -> U8:
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+
+
 @cache
 def recording(path: Path) -> tuple[U8, ...]:
     """All frames of a video or a folder of images at 480 px."""
     if path.is_dir():
-        images = [cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in sorted(path.iterdir())]
+        images = [_picture(p) for p in sorted(path.iterdir())]
     else:
         with av.open(str(path)) as container:
             stream = max(container.streams.video, key=lambda s: s.width)
-            images = [_fit(frame.to_ndarray(format="rgb24"), _SIDE_PX) for frame in container.decode(stream)]
+            images = [
+                _fit(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), _SIDE_PX)
+                for frame in container.decode(stream)
+            ]
     return tuple(_fit(image, _SIDE_PX) for image in images)
 
 
@@ -342,7 +351,10 @@ def _cut_kinds(
         "tiny": lambda: (small(frames, 160), at),
         "tinier": lambda: (small(frames, 96), at),
         "grey": lambda: (
-            [np.repeat(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None], 3, 2) for x in frames],
+            [
+                np.repeat(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None], 3, 2).astype(np.uint8)
+                for x in frames
+            ],
             at,
         ),
         "coded hard": lambda: (coded(frames, 12), at),

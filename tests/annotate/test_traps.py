@@ -1,8 +1,9 @@
 """Traps that other annotation systems fell into, each on the path that production takes.
 
 Simulated networks stand where the networks stand; everything behind them is what recipes run. Wrong conventions of
-given cameras are in test_given_poses.py, layouts of public sets and their wrong readings in test_shipped_cameras.py,
-damaged files in test_decode.py, cut tars in tests/dataset/formats/test_formats.py, kills in tests/recipes.
+given cameras are in checks/test_given_poses.py, layouts of public sets and their wrong readings in
+given/test_cameras.py and sources/, damaged files in frames/test_open.py, cut tars in
+tests/dataset/formats/test_webdataset.py, kills in tests/recipes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, trajectory_error
 from theodolite.dataset.rows import Row
 
+from ..typed import known
 from .simulator import Errors, Truth, rendered_truth, simulated
 
 SMALL = {"width": 320, "height": 180, "num_frames": 65, "seed": 3}
@@ -64,7 +66,7 @@ def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monk
     """One masked pixel made the peers' exponential mean infinite to the end of the clip."""
     clip, truth = prepared(tmp_path, num_frames=81)
     estimators = simulated(truth, replace(CALM, metric_frame=0.02))
-    network = estimators.anchor.network
+    network = vars(estimators.anchor)["network"]
     predict, seen = network.predict, []
 
     def holed(images: torch.Tensor, frame) -> RawImages:
@@ -96,7 +98,7 @@ def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monk
 def test_no_usable_metric_frame_is_no_scale_and_never_one(tmp_path: Path, monkeypatch) -> None:
     clip, truth = prepared(tmp_path)
     estimators = simulated(truth, CALM)
-    network = estimators.anchor.network
+    network = vars(estimators.anchor)["network"]
     predict = network.predict
 
     def blind(images: torch.Tensor, frame) -> RawImages:
@@ -130,7 +132,7 @@ def test_outliers_up_to_forty_percent_move_the_scale_by_one_percent(share: float
         wrong = rng.permutation(60)[: round(60 * share)]
         x[wrong] += rng.uniform(0.2, 0.9, len(wrong))
         found = fit_scale(np.arange(60) * 16, x, num_frames=961)
-        logs.append(np.log(found.value / 0.4))
+        logs.append(np.log(known(found.value) / 0.4))
     assert np.sqrt(np.mean(np.square(logs))) < 0.01
 
 
@@ -161,8 +163,9 @@ def test_window_gauges_units_and_outliers_leave_rigid_metric_poses(tmp_path: Pat
     error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
     assert error.ate_percent_of_path < 1.5
     assert error.position_error_m.max() < 0.05 * error.path_length_m
-    assert row.metrics["keyframe_windows_joined"] == row.metrics["keyframe_windows"] == 5.0
-    assert row.metrics["keyframes_wrong_depth_share"] > 0
+    found = known(row.metrics)
+    assert found["keyframe_windows_joined"] == found["keyframe_windows"] == 5.0
+    assert found["keyframes_wrong_depth_share"] > 0
     assert set(row.reasons) <= {"pose_jump"}
 
 
@@ -172,7 +175,7 @@ def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> 
     clip, truth = prepared(tmp_path, num_frames=65)
     config = KeyframesConfig(window=8, step=4, max_one_pass=8)
     estimators = simulated(truth, replace(CALM, metric_frame=0.02), config)
-    network = estimators.sequence.network
+    network = vars(estimators.sequence)["network"]
     predict = network.predict
 
     def one_blind(images: torch.Tensor, frame) -> RawWindow:
@@ -184,7 +187,8 @@ def test_windows_in_other_worlds_do_not_average(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setattr(network, "predict", one_blind)
     row = annotate(clip, estimators)
     assert row.error is None, row.error
-    assert row.metrics["keyframe_windows_joined"] == row.metrics["keyframe_windows"] - 1
+    found = known(row.metrics)
+    assert found["keyframe_windows_joined"] == found["keyframe_windows"] - 1
     error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
     assert error.ate_percent_of_path < 2.0
 

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.intrinsics import fov_from_focal
+from theodolite.dataset.formats.base import CameraClip, camera_clip
 from theodolite.dataset.rows import Gate, Row, rows_to_table
 from theodolite.dataset.store import prepare_output, write_part
+
+from .formats.compared import LEVEL_STEP
 
 
 def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
@@ -163,3 +167,43 @@ def make_dataset() -> Callable[[Path, dict[str, list[Row]]], Path]:
 @pytest.fixture(scope="session")
 def make_version_1() -> Callable[[Path, dict[str, list[Row]]], Path]:
     return write_version_1
+
+
+@pytest.fixture
+def clip(make_row: Callable[..., Row]) -> CameraClip:
+    return camera_clip(make_row(3, fps=None))
+
+
+@pytest.fixture
+def out(
+    tmp_path: Path, make_row: Callable[..., Row], make_rejected: Callable[..., Row], make_dataset: Callable
+) -> Path:
+    shards = {"a": [make_row(0), make_row(1, frames=20)], "b": [make_rejected(2), make_row(3, captions=None)]}
+    return make_dataset(tmp_path / "dataset", shards)
+
+
+@pytest.fixture
+def filmed(tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable) -> Path:
+    """Three clips of one size, odd in both directions, whose source frame i is grey of level 6 i; every other frame is
+    stored."""
+    (tmp_path / "videos").mkdir()
+    with av.open(str(tmp_path / "videos" / "source.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=32)
+        stream.width, stream.height, stream.pix_fmt = 65, 49, "bgr0"
+        for i in range(40):
+            image = np.full((49, 65, 3), LEVEL_STEP * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    rows = [
+        make_row(
+            n,
+            frames=frames,
+            height=49,
+            width=65,
+            media="videos/source.mkv",
+            frame_index=start + 2 * np.arange(frames),
+            time_s=(start + 2 * np.arange(frames)) / 32,
+        )
+        for n, (start, frames) in enumerate([(0, 8), (5, 17), (21, 9)])
+    ]
+    return make_dataset(tmp_path / "filmed", {"a": rows})

@@ -57,6 +57,7 @@ from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import RecipeError, load_recipe
 
 from ..sana_bench import BENCH_FRAMES, write_sana_bench
+from ..typed import known
 
 CASES = 100
 """Damaged copies of every file of every sample, with `--thorough`; else a part of them."""
@@ -167,7 +168,7 @@ def damaged(path: Path, data: bytes, rng: Rng) -> bytes:
             return zipped(damaged_member(members, rng))
         case ".tar":
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+                members = {m.name: known(tar.extractfile(m)).read() for m in tar}
             return tarred(damaged_member(members, rng))
         case ".npy":
             return numpy_bytes(damaged_array(np.load(io.BytesIO(data)), rng))
@@ -248,8 +249,14 @@ def trajectories(folder: Path, clip: CameraClip, _rows: list[Row]) -> Iterator[S
         folder / "e" / "cam0" / "sensor.yaml",
         "%YAML:1.0\nT_BS:\n  cols: 4\n  rows: 4\n  data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]\n",
     )
-    for path, read in ((tum, read_tum), (kitti, read_kitti), (rows, read_matrices), (table, read_table)):
-        yield Sample([path], lambda path=path, read=read: (read(path), read(path, lenient=True)))  # type: ignore[operator]
+    readers: dict[Path, Callable[..., object]] = {
+        tum: read_tum,
+        kitti: read_kitti,
+        rows: read_matrices,
+        table: read_table,
+    }
+    for path, read in readers.items():
+        yield Sample([path], lambda path=path, read=read: (read(path), read(path, lenient=True)))
     yield Sample([tum, kitti, rows], lambda: [read_clip(p) for p in (tum, kitti, rows)])
     yield Sample([table, mounting], lambda: read_clip(folder / "e"))
     scan = folder / "scan"

@@ -26,7 +26,7 @@ from theodolite.dataset.card import dataset_card
 from theodolite.dataset.escape import for_line, for_markdown, for_terminal
 from theodolite.dataset.evaluation.tables import format_table
 from theodolite.dataset.export import export_dataset
-from theodolite.dataset.formats.base import CameraClip, camera_clip
+from theodolite.dataset.formats.base import camera_clip
 from theodolite.dataset.formats.lerobot import read_lerobot, write_lerobot
 from theodolite.dataset.formats.sana import read_sana_zip, write_sana_zip
 from theodolite.dataset.formats.webdataset import read_webdataset
@@ -156,14 +156,15 @@ def test_one_rule_for_clip_ids(tmp_path, name, make_row) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "x" * 300])
 def test_archives_bring_no_other_ids(tmp_path, name, make_row) -> None:
     clip = camera_clip(make_row(0, frames=5))
-    stand_in = CameraClip(**(clip.__dict__ | {"name": "good"}))
+    stand_in = replace(clip, name="good")
     (zip_path, camera, *_rest) = write_sana_zip([stand_in], tmp_path / "s.zip")
     with zipfile.ZipFile(zip_path) as archive:
         content = archive.read("good.json")
     with zipfile.ZipFile(zip_path, "w") as archive:
         archive.writestr(f"{name}.json", content)
     with np.load(camera) as arrays:
-        np.savez(camera, **(dict(arrays) | {"ids": np.array([name])}))
+        found: dict[str, Any] = dict(arrays) | {"ids": np.array([name])}
+    np.savez(camera, **found)
     with pytest.raises(ValueError, match=r"s\.zip"):
         read_sana_zip(zip_path)
     write_lerobot([stand_in], tmp_path / "robot", fps=16)
@@ -510,6 +511,11 @@ def test_copies_of_sealed_files_are_read(tmp_path, make_row, make_dataset) -> No
     out = make_dataset(tmp_path / "d", {"a": [make_row(0), make_row(1)]})
     (part,) = list_parts(out)
     for table in (pq.ParquetFile(part).read(), pq.read_table(part)):
-        for options in ({}, {"store_schema": False}, {"compression": "lz4", "use_dictionary": False}):
+        choices: list[dict[str, Any]] = [
+            {},
+            {"store_schema": False},
+            {"compression": "lz4", "use_dictionary": False},
+        ]
+        for options in choices:
             pq.write_table(table.slice(0, 1), tmp_path / "copy.parquet", **options)
             assert len(list(theodolite.dataset.open(tmp_path / "copy.parquet").rows())) == 1

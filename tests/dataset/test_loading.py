@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -198,14 +199,15 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
     with pytest.raises(ValueError, match="clip_0000 and clip_0001 are 1280x720 and 640x360"):
         ClipStream(mixed, Sampling(content="frames", num_frames=9), batch_size=2)
     assert len(next(iter(ClipStream(mixed, NINE, batch_size=2)))["clip_id"]) == 2
-    for wrong in (
+    cases: list[dict[str, Any]] = [
         {"num_frames": 0},
         {"window": "random"},
         {"window": "middle", "num_frames": 3},
         {"content": "latents", "latents": print, "window": "random", "num_frames": 9},
-    ):
+    ]
+    for case in cases:
         with pytest.raises(ValueError, match=r"expected|needs"):
-            Sampling(**wrong)  # pyright: ignore[reportArgumentType]
+            Sampling(**case)
 
 
 def test_inside_a_torch_data_loader(out: Path) -> None:

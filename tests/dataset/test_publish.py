@@ -18,6 +18,8 @@ from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.cli import app
 from typer.testing import CliRunner
 
+from ..typed import known
+
 DETAIL = ("clip 3: /mnt/private/a/9.mp4: moov atom missing, 1/2 of it",)
 FREE = {"weights": (), "weight_licences": ()}
 
@@ -180,7 +182,8 @@ def test_a_failed_upload_goes_on_with_the_same_call(
         "nothing is staged again"
     )
     assert hub.calls[1][0] == "upload_folder"
-    for other in ({"repo_id": "me/others"}, {"use": "commercial"}):
+    choices: list[dict[str, Any]] = [{"repo_id": "me/others"}, {"use": "commercial"}]
+    for other in choices:
         with pytest.raises(ValueError, match="is not empty"):
             publish(out, **({"repo_id": "me/cams", "staging": staging, "api": hub} | other))
     make_dataset(out, {"z": [make_row(9)]})
@@ -191,7 +194,7 @@ def test_a_failed_upload_goes_on_with_the_same_call(
 def test_licence_table() -> None:
     assert len({x.name.lower() for x in known_licences()}) == len(known_licences())
     assert find_licence("cc-by-4.0") == find_licence("CC-BY-4.0 ") == find_licence("CC BY 4.0") is not None
-    assert find_licence("CC BY-NC 4.0").commercial is False
+    assert known(find_licence("CC BY-NC 4.0")).commercial is False
     assert find_licence("whatever") is None
     assert allows_commercial_use("MIT", ["Apache-2.0"])
     assert not allows_commercial_use("MIT", ["CC-BY-NC-4.0"])

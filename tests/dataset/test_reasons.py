@@ -13,6 +13,8 @@ from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.verdict.gates import REASONS as GATE_REASONS
 from theodolite.dataset.reasons import REASONS, find_reason, is_judgement, status_of
 
+from ..typed import wrong
+
 ROOT = Path(__file__).parents[2]
 CALLS = {"ClipRejection": 0, "refuse": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
 """Functions that take a reason, and its place among their arguments."""
@@ -66,12 +68,12 @@ def codes_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 found.append(value)
         for expression in found:
             for code in constants(expression):
-                yield node.lineno, code  # type: ignore[attr-defined]
+                yield expression.lineno, code
 
 
 @pytest.mark.slow
 def test_every_reason_that_is_given_is_listed():
-    given = set(GATE_REASONS.values())
+    given: set[str] = set(GATE_REASONS.values())
     for path in sources():
         for line, code in codes_in(ast.parse(path.read_text(encoding="utf-8"))):
             if code in MEANINGS and (path.parent.name == "fetch" or path.name == "fetching.py"):
@@ -143,6 +145,6 @@ def test_entries_are_sentences():
 
 def test_rejection_takes_listed_codes_only_and_crosses_processes():
     with pytest.raises(AssertionError, match="to_short"):
-        ClipRejection("to_short", "7 frames")  # type: ignore[arg-type]
+        ClipRejection(wrong("to_short"), "7 frames")
     back = pickle.loads(pickle.dumps(ClipRejection("too_short", "7 frames")))
     assert (back.reason, back.detail) == ("too_short", "7 frames")

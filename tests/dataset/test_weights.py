@@ -15,6 +15,7 @@ from theodolite.dataset.licences import find_licence
 from theodolite.recipes.loader import PACKAGED, load_recipe
 
 from ..support import run_here
+from ..typed import known
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -66,12 +67,12 @@ def test_the_pinned_digest_holds_for_the_pinned_commit_and_for_local_files(tmp_p
     own = hashlib.sha256(b"not Pi3X").hexdigest()
     pinned = weights.WEIGHTS["pi3x"].sha256
     with pytest.raises(ValueError, match=f"expected {pinned}"):
-        weights.pull("pi3x", show=str, download=lambda **_: str(file))
+        weights.pull("pi3x", show=list, download=lambda **_: str(file))
     with pytest.raises(ValueError, match=f"expected {pinned}"):
         weights.resolve("pi3x", path=file)
     # Somebody's own weights are used when their digest is given, and rows do not call them the released ones.
     assert weights.resolve("pi3x", path=file, sha256=own).label == f"pi3x@local-file#{own[:12]}"
-    assert weights.pull("pi3x", revision=COMMIT, show=str, download=lambda **_: str(file)).revision == COMMIT
+    assert weights.pull("pi3x", revision=COMMIT, show=list, download=lambda **_: str(file)).revision == COMMIT
 
 
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_every_licence_is_one_that_publishing_knows():
     """Weights and packaged recipes name licences by which publishing judges each clip."""
     for weight in weights.WEIGHTS.values():
         assert find_licence(weight.licence) is not None, weight.name
-        assert weight.commercial_use == find_licence(weight.licence).commercial
+        assert weight.commercial_use == known(find_licence(weight.licence)).commercial
     assert not weights.WEIGHTS["pi3x"].commercial_use
     assert weights.WEIGHTS["moge-2-vitl-normal"].commercial_use
     for path in PACKAGED.glob("*.yaml"):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 from theodolite.kernels.block_ops import triton_kernels as block
@@ -53,9 +54,9 @@ def _spilled(cubin: bytes) -> int:
 
 
 def main() -> None:
-    row = {"BLOCK": 4096}
-    conv = {"CHANNELS": 128}
-    head = {"SIZE": SIZE, "PADDED": 128}
+    row: dict[str, Any] = {"BLOCK": 4096}
+    conv: dict[str, Any] = {"CHANNELS": 128}
+    head: dict[str, Any] = {"SIZE": SIZE, "PADDED": 128}
     found = {
         "modulated_norm": compiled(block.modulated_norm, 4, ROWS=8, HAS_ADDED=True, **row),
         "modulated_norm_rows": compiled(

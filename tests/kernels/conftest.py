@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,10 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def nan_filled_memory():
     """Fresh memory holds NaN, so that a kernel that forgets to write is caught."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic  # its attributes are made as they are asked for
+    before = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+    switch.fill_uninitialized_memory = before[1]

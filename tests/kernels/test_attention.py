@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from theodolite.kernels import frame_attention, visible_frames
-from theodolite.kernels.attention import _resized
+from theodolite.kernels.attention import AttentionBackend, _resized
 
 from .cases import relative
 
@@ -38,7 +38,7 @@ def test_chunks_equal_the_written_out_mask(kw: dict, dtype: torch.dtype, device:
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_queries_of_some_frames_read_what_they_read_in_the_whole_clip(backend: str) -> None:
+def test_queries_of_some_frames_read_what_they_read_in_the_whole_clip(backend: AttentionBackend) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 6, 5, 16, dtype=torch.float64)
     whole = frame_attention(q, k, v, chunk_starts=(0, 2, 4))

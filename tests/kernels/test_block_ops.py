@@ -24,6 +24,7 @@ from theodolite.kernels import (
 from theodolite.kernels.frame_gdn.reference import ray_matrices
 from torch import nn
 
+from ..typed import known, wrong
 from .cases import relative
 
 with_triton = pytest.mark.skipif(
@@ -104,7 +105,7 @@ def test_gated_shift_add(frames: int, given: bool, dtype: torch.dtype, device: t
     taps = weight.squeeze(-1).permute(2, 0, 1).flatten(0, 1)
     first = before @ taps[:16].T if given else None
     tensors = (x, y, y @ taps.T, gate, first, inner if given else None)
-    x_, y_, z_, gate_, first_, inner_ = (None if t is None else t.to(device, dtype) for t in tensors)
+    x_, y_, z_, gate_, first_, inner_ = (wrong(t if t is None else t.to(device, dtype)) for t in tensors)
     found = gated_shift_add(x_, y_, z_, gate_, first=first_, inner=inner_, backend="triton")
     padded = torch.cat([before if given else torch.zeros_like(before), y, torch.zeros_like(before)], 1)
     moved = padded[:, :-2] @ taps[:16].T + y @ taps[16:32].T
@@ -161,7 +162,7 @@ def test_twin_of_the_convolution_is_torchs_own() -> None:
     picture = nn.functional.silu(x[:, 0].transpose(1, 2).unflatten(-1, (3, 4)))
     value, gate = conv(picture).chunk(2, dim=1)
     expected = (value * nn.functional.silu(gate)).flatten(2).transpose(1, 2)[:, None]
-    assert relative(glu_conv(x, conv.weight, conv.bias, height=3, width=4), expected) < 1e-6
+    assert relative(glu_conv(x, conv.weight, known(conv.bias), height=3, width=4), expected) < 1e-6
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_gradients_come_in_the_type_of_each_input(device: torch.device) -> None:
     twin = x.detach().double().requires_grad_(), table.detach().double().requires_grad_()
     out = modulated_norm(twin[0], twin[1][:, :, 0], twin[1][:, :, 1], backend="reference")
     out.square().sum().backward()
-    assert relative(table.grad, twin[1].grad) < 1e-5
+    assert relative(known(table.grad), known(twin[1].grad)) < 1e-5
 
 
 @with_triton
@@ -182,7 +183,7 @@ def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
     x, y = torch.randn(2, 1, 2, 3, 8, device=device)
     gate = torch.randn(1, 2, 8, device=device, requires_grad=True)
     gated_add(x, y, gate, backend="triton").sum().backward()
-    assert torch.allclose(gate.grad, y.sum(dim=2), atol=1e-5)
+    assert torch.allclose(known(gate.grad), y.sum(dim=2), atol=1e-5)
     weight = torch.randn(6, 1, 3, 3, device=device, requires_grad=True)
     hidden = torch.randn(1, 1, 4, 6, device=device)
     glu_conv(

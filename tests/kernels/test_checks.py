@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from theodolite.kernels import (
     world_to_ray,
 )
 
+from ..typed import wrong
 from .cases import call, make_case, run, tokens_of
 
 FRAMES = 4
@@ -36,7 +38,7 @@ def gdn(function: Callable = frame_gdn, **change: object) -> object:
     return call(function, tokens_of(case), **change)
 
 
-def shards(**change: object) -> object:
+def shards(**change: Any) -> object:
     case = make_case(frames=FRAMES, head_size=8)
     shard = Shard(*(getattr(case, n).detach() for n in ("q", "k", "v", "beta", "decay")), rope=case.rope)
     return frame_gdn_shards([Shard(**vars(shard) | change)])
@@ -82,9 +84,10 @@ def test_chunks_that_fit_are_taken(name: str, starts: object) -> None:
 
 
 SMALL = torch.zeros(1, 3, 2)
+NOTHING = torch.zeros(1, 0, 3, 2, 8)
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "gdn whole numbers": (lambda: gdn(q=torch.zeros(1, FRAMES, 21, 2, 8, dtype=torch.int64)), "q holds torch.int64"),
-    "gdn nothing": (lambda: gdn(**{n: torch.zeros(1, 0, 3, 2, 8) for n in "qkv"}), "holds nothing"),
+    "gdn nothing": (lambda: gdn(q=NOTHING, k=NOTHING, v=NOTHING), "holds nothing"),
     "gdn elsewhere": (lambda: gdn(decay=torch.zeros(1, FRAMES, 2, device="meta")), "decay is on meta"),
     "gdn weight": (lambda: gdn(k_weight=torch.ones(15)), "k_weight is .15.*16 values"),
     "gdn backend": (lambda: gdn(backend="tritn"), "backend 'tritn'"),
@@ -96,7 +99,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no shards": (lambda: frame_gdn_shards([]), "at least one"),
     "unlike shards": (
         lambda: frame_gdn_shards(
-            [Shard(*(torch.zeros(1, 2, 3, h, 8),) * 3, torch.zeros(1, 2, 3, h), torch.zeros(1, 2, h)) for h in (2, 4)],
+            [Shard(*[torch.zeros(1, 2, 3, h, 8)] * 3, torch.zeros(1, 2, 3, h), torch.zeros(1, 2, h)) for h in (2, 4)],
         ),
         "shard 1: k is",
     ),
@@ -104,13 +107,13 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "conv whole numbers": (lambda: short_conv(X.int(), WEIGHT), "x holds torch.int32"),
     "conv nothing": (lambda: short_conv(X[:, :0], WEIGHT), "holds nothing"),
     "conv no taps": (lambda: short_conv(X, WEIGHT[:, :, :0]), "holds nothing"),
-    "conv backend": (lambda: short_conv(X, WEIGHT, backend="cuda"), "backend 'cuda'"),
+    "conv backend": (lambda: short_conv(X, WEIGHT, backend=wrong("cuda")), "backend 'cuda'"),
     "conv before elsewhere": (lambda: short_conv(X, WEIGHT, before=X[:, :3].to("meta")), "before is on meta"),
     "gate whole numbers": (lambda: output_gate(SMALL, None, SMALL.int()), "gate holds"),
     "gate nothing": (lambda: output_gate(SMALL[:0], None, SMALL[:0]), "holds nothing"),
     "gate camera": (lambda: output_gate_reference(SMALL, SMALL[..., :1], SMALL), "camera is"),
     "gate elsewhere": (lambda: output_gate(SMALL, None, SMALL.to("meta")), "gate is on meta"),
-    "attention backend": (lambda: frame_attention(HEADS, HEADS, HEADS, backend="triton"), "backend 'triton'"),
+    "attention backend": (lambda: frame_attention(HEADS, HEADS, HEADS, backend=wrong("triton")), "backend 'triton'"),
     "attention types": (lambda: frame_attention(HEADS, HEADS.double(), HEADS), "give one type"),
     "attention window": (lambda: frame_attention(HEADS, HEADS, HEADS, window_chunks=-1), "window_chunks"),
     "attention sink": (lambda: visible_frames(4, (0, 2), sink_chunks=-1), "sink_chunks"),
@@ -119,7 +122,10 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "rope frames": (lambda: rope_tables(torch.zeros(2, 2), 3, 7, 24), r"\(T,\)"),
     "rays shape": (lambda: world_to_ray(torch.eye(4)[None], torch.ones(1, 4), 3, 7), "B, T"),
     "rays intrinsics": (lambda: world_to_ray(torch.eye(4)[None, None], torch.ones(1, 1, 3, 3), 3, 7), "B, T"),
-    "rays choice": (lambda: world_to_ray(torch.eye(4)[None, None], torch.ones(1, 1, 4), 3, 7, degenerate="x"), "'x'"),
+    "rays choice": (
+        lambda: world_to_ray(torch.eye(4)[None, None], torch.ones(1, 1, 4), 3, 7, degenerate=wrong("x")),
+        "'x'",
+    ),
 }  # fmt: skip
 
 

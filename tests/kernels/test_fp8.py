@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from theodolite.kernels.fp8.reference import (
     round_to_e4m3,
 )
 
+from ..typed import known, wrong
 from .cases import relative
 
 ALL_NUMBERS = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
@@ -104,7 +107,7 @@ def test_norm_and_gate_round_their_rows_as_if_afterwards(keep: bool, device: tor
     assert relative(found.values.float() * found.scale, exact) < 0.04
     twin = round_rows(exact, backend="reference")
     assert relative(found.values.float() * found.scale, twin.values.float() * twin.scale) < 5e-3
-    assert kept is None if not keep else relative(kept, exact) < 1e-5
+    assert kept is None if not keep else relative(known(kept), exact) < 1e-5
     for extra in (None, other):
         kept, found = gated_add_rows(x, gate, shift, extra, backend="triton")
         exact, twin = gated_add_rows(x, gate, shift, extra, backend="reference")
@@ -175,10 +178,10 @@ def test_nan_reaches_the_output() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("past", [0, 1, 2])
-def test_chunks_read_what_they_read_in_other_precisions(options: dict, past: int) -> None:
+def test_chunks_read_what_they_read_in_other_precisions(options: dict[str, Any], past: int) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 6, 5, 16)
-    before = [tuple(torch.randn(2, 2, 3, 4 + i, 16)) for i in range(past)]
+    before = [(k, v) for k, v in (torch.randn(2, 2, 3, 4 + i, 16) for i in range(past))]
     found = frame_attention(q, k, v, before=before, precision="fp8", **options)
     exact = frame_attention(q, k, v, before=before, backend="reference", **options)
     assert relative(found, exact) < 0.08
@@ -206,7 +209,7 @@ def test_what_cannot_run_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="backend at auto"):
         frame_attention(five, five, five, precision="fp8", backend="flash")
     with pytest.raises(ValueError, match="precision 'fp4'"):
-        frame_attention(five, five, five, precision="fp4")  # type: ignore[arg-type]
+        frame_attention(five, five, five, precision=wrong("fp4"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some A100")
     with pytest.raises(ValueError, match=r"Some A100 has 8\.0: leave attention in bf16"):

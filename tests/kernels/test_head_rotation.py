@@ -31,7 +31,9 @@ def inputs(batch: int, tokens: int, heads: int, half: int, device: torch.device)
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=str
 )
-def test_kernel(sizes: tuple[int, ...], norm: bool, dtype: torch.dtype, device: torch.device) -> None:
+def test_kernel(
+    sizes: tuple[int, int, int, int], norm: bool, dtype: torch.dtype, device: torch.device
+) -> None:
     x, weight, cos, sin = inputs(*sizes, device)
     x = x.to(dtype)
     w = weight.to(dtype) if norm else None

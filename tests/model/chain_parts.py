@@ -12,7 +12,7 @@ from theodolite.dataset.cameras.intrinsics import intrinsics_matrix
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.model.generation import GenerationRequest, Generator
 from theodolite.model.samplers import Text
-from theodolite.model.sampling import Sampling
+from theodolite.model.sampling import Mode, Sampling
 from torch import Tensor
 
 from .cases import TINY, tiny_model
@@ -129,9 +129,9 @@ def generator(**changes: Any) -> Generator:
     return Generator(tiny_model(), Pixels(), Words(), **{**parts, **changes})
 
 
-def request(mode: str = "distilled", frames: int = 49, **changes: Any) -> GenerationRequest:
+def request(mode: Mode = "distilled", frames: int = 49, **changes: Any) -> GenerationRequest:
     """A short video; options of the sampling among the changes."""
-    schedule = {} if mode == "distilled" else {"steps": 3}
+    schedule: dict[str, Any] = {} if mode == "distilled" else {"steps": 3}
     schedule |= {k: changes.pop(k) for k in list(changes) if k in Sampling.model_fields}
     image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     k = np.asarray(intrinsics_matrix(np.tile([80.0, 80.0], (frames, 1)), np.tile([48.0, 32.0], (frames, 1))))
@@ -140,6 +140,6 @@ def request(mode: str = "distilled", frames: int = 49, **changes: Any) -> Genera
         prompt="a street in the rain",
         camera_to_world=named_path("fly-through", frames, size_m=1.0),
         intrinsics_px=k,
-        sampling=Sampling.published(mode, **schedule),  # type: ignore[arg-type]
+        sampling=Sampling.published(mode, **schedule),
     )
     return GenerationRequest(**{**values, **changes})

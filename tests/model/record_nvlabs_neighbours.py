@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -72,7 +72,7 @@ def main() -> None:
     with torch.no_grad():
         frames = torch.cat(list(vae.decode_per_frame_with_cache(z, causal=True, reset_cache=True)), dim=2)
     found["streamed"] = frames[0, :, :, ::7, ::5].numpy()
-    np.savez_compressed(out, **found)
+    np.savez_compressed(out, **cast(dict[str, Any], found))
 
 
 if __name__ == "__main__":

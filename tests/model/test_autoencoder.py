@@ -113,7 +113,7 @@ def test_a_stream_leaves_nothing_behind_and_does_not_grow() -> None:
     with torch.no_grad():
         expected = plain.decoder(raw(plain, latents), None)[0]
     one, other = own.start_stream(), own.start_stream()
-    made = []
+    made, size = [], 0
     for part in latents.split(1, dim=2):
         made.append(one.add(part))
         other.add(part.flip(3))  # two clips at once do not mix

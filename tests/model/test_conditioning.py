@@ -7,6 +7,7 @@ import torch
 from theodolite.dataset.cameras.transforms import relative_to_first
 from theodolite.model.conditioning import condition_cameras, latent_frames, plucker_map
 
+from ..typed import known
 from .cases import poses
 
 
@@ -27,7 +28,7 @@ def test_every_eighth_frame_relative_to_the_first_in_tokens() -> None:
     expected = torch.linalg.inv(camera_to_world[1, 0]) @ camera_to_world[1, 8]
     assert torch.allclose(cameras.camera_to_world[1, 1], expected, atol=1e-5)
     assert cameras.intrinsics[0, 0].tolist() == [90 / 32, 88 / 32, 2.0, 1.5]
-    assert cameras.plucker.shape == (2, 48, 3, 3, 4)
+    assert known(cameras.plucker).shape == (2, 48, 3, 3, 4)
 
 
 def test_map_of_the_rays_by_hand() -> None:

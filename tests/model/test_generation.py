@@ -12,8 +12,9 @@ import pytest
 import torch
 from theodolite.model.autoencoder import to_pixels
 from theodolite.model.generation_record import GenerationRecord, streaming_report
-from theodolite.model.sampling import Sampling
+from theodolite.model.sampling import Mode, Sampling
 
+from ..typed import known
 from .chain_parts import HEIGHT, WIDTH, House, Pixels, generator, request
 
 MODES = ("bidirectional", "chunk-causal", "distilled")
@@ -93,14 +94,14 @@ def test_chunks_made_ahead_are_the_same(refine: bool) -> None:
     assert record.stages["decoding"].calls == (3 if refine else 4)
 
 
-def test_a_stream_that_works_ahead_ends_when_it_is_asked_to() -> None:
+def test_a_stream_that_works_ahead_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = threading.active_count()
     stream = generator().stream(request(frames=97, refine=False, overlap=True))
     next(stream)
     stream.close()
     assert threading.active_count() == threads
     broken = generator()
-    broken.world_model.forward_chunk = _breaks  # type: ignore[method-assign]
+    monkeypatch.setattr(broken.world_model, "forward_chunk", _breaks)
     with pytest.raises(RuntimeError, match="out of memory"):
         video(broken, request(overlap=True))
     assert threading.active_count() == threads
@@ -112,7 +113,7 @@ def _breaks(*_: Any, **__: Any) -> None:
 
 def test_a_warm_up_is_said_in_the_report() -> None:
     chain = generator()
-    assert video(chain, request(refine=False))[1].streaming.warm_up_s is None  # type: ignore[union-attr]
+    assert known(video(chain, request(refine=False))[1].streaming).warm_up_s is None
     took = chain.warm_up(request(frames=289, refine=False))
     assert chain.autoencoder.decoded == [4, 3] + [4, 3, 3, 3, 3, 3]  # six chunks of twelve
     _, record = video(chain, request(refine=False))
@@ -217,26 +218,27 @@ def test_departures_from_the_published_schedule() -> None:
         ("distilled", {"times": (float("nan"), 0.0)}, "fall strictly"),
     ],
 )
-def test_options_of_another_mode(mode: str, changes: dict[str, Any], named: str) -> None:
+def test_options_of_another_mode(mode: Mode, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        Sampling.published(mode, **changes)  # type: ignore[arg-type]
+        Sampling.published(mode, **changes)
 
 
 def test_requests_that_cannot_be() -> None:
-    for changes, named in (
+    cases: list[tuple[dict[str, Any], str]] = [
         (dict(frames=48), "8 k"),
         (dict(frames=41), r"distilled makes 24 k \+ 1"),
         (dict(image=np.zeros((60, 96, 3), np.uint8)), "multiples of 32"),
         (dict(image=np.zeros((64, 96, 3))), "uint8"),
         (dict(seed=-1), "seed -1"),
         (dict(intrinsics_px=np.eye(3)[None]), "intrinsics"),
-    ):
+    ]
+    for changes, named in cases:
         with pytest.raises(ValueError, match=named):
             request(**changes)
 
 
 def test_parts_that_cannot() -> None:
-    nothing = dict(on_frames=lambda f: None)
+    nothing: dict[str, Any] = dict(on_frames=lambda f: None)
     with pytest.raises(ValueError, match="no refiner"):
         generator(refiner=None).generate(request(), **nothing)
     chain = generator()

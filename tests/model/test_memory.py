@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,8 +22,11 @@ from theodolite.model.memory import (
     room_for_blocks,
 )
 from theodolite.model.network import WorldModel
-from theodolite.model.precision import ALL_SCOPES, set_precision
+from theodolite.model.precision import ALL_SCOPES, Precision, Scope, set_precision
+from theodolite.model.residence import Offload
 from torch import nn
+
+from ..typed import wrong
 
 MINUTE = VideoShape(961)
 STREAM = VideoShape(961, mode="distilled", refiner_block_frames=3)
@@ -40,7 +45,7 @@ def test_the_released_neighbours_to_the_weight() -> None:
     for the video autoencoder, 5,228,683,776 bytes for Gemma-2-2b-it."""
     pytest.importorskip("diffusers", reason="needs theodolite[generate]")
     import transformers
-    from diffusers import AutoencoderKLLTX2Video
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
     from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
     from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
     from theodolite.model.autoencoder import VideoAutoencoder
@@ -51,7 +56,7 @@ def test_the_released_neighbours_to_the_weight() -> None:
     with torch.device("meta"):
         whole, video = LTX2VideoTransformer3DModel(rope_type="split"), _kind()(rope_type="split")
         autoencoder = AutoencoderKLLTX2Video()
-        language = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**GEMMA_3_12B))
+        language = transformers.Gemma3TextModel(transformers.Gemma3TextConfig(**dict[str, Any](GEMMA_3_12B)))
         connectors = LTX2TextConnectors(rope_type="split")
         small = transformers.Gemma2Model(transformers.Gemma2Config())
 
@@ -80,7 +85,7 @@ def test_the_released_neighbours_to_the_weight() -> None:
 
 def test_policies_need_less_in_their_order() -> None:
     for shape in (MINUTE, STREAM):
-        peaks = [plan_memory(shape, policy).peak_bytes for policy in ("none", "idle", "blocks")]  # type: ignore[arg-type]
+        peaks = [plan_memory(shape, policy).peak_bytes for policy in get_args(Offload)]
         assert peaks[0] > 1.5 * peaks[1] > 3 * peaks[2]
         assert plan_memory(shape, "blocks", resident_bytes=10**10).peak_bytes > peaks[2]
     weights = sum(s.num_bytes for s in RELEASED_SIZES.values())
@@ -147,7 +152,7 @@ def test_other_networks_and_bad_input() -> None:
     tiny = Networks(world_model=WorldModelConfig(depth=2, width=64, heads=2))
     assert plan_memory(MINUTE, "idle", networks=tiny).stages[3].working_bytes < 10**9
     with pytest.raises(ValueError, match="use none, idle, blocks"):
-        plan_memory(MINUTE, "cpu")  # type: ignore[arg-type]
+        plan_memory(MINUTE, wrong("cpu"))
     with pytest.raises(ValueError, match="8 k \\+ 1"):
         plan_memory(VideoShape(960), "none")
     with pytest.raises(ValueError, match="no size is given for refiner"):
@@ -156,11 +161,12 @@ def test_other_networks_and_bad_input() -> None:
 
 def test_low_precision_is_planned_to_the_byte() -> None:
     config = WorldModelConfig(depth=4, width=64, heads=2, latent_channels=8, text_width=16, text_tokens=10)
-    for precision, scopes in (
+    cases: list[tuple[Precision, Sequence[Scope]]] = [
         ("fp8", ALL_SCOPES),
         ("int8-weights", ("qkv", "ffn")),
         ("fp8-weights", ("camera",)),
-    ):
+    ]
+    for precision, scopes in cases:
         report = set_precision(WorldModel(config).bfloat16(), precision, scopes=scopes)
         size = converted_size(config, precision, scopes=scopes)
         assert size.num_bytes == report.weight_bytes_after

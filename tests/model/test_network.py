@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from theodolite.model.context import Cameras, Operators
 from theodolite.model.network import WorldModel
 from theodolite.model.start import initialise, start_camera_from_main
 
+from ..typed import known
 from .cases import HEIGHT, TINY, WIDTH, relative, tiny_inputs, tiny_model
 
 EXACT = TINY.model_copy(update={"softmax_bfloat16": False})
@@ -102,11 +104,11 @@ def test_streaming_with_all_history_is_chunk_causal(starts: tuple[int, ...], wit
         inputs["cameras"] = None
     cache = model.start_stream()
     for first, end in chunk_ranges(13, starts):
-        chunk = dict(
+        chunk: dict[str, Any] = dict(
             latents=inputs["latents"][:, :, first:end],
             text=inputs["text"],
             text_mask=inputs["text_mask"],
-            cameras=part(inputs["cameras"], first, end) if with_cameras else None,
+            cameras=part(known(inputs["cameras"]), first, end) if with_cameras else None,
         )
         times = inputs["times"][:, :end].clone()
         times[:, :first] = 0
@@ -114,7 +116,7 @@ def test_streaming_with_all_history_is_chunk_causal(starts: tuple[int, ...], wit
             inputs,
             latents=inputs["latents"][:, :, :end],
             times=times,
-            cameras=part(inputs["cameras"], 0, end) if with_cameras else None,
+            cameras=part(known(inputs["cameras"]), 0, end) if with_cameras else None,
         )
         expected = model(**whole, chunk_starts=tuple(s for s in starts if s < end))[:, :, first:]
         for _ in range(2):  # calls without `save` leave no trace
@@ -160,11 +162,13 @@ def test_a_window_of_everything_is_full_history() -> None:
     outs = []
     for window in (None, 2):
         cache = model.start_stream(window_chunks=window)
-        for first, end in chunk_ranges(10, (0, 4, 7)):
-            out = model.forward_chunk(
+        *_, last = (
+            model.forward_chunk(
                 inputs["latents"][:, :, first:end], torch.zeros(2), inputs["text"], cache, save=True
             )
-        outs.append(out)
+            for first, end in chunk_ranges(10, (0, 4, 7))
+        )
+        outs.append(last)
     assert torch.equal(*outs)
 
 
@@ -200,8 +204,8 @@ def test_the_ray_transform_sees_relative_cameras_only() -> None:
     out = model(**dict(inputs, cameras=cameras))
     # The discount of beta looks at how far the origin of the world stretches keys: leave it out.
     for block in model.blocks:
-        block.attn.beta_proj.bias.fill_(-20)
-        block.attn.beta_proj.weight.zero_()
+        block.get_parameter("attn.beta_proj.bias").fill_(-20)
+        block.get_parameter("attn.beta_proj.weight").zero_()
     out, again = (model(**dict(inputs, cameras=c)) for c in (cameras, moved))
     assert relative(again, out) < 1e-4
 
@@ -228,7 +232,7 @@ def test_initial_network_has_silent_cameras_and_open_gates() -> None:
     initialise(model, torch.Generator().manual_seed(0))
     inputs = tiny_inputs()
     assert torch.equal(model(**inputs), model(**dict(inputs, cameras=None)))
-    attn = model.blocks[0].attn
+    attn: Any = model.blocks[0].attn
     beta, decay = attn.gates(torch.randn(1, 2, 3, 48))
     assert torch.allclose(beta, torch.tensor(0.9933), atol=1e-4)
     assert torch.allclose(decay, torch.tensor(0.99331), atol=1e-5)
@@ -298,7 +302,7 @@ def test_impossible_sizes_are_refused(sizes: dict) -> None:
 def test_kernels_give_the_same_on_a_gpu(starts: tuple[int, ...] | None) -> None:
     def to(x):
         if isinstance(x, Cameras):
-            return Cameras(*(t.cuda() for t in (x.camera_to_world, x.intrinsics, x.plucker)))
+            return Cameras(*(known(t).cuda() for t in (x.camera_to_world, x.intrinsics, x.plucker)))
         return x.cuda() if isinstance(x, torch.Tensor) else x
 
     inputs = {k: to(v) for k, v in tiny_inputs().items()}
@@ -318,10 +322,10 @@ def test_geometry_stands_for_cameras() -> None:
     model, inputs = tiny_model(), tiny_inputs()
     cameras = inputs.pop("cameras")
     with torch.no_grad():
-        known = model.geometry(inputs["latents"], cameras)
+        geometry = model.geometry(inputs["latents"], cameras)
         for starts in (None, (0, 4)):
             expected = model(**inputs, cameras=cameras, chunk_starts=starts)
-            assert torch.equal(model(**inputs, cameras=known, chunk_starts=starts), expected)
+            assert torch.equal(model(**inputs, cameras=geometry, chunk_starts=starts), expected)
         none = model.geometry(inputs["latents"], None)
         assert torch.equal(model(**inputs, cameras=none), model(**inputs))
     other = tiny_inputs(frames=5)
@@ -350,7 +354,7 @@ def test_ray_map_through_weights_or_through_tokens() -> None:
     model, inputs = tiny_model(), tiny_inputs()
     expected = model(**inputs)
     for block in model.blocks:
-        block.plucker_proj.__class__ = Adapted
+        cast(Any, block).plucker_proj.__class__ = Adapted
     assert relative(model(**inputs), expected) < 2e-4  # softmax rounds to bfloat16
     nothing = replace(inputs["cameras"], plucker=None)
     assert relative(model(**{**inputs, "cameras": nothing}), expected) > 1e-2

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from theodolite.model.parts import Numbers, find_parts, load_generator, released_parts
+from theodolite.model.residence import Offload
+from theodolite.model.sampling import Mode
 
 from ..support import needs_packages
+from ..typed import known
 from .chain_parts import request
 from .release import write_release
 
@@ -18,13 +21,13 @@ pytestmark = needs_packages("diffusers", "transformers", extra="generate")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["distilled", "bidirectional"])
-def test_the_chain_from_a_folder(tmp_path: Path, mode: str) -> None:
+def test_the_chain_from_a_folder(tmp_path: Path, mode: Mode) -> None:
     folder = write_release(tmp_path / "release", distilled=mode == "distilled")
     chain = load_generator(folder, mode=mode, device="cpu", numbers=Numbers(precision="float32"))
     assert chain.text_encoder.instruction == "Say: "
     assert not chain.stand_in
     assert chain.parts["world_model"]["numbers"]["precision"] == "float32"
-    assert chain.refiner.options.block_frames == (3 if mode == "distilled" else None)
+    assert known(chain.refiner).options.block_frames == (3 if mode == "distilled" else None)
     frames = np.concatenate(list(chain.stream(request(mode))))
     assert frames.shape == (49, 64, 96, 3)
 
@@ -40,9 +43,10 @@ def test_five_lines() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", ["none", "idle", "blocks"])
-def test_offload_changes_nothing(offload: str) -> None:
+def test_offload_changes_nothing(offload: Offload) -> None:
     found = []
-    for policy in ("none", offload):
+    policies: list[Offload] = ["none", offload]
+    for policy in policies:
         generator = load_generator("stand_in", mode="bidirectional", device="cpu", offload=policy)
         found.append(np.concatenate(list(generator.stream(request("bidirectional", frames=17)))))
     assert np.array_equal(*found)

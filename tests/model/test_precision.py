@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from theodolite.model import scaled_layers
 from theodolite.model.checkpoint import save_world_model
 from theodolite.model.context import Cameras
 from theodolite.model.network import WorldModel
-from theodolite.model.precision import ALL_SCOPES, check_precision, set_precision
+from theodolite.model.precision import ALL_SCOPES, Precision, check_precision, set_precision
 
+from ..typed import wrong
 from .cases import relative, tiny_inputs, tiny_model
 
 
@@ -22,9 +24,9 @@ def expected() -> torch.Tensor:
 
 
 @torch.no_grad()
-def output(precision: str, **options) -> tuple[torch.Tensor, WorldModel]:
+def output(precision: Precision, **options: Any) -> tuple[torch.Tensor, WorldModel]:
     model = tiny_model()
-    set_precision(model, precision, backend="reference", **options)  # type: ignore[arg-type]
+    set_precision(model, precision, backend="reference", **options)
     return model(**tiny_inputs()), model
 
 
@@ -67,7 +69,7 @@ def test_everything_named_is_smaller_and_the_rest_is_as_it_was() -> None:
     set_precision(model, "int8-weights", scopes=ALL_SCOPES)
     wide = {name for name, p in model.named_parameters() if p.ndim > 1 and name.endswith("weight")}
     assert not any("attn.qkv" in name or "inverted_conv" in name for name in wide)
-    assert isinstance(model.blocks[0].mlp.t_conv, scaled_layers.NarrowWeights)
+    assert isinstance(model.get_submodule("blocks.0.mlp.t_conv"), scaled_layers.NarrowWeights)
     for kept in ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.attn.beta_proj.weight"):
         assert kept in wide
 
@@ -127,7 +129,7 @@ def test_streaming_and_chunks_run_in_fp8(expected: torch.Tensor) -> None:
 )
 def test_what_does_not_exist_or_cannot_run_is_named(precision: str, options: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        set_precision(tiny_model(), precision, **options)  # type: ignore[arg-type]
+        set_precision(tiny_model(), wrong(precision), **options)
 
 
 def test_refusals_need_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,16 +157,16 @@ def test_a_converted_model_is_not_converted_again_nor_saved_nor_trained(tmp_path
 def test_weights_that_are_not_finite_are_named_before_anything_changes() -> None:
     model = tiny_model()
     with torch.no_grad():
-        model.blocks[2].attn.qkv.weight[3, 4] = float("nan")
+        model.get_parameter("blocks.2.attn.qkv.weight")[3, 4] = float("nan")
     with pytest.raises(ValueError, match=r"blocks\.2\.attn\.qkv"):
         set_precision(model, "fp8")
     assert model.converted is None
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8-weights"])
-def test_a_converted_model_moves_but_does_not_change_its_type(precision: str) -> None:
+def test_a_converted_model_moves_but_does_not_change_its_type(precision: Precision) -> None:
     model = tiny_model()
-    set_precision(model, precision)  # type: ignore[arg-type]
+    set_precision(model, precision)
     model.to("cpu")
     with pytest.raises(ValueError, match="before set_precision"):
         model.to(torch.bfloat16)

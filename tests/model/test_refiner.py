@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from theodolite.model.refiner import TINY, Refiner, RefinerOptions, _kind, tiny_
 from theodolite.model.samplers import Text
 
 from ..support import needs_packages
+from ..typed import wrong
 from .cases import relative
 from .neighbours import REFINER_SIZES, fill, refiner_inputs
 
@@ -100,8 +101,8 @@ def test_equal_to_the_pipeline_of_diffusers(settings: dict[str, Any]) -> None:
     text = Text(states, mask)
     ours, theirs_network = (fill(_kind()(**{**TINY, **REFINER_SIZES, **settings})) for _ in range(2))
     own = Refiner(ours, options=RefinerOptions(block_frames=3))
-    theirs = SanaWMLTX2Refiner.__new__(SanaWMLTX2Refiner)
-    SanaWMLTX2Refiner.__init__(
+    theirs: Any = SanaWMLTX2Refiner.__new__(SanaWMLTX2Refiner)
+    cast(Any, SanaWMLTX2Refiner).__init__(
         theirs,
         transformer=theirs_network,
         connectors=None,
@@ -109,7 +110,7 @@ def test_equal_to_the_pipeline_of_diffusers(settings: dict[str, Any]) -> None:
         text_encoder=None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
     )
-    theirs._encode_prompt = lambda prompt, **_: (text.states, text.mask.int())
+    theirs._encode_prompt = lambda prompt, **_: (text.states, mask.int())
     theirs.set_progress_bar_config(disable=True)
     assert relative(own.refine(latents, text), theirs(latents, "", fps=16.0)) < 1e-5
 
@@ -159,6 +160,6 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="holds the sink"):
         RefinerOptions(window_frames=0)
     with pytest.raises(ValueError, match="refined or last-step"):
-        RefinerOptions(remember="all")  # type: ignore[arg-type]
+        RefinerOptions(remember=wrong("all"))
     with pytest.raises(ValueError, match="at least 1"):
         RefinerOptions(block_frames=0)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from theodolite.model import residence
-from theodolite.model.residence import BlockStream, Residence
+from theodolite.model.residence import BlockStream, Offload, Residence
 from torch import Tensor, nn
+
+from ..typed import wrong
 
 POLICIES = ("none", "idle", "blocks")
 
@@ -134,8 +136,9 @@ def test_a_part_that_cannot_come_is_at_home_afterwards(monkeypatch: pytest.Monke
     """The device may be full: then nothing is half there, and the part can be asked for again."""
     part, x = Part(4), torch.randn(2, 4)
     expected, before = part(x), identities(part)
-    for policy, broken in (("blocks", "attach"), ("idle", "__init__")):
-        lent = Residence(policy, "cpu")  # type: ignore[arg-type]
+    cases: list[tuple[Offload, str]] = [("blocks", "attach"), ("idle", "__init__")]
+    for policy, broken in cases:
+        lent = Residence(policy, "cpu")
         with monkeypatch.context() as full:
             kind = BlockStream if policy == "blocks" else residence._Lent
             full.setattr(kind, broken, lambda *_, **__: 1 / 0)
@@ -161,7 +164,7 @@ def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_policies() -> None:
     with pytest.raises(ValueError, match="use none, idle, blocks"):
-        Residence("all")  # type: ignore[arg-type]
+        Residence(wrong("all"))
     with pytest.raises(ValueError, match="no blocks"):
         BlockStream([], "cpu")
 

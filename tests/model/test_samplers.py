@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def velocity(latents: torch.Tensor, times: torch.Tensor, prompt: torch.Tensor) -
     )
 
 
-class StandIn:
+class _StandIn:
     """Takes the calls that samplers make and keeps what they were told."""
 
     def __init__(self) -> None:
@@ -56,6 +57,11 @@ class StandIn:
     def forward_chunk(self, latents, times, text, cache, *, text_mask=None, cameras=None, save=False):
         self.calls.append(dict(times=times.clone(), save=save, frames=latents.shape[2]))
         return velocity(latents, times, text)
+
+
+def stand_in() -> Any:
+    """In the place of a network."""
+    return _StandIn()
 
 
 def start(frames: int = 13) -> tuple[torch.Tensor, Text, Guidance]:
@@ -79,7 +85,7 @@ def test_last_level_of_the_released_schedule() -> None:
 
 def test_bidirectional_loop() -> None:
     latents, text, guidance = start()
-    model, seen = StandIn(), []
+    model, seen = stand_in(), []
     out = sample_bidirectional(
         model, latents, text, guidance=guidance, steps=10, progress=lambda i, n: seen.append((i, n))
     )
@@ -92,7 +98,7 @@ def test_bidirectional_loop() -> None:
 
 def test_chunk_causal_loop() -> None:
     latents, text, guidance = start()
-    model = StandIn()
+    model = stand_in()
     out = sample_chunk_causal(model, latents, text, guidance=guidance, schedule=ChunkSchedule(steps=8))
     assert relative(out, torch.from_numpy(RECORDED["chunk_causal"])) < 1e-6
     # Four chunks set out at steps 0, 2, 4, 6; finished ones stay at time 0.
@@ -105,7 +111,7 @@ def test_chunk_causal_loop() -> None:
 def test_chunk_causal_loop_at_half_an_interval() -> None:
     latents, text, guidance = start()
     out = sample_chunk_causal(
-        StandIn(), latents, text, guidance=guidance, schedule=ChunkSchedule(steps=8, interval=0.5)
+        stand_in(), latents, text, guidance=guidance, schedule=ChunkSchedule(steps=8, interval=0.5)
     )
     assert relative(out, torch.from_numpy(RECORDED["chunk_causal_half"])) < 1e-6
 
@@ -113,7 +119,7 @@ def test_chunk_causal_loop_at_half_an_interval() -> None:
 def test_student_loop() -> None:
     latents, text, _ = start()
     before = latents.clone()
-    model = StandIn()
+    model = stand_in()
     chunks = list(stream_distilled(model, latents, text))
     assert relative(torch.cat(chunks, dim=2), torch.from_numpy(RECORDED["student"])) < 1e-6
     assert [c.shape[2] for c in chunks] == [4, 3, 3, 3]
@@ -125,7 +131,7 @@ def test_student_loop() -> None:
 
 def test_chunks_come_while_later_ones_are_still_noise() -> None:
     latents, text, _ = start()
-    model = StandIn()
+    model = stand_in()
     next(stream_distilled(model, latents, text))
     assert len(model.calls) == 5
 
@@ -141,36 +147,38 @@ def test_the_first_chunk_takes_the_remainder(frames: int, first: int) -> None:
 
 def test_guidance_in_an_interval_of_the_steps_only() -> None:
     latents, text, guidance = start()
-    model = StandIn()
+    model = stand_in()
     part = Guidance(guidance.empty, 5.0, first=0.2, last=0.5)
     sample_bidirectional(model, latents, text, guidance=part, steps=10)
     assert len(model.calls) == 10 + 3
-    without = sample_bidirectional(StandIn(), latents, text, steps=10)
-    one = sample_bidirectional(StandIn(), latents, text, guidance=Guidance(guidance.empty, 1.0), steps=10)
+    without = sample_bidirectional(stand_in(), latents, text, steps=10)
+    one = sample_bidirectional(stand_in(), latents, text, guidance=Guidance(guidance.empty, 1.0), steps=10)
     assert torch.equal(without, one)
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda x, t: sample_bidirectional(StandIn(), x, t, steps=0), "at least one step"),
-        (lambda x, t: sample_bidirectional(StandIn(), x, t, shift=0), "positive shift"),
-        (lambda x, t: sample_chunk_causal(StandIn(), x, t, schedule=ChunkSchedule(interval=0)), "interval"),
+        (lambda x, t: sample_bidirectional(stand_in(), x, t, steps=0), "at least one step"),
+        (lambda x, t: sample_bidirectional(stand_in(), x, t, shift=0), "positive shift"),
+        (lambda x, t: sample_chunk_causal(stand_in(), x, t, schedule=ChunkSchedule(interval=0)), "interval"),
         (
-            lambda x, t: sample_chunk_causal(StandIn(), x, t, schedule=ChunkSchedule(starts=(0, 13))),
+            lambda x, t: sample_chunk_causal(stand_in(), x, t, schedule=ChunkSchedule(starts=(0, 13))),
             "chunk starts",
         ),
         (
-            lambda x, t: list(stream_distilled(StandIn(), x, t, schedule=StudentSchedule(times=(1000, 500)))),
+            lambda x, t: list(
+                stream_distilled(stand_in(), x, t, schedule=StudentSchedule(times=(1000, 500)))
+            ),
             "end in 0",
         ),
         (
             lambda x, t: list(
-                stream_distilled(StandIn(), x, t, schedule=StudentSchedule(times=(500, 900, 0)))
+                stream_distilled(stand_in(), x, t, schedule=StudentSchedule(times=(500, 900, 0)))
             ),
             "fall strictly",
         ),
-        (lambda x, t: list(stream_distilled(StandIn(), x[:, :, :2], t)), "no chunk of 3"),
+        (lambda x, t: list(stream_distilled(stand_in(), x[:, :, :2], t)), "no chunk of 3"),
         (lambda x, t: Guidance(t, first=0.6, last=0.5), "first <= last"),
         (lambda x, t: noise_latents(tiny_model(), x, 13, None), "image's latent"),
     ],
@@ -211,7 +219,7 @@ def test_replayed_graphs_give_the_same_clip(window: int, sink: int, cameras: boo
 def test_graphs_are_refused_without_a_gpu() -> None:
     latents, text, _ = start()
     with pytest.raises(ValueError, match="CUDA graphs"):
-        next(stream_distilled(StandIn(), latents, text, graphs=True))
+        next(stream_distilled(stand_in(), latents, text, graphs=True))
 
 
 @pytest.mark.slow
@@ -263,11 +271,11 @@ def test_guidance_in_one_batch_is_guidance_one_after_the_other(cameras: bool, sh
 
 def test_guidance_in_one_batch_asks_once_a_step() -> None:
     latents, text, guidance = start()
-    model = StandIn()
+    model = stand_in()
     batched = Guidance(guidance.empty, scale=5.0, batched=True)
     found = sample_bidirectional(model, latents, text, guidance=batched, steps=4)
     assert len(model.calls) == 4
-    other = sample_bidirectional(StandIn(), latents, text, guidance=guidance, steps=4)
+    other = sample_bidirectional(stand_in(), latents, text, guidance=guidance, steps=4)
     assert relative(found, other) < 1e-6
 
 

@@ -8,12 +8,14 @@ import subprocess
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import psutil
 import pytest
 import yaml
+from av.video.stream import VideoStream
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import render_clip
@@ -50,7 +52,7 @@ def re_encode(source: Path, target: Path, codec: str, keep=lambda i: True, rate:
     """Copy the frames that `keep` takes, at their own times; returns their number."""
     count = 0
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        stream = writer.add_stream(codec, rate=rate)
+        stream = cast(VideoStream, writer.add_stream(codec, rate=rate))
         stream.codec_context.time_base = Fraction(1, rate)
         for i, frame in enumerate(reader.decode(video=0)):
             if not keep(i):

@@ -70,10 +70,10 @@ def perfect_row(files: DemoFiles) -> Row:
         width=192,
         frame_index=index.astype(np.int32),
         time_s=truth.time_s,
-        camera_to_world=truth.camera_to_world,
-        focal_px=np.stack([truth.intrinsics[:, 0, 0], truth.intrinsics[:, 1, 1]], -1),
+        camera_to_world=truth.camera_to_world.astype(np.float32),
+        focal_px=np.stack([truth.intrinsics[:, 0, 0], truth.intrinsics[:, 1, 1]], -1).astype(np.float32),
         principal_point_px=np.tile([96.0, 54.0], (len(index), 1)),
-        pose_source=np.zeros(len(index)),
+        pose_source=np.zeros(len(index), np.int8),
         metres_per_unit=files.metres_per_unit,
     )
 

@@ -24,7 +24,7 @@ runner = CliRunner()
 def pictures(seed: int, noise: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     wide = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT, WIDTH + FRAMES, 3), dtype=np.uint8), (0, 0), 3)
-    wide = cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX).astype(float)
+    wide = cv2.normalize(wide, np.empty_like(wide), 0, 255, cv2.NORM_MINMAX).astype(float)
     stack = np.stack([wide[:, i : i + WIDTH] for i in range(FRAMES)])
     return np.clip(stack + noise * rng.standard_normal(stack.shape), 0, 255).astype(np.uint8)
 

@@ -65,7 +65,7 @@ def dataset(tmp_path):
             reason_details=("none",),
             height=48 if name == "a" else 0,
             width=96 if name == "a" else 0,
-            frame_index=np.arange(0, 40, 2) if name == "a" else np.zeros(0),
+            frame_index=np.arange(0, 40, 2, dtype=np.int32) if name == "a" else np.zeros(0, np.int32),
             time_s=np.arange(20) / 16 if name == "a" else np.zeros(0),
         )
         for name in ("a", "b")

@@ -106,8 +106,8 @@ def test_cameras_start_silent_as_copies(tmp_path: Path) -> None:
         without = before.eval()(**inputs())
         with_cameras = started.model.eval()(**inputs(), cameras=cameras())
     torch.testing.assert_close(with_cameras, without, rtol=1e-3, atol=1e-3)
-    block = started.model.blocks[0].attn
-    assert torch.equal(block.q_proj_cam.weight, block.qkv.weight[:48])  # type: ignore[union-attr, index, operator]
+    weights = dict(started.model.blocks[0].attn.named_parameters())
+    assert torch.equal(weights["q_proj_cam.weight"], weights["qkv.weight"][:48])
 
 
 def test_weights_say_whose_latents_they_were_trained_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Attention without mask at head width 64 for Hopper, written in Gluon. Imported on CUDA only; `fused.py` asks for it.
+"""Attention without mask at head width 64 for Hopper, written in Gluon. Imported on CUDA only, by `fused/op.py`.
 
 One program: BM queries of one head against all keys, four warps, two or more programs on a multiprocessor. Keys and
 values come in blocks through rings of shared memory that the copy engine fills; what a program leaves idle its

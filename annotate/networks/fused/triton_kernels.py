@@ -1,4 +1,4 @@
-"""Triton kernels behind `fused.py`. Imported on CUDA only; the twins there say what they compute."""
+"""Triton kernels behind `fused/op.py`. Imported on CUDA only; the twins there say what they compute."""
 
 from __future__ import annotations
 

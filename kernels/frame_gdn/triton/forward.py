@@ -127,6 +127,7 @@ def products(
     that the second reads the keys from cache.
     """
     pid = tl.program_id(0)
+    # a sum of constants is one, which the stubs do not know
     parts: tl.constexpr = SPLIT + DEN  # pyright: ignore[reportAssignmentType]
     part = 0
     if SPLIT > 0:

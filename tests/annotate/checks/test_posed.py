@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from theodolite.dataset.rows import Row
 from ..maps import Maps
 
 WIDTH, HEIGHT, FRAMES, FPS = 320, 192, 32, 16.0
-LIGHT = {"num_flow_tracks": 120, "num_descriptors": 150, "max_loops_per_keyframe": 0}
+LIGHT: dict[str, Any] = {"num_flow_tracks": 120, "num_descriptors": 150, "max_loops_per_keyframe": 0}
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -237,7 +238,7 @@ def test_noise_and_time_offset_of_even_motion() -> None:
 # --- the whole path -------------------------------------------------------------------------------
 
 
-def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, **given) -> Row:
+def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, **given: Any) -> Row:
     np.savetxt(folder / "poses.txt", poses.reshape(-1, 16))
     k = np.c_[factor * shot.lens.focal_px, shot.lens.principal_point_px]
     np.savetxt(folder / "k.csv", k, delimiter=",", header="fx,fy,cx,cy", comments="")
@@ -252,7 +253,7 @@ def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, *
         given=GivenGeometry(
             camera_to_world_path=folder / "poses.txt",
             intrinsics_path=folder / "k.csv",
-            **{"poses_metric": True} | given,
+            **({"poses_metric": True} | given),
         ),
     )
     config = AnnotateConfig.model_validate({"tracks": LIGHT})

@@ -6,11 +6,13 @@ import sys
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import cv2
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
 from hypothesis import given
 from hypothesis import strategies as st
 from theodolite.annotate.frames.base import DecodeConfig
@@ -21,6 +23,7 @@ from theodolite.annotate.frames.video import check_decoder
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 
 from ...support import SHARED
+from ...typed import known
 
 with_decord = pytest.mark.skipif(
     importlib.util.find_spec("decord") is None, reason="pip install theodolite[decord]"
@@ -83,9 +86,8 @@ def write_video(
 ) -> Path:
     """`pts[i]` is the time stamp of image i in `time_base` (default 1 / rate)."""
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=options))
         stream.pix_fmt = pixel_format
-        stream.options = options or {}
         stream.codec_context.time_base = time_base or 1 / Fraction(rate)
         for i, image in enumerate(images):
             if i == 0:
@@ -354,7 +356,7 @@ def test_damage_in_the_middle_is_reported(tmp_path, numbered):
     with av.open(str(path)) as container:
         packets = [(p.pos, p.size) for p in container.demux(container.streams.video[0]) if p.size]
     for at, size in packets[30:40]:
-        data[at : at + size] = bytes(size)
+        data[known(at) : known(at) + size] = bytes(size)
     path.write_bytes(bytes(data))
     assert rejection(path, DecodeConfig()).reason == "corrupt_video"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ ANCHORS = get_args(GeometryConfig.model_fields["anchor"].annotation)
 def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipRef:
     """A rendered clip that also ships depth: in a unit of its own, and in metres for some frames."""
     folder = tmp_path_factory.mktemp("clip")
-    small = {"width": 112, "height": 84, "num_frames": FRAMES}
+    small: dict[str, Any] = {"width": 112, "height": 84, "num_frames": FRAMES}
     (folder / "clip.yaml").write_text(yaml.safe_dump(small))
     rendered = render_clip(RenderConfig(**small))
     for frame in range(FRAMES):

@@ -22,6 +22,7 @@ from theodolite.annotate.scale.estimate import estimate_scale
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.dataset.metrics.trajectory import trajectory_error
 
+from ...typed import known
 from ..simulator import SIZE, Errors, SimulatedPi3X, Truth, rendered_truth, simulated
 from ..unseen import UnseenFrames
 
@@ -53,7 +54,7 @@ def run(truth: Truth, errors: Errors, config: KeyframesConfig | None = None):
     estimators = simulated(truth, errors, config)
     stream = estimators.sequence.start(CLIP, frames)
     wanted = stream.depth_frames
-    metric = estimators.anchor.start(CLIP, frames, wanted[2::4].tolist())
+    metric = known(estimators.anchor).start(CLIP, frames, wanted[2::4].tolist())
     image = np.zeros((truth.height, truth.width, 3), np.uint8)
     for number in range(len(frames)):
         stream.add(number, image)
@@ -189,35 +190,37 @@ def test_merging_windows() -> None:
 @pytest.mark.slow
 def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
     geometry, found, wanted = run(truth, NO_ERRORS)
-    known = np.isfinite(geometry.camera_to_world[:, 0, 0])
-    assert np.array_equal(np.flatnonzero(known), wanted)
-    error = trajectory_error(geometry.camera_to_world[known], truth.camera_to_world[known])
+    poses = known(geometry.camera_to_world)
+    placed = np.isfinite(poses[:, 0, 0])
+    assert np.array_equal(np.flatnonzero(placed), wanted)
+    error = trajectory_error(poses[placed], truth.camera_to_world[placed])
     assert error.ate_rmse_m < 1e-3
     assert error.rotation_max_rad < 1e-3
-    np.testing.assert_allclose(geometry.focal_px[known, 0], truth.focal_px[known], rtol=1e-3)
+    np.testing.assert_allclose(known(geometry.focal_px)[placed, 0], truth.focal_px[placed], rtol=1e-3)
     for frame in map(int, wanted[::20]):
-        depth = geometry.depth.read(frame)
+        depth = known(geometry.depth.read(frame))
         ratio = depth / truth.depth_m(frame, depth.shape)
         assert np.nanmedian(np.abs(np.log(ratio))) < 2e-3
         assert np.isfinite(depth).mean() > 0.6
     assert geometry.depth.read(int(wanted[1]) - 1) is None
-    scale = estimate_scale(geometry, found, num_frames=len(known))
+    scale = estimate_scale(geometry, found, num_frames=len(placed))
     assert scale.value == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.slow
 def test_errors_are_averaged_and_reported(truth: Truth) -> None:
     geometry, found, wanted = run(truth, Errors(seed=1))
-    known = np.isfinite(geometry.camera_to_world[:, 0, 0])
-    assert np.array_equal(np.flatnonzero(known), wanted)
+    poses = known(geometry.camera_to_world)
+    placed = np.isfinite(poses[:, 0, 0])
+    assert np.array_equal(np.flatnonzero(placed), wanted)
     # Frames that the network gets wrong in every window are for the bundle to put right.
     good = wanted[~SimulatedPi3X(truth, Errors(seed=1)).wrong[wanted]]
-    error = trajectory_error(geometry.camera_to_world[good], truth.camera_to_world[good], alignment="sim3")
+    error = trajectory_error(poses[good], truth.camera_to_world[good], alignment="sim3")
     assert error.ate_rmse_m < 0.01 * error.path_length_m
     assert np.degrees(error.rotation_mean_rad) < 1.5
-    scale = estimate_scale(geometry, found, num_frames=len(known))
+    scale = estimate_scale(geometry, found, num_frames=len(placed))
     # 25 frames of 10 % that correlate by 0.6: their median errs by 4 %, and 12 % are three standard deviations.
-    assert abs(np.log(scale.value / error.scale)) < 0.12
+    assert abs(np.log(known(scale.value) / error.scale)) < 0.12
     calm, _, _ = run(truth, NO_ERRORS)
     for name in (
         "keyframe_depth_disagreement_log",
@@ -263,7 +266,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     assert not feeder.is_alive()
     spread = len(stream.windows[-1])
     assert most <= 2 * config.window + spread
-    assert np.isfinite(stream.finish().camera_to_world[:, 0, 0]).sum() == 100
+    assert np.isfinite(known(stream.finish().camera_to_world)[:, 0, 0]).sum() == 100
 
 
 @pytest.mark.slow

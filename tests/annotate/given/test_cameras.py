@@ -40,6 +40,7 @@ from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 
 from ...support import SHARED
+from ...typed import known
 from ..simulator import Errors, rendered_truth, simulated
 
 HEIGHT, WIDTH, FRAMES, FPS = 144, 240, 48, 24.0
@@ -611,7 +612,7 @@ def test_a_real_transforms_json() -> None:
     found = read_given_cameras(clip, open_clip(clip, DecodeConfig(fps="native")))
     assert found is not None
     np.testing.assert_array_equal(found.position, np.arange(50))  # 67 cameras, 50 images
-    np.testing.assert_allclose(found.focal_px[0], [1375.52 / 4, 1374.49 / 4])
+    np.testing.assert_allclose(known(found.focal_px)[0], [1375.52 / 4, 1374.49 / 4])
 
 
 # --- files that are not what they claim to be -----------------------------------------------------
@@ -855,7 +856,7 @@ def test_sana_zips_through_their_recipe(tmp_path: Path, shot: Shot) -> None:
     (root / "sekai_00000000_metric_scale_stats.json").write_text(
         json.dumps({large.name: {"median": METRIC_SCALE}})
     )
-    place = LAYOUTS["sana-wm"].place
+    place = known(LAYOUTS["sana-wm"].place)
     done = unpack(root / "sekai_00000000.zip", tmp_path / "sana", place)
     assert (done.written, done.problems) == (2, [])
     (row,) = run_recipe("corpus/sana-wm", tmp_path / "sana", tmp_path / "out", *NO_NETWORK)

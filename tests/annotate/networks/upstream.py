@@ -44,6 +44,7 @@ def on_meta() -> Iterator[None]:
 def pi3x(ours: Pi3X | None) -> Any:
     """Upstream's Pi3X: on the meta device at full size, or cut to the depth of `ours` with its weights."""
     require()
+    # brought by whoever wants it
     from pi3.models.pi3x import Pi3X as Upstream  # pyright: ignore[reportMissingImports]
 
     with on_meta():
@@ -66,6 +67,7 @@ def pi3x(ours: Pi3X | None) -> Any:
 def moge2(ours: MoGe2) -> Any:
     """Upstream's MoGe-2 with the sizes and weights of `ours`, depth cut."""
     require()
+    # brought by whoever wants it
     from moge.model.v2 import MoGeModel  # pyright: ignore[reportMissingImports]
 
     size = ours.size

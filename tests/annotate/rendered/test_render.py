@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import pytest
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import depth_to_uint16, write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
+
+from ...typed import known
 
 SMALL = {"width": 320, "height": 180, "num_frames": 17, "fps": 8.0}
 
@@ -55,7 +59,7 @@ def warp_into(clip: RenderedClip, target: int, source: int) -> tuple[np.ndarray,
 def residual_shift_px(first: np.ndarray, second: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """(2,) translation between two nearly aligned images by one least-squares step on grey values."""
     a, b = (cv2.cvtColor(i, cv2.COLOR_RGB2GRAY).astype(np.float64) for i in (first, second))
-    gy, gx = np.gradient((a + b) / 2)
+    gy, gx = (np.asarray(g) for g in np.gradient((a + b) / 2))
     inner = cv2.erode(visible.astype(np.uint8), np.ones((5, 5))).astype(bool)
     difference = (b - a)[inner]
     small_enough = np.abs(difference) < 40  # drops what an occlusion border lets through
@@ -190,7 +194,7 @@ def test_texture_is_rich_but_not_everywhere() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("media", ["video", "images"])
-def test_files_read_back(tmp_path, media: str) -> None:
+def test_files_read_back(tmp_path, media: Literal["video", "images"]) -> None:
     clip = small(num_frames=4, depth_width=160, depth_height=90)
     files = write_clip(clip, tmp_path / "clip", media=media, depth_units_per_metre=2500.0)
     if media == "video":
@@ -200,11 +204,11 @@ def test_files_read_back(tmp_path, media: str) -> None:
         assert reader.get(cv2.CAP_PROP_FPS) == pytest.approx(8.0)
         tolerance = 3.0  # grey levels, mean: chroma is halved in a video
     else:
-        frames = [cv2.imread(str(p))[..., ::-1] for p in sorted(files.media_path.iterdir())]
+        frames = [known(cv2.imread(str(p)))[..., ::-1] for p in sorted(files.media_path.iterdir())]
         tolerance = 0.0
     for i, truth in enumerate(clip):
         assert np.abs(frames[i].astype(float) - truth.rgb).mean() <= tolerance
-        stored = cv2.imread(files.depth_pattern.format(frame=i), cv2.IMREAD_UNCHANGED)
+        stored = known(cv2.imread(known(files.depth_pattern).format(frame=i), cv2.IMREAD_UNCHANGED))
         assert stored.dtype == np.uint16
         np.testing.assert_allclose(stored / 2500.0, truth.depth_m, atol=0.5001 / 2500)
     np.testing.assert_allclose(

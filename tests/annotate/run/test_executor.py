@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -30,6 +31,8 @@ from theodolite.annotate.run.worker import Job, annotate_shard, failure_row
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.commit import Fenced
 from theodolite.dataset.store import list_parts, prepare_output
+
+from ...typed import wrong
 
 # Workers cannot import test modules: what they run from here travels with the task.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -82,7 +85,7 @@ def make_shards(clips, clips_per_shard: int) -> list[Shard]:
     return list(plan_run(lambda: clips, Path("absent"), clips_per_shard=clips_per_shard).shards())
 
 
-def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options) -> Tally:
+def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options: Any) -> Tally:
     with open_output(out, recipe_hash=HASH):
         plan = plan_run(clips, out, clips_per_shard=clips_per_shard, limit=limit)
         return run_plan(plan, job_in(out), show_progress=False, **({"workers": 0} | options))
@@ -121,12 +124,14 @@ def test_a_running_scheduler_is_used(tmp_path):
 
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=wrong(None), silence_logs=50
         ) as cluster,
         open_output(tmp_path, recipe_hash=HASH),
     ):
         plan = plan_run(numbered(10), tmp_path, clips_per_shard=3)
-        tally = run_plan(plan, job_in(tmp_path), scheduler=cluster.scheduler_address, show_progress=False)
+        tally = run_plan(
+            plan, job_in(tmp_path), scheduler=str(cluster.scheduler_address), show_progress=False
+        )
     assert tally.done == 10
     assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
 
@@ -718,11 +723,11 @@ def test_workers_that_never_stay_end_the_wait(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(cluster.time, "sleep", lambda s: None)
     local = SimpleNamespace(nthreads=dict, status="running", cluster=object())
-    patience = Patience(local, tmp_path)
+    patience = Patience(wrong(local), tmp_path)
     for _ in range(10):
         patience.wait()
     with pytest.raises(RunAborted, match=r"no worker stayed alive for 300 s.*memory_per_worker_gib"):
         patience.wait()
-    patience = Patience(SimpleNamespace(nthreads=dict, status="running", cluster=None), tmp_path)
+    patience = Patience(wrong(SimpleNamespace(nthreads=dict, status="running", cluster=None)), tmp_path)
     for _ in range(100):
         patience.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_both_readings_of_the_papers_weight() -> None:
     rng = np.random.default_rng(0)
     a = rng.uniform(1, 8, (30, 40))
     b = TRUE_SCALE * a * np.exp(rng.normal(0, 0.2, a.shape))
-    for weight, inverse in (("sequence", a), ("anchor", b)):
+    cases: list[tuple[Literal["sequence", "anchor"], np.ndarray]] = [("sequence", a), ("anchor", b)]
+    for weight, inverse in cases:
         found = np.exp(frame_log_scale(a, b, config=ScaleConfig(method="paper", paper_weight=weight)))
         candidates = TRUE_SCALE * np.linspace(0.8, 1.3, 20001)
         w = 1 / inverse

@@ -8,17 +8,23 @@ import resource
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.sources.archives import Limits, find_archives, ledger_path, unpack
 from theodolite.annotate.sources.clip import ClipRejection
+from theodolite.annotate.sources.entries import ReleaseLayout
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
 
+from ...typed import known
 
-def tar_of(path: Path, members: dict[str, bytes], *, mode: str = "w:gz") -> Path:
+
+def tar_of(
+    path: Path, members: dict[str, bytes], *, mode: Literal["w:gz", "w:bz2", "w:xz", "w"] = "w:gz"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:
         for name, content in members.items():
@@ -36,8 +42,8 @@ def files(root: Path) -> list[str]:
     )
 
 
-def unpack_all(layout: str, root: Path, limits: Limits | None = None):
-    place = LAYOUTS[layout].place
+def unpack_all(layout: ReleaseLayout, root: Path, limits: Limits | None = None):
+    place = known(LAYOUTS[layout].place)
     return [unpack(path, root, place, limits) for path in find_archives(root, LAYOUTS[layout])]
 
 
@@ -219,7 +225,7 @@ def test_a_truncated_archive_keeps_what_came_before(tmp_path: Path, share: float
         assert (tmp_path / name).read_bytes() == members[name]
     assert not list(tmp_path.rglob("*.part"))
     if done.problems:
-        cut_off = Path(done.problems[0].place).stem
+        cut_off = Path(known(done.problems[0].place)).stem
         assert reason_of(tmp_path, cut_off) == "archive_damaged"
     assert not ledger_path(tmp_path, path).is_file()  # not done
     path.write_bytes(whole)
@@ -246,14 +252,14 @@ def test_one_damaged_member_of_a_zip_costs_its_own_clip(tmp_path: Path) -> None:
         clip.clip_id: clip for clip in release_clips("sekai-game", Release(root=tmp_path, source="test"))
     }
     assert clips["b"].problem is None
-    assert clips["a"].problem[0] == "archive_damaged"
+    assert known(clips["a"].problem)[0] == "archive_damaged"
 
 
 def test_what_is_no_archive_says_so(tmp_path: Path) -> None:
     path = tmp_path / "sekai-game-drone.zip"
     path.write_bytes(b"<html>404</html>")
     (done,) = unpack_all("sekai-game", tmp_path)
-    assert "damaged or incomplete" in done.damage
+    assert "damaged or incomplete" in known(done.damage)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def warp(image: NDArray[np.uint8], to_texture: NDArray[np.float64]) -> NDArray[n
     matrix = (np.linalg.inv(shift) @ full @ shift)[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     gray = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), flags=flags)
-    return np.repeat(gray[:, :, None], 3, 2)
+    return np.repeat(gray[:, :, None], 3, 2).astype(np.uint8)
 
 
 def zooming_view(i: int, *, step: float = 3.0, zoom: float = 0.01) -> NDArray[np.float64]:

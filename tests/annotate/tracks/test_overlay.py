@@ -150,7 +150,7 @@ def test_a_camera_that_rests_now_and_then_loses_the_logo_alone() -> None:
 def test_far_scenery_and_resting_cameras_of_recordings_stay(media: str) -> None:
     """Driving ahead, the horizon hardly moves; a drone at rest; a dog that fills the view."""
     with av.open(str(SHARED / media)) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)][:51]
+        frames = [np.asarray(f.to_ndarray(format="rgb24"), np.uint8) for f in container.decode(video=0)][:51]
     assert measured(frames).overlay_share == 0.0
 
 
@@ -161,7 +161,8 @@ def test_cameras_under_an_interface_a_logo_and_subtitles(tmp_path: Path) -> None
     folder = SHARED / "rgbd-office-a"
     with av.open(str(folder / "rgb.mp4")) as container:
         frames = [
-            f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(32), strict=False)
+            np.asarray(f.to_ndarray(format="rgb24"), np.uint8)
+            for f, _ in zip(container.decode(video=0), range(32), strict=False)
         ]
     (tmp_path / "images").mkdir()
     for i, image in enumerate(frames):

@@ -70,7 +70,10 @@ def test_equal_estimates_agree_whatever_their_gauge():
     found = compare(
         sequence(theirs, focal, KEYFRAMES, own_metres_per_unit=2.0),
         scale_of(2.5),
-        [AnchorFrame(frame=int(f), depth_m=np.ones((1, 1)), focal_px=focal[f] * 1.1) for f in KEYFRAMES[::4]],
+        [
+            AnchorFrame(frame=int(f), depth_m=np.ones((1, 1)), focal_px=float(focal[f]) * 1.1)
+            for f in KEYFRAMES[::4]
+        ],
         solved(poses, focal),
         fps=FPS,
     )

@@ -1,5 +1,7 @@
 """Laws of the camera vocabulary, with scipy as the outside oracle; every law also runs on torch tensors."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -213,15 +215,15 @@ def test_split_intrinsics_refuses_skew() -> None:
 
 
 @pytest.mark.parametrize("method", ["slerp", "geodesic"])
-def test_interpolation_stays_on_the_group_and_hits_its_knots(method: str) -> None:
+def test_interpolation_stays_on_the_group_and_hits_its_knots(method: Literal["slerp", "geodesic"]) -> None:
     rng = np.random.default_rng(5)
     poses = cam.se3_exp(rng.normal(size=(6, 6)))
     t = np.cumsum(rng.uniform(0.1, 1, 6))
     query = np.sort(np.concatenate([t, rng.uniform(t[0], t[-1], 50)]))
-    result = cam.interpolate_poses(t, poses, query, method=method)  # type: ignore[arg-type]
+    result = cam.interpolate_poses(t, poses, query, method=method)
     assert cam.rigid_error(result).max() < 1e-13
     np.testing.assert_array_equal(result[np.isin(query, t)], poses)
-    middle = cam.interpolate_poses(t, poses, [(t[2] + t[3]) / 2], method=method)[0]  # type: ignore[arg-type]
+    middle = cam.interpolate_poses(t, poses, [(t[2] + t[3]) / 2], method=method)[0]
     to_a = rotation_angle(poses[2, :3, :3].T @ middle[:3, :3])
     to_b = rotation_angle(middle[:3, :3].T @ poses[3, :3, :3])
     np.testing.assert_allclose(to_a, to_b, atol=1e-12)

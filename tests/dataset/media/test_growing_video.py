@@ -15,6 +15,8 @@ import pytest
 from theodolite.dataset.media.growing_video import GrowingVideo, VideoWriteError
 from theodolite.dataset.media.read import count_video_frames, video_frames
 
+from ...typed import wrong
+
 HEIGHT, WIDTH = 96, 160
 
 
@@ -22,7 +24,7 @@ def pictures(count: int) -> np.ndarray:
     """Smooth noise that moves to the left by two pixels a frame."""
     rng = np.random.default_rng(0)
     wide = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT, WIDTH + 2 * count, 3), dtype=np.uint8), (0, 0), 4)
-    wide = cv2.normalize(wide, None, 0, 255, cv2.NORM_MINMAX)
+    wide = cv2.normalize(wide, np.empty_like(wide), 0, 255, cv2.NORM_MINMAX)
     return np.stack([wide[:, 2 * i : 2 * i + WIDTH] for i in range(count)])
 
 
@@ -125,5 +127,5 @@ def test_refused(tmp_path: Path) -> None:
             video(tmp_path / path, **changes)
     assert not (tmp_path / "v.mp4").exists()
     with video(tmp_path / "v.mp4") as writer, pytest.raises(ValueError, match="expected uint8"):
-        writer.write(pictures(2).astype(np.float32))
+        writer.write(wrong(pictures(2).astype(np.float32)))
     assert issubclass(VideoWriteError, OSError)

@@ -5,15 +5,17 @@ import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
-from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef, MediaKind
 from theodolite.dataset.media import video as video_module
 from theodolite.dataset.media.errors import MediaError
 from theodolite.dataset.media.orientation import ORIENTATIONS, Orientation
@@ -32,15 +34,12 @@ SHOWN = ("RGBW", "GRWB", "WBGR", "BWRG", "RBGW", "BRWG", "WGBR", "GWRB")
 right, lower left, lower right. (FFmpeg 5.1 showed the same for the display matrices of MP4, MOV, MKV and WebM.)"""
 
 
-def test_picture() -> np.ndarray:
+def drawn_quarters() -> np.ndarray:
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     half_height, half_width = HEIGHT // 2, WIDTH // 2
     image[:half_height, :half_width], image[:half_height, half_width:] = QUARTERS["R"], QUARTERS["G"]
     image[half_height:, :half_width], image[half_height:, half_width:] = QUARTERS["B"], QUARTERS["W"]
     return image
-
-
-test_picture.__test__ = False  # type: ignore[attr-defined]
 
 
 def quarters(image: np.ndarray) -> str:
@@ -71,11 +70,10 @@ def write(
     matrix: list[int] | None = None,
 ) -> Path:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = cast(VideoStream, container.add_stream(codec, rate=rate, options=options))
         stream.pix_fmt = "yuv420p"
-        stream.options = options or {}
         if matrix is not None:
-            stream.set_display_matrix(matrix)
+            cast(Any, stream).set_display_matrix(matrix)
         for i, image in enumerate(images):
             if i == 0:
                 stream.height, stream.width = image.shape[:2]
@@ -101,7 +99,7 @@ def from_the_start(video: Video) -> list[bytes]:
             video.orientation.show(
                 np.asarray(convert.reformat(frame, format="rgb24", threads=1).to_ndarray())
             ).tobytes()
-            for frame in container.decode(container.streams[video.stream_index])
+            for frame in container.decode(cast(VideoStream, container.streams[video.stream_index]))
         ]
 
 
@@ -228,7 +226,7 @@ def test_frames_beyond_the_end_and_cut_files(tmp_path):
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize(("orientation", "shown"), list(zip(ORIENTATIONS, SHOWN, strict=True)))
 def test_display_matrices_are_shown_as_players_do(tmp_path, suffix, orientation, shown):
-    path = write(tmp_path / f"v.{suffix}", [test_picture()] * 3, matrix=display_matrix(orientation))
+    path = write(tmp_path / f"v.{suffix}", [drawn_quarters()] * 3, matrix=display_matrix(orientation))
     video = open_video("c", path)
     (first,) = video.read(np.array([0]))
     assert quarters(first) == shown
@@ -247,7 +245,7 @@ def test_matrices_that_are_no_quarter_turn(tmp_path):
     ):
         with pytest.raises(ValueError, match="no multiple of a quarter turn"):
             Orientation.of_display_matrix(matrix)
-        path = write(tmp_path / f"{name}.mp4", [test_picture()] * 3, matrix=matrix)
+        path = write(tmp_path / f"{name}.mp4", [drawn_quarters()] * 3, matrix=matrix)
         if name in ("turn", "shear"):  # FFmpeg's writer keeps these
             with pytest.raises(MediaError, match=r"clip c: .*\.mp4: its display matrix") as caught:
                 open_video("c", path)
@@ -308,17 +306,19 @@ def test_cameras_follow_their_pixels(orientation):
 @pytest.mark.parametrize("kind", ["video", "images"])
 @pytest.mark.parametrize(("number", "shown"), list(enumerate(SHOWN)))
 def test_annotation_loader_thumbnails_and_scores_show_the_same(
-    tmp_path: Path, make_row: Callable[..., Row], kind: str, number: int, shown: str
+    tmp_path: Path, make_row: Callable[..., Row], kind: MediaKind, number: int, shown: str
 ) -> None:
     orientation = ORIENTATIONS[number]
     if kind == "video":
-        media = write(tmp_path / "v.mp4", [test_picture()] * 20, rate=16, matrix=display_matrix(orientation))
+        media = write(
+            tmp_path / "v.mp4", [drawn_quarters()] * 20, rate=16, matrix=display_matrix(orientation)
+        )
     else:
         media = tmp_path / "frames"
         media.mkdir()
         coded = av.CodecContext.create("mjpeg", "w")
         coded.width, coded.height, coded.pix_fmt, coded.time_base = WIDTH, HEIGHT, "yuvj420p", Fraction(1, 16)
-        frame = av.VideoFrame.from_ndarray(test_picture(), format="rgb24").reformat(format="yuvj420p")
+        frame = av.VideoFrame.from_ndarray(drawn_quarters(), format="rgb24").reformat(format="yuvj420p")
         data = bytes(coded.encode(frame)[0])
         tag = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 274, 3, 1, number + 1, 0, 0)
         data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(tag) + 2) + tag + data[2:]
@@ -330,7 +330,7 @@ def test_annotation_loader_thumbnails_and_scores_show_the_same(
         original_id="c",
         media_kind=kind,
         media_path=media,
-        source_fps=16.0,  # type: ignore[arg-type]
+        source_fps=16.0,
     )
     annotated = open_clip(clip, DecodeConfig(min_frames=2, max_side_px=None))
     assert annotated.orientation == orientation

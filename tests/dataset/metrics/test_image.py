@@ -20,6 +20,8 @@ from theodolite.dataset.metrics.image import (
     ssim,
 )
 
+from ...typed import wrong
+
 
 def _image(seed: int, shape: tuple[int, int] = (24, 30)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -30,7 +32,7 @@ def test_psnr() -> None:
     assert psnr_db(a, a) == 100.0
     np.testing.assert_allclose(psnr_db(a, a + 5), 10 * np.log10(255**2 / 25))
     with pytest.raises(ValueError, match="uint8"):
-        psnr_db(a, a.astype(np.float32))  # type: ignore[arg-type]
+        psnr_db(a, wrong(a.astype(np.float32)))
 
 
 def test_ssim_equals_a_direct_window_by_window_computation() -> None:
@@ -69,7 +71,7 @@ def test_revisit_takes_the_closest_returns_and_an_injected_perceptual_distance()
 
 
 def test_quality_drop_compares_first_and_last_window() -> None:
-    scores = np.concatenate([np.full(160, 70.0), np.full(641, 50.0), np.full(160, 66.5)])
+    scores = [70.0] * 160 + [50.0] * 641 + [66.5] * 160
     assert quality_drop(scores) == pytest.approx(3.5)
     with pytest.raises(ValueError, match="no two windows"):
         quality_drop(scores[:300])

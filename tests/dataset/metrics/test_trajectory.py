@@ -1,6 +1,8 @@
 """Trajectory metrics equal evo's on real and random trajectories; focal errors and gauges on hand-made
 cases."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -62,10 +64,10 @@ def _evo(poses: np.ndarray):
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", ["random0", "random1", "fr2", "fr2_mono", "fr1", "fr1_mono", "kitti"])
 @pytest.mark.parametrize("alignment", ["none", "se3", "sim3"])
-def test_equal_to_evo(pair: str, alignment: str) -> None:
+def test_equal_to_evo(pair: str, alignment: metrics.AlignmentKind) -> None:
     evo_metrics = pytest.importorskip("evo.core.metrics")
     estimate, truth = _random_pair(int(pair[-1])) if pair.startswith("random") else _real_pair(pair)
-    ours = metrics.trajectory_error(estimate, truth, alignment=alignment)  # type: ignore[arg-type]
+    ours = metrics.trajectory_error(estimate, truth, alignment=alignment)
     theirs, reference = _evo(estimate), _evo(truth)
     if alignment != "none":
         _, _, scale = theirs.align(reference, correct_scale=alignment == "sim3")
@@ -103,8 +105,9 @@ def test_equal_to_evo(pair: str, alignment: str) -> None:
 def test_perfect_metric_trajectory_needs_no_scale() -> None:
     _, truth = _random_pair(2)
     moved = cam.se3_exp(np.arange(6.0)) @ truth
-    for alignment in ("first", "se3", "sim3"):
-        error = metrics.trajectory_error(moved, truth, alignment=alignment)  # type: ignore[arg-type]
+    alignments: list[metrics.AlignmentKind] = ["first", "se3", "sim3"]
+    for alignment in alignments:
+        error = metrics.trajectory_error(moved, truth, alignment=alignment)
         assert error.ate_max_m < 1e-12
         assert error.rotation_max_rad < 1e-7  # angle near zero: square root of rounding
         assert abs(error.scale - 1) < 1e-12
@@ -233,7 +236,8 @@ def test_perfect_camera_control_is_zero_in_both_variants() -> None:
     _, truth = _random_pair(5)
     scaled = truth.copy()
     scaled[:, :3, 3] *= 3
-    for variant in ("paper", "bench"):
-        error = metrics.camera_control_error(scaled, truth, variant=variant)  # type: ignore[arg-type]
+    variants: list[Literal["paper", "bench"]] = ["paper", "bench"]
+    for variant in variants:
+        error = metrics.camera_control_error(scaled, truth, variant=variant)
         assert max(error.rot_err_deg, error.trans_err, error.cam_mc) < 1e-5
         assert abs(error.scale - 1 / 3) < 1e-9

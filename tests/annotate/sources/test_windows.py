@@ -1,0 +1,137 @@
+"""Windows of a video: which there are, and what they decode to."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.frames.timing import choose_frames
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection
+from theodolite.annotate.sources.entries import VideosSource
+from theodolite.annotate.sources.read import read_clips
+from theodolite.annotate.sources.windows import Windows, count_samples, cut_windows
+
+from ...typed import known
+from .trees import TEN, listed, video
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "samples"),
+    [
+        (1800, 30.0, 960),
+        (1800, 30000 / 1001, 961),
+        (1801, 30.0, 961),
+        (1440, 24.0, 960),
+        (1439, 24.0, 959),
+        (1441, 24.0, 961),
+        (300, 30.0, 160),
+    ],
+)
+def test_counted_samples_are_those_that_are_decoded(
+    tmp_path: Path, frames: int, fps: float, samples: int
+) -> None:
+    assert count_samples(frames / fps, fps) == samples
+    clip = ClipRef(
+        clip_id="c",
+        source="t",
+        original_id="c",
+        media_kind="video",
+        media_path=video(tmp_path / "a.mp4", frames=frames, fps=fps),
+    )
+    assert len(open_clip(clip, DecodeConfig())) == samples
+
+
+@pytest.mark.parametrize("fps", [16.0, 24.0, 30000 / 1001, 30.0, 60.0])
+@pytest.mark.parametrize("windows", [TEN, Windows(frames=161, stride=80), Windows(frames=81, shortest=40)])
+def test_a_window_decodes_to_what_it_says(tmp_path: Path, fps: float, windows: Windows) -> None:
+    frames = round(25 * fps)
+    path = video(tmp_path / "a.mp4", frames=frames, fps=fps)
+    cut = list(cut_windows(windows, duration_s=frames / fps, fps=fps))
+    stride, least = windows.stride or windows.frames, windows.shortest or windows.frames
+    held = count_samples(frames / fps, fps)
+    assert [w.start for w in cut] == list(range(0, held - least + 1, stride))[: len(cut)]
+    assert (
+        len(cut) >= (held - least - 1) // stride + 1
+    )  # the last may lack a frame, for where its own grid begins
+    for window in cut:
+        clip = ClipRef(
+            clip_id="c",
+            source="t",
+            original_id="c",
+            media_kind="video",
+            media_path=path,
+            start_s=window.start_s,
+            end_s=window.end_s,
+            max_frames=windows.frames,
+        )
+        timing = open_clip(clip, DecodeConfig()).timing
+        assert len(timing.frame_index) >= least
+        assert len(timing.frame_index) in (min(windows.frames, held - window.start), held - window.start - 1)
+        assert abs(timing.time_s[0] - window.start / 16) <= 1 / fps
+
+
+def test_windows_are_those_that_decode_to_enough_frames() -> None:
+    """Against the rule that chooses frames, on 60 random rates and lengths: none too many, none too few."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        rate = Fraction(int(rng.integers(16_000, 61_000)), 1000)
+        frames, fps, stride = int(rng.integers(100, 200)), float(rate), int(rng.integers(7, 14))
+        held = count_samples(frames / fps, fps)
+        # The last window has just enough frames, unless its own grid begins late.
+        windows = Windows(frames=33, stride=stride, shortest=stride + held % stride)
+        cut = {w.start: w for w in cut_windows(windows, duration_s=frames / fps, fps=fps)}
+        for start in range(0, round(frames / fps * 16), stride):
+            window = cut.get(start)
+            end_s = None if window is None else window.end_s
+            chosen = choose_frames(np.arange(frames), 1 / rate, start_s=start / 16, end_s=end_s)
+            if window is None:
+                assert len(chosen) < known(windows.shortest), (rate, frames, windows, start)
+            else:
+                assert len(chosen) >= known(windows.shortest), (rate, frames, windows, start)
+
+
+def test_a_short_window_is_rejected_not_padded(tmp_path: Path) -> None:
+    """Nothing is repeated to fill a class: a minute at 30 fps has 960 frames, which a recipe allows or not."""
+    path = video(tmp_path / "--Rwt95Vkw0_0000000_0001800.mp4", frames=1800)
+    (clip,) = listed("sekai-game", tmp_path, windows=Windows(frames=961, most=1)).values()
+    assert clip.media_path == path
+    with pytest.raises(
+        ClipRejection, match=r"too_short.*960 frames.*at least 961 are wanted \(source.windows\)"
+    ):
+        open_clip(clip, DecodeConfig())
+    (clip,) = listed("sekai-game", tmp_path, windows=Windows(frames=961, shortest=960, most=1)).values()
+    assert len(open_clip(clip, DecodeConfig())) == 960
+
+
+def test_windows_of_media_without_a_table_come_from_the_header(tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4", frames=750)
+    clips = listed("sekai-game", tmp_path, windows=Windows(frames=161, stride=100))
+    assert list(clips) == ["a_s000000", "a_s000100", "a_s000200"]
+    assert [len(open_clip(clip, DecodeConfig())) for clip in clips.values()] == [161, 161, 161]
+
+
+def test_a_stretch_too_short_for_any_window_is_a_row_that_says_so(tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4", frames=90)
+    video(tmp_path / "b/c.mp4", frames=700)
+    source = VideosSource(kind="videos", name="v", root=tmp_path, windows=TEN)
+    clips = {clip.clip_id: clip for clip in read_clips(source)}
+    first, *others = clips
+    assert first == "a_s000000"
+    assert [name[-8:] for name in others] == ["_s000000", "_s000161"]
+    with pytest.raises(ClipRejection, match="too_short"):
+        open_clip(clips[first], DecodeConfig())
+    assert [len(open_clip(clips[name], DecodeConfig())) for name in others] == [161, 161]
+
+
+def test_a_duration_that_cannot_be_is_unknown(tmp_path: Path) -> None:
+    assert [w.start for w in cut_windows(TEN, duration_s=1e20, fps=24.0)] == [0]
+    assert [w.start for w in cut_windows(TEN, duration_s=float("inf"))] == [0]
+
+
+def test_windows_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="shortest"):
+        Windows(frames=161, shortest=162)
