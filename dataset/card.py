@@ -148,10 +148,10 @@ def _counts_table(rows: list[dict[str, Any]]) -> str:
     sources = sorted({r["source"] for r in rows})
     body = []
     for source in sources:
-        of = [r for r in rows if r["source"] == source]
-        good = [r for r in of if r["verdict"] == "accepted"]
+        own = [r for r in rows if r["source"] == source]
+        good = [r for r in own if r["verdict"] == "accepted"]
         hours = sum(r["num_frames"] / r["fps"] for r in good if r["fps"]) / 3600
-        body.append([source, str(len(good)), str(len(of) - len(good)), f"{hours:.2f}"])
+        body.append([source, str(len(good)), str(len(own) - len(good)), f"{hours:.2f}"])
     return markdown_table(["source", "accepted", "rejected", "accepted hours"], body) + "\n"
 
 

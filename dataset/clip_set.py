@@ -58,8 +58,8 @@ class ClipSet:
         found = np.array([digest in self._loose for digest in digests], dtype=bool)
         wanted = np.array(digests, dtype=f"S{_LENGTH}")
         for run in self._runs:
-            at = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
-            found |= run[at] == wanted
+            place = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
+            found |= run[place] == wanted
         return found.tolist()
 
     def __contains__(self, clip_id: str) -> bool:

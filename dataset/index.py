@@ -387,9 +387,9 @@ class Index:
         for piece in self.pieces:
             table = piece.to_table(self.schema, list(columns), filter)
             if _PART in table.schema.names and first:
-                at = table.schema.get_field_index(_PART)
+                place = table.schema.get_field_index(_PART)
                 numbers = pa.array(table[_PART].to_numpy() + first, pa.int32())
-                table = table.set_column(at, table.schema.field(at), numbers)
+                table = table.set_column(place, table.schema.field(place), numbers)
             tables.append(table)
             first += len(piece.stamps)
         return pa.concat_tables(tables)
@@ -400,12 +400,12 @@ class Index:
 
     def read(self, number: int, open_part: Callable[[int], pa.NativeFile]) -> dict[str, pa.Array] | None:
         """A clip by its number in the index, as `ClipRows.read`; `open_part` takes the dataset's number of a part."""
-        at = bisect.bisect_right(self._first_rows, number) - 1
-        rows = self._rows_of(at)
-        first_part = self._first_parts[at]
+        place = bisect.bisect_right(self._first_rows, number) - 1
+        rows = self._rows_of(place)
+        first_part = self._first_parts[place]
         if rows is None:
             return None
-        return rows.read(number - self._first_rows[at], lambda part: open_part(first_part + part))
+        return rows.read(number - self._first_rows[place], lambda part: open_part(first_part + part))
 
     @cached_property
     def _first_rows(self) -> list[int]:

@@ -363,8 +363,8 @@ class _Stream(IterableDataset[dict[str, Any]]):
             error = problem
         damaged.append((task[0], str(error)))
         tasks = [task for step in self._steps for task in step]
-        at = tasks.index(task)
-        for candidate in (tasks[at + 1 :] + tasks[:at])[:_MOST_DAMAGED]:
+        place = tasks.index(task)
+        for candidate in (tasks[place + 1 :] + tasks[:place])[:_MOST_DAMAGED]:
             try:
                 return self._make(candidate)
             except (ValueError, OSError) as problem:

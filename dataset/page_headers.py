@@ -55,15 +55,15 @@ def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str 
 
 def _add_up(source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int, place: str) -> tuple[int, int]:
     """Values and unfolded bytes of a column of a row group, by the headers of its pages."""
-    at = column.data_page_offset
+    offset = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset:
-        at = min(at, column.dictionary_page_offset)
-    end = at + column.total_compressed_size
-    if not 0 <= at <= end <= size:
+        offset = min(offset, column.dictionary_page_offset)
+    end = offset + column.total_compressed_size
+    if not 0 <= offset <= end <= size:
         raise InputError(f"{place}: lies outside of the file")
     values = unfolded = 0
-    while at < end:
-        header, length = _read_header(source, at, end, place)
+    while offset < end:
+        header, length = _read_header(source, offset, end, place)
         sizes = header.get(_UNFOLDED, -1), header.get(_STORED, -1)
         data = header.get(_DATA) or header.get(_DATA_V2) or {}
         count = data.get(1, 0)
@@ -71,74 +71,74 @@ def _add_up(source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int, pl
             raise InputError(f"{place}: a page with a negative size")
         values += count
         unfolded += sizes[0]
-        at += length + sizes[1]
+        offset += length + sizes[1]
     return values, unfolded
 
 
-def _read_header(source: pa.NativeFile, at: int, end: int, place: str) -> tuple[dict[int, Any], int]:
+def _read_header(source: pa.NativeFile, offset: int, end: int, place: str) -> tuple[dict[int, Any], int]:
     """Fields of the page header at an offset, and its length."""
     wanted = _FIRST_READ
     while True:
-        content = source.read_at(min(wanted, end - at), at)
+        content = source.read_at(min(wanted, end - offset), offset)
         try:
             return _struct(content, 0)
         except IndexError:  # longer than what was read, or than the column
-            if wanted >= end - at or wanted > MIB:
+            if wanted >= end - offset or wanted > MIB:
                 raise InputError(f"{place}: a page header that does not end") from None
             wanted *= 16
         except ValueError as error:
             raise InputError(f"{place}: {error}") from None
 
 
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+def _struct(data: bytes, offset: int, depth: int = 0) -> tuple[dict[int, Any], int]:
     fields: dict[int, Any] = {}
     number = 0
     while True:
-        head = data[at]
-        at += 1
+        head = data[offset]
+        offset += 1
         if not head:
-            return fields, at
+            return fields, offset
         kind = head & 15
         if head >> 4:
             number += head >> 4
         else:
-            number, at = _number(data, at)
-        fields[number], at = _value(data, at, kind, depth)
+            number, offset = _number(data, offset)
+        fields[number], offset = _value(data, offset, kind, depth)
 
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(data: bytes, offset: int, kind: int, depth: int) -> tuple[Any, int]:
     """A value of one of Thrift's kinds, and where it ends."""
     if depth > 8:
         raise ValueError("a page header that is nested too deep")
     if kind in (1, 2):  # truth, in the kind itself
-        return kind == 1, at
+        return kind == 1, offset
     if kind == 3:
-        return data[at], at + 1
+        return data[offset], offset + 1
     if kind in (4, 5, 6):
-        return _number(data, at)
+        return _number(data, offset)
     if kind == 7:
-        return None, at + 8
+        return None, offset + 8
     if kind == 8:
-        length, at = _varint(data, at)
-        return None, at + length
+        length, offset = _varint(data, offset)
+        return None, offset + length
     if kind == 12:
-        return _struct(data, at, depth + 1)
+        return _struct(data, offset, depth + 1)
     raise ValueError("a page header with fields of another kind")
 
 
-def _number(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
+def _number(data: bytes, offset: int) -> tuple[int, int]:
+    value, offset = _varint(data, offset)
+    return (value >> 1) ^ -(value & 1), offset
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[at]
-        at += 1
+        byte = data[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, at
+            return value, offset
         shift += 7
         if shift > 63:
             raise ValueError("a page header with a number that does not end")

@@ -385,12 +385,12 @@ class _Packed:
         ]
         self._plain = [t for *_, value in self._owners for t in _take_apart(value)]
         self._places: list[_Place] = []
-        at = 0
+        offset = 0
         for tensor in self._plain:
             size = tensor.numel() * tensor.element_size()
-            self._places.append(_Place(at, size, tensor.dtype, tensor.shape))
-            at += -(-size // _ALIGNMENT) * _ALIGNMENT
-        self.num_bytes = at
+            self._places.append(_Place(offset, size, tensor.dtype, tensor.shape))
+            offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self.num_bytes = offset
         self._ready: dict[int, list[Any]] = {}
         self.is_pinned = False
         self.visits = 0

@@ -251,9 +251,9 @@ def stream_chunk_causal(
         end = ranges[active[-1]][1]
         times, ahead = np.zeros(end, np.float32), np.zeros(end, np.float32)
         for i in active:
-            at = step - begin[i]
-            if at < steps:
-                times[slice(*ranges[i])], ahead[slice(*ranges[i])] = sigmas[at], sigmas[at + 1]
+            level = step - begin[i]
+            if level < steps:
+                times[slice(*ranges[i])], ahead[slice(*ranges[i])] = sigmas[level], sigmas[level + 1]
         times[0] = ahead[0] = 0
         part = latents[:, :, :end]
         if ask is None or ask.frames != end:

@@ -484,9 +484,9 @@ def _ceiling(rng: np.random.Generator, size_m: tuple[float, float], texel_m: flo
     tile = 1.2 / texel_m
     line = max(1, round(0.012 / texel_m))
     for k in range(1, int(max(shape) / tile) + 1):
-        at = round(k * tile)
-        image[at : at + line] = 150
-        image[:, at : at + line] = 150
+        position = round(k * tile)
+        image[position : position + line] = 150
+        image[:, position : position + line] = 150
     for _ in range(8):  # lamps
         x, y = (int(rng.uniform(0.08, 0.85) * n) for n in (shape[1], shape[0]))
         cv2.rectangle(
@@ -500,9 +500,9 @@ def _darken_borders(texture: F32, size_m: tuple[float, float], *, strength: floa
     height, width = texture.shape[:2]
 
     def shade(n: int, length_m: float) -> F32:
-        at = (np.arange(n, dtype=np.float32) + 0.5) / n * length_m
+        position = (np.arange(n, dtype=np.float32) + 0.5) / n * length_m
         return np.float32(1) - np.float32(strength) * np.exp(
-            -np.minimum(at, length_m - at) / np.float32(reach_m)
+            -np.minimum(position, length_m - position) / np.float32(reach_m)
         )
 
     texture *= shade(height, size_m[1])[:, None, None]

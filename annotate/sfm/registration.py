@@ -125,11 +125,11 @@ def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed:
         iterations=15,
     )
     state = replace(moved, points=state.points)
-    lifted = back_project(problem, state)
-    solved = triangulate(problem, state, ~torch.isfinite(lifted).all(1))
+    from_depth = back_project(problem, state)
+    solved = triangulate(problem, state, ~torch.isfinite(from_depth).all(1))
     usable, depth = int(torch.isfinite(points).all(1).sum()), 100 * np.isfinite(keys.z).mean()
     log.debug("points: %d of %d usable, depth on %.0f%%", usable, problem.num_points, depth)
-    return replace(state, points=torch.where(torch.isfinite(lifted), lifted, solved))
+    return replace(state, points=torch.where(torch.isfinite(from_depth), from_depth, solved))
 
 
 def _bundle_all(

@@ -66,10 +66,10 @@ def _listed(release: Release) -> Iterator[Listed]:
 def _place(archive: PurePosixPath, member: str) -> PurePosixPath | None:
     """By kind and group, which the archive's own place says; the prefix inside is dropped."""
     parts = PurePosixPath(member).parts
-    at = next((i for i in reversed(range(len(parts))) if _GROUP.fullmatch(parts[i])), None)
-    if at is None or at + 1 == len(parts):
+    level = next((i for i in reversed(range(len(parts))) if _GROUP.fullmatch(parts[i])), None)
+    if level is None or level + 1 == len(parts):
         return None
-    return PurePosixPath(archive.parent.name, *parts[at:])
+    return PurePosixPath(archive.parent.name, *parts[level:])
 
 
 LAYOUT = Layout(

@@ -35,20 +35,20 @@ class _Fragments:
     def take(self) -> tuple[bytes, int]:
         """Whole boxes, in order, up to the last whole fragment (or other box of the top level), and the number of
         fragments among them: one a frame."""
-        at = end = frames = 0
-        while at + 8 <= len(self.pending):
+        offset = end = frames = 0
+        while offset + 8 <= len(self.pending):
             size, kind = (
-                int.from_bytes(self.pending[at : at + 4], "big"),
-                bytes(self.pending[at + 4 : at + 8]),
+                int.from_bytes(self.pending[offset : offset + 4], "big"),
+                bytes(self.pending[offset + 4 : offset + 8]),
             )
-            if size < 8 or at + size > len(self.pending):
+            if size < 8 or offset + size > len(self.pending):
                 break
-            at += size
+            offset += size
             if kind != b"moof":  # goes with the media data behind it
-                end = at
+                end = offset
             else:
                 frames += 1
-        frames -= at > end  # one that waits for its media data
+        frames -= offset > end  # one that waits for its media data
         whole = bytes(self.pending[:end])
         del self.pending[:end]
         return whole, frames

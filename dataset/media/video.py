@@ -134,7 +134,7 @@ class Video:
 
         convert = VideoReformatter()
         ticks, by_count = self.timeline.ticks, self.timeline.by_count
-        of = set(wanted)
+        numbers = set(wanted)
         position, last = 0 if key is None else wanted[0], wanted[-1]
         with open_container(self.path) as container:
             stream = container.streams[self.stream_index]
@@ -153,7 +153,7 @@ class Video:
                         continue  # between the key frame and the first frame that is wanted
                     if frame.pts != ticks[position]:
                         raise _WrongPlace(position, f"the decoder shows a frame at tick {frame.pts} instead")
-                if position in of:
+                if position in numbers:
                     if frame.is_corrupt:
                         raise _WrongPlace(position, "the decoder calls the frame corrupt")
                     self._check_picture(frame, position)
