@@ -140,7 +140,7 @@ class Findings:
                 else:
                     source, sigma = "depth_under_poses", self.posed.errors.scale_sigma
         doubt = any(reason in _AGAINST_METRES for reason, _ in self.reasons)
-        stand_in = any(p.stand_in for p in self.provenance)
+        stand_in = self.provenance.stand_in
         return {
             "scale_source": source,
             "scale_sigma_log": _optional(sigma),
