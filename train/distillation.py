@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -285,7 +286,7 @@ class Distillation(Training):
         """As the student generates: Euler steps through its times."""
         generator = self._generator(seed_of(self.recipe.seed + 2, seed))
         if self.sharded:
-            self.model.unshard()  # pyright: ignore[reportCallIssue]
+            cast(Any, self.model).unshard()
         start = noise_latents(self.model, batch.latents[:, :, :1], self.student.frames, generator)
         schedule = self.student.schedule()
         parts = stream_distilled(self.model, start, batch.text, cameras=cameras, schedule=schedule)

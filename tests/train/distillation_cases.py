@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from theodolite.model.context import Cameras
@@ -81,8 +82,8 @@ def inputs(frames: int) -> Inputs:
     )  # fmt: skip
 
 
-def toys() -> dict[str, Toy]:
-    """Student, fake and real score."""
+def toys() -> dict[str, Any]:
+    """Student, fake and real score: toys in the place of networks."""
     return {role: Toy(seed) for seed, role in enumerate(("student", "fake", "real"))}
 
 

@@ -143,6 +143,7 @@ def record_steps(kind: Any, found: dict[str, Any]) -> None:
 
 
 def record_flow_matching(found: dict[str, Any]) -> None:
+    # brought by whoever wants it
     from diffusion.scheduler.iddpm import Scheduler  # pyright: ignore[reportMissingImports]
 
     schedule = Scheduler(
@@ -178,6 +179,7 @@ def record_flow_matching(found: dict[str, Any]) -> None:
 
 def record_times(found: dict[str, Any], chunks: int = 40, count: int = 20_000) -> None:
     """Moments of the mixture of chunk times at the size of a minute."""
+    # brought by whoever wants it
     from diffusion.model.respace import IncrementalTimesteps, process_timesteps  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(1)
@@ -203,8 +205,7 @@ def main() -> None:
     sana, out = Path(sys.argv[1]), Path(sys.argv[2])
     sys.path.insert(0, str(sana))
     parallel = types.ModuleType("diffusion.distributed.context_parallel")
-    parallel.get_cp_group = lambda: None  # type: ignore[attr-defined]
-    parallel.cp_reduce_loss = None  # type: ignore[attr-defined]
+    vars(parallel).update(get_cp_group=lambda: None, cp_reduce_loss=None)
     sys.modules[parallel.__name__] = parallel
     kind = importlib.import_module("diffusion.longsana.trainer.sana_wm_distill").SanaWMDistillTrainer
     found: dict[str, Any] = {}

@@ -89,13 +89,13 @@ def test_self_forcing_is_the_released_one(recorded: Recorded, case: str, step: s
     x, networks = inputs(frames), toys()
     draws, judged = roll_out_draws(drawn(recorded, f"{case}.{step}"), config)
     student, fake, real = (networks[role] for role in ("student", "fake", "real"))
-    video = roll_out(student, x.asked, config, draws, gradient=step == "generator")  # type: ignore[arg-type]
+    video = roll_out(student, x.asked, config, draws, gradient=step == "generator")
     if step == "generator":
         scores = (fake, real)
-        loss = generator_loss(video, x.asked, x.negative, scores, SelfForcingConfig(), judged)  # type: ignore[arg-type]
+        loss = generator_loss(video, x.asked, x.negative, scores, SelfForcingConfig(), judged)
     else:
         assert not video.requires_grad
-        loss = fake_score_loss(fake, video, x.asked, judged)  # type: ignore[arg-type]
+        loss = fake_score_loss(fake, video, x.asked, judged)
     compare(recorded, f"{case}.{step}", loss, networks)
 
 
@@ -111,7 +111,7 @@ def test_regression_is_the_released_one(recorded: Recorded, seed: int) -> None:
     ]
     index = torch.cat(chunks, dim=1)
     index[:, 0] = len(config.times) - 1
-    loss = ode_loss(networks["student"], x.batch, config, index)  # type: ignore[arg-type]
+    loss = ode_loss(networks["student"], x.batch, config, index)
     compare(recorded, f"ode{seed}", loss, networks)
 
 
@@ -121,7 +121,7 @@ def test_flow_matching_is_the_released_one(recorded: Recorded, case: str) -> Non
     index, noise = levels_and_noise(case)
     yes, no = torch.tensor([True]), torch.tensor([False])
     config = ObjectiveConfig(chunks=ChunkTimes() if case == "chunks" else None)
-    loss = flow_matching_loss(networks["student"], x.batch, config, Draws(index, yes, no, noise))  # type: ignore[arg-type]
+    loss = flow_matching_loss(networks["student"], x.batch, config, Draws(index, yes, no, noise))
     compare(recorded, f"flow.{case}", loss, networks)
 
 
