@@ -34,7 +34,7 @@ from theodolite.train.cost import ClipShape, distillation_memory, memory_rows
 from theodolite.train.objective import Batch
 from theodolite.train.ode import draw_snapshots, ode_loss
 from theodolite.train.parallel import recompute_blocks, shard_weights
-from theodolite.train.recipe import TrainRecipe
+from theodolite.train.recipe import StartConfig, TrainRecipe
 from theodolite.train.self_forcing import (
     SelfForcingConfig,
     draw_score,
@@ -174,7 +174,7 @@ def plan(size: Size, frames: int) -> None:
         schema_version=1,
         name="speed",
         objective="self_forcing",
-        start=dict(weights="x"),  # pyright: ignore[reportArgumentType]
+        start=StartConfig(weights="x"),
         student=StudentConfig(frames=frames),
         self_forcing=SelfForcingConfig(),
         steps=1,

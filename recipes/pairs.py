@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import signals_as_interrupt
-from ..annotate.run.executor import hold_folder
+from ..dataset.commit import hold_folder
 from ..dataset.encoded import (
     EncodedClip,
     EncodedDataset,
