@@ -47,11 +47,13 @@ ROOMS = (
 """Folders and files of annotate/ in the order of a clip's way: each may import from those before it."""
 
 OPTIONAL = (
+    "adlfs",
     "cudnn",
     "dask_jobqueue",
     "decord",
     "diffusers",
     "evo",
+    "gcsfs",
     "gsplat",
     "lightning",
     "matplotlib",
@@ -60,6 +62,7 @@ OPTIONAL = (
     "pycolmap",
     "pytorch_lightning",
     "rerun",
+    "s3fs",
     "tokenizers",
     "transformers",
     "torchao",

@@ -128,8 +128,12 @@ def _read(out: Path, entries: set[int], summed: int) -> LogState:
         state = _parse_sum((out / LOG / f"{summed:08d}.state.json.gz").read_bytes())
     else:
         state = LogState()
-    for number in range(state.number + 1, last + 1):
-        state = state.after(number, json.loads(entry_path(out, number).read_bytes()))
+    numbers = {f"{number:08d}.json": number for number in range(state.number + 1, last + 1)}
+    folder = as_path(out / LOG)
+    assert isinstance(folder, StorePath)
+    contents = folder.read_many(list(numbers))
+    for name, number in numbers.items():
+        state = state.after(number, json.loads(contents[name]))
     return state
 
 

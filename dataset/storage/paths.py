@@ -13,14 +13,16 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-_CLIENTS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "memory": "fsspec"}
-"""Schemes, and the package that speaks to such a store. `memory` is fsspec's store within a process, for tests."""
+_CLIENTS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "az"), "memory": ("fsspec", "")}
+"""Schemes, the package that speaks to such a store, and the extra of ours that brings it. `memory` is fsspec's store
+within a process, for tests."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/{1,2})(.*)", re.DOTALL)
 _ATTEMPTS = 6
 """Of a request of ours, beside those that the client makes on its own."""
@@ -78,9 +80,10 @@ def store_client(scheme: str, process: int) -> Any:
         process: number of this process: none is shared with one that was forked.
     """
     import fsspec
+    from fsspec.config import conf
 
     options: dict[str, Any] = {} if scheme == "memory" else {"use_listings_cache": False}
-    configured = fsspec.config.conf.get(scheme, {})
+    configured = conf.get(scheme, {})
     if scheme == "s3" and "config_kwargs" not in configured:
         options["config_kwargs"] = {
             "retries": {"mode": "standard", "max_attempts": 3},
@@ -90,10 +93,10 @@ def store_client(scheme: str, process: int) -> Any:
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
+        package, extra = _CLIENTS[scheme]
         raise ImportError(
-            f"{scheme}:// needs the package {_CLIENTS[scheme]}, which is not installed:"
-            f" pip install theodolite[{scheme}]",
-            name=_CLIENTS[scheme],
+            f"{scheme}:// needs the package {package}, which is not installed: pip install theodolite[{extra}]",
+            name=package,
         ) from error
 
 
@@ -206,7 +209,7 @@ class StorePath(type(Path())):  # what Path() makes: Path itself cannot be subcl
     def expanduser(self) -> StorePath:
         return self
 
-    def iterdir(self) -> Iterator[StorePath]:
+    def iterdir(self) -> Generator[StorePath, None, None]:
         with _asked(self):
             found = self.client.ls(self.key, detail=False)
         yield from (self / name.rstrip("/").rsplit("/", 1)[-1] for name in sorted(found))
@@ -225,7 +228,7 @@ class StorePath(type(Path())):  # what Path() makes: Path itself cannot be subcl
             if len(name.lstrip("/")) > start
         }
 
-    def glob(self, pattern: str, **_options: Any) -> Iterator[StorePath]:
+    def glob(self, pattern: str, **_options: Any) -> Generator[StorePath, None, None]:
         """Objects and folders below that match, level by level."""
         first, _, rest = pattern.partition("/")
         try:
@@ -236,9 +239,9 @@ class StorePath(type(Path())):  # what Path() makes: Path itself cannot be subcl
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else [path]
 
-    def rglob(self, pattern: str, **_options: Any) -> Iterator[StorePath]:
+    def rglob(self, pattern: str, **_options: Any) -> Generator[StorePath, None, None]:
         """Objects below whose last name matches."""
-        return (self / name for name in self.objects() if fnmatchcase(name.rsplit("/", 1)[-1], pattern))
+        yield from (self / name for name in self.objects() if fnmatchcase(name.rsplit("/", 1)[-1], pattern))
 
     # ------------------------------------------------------------------ reading
 
@@ -251,12 +254,34 @@ class StorePath(type(Path())):  # what Path() makes: Path itself cannot be subcl
     ) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
-    def open(self, mode: str = "r", *_buffering: int, encoding: str | None = None, **_options: Any) -> Any:
+    def open(
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
         """To read alone: an object is written whole, by `write_bytes`."""
         if mode not in ("r", "rb", "rt"):
             raise io.UnsupportedOperation(f"{self}: objects are written whole (open mode {mode!r})")
         raw = io.BufferedReader(ObjectReader(self), _LEAST_READ)
         return raw if mode == "rb" else io.TextIOWrapper(raw, encoding=encoding or "utf-8")
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Content of objects below, asked for together.
+
+        Raises:
+            FileNotFoundError: one is not there.
+        """
+        if not names:
+            return {}
+        keys = {f"{self.key}/{name}": name for name in names}
+        with _asked(self):
+            found = self.client.cat(list(keys), recursive=False)
+        if isinstance(found, bytes):  # of one
+            return {names[0]: found}
+        return {keys[key.lstrip("/")]: content for key, content in found.items()}
 
     # ------------------------------------------------------------------ writing
 
@@ -337,7 +362,7 @@ def _again(act: Any, path: StorePath) -> Any:
 def _changed_ns(info: dict[str, Any]) -> int:
     for name in ("LastModified", "updated", "last_modified", "created"):
         found = info.get(name)
-        if hasattr(found, "timestamp"):
+        if isinstance(found, datetime):
             return int(found.timestamp() * 1e9)
     return 0
 
