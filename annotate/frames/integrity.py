@@ -46,12 +46,13 @@ class IntegrityMeter:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
         height, width = rgb.shape[:2]
         size = min(_WIDTH_PX, width), max(1, round(height * min(_WIDTH_PX, width) / width))
-        grey = cv2.cvtColor(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        grey = np.asarray(grey, np.uint8)
+        whole = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        grey = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
         if self._before is not None:
             self._change.append(float(cv2.norm(grey, self._before, cv2.NORM_L1)) / grey.size)
         self._before = grey
-        low, high = np.percentile(grey, (1, 99))
+        below = np.cumsum(np.bincount(grey.ravel(), minlength=256)) / grey.size
+        low, high = np.searchsorted(below, (0.01, 0.99))
         self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
         self._black += bool(high < _BLACK)
         self._count += 1
