@@ -14,21 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .inputs import InputError
-from .limits import MIB
+from .limits import FREE_BYTES, MIB
 
 _TYPE, _UNFOLDED, _STORED = 1, 2, 3
-_DATA, _DATA_V2 = 5, 8
-"""Fields of a page header: kind, sizes after and before decompression, and what further holds for data pages."""
+_DATA, _DICTIONARY, _DATA_V2 = 5, 7, 8
+"""Fields of a page header: kind, sizes after and before decompression, and what further holds for pages of each kind."""
 _FIRST_READ = 512
 """Bytes read for a header; more where its statistics need them."""
 
 
-def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str | Path) -> None:
+def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str | Path) -> list[tuple[int, str]]:
     """Refuse a file whose pages unfold into more than its footer says; looks at columns of lists and of texts, of which
     one row may hold any number.
 
     Args:
         source: the file; left wherever it is.
+    Returns:
+        Row group and path of columns of texts whose dictionaries could unfold into more than is taken unasked: a page
+        of one long text and a million times its number is small, folded and unfolded.
     Raises:
         InputError: naming file, row group and column.
     """
@@ -39,29 +42,37 @@ def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str 
         for number in range(metadata.num_columns)
         if schema.column(number).max_repetition_level or schema.column(number).physical_type == "BYTE_ARRAY"
     ]
+    folded: list[tuple[int, str]] = []
+    bound = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for index in loose:
             column = group.column(index)
             place = f"{where}: row group {number}, column {column.path_in_schema}"
-            values, unfolded = _add_up(source, column, size, place)
+            values, unfolded, dictionary = _add_up(source, column, size, place)
             stated = column.total_uncompressed_size
             if values > column.num_values or unfolded > max(2 * stated, stated + MIB):
                 raise InputError(
                     f"{place}: its pages hold {values} values in {unfolded} bytes, the footer says"
                     f" {column.num_values} in {stated}"
                 )
+            if dictionary and column.physical_type == "BYTE_ARRAY":
+                bound += values * dictionary
+                folded.append((number, column.path_in_schema))
+    return folded if bound > FREE_BYTES else []
 
 
-def _add_up(source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int, place: str) -> tuple[int, int]:
-    """Values and unfolded bytes of a column of a row group, by the headers of its pages."""
+def _add_up(
+    source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int, place: str
+) -> tuple[int, int, int]:
+    """Values and unfolded bytes of a column of a row group, and those of its dictionary, by headers of pages."""
     offset = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset:
         offset = min(offset, column.dictionary_page_offset)
     end = offset + column.total_compressed_size
     if not 0 <= offset <= end <= size:
         raise InputError(f"{place}: lies outside of the file")
-    values = unfolded = 0
+    values = unfolded = dictionary = 0
     while offset < end:
         header, length = _read_header(source, offset, end, place)
         sizes = header.get(_UNFOLDED, -1), header.get(_STORED, -1)
@@ -71,8 +82,9 @@ def _add_up(source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int, pl
             raise InputError(f"{place}: a page with a negative size")
         values += count
         unfolded += sizes[0]
+        dictionary += sizes[0] if _DICTIONARY in header else 0
         offset += length + sizes[1]
-    return values, unfolded
+    return values, unfolded, dictionary
 
 
 def _read_header(source: pa.NativeFile, offset: int, end: int, place: str) -> tuple[dict[int, Any], int]:

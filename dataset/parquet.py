@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -50,7 +51,8 @@ def open_parquet(
         file = pq.ParquetFile(content, page_checksum_verification=True)
         check_sizes(file.metadata, content.size(), where=path)
         if local:  # elsewhere every header would be a request of its own
-            check_pages(content, file.metadata, where=path)
+            if folded := check_pages(content, file.metadata, where=path):
+                _check_dictionaries(content, folded, where=path)
     return file
 
 
@@ -101,10 +103,47 @@ def check_sizes(metadata: pq.FileMetaData, stored: int, *, where: str | Path) ->
         for index in range(num_columns):
             column = group.column(index)
             # A text is at least its length's four bytes; a bit counts as a byte.
-            size = column.num_values * _WIDTH.get(column.physical_type, 4)
+            width = _WIDTH.get(column.physical_type, 4)
+            if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                width = metadata.schema.column(index).length
+            size = column.num_values * width
             total += max(size, column.total_uncompressed_size)
             if total > FREE_BYTES and (why := unfolds_too_far(total, stored)):
                 raise InputError(f"{where}: row group {number}, column {column.path_in_schema}: {why}")
+
+
+def _check_dictionaries(
+    content: pa.NativeFile, folded: Sequence[tuple[int, str]], *, where: str | Path
+) -> None:
+    """Refuse a file whose texts unfold too far from their dictionaries; reads them, but does not unfold them.
+
+    Args:
+        folded: row groups and paths of columns.
+    Raises:
+        InputError: naming file, row group and column.
+    """
+    file = pq.ParquetFile(
+        content, read_dictionary=sorted({path for _, path in folded}), page_checksum_verification=True
+    )
+    total = 0
+    for number, path in folded:
+        for column in file.read_row_group(number, columns=[path], use_threads=False).columns:
+            for chunk in column.chunks:
+                total += _unfolded_bytes(chunk)
+        if why := unfolds_too_far(total, content.size()):
+            raise InputError(f"{where}: row group {number}, column {path}: {why}")
+
+
+def _unfolded_bytes(values: pa.Array) -> int:
+    """Bytes of texts, within lists and structs or not, that are coded by a dictionary."""
+    while not isinstance(values, pa.DictionaryArray):
+        if pa.types.is_struct(values.type):
+            return sum(_unfolded_bytes(field) for field in values.flatten())
+        if not isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray | pa.MapArray):
+            return values.nbytes
+        values = values.flatten()
+    lengths = pc.fill_null(pc.binary_length(values.dictionary), 0)
+    return int(pc.sum(pc.take(lengths, values.indices).cast(pa.int64())).as_py() or 0)
 
 
 # --- seals ----------------------------------------------------------------------------------------
