@@ -13,11 +13,12 @@ import inspect
 import io
 import json
 import math
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from typing import IO, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import numpy as np
 import yaml
@@ -503,3 +504,38 @@ def finite_int(value: object, what: str, *, least: int = 0, most: int = 2**31 - 
             f"{what} is {_shortened(repr(value))}, expected a whole number from {least} to {most}"
         )
     return number
+
+
+class PlainTarInfo(tarfile.TarInfo):
+    """Headers of a tar of strangers, by `tarfile.open(..., tarinfo=PlainTarInfo)`: names of a few pages, and no sparse
+    files, whose maps are read before anybody could ask how long they are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> PlainTarInfo:
+        """Header from its block. Raises `tarfile.ReadError` for one that is followed by more than a name."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _TAR_NAMES and found.size > _MAX_TAR_NAME_BYTES:
+            raise tarfile.ReadError(f"a name or header of {found.size} bytes")
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            found._no_sparse()
+        return found
+
+    def _apply_pax_info(self, pax_headers: Mapping[str, str], *rest: str) -> None:
+        if any(key.startswith("GNU.sparse.") for key in pax_headers):
+            self._no_sparse()
+        super()._apply_pax_info(pax_headers, *rest)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _no_sparse(self, *_: Any) -> NoReturn:
+        raise tarfile.ReadError("sparse files in a tar are not read; pack them whole")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse
+
+
+_TAR_NAMES = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_TAR_NAME_BYTES = 1 << 16

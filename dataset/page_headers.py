@@ -18,12 +18,14 @@ from .limits import FREE_BYTES, MIB
 
 _TYPE, _UNFOLDED, _STORED = 1, 2, 3
 _DATA, _DICTIONARY, _DATA_V2 = 5, 7, 8
-"""Fields of a page header: kind, sizes after and before decompression, and what further holds for pages of each kind."""
+"""Fields of a page header: kind, sizes after and before decompression, and what else holds for pages of a kind."""
 _FIRST_READ = 512
 """Bytes read for a header; more where its statistics need them."""
 
 
-def check_pages(source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str | Path) -> list[tuple[int, str]]:
+def check_pages(
+    source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str | Path
+) -> list[tuple[int, str]]:
     """Refuse a file whose pages unfold into more than its footer says; looks at columns of lists and of texts, of which
     one row may hold any number.
 

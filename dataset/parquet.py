@@ -50,9 +50,9 @@ def open_parquet(
         check_seal(content, where=path, whole=whole)
         file = pq.ParquetFile(content, page_checksum_verification=True)
         check_sizes(file.metadata, content.size(), where=path)
-        if local:  # elsewhere every header would be a request of its own
-            if folded := check_pages(content, file.metadata, where=path):
-                _check_dictionaries(content, folded, where=path)
+        # Elsewhere every header would be a request of its own.
+        if local and (folded := check_pages(content, file.metadata, where=path)):
+            _check_dictionaries(content, folded, where=path)
     return file
 
 

@@ -27,6 +27,7 @@ from glob import escape as glob_escape
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from ...dataset.inputs import PlainTarInfo
 from ...dataset.reasons import ReasonCode
 from ...dataset.store import write_atomically
 from .tree import Layout, Place, inside
@@ -188,6 +189,13 @@ def _take(
     if size is not None and size > limits.max_member_bytes:
         refuse("archive_member_too_large", f"has {size} bytes, at most {limits.max_member_bytes} are allowed")
         return
+    # Members may lie over each other: each is small, and there is no end of them.
+    if (total := result.bytes + (size or 0)) > max(_BOMB_FROM, _MAX_RATIO * stream.size):
+        refuse(
+            "archive_member_too_large",
+            f"brings the archive to {total} bytes, over {_MAX_RATIO} times its size",
+        )
+        return
     if (size or 0) > shutil.disk_usage(root).free - limits.free_bytes:
         refuse("archive_member_too_large", f"has {size} bytes, more than the disk has room for")
         return
@@ -258,7 +266,7 @@ def _tar_members(stream: _Parts) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     gzipped = stream.read(2) == b"\x1f\x8b"
     stream.seek(0)
     plain = _Gunzipped(fileobj=io.BufferedReader(stream, _READ)) if gzipped else stream
-    with tarfile.open(fileobj=cast(Any, plain), mode="r|", bufsize=_READ) as archive:
+    with tarfile.open(fileobj=cast(Any, plain), mode="r|", bufsize=_READ, tarinfo=PlainTarInfo) as archive:
         for member in archive:
             cast(Any, archive).members = []  # else it remembers all of them
             if member.isdir():
@@ -310,6 +318,7 @@ class _Parts(io.RawIOBase):
     """The bytes of a file, or of `<name>.part_aa`, `<name>.part_ab`, ... one after the other, without joining them.
 
     Attributes:
+        size: bytes of all of it.
         taken: bytes read so far.
     """
 
@@ -320,6 +329,7 @@ class _Parts(io.RawIOBase):
         sizes = [path.stat().st_size for path in paths]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         self._at = 0
+        self.size = self._starts[-1]
         self.taken = 0
 
     def readable(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..inputs import InputError, finite_int, parse_json, parse_npy, reader, reading
+from ..inputs import InputError, PlainTarInfo, finite_int, parse_json, parse_npy, reader, reading
 from ..media.write import VideoWriter
 from .base import CameraClip, Pictures, mean_rate_hz, write_video
 
@@ -167,7 +167,7 @@ def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
     shard = Path(shard)
     samples: dict[str, dict[str, bytes]] = {}
     # Not packed: an archive in gzip may unfold into anything before its first member is seen.
-    with tarfile.open(shard, "r:") as tar:
+    with tarfile.open(shard, "r:", tarinfo=PlainTarInfo) as tar:
         for member in tar:
             if not member.isreg() or member.issparse():
                 continue

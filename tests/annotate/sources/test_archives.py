@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import resource
@@ -13,11 +14,13 @@ from typing import Literal
 import pytest
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.sources import archives
 from theodolite.annotate.sources.archives import Limits, find_archives, ledger_path, unpack
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import ReleaseLayout
 from theodolite.annotate.sources.releases import LAYOUTS, release_clips
 from theodolite.annotate.sources.tree import Release
+from theodolite.dataset.formats.webdataset import read_webdataset
 
 from ...typed import known
 
@@ -209,6 +212,49 @@ def test_a_member_that_is_too_large_or_finds_no_room(tmp_path: Path) -> None:
     assert (done.written, [m.reason for m in done.problems]) == (1, ["archive_member_too_large"])
     (done,) = unpack_all("spatialvid-hq", tmp_path, Limits(free_bytes=1 << 62))
     assert {m.reason for m in done.problems} == {"archive_member_too_large"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (tarfile.GNUTYPE_LONGNAME, "a name or header of 400000000 bytes"),
+        (tarfile.XHDTYPE, "a name or header of 400000000 bytes"),
+        (tarfile.GNUTYPE_SPARSE, "sparse files in a tar are not read"),
+        (tarfile.REGTYPE, "sparse files in a tar are not read"),
+    ],
+)
+def test_headers_of_a_tar_that_unfold_are_refused(tmp_path: Path, kind: bytes, message: str) -> None:
+    """A name of a gigabyte takes a megabyte in gzip, and a map of holes that never ends takes hours."""
+    bomb = tarfile.TarInfo("videos/x.mp4")
+    bomb.type, bomb.size = kind, 400_000_000
+    path = tar_of(tmp_path / "videos/group_0001.tar.gz", {"videos/group_0001/0a00-11.mp4": b"v"}, mode="w")
+    content = bytearray(path.read_bytes()[:1024])
+    if kind == tarfile.REGTYPE:
+        bomb.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        content += bomb.tobuf(tarfile.PAX_FORMAT)
+    else:
+        content += bomb.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(gzip.compress(bytes(content) + b"1" * (8 << 20)))
+    (done,) = unpack_all("spatialvid-hq", tmp_path)
+    assert done.written == 1
+    assert done.damage is not None
+    assert message in done.damage
+    plain = tmp_path / "x.tar"
+    plain.write_bytes(bytes(content[1024:]) + bytes(4096))
+    with pytest.raises(ValueError, match=message):
+        list(read_webdataset(plain))
+
+
+def test_members_that_lie_over_each_other_are_no_more_than_their_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_BOMB_FROM", 1 << 16)
+    path = tmp_path / "videos/group_0001.tar.gz"
+    tar_of(path, {f"videos/group_0001/{i:04x}-11.mp4": bytes(1 << 15) for i in range(200)})
+    (done,) = unpack_all("spatialvid-hq", tmp_path)
+    assert done.bytes <= max(1 << 16, 200 * path.stat().st_size)
+    assert {m.reason for m in done.problems} == {"archive_member_too_large"}
+    assert "over 200 times its size" in done.problems[-1].detail
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
