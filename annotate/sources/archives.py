@@ -186,18 +186,8 @@ def _take(
     if content is None:
         refuse("archive_member_unsafe", "is a link or a device, no file")
         return
-    if size is not None and size > limits.max_member_bytes:
-        refuse("archive_member_too_large", f"has {size} bytes, at most {limits.max_member_bytes} are allowed")
-        return
-    # Members may lie over each other: each is small, and there is no end of them.
-    if (total := result.bytes + (size or 0)) > max(_BOMB_FROM, _MAX_RATIO * stream.size):
-        refuse(
-            "archive_member_too_large",
-            f"brings the archive to {total} bytes, over {_MAX_RATIO} times its size",
-        )
-        return
-    if (size or 0) > shutil.disk_usage(root).free - limits.free_bytes:
-        refuse("archive_member_too_large", f"has {size} bytes, more than the disk has room for")
+    if too_large := _too_large(size or 0, result.bytes, limits, stream.size, shutil.disk_usage(root).free):
+        refuse("archive_member_too_large", too_large)
         return
     before = stream.taken
     try:
@@ -216,6 +206,18 @@ def _take(
         if error.errno not in _NAME_ERRORS:
             raise
         refuse("archive_member_unsafe", f"cannot have its name here ({error.strerror})")
+
+
+def _too_large(size: int, written: int, limits: Limits, archive_bytes: int, free: int) -> str:
+    """Why a member of a size is not written after `written` bytes of others; empty if nothing speaks against it."""
+    if size > limits.max_member_bytes:
+        return f"has {size} bytes, at most {limits.max_member_bytes} are allowed"
+    # Members may lie over each other: each is small, and there is no end of them.
+    if written + size > max(_BOMB_FROM, _MAX_RATIO * archive_bytes):
+        return f"brings the archive to {written + size} bytes, over {_MAX_RATIO} times its size"
+    if size > free - limits.free_bytes:
+        return f"has {size} bytes, more than the disk has room for"
+    return ""
 
 
 def _write(
