@@ -67,6 +67,7 @@ def read_tars(folder: Path, rank: int, ranks: int, windows: int) -> int:
 
 
 def write_lance(folder: Path, windows: int, frames: int, per_shard: int) -> None:
+    # brought by whoever wants it
     import lance  # pyright: ignore[reportMissingImports]
     import pyarrow as pa
 
@@ -82,6 +83,7 @@ def write_lance(folder: Path, windows: int, frames: int, per_shard: int) -> None
 
 
 def read_lance(folder: Path, rank: int, ranks: int, windows: int) -> int:
+    # brought by whoever wants it
     import lance  # pyright: ignore[reportMissingImports]
 
     data = lance.dataset(str(folder))

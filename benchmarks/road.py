@@ -27,6 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from road_clips import (
@@ -162,10 +163,10 @@ class Road:
         self.say(f"{name}: {seconds:.1f} s")
         return said
 
-    def together(self, jobs: Sequence[tuple[object, ...]]) -> None:
+    def together(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         """Several commands, as many at once as the size says."""
         with concurrent.futures.ThreadPoolExecutor(self.size.together) as pool:
-            for future in [pool.submit(self.command, *job) for job in jobs]:  # type: ignore[arg-type]
+            for future in [pool.submit(self.command, *job) for job in jobs]:
                 future.result()
 
     # --- data ---------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class Road:
             )
         )
 
-    def train_missing(self, *jobs: tuple[object, ...]) -> None:
+    def train_missing(self, *jobs: tuple[Any, ...]) -> None:
         left = [job for job in jobs if not (self.out / "train" / str(job[0])[6:] / "weights").is_dir()]
         self.together(left)
 

@@ -66,6 +66,7 @@ class GsplatRenderer:
 
     def __init__(self) -> None:
         try:
+            # brought by whoever wants it
             from gsplat import rasterization  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError(
