@@ -329,7 +329,7 @@ def test_geometry_stands_for_cameras() -> None:
         none = model.geometry(inputs["latents"], None)
         assert torch.equal(model(**inputs, cameras=none), model(**inputs))
     other = tiny_inputs(frames=5)
-    other["cameras"] = known
+    other["cameras"] = geometry
     with pytest.raises(ValueError, match="geometry's rope"):
         model(**other)
 
