@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 def open(path: str | Path) -> ClipDataset:
-    """Open a dataset: the `--out` folder of a run, or `owner/name` on the Hugging Face hub; see `reading`."""
+    """Open a dataset: the `--out` of a run (a folder, or `s3://bucket/run`), or `owner/name` on the Hugging Face hub;
+    see `reading`."""
     from .reading import open_dataset  # late: cameras alone must not load pyarrow
 
     return open_dataset(path)

@@ -18,6 +18,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,8 @@ class Turn:
         """
         self._append("parts", add, list(remove))
         if self.state.number - self.state.summed >= _SUMMED_EVERY:
-            self._sum_up()
+            with suppress(StoreError):  # the commit stands, and the next one sums up
+                self._sum_up()
 
     def end(self) -> None:
         """Say that this command has come to its end."""

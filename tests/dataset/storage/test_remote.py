@@ -277,6 +277,19 @@ def test_the_log_is_summed_up_and_read_from_anywhere(out: StorePath, make_row, m
     assert list_parts(out) == parts
 
 
+def test_a_sum_that_cannot_be_put_loses_no_commit(held: StorePath, make_row, monkeypatch) -> None:
+    def full(self) -> None:
+        raise StoreError(28, "quota exceeded")
+
+    monkeypatch.setattr(log, "_SUMMED_EVERY", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(log.Turn, "_sum_up", full)
+        commit(held, make_row(0))
+    assert list(clips_with_rows(held)) == ["clip_0000"]
+    commit(held, make_row(1), shard_id="000001-b")
+    assert log.read_log(held, anew=True).summed == 3
+
+
 def rejected(table: pa.Table) -> list[bool]:
     return [verdict == "rejected" for verdict in table["verdict"].to_pylist()]
 
