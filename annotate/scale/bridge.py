@@ -150,7 +150,7 @@ def _fit_window(network: F64, given: F64) -> tuple[float, float, float]:
         angle = np.asarray(rotation_angle(rotation.T @ turn))
         weight = 1 / (1 + (angle / max(2 * float(np.median(angle)), 1e-6)) ** 2)
     y, x = network[:, :3, 3], given[:, :3, 3] @ rotation.T
-    weight, slope = np.ones(len(x)), 0.0
+    weight, slope, noise = np.ones(len(x)), 0.0, 0.0
     dx, left = x - x.mean(0), np.zeros(len(x))
     for _ in range(15):
         total = weight.sum()
