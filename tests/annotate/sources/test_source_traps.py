@@ -6,12 +6,14 @@ What is asked: cameras as the set writes them come out as they were, camera-to-w
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
+from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.given.cameras import read_given_cameras
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.annotate.sources.releases import release_clips
@@ -172,3 +174,12 @@ def test_sekai_game_has_a_camera_for_every_frame_and_its_lens_in_shares(tmp_path
     assert given.metres_per_unit is None  # normalised per clip: no metres
     inside = c2w[frames.timing.frame_index[0] : frames.timing.frame_index[-1] + 1]
     np.testing.assert_allclose(given.camera_to_world, inside, atol=1e-5)
+
+
+# --- the grid of 16 fps ---------------------------------------------------------------------------
+
+
+def test_a_sample_between_two_frames_takes_the_later_one() -> None:
+    """At 24 fps every other sample lies halfway: numpy would round to even numbers, ffmpeg's select rounds up."""
+    chosen = choose_frames(np.arange(60), Fraction(1, 24))
+    assert chosen[:8].tolist() == [0, 2, 3, 5, 6, 8, 9, 11]
