@@ -244,7 +244,7 @@ NOT_RUN = {
     r"theodolite (weights pull|fetch)": "the network",
     r"theodolite annotate (?!rgbd)": "data or weights of others",
     r"theodolite generate (?!.*--size tiny)": "weights",
-    r"theodolite (encode|train)": "weights",
+    r"theodolite (encode|pairs|trajectories|train)": "weights",
     r".*--scheduler": "a scheduler",
 }
 BESIDES = {"annotate": ["--workers", "0"], "generate": ["--dry-run"]}
