@@ -261,11 +261,8 @@ def main() -> None:
 
     def row(name: str, made: Tensor, *, paired: bool = True) -> None:
         pairs = f"{float((made - wanted).square().mean()) / spread:7.3f}" if paired else "      -"
-        seconds = time.perf_counter() - began
-        print(
-            f"{name:36s} {pairs} {energy(made, again):8.4f} {energy(made, true):8.4f} {100 * between(made):6.1f} % {seconds:6.0f}",
-            flush=True,
-        )
+        distances = f"{energy(made, again):8.4f} {energy(made, true):8.4f} {100 * between(made):6.1f} %"
+        print(f"{name:36s} {pairs} {distances} {time.perf_counter() - began:6.0f}", flush=True)
 
     row("(teacher, 48 steps)", wanted, paired=False)
     row("the teacher itself", few_steps(teacher, image, 1))
