@@ -16,7 +16,14 @@ from theodolite.dataset.reasons import REASONS, find_reason, is_judgement, statu
 from ..typed import wrong
 
 ROOT = Path(__file__).parents[2]
-CALLS = {"ClipRejection": 0, "refuse": 0, "MediaError": 0, "check_count": 1, "failure_row": 2}
+CALLS = {
+    "ClipRejection": 0,
+    "refuse": 0,
+    "MediaError": 0,
+    "check_count": 1,
+    "failure_row": 2,
+    "PoseReading": 0,
+}
 """Functions that take a reason, and its place among their arguments."""
 
 
@@ -43,7 +50,15 @@ def codes_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
         found: list[ast.expr] = []
         if isinstance(node, ast.Call):
             found += [k.value for k in node.keywords if k.arg == "reasons"]
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.annotation) == "ReasonCode":
+            found.append(node.value)
         match node:
+            # def why() -> Reasons: return [(code, detail)]
+            case ast.FunctionDef(returns=ast.Name(id="Reasons")):
+                for inner in ast.walk(node):
+                    match inner:
+                        case ast.Return(value=ast.List(elts=[ast.Tuple(elts=[ast.Constant() as c, _])])):
+                            found.append(c)
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=args) if name in CALLS:
                 found += args[CALLS[name] : CALLS[name] + 1]
                 found += [k.value for k in node.keywords if k.arg == "reason"]
@@ -93,12 +108,15 @@ failure_row(clip, job, "e", "x")
 progress.reasons.append(("f", "x"))
 progress.reasons += [("g", "x")]
 reason, detail = "h", "x"
-reason: ReasonCode = "i"
+code: ReasonCode = "i"
 reasons = ["j", "k"]
 rejection.reason != "l"
 replace(nothing, reasons=("m", "n"))
+PoseReading("o", "x")
+def why() -> Reasons:
+    return [("p", text(x))]
 """
-    assert sorted(code for _, code in codes_in(ast.parse(text))) == list("abcdefghijklmn")
+    assert sorted(code for _, code in codes_in(ast.parse(text))) == list("abcdefghijklmnop")
 
 
 def test_gates_judge():
