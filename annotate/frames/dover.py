@@ -8,6 +8,7 @@ the same score.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,13 +130,13 @@ def load_network(weights: Path, device: torch.device) -> Network:
         ) from None
     try:
         # brought by whoever wants it
-        from dover.models import DOVER  # pyright: ignore[reportMissingImports]
+        models: Any = importlib.import_module("dover.models")
     except ImportError as error:
         raise ValueError(
             f"{weights}: DOVER's weights need the authors' package ({error}): install VQAssessment/DOVER from its"
             " repository (the package of this name on PyPI is another), or give TorchScript of it"
         ) from None
-    model = DOVER(
+    model = models.DOVER(
         backbone={"technical": {"type": "swin_tiny_grpb"}, "aesthetic": {"type": "conv_tiny"}},
         backbone_preserve_keys="technical,aesthetic",
         divide_head=True,

@@ -7,6 +7,7 @@ named after. Weights come from a folder or, by the library, from the hub.
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def load_vllm(name: str, *, pictures: int, batch: int) -> VllmModel:
     """
     try:
         # brought by whoever wants it
-        import vllm  # pyright: ignore[reportMissingImports]
+        vllm: Any = importlib.import_module("vllm")
     except ImportError:
         raise ImportError(
             "--runner vllm needs vLLM, which brings its own torch: pip install vllm in an environment of its own, start"

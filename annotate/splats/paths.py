@@ -7,6 +7,7 @@ smaller or larger.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -72,7 +73,7 @@ class SolidScene:
 
     def __init__(self, splats: Splats, cameras: TrainedCameras, gates: PathGates) -> None:
         try:
-            import open3d
+            open3d: Any = importlib.import_module("open3d")
         except ImportError as error:
             raise ImportError(
                 f"paths through splats are tested by rays with Open3D ({error}): pip install theodolite[gs]"

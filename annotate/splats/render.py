@@ -6,9 +6,10 @@ depth of their centres and laid over each other from near to far; pixel centres 
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,14 +67,13 @@ class GsplatRenderer:
 
     def __init__(self) -> None:
         try:
-            # brought by whoever wants it
-            from gsplat import rasterization  # pyright: ignore[reportMissingImports]
+            gsplat = importlib.import_module("gsplat")
         except ImportError as error:
             raise ImportError(
                 f"rendering splats needs gsplat ({error}): pip install theodolite[gs]; it compiles its kernels at first"
                 " use, which needs the CUDA toolkit"
             ) from None
-        self._rasterization = rasterization
+        self._rasterization: Any = gsplat.rasterization
 
     def draw(
         self, splats: Splats, camera_to_world: Tensor, intrinsics: Tensor, size: tuple[int, int]
