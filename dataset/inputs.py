@@ -523,6 +523,7 @@ class PlainTarInfo(tarfile.TarInfo):
     def _apply_pax_info(self, pax_headers: Mapping[str, str], *rest: str) -> None:
         if any(key.startswith("GNU.sparse.") for key in pax_headers):
             self._no_sparse()
+        # a method of tarfile that its stubs leave out
         super()._apply_pax_info(pax_headers, *rest)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _no_sparse(self, *_: Any) -> NoReturn:
