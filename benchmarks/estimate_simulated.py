@@ -229,7 +229,6 @@ class PeersStream(KeyframeStream):
             metres_per_unit=None,
             focal_px=focal,
             depths_per_frame=DEPTHS_PER_FRAME,
-            stand_in=True,
         )
 
 

@@ -15,7 +15,7 @@ from theodolite.dataset.licences import find_licence
 from theodolite.recipes.loader import PACKAGED, load_recipe
 
 from ..support import run_here
-from ..typed import known
+from ..typed import known, wrong
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -67,12 +67,15 @@ def test_the_pinned_digest_holds_for_the_pinned_commit_and_for_local_files(tmp_p
     own = hashlib.sha256(b"not Pi3X").hexdigest()
     pinned = weights.WEIGHTS["pi3x"].sha256
     with pytest.raises(ValueError, match=f"expected {pinned}"):
-        weights.pull("pi3x", show=list, download=lambda **_: str(file))
+        weights.pull("pi3x", show=wrong(str), download=lambda **_: str(file))
     with pytest.raises(ValueError, match=f"expected {pinned}"):
         weights.resolve("pi3x", path=file)
     # Somebody's own weights are used when their digest is given, and rows do not call them the released ones.
     assert weights.resolve("pi3x", path=file, sha256=own).label == f"pi3x@local-file#{own[:12]}"
-    assert weights.pull("pi3x", revision=COMMIT, show=list, download=lambda **_: str(file)).revision == COMMIT
+    assert (
+        weights.pull("pi3x", revision=COMMIT, show=wrong(str), download=lambda **_: str(file)).revision
+        == COMMIT
+    )
 
 
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch):

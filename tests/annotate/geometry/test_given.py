@@ -24,6 +24,7 @@ from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 
 from ...support import SHARED
+from ...typed import known
 from ..unseen import UnseenFrames
 
 PNG = cv2.imencode(".png", np.arange(45 * 80, dtype=np.uint16).reshape(45, 80))[1].tobytes()
@@ -77,7 +78,7 @@ def test_depth_follows_the_source_frame_index_and_the_declared_unit(tmp_path) ->
     assert result.metres_per_unit == 1.0
     assert len(result.depth) == 4
     for frame, source in enumerate((0, 2, 3, 5)):
-        depth = result.depth.read(frame)
+        depth = known(result.depth.read(frame))
         assert depth.dtype == np.float32
         assert np.isnan(depth[0, 0])
         np.testing.assert_allclose(depth[1:], 2.0 * (source + 1))
@@ -89,7 +90,7 @@ def test_an_undeclared_unit_stays_undeclared(tmp_path) -> None:
     write_png_maps(tmp_path)
     result = GivenGeometrySource().read(clip_of(tmp_path), FRAMES)
     assert result.metres_per_unit is None
-    np.testing.assert_allclose(result.depth.read(1)[1:], 3000.0)
+    np.testing.assert_allclose(known(result.depth.read(1))[1:], 3000.0)
 
 
 def test_float_maps_keep_sky_and_lose_what_is_no_depth(tmp_path) -> None:
@@ -99,7 +100,7 @@ def test_float_maps_keep_sky_and_lose_what_is_no_depth(tmp_path) -> None:
     for i in range(6):
         np.savez(tmp_path / f"{i:06d}.npz", depth=depth, other=np.zeros(3))
     clip = clip_of(tmp_path, "{frame:06d}.npz", depth_units_per_metre=1.0, depth_invalid_value=7.0)
-    read = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
+    read = known(GivenGeometrySource().read(clip, FRAMES).depth.read(0))
     assert np.isposinf(read[0, 1])
     assert np.isnan(read[0, [0, 2, 3]]).all()
     assert np.isnan(read[1, 0])
@@ -124,7 +125,7 @@ def test_all_bits_set_and_overflown_halves_are_no_measurement(tmp_path, kind) ->
             depth_kind=kind,
             intrinsics_path=tmp_path / "K.txt",
         )
-        depth = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
+        depth = known(GivenGeometrySource().read(clip, FRAMES).depth.read(0))
         assert np.isnan(depth[0, [0, 2]]).all()
         assert 40 < depth[0, 1] < 66
         assert np.isfinite(depth).sum() == depth.size - 2
@@ -135,7 +136,7 @@ def test_infinite_disparity_is_no_depth_of_nought(tmp_path) -> None:
     disparity[0, 0] = np.inf
     write_npy_maps(tmp_path, [disparity] * 6)
     clip = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
-    depth = GivenGeometrySource().read(clip, FRAMES).depth.read(0)
+    depth = known(GivenGeometrySource().read(clip, FRAMES).depth.read(0))
     assert np.isnan(depth[0, 0])
     np.testing.assert_allclose(depth[1:], 2.0)
 
@@ -145,11 +146,11 @@ def test_disparity(tmp_path) -> None:
     disparity[0, 0], disparity[0, 1], disparity[0, 2] = 0.0, -1.0, np.nan
     write_npy_maps(tmp_path, [disparity] * 6)
     measured = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity")
-    depth = GivenGeometrySource().read(measured, FRAMES).depth.read(0)
+    depth = known(GivenGeometrySource().read(measured, FRAMES).depth.read(0))
     np.testing.assert_allclose(depth[1:], 2.0)
     assert np.isnan(depth[0, :3]).all()  # 0 is the invalid value unless another is named
     far = clip_of(tmp_path, "{frame:06d}.npy", depth_kind="disparity", depth_invalid_value=-1.0)
-    depth = GivenGeometrySource().read(far, FRAMES).depth.read(0)
+    depth = known(GivenGeometrySource().read(far, FRAMES).depth.read(0))
     assert np.isposinf(depth[0, 0])
     assert np.isnan(depth[0, 1:3]).all()
 
@@ -169,7 +170,7 @@ def test_ray_distances_become_z_at_another_resolution(tmp_path) -> None:
         intrinsics_path=tmp_path / "K.txt",
     )
     result = GivenGeometrySource().read(clip, FRAMES)
-    np.testing.assert_allclose(result.depth.read(2), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(known(result.depth.read(2)), 3.0, rtol=1e-6)
     cameras = read_given_cameras(clip, FRAMES)
     assert cameras is not None
     assert cameras.camera_to_world is None
@@ -240,7 +241,7 @@ def test_a_hole_in_the_numbering(tmp_path) -> None:
         (tmp_path / f"{hole:06d}.png").unlink()
     depth = GivenGeometrySource().read(clip_of(tmp_path), FRAMES).depth
     assert [depth.read(i) is None for i in range(len(used))] == [f in holes for f in used]
-    np.testing.assert_array_equal(depth.read(3), expected[3])
+    np.testing.assert_array_equal(known(depth.read(3)), expected[3])
     # With most of them missing, it is no recorder that dropped some.
     (tmp_path / f"{used[1]:06d}.png").unlink()
     found = rejection(clip_of(tmp_path))
@@ -350,21 +351,21 @@ def test_depth_of_a_camera_beside_the_colours_is_laid_onto_the_image(tmp_path) -
 
     write_npy_maps(tmp_path, [seen(focal / 0.8)] * 6)
     given = {"depth_units_per_metre": 1.0, "depth_view": 0.8}
-    z = GivenGeometrySource().read(clip_of(tmp_path, "{frame:06d}.npy", **given), FRAMES).depth.read(0)
+    z = known(GivenGeometrySource().read(clip_of(tmp_path, "{frame:06d}.npy", **given), FRAMES).depth.read(0))
     assert z is not None
-    known = np.isfinite(z)
-    np.testing.assert_allclose(z[known], seen(focal)[known], rtol=0.004)
-    rows, columns = known.any(1), known.any(0)
+    covered = np.isfinite(z)
+    np.testing.assert_allclose(z[covered], seen(focal)[covered], rtol=0.004)
+    rows, columns = covered.any(1), covered.any(0)
     assert (rows.sum(), columns.sum()) == (72, 128)
-    assert known[9:81, 16:144].all()
+    assert covered[9:81, 16:144].all()
     plain = GivenGeometrySource().read(
         clip_of(tmp_path, "{frame:06d}.npy", depth_units_per_metre=1.0), FRAMES
     )
-    assert np.isfinite(plain.depth.read(0)).all()
+    assert np.isfinite(known(plain.depth.read(0))).all()
     # Of the wider view the image sees the middle.
     write_npy_maps(tmp_path, [seen(focal / 1.25)] * 6)
     wide = clip_of(tmp_path, "{frame:06d}.npy", **(given | {"depth_view": 1.25}))
-    z = GivenGeometrySource().read(wide, FRAMES).depth.read(0)
+    z = known(GivenGeometrySource().read(wide, FRAMES).depth.read(0))
     np.testing.assert_allclose(z, seen(focal), rtol=0.004)
 
 
@@ -463,7 +464,9 @@ def test_what_the_renderer_writes_is_what_given_reads(tmp_path) -> None:
     assert cameras.camera_to_world is not None
     assert cameras.focal_px is not None
     for frame, source in enumerate((0, 2, 3, 5)):
-        np.testing.assert_allclose(result.depth.read(frame), rendered.depth_m(source), atol=0.51 / 2700)
+        np.testing.assert_allclose(
+            known(result.depth.read(frame)), rendered.depth_m(source), atol=0.51 / 2700
+        )
         np.testing.assert_allclose(
             cameras.camera_to_world[frame], rendered.camera_to_world[source], atol=1e-6
         )
@@ -491,7 +494,7 @@ def test_a_real_recording() -> None:
     )
     frames = UnseenFrames(timing(*range(150)), 360, 540, 360, 540, 150)
     result = GivenGeometrySource().read(clip, frames)
-    depth = result.depth.read(70)
+    depth = known(result.depth.read(70))
     cameras = read_given_cameras(clip, frames)
     assert cameras is not None
     assert cameras.focal_px is not None
@@ -527,7 +530,7 @@ def test_rendered_geometry_hides_its_unit(tmp_path) -> None:
     assert len(list(frames)) == len(frames) == 5
     result = RenderedGeometrySource(RenderedConfig(metres_per_unit=0.25)).read(clip, frames)
     assert result.metres_per_unit is None
-    np.testing.assert_allclose(result.depth.read(4) * 0.25, truth.depth_m(4), rtol=1e-6)
+    np.testing.assert_allclose(known(result.depth.read(4)) * 0.25, truth.depth_m(4), rtol=1e-6)
     declared = RenderedGeometrySource(RenderedConfig(declare_metric=True)).read(clip, frames)
     assert declared.metres_per_unit == 1.0
     with pytest.raises(ValueError, match="declare_metric"):
