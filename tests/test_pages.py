@@ -245,6 +245,8 @@ NOT_RUN = {
     r"theodolite annotate (?!rgbd)": "data or weights of others",
     r"theodolite generate (?!.*--size tiny)": "weights",
     r"theodolite (encode|pairs|trajectories|train)": "weights",
+    r"theodolite (caption|score)": "a server or weights",
+    r"theodolite (mix|render)": "data of others",
     r".*--scheduler": "a scheduler",
 }
 BESIDES = {"annotate": ["--workers", "0"], "generate": ["--dry-run"]}
