@@ -67,11 +67,36 @@ def reading(path: str | Path, what: str, member: str | None = None) -> Iterator[
         ours = type(error) is ValueError or type(error).__module__.startswith(__name__.split(".")[0])
         if ours and str(path) in str(error):
             raise
-        raise InputError(f"{where}: not a readable {what} ({_described(error)})") from error
+        raise InputError(
+            f"{where}: not a readable {what} ({_described(error)}{what_instead(path)})"
+        ) from error
     # Parsers meet damaged input with whatever their code stumbles over: keys, types, recursion, memory. Anything that
     # they raise says one thing, that this is no such file; the cause stays attached.
     except Exception as error:
-        raise InputError(f"{where}: not a readable {what} ({_described(error)})") from error
+        raise InputError(
+            f"{where}: not a readable {what} ({_described(error)}{what_instead(path)})"
+        ) from error
+
+
+def what_instead(path: str | Path) -> str:
+    """What a local file is, by its first bytes, that should be another one, with a colon in front, for messages; empty
+    if they do not tell."""
+    try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            return ""
+        with Path(path).open("rb") as stream:
+            start = stream.read(64)
+    except (OSError, ValueError):
+        return ""
+    if not start:
+        return ": it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer, not the file itself (git lfs pull)"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return ": it is a web page"
+    if not start.strip(b"\0"):
+        return ": it begins with zeros, as a download that was cut off leaves them"
+    return ""
 
 
 def reader(what: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...dataset.inputs import what_instead
 from .moge2 import MoGe2, MoGe2Size
 from .pi3x import CONDITION_PREFIXES, Pi3X
 from .variants import Variant
@@ -87,17 +88,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _what_else(path: Path) -> str:
-    """What a file is that should be a checkpoint, for messages."""
-    start = path.open("rb").read(64)
-    if not start:
-        return ": it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer, not the file itself"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return ": it is a web page"
-    if not start.strip(b"\0"):
-        return ": it begins with zeros, as a download that was cut off leaves them"
-    return ", or it is damaged"
+    return what_instead(path) or ", or it is damaged"
 
 
 def check_pi3x(path: Path) -> None:

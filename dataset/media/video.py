@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import I64, U8
+from ..inputs import what_instead
 from ..limits import too_many_pixels
 from .container import open_container
 from .errors import MediaError
@@ -353,7 +354,7 @@ def _readable(clip_id: str, path: Path) -> Iterator[None]:
         hint = "the file begins as MP4 but its index (moov) is missing: " if cut else ""
         raise MediaError(
             "truncated_video" if cut else "unreadable_video",
-            f"clip {clip_id}: {path}: {hint}{first_line(error)}",
+            f"clip {clip_id}: {path}: {hint}{first_line(error)}{what_instead(path)}",
         ) from error
     # A damaged container reaches code that expects sane numbers and names: whatever that raises, the file is to blame.
     except Exception as error:

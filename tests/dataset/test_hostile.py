@@ -353,6 +353,27 @@ def test_a_dictionary_of_long_texts_is_refused_before_it_unfolds(tmp_path, fruga
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (b"", "empty"),
+        (bytes(500), "zeros"),
+    ],
+)
+def test_what_came_instead_of_a_file_is_said(tmp_path, content, what) -> None:
+    for name, read in (
+        ("x.parquet", read_table),
+        ("x.tar", lambda path: list(read_webdataset(path))),
+        ("x.mp4", lambda path: open_video("c", path)),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=what):
+            read(path)
+
+
 def varint(value: int) -> bytes:
     out = bytearray()
     while value > 127:
