@@ -74,7 +74,7 @@ def run(out: Path, *names: str, clips_per_shard: int = 2, workers: int = 0) -> T
     return tally
 
 
-NAMES = tuple(f"c{i:02d}" for i in range(12))
+NAMES = tuple(f"c{i:02d}" for i in range(8))
 
 
 def assert_whole(out: Path, store: ObjectStore, *names: str) -> None:
@@ -112,7 +112,7 @@ def test_a_store_that_is_away_ends_the_run_and_the_same_command_goes_on(
     with pytest.raises((RunAborted, StoreError), match=str(out)):
         run(out, *NAMES)
     store.faults = Faults()
-    assert run(out, *NAMES).done == 6
+    assert run(out, *NAMES).done == 2
     assert_whole(out, store, *NAMES)
 
 
@@ -195,7 +195,7 @@ def test_killed_at_random_requests_nothing_is_lost_or_doubled(store: ObjectStore
         all_names: set[str] = set()
         for names in sources[: 5 if thorough else 3]:
             all_names.update(names)
-            num_killed += killed_at(dice.randint(5, 90), store, out, names, done=dice.random() < 0.5)
+            num_killed += killed_at(dice.randint(5, 75), store, out, names, done=dice.random() < 0.5)
             log._KNOWN.clear()
             ids = list(clips_with_rows(out))
             assert len(ids) == len(set(ids))
@@ -203,8 +203,7 @@ def test_killed_at_random_requests_nothing_is_lost_or_doubled(store: ObjectStore
         ids = sorted(clips_with_rows(out))
         assert set(NAMES) <= set(ids) <= all_names
         assert_whole(out, store, *ids)
-    assert num_killed >= (40 if thorough else 2)
-    print(f"{num_killed} commands killed")
+    assert num_killed >= (24 if thorough else 1)
 
 
 @pytest.mark.thorough
