@@ -248,6 +248,7 @@ NOT_RUN = {
     r"theodolite (caption|score)": "a server or weights",
     r"theodolite (mix|render)": "data of others",
     r".*--scheduler": "a scheduler",
+    r".*s3://": "an object store (tests/annotate/run/test_object_store.py)",
 }
 BESIDES = {"annotate": ["--workers", "0"], "generate": ["--dry-run"]}
 """Added to what a page says, so that it stays cheap here; tests/recipes/test_generate.py runs the whole chain."""
