@@ -550,6 +550,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
                 "finished parts are kept",
                 str(path),
             ) from error
+        if error.filename is None:  # of a write, a file that may be no longer (ulimit -f), say
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except BaseException:
         temporary.unlink(missing_ok=True)

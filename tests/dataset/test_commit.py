@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,3 +234,17 @@ def test_small_parts_are_gathered_and_large_ones_left(out: Path, make_row) -> No
         compact(out)
     with pytest.raises(ValueError, match=r"no dataset\.json"):
         compact(out / "data")
+
+
+def test_a_part_that_cannot_be_written_is_named(out: Path, make_row: Callable[..., Row]) -> None:
+    """A write itself does not know its file; nothing is left of it."""
+    write_part(out, [make_row(0)], shard_id="a", recipe_hash="recipe1")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*part-b\.parquet"):
+            write_part(out, [make_row(1)], shard_id="b", recipe_hash="recipe1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [part.name for part in (out / "data" / "demo").iterdir()] == ["part-a.parquet"]
+    assert validate_dataset(out)[1] == []
