@@ -133,6 +133,9 @@ class Distillation(Training):
         if self.recipe.self_forcing is not None:
             self.fake_optimiser = self.make_optimiser(self.beside["fake"], self.recipe.self_forcing.fake_lr)
 
+    def networks(self) -> list[WorldModel]:
+        return [self.model, *self.beside.values()]
+
     def others(self) -> list[Learner]:
         if self.recipe.self_forcing is None or self.fake_optimiser is None:
             return []
@@ -176,6 +179,7 @@ class Distillation(Training):
     @torch.no_grad()
     def _follow(self, decay: float) -> None:
         """Take the student's new weights into its average."""
+        self.rest()
         current = dict(self.model.named_parameters())
         for name, mean in self.beside["target"].named_parameters():
             mean.lerp_(current[name].detach().to(mean.dtype), 1 - decay)

@@ -142,6 +142,7 @@ class Training:
         self.trajectories: Paths | None = None
         self.ranks = Ranks()
         self.device = torch.device("cpu")
+        self.sharded = False
 
     # --- placing ------------------------------------------------------------------------------
 
@@ -421,6 +422,17 @@ class Training:
         """Networks that learn beside the one that the recipe trains."""
         return []
 
+    def networks(self) -> list[WorldModel]:
+        """All that lie spread over ranks where weights do."""
+        return [self.model]
+
+    def rest(self) -> None:
+        """Give back what passes without a backward one leave gathered: the ends of a network, in the type in which they
+        compute. To be called before weights are read by name."""
+        if self.sharded:
+            for model in self.networks():
+                model.reshard()  # pyright: ignore[reportCallIssue]
+
     def state_parts(self) -> list[StatePart]:
         """What a checkpoint holds: not the weights beside a LoRA, which come from a file."""
         return [StatePart(self.model, self.optimiser, self.average, frozen=self.recipe.lora is None)]
@@ -431,6 +443,7 @@ class Training:
         Raises:
             OSError: it cannot be written; those before it are kept.
         """
+        self.rest()
         progress = {
             "step": self.step,
             "taken": self.taken,
@@ -452,6 +465,7 @@ class Training:
         Raises:
             ValueError: it is damaged, or of another run or other data.
         """
+        self.rest()
         progress = read_progress(path)
         try:
             for key, mine in (("seed", self.recipe.seed), ("windows", len(self.windows))):
@@ -475,6 +489,7 @@ class Training:
         Returns:
             files, on the first rank.
         """
+        self.rest()
         folder = self.out / "weights"
         if self.ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)

@@ -201,6 +201,32 @@ def test_a_score_that_is_not_finite_stops_the_step(given: Given, tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
+def test_bfloat16_through_fsdp_keeps_exact_weights(given: Given, tmp_path: Path) -> None:
+    """Networks that are asked without a backward pass rest in float32 again when their weights are read: by the
+    average that follows the student, and by a checkpoint after a validation."""
+    exact = run(placed(recipe(given, "consistency_init"), given.data, tmp_path / "exact"), 1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        r = recipe(given, "consistency_init", precision="bf16", parallel=dict(sharding="fsdp"))
+        training = placed(r, given.data, tmp_path / "sharded")
+        rough = run(training, 1)
+        assert rough[0][:2] == pytest.approx(exact[0][:2], rel=0.02)
+        training.validate()
+        again = placed(r, given.data, tmp_path / "sharded")
+        again.restore(training.save())
+        for mine, theirs in zip(training.state_parts(), again.state_parts(), strict=True):
+            a, b = mine.tensors(), theirs.tensors()
+            assert all(t.dtype == torch.float32 for t in a.values())
+            assert all(
+                torch.equal(a[n].full_tensor(), b[n].full_tensor())
+                for n in a
+                if "step" not in n and hasattr(a[n], "full_tensor")
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_draws_have_their_shares() -> None:
     """Exits, times of scores, levels and snapshots, within sampling error."""
     student, generator = StudentConfig(frames=10), torch.Generator().manual_seed(1)
