@@ -197,6 +197,7 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
     while shards_of:
         while not completed.has_ready():
             patience.wait()
+            submit_next()  # for workers that have come meanwhile
         future = next(completed)
         patience.step_s = FIRST_STEP_S
         done = shards_of.pop(future.key)

@@ -643,15 +643,16 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.run import executor
 from theodolite.annotate.run.plan import plan_run
 
-out, scheduler, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
+out, scheduler, which, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
 
 def slow(clip, config, *, mode, recipe_hash):
     import time
     from pathlib import Path
     from theodolite.annotate.run.worker import Job, failure_row
     (out.parent / "started").mkdir(exist_ok=True)
-    (out.parent / "started" / f"{seconds:g}-{clip.clip_id}").touch()
-    time.sleep(seconds)
+    (out.parent / "started" / f"{which}-{clip.clip_id}").touch()
+    while which == "first" and not (out.parent / "go").exists():
+        time.sleep(0.05)
     job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
     return failure_row(clip, job, "too_short", "7 frames")
 
@@ -684,24 +685,27 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
         "1",
     ]
     workers = subprocess.Popen([*command, "--no-dashboard"], stderr=subprocess.DEVNULL)
-    out = tmp_path / "out"
+    out, started = tmp_path / "out", tmp_path / "started"
     names = [f"c{i:02d}" for i in range(8)]
     try:
-        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, "6", *names])
+        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, "first", *names])
         deadline = time.monotonic() + 300
-        while not list(out.glob(".tmp-run-*/data/*/part-*")) and not list_parts(out):
+        while not all((started / f"first-{name}").exists() for name in ("c00", "c02")):
             assert time.monotonic() < deadline
             assert first.poll() is None
             time.sleep(0.05)
         first.kill()
         first.wait()
         with open_output(out, recipe_hash=HASH):
-            fenced_at = time.time()
+            # Fenced off by now; both workers are in the first clip of a shard of two.
+            (tmp_path / "go").touch()
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, str(out), address, "0.1", "a", *names], timeout=300, check=False
+            [sys.executable, "-c", COMMAND, str(out), address, "second", "a", *names],
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0
-        time.sleep(12)  # whoever is left of the first command has written by then
+        time.sleep(1)  # whoever is left of the first command has gone on by then
         with open_output(out, recipe_hash=HASH):
             pass
     finally:
@@ -710,10 +714,8 @@ def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
             running.wait(30)
     assert sorted(ids(out)) == sorted(["a", *names])
     assert not list(out.glob(".tmp-*"))
-    # Fenced off, they begin no further clip; unfenced each would have ended its shard of two.
-    begun = {path.name: path.stat().st_mtime for path in (tmp_path / "started").glob("6-*")}
-    assert len(begun) >= 3
-    assert max(begun.values()) < fenced_at + 0.5
+    # They begin no further clip; unfenced each would have gone on with its shard.
+    assert sorted(path.name for path in started.glob("first-*")) == ["first-c00", "first-c02"]
 
 
 def test_workers_that_never_stay_end_the_wait(monkeypatch, tmp_path):
