@@ -327,11 +327,12 @@ def join_scores(tables: Sequence[pa.Table]) -> pa.Table | None:
             continue
         twice = [name for name in table.column_names if name != "clip_id" and name in joined.column_names]
         earlier = joined.rename_columns([f"earlier {n}" if n in twice else n for n in joined.column_names])
-        joined = earlier.join(table, "clip_id", join_type="full outer")
+        both: pa.Table = earlier.join(table, "clip_id", join_type="full outer")
         for name in twice:
-            later = pc.cast(joined[name], pa.float64())
-            values = pc.coalesce(later, pc.cast(joined[f"earlier {name}"], pa.float64()))
-            joined = joined.drop_columns([name, f"earlier {name}"]).append_column(name, values)
+            later = pc.cast(both[name], pa.float64())
+            values = pc.coalesce(later, pc.cast(both[f"earlier {name}"], pa.float64()))
+            both = both.drop_columns([name, f"earlier {name}"]).append_column(name, values)
+        joined = both
     return joined
 
 
