@@ -12,6 +12,7 @@ processes together, their processor time, and beside them what eight GPUs take a
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import multiprocessing
 import os
@@ -56,8 +57,7 @@ def read_ours(folder: Path, rank: int, ranks: int, windows: int) -> int:
 
 
 def read_tars(folder: Path, rank: int, ranks: int, windows: int) -> int:
-    import webdataset
-
+    webdataset: Any = importlib.import_module("webdataset")
     urls = sorted(str(p) for p in folder.glob("*.tar"))[rank::ranks]
     count = 0
     for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):

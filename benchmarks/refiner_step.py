@@ -43,7 +43,7 @@ def steps(asked: argparse.Namespace, frames: int, seen: str) -> str:
     )
     last = num_blocks(recipe.refiner, frames, sink=1) - 1
     draws = RefinerDraws(torch.tensor([0.6], device=device), torch.tensor([last]), noise)
-    times = []
+    times, loss = [], torch.zeros(())
     for _ in range(asked.steps):
         if not asked.tiny:
             torch.cuda.synchronize()

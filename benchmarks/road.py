@@ -171,7 +171,7 @@ class Road:
 
     # --- data ---------------------------------------------------------------------------------
 
-    def rooms(self, name: str, clips: int, seed: int, frames: int, path: dict[str, object]) -> Rooms:
+    def rooms(self, name: str, clips: int, seed: int, frames: int, path: dict[str, Any]) -> Rooms:
         s = self.size
         return Rooms(
             name=name, clips=clips, frames=frames, height=s.height, width=s.width, seed=seed, path=path

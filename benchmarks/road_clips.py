@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -166,7 +166,7 @@ def train_codec(codec: Codec, rooms: Rooms, folder: Path, device: torch.device, 
     from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 
     torch.manual_seed(0)
-    vae: Any = AutoencoderKLLTX2Video(**codec.settings()).to(device).train()
+    vae = cast(Any, AutoencoderKLLTX2Video)(**codec.settings()).to(device).train()
     pool = torch.from_numpy(np.stack([render_one(rooms, n, device).pictures for n in range(rooms.clips)]))
     pool = pool.to(device)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=codec.lr, betas=(0.9, 0.99), weight_decay=0.0)

@@ -101,7 +101,7 @@ def test_the_network_is_asked_as_when_it_refines(frames: str, clip: tuple[torch.
         torch.testing.assert_close(noisy - 0.9 * velocity, refined[:, :, first:end], rtol=1e-4, atol=1e-5)
     if block is None:
         with pytest.raises(ValueError, match="3 clean frames come first; the sink has 1"):
-            refiner.velocity(noisy, 0.9, text, before=latents[:, :, :3])
+            refiner.velocity(latents[:, :, 3:], 0.9, text, before=latents[:, :, :3])
 
 
 def test_a_lora_learns_the_same_with_and_without_recomputation(clip: tuple[torch.Tensor, Text]) -> None:
