@@ -67,10 +67,9 @@ def read_tars(folder: Path, rank: int, ranks: int, windows: int) -> int:
 
 
 def write_lance(folder: Path, windows: int, frames: int, per_shard: int) -> None:
-    # brought by whoever wants it
-    import lance  # pyright: ignore[reportMissingImports]
     import pyarrow as pa
 
+    lance: Any = importlib.import_module("lance")
     names = ("latents", "text", "camera_to_world", "intrinsics")
     schema = pa.schema([(name, pa.large_binary()) for name in names])
 
@@ -83,9 +82,7 @@ def write_lance(folder: Path, windows: int, frames: int, per_shard: int) -> None
 
 
 def read_lance(folder: Path, rank: int, ranks: int, windows: int) -> int:
-    # brought by whoever wants it
-    import lance  # pyright: ignore[reportMissingImports]
-
+    lance: Any = importlib.import_module("lance")
     data = lance.dataset(str(folder))
     count = 0
     for row in np.random.default_rng(0).permutation(windows)[rank::ranks].tolist():

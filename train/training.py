@@ -431,6 +431,7 @@ class Training:
         compute. To be called before weights are read by name."""
         if self.sharded:
             for model in self.networks():
+                # FSDP2 gives modules this method.
                 model.reshard()  # pyright: ignore[reportCallIssue]
 
     def state_parts(self) -> list[StatePart]:

@@ -20,6 +20,7 @@ import torch
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
     # brought by whoever wants it
+    # Lies in the checkout that is named.
     from diffusion.refiner.ltx_core.flow_matching import (  # pyright: ignore[reportMissingImports]
         ShiftedLogitNormalTimestepSampler,
         compute_refiner_flow_matching_loss,
