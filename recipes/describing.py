@@ -34,10 +34,20 @@ Say = Callable[[str], None]
 class Describer(Protocol):
     """Makes further columns of clips."""
 
-    kind: Kind
-    names: tuple[str, ...]
-    group: int
-    """Clips that are done together, and that one part holds."""
+    @property
+    def kind(self) -> Kind:
+        """What its values are."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Clips that are done together, and that one part holds."""
+        ...
 
     @property
     def settings(self) -> Mapping[str, Any]:
