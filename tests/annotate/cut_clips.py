@@ -6,6 +6,7 @@ seeds of the part `development` are never used in the part `held_out`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -48,16 +49,16 @@ def _picture(path: Path) -> U8:
 
 
 @cache
-def recording(path: Path) -> tuple[U8, ...]:
-    """All frames of a video or a folder of images at 480 px."""
+def recording(path: Path, most: int | None = None) -> tuple[U8, ...]:
+    """All frames of a video (or the first ones) or a folder of images at 480 px."""
     if path.is_dir():
         images = [_picture(p) for p in sorted(path.iterdir())]
     else:
         with av.open(str(path)) as container:
             stream = max(container.streams.video, key=lambda s: s.width)
+            decoded = itertools.islice(container.decode(stream), most)
             images = [
-                _fit(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), _SIDE_PX)
-                for frame in container.decode(stream)
+                _fit(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8), _SIDE_PX) for frame in decoded
             ]
     return tuple(_fit(image, _SIDE_PX) for image in images)
 

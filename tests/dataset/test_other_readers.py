@@ -90,6 +90,7 @@ def named(values: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------ their readers, our files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["folder", "data_files", "data_dir", "streaming", "data folder"])
 def test_load_dataset(out: Path, tmp_path: Path, shards: dict[str, list[Row]], way: str) -> None:
     datasets = pytest.importorskip("datasets")

@@ -182,6 +182,7 @@ def test_the_index_answers_like_the_parts_and_is_ignored_when_stale(
     assert theodolite.dataset.open(out).row("clip_0009").media == "elsewhere.mp4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["added", "removed", "replaced", "replaced by one as old and as long"])
 def test_a_stale_index_is_noticed(
     out: Path, make_row: Callable[..., Row], make_dataset: Callable, change: str

@@ -1,11 +1,16 @@
-"""Compile the Triton kernels of a block and around e4m3 for sm_90 without a GPU; prints registers spilled as JSON."""
+"""Compile the Triton kernels of a block and around e4m3 for sm_90 without a GPU; prints registers spilled as JSON.
+
+`python compile_triton.py all`, or `some`: those with the most numbers at hand, one of every kind.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +58,24 @@ def _spilled(cubin: bytes) -> int:
     return int(found.group(1))
 
 
-def main() -> None:
+SOME = (
+    "gate_rows",
+    "gated_add_backward",
+    "glu_conv backward",
+    "statistics",
+    "norm_rotate_backward with rays",
+    "rotate_heads True",
+)
+
+
+def main(which: str) -> None:
     row: dict[str, Any] = {"BLOCK": 4096}
     conv: dict[str, Any] = {"CHANNELS": 128}
     head: dict[str, Any] = {"SIZE": SIZE, "PADDED": 128}
     found = {
-        "modulated_norm": compiled(block.modulated_norm, 4, ROWS=8, HAS_ADDED=True, **row),
-        "modulated_norm_rows": compiled(
+        "modulated_norm": partial(compiled, block.modulated_norm, 4, ROWS=8, HAS_ADDED=True, **row),
+        "modulated_norm_rows": partial(
+            compiled,
             fp8.modulated_norm_rows,
             4,
             {"out_ptr": "*fp8e4nv", "scale_ptr": "*bf16", "row_scale_ptr": "*fp32"},
@@ -69,7 +85,8 @@ def main() -> None:
             ROUND=False,
             **row,
         ),
-        "gated_add_rows": compiled(
+        "gated_add_rows": partial(
+            compiled,
             fp8.gated_add_rows,
             4,
             {"out_ptr": "*fp8e4nv", "row_scale_ptr": "*fp32"},
@@ -77,40 +94,44 @@ def main() -> None:
             ROUND=False,
             **row,
         ),
-        "gate_rows": compiled(fp8.gate_rows, 4, {"out_ptr": "*fp8e4nv"}, HAS_CAMERA=True, ROUND=False, **row),
-        "modulated_norm_backward": compiled(block.modulated_norm_backward, 4, ROWS=64, **row),
-        "gated_add": compiled(block.gated_add, 4, HAS_EXTRA=True, **row),
-        "gated_add_backward": compiled(block.gated_add_backward, 4, ROWS=64, **row),
-        "gated_shift_add": compiled(block.gated_shift_add, 4, HAS_FIRST=True, HAS_INNER=True, **row),
-        "glu_conv": compiled(block.glu_conv, 2, FAST=True, BACKWARD=False, dout_ptr=None, **conv),
-        "glu_conv backward": compiled(block.glu_conv, 2, FAST=True, BACKWARD=True, **conv),
-        "glu_conv_dx": compiled(block.glu_conv_dx, 2, **conv),
-        "glu_conv_dtaps": compiled(block.glu_conv_dtaps, 2, FRAMES=8, **conv),
-        "statistics": compiled(fp8.statistics, 4, TOKENS=64, ROUNDS=8, **head),
-        "finish": compiled(fp8.finish, 4, CENTRE=True, TILES=16, **head),
-        "round_and_pad": compiled(
-            fp8.round_and_pad, 4, {"out_ptr": "*fp8e4nv"}, TOKENS=64, ROUND=False, **head
+        "gate_rows": partial(
+            compiled, fp8.gate_rows, 4, {"out_ptr": "*fp8e4nv"}, HAS_CAMERA=True, ROUND=False, **row
         ),
-        "crop_and_scale": compiled(fp8.crop_and_scale, 4, {"x_ptr": "*fp8e4nv"}, TOKENS=64, **head),
-        "round_rows": compiled(fp8.round_rows, 4, {"out_ptr": "*fp8e4nv"}, ROUND=False, **row),
+        "modulated_norm_backward": partial(compiled, block.modulated_norm_backward, 4, ROWS=64, **row),
+        "gated_add": partial(compiled, block.gated_add, 4, HAS_EXTRA=True, **row),
+        "gated_add_backward": partial(compiled, block.gated_add_backward, 4, ROWS=64, **row),
+        "gated_shift_add": partial(compiled, block.gated_shift_add, 4, HAS_FIRST=True, HAS_INNER=True, **row),
+        "glu_conv": partial(compiled, block.glu_conv, 2, FAST=True, BACKWARD=False, dout_ptr=None, **conv),
+        "glu_conv backward": partial(compiled, block.glu_conv, 2, FAST=True, BACKWARD=True, **conv),
+        "glu_conv_dx": partial(compiled, block.glu_conv_dx, 2, **conv),
+        "glu_conv_dtaps": partial(compiled, block.glu_conv_dtaps, 2, FRAMES=8, **conv),
+        "statistics": partial(compiled, fp8.statistics, 4, TOKENS=64, ROUNDS=8, **head),
+        "finish": partial(compiled, fp8.finish, 4, CENTRE=True, TILES=16, **head),
+        "round_and_pad": partial(
+            compiled, fp8.round_and_pad, 4, {"out_ptr": "*fp8e4nv"}, TOKENS=64, ROUND=False, **head
+        ),
+        "crop_and_scale": partial(compiled, fp8.crop_and_scale, 4, {"x_ptr": "*fp8e4nv"}, TOKENS=64, **head),
+        "round_rows": partial(compiled, fp8.round_rows, 4, {"out_ptr": "*fp8e4nv"}, ROUND=False, **row),
     }
     for rays in (False, True):
         sizes = {"HEADS": HEADS, "SIZE": SIZE, "BH": 32, "BP": 32 if rays else 64, "HAS_MATRIX": rays}
         none = {} if rays else {"matrix_ptr": None}
         name = "with rays" if rays else "whole heads"
-        found[f"norm_rotate {name}"] = compiled(block.norm_rotate, 4, HAS_WEIGHT=True, **sizes, **none)
-        found[f"norm_rotate_backward {name}"] = compiled(
-            block.norm_rotate_backward, 4, HAS_WEIGHT=True, ROWS=32, **sizes, **none
+        found[f"norm_rotate {name}"] = partial(
+            compiled, block.norm_rotate, 4, HAS_WEIGHT=True, **sizes, **none
+        )
+        found[f"norm_rotate_backward {name}"] = partial(
+            compiled, block.norm_rotate_backward, 4, HAS_WEIGHT=True, ROWS=32, **sizes, **none
         )
     sizes = {"HEADS": 32, "HALF": 64, "BH": 32, "BP": 64}
     floats = {"cos_ptr": "*fp32", "sin_ptr": "*fp32"}
     for norm in (False, True):
         none = {} if norm else {"weight_ptr": None}
-        found[f"rotate_heads {norm}"] = compiled(
-            rotation.rotate_heads, 8, floats, HAS_WEIGHT=norm, **sizes, **none
+        found[f"rotate_heads {norm}"] = partial(
+            compiled, rotation.rotate_heads, 8, floats, HAS_WEIGHT=norm, **sizes, **none
         )
-    print(json.dumps(found))
+    print(json.dumps({name: found[name]() for name in (SOME if which == "some" else found)}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

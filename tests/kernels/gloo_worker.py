@@ -1,4 +1,5 @@
-"""One rank of the two-process test: `python gloo_worker.py RANK SIZE PORT FOLDER`."""
+"""The ranks of the two-process test: `python gloo_worker.py SIZE PORT FOLDER`; one process imports everything and forks
+them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from cases import in_float64, make_case
 from theodolite.kernels import Shard, frame_gdn_context_parallel
 from theodolite.kernels.frame_gdn.arguments import ScanOptions
@@ -33,4 +35,5 @@ def main(rank: int, size: int, port: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    size, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.multiprocessing.start_processes(main, (size, port, folder), nprocs=size, start_method="fork")

@@ -118,7 +118,7 @@ def test_gated_shift_add(frames: int, given: bool, dtype: torch.dtype, device: t
 @pytest.mark.slow
 @with_triton
 @kinds
-@pytest.mark.parametrize(("height", "width", "hidden"), [(3, 5, 6), (1, 1, 3), (2, 9, 70)])
+@pytest.mark.parametrize(("height", "width", "hidden"), [(3, 5, 6), (1, 1, 3), (2, 3, 70)])
 def test_glu_conv(height: int, width: int, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
     x = torch.randn(1, 2, height * width, 2 * hidden)
     weight, bias = torch.randn(2 * hidden, 1, 3, 3), torch.randn(2 * hidden)
@@ -178,6 +178,7 @@ def test_gradients_come_in_the_type_of_each_input(device: torch.device) -> None:
     assert relative(known(table.grad), known(twin[1].grad)) < 1e-5
 
 
+@pytest.mark.slow
 @with_triton
 def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
     x, y = torch.randn(2, 1, 2, 3, 8, device=device)
@@ -211,11 +212,14 @@ def test_what_does_not_fit_is_named(call, named: str) -> None:
 
 @pytest.mark.slow
 @with_triton
-def test_kernels_compile_for_hopper_and_hold_their_numbers_in_registers(tmp_path) -> None:
+def test_kernels_compile_for_hopper_and_hold_their_numbers_in_registers(tmp_path, thorough: bool) -> None:
     """In a process of its own, without the interpreter, for heads and widths of the full-size network."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_triton.py"))],
+        [
+            *(sys.executable, str(Path(__file__).with_name("compile_triton.py"))),
+            "all" if thorough else "some",
+        ],
         capture_output=True,
         text=True,
         timeout=600,
@@ -223,5 +227,5 @@ def test_kernels_compile_for_hopper_and_hold_their_numbers_in_registers(tmp_path
     )
     assert done.returncode == 0, done.stderr[-2000:]
     spilled = json.loads(done.stdout)
-    assert len(spilled) >= 18
+    assert len(spilled) >= (18 if thorough else 6)
     assert max(spilled.values()) <= 64

@@ -94,7 +94,7 @@ def test_kernel_rounds_rows_as_the_twin(device: torch.device) -> None:
 
 @pytest.mark.slow
 @pytest.mark.triton
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("keep", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_norm_and_gate_round_their_rows_as_if_afterwards(keep: bool, device: torch.device) -> None:
     torch.manual_seed(0)
     x, other, gate = torch.randn(3, 2, 3, 11, 48, device=device)

@@ -1,4 +1,5 @@
-"""One rank of a test of context parallelism: `python frame_parallel_worker.py RANK SIZE FOLDER FRAMES`."""
+"""The ranks of a test of context parallelism: `python frame_parallel_worker.py SIZE FOLDER FRAMES`; one process imports
+everything and forks them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from cases import loss_and_gradients
 from theodolite.model.frame_parallel import FrameShare, split_frames
 
@@ -20,4 +22,5 @@ def main(rank: int, size: int, folder: str, frames: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    size, folder, frames = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.multiprocessing.start_processes(main, (size, folder, frames), nprocs=size, start_method="fork")

@@ -49,6 +49,7 @@ def test_strides_are_those_of_the_layers() -> None:
     assert own.encode(torch.zeros(3, 17, 64, 96)).shape == (1, 8, 3, 2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 64, 96), (9, 64, 64), (25, 64, 32), (41, 32, 160), (9, 128, 160)])
 def test_encoding_equals_the_released_code(shape: tuple[int, int, int]) -> None:
     own, plain = pair(causal=False, tiling=SMALL)

@@ -84,6 +84,7 @@ def test_a_stream_hands_out_chunk_after_chunk() -> None:
     assert record.streaming.real_time_factor > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refine", [True, False])
 def test_chunks_made_ahead_are_the_same(refine: bool) -> None:
     plain, _ = video(generator(), request(frames=97, refine=refine))
@@ -111,6 +112,7 @@ def _breaks(*_: Any, **__: Any) -> None:
     raise RuntimeError("out of memory")
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_said_in_the_report() -> None:
     chain = generator()
     assert known(video(chain, request(refine=False))[1].streaming).warm_up_s is None

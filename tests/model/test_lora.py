@@ -122,6 +122,7 @@ def test_the_world_model_takes_both_its_names(tmp_path: Path) -> None:
         assert relative(own.state_dict()[key], before[key] + up @ down) < 1e-6
 
 
+@pytest.mark.slow
 def test_ranks_may_differ_and_bfloat16_stays(tmp_path: Path) -> None:
     own = tiny().to(torch.bfloat16)
     before = {k: v.clone() for k, v in own.state_dict().items()}

@@ -111,6 +111,7 @@ def test_the_clip_on_disk_hides_unit_lens_and_poses(files: DemoFiles) -> None:
     assert found.mad_log > 0.02  # there was something to estimate
 
 
+@pytest.mark.slow
 def test_written_once_and_never_over_something_else(files: DemoFiles, tmp_path) -> None:
     folder = files.index.parent
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}

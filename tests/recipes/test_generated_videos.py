@@ -152,7 +152,8 @@ def test_cameras_are_recovered_and_compared(tmp_path: Path) -> None:
     done = evaluate(
         *("--videos", videos, "--workers", 0),
         *("--set", "annotate.geometry.weights=stand_in", "--set", "annotate.geometry.stand_in_size=tiny"),
-        *("--set", "annotate.geometry.device=cpu"),
+        *("--set", "annotate.geometry.device=cpu", "--set", "annotate.geometry.pi3x.max_pixels=5000"),
+        *("--set", "annotate.tracks={num_flow_tracks: 60, num_descriptors: 150}"),
     )
     assert (videos / "recovered" / "dataset.json").is_file()
     assert done.exit_code in (0, 1), done.output

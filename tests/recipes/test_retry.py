@@ -112,6 +112,7 @@ def test_a_source_that_changes_between_runs(tmp_path, recipe, fake, monkeypatch)
     assert len(read) == 3
 
 
+@pytest.mark.slow
 def test_damaged_indexes_are_made_anew(tmp_path, recipe, fake, caplog):
     out = tmp_path / "out"
     go(recipe, out)

@@ -1,6 +1,7 @@
-"""One rank of a training: `python rank_worker.py RANK SIZE FOLDER DATA CONTEXT MODE`.
+"""The ranks of a training: `python rank_worker.py SIZE FOLDER DATA CONTEXT MODE SHARDING...`.
 
-Takes two steps and leaves the figures of both, the gradients of the first and the weights after the second.
+One process imports everything and forks the ranks. Each takes two steps and leaves the figures of both, the gradients
+of the first and the weights after the second.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from encoded_clips import MODEL
 from theodolite.dataset.encoded import open_encoded
 from theodolite.train.parallel import make_ranks
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import start_model
 from theodolite.train.training import Training, _whole
-
-SHARDINGS = ("fsdp", "replicate")
 
 
 def recipe(
@@ -65,10 +65,12 @@ def make(recipe: TrainRecipe, data: Path, out: Path) -> Training:
     return Training(recipe, start_model(recipe), open_encoded(data), out)
 
 
-def main(rank: int, size: int, folder: Path, data: Path, context: int, mode: str) -> None:
+def main(
+    rank: int, size: int, folder: Path, data: Path, context: int, mode: str, shardings: list[str]
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    for sharding in SHARDINGS:
+    for sharding in shardings:
         training = make(recipe(mode, context=context, sharding=sharding), data, folder)
         training.place(torch.device("cpu"), make_ranks(context))
         found = two_steps(training)
@@ -81,4 +83,9 @@ def main(rank: int, size: int, folder: Path, data: Path, context: int, mode: str
 
 if __name__ == "__main__":
     a = sys.argv
-    main(int(a[1]), int(a[2]), Path(a[3]), Path(a[4]), int(a[5]), a[6])
+    torch.multiprocessing.start_processes(
+        main,
+        args=(int(a[1]), Path(a[2]), Path(a[3]), int(a[4]), a[5], a[6:]),
+        nprocs=int(a[1]),
+        start_method="fork",
+    )

@@ -51,6 +51,7 @@ def cameras() -> Cameras:
     return Cameras(poses, lens, torch.randn(1, 48, FRAMES, HEIGHT, WIDTH, generator=generator))
 
 
+@pytest.mark.slow
 def test_recurrence_grows_into_the_hybrid() -> None:
     before = network(LINEAR)
     grown = grow(before.state_dict(), HYBRID)

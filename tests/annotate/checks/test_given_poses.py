@@ -24,6 +24,10 @@ from theodolite.dataset.schema import POSE_SOURCES
 from ..verdict.test_gates import FRAMES, solution
 
 OPENGL = np.diag([1.0, -1, -1, 1])
+LIGHT = {
+    "tracks": {"num_flow_tracks": 90, "num_descriptors": 120, "max_loops_per_keyframe": 0},
+    "bundle": {"focal_model": "constant", "max_iterations": 8},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
     written, truth, intrinsics = files
     poses = truth.copy()
     poses[:, :3, 3] /= 2.7
-    row = annotate(written, tmp_path, poses, intrinsics_path=written.intrinsics_path)
+    row = annotate(written, tmp_path, poses, LIGHT, intrinsics_path=written.intrinsics_path)
     assert row.verdict == "accepted", row.reason_details
     relative = se3_inverse(truth[:1]) @ truth
     assert row.camera_to_world is not None
@@ -79,16 +83,12 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
 def test_axes_of_another_convention_are_refused(files, tmp_path) -> None:
     """The same file with OpenGL axes: a plausible path, and every view of it is wrong."""
     written, truth, _ = files
-    row = annotate(written, tmp_path, truth @ OPENGL, poses_metric=True)
+    row = annotate(
+        written, tmp_path, truth @ OPENGL, LIGHT, poses_metric=True, intrinsics_path=written.intrinsics_path
+    )
     assert row.verdict == "rejected"
     assert "given_poses_disagree" in row.reasons
     assert row.camera_to_world is not None
-
-
-LIGHT = {
-    "tracks": {"num_flow_tracks": 90, "num_descriptors": 120, "max_loops_per_keyframe": 0},
-    "bundle": {"focal_model": "constant", "max_iterations": 8},
-}
 
 
 def _scaled(intrinsics: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -105,24 +105,26 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "poses", "intrinsics", "reasons"),
     [
-        ("intact", lambda t: t, lambda k: k, set()),
+        pytest.param("intact", lambda t: t, lambda k: k, set(), marks=pytest.mark.thorough),
         (
             "world to camera",
             se3_inverse,
             lambda k: k,
             {"given_poses_disagree", "given_poses_inverted"},
         ),
-        (
+        pytest.param(
             "y and z flipped on both sides",
             lambda t: OPENGL @ t @ OPENGL,
             lambda k: k,
             {"given_poses_disagree", "given_poses_opengl"},
+            marks=pytest.mark.thorough,
         ),
-        (
+        pytest.param(
             "rotation by columns",
             lambda t: np.concatenate([np.swapaxes(t[:, :3], 1, 2)[:, :3, :3], t[:, :3, 3:]], 2),
             lambda k: k,
             {"given_poses_disagree", "given_poses_rotation_misread"},
+            marks=pytest.mark.thorough,
         ),
         ("matrix by columns", lambda t: np.swapaxes(t, 1, 2), lambda k: k, {"poses_unreadable"}),
         ("mirrored", lambda t: t @ np.diag([1.0, 1, -1, 1]), lambda k: k, {"poses_unreadable"}),
@@ -146,7 +148,13 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
             lambda k: _focal_only(k, 0.5),
             {"given_intrinsics_disagree"},
         ),
-        ("longer focal, no poses", None, lambda k: _focal_only(k, 1.5), {"given_intrinsics_disagree"}),
+        pytest.param(
+            "longer focal, no poses",
+            None,
+            lambda k: _focal_only(k, 1.5),
+            {"given_intrinsics_disagree"},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_wrong_files_through_the_whole_path(files, tmp_path, name, poses, intrinsics, reasons) -> None:

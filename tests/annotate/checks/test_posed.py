@@ -68,9 +68,20 @@ def shot(tmp_path_factory) -> Shot:
     return Shot(write_clip(clip, tmp_path_factory.mktemp("posed")), clip.camera_to_world, lens, solved)
 
 
+_judged: dict[bytes, tuple[Posed, set[str]]] = {}
+"""By the given poses and their frames: several tests ask different things of the same path."""
+
+
 def judged(shot: Shot, poses: np.ndarray, frames: np.ndarray | None = None) -> tuple[Posed, set[str]]:
     """The kept cameras, and the gates that failed."""
     position = np.arange(FRAMES, dtype=float) if frames is None else frames.astype(float)
+    key = poses.tobytes() + position.tobytes()
+    if key not in _judged:
+        _judged[key] = _judge(shot, poses, position)
+    return _judged[key]
+
+
+def _judge(shot: Shot, poses: np.ndarray, position: np.ndarray) -> tuple[Posed, set[str]]:
     given = GivenCameras(
         camera_to_world=poses,
         position=position,
@@ -139,11 +150,17 @@ def held(poses: np.ndarray) -> np.ndarray:
         (lambda p: noisy(p, 0.005, 0.1), set()),
         (lambda p: longer(p, 1.2), {"given_scale"}),
         pytest.param(lambda p: longer(p, 0.9), {"given_scale"}, marks=pytest.mark.thorough),
-        (lambda p: noisy(p, 0.12, 0.0), {"given_noise", "given_noise_m", "given_reprojection"}),
+        pytest.param(
+            lambda p: noisy(p, 0.12, 0.0),
+            {"given_noise", "given_noise_m", "given_reprojection"},
+            marks=pytest.mark.thorough,
+        ),
         (lambda p: noisy(p, 0.05, 1.0), {"given_noise", "given_reprojection"}),
         (lambda p: late(p, 1), {"given_time_offset"}),
         pytest.param(lambda p: late(p, -2), {"given_time_offset"}, marks=pytest.mark.thorough),
-        (lambda p: late(p, 8), {"given_time_offset", "given_reprojection"}),
+        pytest.param(
+            lambda p: late(p, 8), {"given_time_offset", "given_reprojection"}, marks=pytest.mark.thorough
+        ),
         (one_wrong, {"given_worst"}),
         (two_gauges, {"given_worst"}),
         (held, {"given_noise"}),
@@ -163,7 +180,7 @@ def test_faults_of_given_poses(shot: Shot, change: Change, failed: set[str]) -> 
 
 
 @pytest.mark.slow
-def test_the_row_says_how_sure_it_is(shot: Shot) -> None:
+def test_the_row_says_how_sure_it_is(shot: Shot, thorough: bool) -> None:
     errors = judged(shot, shot.truth)[0].errors
     assert errors.scale_ratio == pytest.approx(1, abs=0.015)
     assert 0 < errors.scale_sigma < 0.03
@@ -171,8 +188,10 @@ def test_the_row_says_how_sure_it_is(shot: Shot) -> None:
     assert errors.time_offset_sigma_s < 0.01
     assert errors.noise_m < 0.003
     assert judged(shot, longer(shot.truth, 1.2))[0].errors.scale_ratio == pytest.approx(1 / 1.2, abs=0.03)
-    assert judged(shot, longer(shot.truth, 0.9))[0].errors.scale_ratio == pytest.approx(1 / 0.9, abs=0.04)
-    for frames in (1.0, -2.0, 3.5):
+    if thorough:
+        found = judged(shot, longer(shot.truth, 0.9))[0].errors
+        assert found.scale_ratio == pytest.approx(1 / 0.9, abs=0.04)
+    for frames in (1.0, -2.0, 3.5) if thorough else (1.0, 3.5):
         found = judged(shot, late(shot.truth, frames))[0].errors
         assert found.time_offset_s == pytest.approx(frames / FPS, abs=0.01)
     # 4 cm along each axis are 6.9 cm in all.

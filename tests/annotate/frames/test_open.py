@@ -261,6 +261,7 @@ def test_iterations_are_equal_and_memory_is_flat(tmp_path):
     assert peak < 8 * images[0].nbytes  # a few frames, not 160
 
 
+@pytest.mark.slow
 def test_all_source_frames_a_nominal_rate_and_a_limit(tmp_path, numbered):
     path = write_video(tmp_path / "v.mp4", numbered, rate=30)
     native = open_path(path, DecodeConfig(fps="native"))
@@ -450,6 +451,7 @@ def test_a_dissolve_between_still_shots_is_found(tmp_path):
     assert abs(found - 26) <= 4
 
 
+@pytest.mark.slow
 def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
     path = write_video(tmp_path / "v.mp4", pan(texture(1), 20, 4) + pan(texture(2), 20, 4), rate=16)
     frames = open_path(path, WITH_CUTS)

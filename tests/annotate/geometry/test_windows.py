@@ -49,6 +49,12 @@ def truth() -> Truth:
     return rendered_truth(clip)
 
 
+@pytest.fixture(scope="module")
+def faultless(truth: Truth):
+    """What a network without errors gives: geometry, metric frames, keyframes."""
+    return run(truth, NO_ERRORS)
+
+
 def run(truth: Truth, errors: Errors, config: KeyframesConfig | None = None):
     frames = UnseenFrames.of(len(truth.camera_to_world), truth.height, truth.width)
     estimators = simulated(truth, errors, config)
@@ -188,8 +194,8 @@ def test_merging_windows() -> None:
 
 
 @pytest.mark.slow
-def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
-    geometry, found, wanted = run(truth, NO_ERRORS)
+def test_a_faultless_network_gives_the_truth(truth: Truth, faultless) -> None:
+    geometry, found, wanted = faultless
     poses = known(geometry.camera_to_world)
     placed = np.isfinite(poses[:, 0, 0])
     assert np.array_equal(np.flatnonzero(placed), wanted)
@@ -208,7 +214,7 @@ def test_a_faultless_network_gives_the_truth(truth: Truth) -> None:
 
 
 @pytest.mark.slow
-def test_errors_are_averaged_and_reported(truth: Truth) -> None:
+def test_errors_are_averaged_and_reported(truth: Truth, faultless) -> None:
     geometry, found, wanted = run(truth, Errors(seed=1))
     poses = known(geometry.camera_to_world)
     placed = np.isfinite(poses[:, 0, 0])
@@ -221,7 +227,7 @@ def test_errors_are_averaged_and_reported(truth: Truth) -> None:
     scale = estimate_scale(geometry, found, num_frames=len(placed))
     # 25 frames of 10 % that correlate by 0.6: their median errs by 4 %, and 12 % are three standard deviations.
     assert abs(np.log(known(scale.value) / error.scale)) < 0.12
-    calm, _, _ = run(truth, NO_ERRORS)
+    calm, _, _ = faultless
     for name in (
         "keyframe_depth_disagreement_log",
         "keyframe_edge_residual_median",
@@ -236,7 +242,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     """A network slower than the decoder holds the decoder back, and images go as soon as no window wants them."""
     config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
     network = SimulatedPi3X(truth, NO_ERRORS)
-    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(100, truth.height, truth.width))
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(60, truth.height, truth.width))
     gate, image, most = threading.Semaphore(0), np.zeros((truth.height, truth.width, 3), np.uint8), 0
     predict = network.predict
 
@@ -249,7 +255,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
 
     def feed() -> None:
         nonlocal most
-        for number in range(100):
+        for number in range(60):
             stream.add(number, image)
             seen.append(number)
             most = max(most, len(stream._images))
@@ -266,7 +272,7 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
     assert not feeder.is_alive()
     spread = len(stream.windows[-1])
     assert most <= 2 * config.window + spread
-    assert np.isfinite(known(stream.finish().camera_to_world)[:, 0, 0]).sum() == 100
+    assert np.isfinite(known(stream.finish().camera_to_world)[:, 0, 0]).sum() == 60
 
 
 @pytest.mark.slow
@@ -282,8 +288,8 @@ def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch
 
     monkeypatch.setattr(network, "predict", blind)
     config = KeyframesConfig(window=16, step=8, max_one_pass=16)
-    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(400, truth.height, truth.width))
-    for number in range(400):
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(160, truth.height, truth.width))
+    for number in range(160):
         stream.add(number, np.zeros((truth.height, truth.width, 3), np.uint8))
     with pytest.raises(ClipRejection, match="keyframes_disconnected"):
         stream.finish()
@@ -312,8 +318,8 @@ def test_images_that_are_uploaded_beside_a_busy_network_reach_it_whole(
     monkeypatch.setattr(network, "predict", late)
     monkeypatch.setattr(network, "device", device)
     config = KeyframesConfig(window=8, step=4, max_one_pass=8, fps=16.0)
-    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(100, truth.height, truth.width))
-    shape = (100, truth.height, truth.width, 3)
+    stream = KeyframeStream(network, config, CLIP, UnseenFrames.of(48, truth.height, truth.width))
+    shape = (48, truth.height, truth.width, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     for number, image in enumerate(images):
         stream.add(number, image)

@@ -224,7 +224,13 @@ def test_a_mirrored_recording_with_given_cameras_is_solved_to_the_end(tmp_path: 
             clip_id="c", source="s", original_id="c", media_kind="video", media_path=tmp_path / "v.mp4",
             given=given,
         )  # fmt: skip
-        settings = AnnotateConfig.model_validate({"geometry": {"sequence": "given"}})
+        settings = AnnotateConfig.model_validate(
+            {
+                "geometry": {"sequence": "given"},
+                "tracks": {"num_flow_tracks": 120, "num_descriptors": 200, "max_loops_per_keyframe": 0},
+                "bundle": {"focal_model": "constant", "max_iterations": 8},
+            }
+        )
         return annotate_clip(ref, settings, mode="given_pose", recipe_hash="0" * 16)
 
     row = annotated("stored")

@@ -239,6 +239,7 @@ def test_constant_series_are_called_constant(n: int, correlation: float, dirty: 
     assert models(make, runs=60).count("constant") >= 57
 
 
+@pytest.mark.slow
 def test_frames_of_one_second_are_not_taken_for_a_drift() -> None:
     """Ten seconds of metric frames at 4 fps whose errors last two seconds: unpooled, a quarter looked like one."""
     frame = np.arange(0, 161, 4)

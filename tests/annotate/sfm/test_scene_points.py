@@ -105,6 +105,7 @@ def test_wrong_cameras_and_no_parallax_give_no_points(rendered: tuple[RenderedCl
     assert len(scene_points(replace(row, camera_to_world=still), folder, config=CONFIG)[0]) < 0.2 * len(good)
 
 
+@pytest.mark.slow
 def test_a_row_without_cameras(
     rendered: tuple[RenderedClip, Row, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +241,7 @@ def test_nerfstudio_export_is_a_scene_to_train_from(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["colmap", "nerfstudio"])
 def test_cameras_alone_are_said_to_be_that(scenes: Path, tmp_path: Path, style: str) -> None:
     assert "cameras only: give --media-root" in export(scenes, tmp_path / "out", style)

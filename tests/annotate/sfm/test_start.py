@@ -108,6 +108,7 @@ def test_the_bundle_begins_there(scene, monkeypatch):
     assert focal_mape_percent(found.focal_px[:, 0], clip.intrinsics[:, 0, 0]) < 1.0
 
 
+@pytest.mark.slow
 def test_start_cameras_between_and_beyond(scene):
     _, _, start = scene
     world_to_camera, focal = start.at(np.array([0, 2, 48]))
