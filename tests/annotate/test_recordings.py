@@ -59,7 +59,11 @@ def test_without_depth_there_is_no_scale_and_a_camera_at_rest_is_seen(media: str
 @pytest.mark.parametrize(
     ("folder", "media", "units", "decode", "fps", "ate_m", "focal_percent"),
     [
-        ("rgbd-office-a", "rgb.mp4", 1000.0, {"max_frames": 32}, None, 0.03, 3.0),
+        # The same stretch with things lying on the picture: tests/annotate/tracks/test_overlay.py.
+        pytest.param(
+            *("rgbd-office-a", "rgb.mp4", 1000.0, {"max_frames": 32}, None, 0.03, 3.0),
+            marks=pytest.mark.thorough,
+        ),
         # Ten frames, eleven centimetres: the focal length is hardly determined.
         ("rgbd-tum-mini", "rgb", 5000.0, {"fps": "native"}, 30.0, 0.01, 20.0),
     ],
@@ -82,6 +86,7 @@ def test_depth_and_pixels_give_metric_cameras_and_the_focal_length(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_every_third_frame_of_a_walk_is_neither_cut_nor_lost(tmp_path: Path) -> None:
     """A quarter of a metre and twelve degrees from frame to frame: flow loses it on every third, descriptors do not."""
     folder, chosen = SHARED / "rgbd-office-a", range(90, 150, 3)

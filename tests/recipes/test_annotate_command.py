@@ -114,6 +114,7 @@ def test_nine_clips_make_nine_rows(tmp_path, rendered):
         ],
         per_shard=4,
         decode={"min_frames": 12},
+        tracks={"num_flow_tracks": 120, "num_descriptors": 300},
     )
     done = run_here("annotate", recipe, "--out", tmp_path / "out", "--workers", 1)
     rows = {row.clip_id: row for row in open_dataset(tmp_path / "out").rows()}

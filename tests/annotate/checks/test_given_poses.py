@@ -128,11 +128,12 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
         ),
         ("matrix by columns", lambda t: np.swapaxes(t, 1, 2), lambda k: k, {"poses_unreadable"}),
         ("mirrored", lambda t: t @ np.diag([1.0, 1, -1, 1]), lambda k: k, {"poses_unreadable"}),
-        (
+        pytest.param(
             "centimetres",
             lambda t: t * np.array([[1, 1, 1, 100.0]] * 3 + [[1] * 4]),
             lambda k: k,
             {"given_poses_disagree", "given_poses_wrong_unit"},
+            marks=pytest.mark.thorough,
         ),
         (
             "normalised intrinsics",

@@ -207,7 +207,7 @@ def numbered():
         ("c.mkv", "libx264", 25, {}),
         ("d.webm", "libvpx-vp9", 60, {"deadline": "realtime", "cpu-used": "8"}),
         ("e.mp4", "libsvtav1", 30, {"preset": "12"}),
-        ("f.webm", "libvpx", 30, {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("f.webm", "libvpx", 30, {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}),
         ("g.ts", "libx264", 30, {"g": "12"}),
         ("h.avi", "libx264", 30, {"bf": "3"}),  # AVI has no presentation times: frames are counted
         ("i.avi", "mpeg4", 30, {"qscale": "2"}),
@@ -478,7 +478,9 @@ def test_cuts_are_found_in_the_first_complete_pass(tmp_path, monkeypatch):
         ("coded_vfr", 343, 214, 0, 30),
     ],
 )
-@pytest.mark.parametrize("window", [(None, None), (3.2, 6.0), (5.05, None)])
+@pytest.mark.parametrize(
+    "window", [(None, None), (3.2, 6.0), pytest.param((5.05, None), marks=pytest.mark.thorough)]
+)
 def test_coded_videos(name, num_source, num_clip, first_code, rate, backend, window):
     frames = open_path(
         SHARED / "edge-videos" / f"{name}.mp4",
@@ -558,7 +560,7 @@ def test_shot_changes_and_the_best_of_two_streams():
 
 @pytest.mark.slow
 @shared
-@pytest.mark.parametrize("name", ["rgb.mp4", "zoom.mp4"])
+@pytest.mark.parametrize("name", [pytest.param("rgb.mp4", marks=pytest.mark.thorough), "zoom.mp4"])
 def test_brisk_motion_and_zoom_are_no_cuts(name, thorough):
     config = DecodeConfig(min_frames=2, max_frames=None if thorough else 75)
     assert open_path(SHARED / "rgbd-office-a" / name, config).cuts == ()

@@ -202,14 +202,14 @@ MIRROR = next(o for o in ORIENTATIONS if (o.xx, o.xy, o.yx, o.yy) == (-1, 0, 0, 
 def test_a_mirrored_recording_with_given_cameras_is_solved_to_the_end(tmp_path: Path) -> None:
     """A front camera: what is stored is the mirror image of what players show. Cameras and depth for the stored pixels
     come out as those of the shown ones, and the images agree; taken for the shown pixels they are refused."""
-    config = RenderConfig(width=448, height=252, num_frames=32, seed=3, speed=1.5)
+    config = RenderConfig(width=320, height=180, num_frames=32, seed=3, speed=1.5)
     clip = render_clip(config)
     frames = list(clip)
     write_video(tmp_path / "v.mp4", MIRROR, [MIRROR.show(f.rgb) for f in frames])
     for i, frame in enumerate(frames):
         np.save(tmp_path / f"{i:03d}.npy", MIRROR.show(frame.depth_m).astype(np.float32))
     np.savetxt(tmp_path / "poses.txt", MIRROR.show_poses(clip.camera_to_world).reshape(-1, 16))
-    np.savetxt(tmp_path / "K.txt", MIRROR.show_intrinsics(clip.intrinsics[0], (252, 448)))
+    np.savetxt(tmp_path / "K.txt", MIRROR.show_intrinsics(clip.intrinsics[0], (180, 320)))
 
     def annotated(pixels: Literal["shown", "stored"]) -> Row:
         given = GivenGeometry(

@@ -73,7 +73,6 @@ def zooming() -> tuple[CameraSolution, object]:
             zoom_factor=1.7,
             moving_object=True,
         ),
-        tracks=TRACKS,
     )
 
 
@@ -136,6 +135,7 @@ def test_constant_lens_is_found_constant() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_stretch_without_points_is_bridged() -> None:
     """Six frames blurred until no corner is left: their poses come from aligning whole images with depth."""
     config = RenderConfig(width=448, height=252, num_frames=36, seed=5, speed=1.5)
@@ -171,6 +171,7 @@ def test_wide_pixels_tie_fy_to_fx() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_depth_in_other_units_scales_the_path_only() -> None:
     config = RenderConfig(width=448, height=252, num_frames=20, seed=5, speed=1.5)
     solution, _ = solve(config)
@@ -216,16 +217,18 @@ def test_thinning_keeps_whole_tracks_spread_and_keyframes_full() -> None:
 def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
     """Given intrinsics come back bit for bit, and with the images cut off-centre only they put the path right."""
     config = RenderConfig(
-        width=448, height=252, num_frames=30, seed=3, speed=1.5, zoom="ramp", zoom_factor=1.5
+        width=448, height=252, num_frames=20, seed=3, speed=1.5, zoom="ramp", zoom_factor=1.5
     )
     clip = render_clip(config)
     frames = list(clip)
     cut = 48  # columns missing on the left: the principal point moves by as much
-    measured = measure_images((f.rgb[:, cut:] for f in frames), height=252, width=448 - cut, config=TRACKS)
+    measured = measure_images((f.rgb[:, cut:] for f in frames), height=252, width=448 - cut, config=FEW)
     focal = np.stack([clip.intrinsics[:, 0, 0], clip.intrinsics[:, 1, 1]], 1)
-    centre = np.tile([224.0 - cut, 126.0], (30, 1))
+    centre = np.tile([224.0 - cut, 126.0], (20, 1))
     lens = KnownLens(focal_px=focal, principal_point_px=centre)
-    solution = solve_cameras(inputs(measured, Maps([f.depth_m[:, cut:] for f in frames]), lens=lens))
+    solution = solve_cameras(
+        inputs(measured, Maps([f.depth_m[:, cut:] for f in frames]), lens=lens, tracks_config=FEW)
+    )
     assert solution.focal_model == "given"
     assert np.array_equal(solution.focal_px, focal)
     assert np.array_equal(solution.principal_point_px, centre)
@@ -240,25 +243,29 @@ def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
 def test_an_expected_lens_decides_only_what_the_images_leave_open() -> None:
     """With points and depth of a whole path the images win over a focal length that is said 6 % too long; on a path
     without parallax, with depth that says little, the word of the source wins over both."""
-    clip = render_clip(RenderConfig(width=448, height=252, num_frames=30, seed=3, speed=1.5))
+    clip = render_clip(RenderConfig(width=448, height=252, num_frames=20, seed=3, speed=1.5))
     truth = clip.intrinsics[0, 0, 0]
     frames = list(clip)
-    measured = measure_images((f.rgb for f in frames), height=252, width=448, config=TRACKS)
+    measured = measure_images((f.rgb for f in frames), height=252, width=448, config=FEW)
     wrong = KnownLens(
-        focal_px=np.full((30, 2), 1.06 * truth), principal_point_px=np.zeros((30, 2)), held=False
+        focal_px=np.full((20, 2), 1.06 * truth), principal_point_px=np.zeros((20, 2)), held=False
     )
     maps = Maps([f.depth_m for f in frames])
-    solution = solve_cameras(inputs(measured, maps, lens=wrong))
+    solution = solve_cameras(inputs(measured, maps, lens=wrong, tracks_config=FEW))
     assert solution.focal_model == "constant"
     assert abs(np.log(solution.focal_px[0, 0] / truth)) < 0.005
     # The same images, told that the depth is good to a third only.
     loose = BundleConfig(depth_sigma_log=3.0, reprojection_sigma_px=20.0)
-    asked = [solve_cameras(inputs(measured, maps, lens=lens, config=loose)) for lens in (None, wrong)]
+    asked = [
+        solve_cameras(inputs(measured, maps, lens=lens, config=loose, tracks_config=FEW))
+        for lens in (None, wrong)
+    ]
     off = [np.log(s.focal_px[0, 0] / wrong.focal_px[0, 0]) for s in asked]
     assert abs(off[1]) < abs(off[0]) - 0.01
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_zoom_of_three_per_cent_is_found_and_none_is_invented() -> None:
     """What decides is what the freedom of the focal is worth, not how far it goes."""
     config = RenderConfig(

@@ -147,7 +147,16 @@ def test_a_camera_that_rests_now_and_then_loses_the_logo_alone() -> None:
 
 @pytest.mark.slow
 @shared
-@pytest.mark.parametrize("media", ["kitti-straight/gray.mp4", "static-euroc/gray.mp4", "clips/dog.mp4"])
+@pytest.mark.parametrize(
+    "media",
+    [
+        "kitti-straight/gray.mp4",
+        *(
+            pytest.param(media, marks=pytest.mark.thorough)
+            for media in ("static-euroc/gray.mp4", "clips/dog.mp4")
+        ),
+    ],
+)
 def test_far_scenery_and_resting_cameras_of_recordings_stay(media: str) -> None:
     """Driving ahead, the horizon hardly moves; a drone at rest; a dog that fills the view."""
     with av.open(str(SHARED / media)) as container:
