@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -142,8 +143,9 @@ def _unfolded_bytes(values: pa.Array) -> int:
         if not isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray | pa.MapArray):
             return values.nbytes
         values = values.flatten()
-    lengths = pc.fill_null(pc.binary_length(values.dictionary), 0)
-    return int(pc.sum(pc.take(lengths, values.indices).cast(pa.int64())).as_py() or 0)
+    lengths = pc.call_function("binary_length", [values.dictionary]).to_numpy(zero_copy_only=False)
+    numbers = values.indices.drop_null().to_numpy()
+    return int(np.nan_to_num(lengths).astype(np.int64)[numbers].sum()) if len(numbers) else 0
 
 
 # --- seals ----------------------------------------------------------------------------------------
