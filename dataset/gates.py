@@ -44,6 +44,9 @@ GATE_MEANINGS: Mapping[str, str] = {
     "given_reprojection": "Median reprojection error of the tracks under the given poses.",
     "given_time_offset": "By how much the given poses come late against the images.",
     "given_gap": "Longest time without a given pose.",
+    "bridge_spread": "By how much windows along the clip differ in the metres of a given unit (log).",
+    "bridge_network": "By how much they differ in the network's unit alone: above, no one similarity holds (log).",
+    "bridge_change": "Change of that unit from the clip's first third to its last (log).",
 }
 """One sentence a gate, by the name that rows store. A row of another version may hold gates that are not here."""
 

@@ -118,7 +118,8 @@ def load_transformers(name: str, *, device: str, batch: int) -> TransformersMode
     try:
         processor: Any = AutoProcessor.from_pretrained(name)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        model = model.to(device).eval()
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{name}: transformers cannot load it: {str(error)[:300]}") from None
     tokenizer = getattr(processor, "tokenizer", processor)

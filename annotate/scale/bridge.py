@@ -32,7 +32,7 @@ class Bridge:
 
     Attributes:
         frame: (W,) clip frame in the middle of each window.
-        log_network: (W,) log of network units of a given unit; sigma_log: (W,) its standard error.
+        log_network: (W,) log of network units of a given unit; sigma_log_window: (W,) its standard error.
         log_metres: (W,) log of metres of a network unit, by the anchors in the window alone.
         inlier_share: (W,) of the network's poses.
         used: (W,) windows that say something.

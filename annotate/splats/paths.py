@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 from scipy.ndimage import gaussian_filter1d
 
-from ...dataset.arrays import F64
+from ...dataset.arrays import F64, FloatArray
 from ...dataset.cameras.paths import PathName, named_path
 from ...dataset.cameras.rotations import orthonormalise
 from ...dataset.strict import Strict
@@ -177,7 +177,7 @@ def _squares(splats: Splats, opacity: float) -> tuple[Any, Any]:
     return vertices, triangles
 
 
-def smoothed(camera_to_world: F64, sigma_frames: float) -> F64:
+def smoothed(camera_to_world: FloatArray, sigma_frames: float) -> F64:
     """The path (F, 4, 4) smoothed by a Gaussian over frames; its ends stay where they are held."""
     poses = np.tile(np.eye(4), (len(camera_to_world), 1, 1))
     poses[:, :3, 3] = gaussian_filter1d(camera_to_world[:, :3, 3], sigma_frames, axis=0, mode="nearest")

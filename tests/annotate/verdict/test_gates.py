@@ -9,6 +9,7 @@ import pytest
 from theodolite.annotate.checks.depth import DepthCheck
 from theodolite.annotate.checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from theodolite.annotate.checks.held_cameras import LensCheck
+from theodolite.annotate.scale.bridge import Bridge
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sfm.depth_noise import DepthNoise
@@ -21,6 +22,7 @@ from theodolite.annotate.verdict.gates import (
     describe_failure,
     image_motion,
     judge,
+    judge_bridge,
     judge_depth,
     judge_given,
 )
@@ -132,6 +134,23 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     gates += judge_depth(
         DepthCheck(
             num_pairs=20, unexplained=0.01, inconsistency_log=0.01, unit_step_log=0.02, margin_log=0.5
+        ),
+        GatesConfig(),
+    )
+    windows = np.zeros(3)
+    gates += judge_bridge(
+        Bridge(
+            frame=np.arange(3),
+            log_network=windows,
+            sigma_log_window=windows,
+            log_metres=windows,
+            inlier_share=windows + 1,
+            used=windows == 0,
+            metres_per_unit=1.0,
+            spread_log=0.02,
+            network_spread_log=0.02,
+            change_log=-0.01,
+            change_sigma_log=0.01,
         ),
         GatesConfig(),
     )
