@@ -15,8 +15,6 @@ import pytest
 from theodolite.dataset.media.growing_video import GrowingVideo, VideoWriteError
 from theodolite.dataset.media.read import count_video_frames, video_frames
 
-from ...typed import wrong
-
 HEIGHT, WIDTH = 96, 160
 
 
@@ -119,6 +117,8 @@ time.sleep(60)
 
 
 def test_refused(tmp_path: Path) -> None:
+    from ...typed import wrong  # the processes of other tests import this file by its path
+
     (tmp_path / "there.mp4").write_bytes(b"")
     with pytest.raises(FileExistsError):
         video(tmp_path / "there.mp4")
