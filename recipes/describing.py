@@ -19,7 +19,7 @@ import numpy as np
 from ..annotate.frames.dover import Network, chunks, score_chunk
 from ..annotate.language.base import LanguageModel, ModelGone, clip_pictures
 from ..annotate.language.tasks import Task, prompts_digest
-from ..annotate.run.cluster import RunAborted, signals_as_interrupt
+from ..annotate.run.cluster import RunAborted, raise_if_interrupted, signals_as_interrupt
 from ..dataset.commit import hold_folder
 from ..dataset.extra import FOLDER, ExtraTable, Kind, begin_table, open_table
 from ..dataset.media.read import read_frames
@@ -233,6 +233,7 @@ def _do_all(
         problems += [(row["clip_id"], row["problem"]) for row in rows if row["problem"] is not None]
         count += len(rows)
         say(f"{count}/{len(left)} clips, {len(problems)} with problems")
+        raise_if_interrupted()
     if problems:
         kinds = Counter(why.partition(": ")[0][:60] for _, why in problems)
         say("problems: " + "; ".join(f"{n} x {kind}" for kind, n in kinds.most_common(5)))

@@ -18,7 +18,13 @@ from typing import Any, Literal
 import torch
 
 from ..annotate.networks.device import choose_device
-from ..annotate.run.cluster import RunAborted, local_cluster, num_cores, signals_as_interrupt
+from ..annotate.run.cluster import (
+    RunAborted,
+    local_cluster,
+    num_cores,
+    raise_if_interrupted,
+    signals_as_interrupt,
+)
 from ..annotate.run.worker import begin_as_worker
 from ..dataset.commit import hold_folder
 from ..dataset.encoded import Window, begin, encoded_windows, write_shard
@@ -136,6 +142,7 @@ def run_encode(
                     failed[window] = why
                     say(f"{window}: {why}")
                 say(f"{encoded + len(failed)}/{len(left)} windows, {len(failed)} failed")
+                raise_if_interrupted()
         _record(job, command, started, now_iso(), refused, failed)
     lines = [
         f"{job.out}: {encoded} windows encoded, {len(windows) - len(left)} were there, {len(failed)} failed"

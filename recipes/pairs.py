@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..annotate.networks.device import choose_device
-from ..annotate.run.cluster import signals_as_interrupt
+from ..annotate.run.cluster import raise_if_interrupted, signals_as_interrupt
 from ..dataset.commit import hold_folder
 from ..dataset.encoded import (
     EncodedClip,
@@ -124,6 +124,7 @@ def run_pairs(job: PairJob, *, limit: int | None = None, say: Say = lambda text:
             write_shard(job.out, made)
             done += len(made)
             say(f"{done}/{len(left)} pairs")
+            raise_if_interrupted()
     return f"{job.out}: {done} pairs made, {len(have)} were there", 0
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ..annotate.networks.device import choose_device
-from ..annotate.run.cluster import signals_as_interrupt
+from ..annotate.run.cluster import raise_if_interrupted, signals_as_interrupt
 from ..dataset.encoded import EncodedDataset, Window, open_encoded
 from ..dataset.weights import file_digest
 from ..model.checkpoint import load_world_model
@@ -99,6 +99,7 @@ def run_trajectories(
                 failed.append(str(error))
                 say(str(error))
             say(f"{number + 1}/{len(left)} windows, {len(failed)} failed")
+            raise_if_interrupted()
     text = (
         f"{job.out}: {len(left) - len(failed)} trajectories recorded, {len(windows) - len(left)} were there, "
     )

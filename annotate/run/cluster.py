@@ -48,8 +48,10 @@ class Patience:
 
         Raises:
             RunAborted: the scheduler is gone, or the workers of this machine end before they begin anything.
+            KeyboardInterrupt: the run was asked to end.
         """
         time.sleep(self.step_s)
+        raise_if_interrupted()
         self.step_s = min(0.05, 1.5 * self.step_s)  # short clips must not wait for this
         now = time.monotonic()
         if now - self._asked < _ASK_EVERY_S:
@@ -263,18 +265,44 @@ def default_workers(num_shards: int, cores: int, memory_bytes: int) -> int:
     return max(1, min(cores, memory_bytes // (3 * 2**30), num_shards))
 
 
+_asked_to_end = threading.Event()
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    _asked_to_end.set()
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM (batch systems send it before the end) is taken as Ctrl-C; main thread only."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM (batch systems send it before the end) is taken as Ctrl-C, and Ctrl-C is remembered; main thread only.
+
+    Where signals are ignored (a job in the background of a script), they stay so.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is _interrupt
+    ):
         yield
         return
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked_to_end.clear()
+
+
+def raise_if_interrupted() -> None:
+    """A `KeyboardInterrupt` that came while somebody caught everything (libraries do while they import optional
+    packages, and Python itself while it clears objects away) is lost; loops over much work ask here.
+
+    Raises:
+        KeyboardInterrupt: a signal has come inside `signals_as_interrupt`.
+    """
+    if _asked_to_end.is_set() and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt

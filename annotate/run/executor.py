@@ -30,7 +30,16 @@ from ...dataset.rows import Row
 from ...dataset.store import part_path, prepare_output
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
-from .cluster import FIRST_STEP_S, GONE, Patience, RunAborted, claim_open_files, cluster_for, num_threads
+from .cluster import (
+    FIRST_STEP_S,
+    GONE,
+    Patience,
+    RunAborted,
+    claim_open_files,
+    cluster_for,
+    num_threads,
+    raise_if_interrupted,
+)
 from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
@@ -91,6 +100,7 @@ def run_plan(
                     commits.flush()
                 tally.add(outcomes)
                 advance()
+                raise_if_interrupted()
                 watch.see(outcomes)
             commits.flush()
     return tally

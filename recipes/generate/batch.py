@@ -22,6 +22,7 @@ from ...annotate.run.cluster import (
     RunAborted,
     cluster_behind,
     local_cluster,
+    raise_if_interrupted,
     signals_as_interrupt,
 )
 from ...annotate.run.worker import begin_as_worker
@@ -322,6 +323,7 @@ def run_batch(
                 tally.add(done)
                 say(f"{done.clip_id}: {done.text}")
                 say(tally.line())
+                raise_if_interrupted()
     return _summary(out, tally), 1 if tally.failed else 0
 
 

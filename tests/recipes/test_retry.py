@@ -1,5 +1,6 @@
 """A storage that was away, a source that moves under the run, folders that are none: the run says so and goes on."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import theodolite.dataset
 import yaml
-from theodolite.annotate.run.cluster import RunAborted
+from theodolite.annotate.run.cluster import RunAborted, raise_if_interrupted, signals_as_interrupt
 from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.dataset.validate import changed_media, validate_dataset
 from theodolite.recipes import run as run_module
@@ -180,3 +181,39 @@ def test_media_that_changed_since_are_said(tmp_path, recipe, fake):
     (tmp_path / "5.mp4").write_bytes(b"came later")
     assert changed_media(out, tmp_path) == ["c1", "c5"]
     assert "media of 2 clips changed" in validate(out)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_is_caught_on_its_way_still_ends_the_run(tmp_path, recipe, monkeypatch, number):
+    """Libraries catch everything while they look for optional packages: an interrupt there was lost, and the run went
+    on to its end."""
+
+    def annotate(clip, config, *, mode, recipe_hash):
+        if clip.clip_id == "c1":
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(number)
+        job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
+        return failure_row(clip, job, "too_short", "why")
+
+    monkeypatch.setattr(run_module, "Job", lambda **values: Job(**values, annotate=annotate))
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe, tmp_path / "out")
+    assert sorted(reasons(tmp_path / "out")) == ["c0", "c1"], "what was done is kept"
+    monkeypatch.undo()
+    assert len(go_on(recipe, tmp_path / "out")) == 6, "it is not remembered by the next run"
+
+
+def go_on(recipe: Path, out: Path) -> dict[str, str]:
+    go(recipe, out)
+    return reasons(out)
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_as_interrupt():
+            signal.raise_signal(signal.SIGINT)
+            raise_if_interrupted()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
