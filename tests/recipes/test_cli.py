@@ -79,10 +79,13 @@ def test_completion(shell):
         capture_output=True,
         text=True,
         timeout=60,
-        env=dict(os.environ),
+        # Otherwise typer asks which shell is above this process, and there may be none.
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "_THEODOLITE_COMPLETE" in done.stdout
+    marks = {"bash": "complete -o default", "zsh": "#compdef", "fish": "--no-files"}
+    assert marks[shell] in done.stdout
 
 
 @pytest.mark.parametrize(
