@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -34,6 +34,8 @@ from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
 
 log = logging.getLogger(__name__)
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
@@ -166,24 +168,75 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with every mistake found, each with its key path and value.
     """
     path = find_recipe(name)
-    errors: list[str] = []
+    content, errors = read_content(path)
+    _resolve_paths(content, path.parent.resolve())
+    errors += apply_overrides(content, overrides)
+    return checked_recipe(Recipe, path, content, errors, line=_with_hint)
+
+
+def packaged_names(folder: str) -> list[str]:
+    """Names of the recipes of one kind that come with the package."""
+    return sorted(path.stem for path in (PACKAGED / folder).glob("*.yaml"))
+
+
+def packaged_or_own(name: str | Path, folder: str, what: str) -> Path:
+    """The file of a recipe that is named by its path, or by the name of a packaged one of its kind.
+
+    Args:
+        folder: where packaged ones of the kind lie.
+        what: they are, for the message.
+    Raises:
+        RecipeError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = PACKAGED / folder / f"{path.stem}.yaml"
+    if path.parent in (Path("."), Path(folder), Path("recipes", folder)) and packaged.is_file():
+        return packaged
+    raise RecipeError(
+        f"{name}: no such recipe file; {what} that come with theodolite: {', '.join(packaged_names(folder))}"
+    )
+
+
+def read_content(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe's file holds, and keys that stand in it twice.
+
+    Raises:
+        RecipeError: it cannot be read, or holds something else than keys and values.
+    """
     try:
         content, twice = read_yaml(path)
     except InputError as error:
         raise RecipeError(str(error)) from None
-    errors += twice
     if not isinstance(content, dict):
         raise RecipeError(
             f"{path} is not a valid recipe: it must hold keys and values, found {type(content).__name__}"
         )
-    _resolve_paths(content, path.parent.resolve())
-    for override in overrides:
-        errors += _override(content, override)
+    return content, list(twice)
+
+
+def checked_recipe(
+    kind: type[Checked],
+    path: Path,
+    content: Mapping[str, Any],
+    errors: Sequence[str],
+    *,
+    line: Callable[[str], str] = str,
+) -> Checked:
+    """The recipe of a file's content.
+
+    Args:
+        errors: mistakes that were found before.
+        line: what becomes of a line about a mistake.
+    Raises:
+        RecipeError: with every mistake found.
+    """
+    recipe = None
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = kind.model_validate(content)
     except ValidationError as error:
-        errors += [_with_hint(line) for line in error_lines(error)]
-        recipe = None
+        errors = [*errors, *(line(text) for text in error_lines(error))]
     if errors or recipe is None:
         raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
     return recipe

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from ..annotate.run.cluster import RunAborted
 from ..dataset.commit import hold_folder
 from ..dataset.encoded import EncodedDataset, open_encoded
-from ..dataset.inputs import InputError, read_yaml
+from ..dataset.inputs import read_yaml
 from ..dataset.licences import find_licence
 from ..dataset.store import write_atomically
-from ..dataset.strict import error_lines
 from ..model.config import WorldModelConfig
 from ..train.cost import (
     ClipShape,
@@ -40,7 +38,15 @@ from ..train.start import check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
 from ..train.trajectories import Trajectories
-from .loader import PACKAGED, RecipeError, apply_overrides, now_iso, surroundings
+from .loader import (
+    apply_overrides,
+    checked_recipe,
+    now_iso,
+    packaged_names,
+    packaged_or_own,
+    read_content,
+    surroundings,
+)
 
 Say = Callable[[str], None]
 _PACKAGES = ("torch", "lightning", "triton", "numpy", "safetensors", "peft")
@@ -50,7 +56,7 @@ _MFU = 0.35
 
 def train_recipes() -> list[str]:
     """Names of the packaged recipes of trainings."""
-    return sorted(path.stem for path in (PACKAGED / "train").glob("*.yaml"))
+    return packaged_names("train")
 
 
 def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -60,30 +66,11 @@ def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainR
     Raises:
         RecipeError: with every mistake found.
     """
-    path = Path(name)
-    if not path.is_file():
-        packaged = PACKAGED / "train" / f"{path.stem}.yaml"
-        if path.parent not in (Path("."), Path("train"), Path("recipes/train")) or not packaged.is_file():
-            raise RecipeError(
-                f"{name}: no such recipe file; trainings that come with theodolite: {', '.join(train_recipes())}"
-            )
-        path = packaged
-    try:
-        content, errors = read_yaml(path)
-    except InputError as error:
-        raise RecipeError(str(error)) from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: is no recipe: it must hold keys and values")
+    path = packaged_or_own(name, "train", "trainings")
+    content, errors = read_content(path)
     before = copy.deepcopy(content)
-    errors = [*errors, *apply_overrides(content, overrides)]
-    try:
-        recipe = TrainRecipe.model_validate(content)
-    except ValidationError as error:
-        raise RecipeError(
-            f"{path} is not a valid recipe:\n  " + "\n  ".join([*errors, *error_lines(error)])
-        ) from None
-    if errors:
-        raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
+    errors += apply_overrides(content, overrides)
+    recipe = checked_recipe(TrainRecipe, path, content, errors)
     return resolve_paths(recipe, path.parent.resolve(), Path.cwd(), before)
 
 

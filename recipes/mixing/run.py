@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pyarrow as pa
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...dataset.card import rejection_table, source_licences
 from ...dataset.filters import Filters
-from ...dataset.inputs import InputError, read_yaml
 from ...dataset.mixing import Metric, Mixed, SourceMix, SourceShare, mix
 from ...dataset.parquet import sealed
 from ...dataset.reading import ClipDataset, open_dataset
 from ...dataset.store import write_atomically
-from ...dataset.strict import Strict, error_lines
+from ...dataset.strict import Strict
 from ...dataset.text_table import markdown_table, text_table
-from ..loader import PACKAGED, RecipeError, apply_overrides, load_recipe
+from ..loader import (
+    apply_overrides,
+    checked_recipe,
+    load_recipe,
+    packaged_names,
+    packaged_or_own,
+    read_content,
+)
 
 _HEAD = ("source", "clips", "accepted", "filters keep", "taken", "hours", "scale from", "spread", "share")
 
@@ -38,7 +44,7 @@ class MixRecipe(Strict):
 
 def mix_recipes() -> list[str]:
     """Names of the packaged mixtures."""
-    return [path.stem for path in sorted((PACKAGED / "mixing").glob("*.yaml"))]
+    return packaged_names("mixing")
 
 
 def load_mix_recipe(name: str | Path, overrides: Sequence[str] = ()) -> MixRecipe:
@@ -47,28 +53,9 @@ def load_mix_recipe(name: str | Path, overrides: Sequence[str] = ()) -> MixRecip
     Raises:
         RecipeError: with every mistake found.
     """
-    path = Path(name)
-    if not path.is_file():
-        packaged = PACKAGED / "mixing" / f"{path.stem}.yaml"
-        if path.parent not in (Path("."), Path("mixing")) or not packaged.is_file():
-            raise RecipeError(
-                f"{name}: no such recipe file; mixtures that come with theodolite: {', '.join(mix_recipes())}"
-            )
-        path = packaged
-    try:
-        content, errors = read_yaml(path)
-    except InputError as error:
-        raise RecipeError(str(error)) from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: is no recipe: it must hold keys and values")
-    errors = [*errors, *apply_overrides(content, overrides)]
-    try:
-        recipe = MixRecipe.model_validate(content)
-    except ValidationError as error:
-        recipe, errors = None, [*errors, *error_lines(error)]
-    if errors or recipe is None:
-        raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
-    return recipe
+    path = packaged_or_own(name, "mixing", "mixtures")
+    content, errors = read_content(path)
+    return checked_recipe(MixRecipe, path, content, [*errors, *apply_overrides(content, overrides)])
 
 
 def run_mix(recipe: MixRecipe, paths: Sequence[Path], out: Path | None) -> tuple[str, int]:
