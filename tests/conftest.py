@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 
 import pytest
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    # Started in the background of a script, where Ctrl-C is ignored: processes of tests would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread a process: tests are small and share the cores; read when numpy, torch and OpenCV are first imported.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
