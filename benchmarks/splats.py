@@ -4,7 +4,7 @@ A room of Gaussians is made, a path of a minute is rendered through it with dept
 and `annotate rgbd` gets video and depth without cameras: what it finds is compared with the path. Where Open3D is not
 installed the path is not tested by rays; it is known to be clear of this room.
 
-    python benchmarks/splats.py --out /tmp/splats [--frames 961] [--size 1280x720] [--renderer plain --device cpu]
+    python benchmarks/splats.py --out runs/splats [--frames 961] [--size 1280x720] [--renderer plain --device cpu]
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from ...dataset.inputs import PlainTarInfo
+from ...dataset.random_access import RandomAccess
 from ...dataset.reasons import ReasonCode
 from ...dataset.store import write_atomically
 from .tree import Layout, Place, inside
@@ -316,42 +317,24 @@ class _Failing(io.RawIOBase):
         raise zipfile.BadZipFile(str(self._error))
 
 
-class _Parts(io.RawIOBase):
+class _Parts(RandomAccess):
     """The bytes of a file, or of `<name>.part_aa`, `<name>.part_ab`, ... one after the other, without joining them.
 
     Attributes:
-        size: bytes of all of it.
         taken: bytes read so far.
     """
 
     def __init__(self, first: Path) -> None:
-        super().__init__()
         paths = archive_parts(first)
-        self._files = [path.open("rb") for path in paths]
         sizes = [path.stat().st_size for path in paths]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self._at = 0
-        self.size = self._starts[-1]
-        self.taken = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = (0, self._at, self._starts[-1])[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        super().__init__(self._starts[-1])
+        self.taken, self._files = 0, [path.open("rb") for path in paths]
 
     def read(self, size: int = -1) -> bytes:
-        wanted = self._starts[-1] - self._at if size is None or size < 0 else size
+        wanted = self.size - self._at if size is None or size < 0 else size
         pieces = []
-        while wanted > 0 and self._at < self._starts[-1]:
+        while wanted > 0 and self._at < self.size:
             number = next(i for i in range(len(self._files)) if self._at < self._starts[i + 1])
             file = self._files[number]
             file.seek(self._at - self._starts[number])

@@ -20,6 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..random_access import RandomAccess
+
 _CLIENTS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "az"), "memory": ("fsspec", "")}
 """Schemes, the package that speaks to such a store, and the extra of ours that brings it. `memory` is fsspec's store
 within a process, for tests."""
@@ -367,38 +369,24 @@ def _changed_ns(info: dict[str, Any]) -> int:
     return 0
 
 
-class ObjectReader(io.RawIOBase):
+class ObjectReader(RandomAccess):
     """An object, read by ranges."""
 
     def __init__(self, path: StorePath) -> None:
-        super().__init__()
-        self._path, self._at = path, 0
-        self._size = path.stat().st_size
+        super().__init__(path.stat().st_size)
+        self._path = path
         self._start, self._held = 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
 
     def read(self, size: int | None = -1) -> bytes:
         """The next bytes: all that were asked for, or to the end."""
-        end = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        end = self.size if size is None or size < 0 else min(self._at + size, self.size)
         if end <= self._at:
             return b""
         if not (self._start <= self._at and end <= self._start + len(self._held)):
             # A footer is read from its end, and then once more.
-            first = max(0, min(self._at, self._size - _LEAST_READ))
-            first = first if end == self._size or self._at - first < _LEAST_READ else self._at
-            last = min(self._size, max(end, self._at + _LEAST_READ))
+            first = max(0, min(self._at, self.size - _LEAST_READ))
+            first = first if end == self.size or self._at - first < _LEAST_READ else self._at
+            last = min(self.size, max(end, self._at + _LEAST_READ))
             with _asked(self._path):
                 self._held = self._path.client.cat_file(self._path.key, start=first, end=last)
             self._start = first

@@ -36,7 +36,7 @@ def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_motion_is_that_of_libvmaf(name: str) -> None:
     path = next(DATA.rglob(name), None) if DATA.is_dir() else None
     if path is None:
-        pytest.skip("needs the recordings")
+        pytest.skip("needs the recordings of ../shared/data")
     stored, seen = VmafMotion(), VmafMotion()
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
