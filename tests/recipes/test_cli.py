@@ -117,6 +117,15 @@ def test_version():
     assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
 
 
+def test_the_package_runs_as_a_module(tmp_path):
+    from theodolite import __version__
+
+    done = subprocess.run(
+        [sys.executable, "-m", "theodolite", "--version"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
