@@ -1,13 +1,15 @@
 """A training step at full size: forward and backward beside NVlabs/Sana, whole steps, LoRA on a card of 24 GB.
 
-    python benchmarks/train_speed.py [--parts passes official step lora] [--sana SANA] [--frames 121]
+    python benchmarks/train_speed.py [--parts official passes step lora] [--sana SANA] [--frames 121]
+    torchrun --nproc-per-node 2 benchmarks/train_speed.py --parts step [--context 2] [--frames 16]
     python benchmarks/train_speed.py --smoke
 
-Random weights, random clips of 121 latent frames of 22 x 40 tokens (a minute of 720p), batch 1. `passes` is forward and
-backward in bfloat16 with each choice of what is computed again; `official` the same of NVlabs/Sana's network with its
-own gradient checkpointing and kernels, the same weights and inputs, gradients compared. `step` is the trainer's own
-step through FSDP2 on one rank: float32 weights, AdamW, reading clips included. `lora` is `finetune_lora` with the
-allocator capped at 24 GB: the longest clip that fits.
+Random weights, random clips of 121 latent frames of 22 x 40 tokens (a minute of 720p), batch 1. `official` is forward
+and backward in bfloat16 of NVlabs/Sana's network with its own gradient checkpointing and kernels; `passes` the same of
+ours with each choice of what is computed again, the same weights and inputs, gradients compared. `step` is the
+trainer's own step through FSDP2: float32 weights, AdamW, reading clips included; under torchrun all ranks take part,
+`--context` of them sharing a clip. `lora` is `finetune_lora` with the allocator capped at 24 GB: the longest clip that
+fits. Every row: median of the steps after the first, whose time is told apart; peak of torch's allocator in them.
 """
 
 from __future__ import annotations
@@ -22,12 +24,20 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from beside_nvlabs import Inputs, import_official, inputs_of, load_ours, official_network
-from model_speed import FULL, SMOKE, Size, attempt, peak_gib, random_model, relative, synchronise, time_ms
+from beside_nvlabs import (
+    PADDED_SCALE,
+    Inputs,
+    import_official,
+    inputs_of,
+    load_ours,
+    official_network,
+    ours_like,
+)
+from model_speed import FULL, SMOKE, Size, attempt, random_model, relative, synchronise, time_ms
 from theodolite.dataset.encoded import (
     EncodedClip,
     Encoding,
@@ -39,7 +49,7 @@ from theodolite.dataset.encoded import (
 )
 from theodolite.model.network import WorldModel
 from theodolite.train.cost import ClipShape, peak_flops, step_flops
-from theodolite.train.parallel import Ranks, make_ranks, recompute_blocks
+from theodolite.train.parallel import Ranks, Recompute, make_ranks, recompute_blocks
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import Started
 from theodolite.train.training import Training
@@ -64,21 +74,31 @@ def clip_shape(size: Size) -> ClipShape:
 
 
 def told(size: Size, what: str, milliseconds: float, gib: float) -> None:
-    """One row, with the share of the card's peak."""
+    """One row; of one card also the share of its peak."""
     flops = step_flops(size.config, clip_shape(size))
     text = f"  {what:44s} {milliseconds:9.0f} ms  peak {gib:6.2f} GiB"
-    if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())):
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    if alone and torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())):
         floor = 1e3 * flops / peak
         text += f"  MFU {100 * floor / milliseconds:5.1f} %  (floor {floor:.0f} ms)"
     print(text, flush=True)
 
 
-def measure(size: Size, what: str, step: Callable[[], object], repeats: int = 3) -> None:
+def measure(size: Size, what: str, step: Callable[[], object], repeats: int = 2) -> float:
+    """Take a step, then time `repeats` more; median milliseconds. One that took minutes at first is taken once more
+    only."""
     began = time.perf_counter()
     step()
     synchronise()
     first = time.perf_counter() - began
-    told(size, f"{what} (first {first:.1f} s)", time_ms(step, repeats, 0), peak_gib(step))
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    milliseconds = time_ms(step, 1 if first > 90 else repeats, 0)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        told(size, f"{what} (first {first:.1f} s)", milliseconds, gib)
+    return milliseconds
 
 
 def free() -> None:
@@ -97,23 +117,47 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {n: g.detach().float().cpu() for n in COMPARED if n in named and (g := named[n].grad) is not None}
 
 
-def passes(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
-    """Ours, with each choice of what is computed again."""
+def passes(size: Size, found: dict[str, dict[str, Tensor]], kept: list[str]) -> None:
+    """Ours, with each choice of what is computed again; what keeping outputs of attention saves."""
     inputs = inputs_of(size)
     wanted = target(inputs)
-    for what in RECOMPUTE:
-        model = random_model(size).train()
-        recompute_blocks(model, what)
+    times: dict[str, float] = {}
+    for what in kept:
+        model = ours_like(size, camera_softmax_scale=PADDED_SCALE).train()
+        recompute_blocks(model, cast(Recompute, what))
 
         def step(model: WorldModel = model) -> None:
             model.zero_grad(set_to_none=True)
             out = model(inputs.latents, inputs.times, inputs.text, cameras=inputs.cameras)
             (out.float() - wanted).square().mean().backward()
 
-        attempt(f"ours, {what}", lambda step=step, what=what: measure(size, f"ours, recompute {what}", step))
-        found.setdefault("ours", {}).update(gradients(model))
-        del model, step
+        def timed(step: Callable[[], None] = step, what: str = what) -> None:
+            times[what] = measure(size, f"ours, recompute {what}", step)
+
+        if attempt(f"ours, {what}", timed):
+            found["ours"] = gradients(model)
+        del model, step, timed
         free()
+    for what in times:
+        if what != "blocks" and "blocks" in times:
+            print(f"  {what} takes {times[what] / times['blocks']:.3f} of what blocks take", flush=True)
+    if "official" in times_of:
+        for what, ms in times.items():
+            print(f"  NVlabs/Sana takes {times_of['official'] / ms:.2f} times ours ({what})", flush=True)
+    compare_gradients(found)
+
+
+times_of: dict[str, float] = {}
+
+
+def compare_gradients(found: dict[str, dict[str, Tensor]]) -> None:
+    for name, gradient in found.get("official", {}).items():
+        if name not in found.get("ours", {}):
+            continue
+        if not bool(gradient.isfinite().all()):  # Triton's interpreter cannot multiply bfloat16
+            print(f"    gradient of {name}: that of NVlabs/Sana is not finite", flush=True)
+            continue
+        print(f"    gradient of {name}: differs by {relative(found['ours'][name], gradient):.2e}", flush=True)
 
 
 def official(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
@@ -141,14 +185,8 @@ def official(size: Size, found: dict[str, dict[str, Tensor]]) -> None:
         )
         (out.float() - wanted).square().mean().backward()
 
-    measure(size, "NVlabs/Sana", step, 2)
+    times_of["official"] = measure(size, "NVlabs/Sana", step)
     found["official"] = gradients(model)
-    for name, gradient in found["official"].items():
-        if name in found.get("ours", {}):
-            print(
-                f"    gradient of {name}: differs by {relative(found['ours'][name], gradient):.2e}",
-                flush=True,
-            )
 
 
 def write_clips(size: Size, folder: Path, count: int = 3) -> Path:
@@ -201,41 +239,70 @@ def make_training(size: Size, folder: Path, **changes: Any) -> Training:
     return Training(recipe, started, open_encoded(write_clips(size, folder)), folder / "run")
 
 
-def time_steps(size: Size, training: Training, what: str) -> None:
-    """Reading, two passes, clipping and the optimiser, step after step."""
+def time_steps(size: Size, training: Training, what: str) -> float:
+    """Reading, two passes, clipping and the optimiser, step after step; milliseconds."""
     feed = iter(training.feed())
-    measure(size, what, lambda: training.take_step(next(feed)), 2)
+    return measure(size, what, lambda: training.take_step(next(feed)))
 
 
-def whole_step(size: Size) -> None:
-    """The trainer's step: FSDP2 of one rank on a GPU, plain on a CPU."""
-    device = torch.device(size.device)
-    if device.type == "cuda" and not dist.is_initialized():
-        dist.init_process_group("nccl", init_method="tcp://127.0.0.1:29517", rank=0, world_size=1)
+def begin_ranks(size: Size) -> None:
+    """The process group of torchrun, or of one rank on a GPU."""
+    if dist.is_initialized():
+        return
+    kind = "nccl" if size.device == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(kind)
+    elif size.device == "cuda":
+        dist.init_process_group(kind, init_method="tcp://127.0.0.1:29517", rank=0, world_size=1)
+
+
+def whole_step(size: Size, context: int, kept: list[str], shorter: bool) -> None:
+    """The trainer's step: FSDP2 on GPUs and under torchrun, plain on a single CPU."""
+    begin_ranks(size)
+    ranks = make_ranks(context) if dist.is_initialized() else Ranks()
+    device = torch.device(
+        size.device, int(os.environ.get("LOCAL_RANK", "0")) if size.device == "cuda" else None
+    )
+    many = f"{ranks.world} ranks, {context} share a clip" if ranks.world > 1 else "one rank"
     fits = False
-    for frames in dict.fromkeys((size.frames, 81, 61, 41, 21)):
+    for frames in dict.fromkeys((size.frames, *((81, 61, 41, 21) if shorter else ()))):
         if frames > size.frames or fits:
             continue
-        for recompute in ("all_but_softmax", "blocks"):
+        for recompute in kept:
             now = replace(size, frames=frames, dtype=torch.float32)
 
             def run(now: Size = now, recompute: str = recompute) -> None:
                 with tempfile.TemporaryDirectory() as folder:
-                    training = make_training(now, Path(folder), parallel=dict(recompute=recompute))
-                    training.place(device, make_ranks(1) if dist.is_initialized() else Ranks())
-                    time_steps(now, training, f"step of all weights, {frames} frames, {recompute}")
+                    parallel = dict(recompute=recompute, context=context)
+                    training = make_training(now, Path(folder), parallel=parallel)
+                    training.place(device, ranks)
+                    ms = time_steps(
+                        now, training, f"step of all weights, {frames} frames, {recompute}, {many}"
+                    )
+                if ranks.rank == 0:
+                    clips = ranks.data_ranks
+                    rate = 1e3 * clips * now.frames * now.tokens / ms
+                    mfu = "" if training.peak is None else f", MFU {100 * own_mfu(now, training, ms):.1f} %"
+                    print(f"    {clips} clips a step, {rate:.0f} tokens/s of all ranks{mfu}", flush=True)
 
             fits = attempt(f"step {frames} {recompute}", run) or fits
             free()
 
 
-def lora_steps(size: Size, cap_gb: float) -> None:
-    """`finetune_lora` below a cap, ever longer clips."""
+def own_mfu(size: Size, training: Training, milliseconds: float) -> float:
+    """Share of the peak of all devices."""
+    flops = step_flops(size.config, clip_shape(size)) * training.ranks.data_ranks
+    return 1e3 * flops / training.ranks.world / (training.peak or 1) / milliseconds
+
+
+def lora_steps(size: Size, cap_gb: float, lengths: list[int]) -> None:
+    """`finetune_lora` below a cap, ever shorter clips until one fits, and the one after it."""
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
-    for frames in (7, 11, 21, 31, 41, 51, 61, 81, 121) if size is not SMOKE else (size.frames,):
-        now = replace(size, frames=min(frames, size.frames))
+    fitting = 0
+    for frames in lengths:
+        now = replace(size, frames=frames)
 
         def run(now: Size = now) -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -246,9 +313,14 @@ def lora_steps(size: Size, cap_gb: float) -> None:
                     now, training, f"finetune_lora, {8 * (now.frames - 1) + 1} video frames, {cap_gb:g} GB"
                 )
 
-        if not attempt(f"lora {frames} frames", run):
-            break
+        try:
+            run()
+            fitting += 1
+        except torch.OutOfMemoryError as error:
+            print(f"  {8 * (frames - 1) + 1} video frames do not fit: {str(error)[:110]}", flush=True)
         free()
+        if fitting == 2:
+            break
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -257,31 +329,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("passes", "official", "step", "lora")
+    names = ("official", "passes", "step", "lora")
     parser.add_argument("--parts", nargs="+", choices=names, default=list(names))
     parser.add_argument("--sana", type=Path, help="checkout of NVlabs/Sana, for `official`")
-    parser.add_argument("--frames", type=int, default=121)
+    parser.add_argument("--frames", type=int, nargs="+", default=[121], help="latent frames")
+    parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, default=list(RECOMPUTE[:2]))
+    parser.add_argument("--context", type=int, default=1, help="ranks that share a clip, for `step`")
+    parser.add_argument("--shorter", action="store_true", help="`step`: shorter clips where one does not fit")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[121, 91, 81, 71, 61, 51, 41, 31, 21, 11])
     parser.add_argument("--cap-gb", type=float, default=24.0)
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
-    size = replace(SMOKE, frames=5) if asked.smoke else replace(FULL, frames=asked.frames)
     os.environ.setdefault("DISABLE_XFORMERS", "1")
-    print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", torch.__version__, flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            torch.__version__,
+            flush=True,
+        )
     found: dict[str, dict[str, Tensor]] = {}
-    for part in asked.parts:
-        print(f"{part}: {size.frames * size.tokens} tokens", flush=True)
-        if part == "passes":
-            passes(size, found)
-        elif part == "official" and asked.sana is not None:
-            if asked.smoke:
-                os.environ["GDN_DISABLE_COMPILE"] = "1"
-            print(f"stood in for: {', '.join(import_official(asked.sana))}", flush=True)
-            attempt("official", lambda: official(size, found))
-        elif part == "step":
-            whole_step(size)
-        elif part == "lora":
-            lora_steps(size, asked.cap_gb)
-        free()
+    for frames in [13] if asked.smoke else asked.frames:
+        size = replace(SMOKE if asked.smoke else FULL, frames=frames)
+        for part in asked.parts:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{part}: {size.frames * size.tokens} tokens", flush=True)
+            if part == "passes":
+                passes(size, found, asked.recompute)
+            elif part == "official" and asked.sana is not None:
+                if asked.smoke:
+                    os.environ["GDN_DISABLE_COMPILE"] = "1"
+                print(f"stood in for: {', '.join(import_official(asked.sana))}", flush=True)
+                attempt("official", lambda size=size: official(size, found))
+            elif part == "step":
+                whole_step(size, asked.context, asked.recompute, asked.shorter)
+            elif part == "lora":
+                lora_steps(size, asked.cap_gb, [5, 3] if asked.smoke else asked.lengths)
+            free()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
