@@ -260,9 +260,9 @@ def whole_step(size: Size, context: int, kept: list[str], shorter: bool) -> None
     """The trainer's step: FSDP2 on GPUs and under torchrun, plain on a single CPU."""
     begin_ranks(size)
     ranks = make_ranks(context) if dist.is_initialized() else Ranks()
-    device = torch.device(
-        size.device, int(os.environ.get("LOCAL_RANK", "0")) if size.device == "cuda" else None
-    )
+    device = torch.device(size.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     many = f"{ranks.world} ranks, {context} share a clip" if ranks.world > 1 else "one rank"
     fits = False
     for frames in dict.fromkeys((size.frames, *((81, 61, 41, 21) if shorter else ()))):
