@@ -29,7 +29,7 @@ import psutil
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
-from theodolite.annotate.run.tally import Tally, read_outcomes
+from theodolite.annotate.run.tally import Tally, read_tally
 from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.commit import take_in_dead_runs
@@ -125,8 +125,7 @@ def annotate(out: Path, count: int, args: argparse.Namespace) -> Tally:
         job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH, annotate=stub)
         run_plan(plan, job, workers=args.workers, show_progress=False)
         refresh_index(out, processes=num_cores())
-        tally = Tally()
-        tally.add(read_outcomes(out))
+        tally = read_tally(out)
     assert tally.done == count, f"{tally.done} rows of {count} clips"
     return tally
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-_LENGTH = 16
-"""Bytes of a digest. Two of a hundred million ids share one with a probability of 1e-23."""
+DIGEST_BYTES = 16
+"""Of a digest. Two of a hundred million ids share one with a probability of 1e-23."""
 _LOOSE = 1 << 13
 """Ids that are kept in a Python set before they are sorted in."""
 
@@ -19,12 +20,12 @@ Digests = NDArray[np.bytes_]
 
 def digests_of(clip_ids: Iterable[str]) -> Digests:
     """(N,) digests of ids, in their order."""
-    return np.array([_digest(clip_id) for clip_id in clip_ids], dtype=f"S{_LENGTH}")
+    return np.array([_digest(clip_id) for clip_id in clip_ids], dtype=f"S{DIGEST_BYTES}")
 
 
 def _digest(clip_id: str) -> bytes:
-    # numpy takes zero bytes at the end for padding, and gives them back: equal digests stay equal, others different.
-    return hashlib.blake2b(clip_id.encode(), digest_size=_LENGTH).digest()
+    # numpy takes zero bytes at the end for padding, and cuts them off: equal digests stay equal, others different.
+    return hashlib.blake2b(clip_id.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 class ClipSet:
@@ -40,27 +41,37 @@ class ClipSet:
 
     def update(self, clip_ids: Iterable[str]) -> None:
         """Add ids; those that are there already cost nothing but time."""
-        for clip_id in clip_ids:
-            self._loose.add(_digest(clip_id))
-            if len(self._loose) >= _LOOSE:
-                self._sort_in()
+        clip_ids = iter(clip_ids)
+        while some := list(islice(clip_ids, _LOOSE)):
+            self.add(digests_of(some))
 
-    def _sort_in(self) -> None:
-        run = np.sort(np.array(list(self._loose), dtype=f"S{_LENGTH}"))
-        self._loose.clear()
+    def add(self, digests: Digests) -> None:
+        """Add ids by their digests."""
+        if len(digests) >= _LOOSE:
+            self._merge(np.unique(digests))
+            return
+        self._loose.update(digests.tolist())
+        if len(self._loose) >= _LOOSE:
+            self._merge(np.sort(np.array(list(self._loose), dtype=f"S{DIGEST_BYTES}")))
+            self._loose.clear()
+
+    def _merge(self, run: Digests) -> None:
+        """Sort in a sorted run."""
         while self._runs and len(self._runs[-1]) < 2 * len(run):
             run = np.union1d(self._runs.pop(), run)
         self._runs.append(run)
 
     def has(self, clip_ids: Sequence[str]) -> list[bool]:
         """Which of some ids are in the set."""
-        digests = [_digest(clip_id) for clip_id in clip_ids]
-        found = np.array([digest in self._loose for digest in digests], dtype=bool)
-        wanted = np.array(digests, dtype=f"S{_LENGTH}")
+        return self.has_digests(digests_of(clip_ids)).tolist()
+
+    def has_digests(self, wanted: Digests) -> NDArray[np.bool_]:
+        """(N,) as `has`, of digests."""
+        found = np.array([digest in self._loose for digest in wanted.tolist()], dtype=bool)
         for run in self._runs:
             place = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
             found |= run[place] == wanted
-        return found.tolist()
+        return found
 
     def __contains__(self, clip_id: str) -> bool:
         return self.has([clip_id])[0]

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from .clip_set import ClipSet
-from .index import rows_by_folder
+from .index import rows_by_folder, set_of_clips
 from .inputs import InputError
 from .parquet import read_table
 from .storage.backend import Backend, Fenced
@@ -152,7 +152,7 @@ def take_in_dead_runs(out: str | Path, *, recipe_hash: str) -> int:
     taken = 0
     left: list[Path] = []
     if parts:
-        commits = Commits(out, ClipSet(clips_with_rows(out)))
+        commits = Commits(out, set_of_clips(out))
         refused: list[str] = []
         for part in parts:
             try:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .commit import Commits, clips_with_rows, hold_dataset, new_part, own_run, take_in_dead_runs
-from .index import refresh_index
+from .commit import Commits, hold_dataset, new_part, own_run, take_in_dead_runs
+from .index import refresh_index, tallies_by_folder
 from .limits import MIB
 from .parquet import read_schema, read_table
 from .processes import map_processes
@@ -67,7 +67,7 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
                     Commits(out).take(new, ids, instead_of=group)
         _remove_empty_folders(out)
         refresh_index(out, processes=processes)
-        num_clips = sum(1 for _ in clips_with_rows(out))
+        num_clips = sum(tally.done for tally in tallies_by_folder(out))
     return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
 
 

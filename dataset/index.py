@@ -13,12 +13,10 @@ index is kept while parts are written, at a cost that does not grow with the dat
 
 from __future__ import annotations
 
-import base64
 import bisect
 import itertools
 import json
 import logging
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -30,14 +28,17 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from .clip_rows import FOOTER, PLACE_COLUMNS, ROWS_PER_BATCH, ClipRows, open_clip_rows, write_clip_rows
+from .clip_set import DIGEST_BYTES, ClipSet, Digests, digests_of
 from .conform import check_types, conform, file_version
-from .footers import read_with_footer, series_footers
+from .footers import series_footers
 from .inputs import InputError, reading
 from .limits import MIB
+from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .parquet import SCAN_OPTIONS, WHAT, open_parquet, read_table, sealed
 from .processes import map_processes
-from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, SERIES_COLUMNS
-from .storage.arrow import arrow_place, open_source
+from .schema import SCHEMA_VERSION, SERIES_COLUMNS
+from .storage.arrow import arrow_place
 from .storage.paths import as_path
 from .store import (
     INDEX_FOLDER,
@@ -51,20 +52,17 @@ from .store import (
 
 log = logging.getLogger(__name__)
 
-PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
-"""Columns of the index beyond the dataset's own: number of the part in the dataset's order (in a piece: in its folder),
-row group in it, row in that."""
 _LEFT_OUT = ("error", "stage_wall_s")
 """Per-clip columns that the Parquet file lacks: nothing is selected by them."""
 _FOREIGN = "files"
 """Name of the piece of files that another tool has put there."""
-_ROWS_PER_BATCH = 256
-"""Clips of an Arrow file that are read to get one: 128 take a fifth more space and 10 microseconds less."""
-_FOOTER = "index_footer"
+_DIGEST = "index_digest"
+"""Column of the Parquet file: what a `ClipSet` holds of an id."""
+_TALLY = "theodolite.tally"
 _BATCHES = "theodolite.batches"
 _CHECKED_WHOLE = 64 * MIB
 """Larger indexes are checked page by page, as they are read."""
-_OWN_COLUMNS = (*PLACE_COLUMNS, _FOOTER)
+_PART, _ROW_GROUP, _ROW = PLACE_COLUMNS
 
 
 def piece_path(out: str | Path, folder: str) -> Path:
@@ -155,18 +153,24 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
         for offset, (group, row) in enumerate(
             zip(*(table[c].to_pylist() for c in PLACE_COLUMNS[1:]), strict=True)
         ):
-            first = row == 0 or (start + offset) % _ROWS_PER_BATCH == 0
+            first = row == 0 or (start + offset) % ROWS_PER_BATCH == 0
             footers.append(of_groups[group] if of_groups is not None and first else None)
         numbers = pa.array([number] * table.num_rows, pa.int32())
         tables.append(table.append_column(pa.field(_PART, pa.int32(), nullable=False), numbers))
     table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
+    digests = pa.Array.from_buffers(
+        pa.binary(DIGEST_BYTES),
+        table.num_rows,
+        [None, pa.py_buffer(digests_of(table["clip_id"].to_pylist()))],
+    )
     metadata = {
         "theodolite.schema_version": str(SCHEMA_VERSION),
+        _TALLY: json.dumps(tally_of(table).to_json()),
         "theodolite.parts": json.dumps(stamps),
-        _BATCHES: json.dumps(_write_clip_rows(path.with_suffix(".arrow"), table, footers)),
+        _BATCHES: json.dumps(write_clip_rows(path.with_suffix(".arrow"), table, footers)),
     }
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.schema.names])
-    table = table.replace_schema_metadata(metadata)
+    table = table.append_column(_DIGEST, digests).replace_schema_metadata(metadata)
     content = sealed(table, compression="zstd", row_group_size=1 << 20)
     write_atomically(path, memoryview(content))
 
@@ -178,7 +182,7 @@ _Indexed = tuple[pa.Table, list[bytes] | None]
 def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]:
     """What an older piece says, by the stamps of its parts; nothing if a byte of it is damaged."""
     piece = _open_piece(out, folder)
-    rows = None if piece is None else open_clip_rows(piece)
+    rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
     if piece is None or rows is None or not rows.whole():
         return {}
     table = rows.to_table()
@@ -189,14 +193,14 @@ def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]
     ends = np.searchsorted(numbers, np.arange(len(piece.stamps)), side="right").tolist()
     for stamp, start, end in zip(piece.stamps, [0, *ends], ends, strict=False):
         of_part = table.slice(start, end - start)
-        footers = dict(zip(of_part[_ROW_GROUP].to_pylist(), of_part[_FOOTER].to_pylist(), strict=True))
+        footers = dict(zip(of_part[_ROW_GROUP].to_pylist(), of_part[FOOTER].to_pylist(), strict=True))
         for group, footer in zip(
-            of_part[_ROW_GROUP].to_pylist(), of_part[_FOOTER].to_pylist(), strict=True
+            of_part[_ROW_GROUP].to_pylist(), of_part[FOOTER].to_pylist(), strict=True
         ):  # the first of a group has it
             footers[group] = footer or footers[group]
         whole = [footer for _group, footer in sorted(footers.items()) if footer is not None]
         found[stamp] = (
-            of_part.drop_columns([_PART, _FOOTER]),
+            of_part.drop_columns([_PART, FOOTER]),
             whole if len(whole) == len(footers) else None,
         )
     return found
@@ -225,121 +229,6 @@ def _index_open_part(part: Path, file: pq.ParquetFile) -> _Indexed:
     return table, series_footers(file, schema)
 
 
-def _write_clip_rows(path: Path, table: pa.Table, footers: list[bytes | None]) -> dict[str, Any]:
-    """Write the Arrow file; returns its schema, and where each batch lies in it with the checksum of its bytes."""
-    # By name alone: units and meanings, which the parts hold, would only be parsed at every opening.
-    columns = {name: table[name] for name in table.schema.names if not _is_void(name, table[name])}
-    table = pa.table(columns | {_FOOTER: pa.array(footers, pa.binary())}).combine_chunks()
-    sink = pa.BufferOutputStream()
-    ends: list[int] = []
-    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema=table.schema))
-        ends.append(sink.tell())  # what stands before the first batch is written with it: an empty one
-        for start in range(0, table.num_rows, _ROWS_PER_BATCH):
-            rows = table.slice(start, _ROWS_PER_BATCH)
-            batches = rows.to_batches()
-            if len(batches) > 1:  # a chunk ends in them, for none holds more than 2 GiB of text
-                batches = rows.combine_chunks().to_batches()
-            writer.write_batch(batches[0])
-            ends.append(sink.tell())
-    content = memoryview(sink.getvalue())
-    write_atomically(path, content)
-    return {
-        "schema": base64.b64encode(table.schema.serialize()).decode(),
-        "rows": _ROWS_PER_BATCH,
-        "batches": [[a, b - a, zlib.crc32(content[a:b])] for a, b in itertools.pairwise(ends)],
-    }
-
-
-def _is_void(name: str, values: pa.ChunkedArray) -> bool:
-    """Whether no clip has a value in a column that may be absent: it then costs time and room in every batch."""
-    return name in COLUMN_BY_NAME and COLUMN_BY_NAME[name].nullable and values.null_count == len(values)
-
-
-@dataclass(frozen=True)
-class ClipRows:
-    """An opened Arrow file of a piece. Its clips have the order of the Parquet file, which holds the checksums of its
-    batches: what is read is what was written, or nothing.
-
-    Attributes:
-        batches: offset, length and checksum of every batch in the file.
-    """
-
-    path: Path
-    file: pa.NativeFile
-    schema: pa.Schema
-    rows_per_batch: int
-    batches: Sequence[tuple[int, int, int]]
-
-    def whole(self, *, first: bool = False) -> bool:
-        """Whether all batches, or the first alone, are as they were written."""
-        return all(
-            self._content(i) is not None
-            for i in range(min(1, len(self.batches)) if first else len(self.batches))
-        )
-
-    def to_table(self) -> pa.Table:
-        """All of it. Raises ValueError for a damaged batch."""
-        batches = [self._batch(i) for i in range(len(self.batches))]
-        if any(batch is None for batch in batches):
-            raise ValueError(f"{self.path}: damaged")
-        return pa.Table.from_batches(batches, self.schema)
-
-    def _content(self, number: int) -> bytes | None:
-        start, length, checksum = self.batches[number]
-        content = self.file.read_at(length, start)
-        return content if zlib.crc32(content) == checksum else None
-
-    def _batch(self, number: int) -> pa.RecordBatch | None:
-        content = self._content(number)
-        return (
-            None if content is None else pa.ipc.read_record_batch(pa.ipc.read_message(content), self.schema)
-        )
-
-    def read(self, number: int, open_part: Callable[[int], pa.NativeFile]) -> dict[str, pa.Array] | None:
-        """One clip with all columns of the dataset.
-
-        Args:
-            number: of the clip in the piece.
-            open_part: opens a part, given its number, and refuses one that is not that of the index.
-        Returns:
-            Its value in every column, each an array of one; None if the index has no footer for its row group, or its
-            batch is damaged.
-        """
-        number_of_batch, here = divmod(number, self.rows_per_batch)
-        batch = self._batch(number_of_batch)
-        if batch is None:
-            return None
-        part, row = (batch.column(name)[here].as_py() for name in (_PART, _ROW))
-        footer = batch.column(_FOOTER)[max(here - row, 0)].as_py()
-        if footer is None:
-            return None
-        with open_part(part) as source:
-            series = read_with_footer(source, footer)
-        values = dict(zip(batch.schema.names, batch.slice(here, 1).columns, strict=True))
-        for name, column in zip(series.schema.names, series.columns, strict=True):
-            values[name] = column.chunk(0).slice(row, 1)
-        for name in _OWN_COLUMNS:
-            del values[name]
-        return values
-
-
-def open_clip_rows(piece: Piece) -> ClipRows | None:
-    """The Arrow file that was written with an opened piece, or None if there is none."""
-    path = piece.path.with_suffix(".arrow")
-    if not path.is_file():
-        return None
-    known = json.loads(piece.batches)
-    file = open_source(path)
-    # Of another length: somebody else's copy, or cut.
-    if known["batches"] and file.size() < sum(known["batches"][-1][:2]):
-        return None
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(known["schema"])))
-    rows = ClipRows(path, file, schema, known["rows"], known["batches"])
-    return rows if rows.whole(first=True) else None
-
-
 @dataclass(frozen=True)
 class Piece:
     """An opened piece.
@@ -347,6 +236,7 @@ class Piece:
     Attributes:
         stamps: of its parts: path below the dataset, size, time of change in nanoseconds.
         batches: where the batches of its Arrow file lie (JSON).
+        counted: how its clips ended (JSON of a `Tally`); empty in those of earlier versions.
     """
 
     path: Path
@@ -354,9 +244,32 @@ class Piece:
     schema: pa.Schema
     stamps: tuple[tuple[str, int, int], ...]
     batches: str = field(repr=False)
+    counted: str = field(repr=False, default="")
+
+    def tally(self) -> Tally:
+        """How its clips ended: what is written of that, if it is of as many clips, else from its columns."""
+        try:
+            tally = Tally.from_json(json.loads(self.counted or "{}"))
+            if tally.done == self.num_rows:
+                return tally
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass
+        return tally_of(self.to_table(self.schema, list(OUTCOME_COLUMNS), None))
+
+    def digests(self) -> Digests:
+        """(N,) of its clips' ids."""
+        if _DIGEST in self.schema.names and self.schema.field(_DIGEST).type == pa.binary(DIGEST_BYTES):
+            column = self.to_table(self.schema, [_DIGEST], None)[_DIGEST].combine_chunks()
+            if column.null_count == 0 and len(column) == self.num_rows:
+                content = column.buffers()[1]
+                return np.frombuffer(content, f"S{DIGEST_BYTES}", len(column), DIGEST_BYTES * column.offset)
+        return digests_of(self.to_table(self.schema, ["clip_id"], None)["clip_id"].to_pylist())
 
     def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
         """Filtered columns; those of `schema` that this piece lacks are null."""
+        # The texts of what is read; of a condition it is not known what it reads.
+        with open_parquet(self.path, columns=columns if where is None else None):
+            pass
         filesystem, name = arrow_place(self.path)
         fragment = _PARQUET.make_fragment(name, filesystem)
         dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
@@ -380,12 +293,30 @@ class Index:
         schemas = list({piece.schema.to_string(): piece.schema for piece in self.pieces}.values())
         return pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
 
-    def to_table(self, columns: Sequence[str], filter: pads.Expression | None = None) -> pa.Table:
-        """Filtered columns of all clips, in the dataset's order."""
-        tables: list[pa.Table] = []
-        first = 0  # number of a piece's first part in the dataset
+    @property
+    def num_rows(self) -> int:
+        """Clips of the dataset."""
+        return sum(piece.num_rows for piece in self.pieces)
+
+    def tally(self) -> Tally:
+        """How all clips ended; from a few numbers a piece."""
+        whole = Tally()
         for piece in self.pieces:
+            whole.take(piece.tally())
+        return whole
+
+    def to_table(
+        self, columns: Sequence[str], filter: pads.Expression | None = None, *, most: int | None = None
+    ) -> pa.Table:
+        """Filtered columns of all clips, in the dataset's order; or of at least the first `most`, for which no more is
+        read than they need."""
+        tables: list[pa.Table] = []
+        first = num_rows = 0  # number of a piece's first part in the dataset
+        for piece in self.pieces:
+            if most is not None and num_rows >= most:
+                break
             table = piece.to_table(self.schema, list(columns), filter)
+            num_rows += table.num_rows
             if _PART in table.schema.names and first:
                 place = table.schema.get_field_index(_PART)
                 numbers = pa.array(table[_PART].to_numpy() + first, pa.int32())
@@ -424,7 +355,7 @@ class Index:
         if number not in self._open_rows:
             while len(self._open_rows) >= _MAX_OPEN:
                 del self._open_rows[next(iter(self._open_rows))]
-            self._open_rows[number] = open_clip_rows(self.pieces[number])
+            self._open_rows[number] = open_clip_rows(self.pieces[number].path, self.pieces[number].batches)
         return self._open_rows[number]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -467,6 +398,46 @@ def rows_by_folder(out: str | Path, columns: Sequence[str]) -> Iterator[pa.Table
             yield pa.concat_tables(read_table(part, columns) for part in parts).replace_schema_metadata(None)
 
 
+def _pieces_by_folder(out: Path) -> Iterator[tuple[list[Path], Piece | None]]:
+    for name, parts in part_folders(out):
+        yield parts, _current_piece(out, name, parts)
+
+
+def tallies_by_folder(out: str | Path) -> Iterator[Tally]:
+    """How clips ended, a tally for each folder of parts, as `rows_by_folder`: what the index keeps of a folder is a few
+    numbers, however many clips lie there.
+
+    Raises:
+        InputError: a part that cannot be read.
+    """
+    for parts, piece in _pieces_by_folder(as_path(out)):
+        if piece is not None:
+            with reading(piece.path, "index"):
+                yield piece.tally()
+        else:
+            tally = Tally()
+            for part in parts:
+                tally.take(tally_of(read_table(part, OUTCOME_COLUMNS)))
+            yield tally
+
+
+def set_of_clips(out: str | Path) -> ClipSet:
+    """All clips that have a row, as `rows_by_folder`.
+
+    Raises:
+        InputError: a part that cannot be read.
+    """
+    found = ClipSet()
+    for parts, piece in _pieces_by_folder(as_path(out)):
+        if piece is not None:
+            with reading(piece.path, "index"):
+                found.add(piece.digests())
+        else:
+            for part in parts:
+                found.update(read_table(part, ["clip_id"])["clip_id"].to_pylist())
+    return found
+
+
 def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | None:
     """The piece of a folder, if it is of these parts; one that is damaged is made anew."""
     try:
@@ -487,7 +458,7 @@ def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | Non
 def _is_whole(out: Path, folder: str, parts: Sequence[Path]) -> bool:
     """Whether both files of a piece are of these parts, to the last byte."""
     piece = _current_piece(out, folder, parts)
-    rows = None if piece is None else open_clip_rows(piece)
+    rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
     return rows is not None and rows.whole()
 
 
@@ -500,7 +471,8 @@ def _open_piece(out: Path, folder: str) -> Piece | None:
     path = piece_path(out, folder)
     if not path.is_file():
         return None
-    with open_parquet(path, whole=path.stat().st_size < _CHECKED_WHOLE) as file, reading(path, "index"):
+    whole = path.stat().st_size < _CHECKED_WHOLE
+    with open_parquet(path, whole=whole, columns=()) as file, reading(path, "index"):
         schema = file.schema_arrow
         metadata = schema.metadata or {}
         if metadata.get(b"theodolite.schema_version") != str(SCHEMA_VERSION).encode():
@@ -509,4 +481,5 @@ def _open_piece(out: Path, folder: str) -> Piece | None:
             return None
         stamps = tuple((str(n), int(s), int(c)) for n, s, c in json.loads(metadata[b"theodolite.parts"]))
         batches = metadata[_BATCHES.encode()].decode()
-        return Piece(path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches)
+        counted = metadata.get(_TALLY.encode(), b"").decode()
+        return Piece(path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches, counted)

@@ -7,6 +7,7 @@ protocol.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,18 @@ _FIRST_READ = 512
 
 
 def check_pages(
-    source: pa.NativeFile, metadata: pq.FileMetaData, *, where: str | Path
+    source: pa.NativeFile,
+    metadata: pq.FileMetaData,
+    *,
+    where: str | Path,
+    columns: Sequence[str] | None = None,
 ) -> list[tuple[int, str]]:
     """Refuse a file whose pages unfold into more than its footer says; looks at columns of lists and of texts, of which
     one row may hold any number.
 
     Args:
         source: the file; left wherever it is.
+        columns: that will be read; None: all.
     Returns:
         Row group and path of columns of texts whose dictionaries could unfold into more than is taken unasked: a page
         of one long text and a million times its number is small, folded and unfolded.
@@ -42,7 +48,8 @@ def check_pages(
     loose = [
         number
         for number in range(metadata.num_columns)
-        if schema.column(number).max_repetition_level or schema.column(number).physical_type == "BYTE_ARRAY"
+        if (schema.column(number).max_repetition_level or schema.column(number).physical_type == "BYTE_ARRAY")
+        and (columns is None or schema.column(number).path.split(".")[0] in columns)
     ]
     folded: list[tuple[int, str]] = []
     bound = 0

@@ -32,7 +32,11 @@ _WIDTH = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE
 
 
 def open_parquet(
-    path: str | Path, *, source: pa.NativeFile | None = None, whole: bool = False
+    path: str | Path,
+    *,
+    source: pa.NativeFile | None = None,
+    whole: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> pq.ParquetFile:
     """An open file whose row groups are small enough to be read; its footer is checked against its seal, and pages
     against their checksums as they are read.
@@ -40,6 +44,7 @@ def open_parquet(
     Args:
         source: the file's content, if it is not a local path.
         whole: check every byte now.
+        columns: which will be read; None: all. The pages of others are not looked at.
     Raises:
         InputError: no such file, no Parquet, or one that unfolds into far more than it holds.
     """
@@ -52,7 +57,7 @@ def open_parquet(
         file = pq.ParquetFile(content, page_checksum_verification=True)
         check_sizes(file.metadata, content.size(), where=path)
         # Elsewhere every header would be a request of its own.
-        if local and (folded := check_pages(content, file.metadata, where=path)):
+        if local and (folded := check_pages(content, file.metadata, where=path, columns=columns)):
             _check_dictionaries(content, folded, where=path)
     return file
 
@@ -63,7 +68,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     Raises:
         InputError: as `open_parquet`; damaged pages.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, columns=columns) as file:
         return read_columns(file, path, columns)
 
 
@@ -83,7 +88,7 @@ def read_schema(path: str | Path) -> pa.Schema:
     Raises:
         InputError: it is no Parquet.
     """
-    with reading(path, WHAT), open_parquet(path) as file:
+    with reading(path, WHAT), open_parquet(path, columns=()) as file:
         return file.schema_arrow
 
 

@@ -23,6 +23,7 @@ from .extra import ExtraColumns, open_extra
 from .hub import hub_error
 from .index import PLACE_COLUMNS, Index, open_index
 from .inputs import reading
+from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .page_headers import check_pages
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
@@ -63,7 +64,12 @@ def open_dataset(path: str | Path) -> ClipDataset:
     if local.exists():
         filesystem: Any = arrow_place(local)[0]
         folders = dataset_folders(local)
-        files = [arrow_place(part)[1] for _name, parts in folders for part in parts]  # in the index's order
+        # in the index's order
+        files = [
+            part.key if isinstance(part, StorePath) else str(part)
+            for _name, parts in folders
+            for part in parts
+        ]
         index = open_index(local, folders) if files and (local / "data").is_dir() else None
     elif is_hub_id(path):
         path = os.fspath(path)
@@ -218,6 +224,8 @@ class ClipDataset:
         return narrowed
 
     def __len__(self) -> int:
+        if self.index is not None and self.filter is None:
+            return self.index.num_rows
         table = self._indexed(["clip_id"])
         return self.arrow.count_rows(filter=self.filter) if table is None else table.num_rows
 
@@ -227,6 +235,18 @@ class ClipDataset:
         if table is not None:
             return table
         return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+
+    def head(self, columns: Sequence[str], count: int) -> pa.Table:
+        """As `to_table`, of the first `count` clips; no more is read than they need."""
+        if self.index is not None and self.filter is None and set(columns) <= set(self.index.schema.names):
+            return self.index.to_table(columns, most=count).slice(0, count)
+        return self.to_table(columns).slice(0, count)
+
+    def tally(self) -> Tally:
+        """How its clips ended."""
+        if self.index is not None and self.filter is None:
+            return self.index.tally()
+        return tally_of(self.to_table(OUTCOME_COLUMNS))
 
     def _indexed(self, columns: Sequence[str]) -> pa.Table | None:
         """Filtered columns from the index; None if there is none or it lacks one that columns or filter

@@ -579,8 +579,13 @@ def part_stamps(out: str | Path, parts: Sequence[Path]) -> list[tuple[str, int, 
         names = [part.relative_to(out).as_posix() for part in parts]
         # A single file that was opened by its own name is in no log.
         return [(name, *known.get(name, (0, 0))) for name in names]
-    stats = [(part, part.stat()) for part in parts]
-    return [(str(part.relative_to(out)), stat.st_size, stat.st_mtime_ns) for part, stat in stats]
+    start = str(out / "data")[: -len("data")]
+    found: list[tuple[str, int, int]] = []
+    for part in parts:
+        name, status = str(part), os.stat(part)
+        below = name[len(start) :] if name.startswith(start) else str(part.relative_to(out))
+        found.append((below, status.st_size, status.st_mtime_ns))
+    return found
 
 
 def part_metadata(path: Path) -> tuple[int, str]:

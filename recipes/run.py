@@ -18,14 +18,14 @@ from ..annotate.frames.video import check_decoder
 from ..annotate.run.cluster import signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
-from ..annotate.run.tally import Tally, read_outcomes
+from ..annotate.run.tally import Tally, read_tally
 from ..annotate.run.worker import Job
 from ..annotate.sources.clip import ClipRef
 from ..annotate.sources.entries import Source, media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.clip_set import ClipSet
-from ..dataset.commit import clips_with_rows, drop_rows
-from ..dataset.index import refresh_index, rows_by_folder
+from ..dataset.commit import drop_rows
+from ..dataset.index import refresh_index, rows_by_folder, set_of_clips
 from ..dataset.processes import num_cores
 from ..dataset.reasons import REASONS, find_reason, status_of
 from ..dataset.store import check_output, has_parts
@@ -114,8 +114,7 @@ class _Run:
             else:
                 write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
             refresh_index(out, processes=num_cores())
-            whole = Tally()
-            whole.add(read_outcomes(out))
+            whole = read_tally(out)
         parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
         return "\n".join(part for part in parts if part), 1 if whole.num_failed else 0
 
@@ -231,7 +230,7 @@ def check_same_clips(recipe: Recipe, out: Path) -> None:
     before = load_recipe(path).source
     if before == recipe.source or not has_parts(out):
         return
-    have = ClipSet(clips_with_rows(out))
+    have = set_of_clips(out)
     advice = "one dataset holds clips of one source: choose another --out"
     old_place, new_place = media_root(before), media_root(recipe.source)
     now = _some_with_rows(recipe.source, have)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ...dataset.clip_set import ClipSet
-from ...dataset.commit import clips_with_rows
+from ...dataset.clip_set import ClipSet, digests_of
+from ...dataset.index import set_of_clips
 from ...dataset.store import shard_digest
 from ..sources.clip import ClipRef
 
@@ -99,12 +99,13 @@ class Plan:
     def _look_up(self, clips: tuple[ClipRef, ...]) -> list[bool]:
         """Which of the next clips have rows."""
         ids = [clip.clip_id for clip in clips]
-        again = self._seen.has(ids)
-        if len(set(ids)) < len(ids) or any(again):
+        digests = digests_of(ids)
+        again = self._seen.has_digests(digests)
+        if len(set(ids)) < len(ids) or again.any():
             twice = [i for n, i in enumerate(ids) if again[n] or i in ids[:n]]
             raise ValueError(f"clip {twice[0]}: the source lists it twice")
-        self._seen.update(ids)
-        done = self.have.has(ids)
+        self._seen.add(digests)
+        done = self.have.has_digests(digests).tolist()
         self.num_clips += len(ids)
         self.num_clips_done += sum(done)
         return done
@@ -136,7 +137,7 @@ def plan_run(
     """
     plan = Plan(
         islice(clips(), limit),
-        ClipSet(clips_with_rows(out)),
+        set_of_clips(out),
         clips_per_shard=clips_per_shard,
         ahead=0 if whole else _AHEAD,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,8 +88,7 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
         "reasons",
     )
     lines: list[list[str]] = []
-    table = clips.to_table(_OVERVIEW)
-    for c in table.slice(0, limit).to_pylist():
+    for c in clips.head(_OVERVIEW, limit).to_pylist():
         low, high = c["fov_x_min_rad"], c["fov_x_max_rad"]
         fov = (
             "-"
@@ -114,10 +112,11 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
             ]
         )
     text = text_table(header, lines)
-    if table.num_rows > limit:
-        text += f"\n... and {table.num_rows - limit} more"
-    counts = Counter(map(status_of, table["verdict"].to_pylist(), table["reasons"].to_pylist()))
-    return f"{text}\n{table.num_rows} clips: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items()))
+    tally = clips.tally()
+    if tally.done > limit:
+        text += f"\n... and {tally.done - limit} more"
+    counts = {"accepted": tally.accepted, "failed": tally.num_failed, "rejected": tally.rejected.total()}
+    return f"{text}\n{tally.done} clips: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n)
 
 
 def _maybe(value: float | None, spec: str) -> str:

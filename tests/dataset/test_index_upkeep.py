@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import theodolite.dataset
+from theodolite.annotate.run.tally import read_tally
 from theodolite.dataset import index, store
 from theodolite.dataset.commit import clips_with_rows
-from theodolite.dataset.index import refresh_index, refresh_piece, write_index
+from theodolite.dataset.index import refresh_index, refresh_piece, set_of_clips, write_index
+from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import list_parts, part_folders, part_path, prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
@@ -106,6 +109,53 @@ def test_a_damaged_piece_is_made_anew_alone(
     refresh_piece(out, "demo.000001")
     assert {"part-001000-c", "part-001002-g"} <= set(read), "nothing is taken over from what is damaged"
     assert [clip_id for clip_id, *_ in content(out)][2:4] == ["clip_0002", "clip_0030"]
+
+
+def test_sums_are_kept_with_each_folder_of_parts(
+    out: Path, make_rejected: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How clips ended, and which there are, without reading columns of them; and the same without an index."""
+    write_part(out, [replace(make_rejected(40), reasons=("unreadable_video",))], shard_id="001003-h", recipe_hash="recipe1")
+    ids = [f"clip_{i:04d}" for i in (0, 1, 2, 3, 9, 40)]
+    plain = read_tally(out)
+    assert (plain.accepted, plain.done, dict(plain.failed_for)) == (5, 6, {"unreadable_video": 1})
+    assert [outcome.clip_id for outcome in plain.failed] == ["clip_0040"]
+    refresh_index(out)
+    shown = inspect_text(out)
+    assert shown.splitlines()[-1] == "6 clips: 5 accepted, 1 failed"
+    read: list[tuple[str, ...]] = []
+    whole = index.Piece.to_table
+
+    def counted(piece: index.Piece, schema, columns, where):
+        read.append(tuple(columns))
+        return whole(piece, schema, columns, where)
+
+    monkeypatch.setattr(index.Piece, "to_table", counted)
+    assert read_tally(out) == plain
+    assert set_of_clips(out).has([*ids, "clip_0005"]) == [True] * 6 + [False]
+    assert read == [("index_digest",)] * 4, "a piece for each folder"
+    read.clear()
+    assert inspect_text(out, limit=2).endswith("... and 4 more\n6 clips: 5 accepted, 1 failed")
+    assert len(read) == 1
+    assert len(theodolite.dataset.open(out)) == 6
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    "counted", ["", "[]", '{"accepted": 9}', '{"accepted": -1, "rejected": {"a": 2}}', "{"]
+)
+def test_a_sum_that_is_none_or_of_other_clips_is_made_from_the_columns(out: Path, counted: str) -> None:
+    refresh_index(out)
+    (piece, *_) = open_pieces(out)
+    assert piece.tally().done == piece.num_rows == 2
+    for wrong in (counted, '{"accepted": 3, "rejected": {}, "failed_for": {}, "failed": []}'):
+        assert replace(piece, counted=wrong).tally() == piece.tally()
+
+
+def open_pieces(out: Path) -> tuple[index.Piece, ...]:
+    opened = index.open_index(out, store.dataset_folders(out))
+    assert opened is not None
+    return opened.pieces
 
 
 def test_the_index_of_an_earlier_version_is_removed(out: Path) -> None:
