@@ -1,8 +1,8 @@
 """Clips cut from one video: is a change of lens or a zoom in one of them found, and are intact ones left in peace?
 
-    python benchmarks/same_video.py [--videos 17] [--workers 2] [--json FILE]
+    python benchmarks/same_video.py [--videos 10] [--workers 2] [--seconds 400] [--json FILE]
 
-Every video is a walk through a rendered room, cut into four clips; beside them lie one clip seen through a lens that is
+Every video is a walk through a rendered room, cut into five clips; beside them lie one clip seen through a lens that is
 longer by a quarter and one that zooms by as much. Each goes through `annotate_clip` with its depth alone, so that the
 focal lengths are those that the images ask for; the rows are then compared by `check_videos`.
 """
@@ -10,15 +10,16 @@ focal lengths are those that the images ask for; the rows are then compared by `
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
@@ -33,7 +34,7 @@ from theodolite.dataset.same_video import LENS_DIFFERS, LENS_ZOOMS, check_videos
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.text_table import text_table
 
-FRAMES, PIECES, FPS, ZOOM = 48, 4, 16.0, 1.25
+FRAMES, PIECES, FPS, ZOOM = 48, 5, 16.0, 1.25
 LIGHT = {"tracks": {"num_flow_tracks": 200, "num_descriptors": 300, "max_loops_per_keyframe": 0}}
 HASH = "0" * 16
 WANTED = {"lens": LENS_DIFFERS, "zoom": LENS_ZOOMS}
@@ -72,7 +73,8 @@ def annotate_piece(piece: tuple[int, str, int]) -> Row:
         folder = Path(name)
         media = folder / f"video{seed:03d}_{first:07d}_{first + FRAMES:07d}.mp4"
         with VideoWriter(media, width=320, height=192, fps=FPS) as video:
-            for number, frame in enumerate(itertools.islice(rendered, first, first + FRAMES)):
+            for number in range(FRAMES):
+                frame = rendered.frame(first + number)
                 video.write(frame.rgb)
                 write_depth_png(folder / f"{number:06d}.png", frame.depth_m, units_per_metre=1000.0)
         clip = ClipRef(
@@ -88,18 +90,26 @@ def annotate_piece(piece: tuple[int, str, int]) -> Row:
         return annotate_clip(clip, config, mode="given_depth", recipe_hash=HASH)
 
 
+def annotate_in_time(job: tuple[tuple[int, str, int], float]) -> Row | None:
+    """`annotate_piece`, or nothing when the time is over (`time.monotonic`)."""
+    piece, end = job
+    return annotate_piece(piece) if time.monotonic() < end else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--videos", type=int, default=17)
+    parser.add_argument("--videos", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no clip is begun after these")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    todo = [piece for seed in range(args.videos) for piece in pieces(seed)]
+    end = time.monotonic() + args.seconds
+    todo = [(piece, end) for seed in range(args.videos) for piece in pieces(seed)]
     rows: list[Row] = []
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(annotate_piece, todo):
+    with multiprocessing.get_context("spawn").Pool(args.workers, cv2.setNumThreads, (1,)) as pool:
+        for row in filter(None, pool.imap_unordered(annotate_in_time, todo)):
             rows.append(row)
             print(f"{len(rows)}/{len(todo)} {row.clip_id} {row.verdict} {row.reason_details}", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -122,8 +132,10 @@ def main() -> None:
         for kind, c in sorted(reasons.items())
     ]
     print(text_table(("clips", "accepted", "to be found", "found"), lines))
+    if len(rows) < len(todo):
+        print(f"time over: {len(todo) - len(rows)} clips were not begun")
     print(
-        f"{pairs} intact pairs; focal lengths of intact clips off their video's by {max(off):.3f} at most (log)"
+        f"{pairs} intact pairs; focal lengths of intact clips off their video's by {max(off, default=math.nan):.3f} at most (log)"
     )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
