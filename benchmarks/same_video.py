@@ -134,9 +134,8 @@ def main() -> None:
     print(text_table(("clips", "accepted", "to be found", "found"), lines))
     if len(rows) < len(todo):
         print(f"time over: {len(todo) - len(rows)} clips were not begun")
-    print(
-        f"{pairs} intact pairs; focal lengths of intact clips off their video's by {max(off, default=math.nan):.3f} at most (log)"
-    )
+    most = max(off, default=math.nan)
+    print(f"{pairs} intact pairs; focal lengths of intact clips off their video's by {most:.3f} at most (log)")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     if any(row.error for row in rows):
