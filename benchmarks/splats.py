@@ -4,7 +4,7 @@ A room of Gaussians is made, a path of a minute is rendered through it with dept
 and `annotate rgbd` gets video and depth without cameras: what it finds is compared with the path. Where Open3D is not
 installed the path is not tested by rays; it is known to be clear of this room.
 
-    python benchmarks/splats.py --out runs/splats [--frames 961] [--size 1280x720] [--renderer plain --device cpu]
+    python benchmarks/splats.py --out runs/splats [--frames 961] [--size 1280x720] [--clip-size 640x360] [--renderer plain --device cpu]
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=961)
     parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--clip-size", help="of the clip that is written and annotated, if another")
     parser.add_argument("--spacing-m", type=float, default=0.03)
     parser.add_argument("--renderer", default="gsplat")
     parser.add_argument("--device", default="cuda")
@@ -154,6 +155,8 @@ def main() -> None:
     count = 200 if given.renderer == "gsplat" else 2
     each = seconds_a_frame(renderer, splats, poses, lens, size, count)
     print(f"{renderer.name}, colour and depth: {1 / each:.1f} frames/s", flush=True)
+    if given.clip_size:
+        width, height = map(int, given.clip_size.split("x"))
     job = RenderJob(
         scene=scene,
         cameras=scene.parent / "cameras.json",
@@ -173,7 +176,7 @@ def main() -> None:
     black = _write_clip(folder, job, splats, found, matrix, renderer, None)
     took = time.perf_counter() - begun
     print(
-        f"clip with video and depth written: {given.frames / took:.1f} frames/s, {100 * black:.1f} % black",
+        f"clip of {width}x{height} with video and depth written: {given.frames / took:.1f} frames/s, {100 * black:.1f} % black",
         flush=True,
     )
     _write_meta(folder, job, found, renderer, None, "made")
