@@ -6,16 +6,19 @@ model made of the same image, caption and cameras, and the refiner's text states
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from ..dataset.encoded import EncodedDataset
 from ..dataset.weights import CHAINS, locate
+from ..kernels.attention import SDPA_ORDER
 from ..model.lora import merge_lora
 from ..model.refiner import Refiner, load_refiner, tiny_refiner
 from ..model.released import import_peft
@@ -210,7 +213,16 @@ class _Recomputed:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*arguments, **named)
-        return checkpoint(self.forward, *arguments, use_reentrant=False, **named)
+        return checkpoint(self.forward, *arguments, use_reentrant=False, context_fn=_same_attention, **named)
+
+
+def _same_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What a block runs under, the first time and when it is computed again.
+
+    The refiner chooses torch's attention around its network, backward passes run outside of that, and another attention
+    keeps other tensors, which torch refuses.
+    """
+    return nullcontext(), sdpa_kernel(SDPA_ORDER, set_priority=True)
 
 
 def add_refiner_lora(refiner: Refiner, recipe: TrainRecipe, *, dtype: torch.dtype) -> list[str]:

@@ -288,18 +288,24 @@ def test_operator_registration_holds(device: torch.device) -> None:
     )
 
 
-@pytest.mark.gpu
-def test_compiles_without_graph_breaks(device: torch.device) -> None:
-    case = make_case(device=device)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "compiler"), [("cpu", "eager"), pytest.param("cuda", "inductor", marks=pytest.mark.gpu)]
+)
+def test_compiles_without_graph_breaks(kind: str, compiler: str) -> None:
+    case = make_case(device=torch.device(kind))
+    options = ScanOptions(**case.options)
 
     def block(v: torch.Tensor) -> torch.Tensor:
-        case.v = v
-        return run(case, "auto").out * 2
+        tokens = Tokens(
+            case.q, case.k, v, case.beta, case.decay, case.q_weight, case.k_weight, case.rope, case.rays
+        )
+        return frame_gdn(tokens, options).out * 2
 
     v = case.v
     expected = block(v)
     (truth,) = torch.autograd.grad(expected.square().sum(), v)
-    compiled = torch.compile(block, fullgraph=True)(v)
+    compiled = torch.compile(block, fullgraph=True, backend=compiler)(v)
     (grad,) = torch.autograd.grad(compiled.square().sum(), v)
     assert relative(compiled, expected) < 1e-6
     assert relative(grad, truth) < 1e-6

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from theodolite.kernels.attention import SDPA_ORDER
 from theodolite.model.samplers import Text
 from theodolite.train.refining import (
     RefinerConfig,
@@ -18,6 +20,7 @@ from theodolite.train.refining import (
     refiner_loss,
     truncated_loss,
 )
+from torch.nn.attention import _cur_sdpa_kernel_backends
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -115,13 +118,22 @@ def test_a_lora_learns_the_same_with_and_without_recomputation(clip: tuple[torch
     recipe = load_train_recipe("refiner_smoke", ["lora.parts=[attention,cross_attention,ffn]"])
     assert recipe.refiner is not None
     found = []
+    orders: list[Any] = []  # of torch's attentions, whenever a block runs
+
+    def noting(forward: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            orders.append(_cur_sdpa_kernel_backends(with_priority=True))
+            return forward(*arguments, **named)
+
+        return run
+
     for recompute in (False, True):
         refiner = tiny_refiner(options=recipe.refiner.options(16.0))
         names = add_refiner_lora(refiner, recipe, dtype=torch.float32)
         assert len(names) == 2 * 9
         if recompute:
             for inner in refiner.transformer.transformer_blocks:
-                inner.forward = _Recomputed(inner.forward)
+                inner.forward = _Recomputed(noting(inner.forward))
         for name, parameter in refiner.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
@@ -134,6 +146,9 @@ def test_a_lora_learns_the_same_with_and_without_recomputation(clip: tuple[torch
     torch.testing.assert_close(found[0][0], found[1][0])
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(gradient, found[1][1][name])
+    # What a GPU needs: another attention keeps other tensors, which ends the backward pass.
+    assert len(orders) == 2 * len(refiner.transformer.transformer_blocks)
+    assert orders == [SDPA_ORDER] * len(orders)
 
 
 @pytest.mark.slow
