@@ -7,7 +7,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class ClipRows:
     schema: pa.Schema
     rows_per_batch: int
     batches: Sequence[tuple[int, int, int]]
+    _last: dict[int, pa.RecordBatch] = field(default_factory=dict, repr=False, compare=False)
+    """The batch that was read last, by its number: clips are often asked for in their order."""
 
     def whole(self, *, first: bool = False) -> bool:
         """Whether all batches, or the first alone, are as they were written."""
@@ -110,9 +112,11 @@ class ClipRows:
             batch is damaged.
         """
         number_of_batch, here = divmod(number, self.rows_per_batch)
-        batch = self._batch(number_of_batch)
+        batch = self._last.get(number_of_batch) or self._batch(number_of_batch)
         if batch is None:
             return None
+        self._last.clear()
+        self._last[number_of_batch] = batch
         part, row = (batch.column(name)[here].as_py() for name in (_PART, _ROW))
         footer = batch.column(FOOTER)[max(here - row, 0)].as_py()
         if footer is None:

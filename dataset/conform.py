@@ -7,7 +7,7 @@ and none of our metadata. Both are cast to what `schema` declares, column by col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
@@ -72,12 +72,22 @@ def _has_views(kind: pa.DataType) -> bool:
     return any(_has_views(kind.field(i).type) for i in range(kind.num_fields))
 
 
+def distinct(schemas: Iterable[pa.Schema]) -> list[pa.Schema]:
+    """Schemas without most repetitions, metadata included: the parts of a run have one."""
+    found: list[pa.Schema] = []
+    for schema in schemas:
+        if not any(schema.equals(known, check_metadata=True) for known in found[-8:]):
+            found.append(schema)
+    return found
+
+
 def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Schema of a dataset: the declared columns that any file has, as declared, then the others.
 
     Raises:
         pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: files disagree on the type of a column that is not declared.
     """
+    schemas = distinct(schemas)
     present = {name for schema in schemas for name in schema.names}
     declared = arrow_schema()
     unknown = pa.unify_schemas(

@@ -7,9 +7,9 @@ Everything that reads rows of a dataset, whoever wrote it, opens its files here.
 from __future__ import annotations
 
 import base64
-import re
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from .inputs import InputError, reading
 from .limits import FREE_BYTES, unfolds_too_far
-from .page_headers import check_pages
+from .page_headers import PageCheck
 from .storage.arrow import open_source
 from .storage.paths import StorePath, as_path
 
@@ -55,9 +55,8 @@ def open_parquet(
         content: Any = open_source(path) if source is None else source
         check_seal(content, where=path, whole=whole)
         file = pq.ParquetFile(content, page_checksum_verification=True)
-        check_sizes(file.metadata, content.size(), where=path)
-        # Elsewhere every header would be a request of its own.
-        if local and (folded := check_pages(content, file.metadata, where=path, columns=columns)):
+        # Elsewhere every header of a page would be a request of its own.
+        if folded := check_sizes(content, file.metadata, where=path, pages=local, columns=columns):
             _check_dictionaries(content, folded, where=path)
     return file
 
@@ -92,30 +91,51 @@ def read_schema(path: str | Path) -> pa.Schema:
         return file.schema_arrow
 
 
-def check_sizes(metadata: pq.FileMetaData, stored: int, *, where: str | Path) -> None:
-    """Refuse a file of `stored` bytes that unfolds too far (see `limits`), by the counts of values in its footer.
+def check_sizes(
+    source: pa.NativeFile,
+    metadata: pq.FileMetaData,
+    *,
+    where: str | Path,
+    pages: bool,
+    columns: Sequence[str] | None = None,
+) -> list[tuple[int, str]]:
+    """Refuse a file that unfolds too far (see `limits`), by the counts of values in its footer.
 
     Encodings of repeated values take no room: forty kilobytes may hold half a billion floats.
 
+    Args:
+        source: the file, left wherever it is. pages: hold its pages against its footer, see `PageCheck`.
+        columns: whose pages, if not those of all.
+    Returns:
+        What `PageCheck.folded` says.
     Raises:
         InputError: naming file, row group and column.
     """
-    num_columns = metadata.num_columns
-    total = 0
+    widths, stored, total = _widths(metadata), source.size(), 0
+    check = PageCheck(source, metadata, where=where, columns=columns) if pages else None
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if group.num_rows < 0:
             raise InputError(f"{where}: row group {number} has {group.num_rows} rows")
-        for index in range(num_columns):
-            column = group.column(index)
-            # A text is at least its length's four bytes; a bit counts as a byte.
-            width = _WIDTH.get(column.physical_type, 4)
-            if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
-                width = metadata.schema.column(index).length
-            size = column.num_values * width
-            total += max(size, column.total_uncompressed_size)
+        chunks = [group.column(index) for index in range(len(widths))]
+        for column, width in zip(chunks, widths, strict=True):
+            total += max(column.num_values * width, column.total_uncompressed_size)
             if total > FREE_BYTES and (why := unfolds_too_far(total, stored)):
                 raise InputError(f"{where}: row group {number}, column {column.path_in_schema}: {why}")
+        if check is not None:
+            check.add(number, chunks)
+    return check.folded() if check is not None else []
+
+
+def _widths(metadata: pq.FileMetaData) -> list[int]:
+    """Bytes that a value of each column takes at least: a text those of its length, a bit counts as a byte."""
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    return [
+        column.length
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY"
+        else _WIDTH.get(column.physical_type, 4)
+        for column in columns
+    ]
 
 
 def _check_dictionaries(
@@ -222,11 +242,28 @@ def check_seal(source: pa.NativeFile, *, where: str | Path, whole: bool = False)
 def _is_copied(footer: bytearray) -> bool:
     """Whether a footer repeats a seal that somebody read with a table and wrote with another file: then it also stands
     in the schema that Arrow keeps with a file, where `sealed` puts none."""
-    start = footer.find(b"ARROW:schema\x18")
+    start = footer.find(_ARROW_SCHEMA)
     if start < 0:
         return True  # not by Arrow, which made the seal
-    encoded = re.compile(rb"[A-Za-z0-9+/=]{16,}").search(footer, start + 13)
+    start += len(_ARROW_SCHEMA)
+    length = shift = 0
+    while start < len(footer):
+        byte = footer[start]
+        start += 1
+        length |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return _holds_seal(bytes(footer[start : start + length]))
+
+
+_ARROW_SCHEMA = b"ARROW:schema\x18"
+"""Key and kind of the value, a text: its length, a number of 7 bits a byte, and then itself, in base64."""
+
+
+@lru_cache(maxsize=16)
+def _holds_seal(encoded: bytes) -> bool:
     try:
-        return encoded is None or _SEAL in base64.b64decode(encoded[0])
+        return _SEAL in base64.b64decode(encoded)
     except ValueError:
         return False

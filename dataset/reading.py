@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,6 @@ from .hub import hub_error
 from .index import PLACE_COLUMNS, Index, open_index
 from .inputs import reading
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
-from .page_headers import check_pages
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
@@ -106,31 +105,42 @@ def open_dataset(path: str | Path) -> ClipDataset:
 _PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
 
 
-def _fragment(file: str, filesystem: pafs.FileSystem) -> pads.ParquetFileFragment:
-    """Fragment of one part, its footer read, its version and types checked."""
+def _fragment(file: str, filesystem: pafs.FileSystem) -> tuple[pads.ParquetFileFragment, pa.Schema]:
+    """Fragment of one part, its footer read and judged, and its schema."""
     with reading(file, WHAT):
         with filesystem.open_input_file(file) as source:
             check_seal(source, where=file)
             fragment = _PARQUET.make_fragment(file, filesystem)
             fragment.ensure_complete_metadata()
-            check_sizes(fragment.metadata, source.size(), where=file)
-            if isinstance(filesystem, pafs.LocalFileSystem):
-                check_pages(source, fragment.metadata, where=file)
-        file_version(fragment.physical_schema, where=file)
-        check_types(fragment.physical_schema, where=file)
-    return fragment
+            pages = isinstance(filesystem, pafs.LocalFileSystem)
+            check_sizes(source, fragment.metadata, where=file, pages=pages)
+        return fragment, fragment.physical_schema
 
 
 def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.FileSystemDataset:
-    with ThreadPoolExecutor(8) as pool:
-        fragments = list(pool.map(lambda file: _fragment(file, filesystem), files))
+    read = partial(_fragment, filesystem=filesystem)
+    if len(files) < _WORTH_THREADS and isinstance(filesystem, pafs.LocalFileSystem):
+        found = [read(file) for file in files]
+    else:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(read, files))
+    checked: pa.Schema | None = None
+    for file, (_fragment_of_it, schema) in zip(files, found, strict=True):
+        if checked is None or not schema.equals(checked, check_metadata=True):
+            file_version(schema, where=file)
+            check_types(schema, where=file)
+            checked = schema
     try:
         # Parts of an older or newer minor layout may have further columns: keep the union. What the files hold in
         # other types, the scanner casts to those of this schema.
-        schema = common_schema([f.physical_schema for f in fragments])
+        schema = common_schema([schema for _, schema in found])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{files[0]} and its neighbours disagree on column types: {error}") from error
-    return pads.FileSystemDataset(fragments, schema, _PARQUET, filesystem)
+    return pads.FileSystemDataset([fragment for fragment, _ in found], schema, _PARQUET, filesystem)
+
+
+_WORTH_THREADS = 64
+"""Local files from which on threads read their footers: of fewer they take more time than they save."""
 
 
 _Place = TypeVar("_Place")

@@ -170,7 +170,7 @@ class Row:
         check_name(self.clip_id)
         if not is_name(self.source):
             raise ValueError(f"clip {self.clip_id}: source {self.source!r:.80} must be {NAME_RULE}")
-        for column in COLUMNS:
+        for column in _WORDS:
             if not column.allows(getattr(self, column.name)):
                 raise self._error(
                     f"{column.name} is {getattr(self, column.name)!r}, expected one of {', '.join(column.values)}"
@@ -243,6 +243,7 @@ class Row:
 
 
 _POSES = "camera_to_world"
+_WORDS = tuple(column for column in COLUMNS if column.values)
 _ARRAYS = {name: COLUMN_BY_NAME[name] for name in SERIES_COLUMNS}
 _ROW_SHAPES = {name: (4, 4) if name == _POSES else column.entry_shape for name, column in _ARRAYS.items()}
 """Shape of one entry in `Row`: that of files, but whole matrices for poses."""

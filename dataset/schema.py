@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import pyarrow as pa
 
@@ -79,10 +80,10 @@ class Column:
     values: tuple[str, ...] = ()
 
     def allows(self, value: object) -> bool:
-        """Whether a text is one of `values`, or null where it may be."""
+        """Whether a text is one of `values`, if there are some, or null where it may be."""
         return not self.values or value in self.values or (value is None and self.nullable)
 
-    @property
+    @cached_property
     def entry_shape(self) -> tuple[int, ...]:
         """Shape of one entry of a list of numbers."""
         return tuple(n for n in self.shape if isinstance(n, int))
@@ -562,6 +563,7 @@ def declared_type(column: Column, *, version: int = SCHEMA_VERSION) -> pa.DataTy
     return column.type
 
 
+@cache
 def arrow_schema(*, recipe_hash: str | None = None) -> pa.Schema:
     """The declared Arrow schema; field metadata holds unit and meaning, file metadata the version and recipe
     hash."""

@@ -40,7 +40,7 @@ from theodolite.dataset.media.read import image_paths, iterate_frames, read_fram
 from theodolite.dataset.media.video import open_video
 from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.names import below, fill_pattern, is_name
-from theodolite.dataset.parquet import read_table
+from theodolite.dataset.parquet import check_seal, read_table, sealed
 from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report.inspect import inspect_text
@@ -564,3 +564,14 @@ def test_copies_of_sealed_files_are_read(tmp_path, make_row, make_dataset) -> No
         for options in choices:
             pq.write_table(table.slice(0, 1), tmp_path / "copy.parquet", **options)
             assert len(list(theodolite.dataset.open(tmp_path / "copy.parquet").rows())) == 1
+
+
+def test_copies_of_sealed_files_of_any_width_are_told_from_damaged_ones() -> None:
+    """The length of Arrow's schema, which stands before it, may end in a byte that looks like one of its letters."""
+    for width in range(40, 120, 15):
+        table = pa.table({f"column_{i}": [1.0] for i in range(width)})
+        sealed_file = pq.ParquetFile(pa.BufferReader(sealed(table, row_group_size=1)))
+        metadata = {k: v for k, v in sealed_file.metadata.metadata.items() if k != b"ARROW:schema"}
+        copy = io.BytesIO()
+        pq.write_table(sealed_file.read().replace_schema_metadata(metadata), copy)
+        check_seal(pa.BufferReader(copy.getvalue()), where="copy.parquet", whole=True)
