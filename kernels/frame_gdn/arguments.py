@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -39,6 +39,10 @@ class Tokens:
     rays: Tensor | None = None
 
 
+_BESIDE_K = tuple(f.name for f in fields(Tokens) if f.name != "k")
+"""Fixed here: torch.compile of torch 2.11 cannot read `vars` or `fields` of a record that the compiled function made."""
+
+
 @dataclass(frozen=True)
 class ScanOptions:
     """How the scan runs.
@@ -72,7 +76,7 @@ def check_arguments(
     if k.ndim != 5:
         raise ValueError(f"k is {tuple(k.shape)}; give (batch, frames, tokens, heads, head size)")
     b, t, s, h, d = k.shape
-    check_tensors(k, "k", **{name: x for name, x in vars(tokens).items() if name != "k"})
+    check_tensors(k, "k", **{name: getattr(tokens, name) for name in _BESIDE_K})
 
     def shape(name: str, x: Tensor, *expected: int) -> None:
         if tuple(x.shape) != expected:
