@@ -40,7 +40,7 @@ class Tokens:
 
 
 _BESIDE_K = tuple(f.name for f in fields(Tokens) if f.name != "k")
-"""Fixed here: torch.compile of torch 2.11 cannot read `vars` or `fields` of a record that the compiled function made."""
+"""Fixed here: torch.compile of torch 2.11 reads neither `vars` nor `fields` of a record that compiled code made."""
 
 
 @dataclass(frozen=True)
