@@ -58,8 +58,9 @@ class DepthCheck:
     Attributes:
         num_pairs: pairs that were compared; with fewer than four nothing is said (the other numbers are NaN).
         misfit_px: median distance between where the motion takes a point and where it was seen, stored pixels.
-        unexplained: share of the parallax that the depth leaves unexplained and its own noise does not account for: 0
-            for depth that fits, about 1 for that of something else; NaN where there is too little parallax.
+        unexplained: share of the parallax that the depth leaves unexplained for certain: its own noise does not account
+            for it, nor do tracks that err twice as much along the epipolar lines as across. 0 for depth that fits,
+            about half and more for that of something else; NaN where there is too little parallax.
         inconsistency_log: median absolute log difference between the depth that the motion predicts in the second
             frame and the depth there, after a factor for each pair.
         unit_step_log: median absolute log of that factor: by how much the unit changes between frames.
@@ -154,8 +155,9 @@ def check_depth(
     )
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
+    plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
     competition = _Competition(
-        scene, readings, fits, num_frames=len(depth), unexplained=_unexplained(fits, free)
+        scene, readings, fits, num_frames=len(depth), unexplained=_unexplained(fits, free, unseen=0.0)
     )
     competition.look_nearby()
     if competition.in_doubt:
@@ -169,7 +171,7 @@ class _Competition:
     Attributes:
         leads: of each reading that was tried.
         neighbours: of the readings furthest away in time, earlier and later.
-        unexplained: share of the parallax that the depth leaves.
+        unexplained: share of the parallax that the depth leaves at most.
     """
 
     def __init__(
@@ -257,7 +259,6 @@ class _Competition:
             better, lead = reading.words, known[reading]
         return replace(
             plain,
-            unexplained=self.unexplained,
             margin_log=margin,
             better_reading=better,
             better_log=-lead.mean,
@@ -389,11 +390,15 @@ def _free_misfit(scene: Scene) -> FloatArray:
     return out
 
 
-def _unexplained(fits: Fits, free: FloatArray) -> float:
-    """Share of the parallax that the first reading leaves and the second (one depth for all) has, beyond its noise."""
+def _unexplained(fits: Fits, free: FloatArray, *, unseen: float) -> float:
+    """Share of the parallax that the first reading leaves and the second (one depth for all) has, beyond its noise.
+
+    `free` is what tracks err across the epipolar lines, as if of two coordinates; along them they err more, by a variance
+    of `unseen` times that. Where parallax is less than three times that one, nothing is said.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         parallax = fits.misfit_px[1] ** 2 - free**2
-        left = fits.misfit_px[0] ** 2 - free**2
+        left = fits.misfit_px[0] ** 2 - (1 + unseen) * free**2
         noise = 1 - np.clip(fits.signal[0], 0, 1)
     use = np.isfinite(parallax + left + noise) & (parallax > 0)
     if use.sum() < FEW_PAIRS:
