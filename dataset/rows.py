@@ -282,6 +282,25 @@ def why_no_confidence(*, networks: bool, cameras: bool) -> str:
     return "nothing_to_compare" if cameras else "no_cameras"
 
 
+def _array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    """Values of a column. Texts with halves of surrogate pairs, as names of files that are no UTF-8 have them in
+    messages, and JSON of others, cannot be stored: those are written out as `\\udcff`."""
+    try:
+        return pa.array(values, type=kind)
+    except UnicodeEncodeError:
+        return pa.array([_storable(value) for value in values], type=kind)
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    if isinstance(value, Mapping):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return value
+
+
 def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     """Arrow table of rows, in order, with the declared schema; unknown columns in `extra` are appended.
 
@@ -296,13 +315,13 @@ def rows_to_table(rows: Iterable[Row]) -> pa.Table:
     for column in COLUMNS:
         name, cell = column.name, _cell if pa.types.is_nested(column.type) else getattr
         values = [SCHEMA_VERSION if name == "schema_version" else cell(row, name) for row in rows]
-        columns.append(pa.array(values, type=schema.field(name).type))
+        columns.append(_array(values, schema.field(name).type))
     extra_names = sorted({name for row in rows for name in row.extra})
     for name in extra_names:
         missing = [row.clip_id for row in rows if name not in row.extra]
         if missing:
             raise ValueError(f"column {name!r} is given for some rows only (missing for clip {missing[0]})")
-        columns.append(pa.array([row.extra[name] for row in rows]))
+        columns.append(_array([row.extra[name] for row in rows], None))
         schema = schema.append(pa.field(name, columns[-1].type))
     return pa.Table.from_arrays(columns, schema=schema)
 

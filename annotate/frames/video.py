@@ -128,7 +128,12 @@ def _decord_obstacle(video: Video) -> str:
     if not timeline.complete:
         return "the window ends before the file, decord cannot be checked against it"
     import decord
+    from av.error import FFmpegError
 
+    try:
+        video.check_key_frames()  # decord makes all of them as large as the first one
+    except (MediaError, FFmpegError) as error:
+        return f"its pictures change on the way ({first_line(error)})"
     try:
         reader = decord.VideoReader(str(video.path), num_threads=1)
         times = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))))[:, 0]

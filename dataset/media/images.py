@@ -98,13 +98,14 @@ def _kinds(paths: list[Path]) -> dict[str, int]:
     names = [_normal_name(p.name) for p in paths]
     suffix = {name: Path(name).suffix for name in names}
     forms = {name: _NUMBER.sub("#", name.removesuffix(suffix[name])) + suffix[name] for name in names}
-    counts = Counter(forms.values())
-    if len(counts) == len(names):
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[forms[name]].append(name)
+    if len(alike) == len(names):
         return {f"*{s}": n for s, n in Counter(suffix.values()).most_common(1)} if names else {}
     found: Counter[str] = Counter()
-    for form, count in counts.items():
-        alike = [name for name in names if forms[name] == form]
-        found.update(_series(form, alike) or {_glob(form): count})
+    for form, same in alike.items():
+        found.update(_series(form, same) or {_glob(form): len(same)})
     return dict(found.most_common())
 
 

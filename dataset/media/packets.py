@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -142,6 +143,28 @@ def _duration_tag_s(text: str) -> float | None:
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames of a stream as it is decoded from its start. What comes before the first key frame, in a recording that
+    was cut out of another, is left out as players do: decoders refuse it, or make something up."""
+    before: list[Any] | None = []
+    for packet in container.demux(stream):
+        if before is None:
+            yield from packet.decode()
+            continue
+        before.append(packet)
+        if packet.is_keyframe or len(before) > _MOST_BEFORE_KEY:
+            yield from itertools.chain.from_iterable(
+                p.decode() for p in ([packet] if packet.is_keyframe else before)
+            )
+            before = None
+    for packet in before or ():  # none is one: pictures may be refreshed strip by strip
+        yield from packet.decode()
+
+
+_MOST_BEFORE_KEY = 2000
+"""Packets that are kept while a key frame is waited for."""
+
+
 def counted(timeline: Timeline) -> Timeline:
     return Timeline(
         ticks=np.zeros(0, np.int64),
@@ -162,7 +185,7 @@ def scan_frames(path: Path, stream_index: int, scanned: Timeline) -> Timeline:
     with open_container(path) as container:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
-        ticks += (frame.pts for frame in container.decode(stream))
+        ticks += (frame.pts for frame in decoded(container, stream))
     known = [tick for tick in ticks if tick is not None]
     by_count = len(known) < len(ticks) or any(b <= a for a, b in itertools.pairwise(known))
     return Timeline(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +70,7 @@ def iterate_frames(
     if row.media_kind == "video":
         source = video_frames(row.clip_id, media, wanted)
     elif row.media_kind == "images":
-        source = _images(row.clip_id, media, row.media_pattern, wanted)
+        source = _images(row, root, wanted)
     else:
         raise ValueError(f"clip {row.clip_id}: {row.media_kind} media has no files to read frames from")
     height, width = size or (row.height, row.width)
@@ -101,8 +105,23 @@ def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:
     Raises:
         ValueError: no such folder, or fewer images than the row names.
     """
+    return tuple(_chosen(row, root, row.frame_index))
+
+
+def _chosen(row: Row, root: str | Path, wanted: NDArray[Any]) -> Iterator[Path]:
+    """Files of a folder of images by their numbers, each below `root` as the folder is: also where it is a link."""
     files = _listed(row.clip_id, media_path(row, root), row.media_pattern)
-    return tuple(_file(row.clip_id, files, i) for i in row.frame_index.tolist())
+    inside: Path | None = None
+    for index in wanted.tolist():
+        path = _file(row.clip_id, files, index)
+        if path.is_symlink():
+            inside = inside or Path(root).resolve()
+            if not path.resolve().is_relative_to(inside):
+                raise ValueError(
+                    f"clip {row.clip_id}: {path} is a link that leads out of {root}; name the folder in which its files"
+                    " really lie"
+                )
+        yield path
 
 
 def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -144,7 +163,29 @@ def _listed(clip_id: str, folder: Path, pattern: str | None) -> tuple[Path, ...]
         raise ValueError(
             f"clip {clip_id}: {folder}: no such folder; pass the folder that media paths are relative to"
         )
-    return list_images(clip_id, folder, pattern)
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError as error:
+        raise ValueError(f"clip {clip_id}: {folder}: {error.strerror}") from None
+    name = (str(folder), changed, pattern)
+    with _seen_lock:
+        files = _seen.pop(name, None)
+    if files is None:
+        files = list_images(clip_id, folder, pattern)
+    # What changed a moment ago may change again within a tick of the file system's clock.
+    if abs(time.time_ns() - changed) > _SETTLED_NS:
+        with _seen_lock:
+            _seen[name] = files  # at the end: the last to be forgotten
+            while len(_seen) > _REMEMBERED:
+                _seen.popitem(last=False)
+    return files
+
+
+_seen: OrderedDict[tuple[str, int, str | None], tuple[Path, ...]] = OrderedDict()
+"""Images of the folders that were listed last: a loader asks for a few pictures of a hundred thousand at a time."""
+_seen_lock = threading.Lock()
+_REMEMBERED = 8
+_SETTLED_NS = 5_000_000_000
 
 
 def _file(clip_id: str, files: Sequence[Path], index: int) -> Path:
@@ -155,9 +196,6 @@ def _file(clip_id: str, files: Sequence[Path], index: int) -> Path:
     return files[index]
 
 
-def _images(
-    clip_id: str, folder: Path, pattern: str | None, wanted: NDArray[np.int64]
-) -> Generator[NDArray[np.uint8]]:
-    files = _listed(clip_id, folder, pattern)
-    for index in wanted.tolist():
-        yield read_image(clip_id, _file(clip_id, files, index))
+def _images(row: Row, root: str | Path, wanted: NDArray[np.int64]) -> Generator[NDArray[np.uint8]]:
+    for path in _chosen(row, root, wanted):
+        yield read_image(row.clip_id, path)

@@ -30,7 +30,7 @@ from ..limits import too_many_pixels
 from .container import open_container
 from .errors import MediaError
 from .orientation import UPRIGHT, Orientation
-from .packets import START_FRAMES, Timeline, counted, scan_frames, scan_packets
+from .packets import START_FRAMES, Timeline, counted, decoded, scan_frames, scan_packets
 
 _WORTH_SEEKING = 12
 """Frames that a jump to a later key frame must save: seeking costs about as much as decoding a few."""
@@ -153,6 +153,8 @@ class Video:
                     if frame.pts is None or frame.pts < ticks[position]:
                         continue  # between the key frame and the first frame that is wanted
                     if frame.pts != ticks[position]:
+                        if key is None:  # decoders may drop pictures before one of another size
+                            self._check_picture(frame, position)
                         raise _WrongPlace(position, f"the decoder shows a frame at tick {frame.pts} instead")
                 if position in numbers:
                     if frame.is_corrupt:
@@ -170,7 +172,7 @@ class Video:
     def _frames(self, container: Any, stream: Any, key: int | None) -> Iterator[Any]:
         """Decoded frames from a key frame on; what the container shows before it is not given to the decoder."""
         if key is None:
-            yield from container.decode(stream)
+            yield from decoded(container, stream)
             return
         start = int(self.timeline.ticks[key])
         dts = self.timeline.key_dts.get(start)
@@ -206,6 +208,23 @@ class Video:
                 f"clip {self.clip_id}: {self.path}: source frame {position} is {now}, the first one"
                 f" {self.orientation}",
             )
+
+    def check_key_frames(self) -> None:
+        """Make sure that pictures stay as large, and as they are turned, as the first one: at key frames, where that
+        may change; these alone are decoded.
+
+        Raises:
+            MediaError: `frame_size_changed`, `orientation_changed`.
+            FFmpegError: one cannot be decoded.
+        """
+        import av
+
+        with open_container(self.path) as container:
+            stream = container.streams[self.stream_index]
+            assert isinstance(stream, av.VideoStream)
+            stream.codec_context.skip_frame = "NONKEY"
+            for frame in container.decode(stream):
+                self._check_picture(frame, int(np.searchsorted(self.timeline.ticks, frame.pts or 0)))
 
     def _corrupt(self, position: int, detail: str) -> MediaError:
         known = len(self.timeline.ticks)
@@ -381,7 +400,7 @@ def _decode_start(clip_id: str, path: Path, stream_index: int) -> _Start:
         stream = container.streams[stream_index]
         assert isinstance(stream, av.VideoStream)
         stream.codec_context.thread_count = 1
-        frames = list(itertools.islice(container.decode(stream), START_FRAMES))
+        frames = list(itertools.islice(decoded(container, stream), START_FRAMES))
         if not frames:
             return _Start(ticks=[])
         first = frames[0]

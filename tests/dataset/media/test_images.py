@@ -1,15 +1,21 @@
 """Folders of images: the files that are frames, in order, shown as viewers show them."""
 
+import os
 import struct
+import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from theodolite.dataset.media import images, read
 from theodolite.dataset.media.errors import MediaError
 from theodolite.dataset.media.images import images_in, list_images, load_image, read_image
 from theodolite.dataset.media.orientation import ORIENTATIONS
+from theodolite.dataset.report.pictures import pictures_from_media
+from theodolite.dataset.rows import rows_from_table, rows_to_table
 
 HEIGHT, WIDTH = 48, 64
 QUARTERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "W": (230, 230, 230)}
@@ -223,3 +229,85 @@ def test_folders_without_images_say_what_there_is(tmp_path):
         list_images("c", tmp_path)
     with pytest.raises(MediaError, match=r"no image matches media_pattern '\*\.tif'"):
         list_images("c", tmp_path, "*.tif")
+
+
+# --- folders of many, and of strangers ------------------------------------------------------------
+
+
+def test_looking_at_names_takes_time_by_their_number_alone(tmp_path):
+    """Each form was looked for among all names: a hundred thousand names of fifty thousand forms took minutes."""
+
+    def seconds(count):
+        letters = str.maketrans("0123456789", "qrstuvwxyz")
+        names = [Path(f"{i // 2}".translate(letters) + f"_{i % 2}.png") for i in range(count)]
+        start = time.process_time()
+        assert len(images._kinds(names)) == count // 2
+        return time.process_time() - start
+
+    assert seconds(24_000) < 12 * max(seconds(4000), 0.01)
+
+
+def image_row(make_row, folder, count):
+    """A row whose frames are the first images of a folder of 24x16 pictures."""
+    numbers = np.arange(count, dtype=np.int32)
+    row = replace(make_row(0, frames=count), media_kind="images", frame_index=numbers, height=16, width=24)
+    return replace(row, media=folder.name)
+
+
+def test_a_folder_is_listed_once_for_many_pictures_and_anew_where_it_changed(tmp_path, make_row, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(5):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((16, 24, 3), 10 * i, np.uint8))
+    listed = []
+    whole = read.list_images
+    monkeypatch.setattr(read, "list_images", lambda *a: listed.append(a) or whole(*a))
+    row = image_row(make_row, folder, 5)
+    os.utime(folder, ns=(1, 1))
+    for i in (3, 0, 4):
+        assert read.read_frames(row, tmp_path, positions=[i]).mean() == 10 * i
+    assert len(listed) == 1
+    cv2.imwrite(str(folder / "00.png"), np.full((16, 24, 3), 99, np.uint8))  # its time of change is now
+    for _ in range(2):
+        assert read.read_frames(row, tmp_path, positions=[1]).mean() == 99
+    assert len(listed) == 3, "what changed a moment ago may change again within a tick of the clock"
+
+
+def test_images_that_are_links_stay_below_the_root(tmp_path, make_row):
+    """A stranger's folder of links does not show, publish or learn from pictures of this machine."""
+    private = tmp_path / "private.png"
+    cv2.imwrite(str(private), np.full((16, 24, 3), 200, np.uint8))
+    root = tmp_path / "root"
+    folder = root / "many"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(root / "own.png"), np.full((16, 24, 3), 50, np.uint8))
+    (folder / "0.png").symlink_to(root / "own.png")
+    (folder / "1.png").symlink_to(private)
+    row = image_row(make_row, folder, 2)
+    assert read.read_frames(row, root, positions=[0]).mean() == 50
+    for reading in (lambda: read.read_frames(row, root), lambda: read.image_paths(row, root)):
+        with pytest.raises(ValueError, match=r"1\.png is a link that leads out of"):
+            reading()
+    shown = pictures_from_media(root)(row, [0, 1])
+    assert list(shown) == [0]
+
+
+def test_names_that_are_no_utf_8_are_frames_and_can_be_told_of(tmp_path, make_row, make_rejected):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    good = cv2.imencode(".png", np.full((16, 24, 3), 70, np.uint8))[1].tobytes()
+    for i in range(3):
+        with open(os.fsencode(folder) + b"/im\xfe_%d.png" % i, "wb") as stream:
+            stream.write(good if i < 2 else good[:-20])
+    row = image_row(make_row, folder, 3)
+    assert read.read_frames(row, tmp_path, positions=[0, 1]).mean() == 70
+    with pytest.raises(MediaError, match="ends before its picture does") as error:
+        read.read_frames(row, tmp_path)
+    # The message names the file as Python does, which no table takes.
+    told = replace(make_rejected(0), reasons=("unreadable_image",), reason_details=(error.value.detail,))
+    (stored,) = rows_from_table(
+        rows_to_table([replace(told, error=error.value.detail, captions={"a": "\ud800"})])
+    )
+    assert "im\\udcfe_2.png" in stored.reason_details[0]
+    assert stored.error == stored.reason_details[0]
+    assert stored.captions == {"a": "\\ud800"}
