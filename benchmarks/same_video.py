@@ -135,7 +135,9 @@ def main() -> None:
     if len(rows) < len(todo):
         print(f"time over: {len(todo) - len(rows)} clips were not begun")
     most = max(off, default=math.nan)
-    print(f"{pairs} intact pairs; focal lengths of intact clips off their video's by {most:.3f} at most (log)")
+    print(
+        f"{pairs} intact pairs; focal lengths of intact clips off their video's by {most:.3f} at most (log)"
+    )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     if any(row.error for row in rows):

@@ -1,4 +1,4 @@
-"""What the machinery costs by itself: many clips whose annotation is a stub that takes 5 ms and fails one in a hundred.
+"""What the machinery costs by itself: many clips; their annotation is a stub that takes 5 ms, one in a hundred fails.
 
     python benchmarks/scale.py --clips 20000 200000 --workers 4
     python benchmarks/scale.py --clips 2000 20000 --alone
@@ -46,16 +46,16 @@ LINE_EVERY_S = 20.0
 
 
 def stub(clip, config, *, mode, recipe_hash):
-    """Five milliseconds, and a row: of a hundred clips one raises, one has no readable video."""
+    """Five milliseconds, and a row: of two hundred clips one raises, one has no readable video."""
     import time
 
     time.sleep(STUB_S)
     number = int(clip.clip_id[1:])
-    if number % 100 == 50:
+    if number % 200 == 50:
         raise ZeroDivisionError("a fault of the benchmark")
     job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
     return failure_row(
-        clip, job, "unreadable_video" if number % 100 == 99 else "too_short", "by the benchmark"
+        clip, job, "unreadable_video" if number % 200 == 199 else "too_short", "by the benchmark"
     )
 
 
@@ -124,7 +124,7 @@ def annotate(out: Path, count: int, args: argparse.Namespace) -> Tally:
         plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part)
         job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH, annotate=stub)
         run_plan(plan, job, workers=args.workers, show_progress=False)
-        refresh_index(out, processes=num_cores())
+        refresh_index(out, processes=Clock(args.alone).processes)
         tally = read_tally(out)
     assert tally.done == count, f"{tally.done} rows of {count} clips"
     return tally
@@ -192,6 +192,11 @@ def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
         assert done.num_clips == count
         return f"{done.num_before} parts became {done.num_after}"
 
+    def planned() -> str:
+        return str(
+            plan_run(source(count), out, clips_per_shard=args.clips_per_part, whole=True).num_clips_done
+        )
+
     def from_nothing() -> str:
         shutil.rmtree(out / INDEX_FOLDER)
         refresh_index(out, processes=clock.processes)
@@ -205,16 +210,11 @@ def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
     )
     if args.alone:
         timed(clock, "index from nothing", lambda: str(refresh_index(out)))
+    timed(clock, "the source alone", lambda: str(sum(1 for _ in source(count)())))
     timed(clock, "same command, nothing to do", lambda: str(annotate(out, count, args).num_failed))
     lose_parts(out, 20)
     timed(clock, "same command, 20 parts lost", lambda: str(annotate(out, count, args).num_failed))
-    timed(
-        clock,
-        "dry run",
-        lambda: str(
-            plan_run(source(count), out, clips_per_shard=args.clips_per_part, whole=True).num_clips_done
-        ),
-    )
+    timed(clock, "dry run", planned)
     timed(clock, "inspect", as_text)
     timed(clock, "validate", lambda: validated(out, clock.processes))
     timed(clock, "index from nothing", from_nothing)
@@ -222,6 +222,8 @@ def measure(count: int, folder: Path, args: argparse.Namespace) -> None:
     timed(clock, "inspect, compacted", as_text)
     timed(clock, "validate, compacted", lambda: validated(out, clock.processes))
     timed(clock, "same command, compacted", lambda: str(annotate(out, count, args).num_failed))
+    timed(clock, "dry run, compacted", planned)
+    timed(clock, "index from nothing, compacted", from_nothing)
     assert take_in_dead_runs(out, recipe_hash=HASH) == 0
 
 

@@ -66,6 +66,7 @@ class ClipRows:
 
     Attributes:
         batches: offset, length and checksum of every batch in the file.
+        looked_at: numbers of parts, and footers within, whose pages were looked at.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class ClipRows:
     schema: pa.Schema
     rows_per_batch: int
     batches: Sequence[tuple[int, int, int]]
+    looked_at: set[tuple[int, int]] = field(default_factory=set, repr=False, compare=False)
     _last: dict[int, pa.RecordBatch] = field(default_factory=dict, repr=False, compare=False)
     """The batch that was read last, by its number: clips are often asked for in their order."""
 
@@ -122,7 +124,10 @@ class ClipRows:
         if footer is None:
             return None
         with open_part(part) as source:
-            series = read_with_footer(source, footer)
+            group = part, hash(footer)
+            where = None if group in self.looked_at else f"{self.path}: part {part}"
+            series = read_with_footer(source, footer, where=where)
+            self.looked_at.add(group)
         values = dict(zip(batch.schema.names, batch.slice(here, 1).columns, strict=True))
         for name, column in zip(series.schema.names, series.columns, strict=True):
             values[name] = column.chunk(0).slice(row, 1)

@@ -9,6 +9,7 @@ clip has its row either among the data or with the run, and the next command tak
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .commit import Commits, hold_dataset, new_part, own_run, take_in_dead_runs
+from .commit import Commits, hold_dataset, new_part, own_run, shard_number, take_in_dead_runs
 from .index import refresh_index, tallies_by_folder
-from .limits import MIB
+from .limits import FREE_BYTES, MIB
 from .parquet import read_schema, read_table
 from .processes import map_processes
 from .storage.paths import as_path
@@ -59,12 +60,14 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
         with own_run(out) as incoming:
             for _source, of_source in groupby(parts, source_folder):
                 groups = list(_groups(out, list(of_source), part_bytes))
-                num_after += len(groups)
-                small = [(number, group) for number, group in enumerate(groups) if len(group) > 1]
+                small = [some for some in zip(_numbers(groups), groups, strict=True) if len(some[1]) > 1]
+                num_after += len(groups) - len(small)
                 used = processes if len(parts) >= _WORTH_PROCESSES else 1
-                gathered = map_processes(partial(_gather, incoming), small, processes=used)
-                for (_number, group), (new, ids) in zip(small, gathered, strict=True):
-                    Commits(out).take(new, ids, instead_of=group)
+                for gathered in map_processes(partial(_gather, incoming), small, processes=used):
+                    num_after += len(gathered)
+                    for new, ids, group in gathered:
+                        if len(group) > 1:
+                            Commits(out).take(new, ids, instead_of=group)
         _remove_empty_folders(out)
         refresh_index(out, processes=processes)
         num_clips = sum(tally.done for tally in tallies_by_folder(out))
@@ -93,8 +96,24 @@ _WORTH_PROCESSES = 400
 """Parts from which processes are started: each takes a second to begin."""
 
 
-def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> tuple[Path, list[str]]:
-    """Write one part with the rows of several into a run's folder; returns its path and its clips.
+def _numbers(groups: Sequence[Sequence[Path]]) -> Iterator[int]:
+    """Number for the part that a group becomes: small, for few parts to a folder cost, but behind those of the parts
+    before it, which may stay as they are."""
+    last = -1
+    for group in groups:
+        found = re.match(r"\d+", shard_number(group[0]))
+        own = int(found[0]) if found else last + 1
+        last = own if len(group) == 1 else min(last + 1, own)
+        yield last
+
+
+_Gathered = tuple[Path, list[str], list[Path]]
+"""A new part, its clips, and the parts that it is made of; of one alone nothing is made."""
+
+
+def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> list[_Gathered]:
+    """Write the rows of several parts as one into a run's folder; as several, where they repeat each other so much that
+    one would become more in memory than is taken of a file unasked.
 
     Raises:
         ValueError: they do not have the same columns, as parts of one run do.
@@ -106,11 +125,33 @@ def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> tuple[Path,
             raise ValueError(
                 f"{part}: has other columns than {parts[0].name}: parts of different versions are not gathered"
             )
-    table = pa.concat_tables(read_table(part) for part in parts)
-    ids = table["clip_id"].to_pylist()
-    new = new_part(incoming, parts[0], f"{number:06d}", ids)
-    write_part_table(new, table)
-    return new, ids
+    done: list[_Gathered] = []
+    tables: list[pa.Table] = []
+    used: list[Path] = []
+
+    def write(name: str) -> None:
+        if len(used) > 1:
+            table = pa.concat_tables(tables)
+            ids = table["clip_id"].to_pylist()
+            new = new_part(incoming, used[0], name, ids)
+            write_part_table(new, table)
+            done.append((new, ids, used[:]))
+        else:
+            done.append((used[0], [], used[:]))
+        tables.clear()
+        used.clear()
+
+    size = 0
+    for part in parts:
+        table = read_table(part)
+        if used and size + table.nbytes > FREE_BYTES:
+            write(f"{number:06d}-{len(done):03d}")
+            size = 0
+        size += table.nbytes
+        tables.append(table)
+        used.append(part)
+    write(f"{number:06d}-{len(done):03d}" if done else f"{number:06d}")
+    return done
 
 
 def _remove_empty_folders(out: Path) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .parquet import check_sizes
 from .schema import COLUMN_BY_NAME, SERIES_COLUMNS
 
 _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
@@ -77,13 +79,18 @@ def series_footers(file: pq.ParquetFile, schema: pa.Schema) -> list[bytes] | Non
     return footers
 
 
-def read_with_footer(source: pa.NativeFile, footer: bytes) -> pa.Table:
+def read_with_footer(source: pa.NativeFile, footer: bytes, *, where: str | Path | None) -> pa.Table:
     """The columns that a footer of `series_footers` describes, all rows of its row group.
 
     Args:
         source: the part that the footer was made from.
+        where: the part's name in errors; None: its pages were looked at before.
+    Raises:
+        InputError: a footer or pages of somebody who wants memory.
     """
     metadata = pq.read_metadata(pa.BufferReader(footer))
+    if where is not None:
+        check_sizes(source, metadata, where=where)
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=False).read_row_group(0, use_threads=False)
 
 

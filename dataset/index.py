@@ -267,13 +267,17 @@ class Piece:
 
     def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
         """Filtered columns; those of `schema` that this piece lacks are null."""
-        # The texts of what is read; of a condition it is not known what it reads.
-        with open_parquet(self.path, columns=columns if where is None else None):
+        with open_parquet(self.path, columns=[*columns, *named_in(where, self.schema)]):
             pass
         filesystem, name = arrow_place(self.path)
         fragment = _PARQUET.make_fragment(name, filesystem)
         dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
         return dataset.to_table(columns=columns, filter=where)
+
+
+def named_in(condition: pads.Expression | None, schema: pa.Schema) -> list[str]:
+    """Columns that a condition may read: those whose names stand in it."""
+    return [] if condition is None else [name for name in schema.names if name in str(condition)]
 
 
 _PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)

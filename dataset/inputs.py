@@ -30,7 +30,9 @@ from .limits import (
     MAX_TEXT_BYTES,
     MAX_UNFOLDED_NODES,
     MAX_UNFOLDING,
+    MAX_ZIP_EXPANSION,
     MIB,
+    REPEATING_BYTES,
     unfolds_too_far,
 )
 from .storage.paths import StoreError, as_path
@@ -459,7 +461,7 @@ class Archive:
 
     def __init__(self, path: str | Path, what: str = "zip archive") -> None:
         self.path, self.what = Path(path), what
-        self._unfolded = 0
+        self._unfolded, self._seen = 0, set[str]()
 
     def __enter__(self) -> Archive:
         with reading(self.path, self.what):
@@ -475,9 +477,16 @@ class Archive:
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         info = self._zip.getinfo(name)
-        self._unfolded += info.file_size
-        if why := unfolds_too_far(self._unfolded, self._size):
+        # One at a time is in memory. All together they are a matter of time.
+        if why := unfolds_too_far(info.file_size, self._size):
             raise InputError(why)
+        if name not in self._seen:
+            self._seen.add(name)
+            self._unfolded += info.file_size
+        if self._unfolded > max(REPEATING_BYTES, MAX_ZIP_EXPANSION * self._size):
+            raise InputError(
+                f"its members unfold into more than {self._unfolded / MIB:.0f} MiB, further than zips do"
+            )
         return info
 
     def read(self, name: str) -> bytes:

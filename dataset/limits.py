@@ -15,13 +15,19 @@ MAX_TEXT_BYTES = 256 * MIB
 """Of a text file (YAML, JSON, CSV, trajectories): the index of a million clips."""
 MAX_NESTING = 64
 """Lists within lists of YAML and JSON."""
-MAX_UNFOLDED_NODES = 200_000
-"""Values of a YAML file, its aliases followed. More only where they are `MAX_UNFOLDING` times what is written."""
+MAX_UNFOLDED_NODES = 1_000_000
+"""Values of a YAML file, its aliases followed: ten thousand clips may share their lens. More only where they are
+`MAX_UNFOLDING` times what is written."""
 MAX_UNFOLDING = 20
 FREE_BYTES = 256 * MIB
 """What a file may unfold into whatever its own size."""
 MAX_EXPANSION = 100
 """... and beyond that, how many bytes each of its own may become: floats that hardly change compress to a tenth."""
+REPEATING_EXPANSION, REPEATING_BYTES = 700, 1024 * MIB
+"""... or how many within a gigabyte: rows that repeat each other fold into nearly nothing, and are honest. What a file
+of a megabyte becomes stays below a gigabyte."""
+MAX_ZIP_EXPANSION = 1100
+"""... all members of a zip together, of which one at a time is in memory: its packing ends at 1032."""
 MAX_PIXELS = 2**26
 """Of an image, a video's frame or a depth map (8192 x 8192): 200 MB as RGB, of which stages keep several."""
 MAX_SIDE_PX = 100_000
@@ -33,12 +39,18 @@ MAX_SHOWN = 200
 
 def unfolds_too_far(unfolded: int, stored: int) -> str:
     """What is wrong with a file of `stored` bytes that says that it holds `unfolded` ones; empty if nothing is."""
-    if unfolded <= FREE_BYTES or unfolded <= MAX_EXPANSION * stored:
+    allowed = may_unfold_into(stored)
+    if unfolded <= allowed:
         return ""
     return (
-        f"{stored} bytes would become {unfolded / MIB:.0f} MiB in memory, more than {FREE_BYTES // MIB} MiB and more"
-        f" than {MAX_EXPANSION} times as much; such a file is refused"
+        f"{stored} bytes would become {unfolded / MIB:.0f} MiB in memory, more than {allowed / MIB:.0f} MiB, which are"
+        " taken of a file of this size; such a file is refused (if you made it: write it as several, or uncompressed)"
     )
+
+
+def may_unfold_into(stored: int) -> int:
+    """Bytes that a file of `stored` ones may become."""
+    return max(FREE_BYTES, MAX_EXPANSION * stored, min(REPEATING_EXPANSION * stored, REPEATING_BYTES))
 
 
 def too_many_pixels(height: int, width: int) -> str:

@@ -60,6 +60,7 @@ class PageCheck:
         Raises:
             InputError: naming file, row group and column.
         """
+        _ask_together(self._source, [columns[number] for number, _ in self._loose])
         for number, is_text in self._loose:
             column = columns[number]
             try:
@@ -82,6 +83,27 @@ class PageCheck:
         return self._folded if self._bound > FREE_BYTES else []
 
 
+def _ask_together(source: pa.NativeFile, columns: Sequence[pq.ColumnChunkMetaData]) -> None:
+    """Have a store give a row group at once, where that is no more than a few megabytes: readers of objects keep what
+    they read last, so that headers, and the columns afterwards, are no requests of their own."""
+    if not isinstance(source, pa.PythonFile) or not columns:
+        return
+    starts = [_start(column) for column in columns]
+    first, last = min(starts), max(s + c.total_compressed_size for s, c in zip(starts, columns, strict=True))
+    if 0 <= first < last <= min(source.size(), first + _ASKED_TOGETHER):
+        source.read_at(last - first, first)
+
+
+_ASKED_TOGETHER = 16 * MIB
+
+
+def _start(column: pq.ColumnChunkMetaData) -> int:
+    offset = column.data_page_offset
+    if column.has_dictionary_page and column.dictionary_page_offset:
+        offset = min(offset, column.dictionary_page_offset)
+    return offset
+
+
 def _place(where: str | Path, group: int, column: pq.ColumnChunkMetaData) -> str:
     return f"{where}: row group {group}, column {column.path_in_schema}"
 
@@ -92,9 +114,7 @@ def _add_up(source: pa.NativeFile, column: pq.ColumnChunkMetaData, size: int) ->
     Raises:
         ValueError: it lies outside of the file, or one of its pages has no header.
     """
-    offset = column.data_page_offset
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        offset = min(offset, column.dictionary_page_offset)
+    offset = _start(column)
     end = offset + column.total_compressed_size
     if not 0 <= offset <= end <= size:
         raise ValueError("lies outside of the file")

@@ -49,15 +49,12 @@ def open_parquet(
         InputError: no such file, no Parquet, or one that unfolds into far more than it holds.
     """
     with reading(path, WHAT):
-        local = source is None and not isinstance(as_path(path), StorePath)
-        if local and not Path(path).is_file():
+        if source is None and not isinstance(as_path(path), StorePath) and not Path(path).is_file():
             raise InputError(f"{path}: no such file")
         content: Any = open_source(path) if source is None else source
         check_seal(content, where=path, whole=whole)
         file = pq.ParquetFile(content, page_checksum_verification=True)
-        # Elsewhere every header of a page would be a request of its own.
-        if folded := check_sizes(content, file.metadata, where=path, pages=local, columns=columns):
-            _check_dictionaries(content, folded, where=path)
+        check_sizes(content, file.metadata, where=path, columns=columns)
     return file
 
 
@@ -96,24 +93,26 @@ def check_sizes(
     metadata: pq.FileMetaData,
     *,
     where: str | Path,
-    pages: bool,
+    pages: bool = True,
     columns: Sequence[str] | None = None,
-) -> list[tuple[int, str]]:
-    """Refuse a file that unfolds too far (see `limits`), by the counts of values in its footer.
+    groups: Sequence[int] | None = None,
+) -> None:
+    """Refuse a file that unfolds too far (see `limits`), by the counts of values in its footer, the headers of its
+    pages and what its dictionaries hold.
 
     Encodings of repeated values take no room: forty kilobytes may hold half a billion floats.
 
     Args:
-        source: the file, left wherever it is. pages: hold its pages against its footer, see `PageCheck`.
-        columns: whose pages, if not those of all.
-    Returns:
-        What `PageCheck.folded` says.
+        source: the file, left wherever it is.
+        pages: not by its footer alone.
+        columns: whose pages and dictionaries, if not those of all.
+        groups: numbers of the row groups that are read, if not all.
     Raises:
         InputError: naming file, row group and column.
     """
     widths, stored, total = _widths(metadata), source.size(), 0
     check = PageCheck(source, metadata, where=where, columns=columns) if pages else None
-    for number in range(metadata.num_row_groups):
+    for number in range(metadata.num_row_groups) if groups is None else groups:
         group = metadata.row_group(number)
         if group.num_rows < 0:
             raise InputError(f"{where}: row group {number} has {group.num_rows} rows")
@@ -124,7 +123,8 @@ def check_sizes(
                 raise InputError(f"{where}: row group {number}, column {column.path_in_schema}: {why}")
         if check is not None:
             check.add(number, chunks)
-    return check.folded() if check is not None else []
+    if check is not None and (folded := check.folded()):
+        _check_dictionaries(source, folded, where=where)
 
 
 def _widths(metadata: pq.FileMetaData) -> list[int]:

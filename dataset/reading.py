@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
-from .index import PLACE_COLUMNS, Index, open_index
+from .index import PLACE_COLUMNS, Index, named_in, open_index
 from .inputs import reading
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
-from .storage.arrow import arrow_place
+from .storage.arrow import arrow_place, open_source
 from .storage.paths import StorePath, as_path
 from .store import DATA_FILES, dataset_folders, only_parts
 from .where import parse_where
@@ -112,7 +112,9 @@ def _fragment(file: str, filesystem: pafs.FileSystem) -> tuple[pads.ParquetFileF
             check_seal(source, where=file)
             fragment = _PARQUET.make_fragment(file, filesystem)
             fragment.ensure_complete_metadata()
-            pages = isinstance(filesystem, pafs.LocalFileSystem)
+            pages = isinstance(
+                filesystem, pafs.LocalFileSystem
+            )  # elsewhere those that are read, when they are
             check_sizes(source, fragment.metadata, where=file, pages=pages)
         return fragment, fragment.physical_schema
 
@@ -154,6 +156,8 @@ class _Part:
 
     path: str
     file: pq.ParquetFile
+    source: pa.NativeFile
+    looked_at: set[tuple[int, tuple[str, ...] | None]] = field(default_factory=set)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -163,6 +167,10 @@ class _Part:
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A row group, in the declared types."""
         with reading(self.path, WHAT):
+            wanted = group, None if columns is None else tuple(columns)
+            if wanted not in self.looked_at:
+                check_sizes(self.source, self.file.metadata, where=self.path, columns=columns, groups=[group])
+                self.looked_at.add(wanted)
             table = self.file.read_row_group(group, columns=columns, use_threads=False)
             return table if self._layout[1] else conform(table)
 
@@ -237,6 +245,8 @@ class ClipDataset:
         if self.index is not None and self.filter is None:
             return self.index.num_rows
         table = self._indexed(["clip_id"])
+        if table is None:
+            self._look_at([])
         return self.arrow.count_rows(filter=self.filter) if table is None else table.num_rows
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -244,7 +254,32 @@ class ClipDataset:
         table = None if columns is None else self._indexed(columns)
         if table is not None:
             return table
+        self._look_at(columns)
         return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+
+    def _look_at(self, columns: Sequence[str] | None) -> None:
+        """Judge what Arrow is going to read by itself, of files that are no local ones, which were judged when they
+        were opened."""
+        if not self._in_store:
+            return
+        if columns is not None:
+            columns = [*columns, *named_in(self.filter, self.arrow.schema)]
+        wanted = None if columns is None else tuple(sorted(columns))
+        if wanted in self._looked_at:
+            return
+
+        def look(fragment: pads.ParquetFileFragment) -> None:
+            with reading(fragment.path, WHAT), self.filesystem.open_input_file(fragment.path) as source:
+                check_sizes(source, fragment.metadata, where=fragment.path, columns=columns)
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in pool.map(look, self.arrow.get_fragments()):
+                pass
+        self._looked_at.add(wanted)
+
+    @cached_property
+    def _looked_at(self) -> set[tuple[str, ...] | None]:
+        return set()
 
     def head(self, columns: Sequence[str], count: int) -> pa.Table:
         """As `to_table`, of the first `count` clips; no more is read than they need."""
@@ -281,6 +316,7 @@ class ClipDataset:
         names = self._known(columns)
         places = self._indexed(PLACE_COLUMNS) if self.filter is not None else None
         if self.filter is not None and places is None:
+            self._look_at(columns)
             stream = self.arrow.to_batches(
                 columns=names,
                 filter=self.filter,
@@ -397,13 +433,16 @@ class ClipDataset:
     def _open_part(self, file: str) -> _Part:
         if self.index is not None:
             self._check_stamp(file)
-        part = open_parquet(file, source=self.filesystem.open_input_file(file) if self._in_store else None)
+        if not self._in_store and not os.path.isfile(file):
+            raise ValueError(f"{file}: is gone since the dataset was opened; open it again")
+        source = self.filesystem.open_input_file(file) if self._in_store else open_source(file)
+        part = open_parquet(file, source=source, columns=())
         metadata = part.metadata.metadata or {}
         if (
             b"theodolite.schema_version" in metadata
         ):  # a copy by another tool has none, and was looked at when opened
             check_version(metadata, where=file)
-        return _Part(file, part)
+        return _Part(file, part, source)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was read meanwhile: open files do not travel to other processes."""
@@ -458,6 +497,7 @@ class ClipDataset:
         def ids(fragment: pads.ParquetFileFragment) -> list[str]:
             return fragment.to_table(columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
 
+        self._look_at(["clip_id"])
         places: dict[str, tuple[int, int, int]] = {}
         fragments: list[pads.ParquetFileFragment] = list(self.arrow.get_fragments())
         with ThreadPoolExecutor(8) as pool:

@@ -16,17 +16,16 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from .encoding import write_table
 from .inputs import InputError, parse_json, read_text
 from .names import NAME_RULE, is_name
-from .parquet import read_schema, sealed
+from .parquet import read_schema
 from .rows import Row, rows_to_table
-from .schema import COLUMN_BY_NAME, SCHEMA_VERSION, check_version
+from .schema import SCHEMA_VERSION, check_version
 from .storage.log import Parts, committed_parts
 from .storage.paths import StorePath, as_path
 
@@ -473,54 +472,6 @@ def write_dataset(out: str | Path, rows: Iterable[Row], *, rows_per_part: int = 
         assert first is not None
         flush(source, first.recipe_hash)
     return len(seen)
-
-
-def write_table(table: pa.Table, sink: pa.NativeFile | str | Path, *, row_group_size: int) -> None:
-    """Sealed Parquet with the dataset's encodings: byte-stream-split floats and delta-packed indices for the per-frame
-    lists, plain values for everything else, all of it under LZ4.
-
-    Measured on random-walk cameras, one core: LZ4 decodes at 1.4 GB/s and leaves 61 % of the bytes, snappy 1.2 GB/s
-    and 63 %, zstd 1.1 GB/s and 58 %. In small row groups zstd also costs 20 microseconds for each column of each
-    group, ten times the rest, and dictionaries do not pay. Only per-clip values get statistics: those of list
-    elements answer no filter and are a fifth of the footer.
-    """
-    dictionary: list[str] = []
-    encoding: dict[str, str] = {}
-    statistics: list[str] = []
-    for path in _leaf_paths(table.schema):
-        column = COLUMN_BY_NAME.get(path.split(".")[0])
-        element = column.type.value_type if column is not None and column.per_frame else None
-        if "." not in path:
-            statistics.append(path)
-        if element is None:
-            continue
-        if pa.types.is_floating(element):
-            encoding[path] = "BYTE_STREAM_SPLIT"
-        elif element == pa.int32():
-            encoding[path] = "DELTA_BINARY_PACKED"
-        else:
-            dictionary.append(path)
-    content = sealed(
-        table,
-        row_group_size=row_group_size,
-        compression="lz4",
-        use_dictionary=dictionary,
-        column_encoding=encoding,
-        write_statistics=statistics,
-    )
-    if isinstance(sink, str | Path):
-        Path(sink).write_bytes(content)
-    else:
-        sink.write(content)
-
-
-@lru_cache(maxsize=8)
-def _leaf_paths(schema: pa.Schema) -> tuple[str, ...]:
-    """Dotted Parquet paths of all leaf columns."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return tuple(parquet.column(i).path for i in range(len(parquet)))
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -115,7 +115,12 @@ def test_sums_are_kept_with_each_folder_of_parts(
     out: Path, make_rejected: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How clips ended, and which there are, without reading columns of them; and the same without an index."""
-    write_part(out, [replace(make_rejected(40), reasons=("unreadable_video",))], shard_id="001003-h", recipe_hash="recipe1")
+    write_part(
+        out,
+        [replace(make_rejected(40), reasons=("unreadable_video",))],
+        shard_id="001003-h",
+        recipe_hash="recipe1",
+    )
     ids = [f"clip_{i:04d}" for i in (0, 1, 2, 3, 9, 40)]
     plain = read_tally(out)
     assert (plain.accepted, plain.done, dict(plain.failed_for)) == (5, 6, {"unreadable_video": 1})
