@@ -4,7 +4,8 @@ A room of Gaussians is made, a path of a minute is rendered through it with dept
 and `annotate rgbd` gets video and depth without cameras: what it finds is compared with the path. Where Open3D is not
 installed the path is not tested by rays; it is known to be clear of this room.
 
-    python benchmarks/splats.py --out runs/splats [--frames 961] [--size 1280x720] [--clip-size 640x360] [--renderer plain --device cpu]
+    python benchmarks/splats.py --out runs/splats [--frames 961] [--size 1280x720] [--clip-size 640x360]
+        [--renderer plain --device cpu]
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def main() -> None:
     black = _write_clip(folder, job, splats, found, matrix, renderer, None)
     took = time.perf_counter() - begun
     print(
-        f"clip of {width}x{height} with video and depth written: {given.frames / took:.1f} frames/s, {100 * black:.1f} % black",
+        f"clip of {width}x{height} with video and depth written: {given.frames / took:.1f} frames/s,"
+        f" {100 * black:.1f} % black",
         flush=True,
     )
     _write_meta(folder, job, found, renderer, None, "made")
