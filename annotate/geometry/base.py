@@ -265,6 +265,11 @@ class KnownGeometry(_NothingToWatch):
         """All of them."""
         return np.arange(len(self._result.depth))
 
+    @property
+    def declares_metres(self) -> bool:
+        """Whether a metric anchor would be asked for nothing."""
+        return self._result.metres_per_unit is not None
+
     def finish(self) -> SequenceGeometryResult:
         """What is known."""
         return self._result

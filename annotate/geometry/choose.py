@@ -59,14 +59,9 @@ def check_estimators(config: GeometryConfig) -> None:
 
     Raises:
         ValueError: one message with everything that is missing: weights with the command that brings them, files that
-            are damaged, do not fit or have another digest, the device, combinations that cannot work.
+            are damaged, do not fit or have another digest, the device.
     """
     problems = []
-    if config.anchor == "moge2" and config.sequence != "pi3x":
-        problems.append(
-            f"annotate.geometry.anchor moge2 with annotate.geometry.sequence {config.sequence}: MoGe-2 shares the pass"
-            " over the frames with pi3x; use anchor given, rendered or none"
-        )
     networks = {
         name: choice
         for name, choice, used in (

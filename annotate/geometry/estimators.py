@@ -59,7 +59,8 @@ class Estimators:
                 depth=NoDepth(len(frames)), depth_sigma_log=1.0, metres_per_unit=1.0
             )
             sequence = KnownGeometry(nothing) if poses_suffice else NoGeometry(rejection)
-        if self.anchor is None or not len(sequence.depth_frames):
+        metric = isinstance(sequence, KnownGeometry) and sequence.declares_metres
+        if self.anchor is None or metric or not len(sequence.depth_frames):
             return Running(sequence, None)
         # Only frames that carry sequence depth can be compared with it: those nearest to an even spread.
         even = np.asarray(metric_frames(frames, config))

@@ -1,8 +1,9 @@
-"""Every combination of sequence and anchor runs, or is refused before any clip."""
+"""Every combination of sequence and anchor runs, and so does every recipe of the package."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
+from theodolite.recipes.loader import load_recipe, packaged_recipes
 
 FRAMES = 10
 SEQUENCES = get_args(GeometryConfig.model_fields["sequence"].annotation)
@@ -69,18 +71,30 @@ def config(sequence: str, anchor: str) -> AnnotateConfig:
         for s, a in itertools.product(SEQUENCES, ANCHORS)
     ],
 )
-def test_combination_runs_or_is_refused(clip: ClipRef, sequence: str, anchor: str):
+def test_combination_runs(clip: ClipRef, sequence: str, anchor: str):
     chosen = config(sequence, anchor)
-    if anchor == "moge2" and sequence != "pi3x":
-        with pytest.raises(
-            ValueError, match=f"moge2 with annotate.geometry.sequence {sequence}.*use anchor given"
-        ):
-            check_estimators(chosen.geometry)
-        return
     check_estimators(chosen.geometry)
     row = annotate_clip(clip, chosen, mode="given_depth", recipe_hash="0" * 16)
     assert row.error is None, row.error
     # Without an anchor nothing says how long a metre is; with one its frames arrive, whatever comes of them.
     assert ("no_anchor_frames" in row.reasons) == (anchor == "none"), row.reasons
-    if sequence != "pi3x" and anchor != "none":
+    assert row.stand_in == (sequence == "pi3x" or anchor == "moge2")
+    if sequence != "pi3x" and anchor not in ("none", "moge2"):
         assert row.metres_per_unit == pytest.approx(3 if sequence == "given" else 1, rel=0.1)
+
+
+def test_no_network_is_asked_where_the_source_declares_metres(clip: ClipRef):
+    """Its answer would be thrown away, and the row would name weights that had no part in it."""
+    metric = replace(clip, given=replace(clip.given, metres_per_unit=3.0))
+    row = annotate_clip(metric, config("given", "moge2"), mode="given_depth", recipe_hash="0" * 16)
+    assert row.error is None, row.error
+    assert not row.weights
+    assert not row.stand_in
+    np.testing.assert_allclose(row.metres_per_unit, 1)  # the depth is read in metres
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_the_packages_recipes_can_run(name: str):
+    """With weights that are there: what is left would be settings that cannot work together."""
+    recipe = load_recipe(name, ["annotate.geometry.weights=stand_in", "annotate.geometry.device=cpu"])
+    check_estimators(recipe.annotate.geometry)
