@@ -84,7 +84,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as out:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with tarfile.open(path, mode) as out:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -93,7 +93,7 @@ def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
 
 def arrays(**content: np.ndarray) -> bytes:
     out = io.BytesIO()
-    np.savez(out, **content)  # pyright: ignore[reportArgumentType]
+    np.savez(out, **content)
     return out.getvalue()
 
 
