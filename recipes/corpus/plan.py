@@ -135,7 +135,10 @@ def run_plan_command(recipes: Sequence[Recipe], *, gpus: int) -> tuple[str, int]
         " them, overlapped.",
         "from: `table` is counted in the release's own table, before anything is fetched; `at most`: a table of whole"
         " scenes; `paper`: no table lies below source.root, the paper's count stands in.",
-        "GB: of the wanted files, as their publishers or users state it.",
+        "GB: of the wanted files, as their publishers or users state it; `?` counts as nothing in the sum.",
+        f"networks: {NETWORKS.seconds:g} s for a minute in proportion, at most what a GPU is held.",
+        "Not in it, since nothing of it was measured: captions, DOVER, judgements by a vision-language model, rendering"
+        " splats and fetching.",
         "Measured:",
         *(
             f"  {cost.name}: {cost.seconds:g} s of a {cost.of} for a clip of {cost.clip_s:g} s ({cost.measured})"
