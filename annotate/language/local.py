@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,38 @@ def _end_tokens(model: Any) -> set[int]:
     return set(ends) if isinstance(ends, list) else {ends}
 
 
+def _processor(name: str) -> Any:
+    """What makes a model's inputs of text and pictures.
+
+    Processors of models that take videos as well want torchvision for those alone. Pictures do without it, and a build
+    of it that is not of torch's own version keeps transformers from being imported at all, so it is not asked for.
+
+    Raises:
+        OSError, ValueError, ImportError: as transformers.
+    """
+    from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    if importlib.util.find_spec("torchvision") is not None:
+        return AutoProcessor.from_pretrained(name)
+    kind: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name)), None)
+    if kind is None or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(name)
+
+    class OfPictures(kind):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor" and argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    settings, _ = kind.get_processor_dict(name)
+    template = settings.get("chat_template") or tokenizer.chat_template
+    images = AutoImageProcessor.from_pretrained(name)
+    return OfPictures(
+        image_processor=images, tokenizer=tokenizer, video_processor=None, chat_template=template
+    )
+
+
 def load_transformers(name: str, *, device: str, batch: int) -> TransformersModel:
     """A model of a folder or of the hub, in bfloat16 on a GPU.
 
@@ -109,14 +142,14 @@ def load_transformers(name: str, *, device: str, batch: int) -> TransformersMode
 
     try:
         from PIL import Image as _image  # noqa: F401
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
     except ImportError as error:
         raise ImportError(
             f"captions in this process need transformers and Pillow ({error}): pip install theodolite[captions], or"
             " name a server (--server)"
         ) from None
     try:
-        processor: Any = AutoProcessor.from_pretrained(name)
+        processor = _processor(name)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
         model = model.to(device).eval()

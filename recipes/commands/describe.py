@@ -44,6 +44,12 @@ class Asked:
     longest_px: Annotated[
         int, typer.Option("--longest-px", min=64, max=4096, help="Longer side of a picture.")
     ] = 768
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", min=16, max=32768, help="Longest answer; models that think aloud need more."
+        ),
+    ] = None
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
 
 
@@ -76,7 +82,7 @@ def caption(
     """
     from ...annotate.language.tasks import Captions
 
-    task = Captions(words=words, max_tokens=max(256, 4 * words))
+    task = Captions(words=words, max_tokens=asked.max_tokens or max(256, 4 * words))
     return _by_language_model(path, name, "captions", task, asked, which)
 
 
@@ -97,7 +103,8 @@ def score(
     if by == "vlm":
         from ...annotate.language.tasks import Judgement
 
-        return _by_language_model(path, "vlm", "scores", Judgement(), asked, which)
+        task = Judgement() if asked.max_tokens is None else Judgement(max_tokens=asked.max_tokens)
+        return _by_language_model(path, "vlm", "scores", task, asked, which)
     if by != "dover":
         raise ValueError(
             f"--by {by}: use vlm or dover; other scores come as tables (theodolite filter --scores)"

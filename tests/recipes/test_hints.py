@@ -77,3 +77,39 @@ def test_the_reader_of_keys_sees_them():
     assert not is_key("annotate.fps")
     assert SHORT.findall("keep them (decode.fps: native)") == ["decode.fps"]
     assert not SHORT.findall("annotate.decode.fps=native, dataset/bundle.py")
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+OF_OTHERS = {
+    "vLLM": {"--limit-mm-per-prompt"},
+    "git": {"--show-toplevel", "--porcelain", "--untracked-files"},
+    "evo": {"--align", "--correct_scale"},
+}
+STYLES = ("plots.py", "page.py", "svg.py")
+"""Files whose texts are styles of pages, with variables that look like options."""
+
+
+def options_of_the_command() -> set[str]:
+    import typer
+    from theodolite.recipes.cli import app
+
+    def walk(command: Any) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (o for o in [*parameter.opts, *parameter.secondary_opts] if o.startswith("--"))
+        for inner in getattr(command, "commands", {}).values():
+            yield from walk(inner)
+
+    return {*walk(typer.main.get_command(app)), "--help"}
+
+
+def test_options_in_messages_exist():
+    known = options_of_the_command() | set().union(*OF_OTHERS.values())
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {option}"
+        for path in FILES
+        if path.name not in STYLES
+        for line, text in texts(path)
+        for option in OPTION.findall(text)
+        if option not in known
+    ]
+    assert not wrong, "\n".join(wrong)
