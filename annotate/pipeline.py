@@ -21,7 +21,7 @@ from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Row
 from .checks.depth import check_depth
 from .checks.given_poses import longest_gap_s
-from .checks.pose_readings import find_fault, unit_fault
+from .checks.pose_readings import find_fault, length_alone_is_wrong, unit_fault
 from .checks.posed import Posed, solve_posed
 from .frames.base import ClipFrames
 from .frames.open import open_clip
@@ -362,8 +362,8 @@ class _Stages:
         )
         if fault is not None:
             return [(fault.reading.code, fault.detail)]
-        of_length = [gate for gate in self.out.gates if gate.name == "given_scale" and not gate.passed]
-        if of_length and given.metres_per_unit is not None:
+        passed = {gate.name: gate.passed for gate in self.out.gates}
+        if given.metres_per_unit is not None and length_alone_is_wrong(posed.check.scale, passed):
             return [("given_poses_wrong_unit", unit_fault(posed.check.scale, posed.errors.scale_ratio))]
         return []
 

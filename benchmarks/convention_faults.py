@@ -36,7 +36,7 @@ from theodolite.dataset.cameras.transforms import se3_exp, se3_inverse
 from theodolite.dataset.text_table import text_table
 
 F64 = np.ndarray
-FRAMES, FPS = 32, 16.0
+FRAMES, FPS = 48, 16.0
 LIGHT = {"tracks": {"num_flow_tracks": 150, "num_descriptors": 200, "max_loops_per_keyframe": 0}}
 WORLD = se3_exp(np.array([3.0, -1.0, 2.0, 0.4, -0.3, 1.1]))
 INTACT = ("true", "own-unit")

@@ -10,7 +10,7 @@ source. Where no reading fits for certain nothing is named.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,25 @@ def find_fault(
     return PoseFault(
         reading=reading, misfit_px=float(np.sqrt(best)), given_px=float(min(np.sqrt(as_it_is), long_side_px))
     )
+
+
+_FAR = 1.5
+"""Paths whose lengths differ by this factor are in different units, whatever depth says."""
+
+
+def length_alone_is_wrong(by_paths: float, passed: Mapping[str, bool]) -> bool:
+    """Whether poses that disagree do so by their length, no other reading having been found.
+
+    Depth tells lengths that are a few per cent off. Under a path that is a hundred times too long or too short it
+    tells nothing, but the solved path does, where both turn and point alike.
+
+    Args:
+        by_paths: solved over given length of the path.
+        passed: by the names of the gates, those that do not apply missing.
+    """
+    alike = all(passed.get(gate, False) for gate in ("given_rotation", "given_turn", "given_direction"))
+    far = bool(np.isfinite(by_paths)) and abs(np.log(by_paths)) > np.log(_FAR)
+    return not passed.get("given_scale", True) or (alike and far)
 
 
 _UNITS = {

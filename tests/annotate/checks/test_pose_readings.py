@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from theodolite.annotate.checks.pose_readings import PoseFault, find_fault, unit_fault
+from theodolite.annotate.checks.pose_readings import PoseFault, find_fault, length_alone_is_wrong, unit_fault
 from theodolite.annotate.rendered.cameras import RenderConfig, camera_path
 from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz
 from theodolite.dataset.cameras.transforms import se3_exp, se3_inverse
@@ -106,3 +106,15 @@ def test_a_wrong_unit_is_guessed_by_its_size() -> None:
     assert "feet" in unit_fault(0.31, 0.5)
     assert unit_fault(0.8, 0.83).startswith("the path of the given poses is 1.2 times as long")
     assert "taken for metres" not in unit_fault(0.8, 0.83)
+
+
+def test_lengths_that_depth_is_blind_to_are_told_by_the_paths() -> None:
+    """Under a path a hundred times too long depth finds nothing wrong with any length."""
+    alike = {"given_rotation": True, "given_turn": True, "given_direction": True, "given_scale": True}
+    assert length_alone_is_wrong(0.00996, alike)
+    assert length_alone_is_wrong(100.0, {k: v for k, v in alike.items() if k != "given_scale"})
+    assert length_alone_is_wrong(1.0, alike | {"given_scale": False})
+    assert not length_alone_is_wrong(1.2, alike)
+    assert not length_alone_is_wrong(float("nan"), alike)
+    assert not length_alone_is_wrong(0.01, alike | {"given_direction": False})  # another path altogether
+    assert not length_alone_is_wrong(0.01, {"given_scale": True})  # nothing was compared
