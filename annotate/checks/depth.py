@@ -393,8 +393,8 @@ def _free_misfit(scene: Scene) -> FloatArray:
 def _unexplained(fits: Fits, free: FloatArray, *, unseen: float) -> float:
     """Share of the parallax that the first reading leaves and the second (one depth for all) has, beyond its noise.
 
-    `free` is what tracks err across the epipolar lines, as if of two coordinates; along them they err more, by a variance
-    of `unseen` times that. Where parallax is less than three times that one, nothing is said.
+    `free` is what tracks err across the epipolar lines, as if of two coordinates; along them they err more, by a
+    variance of `unseen` times that. Where parallax is less than three times that one, nothing is said.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         parallax = fits.misfit_px[1] ** 2 - free**2
