@@ -24,6 +24,7 @@ ELSEWHERE = {
     "README.md": "index.md",
     "dataset/SCHEMA.md": "schema.md",
     "kernels/README.md": "kernels-derived.md",
+    "benchmarks/PUBLISHED.md": "published.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from .command import add_command
-from .commands import annotate, corpus, datasets, describe, evaluate, generate, splats, train, weights
+from .commands import (
+    annotate,
+    benchmark,
+    corpus,
+    datasets,
+    describe,
+    evaluate,
+    generate,
+    splats,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="theodolite",
@@ -40,6 +51,7 @@ add_command(app, datasets.compact)
 add_command(app, datasets.inspect)
 add_command(app, datasets.report)
 add_command(app, evaluate.evaluate)
+add_command(app, benchmark.benchmark)
 add_command(app, datasets.export)
 add_command(app, datasets.subset)
 add_command(app, datasets.filter_, name="filter")

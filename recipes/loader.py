@@ -40,6 +40,9 @@ Checked = TypeVar("Checked", bound=BaseModel)
 PACKAGED = Path(__file__).parent
 """Folder of the recipes that come with the package."""
 
+RECIPE_FOLDERS = (".", "corpus", "benchmarks")
+"""Where in it those of `annotate` lie."""
+
 RENAMED_KEYS = {
     "annotate.geometry.anchors": "annotate.geometry.keyframes",
 }
@@ -144,7 +147,7 @@ def find_recipe(name: str | Path) -> Path:
     path = as_path(name)
     if path.is_file():
         return path
-    if path.parent in (Path("."), Path("corpus")):
+    if path.parent.as_posix() in RECIPE_FOLDERS:
         packaged = PACKAGED / path.parent / f"{path.stem}.yaml"
         if packaged.is_file():
             return packaged
@@ -153,8 +156,8 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the package, those of the corpus as `corpus/NAME`."""
-    paths = [*sorted(PACKAGED.glob("*.yaml")), *sorted(PACKAGED.glob("corpus/*.yaml"))]
+    """Names of the recipes that come with the package, `corpus/NAME` and `benchmarks/NAME` among them."""
+    paths = (path for folder in RECIPE_FOLDERS for path in sorted((PACKAGED / folder).glob("*.yaml")))
     return [path.relative_to(PACKAGED).with_suffix("").as_posix() for path in paths]
 
 
@@ -353,6 +356,7 @@ def recipe_hash(recipe: Recipe) -> str:
     del content["filters"], content["corpus"], content["fetch"]
     if content["source"].get("windows") is None:
         content["source"].pop("windows", None)  # as recipes were hashed before there were any
+    content["source"].pop("only", None)
     if content["annotate"]["quality"] is None:
         del content["annotate"]["quality"]
     geometry = content["annotate"]["geometry"]

@@ -25,7 +25,7 @@ from .test_house import ROOT, names_of
 
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "dataset/*.md", "kernels/*.md")
+    for pattern in ("*.md", "benchmarks/*.md", "docs/*.md", "dataset/*.md", "kernels/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 HAND_WRITTEN = [path for path in PAGES if path.name != "SCHEMA.md"]
@@ -247,6 +247,7 @@ NOT_RUN = {
     r"theodolite (encode|pairs|trajectories|train)": "weights",
     r"theodolite (caption|score)": "a server or weights",
     r"theodolite (mix|render)": "data of others",
+    r"theodolite benchmark": "sets of others (tests/recipes/benchmarks)",
     r".*--scheduler": "a scheduler",
     r".*s3://": "an object store (tests/annotate/run/test_object_store.py)",
 }

@@ -10,7 +10,7 @@ number itself: nothing is guessed here, and the scale stage has to find what a u
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import F32, FloatArray
+from ...dataset.arrays import F32, I64, FloatArray
 from ...dataset.cameras.intrinsics import pixel_centres, resize_intrinsics, z_depth_from_ray_distance
+from ...dataset.formats.time_lists import read_time_list
+from ...dataset.formats.trajectories import associate
 from ...dataset.media.orientation import UPRIGHT, Orientation
 from ...dataset.names import fill_pattern
 from ..frames.base import ClipFrames
@@ -33,6 +35,8 @@ from .config import GivenConfig
 
 MAX_MISSING = 0.5
 """Share of a clip's frames that may lack their depth file."""
+LISTED_WITHIN_S = 0.02
+"""Largest distance in time of an image and its map, where maps are listed by time (as TUM's own association)."""
 MAX_ASPECT_MISMATCH = 0.03
 """Largest relative difference between the aspect ratios of depth and colour: more means another field of view."""
 
@@ -63,7 +67,7 @@ class GivenGeometrySource:
                 distances along rays what `given_intrinsics` finds wrong.
         """
         given = clip.given
-        if given.depth_pattern is None:
+        if given.depth_pattern is None and given.depth_list_path is None:
             raise ClipRejection(
                 "depth_missing",
                 f"clip {clip.clip_id}: the source names no depth files; give depth_pattern in the index, or use the"
@@ -85,10 +89,16 @@ class GivenGeometrySource:
                 f"clip {clip.clip_id}: depth is of unknown unit but poses are in metres; give depth_units_per_metre, or"
                 " leave poses_metric out to have the scale estimated",
             )
-        missing = _missing_files(clip, given.depth_pattern, frames)
+        pattern, listed = str(given.depth_list_path or given.depth_pattern), None
+        if given.depth_list_path is None:
+            missing = _missing_files(clip, pattern, frames)
+        else:
+            listed = _listed_files(clip, given.depth_list_path, frames)
+            missing = _without_file(clip, listed.keys(), source_numbers(clip, frames), pattern)
         depth = GivenDepth(
             clip_id=clip.clip_id,
-            pattern=given.depth_pattern,
+            pattern=pattern,
+            listed=listed,
             frame_index=source_numbers(clip, frames),
             image_size=(frames.height, frames.width),
             units_per_metre=units or 1.0,
@@ -113,7 +123,8 @@ class GivenDepth:
 
     Attributes:
         clip_id: for messages.
-        pattern: path with a `{frame}` field.
+        pattern: path with a `{frame}` field; of listed files the list.
+        listed: files by source frame, where a list names them.
         frame_index: (F,) number of every clip frame's file, which is its source frame.
         image_size: (height, width) of the stored colour image.
         units_per_metre: stored value of one metre (of one inverse metre for disparity); 1.0 keeps stored units.
@@ -137,6 +148,7 @@ class GivenDepth:
     missing: frozenset[int] = frozenset()
     orientation: Orientation = UPRIGHT
     view: float = 1.0
+    listed: Mapping[int, Path] | None = None
 
     def __len__(self) -> int:
         return len(self.frame_index)
@@ -154,6 +166,8 @@ class GivenDepth:
 
     def path(self, frame: int) -> Path:
         """File of clip frame `frame`."""
+        if self.listed is not None:
+            return self.listed[int(self.frame_index[frame])]
         pattern = Path(self.pattern)
         return pattern.with_name(fill_pattern(pattern.name, frame=int(self.frame_index[frame])))
 
@@ -379,11 +393,37 @@ def _missing_files(clip: ClipRef, pattern: str, frames: ClipFrames) -> frozenset
     holes = f" ({count - len(present)} of them missing)" if count > len(present) else ""
     if not clip.numbered:  # else names say which belong together
         check_count(clip, "depth_frame_count_mismatch", f"depth files match {pattern}{holes}", count, frames)
+    return _without_file(clip, present, wanted, pattern)
+
+
+def _without_file(clip: ClipRef, present: Collection[int], wanted: I64, pattern: str) -> frozenset[int]:
+    """Source frames among the wanted ones that no file is there for; raises as `_missing_files`."""
     missing = frozenset(int(f) for f in wanted if int(f) not in present)
-    if len(missing) > MAX_MISSING * len(frames):
+    if len(missing) > MAX_MISSING * len(wanted):
         raise ClipRejection(
             "depth_frame_count_mismatch",
-            f"clip {clip.clip_id}: {len(missing)} of the clip's {len(frames)} frames have no depth file that matches"
+            f"clip {clip.clip_id}: {len(missing)} of the clip's {len(wanted)} frames have no depth file that matches"
             f" {pattern}, the first of them frame {min(missing)}",
         )
     return missing
+
+
+def _listed_files(clip: ClipRef, path: Path, frames: ClipFrames) -> dict[int, Path]:
+    """Depth file of every source frame of the clip that has one: the map nearest in time, `LISTED_WITHIN_S` away at
+    most and each used once, of images that are named by their times.
+
+    Raises:
+        ClipRejection: `depth_unreadable`: the list, the images' names are no times, or nothing is close.
+    """
+    wanted = source_numbers(clip, frames)
+    try:
+        maps = read_time_list(path)
+        times = np.array([float(Path(name).stem) for name in frames.image_names])
+        image, place = associate(times[wanted], maps.time_s, max_difference_s=LISTED_WITHIN_S)
+    except ValueError as error:
+        raise ClipRejection(
+            "depth_unreadable",
+            f"clip {clip.clip_id}: depth is found by the times in {path}, and those of the images by their names"
+            f" ({error})",
+        ) from None
+    return {int(wanted[i]): path.parent / maps.names[j] for i, j in zip(image, place, strict=True)}

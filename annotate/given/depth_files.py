@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...dataset.formats.sintel import read_dpt
 from ...dataset.inputs import Archive, InputError, read_bytes, read_npy
 from ...dataset.limits import too_many_pixels
 from ...dataset.media.images import decode_image
@@ -14,7 +15,7 @@ from ..sources.clip import ClipRejection
 
 
 def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
-    """(h, w) stored numbers of a 16-bit PNG, `.npy` or `.npz` (one array, or the one called `depth`).
+    """(h, w) stored numbers of a 16-bit PNG, `.npy`, `.npz` (one array, or the one called `depth`) or Sintel's `.dpt`.
 
     Raises:
         ClipRejection: `depth_unreadable` with what was found instead.
@@ -24,14 +25,16 @@ def read_depth_file(path: Path, *, clip_id: str) -> NDArray:
         return ClipRejection("depth_unreadable", f"clip {clip_id}: {path}: {found}")
 
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".npy", ".npz"):
+    if suffix not in (".png", ".npy", ".npz", ".dpt"):
         raise unreadable(
-            f"depth files are .png (16 bits), .npy or .npz, not {suffix or 'without a suffix'}; convert others to"
-            " float .npy"
+            f"depth files are .png (16 bits), .npy, .npz or Sintel's .dpt, not {suffix or 'without a suffix'}; convert"
+            " others to float .npy"
         )
     try:
         if suffix == ".png":
             depth = decode_image(read_bytes(path), path, as_stored=True)
+        elif suffix == ".dpt":
+            depth = read_dpt(path)
         else:
             depth = read_npy(path) if suffix == ".npy" else _array_of_archive(path)
     except InputError as error:

@@ -34,6 +34,9 @@ class GivenGeometry:
 
     depth_pattern: str | None = None
     """Path with a `{frame:06d}`-style field: 16-bit PNG, or `.npy` / `.npz` float maps."""
+    depth_list_path: Path | None = None
+    """Instead of the pattern: text with a line `time path` a map (TUM's `depth.txt`), for images that are named by
+    their times; each takes the map nearest in time."""
     depth_units_per_metre: float | None = None
     """Stored depth value of one metre (1000 for millimetres, 5000 for TUM RGB-D). None: unit unknown."""
     depth_invalid_value: float = 0.0
@@ -70,7 +73,7 @@ class GivenGeometry:
     @property
     def any(self) -> bool:
         """True if some file of geometry is named."""
-        named = self.depth_pattern, self.anchor_depth_pattern, self.camera_to_world_path
+        named = self.depth_pattern, self.depth_list_path, self.anchor_depth_pattern, self.camera_to_world_path
         return any(x is not None for x in (*named, self.intrinsics_path, self.cameras_path))
 
 

@@ -26,6 +26,12 @@ ReleaseLayout = Literal[
     "sekai-walking",
     "miradata",
     "sana-wm",
+    "tum-rgbd",
+    "eth3d-slam",
+    "sintel-final",
+    "sintel-clean",
+    "kitti-odometry",
+    "influx-real",
 ]
 
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MAX_NAME_LENGTH)]
@@ -71,6 +77,9 @@ class ReleaseSource(Strict):
     """CSV of the release, for layouts that need one; null: at its own place below the root, if it is there."""
     windows: Windows | None = None
     """How media are cut into clips of one length; null: each is one clip."""
+    only: tuple[str, ...] | None = None
+    """Globs of the clip ids that are wanted; null: all. Changes which rows there are and none of them, so it is left
+    out of the recipe's hash."""
     data_licence: str = "unknown"
     data_redistributable: bool = False
 
@@ -99,6 +108,8 @@ class IndexEntry(Strict):
     caption: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
     """What the clip shows: the row's caption `given`, which `theodolite encode` takes."""
     depth_pattern: str | None = None
+    depth_list_path: str | None = None
+    """Instead of the pattern: `time path` a line (TUM's `depth.txt`), for images that are named by their times."""
     depth_units_per_metre: Annotated[float, Field(gt=0)] | None = None
     depth_invalid_value: float = 0.0
     depth_kind: DepthKind = "z"
@@ -134,6 +145,8 @@ class IndexEntry(Strict):
             raise ValueError("cameras_path replaces camera_to_world_path and intrinsics_path")
         if self.focal == "prior" and self.cameras_path is None and self.intrinsics_path is None:
             raise ValueError("focal: prior says what intrinsics_path is for, and there is none")
+        if self.depth_list_path is not None and self.depth_pattern is not None:
+            raise ValueError("depth_list_path replaces depth_pattern")
         if self.metres_per_unit is not None and (self.poses_metric or self.depth_units_per_metre is not None):
             raise ValueError(
                 "metres_per_unit is for depth and poses in the same unit; it replaces poses_metric and"

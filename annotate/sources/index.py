@@ -134,6 +134,7 @@ def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
         caption=entry.caption,
         given=GivenGeometry(
             depth_pattern=pattern(entry.depth_pattern),
+            depth_list_path=at_root(entry.depth_list_path),
             depth_units_per_metre=entry.depth_units_per_metre,
             depth_invalid_value=entry.depth_invalid_value,
             depth_kind=entry.depth_kind,

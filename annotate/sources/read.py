@@ -8,6 +8,9 @@ CSV) that names for every clip its media and whatever geometry the source ships;
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
 
 from .clip import ClipRef
 from .entries import ReleaseSource, Source, VideosSource, media_root
@@ -26,7 +29,8 @@ def read_clips(source: Source) -> Iterator[ClipRef]:
     if isinstance(source, VideosSource):
         return read_videos(source)
     if isinstance(source, ReleaseSource):
-        return release_clips(source.layout, release_of(source))
+        clips = release_clips(source.layout, release_of(source))
+        return clips if source.only is None else _chosen(clips, source.only, media_root(source))
     return read_index(source)
 
 
@@ -40,3 +44,18 @@ def release_of(source: ReleaseSource) -> Release:
         data_licence=source.data_licence,
         data_redistributable=source.data_redistributable,
     )
+
+
+def _chosen(clips: Iterator[ClipRef], globs: tuple[str, ...], root: Path) -> Iterator[ClipRef]:
+    """Those whose id one of the globs matches.
+
+    Raises:
+        ValueError: none does.
+    """
+    plain = frozenset(globs)  # most are ids, of which there may be hundreds
+    patterns = [glob for glob in globs if any(c in glob for c in "*?[")]
+    chosen = (c for c in clips if c.clip_id in plain or any(fnmatchcase(c.clip_id, p) for p in patterns))
+    first = next(chosen, None)
+    if first is None:
+        raise ValueError(f"{root}: no clip is called as source.only wants them ({', '.join(globs[:5])})")
+    return chain([first], chosen)

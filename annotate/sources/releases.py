@@ -7,10 +7,24 @@ dataset/formats/shipped.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 
-from . import dl3dv, dl3dv_gs, miradata, omniworld, sana_wm, sekai, spatialvid
+from . import (
+    dl3dv,
+    dl3dv_gs,
+    influx,
+    kitti,
+    miradata,
+    omniworld,
+    sana_wm,
+    sekai,
+    sintel,
+    spatialvid,
+    time_listed,
+)
 from .clip import ClipRef
 from .entries import ReleaseLayout
 from .tree import Layout, Release
@@ -27,6 +41,12 @@ LAYOUTS: Mapping[ReleaseLayout, Layout] = {
     "sekai-walking": sekai.WALKING,
     "miradata": miradata.LAYOUT,
     "sana-wm": sana_wm.LAYOUT,
+    "tum-rgbd": time_listed.TUM,
+    "eth3d-slam": time_listed.ETH3D,
+    "sintel-final": sintel.FINAL,
+    "sintel-clean": sintel.CLEAN,
+    "kitti-odometry": kitti.LAYOUT,
+    "influx-real": influx.LAYOUT,
 }
 
 
@@ -41,8 +61,30 @@ def release_clips(layout: ReleaseLayout, release: Release) -> Iterator[ClipRef]:
     clips = LAYOUTS[layout].read(release)
     first = next(clips, None)
     if first is None:
+        how = "archives are unpacked by theodolite unpack" if LAYOUTS[layout].archives else ""
         raise ValueError(
-            f"{release.root}: holds no clip in the layout {layout} (source.root, source.layout); archives are unpacked"
-            " by theodolite unpack"
+            f"{release.root}: holds no clip in the layout {layout} (source.root, source.layout)"
+            + "".join(f"; {text}" for text in (how, _packed(release.root)) if text)
         )
     return chain([first], clips)
+
+
+_PACKED = re.compile(r"\.(zip|tgz|tar|tar\.\w+|7z|rar|z\d\d|zip\.\w+|part\w+)$", re.IGNORECASE)
+_PART = re.compile(r"\.(z\d\d|(zip|7z|rar|tar|tgz|gz)\.\w+|part\w+)$", re.IGNORECASE)
+
+
+def _packed(root: Path) -> str:
+    """What to say of archives that lie where their content should."""
+    found = sorted(p.name for p in root.iterdir() if p.is_file() and _PACKED.search(p.name))
+    if not found:
+        return ""
+    parts = [
+        name
+        for name in found
+        if _PART.search(name) and not name.lower().endswith((".tar.gz", ".tar.xz", ".tar.bz2"))
+    ]
+    if parts:
+        return (
+            f"it holds parts of a split archive, {parts[0]} and so on: join them (cat, zip -s 0), then unpack"
+        )
+    return f"it holds {len(found)} archives, e.g. {found[0]}: unpack them first"

@@ -98,7 +98,7 @@ class Release:
             "data_redistributable": self.data_redistributable,
             "media_path": media_path,
         }
-        if self.problems and media_path.is_relative_to(self.root):
+        if "problem" not in clip and self.problems and media_path.is_relative_to(self.root):
             problem = self.problems.get(media_path.relative_to(self.root).as_posix())
             common["problem"] = None if os.path.isfile(media_path) else problem  # unpacked whole another time
         if self.windows is None:
@@ -135,14 +135,7 @@ class Release:
     def files(self, suffixes: tuple[str, ...]) -> Iterator[Path]:
         """Files below the root with one of the suffixes, folder by folder in the order of their names, hidden ones left
         out; then what unpacking could not put there."""
-        seen: set[tuple[int, int]] = set()
-        for folder, inner, names in os.walk(self.root, followlinks=True):
-            status = os.stat(folder)
-            inner.sort()
-            if (status.st_dev, status.st_ino) in seen:  # a link back
-                inner.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
+        for folder, inner, names in _walk(self.root):
             inner[:] = [name for name in inner if not name.startswith(".")]
             for name in sorted(names):
                 if name.lower().endswith(suffixes) and not name.startswith("."):
@@ -158,6 +151,9 @@ class Release:
         """Path below the root, as rows store it."""
         return printable(path.relative_to(self.root).as_posix())
 
+
+_MANY_FILES = 1000
+"""A folder with more files holds frames, and no tree below it is looked for."""
 
 Place = Callable[[PurePosixPath, str], PurePosixPath | None]
 """From an archive's path below the root and a member's name to where the member goes below the root; None: nowhere."""
@@ -187,11 +183,71 @@ class Layout:
 
 def folders_with(root: Path, name: str) -> Iterator[Path]:
     """Folders below `root` that hold a file `name`; not looked into any further, they may hold 10,000 images."""
-    for folder, inner, files in os.walk(root, followlinks=True):
-        inner.sort()
+    for folder, inner, files in _walk(root):
         if name in files:
             inner.clear()
             yield Path(folder)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links, folders in the order of their names, each once: a link may lead back."""
+    seen: set[tuple[int, int]] = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        inner.sort()
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder, inner, files
+
+
+def folders_named(root: Path, name: str, *, beside: str | None = None) -> Iterator[Path]:
+    """Folders of a name at or below `root`, each not looked into any further, nor folders of images.
+
+    Args:
+        beside: name of a folder that is not looked into.
+    """
+    if root.name == name:
+        yield root
+        return
+    for folder, inner, files in _walk(root):
+        if len(files) > _MANY_FILES:
+            inner.clear()
+        inner[:] = [d for d in inner if not d.startswith(".") and d != beside]
+        if name in inner:
+            inner.remove(name)
+            yield Path(folder, name)
+
+
+def only_folder(root: Path, name: str, *, beside: str | None = None) -> Path | None:
+    """The one folder of a name at or below `root`; None: there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = list(folders_named(root, name, beside=beside))
+    if len(found) > 1:
+        raise ValueError(
+            f"{root}: holds two folders {name}, {found[0]} and {found[1]}; name one of their trees as root"
+        )
+    return found[0] if found else None
+
+
+class Once:
+    """Names that must differ within a release."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._seen = root, dict[str, Path]()
+
+    def check(self, name: str, where: Path) -> None:
+        """Raises ValueError if the name came by before, naming both places."""
+        if name in self._seen:
+            raise ValueError(
+                f"{self._root}: two sequences are called {name}, {self._seen[name]} and {where}; name a folder with one"
+                " of them as root, or move the other elsewhere"
+            )
+        self._seen[name] = where
 
 
 def find_table(release: Release, *places: str) -> Path | None:

@@ -15,6 +15,8 @@ from ..arrays import FloatArray
 from ..formats.base import CameraClip
 from ..formats.colmap import has_colmap_model, read_colmap
 from ..formats.nerfstudio import read_nerfstudio
+from ..formats.sintel import is_cam_folder, read_cam_folder
+from ..formats.time_lists import read_time_list
 from ..formats.trajectories import (
     Trajectory,
     is_pose_folder,
@@ -41,6 +43,8 @@ def layout_of(folder: Path) -> Callable[[Path], ClipCameras] | None:
     """Reader of a folder that holds the cameras of one clip, or None if it does not."""
     if has_colmap_model(folder):
         return _from_colmap
+    if is_cam_folder(folder):
+        return _from_sintel
     if (folder / "transforms.json").is_file():
         return lambda folder: _from_nerfstudio(folder / "transforms.json")
     if _euroc_table(folder) is not None:
@@ -181,9 +185,17 @@ def _from_tum_sequence(folder: Path) -> ClipCameras:
     index = folder / "rgb.txt"
     if not index.is_file() or cameras.time_s is None:
         return cameras
-    lines = (line.split() for line in read_text(index).splitlines())
-    times = [float(w[0]) for w in lines if w and re.fullmatch(r"\d+(\.\d+)?", w[0])]
-    return replace(cameras, frame_time_s=np.array(times) if times else None)
+    return replace(cameras, frame_time_s=read_time_list(index).time_s)
+
+
+def _from_sintel(folder: Path) -> ClipCameras:
+    """A folder with a `.cam` file a frame, counted from 1."""
+    cameras = read_cam_folder(folder)
+    return ClipCameras(
+        frame_index=cameras.number,
+        numbering="images",
+        camera_to_world=cameras.camera_to_world,
+    )
 
 
 def _euroc_table(folder: Path) -> Path | None:

@@ -48,3 +48,21 @@ def holds_video(path: Path) -> bool:
             return bool(container.streams.video) and not (name.endswith("_pipe") or name in ("image2", "tty"))
     except (FFmpegError, OSError, ValueError):
         return False
+
+
+def video_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a video's stored pictures, by its header.
+
+    Raises:
+        ValueError: it cannot be opened, or has no video stream.
+    """
+    from av.error import FFmpegError
+
+    try:
+        with open_container(path) as container:
+            stream = container.streams.best("video")
+            if stream is not None:
+                return int(stream.height), int(stream.width)
+    except (FFmpegError, OSError) as error:
+        raise ValueError(f"{path}: cannot be opened as a video ({error})") from None
+    raise ValueError(f"{path}: has no video stream")

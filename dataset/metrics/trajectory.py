@@ -8,6 +8,7 @@ need `sim3`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -212,6 +213,66 @@ def relative_pose_error(
         num_pairs=len(start),
         translation_m=translation,
         rotation_deg=rotation,
+    )
+
+
+KITTI_LENGTHS_M = (100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentError:
+    """Errors over stretches of the true path of some lengths.
+
+    Attributes:
+        translation_percent: mean length of the difference of motions over the stretch's length; NaN without a stretch.
+        rotation_deg_per_100m: mean angle of the difference of motions over that length; NaN without a stretch.
+        num_segments: stretches compared; the means of KITTI's table weigh each alike, whatever its sequence.
+    """
+
+    translation_percent: float
+    rotation_deg_per_100m: float
+    num_segments: int
+
+
+def segment_error(
+    estimated: ArrayLike,
+    truth: ArrayLike,
+    *,
+    lengths_m: Sequence[float] = KITTI_LENGTHS_M,
+    step_frames: int = 10,
+    scale: float = 1.0,
+) -> SegmentError:
+    """KITTI's errors of (F, 4, 4) poses of consecutive frames: from every tenth frame on, over stretches of the true
+    path that are just longer than 100, 200 ... 800 m. No alignment.
+
+    Args:
+        lengths_m: of the stretches.
+        step_frames: from one start to the next (KITTI: a second).
+        scale: multiplies estimated positions first.
+    Source: Geiger et al., CVPR 2012; evaluate_odometry.cpp of the odometry development kit.
+    """
+    e, t = _pair(estimated, truth)
+    e = e.copy()
+    e[:, :3, 3] *= scale
+    travelled = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(t[:, :3, 3], axis=0), axis=1))]
+    starts = np.arange(0, len(t), step_frames)
+    first, last, length = [], [], []
+    for metres in lengths_m:
+        end = np.searchsorted(travelled, travelled[starts] + metres, side="right")  # the first frame beyond
+        there = end < len(t)
+        first.append(starts[there])
+        last.append(end[there])
+        length.append(np.full(int(there.sum()), float(metres)))
+    i, j, metres = np.concatenate(first), np.concatenate(last), np.concatenate(length)
+    if not len(i):
+        return SegmentError(translation_percent=np.nan, rotation_deg_per_100m=np.nan, num_segments=0)
+    difference = se3_inverse(se3_inverse(e[i]) @ e[j]) @ (se3_inverse(t[i]) @ t[j])
+    translation = np.linalg.norm(difference[:, :3, 3], axis=1) / metres
+    rotation = np.rad2deg(rotation_angle(difference[:, :3, :3])) / metres
+    return SegmentError(
+        translation_percent=float(100 * translation.mean()),
+        rotation_deg_per_100m=float(100 * rotation.mean()),
+        num_segments=len(i),
     )
 
 

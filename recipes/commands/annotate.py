@@ -22,7 +22,9 @@ def packaged_recipes() -> str:
     """Recipes that come with the package, each with the first sentence of its description; read without a parser, so
     that help stays instant."""
     lines = []
-    for path in [*sorted(_RECIPES.glob("*.yaml")), *sorted(_RECIPES.glob("corpus/*.yaml"))]:
+    for path in (
+        p for folder in (".", "corpus", "benchmarks") for p in sorted(_RECIPES.glob(f"{folder}/*.yaml"))
+    ):
         words = re.search(
             r"^description:[ >-]*\n((?: .*\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE
         )

@@ -1,6 +1,7 @@
 """Trajectory metrics equal evo's on real and random trajectories; focal errors and gauges on hand-made
 cases."""
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -250,3 +251,71 @@ def test_perfect_camera_control_is_zero_in_both_variants() -> None:
         error = metrics.camera_control_error(scaled, truth, variant=variant)
         assert max(error.rot_err_deg, error.trans_err, error.cam_mc) < 1e-5
         assert abs(error.scale - 1 / 3) < 1e-9
+
+
+def _by_the_development_kit(estimated: np.ndarray, truth: np.ndarray) -> tuple[float, float, int]:
+    """KITTI's errors one stretch at a time: the formulas of evaluate_odometry.cpp with matrices and inverses."""
+    far = [0.0]
+    for a, b in itertools.pairwise(truth):
+        far.append(far[-1] + float(np.linalg.norm(a[:3, 3] - b[:3, 3])))
+    translation, rotation = [], []
+    for first in range(0, len(truth), 10):
+        for length in (100, 200, 300, 400, 500, 600, 700, 800):
+            last = next((i for i in range(first, len(far)) if far[i] > far[first] + length), None)
+            if last is None:
+                continue
+            true_motion = np.linalg.inv(truth[first]) @ truth[last]
+            motion = np.linalg.inv(estimated[first]) @ estimated[last]
+            error = np.linalg.inv(motion) @ true_motion
+            angle = np.arccos(np.clip(0.5 * (np.trace(error[:3, :3]) - 1), -1, 1))
+            translation.append(float(np.linalg.norm(error[:3, 3])) / length)
+            rotation.append(float(angle) / length)
+    kit = np.mean(translation) * 100, np.rad2deg(np.mean(rotation)) * 100
+    return float(kit[0]), float(kit[1]), len(translation)
+
+
+def drive(frames: int, *, seed: int = 0, drift: float = 0.0) -> np.ndarray:
+    """(F, 4, 4) poses of a car that goes 1.1 m a frame and turns; `drift`: noise of each step."""
+    rng = np.random.default_rng(seed)
+    steps = np.zeros((frames - 1, 6))
+    steps[:, 2] = 1.1
+    steps[:, 4] = 0.02 * np.sin(np.arange(frames - 1) / 40)
+    steps += drift * rng.normal(size=steps.shape)
+    poses = [np.eye(4)]
+    for step in cam.se3_exp(steps):
+        poses.append(poses[-1] @ step)
+    return np.stack(poses)
+
+
+@pytest.mark.parametrize("frames", [300, 1000])
+def test_stretches_are_measured_as_kitti_s_development_kit_does(frames: int) -> None:
+    truth = drive(frames)
+    steps = cam.se3_inverse(truth[:-1]) @ truth[1:]
+    noise = cam.se3_exp(0.003 * np.random.default_rng(5).normal(size=(frames - 1, 6)))
+    estimated = [truth[0]]
+    for step in steps @ noise:
+        estimated.append(estimated[-1] @ step)
+    ours = metrics.segment_error(np.stack(estimated), truth)
+    translation, rotation, number = _by_the_development_kit(np.stack(estimated), truth)
+    assert ours.num_segments == number > 30
+    assert ours.translation_percent == pytest.approx(translation, rel=1e-9)
+    # arccos of the trace loses digits near no rotation, where ours does not
+    assert ours.rotation_deg_per_100m == pytest.approx(rotation, rel=1e-6)
+
+
+def test_stretches_of_a_scaled_path_are_off_by_the_scale() -> None:
+    truth = drive(400)
+    longer = truth.copy()
+    longer[:, :3, 3] *= 1.05
+    straight = metrics.segment_error(longer, truth)
+    assert 3 < straight.translation_percent <= 5.1  # of the chord, which is shorter than the path
+    assert straight.rotation_deg_per_100m == pytest.approx(0, abs=1e-9)
+    assert metrics.segment_error(longer, truth, scale=1 / 1.05).translation_percent == pytest.approx(
+        0, abs=1e-9
+    )
+
+
+def test_a_path_below_100_m_has_no_stretch() -> None:
+    found = metrics.segment_error(drive(50), drive(50))
+    assert found.num_segments == 0
+    assert np.isnan(found.translation_percent)

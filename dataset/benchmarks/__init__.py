@@ -1,0 +1,1 @@
+"""Public benchmarks: their truth, their protocols, and what comes of a run."""

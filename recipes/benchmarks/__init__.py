@@ -1,0 +1,1 @@
+"""Recipes of public benchmarks, and the run that scores them: `theodolite benchmark`."""

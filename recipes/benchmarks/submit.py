@@ -1,0 +1,67 @@
+"""What a set's server takes: InFlux one file of lenses, the others a trajectory a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ...annotate.sources.clip import ClipRef
+from ...dataset.benchmarks.influx import write_submission
+from ...dataset.benchmarks.protocols import Protocol
+from ...dataset.benchmarks.score import lenses_of_row
+from ...dataset.benchmarks.truth import as_camera_0, size_of_images
+from ...dataset.camera_files.load import cameras_of_row
+from ...dataset.formats.time_lists import read_time_list
+from ...dataset.formats.trajectories import write_kitti, write_tum
+from ...dataset.media.container import video_size
+from ...dataset.rows import Row
+from .look import Found
+
+SUBMISSION, TRAJECTORIES = "submission.json", "trajectories"
+
+
+def source_size(clip: ClipRef) -> tuple[int, int]:
+    """(height, width) of the pictures of a sequence.
+
+    Raises:
+        ValueError: its media cannot be read.
+    """
+    return size_of_images(clip.media_path) if clip.media_kind == "images" else video_size(clip.media_path)
+
+
+def submit_lenses(found: Found, rows: Iterable[Row], out: Path, *, method: str) -> dict[str, str | int]:
+    """Write InFlux's submission; see `write_submission`. Videos without a usable row are `null`."""
+    partitions = tuple(p for p in found.partitions if any(v.split == "test" for v in p.videos))
+    lenses = {}
+    for row in rows:
+        made = lenses_of_row(row, source_size(found.clips[row.clip_id]))
+        lenses[row.clip_id] = made.frame, made.values
+    path = out / SUBMISSION
+    return {"file": str(path), **write_submission(path, partitions, lenses, method=method)}
+
+
+def write_trajectories(
+    found: Found, rows: Iterable[Row], out: Path, *, protocol: Protocol
+) -> dict[str, str | int]:
+    """Write a trajectory a sequence in the set's own format, frames without a camera left out where it has times."""
+    folder, written = out / TRAJECTORIES, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        cameras = cameras_of_row(row)
+        if cameras is None:
+            continue
+        posed = cameras.posed
+        path = folder / f"{row.clip_id}.txt"
+        if protocol.trajectories == "kitti":
+            if not posed.all() or not np.array_equal(row.frame_index, np.arange(row.num_frames)):
+                continue  # a line a frame is all that the format knows
+            media = found.clips[row.clip_id].media_path
+            write_kitti(path, as_camera_0(cameras.camera_to_world, media))
+        else:
+            listed = read_time_list(found.clips[row.clip_id].media_path.parent / "rgb.txt")
+            times = listed.time_s[row.frame_index[posed]]
+            write_tum(path, cameras.camera_to_world[posed], times)
+        written += 1
+    return {"folder": str(folder), "sequences": written}
