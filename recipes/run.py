@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..annotate.frames.video import check_decoder
+from ..annotate.geometry.choose import check_estimators
 from ..annotate.run.cluster import signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
@@ -87,9 +88,6 @@ class _Run:
     show_progress: bool
 
     def run(self) -> tuple[str, int]:
-        # Here alone, with torch behind it: what only reads a recipe does not wait for it.
-        from ..annotate.geometry.choose import check_estimators
-
         recipe, out = self.recipe, self.out
         digest = recipe_hash(recipe)
         reason = self.options.retry_failed

@@ -1,15 +1,16 @@
-"""Which estimators a recipe uses, and the clip's depth in metres once the scale is known."""
+"""Which estimators a recipe uses.
+
+Those with networks are imported where they are chosen: torch costs two seconds, and a command that only checks a recipe
+without networks has no other use for it.
+"""
 
 from __future__ import annotations
 
 from ...dataset.weights import locate, resolve
-from ..networks.checkpoint import check_moge2, check_pi3x
 from ..networks.device import choose_device
 from .base import MetricAnchor, SequenceGeometry
 from .config import GeometryConfig, MoGe2Config
 from .given import GivenAnchor, GivenGeometrySource
-from .moge2 import MoGe2Anchor, moge2_network
-from .pi3x import Pi3XGeometry, pi3x_network
 from .rendered import RenderedAnchor, RenderedGeometrySource
 
 
@@ -25,6 +26,8 @@ def sequence_geometry(config: GeometryConfig) -> SequenceGeometry:
         case "rendered":
             return RenderedGeometrySource(config.rendered)
         case "pi3x":
+            from .pi3x import Pi3XGeometry, pi3x_network
+
             network = pi3x_network(
                 config.pi3x, weights=config.weights, size=config.stand_in_size, device=config.device
             )
@@ -43,6 +46,8 @@ def metric_anchor(config: GeometryConfig) -> MetricAnchor | None:
         case "rendered":
             return RenderedAnchor(config.rendered)
         case "moge2":
+            from .moge2 import MoGe2Anchor, moge2_network
+
             network = moge2_network(
                 config.moge2, weights=config.weights, size=config.stand_in_size, device=config.device
             )
@@ -75,7 +80,9 @@ def check_estimators(config: GeometryConfig) -> None:
             choose_device(config.device)
         except ValueError as error:
             problems.append(str(error))
-    if config.weights == "released":
+    if networks and config.weights == "released":
+        from ..networks.checkpoint import check_moge2, check_pi3x
+
         for name, choice in networks.items():
             try:
                 path = locate(name, path=choice.path, revision=choice.revision)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from .plan import Plan
 from .progress import FIRST_LINE_S, LINE_INTERVAL_S
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from distributed import Client
 
     from ..config import AnnotateConfig
@@ -135,6 +140,10 @@ def cluster_for(
         yield client
 
 
+_ANSWERS_WITHIN = "10s"
+"""Time that a scheduler may take to answer."""
+
+
 @contextmanager
 def cluster_behind(scheduler: str) -> Iterator[Client]:
     """Workers behind a running scheduler.
@@ -146,8 +155,8 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        with dask.config.set({"distributed.comm.timeouts.connect": "10s"}):
-            client = Client(scheduler, timeout="10s", set_as_default=False)
+        with dask.config.set({"distributed.comm.timeouts.connect": _ANSWERS_WITHIN}):
+            client = Client(scheduler, timeout=_ANSWERS_WITHIN, set_as_default=False)
     # A name that does not resolve, a port where nobody or something else listens, an address that is none.
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise RunAborted(
@@ -188,6 +197,66 @@ def claim_open_files(workers: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+_START = "forkserver" if sys.platform == "linux" else "spawn"
+"""How workers start. A fork of the command would inherit locks and decoder threads; elsewhere than on Linux, libraries
+of the system do not survive one at all."""
+
+
+def _start_fork_server() -> None:
+    """Start the process that workers are forked from. It imports once what each of them would import anew, whenever one
+    has died, too: three seconds of processor time and a few hundred megabytes.
+
+    It keeps the environment that it is started with (threads of the numerical libraries) for the life of this process.
+    Ctrl-C in a terminal reaches it and the workers as well, and must not: the command ends them.
+    """
+    if _START != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload(["theodolite.annotate.run.preloaded"])
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+def _check_room(memory_bytes: int) -> None:
+    """Make sure that a worker may hold what it is forked with: else each would be ended and started for ever.
+
+    Raises:
+        RunAborted: it may not.
+    """
+    if _START != "forkserver":
+        return
+    context = multiprocessing.get_context(_START)
+    reads, writes = context.Pipe(duplex=False)
+    process = context.Process(target=_tell_memory, args=(writes,))
+    process.start()
+    writes.close()
+    with reads:
+        taken = reads.recv()
+    process.join()
+    if taken > _ENDED_ABOVE * memory_bytes:
+        raise RunAborted(
+            f"a worker takes {taken / 2**30:.2f} GiB before it begins a clip, and may take"
+            f" {memory_bytes / 2**30:.2g} GiB: raise annotate.executor.memory_per_worker_gib, or use fewer workers"
+            " (--workers)"
+        )
+
+
+def _tell_memory(to: Connection) -> None:
+    import psutil
+
+    to.send(psutil.Process().memory_info().rss)
+
+
+_ENDED_ABOVE = 0.95
+"""Share of the memory that a worker may take at which it is ended."""
+
+
 def _settings(attempts: int) -> dict[str, object]:
     """What a local cluster does otherwise than dask's own."""
     return {
@@ -196,9 +265,8 @@ def _settings(attempts: int) -> dict[str, object]:
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": 0.95,
-        # A fork would inherit locks and decoder threads.
-        "distributed.worker.multiprocessing-method": "spawn",
+        "distributed.worker.memory.terminate": _ENDED_ABOVE,
+        "distributed.worker.multiprocessing-method": _START,
         "distributed.worker.daemon": False,  # a daemon may have no solver processes
         "distributed.comm.timeouts.connect": "30s",
         # After 15 s dask gives up a worker that is being started anew, ends it once it is there, and starts no other.
@@ -228,13 +296,16 @@ def local_cluster(
         memory_bytes: at which a worker is ended; None: never.
         attempts: how often a task may end its worker.
     """
+    claim_open_files(workers)
+    variables = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+    environment: dict[str, str] = dict.fromkeys(variables, str(compute_threads))
+    os.environ.update(environment)
+    _start_fork_server()  # while this process imports dask
     import dask.config
     from distributed import Client, LocalCluster
 
-    claim_open_files(workers)
-    environment = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(compute_threads)
-    )
+    if memory_bytes:
+        _check_room(memory_bytes)
     with dask.config.set({**_settings(attempts), "distributed.nanny.pre-spawn-environ": environment}):
         security = run_credentials()
         cluster = LocalCluster(

@@ -23,7 +23,7 @@ from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.store import list_parts
 
-from ..support import COMMAND, environment_with, run_command, run_here
+from ..support import COMMAND, environment_with, run_here
 
 
 def write_recipe(folder: Path, clips: list[dict], *, per_shard: int, **annotate) -> Path:
@@ -164,7 +164,8 @@ class Running:
         self.family = psutil.Process(self.process.pid)
 
     def workers(self) -> list[psutil.Process]:
-        return [p for p in self.family.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+        """Processes that a helper of the command has forked."""
+        return [p for p in self.family.children(recursive=True) if p.ppid() != self.process.pid]
 
     def wait_for(self, what, timeout_s: float = 120) -> None:
         end = time.monotonic() + timeout_s
@@ -196,7 +197,9 @@ def content(out: Path) -> list[dict]:
 @pytest.mark.slow
 def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
     """kill -9 of a worker and of the command, Ctrl-C, a full stop in between; then the same command again."""
-    num_clips = 40 if thorough else 28
+    num_clips = 40 if thorough else 24
+    # Most are too short: what is solved is dear. The last ones take long enough to be interrupted in.
+    solved = {*range(0, num_clips - 8, 5), *range(num_clips - 8, num_clips, 2)}
     config = RenderConfig(width=160, height=96, num_frames=num_clips + 10, seed=5, moving_object=False)
     files = write_clip(render_clip(config), tmp_path)
     clips = [
@@ -204,7 +207,7 @@ def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
             "clip_id": f"window_{i:02d}",
             "media_path": str(files.media_path),
             "start_s": i / 16,
-            "end_s": (i + (4 if i % 3 else 10)) / 16,  # two of three are too short: what is solved is dear
+            "end_s": (i + (10 if i in solved else 4)) / 16,
             "intrinsics_path": str(files.intrinsics_path),  # a known lens is solved in half the time
             "depth_pattern": files.depth_pattern,
             "depth_units_per_metre": 1000.0,
@@ -235,21 +238,21 @@ def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
     run = Running(*arguments("killed"))
     run.wait_for(lambda: parts() >= 2)
     dice.choice(run.workers()).kill()
-    run.wait_for(lambda: parts() >= 5)
-    time.sleep(dice.random() / 2)
+    run.wait_for(lambda: parts() >= 4)
+    time.sleep(dice.random() / 4)
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
     after_kill = parts()
-    assert after_kill >= 5
+    assert after_kill >= 4
 
     run = Running(*arguments("killed"))
-    run.wait_for(lambda: parts() >= after_kill + 2)
-    time.sleep(dice.random() / 2)
+    run.wait_for(lambda: parts() >= after_kill + 1)
+    time.sleep(dice.random() / 4)
     assert run.end(signal.SIGINT) == 130
     after_interrupt = parts()
 
     second = run_here(*arguments("killed"), "--limit", num_clips - 1, "--dry-run")
     assert f"{num_clips - 1} clips" in second.stdout
-    again = run_command(*arguments("killed"))
+    again = run_here(*arguments("killed"), "--workers", 0)
     assert again.returncode == 0, again.stderr
     assert f"{num_clips} clips" in again.stdout
     adopted = sum(
