@@ -44,8 +44,10 @@ def test_a_recipe_is_read_and_a_worker_starts_without_torch():
     """It costs every command and every worker two seconds: wanted where clips are annotated alone."""
     code = (
         "import sys, theodolite.annotate.run.worker, theodolite.recipes.run\n"
+        "from theodolite.annotate.geometry.choose import check_estimators\n"
         "from theodolite.recipes.loader import load_recipe\n"
         "load_recipe('estimate', ['source.root=.'])\n"
+        "check_estimators(load_recipe('rgbd', ['source.index=.']).annotate.geometry)\n"
         "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
