@@ -1,7 +1,7 @@
 """The road from clips to samples by the commands that a user types: does every joint hold, and what is learned?
 
     python benchmarks/road.py --size tiny --out runs/road      # every joint, on a CPU, in some minutes
-    python benchmarks/road.py --size small --out runs/road     # about 20 M parameters, one GPU, under nine minutes
+    python benchmarks/road.py --size small --out runs/road --minutes 9     # about 20 M parameters, one GPU
 
 Rooms are rendered as RGB-D recordings with a known lens (`road_clips.py`); from there on everything is `theodolite`:
 annotate, encode, train (stage 1 to 4, the third with each camera control, a LoRA on rooms of another domain, both roads
@@ -10,8 +10,10 @@ videos are measured by direct alignment with the first picture, whose depth is k
 `evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture, trained here for a minute)
 and the text encoder (random numbers, one caption).
 
-What one step wrote is taken over by the next call with the same --out. Prints a table; leaves it, all commands with
-their times, and their output in --out.
+What one step wrote is taken over by the next call with the same --out. With --minutes the lengths of the later
+trainings are what time is left for, by the second stage's seconds a step. Networks are sampled as soon as they are
+there, beside the trainings that follow; what fails is told, and the rest goes on. Prints a table; leaves it, all
+commands with their times, and their output in --out.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ import argparse
 import concurrent.futures
 import csv
 import json
+import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,14 +38,24 @@ import torch
 from road_clips import (
     Codec,
     Rooms,
+    first_frame_errors,
     measure_cameras,
     train_codec,
+    write_coded,
+    write_index,
     write_manifest,
-    write_rooms,
+    write_paths,
+    write_room,
     write_text_encoder,
 )
 
 COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
+COST = {"stage3": 2.4, "stage4": 1.8, "ode": 1.6, "forced": 4.5}
+"""What a step of trainings that run side by side takes, in steps of the second stage alone; by counting calls."""
+FOLLOWS = {"lora": "stage4", "consistency": "ode"}
+"""Trainings that run beside another."""
+START_S, LAST_S = 17.0, 50.0
+"""Of a phase's start and check, and of the last samples."""
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 CONTROLS = ("both", "plucker", "ucpe", "none")
 NAMES = {"both": "UCPE + Plücker", "plucker": "Plücker", "ucpe": "UCPE", "none": "none"}
@@ -81,6 +96,9 @@ class Size:
     held_out: int = 8
     together: int = 1
     """Commands that run at the same time on one device."""
+    stride: int = 8
+    loaders: int = 0
+    """Processes that read clips, of each training."""
 
 
 SIZES = {
@@ -92,11 +110,12 @@ SIZES = {
         steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
     ),
     "small": Size(
-        height=192, width=320, picture=(192, 320), frames=73, window=49, train=176, other=48, held=16,
-        codec=Codec(channels=128, encoder=(48, 96, 160, 256), decoder=(48, 96, 192), seconds=80), codec_rooms=64,
+        height=192, width=320, picture=(192, 320), frames=65, window=49, train=360, other=72, held=24,
+        codec=Codec(channels=128, encoder=(64, 128, 256, 512), decoder=(64, 128, 256), seconds=85, lr=1e-3),
+        codec_rooms=64,
         model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 128, "text_width": 16, "ffn_ratio": 2.5},
-        batch=16, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4,
-        steps={"stage1": 400, "stage2": 300, "stage3": 1000, "stage4": 400, "lora": 300, "ode": 200, "consistency": 150,
+        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=3,
+        steps={"stage1": 250, "stage2": 150, "stage3": 900, "stage4": 250, "lora": 200, "ode": 200, "consistency": 150,
                "forced": 100},
     ),
 }  # fmt: skip
@@ -108,12 +127,21 @@ class Scores:
 
     loss: float | None = None
     found: dict[str, float] = field(default_factory=dict)
+    errors: list[tuple[float, float]] = field(default_factory=list)
+    """Of each clip, the first frames made equal: degrees, metres."""
 
 
 def _beside(typed: list[str]) -> tuple[int, str, str]:
     """The command in a process of its own: code, stdout, stderr."""
     done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+def _render(work: tuple[Rooms, int, Path]) -> dict[str, str]:
+    """One recording, in a process of its own."""
+    torch.set_num_threads(1)
+    rooms, number, folder = work
+    return write_room(rooms, number, folder, torch.device("cpu"))
 
 
 def _here(typed: list[str]) -> tuple[int, str, str]:
@@ -139,6 +167,11 @@ class Road:
         self.start = time.perf_counter()
         self.times: list[tuple[str, float]] = []
         self.rows: dict[str, Scores] = {}
+        self.steps = dict(size.steps)
+        self.failed: list[str] = []
+        self.measuring = threading.Lock()
+        self.beside = concurrent.futures.ThreadPoolExecutor(size.together)
+        self.sampling: list[concurrent.futures.Future[None]] = []
 
     def say(self, text: str) -> None:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {text}", flush=True)
@@ -164,10 +197,16 @@ class Road:
         return said
 
     def together(self, jobs: Sequence[tuple[Any, ...]]) -> None:
-        """Several commands, as many at once as the size says."""
+        """Several commands, as many at once as the size says; those that fail are told."""
         with concurrent.futures.ThreadPoolExecutor(self.size.together) as pool:
-            for future in [pool.submit(self.command, *job) for job in jobs]:
-                future.result()
+            found = {job[0]: pool.submit(self.command, *job) for job in jobs}
+        for name, future in found.items():
+            if (error := future.exception()) is not None:
+                self.note(name, error)
+
+    def note(self, name: str, error: BaseException) -> None:
+        self.failed.append(f"{name}: {error}")
+        self.say(f"FAILED {name}: {error}")
 
     # --- data ---------------------------------------------------------------------------------
 
@@ -188,19 +227,37 @@ class Road:
                 self.rooms("far", s.held, 4, s.window, OTHER),
             ],
         }
-        for name, members in sets.items():
-            if (folder / name / "clips.yaml").is_file():
-                continue
-            write_rooms(members, folder / name, self.device)
-            self.say(f"{sum(m.clips for m in members)} clips written to {folder / name}")
+        work = [
+            (rooms, number, folder / name)
+            for name, members in sets.items()
+            for rooms in members
+            for number in range(rooms.clips)
+            if not (folder / name / "clips.yaml").is_file()
+        ]
+        if self.asked.workers > 1:
+            methods = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(self.asked.workers, mp_context=methods) as pool:
+                entries = list(pool.map(_render, work, chunksize=4))
+        else:
+            entries = [_render(one) for one in work]
+        for name in {place.name for _, _, place in work}:
+            found = [e for e, (_, _, place) in zip(entries, work, strict=True) if place.name == name]
+            write_index(found, folder / name)
+        self.say(f"{len(work)} clips written to {folder}")
 
     def annotate(self) -> None:
-        for name in ("rooms", "other"):
+        """Clips and their cameras, by the command; both sets at once."""
+        self.write_clips()
+        jobs, all_workers = [], max(1, self.asked.workers)
+        for name, share in (("rooms", self.size.train), ("other", self.size.other)):
             index = self.out / "clips" / name / "clips.yaml"
             words = ("--set", f"source.index={index}", "--out", self.out / "data" / name)
-            workers = ("--workers", self.asked.workers)
-            text = self.command(f"annotate-{name}", "annotate", "rgbd", *words, *workers)
-            self.say(text.splitlines()[0])
+            workers = round(all_workers * share / (self.size.train + self.size.other))
+            jobs.append((f"annotate-{name}", "annotate", "rgbd", *words, "--workers", workers))
+        for job in jobs if self.size.together == 1 else []:
+            self.command(*job)
+        if self.size.together > 1:
+            self.together(jobs)
 
     def parts(self) -> None:
         """The networks that encode, as a release lays them out."""
@@ -212,20 +269,28 @@ class Road:
         rooms = Rooms(
             name="codec", clips=s.codec_rooms, frames=33, height=height, width=width, seed=9, path=path
         )
+        torch.backends.cudnn.benchmark = True
         train_codec(s.codec, rooms, folder / "vae", self.device, self.say)
         write_text_encoder(folder / "text_encoder", width=int(str(s.model["text_width"])))
         (folder / "config.yaml").write_text("text_encoder:\n  chi_prompt: ['Say: ']\n", encoding="utf-8")
 
     def encode(self) -> None:
         s = self.size
-        keys = (f"height={s.picture[0]}", f"width={s.picture[1]}", f"frames={s.window}", "stride=8")
-        for name in ("rooms", "other"):
-            words = [w for key in keys for w in ("--set", key)]
-            where = (self.out / "data" / name, "--out", self.out / "encoded" / name)
-            text = self.command(
-                f"encode-{name}", "encode", *where, "--weights", self.out / "parts", *words, "--workers", 0
-            )
-            self.say(text.splitlines()[0])
+        keys = (
+            f"height={s.picture[0]}",
+            f"width={s.picture[1]}",
+            f"frames={s.window}",
+            f"stride={s.stride}",
+        )
+        words = [w for key in keys for w in ("--set", key)]
+        parts = ("--weights", self.out / "parts", *words, "--workers", 0)
+        jobs = [
+            (f"encode-{n}", "encode", self.out / "data" / n, "--out", self.out / "encoded" / n, *parts)
+            for n in ("rooms", "other")
+        ]
+        self.together(jobs)
+        if self.failed:
+            raise RuntimeError("nothing to train on: " + "; ".join(self.failed))
 
     # --- training -----------------------------------------------------------------------------
 
@@ -238,15 +303,15 @@ class Road:
         common = [
             f"data.batch={s.batch}",
             f"data.held_out={s.held_out}",
-            "data.workers=2" if self.device.type == "cuda" else "data.workers=0",
+            f"data.workers={s.loaders}",
             "parallel.context=1",
             "parallel.recompute=nothing",
-            "optimiser.warmup_steps=50" if s.batch > 1 else "optimiser.warmup_steps=0",
+            "optimiser.warmup_steps=30" if s.batch > 1 else "optimiser.warmup_steps=0",
             "optimiser.decay_from=0.5",
             "checkpoint.every=100000",
             "validation.every=100000",
             "log.every=50" if s.batch > 1 else "log.every=1",
-            f"steps={s.steps[name.split('-')[0]]}",
+            f"steps={self.steps[name.split('-')[0]]}",
         ]
         if data == "other" and s.held_out == 1:  # too few to hold one out
             common += ["data.held_out=0", "validation.every=0"]
@@ -262,13 +327,16 @@ class Road:
         return (f"train-{name}", "train", recipe, *where, "--resume", *words)
 
     def train(self) -> None:
-        """The stages; the third once for every control."""
+        """The stages; the third once for every control; each is sampled while the next one is trained."""
         depth = int(str(self.size.model["depth"]))
         new = ("start.weights=null", "start.grow=false")
         self.train_missing(
             self.training("stage1", "stage1", *new, f"model.softmax_every={depth + 1}"),
         )
+        self.sample("stage1")
         self.train_missing(self.training("stage2", "stage2", f"start.weights={self.weights('stage1')}"))
+        self.sample("stage2")
+        self.fit_time(*COST)
         jobs = []
         for control in CONTROLS:
             cameras = "keep" if control == "none" else "from_main"
@@ -276,51 +344,87 @@ class Road:
             start = f"start.weights={self.weights('stage2')}"
             jobs.append(self.training(f"stage3-{control}", "stage3", start, *keys))
         self.train_missing(*jobs)
+        self.fit_time("stage4", "ode", "forced")
+        self.sample(*(f"stage3-{control}" for control in CONTROLS), "far-before")
         best = f"start.weights={self.weights('stage3-both')}"
         lora = ("lora.rank=16", "lora.alpha=16", "optimiser.lr=0.001")
         self.train_missing(
             self.training("stage4", "stage4", best),
             self.training("lora", "finetune_lora", best, *lora, data="other"),
         )
+        self.sample("stage4", "stage4-four-steps", "far-lora")
+
+    def fit_time(self, *phases: str) -> None:
+        """Shorten or lengthen the trainings of the phases that follow to come to the time that is left."""
+        if self.asked.minutes is None:
+            return
+        with (self.out / "train" / "stage2" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            step_s = statistics.median(float(row["step_s"]) for row in csv.DictReader(file))
+        left = 60 * self.asked.minutes - (time.perf_counter() - self.start)
+        left -= LAST_S + START_S * len(phases)
+        wanted = step_s * sum(COST[name] * self.size.steps[name] for name in phases)
+        factor = min(1.5, max(0.1, left / wanted))
+        for name in [n for n in self.steps if FOLLOWS.get(n, n) in phases]:
+            self.steps[name] = max(5, round(factor * self.size.steps[name]))
+        self.say(f"{1e3 * step_s:.0f} ms a step; {left:.0f} s for steps: {factor:.2f} of those asked for")
 
     def students(self) -> None:
         """Both roads from the chunk-causal teacher to four steps."""
         s, teacher, paths = self.size, self.weights("stage4"), self.out / "paths"
         asked = (f"student.frames={(s.window - 1) // 8 + 1}", f"shift={s.shift}", "guidance=1")
-        words = [w for key in (*asked, f"steps={4 * s.sampling_steps // 2}") for w in ("--set", key)]
+        words = [w for key in (*asked, f"steps={s.sampling_steps}") for w in ("--set", key)]
         where = (self.out / "encoded" / "rooms", "--out", paths, "--weights", teacher)
-        self.command("trajectories", "trajectories", *where, *words)
         start = f"start.weights={teacher}"
         steps = ("consistency_init.guidance=1", f"consistency_init.shift={s.shift}")
-        self.train_missing(
-            self.training("ode", "ode_init", start, f"ode_init.trajectories={paths}"),
-            self.training("consistency", "consistency_init", start, *steps),
-        )
+
+        def along_paths() -> None:
+            self.command("trajectories", "trajectories", *where, *words, "--batch", 4 * s.batch)
+            self.train_missing(self.training("ode", "ode_init", start, f"ode_init.trajectories={paths}"))
+
+        def without() -> None:
+            self.train_missing(self.training("consistency", "consistency_init", start, *steps))
+
+        self.fit_time("ode", "forced")
+        self.each({"ode": along_paths, "consistency": without})
+        self.fit_time("forced")
         real = f"self_forcing.real={self.weights('stage3-both')}"
         judged = (real, "self_forcing.guidance=1", f"self_forcing.fake_lr={s.student_lr / 2}")
+        roads = [road for road in ("ode", "consistency") if self.trained(road)]
+        self.sample(*roads)
         self.train_missing(
             *(
                 self.training(
                     f"forced-{road}", "self_forcing", f"start.weights={self.weights(road)}", *judged
                 )
-                for road in ("ode", "consistency")
+                for road in roads
             )
         )
+        self.sample(*(f"forced-{road}" for road in roads))
+
+    def each(self, work: dict[str, Callable[[], None]]) -> None:
+        """Some ways at once; one that fails does not end the others."""
+        with concurrent.futures.ThreadPoolExecutor(self.size.together) as pool:
+            found = {name: pool.submit(act) for name, act in work.items()}
+        for name, future in found.items():
+            if (error := future.exception()) is not None:
+                self.note(name, error)
+
+    def trained(self, name: str) -> bool:
+        return (self.out / "train" / name / "weights").is_dir()
 
     def train_missing(self, *jobs: tuple[Any, ...]) -> None:
-        left = [job for job in jobs if not (self.out / "train" / str(job[0])[6:] / "weights").is_dir()]
-        self.together(left)
+        self.together([job for job in jobs if not self.trained(str(job[0]).removeprefix("train-"))])
 
     # --- samples ------------------------------------------------------------------------------
 
-    def manifests(self) -> dict[str, list[str]]:
-        """What is to be made of each held-out set, and the ids."""
+    def manifests(self) -> None:
+        """What is to be made of each held-out set."""
         names = {word: [f"{word}_{n:04d}" for n in range(self.size.held)] for word in ("near", "far")}
         for word, ids in names.items():
             write_manifest(self.out / f"{word}.jsonl", self.out / "clips" / "held", ids)
-        return names
+            write_paths(self.out / f"paths-{word}", self.out / "clips" / "held", ids)
 
-    def generation(self, name: str, weights: Path, word: str, *further: object) -> tuple[object, ...]:
+    def generation(self, name: str, weights: Path, word: str, *further: object) -> tuple[Any, ...]:
         parts, s = self.out / "parts", self.size
         where = ("--manifest", self.out / f"{word}.jsonl", "--out", self.out / "videos" / name)
         networks = ("--autoencoder", parts / "vae", "--text-encoder", parts / "text_encoder")
@@ -337,47 +441,72 @@ class Road:
             f"generate-{name}", "generate", *where, "--weights", weights, *networks, *kept, *further
         )  # fmt: skip
 
-    def generate(self) -> dict[str, str]:
-        """Videos of every network; which held-out set each followed."""
+    def asked_of(self, name: str) -> tuple[Path, str, tuple[object, ...]]:
+        """Weights of a row of the table, the held-out set that it follows, and how it is sampled."""
         s = self.size
         steps = ("--steps", s.sampling_steps, "--guidance", 1, "--shift", s.shift)
-        causal = ("--mode", "chunk-causal", *steps)
         four = ("--mode", "distilled", "--times", "1000,967,908,764,0")
-        lora = sorted((self.out / "train" / "lora" / "weights").glob("lora-*"))[-1]
-        both = self.weights("stage3-both")
-        jobs = {
-            "stage1": (self.weights("stage1"), "near", steps),
-            "stage2": (self.weights("stage2"), "near", steps),
-            **{f"stage3-{c}": (self.weights(f"stage3-{c}"), "near", steps) for c in CONTROLS},
-            "stage4": (self.weights("stage4"), "near", causal),
-            "stage4-four-steps": (self.weights("stage4"), "near", four),
-            **{name: (self.weights(name), "near", four) for name in STUDENTS},
-            "far-before": (both, "far", steps),
-            "far-lora": (both, "far", (*steps, "--lora", lora)),
-        }
-        self.together([self.generation(name, *job[:2], *job[2]) for name, job in jobs.items()])
-        return {name: job[1] for name, job in jobs.items()}
+        if name == "stage4":
+            return self.weights(name), "near", ("--mode", "chunk-causal", *steps)
+        if name == "stage4-four-steps":
+            return self.weights("stage4"), "near", four
+        if name in STUDENTS:
+            return self.weights(name), "near", four
+        if name == "far-before":
+            return self.weights("stage3-both"), "far", steps
+        if name == "far-lora":
+            lora = sorted((self.out / "train" / "lora" / "weights").glob("lora-*"))[-1]
+            return self.weights("stage3-both"), "far", (*steps, "--lora", lora)
+        return self.weights(name), "near", steps
 
-    def evaluate(self, made: dict[str, str], names: dict[str, list[str]]) -> None:
+    def sample(self, *names: str) -> None:
+        """Generate, measure and evaluate networks, beside what comes next."""
+
+        def run(name: str) -> None:
+            try:
+                weights, word, how = self.asked_of(name)
+                if not (self.out / "videos" / name).is_dir():
+                    self.command(*self.generation(name, weights, word, *how))
+                self.evaluate(name, word, self.out / "videos" / name)
+                self.rows[name].loss = self.held_out_loss("lora" if name == "far-lora" else name)
+                self.keep_table()
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is told and the road goes on)
+                self.note(f"sample {name}", error)
+
+        for name in names:
+            if self.size.together == 1:
+                run(name)
+            else:
+                self.sampling.append(self.beside.submit(run, name))
+
+    def evaluate(self, name: str, word: str, videos: Path) -> None:
+        """The row of some videos against the held-out paths."""
         clips, measured = self.out / "clips" / "held", self.out / "measured"
-        for word, ids in names.items():  # what the measurement itself errs, on the true videos
+        ids = [f"{word}_{n:04d}" for n in range(self.size.held)]
+        with self.measuring:
+            measure_cameras(videos, ids, clips, measured / name, self.device)
+        paths = self.out / f"paths-{word}"
+        text = self.command(f"evaluate-{name}", "evaluate", measured / name, paths, "--format", "json")
+        errors = first_frame_errors(measured / name, paths, ids)
+        self.rows[name] = Scores(found=means_of(json.loads(text)), errors=errors)
+
+    def true_videos(self) -> None:
+        """What the measurement itself errs, on the true videos and on those that went through the autoencoder."""
+        clips = self.out / "clips" / "held"
+        for word in ("near", "far"):
+            ids = [f"{word}_{n:04d}" for n in range(self.size.held)]
             true = self.out / "videos" / f"true-{word}"
             true.mkdir(parents=True, exist_ok=True)
             for name in ids:
                 (true / f"{name}.mp4").unlink(missing_ok=True)
                 os.link(clips / name / "rgb.mp4", true / f"{name}.mp4")
-            measure_cameras(true, ids, clips, measured / f"true-{word}", self.device)
-        for name, word in made.items():
-            measure_cameras(self.out / "videos" / name, names[word], clips, measured / name, self.device)
-        first = {word: next(n for n, w in made.items() if w == word) for word in names}
-        for name, word in {**{f"true-{w}": w for w in names}, **made}.items():
-            asked = self.out / "videos" / (first[word] if name.startswith("true-") else name)
-            text = self.command(
-                f"evaluate-{name}", "evaluate", measured / name, "--videos", asked, "--format", "json"
-            )
-            self.rows[name] = Scores(found=means_of(json.loads(text)))
-        for name in self.rows:
-            self.rows[name].loss = self.held_out_loss("lora" if name == "far-lora" else name)
+            self.evaluate(f"true-{word}", word, true)
+            resting = first_frame_errors(None, self.out / f"paths-{word}", ids)
+            self.rows[f"rest-{word}"] = Scores(errors=resting)
+        names = [f"near_{n:04d}" for n in range(self.size.held)]
+        coded = self.out / "videos" / "coded-near"
+        write_coded(self.out / "parts" / "vae", clips, names, coded, self.size.picture, self.device)
+        self.evaluate("coded-near", "near", coded)
 
     def held_out_loss(self, name: str) -> float | None:
         path = self.out / "train" / name / "metrics.csv"
@@ -390,43 +519,65 @@ class Road:
     # --- the whole ----------------------------------------------------------------------------
 
     def run(self) -> None:
-        self.write_clips()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:  # processors annotate while the device trains
             annotated = pool.submit(self.annotate)
             self.parts()
             annotated.result()
+        self.manifests()
         self.encode()
-        self.train()
-        self.students()
-        names = self.manifests()
-        made = self.generate()
-        self.evaluate(made, names)
-        text = self.table()
-        print(text)
-        (self.out / "table.md").write_text(text + "\n", encoding="utf-8")
-        times = {name: round(seconds, 1) for name, seconds in self.times}
-        (self.out / "times.json").write_text(json.dumps(times, indent=1), encoding="utf-8")
+        self.sample_true()
+        try:
+            self.train()
+            self.students()
+        finally:
+            for future in self.sampling:
+                future.result()
+            self.tell()
+        if self.failed:
+            raise SystemExit(1)
+
+    def sample_true(self) -> None:
+        if self.size.together == 1:
+            self.true_videos()
+        else:
+            self.sampling.append(self.beside.submit(self.true_videos))
+
+    def keep_table(self) -> None:
+        (self.out / "table.md").write_text("\n".join([self.table(), *self.failed]) + "\n", encoding="utf-8")
+
+    def tell(self) -> None:
+        print(self.table())
+        for line in self.failed:
+            print("FAILED", line.splitlines()[0])
+        self.keep_table()
+        told = {"steps": self.steps, **{name: round(seconds, 1) for name, seconds in self.times}}
+        (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def table(self) -> str:
         lines = [
-            "| network | held-out loss | rotation RMSE deg | RotErr deg | TransErr m | CamMC | clips |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
+            "| network | held-out loss | first frame fixed: deg | m | rotation RMSE deg | RotErr deg | TransErr m "
+            "| CamMC | clips |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for name, scores in self.rows.items():
+        for name in [n for n in TITLES if n in self.rows]:
+            scores = self.rows[name]
             loss = "" if scores.loss is None else f"{scores.loss:.4f}"
-            found = " | ".join(f"{scores.found.get(key, float('nan')):.3f}" for key in KEYS)
-            lines.append(
-                f"| {TITLES.get(name, name)} | {loss} | {found} | {scores.found.get('clips', 0):.0f} |"
-            )
+            found = " | ".join(f"{scores.found[key]:.3f}" if key in scores.found else "" for key in KEYS)
+            fixed = " | ".join(mean_and_error([e[i] for e in scores.errors]) for i in range(2))
+            lines.append(f"| {TITLES.get(name, name)} | {loss} | {fixed} | {found} | {len(scores.errors)} |")
         return "\n".join(lines)
 
 
 KEYS = ("rotation_rmse_deg", "rot_err_deg", "trans_err_m", "cam_mc")
 """The first after the rotation that fits best; the others after a similarity of the positions, as the paper has them,
-which a path of half a metre determines badly."""
+which a path of half a metre determines badly. So the table has errors with nothing but the first frames made equal
+before them, with standard errors over clips."""
 TITLES = {
     "true-near": "true videos (what the measurement errs)",
     "true-far": "true videos of the other domain",
+    "coded-near": "true videos through the autoencoder",
+    "rest-near": "a camera that rests",
+    "rest-far": "a camera that rests, other domain",
     "stage1": "stage 1: GDN, no cameras",
     "stage2": "stage 2: hybrid, no cameras",
     **{f"stage3-{c}": f"stage 3: cameras {n}" for c, n in NAMES.items()},
@@ -441,11 +592,16 @@ TITLES = {
 }
 
 
+def mean_and_error(values: list[float]) -> str:
+    """Mean over clips and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.fmean(values):.3f} +- {error:.3f}"
+
+
 def means_of(evaluation: dict) -> dict[str, float]:
     """Means over clips of an evaluation's JSON."""
     means = evaluation["means"]
-    found = {key: means[key]["mean"] for key in KEYS if key in means}
-    return {**found, "clips": max((m["num_clips"] for m in means.values()), default=0)}
+    return {key: means[key]["mean"] for key in KEYS if key in means}
 
 
 def main() -> None:
@@ -454,6 +610,9 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--minutes", type=float, help="that all of it may take; null: as many steps as the size says"
+    )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     asked = parser.parse_args()
     Road(SIZES[asked.size], asked).run()

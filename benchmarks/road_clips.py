@@ -86,38 +86,39 @@ def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
     return Rendered(pictures.contiguous().numpy(), image[:, 3].numpy(), *arrays)
 
 
-def write_rooms(sets: list[Rooms], folder: Path, device: torch.device) -> Path:
-    """Write the clips of some sets as recordings and return their index, which is written last."""
-    entries = []
-    for rooms, number, name in ((r, n, name) for r in sets for n, name in enumerate(r.ids())):
-        clip, place = render_one(rooms, number, device), folder / name
-        (place / "depth").mkdir(parents=True, exist_ok=True)
-        with VideoWriter(place / "rgb.mp4", width=rooms.width, height=rooms.height, fps=FPS) as video:
-            for picture in clip.pictures:
-                video.write(picture)
-        for frame, depth in enumerate(clip.depth_m):
-            write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
-        write_png(place / "first.png", clip.pictures[0])
-        np.savetxt(place / "poses.txt", clip.camera_to_world.reshape(-1, 16))
-        np.savetxt(place / "lens.csv", clip.intrinsics_px, delimiter=",", header="fx,fy,cx,cy", comments="")
-        lens = np.zeros((len(clip.intrinsics_px), 3, 3), np.float32)
-        lens[:, 0, 0], lens[:, 1, 1], lens[:, 0, 2], lens[:, 1, 2] = clip.intrinsics_px.T
-        lens[:, 2, 2] = 1
-        np.savez(
-            place / "truth.npz",
-            camera_to_world=clip.camera_to_world,
-            intrinsics_px=lens,
-            depth_m=clip.depth_m[0],
-        )
-        entries.append(
-            {
-                "clip_id": name,
-                "media_path": f"{name}/rgb.mp4",
-                "depth_pattern": f"{name}/depth/{{frame:06d}}.png",
-                "intrinsics_path": f"{name}/lens.csv",
-                "truth_camera_to_world_path": f"{name}/poses.txt",
-            }
-        )
+def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) -> dict[str, str]:
+    """Write a clip of a set as a recording; its entry of the index."""
+    name = rooms.ids()[number]
+    clip, place = render_one(rooms, number, device), folder / name
+    (place / "depth").mkdir(parents=True, exist_ok=True)
+    with VideoWriter(place / "rgb.mp4", width=rooms.width, height=rooms.height, fps=FPS) as video:
+        for picture in clip.pictures:
+            video.write(picture)
+    for frame, depth in enumerate(clip.depth_m):
+        write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
+    write_png(place / "first.png", clip.pictures[0])
+    np.savetxt(place / "poses.txt", clip.camera_to_world.reshape(-1, 16))
+    np.savetxt(place / "lens.csv", clip.intrinsics_px, delimiter=",", header="fx,fy,cx,cy", comments="")
+    lens = np.zeros((len(clip.intrinsics_px), 3, 3), np.float32)
+    lens[:, 0, 0], lens[:, 1, 1], lens[:, 0, 2], lens[:, 1, 2] = clip.intrinsics_px.T
+    lens[:, 2, 2] = 1
+    np.savez(
+        place / "truth.npz",
+        camera_to_world=clip.camera_to_world,
+        intrinsics_px=lens,
+        depth_m=clip.depth_m[0],
+    )
+    return {
+        "clip_id": name,
+        "media_path": f"{name}/rgb.mp4",
+        "depth_pattern": f"{name}/depth/{{frame:06d}}.png",
+        "intrinsics_path": f"{name}/lens.csv",
+        "truth_camera_to_world_path": f"{name}/poses.txt",
+    }
+
+
+def write_index(entries: list[dict[str, str]], folder: Path) -> Path:
+    """The index of some recordings, which is written last."""
     defaults = {
         "data_licence": "CC0-1.0",
         "data_redistributable": True,
@@ -293,6 +294,56 @@ def write_tum(path: Path, poses: NDArray[np.floating]) -> None:
         for i, (pose, q) in enumerate(zip(poses, quaternion, strict=True))
     ]
     np.savetxt(path, np.array(rows), fmt="%.9f")
+
+
+def write_paths(folder: Path, clips: Path, names: list[str]) -> None:
+    """True paths of clips, every eighth frame, relative to the first, as `theodolite evaluate` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        poses = np.load(clips / name / "truth.npz")["camera_to_world"][::MOMENTS].astype(np.float64)
+        write_tum(folder / f"{name}.txt", np.linalg.inv(poses[0]) @ poses)
+
+
+def first_frame_errors(measured: Path | None, paths: Path, names: list[str]) -> list[tuple[float, float]]:
+    """Mean angle in degrees and mean distance in metres from the paths, a clip, the first frames made equal and nothing
+    else. None: of a camera that rests."""
+    from theodolite.dataset.cameras.rotations import rotation_from_quaternion_wxyz
+
+    found = []
+    for name in names:
+        true = np.loadtxt(paths / f"{name}.txt")
+        made = np.tile(true[:1], (len(true), 1)) if measured is None else np.loadtxt(measured / f"{name}.txt")
+        count = min(len(true), len(made))
+        turn = [np.asarray(rotation_from_quaternion_wxyz(x[:count, [7, 4, 5, 6]])) for x in (true, made)]
+        cosine = (np.einsum("fij,fij->f", *turn) - 1) / 2
+        angle = np.degrees(np.arccos(cosine.clip(-1, 1)))[1:].mean()
+        found.append(
+            (float(angle), float(np.linalg.norm(true[1:count, 1:4] - made[1:count, 1:4], axis=1).mean()))
+        )
+    return found
+
+
+def write_coded(
+    vae: Path, clips: Path, names: list[str], folder: Path, picture: tuple[int, int], device: torch.device
+) -> None:
+    """True videos as they come back from the autoencoder: the best that a world model can show."""
+    from theodolite.model.autoencoder import load_autoencoder
+
+    coder = load_autoencoder(vae, device=device, dtype=torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shown = np.stack(
+            [
+                cv2.resize(one, picture[::-1], interpolation=cv2.INTER_AREA)
+                for one in read_video(clips / name / "rgb.mp4")
+            ]
+        )
+        video = torch.from_numpy(shown).permute(3, 0, 1, 2).float() / 127.5 - 1
+        back = torch.cat(list(coder.decode(coder.encode(video))), dim=1)
+        pictures = ((back.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
+        with VideoWriter(folder / f"{name}.mp4", width=picture[1], height=picture[0], fps=FPS) as writer:
+            for one in pictures:
+                writer.write(one)
 
 
 def read_video(path: Path, count: int | None = None) -> NDArray[np.uint8]:

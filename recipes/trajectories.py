@@ -21,7 +21,8 @@ from ..dataset.weights import file_digest
 from ..model.checkpoint import load_world_model
 from ..model.network import WorldModel
 from ..model.samplers import Text
-from ..train.feed import Samples, make_batch
+from ..train.feed import Samples, joined, make_batch
+from ..train.objective import Batch
 from ..train.start import check_use, weights_path
 from ..train.student import Conditions, cut
 from ..train.trajectories import (
@@ -46,6 +47,7 @@ class TrajectoryJob:
         data: folders of encoded clips. out: folder of trajectories.
         weights: of the teacher, as `start.weights` of a training.
         part: `k/n`, k from 1: only every n-th window.
+        batch: windows that go through the teacher together.
         device, precision: of the network.
     """
 
@@ -54,6 +56,7 @@ class TrajectoryJob:
     weights: str
     options: TrajectoryOptions
     part: str = "1/1"
+    batch: int = 1
     device: str = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
 
@@ -92,13 +95,20 @@ def run_trajectories(
     left = [(i, window) for i, window in windows if window.id not in there]
     failed: list[str] = []
     with signals_as_interrupt():
-        for number, (index, window) in enumerate(left):
-            try:
-                write_trajectory(job.out, window.id, _trajectory(model, clips, index, job.options, place))
-            except ValueError as error:
-                failed.append(str(error))
-                say(str(error))
-            say(f"{number + 1}/{len(left)} windows, {len(failed)} failed")
+        for first in range(0, len(left), job.batch):
+            group = left[first : first + job.batch]
+            good = list[tuple[Window, Batch]]()
+            for index, window in group:
+                try:
+                    good.append((window, _batch(clips, index, job.options)))
+                except ValueError as error:
+                    failed.append(str(error))
+                    say(str(error))
+            if good:
+                made = _trajectories(model, clips, good, job.options, place)
+                for (window, _), one in zip(good, made, strict=True):
+                    write_trajectory(job.out, window.id, one)
+            say(f"{first + len(group)}/{len(left)} windows, {len(failed)} failed")
             raise_if_interrupted()
     text = (
         f"{job.out}: {len(left) - len(failed)} trajectories recorded, {len(windows) - len(left)} were there, "
@@ -146,15 +156,30 @@ def _record(job: TrajectoryJob, clips: EncodedDataset, weights: Path) -> Traject
     )
 
 
-def _trajectory(
-    model: WorldModel, clips: EncodedDataset, index: int, options: TrajectoryOptions, place: torch.device
-) -> torch.Tensor:
+def _batch(clips: EncodedDataset, index: int, options: TrajectoryOptions) -> Batch:
+    """One window, cut to the student's frames.
+
+    Raises:
+        ValueError: it cannot be read, or its cameras cannot be.
+    """
     batch = make_batch([clips.read(index)], clips.encoding, options.cameras)
-    here = Samples(cut(batch, options.student.frames), (), ()).to(place).batch
-    states, mask = (x[None].to(place) for x in clips.empty_caption())
-    noise = noise_of(clips.windows[index].id, here.latents.shape, options).to(place)
+    return cut(batch, options.student.frames)
+
+
+def _trajectories(
+    model: WorldModel,
+    clips: EncodedDataset,
+    group: Sequence[tuple[Window, Batch]],
+    options: TrajectoryOptions,
+    place: torch.device,
+) -> torch.Tensor:
+    """(B, K, C, T, h, w) of some windows."""
+    here = Samples(joined([batch for _, batch in group]), (), ()).to(place).batch
+    states, mask = (x[None].expand(len(group), *x.shape).to(place) for x in clips.empty_caption())
+    shape = torch.Size((1, *here.latents.shape[1:]))
+    noise = torch.cat([noise_of(window.id, shape, options) for window, _ in group]).to(place)
     asked = Conditions.of(here, options.student.frames)
-    return teacher_trajectory(model, asked, Text(states, mask), options, noise)[0]
+    return teacher_trajectory(model, asked, Text(states, mask), options, noise)
 
 
 def _planned(job: TrajectoryJob, clips: EncodedDataset, windows: Sequence[tuple[int, Window]]) -> str:

@@ -113,6 +113,23 @@ def make_batch(clips: Sequence[EncodedClip], encoding: Encoding, control: Contro
     return Batch(latents, text, cameras, valid, start=torch.stack(starts) if starts else None)
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of windows of one size and length, none of them filled up or with further latents, as one."""
+    first = batches[0]
+    assert all(b.valid is None and b.trajectory is None and b.start is None for b in batches)
+    masks = [b.text.mask for b in batches if b.text.mask is not None]
+    text = Text(torch.cat([b.text.states for b in batches]), torch.cat(masks) if masks else None)
+    cameras = None
+    if first.cameras is not None:
+        each = [vars(b.cameras) for b in batches if b.cameras is not None]
+        values: dict[str, Any] = {
+            name: None if value is None else torch.cat([one[name] for one in each])
+            for name, value in each[0].items()
+        }
+        cameras = Cameras(**values)
+    return Batch(torch.cat([b.latents for b in batches]), text, cameras)
+
+
 def _filled(x: Tensor, size: int, *, dim: int, repeat: bool) -> Tensor:
     """x with `dim` filled up to `size`, by zeros or by its last entry."""
     missing = size - x.shape[dim]

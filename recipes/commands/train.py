@@ -158,6 +158,9 @@ class Teacher:
     part: Annotated[str, typer.Option("--part", help="k/n: only every n-th window, from the k-th on.")] = (
         "1/1"
     )
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Windows that go through the teacher together.")
+    ] = 1
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[str, typer.Option("--precision", help="auto (bf16 on a GPU), float32 or bf16.")] = (
         "auto"
@@ -189,6 +192,7 @@ def trajectories(
         weights=teacher.weights,
         options=options_from_items(TrajectoryOptions, teacher.overrides or ()),
         part=teacher.part,
+        batch=teacher.batch,
         device=teacher.device,
         precision=teacher.precision,
     )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from theodolite.model.checkpoint import load_world_model
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
@@ -121,6 +122,11 @@ def test_the_student_is_made_by_commands(data: Path, tmp_path: Path) -> None:
     text, code = run_trajectories(replace(job, part="1/1"))
     assert code == 0
     assert text.endswith("2 trajectories recorded, 2 were there, 0 failed")
+    together = replace(job, part="1/1", batch=3, out=tmp_path / "together")
+    assert run_trajectories(together)[0].endswith("4 trajectories recorded, 0 were there, 0 failed")
+    for path in sorted((job.out / "shards").iterdir()):  # stored in bfloat16: a last digit may differ
+        one, all_ = (load_file(p)["trajectory"].float() for p in (path, together.out / "shards" / path.name))
+        assert one.allclose(all_, rtol=2**-7, atol=1e-5), path.name
     with pytest.raises(ValueError, match="teacher takes chunk-causal"):
         run_trajectories(replace(job, weights=str(both)))
     student = smoke(
