@@ -1,8 +1,6 @@
-"""Compile the Hopper kernels for sm_90 without a GPU; prints what they need as JSON."""
+"""The kernels for Hopper alone, compiled for sm_90 without a GPU."""
 
 from __future__ import annotations
-
-import json
 
 from theodolite.kernels.frame_gdn.hopper import forward as hopper
 from theodolite.kernels.frame_gdn.hopper.backward import products_backward, readout_backward
@@ -51,18 +49,14 @@ def compiled(kernel, tile: int, warps: int, **constants) -> dict:
     }
 
 
-def main() -> None:
+def compile_all() -> dict[str, dict]:
+    """What each needs."""
     none = {n: None for n in ("init_ptr", "init_reverse_ptr", "init_z_ptr", "init_z_reverse_ptr")}
     start = {"HAS_INIT": False, "HAS_INIT_REVERSE": False, **none}
-    found = {
+    return {
         "products": compiled(hopper.products, 32, 8, BS=32, STAGES=3),
         "scan": compiled(hopper.scan, 64, 4, BACKWARD=True, BOTH=True, STAGES=3, **start),
         "readout": compiled(hopper.readout, 64, 4, BOTH=True, BS=64),
         "readout_backward": compiled(readout_backward, 64, 8, BOTH=True, STAGES=2),
         "products_backward": compiled(products_backward, 64, 8, STAGES=2),
     }
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

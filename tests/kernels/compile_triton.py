@@ -1,14 +1,9 @@
-"""Compile the Triton kernels of a block and around e4m3 for sm_90 without a GPU; prints registers spilled as JSON.
-
-`python compile_triton.py all`, or `some`: those with the most numbers at hand, one of every kind.
-"""
+"""The Triton kernels of a block and around e4m3, compiled for sm_90 without a GPU."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -68,7 +63,8 @@ SOME = (
 )
 
 
-def main(which: str) -> None:
+def compile_all(which: str) -> dict[str, int]:
+    """Bytes that a thread spills; of `all`, or of `some`: those with the most numbers at hand, one of every kind."""
     row: dict[str, Any] = {"BLOCK": 4096}
     conv: dict[str, Any] = {"CHANNELS": 128}
     head: dict[str, Any] = {"SIZE": SIZE, "PADDED": 128}
@@ -130,8 +126,4 @@ def main(which: str) -> None:
         found[f"rotate_heads {norm}"] = partial(
             compiled, rotation.rotate_heads, 8, floats, HAS_WEIGHT=norm, **sizes, **none
         )
-    print(json.dumps({name: found[name]() for name in (SOME if which == "some" else found)}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    return {name: found[name]() for name in (SOME if which == "some" else found)}

@@ -30,13 +30,43 @@ def device() -> torch.device:
     return torch.device("cuda" if HAS_GPU else "cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patched_once_a_launch():
+    """The interpreter puts its own functions into `triton.language` at every launch, and again at every call of one
+    jitted function by another, by looking through all of it: a third of the time. Once a launch is enough."""
+    if HAS_GPU or not HAS_TRITON:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    module: Any = interpreter
+    patch, done = module._patch_lang, set()
+
+    def once(function: Any) -> Any:
+        seen = {id(value) for value in function.__globals__.values() if value in (module.tl, module.tl.core)}
+        if seen <= done:
+            return None  # nothing is asked of it after a call from within a kernel
+        first = not done
+        done.update(seen)
+        scope = patch(function)
+        if first:  # of the launch, which ends with this scope
+            restore = scope.restore
+            scope.restore = lambda: (done.clear(), restore())
+        return scope
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(module, "_patch_lang", once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nan_filled_memory():
     """Fresh memory holds NaN, so that a kernel that forgets to write is caught."""
     switch: Any = torch.utils.deterministic  # its attributes are made as they are asked for
-    before = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode(), switch.fill_uninitialized_memory
+    # `torch.use_deterministic_algorithms`, which is the same, imports torch's compiler for a second.
+    torch.set_deterministic_debug_mode("warn")
     switch.fill_uninitialized_memory = True
     yield
-    torch.use_deterministic_algorithms(before[0])
+    torch.set_deterministic_debug_mode(before[0])
     switch.fill_uninitialized_memory = before[1]

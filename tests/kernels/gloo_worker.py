@@ -7,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # else every rank, at its first backward pass
 import torch.multiprocessing
 from cases import in_float64, make_case
 from theodolite.kernels import Shard, frame_gdn_context_parallel

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +47,8 @@ def both(operator, *inputs, device: torch.device, dtype: torch.dtype, **options)
     grads = torch.autograd.grad(fast, [x for x in given if x is not None], seed)
     right = torch.autograd.grad(truth, [x for x in exact if x is not None], seed.double())
     assert all(g.dtype == dtype for g in grads)
-    return max(relative(fast, truth), *(relative(a, b) for a, b in zip(grads, right, strict=True)))
+    errors = [relative(fast, truth), *(relative(a, b) for a, b in zip(grads, right, strict=True))]
+    return float(torch.tensor(errors).max())  # NaN where one is NaN, which Python's maximum may pass over
 
 
 @pytest.mark.slow
@@ -118,8 +114,9 @@ def test_gated_shift_add(frames: int, given: bool, dtype: torch.dtype, device: t
 @pytest.mark.slow
 @with_triton
 @kinds
-@pytest.mark.parametrize(("height", "width", "hidden"), [(3, 5, 6), (1, 1, 3), (2, 3, 70)])
+@pytest.mark.parametrize(("height", "width", "hidden"), [(5, 3, 6), (1, 1, 70)])
 def test_glu_conv(height: int, width: int, hidden: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Programs take four rows and 128 channels: a second one of each is not full."""
     x = torch.randn(1, 2, height * width, 2 * hidden)
     weight, bias = torch.randn(2 * hidden, 1, 3, 3), torch.randn(2 * hidden)
     found = both(glu_conv, x, weight, bias, device=device, dtype=dtype, height=height, width=width)
@@ -132,7 +129,7 @@ def test_glu_conv(height: int, width: int, hidden: int, dtype: torch.dtype, devi
 @pytest.mark.parametrize("rays", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 def test_norm_rotate(rays: bool, norm: bool, dtype: torch.dtype, device: torch.device) -> None:
-    b, t, height, width, heads, size = 2, 3, 2, 3, 3, 24
+    b, t, height, width, heads, size = 2, 2, 1, 3, 3, 24  # backward a second program, half full
     x = torch.randn(b, t, height * width, 3 * heads * size)[..., heads * size : 2 * heads * size]
     rope = rope_tables(t, height, width, size, half=rays).float().to(device)
     matrix = None
@@ -208,24 +205,3 @@ def test_only_what_is_asked_for_gets_a_gradient(device: torch.device) -> None:
 def test_what_does_not_fit_is_named(call, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         call()
-
-
-@pytest.mark.slow
-@with_triton
-def test_kernels_compile_for_hopper_and_hold_their_numbers_in_registers(tmp_path, thorough: bool) -> None:
-    """In a process of its own, without the interpreter, for heads and widths of the full-size network."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [
-            *(sys.executable, str(Path(__file__).with_name("compile_triton.py"))),
-            "all" if thorough else "some",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    spilled = json.loads(done.stdout)
-    assert len(spilled) >= (18 if thorough else 6)
-    assert max(spilled.values()) <= 64

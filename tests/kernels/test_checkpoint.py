@@ -36,8 +36,8 @@ def run_shards(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> 
 
 
 def gdn_inputs() -> list[Tensor]:
-    q, k, v = (0.3 * torch.randn(1, 2, 4, 2, 16) for _ in range(3))
-    return [q, k, v, torch.rand(1, 2, 4, 2), torch.rand(1, 2, 2)]
+    q, k, v = (0.3 * torch.randn(1, 2, 4, 1, 16) for _ in range(3))
+    return [q, k, v, torch.rand(1, 2, 4, 1), torch.rand(1, 2, 1)]
 
 
 def tokens(*shapes: tuple[int, ...]) -> list[Tensor]:

@@ -183,7 +183,7 @@ def test_degenerate_camera_is_refused_or_said(kind: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
 def test_degenerate_camera_reaches_the_output(backend, device: torch.device) -> None:
     """The kernels must not lose a NaN in a maximum: both say it in the same frames."""
-    case = make_case(branch="camera", frames=3, bidirectional=False, device=device)
+    case = make_case(branch="camera", frames=3, heads=1, bidirectional=False, device=device)
     assert case.rays is not None
     case.rays = case.rays.clone()
     case.rays[0, 1, 4] = torch.nan

@@ -48,6 +48,7 @@ def test_kernel(
     assert torch.equal(rotate_heads(wide, w, cos, sin, backend="triton"), made)
 
 
+@pytest.mark.slow  # diffusers' import
 def test_twin_is_what_diffusers_does() -> None:
     module = pytest.importorskip("diffusers.models.transformers.transformer_ltx2")
     x, weight, cos, sin = inputs(1, 5, 4, 8, torch.device("cpu"))

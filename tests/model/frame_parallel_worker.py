@@ -7,6 +7,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # else every rank, at its first backward pass
 import torch.multiprocessing
 from cases import loss_and_gradients
 from theodolite.model.frame_parallel import FrameShare, split_frames
