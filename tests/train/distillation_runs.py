@@ -72,15 +72,23 @@ def write_paths(folder: Path, given: Path, causal: Path) -> Path:
     return folder
 
 
-def write_given(root: Path, *, clips: int = 3) -> Given:
+def given_in(root: Path) -> Given:
+    """Where `write_given` puts it."""
+    weights = "weights/step-00000000.safetensors"
+    return Given(root / "data", root / "bidirectional" / weights, root / "causal" / weights, root / "paths")
+
+
+def write_given(root: Path, *, clips: int = 3, trajectories: bool = True) -> Given:
     """All of it, of random clips and first weights."""
-    data = write_encoded(root / "data", clips, frames=57)
-    weights: list[Path] = []
+    given = given_in(root)
+    data = write_encoded(given.data, clips, frames=57)
     for name, chunks in (("bidirectional", None), ("causal", dict(size=3))):
         recipe = TrainRecipe(**content(model=SMALL, flow_matching=dict(chunks=chunks)))
-        weights += placed(recipe, data, root / name).export()
-    bidirectional, causal = weights
-    return Given(data, bidirectional, causal, write_paths(root / "paths", data, causal))
+        (weights,) = placed(recipe, data, root / name).export()
+        assert weights in (given.bidirectional, given.causal)
+    if trajectories:
+        write_paths(given.trajectories, data, given.causal)
+    return given
 
 
 def recipe(given: Given, objective: str, **changes: Any) -> TrainRecipe:

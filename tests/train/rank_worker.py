@@ -1,24 +1,33 @@
-"""The ranks of a training: `python rank_worker.py SIZE FOLDER DATA CONTEXT MODE SHARDING...`.
+"""The ranks of trainings: `python -m theodolite.tests.train.rank_worker FOLDER JOB...`, jobs as `JOBS` names them.
 
-One process imports everything and forks the ranks. Each takes two steps and leaves the figures of both, the gradients
-of the first and the weights after the second.
+One process imports everything, which takes longer than the trainings, and forks the ranks of one job after the other.
+They leave the figures of two steps in the job's folder.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from encoded_clips import MODEL
 from theodolite.dataset.encoded import open_encoded
+from theodolite.train.distillation import make_training
 from theodolite.train.parallel import make_ranks
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import start_model
 from theodolite.train.training import Training, _whole
+
+from . import distillation_runs
+from .encoded_clips import MODEL
+
+SHARDINGS = ("fsdp", "replicate")
 
 
 def recipe(
@@ -39,8 +48,17 @@ def recipe(
     return TrainRecipe(**{**content, **more})
 
 
+def forcing_recipe(folder: Path, **parallel: Any) -> TrainRecipe:
+    return distillation_runs.recipe(
+        distillation_runs.given_in(folder),
+        "self_forcing",
+        optimiser=dict(lr=1e-3, eps=1e-6),
+        parallel=dict(recompute="blocks", **parallel),
+    )
+
+
 def two_steps(training: Training) -> dict[str, Any]:
-    """What a rank sees, tensors whole."""
+    """What a rank sees, tensors whole: losses and norms of all networks, the first gradients, the last weights."""
     found: dict[str, Any] = {"reports": []}
     step = training.optimiser.step
 
@@ -53,7 +71,7 @@ def two_steps(training: Training) -> dict[str, Any]:
     vars(training.optimiser)["step"] = noting
     for micro in training.feed():
         report = training.take_step(micro)
-        found["reports"].append((report.loss, report.norm))
+        found["reports"].append((report.loss, report.norm, *report.more.values()))
         if training.step == 2:
             break
     found["weights"] = {n: _whole(p) for n, p in training.model.named_parameters()}
@@ -62,30 +80,57 @@ def two_steps(training: Training) -> dict[str, Any]:
 
 
 def make(recipe: TrainRecipe, data: Path, out: Path) -> Training:
-    return Training(recipe, start_model(recipe), open_encoded(data), out)
+    return make_training(recipe, start_model(recipe), open_encoded(data), out)
 
 
-def main(
-    rank: int, size: int, folder: Path, data: Path, context: int, mode: str, shardings: list[str]
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """`size` ranks, `context` of which share a clip; the recipe is made of the folder, `context` and `sharding`."""
+
+    size: int
+    context: int
+    recipe: Callable[..., TrainRecipe]
+    shardings: tuple[str, ...]
+    saves: bool = False
+
+
+def _plain(mode: str, _: Path, **parallel: Any) -> TrainRecipe:
+    return recipe(mode, **parallel)
+
+
+JOBS = {
+    "causal": Job(4, 2, partial(_plain, "causal"), ("fsdp",), saves=True),
+    "causal of all": Job(4, 2, partial(_plain, "causal"), SHARDINGS, saves=True),
+    "bidirectional of all": Job(2, 1, partial(_plain, "bidirectional"), SHARDINGS, saves=True),
+    "self-forcing": Job(2, 2, forcing_recipe, SHARDINGS),
+}
+"""Each in a folder of its name, with the clips in `data`."""
+
+
+def work(rank: int, job: Job, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    for sharding in shardings:
-        training = make(recipe(mode, context=context, sharding=sharding), data, folder)
-        training.place(torch.device("cpu"), make_ranks(context))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=job.size)
+    for sharding in job.shardings:
+        made = job.recipe(folder, context=job.context, sharding=sharding)
+        training = make(made, folder / "data", folder)
+        training.place(torch.device("cpu"), make_ranks(job.context))
         found = two_steps(training)
-        if sharding == "fsdp":
+        if job.saves and sharding == "fsdp":
             training.save()
         if rank == 0:
             torch.save(found, folder / f"{sharding}.pt")
     dist.destroy_process_group()
 
 
+def main(folder: Path, names: list[str]) -> None:
+    for module in ("fsspec.core", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"):
+        importlib.import_module(module)  # else each rank, as it goes
+    for name in names:
+        job = JOBS[name]
+        torch.multiprocessing.start_processes(
+            work, (job, folder / name), nprocs=job.size, start_method="fork"
+        )
+
+
 if __name__ == "__main__":
-    a = sys.argv
-    torch.multiprocessing.start_processes(
-        main,
-        args=(int(a[1]), Path(a[2]), Path(a[3]), int(a[4]), a[5], a[6:]),
-        nprocs=int(a[1]),
-        start_method="fork",
-    )
+    main(Path(sys.argv[1]), sys.argv[2:])
