@@ -30,9 +30,16 @@ def file_version(schema: pa.Schema, *, where: str) -> int | None:
     missing = [c.name for c in COLUMNS if not c.nullable and c.name not in schema.names]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        folders = [name for name in missing if f"/{name}=" in where.replace("\\", "/")]
+        hint = "a copy keeps all columns (`select *`)"
+        if folders:
+            hint = (
+                f"a copy that is partitioned by {', '.join(folders)} has it in the names of folders alone: write it "
+                "without partitions, or keep the column (DuckDB: `write_partition_columns true`)"
+            )
         raise ValueError(
             f"{where}: not a theodolite dataset file (no schema version in its metadata), nor a whole copy of one: it "
-            f"lacks the columns {', '.join(missing[:5])}{more}; a copy keeps all columns (`select *`)"
+            f"lacks the columns {', '.join(missing[:5])}{more}; {hint}"
         )
     return None
 

@@ -382,11 +382,7 @@ def _no_common_time(
             f"{apart}, none within {options.max_difference_s:g} s of each other: --t-max-diff SECONDS allows more, "
             "--interpolate takes the truth between its neighbours"
         )
-    advice = (
-        "; they do not overlap: --t-offset start if both begin at the same moment, else --t-offset SECONDS, added to "
-        "the predicted times"
+    return (
+        f"{apart}; they do not overlap: --t-offset start if both begin at the same moment, else --t-offset SECONDS, "
+        "added to the predicted times"
     )
-    for side, times in (("prediction", ours), ("truth", theirs)):
-        if len(times) > 1 and np.median(np.diff(times)) > 1e3:
-            advice += f"; are the times of the {side} in nanoseconds?"
-    return apart + advice

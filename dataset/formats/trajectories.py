@@ -120,10 +120,15 @@ def _note_unknown(path: Path, known: NDArray[np.bool_]) -> tuple[str, ...]:
 
 
 def _seconds(values: F64) -> F64:
-    """Time stamps in seconds. Stamps too large for seconds since 1970 are milli-, micro- or nanoseconds since then."""
+    """Time stamps in seconds. Stamps too large for seconds since 1970 are milli-, micro- or nanoseconds since then, and
+    stamps hours apart are micro- or nanoseconds since some start: nobody's camera moves so slowly."""
     size = float(np.nanmax(np.abs(values))) if values.size else 0.0
     for least, per_second in ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3)):
         if size > least:
+            return values / per_second
+    step = float(np.median(np.diff(values))) if len(values) > 2 else 0.0
+    for least, per_second in ((2e6, 1e9), (1e4, 1e6)):  # rates up to 500 and 100 Hz
+        if step >= least:
             return values / per_second
     return values
 

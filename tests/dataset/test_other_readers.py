@@ -235,6 +235,10 @@ def test_what_a_copy_must_keep(out: Path, tmp_path: Path) -> None:
         ValueError, match=r"few\.parquet: not a theodolite .* lacks the columns focal_px, pose_source"
     ):
         theodolite.dataset.open(tmp_path / "few.parquet")
+    (tmp_path / "parted" / "data" / "source=demo").mkdir(parents=True)
+    pq.write_table(table.drop_columns(["source"]), tmp_path / "parted" / "data" / "source=demo" / "0.parquet")
+    with pytest.raises(ValueError, match="lacks the columns source; a copy that is partitioned by source"):
+        theodolite.dataset.open(tmp_path / "parted")
     text = table["height"].cast("string")
     odd = table.set_column(table.schema.get_field_index("gates"), "gates", text)
     pq.write_table(odd, tmp_path / "odd.parquet")
