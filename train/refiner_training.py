@@ -26,6 +26,7 @@ from ..model.samplers import Text
 from .cost import peak_flops
 from .feed import Samples, hold_out, make_batch
 from .guard import Guard
+from .low_rank import compute_low_rank
 from .objective import Batch
 from .parallel import Ranks
 from .refining import RefinerConfig, draw_by_seed, refiner_loss
@@ -254,6 +255,7 @@ def add_refiner_lora(refiner: Refiner, recipe: TrainRecipe, *, dtype: torch.dtyp
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    compute_low_rank(refiner.transformer)
     return names
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset.weights import CHAINS, locate
-from ..model.blocks import Block, Pointwise
+from ..model.blocks import Block
 from ..model.checkpoint import load_world_model, read_config, read_tensors
 from ..model.config import WorldModelConfig
 from ..model.context import Operators
@@ -32,6 +32,7 @@ from ..model.network import WorldModel
 from ..model.released import import_peft
 from ..model.start import initialise, start_camera_from_main
 from ..model.weight_files import opened_safetensors
+from .low_rank import compute_low_rank
 from .recipe import LORA_PARTS, LoraConfig, TrainRecipe
 
 _NULL_CAPTION = "y_embedder.y_embedding"
@@ -332,13 +333,9 @@ def add_lora(model: WorldModel, config: LoraConfig, *, seed: int, dtype: torch.d
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(settings, model)
-    for module in model.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == (1, 1):
-            module.__class__ = (
-                Pointwise  # peft's halves of a pointwise map, on channels-last tokens like the map itself
-            )
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    compute_low_rank(model)
     return names

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from theodolite.dataset.encoded import open_encoded
+from theodolite.model.blocks import Pointwise
 from theodolite.model.checkpoint import Layout, save_world_model
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.context import Cameras
 from theodolite.model.network import WorldModel
+from theodolite.train.low_rank import compute_low_rank
 from theodolite.train.recipe import LoraConfig, TrainRecipe
 from theodolite.train.start import AUTOENCODER, add_lora, grow, start_model
 from theodolite.train.training import check_data
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoded_clips import MODEL, write_encoded
@@ -143,6 +146,36 @@ def test_weights_of_another_stage_or_size_are_refused(tmp_path: Path) -> None:
         grow(network(HYBRID).state_dict(), HYBRID.model_copy(update={"depth": 8}))
     with pytest.raises(ValueError, match="name the weights of the stage before"):
         start_model(recipe(start={"weights": "nowhere.safetensors"}))
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_low_rank_layers_compute_what_peft_computes_without_tokens_in_float32(pictures: bool) -> None:
+    """Answer and gradients in float32; in bfloat16 nothing as long as the tokens is kept in another type."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 10, 1) if pictures else nn.Linear(6, 10)
+    holder = nn.ModuleDict({"layer": plain.requires_grad_(False)})
+    settings = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["layer"], init_lora_weights=False)
+    peft.inject_adapter_in_model(settings, holder)
+    x = torch.randn(2, 7, 6, requires_grad=True)
+    halves = [p for n, p in holder.named_parameters() if "lora_" in n]
+    layer: Any = holder["layer"]
+    expected = layer(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2) if pictures else layer(x)
+    wanted = torch.autograd.grad(expected.square().sum(), [x, *halves])
+    if pictures:  # as the network has it, for tokens
+        layer.base_layer.__class__ = Pointwise
+    compute_low_rank(holder)
+    found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(torch.autograd.grad(found.square().sum(), [x, *halves]), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    layer.base_layer.bfloat16()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        near = layer(x.detach().bfloat16().requires_grad_(True))
+    assert near.dtype == torch.bfloat16
+    torch.testing.assert_close(near.float(), expected, rtol=0.05, atol=0.05)
+    assert all(t.dtype == torch.bfloat16 for t in kept if 14 in (t.shape[0], t[..., 0].numel()))
 
 
 def test_a_lora_starts_as_nothing_and_learns_in_its_layers_alone() -> None:
