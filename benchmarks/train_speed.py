@@ -56,7 +56,7 @@ from theodolite.train.training import Training
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-RECOMPUTE = ("blocks", "all_but_softmax", "all_but_attention")
+RECOMPUTE = ("blocks", "all_but_softmax", "all_but_attention", "blocks_in_parts")
 COMPARED = (
     "blocks.0.attn.qkv.weight",
     "blocks.3.attn.q_proj_cam.weight",
@@ -295,31 +295,33 @@ def own_mfu(size: Size, training: Training, milliseconds: float) -> float:
     return 1e3 * flops / training.ranks.world / (training.peak or 1) / milliseconds
 
 
-def lora_steps(size: Size, cap_gb: float, lengths: list[int]) -> None:
-    """`finetune_lora` below a cap, ever shorter clips until one fits, and the one after it."""
+def lora_steps(size: Size, cap_gb: float, lengths: list[int], recompute: str) -> None:
+    """`finetune_lora` below a cap, ever shorter clips until one fits."""
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
-    fitting = 0
     for frames in lengths:
         now = replace(size, frames=frames)
 
         def run(now: Size = now) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 lora = dict(rank=64, alpha=64, parts=("attention", "camera", "ffn"))
-                training = make_training(now, Path(folder), lora=lora, parallel=dict(recompute="blocks"))
+                training = make_training(now, Path(folder), lora=lora, parallel=dict(recompute=recompute))
                 training.place(torch.device(now.device), Ranks())
                 time_steps(
-                    now, training, f"finetune_lora, {8 * (now.frames - 1) + 1} video frames, {cap_gb:g} GB"
+                    now,
+                    training,
+                    f"finetune_lora, {8 * (now.frames - 1) + 1} video frames, {recompute}, {cap_gb:g} GB",
                 )
 
+        fits = True
         try:
             run()
-            fitting += 1
         except torch.OutOfMemoryError as error:
+            fits = False
             print(f"  {8 * (frames - 1) + 1} video frames do not fit: {str(error)[:110]}", flush=True)
         free()
-        if fitting == 2:
+        if fits:
             break
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -365,7 +367,8 @@ def main() -> None:
             elif part == "step":
                 whole_step(size, asked.context, asked.recompute, asked.shorter)
             elif part == "lora":
-                lora_steps(size, asked.cap_gb, [5, 3] if asked.smoke else asked.lengths)
+                for recompute in asked.recompute:
+                    lora_steps(size, asked.cap_gb, [5, 3] if asked.smoke else asked.lengths, recompute)
             free()
     if dist.is_initialized():
         dist.destroy_process_group()

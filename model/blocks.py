@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels import (
     add_modulated_norm,
@@ -114,6 +116,8 @@ class FeedForward(nn.Module):
         super().__init__()
         width, hidden = config.width, config.ffn_width
         self.backend: Backend = operators.kernels
+        self.recompute_parts = False
+        """In training: part by part, each computed again in the backward pass; no whole hidden layer is ever there."""
         self.inverted_conv = ConvWeights(Pointwise(width, 2 * hidden, 1))
         self.depth_conv = ConvWeights(nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden))
         self.point_conv = ConvWeights(Pointwise(hidden, width, 1, bias=False))
@@ -154,9 +158,18 @@ class FeedForward(nn.Module):
     def _spatial(self, shared: SharedInput, like: Tensor, height: int, width: int) -> Tensor:
         """Frames do not see each other here, so that a long clip goes through in parts; `like` is of its shape."""
         b, t, s, _ = like.shape
-        parts = 1 if torch.is_grad_enabled() else min(b * t, -(-b * t * s // _HIDDEN_TOKENS))
+        training = torch.is_grad_enabled()
+        whole = training and not self.recompute_parts
+        parts = 1 if whole else min(b * t, -(-b * t * s // _HIDDEN_TOKENS))
         if parts == 1:
             return _apply(self.point_conv.conv, self._hidden(shared, height, width))
+        if training:
+
+            def through(x: Tensor) -> Tensor:
+                return self.point_conv.conv(self._hidden(SharedInput(x), height, width))
+
+            found = [checkpoint(through, part.x, use_reentrant=False) for part in shared.split(parts)]
+            return torch.cat(cast(list[Tensor], found), dim=1).view(like.shape)
         out = torch.empty_like(like, memory_format=torch.contiguous_format)
         targets = out.flatten(0, 1)[None].tensor_split(parts, dim=1)
         for part, target in zip(shared.split(parts), targets, strict=True):

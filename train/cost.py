@@ -138,6 +138,8 @@ def memory_rows(
     rows.append(("inputs of blocks", row * config.depth))
     if recompute == "nothing":
         rows.append(("insides of all blocks", _INSIDE * row * config.depth))
+    elif recompute == "blocks_in_parts":
+        rows.append(("insides of one block but for its hidden layer", _ATTENTION_INSIDE * row))
     else:
         rows.append(("insides of one block", _INSIDE * row))
     if recompute in ("all_but_softmax", "all_but_attention"):
@@ -179,3 +181,5 @@ def distillation_memory(
 _INSIDE = 44
 """Token tensors of one width that a block keeps for its backward pass, the hidden layer (six of them, twice) included;
 by counting."""
+_ATTENTION_INSIDE = 28
+"""The same where the hidden layer is computed again part by part."""

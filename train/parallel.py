@@ -16,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ..model.blocks import FeedForward
 from ..model.frame_parallel import FrameShare, split_frames
 from ..model.network import WorldModel
 
-Recompute = Literal["nothing", "blocks", "all_but_softmax", "all_but_attention"]
+Recompute = Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,11 @@ def recompute_blocks(model: WorldModel, what: Recompute) -> None:
     if what == "nothing":
         return
     contexts = None
-    if what != "blocks":
+    if what == "blocks_in_parts":
+        for module in model.modules():
+            if isinstance(module, FeedForward):
+                module.recompute_parts = True
+    elif what != "blocks":
         contexts = partial(
             create_selective_checkpoint_contexts, partial(_policy, what == "all_but_attention")
         )

@@ -110,9 +110,12 @@ class ParallelConfig(Strict):
     sharding: Literal["auto", "fsdp", "replicate"] = "auto"
     """`fsdp`: weights, gradients and optimiser are spread over all ranks (FSDP2); `replicate`: every rank holds all.
     auto: fsdp on GPUs and over several ranks, replicate for LoRA and on one CPU."""
-    recompute: Literal["nothing", "blocks", "all_but_softmax", "all_but_attention"] = "all_but_softmax"
+    recompute: Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"] = (
+        "all_but_softmax"
+    )
     """What the backward pass computes again: whole blocks, or all of them but the outputs of softmax attention (1 GB a
-    softmax block at a minute of 720p), or but those and the recurrences' (1.6 GB more a block)."""
+    softmax block at a minute of 720p), or but those and the recurrences' (1.6 GB more a block). `blocks_in_parts` takes
+    least memory: the feed-forward network goes part by part, a second time within its block."""
 
 
 class GuardConfig(Strict):

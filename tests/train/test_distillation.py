@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from theodolite.dataset.encoded import open_encoded
+from theodolite.model import blocks
 from theodolite.model.checkpoint import load_world_model
 from theodolite.model.config import chunk_ranges
 from theodolite.model.network import WorldModel
@@ -173,18 +174,23 @@ def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel) -> No
 
 
 @pytest.mark.slow
-def test_gradients_do_not_hang_on_what_is_computed_again(given: Given) -> None:
-    """Blocks that are computed again in the backward pass read the caches as they were, not as the stream left them."""
+def test_gradients_do_not_hang_on_what_is_computed_again(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that are computed again in the backward pass read the caches as they were, not as the stream left them;
+    nor does it matter in how many parts the feed-forward network goes."""
+    monkeypatch.setattr(blocks, "_HIDDEN_TOKENS", 4)
     config = StudentConfig(**STUDENT)
     asked, found = asked_of(given), []
-    for what in ("nothing", "blocks"):
+    for what in ("nothing", "blocks", "blocks_in_parts"):
         model, _ = load_world_model(given.causal, dtype=torch.float32)
         recompute_blocks(model, what)
         roll_out(model, asked, config, draws(config, 1), gradient=True).square().mean().backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for name, grad in found[0].items():
-        torch.testing.assert_close(found[1][name], grad, rtol=1e-5, atol=1e-8, msg=name)
+    for again in found[1:]:
+        assert found[0].keys() == again.keys()
+        for name, grad in found[0].items():
+            torch.testing.assert_close(again[name], grad, rtol=1e-5, atol=1e-8, msg=name)
 
 
 @pytest.mark.slow
