@@ -335,5 +335,6 @@ def check_path(
             )
             raise ValueError(
                 f"the path {kind}: from frame {frame} to {frame + 1} it {what} {speed.max():.4g} {unit}, more than "
-                f"{limit:g}; poses must be camera-to-world in metres"
+                f"{limit:g}; poses of a file must be camera-to-world in metres, a named path slows down with more "
+                "seconds, fewer turns or a smaller size"
             )

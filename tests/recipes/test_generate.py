@@ -271,7 +271,10 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"camera": "w-480,x-3"}, "unknown keys 'x'"),
         ({"camera": "walk", "seconds": 600}, "more than the model can number"),
         ({"camera": "w-48", "seconds": 60}, "ask for --seconds 3 at most"),
-        ({"camera": "orbit:size=100"}, "is too fast"),
+        (
+            {"camera": "orbit:size=100"},
+            "a named path slows down with more seconds, fewer turns or a smaller size",
+        ),
         ({"seconds": -1}, "--seconds"),
         ({"seconds": "inf"}, "--seconds"),
         ({"seconds": "nan"}, "--seconds"),
