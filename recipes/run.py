@@ -22,7 +22,7 @@ from ..annotate.run.plan import Plan, plan_run
 from ..annotate.run.tally import Tally, read_tally
 from ..annotate.run.worker import Job
 from ..annotate.sources.clip import ClipRef
-from ..annotate.sources.entries import Source, media_root
+from ..annotate.sources.entries import ReleaseSource, Source, media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.clip_set import ClipSet
 from ..dataset.commit import drop_rows
@@ -225,13 +225,13 @@ def check_same_clips(recipe: Recipe, out: Path) -> None:
     path = out / "recipe.resolved.yaml"
     if not path.is_file():
         return
-    before = load_recipe(path).source
-    if before == recipe.source or not has_parts(out):
+    before, source = _of_all_clips(load_recipe(path).source), _of_all_clips(recipe.source)
+    if before == source or not has_parts(out):
         return
     have = set_of_clips(out)
     advice = "one dataset holds clips of one source: choose another --out"
-    old_place, new_place = media_root(before), media_root(recipe.source)
-    now = _some_with_rows(recipe.source, have)
+    old_place, new_place = media_root(before), media_root(source)
+    now = _some_with_rows(source, have)
     if not now:
         raise ValueError(f"{out}: holds clips of {old_place}, none of which is in {new_place}; {advice}")
     try:
@@ -244,6 +244,11 @@ def check_same_clips(recipe: Recipe, out: Path) -> None:
             raise ValueError(
                 f"{out}: clip {clip.clip_id} was made from {a}, which is another file than {b}; {advice}"
             )
+
+
+def _of_all_clips(source: Source) -> Source:
+    """The source whatever of it was wanted: a second run may ask for others."""
+    return source.model_copy(update={"only": None}) if isinstance(source, ReleaseSource) else source
 
 
 def _some_with_rows(source: Source, have: ClipSet) -> dict[str, ClipRef]:

@@ -53,11 +53,16 @@ class Findings:
         }
 
 
+def _plain(text: str) -> str:
+    """A text with names of files that are no UTF-8, as it can be stored."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_findings(found: Findings, out: Path) -> None:
     """Write `sequences.parquet` (a row a sequence), `frames.parquet` (a row a frame) and `benchmark.json` into a
     folder."""
     out.mkdir(parents=True, exist_ok=True)
-    metadata = {"command": found.command, "benchmark": found.name, "input": found.input}
+    metadata = {"command": _plain(found.command), "benchmark": found.name, "input": _plain(found.input)}
     pq.write_table(_sequences(found).replace_schema_metadata(metadata), out / SEQUENCES, compression="zstd")
     frames = [
         pa.table({"sequence": [s.sequence] * len(next(iter(s.frames.values()))), **s.frames})
@@ -79,7 +84,7 @@ def _sequences(found: Findings) -> pa.Table:
         "sequence": pa.array([s.sequence for s in found.scores], pa.string()),
         "status": pa.array([s.status for s in found.scores], pa.string()),
         "reasons": pa.array([list(s.reasons) for s in found.scores], pa.list_(pa.string())),
-        "detail": pa.array([s.detail for s in found.scores], pa.string()),
+        "detail": pa.array([_plain(s.detail) for s in found.scores], pa.string()),
         **{c: pa.array([s.counts.get(c) for s in found.scores], pa.int64()) for c in counts},
         **{m.name: pa.array([s.values.get(m.name) for s in found.scores], pa.float64()) for m in metrics},
     }
@@ -97,8 +102,8 @@ def record(found: Findings) -> dict[str, Any]:
         "benchmark": found.name,
         "title": protocol.title,
         "protocol": protocol.source,
-        "input": found.input,
-        "command": found.command,
+        "input": _plain(found.input),
+        "command": _plain(found.command),
         **found.surroundings,
         "status": dict(Counter(s.status for s in found.scores)),
         "figures": plain(found.figures()),
@@ -113,7 +118,7 @@ def record(found: Findings) -> dict[str, Any]:
                 "sequence": s.sequence,
                 "status": s.status,
                 "reasons": list(s.reasons),
-                "detail": s.detail,
+                "detail": _plain(s.detail),
                 "counts": dict(s.counts),
                 "values": {k: v for k, v in s.values.items() if math.isfinite(v)},
             }
@@ -141,7 +146,7 @@ def tables(found: Findings, *, style: TableStyle = "text") -> str:
         [s.sequence, s.status, _count(s), *(_number(s.values.get(m.name)) for m in shown)] for s in listed
     ]
     parts = [
-        f"{protocol.title} from {found.input}; {protocol.source}",
+        f"{protocol.title} from {_plain(found.input)}; {protocol.source}",
         format_table(["sequence", "status", "frames", *(m.name for m in shown)], rows, style=style),
         format_table(*_figures(found), style=style),
     ]
@@ -180,9 +185,8 @@ def _number(value: float | None) -> str:
 
 def _why(score: SequenceScore) -> str:
     words = ", ".join(score.reasons)
-    detail = (
-        score.detail if len(score.detail) <= _MAX_DETAIL or not words else f"{score.detail[:_MAX_DETAIL]}..."
-    )
+    whole = _plain(score.detail)
+    detail = whole if len(whole) <= _MAX_DETAIL or not words else f"{whole[:_MAX_DETAIL]}..."
     return f"{score.sequence}: {score.status}: " + ": ".join(part for part in (words, detail) if part)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..camera_files.match import Match, match
 from ..camera_files.record import ClipCameras
 from ..evaluation.score import ClipScore, score_match
-from ..metrics.lens import LENS, end_point_error_px
+from ..metrics.lens import LENS, end_point_errors_px
 from ..metrics.trajectory import AlignmentKind, focal_mape_percent, segment_error, trajectory_error
 from ..rows import Row
 from .protocols import AUC_LIMIT_M, EPE_LIMIT_PX, Protocol
@@ -102,9 +102,10 @@ def score_lenses(predicted: Lenses, truth: Lenses) -> Scored:
     if not len(i):
         raise ValueError(f"none of the {len(truth.frame)} frames with a true lens has a predicted one")
     e, t = predicted.values[i], truth.values[j]
-    size = {"height": predicted.height, "width": predicted.width}
-    apart = end_point_error_px(e, t, **size)
-    bent = end_point_error_px(np.concatenate([t[:, :4], e[:, 4:]], axis=1), t, **size)
+    distortion_alone = np.concatenate([t[:, :4], e[:, 4:]], axis=1)
+    apart, bent = end_point_errors_px(
+        [e, distortion_alone], t, height=predicted.height, width=predicted.width
+    )
     below = np.where(np.isfinite(apart), apart < EPE_LIMIT_PX, False)
     percent = 100 * np.abs(e[:, :4] - t[:, :4]) / np.abs(t[:, :4])
     counts = {"num_frames": len(i), "num_truth": len(truth.frame)}

@@ -8,6 +8,8 @@ pixel = (fx x0 + cx, fy x1 + cy).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -49,6 +51,8 @@ def unproject(pixels: ArrayLike, lens: ArrayLike) -> F64:
     small = 1e-7
     for _ in range(_STEPS):  # Newton's method; derivatives by differences serve, as the residual decides
         residual = _distorted(n, lens) - wanted
+        if not (np.abs(residual) > _CONVERGED / 100).any():
+            break  # all are found, or not a number
         dx = (_distorted(n + [small, 0], lens) - _distorted(n - [small, 0], lens)) / (2 * small)
         dy = (_distorted(n + [0, small], lens) - _distorted(n - [0, small], lens)) / (2 * small)
         with np.errstate(all="ignore"):
@@ -73,19 +77,26 @@ def image_grid(height: int, width: int, *, rows: int = 15, columns: int = 20) ->
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def end_point_error_px(estimated: ArrayLike, truth: ArrayLike, *, height: int, width: int) -> F64:
-    """(F, P) distance between where the true lens and the estimated one put the same ray, over the points of
-    `image_grid`.
+def end_point_errors_px(
+    estimated: Sequence[ArrayLike], truth: ArrayLike, *, height: int, width: int
+) -> list[F64]:
+    """(F, P) distances between where the true lens and an estimated one put the same ray, over the points of
+    `image_grid`; NaN where a lens is not finite, or a point has no ray.
 
     Args:
-        estimated, truth: (F, 8) lenses of images of `height` x `width`; frames of an estimate that is not finite are
-            NaN.
+        estimated: (F, 8) lenses, of each of which the distances are wanted.
+        truth: (F, 8) lenses of images of `height` x `width`.
     Raises:
         ValueError: the shapes differ.
     """
-    e, t = np.asarray(estimated, np.float64), np.asarray(truth, np.float64)
-    if e.shape != t.shape or e.ndim != 2 or e.shape[1] != len(LENS):
-        raise ValueError(f"lenses: estimated {e.shape} and true {t.shape} must both be (F, {len(LENS)})")
+    t = np.asarray(truth, np.float64)
     points = image_grid(height, width)
-    rays = unproject(points[None], t[:, None])
-    return np.linalg.norm(project(rays, e[:, None]) - points, axis=-1)
+    rays = None
+    found = []
+    for one in estimated:
+        e = np.asarray(one, np.float64)
+        if e.shape != t.shape or e.ndim != 2 or e.shape[1] != len(LENS):
+            raise ValueError(f"lenses: estimated {e.shape} and true {t.shape} must both be (F, {len(LENS)})")
+        rays = unproject(points[None], t[:, None]) if rays is None else rays
+        found.append(np.linalg.norm(project(rays, e[:, None]) - points, axis=-1))
+    return found

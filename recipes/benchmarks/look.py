@@ -26,7 +26,7 @@ class Found:
         poses, lenses: truth by id, of those that have some.
         rows: of the sequences that are not run.
         partitions, validation: of InFlux, and ids of its videos whose truth is published; else empty.
-        validation: ids of its videos whose truth is published.
+        untold: why a sequence has no truth where its set could tell one, by id.
     """
 
     clips: dict[str, ClipRef]
@@ -36,6 +36,7 @@ class Found:
     rows: dict[str, SequenceScore] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     validation: frozenset[str] = frozenset()
+    untold: dict[str, str] = field(default_factory=dict)
 
     def has_truth(self, name: str) -> bool:
         """Whether it can be scored."""
@@ -62,7 +63,7 @@ def look(name: SetName, source: ReleaseSource, *, asked: tuple[str, ...] = (), e
     if not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     counted = PROTOCOLS[name].sequences
-    found = Found(clips={clip.clip_id: clip for clip in read_clips(source)})
+    found = Found(clips=_by_id(source))
     unknown = [one for one in asked if one not in found.clips and one not in (counted or ())]
     if unknown:
         there = ", ".join(list(found.clips)[:8]) + (" ..." if len(found.clips) > 8 else "")
@@ -73,10 +74,12 @@ def look(name: SetName, source: ReleaseSource, *, asked: tuple[str, ...] = (), e
     problems: dict[str, str] = {}
     if name == "influx":
         found.partitions = find_partitions(root)
-        found.validation = frozenset(
-            p.clip_id(v) for p in found.partitions for v in p.videos if v.split == "val"
-        )
         found.lenses, problems = true_lenses(found.partitions)
+        for one in [one for one, lenses in found.lenses.items() if not len(lenses.frame)]:
+            del found.lenses[one]
+            found.untold[one] = "no frame has a true lens: all lie outside of what was calibrated"
+        validation = {p.clip_id(v) for p in found.partitions for v in p.videos if v.split == "val"}
+        found.validation = frozenset(validation - found.untold.keys())
     for one in names:
         _look_at(name, one, found, problems.get(one), root=root, every=every or bool(asked))
     if not found.wanted:
@@ -85,13 +88,29 @@ def look(name: SetName, source: ReleaseSource, *, asked: tuple[str, ...] = (), e
     return found
 
 
+def _by_id(source: ReleaseSource) -> dict[str, ClipRef]:
+    """Sequences by id.
+
+    Raises:
+        ValueError: two have names that become the same id.
+    """
+    clips: dict[str, ClipRef] = {}
+    for clip in read_clips(source):
+        other = clips.setdefault(clip.clip_id, clip)
+        if other is not clip:
+            raise ValueError(
+                f"{source.root}: {other.original_id} and {clip.original_id} are both called {clip.clip_id} here; rename"
+                " one of them"
+            )
+    return clips
+
+
 def _look_at(name: SetName, one: str, found: Found, problem: str | None, *, root: Path, every: bool) -> None:
     """Add a sequence to those that are run, or its row to those that are not."""
     clip = found.clips.get(one)
     if clip is None:
         found.rows[one] = SequenceScore(sequence=one, status="missing", detail=f"not below {root}")
         return
-    counted = PROTOCOLS[name].sequences
     if problem is None and clip.problem is None and clip.truth_camera_to_world_path is not None:
         true = Sequence(name=clip.original_id, media=clip.media_path, poses=clip.truth_camera_to_world_path)
         try:
@@ -113,6 +132,6 @@ def _look_at(name: SetName, one: str, found: Found, problem: str | None, *, root
         sequence=one,
         status="failed" if published else "no_truth",
         reasons=reasons,
-        detail=problem or "its truth is not published",
+        detail=problem or found.untold.get(one, "its truth is not published"),
         counts=found.num_truth(one),
     )

@@ -207,7 +207,12 @@ def _scored(found: Found, row: Row, protocol: Protocol) -> Scored:
     """
     one = row.clip_id
     if one in found.lenses:
-        return score_lenses(lenses_of_row(row, source_size(found.clips[one])), found.lenses[one])
+        scored = score_lenses(lenses_of_row(row, source_size(found.clips[one])), found.lenses[one])
+        listed = next(v.num_frames for p in found.partitions for v in p.videos if p.clip_id(v) == one)
+        if row.num_frames == listed:
+            return scored
+        note = f"{row.num_frames} frames were decoded, {listed} are listed"
+        return replace(scored, notes=(*scored.notes, note))
     cameras = cameras_of_row(row)
     if cameras is None:
         raise ValueError("the row has no cameras")

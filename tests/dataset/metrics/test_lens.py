@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from theodolite.dataset.metrics.lens import end_point_error_px, image_grid, project, unproject
+from theodolite.dataset.metrics.lens import end_point_errors_px, image_grid, project, unproject
 
 HEIGHT, WIDTH = 2202, 3424
 LENS = np.array([3000.0, 3010.0, 1700.0, 1110.0, -0.12, 0.03, 0.001, -0.002])
@@ -43,7 +43,7 @@ def test_end_point_errors_of_known_lenses() -> None:
     estimated = truth.copy()
     estimated[0, 2] += 3.0  # the centre moves all points alike
     estimated[1, :2] *= 1.1  # the focal length by a tenth of their distance from it
-    apart = end_point_error_px(estimated, truth, height=480, width=640)
+    apart = end_point_errors_px([estimated], truth, height=480, width=640)[0]
     grid = image_grid(480, 640)
     assert grid.shape == (300, 2)
     assert np.allclose(grid.mean(axis=0), [319.5, 239.5])  # centres of cells, the first pixel's centre at 0
@@ -51,4 +51,4 @@ def test_end_point_errors_of_known_lenses() -> None:
     assert np.allclose(apart[1], 0.1 * np.linalg.norm(grid - [319.5, 239.5], axis=1))
     assert np.allclose(apart[2], 0.0)
     with pytest.raises(ValueError, match="must both be"):
-        end_point_error_px(estimated[:, :4], truth[:, :4], height=480, width=640)
+        end_point_errors_px([estimated[:, :4]], truth[:, :4], height=480, width=640)

@@ -262,6 +262,7 @@ def test_influx_scores_the_lens_of_every_frame(influx_run: tuple[Path, Done], zo
     assert scored["values"]["focal_mape_percent"] < 5  # a second of video; the simulated networks err
     assert scored["values"]["epe_below_300px_percent"] == 100
     assert scored["values"]["cx_error_percent"] < 3
+    assert "32 frames were decoded, 36 are listed" in scored["detail"]
     assert gone["status"] == "failed"
     assert "videos/gone_shot1.mp4: no such file" in gone["detail"]
     assert by_name["influx-test-jcity_shot34"]["status"] == "no_truth"
@@ -410,10 +411,10 @@ def test_kitti_s_server_gets_poses_of_camera_0(tmp_path: Path, monkeypatch: pyte
     assert start == list(range(24))
 
 
-def small_tum(root: Path) -> Path:
-    """A sequence of grey pictures with a truth."""
+def small_tum(root: Path, name: str = XYZ) -> Path:
+    """A sequence of black pictures with a truth, too short for a clip."""
     clip = trees.clip_of(num_frames=12)
-    folder = root / XYZ
+    folder = root / name
     (folder / "rgb").mkdir(parents=True)
     times = trees.START_S + clip.time_s
     for time in times:
@@ -534,3 +535,63 @@ def test_predictions_may_be_a_folder_of_tum_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     _, by_name = findings(tmp_path / "out")
     assert by_name[XYZ]["values"]["ate_se3_m"] < 1e-9
+
+
+def test_a_second_run_may_ask_for_other_sequences(tmp_path: Path) -> None:
+    """In the same folder, where rows of the first ones lie; these are rejected before anything is decoded."""
+    root, out = small_tum(tmp_path / "tum"), tmp_path / "out"
+    small_tum(root, DESK)
+    for name in (XYZ, DESK):
+        done = benchmark("tum", root, out, "--depth", "--workers", 0, "--sequences", name)
+        assert done.returncode == 0, done.stderr
+        _, by_name = findings(out)
+        assert {k: (s["status"], s["reasons"]) for k, s in by_name.items()} == {
+            name: ("rejected", ["too_short"])
+        }
+    assert len(open_dataset(out / "dataset")) == 2
+
+
+def test_names_that_become_one_are_refused(tmp_path: Path) -> None:
+    root = small_tum(tmp_path / "tum", "my desk")
+    small_tum(root, "my_desk")
+    done = benchmark("tum", root, tmp_path / "out", "--depth")
+    assert done.returncode == 2
+    assert "my desk and my_desk are both called my_desk here" in done.stderr
+
+
+def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    root = small_tum(tmp_path / "tum")
+    (root / XYZ).rename(root / name)
+    (root / name / "rgb.txt").write_text("no list\n")
+    small_tum(root)
+    done = benchmark("tum", root, tmp_path / "out", "--predictions", root / XYZ / "groundtruth.txt")
+    assert "caf" in done.stdout
+    _, by_name = findings(tmp_path / "out")
+    assert sorted(s["status"] for s in by_name.values()) == ["failed", "scored"]
+    assert pq.read_table(tmp_path / "out/sequences.parquet").num_rows == 2
+
+
+def test_a_video_outside_of_what_was_calibrated_has_no_truth(tmp_path: Path) -> None:
+    """All its true lenses are NaN, as of some videos: it is in no mean, and no fault of anybody."""
+    clip = trees.clip_of(num_frames=3)
+    videos = {
+        "blank_shot1": ("val", None, 10),
+        "gone_shot1": ("val", None, 5),
+        "short_shot1": ("val", clip, 3),
+    }
+    root = trees.write_influx_partition(tmp_path, videos).parent
+    path = root / "influx/gt_validation_dict_v1.json"
+    truth = json.loads(path.read_text())
+    truth["gone_shot1"]["0"]["intrinsics_gt"] = dict.fromkeys(LENS, 1.0)
+    path.write_text(json.dumps(truth))
+    done = benchmark("influx", root, tmp_path / "out", "--workers", 0, *sets(*TINY))
+    assert done.returncode == 1, done.stderr
+    read, by_name = findings(tmp_path / "out")
+    assert {k: s["status"] for k, s in by_name.items()} == {
+        "influx-val-blank_shot1": "no_truth",
+        "influx-val-gone_shot1": "failed",
+        "influx-val-short_shot1": "rejected",
+    }
+    wrong = read["figures"]["epe_below_300px_percent"]
+    assert (wrong["value"], wrong["num"], wrong["of"], wrong["num_absent"]) == (0, 2, 2, 2)
