@@ -140,18 +140,35 @@ def draws(config: StudentConfig, exit_: int) -> RollOutDraws:
 
 
 @pytest.mark.slow
-def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel) -> None:
-    """Chunk by chunk through caches, against one pass over the clip up to each chunk, in float32."""
-    config, asked = StudentConfig(frames=FRAMES), asked_of(given)
-    drawn = draws(config, 1)
-    video = roll_out(student, asked, config, drawn, gradient=False)
+@pytest.mark.parametrize("exit_", [1, 3])
+def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel, exit_: int) -> None:
+    """Chunk by chunk through caches, against one pass over the clip up to each chunk: 1e-5 relative in float32 (1e-7 to
+    2e-7 are seen). The released network rounds queries, keys and values of softmax layers to bfloat16, which makes a
+    last digit of float32 a last digit of bfloat16 now and then: there 1e-4 (up to 1e-5 is seen)."""
+    exact = WorldModel(student.config.model_copy(update={"softmax_bfloat16": False}))
+    exact.load_state_dict(student.state_dict())
+    assert student.config.softmax_bfloat16
+    for model, allowed in ((exact, 1e-5), (student, 1e-4)):
+        config, asked = StudentConfig(frames=FRAMES), asked_of(given)
+        drawn = draws(config, exit_)
+        video = roll_out(model, asked, config, drawn, gradient=False)
+        expected = full_passes(model, asked, config, drawn)
+        for frame in range(1, FRAMES):
+            found, true = video[:, :, frame], expected[:, :, frame]
+            assert float((found - true).norm()) < allowed * float(true.norm()), frame
+
+
+def full_passes(
+    model: WorldModel, asked: Conditions, config: StudentConfig, drawn: RollOutDraws
+) -> torch.Tensor:
+    """The roll-out without caches: every call is a pass over the clip up to its chunk."""
     clean = estimate = asked.image
     assert asked.cameras is not None
     for number, (first, end) in enumerate(chunk_ranges(FRAMES, config.starts)):
         x = drawn.noise[0, :, :, first:end]
-        for step, time in enumerate(config.times[:2]):
+        for step, time in enumerate(config.times[: drawn.exit + 1]):
             if step:
-                x = torch.lerp(estimate, drawn.noise[1, :, :, first:end], time / 1000)
+                x = torch.lerp(estimate, drawn.noise[step, :, :, first:end], time / 1000)
             before = clean if first else clean[:, :, :0]
             whole = torch.cat([before, x], dim=2)
             times = torch.zeros(1, end)
@@ -159,7 +176,7 @@ def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel) -> No
             if first == 0:
                 whole[:, :, :1], times[:, 0] = asked.image, 0
             with torch.no_grad():
-                velocity = student(
+                velocity = model(
                     whole,
                     times,
                     asked.text.states,
@@ -169,8 +186,7 @@ def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel) -> No
                 )
             estimate = (whole - (times / 1000)[:, None, :, None, None] * velocity)[:, :, first:end]
         clean = torch.cat([clean if first else clean[:, :, :0], estimate], dim=2)
-    scale = float(clean.abs().mean())
-    assert float((video - clean).abs().max()) < 1e-5 * max(1.0, scale) * 3
+    return clean
 
 
 @pytest.mark.slow
