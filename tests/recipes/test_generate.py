@@ -6,8 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +19,8 @@ from theodolite.dataset.media.read import count_video_frames
 from theodolite.recipes.cli import app
 from theodolite.recipes.generate.build import build_generator
 from typer.testing import CliRunner
+
+from ..support import ForkedCommand
 
 needs_networks = pytest.mark.skipif(
     find_spec("diffusers") is None or find_spec("transformers") is None, reason="needs theodolite[generate]"
@@ -42,18 +42,6 @@ def write_image(path: Path, height: int = 360, width: int = 640) -> Path:
 
 def generate(*words: object):
     return runner.invoke(app, ["generate", *map(str, words)])
-
-
-def command(*words: object, **more) -> subprocess.Popen[str]:
-    code = "from theodolite.recipes.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "generate", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **more,
-    )
 
 
 def usual(image: Path, out: Path, **changes: object) -> list[object]:
@@ -132,22 +120,21 @@ def test_a_record_makes_the_same_video(image: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished(image: Path, tmp_path: Path) -> None:
     out = tmp_path / "v.mp4"
-    process = command(*usual(image, out, camera="walk", seconds=60))
+    process = ForkedCommand("generate", *usual(image, out, camera="walk", seconds=60), folder=tmp_path)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and (not out.is_file() or out.stat().st_size < 100_000):
         time.sleep(0.05)
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+        assert process.poll() is None, process.stderr.read_text()
+    done = process.end(signal.SIGINT)
+    assert done.returncode == 130, done.stderr
     frames = count_video_frames("v", out)[0]
     assert 0 < frames < 961
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["run"]["status"] == "interrupted"
     # Of a chunk that was being written, too; those of whole chunks are the run's.
     assert record["video"]["num_frames"] == frames >= record["run"]["num_frames"]
-    assert f"holds the first {frames} frames and plays" in errors
-    assert "Traceback" not in errors + text
+    assert f"holds the first {frames} frames and plays" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 @needs_networks

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from theodolite.recipes.generate.options import GenerateOptions
 from theodolite.recipes.generate.single import is_whole, read_made
 
 from ..sana_bench import write_sana_bench
+from ..support import ForkedCommand
 from .test_generate import TRY, generate, needs_networks, write_image
 
 OPTIONS = dict(weights="stand_in", size="tiny", mode="distilled", device="cpu", refine=False)
@@ -177,31 +175,19 @@ def test_other_options_or_requests_are_refused(tmp_path: Path) -> None:
     assert run_batch(write_manifest(tmp_path, rows(1)), options(offload="idle"), out)[1] == 0
 
 
-def command(manifest: Path, out: Path, *more: object) -> subprocess.Popen[str]:
-    code = "from theodolite.recipes.cli import main; main()"
-    words = ["generate", "--manifest", manifest, "--out", out, *TRY, "--no-refiner", *more]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 @needs_networks
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path: Path) -> None:
     content, out = rows(3), tmp_path / "out"
     content[1] |= {"camera": "walk", "seconds": 15}
     manifest = write_manifest(tmp_path, content)
-    process = command(manifest, out)
+    words = ["generate", "--manifest", manifest, "--out", out, *TRY, "--no-refiner"]
+    process = ForkedCommand(*words, folder=tmp_path)
     deadline, growing = time.monotonic() + 200, out / "clip_1.mp4"
     while time.monotonic() < deadline and not (growing.is_file() and growing.stat().st_size > 20_000):
         time.sleep(0.05)
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert process.poll() is None, process.stderr.read_text()
+    process.end(signal.SIGKILL)
     first = (out / "clip_0.mp4").stat().st_mtime_ns
     assert is_whole(out / "clip_0.mp4")
     assert not is_whole(growing)
@@ -214,8 +200,9 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 
 @needs_networks
 @pytest.mark.slow
-def test_several_workers(tmp_path: Path, thorough: bool) -> None:
+def test_several_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool) -> None:
     """Workers give the same videos as one process."""
+    monkeypatch.setattr(batch, "num_cores", lambda: 1)  # one thread a process, as in all tests
     content = rows(3)
     content[2]["camera"] = "loop"
     manifest = write_manifest(tmp_path, content)
