@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -419,7 +420,7 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
     """What a run ran on: our version and commit, Python, machine, versions of packages (null: not installed)."""
     return {
         "theodolite": __version__,
-        **git_state(PACKAGED),
+        **_own_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -443,6 +444,12 @@ def _recorded_runs(path: Path) -> list[dict[str, Any]]:
     path.replace(aside)
     log.warning("%s; it is kept as %s, and the record starts anew", problem, aside.name)
     return []
+
+
+@cache
+def _own_state() -> dict[str, Any]:
+    """`git_state` of this package when it was first asked for: what is committed later is not what runs here."""
+    return git_state(PACKAGED)
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -470,12 +477,15 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def _package_versions(packages: Sequence[str]) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    versions = {name: _package_version(name) for name in packages}
     if "torch" in sys.modules:
         versions["cuda"] = sys.modules["torch"].version.cuda
     return versions
+
+
+@cache
+def _package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

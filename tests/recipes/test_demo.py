@@ -187,11 +187,14 @@ def test_the_command_runs_end_to_end_and_again(tmp_path) -> None:
     """Small and short: the path and the files are tested, accuracy is the full demo's matter."""
     said: list[str] = []
     out: Path = tmp_path / "demo"
-    text, code = run_demo(out, config=SMALL, say=said.append, show_progress=False)
+    config = SMALL.model_copy(
+        update={"render": SMALL.render.model_copy(update={"num_frames": 25, "zoom": "none"})}
+    )
+    text, code = run_demo(out, config=config, say=said.append, show_progress=False)
     assert "against ground truth" in text
     assert code in (0, 1)
     assert (out / "report.html").is_file()
     assert list((out / "dataset").rglob("*.parquet"))
     assert len(said) == 2
-    again, _ = run_demo(out, config=SMALL, show_progress=False)
+    again, _ = run_demo(out, config=config, show_progress=False)
     assert again.splitlines()[1:7] == text.splitlines()[1:7]

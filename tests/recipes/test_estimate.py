@@ -19,7 +19,7 @@ TINY = (
     "annotate.geometry.device=cpu",
     "annotate.geometry.pi3x.max_pixels=5000",
     "annotate.decode.max_side_px=320",
-    "annotate.decode.max_frames=25",
+    "annotate.decode.max_frames=13",
     "annotate.tracks={num_flow_tracks: 60, num_descriptors: 150}",
 )
 

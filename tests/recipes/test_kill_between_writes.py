@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 SCRIPT = r"""
-import json, os, signal, sys
+import gc, json, os, signal, sys
 from pathlib import Path
 
 import theodolite.annotate.pipeline  # imported late by a run, and dear in every fork
@@ -93,6 +93,9 @@ def manifest(out):
     }
 
 
+annotate(base / "first")  # what a process remembers is remembered by its forks
+gc.collect()
+gc.freeze()  # else each fork copies what it shares with this process, by looking for garbage in it
 assert forked(lambda: annotate(base / "whole")) == 0
 wanted = manifest(base / "whole")
 moment, failures = 0, []
