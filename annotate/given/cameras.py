@@ -333,7 +333,9 @@ def _to_stored(
     clip: ClipRef, path: Path, intrinsics: FloatArray, size: tuple[int, int], frames: ClipFrames
 ) -> FloatArray:
     """(N, 3, 3) intrinsics for images of `size` (height, width), in pixels of the stored size."""
-    offset = np.abs(intrinsics[:, [0, 1], 2] / np.array([size[1], size[0]]) - 0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = np.abs(intrinsics[:, [0, 1], 2] / np.array([size[1], size[0]]) - 0.5)
+    offset = np.nan_to_num(offset, nan=np.inf)
     if offset.max() > MAX_CENTRE_OFFSET:
         i = int(offset.max(1).argmax())
         raise ClipRejection(

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ...dataset.names import wrong_pointer
 from .clip import ClipRef
-from .tree import Folder, Layout, Listed, Release, find_table, positive, rows_of, say_absent
+from .tree import Folder, Layout, Listed, PassedOver, Release, find_table, positive, rows_of, say_absent
 
 _TABLES = ("miradata_v1_*.csv", "miradata_v0.csv", "*/miradata_v1_*.csv")
 _SUFFIXES = (".mp4", ".mkv", ".webm")
@@ -56,8 +56,8 @@ def _read(release: Release) -> Iterator[ClipRef]:
             f"{release.root}: no miradata_v1_*.csv or miradata_v0.csv; name the table as source.metadata"
         )
     listed = absent = 0
-    folder = Folder(release.root)
-    for stretch in _stretches(table):
+    folder, odd = Folder(release.root), PassedOver(table, "rows")
+    for stretch in _stretches(table, odd):
         listed += 1
         raw = _found(folder, (place + suffix for place in stretch.raw for suffix in _SUFFIXES))
         media = raw or _found(folder, stretch.cut)
@@ -73,6 +73,7 @@ def _read(release: Release) -> Iterator[ClipRef]:
             original_id=stretch.clip_id,
             media_kind="video",
         )
+    odd.say()
     say_absent(release, listed=listed, absent=absent, table=table)
 
 
@@ -80,12 +81,18 @@ def _found(folder: Folder, places: Iterable[str]) -> str | None:
     return next((place for place in places if not wrong_pointer(place) and folder.has(place)), None)
 
 
-def _stretches(table: Path) -> Iterator[_Stretch]:
-    """Rows that make sense, in the table's order; others are passed over."""
+def _stretches(table: Path, odd: PassedOver | None = None) -> Iterator[_Stretch]:
+    """Rows that make sense, in the table's order; `odd` counts the others."""
     if "v0" in table.name:
-        yield from filter(None, map(_v0, rows_of(table, "index", "start_frame", encoding="iso-8859-1")))
+        read, keys, rows = _v0, ("index", "start_frame"), {"encoding": "iso-8859-1"}
     else:
-        yield from filter(None, map(_v1, rows_of(table, "clip_id", "timestamp")))
+        read, keys, rows = _v1, ("clip_id", "timestamp"), {}
+    for row in rows_of(table, *keys, **rows):
+        stretch = read(row)
+        if stretch is not None:
+            yield stretch
+        elif odd is not None:
+            odd.add(str({key: row[key] for key in keys}))
 
 
 def _v0(row: dict[str, str]) -> _Stretch | None:

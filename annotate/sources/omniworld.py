@@ -17,7 +17,18 @@ from typing import Any
 
 from ...dataset.inputs import InputError, read_json, read_text
 from .clip import ClipRef, GivenGeometry
-from .tree import Layout, Listed, Release, clean, find_table, folders_with, positive, rows_of, table_by
+from .tree import (
+    Layout,
+    Listed,
+    PassedOver,
+    Release,
+    clean,
+    find_table,
+    folders_with,
+    positive,
+    rows_of,
+    table_by,
+)
 
 _METADATA = ("metadata/omniworld_game_metadata.csv", "metadata/OmniWorld-Game_metadata.csv")
 _ARCHIVE = re.compile(r"(?P<uid>[0-9a-f]{12})_(?:rgb_\d+|depth_\d+|flow_\d+|others)\.tar\.gz")
@@ -91,10 +102,15 @@ def _read_splits(release: Release) -> Iterator[ClipRef]:
 
 def _read_windows(release: Release) -> Iterator[ClipRef]:
     """Windows over runs of splits that follow each other without a gap, with the shipped depth."""
+    odd = PassedOver(release.root, "scenes")
     for scene in _scenes(release):
-        for first, last in runs(scene.splits):
-            if scene.fps is None:
-                continue
+        if scene.fps is None:
+            odd.add(f"{scene.folder.name}: no table and no fps.txt says its frame rate")
+            continue
+        found = runs(scene.splits)
+        if not found:
+            odd.add(f"{scene.folder.name}: split_info.json lists no split of frames that follow each other")
+        for first, last in found:
             yield from release.cut(
                 f"{clean(scene.folder.name)}_f{first:06d}",
                 media_path=scene.colour,
@@ -107,6 +123,7 @@ def _read_windows(release: Release) -> Iterator[ClipRef]:
                 numbered=True,
                 given=scene.depth(),
             )
+    odd.say()
 
 
 def runs(splits: list[Any]) -> list[tuple[int, int]]:

@@ -8,13 +8,16 @@ sana_wm_zip_latent_data.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from ...dataset.inputs import parse_json, read_text
+from ...dataset.inputs import InputError, parse_json, read_text
 from .clip import ClipRef, GivenGeometry
 from .tree import Layout, Release, positive
+
+log = logging.getLogger(__name__)
 
 SCALES = "_metric_scale_stats"
 
@@ -43,14 +46,21 @@ def _scales(stem: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for suffix in (".json", ".jsonl"):
         path = stem.with_name(f"{stem.name}{SCALES}{suffix}")
-        if path.is_file():
+        if not path.is_file():
+            continue
+        try:
             text = read_text(path)
             parts = [text] if suffix == ".json" else text.splitlines()
-            for part in filter(str.strip, parts):
-                for key, stats in _object(parse_json(part, path)).items():
-                    value = positive(str(stats.get("median"))) if isinstance(stats, dict) else None
-                    if value is not None:
-                        found[key] = value
+            values = [_object(parse_json(part, path)) for part in parts if part.strip()]
+        except (
+            InputError
+        ) as error:  # one damaged sidecar is no reason to stop at the zips before and after it
+            log.warning("%s; its clips have no metres by their source", error)
+            continue
+        for key, stats in (item for value in values for item in value.items()):
+            median = positive(str(stats.get("median"))) if isinstance(stats, dict) else None
+            if median is not None:
+                found[key] = median
     return found
 
 

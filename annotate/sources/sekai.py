@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ...dataset.names import wrong_pointer
 from .clip import ClipRef, GivenGeometry
-from .tree import Folder, Layout, Listed, Release, find_table, rows_of, say_absent
+from .tree import Folder, Layout, Listed, PassedOver, Release, find_table, rows_of, say_absent
 
 WALKING_FPS = 30.0
 """Rate in which the names of real walks count, whatever the video's own."""
@@ -54,7 +54,8 @@ def _read_walking(release: Release) -> Iterator[ClipRef]:
     here = Folder(release.root)
     raw = {path.stem: path for path in sorted((release.root / RAW).glob("*.*"))}
     listed = absent = 0
-    for video_id, start, end, name in _walks(table):
+    odd = PassedOver(table, "names of videos")
+    for video_id, start, end, name in _walks(table, odd):
         listed += 1
         cut = next((f"{place}/{name}" for place in places if here.has(f"{place}/{name}")), None)
         if cut is not None:
@@ -73,16 +74,19 @@ def _read_walking(release: Release) -> Iterator[ClipRef]:
             original_id=name,
             media_kind="video",
         )
+    odd.say()
     say_absent(release, listed=listed, absent=absent, table=table)
 
 
-def _walks(table: Path) -> Iterator[tuple[str, int, int, str]]:
-    """YouTube id, first and past-the-last frame, and file name of every walk, each once."""
+def _walks(table: Path, odd: PassedOver | None = None) -> Iterator[tuple[str, int, int, str]]:
+    """YouTube id, first and past-the-last frame, and file name of every walk, each once; `odd` counts other names."""
     seen: set[int] = set()
     for row in rows_of(table, "videoFile"):
         name = row["videoFile"].strip()
         parts = name.removesuffix(".mp4").rsplit("_", 2)  # ids hold "_" themselves
         if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()) or wrong_pointer(name):
+            if odd is not None:
+                odd.add(repr(name))
             continue
         if hash(name) not in seen:  # the tables hold rows twice
             seen.add(hash(name))

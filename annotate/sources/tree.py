@@ -361,6 +361,36 @@ def clean(name: str) -> str:
     return f"{cleaned[: _LONGEST - 11]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
+class PassedOver:
+    """Entries of a set that make no sense: they cannot become clips with a reason, so they are told of together.
+
+    Args:
+        where: table or folder that holds them.
+        what: what they are, in the plural.
+    """
+
+    def __init__(self, where: Path, what: str) -> None:
+        self._where, self._what = where, what
+        self._count = 0
+        self._example = ""
+
+    def add(self, example: str) -> None:
+        """One more."""
+        self._count += 1
+        self._example = self._example or example
+
+    def say(self) -> None:
+        """Tell of them, if there are any."""
+        if self._count:
+            log.warning(
+                "%s: %d %s make no sense, the first is %.200s; they are left out",
+                self._where,
+                self._count,
+                self._what,
+                self._example,
+            )
+
+
 def say_absent(release: Release, *, listed: int, absent: int, table: Path) -> None:
     """Tell that a table lists media that are not here; why is in the ledger of what was fetched."""
     if absent:

@@ -345,7 +345,8 @@ def read_sana_wm(path: str | Path, *, key: str | None) -> ShippedCameras:
     """
     path = Path(path)
     arrays = read_npz(path, ("ids", "ranges", "pose", "intrinsics"))
-    ids = [str(name) for name in arrays["ids"].reshape(-1)]
+    names = arrays["ids"].reshape(-1)
+    ids = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
     if key is None or key not in ids:
         raise ValueError(f"{path}: holds no camera of clip {key!r}; it has {len(ids)}, such as {ids[:2]}")
     ranges = _numbers(arrays["ranges"], path, "ranges", (None, 2)).astype(np.int64)

@@ -64,6 +64,7 @@ def test_mira_leaves_out_what_is_not_here_and_what_makes_no_sense(tmp_path: Path
         "1_0_s000480",
     ]
     assert "lists 3 clips, of 2 no media lie below" in caplog.text
+    assert "3 rows make no sense, the first is {'clip_id': 'nan'" in caplog.text
 
 
 def test_mira_of_the_first_generation(tmp_path: Path) -> None:

@@ -87,3 +87,22 @@ def test_an_omniworld_frame_that_is_missing_is_a_gap(tmp_path: Path) -> None:
     (clip,) = listed("omniworld-game-windows", tmp_path).values()
     with pytest.raises(ClipRejection, match="frame_gap"):
         open_clip(clip, DecodeConfig())
+
+
+def test_omniworld_scenes_that_cannot_be_cut_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They have no frames that a row could be of; without a word a download with one file missing would be smaller."""
+    whole = write_scene(tmp_path, [list(range(60))], images=range(0))
+    for name, info, fps in (
+        ("aaaaaaaaaaaa", {"split": [list(range(60))]}, None),
+        ("cccccccccccc", {"split": {"0": list(range(60))}}, 24),
+    ):
+        scene = whole.parent / name
+        scene.mkdir()
+        (scene / "split_info.json").write_text(json.dumps(info))
+        if fps:
+            (scene / "fps.txt").write_text(f"FPS: {fps}\n")
+    clips = listed("omniworld-game-windows", tmp_path, windows=Windows(frames=33))
+    assert list(clips) == ["b04f88d1f85a_f000000_s000000"]
+    assert "2 scenes make no sense, the first is aaaaaaaaaaaa: no table and no fps.txt" in caplog.text

@@ -59,3 +59,25 @@ def test_a_sana_clip_without_a_camera_is_no_identity(tmp_path: Path) -> None:
     clip = listed("sana-wm", tmp_path)["unknown"]
     with pytest.raises(ClipRejection, match=r"cameras_unreadable.*holds no camera of clip 'unknown'"):
         cameras_of(clip)
+
+
+def test_a_damaged_sidecar_stops_no_listing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    truth = write_sana(tmp_path / "a")
+    write_sana(tmp_path / "b", "other_key")
+    (tmp_path / "a/sekai_00000000_metric_scale_stats.json").write_text("{")
+    clips = listed("sana-wm", tmp_path)
+    assert {key: clip.given.metres_per_unit for key, clip in clips.items()} == {
+        truth.name: None,
+        "other_key": 3.5,
+    }
+    assert "its clips have no metres by their source" in caplog.text
+
+
+def test_sana_ids_may_be_bytes(tmp_path: Path) -> None:
+    truth = write_sana(tmp_path)
+    path = tmp_path / "sekai_00000000_camera.npz"
+    with np.load(path) as stored:
+        content = dict(stored)
+    np.savez(path, **content | {"ids": content["ids"].astype("S")})
+    (clip,) = listed("sana-wm", tmp_path).values()
+    np.testing.assert_allclose(known(cameras_of(clip).camera_to_world), truth.camera_to_world, atol=1e-5)

@@ -27,7 +27,7 @@ def write_walking_table(root: Path, *names: str, caption: str = "a walk") -> Pat
     return path
 
 
-def test_sekai_walks_are_those_of_the_table(tmp_path: Path) -> None:
+def test_sekai_walks_are_those_of_the_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = "--Rwt95Vkw0_0003750_0005550.mp4", "a_b_c_d-e_f_0000000_0001800.mp4"
     write_walking_table(
         tmp_path, first, second, first, "broken.mp4", "gone0000000_0000000_0001800.mp4", caption="x" * 200_000
@@ -37,6 +37,7 @@ def test_sekai_walks_are_those_of_the_table(tmp_path: Path) -> None:
     touch(tmp_path / "sekai-real-walking/elsewhere00_0000000_0001800.mp4")  # the mirror holds the full set
     clips = listed("sekai-walking", tmp_path)
     assert list(clips) == [first[:-4], second[:-4]]
+    assert "1 names of videos make no sense, the first is 'broken.mp4'; they are left out" in caplog.text
     each = release_clips("sekai-walking", Release(root=tmp_path, source="test"))
     assert len(list(each)) == 2  # a row that is there twice is one clip
     assert clips[first[:-4]].original_id == first
