@@ -397,6 +397,19 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
         FileExistsError: in an object store, another part of this shard is there.
         OSError: the disk is full or not writable; names the folder. No partial file remains.
     """
+    content = encode_part(rows, shard_id=shard_id, recipe_hash=recipe_hash)
+    path = part_path(out, source=rows[0].source, shard_id=shard_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _put_part(path, content)
+    return path
+
+
+def encode_part(rows: Sequence[Row], *, shard_id: str, recipe_hash: str) -> memoryview:
+    """What `write_part` writes.
+
+    Raises:
+        ValueError: rows that do not belong together.
+    """
     if not rows:
         raise ValueError(f"shard {shard_id}: no rows to write")
     sources = {row.source for row in rows}
@@ -413,22 +426,25 @@ def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_ha
             raise ValueError(
                 f"shard {shard_id}: clip {row.clip_id} was made by recipe {row.recipe_hash}, not {recipe_hash}"
             )
-    path = part_path(out, source=rows[0].source, shard_id=shard_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = rows_to_table(rows)
     metadata = dict(table.schema.metadata or {}) | {b"theodolite.recipe_hash": recipe_hash.encode()}
-    table = table.replace_schema_metadata(metadata)
-    write_part_table(path, table)
-    return path
+    return _encode(table.replace_schema_metadata(metadata))
 
 
 def write_part_table(path: Path, table: pa.Table) -> None:
     """Write a table of rows as a part file, all or nothing; errors of the disk and store as `write_part`."""
+    _put_part(path, _encode(table))
+
+
+def _encode(table: pa.Table) -> memoryview:
     frames = max(1, sum(table["num_frames"].to_pylist()))
     per_group = max(1, _ROW_GROUP_FRAMES * table.num_rows // frames)
     sink = pa.BufferOutputStream()
     write_table(table, sink, row_group_size=per_group)
-    content = memoryview(sink.getvalue())
+    return memoryview(sink.getvalue())
+
+
+def _put_part(path: Path, content: memoryview) -> None:
     if not isinstance(path, StorePath):
         write_atomically(path, content)
     elif not path.create(content):

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...dataset.commit import check_run
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
-from ...dataset.store import part_path, shard_digest, write_part
+from ...dataset.store import encode_part, part_path, shard_digest, write_part
 from ..networks.device import be_worker, claim_worker_number
 from ..reporting import listen, say
 from ..sfm.processes import share_threads
 from ..sources.clip import ClipRef, Mode, identity
 from .plan import Shard
 from .tally import Outcome, outcome_of, part_outcomes
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
@@ -54,6 +55,7 @@ class Job:
         recipe_hash: of the resolved recipe.
         annotate: the per-clip function.
         incoming: folder of the run, into which workers write (see `dataset/commit.py`); None: straight into the data.
+        watchdog: of this process, where clips are annotated in that of the command.
     """
 
     out: Path
@@ -62,6 +64,7 @@ class Job:
     recipe_hash: str
     annotate: AnnotateClip = whole_pipeline
     incoming: Path | None = None
+    watchdog: Watchdog | None = None
 
     @property
     def folder(self) -> Path:
@@ -170,7 +173,10 @@ def annotate_one(clip: ClipRef, job: Job, *, before: tuple[Shard, list[Row]] | N
         )
     try:
         try:
-            with _ended_after(limit_s, late, lambda: _give_up(clip, job, before)):
+            with (
+                _watched(clip, job, before),
+                _ended_after(limit_s, late, lambda: _give_up(clip, job, before)),
+            ):
                 return job.annotate(clip, job.config, mode=job.mode, recipe_hash=job.recipe_hash)
         finally:
             say(clip.clip_id, "")
@@ -191,7 +197,7 @@ def _ended_after(limit_s: float, late: Path | None, give_up: Callable[[], None])
 
     Nothing else ends a thread that waits in a system call or in a decoder. In the command's own process (no workers)
     what is inside is interrupted instead, as soon as Python has the word again; where it has not for half a minute
-    more, `give_up` is called, which ends the command.
+    more, `give_up` is called, which ends the command. Time in which the process was stopped does not count.
 
     Raises:
         ClipLate: in the command's own process, it has taken longer.
@@ -219,34 +225,71 @@ _GRACE_S = 30.0
 @contextmanager
 def _timer(after_s: float, act: Callable[[], None]) -> Iterator[None]:
     """Act, in a thread of its own, unless what is inside ends before."""
-    timer = threading.Timer(after_s, act)
-    timer.daemon = True
-    timer.start()
+    over = threading.Event()
+
+    def wait() -> None:
+        left, last = after_s, time.monotonic()
+        while left > 0:
+            if over.wait(min(left, _TICK_S)):
+                return
+            now = time.monotonic()
+            left -= min(now - last, 2 * _TICK_S)  # more has gone by where this process was stopped
+            last = now
+        act()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
+        waiting.join()  # what it does, it has done
+
+
+_TICK_S = 1.0
 
 
 def _give_up(clip: ClipRef, job: Job, before: tuple[Shard, list[Row]] | None) -> None:
     """End the command because of a clip that nothing else ends. It gets its row, as those of its shard before it do:
     as a part in the run's folder, which the next command takes in."""
-    limit_s = job.config.executor.clip_timeout_s
-    detail = f"was not done after {limit_s:g} s and could not be interrupted"
-    row = failure_row(clip, job, "timed_out", detail)
-    shard, rows = before or (None, [])
-    rows = [*rows, row]
-    number = "late" if shard is None else shard.shard_id.split("-")[0]
-    shard_id = f"{number}-{shard_digest(row.clip_id for row in rows)}"
+    rows, shard_id, said = _left_behind(clip, job, before)
     with suppress(OSError):
         write_part(job.folder, rows, shard_id=shard_id, recipe_hash=job.recipe_hash)
-    sys.stderr.write(
+    sys.stderr.write(said)
+    sys.stderr.flush()
+    end_process()
+
+
+def _left_behind(
+    clip: ClipRef, job: Job, before: tuple[Shard, list[Row]] | None
+) -> tuple[list[Row], str, str]:
+    """Rows of the part that is left where a clip ends the command, its shard id, and what is said."""
+    detail = f"was not done after {job.config.executor.clip_timeout_s:g} s and could not be interrupted"
+    shard, rows = before or (None, [])
+    rows = [*rows, failure_row(clip, job, "timed_out", detail)]
+    number = "late" if shard is None else shard.shard_id.split("-")[0]
+    shard_id = f"{number}-{shard_digest(row.clip_id for row in rows)}"
+    said = (
         f"error: {job.out}: clip {clip.clip_id} {detail} (a decoder that does not end, a disk that does not answer), so"
         " this command ends. The clip is recorded as timed_out, and the same command goes on with the others; with"
         " workers (--workers 1 or more) such a clip ends its worker alone\n"
     )
-    sys.stderr.flush()
-    end_process()
+    return rows, shard_id, said
+
+
+@contextmanager
+def _watched(clip: ClipRef, job: Job, before: tuple[Shard, list[Row]] | None) -> Iterator[None]:
+    """Where everything happens in the command's own process, have it ended from outside if nothing within can: what
+    holds Python's lock keeps every thread from doing so."""
+    if job.watchdog is None:
+        yield
+        return
+    rows, shard_id, said = _left_behind(clip, job, before)
+    part = part_path(job.folder, source=clip.source, shard_id=shard_id)
+    content = encode_part(rows, shard_id=shard_id, recipe_hash=job.recipe_hash)
+    after_s = job.config.executor.clip_timeout_s + 2 * _GRACE_S
+    with job.watchdog.expecting(after_s, part=part, content=content, say=said):
+        yield
 
 
 def end_process() -> None:
@@ -261,19 +304,22 @@ class ClipLate(BaseException):
 @contextmanager
 def _interrupted_after(limit_s: float) -> Iterator[None]:
     """Raise `ClipLate` in what is inside after so long; the main thread alone can be interrupted."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_kill"):
         yield
         return
 
     def late(signum: int, frame: object) -> None:
-        raise ClipLate
+        if not over:
+            raise ClipLate
 
+    over = False
+    me = threading.get_ident()
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        yield
+        with _timer(limit_s, lambda: None if over else signal.pthread_kill(me, signal.SIGALRM)):
+            yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        over = True
         signal.signal(signal.SIGALRM, before)
 
 
