@@ -3,8 +3,8 @@
 A table of them lies in `extra/<name>/` beside the data: `table.json` (what kind, and what made it) and
 `part-<number>.parquet` with `clip_id`, the values, and `problem` where a clip could not be done. A part is there whole
 or not at all, and a clip in several parts counts as the last one says: a run that is killed goes on with the clips that
-are in none. Rows take the values up when they are read (`ClipDataset.rows` and `row`): a caption under the table's
-name, scores among the metrics.
+are in none. In an object store a part is put only if none of its number is there. Rows take the values up when they
+are read (`ClipDataset.rows` and `row`): a caption under the table's name, scores among the metrics.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .inputs import InputError, parse_json, read_text
 from .names import check_name
 from .parquet import read_table, sealed
 from .rows import Row
+from .storage.paths import StorePath, as_path
 from .store import TEMPORARY, write_atomically
 
 pc: Any = _compute  # its functions are made at import, where no type checker sees them
@@ -92,10 +93,15 @@ class ExtraTable:
         return self._write(pa.table({key: _column(key, [row[key] for row in rows]) for key in rows[0]}))
 
     def _write(self, table: pa.Table) -> Path:
-        number = 1 + max((int(part.stem.partition("-")[2]) for part in self.parts()), default=-1)
-        path = self.folder / f"part-{number:08d}.parquet"
-        write_atomically(path, memoryview(sealed(table, compression="zstd", row_group_size=1 << 16)))
-        return path
+        content = memoryview(sealed(table, compression="zstd", row_group_size=1 << 16))
+        while True:
+            number = 1 + max((int(part.stem.partition("-")[2]) for part in self.parts()), default=-1)
+            path = self.folder / f"part-{number:08d}.parquet"
+            if not isinstance(path, StorePath):
+                write_atomically(path, content)
+                return path
+            if path.create(content):
+                return path
 
     def join_parts(self) -> None:
         """Make few parts of many small ones; whatever dies in between, no clip is lost or counts twice."""
@@ -134,8 +140,8 @@ def begin_table(dataset: str | Path, name: str, kind: Kind, settings: Mapping[st
     Raises:
         ValueError: no dataset folder, a name that is none, or a table of other settings; names every difference.
     """
-    folder = Path(dataset) / FOLDER / check_name(name, "the table's name")
-    if not (Path(dataset) / "data").is_dir():
+    folder = as_path(dataset) / FOLDER / check_name(name, "the table's name")
+    if not (as_path(dataset) / "data").is_dir():
         raise ValueError(f"{dataset}: no folder of a dataset with parts; further columns lie beside them")
     wanted = {"format": FORMAT, "version": VERSION, "kind": kind, "settings": dict(settings)}
     if (folder / "table.json").is_file():
@@ -152,8 +158,9 @@ def begin_table(dataset: str | Path, name: str, kind: Kind, settings: Mapping[st
             raise ValueError(
                 f"{folder}: was made otherwise ({'; '.join(differences)}); choose another --name, or remove the folder"
             )
-        for stale in folder.glob(f"{TEMPORARY}*"):
-            stale.unlink()
+        if not isinstance(folder, StorePath):  # where those are signs of life
+            for stale in folder.glob(f"{TEMPORARY}*"):
+                stale.unlink()
         return found
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "table.json", (json.dumps(wanted, indent=1) + "\n").encode())
@@ -182,7 +189,7 @@ def open_table(folder: Path) -> ExtraTable:
 
 def extra_tables(dataset: str | Path) -> list[ExtraTable]:
     """All tables of a dataset, sorted by name; none for what is no folder here."""
-    root = Path(dataset) / FOLDER
+    root = as_path(dataset) / FOLDER
     if not root.is_dir():
         return []
     return [open_table(folder) for folder in sorted(root.iterdir()) if (folder / "table.json").is_file()]

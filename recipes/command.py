@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
@@ -17,6 +19,7 @@ from pydantic import BaseModel
 from typer.models import OptionInfo, ParameterInfo
 
 from ..dataset.escape import for_terminal
+from ..dataset.storage.paths import StorePath
 
 Outcome = tuple[str, int]
 """Text for stdout, and the exit code."""
@@ -63,6 +66,7 @@ def call(work: Work, **given: Any) -> Outcome:
     Raises:
         ValueError, ImportError, OSError, RuntimeError: what `finish` turns into messages.
     """
+    _refuse_addresses(given)
     arguments: dict[str, Any] = {}
     for name, kind in _parameters(work).items():
         if _is_record(kind):
@@ -74,6 +78,27 @@ def call(work: Work, **given: Any) -> Outcome:
     if given:
         raise TypeError(f"{work.__name__} has no {', '.join(given)}")
     return work(**arguments)
+
+
+_WRITTEN = ("out", "html", "staging", "plot", "plots")
+"""Options that name what a command writes."""
+
+
+def _refuse_addresses(given: dict[str, Any]) -> None:
+    """Refuse to write to an address with a command that writes files: a folder `s3:` would be made here.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in _WRITTEN:
+        path = given.get(name)
+        if not isinstance(path, Path) or isinstance(path, StorePath):
+            continue
+        if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path)):
+            raise ValueError(
+                f"--{name} {found[1]}://{str(path)[found.end() :]}: this command writes to a folder or file here; copy"
+                " it to the store afterwards (annotate, compact, caption and score write to object stores)"
+            )
 
 
 def _parameters(work: Work) -> dict[str, Any]:

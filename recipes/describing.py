@@ -20,7 +20,7 @@ from ..annotate.frames.dover import Network, chunks, score_chunk
 from ..annotate.language.base import LanguageModel, ModelGone, clip_pictures
 from ..annotate.language.tasks import Task, prompts_digest
 from ..annotate.run.cluster import RunAborted, raise_if_interrupted, signals_as_interrupt
-from ..dataset.commit import hold_folder
+from ..dataset.commit import hold_dataset
 from ..dataset.extra import FOLDER, ExtraTable, Kind, begin_table, open_table
 from ..dataset.media.read import read_frames
 from ..dataset.reading import ClipDataset, open_dataset
@@ -185,7 +185,7 @@ def run_describe(path: Path, describer: Describer, options: DescribeOptions, *, 
             0,
         )
     table = begin_table(path, options.name, describer.kind, describer.settings)
-    with hold_folder(table.folder), signals_as_interrupt():
+    with hold_dataset(table.folder), signals_as_interrupt():
         done = table.done(problems=not options.retry)
         left = [i for i in wanted if i not in done][: options.limit]
         problems = _do_all(clips, left, describer, table, options, say)

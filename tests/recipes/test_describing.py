@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from theodolite.annotate.frames import dover
 from theodolite.dataset import extra
+from theodolite.dataset.commit import hold_dataset
 from theodolite.dataset.extra import extra_scores, extra_tables
 from theodolite.dataset.index import refresh_index
 from theodolite.dataset.reading import open_dataset
+from theodolite.dataset.storage.paths import StorePath, as_path
 
 from ..annotate.language.chat_server import SCENE, Chat, chatting, pictures_of
 from ..support import Done, run_here
@@ -236,3 +239,57 @@ def test_dover_by_torchscript(dataset: Path, tmp_path: Path) -> None:
     assert (
         pq.ParquetFile(next((dataset / "extra/dover").glob("*.parquet"))).schema_arrow.names[0] == "clip_id"
     )
+
+
+@pytest.mark.slow
+def test_captions_lie_beside_rows_in_an_object_store(
+    dataset: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun, gone on with, joined, and read with the rows; by one command at a time."""
+    place = as_path(f"memory://{uuid.uuid4().hex}/run")
+    assert isinstance(place, StorePath)
+    for path in dataset.rglob("*"):
+        if path.is_file():
+            (place / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
+
+    def said(*more: object) -> Done:
+        options = ("--server", chat.url, "--model", "m", "--media-root", dataset.parent, "--pictures", 3)
+        return run_here("caption", place, *options, "--jobs", 1, *more)
+
+    first = said("--limit", 1)
+    assert (first.returncode, first.stdout.count("1 clips done")) == (0, 1), first
+    (table,) = extra_tables(place)
+    assert [part.name for part in table.parts()] == ["part-00000000.parquet"]
+    monkeypatch.setattr(extra, "_JOINED_FROM", 2)
+    with hold_dataset(table.folder):
+        assert "another run is writing here" in said().stderr
+        assert len(chat.requests) == 1
+    assert "2 clips done, 1 were there" in said().stdout
+    assert len(table.parts()) == 1, "joined"
+    rows = list(open_dataset(place).rows())
+    assert [row.captions for row in rows] == [{"scene": SCENE}] * 3 + [{"scene": "A room."}]
+    assert "0 clips done, 3 were there" in said().stdout
+    assert len(chat.requests) == 3
+    for name in place.objects():
+        (place / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("filter", "DIR", "--out", "s3://bucket/kept"),
+        ("export", "DIR", "--format", "tum", "--out", "gs://bucket/x"),
+        ("report", "DIR", "--html", "s3://bucket/report.html"),
+        ("encode", "DIR", "--out", "az://bucket/x"),
+    ],
+)
+def test_commands_that_write_files_refuse_addresses_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """A folder of that name was made here."""
+    monkeypatch.chdir(tmp_path)
+    done = run_here(*arguments)
+    address = arguments[-1]
+    assert done.returncode == 2
+    assert f"{address}: this command writes to a folder or file here" in done.stderr
+    assert not list(tmp_path.iterdir())
