@@ -28,6 +28,23 @@ def _digest(clip_id: str) -> bytes:
     return hashlib.blake2b(clip_id.encode(), digest_size=DIGEST_BYTES).digest()
 
 
+_Run = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+"""Sorted digests without doubles, in two halves: numbers are compared ten times as fast as texts."""
+
+
+def _halves(digests: Digests) -> _Run:
+    pairs = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+
+def _sorted(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> _Run:
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
+    new = np.ones(len(high), bool)
+    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return high[new], low[new]
+
+
 class ClipSet:
     """A growing set of clip ids; holds digests, so ids come out no more.
 
@@ -36,7 +53,7 @@ class ClipSet:
 
     def __init__(self, clip_ids: Iterable[str] = ()) -> None:
         self._loose: set[bytes] = set()
-        self._runs: list[Digests] = []
+        self._runs: list[_Run] = []
         self.update(clip_ids)
 
     def update(self, clip_ids: Iterable[str]) -> None:
@@ -48,17 +65,18 @@ class ClipSet:
     def add(self, digests: Digests) -> None:
         """Add ids by their digests."""
         if len(digests) >= _LOOSE:
-            self._merge(np.unique(digests))
+            self._merge(digests)
             return
         self._loose.update(digests.tolist())
         if len(self._loose) >= _LOOSE:
-            self._merge(np.sort(np.array(list(self._loose), dtype=f"S{DIGEST_BYTES}")))
+            self._merge(np.array(list(self._loose), dtype=f"S{DIGEST_BYTES}"))
             self._loose.clear()
 
-    def _merge(self, run: Digests) -> None:
-        """Sort in a sorted run."""
-        while self._runs and len(self._runs[-1]) < 2 * len(run):
-            run = np.union1d(self._runs.pop(), run)
+    def _merge(self, digests: Digests) -> None:
+        run = _sorted(*_halves(digests))
+        while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
+            high, low = self._runs.pop()
+            run = _sorted(np.concatenate([high, run[0]]), np.concatenate([low, run[1]]))
         self._runs.append(run)
 
     def has(self, clip_ids: Sequence[str]) -> list[bool]:
@@ -68,9 +86,15 @@ class ClipSet:
     def has_digests(self, wanted: Digests) -> NDArray[np.bool_]:
         """(N,) as `has`, of digests."""
         found = np.array([digest in self._loose for digest in wanted.tolist()], dtype=bool)
-        for run in self._runs:
-            place = np.minimum(np.searchsorted(run, wanted), len(run) - 1)
-            found |= run[place] == wanted
+        high, low = _halves(wanted) if self._runs else (wanted, wanted)
+        for run_high, run_low in self._runs:
+            place = np.minimum(np.searchsorted(run_high, high), len(run_high) - 1)
+            same = run_high[place] == high
+            found |= same & (run_low[place] == low)
+            # Several digests with one first half: one pair among six billion ids.
+            for i in np.flatnonzero(same & ~found).tolist():
+                end = np.searchsorted(run_high, high[i], side="right")
+                found[i] = bool((run_low[place[i] : end] == low[i]).any())
         return found
 
     def __contains__(self, clip_id: str) -> bool:

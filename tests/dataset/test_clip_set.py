@@ -17,7 +17,10 @@ def test_as_a_set_of_python_does(monkeypatch):
         ours.update(ids[start : start + 37])
         have.update(ids[start : start + 37])
     assert ("clip_1" in ours, "clip_600" in ours) == ("clip_1" in have, False)
-    assert len(set(np.concatenate(ours._runs).tolist()) | ours._loose) == len(have)
+    held = [*ours._runs, clip_set._halves(np.array(list(ours._loose), "S16"))]
+    assert len({pair for halves in held for pair in zip(*(h.tolist() for h in halves), strict=True)}) == len(
+        have
+    )
     assert len(ours._runs) <= 8
     assert ClipSet().has([]) == []
 
@@ -27,3 +30,11 @@ def test_digests_that_end_in_zero_bytes(monkeypatch):
     monkeypatch.setattr(clip_set, "_digest", lambda clip_id: clip_id.encode().ljust(16, b"\0"))
     monkeypatch.setattr(clip_set, "_LOOSE", 2)
     assert ClipSet(["a", "b", "c", "d"]).has(["a", "d", "e", ""]) == [True, True, False, False]
+
+
+def test_digests_that_share_their_first_half(monkeypatch):
+    monkeypatch.setattr(clip_set, "_digest", lambda clip_id: b"12345678" + clip_id.encode().rjust(8, b"\0"))
+    monkeypatch.setattr(clip_set, "_LOOSE", 4)
+    ours = ClipSet(f"{i}" for i in range(0, 40, 2))
+    assert ours._runs
+    assert ours.has([f"{i}" for i in range(42)]) == [i % 2 == 0 and i < 40 for i in range(42)]
