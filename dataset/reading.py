@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -245,9 +246,11 @@ class ClipDataset:
         if self.index is not None and self.filter is None:
             return self.index.num_rows
         table = self._indexed(["clip_id"])
-        if table is None:
-            self._look_at([])
-        return self.arrow.count_rows(filter=self.filter) if table is None else table.num_rows
+        if table is not None:
+            return table.num_rows
+        self._look_at([])
+        with self._gone_is_said():
+            return self.arrow.count_rows(filter=self.filter)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Arrow table of the chosen columns (all if None), in part order."""
@@ -255,7 +258,21 @@ class ClipDataset:
         if table is not None:
             return table
         self._look_at(columns)
-        return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+        with self._gone_is_said():
+            return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+
+    @contextmanager
+    def _gone_is_said(self) -> Iterator[None]:
+        """Of parts that another command has replaced meanwhile: `compact`, or a run that tries clips again.
+
+        Raises:
+            ValueError: a part is no more.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            gone = next((file for file in self.files if file in str(error)), self.path)
+            raise ValueError(f"{gone}: is gone since the dataset was opened; open it again") from None
 
     def _look_at(self, columns: Sequence[str] | None) -> None:
         """Judge what Arrow is going to read by itself, of files that are no local ones, which were judged when they
@@ -324,7 +341,8 @@ class ClipDataset:
                 batch_readahead=2,
                 fragment_readahead=1,
             )
-            yield from (batch for batch in stream if batch.num_rows)
+            with self._gone_is_said():
+                yield from (batch for batch in stream if batch.num_rows)
             return
         for part, group, rows in self._groups(places):
             wanted = None if names is None else [name for name in names if name in part.names]

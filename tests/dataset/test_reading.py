@@ -290,3 +290,22 @@ def test_streams_with_and_without_index_agree(out: Path) -> None:
             assert x.to_pylist() == y.to_pylist()
         assert [r.clip_id for r in a.rows()] == [r.clip_id for r in b.rows()]
     assert list(fast.where(pc.field("clip_id") == "nope").batches()) == []
+
+
+def test_parts_that_another_command_replaced_meanwhile_are_said(tmp_path, make_row, make_dataset) -> None:
+    out = make_dataset(tmp_path / "d", {"a": [make_row(0)], "b": [make_row(1)]})
+    for read in (
+        lambda clips: clips.to_table(["clip_id", "camera_to_world"]),
+        lambda clips: len(clips.where("verdict = 'accepted'")),
+        lambda clips: list(clips.where("verdict = 'accepted'").batches()),
+        lambda clips: list(clips.batches()),
+        lambda clips: clips.row("clip_0001"),
+    ):
+        clips = theodolite.dataset.open(out)
+        part = store.list_parts(out)[1]
+        part.rename(tmp_path / "gone")
+        with pytest.raises(
+            ValueError, match=rf"{part.name}: is gone since the dataset was opened; open it again"
+        ):
+            read(clips)
+        (tmp_path / "gone").rename(part)
