@@ -513,7 +513,8 @@ class ClipDataset:
             return dict(zip(names, zip(*numbers, strict=True), strict=True))
 
         def ids(fragment: pads.ParquetFileFragment) -> list[str]:
-            return fragment.to_table(columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
+            with self._gone_is_said():
+                return fragment.to_table(columns=["clip_id"], use_threads=False)["clip_id"].to_pylist()
 
         self._look_at(["clip_id"])
         places: dict[str, tuple[int, int, int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ class IndexKeeper:
             return False
         self._new[folder] = 0
         if self.client is None:
-            refresh_piece(self._out, folder)
+            with suppress(OSError, ValueError):  # a full disk, a damaged part: the end of the run says so
+                refresh_piece(self._out, folder)
             return True
         self._number += 1
         key = f"{self._run}-index-{self._number}"

@@ -53,7 +53,12 @@ class FolderBackend:
 
     def begin_run(self) -> Path:
         folder = self._out / f"{RUNS}{uuid.uuid4().hex[:16]}"
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise ValueError(
+                f"{self._out}: cannot be written to ({error.strerror}); choose another --out"
+            ) from None
         return folder
 
     def end_run(self, folder: Path, *, ended: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import subprocess
 import sys
@@ -248,3 +250,18 @@ def test_a_part_that_cannot_be_written_is_named(out: Path, make_row: Callable[..
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [part.name for part in (out / "data" / "demo").iterdir()] == ["part-a.parquet"]
     assert validate_dataset(out)[1] == []
+
+
+def test_a_place_that_takes_nothing_is_said(out: Path, make_row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that became read-only: the folder itself opens, and can be locked."""
+    write_part(out, [make_row(0)], shard_id="000000-a", recipe_hash="recipe1")
+    write_part(out, [make_row(1)], shard_id="000001-a", recipe_hash="recipe1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: refuse() if ".tmp-run" in self.name else None)
+    with pytest.raises(
+        ValueError, match=r"cannot be written to \(Read-only file system\); choose another --out"
+    ):
+        compact(out)

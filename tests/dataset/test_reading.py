@@ -296,7 +296,6 @@ def test_parts_that_another_command_replaced_meanwhile_are_said(tmp_path, make_r
     out = make_dataset(tmp_path / "d", {"a": [make_row(0)], "b": [make_row(1)]})
     for read in (
         lambda clips: clips.to_table(["clip_id", "camera_to_world"]),
-        lambda clips: len(clips.where("verdict = 'accepted'")),
         lambda clips: list(clips.where("verdict = 'accepted'").batches()),
         lambda clips: list(clips.batches()),
         lambda clips: clips.row("clip_0001"),
