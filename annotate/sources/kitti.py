@@ -8,6 +8,7 @@ in one tree or each in a folder of its own. Ten frames a second. Source: readme.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from ...dataset.inputs import InputError, read_text
 from ...dataset.media.images import images_in
 from .clip import ClipRef
 from .tree import Layout, Release, folders_named
+
+log = logging.getLogger(__name__)
 
 FPS = 10.0
 CAMERAS = ("image_2", "image_0")
@@ -56,10 +59,12 @@ def _rate(places: list[Path]) -> float:
         if path.is_file():
             try:
                 times = [float(line) for line in read_text(path).split()]
-            except (InputError, ValueError):
+            except (InputError, ValueError) as error:
+                log.warning("%s: no times of frames (%s); %g a second are assumed", path, error, FPS)
                 continue
             if len(times) > 1 and times[-1] > times[0]:
                 return (len(times) - 1) / (times[-1] - times[0])
+            log.warning("%s: its times do not increase; %g frames a second are assumed", path, FPS)
     return FPS
 
 

@@ -26,6 +26,8 @@ Split = Literal["val", "test"]
 PARTITIONS = {"influx": "_v1", "influx_pp_real": "_v2"}
 """Name of each partition, also of the target of a submission, and the version in its files' names."""
 METHOD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+MAX_FRAMES = 10**6
+"""Of a video: eleven hours. Its longest have a few thousand."""
 MAX_SUBMISSION_BYTES = 200 * 2**20
 _DIGITS = 9
 """Significant digits of a number of a submission: 0.00001 px, and 84 MB for all 558,653 frames."""
@@ -92,7 +94,8 @@ def _videos(index: Path) -> Iterator[ListedVideo]:
     for name, entry in sorted(read_json(index).items()):
         split = entry.get("split") if isinstance(entry, dict) else None
         count = entry.get("frame_count") if isinstance(entry, dict) else None
-        if split not in ("val", "test") or not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_FRAMES
+        if split not in ("val", "test") or not whole:
             raise InputError(
                 f"{index}: video {name[:80]!r}: expected a split val or test and a frame_count, found {str(entry)[:80]}"
             )
@@ -159,6 +162,30 @@ def target_of(partitions: tuple[Partition, ...]) -> str:
     return partitions[0].name if len(partitions) == 1 else "all"
 
 
+def check_submission(partitions: tuple[Partition, ...], *, method: str) -> tuple[Partition, ...]:
+    """Partitions that have test videos, if the server would take a submission for them.
+
+    Raises:
+        ValueError: a method name that it refuses, no test video, or the same one in both partitions.
+    """
+    if METHOD.fullmatch(method) is None:
+        raise ValueError(
+            f"method {method!r}: the InFlux server takes letters, digits, _ and -, at most 100, not - in front"
+        )
+    with_test = tuple(p for p in partitions if any(v.split == "test" for v in p.videos))
+    if not with_test:
+        raise ValueError(f"{', '.join(str(p.index) for p in partitions)}: lists no test video")
+    seen = {"submission_metadata"}
+    for partition in with_test:
+        for video in (v for v in partition.videos if v.split == "test"):
+            if video.name in seen:
+                raise ValueError(
+                    f"{partition.index}: video {video.name} is in both partitions, or no video's name"
+                )
+            seen.add(video.name)
+    return with_test
+
+
 def write_submission(
     path: Path,
     partitions: tuple[Partition, ...],
@@ -175,13 +202,9 @@ def write_submission(
     Returns:
         Counts: `videos`, `frames`, and of both those with a prediction (`videos_predicted`, `frames_predicted`).
     Raises:
-        ValueError: a method name that the server refuses, no test video, the same one in both partitions, or a file
-            beyond the 200 MiB that are taken.
+        ValueError: as `check_submission`, or a file beyond the 200 MiB that are taken.
     """
-    if METHOD.fullmatch(method) is None:
-        raise ValueError(
-            f"method {method!r}: the InFlux server takes letters, digits, _ and -, at most 100, not - in front"
-        )
+    partitions = check_submission(partitions, method=method)
     nothing = dict.fromkeys(LENS)
     content: dict[str, Any] = {
         "submission_metadata": {
@@ -193,10 +216,6 @@ def write_submission(
     counts: dict[str, int] = {"videos": 0, "frames": 0, "videos_predicted": 0, "frames_predicted": 0}
     for partition in partitions:
         for video in (v for v in partition.videos if v.split == "test"):
-            if video.name in content:
-                raise ValueError(
-                    f"{partition.index}: video {video.name} is in both partitions, or no video's name"
-                )
             frames: dict[str, Any] = {str(i): nothing for i in range(video.num_frames)}
             index, values = lenses.get(partition.clip_id(video), (np.zeros(0, np.int64), np.zeros((0, 8))))
             predicted = 0
@@ -211,8 +230,6 @@ def write_submission(
             counts["frames"] += video.num_frames
             counts["videos_predicted"] += predicted > 0
             counts["frames_predicted"] += predicted
-    if not counts["videos"]:
-        raise ValueError(f"{', '.join(str(p.index) for p in partitions)}: lists no test video")
     data = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     if len(data) > MAX_SUBMISSION_BYTES:
         raise ValueError(f"{path}: {len(data) / 2**20:.0f} MiB, the InFlux server takes at most 200 MiB")

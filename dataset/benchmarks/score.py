@@ -18,6 +18,9 @@ from ..rows import Row
 from .protocols import AUC_LIMIT_M, EPE_LIMIT_PX, Protocol
 from .truth import Lenses
 
+_WELL_COVERED = 0.8
+"""Share of the true poses below which it is told: motion capture runs a little longer than cameras do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -51,11 +54,14 @@ def score_poses(name: str, predicted: ClipCameras, truth: ClipCameras, protocol:
     for metric, ate in (("auc_se3_cm", score.ate_se3_m), ("auc_sim3_cm", score.ate_sim3_m)):
         if metric in wanted and ate is not None:
             values[metric] = 100 * max(0.0, AUC_LIMIT_M - ate)
+    notes = [*predicted.notes, *truth.notes]
+    if score.covered_span < _WELL_COVERED:
+        notes.append(f"cameras cover {100 * score.covered_span:.0f} % of the true poses")
     return Scored(
         counts=counts,
         values={metric: float(v) for metric, v in values.items() if np.isfinite(v)},
         frames=_pose_frames(predicted, found, score),
-        notes=(*predicted.notes, *truth.notes),
+        notes=tuple(notes),
     )
 
 

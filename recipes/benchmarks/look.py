@@ -68,9 +68,10 @@ def look(name: SetName, source: ReleaseSource, *, asked: tuple[str, ...] = (), e
     if unknown:
         there = ", ".join(list(found.clips)[:8]) + (" ..." if len(found.clips) > 8 else "")
         raise ValueError(f"--sequences {','.join(unknown)}: not in {root}, which holds {there}")
-    names: Iterable[str] = asked or (counted if counted is not None and not every else found.clips)
-    if not asked and every and counted is not None:
-        names = sorted({*found.clips, *counted})
+    names: Iterable[str] = asked or counted or found.clips
+    if not asked and counted is not None and every:  # figures stay those of the protocol
+        names = [*counted, *(one for one, c in found.clips.items() if c.truth_camera_to_world_path is None)]
+        names = dict.fromkeys(names)
     problems: dict[str, str] = {}
     if name == "influx":
         found.partitions = find_partitions(root)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...annotate.sources.entries import ReleaseSource
+from ...dataset.benchmarks.influx import check_submission
 from ...dataset.benchmarks.output import Findings, TableStyle, tables, write_findings
 from ...dataset.benchmarks.protocols import PROTOCOLS, Protocol, SetName
 from ...dataset.benchmarks.record import SequenceScore, Status
@@ -88,6 +89,8 @@ def run_benchmark(
     recipe, source = _recipe(name, options)
     found = look(name, source, asked=options.sequences, every=options.every)
     protocol = PROTOCOLS[name]
+    if name == "influx" and options.every:
+        check_submission(found.partitions, method=options.method)  # before hours of work
     submission: Mapping[str, str | int] | None = None
     if options.predictions is not None:
         scores = _score_cameras(name, found, load_cameras(options.predictions), str(options.predictions))

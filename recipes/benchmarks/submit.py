@@ -33,13 +33,12 @@ def source_size(clip: ClipRef) -> tuple[int, int]:
 
 def submit_lenses(found: Found, rows: Iterable[Row], out: Path, *, method: str) -> dict[str, str | int]:
     """Write InFlux's submission; see `write_submission`. Videos without a usable row are `null`."""
-    partitions = tuple(p for p in found.partitions if any(v.split == "test" for v in p.videos))
     lenses = {}
     for row in rows:
         made = lenses_of_row(row, source_size(found.clips[row.clip_id]))
         lenses[row.clip_id] = made.frame, made.values
     path = out / SUBMISSION
-    return {"file": str(path), **write_submission(path, partitions, lenses, method=method)}
+    return {"file": str(path), **write_submission(path, found.partitions, lenses, method=method)}
 
 
 def write_trajectories(

@@ -259,6 +259,7 @@ def test_influx_s_first_release_lies_in_one_folder(tmp_path: Path) -> None:
         ({"a": {"frame_count": 3, "split": "train"}}, "expected a split val or test"),
         ({"a": {"frame_count": -3, "split": "val"}}, "expected a split val or test and a frame_count"),
         ({"a": {"frame_count": True, "split": "val"}}, "expected a split val or test and a frame_count"),
+        ({"a": {"frame_count": 10**9, "split": "test"}}, "expected a split val or test and a frame_count"),
         ({"a": 3}, "expected a split val or test"),
         ({"../a": {"frame_count": 3, "split": "val"}}, "is no name of a video"),
         ([], "expected an object with keys"),

@@ -187,3 +187,30 @@ def test_the_truth_itself_has_no_error(name: SetName, tmp_path: Path) -> None:
     written = tmp_path / "x.txt"
     write_tum(written, poses, np.arange(60) / 30)
     assert np.allclose(read_tum(written).camera_to_world, poses)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "focal"),
+    [
+        ("rgbd_dataset_freiburg1_xyz", (480, 640), (517.3, 516.5)),
+        ("rgbd_dataset_freiburg3_walking_xyz", (480, 640), (535.4, 539.2)),
+        ("rgbd_dataset_freiburg1_xyz", (240, 320), None),
+        ("desk", (480, 640), None),
+    ],
+)
+def test_tum_s_lenses_are_those_of_its_three_cameras(
+    tmp_path: Path, name: str, size: tuple[int, int], focal: tuple[float, float] | None
+) -> None:
+    import cv2
+
+    (tmp_path / "rgb").mkdir()
+    cv2.imwrite(str(tmp_path / "rgb/1.000000.png"), np.zeros((*size, 3), np.uint8))
+    write_tum(tmp_path / "groundtruth.txt", path_of(np.arange(3.0)), np.arange(3.0))
+    truth = true_cameras(
+        "tum", Sequence(name=name, media=tmp_path / "rgb", poses=tmp_path / "groundtruth.txt")
+    )
+    if focal is None:
+        assert truth.focal_px is None
+    else:
+        assert truth.focal_px is not None
+        assert np.allclose(truth.focal_px, focal)

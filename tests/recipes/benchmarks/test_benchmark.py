@@ -482,6 +482,12 @@ def test_sequences_that_are_not_whole_name_the_files(
         assert words in by_name[name]["detail"], by_name[name]
         assert words in done.stdout
     assert by_name["06"]["status"] == "scored"
+    trees.write_kitti_sequence(root, "11", kitti_root[1][:3])
+    (root / "dataset/poses/11.txt").unlink()
+    done = benchmark("kitti", root, tmp_path / "out", "--predictions", root / "dataset/poses", "--every")
+    read, by_name = findings(tmp_path / "out")
+    assert by_name["11"]["status"] == "no_truth"
+    assert read["figures"]["t_rel_percent"]["of"] == 11  # what is kept by the server is in no mean
 
 
 # --- what is refused at once ----------------------------------------------------------------------------
@@ -489,6 +495,10 @@ def test_sequences_that_are_not_whole_name_the_files(
 
 def test_wrong_calls_say_what_to_do(kitti_root: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     tum_root = small_tum(tmp_path / "tum")
+    clip = trees.clip_of(num_frames=2)
+    influx_root = trees.write_influx_partition(
+        tmp_path / "i", {"a_shot1": ("val", clip, 2), "b_shot1": ("test", None, 2)}
+    ).parent
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed/MPI-Sintel-complete.zip").touch()
     for words, arguments in (
@@ -503,6 +513,10 @@ def test_wrong_calls_say_what_to_do(kitti_root: tuple[Path, np.ndarray], tmp_pat
             ("kitti", "--root", kitti_root[0], "--sequences", "07"),
         ),
         ("InFlux is about lenses", ("influx", "--root", tmp_path, "--predictions", tmp_path)),
+        (
+            "method 'two words': the InFlux server takes letters",
+            ("influx", "--root", influx_root, "--every", "--method", "two words", *sets(*TINY)),
+        ),
         ("--format yaml: use one of text", ("tum", "--root", tum_root, "--format", "yaml")),
         ("needs the kind release with the layout tum-rgbd", ("tum", "--root", tum_root, "--recipe", "rgbd")),
         (
