@@ -235,7 +235,10 @@ def influx_root(tmp_path_factory: pytest.TempPathFactory, zooming: RenderedClip)
         "jcity_shot34": ("test", zooming, 33),  # one more than the video holds
         "lost_shot2": ("test", None, 5),
     }
-    trees.write_influx_partition(root, videos)
+    path = trees.write_influx_partition(root, videos) / "gt_validation_dict_v1.json"
+    truth = json.loads(path.read_text())
+    truth["gone_shot1"]["4"]["intrinsics_gt"] = dict.fromkeys(LENS, 1.0)
+    path.write_text(json.dumps(truth))
     return root
 
 
@@ -377,7 +380,14 @@ def test_influx_s_own_validator_accepts_the_submission(
 def test_random_networks_have_no_figures_and_send_nothing(influx_root: Path, tmp_path: Path) -> None:
     """The whole road with random weights: rows, tables and a file that the server would take, without one number."""
     done = benchmark(
-        "influx", influx_root, tmp_path, "--every", "--with-rejected", "--workers", 0, *sets(*TINY, TRACKS)
+        "influx",
+        influx_root,
+        tmp_path,
+        "--every",
+        "--with-rejected",
+        "--workers",
+        0,
+        *sets(*TINY, TRACKS, "annotate.decode.max_frames=17"),
     )
     _, by_name = findings(tmp_path)
     assert done.returncode == 1, done.stderr
