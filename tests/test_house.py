@@ -449,6 +449,15 @@ def test_files_named_in_words_are_there():
             assert any(file.endswith(f"/{name}") for file in files), f"{path}: no file {name}"
 
 
+def test_no_test_file_imports_a_package_to_see_whether_it_is_there():
+    """Every process collects every file, and pays for it: `needs_packages` asks without importing."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            within = () if isinstance(node, ast.FunctionDef | ast.ClassDef) else ast.walk(node)
+            calls = [n.func for n in within if isinstance(n, ast.Call)]
+            assert not any("importorskip" in ast.unparse(call) for call in calls), f"{path}:{node.lineno}"
+
+
 def test_excuses_from_types_are_few_and_have_their_reasons():
     """Most are a cast, a check or a protocol that nobody has written yet."""
     ignored = 0

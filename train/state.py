@@ -20,10 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..dataset.inputs import read_json
 from ..dataset.store import TEMPORARY, sync_folder, write_atomically
@@ -119,6 +115,10 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full (says so) or cannot be written; checkpoints that were there stay.
     """
+    # Here and below alone: it brings sympy and tensors over several devices, a third of torch's own time once more.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     first = not dist.is_initialized() or dist.get_rank() == 0
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY}step-{step:08d}"
@@ -210,6 +210,10 @@ def load_checkpoint(path: Path, parts: Sequence[StatePart]) -> None:
     Raises:
         ValueError: tensors are missing, of other shapes, or the files are damaged.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = FileSystemReader(path)
     try:
         stored = reader.read_metadata().state_dict_metadata

@@ -14,7 +14,10 @@ from theodolite.recipes.loader import load_recipe
 from ..annotate.splats.room import write_room
 from ..support import Done, run_here
 
-pytest.importorskip("open3d", exc_type=ImportError)
+
+@pytest.fixture(scope="module", autouse=True)
+def _renderer() -> None:
+    pytest.importorskip("open3d", exc_type=ImportError)  # there, and its libraries as well
 
 
 @pytest.fixture(scope="module")

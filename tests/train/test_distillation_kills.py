@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from theodolite.recipes.training import run_train
 from theodolite.train.state import checkpoints
 
+from ..support import needs_packages
 from .distillation_runs import Given, recipe, write_given
 from .killed_run import every_step
 
-pytest.importorskip("lightning")
+pytestmark = needs_packages("lightning", extra="train")
 
 
 @pytest.fixture(scope="module")

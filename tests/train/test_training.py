@@ -95,7 +95,7 @@ def test_checkpoints_are_whole_or_not_there(
 
     run_.step = 2
     with monkeypatch.context() as patch:
-        patch.setattr("theodolite.train.state.save", full)
+        patch.setattr("torch.distributed.checkpoint.state_dict_saver.save", full)
         with pytest.raises(OSError, match=r"step 2 cannot be written \(No space left.* kept"):
             run_.save()
     assert checkpoints(tmp_path / "checkpoints") == [first]
