@@ -30,7 +30,7 @@ MAX_FRAMES = 10**6
 """Of a video: eleven hours. Its longest have a few thousand."""
 MAX_SUBMISSION_BYTES = 200 * 2**20
 _DIGITS = 9
-"""Significant digits of a number of a submission: 0.00001 px, and 84 MB for all 558,653 frames."""
+"""Significant digits of a number of a submission: 0.00001 px, and 66 MB for all 558,653 frames."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ def _of_lenses() -> tuple[Metric, ...]:
 PROTOCOLS: Mapping[SetName, Protocol] = {
     "influx": Protocol(
         title="InFlux-Real",
-        source="arXiv 2510.23589 (table 2) and 2607.05389; github.com/princeton-vl/InFlux",
+        source="arXiv 2510.23589 (its table of baselines) and 2607.05389; github.com/princeton-vl/InFlux",
         layouts=("influx-real",),
         recipe="benchmarks/influx",
         metrics=_of_lenses(),

@@ -56,6 +56,7 @@ from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
 from theodolite.recipes.loader import RecipeError, load_recipe
 
+from ..recipes.benchmarks.trees import KITTI_CALIB, cam_bytes, dpt_bytes, lens_entry
 from ..sana_bench import BENCH_FRAMES, write_sana_bench
 from ..typed import known
 
@@ -430,13 +431,79 @@ def parts(folder: Path, _clip: CameraClip, rows: list[Row]) -> Iterator[Sample]:
     )
 
 
+def benchmark_sets(folder: Path, clip: CameraClip, _rows: list[Row]) -> Iterator[Sample]:
+    """Truth of public sets; their lists of images are read with the clips."""
+    from theodolite.dataset.benchmarks.influx import find_partitions, lenses_of_video, read_true_lenses
+    from theodolite.dataset.benchmarks.truth import Sequence, true_cameras
+
+    frames = clip.camera_to_world.shape[0]
+    picture = cv2.imencode(".png", np.zeros((12, 16, 3), np.uint8))[1].tobytes()
+
+    def images(place: Path, name: str, start: int = 0) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        for i in range(frames):
+            (place / name.format(i + start)).write_bytes(picture)
+        return place
+
+    media = images(folder / "tum/cables_1/rgb", "{}.000000.png")
+    listed = "".join(f"{i}.000000 rgb/{i}.000000.png\n" for i in range(frames))
+    index = _write(media.parent / "rgb.txt", listed)
+    calibration = _write(media.parent / "calibration.txt", "726 727 359 202\n")
+    poses = media.parent / "groundtruth.txt"
+    write_tum(poses, clip.camera_to_world, np.arange(frames) * 1.0)
+    eth3d = Sequence(name="cables_1", media=media, poses=poses)
+    yield Sample([poses, calibration, index], lambda: true_cameras("eth3d-slam", eth3d), cases=2 * CASES)
+    source = ReleaseSource(kind="release", name="s", layout="tum-rgbd", root=folder / "tum")
+
+    def whole() -> None:
+        for found in read_clips(source):
+            if found.problem is not None:
+                raise ValueError(found.problem[1])
+
+    yield Sample([index], whole, cases=2 * CASES)
+
+    media = images(folder / "sintel/final/alley_2", "frame_{:04d}.png", 1)
+    cameras = folder / "sintel/camdata_left/alley_2"
+    cameras.mkdir(parents=True)
+    for i, pose in enumerate(clip.camera_to_world):
+        content = cam_bytes(np.diag([500.0, 500, 1]), np.linalg.inv(pose))
+        (cameras / f"frame_{i + 1:04d}.cam").write_bytes(content)
+    sintel = Sequence(name="alley_2", media=media, poses=cameras)
+    yield Sample([cameras / "frame_0001.cam"], lambda: true_cameras("sintel", sintel), cases=2 * CASES)
+    depth = folder / "d.dpt"
+    depth.write_bytes(dpt_bytes(np.ones((12, 16))))
+    yield Sample([depth], lambda: read_depth_file(depth, clip_id="c"), (ClipRejection,))
+
+    media = images(folder / "kitti/sequences/00/image_2", "{:06d}.png")
+    calibration = _write(media.parent / "calib.txt", KITTI_CALIB)
+    text = "\n".join(" ".join(map(str, p[:3].ravel())) for p in clip.camera_to_world)
+    kitti = Sequence(name="00", media=media, poses=_write(folder / "kitti/poses/00.txt", text))
+    yield Sample(
+        [calibration, folder / "kitti/poses/00.txt"], lambda: true_cameras("kitti", kitti), cases=2 * CASES
+    )
+
+    videos = {f"v_shot{i}": {"frame_count": 3, "split": "val"} for i in range(2)}
+    root = folder / "influx-root"
+    lists = _write(root / "influx/video_frame_count_and_split_v1.json", json.dumps(videos))
+    truth = {name: {str(i): lens_entry(None, i) for i in range(3)} for name in videos}
+    lenses = _write(root / "influx/gt_validation_dict_v1.json", json.dumps(truth))
+
+    def read_lenses() -> None:
+        for partition in find_partitions(root):
+            content = read_true_lenses(partition)
+            for video in partition.videos:
+                lenses_of_video(content, video, path=partition.truth)
+
+    yield Sample([lists, lenses], read_lenses, cases=3 * CASES)
+
+
 # --- the test -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "samples",
-    [trajectories, models, archives, pictures, videos, configuration, parts],
+    [trajectories, models, archives, pictures, videos, configuration, parts, benchmark_sets],
     ids=lambda s: s.__name__,
 )
 def test_damage_ends_in_the_documented_error(
