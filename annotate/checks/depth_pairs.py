@@ -124,10 +124,12 @@ def _look_up(z: FloatArray, xy: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _without_edges(middle: FloatArray, spread: FloatArray) -> FloatArray:
     """Depth (n,) of one map, NaN at edges: more spread than 4 %, and than 2.5 times what noise makes in this map."""
-    known = np.isfinite(spread)
-    if not known.any():
+    known = np.sort(spread[np.isfinite(spread)])
+    if not len(known):
         return middle
-    return np.where(spread <= max(0.04, 2.5 * float(np.median(spread[known]))), middle, np.nan)
+    # Asked thousands of times a clip, of a few dozen numbers: numpy's own median takes ten times as long.
+    median = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+    return np.where(spread <= max(0.04, 2.5 * float(median)), middle, np.nan)
 
 
 def sampled(depth: DepthMaps, pairs: Pairs, readings: Sequence[Reading]) -> tuple[FloatArray, FloatArray]:

@@ -303,7 +303,7 @@ def test_numbers_that_are_not_known_make_no_gate() -> None:
 @pytest.mark.slow
 def test_upside_down_depth_ends_as_a_rejected_row_with_its_numbers(tmp_path: Path) -> None:
     """The way that users take; damaged before the maps are written, so that all readers are in it."""
-    write_clip(render_clip(SCENE.model_copy(update={"num_frames": 40})), tmp_path)
+    write_clip(render_clip(SCENE.model_copy(update={"num_frames": 24})), tmp_path)
     for path in sorted((tmp_path / "depth").glob("*.png")):
         z = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert z is not None
@@ -318,7 +318,9 @@ def test_upside_down_depth_ends_as_a_rejected_row_with_its_numbers(tmp_path: Pat
             depth_pattern=str(tmp_path / "depth" / "{frame:06d}.png"), depth_units_per_metre=1000.0
         ),
     )
-    config = AnnotateConfig.model_validate({"geometry": {"sequence": "given"}})
+    config = AnnotateConfig.model_validate(
+        {"geometry": {"sequence": "given"}, "tracks": {"num_flow_tracks": 150, "num_descriptors": 100}}
+    )
     row = annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
     assert row.verdict == "rejected"
     assert set(row.reasons) == {"depth_does_not_fit_images"}

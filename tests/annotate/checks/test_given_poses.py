@@ -80,6 +80,7 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_axes_of_another_convention_are_refused(files, tmp_path) -> None:
     """The same file with OpenGL axes: a plausible path, and every view of it is wrong."""
     written, truth, _ = files

@@ -35,7 +35,7 @@ from theodolite.dataset.rows import Row
 from ..maps import Maps
 
 WIDTH, HEIGHT, FRAMES, FPS = 320, 192, 32, 16.0
-LIGHT: dict[str, Any] = {"num_flow_tracks": 120, "num_descriptors": 150, "max_loops_per_keyframe": 0}
+LIGHT: dict[str, Any] = {"num_flow_tracks": 90, "num_descriptors": 100, "max_loops_per_keyframe": 0}
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -275,7 +275,9 @@ def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, *
             **({"poses_metric": True} | given),
         ),
     )
-    config = AnnotateConfig.model_validate({"tracks": LIGHT})
+    config = AnnotateConfig.model_validate(
+        {"tracks": LIGHT, "bundle": {"focal_model": "constant", "max_iterations": 8}}
+    )
     row = annotate_clip(clip, config, mode="given_pose", recipe_hash="0" * 16)
     assert row.error is None, row.error
     return row

@@ -51,6 +51,8 @@ def config(sequence: str, anchor: str) -> AnnotateConfig:
     return AnnotateConfig.model_validate(
         {
             "decode": {"min_frames": 8, "detect_cuts": False},
+            "tracks": {"num_flow_tracks": 100, "num_descriptors": 100, "max_loops_per_keyframe": 0},
+            "bundle": {"focal_model": "constant", "max_iterations": 8},
             "geometry": {
                 "sequence": sequence,
                 "anchor": anchor,

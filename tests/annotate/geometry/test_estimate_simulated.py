@@ -44,7 +44,7 @@ def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path, compa
     path.write_text(yaml.safe_dump(fields))
     clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="rendered", media_path=path)
     truth = rendered_truth(render_clip(RenderConfig.model_validate(fields)))
-    config = AnnotateConfig.model_validate({"tracks": {"num_flow_tracks": 150, "num_descriptors": 500}})
+    config = AnnotateConfig.model_validate({"tracks": {"num_flow_tracks": 100, "num_descriptors": 250}})
     rivals = ("chained", "peers-chain") if thorough else ("peers-chain",)
     lines = {
         method: compared.one(method, truth, Errors(seed=0), clip, config) for method in ("ours", *rivals)

@@ -24,6 +24,7 @@ from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 
 FRAMES = 49
+TRACKS = TracksConfig(num_flow_tracks=120, num_descriptors=300)
 KEYFRAMES = np.arange(0, FRAMES, 4)
 WRONG_POSE, WRONG_DEPTH = (8, 32), (20, 44)
 
@@ -52,7 +53,7 @@ def scene():
         (f.rgb for f in clip),
         height=180,
         width=320,
-        config=TracksConfig(),
+        config=TRACKS,
         keyframes=frozenset(KEYFRAMES.tolist()),
     )
     rng = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def test_the_bundle_begins_there(scene, monkeypatch):
         measured=measured,
         depth=MetricDepth(depth, np.ones(len(depth)), ~verified.wrong_depth),
         depth_sigma_log=0.05,
-        tracks_config=TracksConfig(),
+        tracks_config=TRACKS,
         config=BundleConfig(),
         start=verified.cameras,
     )
