@@ -126,7 +126,8 @@ class House:
 
 def generator(**changes: Any) -> Generator:
     parts: dict[str, Any] = dict(refiner=Halver(), refiner_text_encoder=Words())
-    return Generator(tiny_model(), Pixels(), Words(), **{**parts, **changes})
+    model = tiny_model(TINY.model_copy(update={"depth": 2, "softmax_every": 2}))  # one block of each kind
+    return Generator(model, Pixels(), Words(), **{**parts, **changes})
 
 
 def request(mode: Mode = "distilled", frames: int = 49, **changes: Any) -> GenerationRequest:

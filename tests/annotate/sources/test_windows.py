@@ -20,17 +20,23 @@ from .trees import TEN, listed, video
 
 
 @pytest.mark.parametrize(
-    ("frames", "fps", "samples"),
+    ("frames", "rate", "samples"),
     [
-        (1800, 30.0, 960),
-        (1800, 30000 / 1001, 961),
-        (1801, 30.0, 961),
-        (1440, 24.0, 960),
-        (1439, 24.0, 959),
-        (1441, 24.0, 961),
-        (300, 30.0, 160),
+        (1800, Fraction(30), 960),
+        (1800, Fraction(30000, 1001), 961),
+        (1801, Fraction(30), 961),
+        (1440, Fraction(24), 960),
+        (1439, Fraction(24), 959),
+        (1441, Fraction(24), 961),
+        (300, Fraction(30), 160),
     ],
 )
+def test_counted_samples_are_those_that_are_chosen(frames: int, rate: Fraction, samples: int) -> None:
+    assert count_samples(frames / float(rate), float(rate)) == samples
+    assert len(choose_frames(np.arange(frames), 1 / rate)) == samples
+
+
+@pytest.mark.parametrize(("frames", "fps", "samples"), [(300, 30.0, 160), (600, 30000 / 1001, 321)])
 def test_counted_samples_are_those_that_are_decoded(
     tmp_path: Path, frames: int, fps: float, samples: int
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,19 @@ def poses(count: int) -> np.ndarray:
 
 def video(path: Path, *, frames: int, fps: float = 30.0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, width=WIDTH, height=HEIGHT, fps=fps) as out:
-        for i in range(frames):
-            out.write(np.full((HEIGHT, WIDTH, 3), i % 251, np.uint8))
+    path.write_bytes(_encoded(frames, fps))
     return path
+
+
+@lru_cache(maxsize=32)
+def _encoded(frames: int, fps: float) -> bytes:
+    """Made once for all tests that ask for the like."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mp4"
+        with VideoWriter(path, width=WIDTH, height=HEIGHT, fps=fps) as out:
+            for i in range(frames):
+                out.write(np.full((HEIGHT, WIDTH, 3), i % 251, np.uint8))
+        return path.read_bytes()
 
 
 def listed(layout: ReleaseLayout, root: Path, **release: Any) -> dict[str, ClipRef]:
