@@ -27,6 +27,7 @@ ReleaseLayout = Literal[
     "miradata",
     "sana-wm",
     "tum-rgbd",
+    "tum-dynamics",
     "eth3d-slam",
     "sintel-final",
     "sintel-clean",

@@ -42,6 +42,7 @@ LAYOUTS: Mapping[ReleaseLayout, Layout] = {
     "miradata": miradata.LAYOUT,
     "sana-wm": sana_wm.LAYOUT,
     "tum-rgbd": time_listed.TUM,
+    "tum-dynamics": time_listed.TUM_DYNAMICS,
     "eth3d-slam": time_listed.ETH3D,
     "sintel-final": sintel.FINAL,
     "sintel-clean": sintel.CLEAN,

@@ -55,6 +55,36 @@ def _read(release: Release, folders: Iterator[Path]) -> Iterator[ClipRef]:
         )
 
 
+def _read_tum_dynamics(release: Release) -> Iterator[ClipRef]:
+    """Every third of the first 270 frames, as MonST3R's `prepare_tum.py` copies them into `rgb_90/`, with a true pose
+    of each in `groundtruth_90.txt`, row by row."""
+    once = Once(release.root)
+    for folder in folders_with(release.root, "groundtruth_90.txt"):
+        once.check(folder.name, folder)
+        media, depth = folder / "rgb_90", folder / "depth.txt"
+        problem: tuple[ReasonCode, str] | None = None
+        names = [path.stem for path in images_in(media)] if media.is_dir() else []
+        try:
+            times = [float(name) for name in names]
+        except ValueError:
+            times = []
+        if len(times) < 2 or times[-1] <= times[0]:
+            problem = ("unreadable_video", f"{media}: holds no images that are named by their times")
+        yield from release.cut(
+            folder.name,
+            media_path=media,
+            original_id=folder.name,
+            media_kind="images",
+            source_fps=None if problem else (len(times) - 1) / (times[-1] - times[0]),
+            problem=problem,
+            given=GivenGeometry(
+                depth_list_path=depth if depth.is_file() else None,
+                depth_units_per_metre=DEPTH_UNITS_PER_METRE,
+            ),
+            truth_camera_to_world_path=folder / "groundtruth_90.txt",
+        )
+
+
 def _images(folder: Path) -> tuple[Path, float | None, tuple[ReasonCode, str] | None]:
     """Folder of a sequence's images, their rate, and what is wrong with them."""
     index = folder / "rgb.txt"
@@ -98,4 +128,5 @@ def _check_same(index: Path, listed: TimeList, media: Path) -> None:
 
 
 TUM = Layout(read=_read_tum)
+TUM_DYNAMICS = Layout(read=_read_tum_dynamics)
 ETH3D = Layout(read=_read_eth3d)

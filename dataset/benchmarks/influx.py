@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arrays import F64, I64
-from ..inputs import InputError, read_json
+from ..inputs import InputError, finite_int, read_json
 from ..metrics.lens import LENS
 from ..names import as_name
 from ..store import write_atomically
@@ -93,12 +93,14 @@ def find_partitions(root: Path) -> tuple[Partition, ...]:
 def _videos(index: Path) -> Iterator[ListedVideo]:
     for name, entry in sorted(read_json(index).items()):
         split = entry.get("split") if isinstance(entry, dict) else None
-        count = entry.get("frame_count") if isinstance(entry, dict) else None
-        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_FRAMES
-        if split not in ("val", "test") or not whole:
+        try:
+            if split not in ("val", "test") or not isinstance(entry, dict):
+                raise ValueError(split)
+            count = finite_int(entry.get("frame_count"), "frame_count", most=MAX_FRAMES)
+        except ValueError:
             raise InputError(
                 f"{index}: video {name[:80]!r}: expected a split val or test and a frame_count, found {str(entry)[:80]}"
-            )
+            ) from None
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise InputError(f"{index}: {name[:80]!r} is no name of a video")
         yield ListedVideo(name=name, split=split, num_frames=count)

@@ -171,7 +171,7 @@ PROTOCOLS: Mapping[SetName, Protocol] = {
     "tum": Protocol(
         title="TUM RGB-D",
         source="Sturm et al., IROS 2012; evo_ape and evo_rpe (translation, delta 1 frame)",
-        layouts=("tum-rgbd",),
+        layouts=("tum-rgbd", "tum-dynamics"),
         recipe="benchmarks/tum",
         metrics=_POSES,
         main=(

@@ -96,6 +96,9 @@ def _numbers(path: Path, text: str, *, count: int) -> F64:
 def _of_tum(sequence: Sequence) -> ClipCameras:
     assert sequence.poses is not None, "asked for where there are some"
     cameras = read_clip(sequence.poses)
+    if sequence.poses.name != "groundtruth.txt":  # MonST3R's choice of frames: a row an image
+        _same_count(sequence.media, sequence.poses, len(cameras.frame_index), "poses")
+        cameras = replace(cameras, time_s=None)
     lens = next((lens for name, lens in TUM_LENSES.items() if name in sequence.name), None)
     if lens is None or size_of_images(sequence.media) != TUM_SIZE:
         return cameras

@@ -136,6 +136,24 @@ def test_sequences_of_one_name_in_two_places_are_refused(tmp_path: Path) -> None
         listed("tum-rgbd", tmp_path)
 
 
+def test_tum_dynamics_are_the_frames_that_monst3r_s_script_chose(tmp_path: Path) -> None:
+    folder = tum(tmp_path / "rgbd_dataset_freiburg3_walking_xyz", TIMES, depth=TIMES)
+    for time in TIMES[::2]:
+        picture(folder / f"rgb_90/{time:.6f}.png")
+    touch(folder / "groundtruth_90.txt")
+    touch(tmp_path / "other/groundtruth_90.txt")
+    tum(tmp_path / "rgbd_dataset_freiburg3_sitting_xyz", TIMES)
+    clips = listed("tum-dynamics", tmp_path)
+    assert list(clips) == ["other", "rgbd_dataset_freiburg3_walking_xyz"]
+    clip = clips["rgbd_dataset_freiburg3_walking_xyz"]
+    assert clip.source_fps == pytest.approx(1 / (TIMES[2] - TIMES[0]))
+    depth = GivenGeometrySource().read(clip, open_clip(clip, NATIVE)).depth
+    assert [float(np.asarray(depth.read(i))[0, 0]) for i in range(2)] == [1.0, 3.0]
+    problem = clips["other"].problem
+    assert problem is not None
+    assert "rgb_90: holds no images that are named by their times" in problem[1]
+
+
 def test_eth3d_sequences_have_a_calibration(tmp_path: Path) -> None:
     tum(tmp_path / "training/cables_1", [9.5, 9.75, 10.0])
     (tmp_path / "training/cables_1/calibration.txt").write_text("726 726 359 202\n")

@@ -115,6 +115,29 @@ def test_sintel_is_scored_as_monst3r_s_evaluation_does(tmp_path: Path) -> None:
         true_cameras("sintel", Sequence(name="alley_2", media=pictures, poses=cameras))
 
 
+def test_tum_dynamics_is_scored_row_by_row(tmp_path: Path) -> None:
+    """As MonST3R's `prepare_tum.py` leaves it: the times of the poses are not quite those of the images, and unused."""
+    import cv2
+
+    folder = tmp_path / "rgbd_dataset_freiburg3_walking_xyz"
+    (folder / "rgb_90").mkdir(parents=True)
+    images = START_S + np.arange(30) / 10
+    for time in images:
+        cv2.imwrite(str(folder / f"rgb_90/{time:.6f}.png"), np.zeros((12, 16, 3), np.uint8))
+    truth = path_of(images - START_S)
+    write_tum(folder / "groundtruth_90.txt", truth, images + 0.004)
+    sequence = Sequence(name=folder.name, media=folder / "rgb_90", poses=folder / "groundtruth_90.txt")
+    estimated = estimate_of(truth, scale=0.7)
+    values = score_poses("x", as_row(estimated, 10.0), true_cameras("tum", sequence), PROTOCOLS["tum"]).values
+    theirs = evo_figures(evo_trajectory(estimated, images), evo_trajectory(truth, images), scale=True)
+    assert values["ate_sim3_m"] == pytest.approx(theirs["ate"], rel=1e-6)
+    assert values["rpe_sim3_m"] == pytest.approx(theirs["rpe"], rel=1e-6)
+    assert values["rpe_deg"] == pytest.approx(theirs["rpe_deg"], rel=1e-6)
+    (folder / f"rgb_90/{images[3]:.6f}.png").unlink()
+    with pytest.raises(ValueError, match=r"rgb_90 holds 29 images, but .*groundtruth_90\.txt 30 poses"):
+        true_cameras("tum", sequence)
+
+
 def test_eth3d_is_compared_with_the_truth_between_its_poses(tmp_path: Path) -> None:
     """Its program interpolates the truth at the images' times: poses that are right have no error, however far from the
     nearest true one; by the nearest one they had up to half a step of the path."""
