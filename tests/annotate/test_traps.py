@@ -2,8 +2,8 @@
 
 Simulated networks stand where the networks stand; everything behind them is what recipes run. Wrong conventions of
 given cameras are in checks/test_given_poses.py, layouts of public sets and their wrong readings in
-given/test_cameras.py and sources/, damaged files in frames/test_open.py, cut tars in
-tests/dataset/formats/test_webdataset.py, kills in tests/recipes.
+given/test_cameras.py, tests/recipes/test_corpus_layouts.py and sources/, damaged files in frames/test_open.py,
+cut tars in tests/dataset/formats/test_webdataset.py, kills in tests/recipes.
 """
 
 from __future__ import annotations

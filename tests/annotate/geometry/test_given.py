@@ -14,7 +14,7 @@ import yaml
 from theodolite.annotate.frames.base import ClipTiming
 from theodolite.annotate.frames.rendered import open_rendered
 from theodolite.annotate.geometry.config import RenderedConfig
-from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource
+from theodolite.annotate.geometry.given import GivenAnchor, GivenGeometrySource, omniworld_depth
 from theodolite.annotate.geometry.rendered import RenderedAnchor, RenderedGeometrySource
 from theodolite.annotate.given.cameras import read_given_cameras, read_intrinsics
 from theodolite.annotate.given.depth_files import read_depth_file
@@ -558,3 +558,13 @@ def test_a_wrong_render_configuration_is_a_rejection(tmp_path) -> None:
     clip = replace(rendered_clip(tmp_path), media_path=tmp_path / "absent.yaml")
     with pytest.raises(ClipRejection, match="unreadable_video"):
         open_rendered(clip)
+
+
+def test_omniworld_depth_table() -> None:
+    """250 u / (65535000 - 999 u), the released formula multiplied out; 98 is too near, 65501 is sky."""
+    stored = np.array([[0, 98, 99, 13107, 32768], [60000, 65499, 65500, 65501, 65535]], np.uint16)
+    depth = omniworld_depth(stored)
+    assert np.isnan(depth[0, :2]).all()
+    np.testing.assert_allclose(depth[0, 2:], [3.78232e-4, 0.0624844, 0.249758], rtol=3e-6)
+    np.testing.assert_allclose(depth[1, :3], [2.680965, 161.32918, 162.93532], rtol=3e-6)
+    assert np.isposinf(depth[1, 3:]).all()

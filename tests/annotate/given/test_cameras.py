@@ -1,40 +1,30 @@
-"""Geometry in the layouts in which video sets ship it, from files as the sets write them to rows.
+"""Cameras in the layouts in which video sets ship them, from files as the sets write them to rows.
 
-Every layout is written from a rendered clip whose cameras are known, and goes through `annotate_clip` or a recipe. Each
-has a reading that is wrong and looks right: those are written as well, and the images have to refuse them.
+They go through `annotate_clip` or a recipe. Each layout has a reading that is wrong and looks right: those are written
+as well, and the images have to refuse them. What is damaged in a file: tests/dataset/formats/test_shipped.py; whole
+recipes of the corpus: tests/recipes/test_corpus_layouts.py.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
-from theodolite.annotate.geometry.given import omniworld_depth
 from theodolite.annotate.given.cameras import read_given_cameras
-from theodolite.annotate.pipeline import annotate_clip
-from theodolite.annotate.rendered.cameras import RenderConfig
-from theodolite.annotate.rendered.files import write_depth_png, write_png
-from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.sources.archives import unpack
+from theodolite.annotate.rendered.files import write_png
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
-from theodolite.annotate.sources.releases import LAYOUTS, release_clips
+from theodolite.annotate.sources.releases import release_clips
 from theodolite.annotate.sources.tree import Release
-from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, rotation_angle
-from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_exp, se3_inverse
+from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_inverse
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
-from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.formats.shipped import read_shipped
-from theodolite.dataset.media.write import VideoWriter
-from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.rows import Row
 from theodolite.dataset.schema import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
@@ -42,151 +32,41 @@ from theodolite.recipes.run import RunOptions, run_annotate
 from ...support import SHARED
 from ...typed import known
 from ..simulator import Errors, rendered_truth, simulated
-
-HEIGHT, WIDTH, FRAMES, FPS = 144, 240, 48, 24.0
-METRIC_SCALE = 2.5
-"""Metres of one unit, as OmniWorld's metadata state them for a scene."""
-WORLD = se3_exp(np.array([3.0, -1.0, 2.0, 0.4, -0.3, 1.1]))
-"""Where the source's world lies in the renderer's: nobody may depend on it."""
-LIGHT = {
-    "tracks": {"num_flow_tracks": 90, "num_descriptors": 120, "max_loops_per_keyframe": 0},
-    "bundle": {"focal_model": "constant", "max_iterations": 8},
-}
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A rendered clip in files: video, images from 000000.png, depth in millimetres, depth as OmniWorld stores it."""
-
-    folder: Path
-    rendered: object
-    camera_to_world: np.ndarray
-    focal: float
-
-    @property
-    def video(self) -> Path:
-        return self.folder / "rgb.mp4"
-
-    @property
-    def world_to_camera(self) -> np.ndarray:
-        """In a world of the source's own."""
-        return se3_inverse(WORLD @ self.camera_to_world)
-
-
-@pytest.fixture(scope="module")
-def shot(tmp_path_factory) -> Shot:
-    rendered = render_clip(
-        RenderConfig(
-            width=WIDTH,
-            height=HEIGHT,
-            num_frames=FRAMES,
-            fps=FPS,
-            seed=3,
-            speed=1.5,
-            depth_width=WIDTH // 2,
-            depth_height=HEIGHT // 2,
-        )
-    )
-    folder = tmp_path_factory.mktemp("shot")
-    for name in ("color", "depth", "depth_mm"):
-        (folder / name).mkdir()
-    with VideoWriter(folder / "rgb.mp4", width=WIDTH, height=HEIGHT, fps=FPS) as video:
-        for i, frame in enumerate(rendered):
-            video.write(frame.rgb)
-            write_png(folder / f"color/{i:06d}.png", frame.rgb)
-            write_depth_png(folder / f"depth_mm/{i:06d}.png", frame.depth_m, units_per_metre=1000.0)
-            # The released decoding solved for the stored number; the largest stands for 250 units.
-            d = 4 * frame.depth_m.astype(np.float64) / METRIC_SCALE
-            write_png(folder / f"depth/{i:06d}.png", np.rint(65535 * d / (1 + 0.999 * d)).astype(np.uint16))
-    return Shot(folder, rendered, rendered.camera_to_world, float(rendered.intrinsics[0, 0, 0]))
-
-
-def clip_of(shot: Shot, **given) -> ClipRef:
-    """The video with its depth in millimetres, and cameras as given."""
-    geometry = {
-        "depth_pattern": str(shot.folder / "depth_mm/{frame:06d}.png"),
-        "depth_units_per_metre": 1000.0,
-    }
-    return ClipRef(
-        clip_id="c1",
-        source="test",
-        original_id="c1",
-        media_kind="video",
-        media_path=shot.video,
-        data_licence="CC0-1.0",
-        given=GivenGeometry(**(geometry | given)),
-    )
-
-
-def annotate(clip: ClipRef, estimators=None, **config) -> Row:
-    row = annotate_clip(
-        clip,
-        AnnotateConfig.model_validate(LIGHT | config),
-        mode="given_pose",
-        recipe_hash="0" * 16,
-        estimators=estimators,
-    )
-    assert row.error is None, row.error
-    return row
-
-
-def errors_of(row: Row, camera_to_world: np.ndarray) -> tuple[float, float]:
-    """Largest rotation error in degrees and position error in metres, frame 0 at the origin, no alignment."""
-    true = se3_inverse(camera_to_world[:1]) @ camera_to_world
-    ours = row.camera_to_world.astype(np.float64)
-    angle = rotation_angle(np.swapaxes(true[:, :3, :3], 1, 2) @ ours[:, :3, :3])
-    return float(np.degrees(angle.max())), float(
-        np.linalg.norm(ours[:, :3, 3] - true[:, :3, 3], axis=1).max()
-    )
-
-
-def refused_by_the_images(row: Row) -> None:
-    assert row.verdict == "rejected"
-    assert "given_poses_disagree" in row.reasons, row.reason_details
-
+from .layouts import (
+    APPLIED,
+    DRAWN,
+    FPS,
+    FRAMES,
+    HEIGHT,
+    LIGHT,
+    METRIC_SCALE,
+    STEP,
+    WIDTH,
+    WORLD,
+    Shot,
+    annotate,
+    clip_of,
+    errors_of,
+    listed,
+    refused_by_the_images,
+    stills,
+    write_dl3dv,
+    write_drawn,
+    write_omniworld,
+    write_omniworld_metadata,
+    write_sekai,
+    write_spatialvid,
+)
 
 # --- OmniWorld ------------------------------------------------------------------------------------
-
-
-def write_omniworld(folder: Path, shot: Shot, *, convert=lambda w2c: w2c, order=(0, 1, 2, 3)) -> Path:
-    """Two splits, 0 to 7 and 8 to 47, each with a world of its own; returns the scene's folder."""
-    scene = folder / "b04f88d1f85a"
-    (scene / "camera").mkdir(parents=True)
-    for name in ("color", "depth"):
-        (scene / name).symlink_to(shot.folder / name)
-    splits = [list(range(8)), list(range(8, FRAMES))]
-    (scene / "split_info.json").write_text(json.dumps({"split_num": 2, "split": splits}))
-    (scene / "fps.txt").write_text("FPS: 24.0 \nProcessing time: 3.1 s\n")
-    for number, frames in enumerate(splits):
-        w2c = shot.world_to_camera[frames] @ se3_inverse(shot.world_to_camera[frames[0]])[None]
-        w2c = convert(w2c)
-        content = {
-            "focals": [shot.focal] * len(frames),
-            "cx": WIDTH / 2,
-            "cy": HEIGHT / 2,
-            "quats": quaternion_wxyz_from_rotation(w2c[:, :3, :3])[:, list(order)].tolist(),
-            "trans": (w2c[:, :3, 3] / METRIC_SCALE).tolist(),
-        }
-        (scene / f"camera/split_{number}.json").write_text(json.dumps(content))
-    return scene
-
-
-def write_omniworld_metadata(folder: Path) -> Path:
-    path = folder / "metadata" / "omniworld_game_metadata.csv"
-    path.parent.mkdir()
-    path.write_text(
-        "UID,Video Path,Annotation Path,Img Num,Split Num,FPS,Resolution,Test Split Index,Metric Scale\n"
-        f'b04f88d1f85a,v,a,{FRAMES},2,24.0,240×144,"0,1",{METRIC_SCALE}\n',
-        encoding="utf-8",
-    )
-    return path
 
 
 @pytest.mark.slow
 def test_omniworld_scene_through_its_recipe(tmp_path: Path, shot: Shot) -> None:
     write_omniworld(tmp_path, shot)
     write_omniworld_metadata(tmp_path)
-    recipe = load_recipe("omniworld", [f"source.root={tmp_path}"])
+    light = [f"annotate.{key}={json.dumps(value)}" for key, value in LIGHT.items()]
+    recipe = load_recipe("omniworld", [f"source.root={tmp_path}", *light])
     summary, code = run_annotate(recipe, tmp_path / "out", RunOptions(workers=0), show_progress=False)
     assert code == 0, summary
     first, second = sorted(open_dataset(tmp_path / "out").rows(), key=lambda row: row.clip_id)
@@ -254,37 +134,11 @@ def test_omniworld_without_metric_scale_has_no_metres(tmp_path: Path, shot: Shot
     assert row.reasons[0] == "no_metric_scale", row.reason_details
 
 
-def test_omniworld_depth_table() -> None:
-    """250 u / (65535000 - 999 u), the released formula multiplied out; 98 is too near, 65501 is sky."""
-    stored = np.array([[0, 98, 99, 13107, 32768], [60000, 65499, 65500, 65501, 65535]], np.uint16)
-    depth = omniworld_depth(stored)
-    assert np.isnan(depth[0, :2]).all()
-    np.testing.assert_allclose(depth[0, 2:], [3.78232e-4, 0.0624844, 0.249758], rtol=3e-6)
-    np.testing.assert_allclose(depth[1, :3], [2.680965, 161.32918, 162.93532], rtol=3e-6)
-    assert np.isposinf(depth[1, 3:]).all()
-
-
 # --- Sekai-Game -----------------------------------------------------------------------------------
 
 
-def write_sekai(path: Path, shot: Shot, *, flip: bool = False, intrinsic: np.ndarray | None = None) -> Path:
-    """`extrinsic` is camera-to-world; its world lies so that frame 0 has the rotation diag(1, -1, -1)."""
-    gauge = np.diag([1.0, -1, -1, 1])
-    poses = gauge @ se3_inverse(shot.camera_to_world[:1]) @ shot.camera_to_world
-    poses[:, :3, 3] /= np.abs(poses[:, :3, 3]).max()
-    if flip:
-        poses = poses @ np.diag([1.0, -1, -1, 1])
-    normalised = np.array([[shot.focal / WIDTH, 0, 0.5], [0, shot.focal / HEIGHT, 0.5], [0, 0, 1]])
-    np.savez(
-        path,
-        extrinsic=poses.astype(np.float32),
-        intrinsic=(normalised if intrinsic is None else intrinsic).astype(np.float32),
-    )
-    return path
-
-
 @pytest.mark.slow
-def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot) -> None:
+def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot, thorough: bool) -> None:
     """Kept beside simulated networks, as the recipe does: they bring metres and check the poses."""
     path = write_sekai(tmp_path / "clip.npz", shot)
     np.testing.assert_allclose(np.load(path)["extrinsic"][0, :3, :3], np.diag([1, -1, -1]), atol=1e-6)
@@ -323,6 +177,8 @@ def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot) -> N
     assert row.pose_hz == pytest.approx(FPS, rel=0.02)  # one for every frame of the source
     assert row.given_pose_share == 1
 
+    if not thorough:
+        return
     flipped = replace(clip.given, cameras_path=write_sekai(tmp_path / "flip.npz", shot, flip=True))
     refused_by_the_images(annotate(replace(clip, given=flipped), simulated(truth, calm), **two_seconds))
 
@@ -372,30 +228,6 @@ def test_sekai_files_that_are_none(tmp_path: Path, shot: Shot) -> None:
 
 
 # --- SpatialVID -----------------------------------------------------------------------------------
-
-STEP = 4
-"""int(24 / 5): a pose for every fourth frame; most of them are no frames of the 16 fps clip."""
-
-
-def write_spatialvid(
-    folder: Path,
-    shot: Shot,
-    *,
-    frames: np.ndarray | None = None,
-    index: np.ndarray | None = None,
-    convert=lambda w2c: w2c,
-    order=(1, 2, 3, 0),
-) -> Path:
-    folder.mkdir()
-    frames = np.arange(0, FRAMES, STEP) if frames is None else frames
-    w2c = convert(shot.world_to_camera[frames])
-    rows = np.c_[w2c[:, :3, 3] / 7.0, quaternion_wxyz_from_rotation(w2c[:, :3, :3])[:, list(order)]]
-    np.save(folder / "poses.npy", rows.astype(np.float32))
-    lens = np.array([shot.focal / WIDTH, shot.focal / HEIGHT, 0.5, 0.5], np.float32)
-    np.save(folder / "intrinsics.npy", np.tile(lens, (len(frames), 1)))
-    lines = [f"{i} {frame}" for i, frame in enumerate(frames if index is None else index)]
-    (folder / "indexes.txt").write_text("\n".join([f"# total {len(frames)} indexes", *lines]) + "\n")
-    return folder
 
 
 @pytest.mark.slow
@@ -455,68 +287,32 @@ def test_spatialvid_gaps_and_missing_indexes(tmp_path: Path, shot: Shot) -> None
 
 # --- DL3DV ----------------------------------------------------------------------------------------
 
-APPLIED = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
-"""World axes as the nerfstudio of DL3DV's time wrote them."""
-
-
-def write_dl3dv(folder: Path, shot: Shot, *, convert=None, lost: int = 7, **fields) -> Path:
-    """A scene with stills from 1, one of them lost, intrinsics for eight times their size."""
-    images = folder / "images_8"
-    images.mkdir(parents=True)
-    world = WORLD @ shot.camera_to_world
-    world[:, :3, 3] /= 3.3
-    matrices = APPLIED @ opencv_to_opengl(world) if convert is None else convert(world)
-    frames = []
-    for i in range(FRAMES):
-        name = f"frame_{i + 1:05d}.png"
-        if i + 1 != lost:
-            (images / name).symlink_to(shot.folder / f"color/{i:06d}.png")
-        frames.append(
-            {
-                "file_path": f"images/{name}",
-                "transform_matrix": matrices[i].tolist(),
-                "colmap_im_id": FRAMES - i,
-            }
-        )
-    content = {
-        "w": 8 * WIDTH, "h": 8 * HEIGHT, "fl_x": 8 * shot.focal, "fl_y": 8 * shot.focal, "cx": 4 * WIDTH,
-        "cy": 4 * HEIGHT, "k1": 1e-4, "k2": -2e-4, "p1": 1e-4, "p2": 0.0, "camera_model": "OPENCV",
-        "frames": frames[::-1], "applied_transform": APPLIED[:3].tolist(),
-    }  # fmt: skip
-    path = folder / "transforms.json"
-    path.write_text(json.dumps(content | fields))
-    return path
-
-
-def stills(shot: Shot, path: Path, **fields) -> ClipRef:
-    """The scene's stills, with depth by their place among those that are there."""
-    depth = path.parent / "depth"
-    depth.mkdir()
-    for i, name in enumerate(sorted((path.parent / "images_8").iterdir())):
-        (depth / f"{i:06d}.png").symlink_to(shot.folder / f"depth_mm/{int(name.stem[-5:]) - 1:06d}.png")
-    clip = clip_of(
-        shot, depth_pattern=str(depth / "{frame:06d}.png"), cameras_path=path, cameras_format="dl3dv"
-    )
-    return replace(clip, media_kind="images", media_path=path.parent / "images_8", source_fps=FPS, **fields)
-
 
 @pytest.mark.slow
-def test_dl3dv_stills_find_their_cameras(tmp_path: Path, shot: Shot) -> None:
+def test_dl3dv_stills_find_their_cameras(tmp_path: Path, shot: Shot, thorough: bool) -> None:
     path = write_dl3dv(tmp_path, shot)
     shipped = read_shipped(path, "dl3dv")
     world = WORLD @ shot.camera_to_world
     world[:, :3, 3] /= 3.3
     np.testing.assert_allclose(shipped.camera_to_world, world, atol=1e-9)  # COLMAP's world again
     np.testing.assert_array_equal(shipped.frame_number, np.arange(1, FRAMES + 1))
-    row = annotate(stills(shot, path))
+    clip = stills(shot, path)
+    frames, there = open_clip(clip, DecodeConfig()), np.delete(np.arange(FRAMES), 6)
+    found = known(read_given_cameras(clip, frames))
+    on = np.interp(found.position, np.arange(len(frames)), frames.timing.frame_index)
+    shown = np.arange(frames.timing.frame_index[-1] + 1)
+    np.testing.assert_allclose(on, shown, atol=1e-9)
+    np.testing.assert_allclose(found.camera_to_world, world[there[shown]], atol=1e-9)
+    np.testing.assert_allclose(found.focal_px, shot.focal, rtol=1e-6)
+    np.testing.assert_allclose(found.principal_point_px, [[WIDTH / 2, HEIGHT / 2]] * len(frames), rtol=1e-6)
+    if not thorough:
+        return
+    row = annotate(clip)
     assert row.verdict == "accepted", row.reason_details
-    there = np.delete(np.arange(FRAMES), 6)
     true = shot.camera_to_world[there[row.frame_index]]
     rotation, position = errors_of(row, true)
     assert rotation < 1e-3
     assert position < 0.02 * float(row.path_length_m or 0)  # the unit is found from images and depth
-    np.testing.assert_allclose(row.focal_px, shot.focal, rtol=1e-6)
-    np.testing.assert_allclose(row.principal_point_px, [[WIDTH / 2, HEIGHT / 2]] * row.num_frames, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -541,27 +337,6 @@ def test_dl3dv_intrinsics_of_4k_beside_small_stills(tmp_path: Path, shot: Shot) 
     row = annotate(stills(shot, write_dl3dv(tmp_path, shot, w=WIDTH, h=HEIGHT)))
     assert row.reasons == ("intrinsics_of_another_size",)
     assert "for another size?" in row.reason_details[0]
-
-
-DRAWN = np.array([1, 5, 12, 14, 21, 26, 29, 36, 38, 45])
-"""Frames of the video that became stills 1, 2, ...: one in each stretch of five, not at even distances."""
-
-
-def write_drawn(folder: Path, shot: Shot, drawn: np.ndarray) -> Path:
-    """A scene whose stills were drawn from the video."""
-    path = write_dl3dv(folder, shot, lost=-1)
-    content = json.loads(path.read_text())
-    by_name = {frame["file_path"]: frame for frame in content["frames"]}
-    images = folder / "images_8"
-    for still in images.iterdir():
-        still.unlink()
-    frames = []
-    for number, source in enumerate(drawn, start=1):
-        name = f"images/frame_{number:05d}.png"
-        frames.append(by_name[f"images/frame_{source + 1:05d}.png"] | {"file_path": name})
-        (images / Path(name).name).symlink_to(shot.folder / f"color/{source:06d}.png")
-    path.write_text(json.dumps(content | {"frames": frames}))
-    return path
 
 
 @pytest.mark.slow
@@ -624,283 +399,8 @@ def test_a_real_transforms_json() -> None:
     np.testing.assert_allclose(known(found.focal_px)[0], [1375.52 / 4, 1374.49 / 4])
 
 
-# --- files that are not what they claim to be -----------------------------------------------------
-
-
-def _omniworld_file(folder: Path, **changes) -> Path:
-    (folder / "camera").mkdir()
-    (folder / "split_info.json").write_text(json.dumps(changes.pop("info", {"split": [[4, 5, 7]]})))
-    content = {
-        "focals": [900.0, 901, 902], "cx": 640, "cy": 360, "quats": [[1, 0, 0, 0]] * 3, "trans": [[0, 0, 0]] * 3
-    }  # fmt: skip
-    path = folder / "camera/split_0.json"
-    path.write_text(json.dumps({k: v for k, v in (content | changes).items() if v is not None}))
-    return path
-
-
-def test_omniworld_rows_belong_to_the_listed_frames(tmp_path: Path) -> None:
-    shipped = read_shipped(_omniworld_file(tmp_path, trans=[[0, 0, 0], [1, 0, 0], [0, 0, 2]]), "omniworld")
-    np.testing.assert_array_equal(shipped.frame_number, [4, 5, 7])
-    np.testing.assert_allclose(shipped.intrinsics[:, 0, 0], [900, 901, 902])
-    np.testing.assert_allclose(shipped.camera_to_world[:, :3, 3], [[0, 0, 0], [-1, 0, 0], [0, 0, -2]])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"quats": [[1, 0, 0, 0]] * 2}, "different lengths: 2 quats, 3 trans, 3 focals, 3 frames"),
-        ({"quats": [[1, 0, 0, 0], [2, 0, 0, 0], [1, 0, 0, 0]]}, "not of length 1, the first is entry 1"),
-        ({"trans": [[0, 0, 0], [0, 0, float("nan")], [0, 0, 0]]}, "not finite, the first at [1, 2]"),
-        ({"focals": [900, -1, 900]}, "focal lengths must be positive, found -1"),
-        ({"focals": "many"}, "focals: expected numbers"),
-        ({"cx": None}, "'cx' is missing"),
-        ({"info": {"split": []}}, "0 splits, but split_0.json is asked for"),
-        ({"info": {"split": [[4, 4, 5]]}}, "must increase, but entry 0 is 4 and the next 4"),
-        ({"info": [1]}, "expected an object"),
-    ],
-)
-def test_damaged_omniworld_files(tmp_path: Path, changes: dict, message: str) -> None:
-    path = _omniworld_file(tmp_path, **changes)
-    with pytest.raises(ValueError, match="split") as caught:
-        read_shipped(path, "omniworld")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: np.swapaxes(m, 1, 2), "no rigid transforms"),
-        (lambda m: m * np.diag([1.0, 1, -1, 1]), "no rigid transforms"),
-        (lambda m: m * 1.1, "no rigid transforms"),
-        (lambda m: np.where(m == m[3, 0, 0], np.inf, m), "not finite"),
-        (lambda m: m[:, :3], "shape (48, 3, 4), expected (N, 4, 4)"),
-    ],
-)
-def test_matrices_that_are_no_poses(tmp_path: Path, shot: Shot, change, message: str) -> None:
-    path = tmp_path / "clip.npz"
-    arrays = dict(np.load(write_sekai(path, shot)))
-    np.savez(path, extrinsic=change(arrays["extrinsic"].astype(np.float64)), intrinsic=arrays["intrinsic"])
-    with pytest.raises(ValueError, match=r"clip\.npz") as caught:
-        read_shipped(path, "sekai-game")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("0 0\n2 4\n", "ordinals must count"),
-        ("0 0\n1 0\n", "must increase"),
-        ("0 0\n1 four\n", "indexes.txt:2: expected `ordinal frame`"),
-        ("0 0\n1 4\n", "12 poses, 12 intrinsics, 2 indexes"),
-        ("", "indexes.txt: frames has shape (0,)"),
-    ],
-)
-def test_damaged_spatialvid_indexes(tmp_path: Path, shot: Shot, text: str, message: str) -> None:
-    folder = write_spatialvid(tmp_path / "a", shot)
-    (folder / "indexes.txt").write_text(text)
-    with pytest.raises(ValueError, match="a") as caught:
-        read_shipped(folder, "spatialvid")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"k2": 0.4}, "undistort the images"),
-        ({"camera_model": "OPENCV_FISHEYE"}, "not supported"),
-        ({"applied_transform": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0]]}, "a reflection"),
-        ({"applied_transform": [1]}, "applied_transform must hold 3x4 numbers"),
-        ({"frames": [{"file_path": "images/a.png"}]}, "has no transform_matrix"),
-        ({"frames": [{"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}]}, "has no number"),
-        ({"frames": [{"file_path": "1.png", "transform_matrix": (2 * np.eye(4)).tolist()}]}, "a scale of 2"),
-    ],
-)
-def test_damaged_transforms(tmp_path: Path, shot: Shot, fields: dict, message: str) -> None:
-    path = write_dl3dv(tmp_path, shot, **fields)
-    with pytest.raises(ValueError, match=r"transforms\.json") as caught:
-        read_shipped(path, "dl3dv")
-    assert message in str(caught.value)
-
-
-def test_images_without_usable_numbers(tmp_path: Path, shot: Shot) -> None:
-    path = write_dl3dv(tmp_path, shot)
-    clip = stills(shot, path)
-    (path.parent / "images_8" / "cover.png").symlink_to(shot.folder / "color/000000.png")
-    with pytest.raises(ClipRejection, match=r"mixed_images.*'cover.png' \(1\)"):
-        open_clip(clip, DecodeConfig())
-    clip = replace(clip, media_pattern="*.png")  # all of them, says the source
-    with pytest.raises(ClipRejection, match=r"cameras_not_on_frames.*'cover.png'"):
-        read_given_cameras(clip, open_clip(clip, DecodeConfig()))
-
-
-# --- trees ----------------------------------------------------------------------------------------
-
-
-def listed(layout, root: Path, metadata: Path | None = None) -> dict[str, ClipRef]:
-    release = Release(root=root, metadata=metadata, source="test", data_licence="research-only")
-    clips = release_clips(layout, release)
-    return {clip.clip_id: clip for clip in clips}
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def test_trees_as_they_unpack(tmp_path: Path) -> None:
-    sekai = tmp_path / "sekai"
-    video = touch(sekai / "sekai-game-walking/00100100001_0008250_0010050.mp4")
-    (clip,) = listed("sekai-game", sekai).values()
-    assert clip.clip_id == "00100100001_0008250_0010050"
-    assert clip.given.cameras_path == video.with_suffix(".npz")
-    assert clip.media == "sekai-game-walking/00100100001_0008250_0010050.mp4"
-
-    spatial = tmp_path / "spatial"
-    # The prefix before group and name differs between the two archives.
-    touch(spatial / "SpatialVid/HQ/videos/group_0001/0a00f99d-11.mp4")
-    touch(spatial / "SpatialVid/HQ/videos/group_0001/no-annotation.mp4")
-    found = touch(spatial / "SpatialVID/annotations/group_0001/0a00f99d-11/poses.npy")
-    clips = listed("spatialvid-hq", spatial)
-    assert clips["0a00f99d-11"].given.cameras_path == found.parent
-    missing = clips["no-annotation"].given.cameras_path  # its row will say that nothing lies there
-    assert missing == spatial / "SpatialVid/HQ/annotations/group_0001/no-annotation"
-
-    dl3dv = tmp_path / "dl3dv"
-    scene = "0" * 63 + "a"
-    touch(dl3dv / f"1K/{scene}/{scene}/transforms.json")  # some archives nest one folder deeper
-    for number in (1, 2, 300):
-        touch(dl3dv / f"1K/{scene}/{scene}/images_4/frame_{number:05d}.png")
-    (clip,) = listed("dl3dv-stills", dl3dv).values()
-    assert clip.clip_id == scene
-    assert clip.source_fps is None
-    index = dl3dv / "valid.csv"
-    index.write_text(f"hash,sensibility label,batch,duration\n{scene},0,1K,60.0\n")
-    assert listed("dl3dv-stills", dl3dv, index)[scene].source_fps == 5.0
-    touch(dl3dv / f"3K/{scene}/video.mp4")  # the video lies in another batch than the stills
-    (clip,) = listed("dl3dv", dl3dv).values()
-    assert clip.media == f"3K/{scene}/video.mp4"
-    assert clip.given.stills_path == dl3dv / f"1K/{scene}/{scene}/images_4"
-
-    world = tmp_path / "world"
-    uid = "b04f88d1f85a"
-    touch(world / f"videos/OmniWorld-Game/{uid}/color/000000.png")
-    notes = world / f"annotations/OmniWorld-Game/{uid}"
-    touch(notes / "camera/split_1.json")
-    (notes / "split_info.json").write_text(json.dumps({"split": [[0, 1], [2, 3, 4, 5]]}))
-    (notes / "fps.txt").write_text("FPS: 24.0 \nProcessing time: 9\n")
-    (clip,) = listed("omniworld-game", world).values()
-    assert clip.clip_id == f"{uid}_split0001"
-    assert clip.media == f"videos/OmniWorld-Game/{uid}/color"
-    assert (clip.start_s, clip.end_s, clip.source_fps) == (2 / 24, 6 / 24, 24.0)
-    assert clip.given.metres_per_unit is None
-
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no clip in the layout dl3dv"):
-        listed("dl3dv", tmp_path / "empty")
-    with pytest.raises(ValueError, match="expected a CSV with the column 'UID'"):
-        listed("omniworld-game", world, index)
-
-
-# --- whole recipes of the corpus ------------------------------------------------------------------
-
-NO_NETWORK = [
-    "annotate.geometry={sequence: given, anchor: none}",
-    "source.windows=null",
-    "output.clips_per_shard=1",
-]
-
-
-def run_recipe(name: str, root: Path, out: Path, *overrides: str) -> list[Row]:
-    """Rows of a packaged recipe on a tree, solved lightly."""
-    light = [f"annotate.{key}={json.dumps(value)}" for key, value in LIGHT.items()]
-    recipe = load_recipe(name, [f"source.root={root}", *light, *overrides])
-    summary, code = run_annotate(recipe, out, RunOptions(workers=0), show_progress=False)
-    assert code == 0, summary
-    return sorted(open_dataset(out).rows(), key=lambda row: row.clip_id)
-
-
-def write_rendered(folder: Path, shot: Shot, poses: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    (folder / "video.mp4").symlink_to(shot.video)
-    np.save(folder / "poses.npy", poses)
-    np.save(folder / "intrinsics.npy", np.array([shot.focal, shot.focal, WIDTH / 2, HEIGHT / 2]))
-    (folder / "meta.json").write_text(json.dumps({"metres_per_unit": METRIC_SCALE}))
-
-
 @pytest.mark.slow
-def test_rendered_clips_through_their_recipe(tmp_path: Path, shot: Shot, thorough: bool) -> None:
-    """Exact poses stay as they are; those of the inverse, or in OpenGL axes, are refused by the images."""
-    world = WORLD @ shot.camera_to_world
-    world[:, :3, 3] /= METRIC_SCALE
-    root = tmp_path / "renders"
-    write_rendered(root / "scene/good", shot, world)
-    write_rendered(root / "scene/inverse", shot, se3_inverse(world))
-    if thorough:
-        write_rendered(root / "scene/opengl", shot, opencv_to_opengl(world))
-    good, *wrong = run_recipe("corpus/dl3dv-gs", root, tmp_path / "out", *NO_NETWORK)
-    assert good.verdict == "accepted", good.reason_details
-    rotation, position = errors_of(good, shot.camera_to_world[good.frame_index])
-    assert rotation < 1e-3  # float32 storage
-    assert position < 1e-5
-    np.testing.assert_allclose(good.focal_px, shot.focal, rtol=1e-6)
-    assert len(wrong) == 1 + thorough
-    for row in wrong:
-        refused_by_the_images(row)
-
-
-@pytest.mark.slow
-def test_sana_zips_through_their_recipe(tmp_path: Path, shot: Shot) -> None:
-    """Unpacked by the layout's own rule, with intrinsics of a capture nine times as large and a scale of their own."""
-    world = WORLD @ shot.camera_to_world
-    world[:, :3, 3] /= METRIC_SCALE
-    large = CameraClip(
-        name="00100100001_0008250_0010050_s000000",
-        camera_to_world=world,
-        focal_px=np.full((FRAMES, 2), 9.0 * shot.focal),
-        principal_point_px=np.tile([9.0 * WIDTH / 2, 9.0 * HEIGHT / 2], (FRAMES, 1)),
-        height=9 * HEIGHT,
-        width=9 * WIDTH,
-    )
-    root = tmp_path / "sana/data/some"
-    write_sana_zip([large], root / "sekai_00000000.zip", videos={large.name: shot.video})
-    (root / "sekai_00000000_metric_scale_stats.json").write_text(
-        json.dumps({large.name: {"median": METRIC_SCALE}})
-    )
-    place = known(LAYOUTS["sana-wm"].place)
-    done = unpack(root / "sekai_00000000.zip", tmp_path / "sana", place)
-    assert (done.written, done.problems) == (2, [])
-    (row,) = run_recipe("corpus/sana-wm", tmp_path / "sana", tmp_path / "out", *NO_NETWORK)
-    assert row.verdict == "accepted", row.reason_details
-    rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
-    assert rotation < 1e-3
-    assert position < 1e-5
-    np.testing.assert_allclose(row.focal_px, shot.focal, rtol=1e-6)
-    assert row.data_licence == "fair-noncommercial-research"
-
-
-@pytest.mark.slow
-def test_omniworld_across_splits_through_its_recipe(tmp_path: Path, shot: Shot) -> None:
-    """One clip over two splits whose shipped worlds differ: depth is given, cameras are estimated in metres."""
-    write_omniworld(tmp_path, shot)
-    write_omniworld_metadata(tmp_path)
-    overrides = ["annotate.geometry.anchor=none", "source.windows={frames: 32, most: 1}"]
-    (row,) = run_recipe("corpus/omniworld", tmp_path, tmp_path / "out", *overrides)
-    assert row.verdict == "accepted", row.reason_details
-    assert (row.clip_id, row.mode, row.num_frames) == ("b04f88d1f85a_f000000", "given_depth", 32)
-    rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
-    assert rotation < 0.7  # the largest, unaligned; estimated on frames of 240x144
-    assert position < 0.035 * float(row.path_length_m or 0)
-    # What an accepted row promises is the aligned error and the focal length.
-    error = trajectory_error(row.camera_to_world, shot.camera_to_world[row.frame_index])
-    assert error.ate_percent_of_path < 2.0
-    np.testing.assert_allclose(row.focal_px, shot.focal, rtol=0.03)
-    assert row.metrics is not None
-    assert {"vmaf_motion", "flow_px", "saturation", "num_cuts"} <= set(row.metrics)
-
-
-@pytest.mark.slow
-def test_colmap_stills_find_their_frames_and_cameras(tmp_path: Path, shot: Shot) -> None:
+def test_colmap_stills_find_their_frames_and_cameras(tmp_path: Path, shot: Shot, thorough: bool) -> None:
     """A model of stills that were drawn from a video in another batch: kept where they are, followed between."""
     scene = "0" * 63 + "a"
     world = WORLD @ shot.camera_to_world[DRAWN]
@@ -923,6 +423,14 @@ def test_colmap_stills_find_their_frames_and_cameras(tmp_path: Path, shot: Shot)
     (root / "3K" / scene).mkdir(parents=True)
     (root / "3K" / scene / "video.mp4").symlink_to(shot.video)
     (clip,) = listed("dl3dv-colmap", root).values()
+    frames = open_clip(clip, DecodeConfig())
+    found = known(read_given_cameras(clip, frames))
+    on = np.interp(found.position, np.arange(len(frames)), frames.timing.frame_index)
+    np.testing.assert_allclose(on, DRAWN, atol=1e-9)
+    np.testing.assert_allclose(found.camera_to_world, world, atol=1e-6)
+    np.testing.assert_allclose(found.focal_px, shot.focal, rtol=1e-6)
+    if not thorough:
+        return
     depth = clip_of(shot).given
     row = annotate(
         replace(
@@ -941,39 +449,12 @@ def test_colmap_stills_find_their_frames_and_cameras(tmp_path: Path, shot: Shot)
     np.testing.assert_allclose(row.focal_px, shot.focal, rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_walks_and_mira_are_estimated_from_their_whole_videos(
-    tmp_path: Path, shot: Shot, thorough: bool
-) -> None:
-    """Stretches of longer videos, cut by decoding: frames are those of the stretch, and nothing given is believed."""
-    walking = tmp_path / "walking"
-    (walking / "raw_video").mkdir(parents=True)
-    (walking / "raw_video/abcdefghijk.mp4").symlink_to(shot.video)
-    (walking / "sekai-real-walking-hq.csv").write_text(
-        "videoFile,caption\nabcdefghijk_0000015_0000060.mp4,a\n"
-    )
-    mira = tmp_path / "mira"
-    (mira / "raw_video").mkdir(parents=True)
-    (mira / "raw_video/abcdefghijk.mp4").symlink_to(shot.video)
-    (mira / "miradata_v1_9k.csv").write_text(
-        "clip_id,video_id,fps,timestamp\n7.1,abcdefghijk,24.0,\"['0:0:0.5', '0:0:2.0']\"\n"
-    )
-    for name, layout, root in (("walk", "sekai-walking", walking), ("mira", "miradata", mira)):
-        (clip,) = listed(layout, root).values()
-        timing = open_clip(clip, DecodeConfig()).timing
-        assert timing.frame_index[0] == 12, name  # half a second in
-        assert len(timing.frame_index) == 24
-        if name == "mira" and not thorough:  # solved as the walk is
-            continue
-        truth, calm = rendered_truth(shot.rendered), Errors()
-        row = annotate_clip(
-            clip,
-            AnnotateConfig.model_validate(LIGHT),
-            mode="estimate",
-            recipe_hash="0" * 16,
-            estimators=simulated(truth, calm),
-        )
-        assert row.error is None, row.error
-        assert row.frame_index[0] == 12, name  # half a second in
-        assert row.num_frames == 24
-        assert "given" not in {POSE_SOURCES[code] for code in row.pose_source}
+def test_images_without_usable_numbers(tmp_path: Path, shot: Shot) -> None:
+    path = write_dl3dv(tmp_path, shot)
+    clip = stills(shot, path)
+    (path.parent / "images_8" / "cover.png").symlink_to(shot.folder / "color/000000.png")
+    with pytest.raises(ClipRejection, match=r"mixed_images.*'cover.png' \(1\)"):
+        open_clip(clip, DecodeConfig())
+    clip = replace(clip, media_pattern="*.png")  # all of them, says the source
+    with pytest.raises(ClipRejection, match=r"cameras_not_on_frames.*'cover.png'"):
+        read_given_cameras(clip, open_clip(clip, DecodeConfig()))

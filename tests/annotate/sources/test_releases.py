@@ -1,5 +1,5 @@
 """What holds for every public set. Cameras of layouts that go through the whole pipeline are in
-tests/annotate/given/test_cameras.py, archives in test_archives.py.
+tests/annotate/given/test_cameras.py and tests/recipes/test_corpus_layouts.py, archives in test_archives.py.
 """
 
 from __future__ import annotations
@@ -72,3 +72,57 @@ def test_a_long_list_starts_at_once_and_is_never_held(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 2_000
     assert peak < 3_000_000, f"{peak} bytes"  # all of them take 4 MB
+
+
+def test_trees_as_they_unpack(tmp_path: Path) -> None:
+    sekai = tmp_path / "sekai"
+    video = touch(sekai / "sekai-game-walking/00100100001_0008250_0010050.mp4")
+    (clip,) = listed("sekai-game", sekai).values()
+    assert clip.clip_id == "00100100001_0008250_0010050"
+    assert clip.given.cameras_path == video.with_suffix(".npz")
+    assert clip.media == "sekai-game-walking/00100100001_0008250_0010050.mp4"
+
+    spatial = tmp_path / "spatial"
+    # The prefix before group and name differs between the two archives.
+    touch(spatial / "SpatialVid/HQ/videos/group_0001/0a00f99d-11.mp4")
+    touch(spatial / "SpatialVid/HQ/videos/group_0001/no-annotation.mp4")
+    found = touch(spatial / "SpatialVID/annotations/group_0001/0a00f99d-11/poses.npy")
+    clips = listed("spatialvid-hq", spatial)
+    assert clips["0a00f99d-11"].given.cameras_path == found.parent
+    missing = clips["no-annotation"].given.cameras_path  # its row will say that nothing lies there
+    assert missing == spatial / "SpatialVid/HQ/annotations/group_0001/no-annotation"
+
+    dl3dv = tmp_path / "dl3dv"
+    scene = "0" * 63 + "a"
+    touch(dl3dv / f"1K/{scene}/{scene}/transforms.json")  # some archives nest one folder deeper
+    for number in (1, 2, 300):
+        touch(dl3dv / f"1K/{scene}/{scene}/images_4/frame_{number:05d}.png")
+    (clip,) = listed("dl3dv-stills", dl3dv).values()
+    assert clip.clip_id == scene
+    assert clip.source_fps is None
+    index = dl3dv / "valid.csv"
+    index.write_text(f"hash,sensibility label,batch,duration\n{scene},0,1K,60.0\n")
+    assert listed("dl3dv-stills", dl3dv, metadata=index)[scene].source_fps == 5.0
+    touch(dl3dv / f"3K/{scene}/video.mp4")  # the video lies in another batch than the stills
+    (clip,) = listed("dl3dv", dl3dv).values()
+    assert clip.media == f"3K/{scene}/video.mp4"
+    assert clip.given.stills_path == dl3dv / f"1K/{scene}/{scene}/images_4"
+
+    world = tmp_path / "world"
+    uid = "b04f88d1f85a"
+    touch(world / f"videos/OmniWorld-Game/{uid}/color/000000.png")
+    notes = world / f"annotations/OmniWorld-Game/{uid}"
+    touch(notes / "camera/split_1.json")
+    (notes / "split_info.json").write_text(json.dumps({"split": [[0, 1], [2, 3, 4, 5]]}))
+    (notes / "fps.txt").write_text("FPS: 24.0 \nProcessing time: 9\n")
+    (clip,) = listed("omniworld-game", world).values()
+    assert clip.clip_id == f"{uid}_split0001"
+    assert clip.media == f"videos/OmniWorld-Game/{uid}/color"
+    assert (clip.start_s, clip.end_s, clip.source_fps) == (2 / 24, 6 / 24, 24.0)
+    assert clip.given.metres_per_unit is None
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no clip in the layout dl3dv"):
+        listed("dl3dv", tmp_path / "empty")
+    with pytest.raises(ValueError, match="expected a CSV with the column 'UID'"):
+        listed("omniworld-game", world, metadata=index)
