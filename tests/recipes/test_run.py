@@ -24,14 +24,21 @@ from theodolite.recipes.run import RunOptions, run_annotate
 from theodolite.recipes.truth import media_root_of_dataset, report_sources, truth_of_dataset
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    """A dataset of one rendered clip, seen at half size on every second source frame; rows written by hand."""
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
     config = RenderConfig(
         width=192, height=96, num_frames=40, fps=32.0, seed=1, zoom="ramp", moving_object=False
     )
-    rendered = render_clip(config)
-    files = write_clip(rendered, tmp_path / "scene", depth_units_per_metre=None)
+    clip = render_clip(config)
+    files = write_clip(clip, tmp_path_factory.mktemp("rendered") / "scene", depth_units_per_metre=None)
+    return clip, files
+
+
+@pytest.fixture
+def dataset(tmp_path, rendered):
+    """A dataset of one rendered clip, seen at half size on every second source frame; rows written by hand."""
+    clip, files = rendered
+    shutil.copytree(files.media_path.parent, tmp_path / "scene")
     entry = {
         "clip_id": "a",
         "media_path": "scene/rgb.mp4",
@@ -72,7 +79,7 @@ def dataset(tmp_path):
     ]
     write_part(out, rows, shard_id="0", recipe_hash=digest)
     write_run_record(out, recipe, started="2026-01-01", ended=None, command=[], result={})
-    return out, rendered
+    return out, clip
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_a_run_behind_its_cluster(example: Any, tmp_path: Path, monkeypatch: pyt
             super().__init__(
                 n_workers=0,
                 threads_per_worker=1,
+                processes=False,
                 security=security,
                 dashboard_address=None,
                 protocol="tls://",
