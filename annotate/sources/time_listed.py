@@ -56,7 +56,7 @@ def _read(release: Release, folders: Iterator[Path]) -> Iterator[ClipRef]:
 
 
 def _read_tum_dynamics(release: Release) -> Iterator[ClipRef]:
-    """Every third of the first 270 frames, as MonST3R's `prepare_tum.py` copies them into `rgb_90/`, with a true pose
+    """Every third of the first 270 frames, as MonST3R's preparation of TUM copies them into `rgb_90/`, with a true pose
     of each in `groundtruth_90.txt`, row by row."""
     once = Once(release.root)
     for folder in folders_with(release.root, "groundtruth_90.txt"):

@@ -116,7 +116,7 @@ def test_sintel_is_scored_as_monst3r_s_evaluation_does(tmp_path: Path) -> None:
 
 
 def test_tum_dynamics_is_scored_row_by_row(tmp_path: Path) -> None:
-    """As MonST3R's `prepare_tum.py` leaves it: the times of the poses are not quite those of the images, and unused."""
+    """As MonST3R's preparation of TUM leaves it: times of the poses are not quite those of the images, and unused."""
     import cv2
 
     folder = tmp_path / "rgbd_dataset_freiburg3_walking_xyz"
