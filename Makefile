@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all their set-up themselves; each package set is installed once. Test files are shared
-# out to as many processes as there are cores, those with much to do first; a file's tests stay together, with what they
-# solve once. `make test-thorough` adds what `make test` leaves out: further cases of randomised tests and long lists.
+# out to one process more than there are cores, for some tests wait, and those with much to do come first; a file's tests
+# stay together, with what they solve once. `make test-thorough` adds what `make test` leaves out: further cases of
+# randomised tests and long lists.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

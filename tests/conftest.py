@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -61,18 +62,32 @@ def _repeats(item: pytest.Item) -> bool:
     return bool(item.get_closest_marker("thorough")) or "thorough" in getattr(item, "fixturenames", ())
 
 
+def _about_s(item: pytest.Item) -> float:
+    """About how long a test takes, waiting included: dear ones say so in their mark."""
+    mark = item.get_closest_marker("slow")
+    return 0.02 if mark is None else mark.kwargs.get("about_s", 0.7)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, for tests that wait for others."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--thorough"):
         left_out = {item for item in items if not _repeats(item)}
     else:
         left_out = {item for item in items if item.get_closest_marker("thorough")}
-    config.hook.pytest_deselected(items=list(left_out))
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     # Files with much to do first: what is handed out last is short, and no process waits long for another.
-    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -num_slow[item.path])
+    about_s = Counter[Path]()
+    for item in items:
+        about_s[item.path] += _about_s(item)
+    items.sort(key=lambda item: -about_s[item.path])
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting or _has_gpu():
         return

@@ -49,7 +49,7 @@ def outcomes(
     return {"seed": seed, **json.loads(done.stdout)}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=4)
 @pytest.mark.parametrize(("ranks", "workers", "context_parallel"), SETUPS)
 def test_order_survives_kills(
     outcomes: dict[str, Any], ranks: int, workers: int, context_parallel: int

@@ -74,7 +74,7 @@ def rendered(tmp_path_factory) -> RenderedFiles:
     return write_clip(render_clip(config), tmp_path_factory.mktemp("rendered"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=8)
 def test_nine_clips_make_nine_rows(tmp_path, rendered):
     """A good clip among damaged and unusual ones: all have a row, with the right verdict and reason."""
     good = rendered.media_path.read_bytes()
@@ -194,7 +194,7 @@ def content(out: Path) -> list[dict]:
     return sorted(rows.to_pylist(), key=lambda row: row["clip_id"])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=30)
 def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
     """kill -9 of a worker and of the command, Ctrl-C, a full stop in between; then the same command again."""
     num_clips = 40 if thorough else 24

@@ -199,7 +199,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 
 
 @needs_networks
-@pytest.mark.slow
+@pytest.mark.slow(about_s=12)
 def test_several_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool) -> None:
     """Workers give the same videos as one process."""
     monkeypatch.setattr(batch, "num_cores", lambda: 1)  # one thread a process, as in all tests

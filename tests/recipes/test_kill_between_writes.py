@@ -116,7 +116,7 @@ print(json.dumps({"moments": moment - 1, "failures": failures, "problems": wante
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=9)
 def test_killed_before_every_change_to_the_folder(tmp_path: Path, thorough: bool):
     """Two of three changes in a row, and with `--thorough` all of them."""
     clips = [{"clip_id": f"c{i}", "media_path": f"{i}.mp4", "data_licence": "CC0-1.0"} for i in range(4)]

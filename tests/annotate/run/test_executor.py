@@ -95,7 +95,7 @@ def ids(out: Path) -> list[str]:
     return [outcome.clip_id for outcome in read_outcomes(out)]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=6)
 def test_every_ending_is_a_row(tmp_path):
     """Workers are killed for real; the innocent clips of the same shard keep their own verdicts."""
     names = ["c0", "c1", "kill", "c3", "raise", "c5", "memory", "c7"]
@@ -441,7 +441,7 @@ def stuck(beats: Path, clip, config, **kwargs):
     return fake_annotate(clip, config, **kwargs)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=6)
 def test_a_clip_that_never_returns_gets_its_reason_and_the_run_goes_on(tmp_path):
     beats, out = tmp_path / "beats", tmp_path / "out"
     with open_output(out, recipe_hash=HASH):
@@ -525,7 +525,7 @@ def freezes(note: Path, clip, config, **kwargs):
     return fake_annotate(clip, config, **kwargs)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=12)
 def test_a_frozen_worker_gives_its_shard_back(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "FROZEN_AFTER_S", 5.0)  # more than a worker of a busy machine is silent
     note, out = tmp_path / "note", tmp_path / "out"
@@ -538,7 +538,7 @@ def test_a_frozen_worker_gives_its_shard_back(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=6)
 def test_a_worker_that_dies_among_short_shards_costs_one_clip(tmp_path, monkeypatch):
     """A task has several shards then: those that were done count, the others are done. Its worker is started anew
     however long that takes, for dask's own patience is set to none here."""
@@ -574,7 +574,7 @@ def test_short_shards_share_a_task(monkeypatch):
     assert (room.num_tasks(), room.shards_a_task()) == (2, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=6)
 def test_a_limit_that_no_clip_fits_is_said(tmp_path):
     """Every worker was ended, clip after clip, without a word."""
 
@@ -694,7 +694,7 @@ with executor.open_output(out, recipe_hash="0123456789abcdef"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=10)
 def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
     """Its worker lives on. The next command has one more clip in front, which cuts all shards anew."""
     process, address = scheduler_process()
