@@ -135,21 +135,20 @@ def apply_filters(
     Raises:
         ValueError: scores of a clip given twice.
     """
-    table = dataset.to_table(["clip_id", "source", "verdict", "metrics"])
     names = sorted({name for each in filters.values() for name, _ in each.items()})
-    columns = metric_columns(table["metrics"], names)
+    clip_id, source, accepted, columns = _numbers(dataset, names)
     if scores is not None:
-        _take_scores(columns, table["clip_id"], scores)
-    source = np.asarray(table["source"].to_pylist(), object)
-    accepted = np.asarray(pc.equal(table["verdict"], "accepted"))
+        _take_scores(columns, clip_id, scores)
     kept = accepted.copy()
     failing: list[tuple[NDArray[np.bool_], str]] = [(~accepted, "cameras_rejected")]
-    further = _further(table["clip_id"], against or {})
+    further = _further(clip_id, against or {})
     spared = ~np.logical_or.reduce([np.zeros_like(kept), *(mask for mask, _ in further)])
     kept &= spared
     reports = []
-    for name in sorted(set(source.tolist())):
-        of_source = source == name
+    known: list[str] = source.chunk(0).dictionary.to_pylist() if source.num_chunks else []
+    codes = np.concatenate([np.zeros(0, np.int32), *(np.asarray(chunk.indices) for chunk in source.chunks)])
+    for name in sorted(set(known)):
+        of_source = codes == known.index(name)
         passed: dict[str, NDArray[np.bool_]] = {}
         found = filters.get(name, Filters())
         for metric, (low, high) in found.items():
@@ -163,11 +162,35 @@ def apply_filters(
         reports.append(_report(name, of_source, accepted, passed, found, columns, spared))
         for mask in passed.values():
             kept &= mask | ~of_source
-    text = _reasons(failing + further, len(table))
+    text = _reasons(failing + further, len(kept))
     judged = pa.table(
-        {"clip_id": table["clip_id"], "source": table["source"], "kept": kept, "filter_reasons": text}
+        {"clip_id": clip_id, "source": source.cast(pa.string()), "kept": kept, "filter_reasons": text}
     )
     return Filtered(table=judged, sources=tuple(reports))
+
+
+def _numbers(
+    dataset: ClipDataset, names: Sequence[str]
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray, NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    """Ids, sources (as dictionary), whether cameras were accepted, and metrics of all clips; of everything else that a
+    row has no more than a batch is in memory."""
+    ids: list[pa.Array] = []
+    sources: list[pa.Array] = []
+    accepted = [np.zeros(0, bool)]
+    columns = {name: [np.zeros(0)] for name in names}
+    for batch in dataset.narrow_batches(["clip_id", "source", "verdict", "metrics"]):
+        ids.append(batch["clip_id"])
+        sources.append(pc.dictionary_encode(batch["source"]))
+        accepted.append(np.asarray(pc.equal(batch["verdict"], "accepted")))
+        for name, values in metric_columns(batch["metrics"], names).items():
+            columns[name].append(values)
+    kind = pa.dictionary(pa.int32(), pa.string())
+    return (
+        pa.chunked_array(ids, pa.string()),
+        pa.chunked_array(sources, kind).unify_dictionaries(),
+        np.concatenate(accepted),
+        {name: np.concatenate(values) for name, values in columns.items()},
+    )
 
 
 def _further(
@@ -247,13 +270,17 @@ def _report(
 
 def _reasons(reasons: Sequence[tuple[NDArray[np.bool_], str]], count: int) -> pa.Array:
     """List of words for each row, in the order of the thresholds."""
-    rows = np.concatenate([np.flatnonzero(mask) for mask, _ in reasons])
-    words = np.concatenate([np.full(int(mask.sum()), i) for i, (mask, _) in enumerate(reasons)])
-    order = np.lexsort((words, rows))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=count))]).astype(np.int32)
-    text = pa.DictionaryArray.from_arrays(
-        pa.array(words[order].astype(np.int32)), pa.array([word for _, word in reasons])
-    ).cast(pa.string())
+    each = np.zeros(count, np.int32)
+    for mask, _ in reasons:
+        each += mask
+    offsets = np.concatenate([[0], np.cumsum(each)]).astype(np.int32)
+    words, free = np.empty(int(offsets[-1]), np.int16), offsets[:-1].copy()
+    for word, (mask, _) in enumerate(reasons):
+        words[free[mask]] = word
+        free[mask] += 1
+    text = pa.DictionaryArray.from_arrays(pa.array(words), pa.array([word for _, word in reasons])).cast(
+        pa.string()
+    )
     return pa.ListArray.from_arrays(pa.array(offsets), text)
 
 

@@ -267,12 +267,22 @@ class Piece:
 
     def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
         """Filtered columns; those of `schema` that this piece lacks are null."""
+        return self._arrow(schema, columns, where).to_table(columns=columns, filter=where)
+
+    def slices(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The same without a filter, some thousand clips at a time."""
+        return self._arrow(schema, columns, None).to_batches(
+            columns=columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1
+        )
+
+    def _arrow(
+        self, schema: pa.Schema, columns: list[str], where: pads.Expression | None
+    ) -> pads.FileSystemDataset:
         with open_parquet(self.path, columns=[*columns, *named_in(where, self.schema)]):
             pass
         filesystem, name = arrow_place(self.path)
         fragment = _PARQUET.make_fragment(name, filesystem)
-        dataset = pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
-        return dataset.to_table(columns=columns, filter=where)
+        return pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
 
 
 def named_in(condition: pads.Expression | None, schema: pa.Schema) -> list[str]:
@@ -281,6 +291,7 @@ def named_in(condition: pads.Expression | None, schema: pa.Schema) -> list[str]:
 
 
 _PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
+_BATCH = 1 << 15
 _MAX_OPEN = 64
 """Arrow files that are kept open."""
 
@@ -328,6 +339,13 @@ class Index:
             tables.append(table)
             first += len(piece.stamps)
         return pa.concat_tables(tables)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of all clips in the dataset's order, some thousand at a time; no places of clips, which are numbered
+        by the piece."""
+        assert _PART not in columns
+        for piece in self.pieces:
+            yield from piece.slices(self.schema, list(columns))
 
     def stamps(self) -> list[tuple[int, int]]:
         """Size and time of change in nanoseconds of all parts, in the dataset's order."""

@@ -350,6 +350,16 @@ class ClipDataset:
             table = self._complete(table if rows is None else table.take(rows), names)
             yield from (batch for batch in table.to_batches(max_chunksize=batch_size) if batch.num_rows)
 
+    def narrow_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Few columns of all clips in part order, many clips a batch, from the index where it has them: for what looks
+        at every clip and keeps little of it."""
+        if self.filter is not None:
+            yield from self.to_table(columns).to_batches()
+        elif self.index is not None and set(columns) <= set(self.index.schema.names):
+            yield from self.index.batches(columns)
+        else:
+            yield from self.batches(columns, batch_size=1 << 15)
+
     def _groups(self, places: pa.Table | None) -> Iterator[tuple[_Part, int, list[int] | None]]:
         """Row groups one after the other, all of them or those with wanted rows; one part is open at a
         time."""
