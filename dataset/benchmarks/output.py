@@ -29,7 +29,7 @@ class Findings:
     """Everything that a run of a benchmark found.
 
     Attributes:
-        name: of the set.
+        name, layout: of the set, and which of its forms was read (`sintel-final`, `sintel-clean`).
         scores: of every sequence, in order of their ids.
         input: what the run was given: `pixels`, `pixels and depth`, or whose predictions were scored.
         command: as it can be typed again.
@@ -39,6 +39,7 @@ class Findings:
     """
 
     name: SetName
+    layout: str
     scores: tuple[SequenceScore, ...]
     input: str
     command: str
@@ -101,6 +102,7 @@ def record(found: Findings) -> dict[str, Any]:
     return {
         "benchmark": found.name,
         "title": protocol.title,
+        "layout": found.layout,
         "protocol": protocol.source,
         "input": _plain(found.input),
         "command": _plain(found.command),
@@ -146,7 +148,7 @@ def tables(found: Findings, *, style: TableStyle = "text") -> str:
         [s.sequence, s.status, _count(s), *(_number(s.values.get(m.name)) for m in shown)] for s in listed
     ]
     parts = [
-        f"{protocol.title} from {_plain(found.input)}; {protocol.source}",
+        f"{protocol.title} ({found.layout}) from {_plain(found.input)}; {protocol.source}",
         format_table(["sequence", "status", "frames", *(m.name for m in shown)], rows, style=style),
         format_table(*_figures(found), style=style),
     ]

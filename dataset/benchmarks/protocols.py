@@ -189,8 +189,7 @@ PROTOCOLS: Mapping[SetName, Protocol] = {
     ),
     "sintel": Protocol(
         title="MPI Sintel",
-        source="ATE, RPE trans and RPE rot of MonST3R (arXiv 2410.03825), CUT3R and MegaSaM: Sim(3), 14 sequences of"
-        " the final pass",
+        source="ATE, RPE trans and RPE rot of MonST3R (arXiv 2410.03825), CUT3R and MegaSaM: Sim(3), 14 sequences",
         layouts=("sintel-final", "sintel-clean"),
         recipe="benchmarks/sintel",
         metrics=_POSES,

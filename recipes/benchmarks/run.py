@@ -107,6 +107,7 @@ def run_benchmark(
     every = {**found.rows, **scores}
     result = Findings(
         name=name,
+        layout=source.layout,
         scores=tuple(every[one] for one in sorted(every)),
         input=given,
         command=options.command(name),

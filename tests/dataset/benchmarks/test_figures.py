@@ -65,6 +65,7 @@ def test_nothing_scored_has_no_mean() -> None:
 def findings(scores: tuple[SequenceScore, ...]) -> Findings:
     return Findings(
         name="tum",
+        layout="tum-rgbd",
         scores=scores,
         input="pixels",
         command="theodolite benchmark tum --root 'my data'",
