@@ -96,7 +96,7 @@ def test_infinite_nan_and_sky_pixels_do_not_touch_the_scale(tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_no_usable_metric_frame_is_no_scale_and_never_one(tmp_path: Path, monkeypatch) -> None:
-    clip, truth = prepared(tmp_path, num_frames=33)
+    clip, truth = prepared(tmp_path, num_frames=24)
     estimators = simulated(truth, CALM)
     network = vars(estimators.anchor)["network"]
     predict = network.predict

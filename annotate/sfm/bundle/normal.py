@@ -4,7 +4,6 @@ gradients.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -311,13 +310,15 @@ class Normal:
         frame = torch.arange(frames)
         diagonal[frame // m, frame % m, :, frame % m, :] += self.hcc + torch.diag_embed(self.damp_c)
         for number, (index, coefficient, _) in self.prior_terms:
+            # Every pair of a term's frames, in one write for each of the two bands.
+            pairs = torch.cartesian_prod(*(torch.arange(index.shape[1]),) * 2).T
+            fa, fb = (index[:, k].T.reshape(-1) for k in pairs)
+            value = (coefficient[:, pairs[0]] * coefficient[:, pairs[1]]).T.reshape(-1)
             position = torch.tensor(number)
-            for a, b in itertools.product(range(index.shape[1]), repeat=2):
-                fa, fb = index[:, a], index[:, b]
-                for into, apart in ((diagonal, 0), (upper, 1)):
-                    chosen = fb // m - fa // m == apart
-                    where = (fa[chosen] // m, fa[chosen] % m, position, fb[chosen] % m, position)
-                    into.index_put_(where, (coefficient[:, a] * coefficient[:, b])[chosen], accumulate=True)
+            for into, apart in ((diagonal, 0), (upper, 1)):
+                chosen = fb // m - fa // m == apart
+                where = (fa[chosen] // m, fa[chosen] % m, position, fb[chosen] % m, position)
+                into.index_put_(where, value[chosen], accumulate=True)
         diagonal = diagonal.reshape(nb, m * self.dof, m * self.dof)
         upper = upper.reshape(nb, m * self.dof, m * self.dof)
         missing = nb * m - frames

@@ -35,7 +35,7 @@ def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path, compa
     fields = {
         "width": 320,
         "height": 180,
-        "num_frames": 113,
+        "num_frames": 97,
         "seed": 40,
         "zoom": "in_out",
         "zoom_factor": 1.5,
