@@ -245,7 +245,12 @@ def similarity_scale(solved: FloatArray, given: FloatArray) -> float:
         keep = first.residual <= np.percentile(first.residual, 80)
         return umeyama(x[keep], y[keep], with_scale=True, allow_collinear=True).scale
     except ValueError as error:
-        raise ClipRejection("given_poses_degenerate", f"no scale from the given poses: {error}") from error
+        given_m, solved_m = (float(np.ptp(centre, axis=0).max()) for centre in (x, y))
+        raise ClipRejection(
+            "given_poses_degenerate",
+            f"{len(x)} given camera centres lie within {given_m:.2g} of their units, those that the images ask for"
+            f" within {solved_m:.2g} m: nothing says what a unit is worth",
+        ) from error
 
 
 def keep_given_poses(
