@@ -3,7 +3,7 @@
     python benchmarks/cuts.py --data ../shared/data [--part held_out] [--names]
 
 A cut counts as found within 3 frames, a blend or fade within 8. Clips: tests/annotate/cut_clips.py. Only the
-detector runs, about five minutes on a core.
+detector runs, about eight minutes on a core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from theodolite.annotate.frames.cuts import CutDetector
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
-from cut_clips import CutClip, cut_clips, whole_clips
+from cut_clips import CutClip, cut_clips, dissolve_clips, whole_clips
 
 _NEAR_HARD, _NEAR_BLEND = 3, 8
 
@@ -71,6 +71,7 @@ def main() -> None:
     for part in args.part or ["development", "held_out"]:
         table(f"{part}, whole clips", whole_clips(args.data, part), names=args.names)
         table(f"{part}, clips with a cut", cut_clips(args.data, part), names=args.names)
+        table(f"{part}, dissolves between moving shots", dissolve_clips(args.data, part), names=args.names)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ of the view has changed. Then
 Frames that show nothing (black, white) are looked across, so a fade through black is a step like others.
 
 A dissolve has no step. It is found where a frame is a weighted sum of the frames half a second before and after, each
-moved as the flow in between says, and those two share no features.
+moved as the flow in between says, and those two share no features. Between shots that move that sum is not met, so it
+is also found by features alone: a frame shares some with one before and others with one behind, the views of those two
+lie over each other, and yet nothing leads from one to the other. In one shot, what both views hold is in all three.
 """
 
 from __future__ import annotations
@@ -66,6 +68,11 @@ look mixed."""
 _THROUGH = 1
 """Features that may be followed from one to the other through three mixtures by chance: none in dissolves, from 3 on in
 shots whose ends have nothing in common."""
+_BLEND_FEATURES, _BLEND_CHANCE = 15, 4
+"""Features that a frame shares with either side of a dissolve, within what both sides see; up to 12 in fast shots of
+which none is followed through. Matches between the sides that may be chance."""
+_BLEND_COMMON = 0.45
+"""Share of the frame that both sides see: up to 0.38 in fast shots where nothing is followed through."""
 _MIN_COMMON = 0.4
 _SMOOTH_PX = 4.0
 """Of the thumb: parallax within half a second is smaller."""
@@ -91,6 +98,7 @@ class _Carried:
         shift: how far the middle of the picture moves, in picture widths; 0 for a zoom about a point of the picture.
         cells: (24,) bool, parts of the first picture (6 by 4) in which such matches lie.
         pairs: (count, 2) feature numbers in the first and the second frame.
+        matrix: (2, 3) the similarity; zeros where there is none.
     """
 
     count: int
@@ -98,6 +106,7 @@ class _Carried:
     shift: float
     cells: NDArray[np.bool_]
     pairs: NDArray[np.int64]
+    matrix: F64
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,8 @@ class CutDetector:
         self._cuts: list[int] = []
         self._mixed: dict[int, float] = {}
         """Frames that are mixtures, and how unevenly."""
+        self._spans: dict[tuple[int, int], bool] = {}
+        """First and last frames that were looked at for a dissolve between them, and whether features lead across."""
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._seen = 0
 
@@ -181,10 +192,13 @@ class CutDetector:
         for half in (self._half_dissolve, 2 * self._half_dissolve):
             if len(self._looks) > 2 * half and self._seen % 2:
                 self._judge_dissolve(list(self._looks)[-2 * half - 1 :])
+        if len(self._looks) == self._looks.maxlen and self._seen % self._half_dissolve == 0:
+            self._judge_blends()
 
     def finish(self) -> list[int]:
         """Sorted clip frame indices at which a new shot begins (of a dissolve or fade: its middle)."""
         self._judge(list(self._suspects))
+        self._judge_blends()
         unevenness = self._mixed | dict.fromkeys(self._cuts, 0.0)
         groups: list[list[int]] = []
         for cut in sorted(unevenness):
@@ -264,6 +278,58 @@ class CutDetector:
             through += len(np.intersect1d(into.pairs[:, 1], out_of.pairs[:, 0]))
         if through <= _THROUGH:
             self._mixed[self._seen - 1 - half] = 1e-3 + abs(float(weights[0] - weights[1]))
+
+    def _judge_blends(self) -> None:
+        """Look for dissolves among the frames that are kept, wherever nothing leads from the first to the last."""
+        start = self._seen - len(self._looks)
+        self._spans = {span: known for span, known in self._spans.items() if span[0] >= start}
+        half = self._half_dissolve
+        self._search(start, self._seen - 1, [2 * half, round(1.25 * half), round(0.75 * half)])
+
+    def _search(self, first: int, last: int, lengths: list[int]) -> None:
+        """Look at the frames from `first` to `last`, then at shorter runs of them."""
+        if (first, last) in self._spans or last - first < 4:
+            return
+        start = self._seen - len(self._looks)
+        a, middle, b = (self._looks[f - start] for f in (first, (first + last) // 2, last))
+        across = _carried(a, b).count
+        self._spans[first, last] = across >= _SAME_PLACE
+        if across >= _SAME_PLACE or a.blank or b.blank:
+            return
+        if across <= _BLEND_CHANCE and (unevenness := _blended(a, middle, b)) is not None:
+            self._mixed[(first + last) // 2] = 1e-3 + unevenness
+            return
+        for i, length in enumerate(lengths):
+            if length < last - first:
+                for begin in range(first, last - length + 1, max(1, length // 4)):
+                    self._search(begin, begin + length, lengths[i + 1 :])
+                break
+
+
+def _blended(a: _Look, middle: _Look, b: _Look) -> float | None:
+    """How unevenly a frame mixes two others, 0 to 1, by the features it shares with either; None if it does not."""
+    into, out_of = _carried(a, middle), _carried(middle, b)
+    if min(into.count, out_of.count) < _BLEND_FEATURES:
+        return None
+    if len(np.intersect1d(into.pairs[:, 1], out_of.pairs[:, 0])):
+        return None
+    height, width = middle.detail.shape
+    frame = np.array([[[0, 0], [width, 0], [width, height], [0, height]]], np.float32)
+    seen = frame[0]
+    for matrix in (into.matrix, cv2.invertAffineTransform(out_of.matrix)):
+        area, corners = cv2.intersectConvexConvex(seen, cv2.transform(frame, matrix)[0].astype(np.float32))
+        if area < _BLEND_COMMON * width * height:
+            return None
+        seen = np.asarray(corners, np.float32).reshape(-1, 2)
+    counts = [
+        sum(
+            cv2.pointPolygonTest(seen, (float(x), float(y)), False) >= 0 for x, y in middle.features.xy[found]
+        )
+        for found in (into.pairs[:, 1], out_of.pairs[:, 0])
+    ]
+    if min(counts) < _BLEND_FEATURES:
+        return None
+    return abs(counts[0] - counts[1]) / sum(counts)
 
 
 def _shrunk(rgb: U8) -> tuple[U8, U8, U8, F32]:
@@ -352,7 +418,7 @@ def _around(side: _Numbered, *, leave_still: bool = False) -> tuple[_Carried, in
     return best
 
 
-_NOTHING = _Carried(0, 0, 0.0, np.zeros(24, bool), np.zeros((0, 2), np.int64))
+_NOTHING = _Carried(0, 0, 0.0, np.zeros(24, bool), np.zeros((0, 2), np.int64), np.zeros((2, 3)))
 _TURN_BIN_DEG, _MAX_TURN_DEG, _MAX_LOG_SIZE = 10, 25.0, 0.5
 _ZOOM, _UPRIGHT_DEG = 0.08, 3.0
 """Log size from which on a change of size is a zoom, not what a step forward does; a zoom does not turn the picture."""
@@ -422,6 +488,7 @@ def _carried(a: _Look, b: _Look, *, leave_still: bool = False) -> _Carried:
         shift=float(np.linalg.norm(shift)) / width,
         cells=cells,
         pairs=np.stack([i[agree], j[agree]], 1),
+        matrix=np.asarray(matrix, np.float64),
     )
 
 

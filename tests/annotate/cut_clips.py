@@ -335,6 +335,23 @@ def cut_clips(data: Path | None, part: Part) -> Iterator[CutClip]:
             yield CutClip(kind, source.name, frames, (at,))
 
 
+def dissolve_clips(data: Path | None, part: Part) -> Iterator[CutClip]:
+    """Two shots that go on moving, up to three times as fast, while one becomes the other in 4 to 32 frames."""
+    all_of = sources(data, part)
+    for number, source in enumerate(all_of):
+        other = all_of[(number + 1) % len(all_of)]
+        for blend, step in itertools.product((4, 8, 16, 32), (1, 2, 3)):
+            if (number + step + blend // 4) % 2:
+                continue  # half of them
+            first = list(source.frames[::step])[: 18 + blend]
+            second = list(other.frames[::step])[-18 - blend :]
+            if min(len(first), len(second)) >= blend + 6:
+                frames, at = joined(first, second, blend=blend)
+                yield CutClip(
+                    f"dissolve {blend}, every {step}", f"{source.name} to {other.name}", frames, (at,)
+                )
+
+
 def _cut_kinds(
     source: Source, other: Source, rng: np.random.Generator
 ) -> dict[str, Callable[[], tuple[Shot, int]]]:

@@ -8,7 +8,7 @@ import pytest
 from theodolite.annotate.frames.cuts import CutDetector
 
 from ...support import SHARED
-from ..cut_clips import Shot, joined, labelled, lit, recording, small, smeared, zoomed
+from ..cut_clips import Shot, joined, labelled, lit, recording, rendered, small, smeared, zoomed
 from ..tracks.test_measure import texture
 
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
@@ -115,6 +115,15 @@ def test_dissolves_between_shots_that_move(places: list[np.ndarray], step: int) 
     frames, at = joined(shot(places[0], 26, step=step), shot(places[1], 26, step=step), blend=10)
     (found,) = cuts(frames)
     assert abs(found - at) <= 4
+
+
+@pytest.mark.slow
+def test_a_dissolve_between_walks_is_found_by_features_of_both() -> None:
+    """No weighted sum tells it, for the flow within the mixture follows neither walk."""
+    frames, at = joined(list(rendered(1, 3.0, 20)), list(rendered(2, 3.0, 20)), blend=4)
+    (found,) = cuts(frames)
+    assert abs(found - at) <= 3
+    assert cuts(list(rendered(1, 3.0, 20))) == []
 
 
 @shared
