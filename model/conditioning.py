@@ -92,20 +92,27 @@ def plucker_map(camera_to_world: Tensor, intrinsics: Tensor, height: int, width:
     Source: NVlabs/Sana; token (u, v) looks along ((u - cx)/fx, (v - cy)/fy, 1) without a half token.
     """
     b, frames = camera_to_world.shape[:2]
-    fx, fy, cx, cy = (intrinsics[..., i, None, None] for i in range(4))
-    u = torch.arange(width, dtype=intrinsics.dtype, device=intrinsics.device)
-    v = torch.arange(height, dtype=intrinsics.dtype, device=intrinsics.device)
-    x, y = torch.broadcast_tensors((u - cx) / fx, (v[:, None] - cy) / fy)
-    rays = torch.stack([x, y, torch.ones_like(x)], dim=-1)
-    rotation = camera_to_world[..., :3, :3].to(intrinsics.dtype)
-    direction = torch.nn.functional.normalize(torch.einsum("bfij,bfhwj->bfhwi", rotation, rays), dim=-1)
-    centre = camera_to_world[..., :3, 3].to(intrinsics.dtype)[:, :, None, None].expand_as(direction)
-    six = torch.cat([direction, torch.linalg.cross(centre, direction)], dim=-1)
     latents = (frames - 1) // TEMPORAL_STRIDE + 1
     start = (TEMPORAL_STRIDE * torch.arange(latents) - (TEMPORAL_STRIDE - 1)).clamp_min(0)
-    index = (start[:, None] + torch.arange(TEMPORAL_STRIDE)).clamp_max(frames - 1).to(six.device)
-    stacked = six[:, index]  # (B, T, 8, H, W, 6)
-    return stacked.permute(0, 2, 5, 1, 3, 4).reshape(b, 6 * TEMPORAL_STRIDE, latents, height, width)
+    poses = camera_to_world.to(intrinsics.dtype)
+    u = torch.arange(width, dtype=intrinsics.dtype, device=intrinsics.device)
+    v = torch.arange(height, dtype=intrinsics.dtype, device=intrinsics.device)[:, None]
+    found = intrinsics.new_empty(b, TEMPORAL_STRIDE, 6, latents, height, width)
+    for shift, six in enumerate(
+        found.unbind(1)
+    ):  # planes that stay in the processor's cache: trainers make many maps
+        index = (start + shift).clamp_max(frames - 1).to(intrinsics.device)
+        fx, fy, cx, cy = intrinsics[:, index, :, None, None].unbind(2)
+        rows = poses[:, index, :, :, None, None]
+        x, y = (u - cx) / fx, (v - cy) / fy
+        ray = [rows[:, :, i, 0] * x + rows[:, :, i, 1] * y + rows[:, :, i, 2] for i in range(3)]
+        length = (ray[0] * ray[0] + ray[1] * ray[1] + ray[2] * ray[2]).sqrt().clamp_min(1e-12)
+        direction = [r / length for r in ray]
+        for i in range(3):
+            after, last = (i + 1) % 3, (i + 2) % 3
+            six[:, i] = direction[i]
+            six[:, 3 + i] = rows[:, :, after, 3] * direction[last] - rows[:, :, last, 3] * direction[after]
+    return found.flatten(1, 2)
 
 
 def without_cameras(batch: int, frames: int, *, height: int, width: int) -> Cameras:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..dataset.cameras.intrinsics import intrinsics_matrix, split_intrinsics
 from ..dataset.cameras.transforms import relative_to_first
-from ..dataset.encoded import EncodedClip, Encoding, Window, window_id
+from ..dataset.encoded import EncodedClip, Encoding, Window, all_finite, window_id
 from ..dataset.media.picture import Cover, cover
 from ..dataset.media.read import iterate_frames
 from ..dataset.rows import Row
@@ -263,7 +263,7 @@ def encode_window(
     for i, image in enumerate(iterate_frames(row, media_root, positions=positions)):
         pixels[:, i] = torch.from_numpy(cut.apply(image)).permute(2, 0, 1) / 127.5 - 1
     latents = autoencoder.encode(pixels)[0]
-    if not bool(latents.isfinite().all()):
+    if not all_finite(latents):
         raise ValueError(f"window {window.id}: the autoencoder gave latents that are not finite")
     if window.caption.strip():
         text = encoders.text.encode(window.caption, overlong="cut")

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from ..dataset.encoded import EncodedDataset
+from ..dataset.encoded import EncodedDataset, all_finite
 from ..dataset.inputs import read_json
 from ..dataset.store import TEMPORARY, write_atomically
 from ..dataset.strict import Strict, error_lines
@@ -180,7 +180,7 @@ def write_trajectory(folder: Path, window: str, trajectory: Tensor) -> None:
     """
     from safetensors.torch import save
 
-    if not bool(trajectory.isfinite().all()):
+    if not all_finite(trajectory):
         raise ValueError(f"window {window}: the teacher's trajectory is not finite")
     content = {"trajectory": trajectory.bfloat16().transpose(1, 2).cpu().contiguous()}
     write_atomically(_path(folder, window), save(content))
@@ -244,7 +244,7 @@ class Trajectories:
                 f"window {window}: its trajectory {path} cannot be read: {first[:200]}"
             ) from error
         count = len(self.record.options.student.times)
-        if found.ndim != 5 or tuple(found.shape[:2]) != (count, frames) or not bool(found.isfinite().all()):
+        if found.ndim != 5 or tuple(found.shape[:2]) != (count, frames) or not all_finite(found):
             raise ValueError(
                 f"window {window}: its trajectory {path} is {tuple(found.shape)} or not finite, expected ({count}, "
                 f"{frames}, C, h, w)"

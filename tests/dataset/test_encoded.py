@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from theodolite.dataset.encoded import begin, encoded_windows, open_encoded, write_shard
+from theodolite.dataset.encoded import all_finite, begin, encoded_windows, open_encoded, write_shard
 
 from ..train.encoded_clips import encoded_clip, encoding, write_encoded
 from ..typed import known
@@ -98,3 +99,15 @@ def test_a_full_disk_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="no space left"):
         write_shard(folder, [encoded_clip(5)])
     assert len(list((folder / "shards").iterdir())) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_is(dtype: torch.dtype) -> None:
+    for count in (1, 7, 33, 130):  # also in what is left over of the processor's vectors
+        for place in range(count):
+            for value in (math.nan, math.inf, -math.inf):
+                x = torch.randn(count).to(dtype)
+                assert all_finite(x)
+                x[place] = value
+                assert not all_finite(x), (count, place, value)
+    assert all_finite(torch.empty(0, 3, dtype=dtype))

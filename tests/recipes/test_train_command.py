@@ -7,10 +7,14 @@ import json
 import signal
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
+from theodolite.annotate.rendered.files import write_png
+from theodolite.dataset.media.read import count_video_frames
 from theodolite.model.checkpoint import load_world_model
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
@@ -20,6 +24,9 @@ from theodolite.train.trajectories import TrajectoryOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from encoded_clips import write_encoded
+
+from ..model.release import write_release
+from ..support import run_here
 
 STAND_IN = dict(text_tokens=10, stand_in=True)
 TINY = ["model.text_tokens=10", "model.depth=2", "model.softmax_every=2", "parallel.recompute=nothing"]
@@ -156,3 +163,38 @@ def test_the_student_is_made_by_commands(data: Path, tmp_path: Path) -> None:
         f"self_forcing.fake={fake}",
     )
     assert load_world_model(longer)[0].config.depth == 2
+    generate_with(longer, tmp_path)
+
+
+def generate_with(student: Path, folder: Path) -> None:
+    """What was exported makes a video by the command, beside encoders as a release lays them out."""
+    if missing := [name for name in ("diffusers", "transformers", "av") if find_spec(name) is None]:
+        pytest.skip(f"no {', '.join(missing)}")
+    parts = write_release(folder / "parts", distilled=True, refiner=False)
+    write_png(folder / "room.png", np.full((64, 96, 3), 90, np.uint8))
+    done = run_here(
+        "generate",
+        *(
+            "--image",
+            folder / "room.png",
+            "--prompt",
+            "a room",
+            "--camera",
+            "w-24",
+            "--out",
+            folder / "v.mp4",
+        ),
+        *("--mode", "distilled", "--weights", student, "--autoencoder", parts / "ltx2_causal_vae"),
+        *(
+            "--text-encoder",
+            parts / "text_encoder",
+            "--no-refiner",
+            "--resolution",
+            "96x64",
+            "--device",
+            "cpu",
+        ),
+        *("--times", "1000,967,908,764,0", "--intrinsics", "fov=70"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert count_video_frames("v", folder / "v.mp4") == (25, 16.0)
