@@ -102,8 +102,11 @@ class Plan:
         digests = digests_of(ids)
         again = self._seen.has_digests(digests)
         if len(set(ids)) < len(ids) or again.any():
-            twice = [i for n, i in enumerate(ids) if again[n] or i in ids[:n]]
-            raise ValueError(f"clip {twice[0]}: the source lists it twice")
+            place = next(n for n, i in enumerate(ids) if again[n] or i in ids[:n])
+            raise ValueError(
+                f"clip {ids[place]}: the source lists it twice, now as {clips[place].media}; an id belongs to one clip:"
+                " keep one of the two, or name them apart"
+            )
         self._seen.add(digests)
         done = self.have.has_digests(digests).tolist()
         self.num_clips += len(ids)

@@ -249,6 +249,8 @@ def filter_(
         words = _same_video_text(compared) + "\n"
     result = apply_filters(dataset, filters, found, against=against)
     text = words + _thresholds_text(result)
+    absent = sorted(set(filters) - {source.source for source in result.sources})
+    text += "".join(f"\n{name}: no clip here; its thresholds were not used" for name in absent)
     if out is not None:
         write_judgement(result, out)
         text += f"\nwritten: {out} (clip_id, source, kept, filter_reasons)"

@@ -198,6 +198,8 @@ def test_the_command(some: Path, tmp_path: Path) -> None:
             str(some),
             "--recipe",
             "corpus/miradata",
+            "--recipe",
+            "corpus/omniworld",
             "--set",
             "filters={flow_px: [3, 80]}",
             "--out",
@@ -207,6 +209,7 @@ def test_the_command(some: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "miradata: 8 clips, 7 with accepted cameras, 4 kept" in done.output
     assert "walks: 1 clips, 1 with accepted cameras, 1 kept (no thresholds)" in done.output
+    assert "omniworld: no clip here; its thresholds were not used" in done.output
     kept = pq.read_table(out)
     assert sum(kept["kept"].to_pylist()) == 5
     ids = kept.filter(pc.field("kept"))["clip_id"]
