@@ -197,7 +197,9 @@ def test_a_clip_listed_twice(tmp_path, monkeypatch):
         plan_run(clips_named("a", "b", "c", "b"), tmp_path, clips_per_shard=2)
     monkeypatch.setattr(plan_module, "_AHEAD", 2)
     monkeypatch.setattr(plan_module, "_ASKED_AT_ONCE", 2)
-    with pytest.raises(RunAborted, match=r"clip b: the source lists it twice, now as \S+; .*; finished parts are kept"):
+    with pytest.raises(
+        RunAborted, match=r"clip b: the source lists it twice, now as \S+; .*; finished parts are kept"
+    ):
         run(clips_named("a", "b", "c", "b"), tmp_path, clips_per_shard=2)
     assert sorted(ids(tmp_path)) == ["a", "b"]
 
