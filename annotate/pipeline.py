@@ -30,7 +30,7 @@ from .geometry.base import AnchorFrame, MetricDepth, SequenceGeometryResult
 from .geometry.estimators import Estimators, Running
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
 from .networks.checkpoint import STAND_IN
-from .place import Place, Shared
+from .place import Place, Shared, tracker_of
 from .reporting import counted
 from .row import Findings
 from .scale.bridge import bridge_to_metres
@@ -179,6 +179,7 @@ class _Stages:
                 width=frames.width,
                 config=self.config.tracks,
                 keyframes=running.keyframes,
+                tracker=tracker_of(self.config),
             )
         out.pictures += [watcher.columns() for watcher in watchers]
         if frames.cuts:

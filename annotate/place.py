@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from .sfm.processes import in_solver, shares, streamed
+from .networks.device import choose_device
+from .sfm.processes import in_solver, num_gpus, shares, streamed
+from .tracks.opencv import OpenCVTracker
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig
+    from .tracks.tracker import MakeTracker
 
 Result = TypeVar("Result")
+
+
+def tracker_of(config: AnnotateConfig) -> MakeTracker:
+    """Who follows points: what the recipe asks for; by `auto` a GPU only where networks have one anyway. It works in a
+    clip's turn at the networks (`Place.networks`), beside them and before them.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if config.tracks.tracker == "opencv" or (config.tracks.tracker == "auto" and not num_gpus(config)):
+        return OpenCVTracker
+    from .tracks.batched.tracker import BatchedTracker
+
+    return partial(BatchedTracker, device=choose_device(config.geometry.device))
 
 
 class Place(Protocol):

@@ -215,6 +215,7 @@ def _track_columns(measured: ImageMeasurements) -> dict[str, Any]:
     survival = measured.survival
     return {
         "track_survival_min": _optional(float(survival[1:].min()) if len(survival) > 1 else None),
+        "tracker": measured.tracker,
         "metrics": {"overlay_share": measured.overlay_share},
     }
 

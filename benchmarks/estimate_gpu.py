@@ -94,6 +94,7 @@ def clips(args: argparse.Namespace) -> None:
                 "keyframes": {"window": args.window, "step": args.window // 2},
             },
             "decode": {"max_frames": args.frames},
+            "tracks": {"tracker": args.tracker},
             "executor": {"clips_in_flight": args.in_flight, "solver_processes": args.solvers},
         }
     )  # fmt: skip
@@ -115,7 +116,7 @@ def clips(args: argparse.Namespace) -> None:
         for number in range(args.clips)
     ]  # fmt: skip
     in_flight, solvers = shares(config)
-    workers = args.workers or WORKERS_PER_GPU * num_gpus(config.geometry) or 1
+    workers = args.workers or WORKERS_PER_GPU * num_gpus(config) or 1
     print(
         f"{workers} workers, each {in_flight} clips under way and {solvers} solver processes; {os.cpu_count()} cores",
         flush=True,
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=None)
     parser.add_argument("--solvers", type=int, default=None)
     parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--tracker", default="opencv", choices=["opencv", "batched", "auto"])
     parser.add_argument("--size", default="released", choices=["released", "tiny"])
     parser.add_argument("--out", type=Path, default=Path("runs/estimate_gpu"))
     args = parser.parse_args()

@@ -121,6 +121,7 @@ class Row:
     reprojection_median_px: float | None = None
     num_tracks: int | None = None
     num_loops: int | None = None
+    tracker: str | None = None
     track_survival_min: float | None = None
     inlier_share_min: float | None = None
     parallax_rad: float | None = None

@@ -372,6 +372,9 @@ COLUMNS: tuple[Column, ...] = (
     _number("reprojection_median_px", "px", "Median over frames of `reprojection_px`.", (0.0, 1e5)),
     Column("num_tracks", _I32, "1", "Image tracks used.", nullable=True, bounds=(0.0, 1e8)),
     Column("num_loops", _I32, "1", "Loop closures used.", nullable=True, bounds=(0.0, 1e8)),
+    Column(
+        "tracker", _TEXT, "-", "Who followed points: `opencv`, or `batched-` and the device.", nullable=True
+    ),
     _number(
         "track_survival_min",
         "1",

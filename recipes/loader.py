@@ -360,6 +360,8 @@ def recipe_hash(recipe: Recipe) -> str:
     content["source"].pop("only", None)
     if content["annotate"]["quality"] is None:
         del content["annotate"]["quality"]
+    if content["annotate"]["tracks"]["tracker"] == "opencv":
+        del content["annotate"]["tracks"]["tracker"]
     geometry = content["annotate"]["geometry"]
     del geometry["device"]
     for section, key in ((keys[0], keys[1]) for keys in PATH_KEYS if keys[0] == "source"):

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..annotate.frames.video import check_decoder
 from ..annotate.geometry.choose import check_estimators
+from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
@@ -99,6 +100,8 @@ class _Run:
         )  # what is wrong with it is said before anything is written
         check_decoder(recipe.annotate.decode)
         check_estimators(recipe.annotate.geometry)
+        if recipe.annotate.tracks.tracker == "batched":
+            choose_device(recipe.annotate.geometry.device)  # it is there
         check_same_clips(recipe, out)
         if self.options.dry_run:
             return self.told(self.plan(source, whole=True)), 0

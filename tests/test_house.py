@@ -221,7 +221,9 @@ def test_core_imports_without_optional_packages():
     kernel_files = {
         m
         for m, p in zip(modules, sources(), strict=True)
-        if m.startswith(("theodolite.kernels", "theodolite.annotate.networks"))
+        if m.startswith(
+            ("theodolite.kernels", "theodolite.annotate.networks", "theodolite.annotate.tracks.batched")
+        )
         and re.search(r"^(?:import|from) triton", p.read_text(), re.MULTILINE)
     }
     needs_triton = kernel_files | {

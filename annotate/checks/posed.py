@@ -29,8 +29,8 @@ from ..sfm.solve import solve_cameras
 from ..sfm.summary import summarise
 from ..sfm.triangulation import triangulate
 from ..sources.clip import ClipRejection
-from ..tracks.descriptors import descriptor_tracks, match_features
-from ..tracks.records import join_tracks
+from ..tracks.descriptors import descriptor_tracks, match_keyframes
+from ..tracks.records import MATCHED_GAPS, join_tracks
 from .given_poses import (
     LEAST_MOTION,
     GivenPoseCheck,
@@ -266,13 +266,8 @@ def _tracks_and_focal(square: SolverInput) -> tuple[Problem, Tensor]:
     lens = square.held_lens
     assert lens is not None
     size = np.array([flow.width, flow.height])
-    matches = {
-        (a, a + gap): match_features(
-            features[a], features[a + gap], square.tracks_config, diagonal_px=float(np.hypot(*size))
-        )
-        for gap in (1, 2, 4)
-        for a in range(len(keyframes) - gap)
-    }
+    pairs = ((a, a + gap) for gap in MATCHED_GAPS for a in range(len(keyframes) - gap))
+    matches = match_keyframes(square.measured, pairs, square.tracks_config)
     described = descriptor_tracks(
         features, matches, num_frames=flow.num_frames, height=flow.height, width=flow.width
     )

@@ -119,11 +119,7 @@ def cluster_for(
     # From the whole source, not from what is left: threads change sums in their last bits, and a continued run must
     # give the same rows as one that was not interrupted.
     # Few workers a GPU: each loads the networks once, and its threads keep several shards under way.
-    number = (
-        workers
-        or WORKERS_PER_GPU * num_gpus(config.geometry)
-        or default_workers(num_shards, cores, MEMORY_LIMIT)
-    )
+    number = workers or WORKERS_PER_GPU * num_gpus(config) or default_workers(num_shards, cores, MEMORY_LIMIT)
     in_flight, _ = shares(config)
     limit = (
         int(config.executor.memory_per_worker_gib * 2**30)

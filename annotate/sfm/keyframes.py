@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ...dataset.arrays import FloatArray, IntArray
 from ..geometry.base import DepthMaps
 from ..sources.clip import ClipRejection
-from ..tracks.descriptors import descriptor_tracks, match_features
-from ..tracks.records import ImageMeasurements, Tracks, TracksConfig, join_tracks
+from ..tracks.descriptors import descriptor_tracks, match_keyframes
+from ..tracks.records import MATCHED_GAPS, ImageMeasurements, Tracks, TracksConfig, join_tracks
 from .bundle.priors import ExpectedFocal, FocalPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.solve import Effort, solve_bundle
@@ -156,7 +156,7 @@ class KeyframeProblem:
         )
         self._links: Tracks | None = None
         number = len(self.keyframes)
-        self.matches = self._match((a, a + gap) for gap in (1, 2, 4) for a in range(number - gap))
+        self.matches = self._match((a, a + gap) for gap in MATCHED_GAPS for a in range(number - gap))
         self._observe()
         if np.isfinite(self.z).sum() < 50:
             raise ClipRejection(
@@ -189,12 +189,7 @@ class KeyframeProblem:
         return None if self.noise is None else self.noise.gain_sigma
 
     def _match(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], IntArray]:
-        features, (width, height) = self.given.measured.features, self.size_px
-        diagonal = float(np.hypot(height, width))
-        config = self.given.tracks_config
-        return {
-            (a, b): match_features(features[a], features[b], config, diagonal_px=diagonal) for a, b in pairs
-        }
+        return match_keyframes(self.given.measured, pairs, self.given.tracks_config)
 
     def _observe(self) -> None:
         measured = self.given.measured

@@ -21,22 +21,24 @@ from ..networks.device import choose_device
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
-    from ..geometry.config import GeometryConfig
 
 Result = TypeVar("Result")
 _making = threading.Lock()
 
 
-def num_gpus(config: GeometryConfig) -> int:
-    """GPUs that this machine's workers would share for the networks of a recipe; 0 without networks or GPUs."""
-    if config.sequence != "pi3x" and config.anchor != "moge2":
+def num_gpus(config: AnnotateConfig) -> int:
+    """GPUs that this machine's workers would share for the networks of a recipe, or for the tracker that it asks for; 0
+    without either or without GPUs."""
+    geometry = config.geometry
+    networks = geometry.sequence == "pi3x" or geometry.anchor == "moge2"
+    if not networks and config.tracks.tracker != "batched":
         return 0
     import torch
 
-    device = choose_device(config.device)
+    device = choose_device(geometry.device)
     if device.type != "cuda":
         return 0
-    return torch.cuda.device_count() if config.device == "auto" else 1
+    return torch.cuda.device_count() if geometry.device == "auto" else 1
 
 
 WORKERS_PER_GPU = 2
@@ -53,7 +55,7 @@ _streams = threading.BoundedSemaphore(CLIPS_STREAMED)
 
 def shares(config: AnnotateConfig) -> tuple[int, int]:
     """Clips that a worker has under way, and its solver processes (see `ExecutorConfig`)."""
-    gpus = num_gpus(config.geometry)
+    gpus = num_gpus(config)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     clips, solvers = config.executor.clips_in_flight, config.executor.solver_processes
     if solvers is None:

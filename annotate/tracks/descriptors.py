@@ -4,14 +4,14 @@ from __future__ import annotations
 
 # OpenCV types every image as MatLike and leaves functions out of its stubs.
 # pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray, IntArray
-from .records import DESCRIPTOR, Features, Tracks, TracksConfig, make_tracks, spread_out
+from .records import DESCRIPTOR, Features, ImageMeasurements, Tracks, TracksConfig, make_tracks, spread_out
 
 
 def root_sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArray, NDArray[np.float32]]:
@@ -31,18 +31,11 @@ def root_sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArray
     return xy[chosen], np.sqrt(descriptors)
 
 
-def match_features(a: Features, b: Features, config: TracksConfig, *, diagonal_px: float) -> IntArray:
-    """Verified matches between two keyframes.
+MIN_MATCHES = 16
 
-    Mutual nearest neighbours that pass the ratio test and lie near an epipolar geometry found by MAGSAC
-    (1.5 px of a 640 px image).
 
-    Returns:
-        (M, 2) feature numbers in `a` and `b`; empty if fewer than 16 agree.
-    """
-    none = np.zeros((0, 2), np.int64)
-    if len(a.descriptors) < 16 or len(b.descriptors) < 16:
-        return none
+def nearest_features(a: Features, b: Features, config: TracksConfig) -> IntArray:
+    """(M, 2) feature numbers of mutual nearest neighbours that pass the ratio test."""
     similarity = a.descriptors @ b.descriptors.T
     rows = np.arange(len(similarity))
     best = similarity.argmax(1)
@@ -55,9 +48,28 @@ def match_features(a: Features, b: Features, config: TracksConfig, *, diagonal_p
         np.maximum(2 - 2 * s2, 1e-12)
     )
     i = np.nonzero(ratio_ok & mutual)[0]
-    if len(i) < 16:
+    return np.stack([i, best[i]], 1)
+
+
+def match_features(
+    a: Features, b: Features, config: TracksConfig, *, diagonal_px: float, nearest: IntArray | None = None
+) -> IntArray:
+    """Verified matches between two keyframes.
+
+    Mutual nearest neighbours that pass the ratio test and lie near an epipolar geometry found by MAGSAC
+    (1.5 px of a 640 px image).
+
+    Args:
+        nearest: of `nearest_features`, where they are known.
+    Returns:
+        (M, 2) feature numbers in `a` and `b`; empty if fewer than 16 agree.
+    """
+    none = np.zeros((0, 2), np.int64)
+    if len(a.descriptors) < MIN_MATCHES or len(b.descriptors) < MIN_MATCHES:
         return none
-    matches = np.stack([i, best[i]], 1)
+    matches = nearest_features(a, b, config) if nearest is None else nearest
+    if len(matches) < MIN_MATCHES:
+        return none
     threshold_px = 1.5 * diagonal_px / 800.0
     try:
         _, inlier = cv2.findFundamentalMat(
@@ -68,7 +80,21 @@ def match_features(a: Features, b: Features, config: TracksConfig, *, diagonal_p
     if inlier is None:
         return none
     matches = matches[inlier.reshape(-1) > 0]
-    return matches if len(matches) >= 16 else none
+    return matches if len(matches) >= MIN_MATCHES else none
+
+
+def match_keyframes(
+    measured: ImageMeasurements, pairs: Iterable[tuple[int, int]], config: TracksConfig
+) -> dict[tuple[int, int], IntArray]:
+    """Verified matches (M, 2) of pairs of keyframe numbers."""
+    features, flow = measured.features, measured.flow
+    diagonal = float(np.hypot(flow.height, flow.width))
+    return {
+        (a, b): match_features(
+            features[a], features[b], config, diagonal_px=diagonal, nearest=measured.nearest.get((a, b))
+        )
+        for a, b in pairs
+    }
 
 
 def descriptor_tracks(

@@ -8,11 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import FloatArray
-from .overlay import Overlay
-from .records import FLOW, Tracks, TracksConfig, make_tracks, spread_out
+from ...dataset.arrays import BoolArray, FloatArray, IntArray
+from .records import TracksConfig, spread_out
 
-THUMBNAIL_WIDTH = 192
 _LK_WINDOW = (19, 19)
 _LK_LEVELS = 3
 _LK_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 0.01)
@@ -97,9 +95,9 @@ class FlowTracker:
         self.reference_frame = np.zeros(0, np.int64)
         self.reference_xy = np.zeros((0, 2), np.float32)
         self.num_tracks = 0
-        self.observed: list[tuple[NDArray, NDArray, NDArray]] = []
-        self.tried: list[tuple[NDArray, NDArray, NDArray]] = []
-        """Per frame of those alive before it: place before, step, whether it was found."""
+        self.observed: list[tuple[IntArray, FloatArray]] = []
+        self.tried: list[tuple[FloatArray, FloatArray, BoolArray]] = []
+        """Both as in `tracker.Seen`."""
 
     def _step(self, frame: int, gray: NDArray[np.uint8], small: NDArray) -> float:
         """Move live tracks into `frame`; returns their survival."""
@@ -160,41 +158,10 @@ class FlowTracker:
             self.reference_frame = np.r_[self.reference_frame, np.full(len(fresh), frame)]
             self.reference_xy = np.concatenate([self.reference_xy, fresh])
             self.num_tracks += len(fresh)
-        self.observed.append((np.full(len(self.xy), frame), self.track.copy(), self.xy.copy()))
+        self.observed.append((self.track.copy(), self.xy.copy()))
         self.previous_small = small
         self.images[frame] = gray
         needed = set(self.reference_frame.tolist()) | {frame}
         for stale in [f for f in self.images if f not in needed]:
             del self.images[stale]
         return survival
-
-    def without(self, overlay: Overlay) -> tuple[FloatArray, FloatArray]:
-        """Forget what was seen on the overlay; a track that comes upon it ends there.
-
-        Returns:
-            (F,) survival of the tracks and (F,) median displacement in working pixels, both outside the overlay.
-        """
-        ended: set[int] = set()
-        survival, median = [1.0], [0.0]
-        for number, (frame, track, xy) in enumerate(self.observed):
-            covered = overlay.covers(number, xy)
-            ended.update(track[covered].tolist())
-            keep = ~np.isin(track, np.fromiter(ended, np.int64, len(ended)))
-            self.observed[number] = (frame[keep], track[keep], xy[keep])
-            if number == 0:
-                continue
-            before, moved, found = self.tried[number]
-            outside = ~overlay.covers(number, before)
-            found, moved = found[outside], moved[outside]
-            survival.append(float(found.mean()) if len(found) else 0.0)
-            median.append(float(np.median(moved[found])) if found.any() else float("nan"))
-        return np.array(survival), np.array(median)
-
-
-def flow_tracks(
-    tracker: FlowTracker, num_frames: int, height: int, width: int, to_stored: FloatArray
-) -> Tracks:
-    frame = np.concatenate([f for f, _, _ in tracker.observed])
-    track = np.concatenate([t for _, t, _ in tracker.observed])
-    xy = (np.concatenate([x for _, _, x in tracker.observed]).astype(np.float64) + 0.5) * to_stored
-    return make_tracks(frame, track, xy, np.full(len(frame), FLOW, np.uint8), num_frames, height, width)

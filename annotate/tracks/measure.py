@@ -24,11 +24,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import FloatArray
-from .descriptors import root_sift
-from .flow import THUMBNAIL_WIDTH, FlowTracker, flow_tracks, gray_of, normalised_gray
+from ...dataset.arrays import FloatArray, IntArray
+from .flow import gray_of, normalised_gray
+from .opencv import OpenCVTracker
 from .overlay import Overlay, OverlayFinder
-from .records import Features, ImageMeasurements, TracksConfig
+from .records import FLOW, Features, ImageMeasurements, Tracks, TracksConfig, make_tracks
+from .tracker import MakeTracker, Seen, WorkingSize
 
 
 def measure_images(
@@ -38,6 +39,7 @@ def measure_images(
     width: int,
     config: TracksConfig,
     keyframes: Collection[int] = (),
+    tracker: MakeTracker = OpenCVTracker,
 ) -> ImageMeasurements:
     """One pass over the frames: flow tracks on all of them, descriptors on keyframes.
 
@@ -46,116 +48,97 @@ def measure_images(
         height, width: stored frame size.
         config: sizes and thresholds.
         keyframes: clip frames that are keyframes whatever moves (those that carry depth, where not all do).
+        tracker: who follows the points.
     Returns:
         The measurements, in stored pixels.
     Raises:
         ValueError: if there is no frame.
     """
-    measuring = _Measuring(height, width, config, frozenset(keyframes))
-    for rgb in frames:
-        measuring.add(rgb)
-    return measuring.finish()
+    size = WorkingSize.of(height, width, config)
+    following = tracker(size, config, frozenset(keyframes))
+    finder = OverlayFinder() if config.leave_out_overlays else None
+    number = -1
+    for number, rgb in enumerate(frames):
+        plain = gray_of(rgb, size.wh)
+        if finder is not None:
+            finder.add(number, plain)
+        following.add(normalised_gray(plain))
+    if number < 0:
+        raise ValueError("no frames to measure")
+    seen = following.finish()
+    overlay = Overlay((), number + 1) if finder is None else finder.find(seen.observed)
+    return replace(measurements(seen, overlay, size), tracker=following.name)
 
 
-class _Measuring:
-    """What `measure_images` knows so far.
+def measurements(seen: Seen, overlay: Overlay, size: WorkingSize) -> ImageMeasurements:
+    """What was seen outside the overlay, in stored pixels."""
+    observed, survival, median_flow = _without_overlay(seen, overlay)
+    width, height = size.stored_wh
+    kept = [_outside(f, overlay, size.to_stored) for f in seen.features]
+    return ImageMeasurements(
+        flow=_flow_tracks(observed, height, width, size.to_stored),
+        keyframes=np.array(seen.keyframes),
+        features=[_features_without(f, overlay, keep) for f, keep in zip(seen.features, kept, strict=True)],
+        survival=survival,
+        median_flow_px=median_flow * float(size.to_stored.mean()),
+        sharpness=np.array(seen.sharpness),
+        overlay_share=overlay.share(),
+        nearest={(a, b): _renumbered(match, kept[a], kept[b]) for (a, b), match in seen.nearest.items()},
+    )
 
-    Attributes:
-        frame: last one that was added.
-        keyframes, features: clip frames, and the features of each.
-        sharpness: of each frame.
-        at_keyframe: tracks that were alive at the last keyframe, and where they were.
+
+def _without_overlay(
+    seen: Seen, overlay: Overlay
+) -> tuple[list[tuple[NDArray, NDArray]], FloatArray, FloatArray]:
+    """Tracks without what was seen on the overlay; one that comes upon it ends there.
+
+    Returns:
+        The observations of each frame, (F,) survival of the tracks and (F,) median displacement in working pixels.
     """
-
-    def __init__(self, height: int, width: int, config: TracksConfig, chosen: frozenset[int]) -> None:
-        self.height, self.width, self.config, self.chosen = height, width, config, chosen
-        shrink = min(1.0, config.max_side_px / max(height, width))
-        self.size_wh = (max(16, round(width * shrink)), max(16, round(height * shrink)))
-        self.to_stored = np.array([width / self.size_wh[0], height / self.size_wh[1]])
-        self.tracker = FlowTracker(self.size_wh, config)
-        self.keyframes: list[int] = []
-        self.features: list[Features] = []
-        self.sharpness: list[float] = []
-        self.finder = OverlayFinder() if config.leave_out_overlays else None
-        self.at_keyframe = (self.tracker.track, self.tracker.xy)
-        self.gray = np.zeros(0, np.uint8)
-        self.frame = -1
-
-    def add(self, rgb: NDArray[np.uint8]) -> None:
-        """The next frame."""
-        self.frame += 1
-        plain = gray_of(rgb, self.size_wh)
-        previous, self.gray = self.gray, normalised_gray(plain)
-        self.sharpness.append(float(cv2.Laplacian(self.gray, cv2.CV_32F).var()))
-        if self.finder is not None:
-            self.finder.add(self.frame, plain)
-        alive = self.tracker.add(self.frame, self.gray)
-        if not self.keyframes:
-            self._take_keyframe()
-            return
-        wanted = self._moved_on() or self.frame in self.chosen
-        if alive < 0.5 and self.keyframes[-1] < self.frame - 1:
-            # A large step: bridge it with descriptors on both of its sides.
-            self._describe(self.frame - 1, previous)
-        if wanted or self.frame - self.keyframes[-1] >= self.config.max_keyframe_gap:
-            self._take_keyframe()
-
-    def _moved_on(self) -> bool:
-        """Whether tracks have ended or moved far since the last keyframe."""
-        before, xy = self.at_keyframe
-        common, now, then = np.intersect1d(
-            self.tracker.track, before, assume_unique=True, return_indices=True
-        )
-        steps = np.linalg.norm(self.tracker.xy[now] - xy[then], axis=1)
-        moved = float(np.median(steps)) if len(common) else np.inf
-        gone = len(common) < 0.6 * max(1, len(before))
-        return gone or moved > self.config.keyframe_flow * float(np.hypot(*self.size_wh))
-
-    def _describe(self, frame: int, image: NDArray[np.uint8]) -> None:
-        xy, descriptors = root_sift(image, self.config)
-        self.keyframes.append(frame)
-        small = (THUMBNAIL_WIDTH, max(8, round(THUMBNAIL_WIDTH * self.height / self.width)))
-        self.features.append(
-            Features(
-                frame=frame,
-                xy_px=(xy + 0.5) * self.to_stored,
-                descriptors=descriptors,
-                thumbnail=cv2.resize(image, small, interpolation=cv2.INTER_AREA),
-            )
-        )
-
-    def _take_keyframe(self) -> None:
-        self._describe(self.frame, self.gray)
-        self.at_keyframe = self.tracker.track, self.tracker.xy
-
-    def finish(self) -> ImageMeasurements:
-        """The measurements; the last frame is a keyframe, and what lies on an overlay is left out."""
-        if self.frame < 0:
-            raise ValueError("no frames to measure")
-        if self.keyframes[-1] != self.frame:
-            self._take_keyframe()
-        overlay = Overlay((), self.frame + 1)
-        if self.finder is not None:
-            overlay = self.finder.find([(track, xy) for _, track, xy in self.tracker.observed])
-        survival, median_flow = self.tracker.without(overlay)
-        return ImageMeasurements(
-            flow=flow_tracks(self.tracker, self.frame + 1, self.height, self.width, self.to_stored),
-            keyframes=np.array(self.keyframes),
-            features=[_without_overlay(f, overlay, self.to_stored) for f in self.features],
-            survival=survival,
-            median_flow_px=median_flow * float(self.to_stored.mean()),
-            sharpness=np.array(self.sharpness),
-            overlay_share=overlay.share(),
-        )
+    ended: set[int] = set()
+    observed = []
+    survival, median = [1.0], [0.0]
+    for number, (track, xy) in enumerate(seen.observed):
+        covered = overlay.covers(number, xy)
+        ended.update(track[covered].tolist())
+        keep = ~np.isin(track, np.fromiter(ended, np.int64, len(ended)))
+        observed.append((track[keep], xy[keep]))
+        if number == 0:
+            continue
+        before, moved, found = seen.tried[number]
+        outside = ~overlay.covers(number, before)
+        found, moved = found[outside], moved[outside]
+        survival.append(float(found.mean()) if len(found) else 0.0)
+        median.append(float(np.median(moved[found])) if found.any() else float("nan"))
+    return observed, np.array(survival), np.array(median)
 
 
-def _without_overlay(features: Features, overlay: Overlay, to_stored: FloatArray) -> Features:
+def _flow_tracks(
+    observed: list[tuple[NDArray, NDArray]], height: int, width: int, to_stored: FloatArray
+) -> Tracks:
+    frame = np.concatenate([np.full(len(track), number) for number, (track, _) in enumerate(observed)])
+    track = np.concatenate([track for track, _ in observed])
+    xy = (np.concatenate([xy for _, xy in observed]).astype(np.float64) + 0.5) * to_stored
+    return make_tracks(frame, track, xy, np.full(len(frame), FLOW, np.uint8), len(observed), height, width)
+
+
+def _outside(features: Features, overlay: Overlay, to_stored: FloatArray) -> NDArray[np.bool_]:
+    """(n,) bool, True for features that do not lie on the overlay."""
+    return ~overlay.covers(features.frame, features.xy_px / to_stored - 0.5)
+
+
+def _features_without(features: Features, overlay: Overlay, keep: NDArray[np.bool_]) -> Features:
     mask = overlay.mask(features.frame)
     if mask is None:
         return features
-    keep = ~overlay.covers(features.frame, features.xy_px / to_stored - 0.5)
     height, width = features.thumbnail.shape
     small = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA) > 0
     return replace(
         features, xy_px=features.xy_px[keep], descriptors=features.descriptors[keep], overlay=small
     )
+
+
+def _renumbered(matches: IntArray, a: NDArray[np.bool_], b: NDArray[np.bool_]) -> IntArray:
+    """Those of (M, 2) matches whose features are both kept, by the numbers that these have then."""
+    held = matches[a[matches[:, 0]] & b[matches[:, 1]]]
+    return np.stack([np.cumsum(a)[held[:, 0]], np.cumsum(b)[held[:, 1]]], 1) - 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 # OpenCV types every image as MatLike and leaves functions out of its stubs.
 # pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,16 @@ from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.strict import Strict
 
 FLOW, DESCRIPTOR, DENSE = 0, 1, 2
+MATCHED_GAPS = (1, 2, 4)
+"""A keyframe is matched with those so many keyframes before it; others where a place seems to be seen again."""
 
 
 class TracksConfig(Strict):
     """How image measurements are made; sizes in pixels of the working image (long side `max_side_px`)."""
 
+    tracker: Literal["opencv", "batched", "auto"] = "opencv"
+    """Who follows the points: OpenCV on the processor, or many frames at a time on `annotate.geometry.device`. Auto:
+    `batched` where networks run on a GPU, else `opencv`."""
     max_side_px: Annotated[int, Field(ge=160, le=1920)] = 640
     """Frames are measured at this long side; larger gains little accuracy and costs quadratically."""
     num_flow_tracks: Annotated[int, Field(ge=50, le=4000)] = 350
@@ -97,6 +103,8 @@ class ImageMeasurements:
         median_flow_px: (F,) median displacement from frame i-1 in stored pixels (0 for i = 0).
         sharpness: (F,) variance of the Laplacian at working size, a blur score.
         overlay_share: mean share of the picture that was left out as an overlay.
+        tracker: who followed the points (`Tracker.name`).
+        nearest: mutual nearest neighbours of keyframe pairs (lower number first), where the tracker knows them.
     """
 
     flow: Tracks
@@ -106,6 +114,8 @@ class ImageMeasurements:
     median_flow_px: FloatArray
     sharpness: FloatArray
     overlay_share: float = 0.0
+    tracker: str = "opencv"
+    nearest: Mapping[tuple[int, int], IntArray] = field(default_factory=dict)
 
 
 def spread_out(

@@ -201,10 +201,13 @@ def test_hash_covers_what_changes_rows_and_nothing_else(tmp_path):
         "annotate.geometry.device=cuda:1",
         "annotate.geometry.pi3x.path=/elsewhere/model.safetensors",
         "description=other words",
+        # Said or left out: recipes of before there was a choice keep their hash.
+        "annotate.tracks.tracker=opencv",
     ):
         assert recipe_hash(load_recipe(path, [place])) == base, place
     for other in (
         "source.name=other",
+        "annotate.tracks.tracker=batched",
         "annotate.geometry.pi3x.sha256=" + "a" * 64,
         # No digest says what this file is, so its path has to.
         "annotate.geometry.moge2={variant: vits-normal, path: /elsewhere/model.pt}",

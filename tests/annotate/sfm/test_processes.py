@@ -121,7 +121,7 @@ def test_solvers_end_with_a_killed_worker() -> None:
 
 def test_without_a_gpu_nothing_changes() -> None:
     plain = AnnotateConfig()
-    assert num_gpus(plain.geometry) == 0
+    assert num_gpus(plain) == 0
     assert shares(plain) == (1, 0)
     asked = AnnotateConfig.model_validate({"executor": {"clips_in_flight": 3, "solver_processes": 2}})
     assert shares(asked) == (3, 2)
@@ -138,13 +138,13 @@ def test_with_gpus_workers_are_dealt_out_and_share_of_the_cores(monkeypatch) -> 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
     config = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "anchor": "moge2"}})
-    assert num_gpus(config.geometry) == 2
+    assert num_gpus(config) == 2
     assert shares(config) == (9, 4)
     for worker, device in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
         monkeypatch.setattr(devices, "_worker_number", worker)
         assert str(devices.choose_device("auto")) == device
     one = AnnotateConfig.model_validate({"geometry": {"sequence": "pi3x", "device": "cuda:1"}})
-    assert num_gpus(one.geometry) == 1
+    assert num_gpus(one) == 1
 
 
 def test_bundles_that_overlap_give_the_threads_back_after_the_last() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from theodolite.annotate.tracks.descriptors import descriptor_tracks, match_features
 from theodolite.annotate.tracks.measure import measure_images
-from theodolite.annotate.tracks.records import DESCRIPTOR, FLOW, Features, TracksConfig, join_tracks
+from theodolite.annotate.tracks.records import (
+    DESCRIPTOR,
+    FLOW,
+    Features,
+    ImageMeasurements,
+    TracksConfig,
+    join_tracks,
+)
+from theodolite.annotate.tracks.tracker import MakeTracker
 
 CONFIG = TracksConfig(num_flow_tracks=150, num_descriptors=400)
 HEIGHT, WIDTH = 240, 320
@@ -54,12 +64,17 @@ def errors(tracks, views: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.array(out)
 
 
+def measured_by(tracker: MakeTracker, frames: Iterable[NDArray[np.uint8]]) -> ImageMeasurements:
+    """What a tracker makes of frames of the size of these tests."""
+    return measure_images(frames, height=HEIGHT, width=WIDTH, config=CONFIG, tracker=tracker)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "zoom"), [(1.5, 0.0), (4.0, 0.01), (28.0, 0.01)])
-def test_flow_tracks_follow_pan_and_zoom(step: float, zoom: float) -> None:
+def test_flow_tracks_follow_pan_and_zoom(tracker: MakeTracker, step: float, zoom: float) -> None:
     image = texture()
-    views = [zooming_view(i, step=step, zoom=zoom) for i in range(10)]
-    measured = measure_images((warp(image, v) for v in views), height=HEIGHT, width=WIDTH, config=CONFIG)
+    views = [zooming_view(i, step=step, zoom=zoom) for i in range(7)]
+    measured = measured_by(tracker, (warp(image, v) for v in views))
     e = errors(measured.flow, views)
     assert len(e) > 500
     assert np.median(e) < 0.12
@@ -73,10 +88,10 @@ def test_flow_tracks_follow_pan_and_zoom(step: float, zoom: float) -> None:
     assert measured.median_flow_px[3] == pytest.approx(expected, rel=0.2)
 
 
-def test_tracks_spread_over_the_image_and_keep_their_number() -> None:
+def test_tracks_spread_over_the_image_and_keep_their_number(tracker: MakeTracker) -> None:
     views = [zooming_view(i) for i in range(6)]
     image = texture(1)
-    flow = measure_images((warp(image, v) for v in views), height=HEIGHT, width=WIDTH, config=CONFIG).flow
+    flow = measured_by(tracker, (warp(image, v) for v in views)).flow
     for f in range(6):
         xy = flow.xy_px[flow.frame == f]
         assert 0.6 * CONFIG.num_flow_tracks < len(xy) <= CONFIG.num_flow_tracks
@@ -84,40 +99,40 @@ def test_tracks_spread_over_the_image_and_keep_their_number() -> None:
         assert len(occupied) == 12
 
 
-def test_exposure_step_costs_few_tracks() -> None:
+def test_exposure_step_costs_few_tracks(tracker: MakeTracker) -> None:
     image = texture(2)
     views = [zooming_view(i) for i in range(8)]
     frames = [warp(image, v) for v in views]
     for i in range(4, 8):
         frames[i] = np.clip(frames[i].astype(float) * 0.55 + 10, 0, 255).astype(np.uint8)
-    measured = measure_images(frames, height=HEIGHT, width=WIDTH, config=CONFIG)
+    measured = measured_by(tracker, frames)
     assert measured.survival[4] > 0.7
     assert np.median(errors(measured.flow, views)) < 0.15
 
 
-def test_frames_without_texture_have_no_tracks_and_do_not_fail() -> None:
+def test_frames_without_texture_have_no_tracks_and_do_not_fail(tracker: MakeTracker) -> None:
     blank = [np.full((HEIGHT, WIDTH, 3), 90, np.uint8)] * 3
-    measured = measure_images(blank, height=HEIGHT, width=WIDTH, config=CONFIG)
+    measured = measured_by(tracker, blank)
     assert len(measured.flow.frame) == 0
     assert measured.survival[1] == 0.0
     assert np.isnan(measured.median_flow_px[1])
     with pytest.raises(ValueError, match="no frames"):
-        measure_images([], height=HEIGHT, width=WIDTH, config=CONFIG)
+        measured_by(tracker, [])
 
 
 @pytest.mark.slow
-def test_keyframes_bridge_a_large_step_from_both_sides() -> None:
+def test_keyframes_bridge_a_large_step_from_both_sides(tracker: MakeTracker) -> None:
     image = texture(3)
     views = [zooming_view(i, step=1.0, zoom=0.0) for i in range(5)]
     views += [zooming_view(i, step=1.0, zoom=0.0) + np.array([[0, 0, 190], [0, 0, 120]]) for i in range(5, 9)]
-    measured = measure_images((warp(image, v) for v in views), height=HEIGHT, width=WIDTH, config=CONFIG)
+    measured = measured_by(tracker, (warp(image, v) for v in views))
     assert {0, 4, 5, 8} <= set(measured.keyframes.tolist())
 
 
-def test_descriptor_matches_find_a_place_again_and_agree_with_the_warp() -> None:
+def test_descriptor_matches_find_a_place_again_and_agree_with_the_warp(tracker: MakeTracker) -> None:
     image = texture(4)
     views = [zooming_view(i, step=9.0) for i in range(6)] + [zooming_view(1, step=9.0, zoom=0.03)]
-    measured = measure_images((warp(image, v) for v in views), height=HEIGHT, width=WIDTH, config=CONFIG)
+    measured = measured_by(tracker, (warp(image, v) for v in views))
     first, last = measured.features[0], measured.features[-1]
     matches = match_features(first, last, CONFIG, diagonal_px=400.0)
     assert len(matches) > 60
@@ -130,13 +145,8 @@ def test_descriptor_matches_find_a_place_again_and_agree_with_the_warp() -> None
 
 
 @pytest.mark.slow
-def test_unrelated_pictures_do_not_match() -> None:
-    a, b = (
-        measure_images(
-            [warp(texture(s), zooming_view(0))] * 2, height=HEIGHT, width=WIDTH, config=CONFIG
-        ).features[0]
-        for s in (5, 6)
-    )
+def test_unrelated_pictures_do_not_match(tracker: MakeTracker) -> None:
+    a, b = (measured_by(tracker, [warp(texture(s), zooming_view(0))] * 2).features[0] for s in (5, 6))
     assert len(match_features(a, b, CONFIG, diagonal_px=400.0)) == 0
 
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-from theodolite.annotate.tracks.measure import measure_images
+from theodolite.annotate.tracks.measure import measure_images, measurements
+from theodolite.annotate.tracks.overlay import Overlay
 from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
+from theodolite.annotate.tracks.tracker import Seen, WorkingSize
 from theodolite.dataset.formats.trajectories import read_trajectory
 from theodolite.dataset.metrics.trajectory import trajectory_error
 
@@ -29,6 +31,31 @@ U8 = NDArray[np.uint8]
 def measured(frames: list[U8], **config) -> ImageMeasurements:
     height, width = frames[0].shape[:2]
     return measure_images(frames, height=height, width=width, config=CONFIG.model_copy(update=config))
+
+
+def test_matches_that_a_tracker_knows_are_those_of_the_features_that_are_kept() -> None:
+    """The overlay covers the left half: of four features in two keyframes the second of each and a third go."""
+    size = WorkingSize((40, 20), (40, 20))
+    mask = np.zeros((20, 40), bool)
+    mask[:, :20] = True
+    places = [[[30.5, 5], [5, 5], [25, 9], [28, 2]], [[31, 5], [2, 5], [26, 9], [4, 2]]]
+    seen = Seen(
+        observed=[(np.zeros(0, np.int64), np.zeros((0, 2)))] * 2,
+        tried=[(np.zeros((0, 2)), np.zeros(0), np.zeros(0, bool))] * 2,
+        keyframes=[0, 1],
+        features=[
+            size.features(
+                f, np.array(xy, float), np.full((4, 128), f, np.float32), np.zeros((20, 40), np.uint8)
+            )
+            for f, xy in enumerate(places)
+        ],
+        nearest={(0, 1): np.array([[0, 2], [1, 0], [2, 1], [3, 0]])},
+    )
+    found = measurements(seen, Overlay(((0, 1, mask),), 2), size)
+    assert [len(f.xy_px) for f in found.features] == [3, 2]
+    assert found.nearest[0, 1].tolist() == [[0, 1], [2, 0]]
+    plain = measurements(seen, Overlay((), 2), size)
+    assert np.array_equal(plain.nearest[0, 1], seen.nearest[0, 1])
 
 
 def scene(num_frames: int = 30, *, step: float = 4.0, zoom: float = 0.0, seed: int = 0) -> list[U8]:
