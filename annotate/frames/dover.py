@@ -9,8 +9,10 @@ the same score.
 from __future__ import annotations
 
 import importlib
+import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +138,34 @@ def load_network(weights: Path, device: torch.device) -> Network:
             f"{weights}: DOVER's weights need the authors' package ({error}): install VQAssessment/DOVER from its"
             " repository (the package of this name on PyPI is another), or give TorchScript of it"
         ) from None
-    model = models.DOVER(
-        backbone={"technical": {"type": "swin_tiny_grpb"}, "aesthetic": {"type": "conv_tiny"}},
-        backbone_preserve_keys="technical,aesthetic",
-        divide_head=True,
-        vqa_head={"in_channels": 768, "hidden_channels": 64},
-    )
-    model.load_state_dict(state.get("state_dict", state))
+    model = _build(models)
+    try:
+        model.load_state_dict(state.get("state_dict", state))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{weights}: not DOVER's weights ({' '.join(str(error).split())[:200]})") from None
     model = model.to(device).eval()
 
     def scores(technical: Tensor, aesthetic: Tensor) -> tuple[Tensor, Tensor]:
+        # The authors' forward answers in the order of the views that it is given.
         found: Sequence[Tensor] = model({"technical": technical, "aesthetic": aesthetic})
         return found[0], found[1]
 
     return scores
+
+
+def _build(models: Any) -> Any:
+    """The authors' network without weights. Their code fetches ImageNet's for the aesthetic view, which DOVER's own
+    replace at once: not asked for here, so that a machine without the internet has it as well."""
+    evaluator: Any = importlib.import_module("dover.models.evaluator")
+    with ExitStack() as held:
+        held.enter_context(redirect_stdout(io.StringIO()))  # it tells of each of its parts
+        original = getattr(evaluator, "convnext_3d_tiny", None)
+        if original is not None:
+            held.callback(setattr, evaluator, "convnext_3d_tiny", original)
+            evaluator.convnext_3d_tiny = lambda pretrained=False, **more: original(pretrained=False, **more)
+        return models.DOVER(
+            backbone={"technical": {"type": "swin_tiny_grpb"}, "aesthetic": {"type": "conv_tiny"}},
+            backbone_preserve_keys="technical,aesthetic",
+            divide_head=True,
+            vqa_head={"in_channels": 768, "hidden_channels": 64},
+        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 import uuid
 from pathlib import Path
 
@@ -239,6 +241,62 @@ def test_dover_by_torchscript(dataset: Path, tmp_path: Path) -> None:
     assert (
         pq.ParquetFile(next((dataset / "extra/dover").glob("*.parquet"))).schema_arrow.names[0] == "clip_id"
     )
+
+
+AUTHORS = """
+import torch
+
+def convnext_3d_tiny(pretrained=False, **kwargs):
+    assert not pretrained, "would be fetched from the internet"
+    return torch.nn.Conv3d(3, 768, 1)
+
+class DOVER(torch.nn.Module):
+    def __init__(self, backbone_size="divided", backbone_preserve_keys="fragments,resize", multi=False, layer=-1,
+                 backbone={}, divide_head=False, vqa_head={}, var=False):
+        super().__init__()
+        print(backbone_size)
+        for key, hypers in backbone.items():
+            made = convnext_3d_tiny(pretrained=True) if hypers["type"] == "conv_tiny" else torch.nn.Conv3d(3, 768, 1)
+            setattr(self, key + "_backbone", made)
+            setattr(self, key + "_head", torch.nn.Conv3d(vqa_head["in_channels"], 1, 1))
+
+    def forward(self, vclips, inference=True):
+        self.eval()
+        features = {k: getattr(self, k + "_backbone")(v[..., ::56, ::56]) for k, v in vclips.items()}
+        scores = [getattr(self, k + "_head")(v) for k, v in features.items()]
+        self.train()
+        return scores
+"""
+"""The interface of the authors' package: constructor, names of weights, order of answers; not its networks."""
+
+
+def test_dover_by_the_authors_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Built without ImageNet's weights; loaded strictly; asked for both views in an order that is known."""
+    package = tmp_path / "dover/models"
+    package.mkdir(parents=True)
+    (tmp_path / "dover/__init__.py").touch()
+    (package / "__init__.py").write_text("from .evaluator import DOVER")
+    (package / "evaluator.py").write_text(AUTHORS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("dover", "dover.models", "dover.models.evaluator"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    model = dover._build(importlib.import_module("dover.models"))
+    for name, value in (("technical_head", 0.1107), ("aesthetic_head", -0.08285 + 0.03774)):
+        torch.nn.init.zeros_(getattr(model, name).weight)
+        torch.nn.init.constant_(getattr(model, name).bias, value)
+    assert capsys.readouterr().out == ""
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "d.pth")
+    network = dover.load_network(tmp_path / "d.pth", torch.device("cpu"))
+    frames = np.zeros((80, 230, 230, 3), np.uint8)
+    score = dover.score_chunk(frames, network, torch.device("cpu"))
+    assert score == pytest.approx(1 / (1 + np.exp(-0.3896)), abs=1e-5)
+    torch.save({"backbone.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: not DOVER's weights \(.*technical_backbone"):
+        dover.load_network(tmp_path / "other.pth", torch.device("cpu"))
+    for name in ("dover", "dover.models", "dover.models.evaluator"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.mark.slow
