@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..limits import MAX_PIXELS
+from .boxes import impossible_table
 
 _CONTAINERS = (
     "3g2,3gp,asf,av1,avi,dirac,dnxhd,dv,dvbsub,f4v,flv,gif,gxf,h261,h263,h264,hevc,ivf,kux,live_flv,m4a,m4v,matroska,"
@@ -30,12 +32,21 @@ def open_container(path: Path) -> Any:
         if path.exists():
             raise OSError(errno.EINVAL, "is no regular file", str(path))
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    status = path.stat()
+    if why := _impossible(str(path), status.st_size, status.st_mtime_ns):
+        raise OSError(errno.EINVAL, why, str(path))
     return av.open(
         str(path),
         metadata_errors="replace",
         container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
         options={"max_pixels": str(MAX_PIXELS)},
     )
+
+
+@lru_cache(maxsize=256)
+def _impossible(path: str, size: int, changed_ns: int) -> str:
+    """Once for a file, which is opened several times."""
+    return impossible_table(Path(path))
 
 
 def holds_video(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import pytest
+from theodolite.dataset.media.boxes import impossible_table
 from theodolite.dataset.media.errors import MediaError
 from theodolite.dataset.media.video import open_video
 
@@ -190,3 +191,44 @@ def test_sound_alone_is_no_video(tmp_path: Path, name: str) -> None:
     with pytest.raises(MediaError, match="has no video stream") as error:
         open_video("c", tmp_path / name)
     assert error.value.reason == "unreadable_video"
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "change"),
+    [
+        ("stsz", 8, struct.pack(">II", 1, 1 << 25)),  # took 2.4 GB
+        ("stts", 12, struct.pack(">I", 1 << 26)),
+        ("stsc", 16, struct.pack(">I", 1 << 27)),
+        ("trun", 8, struct.pack(">I", 1 << 26)),
+    ],
+)
+def test_tables_that_promise_more_samples_than_bytes_can_hold_are_refused(
+    tmp_path: Path, table: str, place: int, change: bytes
+) -> None:
+    source = write(tmp_path / "a.mp4", "libx264", LARGE)
+    if table == "trun":
+        with av.open(str(source)) as given:
+            options = {"movflags": "frag_keyframe+empty_moov"}
+            with av.open(str(tmp_path / "f.mp4"), "w", options=options) as container:
+                stream = container.add_stream_from_template(given.streams.video[0])
+                for packet in given.demux(given.streams.video[0]):
+                    if packet.dts is not None:
+                        packet.stream = stream
+                        container.mux(packet)
+        source = tmp_path / "f.mp4"
+        assert near(shown(source), [brightness(i) for i in range(20)])
+    whole = bytearray(source.read_bytes())
+    at = whole.index(table.encode()) + place
+    whole[at : at + len(change)] = change
+    (tmp_path / "b.mp4").write_bytes(whole)
+    with pytest.raises(MediaError, match=f"table '{table}' promises .* samples, and the file has") as error:
+        open_video("c", tmp_path / "b.mp4")
+    assert error.value.reason == "unreadable_video"
+
+
+def test_tables_of_cut_files_are_judged_as_far_as_they_go(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.mp4", "libx264", LARGE).read_bytes()
+    assert impossible_table(tmp_path / "a.mp4") == ""
+    for length in range(0, len(whole), 7):
+        (tmp_path / "b.mp4").write_bytes(whole[:length])
+        assert impossible_table(tmp_path / "b.mp4") == ""
