@@ -15,6 +15,7 @@ import json
 import math
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -239,7 +240,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     try:
         names = [name.strip() for name in next(table, [])]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise InputError(f"{path}:1: column {_shortened(twice[0])!r} occurs twice")
         for cells in table:
@@ -310,6 +311,18 @@ def _restrict(loader: Any) -> None:
 
 
 _restrict(_Loader)
+
+
+def _construct_int(loader: Any, node: Any) -> int:
+    """A number that can be shown: hexadecimal and sexagesimal ones know no end, and Python refuses to write them."""
+    if len(node.value) > _MOST_DIGITS:
+        problem = f"a number of {len(node.value)} digits"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return loader.construct_yaml_int(node)
+
+
+_MOST_DIGITS = 1000
+_Loader.yaml_constructors["tag:yaml.org,2002:int"] = _construct_int
 
 
 def parse_yaml(text: str, where: str | Path) -> tuple[Any, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def read_manifest(path: Path) -> list[ClipRequest]:
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     ids = [clip.id for clip in clips]
-    problems += [f"id {i}: given twice" for i in sorted({i for i in ids if ids.count(i) > 1})]
+    problems += [f"id {i}: given twice" for i in sorted(i for i, n in Counter(ids).items() if n > 1)]
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise ValueError(f"{path}: {'; '.join(problems[:_MOST_SHOWN])}{more}")

@@ -509,6 +509,17 @@ def test_json_and_csv(tmp_path, frugal) -> None:
             read_csv(path)
 
 
+def test_numbers_without_end_and_tables_of_many_columns(tmp_path, frugal) -> None:
+    for text in ("a: 0x" + "f" * 100_000, "a: " + ":".join(["59"] * 50_000), "a: " + "9" * 100_000):
+        with pytest.raises(InputError, match=r"x\.yaml: .*digits"):
+            parse_yaml(text, "x.yaml")
+    assert parse_yaml("a: 0xff\nb: 1:30\nc: -12", "x.yaml")[0] == {"a": 255, "b": 90, "c": -12}
+    wide = [f"c{i}" for i in range(60_000)]
+    (tmp_path / "x.csv").write_text(",".join([*wide, "c7"]) + "\n")
+    with pytest.raises(InputError, match=r"x\.csv:1: column 'c7' occurs twice"):
+        read_csv(tmp_path / "x.csv")
+
+
 def test_tars_are_not_unpacked(tmp_path, frugal) -> None:
     import gzip
 
