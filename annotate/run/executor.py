@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...dataset.commit import ClipHasRow, Commits, hold_dataset, own_run, take_in_dead_runs
 from ...dataset.rows import Row
-from ...dataset.storage.paths import StorePath
 from ...dataset.store import part_path, prepare_output
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
@@ -45,7 +44,7 @@ from .indexing import IndexKeeper
 from .plan import Plan, Shard
 from .progress import progress
 from .tally import Outcome, Tally
-from .watchdog import Watchdog, watching
+from .watchdog import watching
 from .worker import (
     TOPIC,
     Job,
@@ -154,7 +153,7 @@ def _done_shards(plan: Plan, job: Job, where: _Where) -> Iterator[tuple[Shard, l
     """Shards as they are done, each with its part in the run's folder."""
     if where.workers == 0 and where.scheduler is None:
         claim_open_files(0)
-        with listening(where.hear), _watchdog_for(job) as watchdog:
+        with listening(where.hear), watching() as watchdog:
             job = replace(job, watchdog=watchdog)
             for shard in _shards(plan, job.out):
                 with abort_on_write_error(job.out):
@@ -165,11 +164,6 @@ def _done_shards(plan: Plan, job: Job, where: _Where) -> Iterator[tuple[Shard, l
         client.subscribe_topic(TOPIC, lambda event: where.hear(*event[1]))
         where.keeper.client = client
         yield from _run_on(client, plan, job)
-
-
-def _watchdog_for(job: Job) -> AbstractContextManager[Watchdog | None]:
-    """Of a run in this process alone; what it would leave behind is a file."""
-    return nullcontext() if isinstance(job.folder, StorePath) else watching()
 
 
 def _commit(shard: Shard, job: Job, commits: Commits) -> Path:

@@ -35,6 +35,8 @@ def stopped():
 def end(clip):
     os.kill(parent, signal.SIGKILL)
     sys.stderr.write(clip["say"])
+    if not clip["path"]:
+        return
     try:
         os.makedirs(os.path.dirname(clip["path"]), exist_ok=True)
         with open(clip["path"] + ".tmp", "xb") as file:
@@ -73,16 +75,17 @@ class Watchdog:
         self._process = process
 
     @contextmanager
-    def expecting(self, after_s: float, *, part: Path, content: memoryview, say: str) -> Iterator[None]:
+    def expecting(
+        self, after_s: float, *, part: Path | None, content: memoryview, say: str
+    ) -> Iterator[None]:
         """End this process unless what is inside ends before; a process that is stopped has all the time.
 
         Args:
-            part: file that is left behind then, whole. content: of it.
+            part: file that is left behind then, whole; None: none. content: of it.
             say: on stderr.
         """
-        self._tell(
-            {"after_s": after_s, "path": os.path.abspath(part), "say": say, "bytes": len(content)}, content
-        )
+        path = "" if part is None else os.path.abspath(part)
+        self._tell({"after_s": after_s, "path": path, "say": say, "bytes": len(content)}, content)
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...dataset.commit import check_run
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
+from ...dataset.storage.paths import StorePath
 from ...dataset.store import encode_part, part_path, shard_digest, write_part
 from ..networks.device import be_worker, claim_worker_number
 from ..reporting import listen, say
@@ -285,8 +286,14 @@ def _watched(clip: ClipRef, job: Job, before: tuple[Shard, list[Row]] | None) ->
         yield
         return
     rows, shard_id, said = _left_behind(clip, job, before)
-    part = part_path(job.folder, source=clip.source, shard_id=shard_id)
+    part: Path | None = part_path(job.folder, source=clip.source, shard_id=shard_id)
     content = encode_part(rows, shard_id=shard_id, recipe_hash=job.recipe_hash)
+    if isinstance(job.folder, StorePath):  # which the watchdog does not speak to
+        part, content = None, memoryview(b"")
+        said = (
+            f"error: {job.out}: clip {clip.clip_id} holds Python's lock and could not be interrupted, so this command"
+            " ends. The clip is not recorded: with workers (--workers 1 or more) it ends its worker alone\n"
+        )
     after_s = job.config.executor.clip_timeout_s + 2 * _GRACE_S
     with job.watchdog.expecting(after_s, part=part, content=content, say=said):
         yield

@@ -31,8 +31,9 @@ from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.dataset.storage.paths import as_path
 
-out, what, limit_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+out, what, limit_s = as_path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 worker._GRACE_S = 0.2
 
 def annotate(clip, config, *, mode, recipe_hash):
@@ -56,7 +57,7 @@ with open_output(out, recipe_hash="h"):
 """
 
 
-def begun(out: Path, what: str, limit_s: float) -> subprocess.Popen[str]:
+def begun(out: Path | str, what: str, limit_s: float) -> subprocess.Popen[str]:
     """A run that is in its second clip."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(out), what, str(limit_s)],
@@ -99,6 +100,14 @@ def test_a_clip_that_holds_pythons_lock_ends_the_command_and_gets_its_row(tmp_pa
     assert found == {"c0": ("too_short",), "c1": ("timed_out",), "c2": ("too_short",)}
     assert validate_dataset(tmp_path) == (3, [])
     assert len(list_parts(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_in_an_object_store_such_a_clip_ends_the_command_too() -> None:
+    process = begun("memory://watched/run", "hold", 0.3)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert "clip c1 holds Python's lock and could not be interrupted, so this command ends" in said
 
 
 @pytest.mark.slow
