@@ -42,11 +42,13 @@ from .storage.arrow import arrow_place
 from .storage.paths import as_path
 from .store import (
     INDEX_FOLDER,
+    Stamp,
     data_folder,
     dataset_folders,
-    part_folders,
+    has_parts,
     part_stamps,
-    parts_of_folder,
+    stamped_folders,
+    stamps_of_folder,
     write_atomically,
 )
 
@@ -79,10 +81,10 @@ def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
         ValueError: a part that cannot be read.
     """
     out = as_path(out)
-    folders = dataset_folders(out) if data_folder(out).is_dir() else []
+    folders = stamped_folders(out) if data_folder(out).is_dir() else []
     if not folders:
         return None
-    stale = [(name, parts) for name, parts in folders if not _is_whole(out, name, parts)]
+    stale = [(name, _paths(out, stamps)) for name, stamps in folders if not _is_whole(out, name, stamps)]
     if sum(len(parts) for _name, parts in stale) < _WORTH_PROCESSES:
         processes = 1
     for _ in map_processes(partial(_write_named_piece, out), stale, processes=processes):
@@ -98,8 +100,8 @@ _WORTH_PROCESSES = 400
 def refresh_piece(out: str | Path, folder: str) -> None:
     """Bring the piece of one folder of parts up to date (see `store.part_folders`)."""
     out = as_path(out)
-    if (parts := parts_of_folder(out, folder)) and not _is_whole(out, folder, parts):
-        write_piece(out, folder, parts)
+    if (stamps := stamps_of_folder(out, folder)) and not _is_whole(out, folder, stamps):
+        write_piece(out, folder, _paths(out, stamps))
 
 
 def write_index(out: str | Path) -> Path:
@@ -388,15 +390,15 @@ class Index:
         self.__dict__.update(state)
 
 
-def open_index(out: Path, folders: Sequence[tuple[str, Sequence[Path]]]) -> Index | None:
+def open_index(out: Path, folders: Sequence[tuple[str, Sequence[Stamp]]]) -> Index | None:
     """The index of a dataset folder, or None if it lacks a piece or the parts are no longer those it was made from.
 
     Args:
-        folders: from `store.dataset_folders`.
+        folders: from `store.stamped_folders`.
     """
     pieces: list[Piece] = []
-    for name, parts in folders:
-        piece = _current_piece(out, name, parts)
+    for name, stamps in folders:
+        piece = _current_piece(out, name, stamps)
         if piece is None:
             return None
         pieces.append(piece)
@@ -411,18 +413,22 @@ def rows_by_folder(out: str | Path, columns: Sequence[str]) -> Iterator[pa.Table
         InputError: a part that cannot be read.
     """
     out = as_path(out)
-    for name, parts in part_folders(out):
-        piece = _current_piece(out, name, parts)
+    for stamps, piece in _pieces_by_folder(out):
         if piece is not None and set(columns) <= set(piece.schema.names):
             with reading(piece.path, "index"):
                 yield piece.to_table(piece.schema, list(columns), None)
         else:
-            yield pa.concat_tables(read_table(part, columns) for part in parts).replace_schema_metadata(None)
+            tables = (read_table(part, columns) for part in _paths(out, stamps))
+            yield pa.concat_tables(tables).replace_schema_metadata(None)
 
 
-def _pieces_by_folder(out: Path) -> Iterator[tuple[list[Path], Piece | None]]:
-    for name, parts in part_folders(out):
-        yield parts, _current_piece(out, name, parts)
+def _pieces_by_folder(out: Path) -> Iterator[tuple[list[Stamp], Piece | None]]:
+    for name, stamps in stamped_folders(out) if has_parts(out) else ():
+        yield stamps, _current_piece(out, name, stamps)
+
+
+def _paths(out: Path, stamps: Sequence[Stamp]) -> list[Path]:
+    return [out / name for name, _size, _changed in stamps]
 
 
 def tallies_by_folder(out: str | Path) -> Iterator[Tally]:
@@ -432,13 +438,14 @@ def tallies_by_folder(out: str | Path) -> Iterator[Tally]:
     Raises:
         InputError: a part that cannot be read.
     """
-    for parts, piece in _pieces_by_folder(as_path(out)):
+    out = as_path(out)
+    for stamps, piece in _pieces_by_folder(out):
         if piece is not None:
             with reading(piece.path, "index"):
                 yield piece.tally()
         else:
             tally = Tally()
-            for part in parts:
+            for part in _paths(out, stamps):
                 tally.take(tally_of(read_table(part, OUTCOME_COLUMNS)))
             yield tally
 
@@ -449,18 +456,21 @@ def set_of_clips(out: str | Path) -> ClipSet:
     Raises:
         InputError: a part that cannot be read.
     """
-    found = ClipSet()
-    for parts, piece in _pieces_by_folder(as_path(out)):
+    out = as_path(out)
+    digests = [digests_of([])]
+    for stamps, piece in _pieces_by_folder(out):
         if piece is not None:
             with reading(piece.path, "index"):
-                found.add(piece.digests())
+                digests.append(piece.digests())
         else:
-            for part in parts:
-                found.update(read_table(part, ["clip_id"])["clip_id"].to_pylist())
+            for part in _paths(out, stamps):
+                digests.append(digests_of(read_table(part, ["clip_id"])["clip_id"].to_pylist()))
+    found = ClipSet()
+    found.add(np.concatenate(digests))
     return found
 
 
-def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | None:
+def _current_piece(out: Path, folder: str, stamps: Sequence[Stamp]) -> Piece | None:
     """The piece of a folder, if it is of these parts; one that is damaged is made anew."""
     try:
         piece = _open_piece(out, folder)
@@ -468,18 +478,16 @@ def _current_piece(out: Path, folder: str, parts: Sequence[Path]) -> Piece | Non
         log.warning("%s; it is derived from the parts, and is made anew", error)
         try:
             piece_path(out, folder).unlink()
-            write_piece(out, folder, parts)
+            write_piece(out, folder, _paths(out, stamps))
         except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
             return None
         piece = _open_piece(out, folder)
-    if piece is None or list(piece.stamps) != part_stamps(out, parts):
-        return None
-    return piece
+    return None if piece is None or list(piece.stamps) != list(stamps) else piece
 
 
-def _is_whole(out: Path, folder: str, parts: Sequence[Path]) -> bool:
+def _is_whole(out: Path, folder: str, stamps: Sequence[Stamp]) -> bool:
     """Whether both files of a piece are of these parts, to the last byte."""
-    piece = _current_piece(out, folder, parts)
+    piece = _current_piece(out, folder, stamps)
     rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
     return rows is not None and rows.whole()
 

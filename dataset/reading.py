@@ -30,7 +30,7 @@ from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 from .storage.arrow import arrow_place, open_source
 from .storage.paths import StorePath, as_path
-from .store import DATA_FILES, dataset_folders, only_parts
+from .store import DATA_FILES, dataset_files, only_parts, stamped_folders
 from .where import parse_where
 
 if TYPE_CHECKING:
@@ -63,14 +63,13 @@ def open_dataset(path: str | Path) -> ClipDataset:
     index = None
     if local.exists():
         filesystem: Any = arrow_place(local)[0]
-        folders = dataset_folders(local)
-        # in the index's order
-        files = [
-            part.key if isinstance(part, StorePath) else str(part)
-            for _name, parts in folders
-            for part in parts
-        ]
-        index = open_index(local, folders) if files and (local / "data").is_dir() else None
+        start = local.key if isinstance(local, StorePath) else str(local)
+        if (local / "data").is_dir():
+            folders = stamped_folders(local)
+            files = [f"{start}/{name}" for _folder, stamps in folders for name, _size, _changed in stamps]
+            index = open_index(local, folders) if files else None  # whose order is that of the files
+        else:
+            files = [arrow_place(file)[1] for file in dataset_files(local)]
     elif is_hub_id(path):
         path = os.fspath(path)
         from huggingface_hub import HfFileSystem

@@ -16,6 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -127,14 +128,52 @@ def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
                 yield f"{source.name}.{folder.name}", parts
 
 
-def parts_of_folder(out: str | Path, name: str) -> list[Path]:
-    """Parts of one of these folders, sorted; none if it is no more."""
+Stamp = tuple[str, int, int]
+"""Name of a part below the dataset, its size, and its time of change in nanoseconds (in an object store that of its
+commit): what tells it from another one of its name without reading it."""
+
+
+def stamped_folders(out: str | Path) -> list[tuple[str, list[Stamp]]]:
+    """As `dataset_folders` of a folder, with the stamps of its files and nothing else of them."""
     out = as_path(out)
     if isinstance(out, StorePath):
-        return dict(part_folders(out)).get(name, [])
-    source, _, thousands = name.partition(".")
-    folder = data_folder(out) / source / thousands
-    return _parts_in(folder) if folder.is_dir() else []
+        return [(name, part_stamps(out, parts)) for name, parts in dataset_folders(out)]
+    refuse_above_datasets(out)
+    found: list[tuple[str, list[Stamp]]] = []
+    for source in _sorted_folders(data_folder(out)):
+        stamps, below = _stamps_in(source, f"data/{source.name}")
+        if stamps:
+            found.append((source.name, stamps))
+        for name in below:
+            if _THOUSANDS.fullmatch(name):
+                stamps, _ = _stamps_in(source / name, f"data/{source.name}/{name}")
+                if stamps:
+                    found.append((f"{source.name}.{name}", stamps))
+    return found or [(name, part_stamps(out, files)) for name, files in dataset_folders(out)]
+
+
+def _stamps_in(folder: Path, name: str) -> tuple[list[Stamp], list[str]]:
+    """Stamps of the parts of a folder, and names of the folders in it; both sorted."""
+    stamps: list[Stamp] = []
+    below: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
+                with suppress(FileNotFoundError):  # replaced at this moment
+                    status = entry.stat()
+                    stamps.append((f"{name}/{entry.name}", status.st_size, status.st_mtime_ns))
+            elif entry.is_dir():
+                below.append(entry.name)
+    return sorted(stamps), sorted(below)
+
+
+def stamps_of_folder(out: str | Path, name: str) -> list[Stamp]:
+    """Stamps of the parts of one of these folders; none if it is no more."""
+    out = as_path(out)
+    if isinstance(out, StorePath):
+        return part_stamps(out, dict(part_folders(out)).get(name, []))
+    place = f"data/{name.replace('.', '/')}"
+    return _stamps_in(out / place, place)[0] if (out / place).is_dir() else []
 
 
 def _sorted_folders(path: Path) -> list[Path]:
@@ -537,22 +576,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def part_stamps(out: str | Path, parts: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Name below the dataset, size, and time of change in nanoseconds of parts: what tells a part from another one of
-    its name without reading it. In an object store the log knows them, and the time is that of the commit."""
+def part_stamps(out: str | Path, parts: Sequence[Path]) -> list[Stamp]:
+    """Stamps of parts."""
     out = as_path(out)
     if isinstance(out, StorePath):
         known: Parts = committed_parts(out) if parts else {}
         names = [part.relative_to(out).as_posix() for part in parts]
         # A single file that was opened by its own name is in no log.
         return [(name, *known.get(name, (0, 0))) for name in names]
-    start = str(out / "data")[: -len("data")]
-    found: list[tuple[str, int, int]] = []
-    for part in parts:
-        name, status = str(part), os.stat(part)
-        below = name[len(start) :] if name.startswith(start) else str(part.relative_to(out))
-        found.append((below, status.st_size, status.st_mtime_ns))
-    return found
+    stats = [(part, part.stat()) for part in parts]
+    return [(str(part.relative_to(out)), stat.st_size, stat.st_mtime_ns) for part, stat in stats]
 
 
 def part_metadata(path: Path) -> tuple[int, str]:

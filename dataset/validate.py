@@ -23,11 +23,11 @@ from .store import (
     TEMPORARY,
     data_folder,
     dataset_files,
-    dataset_folders,
     foreign_files,
     has_parts,
     part_stamps,
     read_marker,
+    stamped_folders,
 )
 
 
@@ -222,15 +222,14 @@ def changed_media(path: str | Path, media_root: Path) -> list[str]:
 
 def _media(path: Path) -> Iterator[tuple[str, str | None, int]]:
     """Id, media pointer and time of writing in nanoseconds of every clip; parts that cannot be read are left out."""
-    folders = dataset_folders(path)
-    index = open_index(path, folders) if path.is_dir() else None
+    index = open_index(path, stamped_folders(path)) if path.is_dir() else None
     if index is not None:
         table = index.to_table(["clip_id", "media", PLACE_COLUMNS[0]])
         stamps = index.stamps()
         for clip_id, media, part in zip(*(column.to_pylist() for column in table.columns), strict=True):
             yield clip_id, media, stamps[part][1]
         return
-    for part in (part for _name, parts in folders for part in parts):
+    for part in dataset_files(path):
         try:
             table, written = read_table(part, ["clip_id", "media"]), part_stamps(path, [part])[0][2]
         except InputError:  # a violation of its own

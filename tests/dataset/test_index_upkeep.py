@@ -158,7 +158,7 @@ def test_a_sum_that_is_none_or_of_other_clips_is_made_from_the_columns(out: Path
 
 
 def open_pieces(out: Path) -> tuple[index.Piece, ...]:
-    opened = index.open_index(out, store.dataset_folders(out))
+    opened = index.open_index(out, store.stamped_folders(out))
     assert opened is not None
     return opened.pieces
 
