@@ -7,8 +7,8 @@ Annotates the clips of `same_clips.py` by the function that the command runs, wi
 `--against` compares them value by value, bit by bit, and prints a line a clip with the first difference; the exit code
 is 1 if there is any. Apart are times, the package's version and the recipe's hash (`APART`). A change that renames
 something on purpose says so: `--renamed old=new`, for columns, keys of metrics, gates and reasons alike. `--apart
-reason_details` leaves sentences out. `--compare FILE` compares rows that are there already, `--only NAME` annotates
-those runs alone. About three minutes of one core.
+reason_details` leaves sentences out, `--apart metrics.luma_low` a value by name. `--compare FILE` compares rows that are
+there already, `--only NAME` annotates those runs alone. About three minutes of one core.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def compare(
 
     Args:
         renamed: names in `before`, and what they are called in `after`.
-        apart: further columns that are not compared.
+        apart: further columns that are not compared, and values by name (`metrics.luma_low`).
     """
     old, new = rows_by_clip(before, renamed or {}, apart), rows_by_clip(after, {}, apart)
     lines = [f"{'clip':32s}{'verdict':30s}{'frames':>6s}  first difference"]
@@ -104,7 +104,7 @@ def compare(
         row = old.get(clip) or new[clip]
         verdict = ", ".join(row["reasons"] or [row["verdict"]])
         if clip in old and clip in new:
-            found = list(differences(old[clip], new[clip]))
+            found = [found for found in differences(old[clip], new[clip]) if found[0] not in apart]
             told = f"{_told(found[0])} ({len(found)} in all)" if found else "none"
         else:
             found, told = [clip], "not there before" if clip in new else "not there any more"

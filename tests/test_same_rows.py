@@ -90,3 +90,5 @@ def test_what_was_renamed_on_purpose_is_the_same(same_rows: Any) -> None:
     text, same = same_rows.compare(rows().slice(0, 1), changed.slice(0, 1), renamed={"x": "z"})
     assert same, text
     assert same_rows.compare(rows(), changed, apart=frozenset({"metrics"}))[1]
+    assert not same_rows.compare(rows(), changed, apart=frozenset({"metrics.x"}))[1]
+    assert same_rows.compare(rows(), changed, apart=frozenset({"metrics.x", "metrics.z"}))[1]
