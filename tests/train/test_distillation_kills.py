@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import json
 import signal
 import subprocess
 import sys
@@ -26,6 +28,19 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return write_given(tmp_path_factory.mktemp("student"))
 
 
+KILLS = (("ode_init", "between"), ("self_forcing", "inside"))
+
+
+@pytest.fixture(scope="module")
+def killed_runs(given: Given, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """Where the runs that killed themselves lie, and how each ended."""
+    out = tmp_path_factory.mktemp("killed")
+    worker = [sys.executable, "-m", "theodolite.tests.train.killed_run", str(given.data.parent), str(out)]
+    done = subprocess.run([*worker, *itertools.chain(*KILLS)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out, json.loads(done.stdout.splitlines()[-1])
+
+
 def left_by(out: Path) -> tuple[list[tuple[str, ...]], dict[str, torch.Tensor]]:
     """Figures of every step but its times, and all weights that were exported."""
     with (out / "metrics.csv").open(newline="") as file:
@@ -39,21 +54,16 @@ def left_by(out: Path) -> tuple[list[tuple[str, ...]], dict[str, torch.Tensor]]:
     return figures, weights
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("objective", "when"), [("ode_init", "between"), ("self_forcing", "inside")])
-def test_a_killed_run_goes_on_bit_for_bit(given: Given, tmp_path: Path, objective: str, when: str) -> None:
+@pytest.mark.slow(about_s=8)
+@pytest.mark.parametrize("objective", [objective for objective, _ in KILLS])
+def test_a_killed_run_goes_on_bit_for_bit(
+    given: Given, killed_runs: tuple[Path, dict[str, int]], tmp_path: Path, objective: str
+) -> None:
     """SIGKILL after a step and within the writing of a checkpoint, SIGUSR1 as a batch system sends it."""
     asked = recipe(given, objective, **every_step())
-    whole, killed, ended = (tmp_path / name for name in ("whole", "killed", "ended"))
+    whole, ended, killed = tmp_path / "whole", tmp_path / "ended", killed_runs[0] / objective
     assert run_train(asked, [given.data], whole, accelerator="cpu")[1] == 0
-    worker = [sys.executable, "-m", "theodolite.tests.train.killed_run"]
-    done = subprocess.run(
-        [*worker, str(given.data.parent), objective, str(killed), when],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert killed_runs[1][objective] == -signal.SIGKILL
     assert [p.name for p in checkpoints(killed / "checkpoints")] == ["step-00000002"]
 
     def say(text: str) -> None:

@@ -15,7 +15,7 @@ from .distillation_runs import placed, write_given
 from .encoded_clips import write_encoded
 from .rank_worker import JOBS, forcing_recipe, make, recipe, two_steps
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(about_s=8)
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
