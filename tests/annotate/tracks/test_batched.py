@@ -281,7 +281,7 @@ print("same")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=8)
 @needs_packages("triton", extra="kernels")
 def test_kernels_and_twins_agree_in_the_interpreter() -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets."""
