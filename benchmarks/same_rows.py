@@ -7,8 +7,8 @@ Annotates the clips of `same_clips.py` by the function that the command runs, wi
 `--against` compares them value by value, bit by bit, and prints a line a clip with the first difference; the exit code
 is 1 if there is any. Apart are times, the package's version and the recipe's hash (`APART`). A change that renames
 something on purpose says so: `--renamed old=new`, for columns, keys of metrics, gates and reasons alike. `--apart
-reason_details` leaves sentences out, `--apart metrics.luma_low` a value by name. `--compare FILE` compares rows that are
-there already, `--only NAME` annotates those runs alone. About three minutes of one core.
+reason_details` leaves sentences out, `--apart metrics.luma_low` a value by name. `--compare FILE` compares rows that
+are there already, `--only NAME` annotates those runs alone. About three minutes of one core.
 """
 
 from __future__ import annotations
