@@ -319,8 +319,7 @@ class Normal:
                 chosen = fb // m - fa // m == apart
                 where = (fa[chosen] // m, fa[chosen] % m, position, fb[chosen] % m, position)
                 into.index_put_(where, value[chosen], accumulate=True)
-        diagonal = diagonal.reshape(nb, m * self.dof, m * self.dof)
-        upper = upper.reshape(nb, m * self.dof, m * self.dof)
+        diagonal, upper = (x.reshape(nb, m * self.dof, m * self.dof) for x in (diagonal, upper))
         missing = nb * m - frames
         if missing:
             last = torch.arange((m - missing) * self.dof, m * self.dof)
