@@ -43,7 +43,8 @@ _PATTERNS: tuple[str, ...] = (
     r"\b(?:pull|pulls|pulling)\s+back\s+to\s+(?:reveal|show)\b",
     r"\b(?:push|pushes|pushing)\s+in\s+(?:on|towards?|closer)\b",
     r"^(?:moving|gliding|flying|drifting|advancing|soaring|panning|zooming|tracking)\s+(?:\w+ly\s+)*"
-    r"(?:forward|backward|ahead|through|along|over|across|past|towards?|around|in|out|down|up|left|right)\b",
+    r"(?:forward|backward|ahead|onward|deeper|further|farther|through|along|over|across|past|towards?|around|in|into|out|"
+    r"down|up|left|right|under|beneath|between|inside)\b",
     # Kinds of shots and of looking.
     r"\b(?:tracking|dolly|crane|aerial|drone|establishing|wide|medium|long|panning|overhead|low|high|static|handheld|"
     r"hand-held|steadicam|gimbal|continuous|smooth|pov|point[- ]of[- ]view|first[- ]person|third[- ]person|"
@@ -69,9 +70,10 @@ _IN_PICTURE = re.compile(
     re.IGNORECASE,
 )
 
+_VIDEO = r"(?:video|clip|footage|shot|recording|sequence|film|scene|image|picture|frame)s?"
 _SENTENCE = re.compile(r"[^.!?]+(?:[.!?]+(?=\s|$)|[.!?](?=\S)[^.!?]*)*[.!?]*")
 _LEAD_IN = re.compile(
-    r"^(?:(?:in|throughout)\s+(?:this|the)\s+[\w-]+(?:\s+[\w-]+)?,?\s*(?:we\s+(?:can\s+)?see\s+|there\s+(?:is|are)\s+)?"
+    rf"^(?:(?:in|throughout|over)\s+(?:this|the)\s+(?:[\w-]+\s+)?{_VIDEO},?\s*(?:we\s+(?:can\s+)?see\s+|there\s+(?:is|are)\s+)?"
     r"|.{0,120}?\b(?:shows?|showing|reveals?|revealing|to\s+reveal|to\s+show|captures?|capturing|depicts?|depicting|"
     r"features?|featuring|across|through|over|past|along|around|shot\s+of|view\s+of|footage\s+of|close-?up\s+of|video\s+of|"
     r"follows?|following|onto|down|we\s+(?:can\s+)?see)\s+)",

@@ -24,6 +24,7 @@ LEAKED = [
     "The viewer is led into the hall.",
     "A train enters the frame from the left.",
     "The scene is captured with shallow depth of field.",
+    "Moving deeper into the forest, the path narrows.",
 ]
 
 INNOCENT = [
@@ -77,6 +78,8 @@ def test_not_found(text: str) -> None:
         ),
         ("The video shows a market with fruit stalls.", "A market with fruit stalls."),
         ("The camera moves forward.", ""),
+        ("Throughout the clip people cross the square.", "People cross the square."),
+        ("In this handheld video, two boats lie at a pier.", "Two boats lie at a pier."),
         ("The camera pulls back to reveal a wide valley with a river.", "A wide valley with a river."),
     ],
 )
