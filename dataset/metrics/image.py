@@ -211,16 +211,28 @@ def load_scorer(name: str) -> Callable[..., Any]:
             return lpips_alex()
         except ImportError as error:
             raise ValueError(f"scorer 'lpips': {error}") from error
+    return load_function(name, f"scorer {name!r}", expected="sharpness, lpips or package.module:function")
+
+
+def load_function(name: str, what: str, *, expected: str = "package.module:function") -> Callable[..., Any]:
+    """A function of somebody's own, `package.module:function`.
+
+    Args:
+        what: it is, for messages.
+        expected: in its place.
+    Raises:
+        ValueError: no such module or function.
+    """
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(f"scorer {name!r}: expected sharpness, lpips or package.module:function")
+        raise ValueError(f"{what}: expected {expected}")
     try:
-        scorer = getattr(importlib.import_module(module), attribute, None)
+        found = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
-        raise ValueError(f"scorer {name!r}: {error}") from None
-    if not callable(scorer):
-        raise ValueError(f"scorer {name!r}: {module} has no function {attribute!r}")
-    return scorer
+        raise ValueError(f"{what}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"{what}: {module} has no function {attribute!r}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def render(
     """
     from ...annotate.networks.device import choose_device
     from ...annotate.splats.render import GsplatRenderer, PlainRenderer
-    from ...dataset.metrics.image import load_scorer
+    from ...dataset.metrics.image import load_function
     from ..rendering import RenderJob, run_render
 
     if pictures.renderer not in ("gsplat", "plain"):
@@ -95,7 +95,7 @@ def render(
         job,
         GsplatRenderer() if pictures.renderer == "gsplat" else PlainRenderer(),
         device,
-        fixer=None if pictures.fixer is None else load_scorer(pictures.fixer),
+        fixer=None if pictures.fixer is None else load_function(pictures.fixer, f"--fixer {pictures.fixer}"),
         say=say,
     )
 

@@ -10,6 +10,7 @@ import pytest
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.image import (
     RevisitPair,
+    load_function,
     load_scorer,
     lpips_alex,
     psnr_db,
@@ -107,6 +108,16 @@ def test_scorers_by_name() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             load_scorer(name)
+
+
+def test_functions_of_ones_own_are_told_of_by_what_they_are() -> None:
+    assert load_function("statistics:mean", "--fixer x")([1, 2, 3]) == 2
+    for name, message in [
+        ("sharpness", "^--fixer x: expected package.module:function$"),
+        ("no_such_module:f", "^--fixer x: No module named"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_function(name, "--fixer x")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lpips") is not None, reason="lpips is installed")
