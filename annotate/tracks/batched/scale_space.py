@@ -160,12 +160,12 @@ def _refined(space: ScaleSpace, octave: Tensor, x: Tensor, y: Tensor, layer: Ten
     area = (height * width)[..., None]
     steps = dx + dy * width[..., None] + ds * area
     offset, fitted = torch.zeros(*x.shape, 3, device=x.device), torch.zeros(*x.shape, 10, device=x.device)
-    for repeat in range(_REFINEMENTS):
-        if repeat:
-            move = torch.round(offset.clamp(-1, 1)).long()
-            x = (x + move[..., 0]).clamp(min=_BORDER_PX).minimum(width - 1 - _BORDER_PX)
-            y = (y + move[..., 1]).clamp(min=_BORDER_PX).minimum(height - 1 - _BORDER_PX)
-            layer = (layer + move[..., 2]).clamp(1, LAYERS)
+    for _ in range(_REFINEMENTS):
+        # Also where there is no peak, and the place says nothing: its neighbours must lie in the pictures.
+        move = torch.round(offset.clamp(-1, 1)).long()
+        x = (x + move[..., 0]).clamp(min=_BORDER_PX).minimum(width - 1 - _BORDER_PX)
+        y = (y + move[..., 1]).clamp(min=_BORDER_PX).minimum(height - 1 - _BORDER_PX)
+        layer = (layer + move[..., 2]).clamp(1, LAYERS)
         at = space.place(octave, layer, x, y)[..., None] + steps
         fitted = (space.flat[at + area] - space.flat[at]) @ weights
         offset = _peak_of(fitted)
