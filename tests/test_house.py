@@ -134,6 +134,7 @@ def imports() -> dict[Path, set[Path]]:
     return {path: imported_files(path, files) for path in files.values()}
 
 
+@pytest.mark.slow
 def test_rooms_of_annotate_import_what_lies_before_them(imports):
     def room(path: Path) -> str:
         return path.relative_to(ROOT / "annotate").parts[0].removesuffix(".py")
@@ -148,6 +149,7 @@ def test_rooms_of_annotate_import_what_lies_before_them(imports):
             assert ROOMS.index(room(target)) <= ROOMS.index(room(path)), f"{path} may not import {target}"
 
 
+@pytest.mark.slow
 def test_imports_make_no_circle(imports):
     left = {path: set(targets) for path, targets in imports.items()}
     while leaves := [path for path, targets in left.items() if not targets & left.keys()]:

@@ -329,6 +329,7 @@ def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path, frugal) -> None
         theodolite.dataset.open(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_dictionary_of_long_texts_is_refused_before_it_unfolds(tmp_path, frugal, nested) -> None:
     """A kilobyte: one text, and two hundred thousand times its number."""

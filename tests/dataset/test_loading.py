@@ -280,6 +280,7 @@ def test_shares_cover_everything() -> None:
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.slow
 def test_map_style_dataset_and_resized_intrinsics(out: Path) -> None:
     clips = theodolite.dataset.open(out)
     dataset = CameraDataset(clips, Sampling(num_frames=9, size=(360, 320)))

@@ -135,6 +135,7 @@ def test_pandas_and_pyarrow_read_the_data_folder(out: Path, shards: dict[str, li
     assert frame["metrics"][1] is None
 
 
+@pytest.mark.slow
 def test_a_staged_publication_loads_by_its_card(out: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     stage_publication(out, tmp_path / "pub")

@@ -79,6 +79,7 @@ def test_rows_that_repeat_each_other_are_written_so_that_they_are_read(
     assert table.nbytes > 2 * small_limits
 
 
+@pytest.mark.slow
 def test_parts_that_repeat_each_other_are_gathered_into_several(
     tmp_path: Path, small_limits: int, make_row: Callable[..., Row]
 ) -> None:

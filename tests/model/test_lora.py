@@ -88,6 +88,7 @@ def down_and_up(tmp: Path, pairs: Any) -> tuple[Path, float]:
     return path, 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write", [peft_folder, peft_rank_stabilised, diffusers_file, named_adapter, down_and_up]
 )

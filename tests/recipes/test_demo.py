@@ -135,6 +135,7 @@ def test_an_interrupted_rendering_is_begun_again(tmp_path) -> None:
     assert json.loads((files.index.parent / "demo.json").read_text())["anchor_size"] == [27, 48]
 
 
+@pytest.mark.slow
 def test_marking_of_perfect_and_of_known_errors(files: DemoFiles) -> None:
     row = perfect_row(files)
     perfect = compare_with_truth(row, files)
@@ -162,6 +163,7 @@ def test_marking_of_perfect_and_of_known_errors(files: DemoFiles) -> None:
         assert not good
 
 
+@pytest.mark.slow
 def test_no_cameras_is_said(files: DemoFiles) -> None:
     empty = replace(
         perfect_row(files),

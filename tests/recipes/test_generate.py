@@ -155,6 +155,7 @@ def test_a_full_disk_leaves_what_is_finished(image: Path, tmp_path: Path) -> Non
     assert json.loads(out.with_suffix(".json").read_text())["run"]["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_path_memory_and_time(image: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "v.mp4", tmp_path / "path.svg"
     words = (
@@ -380,6 +381,7 @@ def test_weights_of_another_size_make_their_own_pictures() -> None:
     assert plain.digest() == "19964b538563efa3"  # videos of earlier versions stay theirs
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_video(image: Path, tmp_path: Path) -> None:
     """The second one stops and touches nothing of the first."""
     from theodolite.recipes.generate.inputs import prepare

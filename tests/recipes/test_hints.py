@@ -102,6 +102,7 @@ def options_of_the_command() -> set[str]:
     return {*walk(typer.main.get_command(app)), "--help"}
 
 
+@pytest.mark.slow
 def test_options_in_messages_exist():
     known = options_of_the_command() | set().union(*OF_OTHERS.values())
     wrong = [

@@ -210,6 +210,7 @@ def test_sekai_recipe_joins_networks_and_shipped_cameras(tmp_path: Path, shot: S
     assert without.num_frames == 32  # what was decoded stays in the row
 
 
+@pytest.mark.slow
 def test_sekai_files_that_are_none(tmp_path: Path, shot: Shot) -> None:
     pixels = np.array([[shot.focal, 0, WIDTH / 2], [0, shot.focal, HEIGHT / 2], [0, 0, 1]])
     for path, message in (

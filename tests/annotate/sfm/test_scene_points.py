@@ -273,6 +273,7 @@ def test_a_clip_whose_media_is_missing_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["media"]
 
 
+@pytest.mark.slow
 def test_rerun_export_shows_points_and_pictures(
     rendered: tuple[RenderedClip, Row, Path], tmp_path: Path
 ) -> None:
