@@ -60,6 +60,8 @@ def read_tars(folder: Path, rank: int, ranks: int, windows: int) -> int:
     webdataset: Any = importlib.import_module("webdataset")
     urls = sorted(str(p) for p in folder.glob("*.tar"))[rank::ranks]
     count = 0
+    if not urls:  # fewer tars than ranks
+        return count
     for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
         arrays = np.load(io.BytesIO(sample["npz"]))
         count += int(all(_finite(arrays[key]) for key in ("latents", "text")))

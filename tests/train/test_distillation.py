@@ -14,13 +14,14 @@ from theodolite.model import blocks
 from theodolite.model.checkpoint import load_world_model
 from theodolite.model.config import chunk_ranges
 from theodolite.model.network import WorldModel
+from theodolite.model.samplers import Text
 from theodolite.train.consistency import ConsistencyConfig, draw_consistency, level_times
 from theodolite.train.distillation import Distillation
 from theodolite.train.feed import make_batch
 from theodolite.train.ode import draw_snapshots
 from theodolite.train.parallel import recompute_blocks
 from theodolite.train.recipe import TrainRecipe
-from theodolite.train.self_forcing import SelfForcingConfig, draw_score
+from theodolite.train.self_forcing import SelfForcingConfig, draw_score, generator_loss
 from theodolite.train.start import start_model
 from theodolite.train.state import checkpoints
 from theodolite.train.student import (
@@ -207,6 +208,42 @@ def test_gradients_do_not_hang_on_what_is_computed_again(
         assert found[0].keys() == again.keys()
         for name, grad in found[0].items():
             torch.testing.assert_close(again[name], grad, rtol=1e-5, atol=1e-8, msg=name)
+
+
+class GaussianScore:
+    """What a perfect score says of videos whose second frame is normal, N(mean, spread^2)."""
+
+    def __init__(self, mean: torch.Tensor, spread: torch.Tensor) -> None:
+        self.mean, self.spread = mean, spread
+
+    def __call__(self, noisy: torch.Tensor, times: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        sigma = (times / 1000)[:, None, :, None, None].clamp_min(1e-3)
+        variance = (1 - sigma) ** 2 * self.spread**2 + sigma**2
+        gain = (1 - sigma) * self.spread**2 / variance
+        clean = self.mean + gain * (noisy - (1 - sigma) * self.mean)
+        return (noisy - clean) / sigma
+
+
+@pytest.mark.slow
+def test_distribution_matching_leads_to_the_real_distribution() -> None:
+    """With perfect scores, mean and spread of what a student makes become those of the real one; a student that only
+    averaged would keep no spread."""
+    generator = torch.Generator().manual_seed(0)
+    mean, spread = torch.tensor(0.0, requires_grad=True), torch.tensor(1.5, requires_grad=True)
+    real = GaussianScore(torch.tensor(1.0), torch.tensor(0.3))
+    config = SelfForcingConfig(shift=3.0)
+    asked = Conditions(torch.zeros(64, 1, 1, 1, 1), Text(torch.zeros(64, 1, 1)))
+    optimiser = torch.optim.Adam([mean, spread], lr=0.03, betas=(0.0, 0.99))
+    for _ in range(200):
+        made = mean + spread * torch.randn(64, 1, 1, 1, 1, generator=generator)
+        video = torch.cat([asked.image, made], dim=2)
+        scores: Any = (GaussianScore(mean.detach(), spread.detach()), real)
+        drawn = draw_score(config, video.shape, generator)
+        optimiser.zero_grad()
+        generator_loss(video, asked, asked.text, scores, config, drawn).backward()
+        optimiser.step()
+    assert float(mean) == pytest.approx(1.0, abs=0.1)
+    assert float(spread) == pytest.approx(0.3, abs=0.1)
 
 
 @pytest.mark.slow
