@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -43,20 +42,6 @@ def needs_packages(*names: str, extra: str) -> pytest.MarkDecorator:
 def environment_with(**changes: str) -> dict[str, str]:
     """This process's environment with one thread a process, so that the machine's size enters no row."""
     return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | changes
-
-
-def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> Done:
-    """The command in a process of its own, which costs seconds: for signals, workers, and what is read at its start."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment_with(**environment),
-        cwd=cwd,
-        timeout=300,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 class ForkedCommand:

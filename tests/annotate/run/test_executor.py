@@ -418,6 +418,19 @@ def test_workers_that_outlive_their_command_double_nothing(tmp_path, change):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.gpu
+def test_workers_reach_the_gpu():
+    """What workers are forked from has not touched it: a process that has cannot be forked."""
+
+    def one() -> float:
+        import torch
+
+        return float(torch.ones(1, device="cuda"))
+
+    with local_cluster(2, threads_per_worker=1, compute_threads=1, memory_bytes=None, attempts=1) as client:
+        assert list(client.run(one).values()) == [1.0, 1.0]
+
+
 def test_workers_that_see_another_path_are_told(tmp_path, monkeypatch):
     def elsewhere(shard, job):
         return []
