@@ -58,8 +58,8 @@ def options(case: Case) -> dict:
 @pytest.mark.parametrize(
     ("count", "backend"),
     [
-        (2, "reference"),
-        (4, "reference"),
+        pytest.param(2, "reference", marks=pytest.mark.thorough),
+        pytest.param(4, "reference", marks=pytest.mark.thorough),
         (8, "reference"),
         pytest.param(2, "triton", marks=pytest.mark.triton),
         pytest.param(4, "triton", marks=[pytest.mark.gpu, pytest.mark.triton]),

@@ -94,7 +94,9 @@ def test_the_layout_of_a_release_runs_under_every_policy(tmp_path: Path, mode: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["bidirectional", "chunk-causal", "distilled"])
+@pytest.mark.parametrize(
+    "mode", ["bidirectional", pytest.param("chunk-causal", marks=pytest.mark.thorough), "distilled"]
+)
 def test_stand_ins_run_twice_from_the_device_and_from_home(mode: Any) -> None:
     generator = stand_in_generator(mode=mode)
     first = frames_of(generator, mode)

@@ -96,7 +96,9 @@ def test_no_chunk_sees_a_later_one(starts: tuple[int, ...]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_cameras", [True, False])
-@pytest.mark.parametrize("starts", [(0, 4, 7, 10), tuple(range(13)), (0, 5, 6, 12)])
+@pytest.mark.parametrize(
+    "starts", [(0, 4, 7, 10), pytest.param(tuple(range(13)), marks=pytest.mark.thorough), (0, 5, 6, 12)]
+)
 def test_streaming_with_all_history_is_chunk_causal(starts: tuple[int, ...], with_cameras: bool) -> None:
     """Each chunk, noisy, after clean ones: equal to one forward pass over the clip up to here."""
     model, inputs = tiny_model(EXACT), tiny_inputs(13)

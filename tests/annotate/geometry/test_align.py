@@ -201,7 +201,7 @@ def test_disconnected_windows_are_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_frames", [40, 240, 480])
+@pytest.mark.parametrize("num_frames", [40, 240, pytest.param(480, marks=pytest.mark.thorough)])
 def test_graph_beats_chained_windows_twofold(num_frames: int):
     """4 fps clips of 10, 60 and 120 s; median of several draws. Rows made from this simulator would be stand-ins."""
     graph, chain, scale_graph, scale_chain = [], [], [], []

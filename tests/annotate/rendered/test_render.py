@@ -68,7 +68,7 @@ def residual_shift_px(first: np.ndarray, second: np.ndarray, visible: np.ndarray
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.thorough), 3])
 def test_depth_equals_a_plain_ray_caster(seed: int) -> None:
     clip = small(seed=seed, moving_object=True, zoom="in_out")
     rng = np.random.default_rng(seed)

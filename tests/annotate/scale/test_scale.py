@@ -227,7 +227,13 @@ def with_outliers(log_raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "correlation", "dirty"), [(11, 0.0, False), (30, 0.0, False), (60, 0.6, False), (60, 0.0, True)]
+    ("n", "correlation", "dirty"),
+    [
+        (11, 0.0, False),
+        pytest.param(30, 0.0, False, marks=pytest.mark.thorough),
+        (60, 0.6, False),
+        (60, 0.0, True),
+    ],
 )
 def test_constant_series_are_called_constant(n: int, correlation: float, dirty: bool) -> None:
     """Stated rate 1 %; 60 runs must not show more than 3 alarms (probability 0.3 % at the stated rate)."""

@@ -41,7 +41,9 @@ def errors(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("blur", "gain"), [(0.0, 1.0), (6.0, 1.0), (6.0, 0.5)])
+@pytest.mark.parametrize(
+    ("blur", "gain"), [(0.0, 1.0), pytest.param(6.0, 1.0, marks=pytest.mark.thorough), (6.0, 0.5)]
+)
 def test_pose_between_neighbours(clip, blur: float, gain: float) -> None:
     """Sharp, blurred, and blurred at half the exposure."""
     for i in (2, 8, 14):
