@@ -113,6 +113,10 @@ def window_id(clip_id: str, first_frame: int) -> str:
     return check_name(f"{clip_id[:110]}_w{first_frame:06d}")
 
 
+MARKER = "encoded.json"
+"""What makes a folder one of encoded clips."""
+
+
 def begin(out: Path, encoding: Encoding, empty_text: tuple[Tensor, Tensor]) -> None:
     """Make a folder for encoded clips, or check that it was made by the same networks and settings.
 
@@ -124,7 +128,7 @@ def begin(out: Path, encoding: Encoding, empty_text: tuple[Tensor, Tensor]) -> N
     from safetensors.torch import save
 
     (out / "shards").mkdir(parents=True, exist_ok=True)
-    marker = out / "encoded.json"
+    marker = out / MARKER
     if marker.is_file():
         found = read_encoding(out)
         differences = [
@@ -149,7 +153,7 @@ def read_encoding(folder: Path) -> Encoding:
     Raises:
         ValueError: there is none, or it is damaged or of another version.
     """
-    marker = folder / "encoded.json"
+    marker = folder / MARKER
     if not marker.is_file():
         raise ValueError(
             f"{folder}: holds no encoded clips (no encoded.json): theodolite encode DATASET --out {folder}"

@@ -28,7 +28,8 @@ def error_lines(error: ValidationError) -> list[str]:
             lines.append(f"{path}: is required")
         else:
             message = re.sub(r"^(Input|Value error,|String|Assertion failed,) ?", "", item["msg"])
-            lines.append(f"{path}: {message} (got {_shown(item['input'])})")
+            found = f" (got {_shown(item['input'])})" if loc else ""  # keys that contradict each other: not the whole
+            lines.append(f"{path}: {message}{found}")
     return lines
 
 

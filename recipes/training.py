@@ -13,7 +13,7 @@ import yaml
 
 from ..annotate.run.cluster import RunAborted
 from ..dataset.commit import hold_folder
-from ..dataset.encoded import EncodedDataset, open_encoded
+from ..dataset.encoded import MARKER, EncodedDataset, open_encoded
 from ..dataset.inputs import read_yaml
 from ..dataset.licences import find_licence
 from ..dataset.store import write_atomically
@@ -34,7 +34,7 @@ from ..train.order import sample_order
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
 from ..train.refiner_training import RefinerTraining, refiner_folder, start_refiner
 from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
-from ..train.start import check_use, start_model, weights_path
+from ..train.start import check_latents, check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
 from ..train.trajectories import Trajectories
@@ -158,6 +158,8 @@ def _summary(training: Training, outcome: Outcome) -> tuple[str, int]:
 
 def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
     """A folder with checkpoints is gone on with on request only, and by the same recipe."""
+    if (out / MARKER).is_file():
+        raise ValueError(f"{out}: holds encoded clips; choose another --out for the training")
     found = checkpoints(out / "checkpoints")
     if not found:
         return
@@ -340,6 +342,7 @@ def _check_beside(recipe: TrainRecipe, clips: EncodedDataset) -> None:
         if weights is not None:
             weights_path(weights)
             check_use(weights, use)
+            check_latents(weights, use, clips.encoding.autoencoder)
     if recipe.ode_init is not None and recipe.student is not None:
         Trajectories.open(Path(recipe.ode_init.trajectories)).check(recipe.student, clips)
 

@@ -23,7 +23,7 @@ from ..model.network import WorldModel
 from ..model.samplers import Text
 from ..train.feed import Samples, joined, make_batch
 from ..train.objective import Batch
-from ..train.start import check_use, weights_path
+from ..train.start import check_latents, check_use, weights_path
 from ..train.student import Conditions, cut
 from ..train.trajectories import (
     TrajectoryOptions,
@@ -83,6 +83,7 @@ def run_trajectories(
     windows = _part(_windows(clips, job), job.part)[:limit]
     weights = weights_path(job.weights)
     check_use(job.weights, "teacher")
+    check_latents(job.weights, "teacher", clips.encoding.autoencoder)
     if dry_run:
         return _planned(job, clips, windows), 0
     place = choose_device(job.device)

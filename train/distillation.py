@@ -29,7 +29,7 @@ from .ode import draw_snapshots, ode_loss
 from .parallel import Ranks, recompute_blocks, shard_weights
 from .recipe import DISTILLATION, TrainRecipe
 from .self_forcing import ScoreDraws, draw_score, fake_score_loss, generator_loss
-from .start import Started, load_beside
+from .start import Started, check_latents, load_beside
 from .state import StatePart
 from .student import Conditions, RollOutDraws, StudentConfig, cut, draw_exit, roll_out
 from .training import Learner, Training, Update, seed_of
@@ -76,16 +76,20 @@ class Distillation(Training):
             if consistency.teacher is None:
                 teacher = copy.deepcopy(self.model)
             else:
-                teacher = load_beside(consistency.teacher, "teacher", self.config)
+                teacher = self._loaded(consistency.teacher, "teacher")
             return {"teacher": teacher, "target": copy.deepcopy(self.model)}
         if (forcing := recipe.self_forcing) is not None:
-            real = load_beside(forcing.real, "real score", self.config)
+            real = self._loaded(forcing.real, "real score")
             if forcing.fake is None:
                 fake = copy.deepcopy(real)
             else:
-                fake = load_beside(forcing.fake, "fake score", self.config)
+                fake = self._loaded(forcing.fake, "fake score")
             return {"real": real, "fake": fake}
         return {}
+
+    def _loaded(self, weights: str, use: str) -> WorldModel:
+        check_latents(weights, use, self.data.encoding.autoencoder)
+        return load_beside(weights, use, self.config)
 
     def _negative(self) -> Text:
         """The caption that guidance leads away from, (1, L, C)."""

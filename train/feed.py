@@ -181,7 +181,11 @@ def hold_out(data: EncodedDataset, clips: int, *, seed: int) -> tuple[list[int],
     """
     ids = sorted({w.clip_id for w in data.windows}, key=lambda i: (zlib.crc32(f"{seed} {i}".encode()), i))
     if clips >= len(ids):
-        raise ValueError(f"{len(ids)} clips, {clips} of them to be held out: nothing is left to train on")
+        raise ValueError(
+            f"{len(ids)} clips, {clips} of them to be held out: nothing is left to train on. Hold out fewer "
+            "(--set data.held_out=N), or none (--set data.held_out=0 --set validation.every=0 --set "
+            "validation.sample_clips=0)"
+        )
     kept = set(ids[:clips])
     train = [i for i, w in enumerate(data.windows) if w.clip_id not in kept]
     first: dict[str, int] = {}

@@ -113,6 +113,16 @@ def autoencoder_of(weights: str) -> str | None:
     return _told(weights, AUTOENCODER)
 
 
+def check_latents(weights: str, use: str, autoencoder: str) -> None:
+    """Raise ValueError where a network's file says that it knows other latents than the clips'."""
+    told = autoencoder_of(weights)
+    if told not in (None, autoencoder):
+        raise ValueError(
+            f"{weights}: was trained on latents of {told}, the clips have those of {autoencoder}: it cannot be their "
+            f"{use}"
+        )
+
+
 def _told(weights: str, key: str) -> str | None:
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():

@@ -588,10 +588,10 @@ def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> 
         )
     if shortest < 2 and recipe.flow_matching.image_condition_probability > 0:
         problems.append("some have one latent frame: conditioned on it, nothing is left to learn")
-    if chunk is not None and (shortest - 1) // chunk < recipe.parallel.context:
+    if chunk is not None and (chunks := len(chunk_starts(shortest, chunk))) < recipe.parallel.context:
         problems.append(
-            f"the shortest has {shortest} latent frames, {max(1, (shortest - 1) // chunk)} chunks, for "
-            f"{recipe.parallel.context} context-parallel ranks"
+            f"the shortest has {shortest} latent frames, {chunks} chunks, for {recipe.parallel.context} "
+            "context-parallel ranks (parallel.context)"
         )
     if problems:
         raise ValueError(

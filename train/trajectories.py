@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from ..dataset.encoded import EncodedDataset, all_finite
+from ..dataset.encoded import MARKER, EncodedDataset, all_finite
 from ..dataset.inputs import read_json
 from ..dataset.store import TEMPORARY, write_atomically
 from ..dataset.strict import Strict, error_lines
@@ -126,6 +126,8 @@ def begin(folder: Path, record: TrajectoryRecord) -> None:
     Raises:
         ValueError: it holds other ones; names every difference.
     """
+    if (folder / MARKER).is_file():
+        raise ValueError(f"{folder}: holds encoded clips; choose another --out for their trajectories")
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     marker = folder / "trajectories.json"
     if marker.is_file():

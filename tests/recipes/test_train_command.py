@@ -20,7 +20,7 @@ from theodolite.recipes.training import load_train_recipe, run_train, train_reci
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.student import StudentConfig
-from theodolite.train.trajectories import TrajectoryOptions
+from theodolite.train.trajectories import TrajectoryOptions, TrajectoryRecord, begin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from encoded_clips import write_encoded
@@ -54,6 +54,16 @@ def test_recipe_mistakes_are_named() -> None:
         load_train_recipe("finetune", ["optimizer.lr=1"])
     with pytest.raises(ValueError, match=r"trainings that come with theodolite: .*finetune"):
         load_train_recipe("stage7")
+
+
+def test_clips_are_not_trained_into(data: Path) -> None:
+    recipe = load_train_recipe("finetune_smoke", TINY)
+    with pytest.raises(ValueError, match="holds encoded clips; choose another --out"):
+        run_train(recipe, [data], data, accelerator="cpu")
+    options = TrajectoryOptions(student=StudentConfig(frames=5))
+    record = TrajectoryRecord(teacher="x", autoencoder="y", options=options)
+    with pytest.raises(ValueError, match="holds encoded clips; choose another --out"):
+        begin(data, record)
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: Path) -> None:

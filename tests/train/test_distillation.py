@@ -369,3 +369,34 @@ def test_what_does_not_fit_is_told(given: Given, tmp_path: Path) -> None:
         Trajectories.open(broken).read("a", FRAMES)
     with pytest.raises(ValueError, match="is not finite"):
         write_trajectory(broken, "b", torch.full((5, 8, 7, 2, 3), math.nan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_clips_and_weights_that_do_not_fit_are_told(given: Given, objective: str, tmp_path: Path) -> None:
+    """Stand-ins, another autoencoder's latents, too short clips, more ranks than chunks, weights of another stage."""
+    for changes, why in (
+        (dict(stand_in=True), "stand-in networks annotated or encoded them"),
+        (
+            dict(autoencoder="another vae"),
+            "latents of another vae, the weights were trained on those of vae 1234",
+        ),
+        (dict(text_width=24), "text states of 24 channels, the network 16"),
+        (dict(frames=33), "the shortest has 5 latent frames, student.frames is 7"),
+    ):
+        data = write_encoded(tmp_path / why[:9], 2, **{"frames": 57, **changes})
+        with pytest.raises(ValueError, match=why):
+            placed(recipe(given, objective), data, tmp_path / "no")
+    other = {"ode_init": "chunk-causal", "consistency_init": "chunk-causal", "self_forcing": "chunk-causal"}
+    with pytest.raises(ValueError, match=f"are bidirectional weights; {objective} takes {other[objective]}"):
+        placed(
+            recipe(given, objective, start=dict(weights=str(given.bidirectional))),
+            given.data,
+            tmp_path / "no",
+        )
+    if objective == "self_forcing":
+        elsewhere = write_encoded(tmp_path / "elsewhere", 2, frames=57, autoencoder="vae 5678")
+        start = dict(weights=str(given.causal), grow=True, latents="anew")
+        anew = recipe(given, objective, start=start, model=SMALL)
+        with pytest.raises(ValueError, match="on latents of vae 1234, the clips have those of vae 5678"):
+            placed(anew, elsewhere, tmp_path / "no")

@@ -238,6 +238,12 @@ def test_data_that_do_not_fit_are_told(encoded: dict, changes: dict, why: str, t
         Training(r, start_model(r), open_encoded(folder), tmp_path)
 
 
+def test_a_clip_shorter_than_a_chunk_is_a_chunk(tmp_path: Path) -> None:
+    folder = write_encoded(tmp_path / "e", 2, frames=9)
+    r = recipe(flow_matching=dict(chunks=dict(size=3)))
+    Training(r, start_model(r), open_encoded(folder), tmp_path)
+
+
 def test_changes_of_a_recipe_are_named() -> None:
     a, b = recipe().model_dump(mode="json"), recipe(optimiser=dict(lr=2e-3)).model_dump(mode="json")
     assert changed_keys(a, b) == ["optimiser.lr: 0.001 -> 0.002"]
