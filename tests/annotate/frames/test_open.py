@@ -574,7 +574,7 @@ def test_shot_changes_and_the_best_of_two_streams(thorough):
 @shared
 @pytest.mark.parametrize("name", [pytest.param("rgb.mp4", marks=pytest.mark.thorough), "zoom.mp4"])
 def test_brisk_motion_and_zoom_are_no_cuts(name, thorough):
-    config = DecodeConfig(min_frames=2, max_frames=None if thorough else 75)
+    config = DecodeConfig(min_frames=2, max_frames=None if thorough else 40)
     assert open_path(SHARED / "rgbd-office-a" / name, config).cuts == ()
 
 

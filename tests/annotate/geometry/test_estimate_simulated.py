@@ -30,7 +30,7 @@ def compared():
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=7)
 def test_ours_beats_chained_windows_and_the_peers_recipe_twofold(tmp_path, compared, thorough):
     fields = {
         "width": 320,

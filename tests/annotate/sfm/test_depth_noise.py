@@ -266,7 +266,7 @@ def absent(maps: list[np.ndarray]) -> list[np.ndarray | None]:
     return [None if 16 <= i < 24 else np.minimum(z, far) for i, z in enumerate(maps)]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=7)
 @pytest.mark.parametrize(
     "change", [noisy, *(pytest.param(change, marks=pytest.mark.thorough) for change in (drifting, absent))]
 )

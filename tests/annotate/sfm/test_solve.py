@@ -87,7 +87,7 @@ def zooming() -> tuple[CameraSolution, object]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=7)
 def test_zoom_is_recovered_frame_by_frame_in_metres(zooming) -> None:
     solution, clip = zooming
     truth, focal = clip.camera_to_world, clip.intrinsics[:, 0, 0]
