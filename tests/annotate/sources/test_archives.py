@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import random
 import resource
 import tarfile
@@ -321,3 +322,37 @@ def test_many_members_in_one_pass_and_constant_memory(tmp_path: Path) -> None:
     assert done.written == 1200
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 40_000, f"{grown_kib} KiB"
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_an_archive_is_done_once_its_files_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_by_one: bool
+) -> None:
+    """Many together, where the system can; and all of them before the ledger says so."""
+    monkeypatch.setattr(archives, "_FLUSHED_TOGETHER", 8)
+    names = [f"SpatialVID/videos/group_0001/{i}.mp4" for i in range(20)]
+    tar_of(tmp_path / "videos/group_0001.tar.gz", {name: b"v" for name in names})
+    flushed: set[int] = set()
+    fsync, write, whole = os.fsync, archives.write_atomically, archives._file_system_flushed
+
+    def seen(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def together(folder: Path) -> bool:
+        if one_by_one or not whole(folder):
+            return False
+        flushed.update(p.stat().st_ino for p in (*folder.iterdir(), folder))
+        return True
+
+    def told(path: Path, content: bytes) -> None:
+        folder = tmp_path / "videos/group_0001"
+        assert {p.stat().st_ino for p in (*folder.iterdir(), folder)} <= flushed
+        write(path, content)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(archives, "_file_system_flushed", together)
+    monkeypatch.setattr(archives, "write_atomically", told)
+    (done,) = unpack_all("spatialvid-hq", tmp_path)
+    assert (done.written, done.unflushed) == (20, [])
+    assert ledger_path(tmp_path, tmp_path / "videos/group_0001.tar.gz").is_file()
