@@ -28,7 +28,8 @@ def error_lines(error: ValidationError) -> list[str]:
             lines.append(f"{path}: is required")
         else:
             message = re.sub(r"^(Input|Value error,|String|Assertion failed,) ?", "", item["msg"])
-            found = f" (got {_shown(item['input'])})" if loc else ""  # keys that contradict each other: not the whole
+            # Of keys that contradict each other not the whole is shown.
+            found = f" (got {_shown(item['input'])})" if loc else ""
             lines.append(f"{path}: {message}{found}")
     return lines
 
