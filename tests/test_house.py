@@ -162,16 +162,18 @@ def test_imports_make_no_circle(imports):
     assert not circle, circle
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_point_down(path):
-    floor = path.relative_to(ROOT).parts[0]
-    for target, module in imported_floors(path):
-        assert target == floor or target in FLOORS[floor], f"{path} may not import {target}"
-        if floor == "model" and target == "dataset":
+def test_imports_point_down():
+    wrong = []
+    for path in sources():
+        floor = path.relative_to(ROOT).parts[0]
+        for target, module in imported_floors(path):
+            if target != floor and target not in FLOORS[floor]:
+                wrong.append(f"{path} may not import {target}")
             # Cameras, the record type that every configuration is made of, and where weights lie.
-            assert module.split(".")[0] in ("cameras", "strict", "weights"), (
-                f"{path}: the model knows no dataset"
-            )
+            known = module.split(".")[0] in ("cameras", "strict", "weights")
+            if floor == "model" and target == "dataset" and not known:
+                wrong.append(f"{path}: the model knows no dataset")
+    assert not wrong, "\n".join(wrong)
 
 
 @lru_cache
@@ -192,21 +194,22 @@ def names_of(module: str) -> set[str] | None:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "docs/demo_figure.py"], ids=lambda p: p.name
-)
-def test_what_benchmarks_import_is_there(path):
+def test_what_benchmarks_import_is_there():
     """They take a GPU or minutes, and no test runs them all."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "theodolite":
-            there = names_of(str(node.module))
-            assert there is not None, f"{path.name}: no module {node.module}"
-            missing = {alias.name for alias in node.names} - there
-            assert not missing, f"{path.name}: {node.module} has no {missing}"
+    wrong = []
+    for path in [*sorted((ROOT / "benchmarks").glob("*.py")), ROOT / "docs/demo_figure.py"]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "theodolite":
+                there = names_of(str(node.module))
+                if there is None:
+                    wrong.append(f"{path.name}: no module {node.module}")
+                elif missing := {alias.name for alias in node.names} - there:
+                    wrong.append(f"{path.name}: {node.module} has no {missing}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_reader_of_imports_sees_them():
-    """The test above would pass on an empty set as well."""
+    """The tests above would pass on an empty set as well."""
     assert ("dataset", "rows") in imported_floors(ROOT / "annotate" / "pipeline.py")
     assert ("annotate", "config") in imported_floors(ROOT / "recipes" / "loader.py")
 
@@ -433,6 +436,7 @@ def taken_names(path: Path) -> list[tuple[int, str, Path]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_names_that_are_taken_from_our_modules_are_there():
     """Also where no test comes by: kernels for one kind of GPU, commands that need a network."""

@@ -116,7 +116,7 @@ def test_nine_clips_make_nine_rows(tmp_path, rendered):
         decode={"min_frames": 12},
         tracks={"num_flow_tracks": 120, "num_descriptors": 300},
     )
-    done = run_here("annotate", recipe, "--out", tmp_path / "out", "--workers", 1)
+    done = run_here("annotate", recipe, "--out", tmp_path / "out", "--workers", 2)  # one thread each
     rows = {row.clip_id: row for row in open_dataset(tmp_path / "out").rows()}
     assert {name: (row.verdict, row.reasons[:1]) for name, row in rows.items()} == {
         "good": ("accepted", ()),

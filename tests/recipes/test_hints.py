@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,7 +40,8 @@ WHOLE = re.compile(r"\b(annotate|source|output)((?:\.[a-z]\w*)+)")
 SHORT = re.compile(rf"(?<![\w./])(?:{SECTION}|given)\.[a-z]\w*")
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def texts(path: Path) -> list[tuple[int, str]]:
     """Strings of a file that may be shown, with their lines: all but docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = {
@@ -47,27 +49,31 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
-            yield node.lineno, node.value
+    return [
+        (node.lineno, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+    ]
 
 
 FILES = [p for folder in ("annotate", "dataset", "recipes") for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_keys_in_messages_exist(path: Path):
-    for line, text in texts(path):
-        if " " not in text:
-            continue
-        where = f"{path.relative_to(ROOT)}:{line}"
-        for match in WHOLE.finditer(text):
-            if not re.search(r"\.(py|ya?ml)$", match[0]):
-                assert is_key(match[0]), f"{where}: {match[0]} is no key of a recipe"
-        for match in SHORT.finditer(text):
-            assert re.search(r"\.(py|ya?ml)$", match[0]), (
-                f"{where}: {match[0]} is no whole key: annotate.{match[0]}?"
-            )
+@pytest.mark.slow
+def test_keys_in_messages_exist():
+    wrong = []
+    for path in FILES:
+        for line, text in texts(path):
+            if " " not in text:
+                continue
+            where = f"{path.relative_to(ROOT)}:{line}"
+            for match in WHOLE.finditer(text):
+                if not re.search(r"\.(py|ya?ml)$", match[0]) and not is_key(match[0]):
+                    wrong.append(f"{where}: {match[0]} is no key of a recipe")
+            for match in SHORT.finditer(text):
+                if not re.search(r"\.(py|ya?ml)$", match[0]):
+                    wrong.append(f"{where}: {match[0]} is no whole key: annotate.{match[0]}?")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_reader_of_keys_sees_them():
