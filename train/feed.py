@@ -195,6 +195,12 @@ def hold_out(data: EncodedDataset, clips: int, *, seed: int) -> tuple[list[int],
     return train, [first[i] for i in sorted(first)]
 
 
+def told_apart(data: EncodedDataset, windows: Sequence[int], seed: int) -> dict[str, Any]:
+    """What tells an order of clips from others: the seed, how many windows, a digest of their ids."""
+    names = "\n".join(data.windows[i].id for i in windows)
+    return {"seed": seed, "windows": len(windows), "clips": f"{zlib.crc32(names.encode()):08x}"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Which part of each step a rank takes.

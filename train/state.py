@@ -238,4 +238,19 @@ def load_checkpoint(path: Path, parts: Sequence[StatePart]) -> None:
     try:
         load(wanted, checkpoint_id=path, no_dist=not dist.is_initialized())
     except (Exception, CheckpointException) as error:  # torch's own has no base but BaseException
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:300]})") from error
+        cause = _innermost(error)
+        why = (str(cause).strip().splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{path}: cannot be read ({type(cause).__name__}: {why}); without that folder --resume goes on from the "
+            "checkpoint before it"
+        ) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What went wrong on a rank, under what torch wraps around it."""
+    failures = getattr(error, "failures", None)
+    for failure in failures.values() if isinstance(failures, dict) else ():
+        inner = failure[0] if isinstance(failure, tuple) else failure
+        if isinstance(inner, BaseException):
+            return _innermost(inner)
+    return error

@@ -28,7 +28,7 @@ from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
 from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional, sample_chunk_causal
 from .cost import ClipShape, peak_flops, step_flops
-from .feed import Feed, Paths, Place, Samples, hold_out, make_batch
+from .feed import Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
@@ -448,8 +448,7 @@ class Training:
         progress = {
             "step": self.step,
             "taken": self.taken,
-            "seed": self.recipe.seed,
-            "windows": len(self.windows),
+            **told_apart(self.data, self.windows, self.recipe.seed),
             "guard": self.guard.state(),
             "guards": {learner.name: learner.guard.state() for learner in self.others()},
             "faults": self.feed_faults,
@@ -469,10 +468,10 @@ class Training:
         self.rest()
         progress = read_progress(path)
         try:
-            for key, mine in (("seed", self.recipe.seed), ("windows", len(self.windows))):
-                if progress[key] != mine:
+            for key, mine in told_apart(self.data, self.windows, self.recipe.seed).items():
+                if (before := progress.get(key, mine)) != mine:  # older checkpoints say less
                     raise ValueError(
-                        f"{path}: was written with {key} {progress[key]}, now {mine}: the order of clips would differ"
+                        f"{path}: was written with {key} {before}, now {mine}: clips would differ"
                     )
             load_checkpoint(path, self.state_parts())
             self.step, self.taken = int(progress["step"]), int(progress["taken"])

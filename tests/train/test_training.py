@@ -104,8 +104,14 @@ def test_checkpoints_are_whole_or_not_there(
     second = run_.save()
     assert list((tmp_path / "checkpoints").iterdir()) == [second]
     (second / "__0_0.distcp").write_bytes(b"noise")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read \(\w+: [^\n]*\); without that folder --resume goes on"
+    ):
         training(recipe(), data, tmp_path).restore(second)
+    other = training(recipe(), data, tmp_path)
+    other.windows.reverse()
+    with pytest.raises(ValueError, match=r"was written with clips \w+, now \w+: clips would differ"):
+        other.restore(second)
 
 
 @pytest.mark.slow
