@@ -145,7 +145,8 @@ class _Look:
 class CutDetector:
     """Feed every frame of a clip in order, then read `cuts`.
 
-    Memory is that of some twenty small images; the time is about 4 ms a frame, more where a cut is suspected.
+    Memory is that of some thirty small images; the time is some ms a frame, several times that where the view moves so
+    fast that features are lost within two seconds.
 
     Args:
         fps: rate of the frames that will come.
@@ -284,7 +285,9 @@ class CutDetector:
         start = self._seen - len(self._looks)
         self._spans = {span: known for span, known in self._spans.items() if span[0] >= start}
         half = self._half_dissolve
-        self._search(start, self._seen - 1, [2 * half, round(1.25 * half), round(0.75 * half)])
+        # Runs begin and end with every second frame: features of a frame take longer to find than all the rest.
+        lengths = [round(times * half) // 2 * 2 for times in (2, 1.25, 0.75)]
+        self._search(start + start % 2, self._seen - 1, lengths)
 
     def _search(self, first: int, last: int, lengths: list[int]) -> None:
         """Look at the frames from `first` to `last`, then at shorter runs of them."""
@@ -301,15 +304,18 @@ class CutDetector:
             return
         for i, length in enumerate(lengths):
             if length < last - first:
-                for begin in range(first, last - length + 1, max(1, length // 4)):
+                for begin in range(first, last - length + 1, max(2, length // 8 * 2)):
                     self._search(begin, begin + length, lengths[i + 1 :])
                 break
 
 
 def _blended(a: _Look, middle: _Look, b: _Look) -> float | None:
     """How unevenly a frame mixes two others, 0 to 1, by the features it shares with either; None if it does not."""
-    into, out_of = _carried(a, middle), _carried(middle, b)
-    if min(into.count, out_of.count) < _BLEND_FEATURES:
+    into = _carried(a, middle)
+    if into.count < _BLEND_FEATURES:
+        return None
+    out_of = _carried(middle, b)
+    if out_of.count < _BLEND_FEATURES:
         return None
     if len(np.intersect1d(into.pairs[:, 1], out_of.pairs[:, 0])):
         return None
