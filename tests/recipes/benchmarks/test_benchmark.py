@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import types
@@ -25,7 +26,7 @@ from theodolite.dataset.metrics.lens import LENS
 from theodolite.dataset.reading import open_dataset
 
 from ...annotate.simulator import Errors, rendered_truth, simulated
-from ...support import SHARED, Done, run_here
+from ...support import Done, run_here
 from . import trees
 
 XYZ, DESK, RPY = (f"rgbd_dataset_freiburg{n}" for n in ("1_xyz", "2_desk", "1_rpy_validation"))
@@ -304,10 +305,14 @@ def check_by_the_documented_rules(path: Path, lists: list[Path], target: str) ->
 
 
 def their_validator():  # a module of somebody else, from outside of the repository
-    """scripts/upload_submission.py of princeton-vl/InFlux, or None; what it uploads with is not needed."""
-    script = SHARED / "influx-validator/upload_submission.py"
-    if not script.is_file():
+    """scripts/upload_submission.py of the checkout of princeton-vl/InFlux that THEODOLITE_INFLUX names, or None.
+
+    What it uploads with is not needed.
+    """
+    checkout = os.environ.get("THEODOLITE_INFLUX")
+    if not checkout:
         return None
+    script = Path(checkout) / "scripts/upload_submission.py"
     there: dict[str, Any] = {}
     for name in ("requests", "requests_toolbelt", "requests_toolbelt.multipart.encoder", "tqdm"):
         there[name] = types.ModuleType(name)
@@ -365,7 +370,7 @@ def test_influx_s_own_validator_accepts_the_submission(
     influx_run: tuple[Path, Done], influx_root: Path
 ) -> None:
     if not accepted_by_influx(influx_run[0] / "submission.json", influx_root, "influx"):
-        pytest.skip("needs scripts/upload_submission.py of princeton-vl/InFlux")
+        pytest.skip("set THEODOLITE_INFLUX to a checkout of princeton-vl/InFlux to have its check run")
     validator: Any = their_validator()
     content = json.loads((influx_run[0] / "submission.json").read_text())
     del content["jcity_shot34"]["3"]
