@@ -124,7 +124,8 @@ def report(
         clip_ids=clips,
         notes=sources.notes,
     )
-    return "\n".join([f"report: {target}", *(f"note: {note}" for note in sources.notes)]), 0
+    lines = [f"report: {target}", f"pictures: from {sources.media_root.absolute()}"]
+    return "\n".join([*lines, *(f"note: {note}" for note in sources.notes)]), 0
 
 
 def export(
