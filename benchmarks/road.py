@@ -110,7 +110,7 @@ SIZES = {
         steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
     ),
     "small": Size(
-        height=192, width=320, picture=(192, 320), frames=65, window=49, train=360, other=72, held=24,
+        height=192, width=320, picture=(192, 320), frames=65, window=49, train=120, other=36, held=16,
         codec=Codec(channels=128, encoder=(64, 128, 256, 512), decoder=(64, 128, 256), seconds=85, lr=1e-3),
         codec_rooms=64,
         model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 128, "text_width": 16, "ffn_ratio": 2.5},
