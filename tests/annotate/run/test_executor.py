@@ -632,7 +632,13 @@ def scheduler_process():
     process = subprocess.Popen(
         [*command, "--no-dashboard"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    return process, f"tcp://127.0.0.1:{port}"
+    end = time.monotonic() + 90  # on a busy machine it imports for longer than a command waits for an answer
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return process, f"tcp://127.0.0.1:{port}"
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no scheduler at port {port}")
 
 
 @pytest.mark.slow
