@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ..checks import check_chunk_starts, check_tensors
@@ -43,6 +44,9 @@ _BESIDE_K = tuple(f.name for f in fields(Tokens) if f.name != "k")
 """Fixed here: torch.compile of torch 2.11 reads neither `vars` nor `fields` of a record that compiled code made."""
 
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float64)  # the last for the twin
+
+
 @dataclass(frozen=True)
 class ScanOptions:
     """How the scan runs.
@@ -77,6 +81,9 @@ def check_arguments(
         raise ValueError(f"k is {tuple(k.shape)}; give (batch, frames, tokens, heads, head size)")
     b, t, s, h, d = k.shape
     check_tensors(k, "k", **{name: getattr(tokens, name) for name in _BESIDE_K})
+    for name, x in (("q", tokens.q), ("k", k), ("v", tokens.v)):
+        if x.dtype not in _TYPES:
+            raise ValueError(f"{name} holds {x.dtype}; give float32 or bfloat16")
 
     def shape(name: str, x: Tensor, *expected: int) -> None:
         if tuple(x.shape) != expected:

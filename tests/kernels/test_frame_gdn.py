@@ -325,6 +325,7 @@ def test_cpu_takes_the_twin_and_float64() -> None:
     ("change", "message"),
     [
         ({"beta": torch.zeros(1, 3, 21, 3)}, "beta is"),
+        ({"q": torch.zeros(1, 3, 21, 2, 24, dtype=torch.float16)}, "q holds torch.float16"),
         ({"decay": torch.zeros(1, 3)}, "decay is"),
         ({"rope": torch.zeros(2, 3, 21, 8)}, "rope is"),
         ({"rays": torch.zeros(1, 3, 21, 3, 4)}, "normalise=False"),
