@@ -37,7 +37,7 @@ from ..typed import known
 from .simulator import Errors, Truth, rendered_truth, simulated
 
 SMALL = {"width": 320, "height": 180, "num_frames": 65, "seed": 3}
-FEW_TRACKS = {"num_flow_tracks": 90, "num_descriptors": 200}
+FEW_TRACKS = {"num_flow_tracks": 90, "num_descriptors": 300}
 CALM = Errors(outlier_frames=0.0, metric_outliers=0.0)
 
 

@@ -35,7 +35,7 @@ from theodolite.dataset.rows import Row
 from ..maps import Maps
 
 WIDTH, HEIGHT, FRAMES, FPS = 320, 192, 32, 16.0
-LIGHT: dict[str, Any] = {"num_flow_tracks": 90, "num_descriptors": 100, "max_loops_per_keyframe": 0}
+LIGHT: dict[str, Any] = {"num_flow_tracks": 120, "num_descriptors": 150, "max_loops_per_keyframe": 0}
 Change = Callable[[np.ndarray], np.ndarray]
 
 
