@@ -18,7 +18,7 @@ from theodolite.dataset.rows import Row
 
 from ..support import SHARED
 
-FEW_TRACKS = {"num_flow_tracks": 150, "num_descriptors": 400}
+FEW_TRACKS = {"num_flow_tracks": 200, "num_descriptors": 700}
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 
