@@ -112,6 +112,20 @@ def merge_lora(part: WorldModel | Refiner, path: Path | str, *, scale: float = 1
     return LoraReport(str(path), len(layers), ranks, scale, skipped)
 
 
+def look_at_lora(path: Path | str) -> None:
+    """Whether a file can be a LoRA, by its header: said before networks of gigabytes are loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, damaged or something else.
+    """
+    file = _find(Path(path))
+    with opened_safetensors(file) as opened:
+        names = list(opened.keys())
+    if not any(_HALF.fullmatch(name) for name in names):
+        shown = ", ".join(names[:3]) or "nothing"
+        raise ValueError(f"{file} holds no LoRA: it has {shown}")
+
+
 def _find(path: Path) -> Path:
     if path.is_dir():
         found = path / "adapter_model.safetensors"
@@ -192,7 +206,14 @@ def _layer(file: Path, name: str, half: Mapping[str, Tensor], settings: Mapping[
     if not bool(down.isfinite().all() and up.isfinite().all()):
         raise ValueError(f"{file}: layer {name} holds NaN or inf")
     rank = down.shape[0]
-    alpha = float(half["alpha"]) if "alpha" in half else float(_of(name, settings, "alpha", rank))
+    if not rank:
+        raise ValueError(f"{file}: layer {name} has rank 0")
+    try:
+        alpha = float(half["alpha"] if "alpha" in half else _of(name, settings, "alpha", rank))
+    except (TypeError, ValueError, AttributeError, RuntimeError, re.error) as error:
+        raise ValueError(f"{file}: alpha of layer {name} is no number: {error}") from error
+    if not math.isfinite(alpha):
+        raise ValueError(f"{file}: alpha of layer {name} is {alpha:g}")
     root = math.sqrt(rank) if settings.get("use_rslora") else rank
     return _Layer(down, up, alpha / root)
 
@@ -209,14 +230,16 @@ def _of(name: str, settings: Mapping[str, Any], what: str, default: float) -> fl
 def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's settings beside the file, or in what diffusers writes into it; empty: alpha is the rank."""
     beside = file.with_name("adapter_config.json")
-    text = beside.read_text(encoding="utf-8") if beside.is_file() else metadata.get("lora_adapter_metadata")
-    if text is None:
-        return {}
     try:
+        text = (
+            beside.read_text(encoding="utf-8") if beside.is_file() else metadata.get("lora_adapter_metadata")
+        )
+        if text is None:
+            return {}
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("no object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: its LoRA settings are no JSON: {error}") from error
     settings = {key.split(".")[-1]: value for key, value in found.items()}
     for name in ("use_dora", "lora_bias"):

@@ -44,11 +44,13 @@ class Asked:
         """The one video.
 
         Raises:
-            ValueError: something is missing, or a prompt's file cannot be read.
+            ValueError: something is missing, a prompt's file cannot be read, or --out names no file.
         """
         if self.image is None or self.prompt is None or self.camera is None:
             missing = [f"--{name}" for name in ("image", "prompt", "camera") if getattr(self, name) is None]
             raise ValueError(f"give {', '.join(missing)} (or --manifest)")
+        if not self.out.stem.strip("."):
+            raise ValueError(f"--out {self.out}: names no file; give an .mp4, or with --manifest a folder")
         return ClipRequest(
             id=_name(self.out), image=self.image, prompt=_text(self.prompt), camera=self.camera
         )

@@ -11,7 +11,7 @@ from ...dataset.weights import CHAINS, file_digest, locate, resolve
 from ...model import generation
 from ...model.context import Operators
 from ...model.generation import Generator
-from ...model.lora import parse_lora
+from ...model.lora import look_at_lora, parse_lora
 from ...model.parts import (
     Loras,
     Numbers,
@@ -62,11 +62,17 @@ def _operators(options: GenerateOptions) -> Operators:
 
 
 def locate_parts(options: GenerateOptions) -> PartFiles | None:
-    """Where the parts lie; None for stand-ins. Looks, reads nothing.
+    """Where the parts lie; None for stand-ins. Looks, reads no weights.
 
     Raises:
-        ValueError: a part is not there; the message says what brings it.
+        ValueError: a part or a LoRA is not there, or a LoRA is something else; the message says what brings it.
     """
+    for name, choices in (("--lora", options.lora), ("--refiner-lora", options.refiner_lora)):
+        for choice in choices:
+            try:
+                look_at_lora(parse_lora(choice)[0])
+            except (FileNotFoundError, ValueError) as error:
+                raise ValueError(f"{name} {choice}: {error}") from None
     if options.stand_in:
         return None
     if options.weights == "released":

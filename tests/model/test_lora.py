@@ -178,6 +178,7 @@ def test_what_is_no_lora_for_this_network(tmp_path: Path) -> None:
 
     def refused(match: str, **tensors: torch.Tensor) -> None:
         save_file({k: v.clone() for k, v in tensors.items()} or {"a": torch.zeros(1)}, file)
+        (tmp_path / "adapter_config.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match=match):
             merge_lora(own, file)
 
@@ -214,6 +215,17 @@ def test_what_is_no_lora_for_this_network(tmp_path: Path) -> None:
         merge_lora(own, tmp_path)
     with pytest.raises(ValueError, match="finite"):
         merge_lora(own, file, scale=float("nan"))
+    for settings, match in (
+        (b"\xff{}", "no JSON"),
+        (b'{"lora_alpha": "much"}', "alpha of layer .* is no number"),
+        (b'{"lora_alpha": 1e999}', "alpha of layer .* is inf"),
+        (b'{"alpha_pattern": {"(": 1}}', "alpha of layer .* is no number"),
+        (b'{"alpha_pattern": [1]}', "alpha of layer .* is no number"),
+    ):
+        (tmp_path / "adapter_config.json").write_bytes(settings)
+        with pytest.raises(ValueError, match=f"adapter_model.safetensors: .*{match}"):
+            merge_lora(own, tmp_path)
+    refused("has rank 0", **{f"{name}.lora_A.weight": down[:0], f"{name}.lora_B.weight": up[:, :0]})
     after = own.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[k], v) for k, v in before.items())

@@ -14,9 +14,11 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.recipes.cli import app
+from theodolite.recipes.generate import run as generate_run
 from theodolite.recipes.generate.build import build_generator
 from typer.testing import CliRunner
 
@@ -194,7 +196,6 @@ def test_too_little_memory_is_said_before_anything_is_loaded(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a card of 24 GB: what is needed, and what would fit; the dry run says so too."""
-    from theodolite.recipes.generate import run as generate_run
     from theodolite.recipes.generate.plan import Place
 
     card = Place(device="cuda", name="a card", total_bytes=25_000_000_000, free_bytes=24_000_000_000)
@@ -491,6 +492,10 @@ def test_a_lens_for_every_pose_of_the_file(image: Path, tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
     assert "written as .mp4" in refused(image, tmp_path / "v.avi")
     assert "no such folder" in refused(image, tmp_path / "nowhere" / "v.mp4")
+    for name in (".", "..", "/"):
+        done = generate(*usual(image, Path(name)))
+        assert done.exit_code == 2
+        assert f"--out {name}: names no file; give an .mp4" in done.output
     (tmp_path / "folder.mp4").mkdir()
     assert "is a folder" in generate(*usual(image, tmp_path / "folder.mp4"), "--overwrite").output
     if Path("/proc").is_dir():
@@ -501,6 +506,30 @@ def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "--overwrite replaces it" in done.output
     assert there.read_bytes() == b"mine"
+
+
+def test_a_lora_is_looked_at_before_anything_is_loaded(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(generate_run, "build_generator", lambda *a: pytest.fail("something was loaded"))
+    other = tmp_path / "weights.safetensors"
+    save_file({"blocks.0.weight": torch.zeros(2)}, other)
+    out = tmp_path / "v.mp4"
+    for choice, named in (
+        (f"{image}=2", "no intact safetensors file"),
+        (str(tmp_path / "nowhere"), "no such LoRA file"),
+        (str(other), "holds no LoRA: it has blocks.0.weight"),
+    ):
+        for option in ("--lora", "--refiner-lora"):
+            done = generate(*usual(image, out), option, choice)
+            assert done.exit_code == 2
+            assert f"{option} {choice}: " in done.output
+            assert named in done.output
+            dry = generate(*usual(image, out), option, choice, "--dry-run")
+            assert dry.exit_code == 1
+            assert named in dry.output
 
 
 def test_weights_that_are_not_there(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
