@@ -70,9 +70,16 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"annotate.geometry.device {device!r}: use auto, cpu, cuda or cuda:N") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"annotate.geometry.device {device!r}: use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"annotate.geometry.device {device!r}: this machine has no usable CUDA device; use auto or cpu"
+        )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"annotate.geometry.device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices, the "
+            f"last is cuda:{torch.cuda.device_count() - 1}"
         )
     return chosen

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from theodolite.annotate.networks.device import choose_device
 
 
 @pytest.mark.slow
@@ -43,3 +45,15 @@ input()
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mps", "meta", "xla", "gpu", ""):
+        with pytest.raises(ValueError, match="use auto, cpu, cuda or cuda:N"):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == torch.device("cuda")
+    with pytest.raises(ValueError, match="'cuda:2': this machine has 2 CUDA devices, the last is cuda:1"):
+        choose_device("cuda:2")
