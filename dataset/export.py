@@ -324,7 +324,7 @@ def write_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[int,
     """
     clips = open_dataset(path)
     chosen = clips.where(where)
-    _ = chosen.arrow  # rows then have the columns of all parts
+    _ = chosen.columns  # rows then have the columns of all parts
     with staged(out) as folder:
         count = write_dataset(folder, chosen.rows())
         if not count:

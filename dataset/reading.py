@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -98,7 +98,7 @@ def open_dataset(path: str | Path) -> ClipDataset:
         raise ValueError(f"{path}: holds no Parquet files below data/; did the run write any part?")
     clips = ClipDataset(path=str(path), files=tuple(files), filesystem=filesystem, index=index)
     if index is None:
-        _ = clips.arrow  # a damaged or foreign file is an error of opening, not of the first query
+        _ = clips.columns  # a damaged or foreign file is an error of opening, not of the first query
     return clips
 
 
@@ -106,26 +106,18 @@ _PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
 
 
 def _fragment(file: str, filesystem: pafs.FileSystem) -> tuple[pads.ParquetFileFragment, pa.Schema]:
-    """Fragment of one part, its footer read and judged, and its schema."""
+    """Fragment of one part, its footer read and judged, and its schema; pages are judged when they are to be read."""
     with reading(file, WHAT):
         with filesystem.open_input_file(file) as source:
             check_seal(source, where=file)
             fragment = _PARQUET.make_fragment(file, filesystem)
             fragment.ensure_complete_metadata()
-            pages = isinstance(
-                filesystem, pafs.LocalFileSystem
-            )  # elsewhere those that are read, when they are
-            check_sizes(source, fragment.metadata, where=file, pages=pages)
+            check_sizes(source, fragment.metadata, where=file, pages=False)
         return fragment, fragment.physical_schema
 
 
 def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.FileSystemDataset:
-    read = partial(_fragment, filesystem=filesystem)
-    if len(files) < _WORTH_THREADS and isinstance(filesystem, pafs.LocalFileSystem):
-        found = [read(file) for file in files]
-    else:
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(read, files))
+    found = _of_each(partial(_fragment, filesystem=filesystem), files, filesystem)
     checked: pa.Schema | None = None
     for file, (_fragment_of_it, schema) in zip(files, found, strict=True):
         if checked is None or not schema.equals(checked, check_metadata=True):
@@ -141,8 +133,20 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
     return pads.FileSystemDataset([fragment for fragment, _ in found], schema, _PARQUET, filesystem)
 
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _WORTH_THREADS = 64
 """Local files from which on threads read their footers: of fewer they take more time than they save."""
+
+
+def _of_each(
+    read: Callable[[_Item], _Result], parts: Sequence[_Item], filesystem: pafs.FileSystem
+) -> list[_Result]:
+    """What is read of every part, in their order."""
+    if len(parts) < _WORTH_THREADS and isinstance(filesystem, pafs.LocalFileSystem):
+        return [read(part) for part in parts]
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read, parts))
 
 
 _Place = TypeVar("_Place")
@@ -208,15 +212,26 @@ class ClipDataset:
     filter: pads.Expression | None = None
     index: Index | None = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def arrow(self) -> pads.FileSystemDataset:
-        """The underlying `pyarrow.dataset.Dataset`, for everything not wrapped here."""
+        """The underlying `pyarrow.dataset.Dataset`, for everything not wrapped here.
+
+        Raises:
+            InputError: a part whose pages unfold too far. Of parts in a store the footers alone are judged.
+        """
+        if not self._in_store:
+            self._look_at(None)
+        return self._parts
+
+    @cached_property
+    def _parts(self) -> pads.FileSystemDataset:
+        """The same before anything is known of its pages: whoever reads some has `_look_at` judge them first."""
         return _arrow_dataset(self.files, self.filesystem)
 
     @property
     def columns(self) -> list[str]:
         """Names of all columns, unknown ones included."""
-        return self.arrow.schema.names
+        return self._parts.schema.names
 
     def where(self, condition: pads.Expression | str) -> ClipDataset:
         """The clips that also satisfy `condition`: `pyarrow.compute.field("verdict") == "accepted"`, or as text (see
@@ -226,11 +241,12 @@ class ClipDataset:
             ValueError: a text that is no condition on these columns.
         """
         if isinstance(condition, str):
-            condition = parse_where(condition, self.arrow.schema)
+            condition = parse_where(condition, self._parts.schema)
         both = condition if self.filter is None else self.filter & condition
         narrowed = replace(self, filter=both)
         for name in (
-            "arrow",
+            "_parts",
+            "_looked_at",
             "_places",
             "_open_parts",
             "_stamps",
@@ -249,7 +265,7 @@ class ClipDataset:
             return table.num_rows
         self._look_at([])
         with self._gone_is_said():
-            return self.arrow.count_rows(filter=self.filter)
+            return self._parts.count_rows(filter=self.filter)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Arrow table of the chosen columns (all if None), in part order."""
@@ -258,7 +274,7 @@ class ClipDataset:
             return table
         self._look_at(columns)
         with self._gone_is_said():
-            return self.arrow.to_table(columns=self._known(columns), filter=self.filter)
+            return self._parts.to_table(columns=self._known(columns), filter=self.filter)
 
     @contextmanager
     def _gone_is_said(self) -> Iterator[None]:
@@ -274,28 +290,29 @@ class ClipDataset:
             raise ValueError(f"{gone}: is gone since the dataset was opened; open it again") from None
 
     def _look_at(self, columns: Sequence[str] | None) -> None:
-        """Judge what Arrow is going to read by itself, of files that are no local ones, which were judged when they
-        were opened."""
-        if not self._in_store:
-            return
+        """Judge the pages of what Arrow is going to read by itself; once, however often it is read."""
         if columns is not None:
-            columns = [*columns, *named_in(self.filter, self.arrow.schema)]
-        wanted = None if columns is None else tuple(sorted(columns))
-        if wanted in self._looked_at:
+            columns = [*columns, *named_in(self.filter, self._parts.schema)]
+        wanted = None if columns is None else frozenset(columns)
+        if any(known is None or (wanted is not None and wanted <= known) for known in self._looked_at):
             return
 
         def look(fragment: pads.ParquetFileFragment) -> None:
-            with reading(fragment.path, WHAT), self.filesystem.open_input_file(fragment.path) as source:
-                check_sizes(source, fragment.metadata, where=fragment.path, columns=columns)
+            path = fragment.path
+            with (
+                reading(path, WHAT),
+                self._gone_is_said(),
+                self.filesystem.open_input_file(path) as source,
+            ):
+                check_sizes(source, fragment.metadata, where=path, columns=columns)
 
-        with ThreadPoolExecutor(8) as pool:
-            for _ in pool.map(look, self.arrow.get_fragments()):
-                pass
-        self._looked_at.add(wanted)
+        _of_each(look, list(self._parts.get_fragments()), self.filesystem)
+        self._looked_at.append(wanted)
 
     @cached_property
-    def _looked_at(self) -> set[tuple[str, ...] | None]:
-        return set()
+    def _looked_at(self) -> list[frozenset[str] | None]:
+        """Columns that were looked at together, for it is together that they may unfold too far; None: all."""
+        return []
 
     def head(self, columns: Sequence[str], count: int) -> pa.Table:
         """As `to_table`, of the first `count` clips; no more is read than they need."""
@@ -333,7 +350,7 @@ class ClipDataset:
         places = self._indexed(PLACE_COLUMNS) if self.filter is not None else None
         if self.filter is not None and places is None:
             self._look_at(columns)
-            stream = self.arrow.to_batches(
+            stream = self._parts.to_batches(
                 columns=names,
                 filter=self.filter,
                 batch_size=batch_size,
@@ -376,14 +393,14 @@ class ClipDataset:
 
     def _complete(self, table: pa.Table, names: list[str] | None) -> pa.Table:
         """The table with columns that only other parts have as nulls, in the order asked for."""
-        known = names if names is not None else self.arrow.schema.names if "arrow" in self.__dict__ else None
+        known = names if names is not None else self.columns if "_parts" in self.__dict__ else None
         found = table.schema.names
         if known is None or found == known:
             return table
         present = set(found)
         for name in known:
             if name not in present:
-                field = self.arrow.schema.field(name)
+                field = self._parts.schema.field(name)
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table.select(known)
 
@@ -527,7 +544,7 @@ class ClipDataset:
 
         self._look_at(["clip_id"])
         places: dict[str, tuple[int, int, int]] = {}
-        fragments: list[pads.ParquetFileFragment] = list(self.arrow.get_fragments())
+        fragments: list[pads.ParquetFileFragment] = list(self._parts.get_fragments())
         with ThreadPoolExecutor(8) as pool:
             for f, names in enumerate(pool.map(ids, fragments)):
                 start = 0

@@ -125,7 +125,7 @@ class _Clip:
 
 def check_videos(dataset: ClipDataset) -> SameVideo:
     """Compare the clips of each video of a dataset, also of one that a filter was put on."""
-    known = set(dataset.arrow.schema.names)
+    known = set(dataset.columns)
     table = dataset.to_table([*_COLUMNS, *(name for name in _NEWER if name in known)])
     groups: dict[tuple[str, str], list[_Clip]] = {}
     for number, row in enumerate(table.to_pylist()):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
@@ -46,6 +47,7 @@ from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.report.pictures import pictures_from_media
 from theodolite.dataset.report.write import write_report
+from theodolite.dataset.schema import SCHEMA_VERSION
 from theodolite.dataset.store import list_parts, write_table
 from theodolite.dataset.validate import validate_dataset
 
@@ -286,7 +288,9 @@ def repeated(count: int) -> bytes:
     values = pa.array(np.zeros(1 << 22, np.float32))
     column = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     sink = pa.BufferOutputStream()
-    table = pa.table({"clip_id": ["a"], "x": column})
+    table = pa.table(
+        {"clip_id": ["a"], "x": column}, metadata={"theodolite.schema_version": str(SCHEMA_VERSION)}
+    )
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         for _ in range(count >> 22):
             writer.write_table(table)
@@ -325,8 +329,17 @@ def test_a_footer_that_lies_about_its_pages_is_refused(tmp_path, frugal) -> None
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"its pages hold \d+ values in \d+ bytes, the footer says 9 in 9"):
         read_table(path)
-    with pytest.raises(InputError, match=r"its pages hold \d+ values"):
-        theodolite.dataset.open(path)
+    clips = theodolite.dataset.open(path)
+    for read in (
+        lambda: clips.arrow,
+        lambda: clips.to_table(["x"]),
+        lambda: clips.where(pc.field("x").is_valid()).to_table(["clip_id"]),
+        lambda: len(clips.where(pc.field("x").is_valid())),
+        lambda: next(clips.batches(["x"])),
+        lambda: clips.row("a"),
+    ):
+        with pytest.raises(InputError, match=r"its pages hold \d+ values"):
+            read()
 
 
 @pytest.mark.slow
