@@ -478,3 +478,11 @@ def test_excuses_from_types_are_few_and_have_their_reasons():
                 ignored += "type:" in line
                 assert above.lstrip().startswith("#"), f"{path}: say above why: {line.strip()}"
     assert ignored < 6
+
+
+def test_media_are_opened_in_one_place():
+    """`open_container` judges a file before FFmpeg unfolds it; others only write."""
+    for path in sources():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "av.open(" in line and path.name != "container.py":
+                assert '"w"' in line, f"{path}: {line.strip()}"

@@ -294,8 +294,10 @@ def probe(video: Path) -> tuple[float | None, float | None]:
     import av
     from av.error import FFmpegError
 
+    from ...dataset.media.container import open_container
+
     try:
-        with av.open(str(video)) as container:
+        with open_container(video) as container:
             stream = container.streams.video[0]
             rate = stream.average_rate
             if stream.duration is not None and stream.time_base is not None:

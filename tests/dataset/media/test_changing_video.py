@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import pytest
+from theodolite.dataset.media import boxes
 from theodolite.dataset.media.boxes import impossible_table
 from theodolite.dataset.media.errors import MediaError
 from theodolite.dataset.media.video import open_video
@@ -224,6 +226,70 @@ def test_tables_that_promise_more_samples_than_bytes_can_hold_are_refused(
     with pytest.raises(MediaError, match=f"table '{table}' promises .* samples, and the file has") as error:
         open_video("c", tmp_path / "b.mp4")
     assert error.value.reason == "unreadable_video"
+
+
+MANY = struct.pack(">IIII", 0, 1, 1 << 25, 512)
+"""Content of a `stts` of 2.4 GB in memory."""
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + sum(map(len, content)), kind) + b"".join(content)
+
+
+def header(tables: bytes, *, edits: bytes = b"") -> bytes:
+    """A track with these tables, as `moov` holds it behind its own first box."""
+    first = box(b"mvhd", bytes(100))
+    return first + box(b"trak", edits, box(b"mdia", box(b"minf", box(b"stbl", tables))))
+
+
+def in_compressed_header() -> bytes:
+    whole = box(b"moov", header(box(b"stts", MANY)))
+    folded = box(b"cmvd", struct.pack(">I", len(whole)), zlib.compress(whole))
+    return box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), folded))
+
+
+HIDDEN = {
+    "moved as hoov": box(b"hoov", header(box(b"stts", MANY))),
+    "moved as free": box(b"free", header(box(b"stts", MANY))),
+    "compressed": in_compressed_header(),
+    "behind a box that none begins with": box(b"abcd") + box(b"moov", header(box(b"stts", MANY))),
+    "among data references": box(b"moov", header(box(b"dinf", box(b"dinf", box(b"stts", MANY))))),
+    "in a meta behind its version": box(
+        b"moov", header(box(b"meta", bytes(4), box(b"hdlr"), box(b"stts", MANY)))
+    ),
+    "in many fragments": box(b"moof", box(b"traf", box(b"trun", struct.pack(">II", 0, 500)))) * 100,
+    "in many tracks": box(b"moov", header(box(b"stts", struct.pack(">IIII", 0, 1, 8000, 512))) * 100),
+    "shown again by many edits": box(
+        b"moov",
+        header(
+            box(b"stsz", struct.pack(">III", 0, 1, 8000)),
+            edits=box(b"edts", box(b"elst", struct.pack(">II", 0, 300), bytes(12 * 300))),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_tables_are_judged_wherever_ffmpeg_reads_them(tmp_path: Path, place: str) -> None:
+    """Each took FFmpeg a gigabyte, or would with more of its kind in as many kilobytes."""
+    (tmp_path / "a.mp4").write_bytes(HIDDEN[place])
+    assert "samples" in impossible_table(tmp_path / "a.mp4")
+
+
+def test_a_compressed_header_is_unfolded_within_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boxes, "_MOST_HEADER_BYTES", 2**16)
+    folded = box(b"cmvd", bytes(4), zlib.compress(bytes(2**17)))
+    (tmp_path / "a.mov").write_bytes(box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), folded)))
+    assert "compressed header becomes more than" in impossible_table(tmp_path / "a.mov")
+
+
+def test_one_edit_behind_an_empty_one_may_show_all_samples(tmp_path: Path) -> None:
+    edits = box(b"edts", box(b"elst", struct.pack(">II", 0, 2), bytes(24)))
+    tables = box(b"stsz", struct.pack(">III", 0, 1, 7000))
+    (tmp_path / "a.mov").write_bytes(box(b"moov", header(tables, edits=edits)) + box(b"mdat", bytes(1000)))
+    assert impossible_table(tmp_path / "a.mov") == ""
 
 
 def test_tables_of_cut_files_are_judged_as_far_as_they_go(tmp_path: Path) -> None:
