@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F32, F64, U8
+from .dense_flow import DenseFlow
 
 _THUMB_WIDTH = 160
 _FEATURE_WIDTH = 400
@@ -164,7 +165,7 @@ class CutDetector:
         """Frames that are mixtures, and how unevenly."""
         self._spans: dict[tuple[int, int], bool] = {}
         """First and last frames that were looked at for a dissolve between them, and whether features lead across."""
-        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._flow = DenseFlow("ultrafast")
         self._seen = 0
 
     def update(self, rgb: U8) -> None:
@@ -173,7 +174,7 @@ class CutDetector:
         step = np.eye(3)
         if self._looks:
             before = self._looks[-1]
-            flow = self._flow.calc(before.gray, gray, None)
+            flow = self._flow.between(before.gray, gray)
             step = _similarity_of_flow(before.gray, flow)
             self._correlation.append(_warped_correlation(before.gray, gray, flow))
             self._colour_step.append(1 - float(np.sqrt(before.histogram * histogram).sum()))
@@ -237,7 +238,7 @@ class CutDetector:
         if usual < _NOMINATE_CORRELATION:
             return False
         return all(
-            _warped_correlation(a.gray, b.gray, self._flow.calc(a.gray, b.gray, None)) < _LONE_STEP * usual
+            _warped_correlation(a.gray, b.gray, self._flow.between(a.gray, b.gray)) < _LONE_STEP * usual
             for a in before
             for b in after
         )

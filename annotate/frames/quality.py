@@ -17,6 +17,7 @@ from pydantic import Field
 from ...dataset.arrays import U8
 from ...dataset.strict import Strict
 from ..sources.clip import GRID_FPS
+from .dense_flow import DenseFlow
 
 _TAPS = np.array([3571, 16004, 26386, 16004, 3571], np.float64) / 65536
 """libvmaf's blur (integer_motion.c), which is a Gaussian of about 1.08 pixels."""
@@ -71,7 +72,7 @@ class FlowLength:
 
     def __init__(self, width_px: int) -> None:
         self.width_px = width_px
-        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = DenseFlow("medium")
         self._before: U8 | None = None
         self.lengths_px: list[float] = []
 
@@ -83,7 +84,7 @@ class FlowLength:
             size = self.width_px, max(1, round(height * self.width_px / width))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
         if self._before is not None:
-            flow = self._flow.calc(self._before, grey, None)
+            flow = self._flow.between(self._before, np.asarray(grey, np.uint8))
             scale = self.width_px / grey.shape[1]
             self.lengths_px.append(float(np.linalg.norm(flow, axis=2).mean()) * scale)
         self._before = np.asarray(grey, np.uint8)

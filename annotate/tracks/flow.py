@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import BoolArray, FloatArray, IntArray
+from ..frames.dense_flow import DenseFlow
 from .records import TracksConfig, spread_out
 
 _LK_WINDOW = (19, 19)
@@ -86,7 +87,7 @@ class FlowTracker:
         self.config = config
         self.size_wh = size_wh
         self.dense_scale = min(1.0, 320.0 / max(size_wh))
-        self.dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self.dense = DenseFlow("fast")
         self.images: dict[int, NDArray[np.uint8]] = {}
         self.previous_small: NDArray | None = None
         self.xy = np.zeros((0, 2), np.float32)
@@ -102,7 +103,7 @@ class FlowTracker:
     def _step(self, frame: int, gray: NDArray[np.uint8], small: NDArray) -> float:
         """Move live tracks into `frame`; returns their survival."""
         assert self.previous_small is not None
-        forward = self.dense.calc(self.previous_small, small, None)
+        forward = self.dense.between(self.previous_small, small)
         before = self.xy
         guess = before + _sample_flow(forward, before, self.dense_scale)
         previous = self.images[frame - 1]

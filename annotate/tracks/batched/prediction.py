@@ -44,10 +44,8 @@ class Field:
 def predict(images: Images, first: int, count: int) -> Field:
     """Motion from frame `first` + i - 1 into frame `first` + i, for i of `count`; all must lie in the ring."""
     top = len(images.levels) - 1
-    finest = next(
-        n for n, level in enumerate(images.levels) if max(level.height, level.width) <= _FINEST_SIDE_PX
-    )
-    finest = min(finest, top)
+    sides = (max(level.height, level.width) for level in images.levels)
+    finest = next((n for n, side in enumerate(sides) if side <= _FINEST_SIDE_PX), top)  # none in a strip
     target = (first + torch.arange(count, device=images.device)) % images.slots
     source = (first - 1 + torch.arange(count, device=images.device)) % images.slots
     shift = _whole_shift(images.level(finest)[source].float(), images.level(finest)[target].float())

@@ -69,6 +69,18 @@ def measured_by(tracker: MakeTracker, frames: Iterable[NDArray[np.uint8]]) -> Im
     return measure_images(frames, height=HEIGHT, width=WIDTH, config=CONFIG, tracker=tracker)
 
 
+@pytest.mark.parametrize(("height", "width"), [(20, 320), (320, 20), (16, 24)])
+def test_strips_are_measured(tracker: MakeTracker, height: int, width: int) -> None:
+    image = texture()
+    frames = [np.repeat(image[:height, 2 * i : width + 2 * i, None], 3, 2) for i in range(4)]
+    config = TracksConfig(num_flow_tracks=50, num_descriptors=100)
+    measured = measure_images(frames, height=height, width=width, config=config, tracker=tracker)
+    assert len(measured.survival) == 4
+    if width > 300:
+        assert measured.survival[1:].min() > 0.5
+        assert measured.median_flow_px[1:] == pytest.approx([2] * 3, abs=0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "zoom"), [(1.5, 0.0), (4.0, 0.01), (28.0, 0.01)])
 def test_flow_tracks_follow_pan_and_zoom(tracker: MakeTracker, step: float, zoom: float) -> None:
