@@ -115,22 +115,30 @@ class Commits:
                 raise ClipHasRow(f"{self._out}: clip {clip_id} has a row already")
         return ids
 
-    def take(self, part: Path, clip_ids: Iterable[str], *, instead_of: Sequence[Path] = ()) -> Path:
+    def take(self, part: Path, clip_ids: Iterable[str]) -> Path:
         """Make a whole part of a run count; returns where it lies then. Sure with `flush`.
 
-        Args:
-            instead_of: parts that hold these clips now, and count no more.
         Raises:
             ClipHasRow: nothing was done.
             OSError: the part is not there, or the disk or store does not take it.
         """
         ids = self.check(clip_ids)
         try:
-            target = self._backend.commit(part, instead_of)
+            target = self._backend.commit(part)
         except FileExistsError as error:
             raise ClipHasRow(str(error)) from None
         self._have.update(ids)
         return target
+
+    def replace(self, replacements: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+        """Make whole parts of a run count, each instead of others that hold its rows and count no more. Readers see
+        either, and nothing between, at any moment.
+
+        Raises:
+            OSError: the disk or store does not take it.
+        """
+        if replacements:
+            self._backend.replace(replacements)
 
     def remove(self, part: Path) -> None:
         """Make a part count no more."""
@@ -186,8 +194,8 @@ def clips_with_rows(out: str | Path) -> Iterator[str]:
 def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -> list[str]:
     """Take rows out of a dataset, so that their clips count as not done; call while it is held.
 
-    A part is replaced by one of its other rows. Those are written first, as a run of their own: killed at any moment,
-    either the old part counts or the next command takes in the new one.
+    A part is replaced by one of its other rows, of which some are written first, as a run of their own: killed at any
+    moment, a clip's row is either in the old part or in the new one, or gone if it was to go.
 
     Args:
         unwanted: of a table with `clip_id`, `verdict` and `reasons`, which rows go.
@@ -196,30 +204,43 @@ def drop_rows(out: str | Path, unwanted: Callable[[pa.Table], Sequence[bool]]) -
     """
     dropped: list[str] = []
     columns = ["clip_id", "verdict", "reasons"]
+    commits = Commits(out)
     with own_run(out) as incoming:
+        replacements: list[tuple[Path, Sequence[Path]]] = []
         for (_name, parts), table in zip(part_folders(out), rows_by_folder(out, columns), strict=True):
             if not any(unwanted(table)):
                 continue
             for part in parts:
                 goes = list(unwanted(read_table(part, columns)))
                 if any(goes):
-                    dropped += _drop_from(out, part, goes, incoming)
+                    ids, new = _without_rows(part, goes, incoming)
+                    dropped += ids
+                    if new is None:
+                        commits.remove(part)
+                    else:
+                        replacements.append((new, [part]))
+                if len(replacements) >= _REPLACED_AT_ONCE:
+                    commits.replace(replacements)
+                    replacements = []
+        commits.replace(replacements)
     return dropped
 
 
-def _drop_from(out: str | Path, part: Path, goes: list[bool], incoming: Path) -> list[str]:
-    """Replace a part by one without some of its rows; returns the ids of their clips."""
+_REPLACED_AT_ONCE = 64
+"""Parts that are replaced together: it takes as long as for one."""
+
+
+def _without_rows(part: Path, goes: list[bool], incoming: Path) -> tuple[list[str], Path | None]:
+    """Write a part's other rows as a new one; returns the ids of the clips that are not in it, and the part, None if
+    none is left."""
     table = read_table(part)
     dropped = table.filter(pa.array(goes))["clip_id"].to_pylist()
     rest = table.filter(pa.array([not x for x in goes]))
-    if rest.num_rows:
-        ids = rest["clip_id"].to_pylist()
-        new = new_part(incoming, part, shard_number(part), ids)
-        write_part_table(new, rest)
-        Commits(out).take(new, ids, instead_of=[part])
-    else:
-        Commits(out).remove(part)
-    return dropped
+    if not rest.num_rows:
+        return dropped, None
+    new = new_part(incoming, part, shard_number(part), rest["clip_id"].to_pylist())
+    write_part_table(new, rest)
+    return dropped, new
 
 
 def shard_number(part: Path) -> str:

@@ -1,10 +1,8 @@
 """Small parts gathered into larger ones: thousands of files of a few kilobytes are what slows every reader down, and
 what object stores and file systems of clusters charge for.
 
-The new part is written as a run's, the old ones are moved to the run, too, the new one is made to count, and only then
-the old ones go; in an object store a single entry of the log does that. Whatever moment the command is killed at, each
-clip has its row either among the data or with the run, and the next command takes in from there what the data lack (see
-`commit`).
+The new part is written as a run's, and put in place of the old ones (`Commits.replace`): whoever reads meanwhile, or
+after the command was killed at any moment, sees each clip once, in the old parts or in the new one.
 """
 
 from __future__ import annotations
@@ -65,9 +63,7 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
                 used = processes if len(parts) >= _WORTH_PROCESSES else 1
                 for gathered in map_processes(partial(_gather, incoming), small, processes=used):
                     num_after += len(gathered)
-                    for new, ids, group in gathered:
-                        if len(group) > 1:
-                            Commits(out).take(new, ids, instead_of=group)
+                    Commits(out).replace([(new, group) for new, group in gathered if len(group) > 1])
         _remove_empty_folders(out)
         refresh_index(out, processes=processes)
         num_clips = sum(tally.done for tally in tallies_by_folder(out))
@@ -107,8 +103,8 @@ def _numbers(groups: Sequence[Sequence[Path]]) -> Iterator[int]:
         yield last
 
 
-_Gathered = tuple[Path, list[str], list[Path]]
-"""A new part, its clips, and the parts that it is made of; of one alone nothing is made."""
+_Gathered = tuple[Path, list[Path]]
+"""A new part, and the parts that it is made of; of one alone nothing is made."""
 
 
 def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> list[_Gathered]:
@@ -135,9 +131,9 @@ def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> list[_Gathe
             ids = table["clip_id"].to_pylist()
             new = new_part(incoming, used[0], name, ids)
             write_part_table(new, table)
-            done.append((new, ids, used[:]))
+            done.append((new, used[:]))
         else:
-            done.append((used[0], [], used[:]))
+            done.append((used[0], used[:]))
         tables.clear()
         used.clear()
 

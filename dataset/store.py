@@ -16,7 +16,6 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +26,15 @@ from .names import NAME_RULE, is_name
 from .parquet import read_schema
 from .rows import Row, rows_to_table
 from .schema import SCHEMA_VERSION, check_version
+from .storage.listing import (
+    THOUSANDS,
+    Stamp,
+    any_part,
+    list_folder,
+    list_folders,
+    read_note,
+    sorted_folders,
+)
 from .storage.log import Parts, committed_parts
 from .storage.paths import StorePath, as_path
 
@@ -36,7 +44,6 @@ RUNS = f"{TEMPORARY}run-"
 INDEX_FOLDER = "index"
 """Folder beside the data that holds what `index` derives from them."""
 PARTS_PER_FOLDER = 1000
-_THOUSANDS = re.compile(r"[0-9]{6,}")
 _ROW_GROUP_FRAMES = 12_288
 """Frames aimed at per row group: about 1 MB of cameras. Larger groups stream faster, smaller ones give one clip
 sooner, and every group lengthens the footer that has to be read before either (see `write_table`)."""
@@ -97,12 +104,12 @@ def shard_digest(clip_ids: Iterable[str]) -> str:
 
 def source_folder(part: Path) -> str:
     """Name of the folder below `data/` that holds a part."""
-    return part.parent.parent.name if _THOUSANDS.fullmatch(part.parent.name) else part.parent.name
+    return part.parent.parent.name if THOUSANDS.fullmatch(part.parent.name) else part.parent.name
 
 
 def folder_name(part: Path) -> str:
     """Name of a part's folder as `part_folders` gives it."""
-    return source_folder(part) + (f".{part.parent.name}" if _THOUSANDS.fullmatch(part.parent.name) else "")
+    return source_folder(part) + (f".{part.parent.name}" if THOUSANDS.fullmatch(part.parent.name) else "")
 
 
 def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
@@ -120,17 +127,8 @@ def part_folders(out: str | Path) -> Iterator[tuple[str, list[Path]]]:
             found.setdefault(folder_name(part), []).append(part)
         yield from sorted(found.items())
         return
-    for source in _sorted_folders(data_folder(out)):
-        if parts := _parts_in(source):
-            yield source.name, parts
-        for folder in _sorted_folders(source):
-            if _THOUSANDS.fullmatch(folder.name) and (parts := _parts_in(folder)):
-                yield f"{source.name}.{folder.name}", parts
-
-
-Stamp = tuple[str, int, int]
-"""Name of a part below the dataset, its size, and its time of change in nanoseconds (in an object store that of its
-commit): what tells it from another one of its name without reading it."""
+    for name, stamps in list_folders(out, stamped=False):
+        yield name, [out / part for part, _size, _changed in stamps]
 
 
 def stamped_folders(out: str | Path) -> list[tuple[str, list[Stamp]]]:
@@ -139,32 +137,8 @@ def stamped_folders(out: str | Path) -> list[tuple[str, list[Stamp]]]:
     if isinstance(out, StorePath):
         return [(name, part_stamps(out, parts)) for name, parts in dataset_folders(out)]
     refuse_above_datasets(out)
-    found: list[tuple[str, list[Stamp]]] = []
-    for source in _sorted_folders(data_folder(out)):
-        stamps, below = _stamps_in(source, f"data/{source.name}")
-        if stamps:
-            found.append((source.name, stamps))
-        for name in below:
-            if _THOUSANDS.fullmatch(name):
-                stamps, _ = _stamps_in(source / name, f"data/{source.name}/{name}")
-                if stamps:
-                    found.append((f"{source.name}.{name}", stamps))
+    found = list_folders(out, stamped=True)
     return found or [(name, part_stamps(out, files)) for name, files in dataset_folders(out)]
-
-
-def _stamps_in(folder: Path, name: str) -> tuple[list[Stamp], list[str]]:
-    """Stamps of the parts of a folder, and names of the folders in it; both sorted."""
-    stamps: list[Stamp] = []
-    below: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
-                with suppress(FileNotFoundError):  # replaced at this moment
-                    status = entry.stat()
-                    stamps.append((f"{name}/{entry.name}", status.st_size, status.st_mtime_ns))
-            elif entry.is_dir():
-                below.append(entry.name)
-    return sorted(stamps), sorted(below)
 
 
 def stamps_of_folder(out: str | Path, name: str) -> list[Stamp]:
@@ -172,22 +146,7 @@ def stamps_of_folder(out: str | Path, name: str) -> list[Stamp]:
     out = as_path(out)
     if isinstance(out, StorePath):
         return part_stamps(out, dict(part_folders(out)).get(name, []))
-    place = f"data/{name.replace('.', '/')}"
-    return _stamps_in(out / place, place)[0] if (out / place).is_dir() else []
-
-
-def _sorted_folders(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _parts_in(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.startswith("part-") and e.name.endswith(".parquet"))
-    return [folder / name for name in names]
+    return list_folder(out, name)
 
 
 def list_parts(out: str | Path) -> list[Path]:
@@ -197,7 +156,8 @@ def list_parts(out: str | Path) -> list[Path]:
 
 def has_parts(out: str | Path) -> bool:
     """Whether there is any part."""
-    return next(part_folders(out), None) is not None
+    out = as_path(out)
+    return bool(committed_parts(out)) if isinstance(out, StorePath) else any_part(out)
 
 
 def dataset_files(path: str | Path) -> list[Path]:
@@ -231,14 +191,19 @@ def dataset_folders(path: str | Path) -> list[tuple[str, list[Path]]]:
 
 def only_parts(files: Sequence[str]) -> list[str]:
     """As `dataset_files`, of names from elsewhere: the parts among them, or where there are none all."""
-    pattern = rf"(.*/)?data/[^/]+/({_THOUSANDS.pattern}/)?part-[^/]*\.parquet"
+    pattern = rf"(.*/)?data/[^/]+/({THOUSANDS.pattern}/)?part-[^/]*\.parquet"
     return sorted([file for file in files if re.fullmatch(pattern, file)] or files)
 
 
 def foreign_files(path: str | Path) -> list[Path]:
     """Parquet files that lie among the parts of a dataset but are none of them, sorted."""
+    path = as_path(path)
     parts = set(list_parts(path))
-    return [file for file in _files_of_copies(as_path(path)) if file not in parts] if parts else []
+    if parts and not isinstance(
+        path, StorePath
+    ):  # they go with the command that replaces them, or the next one
+        parts |= {path / name for names in read_note(path).old.values() for name in names}
+    return [file for file in _files_of_copies(path) if file not in parts] if parts else []
 
 
 def _files_of_copies(path: Path) -> list[Path]:
@@ -354,11 +319,11 @@ def _refuse_folders_as_parts(out: Path) -> None:
     """A folder by the name of a part would count as done; there are none in an object store."""
     if isinstance(out, StorePath):
         return
-    for source in _sorted_folders(data_folder(out)):
-        for folder in (source, *_sorted_folders(source)):
+    for source in sorted_folders(data_folder(out)):
+        for folder in (source, *sorted_folders(source)):
             if folder.name.startswith("part-"):
                 raise ValueError(f"{folder}: is a folder where a part should be; move it away")
-            if folder is not source and any(f.name.startswith("part-") for f in _sorted_folders(folder)):
+            if folder is not source and any(f.name.startswith("part-") for f in sorted_folders(folder)):
                 raise ValueError(f"{folder}: holds a folder where a part should be; move it away")
 
 

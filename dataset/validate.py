@@ -18,6 +18,7 @@ from .parquet import WHAT, open_parquet, read_table
 from .processes import map_processes
 from .row_checks import check_row, raw_rows
 from .schema import COLUMNS, declared_type
+from .storage.listing import NOTE
 from .storage.paths import as_path
 from .store import (
     TEMPORARY,
@@ -258,7 +259,8 @@ def _check_folder(out: Path) -> Iterator[Violation]:
             message="lies among the parts but is none (data/<source>/part-<shard>.parquet), and is read by nobody here;"
             " other tools may read it: move it away",
         )
-    for stale in sorted([*data_folder(out).rglob(f"{TEMPORARY}*"), *out.glob(f"{TEMPORARY}*")]):
+    temporaries = [*data_folder(out).rglob(f"{TEMPORARY}*"), *out.glob(f"{TEMPORARY}*"), *out.glob(NOTE)]
+    for stale in sorted(temporaries):
         yield Violation(
             part=str(stale.relative_to(out)),
             clip_id=None,

@@ -47,13 +47,23 @@ class Backend(Protocol):
         """Remove what is left of these runs: the parts named, and their folders."""
         ...
 
-    def commit(self, part: Path, instead_of: Sequence[Path] = ()) -> Path:
-        """Make a whole part of a run count, and others no more; returns where it lies then.
+    def commit(self, part: Path) -> Path:
+        """Make a whole part of a run count; returns where it lies then.
 
         Killed at any moment, either it has happened or what is left is taken in by the next command.
 
         Raises:
             OSError: the part is not there, is there twice, or the disk or store does not take it.
+        """
+        ...
+
+    def replace(self, replacements: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+        """Make whole parts of a run count, each instead of others, which hold its rows and are removed.
+
+        At any moment, and wherever it is killed, readers see either a new part or those that it replaces.
+
+        Raises:
+            OSError: as `commit`.
         """
         ...
 

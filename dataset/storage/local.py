@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..store import RUNS, data_folder, list_parts, part_path, source_folder, sync_folder
+from ..names import below
+from ..store import (
+    RUNS,
+    clean_temporaries,
+    list_parts,
+    part_path,
+    source_folder,
+    sync_folder,
+    write_atomically,
+)
+from .listing import NOTE, Replacing, read_note
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +58,7 @@ class FolderBackend:
                 raise ValueError(f"{out}: another run is writing here; wait for it, or end it") from None
             except OSError as error:
                 log.warning("%s: cannot be locked (%s); do not start two runs on it", out, error.strerror)
+            self._end_replacing()
             yield
         finally:
             os.close(descriptor)
@@ -79,42 +91,67 @@ class FolderBackend:
     def drop_dead(self, left: Sequence[Path]) -> None:
         for folder in self._dead_folders():
             shutil.rmtree(folder, ignore_errors=True)
+        clean_temporaries(self._out)
 
-    def commit(self, part: Path, instead_of: Sequence[Path] = ()) -> Path:
+    def commit(self, part: Path) -> Path:
         """One rename. It reaches the disk with `flush`: where power fails before, the part is in one of the two places,
-        and the next command takes it in from either.
+        and the next command takes it in from either."""
+        target = self._target(part)
+        part.rename(target)
+        self._touched.add(target.parent)
+        return target
 
-        Parts that it replaces go first. One alone is removed: its rows are in the new part. Several are moved into the
-        run's folder, and removed from there once the new part counts.
-        """
+    def _target(self, part: Path) -> Path:
+        """Where a part of a run comes to lie."""
         target = part_path(self._out, source=source_folder(part), shard_id=part.stem.removeprefix("part-"))
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise FileExistsError(f"{target}: is there already")
-        retired = self._retire(instead_of, part)
-        part.rename(target)
-        self._touched.add(target.parent)
-        if instead_of:
-            self.flush()
-        for old in retired:
-            old.unlink()
         return target
 
-    def _retire(self, parts: Sequence[Path], new: Path) -> list[Path]:
-        """Take parts out of the data; returns where those lie that are kept for the time being."""
-        if len(parts) == 1:
-            self.remove(parts[0])
-            sync_folder(parts[0].parent)
-            return []
-        incoming = next(folder for folder in new.parents if folder.name.startswith(RUNS))
-        retired: list[Path] = []
+    def replace(self, replacements: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+        """With a note that says so (see `listing`), which reaches the disk before anything is moved, as all that is
+        moved does before the old parts go."""
+        targets = [self._target(new) for new, _old in replacements]
+        old = {
+            self._name(target): [self._name(part) for part in parts]
+            for target, (_new, parts) in zip(targets, replacements, strict=True)
+        }
+        self._write_note(old, done=False)
+        for (new, _old), target in zip(replacements, targets, strict=True):
+            new.rename(target)
+            self._touched.add(target.parent)
+        self.flush()
+        self._write_note(old, done=True)
+        self._remove_replaced(Replacing(old, done=True))
+
+    def _name(self, part: Path) -> str:
+        return part.relative_to(self._out).as_posix()
+
+    def _write_note(self, old: Mapping[str, Sequence[str]], *, done: bool) -> None:
+        content = json.dumps({"done": done, "replaced": old}, indent=1) + "\n"
+        write_atomically(self._out / NOTE, content.encode())
+
+    def _remove_replaced(self, note: Replacing) -> None:
+        """Remove the old parts that new ones stand for, and then the note."""
+        there = {name for name in note.old if below(self._out, name).is_file()}
+        parts = [below(self._out, name) for name in sorted(note.hidden(there))]
         for part in parts:
-            target = data_folder(incoming) / part.relative_to(data_folder(self._out))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            retired.append(part.rename(target))
-        for folder in {part.parent for part in retired}:
+            part.unlink(missing_ok=True)
+        for folder in {part.parent for part in parts}:
             sync_folder(folder)
-        return retired
+        (self._out / NOTE).unlink()
+        sync_folder(self._out)
+
+    def _end_replacing(self) -> None:
+        """End what a command was killed in."""
+        if not (self._out / NOTE).is_file():
+            return
+        note = read_note(self._out)
+        try:
+            self._remove_replaced(note)
+        except OSError as error:
+            raise ValueError(f"{self._out}: cannot be written to ({error.strerror})") from None
 
     def remove(self, part: Path) -> None:
         part.unlink()

@@ -113,18 +113,18 @@ class LogBackend:
 
     # ------------------------------------------------------------------ commits
 
-    def commit(self, part: Path, instead_of: Sequence[Path] = ()) -> Path:
+    def commit(self, part: Path) -> Path:
         """One entry of the log. Parts that come faster than the log takes them share one."""
-        size = part.stat().st_size
-        name = part.relative_to(self._out).as_posix()
-        if instead_of:
-            self.flush()
-            self._commit({name: size}, instead_of)
-            return part
-        self._pending[name] = size
+        self._pending[part.relative_to(self._out).as_posix()] = part.stat().st_size
         if len(self._pending) >= _TOGETHER or time.monotonic() - self._flushed > _LATEST_S:
             self.flush()
         return part
+
+    def replace(self, replacements: Sequence[tuple[Path, Sequence[Path]]]) -> None:
+        """One entry of the log."""
+        self.flush()
+        add = {new.relative_to(self._out).as_posix(): new.stat().st_size for new, _old in replacements}
+        self._commit(add, [part for _new, old in replacements for part in old])
 
     def remove(self, part: Path) -> None:
         self.flush()

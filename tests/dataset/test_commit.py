@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import subprocess
@@ -20,13 +21,16 @@ from theodolite.dataset.commit import (
     check_run,
     clips_with_rows,
     drop_rows,
+    hold_dataset,
     hold_folder,
     own_run,
     take_in_dead_runs,
 )
 from theodolite.dataset.compact import compact
+from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.rows import Row
-from theodolite.dataset.store import list_parts, part_path, prepare_output, write_part
+from theodolite.dataset.storage import listing
+from theodolite.dataset.store import list_parts, part_path, prepare_output, stamped_folders, write_part
 from theodolite.dataset.validate import validate_dataset
 
 
@@ -142,79 +146,158 @@ def test_rows_are_dropped_and_the_others_kept(out: Path, make_row, make_rejected
 SCRIPT = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
-from theodolite.dataset.commit import drop_rows, take_in_dead_runs
+import theodolite.dataset
+from theodolite.dataset.commit import clips_with_rows, drop_rows, take_in_dead_runs
 from theodolite.dataset.compact import compact
 
 base, act = Path(sys.argv[1]), sys.argv[2]
 os.fsync = lambda descriptor: None  # processes die here, no machines
 
-def die_at(moment, out):
-    changes = 0
-
+def before_changes(out, act):
     def hook(event, arguments):
-        nonlocal changes
         if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or (
             event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         ):
             if str(arguments[0]).startswith(str(out)):
-                changes += 1
-                if changes == moment:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     sys.addaudithook(hook)
 
-for moment in itertools.count(1):
+def die_at(moment):
+    def act():
+        nonlocal moment
+        moment -= 1
+        if not moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+def read_all(out):
+    reads = False
+
+    def act():
+        nonlocal reads
+        if not reads:
+            reads = True
+            opened = theodolite.dataset.open(out).to_table(["clip_id"])["clip_id"].to_pylist()
+            for ids in (list(clips_with_rows(out)), opened):
+                assert len(ids) == len(set(ids)) and final <= set(ids), ids
+            reads = False
+
+    return act
+
+def work(out):
+    take_in_dead_runs(out, recipe_hash="recipe1")
+    if act == "drop":
+        drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
+    else:
+        compact(out)
+
+final = {"clip_0000", "clip_0003"} | ({"clip_0001", "clip_0002"} if act == "compact" else set())
+for moment in itertools.count(0):
     out = base / str(moment)
     shutil.copytree(base / "begun", out)
     child = os.fork()
     if not child:
         code = 1
         try:
-            die_at(moment, out)
-            take_in_dead_runs(out, recipe_hash="recipe1")
-            if act == "drop":
-                drop_rows(out, lambda table: [v == "rejected" for v in table["verdict"].to_pylist()])
-            else:
-                compact(out)
+            before_changes(out, die_at(moment) if moment else read_all(out))
+            work(out)
             code = 0
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == 0:
+    if code == 0 and moment:
         break
-    assert code == -signal.SIGKILL, code
+    assert code == (-signal.SIGKILL if moment else 0), code
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(about_s=5)
 @pytest.mark.parametrize("act", ["drop", "compact"])
-def test_killed_anywhere_no_row_is_lost_or_doubled(tmp_path: Path, make_row, make_rejected, act: str) -> None:
-    """One process has imported everything; a fork of it dies at each change that the work makes."""
+def test_killed_anywhere_no_row_is_lost_or_doubled(
+    tmp_path: Path, make_row, make_rejected, act: str, thorough: bool
+) -> None:
+    """One process has imported everything; a fork of it dies at each change that the work makes. Who reads then, or
+    between any two changes, sees each clip once."""
     begun = tmp_path / "begun"
     prepare_output(begun, recipe_hash="recipe1")
     write_part(begun, [make_row(0), make_rejected(1)], shard_id="000000-a", recipe_hash="recipe1")
     write_part(begun, [make_rejected(2), make_row(3)], shard_id="001000-b", recipe_hash="recipe1")
     left_by_a_dead_run(begun, {"000002-c": [make_row(4)], "000003-d": [make_row(0)]})
-    final = {"clip_0000", "clip_0003", "clip_0004"} | (
-        {"clip_0001", "clip_0002"} if act == "compact" else set()
-    )
+    kept = {"clip_0000", "clip_0003"} | ({"clip_0001", "clip_0002"} if act == "compact" else set())
+    final = kept | {"clip_0004"}
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), act], timeout=120, check=True)
-    moments = len(list(tmp_path.iterdir())) - 2  # beside what was begun and what was not killed
+    moments = len(list(tmp_path.iterdir())) - 3  # beside what was begun, read and not killed
     assert moments > 8
-    for moment in range(1, moments + 2):
+    for moment in range(0, moments + 2, 1 if thorough else 3):
         out = tmp_path / str(moment)
-        take_in_dead_runs(out, recipe_hash="recipe1")
         ids = sorted(clips_with_rows(out))
         assert len(set(ids)) == len(ids), moment
-        assert final <= set(ids), moment
-        if act == "drop":
-            drop_rows(out, rejected)
-        else:
+        assert kept <= set(ids), f"{moment}: who reads sees the whole, also before the next command"
+        assert inspect_text(out).splitlines()[-1].startswith(f"{len(ids)} clips: ")
+        num_rows, violations = validate_dataset(out)
+        assert num_rows == len(ids)
+        assert {violation.rule for violation in violations} <= {"no_temporaries"}, moment
+        with hold_dataset(out):
+            take_in_dead_runs(out, recipe_hash="recipe1")
+            ids = sorted(clips_with_rows(out))
+            assert len(set(ids)) == len(ids), moment
+            assert final <= set(ids), moment
+            if act == "drop":
+                drop_rows(out, rejected)
+        if act == "compact":
             assert compact(out).num_clips == 5
             assert [part.parent.name for part in list_parts(out)] == ["demo"]
             assert theodolite.dataset.open(out).index is not None
         assert sorted(clips_with_rows(out)) == sorted(final), moment
         assert validate_dataset(out)[1] == [], moment
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_listing_during_which_parts_are_gathered_is_of_one_moment(
+    out: Path, make_row, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Folders are listed one after the other, and `compact` may come to its end between two of them."""
+    for number in (0, 1, 1000, 2000):
+        write_part(out, [make_row(number)], shard_id=f"{number:06d}-x", recipe_hash="recipe1")
+    scan, scans = listing._scan, itertools.count()
+
+    def scan_meanwhile(folder: Path, name: str, stamped: bool):
+        if next(scans) == moment:
+            compact(out)
+        return scan(folder, name, stamped)
+
+    monkeypatch.setattr(listing, "_scan", scan_meanwhile)
+    assert [name for name, _stamps in stamped_folders(out)] == ["demo"]
+    assert next(scans) > moment
+    assert sorted(clips_with_rows(out)) == [f"clip_{number:04d}" for number in (0, 1, 1000, 2000)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"replaced": {}}',
+        b'{"done": true, "replaced": {"data/demo/part-000000-x.parquet": ["../../elsewhere.parquet"]}}',
+        b'{"done": true, "replaced": {"data/demo/part-000000-x.parquet": ["data/../part-1.parquet"]}}',
+    ],
+)
+def test_a_note_that_no_command_wrote_removes_nothing(out: Path, make_row, content: bytes) -> None:
+    write_part(out, [make_row(0)], shard_id="000000-x", recipe_hash="recipe1")
+    elsewhere = out / "part-1.parquet"
+    elsewhere.write_bytes(b"")
+    (out / "replacing.json").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"replacing\.json: (not JSON|says which parts a command was replacing)"
+    ):
+        list_parts(out)
+    with pytest.raises(ValueError, match=r"replacing\.json"):
+        compact(out)
+    assert elsewhere.is_file()
+    (out / "replacing.json").unlink()
+    assert len(list_parts(out)) == 1
 
 
 def test_small_parts_are_gathered_and_large_ones_left(out: Path, make_row) -> None:

@@ -326,6 +326,10 @@ def test_killed_anywhere_no_row_is_lost_or_doubled(make_row, make_rejected, act:
             (out / name).write_bytes(content)
         with pytest.MonkeyPatch.context() as patch:
             done = _die_at(moment, out, patch, act)
+        seen = sorted(clips_with_rows(out))
+        assert len(set(seen)) == len(seen), moment
+        assert set(seen) >= {f"clip_{i:04d}" for i in range(0, 6, 1 if act == "compact" else 2)}, moment
+        assert inspect_text(out).splitlines()[-1].startswith(f"{len(seen)} clips: ")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(remote, "_process_began", lambda process: None)
             again = compact(out)

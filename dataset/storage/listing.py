@@ -1,0 +1,188 @@
+"""Which files of a folder are the parts of a dataset, also while, and after, a command replaces some of them by others.
+
+A file system renames one file in one act, and no more. A command that puts one part in place of several says so first,
+in `replacing.json` beside the data: which new part stands for which old ones. As soon as the new one is there, the old
+ones count no more, and are removed. So whoever lists the parts sees each clip once, whatever moment it is, and wherever
+the command was killed; the next one that holds the folder ends what it had begun (`storage.local`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..inputs import InputError, parse_json, read_bytes
+from ..limits import MIB
+from ..names import is_name
+
+NOTE = "replacing.json"
+THOUSANDS = re.compile(r"[0-9]{6,}")
+"""Names of folders of a thousand parts."""
+_MOST = 256 * MIB
+_TRIES, _PAUSE_S = 30, 0.01
+"""Of a listing, while parts are being replaced, and the time between two."""
+
+Stamp = tuple[str, int, int]
+"""Name of a part below the dataset, its size, and its time of change in nanoseconds (in an object store that of its
+commit): what tells it from another one of its name without reading it."""
+
+
+@dataclass(frozen=True)
+class Replacing:
+    """What a command is replacing.
+
+    Attributes:
+        old: names of the old parts below the dataset, by that of the new one.
+        done: whether all new parts are there.
+    """
+
+    old: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    done: bool = False
+
+    def hidden(self, names: set[str]) -> set[str]:
+        """Those of the old parts that count no more, where parts of these names are there."""
+        return {old for new, replaced in self.old.items() if new in names for old in replaced}
+
+
+def read_note(out: Path) -> Replacing:
+    """What is being replaced in a dataset folder, or was, when a command was killed.
+
+    Raises:
+        InputError: the note is damaged.
+    """
+    return _parse_note(_content(out), out / NOTE)
+
+
+def _content(out: Path) -> bytes | None:
+    path = out / NOTE
+    try:
+        return read_bytes(path, most=_MOST) if path.is_file() else None
+    except InputError:
+        if path.exists():
+            raise
+        return None  # removed at this moment
+
+
+def _parse_note(content: bytes | None, path: Path) -> Replacing:
+    if content is None:
+        return Replacing()
+    found = parse_json(content, path)
+    try:
+        old = {str(new): tuple(map(str, names)) for new, names in found["replaced"].items()}
+        note = Replacing(old, found["done"] is True)
+    except (TypeError, KeyError, AttributeError):
+        note = Replacing({"": ()})
+    for name in (*note.old, *(name for names in note.old.values() for name in names)):
+        if not _is_part(name):
+            raise InputError(
+                f"{path}: says which parts a command was replacing, and holds {name[:80]!r} where the name of a part"
+                " should be; without it, `theodolite validate` tells which clips stand twice"
+            )
+    return note
+
+
+def _is_part(name: str) -> bool:
+    found = re.fullmatch(rf"data/([^/]+)/({THOUSANDS.pattern}/)?part-[^/]*\.parquet", name)
+    return found is not None and is_name(found[1].removeprefix("source="))
+
+
+def list_folders(out: Path, *, stamped: bool) -> list[tuple[str, list[Stamp]]]:
+    """The parts of a dataset folder, by folders of parts in the order of the dataset; empty ones are left out.
+
+    Args:
+        stamped: with size and time of change; else these are 0.
+    Returns:
+        Name of each folder (`source`, or `source.thousands`), and its parts, sorted.
+    Raises:
+        InputError: a damaged note of parts that are being replaced.
+        OSError: a folder cannot be read, or parts are replaced faster than they can be listed.
+    """
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        before = _state(out)
+        with suppress(FileNotFoundError):  # a folder that has been emptied
+            found = _list(out, stamped)
+            if _state(out) == before:
+                return _without_replaced(found, _parse_note(before[0], out / NOTE))
+    raise OSError(f"{out}: parts are replaced there faster than they can be listed; try again")
+
+
+def _state(out: Path) -> tuple[bytes | None, int]:
+    """What changes whenever a command begins or ends to replace parts: its note, and the time of change of the folder
+    that this lies in."""
+    try:
+        return _content(out), out.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None, 0
+
+
+def _without_replaced(found: list[tuple[str, list[Stamp]]], note: Replacing) -> list[tuple[str, list[Stamp]]]:
+    if not note.old:
+        return found
+    hidden = note.hidden({name for _folder, stamps in found for name, _size, _changed in stamps})
+    left = [(folder, [stamp for stamp in stamps if stamp[0] not in hidden]) for folder, stamps in found]
+    return [(folder, stamps) for folder, stamps in left if stamps]
+
+
+def _list(out: Path, stamped: bool) -> list[tuple[str, list[Stamp]]]:
+    found: list[tuple[str, list[Stamp]]] = []
+    for source in sorted_folders(out / "data"):
+        stamps, below = _scan(source, f"data/{source.name}", stamped)
+        if stamps:
+            found.append((source.name, stamps))
+        for name in below:
+            if THOUSANDS.fullmatch(name):
+                stamps, _ = _scan(source / name, f"data/{source.name}/{name}", stamped)
+                if stamps:
+                    found.append((f"{source.name}.{name}", stamps))
+    return found
+
+
+def _scan(folder: Path, name: str, stamped: bool) -> tuple[list[Stamp], list[str]]:
+    """Parts of a folder, and names of the folders in it; both sorted."""
+    stamps: list[Stamp] = []
+    below: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
+                with suppress(FileNotFoundError):  # removed at this moment
+                    status = entry.stat() if stamped else None
+                    size, changed = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+                    stamps.append((f"{name}/{entry.name}", size, changed))
+            elif entry.is_dir():
+                below.append(entry.name)
+    return sorted(stamps), sorted(below)
+
+
+def any_part(out: Path) -> bool:
+    """Whether there is any part; old ones that count no more would say so as well as the new ones."""
+    for source in sorted_folders(out / "data"):
+        with suppress(FileNotFoundError):
+            stamps, below = _scan(source, "", stamped=False)
+            if stamps or any(
+                _scan(source / name, "", False)[0] for name in below if THOUSANDS.fullmatch(name)
+            ):
+                return True
+    return False
+
+
+def list_folder(out: Path, name: str) -> list[Stamp]:
+    """As `list_folders`, of the folder of parts that has this name there; none if it is no more. For the command that
+    holds the dataset, while it replaces nothing."""
+    place = f"data/{name.replace('.', '/')}"
+    return _scan(out / place, place, stamped=True)[0] if (out / place).is_dir() else []
+
+
+def sorted_folders(path: Path) -> list[Path]:
+    """Folders in a folder, which need not be there."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
