@@ -187,7 +187,10 @@ def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]
     rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
     if piece is None or rows is None or not rows.whole():
         return {}
-    table = rows.to_table()
+    try:
+        table = rows.to_table()
+    except ValueError:
+        return {}
     numbers = table[_PART].to_numpy()
     if (np.diff(numbers) < 0).any():
         return {}
@@ -254,7 +257,7 @@ class Piece:
             tally = Tally.from_json(json.loads(self.counted or "{}"))
             if tally.done == self.num_rows:
                 return tally
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             pass
         return tally_of(self.to_table(self.schema, list(OUTCOME_COLUMNS), None))
 
@@ -360,7 +363,13 @@ class Index:
         first_part = self._first_parts[place]
         if rows is None:
             return None
-        return rows.read(number - self._first_rows[place], lambda part: open_part(first_part + part))
+
+        def opened(part: int) -> pa.NativeFile:
+            if not 0 <= part < len(self.pieces[place].stamps):
+                raise InputError(f"{rows.path}: damaged: a clip of part {part}, which it does not have")
+            return open_part(first_part + part)
+
+        return rows.read(number - self._first_rows[place], opened)
 
     @cached_property
     def _first_rows(self) -> list[int]:

@@ -94,7 +94,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Tally:
-        """Raises TypeError, ValueError, KeyError or AttributeError for anything else."""
+        """Raises TypeError, ValueError, KeyError, AttributeError or OverflowError for anything else."""
         counts = [
             Counter({str(reason): int(count) for reason, count in found[name].items()})
             for name in ("rejected", "failed_for")
