@@ -246,12 +246,10 @@ def _is_copied(footer: bytearray) -> bool:
     if start < 0:
         return True  # not by Arrow, which made the seal
     start += len(_ARROW_SCHEMA)
-    length = shift = 0
-    while start < len(footer):
-        byte = footer[start]
+    length = 0
+    for shift, byte in enumerate(footer[start : start + _LENGTH_BYTES]):
+        length |= (byte & 127) << 7 * shift
         start += 1
-        length |= (byte & 127) << shift
-        shift += 7
         if byte < 128:
             break
     return _holds_seal(bytes(footer[start : start + length]))
@@ -259,6 +257,8 @@ def _is_copied(footer: bytearray) -> bool:
 
 _ARROW_SCHEMA = b"ARROW:schema\x18"
 """Key and kind of the value, a text: its length, a number of 7 bits a byte, and then itself, in base64."""
+_LENGTH_BYTES = 5
+"""Most that a length of 32 bits takes."""
 
 
 @lru_cache(maxsize=16)

@@ -29,6 +29,9 @@ METHOD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 MAX_FRAMES = 10**6
 """Of a video: eleven hours. Its longest have a few thousand."""
 MAX_SUBMISSION_BYTES = 200 * 2**20
+_FRAME = re.compile(r"0|[1-9][0-9]{0,6}")
+"""Number of a frame as their tools write it: a second way to write it would be a second lens."""
+_MAX_SHOWN = 200
 _DIGITS = 9
 """Significant digits of a number of a submission: 0.00001 px, and 66 MB for all 558,653 frames."""
 
@@ -131,7 +134,7 @@ def lenses_of_video(content: Mapping[str, Any], video: ListedVideo, *, path: Pat
     lenses: list[list[float]] = []
     for key, entry in frames.items():
         lens = entry.get("intrinsics_gt") if isinstance(entry, dict) else None
-        if not key.isdecimal() or int(key) >= video.num_frames:
+        if _FRAME.fullmatch(key) is None or int(key) >= video.num_frames:
             raise InputError(
                 f"{path}: video {video.name}: frame {key[:40]!r}, but its list counts {video.num_frames} frames"
             )
@@ -140,15 +143,21 @@ def lenses_of_video(content: Mapping[str, Any], video: ListedVideo, *, path: Pat
                 f"{path}: video {video.name}, frame {key}: expected intrinsics_gt with {', '.join(LENS)}"
             )
         values = [lens.get(name) for name in LENS]
+        shown = str(values)[:_MAX_SHOWN]
         if any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in values):
             raise InputError(
-                f"{path}: video {video.name}, frame {key}: intrinsics_gt holds no numbers: {values}"
+                f"{path}: video {video.name}, frame {key}: intrinsics_gt holds no numbers: {shown}"
             )
-        numbers = [math.nan if v is None else float(v) for v in values]
+        try:
+            numbers = [math.nan if v is None else float(v) for v in values]
+        except OverflowError:  # whole numbers of JSON have no end
+            raise InputError(
+                f"{path}: video {video.name}, frame {key}: intrinsics_gt holds a number beyond all floats: {shown}"
+            ) from None
         if all(math.isfinite(v) for v in numbers):
             if numbers[0] <= 0 or numbers[1] <= 0:
                 raise InputError(
-                    f"{path}: video {video.name}, frame {key}: focal lengths must be positive: {values}"
+                    f"{path}: video {video.name}, frame {key}: focal lengths must be positive: {shown}"
                 )
             index.append(int(key))
             lenses.append(numbers)

@@ -20,7 +20,7 @@ SETS: tuple[SetName, ...] = get_args(SetName)
 AUC_LIMIT_M = 0.08
 """Largest ATE that counts in the area under the curve of ETH3D SLAM."""
 EPE_LIMIT_PX = 300.0
-"""Largest end point error that counts as right in InFlux's main figure, at 3424x2202 pixels."""
+"""End point error below which a point counts as right in InFlux's main figure, at 3424x2202 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _of_lenses() -> tuple[Metric, ...]:
             name="epe_below_300px_percent",
             unit="%",
             better="more",
-            meaning="Share of points of frames that true and predicted lens put at most 300 px apart in the"
+            meaning="Share of points of frames that true and predicted lens put less than 300 px apart in the"
             " image; frames without a prediction count as wrong.",
             weight="num_truth",
             absent=0.0,

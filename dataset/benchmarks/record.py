@@ -92,17 +92,14 @@ def figure(metric: Metric, scores: Iterable[SequenceScore], *, with_rejected: bo
     absent = 0
     for score in expected:
         counts = score.status == "scored" or (with_rejected and score.status == "rejected")
-        value = score.values.get(metric.name) if counts else None
-        if value is None or not np.isfinite(value):
-            if metric.absent is None:
-                continue
-            value, absent = metric.absent, absent + 1
+        known = score.values.get(metric.name) if counts else None
+        there = known is not None and np.isfinite(known)
+        value = known if there else metric.absent
         weight = 1.0 if metric.weight is None else float(score.counts.get(metric.weight, 0))
-        if weight > 0:
+        if value is not None and weight > 0:
             values.append(float(value))
             weights.append(weight)
-        elif value == metric.absent:
-            absent -= 1
+            absent += not there
     if not values:
         return Figure(value=None, median=None, num=0, of=len(expected))
     whole = float(np.sum(values)) if metric.total else float(np.average(values, weights=weights))

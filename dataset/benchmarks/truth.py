@@ -157,8 +157,7 @@ def kitti_projection(media: Path) -> F64 | None:
 
 def as_camera_0(camera_to_world: FloatArray, media: Path) -> FloatArray:
     """Metric poses (F, 4, 4) of the camera whose images lie in `media`, moved to KITTI's camera 0, whose poses its
-    truth
-    and its server are about: 6 cm, for the colour camera."""
+    truth and its server are about: 6 cm, for the colour camera."""
     projection = kitti_projection(media)
     if projection is None:
         return camera_to_world

@@ -23,7 +23,7 @@ _TAG = struct.pack("<f", 202021.25)
 _CAMERA_BYTES = len(_TAG) + 21 * 8
 _NOT_RIGID = 1e-3
 """Largest entry of |R^T R - I| of a rotation."""
-_FRAME = re.compile(r"frame_(\d+)\.cam")
+_FRAME = re.compile(r"frame_([0-9]{1,9})\.cam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def read_cam(path: str | Path) -> tuple[F64, F64]:
     rotation = pose[:3, :3]
     with np.errstate(all="ignore"):  # of damage
         off = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if not np.isfinite(numbers).all() or not off <= _NOT_RIGID:
+    if not np.isfinite(numbers).all() or not off <= _NOT_RIGID or np.linalg.det(rotation) < 0:
         raise InputError(f"{path}: the world-to-camera matrix is no rotation and shift")
     if intrinsics[0, 0] <= 0 or intrinsics[1, 1] <= 0:
         raise InputError(

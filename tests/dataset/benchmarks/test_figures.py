@@ -52,6 +52,12 @@ def test_what_is_absent_counts_where_the_protocol_says_so() -> None:
     assert every.num_absent == 1
 
 
+def test_a_value_of_no_weight_is_neither_counted_nor_absent() -> None:
+    """It may be the very value that stands for what is absent."""
+    found = figure(metric(weight="num_truth", absent=0.0), [score("a", 0.0, frames=0), score("b", 1.0)])
+    assert (found.value, found.num, found.of, found.num_absent) == (1.0, 1, 2, 0)
+
+
 def test_sums_add_what_each_sequence_has() -> None:
     found = figure(metric(total=True, absent=0.0), SCORES)
     assert (found.value, found.num, found.of, found.num_absent) == (5.0, 5, 5, 3)

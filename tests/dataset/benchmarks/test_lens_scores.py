@@ -165,7 +165,11 @@ def test_frames_outside_of_what_was_calibrated_have_no_truth(tmp_path: Path) -> 
         ({"a_shot1": {"4": entry()}}, "frame '4', but its list counts 4 frames"),
         ({"a_shot1": {"first": entry()}}, "frame 'first', but"),
         ({"a_shot1": {"0": {}}}, "expected intrinsics_gt with fx"),
+        ({"a_shot1": {"9" * 5000: entry()}}, "but its list counts 4 frames"),
+        ({"a_shot1": {"1": entry(), "01": entry()}}, "frame '01', but"),
         ({"a_shot1": {"0": entry("long")}}, "holds no numbers"),
+        ({"a_shot1": {"0": entry("long" * 1000)}}, "holds no numbers"),
+        ({"a_shot1": {"0": entry(10**400)}}, "holds a number beyond all floats"),
         ({"a_shot1": {"0": entry(-3)}}, "must be positive"),
         ("{", "not JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "gt_validation_dict_v1"),
@@ -177,6 +181,7 @@ def test_damaged_truth_costs_its_video_and_is_named(tmp_path: Path, truth: Any, 
     assert not found
     assert words in problems["influx-val-a_shot1"]
     assert str(path) in problems["influx-val-a_shot1"]
+    assert len(problems["influx-val-a_shot1"]) < len(str(path)) + 400
 
 
 def test_a_submission_is_null_where_there_is_nothing(tmp_path: Path) -> None:

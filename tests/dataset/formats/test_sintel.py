@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from theodolite.dataset.camera_files.load import load_cameras
 from theodolite.dataset.cameras.transforms import se3_exp, se3_inverse
-from theodolite.dataset.formats.sintel import read_cam, read_dpt
+from theodolite.dataset.formats.sintel import is_cam_folder, read_cam, read_cam_folder, read_dpt
 
 TAG = struct.pack("<f", 202021.25)
 K = np.array([[1120.0, 0, 511.5], [0, 1121.0, 217.5], [0, 0, 1]])
@@ -43,6 +43,7 @@ def test_cameras_of_a_sequence_are_read_by_number(tmp_path: Path) -> None:
         (b"\0" * 172, "begins with 00000000"),
         (camera(np.eye(4))[:-8], "164 bytes, a camera of MPI Sintel has 172"),
         (camera(2 * np.eye(4)), "no rotation and shift"),
+        (camera(np.diag([-1.0, 1, 1, 1])), "no rotation and shift"),
         (camera(np.full((4, 4), np.nan)), "no rotation and shift"),
         (camera(np.eye(4), -K), "must be positive"),
     ],
@@ -53,6 +54,14 @@ def test_damaged_cameras_are_named(tmp_path: Path, content: bytes, words: str) -
     with pytest.raises(ValueError, match=words) as caught:
         read_cam(path)
     assert str(path) in str(caught.value)
+
+
+def test_numbers_of_frames_that_none_can_have_are_no_cameras(tmp_path: Path) -> None:
+    for name in ("frame_99999999999999999999.cam", "frame_٣.cam"):
+        (tmp_path / name).write_bytes(camera(np.eye(4)))
+    assert not is_cam_folder(tmp_path)
+    with pytest.raises(ValueError, match="holds no camera of MPI Sintel"):
+        read_cam_folder(tmp_path)
 
 
 def test_depth_is_read_row_by_row(tmp_path: Path) -> None:
