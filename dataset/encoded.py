@@ -130,21 +130,32 @@ def begin(out: Path, encoding: Encoding, empty_text: tuple[Tensor, Tensor]) -> N
     (out / "shards").mkdir(parents=True, exist_ok=True)
     marker = out / MARKER
     if marker.is_file():
-        found = read_encoding(out)
-        differences = [
-            f"{name}: {getattr(found, name)!r} there, {getattr(encoding, name)!r} now"
-            for name in Encoding.model_fields
-            if getattr(found, name) != getattr(encoding, name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{out}: holds clips that were encoded otherwise ({'; '.join(differences)}); choose another --out"
-            )
+        check_same(out, {name: getattr(encoding, name) for name in Encoding.model_fields})
         return
     states, mask = empty_text
     content = save({"states": states.bfloat16().cpu().contiguous(), "mask": mask.bool().cpu().contiguous()})
     write_atomically(out / "empty_caption.safetensors", content)
     write_atomically(marker, (encoding.model_dump_json(indent=1) + "\n").encode())
+
+
+def check_same(out: Path, wanted: Mapping[str, object]) -> None:
+    """Check that a folder's clips were encoded as is wanted now.
+
+    Args:
+        wanted: some or all fields of `Encoding`.
+    Raises:
+        ValueError: they were not; names every difference.
+    """
+    found = read_encoding(out)
+    differences = [
+        f"{name}: {getattr(found, name)!r} there, {value!r} now"
+        for name, value in wanted.items()
+        if getattr(found, name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{out}: holds clips that were encoded otherwise ({'; '.join(differences)}); choose another --out"
+        )
 
 
 def read_encoding(folder: Path) -> Encoding:
@@ -156,7 +167,8 @@ def read_encoding(folder: Path) -> Encoding:
     marker = folder / MARKER
     if not marker.is_file():
         raise ValueError(
-            f"{folder}: holds no encoded clips (no encoded.json): theodolite encode DATASET --out {folder}"
+            f"{folder}: holds no encoded clips (no encoded.json): theodolite encode DATASET --out {folder}, or for the"
+            f" refiner's training theodolite pairs ENCODED --out {folder}"
         )
     content = read_json(marker)
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:

@@ -27,7 +27,7 @@ from ..annotate.run.cluster import (
 )
 from ..annotate.run.worker import begin_as_worker
 from ..dataset.commit import hold_folder
-from ..dataset.encoded import Window, begin, encoded_windows, write_shard
+from ..dataset.encoded import Window, begin, check_same, encoded_windows, write_shard
 from ..dataset.filters import kept_clips
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
@@ -119,7 +119,12 @@ def run_encode(
     if not windows:
         raise ValueError(f"{job.dataset}: no clip can be encoded\n" + "\n".join(_reasons(refused)))
     if dry_run:
-        have = encoded_windows(job.out) if (job.out / "encoded.json").is_file() else {}
+        have = {}
+        if (job.out / "encoded.json").is_file():
+            check_same(
+                job.out, {name: getattr(job.options, name) for name in ("height", "width", "fit", "fps")}
+            )
+            have = encoded_windows(job.out)
         return _planned(job, windows, have, refused), 0
     with hold_folder(job.out):
         encoders = _encoders(job.weights, job.device, job.precision)

@@ -98,10 +98,7 @@ class _Run:
         source = chain(
             list(islice(source, 1)), source
         )  # what is wrong with it is said before anything is written
-        check_decoder(recipe.annotate.decode)
-        check_estimators(recipe.annotate.geometry)
-        if recipe.annotate.tracks.tracker == "batched":
-            choose_device(recipe.annotate.geometry.device)  # it is there
+        check_machine(recipe)
         check_same_clips(recipe, out)
         if self.options.dry_run:
             return self.told(self.plan(source, whole=True)), 0
@@ -214,6 +211,31 @@ def _retried(reason: str) -> Callable[[pa.Table], list[bool]]:
         ]
 
     return rows
+
+
+def check_ready(recipe: Recipe, out: Path, options: RunOptions) -> None:
+    """Make sure, while nothing of the source is here yet, that all else is: a terabyte may be fetched next.
+
+    Raises:
+        ValueError: `out` belongs to something else, weights or packages are missing, or `options.retry_failed`
+            is no failure.
+    """
+    if options.retry_failed is not None:
+        _retried(options.retry_failed)
+    check_output(out, recipe_hash=recipe_hash(recipe))
+    check_machine(recipe)
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Make sure that what a recipe needs besides its source is on this machine: decoder, weights, device.
+
+    Raises:
+        ValueError: it is not; says what to do.
+    """
+    check_decoder(recipe.annotate.decode)
+    check_estimators(recipe.annotate.geometry)
+    if recipe.annotate.tracks.tracker == "batched":
+        choose_device(recipe.annotate.geometry.device)  # it is there
 
 
 def check_same_clips(recipe: Recipe, out: Path) -> None:

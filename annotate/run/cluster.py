@@ -138,6 +138,9 @@ def cluster_for(
 
 _ANSWERS_WITHIN = "10s"
 """Time that a scheduler may take to answer."""
+_TLS_SETTINGS = [
+    f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
+]
 
 
 @contextmanager
@@ -145,11 +148,17 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
     """Workers behind a running scheduler.
 
     Raises:
-        RunAborted: nobody answers there.
+        RunAborted: nobody answers there, or it wants keys that dask was not told of.
     """
     import dask.config
     from distributed import Client
 
+    tls = scheduler.startswith("tls://")
+    if tls and not dask.config.get("distributed.comm.tls.client.cert", None):
+        raise RunAborted(
+            f"no keys for {scheduler}: it talks to nobody without; dask reads where they are from the environment"
+            f" ({', '.join(_TLS_SETTINGS)}) or from its configuration (distributed.comm.tls)"
+        )
     try:
         with dask.config.set({"distributed.comm.timeouts.connect": _ANSWERS_WITHIN}):
             client = Client(scheduler, timeout=_ANSWERS_WITHIN, set_as_default=False)
@@ -157,7 +166,8 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise RunAborted(
             f"no dask scheduler answers at {scheduler} ({type(error).__name__}: {first_line(error)}): look whether it"
-            " runs and is reached from here; its address is what `dask scheduler` prints, tcp://HOST:8786"
+            f" runs and is reached from here; its address is what `dask scheduler` prints, {'tls' if tls else 'tcp'}"
+            "://HOST:8786"
         ) from error
     try:
         with signals_as_interrupt():

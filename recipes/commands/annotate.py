@@ -104,7 +104,7 @@ def annotate(
     Example: theodolite annotate rgbd --set source.index=/data/clips.yaml --out runs/rgbd
     """
     from ..loader import load_recipe
-    from ..run import run_annotate
+    from ..run import check_ready, run_annotate
 
     loaded = load_recipe(recipe, overrides or ())
     options = _run_options(where, how_much, failures)
@@ -114,6 +114,7 @@ def annotate(
         raise ValueError("--fetch and --dry-run: `theodolite plan` says what fetching would bring")
     from ..corpus.fetching import FetchOptions, run_annotate_fetching
 
+    check_ready(loaded, out, options)
     return run_annotate_fetching(
         loaded,
         out,

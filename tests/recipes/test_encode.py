@@ -47,9 +47,11 @@ def test_encode_resumes_and_says_what_is_left_out(dataset: Path, tmp_path: Path)
     assert len(data) == 4
     assert data.encoding.stand_in
     assert json.loads((out / "encode.json").read_text())["failed"] == {}
-    said = encode(dataset, out, "--set", "fit=squeeze")
-    assert said.exit_code == 2
-    assert "fit: 'cover' there, 'squeeze' now" in said.output
+    for more in ((), ("--dry-run",)):
+        said = encode(dataset, out, "--set", "fit=squeeze", *more)
+        assert said.exit_code == 2
+        assert "fit: 'cover' there, 'squeeze' now" in said.output
+    assert "4 are encoded" in encode(dataset, out, "--dry-run").output
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from theodolite.recipes.loader import RecipeError, load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 
 from ..annotate.fetch.server import Site, serving
+from ..support import run_here
 
 REPOSITORY = "SpatialVID/SpatialVID-HQ"
 QUICK = Policy(stall_s=0.5, tries=2, wait_s=0.01)
@@ -252,6 +253,26 @@ def test_fetched_annotated_and_deleted_in_turns(site: Site, tmp_path: Path) -> N
     before = site.requests.total()
     fetch(loaded, options=options(budget_bytes=330_000, unpack=True), say=heard())
     assert site.requests.total() == before
+
+
+def test_nothing_is_fetched_for_what_cannot_run(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, the decoder, the dataset to go on with: 3.5 terabytes would come first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    started = ["annotate", "corpus/spatialvid-hq", "--set", f"source.root={tmp_path / 'root'}"]
+    said = run_here(*started, "--out", tmp_path / "run", "--fetch")
+    assert said.returncode == 2
+    assert "theodolite weights pull pi3x" in said.stderr
+    assert "theodolite weights pull moge-2-vitl-normal" in said.stderr
+    (tmp_path / "other").touch()
+    stand_in = ["--set", "annotate.geometry.weights=stand_in", "--fetch"]
+    said = run_here(*started, *stand_in, "--out", tmp_path / "other")
+    assert (said.returncode, "--out must be a folder" in said.stderr) == (2, True), said
+    said = run_here(*started, *stand_in, "--out", tmp_path / "run", "--retry-failed", "focal_uncertain")
+    assert (said.returncode, "is a judgement" in said.stderr) == (2, True), said
+    assert not site.requests.total()
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -654,6 +654,12 @@ def test_a_wrong_address_is_said_soon(tmp_path, monkeypatch, address):
     assert time.monotonic() - start < 20
 
 
+def test_a_scheduler_with_keys_is_not_asked_without(tmp_path):
+    """Dask would try for ten seconds, and say that some argument is of the wrong type."""
+    with pytest.raises(RunAborted, match=r"no keys for tls://127.*DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT"):
+        run(numbered(1), tmp_path, workers=None, scheduler="tls://127.0.0.1:8786")
+
+
 @pytest.mark.slow
 def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cluster, "FIRST_LINE_S", 0.5)
