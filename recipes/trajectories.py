@@ -7,7 +7,8 @@ stopped. Several processes share the work by parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,21 +101,29 @@ def run_trajectories(
             group = left[first : first + job.batch]
             good = list[tuple[Window, Batch]]()
             for index, window in group:
-                try:
+                with _failing_alone(failed, say):
                     good.append((window, _batch(clips, index, job.options)))
-                except ValueError as error:
-                    failed.append(str(error))
-                    say(str(error))
             if good:
                 made = _trajectories(model, clips, good, job.options, place)
                 for (window, _), one in zip(good, made, strict=True):
-                    write_trajectory(job.out, window.id, one)
+                    with _failing_alone(failed, say):
+                        write_trajectory(job.out, window.id, one)
             say(f"{first + len(group)}/{len(left)} windows, {len(failed)} failed")
             raise_if_interrupted()
     text = (
         f"{job.out}: {len(left) - len(failed)} trajectories recorded, {len(windows) - len(left)} were there, "
     )
     return text + f"{len(failed)} failed", 1 if failed else 0
+
+
+@contextmanager
+def _failing_alone(failed: list[str], say: Say) -> Iterator[None]:
+    """What is wrong with one window is told, and the others go on."""
+    try:
+        yield
+    except ValueError as error:
+        failed.append(str(error))
+        say(str(error))
 
 
 def _windows(clips: EncodedDataset, job: TrajectoryJob) -> list[tuple[int, Window]]:

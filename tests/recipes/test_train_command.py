@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from theodolite.annotate.rendered.files import write_png
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.model.checkpoint import load_world_model
+from theodolite.recipes import trajectories
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
@@ -122,8 +124,12 @@ def smoke(name: str, data: Path, out: Path, *overrides: str) -> Path:
     return out / "weights" / "step-00000002.safetensors"
 
 
+def shards(job: TrajectoryJob) -> list[Path]:
+    return sorted((job.out / "shards").iterdir())
+
+
 @pytest.mark.slow
-def test_the_student_is_made_by_commands(data: Path, tmp_path: Path) -> None:
+def test_the_student_is_made_by_commands(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 4, its trajectories, regression, self-forcing and its longer part, by the packaged smoke recipes; the plan
     of three networks; weights that `generate` reads as a distilled model's."""
     pytest.importorskip("lightning")
@@ -141,11 +147,20 @@ def test_the_student_is_made_by_commands(data: Path, tmp_path: Path) -> None:
     assert text.endswith("2 trajectories recorded, 2 were there, 0 failed")
     together = replace(job, part="1/1", batch=3, out=tmp_path / "together")
     assert run_trajectories(together)[0].endswith("4 trajectories recorded, 0 were there, 0 failed")
-    for path in sorted((job.out / "shards").iterdir()):  # stored in bfloat16: a last digit may differ
+    for path in shards(job):  # stored in bfloat16: a last digit may differ
         one, all_ = (load_file(p)["trajectory"].float() for p in (path, together.out / "shards" / path.name))
         assert one.allclose(all_, rtol=2**-7, atol=1e-5), path.name
     with pytest.raises(ValueError, match="teacher takes chunk-causal"):
         run_trajectories(replace(job, weights=str(both)))
+    with monkeypatch.context() as patch:  # one that comes to nothing costs itself alone
+        made = torch.stack([load_file(p)["trajectory"].float().transpose(1, 2) for p in shards(together)])
+        made[1] = torch.nan
+        patch.setattr(trajectories, "teacher_trajectory", lambda *_: made)
+        said: list[str] = []
+        text, code = run_trajectories(replace(together, batch=4, out=tmp_path / "one"), say=said.append)
+    assert code == 1
+    assert text.endswith("3 trajectories recorded, 0 were there, 1 failed")
+    assert "the teacher's trajectory is not finite" in said[0]
     student = smoke(
         "ode_init_smoke",
         data,
