@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...annotate.sources.clip import ClipRef
+from ...dataset.arrays import F64
 from ...dataset.benchmarks.influx import write_submission
 from ...dataset.benchmarks.protocols import Protocol
 from ...dataset.benchmarks.score import lenses_of_row
@@ -16,6 +17,7 @@ from ...dataset.camera_files.load import cameras_of_row
 from ...dataset.formats.time_lists import read_time_list
 from ...dataset.formats.trajectories import write_kitti, write_tum
 from ...dataset.media.container import video_size
+from ...dataset.media.images import images_in
 from ...dataset.rows import Row
 from .look import Found
 
@@ -59,8 +61,18 @@ def write_trajectories(
             media = found.clips[row.clip_id].media_path
             write_kitti(path, as_camera_0(cameras.camera_to_world, media))
         else:
-            listed = read_time_list(found.clips[row.clip_id].media_path.parent / "rgb.txt")
-            times = listed.time_s[row.frame_index[posed]]
-            write_tum(path, cameras.camera_to_world[posed], times)
+            times = _image_times(found.clips[row.clip_id].media_path)
+            write_tum(path, cameras.camera_to_world[posed], times[row.frame_index[posed]])
         written += 1
     return {"folder": str(folder), "sequences": written}
+
+
+def _image_times(media: Path) -> F64:
+    """(N,) seconds of the images of a sequence, by the list beside their folder, of which they may be a part; of those
+    that it does not name by their own names."""
+    images, index = images_in(media), media.parent / "rgb.txt"
+    known: dict[str, float] = {}
+    if index.is_file():
+        listed = read_time_list(index)
+        known = dict(zip((Path(name).name for name in listed.names), listed.time_s.tolist(), strict=True))
+    return np.array([known[path.name] if path.name in known else float(path.stem) for path in images])

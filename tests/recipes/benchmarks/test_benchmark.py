@@ -20,10 +20,14 @@ import pytest
 from theodolite.annotate.geometry.base import Provenance
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.rendered.render import RenderedClip
+from theodolite.annotate.sources.clip import ClipRef
+from theodolite.dataset.benchmarks.protocols import PROTOCOLS
 from theodolite.dataset.cameras.transforms import se3_exp
 from theodolite.dataset.formats.trajectories import read_kitti, read_tum, write_tum
 from theodolite.dataset.metrics.lens import LENS
 from theodolite.dataset.reading import open_dataset
+from theodolite.recipes.benchmarks.look import Found
+from theodolite.recipes.benchmarks.submit import write_trajectories
 
 from ...annotate.simulator import Errors, rendered_truth, simulated
 from ...support import Done, run_here
@@ -125,6 +129,29 @@ def test_figures_are_those_of_evo_on_the_files_for_the_server(
     assert frames["sequence"].to_pylist() == [XYZ] * 24
     error = np.array(frames["position_error_se3_m"])
     assert np.sqrt((error**2).mean()) == pytest.approx(by_name[XYZ]["values"]["ate_se3_m"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_list", [True, False])
+def test_chosen_frames_have_their_own_times(
+    tum_run: tuple[Path, Done], tum_root: Path, tmp_path: Path, with_list: bool
+) -> None:
+    """Every third image, as MonST3R chooses them: the list beside them counts all."""
+    row = open_dataset(tum_run[0] / "dataset").row(XYZ)
+    times = [trees.START_S + 0.02 * i for i in range(3 * row.num_frames)]
+    media = tmp_path / XYZ / "rgb_90"
+    media.mkdir(parents=True)
+    if with_list:
+        lines = [f"{time:.6f} rgb/{time:.6f}.png" for time in times]
+        (media.parent / "rgb.txt").write_text("\n".join(lines))
+    for time in times[::3]:
+        (media / f"{time:.6f}.png").touch()
+    clip = ClipRef(clip_id=XYZ, source="t", original_id=XYZ, media_kind="images", media_path=media)
+    said = write_trajectories(Found(clips={XYZ: clip}), [row], tmp_path, protocol=PROTOCOLS["tum"])
+    assert said["sequences"] == 1
+    written = read_tum(tmp_path / f"trajectories/{XYZ}.txt").time_s
+    assert written is not None
+    assert np.abs(written - times[::3]).max() < 1e-5
 
 
 @pytest.mark.slow
