@@ -175,7 +175,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Name those that are frames as media_pattern in the index (the detail lists the patterns), or move the others.",
     ),
     "no_frame_rate": _failed(
-        "Images carry no time stamps, and nobody says how many there are a second.",
+        "Images carry no time stamps, and nobody says how many there are a second, or a number that is no rate.",
         "Give the clip's source_fps in the index, or annotate.decode.source_fps.",
     ),
     "orientation_changed": _failed(

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ...dataset.media.orientation import Orientation
 from ...dataset.strict import Strict
+from ..sources.clip import LEAST_FPS, MOST_FPS
 
 
 class DecodeConfig(Strict):
@@ -19,7 +20,7 @@ class DecodeConfig(Strict):
 
     fps: Literal[16, "native"] = 16
     """16: resample by `choose_frames`. `native`: keep every source frame, for recordings at an unknown rate."""
-    source_fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    source_fps: Annotated[float, Field(ge=LEAST_FPS, le=MOST_FPS)] | None = None
     """Replaces the time stamps of every clip: frame i is at i / source_fps. Null: a clip's own, else the media's."""
     min_frames: Annotated[int, Field(ge=2)] = 16
     """Clips with fewer frames are rejected (`too_short`)."""

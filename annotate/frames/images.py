@@ -16,7 +16,7 @@ from ...dataset.media.orientation import Orientation
 from ..sources.clip import ClipRef, ClipRejection
 from .base import ClipFrames, DecodeConfig, stored_size
 from .decoded import DecodedFrames, rejecting
-from .timing import clip_timing, nominal_timeline
+from .timing import clip_timing, nominal_timeline, stated_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def source_numbers(clip: ClipRef, frames: ClipFrames) -> I64:
 
 def open_image_clip(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
     folder = Path(clip.media_path)
-    source_fps = config.source_fps or clip.source_fps
+    source_fps = stated_rate(clip, config)
     if source_fps is None:
         raise ClipRejection(
             "no_frame_rate",

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ...dataset.arrays import I64
-from ..sources.clip import GRID_FPS, ClipRef, ClipRejection
+from ..sources.clip import GRID_FPS, LEAST_FPS, MOST_FPS, ClipRef, ClipRejection
 from .base import ClipTiming, DecodeConfig
 
 _RATE_TOLERANCE = 2e-3
@@ -105,6 +105,21 @@ class Timeline:
     ticks: I64
     tick_s: Fraction
     complete: bool = True
+
+
+def stated_rate(clip: ClipRef, config: DecodeConfig) -> float | None:
+    """Frames a second that the recipe or the clip's source says, if one of them does.
+
+    Raises:
+        ClipRejection: `no_frame_rate`: a number that is none, as damaged lists of times say.
+    """
+    rate = config.source_fps or clip.source_fps
+    if rate is not None and not LEAST_FPS <= rate <= MOST_FPS:
+        raise ClipRejection(
+            "no_frame_rate",
+            f"clip {clip.clip_id}: {clip.media_path}: source_fps is {rate:g}, expected {LEAST_FPS:g} to {MOST_FPS:g}",
+        )
+    return rate
 
 
 def nominal_timeline(num_frames: int, fps: float, *, complete: bool) -> Timeline:

@@ -15,7 +15,7 @@ from ...dataset.media.video import Video, first_line, open_video
 from ..sources.clip import ClipRef
 from .base import DecodeConfig, stored_size
 from .decoded import DecodedFrames, FrameReader, rejecting
-from .timing import Timeline, clip_timing, nominal_timeline
+from .timing import Timeline, clip_timing, nominal_timeline, stated_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def check_decoder(config: DecodeConfig) -> None:
 def open_video_clip(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
     check_decoder(config)
     path = Path(clip.media_path)
-    source_fps = config.source_fps or clip.source_fps
+    source_fps = stated_rate(clip, config)
     # A nominal rate re-times the frames, so the window's end says nothing about the file's own time stamps.
     with rejecting():
         video = open_video(clip.clip_id, path, until_s=None if source_fps is not None else clip.end_s)

@@ -417,9 +417,12 @@ def _listed_files(clip: ClipRef, path: Path, frames: ClipFrames) -> dict[int, Pa
     """
     wanted = source_numbers(clip, frames)
     try:
+        if not frames.image_names:
+            raise ValueError("it has no images")
         maps = read_time_list(path)
         times = np.array([float(Path(name).stem) for name in frames.image_names])
-        image, place = associate(times[wanted], maps.time_s, max_difference_s=LISTED_WITHIN_S)
+        shown = times[frames.timing.frame_index]
+        image, place = associate(shown, maps.time_s, max_difference_s=LISTED_WITHIN_S)
     except ValueError as error:
         raise ClipRejection(
             "depth_unreadable",

@@ -16,6 +16,8 @@ from ...dataset.reasons import REASONS, ReasonCode
 
 GRID_FPS = 16
 """Frames a second of a clip: the rate of the world model."""
+LEAST_FPS, MOST_FPS = 1e-4, 1000.0
+"""Of what a source may say of its own: from a picture in three hours on."""
 
 MediaKind = Literal["video", "images", "rendered"]
 DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]

@@ -11,7 +11,7 @@ from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.names import NAME_PATTERN
 from ...dataset.strict import Strict
-from .clip import DepthKind, MediaKind
+from .clip import LEAST_FPS, MOST_FPS, DepthKind, MediaKind
 from .windows import Windows
 
 ReleaseLayout = Literal[
@@ -105,7 +105,7 @@ class IndexEntry(Strict):
     original_id: str | None = None
     start_s: float | None = None
     end_s: float | None = None
-    source_fps: Annotated[float, Field(gt=0)] | None = None
+    source_fps: Annotated[float, Field(ge=LEAST_FPS, le=MOST_FPS)] | None = None
     caption: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
     """What the clip shows: the row's caption `given`, which `theodolite encode` takes."""
     depth_pattern: str | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from ...dataset.inputs import InputError, read_text
 from ...dataset.media.images import images_in
 from .clip import ClipRef
-from .tree import Layout, Release, folders_named
+from .tree import Layout, Release, folders_named, rate_of
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ _SEQUENCE = re.compile(r"\d\d")
 
 def _read(release: Release) -> Iterator[ClipRef]:
     trees = list(folders_named(release.root, "sequences"))
-    poses = [path / "poses" for path in {tree.parent for tree in trees} | {release.root}]
-    poses += folders_named(release.root, "poses")
+    poses = [tree.parent / "poses" for tree in trees]  # those beside the images before others
+    poses += [release.root / "poses", *folders_named(release.root, "poses")]
     names = sorted({p.name for tree in trees for p in tree.iterdir() if _SEQUENCE.fullmatch(p.name)})
     for name in names:
         places = [tree / name for tree in trees if (tree / name).is_dir()]
@@ -62,9 +62,9 @@ def _rate(places: list[Path]) -> float:
             except (InputError, ValueError) as error:
                 log.warning("%s: no times of frames (%s); %g a second are assumed", path, error, FPS)
                 continue
-            if len(times) > 1 and times[-1] > times[0]:
-                return (len(times) - 1) / (times[-1] - times[0])
-            log.warning("%s: its times do not increase; %g frames a second are assumed", path, FPS)
+            if (rate := rate_of(times)) is not None:
+                return rate
+            log.warning("%s: its times say no rate of a camera; %g frames a second are assumed", path, FPS)
     return FPS
 
 

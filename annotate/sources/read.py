@@ -7,6 +7,7 @@ CSV) that names for every clip its media and whatever geometry the source ships;
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -18,6 +19,8 @@ from .index import read_index
 from .releases import release_clips
 from .tree import Release
 from .videos import read_videos
+
+log = logging.getLogger(__name__)
 
 
 def read_clips(source: Source) -> Iterator[ClipRef]:
@@ -47,15 +50,30 @@ def release_of(source: ReleaseSource) -> Release:
 
 
 def _chosen(clips: Iterator[ClipRef], globs: tuple[str, ...], root: Path) -> Iterator[ClipRef]:
-    """Those whose id one of the globs matches.
+    """Those whose id one of the globs matches; at the end, globs that none does are told of.
 
     Raises:
         ValueError: none does.
     """
-    plain = frozenset(globs)  # most are ids, of which there may be hundreds
-    patterns = [glob for glob in globs if any(c in glob for c in "*?[")]
-    chosen = (c for c in clips if c.clip_id in plain or any(fnmatchcase(c.clip_id, p) for p in patterns))
+    chosen = _matching(clips, globs, root)
     first = next(chosen, None)
     if first is None:
         raise ValueError(f"{root}: no clip is called as source.only wants them ({', '.join(globs[:5])})")
     return chain([first], chosen)
+
+
+def _matching(clips: Iterator[ClipRef], globs: tuple[str, ...], root: Path) -> Iterator[ClipRef]:
+    missing = dict.fromkeys(globs)  # most are ids, of which there may be hundreds
+    plain = frozenset(globs)
+    patterns = [glob for glob in globs if any(c in glob for c in "*?[")]
+    found = False
+    for clip in clips:
+        hits = [p for p in patterns if fnmatchcase(clip.clip_id, p)]
+        hits += [clip.clip_id] if clip.clip_id in plain else []
+        if hits:
+            found = True
+            for hit in hits:
+                missing.pop(hit, None)
+            yield clip
+    if found and missing:
+        log.warning("%s: no clip is called %s (source.only)", root, ", ".join(list(missing)[:5]))

@@ -19,7 +19,7 @@ from ...dataset.inputs import InputError
 from ...dataset.media.images import images_in
 from ...dataset.reasons import ReasonCode
 from .clip import ClipRef, GivenGeometry
-from .tree import Layout, Once, Release, folders_with
+from .tree import Layout, Once, Release, folders_with, rate_of
 
 DEPTH_UNITS_PER_METRE = 5000.0
 _MOST_NAMED = 3
@@ -68,14 +68,15 @@ def _read_tum_dynamics(release: Release) -> Iterator[ClipRef]:
             times = [float(name) for name in names]
         except ValueError:
             times = []
-        if len(times) < 2 or times[-1] <= times[0]:
+        rate = rate_of(times)
+        if rate is None:
             problem = ("unreadable_video", f"{media}: holds no images that are named by their times")
         yield from release.cut(
             folder.name,
             media_path=media,
             original_id=folder.name,
             media_kind="images",
-            source_fps=None if problem else (len(times) - 1) / (times[-1] - times[0]),
+            source_fps=rate,
             problem=problem,
             given=GivenGeometry(
                 depth_list_path=depth if depth.is_file() else None,
@@ -97,8 +98,7 @@ def _images(folder: Path) -> tuple[Path, float | None, tuple[ReasonCode, str] | 
         _check_same(index, listed, media)
     except InputError as error:
         return folder / "rgb", None, ("unreadable_video", str(error))
-    span = float(listed.time_s[-1] - listed.time_s[0])
-    return media, (len(listed.time_s) - 1) / span if span > 0 else None, None
+    return media, rate_of(listed.time_s.tolist()), None
 
 
 def _check_same(index: Path, listed: TimeList, media: Path) -> None:

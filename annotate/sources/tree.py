@@ -13,17 +13,17 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.names import wrong_pointer
 from ...dataset.reasons import ReasonCode
-from .clip import ClipRef, printable
+from .clip import LEAST_FPS, MOST_FPS, ClipRef, printable
 from .windows import Windows, cut_windows
 
 log = logging.getLogger(__name__)
@@ -349,6 +349,14 @@ def positive(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < float("inf") else None
+
+
+def rate_of(times_s: Sequence[float]) -> float | None:
+    """Frames a second of frames at these times; None where they do not increase, or say a rate that no camera has."""
+    if len(times_s) < 2 or not all(a < b for a, b in pairwise(times_s)):
+        return None
+    rate = (len(times_s) - 1) / (times_s[-1] - times_s[0])
+    return rate if LEAST_FPS <= rate <= MOST_FPS else None
 
 
 _LONGEST = MAX_NAME_LENGTH - len("_s000000")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,8 +14,8 @@ import pytest
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.geometry.given import GivenGeometrySource
-from theodolite.annotate.sources.clip import ClipRejection
-from theodolite.annotate.sources.entries import ReleaseSource
+from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
+from theodolite.annotate.sources.entries import IndexEntry, ReleaseSource
 from theodolite.annotate.sources.read import read_clips
 
 from ...recipes.benchmarks.trees import dpt_bytes
@@ -154,6 +155,61 @@ def test_tum_dynamics_are_the_frames_that_monst3r_s_script_chose(tmp_path: Path)
     assert "rgb_90: holds no images that are named by their times" in problem[1]
 
 
+@pytest.mark.parametrize("names", [("nan", "1.0", "2.0"), ("1.0", "2.0", "inf"), ("0.0", "1e300"), ("5.0",)])
+def test_names_that_say_no_rate_are_told(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        picture(tmp_path / f"a/rgb_90/{name}.png")
+    touch(tmp_path / "a/groundtruth_90.txt")
+    clip = listed("tum-dynamics", tmp_path)["a"]
+    assert clip.source_fps is None
+    assert clip.problem is not None
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-300, 1e300, float("inf"), float("nan")])
+def test_rates_of_no_camera_are_refused_with_the_clip(tmp_path: Path, rate: float) -> None:
+    picture(tmp_path / "i/0.png")
+    clip = ClipRef(
+        clip_id="c",
+        source="s",
+        original_id="c",
+        media_kind="images",
+        media_path=tmp_path / "i",
+        source_fps=rate,
+    )
+    with pytest.raises(ClipRejection, match=r"clip c: .*source_fps is .*, expected 0.0001 to 1000") as error:
+        open_clip(clip, NATIVE)
+    assert error.value.reason == "no_frame_rate"
+    with pytest.raises(ValueError, match="source_fps"):
+        IndexEntry.model_validate({"id": "c", "video": "a.mp4", "source_fps": rate})
+    with pytest.raises(ValueError, match="source_fps"):
+        DecodeConfig(source_fps=rate)
+
+
+def test_listed_depth_needs_images_with_times(tmp_path: Path) -> None:
+    """Images that begin at a later number, and a video, which has none."""
+    (tmp_path / "depth.txt").write_text("".join(f"{i}.001 d/{i}.png\n" for i in range(10, 14)))
+    given = GivenGeometry(depth_list_path=tmp_path / "depth.txt", depth_units_per_metre=5000.0)
+    for i in range(10, 14):
+        picture(tmp_path / f"i/{i}.png")
+        depth_picture(tmp_path / f"d/{i}.png", 5000 * i)
+    clip = ClipRef(
+        clip_id="c",
+        source="s",
+        original_id="c",
+        media_kind="images",
+        media_path=tmp_path / "i",
+        source_fps=1.0,
+        numbered=True,
+        given=given,
+    )
+    frames = open_clip(clip, NATIVE)
+    depth = GivenGeometrySource().read(clip, frames).depth
+    assert [float(np.asarray(depth.read(i))[0, 0]) for i in range(4)] == [10, 11, 12, 13]
+    unnamed = replace(frames, image_names=())
+    with pytest.raises(ClipRejection, match=r"clip c: depth is found by the times in .*depth\.txt"):
+        GivenGeometrySource().read(replace(clip, numbered=False), unnamed)
+
+
 def test_eth3d_sequences_have_a_calibration(tmp_path: Path) -> None:
     tum(tmp_path / "training/cables_1", [9.5, 9.75, 10.0])
     (tmp_path / "training/cables_1/calibration.txt").write_text("726 726 359 202\n")
@@ -222,6 +278,28 @@ def test_kitti_s_archives_may_lie_in_one_tree_or_in_several(tmp_path: Path) -> N
         problem = clips["02"].problem
         assert problem is not None
         assert "sequences/02: holds no images in image_2 or image_0" in problem[1]
+
+
+@pytest.mark.parametrize(
+    "times", ["0\n0.1\n0.2\ninf\n", "nan\n0\n1\n", "0\n1e300\n", "0\n1e-300\n", "1\n0\n"]
+)
+def test_kitti_s_times_that_say_no_rate_are_told(
+    tmp_path: Path, times: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "sequences/00"
+    picture(folder / "image_2/000000.png")
+    (folder / "times.txt").write_text(times)
+    assert listed("kitti-odometry", tmp_path)["00"].source_fps == 10.0
+    assert "times.txt: its times say no rate of a camera; 10 frames a second are assumed" in caplog.text
+
+
+def test_kitti_s_poses_beside_the_images_come_first(tmp_path: Path) -> None:
+    for tree in ("a", "b", "."):
+        touch(tmp_path / tree / "poses/00.txt")
+    for tree in ("b", "c"):
+        picture(tmp_path / tree / "sequences/00/image_2/000000.png")
+    clip = listed("kitti-odometry", tmp_path)["00"]
+    assert clip.truth_camera_to_world_path == tmp_path / "b/poses/00.txt"
 
 
 def influx(root: Path, videos: dict[str, object], *, name: str = "influx", version: str = "_v1") -> Path:
@@ -319,7 +397,7 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
         listed("kitti-odometry", tmp_path)
 
 
-def test_a_source_takes_only_the_wanted_clips(tmp_path: Path) -> None:
+def test_a_source_takes_only_the_wanted_clips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("freiburg1_xyz", "freiburg1_rpy", "freiburg2_desk"):
         tum(tmp_path / name, TIMES)
 
@@ -333,3 +411,6 @@ def test_a_source_takes_only_the_wanted_clips(tmp_path: Path) -> None:
     assert ids("freiburg2_desk", "*_xyz") == ["freiburg1_xyz", "freiburg2_desk"]
     with pytest.raises(ValueError, match=r"no clip is called as source\.only wants them"):
         ids("freiburg3*")
+    assert not caplog.records
+    assert ids("freiburg2_desk", "freiburg2_dekt", "*_xyz", "x*") == ["freiburg1_xyz", "freiburg2_desk"]
+    assert f"{tmp_path}: no clip is called freiburg2_dekt, x* (source.only)" in caplog.text
