@@ -20,6 +20,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "tracks_lost": "Share of frames that hardly any track joins to those before.",
     "motion": "Image motion over the clip, as a share of the diagonal: below, the camera stands still.",
     "parallax": "Median angle under which tracks are seen: without it no translation can be checked.",
+    "rest_error": "Usual reprojection error of the best camera that stays in one place, over that of the solved ones: "
+    "near 1, the images show no path.",
     "scale_sweep": "Factor on depth at which depth and path agree best; 1 where the scale is right.",
     "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
     "focal_sigma": "What the focal length is wrong by where all measurements err alike: a short path hardly tells it.",

@@ -419,7 +419,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Widen annotate.gates.fov_max_deg if the lens is known to be so wide; fisheye lenses are not modelled.",
     ),
     "no_parallax": _judged(
-        "Points are hardly seen from different sides, so no translation can be checked.",
+        "Points are hardly seen from different sides, or a camera that stays and zooms explains the images as well, so "
+        "no translation can be checked.",
         "Take a window in which the camera travels.",
     ),
     "pose_jump": _judged(

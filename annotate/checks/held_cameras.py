@@ -275,7 +275,7 @@ class _LensQuestion:
             self.prior,
             wide,
             effort=Effort(max_iterations=steps, tolerance=0.001),
-            hold_poses=True,
+            hold="poses",
             want_covariance=want_covariance,
         )
 

@@ -47,6 +47,8 @@ class CameraSolution:
         num_joining: (F,) points that agree both before a frame and from it on; None where it was not counted.
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
+        rest_error_ratio: usual reprojection error of the best camera that stays in one place, over that of these; NaN
+            where parallax leaves no doubt that the camera moved.
         num_tracks, num_loops: totals.
         focal_cost: cost of each focal model that was tried (lower fits better); of one that was given up as hopeless,
             what it had come to.
@@ -99,6 +101,7 @@ class CameraSolution:
     focal_asked_gain: float = float("nan")
     evidence: Evidence | None = None
     num_joining: IntArray | None = None
+    rest_error_ratio: float = float("nan")
 
     def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Standard deviations that the row states, each (F,): position (depth units), rotation (rad), log focal.

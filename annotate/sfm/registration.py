@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
-from .bundle.priors import focal_prior
+from .at_rest import CLEAR_PARALLAX_RAD, rest_error_ratio
+from .bundle.priors import FocalPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.single import resect
 from .bundle.solve import Effort, solve_bundle
@@ -77,12 +78,16 @@ def register_all_frames(
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
     solution, model, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, model, costs, config, num_loops=num_loops)
+    rest = float("nan")
+    if cameras.parallax_rad < CLEAR_PARALLAX_RAD:
+        rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
     log_gain = solution.state.log_gain
     drift, common = 0.0, float("nan")
     if noise is not None and keys.log_focal is None:
         drift, common = min(noise.wander, TRACK_DRIFT), common_focal_error(cameras, keys.expected)
     return replace(
         cameras,
+        rest_error_ratio=rest,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         sigma_factor=likeness(used, solution) ** 0.5,
@@ -138,12 +143,20 @@ def _bundle_all(
     """As `choose_focal_model`, from a start; a held lens is the only model."""
     frames, config = problem.num_frames, keys.given.config
     gain = None if keys.noise is None else keys.noise.gain_prior(frames)
+    prior = _free_focal(keys)
     if keys.log_focal is not None:
-        prior = focal_prior("given", frames, config, given=torch.as_tensor(keys.log_focal))
         solution = solve_bundle(
             problem, state, prior, config, effort=Effort(tolerance=TOLERANCE), want_covariance=True, gain=gain
         )
         return solution, "given", {"given": solution.data_cost}, 0.0
-    smooth = replace(focal_prior("smooth", frames, config), expected=keys.expected)
+    smooth = replace(prior, expected=keys.expected)
     solution = solve_bundle(problem, state, smooth, config, effort=Effort(tolerance=TOLERANCE), gain=gain)
     return choose_focal_model(problem, solution, config, keys.expected, gain)
+
+
+def _free_focal(keys: KeyframeProblem) -> FocalPrior:
+    """The focal lengths of all frames, as free as they are before one of the models is chosen; a held lens stays."""
+    frames, config = keys.tracks.num_frames, keys.given.config
+    if keys.log_focal is not None:
+        return focal_prior("given", frames, config, given=torch.as_tensor(keys.log_focal))
+    return focal_prior("smooth", frames, config)

@@ -36,6 +36,10 @@ class GatesConfig(Strict):
     with noise 0.7."""
     min_parallax_deg: Annotated[float, Field(ge=0)] = 0.25
     """Median angle under which tracks are seen along their life: without parallax no translation is checked."""
+    min_rest_error_ratio: Annotated[float, Field(ge=1)] = 1.2
+    """Usual reprojection error of the best camera that stays in one place, turns and zooms, over that of the solved
+    one: below, only depth speaks for the path. Cameras at rest that zoom: 0.8 to 1.1; that move 0.1 to 0.3 m within
+    1.5 s: from 1.4 on."""
     scale_sweep_tolerance: Annotated[float, Field(ge=0)] = 0.15
     """How far from 1 the factor on depth may lie at which depth and camera path agree best."""
     max_position_sigma: Annotated[float, Field(gt=0)] = 0.2

@@ -222,6 +222,13 @@ _RULES = (
         unit="deg",
     ),
     _Rule(
+        name="rest_error",
+        value=lambda s: s.cameras.rest_error_ratio,
+        lower=lambda s: s.config.min_rest_error_ratio,
+        # Given poses need no parallax; where there is much of it, nobody asks.
+        applies=lambda s: not s.posed and bool(np.isfinite(s.cameras.rest_error_ratio)),
+    ),
+    _Rule(
         name="scale_sweep",
         value=lambda s: sweep_minimum(s.cameras.scale_sweep),
         lower=lambda s: 1 - s.config.scale_sweep_tolerance,
@@ -484,6 +491,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "tracks_lost": "tracks_lost",
     "motion": "static_camera",
     "parallax": "no_parallax",
+    "rest_error": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
     "focal_sigma": "focal_uncertain",

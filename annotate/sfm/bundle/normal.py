@@ -5,6 +5,7 @@ gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from .priors import Priors
 from .problem import Problem, State, cauchy, sum_by, whitened_residuals
+
+Held = Literal["first", "poses", "centres"]
+"""What stays where it is: the first frame, all frames, or the first frame and all translations."""
 
 
 @dataclass
@@ -225,7 +229,7 @@ class Normal:
         priors: Priors,
         free: Tensor,
         *,
-        hold_poses: bool = False,
+        hold: Held = "first",
     ) -> None:
         self.problem, self.layout = problem, layout
         frames, points = problem.num_frames, problem.num_points
@@ -255,7 +259,9 @@ class Normal:
         self.gg = self.gg + state.lens[free] / sigma**2
         # Gauge: the first frame does not move.
         self.fixed = torch.zeros(frames, self.dof, dtype=torch.bool)
-        self.fixed[: frames if hold_poses else 1, :6] = True
+        self.fixed[: frames if hold == "poses" else 1, :6] = True
+        if hold == "centres":
+            self.fixed[:, 3:6] = True
 
     def _sparse(self, blocks: Tensor, start: NDArray[np.int32]) -> bsr_array:
         """(3 G, D F) matrix of the blocks (N, 3, D); group g of rows holds the observations from start[g] on."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..config import BundleConfig
-from .normal import Normal, layout_of, linearise
+from .normal import Held, Normal, layout_of, linearise
 from .priors import FocalPrior, GainPrior, Priors, total_cost
 from .problem import Problem, Solution, State, moved_by, residuals, whitened_residuals, with_true_rotations
 
@@ -59,7 +59,7 @@ def solve_bundle(
     *,
     effort: Effort = Effort(),
     gain: GainPrior | None = None,
-    hold_poses: bool = False,
+    hold: Held = "first",
     want_covariance: bool = False,
 ) -> Solution:
     """Minimise the robust cost from `state` by Levenberg-Marquardt.
@@ -70,7 +70,8 @@ def solve_bundle(
         prior: how the focal may change.
         effort: how far to go.
         gain: frees the gain of each frame's depth under this prior; None: all depth is in one unit.
-        hold_poses: rotations and translations stay; only focal lengths, lens and points are free.
+        hold: beside the first frame, `poses`: rotations and translations stay, only focal lengths, lens and points are
+            free; `centres`: translations alone (zero ones are cameras in one place).
         want_covariance: also return per-frame covariance, scaled by the robust residual variance.
     Raises:
         ValueError: if the problem has no observation or is not sorted, or the state has gains without a prior.
@@ -80,14 +81,14 @@ def solve_bundle(
     if gain is not None and state.log_gain is None:
         state = replace(state, log_gain=torch.zeros_like(state.log_focal))
     band = effort.band_frames or config.band_frames
-    descent = _Descent(problem, state, _priors(problem, prior, config, gain), band, hold_poses=hold_poses)
+    descent = _Descent(problem, state, _priors(problem, prior, config, gain), band, hold=hold)
     descent.run(effort.max_iterations or config.max_iterations, effort)
     state = descent.state
     residual_px, residual_log_depth, weight = residuals(problem, state, config)
     covariance = None
     if want_covariance:
         wide = max(config.covariance_band_frames, band)
-        covariance = _covariance(problem, state, descent.priors, wide, hold_poses=hold_poses)
+        covariance = _covariance(problem, state, descent.priors, wide, hold=hold)
     return Solution(
         state=state,
         cost=float(descent.cost),
@@ -135,11 +136,11 @@ class _Descent:
     """
 
     def __init__(
-        self, problem: Problem, state: State, priors: Priors, band_frames: int, *, hold_poses: bool
+        self, problem: Problem, state: State, priors: Priors, band_frames: int, *, hold: Held
     ) -> None:
         self.problem, self.state, self.priors = problem, state, priors
         self.free = priors.lens_sigma > 0
-        self.hold_poses = hold_poses
+        self.hold: Held = hold
         self.layout = layout_of(problem, band_frames)
         self.cost, self.data = self._cost(state)
         if not bool(torch.isfinite(self.cost)):
@@ -161,7 +162,7 @@ class _Descent:
                 self.state,
                 self.priors,
                 self.free,
-                hold_poses=self.hold_poses,
+                hold=self.hold,
             )
             accepted = False
             while not accepted and not self.converged and self.iteration < limit:
@@ -213,14 +214,12 @@ class _Descent:
         return found
 
 
-def _covariance(
-    problem: Problem, state: State, priors: Priors, band_frames: int, *, hold_poses: bool
-) -> Tensor:
+def _covariance(problem: Problem, state: State, priors: Priors, band_frames: int, *, hold: Held) -> Tensor:
     """(F, D, D) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
     free = priors.lens_sigma > 0
     linear, _ = linearise(problem, state, priors.robust_scale, free)
     wide = layout_of(problem, band_frames)
-    normal = Normal(problem, wide, linear, state, priors, free, hold_poses=hold_poses)
+    normal = Normal(problem, wide, linear, state, priors, free, hold=hold)
     damping = 1e-10
     while True:
         try:

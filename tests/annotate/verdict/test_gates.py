@@ -97,7 +97,12 @@ def failed(
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
     cameras = replace(
-        solution(), focal_model="given", focal_asked_log=0.02, depth_noise=quiet, focal_common_log=0.01
+        solution(),
+        focal_model="given",
+        focal_asked_log=0.02,
+        depth_noise=quiet,
+        focal_common_log=0.01,
+        rest_error_ratio=2.5,
     )
     gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     errors = GivenPoseErrors(
@@ -199,6 +204,7 @@ def sheared() -> CameraSolution:
         ),
         (replace(solution(), num_inliers=np.full(FRAMES, 25)), "too_few_inliers"),
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
+        (replace(solution(), rest_error_ratio=1.1), "no_parallax"),
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
         (replace(solution(), focal_common_log=0.04), "focal_uncertain"),

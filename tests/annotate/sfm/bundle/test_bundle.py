@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import least_squares
+from theodolite.annotate.sfm.at_rest import rest_error_ratio
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
 from theodolite.annotate.sfm.bundle.single import resect
@@ -318,3 +319,37 @@ def test_bad_problems_are_named() -> None:
     nan = replace(problem, uv_px=problem.uv_px * torch.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
         solve_bundle(nan, truth, prior, CONFIG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "zoom", "told"),
+    [(0.0, 1.5, False), (0.0, 1.0, False), (0.1, 1.5, True), (0.1, 1.0, True), (0.1, None, True)],
+    ids=["at rest, zooming", "at rest", "moving, zooming", "moving", "dolly zoom"],
+)
+def test_a_path_is_told_by_the_images_or_not_at_all(path: float, zoom: float | None, told: bool) -> None:
+    """Depth that grows by 8 % along the clip makes a path of a zoom at rest; the images know of none."""
+    _, state = scene(12, 120, zoom=zoom or 1.0)
+    t = torch.linspace(0, 1, 12, dtype=torch.float64)
+    along = torch.tensor([-0.8, 0.2, -0.5], dtype=torch.float64)
+    log_focal = state.log_focal
+    if zoom is None:  # what is four units away keeps its size while the camera draws back from it
+        along, log_focal = (
+            torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+            np.log(500.0) + (1 + path * t / 4).log(),
+        )
+    state = replace(state, translation=path * t[:, None] * along, log_focal=log_focal)
+    problem, _ = scene(12, 120)
+    uv, p = project(problem, state)
+    noise = torch.as_tensor(np.random.default_rng(3).normal(0, 0.4, uv.shape))
+    drift = 0.08 * t[problem.frame]
+    problem = replace(problem, uv_px=uv + noise, log_depth=p[:, 2].log() + drift)
+    prior = focal_prior("smooth", 12, CONFIG)
+    solved = solve_bundle(problem, state, prior, CONFIG).state
+    gone = float((solved.translation[-1] - solved.translation[0]).norm())
+    ratio = rest_error_ratio(problem, solved, prior, CONFIG)
+    if told:
+        assert ratio > 1.3
+    else:
+        assert gone > 0.02 or zoom == 1.0
+        assert ratio < 1.1
