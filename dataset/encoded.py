@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .inputs import InputError, read_json
 from .names import check_name
+from .outputs import refuse_other_outputs
 from .store import write_atomically
 from .strict import Strict, error_lines
 
@@ -123,10 +124,12 @@ def begin(out: Path, encoding: Encoding, empty_text: tuple[Tensor, Tensor]) -> N
     Args:
         empty_text: states (L, C) and mask (L,) of the caption that says nothing.
     Raises:
-        ValueError: the folder holds clips that were encoded otherwise; names every difference.
+        ValueError: the folder holds clips that were encoded otherwise (names every difference), or what another command
+            wrote.
     """
     from safetensors.torch import save
 
+    refuse_other_outputs(out, MARKER)
     (out / "shards").mkdir(parents=True, exist_ok=True)
     marker = out / MARKER
     if marker.is_file():

@@ -72,7 +72,14 @@ class TextEncoder(nn.Module):
         return self.tokens - 2 if before else self.tokens - 1
 
     @torch.no_grad()
-    def encode(self, prompt: str, *, instruction: bool = True, overlong: Overlong | None = None) -> Text:
+    def encode(
+        self,
+        prompt: str,
+        *,
+        instruction: bool = True,
+        overlong: Overlong | None = None,
+        name: str = "the prompt",
+    ) -> Text:
         """Hidden states of one prompt.
 
         Args:
@@ -80,6 +87,7 @@ class TextEncoder(nn.Module):
             instruction: put it before the prompt, as for every prompt but the negative one.
             overlong: what to do with more tokens than the world model sees: an error, or cut with a warning (which the
                 released code does without one). None: an error, but for a stand-in, which knows no words, cut.
+            name: of the prompt, for messages.
         Returns:
             (1, 300, C) in the encoder's type and on its device, and which positions hold tokens.
         Raises:
@@ -90,7 +98,7 @@ class TextEncoder(nn.Module):
         before = self.instruction if instruction else ""
         count, room = self.count_tokens(prompt, instruction=instruction)
         if count > room:
-            _too_long(count, room, "world model", overlong, self.stand_in)
+            _too_long(count, room, "world model", overlong, self.stand_in, name)
         length = len(self.tokenizer.encode(before)) + room if before else self.tokens
         found = self.tokenizer(
             [before + prompt],
@@ -175,8 +183,10 @@ def _check_text(prompt: str) -> None:
         raise ValueError(f"the prompt is no text: character {error.start + 1} is half of a pair") from None
 
 
-def _too_long(count: int, room: int, reader: str, overlong: Overlong | None, stand_in: bool) -> None:
-    message = f"the prompt has {count} tokens, the {reader} sees {room}"
+def _too_long(
+    count: int, room: int, reader: str, overlong: Overlong | None, stand_in: bool, name: str = "the prompt"
+) -> None:
+    message = f"{name} has {count} tokens, the {reader} sees {room}"
     if overlong == "error" or (overlong is None and not stand_in):
         raise ValueError(f"{message}: shorten it by about {count - room} tokens, or let it be cut")
     if overlong == "cut":

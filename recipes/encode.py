@@ -19,6 +19,7 @@ import torch
 
 from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import (
+    Patience,
     RunAborted,
     local_cluster,
     num_cores,
@@ -27,8 +28,10 @@ from ..annotate.run.cluster import (
 )
 from ..annotate.run.worker import begin_as_worker
 from ..dataset.commit import hold_folder
-from ..dataset.encoded import Window, begin, check_same, encoded_windows, write_shard
+from ..dataset.encoded import MARKER, Window, begin, check_same, encoded_windows, write_shard
 from ..dataset.filters import kept_clips
+from ..dataset.media.read import media_path
+from ..dataset.outputs import refuse_other_outputs
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
 from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
@@ -114,10 +117,12 @@ def run_encode(
         ValueError: nothing was written: no window may be encoded, or `out` was encoded otherwise.
         RunAborted: the cluster is gone. OSError: the disk is full; whole shards are kept.
     """
+    refuse_other_outputs(job.out, MARKER)
     windows, refused, stand_in_rows = plan_windows(job)
     windows = windows[:limit]
     if not windows:
         raise ValueError(f"{job.dataset}: no clip can be encoded\n" + "\n".join(_reasons(refused)))
+    _check_media(job, windows)
     if dry_run:
         have = {}
         if (job.out / "encoded.json").is_file():
@@ -170,6 +175,25 @@ def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
             refused.append(str(why))
     windows.sort(key=lambda window: window.id)
     return windows, refused, any(window.stand_in for window in windows)
+
+
+_LOOKED_FOR = 20
+"""Clips whose media is looked for before networks are loaded."""
+
+
+def _check_media(job: EncodeJob, windows: Sequence[Window]) -> None:
+    """Say at once where no clip's media lies where it is looked for: every window would fail.
+
+    Raises:
+        ValueError: none of the first clips' is there.
+    """
+    names = list(dict.fromkeys(window.clip_id for window in windows))[:_LOOKED_FOR]
+    paths = [media_path(_clips(job.dataset).row(name), job.media_root) for name in names]
+    if not any(path.exists() for path in paths):
+        raise ValueError(
+            f"{job.dataset}: of its first {len(paths)} clips no media is there (clip {names[0]}: {paths[0]}); "
+            "--media-root names the folder that media paths are relative to"
+        )
 
 
 def _reasons(refused: Sequence[str]) -> list[str]:
@@ -231,7 +255,9 @@ def _done(stack: ExitStack, groups: Sequence[list[Window]], job: EncodeJob, work
         future = client.submit(encode_windows, group, job, key=f"encode-{group[0].id}", pure=False)
         group_of[future.key] = (future, group)
     completed: Any = as_completed([f for f, _ in group_of.values()], loop=client.loop, raise_errors=False)
-    for future in completed:
+    patience = Patience(client, job.out, more_room="use fewer workers (--workers)")
+    while group_of:
+        future = patience.next_of(completed)
         _, group = group_of.pop(future.key)
         error = future.exception()
         if error is None:

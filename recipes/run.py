@@ -28,8 +28,10 @@ from ..annotate.sources.read import read_clips
 from ..dataset.clip_set import ClipSet
 from ..dataset.commit import drop_rows
 from ..dataset.index import refresh_index, rows_by_folder, set_of_clips
+from ..dataset.outputs import refuse_other_outputs
 from ..dataset.processes import num_cores
 from ..dataset.reasons import REASONS, find_reason, status_of
+from ..dataset.storage.paths import StorePath
 from ..dataset.store import check_output, has_parts
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
 
@@ -94,6 +96,8 @@ class _Run:
         reason = self.options.retry_failed
         retried = None if reason is None else _retried(reason)
         check_output(out, recipe_hash=digest)
+        if not isinstance(out, StorePath):
+            refuse_other_outputs(out, "dataset.json")
         source = iter(self.clips())
         source = chain(
             list(islice(source, 1)), source

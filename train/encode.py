@@ -90,14 +90,17 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
         if count >= least:
             starts.append((first, count))
     if not starts:
-        raise Refused(
-            f"clip {row.clip_id}: {row.num_frames} frames, a window has {least} (--set shortest=9 takes shorter ones)"
-        )
+        advice = " (--set shortest=9 takes shorter ones)" if least > 9 else ""
+        raise Refused(f"clip {row.clip_id}: {row.num_frames} frames, a window has {least}{advice}")
     captions = row.captions or {}
     caption = captions.get(options.caption, "") if options.caption else next(iter(captions.values()), "")
     if not caption.strip() and options.missing_caption == "error":
         wanted = f"caption {options.caption!r}" if options.caption else "caption"
         raise Refused(f"clip {row.clip_id}: has no {wanted} (--set missing_caption=empty encodes it without)")
+    try:
+        cut = picture_cut((row.height, row.width), options)
+    except Refused as why:
+        raise Refused(f"clip {row.clip_id}: {why}") from None
     return [
         Window(
             id=window_id(row.clip_id, first),
@@ -107,7 +110,7 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
             caption=caption,
             cameras=cameras,
             data_licence=row.data_licence,
-            cover=_described(picture_cut((row.height, row.width), options)),
+            cover=_described(cut),
             stand_in=row.stand_in,
             source=row.source,
         )
@@ -266,7 +269,7 @@ def encode_window(
     if not all_finite(latents):
         raise ValueError(f"window {window.id}: the autoencoder gave latents that are not finite")
     if window.caption.strip():
-        text = encoders.text.encode(window.caption, overlong="cut")
+        text = encoders.text.encode(window.caption, overlong="cut", name=f"window {window.id}: its caption")
         assert text.mask is not None
         states, mask = text.states[0], text.mask[0]
     else:

@@ -22,8 +22,9 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from ..dataset.encoded import MARKER, EncodedDataset, all_finite
+from ..dataset.encoded import EncodedDataset, all_finite
 from ..dataset.inputs import read_json
+from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import TEMPORARY, write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..model.config import chunk_ranges
@@ -124,10 +125,9 @@ def begin(folder: Path, record: TrajectoryRecord) -> None:
     """Make a folder for trajectories, or check that it was made alike.
 
     Raises:
-        ValueError: it holds other ones; names every difference.
+        ValueError: it holds other ones (names every difference), or what another command wrote.
     """
-    if (folder / MARKER).is_file():
-        raise ValueError(f"{folder}: holds encoded clips; choose another --out for their trajectories")
+    refuse_other_outputs(folder, "trajectories.json")
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     marker = folder / "trajectories.json"
     if marker.is_file():

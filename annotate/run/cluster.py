@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,17 +36,44 @@ class RunAborted(RuntimeError):
 
 
 GONE = "{out}: the dask scheduler is gone; finished parts are kept, the same command continues the run"
+_MORE_ROOM = "raise annotate.executor.memory_per_worker_gib, or use fewer workers (--workers)"
 
 
 class Patience:
-    """Waits for the next shard in small steps, and sees what could make that wait endless: a scheduler that has gone,
-    or nobody who works."""
+    """Waits for the next task in small steps, and sees what could make that wait endless: a scheduler that has gone,
+    or nobody who works.
 
-    def __init__(self, client: Client, out: Path) -> None:
-        self._client, self._out = client, out
-        self._asked = self._seen = time.monotonic()
+    Args:
+        out: what the run writes, for messages.
+        more_room: what gives workers that end before they begin more memory.
+    Attributes:
+        num_threads: tasks that workers can have under way, as was last heard; at least one.
+    """
+
+    def __init__(self, client: Client, out: Path, *, more_room: str = _MORE_ROOM) -> None:
+        self._client, self._out, self._more_room = client, out, more_room
+        self.num_threads = 1
+        self._seen = time.monotonic()
+        self._asked = self._seen - _ASK_EVERY_S
         self._said = 0.0
         self.step_s = FIRST_STEP_S
+
+    def next_of(self, completed: Any, meanwhile: Callable[[], None] = lambda: None) -> Any:
+        """The next of `as_completed` that is done, however it ended.
+
+        Args:
+            meanwhile: called again and again until then, to send tasks to workers that have come.
+        Raises:
+            RunAborted, KeyboardInterrupt: as `wait`, and where the scheduler has gone with the task.
+        """
+        while not completed.has_ready():
+            self.wait()
+            meanwhile()
+        future = next(completed)
+        self.step_s = FIRST_STEP_S
+        if future.status == "cancelled":
+            raise RunAborted(GONE.format(out=self._out))
+        return future
 
     def wait(self) -> None:
         """A moment.
@@ -65,6 +92,7 @@ class Patience:
         try:
             threads: Any = self._client.nthreads()
             num_workers = len(threads)
+            self.num_threads = max(1, sum(threads.values()))
         except (OSError, RuntimeError, TimeoutError) as error:
             raise RunAborted(GONE.format(out=self._out)) from error
         if self._client.status in ("closed", "closing", "connecting"):
@@ -78,8 +106,7 @@ class Patience:
             if now - self._seen > FROZEN_AFTER_S:
                 raise RunAborted(
                     f"{self._out}: no worker stayed alive for {FROZEN_AFTER_S:.0f} s, they end before they begin"
-                    " anything (out of memory?): raise annotate.executor.memory_per_worker_gib, or use fewer workers"
-                    " (--workers)"
+                    f" anything (out of memory?): {self._more_room}"
                 )
         elif now - self._seen > FIRST_LINE_S and now - self._said > LINE_INTERVAL_S:
             self._said = now

@@ -31,8 +31,6 @@ from ...dataset.store import part_path, prepare_output
 from ..reporting import Listener, listening
 from ..sources.clip import ClipRef
 from .cluster import (
-    FIRST_STEP_S,
-    GONE,
     Patience,
     RunAborted,
     claim_open_files,
@@ -207,14 +205,8 @@ def _run_on(client: Client, plan: Plan, job: Job) -> Iterator[tuple[Shard, list[
     submit_next()
     patience = Patience(client, job.out)
     while shards_of:
-        while not completed.has_ready():
-            patience.wait()
-            submit_next()  # for workers that have come meanwhile
-        future = next(completed)
-        patience.step_s = FIRST_STEP_S
+        future = patience.next_of(completed, submit_next)
         done = shards_of.pop(future.key)
-        if future.status == "cancelled":
-            raise RunAborted(GONE.format(out=job.out))
         # This waits where the worker that held the result has died since: the task is being done again.
         if (error := future.exception()) is None:
             num_done += 1

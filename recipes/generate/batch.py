@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...annotate.run.cluster import (
+    Patience,
     RunAborted,
     cluster_behind,
     local_cluster,
@@ -32,6 +33,7 @@ from ...dataset.camera_files.single import GENERATION_FORMAT as FORMAT
 from ...dataset.commit import hold_folder
 from ...dataset.formats.sana import SPLITS
 from ...dataset.inputs import parse_json, read_text
+from ...dataset.outputs import refuse_other_outputs
 from ...dataset.processes import num_cores
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
@@ -366,6 +368,7 @@ def _check_folder(out: Path, clips: Sequence[ClipRequest], options: GenerateOpti
     """Whole videos in a folder must be those that this run would make."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file; --out must be a folder beside --manifest")
+    refuse_other_outputs(out, GENERATION_LOG)
     for clip in clips:
         video = out / f"{clip.id}.mp4"
         if not is_whole(video):
@@ -447,19 +450,18 @@ def _on_cluster(client: Any, clips: Sequence[ClipRequest], job: Job) -> Iterator
     clip_of: dict[Any, ClipRequest] = {}
     completed: Any = as_completed(loop=client.loop, raise_errors=False)
 
+    patience = Patience(client, job.out, more_room="use fewer workers (--workers)")
+
     def submit_next() -> None:
-        clip = next(waiting, None)
-        if clip is not None:
+        while len(clip_of) < patience.num_threads and (clip := next(waiting, None)) is not None:
             future = client.submit(make_clip, clip, job, key=f"video-{clip.id}", pure=False)
             clip_of[future.key] = clip
             completed.add(future)
 
-    for _ in range(max(1, sum(client.nthreads().values()))):
-        submit_next()
-    for future in completed:
+    submit_next()
+    while clip_of:
+        future = patience.next_of(completed, submit_next)  # also for workers that have come meanwhile
         clip = clip_of.pop(future.key)
-        if future.status == "cancelled":
-            raise RunAborted(f"{job.out}: the dask scheduler is gone; the same command continues the run")
         error = future.exception()
         if error is None:
             yield future.result()

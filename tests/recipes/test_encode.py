@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from theodolite.annotate.run import cluster
 from theodolite.dataset.encoded import open_encoded
 from theodolite.recipes.cli import app
+from theodolite.recipes.generate import batch
+from theodolite.recipes.generate.options import GenerateOptions
 from typer.testing import CliRunner
 
 from ..train.encoded_clips import row_with_pictures, write_annotated
@@ -65,6 +72,47 @@ def test_a_broken_video_costs_its_own_clip(dataset: Path, tmp_path: Path) -> Non
     assert "clip_0001" in json.loads((tmp_path / "e" / "encode.json").read_text())["failed"].popitem()[1]
     shutil.copy(dataset.parent / "1.mp4", root / "1.mp4")
     assert "2 windows encoded, 2 were there, 0 failed" in encode(root / "dataset", tmp_path / "e").output
+
+
+@pytest.mark.slow
+def test_nobody_who_works_ends_the_wait(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that never come, of all commands that have some beside annotation's."""
+    from distributed import Client, LocalCluster
+
+    @contextmanager
+    def without_workers(*_: object, **__: object) -> Iterator[Client]:
+        settings: dict[str, Any] = dict(n_workers=0, processes=False, dashboard_address="127.0.0.1:0")
+        with LocalCluster(**settings) as local, Client(local, set_as_default=False) as client:
+            yield client
+
+    monkeypatch.setattr(cluster, "FROZEN_AFTER_S", 0.3)
+    monkeypatch.setattr(cluster, "_ASK_EVERY_S", 0.1)
+    monkeypatch.setattr("theodolite.recipes.encode.local_cluster", without_workers)
+    told = r"no worker stayed alive.*: use fewer workers \(--workers\)"
+    said = encode(dataset, tmp_path / "e", "--workers", "1")
+    assert said.exit_code == 1
+    assert re.search(told, said.output)
+    job = batch.Job(out=tmp_path, options=GenerateOptions(mode="bidirectional"))
+    clip = batch.ClipRequest(id="a", image="a.png", prompt="a", camera="w")
+    with without_workers() as client, pytest.raises(cluster.RunAborted, match=told):
+        next(iter(batch._on_cluster(client, [clip], job)))
+
+
+def test_what_cannot_be_encoded_is_told_before_networks_are_loaded(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("theodolite.recipes.encode.load_encoders", None)
+    said = encode(dataset, tmp_path / "e", "--media-root", str(tmp_path))
+    assert said.exit_code == 2
+    assert re.search(
+        r"of its first 2 clips no media is there \(clip clip_0000: .*0.mp4\); --media-root", said.output
+    )
+    said = encode(dataset, dataset)
+    assert "holds a dataset; choose another --out" in said.output
+    said = encode(dataset, tmp_path / "e", "--set", "height=32", "--set", "width=320")
+    assert re.search(r"2 x clip clip_0000: the image is 160x96: cut to .*squeeze keeps", said.output)
 
 
 def test_wrong_options_are_named(dataset: Path, tmp_path: Path) -> None:

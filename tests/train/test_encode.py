@@ -54,7 +54,7 @@ def test_windows_do_not_overlap_and_are_whole(row) -> None:
         ({"captions": None}, {}, "has no caption"),
         ({}, {"caption": "action"}, "no caption 'action'"),
         ({}, {"frames": 161}, "44 frames, a window has 161"),
-        ({}, {"height": 1024, "width": 64}, "squeeze keeps"),
+        ({}, {"height": 1024, "width": 64}, "^clip clip_0000: .*squeeze keeps"),
     ],
 )
 def test_refusals_say_why(row, changes: dict, options: dict, why: str) -> None:
