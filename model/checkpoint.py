@@ -83,6 +83,8 @@ def read_config(shapes: Mapping[str, Iterable[int]], *, origin: str) -> WorldMod
     found = {k: tuple(v) for k, v in shapes.items()}
     try:
         blocks = {int(m[1]) for k in found if (m := re.match(r"blocks\.(\d+)\.", k))}
+        if not blocks:
+            raise KeyError("blocks.0")
         depth = max(blocks) + 1
         width, latent = found["x_embedder.proj.weight"][:2]
         softmax = [i for i in range(depth) if f"blocks.{i}.attn.conv_k.weight" not in found]

@@ -13,9 +13,10 @@ import yaml
 
 from ..annotate.run.cluster import RunAborted
 from ..dataset.commit import hold_folder
-from ..dataset.encoded import MARKER, EncodedDataset, open_encoded
-from ..dataset.inputs import read_yaml
+from ..dataset.encoded import EncodedDataset, open_encoded
+from ..dataset.inputs import read_json, read_yaml
 from ..dataset.licences import find_licence
+from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import write_atomically
 from ..model.config import WorldModelConfig
 from ..train.cost import (
@@ -33,7 +34,15 @@ from ..train.guard import Diverged
 from ..train.order import sample_order
 from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
 from ..train.refiner_training import RefinerTraining, refiner_folder, start_refiner
-from ..train.run import Outcome, describe, import_lightning, is_first_process, num_devices, run_training
+from ..train.run import (
+    Outcome,
+    check_devices,
+    describe,
+    import_lightning,
+    is_first_process,
+    num_devices,
+    run_training,
+)
 from ..train.start import check_latents, check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
@@ -101,6 +110,7 @@ def run_train(
     if dry_run:
         return plan_text(recipe, clips), 0
     import_lightning()
+    check_devices(recipe, accelerator)
     out = out.resolve()
     _check_folder(recipe, out, resume=resume)
     first = is_first_process()
@@ -143,7 +153,7 @@ def _summary(training: Training, outcome: Outcome) -> tuple[str, int]:
             f"stopped by {outcome.stopped} after step {outcome.step}; --resume goes on from its checkpoint",
             130,
         )
-    lines = [f"{out}: {outcome.step} steps, loss {outcome.loss:.4f}"]
+    lines = [f"{out}: {outcome.step} steps" + ("" if outcome.loss is None else f", loss {outcome.loss:.4f}")]
     if outcome.validation:
         lines.append("held out: " + ", ".join(f"{k} {v:.4f}" for k, v in outcome.validation.items()))
     if outcome.skipped:
@@ -158,8 +168,7 @@ def _summary(training: Training, outcome: Outcome) -> tuple[str, int]:
 
 def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
     """A folder with checkpoints is gone on with on request only, and by the same recipe."""
-    if (out / MARKER).is_file():
-        raise ValueError(f"{out}: holds encoded clips; choose another --out for the training")
+    refuse_other_outputs(out, "checkpoints")
     found = checkpoints(out / "checkpoints")
     if not found:
         return
@@ -173,8 +182,29 @@ def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
     if changed:
         raise ValueError(f"{out}: was trained by another recipe: {'; '.join(changed)}; choose another --out")
     step = int(read_progress(found[-1])["step"])
-    if step >= recipe.steps:
+    if step >= recipe.steps and _is_finished(out, recipe.steps):
         raise ValueError(f"{out}: has done its {step} steps; --set steps=N goes on to more")
+
+
+def _is_finished(out: Path, steps: int) -> bool:
+    """Whether a run came to its end, weights written; one that was killed after its last step has yet to."""
+    results = [run.get("result") for run in _runs(out / "run.json")]
+    return any(r and r.get("stopped") is None and int(r.get("step", 0)) >= steps for r in results)
+
+
+def _runs(path: Path) -> list[dict[str, Any]]:
+    """Records of a folder's runs, oldest first.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    if not path.is_file():
+        return []
+    content = read_json(path)
+    runs = content.get("runs") if isinstance(content, dict) else None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ValueError(f"{path}: is no record of trainings; move it away, and --resume goes on")
+    return runs
 
 
 def _write_recipe(recipe: TrainRecipe, out: Path) -> None:
@@ -194,9 +224,7 @@ def _record(
     if not is_first_process():
         return
     path = out / "run.json"
-    runs: list[dict[str, Any]] = []
-    if path.is_file():
-        runs = [run for run in json.loads(path.read_text())["runs"] if run["started"] != begun]
+    runs = [run for run in _runs(path) if run.get("started") != begun]
     record = {
         "started": begun,
         "ended": None if result is None else now_iso(),

@@ -59,7 +59,7 @@ class Outcome:
 
     Attributes:
         step: steps done in all.
-        loss: of the last step.
+        loss: of the last step that this run took; None: it took none.
         stopped: name of the signal that ended it early; None: it is done.
         exported: files of weights, on the first rank.
         skipped: steps that were not taken.
@@ -67,7 +67,7 @@ class Outcome:
     """
 
     step: int = 0
-    loss: float = float("nan")
+    loss: float | None = None
     stopped: str | None = None
     exported: list[Path] = field(default_factory=list)
     skipped: int = 0
@@ -107,10 +107,18 @@ class Metrics:
             writer.writerows(kept)
 
     def add(self, step: int, figures: dict[str, float | str | None]) -> None:
-        """One row."""
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            row = {k: v for k, v in figures.items() if v is not None}
-            csv.DictWriter(file, self._COLUMNS, extrasaction="ignore").writerow({"step": step, **row})
+        """One row.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        row = {k: v for k, v in figures.items() if v is not None}
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._COLUMNS, extrasaction="ignore").writerow({"step": step, **row})
+        except OSError as error:
+            why = f"figures of step {step} cannot be written ({error.strerror}); checkpoints are kept"
+            raise OSError(error.errno, why, str(self._path)) from error
         numbers = {k: v for k, v in figures.items() if isinstance(v, int | float)}
         for logger in self._loggers:
             logger.log_metrics(numbers, step=step)
@@ -158,7 +166,7 @@ class Loop:
             path = self.training.out / "metrics.csv"
             self.metrics = Metrics(path, self._loggers, from_step=self.training.step)
         self._since = time.perf_counter()
-        self._saved = self.training.step
+        self._saved = self.outcome.step = self.training.step
 
     def after_step(self, report: StepReport) -> bool:
         """Do what is due; whether the run ends here. A collective call."""
@@ -264,13 +272,25 @@ def run_training(training: Training, *, resume: bool, say: Say, accelerator: str
         use_distributed_sampler=False,
         default_root_dir=training.out,
     )
-    with _quiet():
-        trainer.fit(module)
+    try:
+        with _quiet():
+            trainer.fit(module)
+    except BaseException:
+        _end_children(trainer)
+        raise
     if loop.outcome.stopped is None:
         loop.outcome.exported = training.export()
     for logger in loggers:
         logger.finalize("success")
     return loop.outcome
+
+
+def _end_children(trainer: Any) -> None:
+    """End the ranks that Lightning started from this process: they wait for one that is no more, and hold their GPUs
+    as long as that takes. Those of torchrun and SLURM are ended by them."""
+    kill = getattr(trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGKILL)  # SIGTERM only asks them to stop after their step
 
 
 @contextmanager
@@ -292,7 +312,43 @@ def num_devices(recipe: TrainRecipe, accelerator: str = "auto") -> int:
     return max(1, torch.cuda.device_count()) if accelerator != "cpu" and torch.cuda.is_available() else 1
 
 
+def check_devices(recipe: TrainRecipe, accelerator: str) -> None:
+    """What a recipe asks for must be here, and be what torchrun started where it did.
+
+    Raises:
+        ValueError: it is not.
+    """
+    p = recipe.parallel
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "--accelerator gpu: torch finds no GPU here (nvidia-smi; --accelerator cpu goes without)"
+        )
+    if (started := _torchrun()) is not None:
+        local, world = started
+        if p.devices not in ("auto", local):
+            raise ValueError(f"parallel.devices {p.devices}: torchrun started {local} ranks on this machine")
+        if world != local * p.nodes:
+            raise ValueError(
+                f"parallel.nodes {p.nodes}: torchrun started {world} ranks, {local} of them on this machine "
+                f"(--set parallel.nodes={world // local})"
+            )
+    wanted = num_devices(recipe, accelerator)
+    if accelerator != "cpu" and torch.cuda.is_available() and wanted > torch.cuda.device_count():
+        raise ValueError(
+            f"parallel.devices: {wanted} GPUs are asked for, this machine has {torch.cuda.device_count()}"
+        )
+
+
+def _torchrun() -> tuple[int, int] | None:
+    """Ranks that torchrun started on this machine and in all; None: it did not."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+
+
 def _devices(recipe: TrainRecipe, accelerator: str) -> int | str:
+    if (started := _torchrun()) is not None:
+        return started[0]
     if recipe.parallel.devices == "auto" and (accelerator == "cpu" or not torch.cuda.is_available()):
         return 1
     return recipe.parallel.devices

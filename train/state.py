@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,25 +119,28 @@ def save_checkpoint(
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    first = not dist.is_initialized() or dist.get_rank() == 0
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY}step-{step:08d}"
-    if first:
+
+    def begin() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(f"{TEMPORARY}step-*"):
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
-    _barrier()
+
+    def finish() -> None:
+        write_atomically(temporary / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
+        if target.exists():
+            _remove(target)
+        temporary.rename(target)
+        sync_folder(folder)
+
     try:
+        _on_first_rank(begin)
         save(dict(tensors), checkpoint_id=temporary, no_dist=not dist.is_initialized())
-        if first:
-            write_atomically(temporary / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-            sync_folder(folder)
+        _on_first_rank(finish)
     except BaseException as error:
-        if first:
+        if _is_first():
             shutil.rmtree(temporary, ignore_errors=True)
         cause = _disk_error(error)
         if cause is None and isinstance(error, CheckpointException):
@@ -149,15 +152,33 @@ def save_checkpoint(
             f"checkpoint of step {step} cannot be written ({cause.strerror}); those before it are kept",
             str(folder),
         ) from error
-    _barrier()
     return target
+
+
+_OF_DISKS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "ENOENT",
+        "ENOTDIR",
+        "EEXIST",
+        "ESTALE",
+    )
+    if hasattr(errno, name)
+)
 
 
 def _disk_error(error: BaseException) -> OSError | None:
     """The error of the disk that lies under what torch wraps around it."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        if isinstance(seen, OSError) and seen.errno in _OF_DISKS:
             return seen
         failures = getattr(seen, "failures", None)
         if isinstance(failures, dict):
@@ -172,16 +193,39 @@ def _disk_error(error: BaseException) -> OSError | None:
     return None
 
 
-def _barrier() -> None:
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _on_first_rank(act: Callable[[], None]) -> None:
+    """Let the first rank act while the others wait; what goes wrong is raised on all of them, for one that is left
+    alone waits for the others for ever."""
+    told: list[OSError | None] = [None]
+    if _is_first():
+        try:
+            act()
+        except OSError as error:
+            told[0] = error
     if dist.is_initialized():
-        dist.barrier()
+        dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise told[0]
+
+
+def _remove(path: Path) -> None:
+    """Take a checkpoint away whole: what a kill leaves of it bears no name of one, and goes with the next save."""
+    hidden = path.with_name(f"{TEMPORARY}{path.name}-removed")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def remove_old(folder: Path, *, keep: int, keep_every: int | None) -> None:
     """Remove all checkpoints but the last `keep` and those of every so many steps."""
     for path in checkpoints(folder)[:-keep]:
         if keep_every is None or step_of(path) % keep_every:
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def step_of(path: Path) -> int:

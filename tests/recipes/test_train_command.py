@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from theodolite.recipes import trajectories
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
+from theodolite.train.run import Metrics, check_devices, num_devices
+from theodolite.train.state import checkpoints
 from theodolite.train.student import StudentConfig
+from theodolite.train.training import Training
 from theodolite.train.trajectories import TrajectoryOptions, TrajectoryRecord, begin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -68,6 +72,59 @@ def test_clips_are_not_trained_into(data: Path) -> None:
         begin(data, record)
 
 
+def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded; what torchrun started is what there is."""
+    recipe = load_train_recipe("stage3", ["parallel.devices=8"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--accelerator gpu: torch finds no GPU here"):
+        check_devices(recipe, "gpu")
+    check_devices(recipe, "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ValueError, match="8 GPUs are asked for, this machine has 2"):
+        check_devices(recipe, "auto")
+    check_devices(recipe, "cpu")
+    started = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"parallel.devices 8: torchrun started 4 ranks"):
+        check_devices(recipe, "cpu")
+    recipe = load_train_recipe("stage3")
+    with pytest.raises(ValueError, match=r"parallel.nodes 1: torchrun started 8 .*--set parallel.nodes=2"):
+        check_devices(recipe, "cpu")
+    recipe = load_train_recipe("stage3", ["parallel.nodes=2"])
+    check_devices(recipe, "cpu")
+    assert num_devices(recipe, "cpu") == 4
+    with pytest.raises(ValueError, match="4 GPUs are asked for, this machine has 2"):
+        check_devices(recipe, "auto")
+
+
+def test_ranks_of_a_run_that_fails_are_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that Lightning started would wait for the first one, and hold their GPUs."""
+    lightning = pytest.importorskip("lightning")
+    ended: list[int] = []
+
+    class Fails(lightning.Trainer):
+        def fit(self, module: object) -> None:
+            self.strategy._launcher = SimpleNamespace(kill=ended.append)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lightning, "Trainer", Fails)
+    with pytest.raises(OSError, match="No space left"):
+        run_train(load_train_recipe("finetune_smoke", TINY), [data], tmp_path / "r", accelerator="cpu")
+    assert ended == [signal.SIGKILL]
+
+
+def test_figures_that_cannot_be_written_name_their_file(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.csv", [], from_step=0)
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"figures of step 3 cannot be written \(No space.*metrics.csv"):
+        metrics.add(3, {"loss": 1.0})
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     text, code = run_train(load_train_recipe("stage4_smoke", TINY), [data], tmp_path / "r", dry_run=True)
     assert code == 0
@@ -78,8 +135,13 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: P
     assert not (tmp_path / "r").exists()
 
 
+def killed(*_: object) -> list[Path]:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps, and after the last one before its weights are written."""
     pytest.importorskip("lightning")
     out = tmp_path / "r"
     recipe = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "log.every=1", "validation.every=4"])
@@ -98,13 +160,19 @@ def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path) -> None:
     other = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "optimiser.lr=5"])
     with pytest.raises(ValueError, match=r"optimiser.lr: 0.001 -> 5.0"):
         run_train(other, [data], out, resume=True, accelerator="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "export", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(recipe, [data], out, resume=True, accelerator="cpu")
+    assert checkpoints(out / "checkpoints")[-1].name == "step-00000004"
+    assert not (out / "weights").exists()
     text, code = run_train(recipe, [data], out, resume=True, accelerator="cpu")
     assert code == 0, text
-    assert "4 steps" in text
+    assert text.startswith(f"{out}: 4 steps\nweights: ")
     with (out / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
     runs = json.loads((out / "run.json").read_text())["runs"]
-    assert [run["result"]["stopped"] for run in runs][-1] is None
+    assert [run["result"] and run["result"]["stopped"] for run in runs] == ["SIGTERM", None, None]
     assert sorted(p.name for p in (out / "weights").iterdir()) == [
         "step-00000004-average.safetensors",
         "step-00000004.safetensors",

@@ -1,7 +1,8 @@
 """The ranks of trainings: `python -m theodolite.tests.train.rank_worker FOLDER JOB...`, jobs as `JOBS` names them.
 
 One process imports everything, which takes longer than the trainings, and forks the ranks of one job after the other.
-They leave the figures of two steps in the job's folder.
+They leave the figures of two steps in the job's folder, and a checkpoint. Where a folder `begun` holds one of another
+number of ranks, those that share weights by FSDP2 go on from it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from theodolite.train.distillation import make_training
 from theodolite.train.parallel import make_ranks
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import start_model
+from theodolite.train.state import checkpoints
 from theodolite.train.training import Training, _whole
 
 from . import distillation_runs
@@ -48,18 +50,31 @@ def recipe(
     return TrainRecipe(**{**content, **more})
 
 
-def forcing_recipe(folder: Path, **parallel: Any) -> TrainRecipe:
+def student_recipe(objective: str, folder: Path, *, accumulate: int = 1, **parallel: Any) -> TrainRecipe:
     return distillation_runs.recipe(
         distillation_runs.given_in(folder),
-        "self_forcing",
+        objective,
         optimiser=dict(lr=1e-3, eps=1e-6),
         parallel=dict(recompute="blocks", **parallel),
+        data=dict(held_out=1, workers=0, accumulate=accumulate),
     )
 
 
+def steps(training: Training, last: int) -> list[tuple[float, ...]]:
+    """Losses and norms of all networks, step by step up to the last one."""
+    reports: list[tuple[float, ...]] = []
+    for micro in training.feed():
+        report = training.take_step(micro)
+        reports.append((report.loss, report.norm, *report.more.values()))
+        if training.step == last:
+            break
+    return reports
+
+
 def two_steps(training: Training) -> dict[str, Any]:
-    """What a rank sees, tensors whole: losses and norms of all networks, the first gradients, the last weights."""
-    found: dict[str, Any] = {"reports": []}
+    """What a rank sees until the second step is done, tensors whole: losses and norms of all networks, the first
+    gradients, the last weights."""
+    found: dict[str, Any] = {}
     step = training.optimiser.step
 
     def noting() -> None:
@@ -69,11 +84,7 @@ def two_steps(training: Training) -> dict[str, Any]:
         step()
 
     vars(training.optimiser)["step"] = noting
-    for micro in training.feed():
-        report = training.take_step(micro)
-        found["reports"].append((report.loss, report.norm, *report.more.values()))
-        if training.step == 2:
-            break
+    found["reports"] = steps(training, 2)
     found["weights"] = {n: _whole(p) for n, p in training.model.named_parameters()}
     found["validation"] = training.validate()
     return found
@@ -102,7 +113,9 @@ JOBS = {
     "causal": Job(4, 2, partial(_plain, "causal"), ("fsdp",), saves=True),
     "causal of all": Job(4, 2, partial(_plain, "causal"), SHARDINGS, saves=True),
     "bidirectional of all": Job(2, 1, partial(_plain, "bidirectional"), SHARDINGS, saves=True),
-    "self-forcing": Job(2, 2, forcing_recipe, SHARDINGS),
+    "self-forcing": Job(2, 2, partial(student_recipe, "self_forcing"), SHARDINGS, saves=True),
+    "consistency of all": Job(2, 1, partial(student_recipe, "consistency_init"), ("fsdp",), saves=True),
+    "regression of all": Job(2, 1, partial(student_recipe, "ode_init"), ("fsdp",), saves=True),
 }
 """Each in a folder of its name, with the clips in `data`."""
 
@@ -114,11 +127,18 @@ def work(rank: int, job: Job, folder: Path) -> None:
         made = job.recipe(folder, context=job.context, sharding=sharding)
         training = make(made, folder / "data", folder)
         training.place(torch.device("cpu"), make_ranks(job.context))
+        if sharding == "fsdp" and (begun := checkpoints(folder / "begun" / "checkpoints")):
+            training.restore(begun[-1])
         found = two_steps(training)
-        if job.saves and sharding == "fsdp":
-            training.save()
         if rank == 0:
             torch.save(found, folder / f"{sharding}.pt")
+        if job.saves and sharding == "fsdp":
+            training.save()
+            training.out = folder / "data" / "encoded.json"  # a file: nothing can be written below it
+            try:
+                training.save()
+            except OSError as error:
+                (folder / f"told-{rank}").write_text(str(error))
     dist.destroy_process_group()
 
 

@@ -101,6 +101,13 @@ def test_checkpoints_are_whole_or_not_there(
     assert checkpoints(tmp_path / "checkpoints") == [first]
     assert list((tmp_path / "checkpoints").iterdir()) == [first]
     (tmp_path / "checkpoints" / ".tmp-step-00000009").mkdir()  # what a kill leaves
+    with monkeypatch.context() as patch:  # killed while it removes the first one
+        patch.setattr("theodolite.train.state.shutil.rmtree", lambda *path, **named: full())
+        with pytest.raises(OSError, match="No space"):
+            run_.save()
+    second = checkpoints(tmp_path / "checkpoints")[-1]
+    assert checkpoints(tmp_path / "checkpoints") == [second]  # of the first nothing bears the name
+    run_.step = 3
     second = run_.save()
     assert list((tmp_path / "checkpoints").iterdir()) == [second]
     (second / "__0_0.distcp").write_bytes(b"noise")
