@@ -90,10 +90,7 @@ def find_place(device: str, most_gb: float | None = None) -> Place:
 
     from ...annotate.networks.device import choose_device
 
-    try:
-        chosen = choose_device(device)
-    except ValueError as error:
-        raise ValueError(str(error).replace("annotate.geometry.device", "--device")) from None
+    chosen = choose_device(device)
     if chosen.type != "cuda":
         if most_gb is not None:
             raise ValueError(f"--gpu-memory {most_gb:g}: --device {device} is no GPU")
