@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cells import by_cell
+
 LEAST_RESPONSE = 2e-4
 BORDER_PX = 8
 _CHUNK = 8
@@ -59,22 +61,14 @@ def find_corners(gray: Tensor, *, tile_px: int, cells: list[int]) -> Corners:
         place = place.flatten(1)
         xy.append(torch.stack([place % width, place // width], -1).float())
         strength.append(best.flatten(1))
-    return _by_cell(torch.cat(xy), torch.cat(strength), height, width, cells)
-
-
-def _by_cell(xy: Tensor, strength: Tensor, height: int, width: int, cells: list[int]) -> Corners:
-    side = torch.tensor([max(1.0, (width * height / each) ** 0.5) for each in cells])
-    side = side.to(xy.device, non_blocking=True)[:, None]
-    strongest = torch.argsort(strength, dim=1, descending=True, stable=True)
-    xy = torch.take_along_dim(xy, strongest[..., None], 1)
-    valid = torch.take_along_dim(strength, strongest, 1) > 0
-    cell = torch.floor(xy[..., 1] / side) * 10_000 + torch.floor(xy[..., 0] / side)
-    cell, order = torch.sort(cell, dim=1, stable=True)
-    number = torch.arange(xy.shape[1], device=xy.device)
-    first = F.pad(cell[:, 1:] != cell[:, :-1], (1, 0), value=True)
+    places, strengths = torch.cat(xy), torch.cat(strength)
+    sides = torch.tensor([max(1.0, (width * height / each) ** 0.5) for each in cells])
+    index, order, start = by_cell(
+        places, strengths, sides.to(places.device, non_blocking=True)[:, None, None]
+    )
     return Corners(
-        xy=torch.take_along_dim(xy, order[..., None], 1),
-        valid=torch.take_along_dim(valid, order, 1).int(),
-        start=torch.where(first, number, 0).cummax(1).values.int(),
+        xy=torch.take_along_dim(places, index[..., None], 1),
+        valid=(torch.take_along_dim(strengths, index, 1) > 0).int(),
+        start=start.int(),
         order=order.int(),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cells import by_cell
 from .scale_space import LAYERS, SIGMA, Points, ScaleSpace, stand_out
 
 _BATCH = 8
@@ -74,20 +75,12 @@ def _spread(xy: Tensor, strength: Tensor, size_hw: torch.Size, number: int) -> T
     """(B, number) places: the strongest of each cell first (`records.spread_out`)."""
     height, width = size_hw
     side = max(1.0, math.sqrt(width * height / max(64, number // 4)))
-    strongest = torch.argsort(strength, dim=1, descending=True, stable=True)
-    xy = torch.take_along_dim(xy, strongest[..., None], 1)
-    valid = torch.take_along_dim(strength, strongest, 1) > 0
-    columns = int(width // side) + 1
-    cell = (xy[..., 1] / side).floor() * columns + (xy[..., 0] / side).floor()
-    cell = torch.where(valid, cell, 1e6)
-    cell, order = torch.sort(cell, dim=1, stable=True)
-    place = torch.arange(xy.shape[1], device=xy.device).expand_as(order)
-    changed = torch.ones_like(order, dtype=torch.bool)
-    changed[:, 1:] = cell[:, 1:] != cell[:, :-1]
-    rank = place - torch.where(changed, place, 0).cummax(1).values
-    rank = torch.where(torch.take_along_dim(valid, order, 1), rank, xy.shape[1])
-    best = torch.argsort(rank * xy.shape[1] + order, dim=1)[:, :number]
-    return torch.take_along_dim(strongest, torch.take_along_dim(order, best, 1), 1)
+    index, order, start = by_cell(xy, strength, side)
+    count = xy.shape[1]
+    rank = torch.arange(count, device=xy.device) - start
+    rank = torch.where(torch.take_along_dim(strength, index, 1) > 0, rank, count)
+    best = torch.argsort(rank * count + order, dim=1)[:, :number]
+    return torch.take_along_dim(index, best, 1)
 
 
 class _Look:

@@ -65,6 +65,20 @@ def _patch(data, height, width, x, y, RADIUS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _weights(i: tl.constexpr, f):
+    """Of pixel -1, 0, 1 or 2 for a place `f` beyond pixel 0: value, smoothed value, derivative."""
+    if i == 0:
+        value, smooth, slope = f * 0, 3 / 16 * (1 - f), -0.5 * (1 - f)
+    elif i == 1:
+        value, smooth, slope = 1 - f, (10 - 7 * f) / 16, -0.5 * f
+    elif i == 2:
+        value, smooth, slope = f, (3 + 7 * f) / 16, 0.5 * (1 - f)
+    else:
+        value, smooth, slope = f * 0, 3 / 16 * f, 0.5 * f
+    return value, smooth, slope
+
+
+@triton.jit
 def _template(data, height, width, x, y, RADIUS: tl.constexpr, BLOCK: tl.constexpr):
     """Grey values around (x, y) and their derivatives: four taps each way."""
     size: tl.constexpr = 2 * RADIUS + 1
@@ -77,25 +91,10 @@ def _template(data, height, width, x, y, RADIUS: tl.constexpr, BLOCK: tl.constex
     gx = tl.zeros((BLOCK,), tl.float32)
     gy = tl.zeros((BLOCK,), tl.float32)
     for i in tl.static_range(4):
-        # Of pixels -1, 0, 1, 2: value, smoothed value, derivative.
-        if i == 0:
-            y_value, y_smooth, y_slope = fy * 0, 3 / 16 * (1 - fy), -0.5 * (1 - fy)
-        elif i == 1:
-            y_value, y_smooth, y_slope = 1 - fy, (10 - 7 * fy) / 16, -0.5 * fy
-        elif i == 2:
-            y_value, y_smooth, y_slope = fy, (3 + 7 * fy) / 16, 0.5 * (1 - fy)
-        else:
-            y_value, y_smooth, y_slope = fy * 0, 3 / 16 * fy, 0.5 * fy
+        y_value, y_smooth, y_slope = _weights(i, fy)
         line = data + _mirrored(row + (i - 1), height) * width
         for j in tl.static_range(4):
-            if j == 0:
-                x_value, x_smooth, x_slope = fx * 0, 3 / 16 * (1 - fx), -0.5 * (1 - fx)
-            elif j == 1:
-                x_value, x_smooth, x_slope = 1 - fx, (10 - 7 * fx) / 16, -0.5 * fx
-            elif j == 2:
-                x_value, x_smooth, x_slope = fx, (3 + 7 * fx) / 16, 0.5 * (1 - fx)
-            else:
-                x_value, x_smooth, x_slope = fx * 0, 3 / 16 * fx, 0.5 * fx
+            x_value, x_smooth, x_slope = _weights(j, fx)
             value = tl.load(line + _mirrored(column + (j - 1), width), mask=keep, other=0).to(tl.float32)
             patch += (y_value * x_value) * value
             gx += (y_smooth * x_slope) * value

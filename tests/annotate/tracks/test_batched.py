@@ -361,5 +361,5 @@ def test_a_gpu_follows_points_where_it_is_asked_for_and_by_auto_where_networks_h
 
 def test_a_gpu_that_is_not_there_is_said_before_any_clip(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"annotate\.geometry\.device 'cuda'"):
+    with pytest.raises(ValueError, match=r"device 'cuda' \(--device, or annotate\.geometry\.device"):
         made_by(tracks={"tracker": "batched"}, geometry={"device": "cuda"})
