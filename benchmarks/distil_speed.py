@@ -180,7 +180,7 @@ def plan(size: Size, frames: int) -> None:
         steps=1,
     )
     for ranks in (1, 2, 8):
-        rows = memory_rows(size.config, clip, ranks=ranks, context=1, recompute="blocks", lora_rank=None)
+        rows = memory_rows(size.config, clip, ranks=ranks, context=1, recompute="blocks", lora=None)
         rows += distillation_memory(recipe, size.config, clip, ranks=ranks)
         print(
             f"  plan of self_forcing, {frames} latent frames, {ranks} GPUs: {sum(s for _, s in rows):.1f} GB"

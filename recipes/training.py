@@ -299,7 +299,7 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         ranks=world,
         context=p.context,
         recompute=p.recompute,
-        lora_rank=None if recipe.lora is None else recipe.lora.rank,
+        lora=recipe.lora,
     )
     if recipe.student is not None:
         rows += distillation_memory(recipe, config, shape, ranks=world)

@@ -9,7 +9,7 @@ from ..kernels import visible_frames
 from ..model.config import WorldModelConfig, chunk_starts
 
 if TYPE_CHECKING:
-    from .recipe import TrainRecipe
+    from .recipe import LoraConfig, TrainRecipe
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -113,6 +113,18 @@ def num_parameters(config: WorldModelConfig) -> int:
         return sum(p.numel() for p in WorldModel(config).parameters())
 
 
+def lora_parameters(config: WorldModelConfig, lora: LoraConfig) -> int:
+    """Of a LoRA's two halves in all its layers."""
+    import torch
+
+    from ..model.network import WorldModel
+    from .start import lora_layers
+
+    with torch.device("meta"):
+        layers = lora_layers(WorldModel(config), lora)
+    return sum(lora.rank * (m.weight.shape[0] + m.weight.shape[1]) for m in layers.values())
+
+
 def memory_rows(
     config: WorldModelConfig,
     clip: ClipShape,
@@ -120,7 +132,7 @@ def memory_rows(
     ranks: int,
     context: int,
     recompute: str,
-    lora_rank: int | None,
+    lora: LoraConfig | None,
 ) -> list[tuple[str, float]]:
     """(what, GB) on one GPU in bfloat16 over float32 weights; the insides of a block by a measured factor."""
     parameters = float(num_parameters(config))
@@ -128,13 +140,16 @@ def memory_rows(
     row = tokens * config.width * 2
     branches = 2 if clip.cameras else 1
     num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
-    if lora_rank is None:
+    if lora is None:
         rows = [
             ("weights, gradients and AdamW, float32", 16 * parameters / ranks),
             ("weights of two blocks and the ends, bfloat16", 2 * parameters * 3 / config.depth),
         ]
     else:
-        rows = [("weights, bfloat16", 2 * parameters)]
+        rows = [
+            ("weights, bfloat16", 2 * parameters),
+            ("LoRA: weights, gradients and AdamW, float32", 16.0 * lora_parameters(config, lora)),
+        ]
     rows.append(("inputs of blocks", row * config.depth))
     if recompute == "nothing":
         rows.append(("insides of all blocks", _INSIDE * row * config.depth))

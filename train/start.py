@@ -323,6 +323,16 @@ def use_null_caption(started: Started, states: Tensor) -> None:
     target.copy_(states)
 
 
+def lora_layers(model: WorldModel, config: LoraConfig) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Layers that a LoRA changes, by name."""
+    endings = tuple(ending for part in config.parts for ending in LORA_PARTS[part])
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if re.sub(r"^blocks\.\d+\.", "", name) in endings and isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
 def add_lora(model: WorldModel, config: LoraConfig, *, seed: int, dtype: torch.dtype) -> list[str]:
     """Freeze the weights, in `dtype`, and add low-rank float32 ones to the layers that the recipe names.
 
@@ -332,12 +342,7 @@ def add_lora(model: WorldModel, config: LoraConfig, *, seed: int, dtype: torch.d
         ModuleNotFoundError: peft is not installed.
     """
     peft = import_peft()
-    endings = tuple(ending for part in config.parts for ending in LORA_PARTS[part])
-    names = [
-        name
-        for name, module in model.named_modules()
-        if re.sub(r"^blocks\.\d+\.", "", name) in endings and isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    names = list(lora_layers(model, config))
     model.requires_grad_(False).to(dtype)
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):

@@ -14,6 +14,7 @@ from theodolite.model.checkpoint import Layout, save_world_model
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.context import Cameras
 from theodolite.model.network import WorldModel
+from theodolite.train.cost import ClipShape, lora_parameters, memory_rows
 from theodolite.train.low_rank import compute_low_rank
 from theodolite.train.recipe import LoraConfig, TrainRecipe
 from theodolite.train.start import AUTOENCODER, add_lora, grow, start_model
@@ -176,6 +177,32 @@ def test_low_rank_layers_compute_what_peft_computes_without_tokens_in_float32(pi
     assert near.dtype == torch.bfloat16
     torch.testing.assert_close(near.float(), expected, rtol=0.05, atol=0.05)
     assert all(t.dtype == torch.bfloat16 for t in kept if 14 in (t.shape[0], t[..., 0].numel()))
+
+
+@pytest.mark.parametrize(
+    ("recompute", "parameters_gb", "measured_gib"), [("all_but_softmax", 10.6, 38.8), ("blocks", 10.6, 35.2)]
+)
+def test_memory_is_told_as_it_was_measured(recompute: str, parameters_gb: float, measured_gib: float) -> None:
+    """Peaks of forward and backward of a minute on an H100 (docs/results.md), where weights and gradients were
+    bfloat16 without an optimiser."""
+    clip = ClipShape(frames=121, height=22, width=40)
+    rows = memory_rows(WorldModelConfig(), clip, ranks=1, context=1, recompute=recompute, lora=None)
+    told = parameters_gb + sum(size for what, size in rows if "weights" not in what)
+    assert told == pytest.approx(measured_gib * 2**30 / 1e9, rel=0.15)
+
+
+def test_a_lora_is_counted_as_it_is_made() -> None:
+    pytest.importorskip("peft")
+    config = HYBRID
+    lora = LoraConfig(rank=4, alpha=4, parts=("attention", "camera", "ffn"))
+    model = WorldModel(config)
+    add_lora(model, lora, seed=0, dtype=torch.float32)
+    assert lora_parameters(config, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    clip = ClipShape(frames=5, height=2, width=3)
+    rows = memory_rows(config, clip, ranks=1, context=1, recompute="blocks", lora=lora)
+    assert 1e9 * dict(rows)["LoRA: weights, gradients and AdamW, float32"] == pytest.approx(
+        16 * lora_parameters(config, lora)
+    )
 
 
 def test_a_lora_starts_as_nothing_and_learns_in_its_layers_alone() -> None:
