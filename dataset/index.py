@@ -14,6 +14,7 @@ index is kept while parts are written, at a cost that does not grow with the dat
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import json
 import logging
@@ -234,6 +235,14 @@ def _index_open_part(part: Path, file: pq.ParquetFile) -> _Indexed:
     return table, series_footers(file, schema)
 
 
+class IndexReplaced(InputError):
+    """Another command has changed the dataset since it was opened."""
+
+
+def _digest(parts: bytes) -> bytes:
+    return hashlib.blake2b(parts, digest_size=16).digest()
+
+
 @dataclass(frozen=True)
 class Piece:
     """An opened piece.
@@ -241,6 +250,7 @@ class Piece:
     Attributes:
         stamps: of its parts: path below the dataset, size, time of change in nanoseconds.
         batches: where the batches of its Arrow file lie (JSON).
+        made_of: digest of what it says of its parts.
         counted: how its clips ended (JSON of a `Tally`); empty in those of earlier versions.
     """
 
@@ -249,6 +259,7 @@ class Piece:
     schema: pa.Schema
     stamps: tuple[tuple[str, int, int], ...]
     batches: str = field(repr=False)
+    made_of: bytes = field(repr=False)
     counted: str = field(repr=False, default="")
 
     def tally(self) -> Tally:
@@ -271,7 +282,11 @@ class Piece:
         return digests_of(self.to_table(self.schema, ["clip_id"], None)["clip_id"].to_pylist())
 
     def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
-        """Filtered columns; those of `schema` that this piece lacks are null."""
+        """Filtered columns; those of `schema` that this piece lacks are null.
+
+        Raises:
+            IndexReplaced: it is no longer the one that was opened.
+        """
         return self._arrow(schema, columns, where).to_table(columns=columns, filter=where)
 
     def slices(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -283,8 +298,12 @@ class Piece:
     def _arrow(
         self, schema: pa.Schema, columns: list[str], where: pads.Expression | None
     ) -> pads.FileSystemDataset:
-        with open_parquet(self.path, columns=[*columns, *named_in(where, self.schema)]):
-            pass
+        replaced = f"{self.path.parent.parent}: was changed since it was opened; open it again"
+        if not self.path.is_file():
+            raise IndexReplaced(replaced)
+        with open_parquet(self.path, columns=[*columns, *named_in(where, self.schema)]) as file:
+            if _digest((file.metadata.metadata or {}).get(b"theodolite.parts", b"")) != self.made_of:
+                raise IndexReplaced(replaced)
         filesystem, name = arrow_place(self.path)
         fragment = _PARQUET.make_fragment(name, filesystem)
         return pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
@@ -303,7 +322,10 @@ _MAX_OPEN = 64
 
 @dataclass(frozen=True)
 class Index:
-    """The opened index of a dataset: pieces in the order of its folders of parts."""
+    """The opened index of a dataset: pieces in the order of its folders of parts.
+
+    What is read of it is of the parts that it was opened for, or it is an `IndexReplaced`.
+    """
 
     pieces: tuple[Piece, ...]
 
@@ -521,4 +543,7 @@ def _open_piece(out: Path, folder: str) -> Piece | None:
         stamps = tuple((str(n), int(s), int(c)) for n, s, c in json.loads(metadata[b"theodolite.parts"]))
         batches = metadata[_BATCHES.encode()].decode()
         counted = metadata.get(_TALLY.encode(), b"").decode()
-        return Piece(path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches, counted)
+        made_of = _digest(metadata[b"theodolite.parts"])
+        return Piece(
+            path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches, made_of, counted
+        )

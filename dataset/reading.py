@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
-from .index import PLACE_COLUMNS, Index, named_in, open_index
-from .inputs import reading
+from .index import PLACE_COLUMNS, Index, IndexReplaced, named_in, open_index
+from .inputs import InputError, reading
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
 from .rows import Row, rows_from_arrays, rows_from_table
@@ -263,8 +263,8 @@ class ClipDataset:
         table = self._indexed(["clip_id"])
         if table is not None:
             return table.num_rows
-        self._look_at([])
         with self._gone_is_said():
+            self._look_at([])
             return self._parts.count_rows(filter=self.filter)
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -272,8 +272,8 @@ class ClipDataset:
         table = None if columns is None else self._indexed(columns)
         if table is not None:
             return table
-        self._look_at(columns)
         with self._gone_is_said():
+            self._look_at(columns)
             return self._parts.to_table(columns=self._known(columns), filter=self.filter)
 
     @contextmanager
@@ -285,8 +285,10 @@ class ClipDataset:
         """
         try:
             yield
-        except FileNotFoundError as error:
+        except (FileNotFoundError, InputError) as error:
             gone = next((file for file in self.files if file in str(error)), self.path)
+            if isinstance(error, InputError) and (self._in_store or os.path.exists(gone)):
+                raise
             raise ValueError(f"{gone}: is gone since the dataset was opened; open it again") from None
 
     def _look_at(self, columns: Sequence[str] | None) -> None:
@@ -333,9 +335,9 @@ class ClipDataset:
             return None
         try:
             return self.index.to_table(columns=list(columns), filter=self.filter)
-        except (
-            pa.ArrowInvalid
-        ):  # the filter names a column that only the parts have, or is wrong: they will say
+        # The filter names a column that only the parts have, or is wrong: they will say. So they do where another
+        # command has changed the dataset since.
+        except (pa.ArrowInvalid, IndexReplaced):
             return None
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pandas.DataFrame:
@@ -349,15 +351,15 @@ class ClipDataset:
         names = self._known(columns)
         places = self._indexed(PLACE_COLUMNS) if self.filter is not None else None
         if self.filter is not None and places is None:
-            self._look_at(columns)
-            stream = self._parts.to_batches(
-                columns=names,
-                filter=self.filter,
-                batch_size=batch_size,
-                batch_readahead=2,
-                fragment_readahead=1,
-            )
             with self._gone_is_said():
+                self._look_at(columns)
+                stream = self._parts.to_batches(
+                    columns=names,
+                    filter=self.filter,
+                    batch_size=batch_size,
+                    batch_readahead=2,
+                    fragment_readahead=1,
+                )
                 yield from (batch for batch in stream if batch.num_rows)
             return
         for part, group, rows in self._groups(places):
@@ -470,7 +472,10 @@ class ClipDataset:
     def _check_stamp(self, file: str) -> None:
         if self._in_store:  # where parts never change
             return
-        stat = os.stat(file)
+        try:
+            stat = os.stat(file)
+        except FileNotFoundError:
+            raise ValueError(f"{file}: is gone since the dataset was opened; open it again") from None
         if (stat.st_size, stat.st_mtime_ns) != self._stamps[file]:
             raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
 

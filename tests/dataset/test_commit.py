@@ -27,6 +27,7 @@ from theodolite.dataset.commit import (
     take_in_dead_runs,
 )
 from theodolite.dataset.compact import compact
+from theodolite.dataset.index import refresh_index
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.rows import Row
 from theodolite.dataset.storage import listing
@@ -272,6 +273,36 @@ def test_a_listing_during_which_parts_are_gathered_is_of_one_moment(
     assert [name for name, _stamps in stamped_folders(out)] == ["demo"]
     assert next(scans) > moment
     assert sorted(clips_with_rows(out)) == [f"clip_{number:04d}" for number in (0, 1, 1000, 2000)]
+
+
+def test_what_was_opened_before_parts_were_gathered_is_not_mixed_with_what_is_there_now(
+    out: Path, make_row
+) -> None:
+    """The piece of the index for the first folder then holds all clips, and would be read beside older pieces."""
+    for number in (0, 1000):
+        write_part(out, [make_row(number)], shard_id=f"{number:06d}-x", recipe_hash="recipe1")
+    refresh_index(out)
+    opened, looked_at = theodolite.dataset.open(out), theodolite.dataset.open(out)
+    assert len(looked_at.to_table(["clip_id"])) == 2
+    write_part(out, [make_row(2)], shard_id="000002-x", recipe_hash="recipe1")
+    refresh_index(out)
+    ids = ["clip_0000", "clip_1000"]
+    assert opened.to_table(["clip_id"])["clip_id"].to_pylist() == ids, (
+        "from the parts that it was opened with"
+    )
+    compact(out)
+    for clips in (opened, looked_at):
+        assert len(clips) == clips.tally().done == 2
+        for read in (
+            lambda clips=clips: clips.to_table(["clip_id"]),
+            lambda clips=clips: clips.head(["clip_id"], 5),
+            lambda clips=clips: list(clips.batches(["clip_id"])),
+            lambda clips=clips: list(clips.narrow_batches(["clip_id"])),
+            lambda clips=clips: clips.row("clip_1000"),
+        ):
+            with pytest.raises(ValueError, match="open it again"):
+                read()
+    assert len(theodolite.dataset.open(out).to_table(["clip_id"])) == 3
 
 
 @pytest.mark.parametrize(
