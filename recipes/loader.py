@@ -350,7 +350,7 @@ def recipe_hash(recipe: Recipe) -> str:
     """16 hexadecimal digits of SHA-256 over everything in the recipe that can change a row.
 
     Where things lie and where they run is left out, so that a run goes on after its data have moved or on another
-    device: paths of the source, the device, and of weights the path if a digest says what the file is.
+    device: paths of the source, devices, and of weights the path if a digest says what the file is.
     """
     content = recipe.model_dump(mode="json")
     del content["annotate"]["executor"], content["description"]
@@ -362,8 +362,10 @@ def recipe_hash(recipe: Recipe) -> str:
         del content["annotate"]["quality"]
     if content["annotate"]["tracks"]["tracker"] == "opencv":
         del content["annotate"]["tracks"]["tracker"]
-    geometry = content["annotate"]["geometry"]
-    del geometry["device"]
+    geometry, bundle = content["annotate"]["geometry"], content["annotate"]["bundle"]
+    del geometry["device"], bundle["device"]
+    if bundle["derivatives"] == "float64":
+        del bundle["derivatives"]
     for section, key in ((keys[0], keys[1]) for keys in PATH_KEYS if keys[0] == "source"):
         content[section].pop(key, None)
     networks = recipe.annotate.geometry

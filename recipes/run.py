@@ -240,6 +240,8 @@ def check_machine(recipe: Recipe) -> None:
     check_estimators(recipe.annotate.geometry)
     if recipe.annotate.tracks.tracker == "batched":
         choose_device(recipe.annotate.geometry.device)  # it is there
+    if recipe.annotate.bundle.device != "cpu":
+        choose_device(recipe.annotate.bundle.device, "annotate.bundle.device")
 
 
 def check_same_clips(recipe: Recipe, out: Path) -> None:

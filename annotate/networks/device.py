@@ -55,12 +55,18 @@ def claim_worker_number() -> int:
     return os.getpid()
 
 
-_ASKED = " (--device, or annotate.geometry.device of a recipe)"
+def worker_number() -> int:
+    """As `be_worker` was told; for processes that this one starts."""
+    return _worker_number
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(
+    device: str, asked: str = "--device, or annotate.geometry.device of a recipe"
+) -> torch.device:
     """`auto`: this worker's CUDA device if there is one, else the CPU; anything else as torch names it.
 
+    Args:
+        asked: where it was asked for, for the message.
     Raises:
         ValueError: the device is unknown or not there.
     """
@@ -75,14 +81,14 @@ def choose_device(device: str) -> torch.device:
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r}{_ASKED}: use auto, cpu, cuda or cuda:N")
+        raise ValueError(f"device {device!r} ({asked}): use auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device {device!r}{_ASKED}: this machine has no usable CUDA device; use auto or cpu"
+            f"device {device!r} ({asked}): this machine has no usable CUDA device; use auto or cpu"
         )
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r}{_ASKED}: this machine has {torch.cuda.device_count()} CUDA devices, the "
+            f"device {device!r} ({asked}): this machine has {torch.cuda.device_count()} CUDA devices, the "
             f"last is cuda:{torch.cuda.device_count() - 1}"
         )
     return chosen

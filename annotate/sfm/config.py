@@ -46,3 +46,9 @@ class BundleConfig(Strict):
     covariance_band_frames: Annotated[int, Field(ge=4, le=256)] = 31
     """The same for the uncertainty, which sees no connection that is longer."""
     max_iterations: Annotated[int, Field(ge=1, le=200)] = 30
+    device: Literal["cpu", "auto", "cuda"] = "cpu"
+    """Where bundles are solved: by sparse matrices on the processor, or in batches on a GPU. Auto: on this worker's GPU
+    if there is one."""
+    derivatives: Literal["float64", "float32"] = "float64"
+    """On a GPU: precision of derivatives, and of the products of pairs of them, which are most of the arithmetic.
+    Residuals, sums, factorisation and conjugate gradients are float64 always. For GPUs that are slow in float64."""

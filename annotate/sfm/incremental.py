@@ -19,7 +19,7 @@ from ..tracks.records import (
 )
 from .bundle.priors import FocalPrior, focal_prior
 from .bundle.problem import Problem, State, state_at_origin
-from .bundle.solve import Effort, solve_bundle
+from .bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from .config import BundleConfig
 from .depth_noise import DepthNoise
 from .records import KNOWN_LENS_SIGMA, MIN_INLIERS
@@ -321,7 +321,7 @@ def _compete(
     """
     middle = problem.num_frames // 2
     gain = None if noise is None else noise.gain_prior(problem.num_frames)
-    candidates = []
+    questions = []
     for log_focal in hypotheses:
         state, placed = place_incrementally(
             problem,
@@ -336,13 +336,15 @@ def _compete(
         used, used_state = keep_known(problem, state, placed)
         if len(used.frame) < 60:
             continue
-        try:
-            solution = solve_bundle(
-                used, used_state, prior, config, effort=Effort(max_iterations=8, tolerance=0.001), gain=gain
-            )
-        except FloatingPointError:
-            continue
-        candidates.append((solution.cost / len(used.frame), used, solution.state))
+        effort = Effort(max_iterations=8, tolerance=0.001)
+        questions.append(
+            Question(problem=used, state=used_state, prior=prior, config=config, effort=effort, gain=gain)
+        )
+    candidates = [
+        (solution.cost / len(question.problem.frame), question.problem, solution.state)
+        for question, solution in zip(questions, solve_bundles(questions), strict=True)
+        if not isinstance(solution, FloatingPointError)
+    ]
     if not candidates:
         return None
     cost, used, state = min(candidates, key=lambda c: c[0])

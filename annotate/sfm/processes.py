@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from ..networks.device import choose_device
+from ..networks.device import be_worker, choose_device, worker_number
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
@@ -125,11 +125,13 @@ def _one_thread() -> Iterator[None]:
                 torch.set_num_threads(_solving.before)
 
 
-def _begin(parent: int) -> None:
-    """Start of a solver: one thread for arithmetic, and an end when the worker is gone, however it went."""
+def _begin(parent: int, worker: int) -> None:
+    """Start of a solver: the worker's GPU, one thread for arithmetic, and an end when the worker is gone, however it
+    went."""
     import cv2
     import torch
 
+    be_worker(worker)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -151,7 +153,7 @@ def _pool(processes: int) -> ProcessPoolExecutor:
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(os.getpid(),),
+        initargs=(os.getpid(), worker_number()),
     )
     # Libraries read these when they are imported, which in the new processes is before `_begin`. A dozen solvers with
     # a thread a core each bring a machine to a stand.

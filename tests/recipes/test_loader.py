@@ -203,11 +203,14 @@ def test_hash_covers_what_changes_rows_and_nothing_else(tmp_path):
         "description=other words",
         # Said or left out: recipes of before there was a choice keep their hash.
         "annotate.tracks.tracker=opencv",
+        "annotate.bundle.device=cuda",
+        "annotate.bundle.derivatives=float64",
     ):
         assert recipe_hash(load_recipe(path, [place])) == base, place
     for other in (
         "source.name=other",
         "annotate.tracks.tracker=batched",
+        "annotate.bundle.derivatives=float32",
         "annotate.geometry.pi3x.sha256=" + "a" * 64,
         # No digest says what this file is, so its path has to.
         "annotate.geometry.moge2={variant: vits-normal, path: /elsewhere/model.pt}",

@@ -14,14 +14,14 @@ from scipy.sparse import bsr_array
 from torch import Tensor
 
 from .priors import Priors
-from .problem import Problem, State, cauchy, sum_by, whitened_residuals
+from .problem import Problem, State, cauchy, lens_of, sum_by, whitened_residuals
 
 Held = Literal["first", "poses", "centres"]
 """What stays where it is: the first frame, all frames, or the first frame and all translations."""
 
 
 @dataclass
-class _Linear:
+class Linear:
     """Whitened, robustly weighted Jacobians and residuals at one state, and what the solver derives from them."""
 
     jc: Tensor  # (N, 3, 7), or 8 where the depth of frames has a gain
@@ -32,7 +32,12 @@ class _Linear:
 
 def linearise(
     problem: Problem, state: State, robust_scale: float, free_lens: Tensor
-) -> tuple[_Linear, Tensor]:
+) -> tuple[Linear, Tensor]:
+    """Derivatives and residuals at a state, and the robust weight (N,) of each reprojection.
+
+    Args:
+        free_lens: which numbers of the lens are free: (4,) bool, or their numbers.
+    """
     r_uv, r_d, behind, p = whitened_residuals(problem, state)
     _, w_uv = cauchy((r_uv * r_uv).sum(1), robust_scale)
     w_uv = torch.where(behind, torch.zeros_like(w_uv), w_uv)
@@ -40,9 +45,9 @@ def linearise(
     w_d = torch.where(behind | torch.isinf(problem.sigma_log_depth), torch.zeros_like(w_d), w_d)
     x, y, z = p[:, 0], p[:, 1], p[:, 2].clamp_min(1e-6)
     a, b = x / z, y / z
-    focal = state.log_focal[problem.frame].exp()
-    fy = focal * state.lens[2].exp()
-    k1 = state.lens[3]
+    focal, of_lens = state.log_focal[problem.frame].exp(), lens_of(problem, state)
+    fy = focal * of_lens[2].exp()
+    k1 = of_lens[3]
     r2 = a * a + b * b
     radial = 1 + k1 * r2
     # d(u, v) / d(a, b) including the radial term
@@ -79,7 +84,7 @@ def linearise(
     )
     r = torch.cat([r_uv * w_uv.sqrt()[:, None], (r_d * w_d.sqrt())[:, None]], 1)
     r = torch.where(behind[:, None], torch.zeros_like(r), r)
-    return _Linear(jc, jp, lens[:, :, free_lens], r), w_uv
+    return Linear(jc, jp, lens[:, :, free_lens], r), w_uv
 
 
 class Frames:
@@ -154,7 +159,7 @@ def invert3(h: Tensor) -> Tensor:
     return (inverse / det[..., None]).reshape(*h.shape[:-2], 3, 3)
 
 
-def _divide_by_root(w: Tensor, h: Tensor, group: Tensor) -> Tensor:
+def divide_by_root(w: Tensor, h: Tensor, group: Tensor) -> Tensor:
     """(N, 3, 7) of w (N, 3, 7), each multiplied by the inverse Cholesky factor of its group's `h` (G, 3, 3).
 
     Sums of products of the result are those of `w` with the inverse of `h` between.
@@ -171,7 +176,7 @@ def _divide_by_root(w: Tensor, h: Tensor, group: Tensor) -> Tensor:
     return torch.stack([u0, u1, (w[:, 2] - l20 * u0 - l21 * u1) / l22], 1)
 
 
-class _BandFactor:
+class BandFactor:
     """Cholesky factor of a symmetric block tridiagonal matrix, blocks of `size`; solves and inverts blocks."""
 
     def __init__(self, diagonal: Tensor, upper: Tensor) -> None:
@@ -224,7 +229,7 @@ class Normal:
         self,
         problem: Problem,
         layout: _Layout,
-        linear: _Linear,
+        linear: Linear,
         state: State,
         priors: Priors,
         free: Tensor,
@@ -302,7 +307,7 @@ class Normal:
             hpp, pg = of_piece[:, :, :3], of_piece[:, :, 3:-1]
             damp = self.damp_p[problem.point[layout.piece_start[:-1]]]
         hpp = hpp + torch.diag_embed(damp)
-        root = self._sparse(_divide_by_root(self.wt, hpp, layout.piece), layout.piece_start)
+        root = self._sparse(divide_by_root(self.wt, hpp, layout.piece), layout.piece_start)
         removed = root.T @ root
         diagonal = self.hcc.new_zeros(nb, m, self.dof, m, self.dof)
         upper = torch.zeros_like(diagonal)
@@ -331,7 +336,7 @@ class Normal:
             last = torch.arange((m - missing) * self.dof, m * self.dof)
             diagonal[-1, last, last] = 1.0
         self.padded = nb * m * self.dof
-        self.band = _BandFactor(diagonal, upper)
+        self.band = BandFactor(diagonal, upper)
         if self.num_lens:
             along = invert3(hpp) @ pg
             cut = self._sparse(self.wt, layout.piece_start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,9 @@ EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err b
 _EXPECTED_FOCAL_SHARE = 1 / 16  # ... and neighbouring frames err alike: one measurement a second
 _GIVEN_FOCAL_SIGMA = 1e-5  # of the logarithm: held, without making the equations singular
 _GAIN_ROBUST_SCALE = 3.0  # of the Cauchy loss on changes of the gain, in standard deviations
+Total = Callable[[Tensor], Tensor]
+"""Sum of the values of single observations, or of frames (value k belongs to frame k): a number; of stacked clips (B,)
+numbers."""
 PriorTerm = tuple[Tensor, Tensor, Tensor]
 """A prior's residuals (M,), whitened and weighted, with the frames (M, k) that each depends on and its derivatives
 (M, k)."""
@@ -36,18 +40,26 @@ class GainPrior:
     sigma: float
     keep: Tensor
 
-    def terms(self, log_gain: Tensor, robust_scale: float) -> tuple[list[PriorTerm], Tensor]:
+    def spreads(self) -> tuple[Tensor, Tensor]:
+        """Standard deviations (F,) of a frame by itself, inf for all but the first, and (F-1,) of changes."""
+        first = self.keep.new_full((len(self.keep) + 1,), torch.inf)
+        first[0] = self.sigma
+        return first, self.sigma * (1 - self.keep**2).sqrt()
+
+    def terms(
+        self, log_gain: Tensor, robust_scale: float, total: Total = torch.sum
+    ) -> tuple[list[PriorTerm], Tensor]:
         """As `Priors.focal_terms`, for the column of the gain."""
-        index = torch.arange(len(log_gain))
-        first = log_gain[:1] / self.sigma
-        terms = [(index[:1, None], torch.full_like(first, 1 / self.sigma)[:, None], first)]
-        change = self.sigma * (1 - self.keep**2).sqrt()
+        index = torch.arange(len(log_gain), device=log_gain.device)
+        alone, change = self.spreads()
+        first = log_gain / alone
+        terms = [(index[:, None], (1 / alone)[:, None], first)]
         r = (log_gain[1:] - self.keep * log_gain[:-1]) / change
         rho, weight = cauchy(r * r, robust_scale)
         root = weight.sqrt()
         c = torch.stack([-root * self.keep / change, root / change], 1)
         terms.append((torch.stack([index[:-1], index[1:]], 1), c, root * r))
-        return terms, 0.5 * (first**2).sum() + rho.sum()
+        return terms, 0.5 * total(first**2) + total(rho)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,11 @@ class Priors:
     robust_scale: float
     gain: GainPrior | None = None
 
+    @property
+    def free(self) -> Tensor:
+        """Which numbers of the lens are free: (4,) bool."""
+        return self.lens_sigma > 0
+
     def terms(self, state: State) -> list[tuple[int, PriorTerm]]:
         """All terms on the cameras, each with the column of the camera that it is about."""
         terms = [(FOCAL_COLUMN, term) for term in self.focal_terms(state.log_focal)[0]]
@@ -142,31 +159,32 @@ class Priors:
             terms += [(GAIN_COLUMN, term) for term in self.gain.terms(state.log_gain, _GAIN_ROBUST_SCALE)[0]]
         return terms
 
-    def focal_terms(self, log_focal: Tensor) -> tuple[list[PriorTerm], Tensor]:
+    def absolute(self, num_frames: int) -> tuple[Tensor | float, Tensor | float, float]:
+        """Log focal that frames are drawn to, standard deviation, and independent measurements per frame."""
+        if self.focal.given is not None:
+            return self.focal.given, _GIVEN_FOCAL_SIGMA, 1.0
+        expected = self.focal.expected
+        if expected is not None:
+            return expected.log_focal, EXPECTED_FOCAL_SIGMA, expected.share
+        # One prior per clip, however many frames: a long clip must not be pulled harder.
+        return self.focal_centre, self.focal_sigma, 1.0 / max(1, num_frames)
+
+    def focal_terms(self, log_focal: Tensor, total: Total = torch.sum) -> tuple[list[PriorTerm], Tensor]:
         """Terms on log focal, and their cost."""
         terms: list[PriorTerm] = []
         num = len(log_focal)
-        index = torch.arange(num)
-        cost = log_focal.new_zeros(())
-        given = self.focal.given
-        expected = self.focal.expected
-        centre, sigma = self.focal_centre, self.focal_sigma
-        # One prior per clip, however many frames: a long clip must not be pulled harder.
-        share = 1.0 / max(1, num)
-        if given is not None:
-            centre, sigma, share = given, _GIVEN_FOCAL_SIGMA, 1.0
-        elif expected is not None:
-            centre, sigma, share = expected.log_focal, EXPECTED_FOCAL_SIGMA, expected.share
+        index = torch.arange(num, device=log_focal.device)
+        centre, sigma, share = self.absolute(num)
         absolute = (log_focal - centre) / sigma
-        terms.append((index[:, None], torch.full_like(absolute, 1 / sigma)[:, None], absolute))
-        terms[-1] = (terms[-1][0], terms[-1][1] * share**0.5, terms[-1][2] * share**0.5)
-        cost = cost + 0.5 * share * (absolute**2).sum()
+        slope = torch.ones_like(absolute) * (1 / sigma)
+        terms.append((index[:, None], slope[:, None] * share**0.5, absolute * share**0.5))
+        cost = 0.5 * share * total(absolute**2)
         if num > 1:
             sigma = self.focal.first_difference_sigma
             r = (log_focal[1:] - log_focal[:-1]) / sigma
             c = torch.stack([-1 / sigma, 1 / sigma], 1)
             terms.append((torch.stack([index[:-1], index[1:]], 1), c, r))
-            cost = cost + 0.5 * (r**2).sum()
+            cost = cost + 0.5 * total(r**2)
         if num > 2:
             sigma = self.focal.second_difference_sigma
             r = (log_focal[2:] - 2 * log_focal[1:-1] + log_focal[:-2]) / sigma
@@ -174,22 +192,30 @@ class Priors:
             root = weight.sqrt()
             c = torch.stack([root / sigma, -2 * root / sigma, root / sigma], 1)
             terms.append((torch.stack([index[:-2], index[1:-1], index[2:]], 1), c, root * r))
-            cost = cost + rho.sum()
+            cost = cost + total(rho)
         return terms, cost
 
 
-def total_cost(problem: Problem, state: State, priors: Priors, robust_scale: float) -> tuple[Tensor, Tensor]:
-    """(total, data part)."""
+def total_cost(
+    problem: Problem,
+    state: State,
+    priors: Priors,
+    robust_scale: float,
+    *,
+    of_observations: Total = torch.sum,
+    of_frames: Total = torch.sum,
+) -> tuple[Tensor, Tensor]:
+    """(total, data part); of each clip (B,) where clips are stacked and the sums are theirs."""
     r_uv, r_d, behind, _ = whitened_residuals(problem, state)
     rho_uv, _ = cauchy((r_uv * r_uv).sum(1), robust_scale)
     # A point behind the camera costs as much as a gross outlier, so that a step cannot hide errors there.
     rho_uv = torch.where(behind, cauchy(torch.full_like(rho_uv, 1e6), robust_scale)[0], rho_uv)
     rho_d, _ = cauchy(r_d * r_d, robust_scale)
-    data = rho_uv.sum() + rho_d.sum()
+    data = of_observations(rho_uv) + of_observations(rho_d)
     if priors.gain is not None and state.log_gain is not None:
         # What a model makes the depth's factors do is part of how well it explains the depth.
-        data = data + priors.gain.terms(state.log_gain, _GAIN_ROBUST_SCALE)[1]
-    _, focal_cost = priors.focal_terms(state.log_focal)
-    free = priors.lens_sigma > 0
-    lens_cost = 0.5 * ((state.lens[free] / priors.lens_sigma[free]) ** 2).sum()
+        data = data + priors.gain.terms(state.log_gain, _GAIN_ROBUST_SCALE, of_frames)[1]
+    _, focal_cost = priors.focal_terms(state.log_focal, of_frames)
+    free = priors.free
+    lens_cost = 0.5 * ((state.lens[..., free] / priors.lens_sigma[..., free]) ** 2).sum(-1)
     return data + focal_cost + lens_cost, data

@@ -28,8 +28,9 @@ class Problem:
         log_depth: (N,) log z-depth in geometry units; any value where `sigma_log_depth` is infinite.
         sigma_log_depth: (N,) relative error; inf = no depth.
         num_frames, num_points: sizes.
-        centre_px: (2,) image centre in pixels.
+        centre_px: (2,) image centre in pixels; of each observation (2, N) where clips are stacked.
         focal_scale_px: image diagonal, to normalise the lens terms.
+        clip: (N,) int64 number of the clip of each observation where clips are stacked; None: one clip.
     """
 
     frame: Tensor
@@ -42,13 +43,21 @@ class Problem:
     num_points: int
     centre_px: Tensor
     focal_scale_px: float
+    clip: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class State:
-    """Unknowns: rotation (F, 3, 3) and translation (F, 3) world to camera, log_focal (F,) of fx in pixels,
-    lens (4,), points (P, 3) in the world, log_gain (F,) of measured over true depth in each frame; None where the
-    depth of all frames is in one unit exactly."""
+    """Unknowns.
+
+    Attributes:
+        rotation, translation: (F, 3, 3) and (F, 3) world to camera.
+        log_focal: (F,) of fx in pixels.
+        lens: (4,), or (B, 4) of stacked clips.
+        points: (P, 3) in the world.
+        log_gain: (F,) of measured over true depth in each frame; None where the depth of all frames is in one unit
+            exactly.
+    """
 
     rotation: Tensor
     translation: Tensor
@@ -56,6 +65,11 @@ class State:
     lens: Tensor
     points: Tensor
     log_gain: Tensor | None = None
+
+    @property
+    def camera_dof(self) -> int:
+        """Free numbers of a frame."""
+        return CAMERA_DOF if self.log_gain is None else CAMERA_DOF + 1
 
 
 @dataclass(frozen=True)
@@ -86,17 +100,22 @@ class Solution:
     covariance: Tensor | None = None
 
 
+def lens_of(problem: Problem, state: State) -> Tensor:
+    """(4,) lens of a clip, or (4, N) of each observation where clips are stacked."""
+    return state.lens if problem.clip is None else state.lens[problem.clip].T
+
+
 def project(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     """Predicted positions (N, 2) in pixels and camera-frame points (N, 3) of all observations."""
     f = problem.frame
     p = (state.rotation[f] @ state.points[problem.point][:, :, None])[:, :, 0] + state.translation[f]
     z = p[:, 2].clamp_min(1e-6)
     n = p[:, :2] / z[:, None]
-    focal = state.log_focal[f].exp()
-    radial = 1 + state.lens[3] * (n * n).sum(1)
-    aspect = state.lens[2].exp()
-    u = focal * n[:, 0] * radial + problem.centre_px[0] + state.lens[0]
-    v = focal * aspect * n[:, 1] * radial + problem.centre_px[1] + state.lens[1]
+    focal, lens = state.log_focal[f].exp(), lens_of(problem, state)
+    radial = 1 + lens[3] * (n * n).sum(1)
+    aspect = lens[2].exp()
+    u = focal * n[:, 0] * radial + problem.centre_px[0] + lens[0]
+    v = focal * aspect * n[:, 1] * radial + problem.centre_px[1] + lens[1]
     return torch.stack([u, v], 1), p
 
 
@@ -126,7 +145,7 @@ def sum_by(index: Tensor, value: Tensor, size: int) -> Tensor:
 def moved_by(state: State, camera: Tensor, lens: Tensor, points: Tensor, free: Tensor) -> State:
     delta = so3_exp(camera[:, :3])
     new_lens = state.lens.clone()
-    new_lens[free] += lens
+    new_lens[..., free] += lens
     return State(
         rotation=delta @ state.rotation,
         translation=(delta @ state.translation[:, :, None])[:, :, 0] + camera[:, 3:6],

@@ -1,4 +1,4 @@
-"""Bundle adjustment with a focal length per frame: the solver.
+"""Bundle adjustment with a focal length per frame: what is asked, and who solves it.
 
 Unknowns are, for every frame, a world-to-camera pose and one log focal length; for every track a 3-D point; for the
 clip a few shared lens numbers (principal point, pixel aspect, radial term) under priors. Residuals are robust
@@ -9,8 +9,9 @@ camera system is block tridiagonal and its factorisation costs a constant amount
 tracks fall outside that band; they stay exact, because the system is solved by conjugate gradients with the
 factorised band (of the tracks cut to its width, which keeps it positive definite) as preconditioner.
 
-Everything is float64; sparse products are scipy's, the rest is torch on the CPU. Frames: OpenCV axes; units: pixels,
-radians, and the length unit of the depth that is given.
+`SparseSolver` does this on the processor, `batched.descent.BatchedSolver` on a GPU and for several clips at once; both
+take the same steps, to rounding. Frames: OpenCV axes; units: pixels, radians, and the length unit of the depth that is
+given.
 
 Sources: Triggs et al. 2000 (Schur complement, gauge), Agarwal et al. 2010 (preconditioned conjugate gradients),
 Meurant 1992 (blocks of the inverse of a block tridiagonal matrix), SANA-WM (arXiv 2605.15178) appendix B.1 for
@@ -19,36 +20,91 @@ intrinsics per frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...networks.device import choose_device
 from ..config import BundleConfig
-from .normal import Held, Normal, layout_of, linearise
-from .priors import FocalPrior, GainPrior, Priors, total_cost
-from .problem import Problem, Solution, State, moved_by, residuals, whitened_residuals, with_true_rotations
+from .normal import Held
+from .pace import Effort, Found, Task
+from .priors import FocalPrior, GainPrior, Priors
+from .problem import Problem, Solution, State, residuals, whitened_residuals
+from .sparse import SparseSolver
 
 _TAN_30 = 0.57735  # half of the 60 degrees that are expected across the longer side
-_GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
+
+
+class Solver(Protocol):
+    """Who solves bundles."""
+
+    def descend(self, tasks: list[Task]) -> list[Found | FloatingPointError]:
+        """Minimise the robust cost of every task by Levenberg-Marquardt, each by itself; the tensors of what was found
+        lie on the processor. An error where the cost is not finite at the start, or no damping makes the equations
+        positive definite."""
+        ...
+
+    def covariance(self, task: Task) -> Tensor:
+        """(F, D, D) marginal covariance of the cameras at the task's state, in units of the residuals' variance.
+
+        Raises:
+            FloatingPointError: no damping makes the equations positive definite.
+        """
+        ...
+
+
+def solver_of(config: BundleConfig) -> Solver:
+    """The solver that a recipe asks for.
+
+    Raises:
+        ValueError: its device is not there.
+    """
+    if config.device == "cpu":
+        return SparseSolver()
+    if choose_device(config.device, "annotate.bundle.device").type == "cpu":
+        return SparseSolver()
+    from .batched.descent import BatchedSolver
+
+    return BatchedSolver(
+        choose_device("auto"), torch.float32 if config.derivatives == "float32" else torch.float64
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How far the bundle goes.
+class Question:
+    """What `solve_bundles` is asked of one clip; see `solve_bundle`."""
 
-    Attributes:
-        max_iterations: steps at most; None takes the configured number.
-        tolerance: it stops when a step lowers the cost by less than this fraction.
-        band_frames: width of the factorised band; None takes the configured one.
-        hopeless_above: give up, not converged, once the data cost is so far above this that five more steps as large
-            as the last one would not bring it down there.
-    """
+    problem: Problem
+    state: State
+    prior: FocalPrior
+    config: BundleConfig
+    effort: Effort = field(default_factory=Effort)
+    gain: GainPrior | None = None
+    hold: Held = "first"
+    want_covariance: bool = False
 
-    max_iterations: int | None = None
-    tolerance: float = 1e-5
-    band_frames: int | None = None
-    hopeless_above: float | None = None
+    def task(self) -> Task:
+        """For a solver.
+
+        Raises:
+            ValueError: as `solve_bundle`.
+        """
+        problem, state, config = self.problem, self.state, self.config
+        _check(problem, state, self.gain)
+        if self.gain is not None and state.log_gain is None:
+            state = replace(state, log_gain=torch.zeros_like(state.log_focal))
+        return Task(
+            problem=problem,
+            state=state,
+            priors=_priors(problem, self.prior, config, self.gain),
+            band_frames=self.effort.band_frames or config.band_frames,
+            limit=self.effort.max_iterations or config.max_iterations,
+            effort=self.effort,
+            hold=self.hold,
+        )
 
 
 def solve_bundle(
@@ -68,6 +124,7 @@ def solve_bundle(
         problem: observations; must be sorted by point, then frame.
         state: start.
         prior: how the focal may change.
+        config: noise levels, priors, limits, and who solves it.
         effort: how far to go.
         gain: frees the gain of each frame's depth under this prior; None: all depth is in one unit.
         hold: beside the first frame, `poses`: rotations and translations stay, only focal lengths, lens and points are
@@ -77,29 +134,72 @@ def solve_bundle(
         ValueError: if the problem has no observation or is not sorted, or the state has gains without a prior.
         FloatingPointError: if the cost is not finite at the start.
     """
-    _check(problem, state, gain)
-    if gain is not None and state.log_gain is None:
-        state = replace(state, log_gain=torch.zeros_like(state.log_focal))
-    band = effort.band_frames or config.band_frames
-    descent = _Descent(problem, state, _priors(problem, prior, config, gain), band, hold=hold)
-    descent.run(effort.max_iterations or config.max_iterations, effort)
-    state = descent.state
-    residual_px, residual_log_depth, weight = residuals(problem, state, config)
-    covariance = None
-    if want_covariance:
-        wide = max(config.covariance_band_frames, band)
-        covariance = _covariance(problem, state, descent.priors, wide, hold=hold)
-    return Solution(
+    question = Question(
+        problem=problem,
         state=state,
-        cost=float(descent.cost),
-        data_cost=float(descent.data),
-        iterations=descent.iteration,
-        converged=descent.converged,
+        prior=prior,
+        config=config,
+        effort=effort,
+        gain=gain,
+        hold=hold,
+        want_covariance=want_covariance,
+    )
+    found = solve_bundles([question])[0]
+    if isinstance(found, FloatingPointError):
+        raise found
+    return found
+
+
+def solve_bundles(questions: Sequence[Question]) -> list[Solution | FloatingPointError]:
+    """`solve_bundle` of several that do not wait for each other; what one of them raises as FloatingPointError is given
+    back in its place.
+
+    Raises:
+        ValueError: as `solve_bundle`, of any of them.
+    """
+    if not questions:
+        return []
+    solver = solver_of(questions[0].config)
+    tasks = [question.task() for question in questions]
+    return [
+        found if isinstance(found, FloatingPointError) else _solution(question, task, found, solver)
+        for question, task, found in zip(questions, tasks, solver.descend(tasks), strict=True)
+    ]
+
+
+def _solution(question: Question, task: Task, found: Found, solver: Solver) -> Solution | FloatingPointError:
+    problem, config = question.problem, question.config
+    residual_px, residual_log_depth, weight = residuals(problem, found.state, config)
+    covariance = None
+    if question.want_covariance:
+        wide = max(config.covariance_band_frames, task.band_frames)
+        try:
+            covariance = solver.covariance(replace(task, state=found.state, band_frames=wide))
+        except FloatingPointError as error:
+            return error
+        covariance = covariance * max(_residual_variance(problem, found.state), 1e-6)
+    return Solution(
+        state=found.state,
+        cost=found.cost,
+        data_cost=found.data_cost,
+        iterations=found.iterations,
+        converged=found.converged,
         residual_px=residual_px,
         residual_log_depth=residual_log_depth,
         weight=weight,
         covariance=covariance,
     )
+
+
+def _residual_variance(problem: Problem, state: State) -> float:
+    """Robust variance of a whitened residual."""
+    r_uv = whitened_residuals(problem, state)[0]
+    # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
+    variance = float((r_uv * r_uv).sum(1).median()) / 1.386
+    # Unknowns soak up part of the noise.
+    equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
+    unknowns = state.camera_dof * problem.num_frames + 3 * problem.num_points
+    return variance * (equations / max(equations - unknowns, 0.1 * equations))
 
 
 def _check(problem: Problem, state: State, gain: GainPrior | None) -> None:
@@ -124,117 +224,3 @@ def _priors(problem: Problem, focal: FocalPrior, config: BundleConfig, gain: Gai
         robust_scale=config.robust_scale,
         gain=gain,
     )
-
-
-class _Descent:
-    """Levenberg-Marquardt from one state.
-
-    Attributes:
-        state, cost, data: the best so far, its cost, and the part of reprojection and depth.
-        iteration: accepted and rejected steps.
-        converged: the last relative decrease fell below tolerance.
-    """
-
-    def __init__(
-        self, problem: Problem, state: State, priors: Priors, band_frames: int, *, hold: Held
-    ) -> None:
-        self.problem, self.state, self.priors = problem, state, priors
-        self.free = priors.lens_sigma > 0
-        self.hold: Held = hold
-        self.layout = layout_of(problem, band_frames)
-        self.cost, self.data = self._cost(state)
-        if not bool(torch.isfinite(self.cost)):
-            raise FloatingPointError("bundle: the cost is not finite at the start")
-        self.damping, self.growth = 1e-4, _GROWTH
-        self.iteration, self.converged, self.lost = 0, False, False
-
-    def _cost(self, state: State) -> tuple[Tensor, Tensor]:
-        return total_cost(self.problem, state, self.priors, self.priors.robust_scale)
-
-    def run(self, limit: int, effort: Effort) -> None:
-        """Step until nothing improves, `limit` steps are done, or there is no hope."""
-        while self.iteration < limit and not self.converged and not self.lost:
-            linear, _ = linearise(self.problem, self.state, self.priors.robust_scale, self.free)
-            normal = Normal(
-                self.problem,
-                self.layout,
-                linear,
-                self.state,
-                self.priors,
-                self.free,
-                hold=self.hold,
-            )
-            accepted = False
-            while not accepted and not self.converged and self.iteration < limit:
-                self.iteration += 1
-                accepted = self._try(normal, effort)
-            self.state = with_true_rotations(self.state)
-
-    def _try(self, normal: Normal, effort: Effort) -> bool:
-        """One step; whether it was accepted."""
-        try:
-            normal.damp(self.damping)
-            camera, lens, points, _ = normal.step(0.1, 80)
-        except FloatingPointError:
-            self.damping *= self.growth * 10
-            if self.damping > 1e8:
-                raise
-            return False
-        trial = moved_by(self.state, camera, lens, points, self.free)
-        cost, data = self._cost(trial)
-        if not bool(cost < self.cost):
-            if float(camera.abs().max()) < 1e-9 or self.damping > 1e6:
-                self.converged = True
-                return False
-            self.damping *= self.growth
-            self.growth *= 2
-            return False
-        trial, cost, data = self._lengthened((camera, lens, points), (trial, cost, data))
-        self.converged = float(self.cost - cost) < effort.tolerance * float(self.cost)
-        hope = effort.hopeless_above
-        self.lost = hope is not None and float(data - 5 * (self.data - data)) > hope
-        self.state, self.cost, self.data = trial, cost, data
-        # A damping that was only just found to be enough is not given up at once.
-        self.damping = max(self.damping / 5, 1e-9) if self.growth == _GROWTH else self.damping
-        self.growth = _GROWTH
-        return True
-
-    def _lengthened(
-        self, step: tuple[Tensor, Tensor, Tensor], found: tuple[State, Tensor, Tensor]
-    ) -> tuple[State, Tensor, Tensor]:
-        # Reweighted least squares steps too short along every direction in which outliers lose weight as the state
-        # improves. Looking further along the step costs a hundredth of the next linearisation.
-        for factor in (1.5, 2.0, 3.0, 4.0):
-            camera, lens, points = (factor * part for part in step)
-            further = moved_by(self.state, camera, lens, points, self.free)
-            cost, data = self._cost(further)
-            if not bool(cost < found[1]):
-                break
-            found = further, cost, data
-        return found
-
-
-def _covariance(problem: Problem, state: State, priors: Priors, band_frames: int, *, hold: Held) -> Tensor:
-    """(F, D, D) marginal covariance of the cameras at an optimum, scaled by the robust residual variance."""
-    free = priors.lens_sigma > 0
-    linear, _ = linearise(problem, state, priors.robust_scale, free)
-    wide = layout_of(problem, band_frames)
-    normal = Normal(problem, wide, linear, state, priors, free, hold=hold)
-    damping = 1e-10
-    while True:
-        try:
-            normal.damp(damping)
-            break
-        except FloatingPointError:
-            # Directions that nothing determines: the least damping that factorises bounds their variance.
-            damping *= 10
-            if damping > 1e-2:
-                raise
-    r_uv = whitened_residuals(problem, state)[0]
-    # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
-    variance = float((r_uv * r_uv).sum(1).median()) / 1.386
-    # Unknowns soak up part of the noise.
-    equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
-    unknowns = linear.jc.shape[2] * problem.num_frames + 3 * problem.num_points
-    variance *= equations / max(equations - unknowns, 0.1 * equations)
-    return normal.covariance() * max(variance, 1e-6)

@@ -76,6 +76,7 @@ def disturbed(state: State, seed: int = 1) -> State:
     )
 
 
+@pytest.mark.usefixtures("every_solver")
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", [1.0, 1.6])
 @pytest.mark.parametrize("band", [4, 8, 64])
@@ -95,6 +96,7 @@ def test_exact_measurements_give_the_truth_back(zoom: float, band: int) -> None:
     assert torch.allclose(found.rotation, truth.rotation, atol=2e-5)
 
 
+@pytest.mark.usefixtures("every_solver")
 @pytest.mark.slow
 def test_same_optimum_as_scipy() -> None:
     """scipy minimises the same robust cost over all unknowns at once, points included, by finite differences."""
@@ -141,6 +143,7 @@ def test_same_optimum_as_scipy() -> None:
     assert np.allclose(unpack(theirs.x).translation.numpy(), ours.state.translation.numpy(), atol=2e-4)
 
 
+@pytest.mark.usefixtures("every_solver")
 @pytest.mark.parametrize("band", [7, 12])
 def test_loop_closures_outside_the_band_are_honoured(band: int) -> None:
     """Points seen only by the first and the last frames: the narrow band must reach the wide band's optimum.
@@ -183,6 +186,7 @@ def test_loop_closures_outside_the_band_are_honoured(band: int) -> None:
     assert torch.allclose(narrow.state.translation, wide.state.translation, atol=1e-4)
 
 
+@pytest.mark.usefixtures("every_solver")
 def test_outliers_do_not_move_the_cameras() -> None:
     config = CONFIG.model_copy(update={"robust_scale": 1.0})
     problem, truth = scene(frames=10, points=80, noise_px=0.2)
@@ -199,6 +203,7 @@ def test_outliers_do_not_move_the_cameras() -> None:
     assert float(found.weight[~wrong].median()) > 0.7
 
 
+@pytest.mark.usefixtures("every_solver")
 def test_constant_model_is_constant_and_piecewise_breaks_where_told() -> None:
     problem, truth = scene(frames=12, points=60)
     constant = solve_bundle(
@@ -219,6 +224,7 @@ def test_constant_model_is_constant_and_piecewise_breaks_where_told() -> None:
     assert torch.allclose(found, step.log_focal, atol=1e-3)
 
 
+@pytest.mark.usefixtures("every_solver")
 def test_a_hopeless_model_is_given_up_and_a_hopeful_one_is_not() -> None:
     problem, truth = scene(frames=12, points=60, noise_px=0.3)
     zooming = replace(truth, log_focal=truth.log_focal + torch.linspace(0, 0.5, 12, dtype=torch.float64))
@@ -307,6 +313,7 @@ def test_resect_places_single_frames_with_their_own_focal() -> None:
     assert int(inliers.min()) == 60
 
 
+@pytest.mark.usefixtures("every_solver")
 def test_bad_problems_are_named() -> None:
     problem, truth = scene(frames=3, points=5)
     prior = focal_prior("smooth", 3, CONFIG)

@@ -1,0 +1,1 @@
+"""The bundle as torch operations: all observations of several clips at once."""
