@@ -80,7 +80,7 @@ def call(work: Work, **given: Any) -> Outcome:
     return work(**arguments)
 
 
-_WRITTEN = ("out", "html", "staging", "plot", "plots")
+_WRITTEN = ("out", "html", "staging", "plot", "plots", "recovered")
 """Options that name what a command writes."""
 
 

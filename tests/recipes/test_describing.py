@@ -339,6 +339,7 @@ def test_captions_lie_beside_rows_in_an_object_store(
         ("export", "DIR", "--format", "tum", "--out", "gs://bucket/x"),
         ("report", "DIR", "--html", "s3://bucket/report.html"),
         ("encode", "DIR", "--out", "az://bucket/x"),
+        ("evaluate", "--videos", "DIR", "--recovered", "s3://bucket/x"),
     ],
 )
 def test_commands_that_write_files_refuse_addresses_before_any_work(
