@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import F64
 from ..camera_files.match import Match, match
 from ..camera_files.record import ClipCameras
 from ..evaluation.score import ClipScore, score_match
@@ -113,17 +115,26 @@ def score_lenses(predicted: Lenses, truth: Lenses) -> Scored:
         [e, distortion_alone], t, height=predicted.height, width=predicted.width
     )
     below = np.where(np.isfinite(apart), apart < EPE_LIMIT_PX, False)
-    percent = 100 * np.abs(e[:, :4] - t[:, :4]) / np.abs(t[:, :4])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        percent = 100 * np.abs(e[:, :4] - t[:, :4]) / np.abs(t[:, :4])
     counts = {"num_frames": len(i), "num_truth": len(truth.frame)}
     values = {
         "epe_below_300px_percent": 100 * float(below.sum()) / (len(truth.frame) * below.shape[1]),
         **{f"{name}_error_percent": float(percent[:, k].mean()) for k, name in enumerate(LENS[:4])},
-        "epe_median_px": float(np.nanmedian(apart)),
-        "distortion_median_px": float(np.nanmedian(bent)),
+        "epe_median_px": float(_median(apart)),
+        "distortion_median_px": float(_median(bent)),
         "focal_mape_percent": focal_mape_percent(e[:, :2], t[:, :2]),
     }
     frames: dict[str, NDArray[Any]] = {"frame": predicted.frame[i]}
     frames |= {f"{name}_predicted": e[:, k] for k, name in enumerate(LENS)}
     frames |= {f"{name}_true": t[:, k] for k, name in enumerate(LENS)}
-    frames["epe_median_px"] = np.nanmedian(apart, axis=1)
-    return Scored(counts=counts, values=values, frames=frames)
+    frames["epe_median_px"] = _median(apart, axis=1)
+    known = {name: value for name, value in values.items() if np.isfinite(value)}
+    return Scored(counts=counts, values=known, frames=frames)
+
+
+def _median(values: F64, axis: int | None = None) -> F64:
+    """Of the numbers among the values, NaN where there are none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmedian(values, axis=axis))

@@ -109,6 +109,8 @@ def _of_eth3d(sequence: Sequence) -> ClipCameras:
     assert sequence.poses is not None, "asked for where there are some"
     path = sequence.poses.with_name("calibration.txt")
     lens = _numbers(path, read_text(path), count=4)
+    if lens[:2].min() <= 0:
+        raise InputError(f"{path}: focal lengths {lens[0]:g} and {lens[1]:g} must be positive")
     return _with_focal(read_clip(sequence.poses), lens[:2], sequence.media)
 
 

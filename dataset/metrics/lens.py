@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..arrays import F64
 
@@ -49,13 +49,13 @@ def unproject(pixels: ArrayLike, lens: ArrayLike) -> F64:
     wanted = (pixels - lens[..., 2:4]) / lens[..., :2]
     n = wanted.copy()
     small = 1e-7
-    for _ in range(_STEPS):  # Newton's method; derivatives by differences serve, as the residual decides
-        residual = _distorted(n, lens) - wanted
-        if not (np.abs(residual) > _CONVERGED / 100).any():
-            break  # all are found, or not a number
-        dx = (_distorted(n + [small, 0], lens) - _distorted(n - [small, 0], lens)) / (2 * small)
-        dy = (_distorted(n + [0, small], lens) - _distorted(n - [0, small], lens)) / (2 * small)
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # places without a ray run away
+        for _ in range(_STEPS):  # Newton's method; derivatives by differences serve, as the residual decides
+            residual = _distorted(n, lens) - wanted
+            if not (np.abs(residual) > _CONVERGED / 100).any():
+                break  # all are found, or not a number
+            dx = (_distorted(n + [small, 0], lens) - _distorted(n - [small, 0], lens)) / (2 * small)
+            dy = (_distorted(n + [0, small], lens) - _distorted(n - [0, small], lens)) / (2 * small)
             det = dx[..., 0] * dy[..., 1] - dy[..., 0] * dx[..., 1]
             step = np.stack(
                 [
@@ -65,9 +65,21 @@ def unproject(pixels: ArrayLike, lens: ArrayLike) -> F64:
                 axis=-1,
             )
             n = n - step / det[..., None]
-    with np.errstate(all="ignore"):
         found = np.abs(_distorted(n, lens) - wanted).max(axis=-1) < _CONVERGED
+        found &= _before_fold((n * n).sum(axis=-1), lens)
     return np.where(found[..., None], n, np.nan)
+
+
+def _before_fold(r2: F64, lens: F64) -> NDArray[np.bool_]:
+    """Whether radii (squared) grow with those of their images from the middle on: behind the first fold, rays meet the
+    pixels of others, and no such ray comes into the picture."""
+    k1, k2 = lens[..., 4], lens[..., 5]
+
+    def slope(s: F64) -> F64:
+        return 1 + 3 * k1 * s + 5 * k2 * s * s
+
+    least = np.where(k2 > 0, np.clip(-0.3 * k1 / np.where(k2 > 0, k2, 1), 0, r2), r2)
+    return (slope(r2) > 0) & (slope(least) > 0)
 
 
 def image_grid(height: int, width: int, *, rows: int = 15, columns: int = 20) -> F64:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from theodolite.dataset.benchmarks.protocols import PROTOCOLS, SetName
@@ -237,3 +238,17 @@ def test_tum_s_lenses_are_those_of_its_three_cameras(
     else:
         assert truth.focal_px is not None
         assert np.allclose(truth.focal_px, focal)
+
+
+@pytest.mark.parametrize("lens", ["0 1 2 3", "726 -726 359 202", "nan 1 2 3", "1 2 3"])
+def test_calibrations_that_are_no_lens_are_named(tmp_path: Path, lens: str) -> None:
+    images = tmp_path / "rgb"
+    images.mkdir()
+    cv2.imwrite(str(images / "1.0.png"), np.zeros((12, 16, 3), np.uint8))
+    (tmp_path / "groundtruth.txt").write_text("1.0 0 0 0 0 0 0 1\n")
+    (tmp_path / "calibration.txt").write_text(lens)
+    sequence = Sequence(name="cables_1", media=images, poses=tmp_path / "groundtruth.txt")
+    with pytest.raises(
+        ValueError, match=r"calibration\.txt: (focal lengths .* must be positive|expected 4 numbers)"
+    ):
+        true_cameras("eth3d-slam", sequence)

@@ -1,6 +1,7 @@
 """InFlux: lenses in the set's own pixels, frames without a prediction, and what the file of a server must not hold."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ def test_points_far_off_are_counted() -> None:
     y = (np.arange(15) + 0.5) * 2202 / 15 - 0.5 - 1100.5
     share = (np.hypot(*np.meshgrid(x, y)) < 600).mean()
     assert score_lenses(long, t).values["epe_below_300px_percent"] == pytest.approx(100 * share)
+
+
+def test_numbers_that_a_true_lens_does_not_determine_are_left_out() -> None:
+    """No share of a principal point at 0, no distance where no point has a ray; without a word of numpy's."""
+    t = true()
+    t.values[:, 2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score_lenses(replace(t, height=2202, width=3424), t).values
+        assert "cx_error_percent" not in found
+        assert found["fx_error_percent"] == 0
+        t.values[:, :2] = 1e-6
+        t.values[:, 4:] = [-0.3, 0, 0, 0]
+        found = score_lenses(replace(t, height=2202, width=3424), t).values
+    assert "epe_median_px" not in found
+    assert found["epe_below_300px_percent"] == 0
 
 
 def test_nothing_to_compare_is_said() -> None:

@@ -38,6 +38,29 @@ def test_pixels_beyond_a_fold_have_no_ray() -> None:
     assert np.isnan(rays[1]).all()
 
 
+@pytest.mark.parametrize(("k1", "k2"), [(-0.3, 0.0), (-0.5, 0.0), (-0.6, 0.12), (0.2, -0.1), (-0.2, 0.05)])
+def test_no_ray_from_behind_a_fold_is_taken(k1: float, k2: float) -> None:
+    """There it meets the pixels of others: a third of the points of such a picture had one."""
+    lens = np.array([800.0, 800.0, 999.5, 499.5, k1, k2, 0, 0])
+    radius = np.linspace(0, 5, 500_001)
+    there = radius * (1 + k1 * radius**2 + k2 * radius**4)
+    folds = np.flatnonzero(np.diff(there) <= 0)
+    first = folds[0] if len(folds) else len(radius) - 1
+    pixels = image_grid(1000, 2000)
+    wanted = np.linalg.norm(pixels - lens[2:4], axis=1) / 800
+    has = wanted < there[first] - 1e-4
+    rays = unproject(pixels, lens)
+    assert np.array_equal(np.isfinite(rays).all(axis=1), has)
+    assert (
+        np.abs(
+            np.linalg.norm(rays[has], axis=1)
+            - np.interp(wanted[has], there[: first + 1], radius[: first + 1])
+        ).max()
+        < 1e-4
+    )
+    assert np.abs(project(rays[has], lens) - pixels[has]).max() < 1e-5
+
+
 def test_end_point_errors_of_known_lenses() -> None:
     truth = np.array([[1000.0, 1000.0, 319.5, 239.5, 0, 0, 0, 0]] * 3)
     estimated = truth.copy()
