@@ -7,6 +7,7 @@ tests/annotate/run/test_object_store.py.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ from theodolite.dataset.storage import log, remote
 from theodolite.dataset.storage.paths import StoreError, StorePath, as_output, as_path
 from theodolite.dataset.store import check_output, foreign_files, list_parts, prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
+
+from ...object_store import Faults, needs_object_store, object_store, root_of
 
 
 @pytest.fixture
@@ -377,6 +380,52 @@ def _die_at(moment: int, out: Path, patch: pytest.MonkeyPatch, act: str) -> bool
         log._TURNS.pop(str(out), None)
         return False
     return True
+
+
+@needs_object_store
+@pytest.mark.slow(about_s=6)
+def test_compact_cut_off_from_a_server_at_any_request_shows_the_whole(make_row, thorough: bool) -> None:
+    """From one of its requests on, another one each time, everything that would change something is refused."""
+    with object_store() as server:
+        whole = root_of(server, "whole")
+        with hold_dataset(whole):
+            prepare_output(whole, recipe_hash="recipe1")
+            for i in range(3):
+                commit(whole, make_row(i), shard_id=f"{1000 * i:06d}-x")
+            refresh_index(whole)
+        assert isinstance(whole, StorePath)
+        objects = {name: (whole / name).read_bytes() for name in whole.objects()}
+        want = [f"clip_{i:04d}" for i in range(3)]
+        moments = 0
+        for moment in range(0, 200, 1 if thorough else 9):
+            out = root_of(server, f"cut-{moment}")
+            for name, content in objects.items():
+                (out / name).write_bytes(content)
+            changes = itertools.count()
+            server.faults = Faults(
+                when=lambda method, path, changes=changes, moment=moment: (
+                    "denied" if method in ("PUT", "DELETE", "POST") and next(changes) >= moment else None
+                )
+            )
+            ended = True
+            try:
+                compact(out)
+            except (OSError, ValueError):
+                ended = False
+            server.faults = Faults()
+            log._TURNS.pop(str(out), None)
+            log._KNOWN.pop(str(out), None)
+            assert sorted(clips_with_rows(out)) == want, moment
+            assert inspect_text(out).splitlines()[-1].startswith("3 clips: "), moment
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(remote, "_process_began", lambda process: None)
+                assert compact(out).num_clips == 3
+            assert sorted(clips_with_rows(out)) == want
+            assert validate_dataset(out) == (3, []), moment
+            moments += not ended
+            if ended and next(changes) <= moment:
+                break
+        assert moments > (12 if thorough else 1)
 
 
 def test_a_copy_without_a_log_is_read_and_gone_on_with(out: StorePath, make_row) -> None:
