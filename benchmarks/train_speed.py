@@ -1,7 +1,7 @@
 """A training step at full size: forward and backward beside NVlabs/Sana, whole steps, LoRA on a card of 24 GB.
 
     python benchmarks/train_speed.py [--parts official passes step lora] [--sana SANA] [--frames 121]
-    torchrun --nproc-per-node 2 benchmarks/train_speed.py --parts step [--context 2] [--frames 16]
+    torchrun --nproc-per-node 2 benchmarks/train_speed.py --parts step [--context 2] [--frames 16] [--repeats 1]
     python benchmarks/train_speed.py --smoke
 
 Random weights, random clips of 121 latent frames of 22 x 40 tokens (a minute of 720p), batch 1. `official` is forward
@@ -9,7 +9,8 @@ and backward in bfloat16 of NVlabs/Sana's network with its own gradient checkpoi
 ours with each choice of what is computed again, the same weights and inputs, gradients compared. `step` is the
 trainer's own step through FSDP2: float32 weights, AdamW, reading clips included; under torchrun all ranks take part,
 `--context` of them sharing a clip. `lora` is `finetune_lora` with the allocator capped at 24 GB: the longest clip that
-fits. Every row: median of the steps after the first, whose time is told apart; peak of torch's allocator in them.
+fits. Every row: median of the steps after the first, whose time is told apart; peak of torch's allocator in them. The
+first step's loss is told as well: the same for ranks that share one clip as for one rank, up to bfloat16.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from theodolite.train.cost import ClipShape, peak_flops, step_flops
 from theodolite.train.parallel import Ranks, Recompute, make_ranks, recompute_blocks
 from theodolite.train.recipe import TrainRecipe
 from theodolite.train.start import Started
-from theodolite.train.training import Training
+from theodolite.train.training import StepReport, Training
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -239,10 +240,15 @@ def make_training(size: Size, folder: Path, **changes: Any) -> Training:
     return Training(recipe, started, open_encoded(write_clips(size, folder)), folder / "run")
 
 
-def time_steps(size: Size, training: Training, what: str) -> float:
+def time_steps(size: Size, training: Training, what: str, repeats: int = 2) -> float:
     """Reading, two passes, clipping and the optimiser, step after step; milliseconds."""
     feed = iter(training.feed())
-    return measure(size, what, lambda: training.take_step(next(feed)))
+    reports: list[StepReport] = []
+    milliseconds = measure(size, what, lambda: reports.append(training.take_step(next(feed))), repeats)
+    if training.ranks.rank == 0:
+        first = reports[0]
+        print(f"    first step: loss {first.loss:.5f}, norm of its gradient {first.norm:.4f}", flush=True)
+    return milliseconds
 
 
 def begin_ranks(size: Size) -> None:
@@ -256,7 +262,7 @@ def begin_ranks(size: Size) -> None:
         dist.init_process_group(kind, init_method="tcp://127.0.0.1:29517", rank=0, world_size=1)
 
 
-def whole_step(size: Size, context: int, kept: list[str], shorter: bool) -> None:
+def whole_step(size: Size, context: int, kept: list[str], shorter: bool, repeats: int) -> None:
     """The trainer's step: FSDP2 on GPUs and under torchrun, plain on a single CPU."""
     begin_ranks(size)
     ranks = make_ranks(context) if dist.is_initialized() else Ranks()
@@ -276,9 +282,8 @@ def whole_step(size: Size, context: int, kept: list[str], shorter: bool) -> None
                     parallel = dict(recompute=recompute, context=context)
                     training = make_training(now, Path(folder), parallel=parallel)
                     training.place(device, ranks)
-                    ms = time_steps(
-                        now, training, f"step of all weights, {frames} frames, {recompute}, {many}"
-                    )
+                    what = f"step of all weights, {frames} frames, {recompute}, {many}"
+                    ms = time_steps(now, training, what, repeats)
                 if ranks.rank == 0:
                     clips = ranks.data_ranks
                     rate = 1e3 * clips * now.frames * now.tokens / ms
@@ -337,6 +342,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[121], help="latent frames")
     parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, default=list(RECOMPUTE[:2]))
     parser.add_argument("--context", type=int, default=1, help="ranks that share a clip, for `step`")
+    parser.add_argument("--repeats", type=int, default=2, help="steps after the first that count, for `step`")
     parser.add_argument("--shorter", action="store_true", help="`step`: shorter clips where one does not fit")
     parser.add_argument("--lengths", type=int, nargs="+", default=[121, 91, 81, 71, 61, 51, 41, 31, 21, 11])
     parser.add_argument("--cap-gb", type=float, default=24.0)
@@ -365,7 +371,7 @@ def main() -> None:
                 print(f"stood in for: {', '.join(import_official(asked.sana))}", flush=True)
                 attempt("official", lambda size=size: official(size, found))
             elif part == "step":
-                whole_step(size, asked.context, asked.recompute, asked.shorter)
+                whole_step(size, asked.context, asked.recompute, asked.shorter, asked.repeats)
             elif part == "lora":
                 for recompute in asked.recompute:
                     lora_steps(size, asked.cap_gb, [5, 3] if asked.smoke else asked.lengths, recompute)
