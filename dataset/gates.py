@@ -18,6 +18,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "infilled": "Share of frames whose camera was bridged for want of tracks.",
     "inliers": "Share of observations that agree with the cameras.",
     "tracks_lost": "Share of frames that hardly any track joins to those before.",
+    "joined": "Fewest points that hold what lies before a frame and from it on together: few, where two places "
+    "dissolve into each other.",
     "motion": "Image motion over the clip, as a share of the diagonal: below, the camera stands still.",
     "parallax": "Median angle under which tracks are seen: without it no translation can be checked.",
     "rest_error": "Usual reprojection error of the best camera that stays in one place, over that of the solved ones: "

@@ -446,8 +446,9 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Take a window without the blurred or bare frames.",
     ),
     "tracks_lost": _judged(
-        "On too many frames nearly no track survives from the frame before, nor do other points join them to it.",
-        "Blur, flashes and very fast motion do this; take another window.",
+        "On too many frames nearly no track survives from the frame before, nor do other points join them to it; or "
+        "hardly any point joins one part of the clip to the other.",
+        "Blur, flashes, very fast motion and long dissolves do this; take another window.",
     ),
     "internal_error": _failed(
         "The software stopped with an error that is a fault of ours.",

@@ -30,6 +30,9 @@ class GatesConfig(Strict):
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of frames into which fewer than 5 % of the tracks survive, and that no 20 points of the solution join to
     the frames before either: where the camera moves fast, descriptors follow what flow loses."""
+    min_joined: Annotated[int, Field(ge=0)] = 16
+    """Fewest points that hold what lies before a frame and what lies from it on together. Dissolves of two rooms that
+    were accepted: 4 and 11, by chance; every third frame of a walk indoors, right to 2 cm: 24; usually hundreds."""
     max_lone_frame: Annotated[float, Field(gt=0)] = 1.5
     """Largest distance of a camera centre from the middle between its neighbours, over the 90th percentile of all steps
     (at least two hundredths of the scene's depth). True paths at 16 fps and sub-sampled: up to 0.5, hand-held at 30 fps

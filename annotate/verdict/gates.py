@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...dataset.arrays import FloatArray
+from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.intrinsics import fov_from_focal
 from ...dataset.cameras.transforms import rigid_error
 from ...dataset.reasons import ReasonCode
@@ -59,6 +59,11 @@ def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
         held = np.minimum(cameras.num_inliers[1:], cameras.num_inliers[:-1])
         lost &= np.minimum(cameras.num_joining[1:], held) < _MIN_JOINING
     return float(lost.mean())
+
+
+def _joining(cameras: CameraSolution) -> IntArray:
+    """Points that hold the two parts of a clip together, at each of its frames but the first; none if unknown."""
+    return np.zeros(0, np.int64) if cameras.num_joining is None else cameras.num_joining[1:]
 
 
 def _lone_frame(centre: FloatArray, usual: float) -> float:
@@ -213,6 +218,15 @@ _RULES = (
         name="tracks_lost",
         value=lambda s: _lost_share(s.measured, s.cameras),
         upper=lambda s: s.config.max_lost_share,
+    ),
+    _Rule(
+        # Two places that one dissolves into the other: each has cameras, and chance matches place one to the other.
+        name="joined",
+        value=lambda s: float(_joining(s.cameras).min()),
+        lower=lambda s: s.config.min_joined,
+        unit="points",
+        # Given poses hold a clip together by themselves.
+        applies=lambda s: not s.posed and len(_joining(s.cameras)) > 0,
     ),
     _Rule(name="motion", value=lambda s: image_motion(s.measured), lower=lambda s: s.config.static_motion),
     _Rule(
@@ -489,6 +503,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "infilled": "too_many_infilled",
     "inliers": "too_few_inliers",
     "tracks_lost": "tracks_lost",
+    "joined": "tracks_lost",
     "motion": "static_camera",
     "parallax": "no_parallax",
     "rest_error": "no_parallax",

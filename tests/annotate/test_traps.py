@@ -23,11 +23,11 @@ from theodolite.annotate.geometry.moge2 import RawImages
 from theodolite.annotate.geometry.window_maps import RawWindow
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
-from theodolite.annotate.rendered.files import write_clip
+from theodolite.annotate.rendered.files import write_clip, write_depth_png
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
-from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.verdict.config import GatesConfig
 from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, trajectory_error
@@ -252,6 +252,52 @@ def test_a_slow_walk_is_no_camera_at_rest(tmp_path: Path) -> None:
     assert known(gate.value) > 1.4
     error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3")
     assert error.ate_percent_of_path < 4
+
+
+# --- two places in one clip ----------------------------------------------------------------------------
+
+
+def dissolving(folder: Path, *, blend: int, speed: float, seed: int) -> ClipRef:
+    """Two rendered rooms with their depth; one walk becomes the other within `blend` frames."""
+    alone, size = 28, {"width": 320, "height": 192}
+    rooms = []
+    for room in (seed, seed + 500):
+        config = RenderConfig(**size, num_frames=alone + blend, seed=room, speed=speed, noise_sigma=1.0)
+        rooms.append(list(render_clip(config)))
+    (folder / "depth").mkdir()
+    with VideoWriter(folder / "rgb.mp4", **size, fps=16.0) as video:
+        for i in range(alone + blend + alone):
+            share = float(np.clip((i - alone + 1) / (blend + 1), 0, 1))
+            first, second = rooms[0][min(i, alone + blend - 1)], rooms[1][max(i - alone, 0)]
+            mixed = (1 - share) * first.rgb.astype(np.float64) + share * second.rgb
+            video.write(np.round(mixed).astype(np.uint8))
+            shown = first if share < 0.5 else second
+            write_depth_png(folder / f"depth/{i:06d}.png", shown.depth_m, units_per_metre=1000.0)
+    depth = GivenGeometry(depth_pattern=str(folder / "depth/{frame:06d}.png"), depth_units_per_metre=1000.0)
+    media = folder / "rgb.mp4"
+    return ClipRef(
+        clip_id="two", source="traps", original_id="two", media_kind="video", media_path=media, given=depth
+    )
+
+
+@pytest.mark.slow(about_s=20)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("seed", "speed"), [(208, 2.0), (212, 3.0)])
+def test_two_places_that_chance_matches_join_are_no_clip(tmp_path: Path, seed: int, speed: float) -> None:
+    """Dissolves of two seconds between fast walks, which are not found as cuts: each room had its cameras, 11 and 4
+    points joined the two, and all other gates passed. The gate by itself: verdict/test_gates.py."""
+    row = annotate_clip(
+        dissolving(tmp_path, blend=32, speed=speed, seed=seed),
+        AnnotateConfig.model_validate(
+            {"tracks": {"num_flow_tracks": 150, "num_descriptors": 400}, "decode": {"detect_cuts": False}}
+        ),
+        mode="given_depth",
+        recipe_hash="0" * 16,
+    )
+    assert row.error is None, row.error
+    assert row.verdict == "rejected"
+    assert "tracks_lost" in row.reasons, row.reason_details
+    assert any("gate joined" in detail for detail in row.reason_details)
 
 
 # --- clips ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from theodolite.annotate.checks.depth import DepthCheck, check_depth
+from theodolite.annotate.checks.readings import TURNS, order_readings, shifted_reading
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -23,6 +24,7 @@ from theodolite.annotate.tracks.records import ImageMeasurements, TracksConfig
 from theodolite.annotate.verdict.config import GatesConfig
 from theodolite.annotate.verdict.gates import REASONS, describe_failure, judge_depth
 
+from ...typed import known
 from ..simulator import smooth_field
 
 F32 = NDArray[np.float32]
@@ -128,6 +130,50 @@ def test_misread_depth_is_refused_in_words_of_what_would_fit(walk: Recording, mi
     assert check.better_reading == words
     assert words in check.explain("depth_reading")
     assert check.better_log > 3.5 * check.better_sigma_log
+
+
+TURNED: dict[str, Callable[[NDArray], NDArray]] = {
+    "when flipped vertically": lambda z: z[::-1],
+    "when flipped horizontally": lambda z: z[:, ::-1],
+    "when turned by 180 degrees": lambda z: z[::-1, ::-1],
+    "when transposed (rows taken for columns)": lambda z: z.T,
+    "when transposed and turned by 180 degrees": lambda z: z[::-1, ::-1].T,
+    "when turned by 90 degrees clockwise": lambda z: np.rot90(z, 1),
+    "when turned by 90 degrees counter-clockwise": lambda z: np.rot90(z, -1),
+}
+"""Misread maps by the reading that puts them right."""
+
+
+@pytest.mark.parametrize("words", TURNED)
+def test_every_turn_finds_the_pixels_where_they_went(words: str) -> None:
+    (reading,) = [reading for reading in TURNS if reading.words == words]
+    true = np.arange(6 * 10).reshape(6, 10)
+    turned = TURNED[words](true)
+    y, x = (np.mgrid[:6, :10] + 0.5).reshape(2, -1)
+    assert reading.place is not None
+    place = reading.place(np.stack([x / 10, y / 6], 1))
+    row, column = (place[:, ::-1] * turned.shape).astype(int).T
+    np.testing.assert_array_equal(turned[row, column].reshape(6, 10), true)
+
+
+def test_every_order_finds_the_maps_where_they_went() -> None:
+    number = np.arange(30)
+    late = {shifted_reading(k).words: k for k in (-17, -3, -1, 1, 5)}
+    assert late["when taken 17 clip frames earlier"] == -17
+    for k in late.values():
+        assert known(shifted_reading(k).frame)(number)[20] == 20 + k
+    readings = {reading.words: known(reading.frame)(number) for reading in order_readings(30)}
+    by_text = np.array(sorted(range(30), key=str))
+    # Map i of files in the order of their text is that of frame by_text[i], and the other way round.
+    np.testing.assert_array_equal(
+        by_text[readings["when the files are sorted by number (10 after 9), not by text"]], number
+    )
+    np.testing.assert_array_equal(
+        readings["when the files are sorted by text (10 before 2), not by number"], by_text
+    )
+    np.testing.assert_array_equal(readings["when taken from last to first"], number[::-1])
+    assert readings["when taken at 0.5 times their rate"][20] == 10
+    assert readings["when taken at 1.25 times their rate"][20] == 25
 
 
 @pytest.mark.slow
