@@ -1,19 +1,21 @@
 """The road from clips to samples by the commands that a user types: does every joint hold, and what is learned?
 
     python benchmarks/road.py --size tiny --out runs/road      # every joint, on a CPU, in some minutes
-    python benchmarks/road.py --size small --out runs/road --minutes 9     # about 20 M parameters, one GPU
+    python benchmarks/road.py --size small --out runs/road --only clips --minutes 3.3 --workers 24   # no GPU
+    python benchmarks/road.py --size small --out runs/road --minutes 7.3   # about 20 M parameters, one GPU
 
 Rooms are rendered as RGB-D recordings with a known lens (`road_clips.py`); from there on everything is `theodolite`:
 annotate, encode, train (stage 1 to 4, the third with each camera control, a LoRA on rooms of another domain, both roads
 to the four-step student), generate (a manifest of held-out clips) and evaluate. The cameras of the
 videos are measured by direct alignment with the first picture, whose depth is known; the released networks that
-`evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture, trained here for a minute)
-and the text encoder (random numbers, one caption).
+`evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture with first values computed
+from such pictures, `road_codec.py`) and the text encoder (random numbers, one caption).
 
-What one step wrote is taken over by the next call with the same --out. With --minutes the lengths of the later
-trainings are what time is left for, by the second stage's seconds a step. Networks are sampled as soon as they are
-there, beside the trainings that follow; what fails is told, and the rest goes on. Prints a table; leaves it, all
-commands with their times, and their output in --out.
+What one step wrote is taken over by the next call with the same --out; --only clips makes the recordings and their
+cameras alone, as many as its minutes are enough for. With --minutes the lengths of the later trainings are what time is
+left for, by the second stage's seconds a step; what there is no time for is left out, the students first. Networks are
+sampled as soon as they are there, beside the trainings that follow; what fails is told, and the rest goes on. Prints a
+table; leaves it, all commands with their times, and their output in --out.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ from typing import Any
 
 import torch
 from road_clips import (
-    Codec,
     Rooms,
     first_frame_errors,
+    index_entry,
+    keep_small,
     measure_cameras,
-    train_codec,
+    pictures_of,
     write_coded,
     write_index,
     write_manifest,
@@ -48,20 +51,24 @@ from road_clips import (
     write_room,
     write_text_encoder,
 )
+from road_codec import Codec, make_codec
 
 COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
-COST = {"stage3": 2.4, "stage4": 1.8, "ode": 1.6, "forced": 4.5}
+COST = {"stage3": 2.6, "stage4": 1.8, "ode": 1.8, "forced": 4.5}
 """What a step of trainings that run side by side takes, in steps of the second stage alone; by counting calls."""
 FOLLOWS = {"lora": "stage4", "consistency": "ode"}
 """Trainings that run beside another."""
-START_S, LAST_S = 17.0, 50.0
+START_S, LAST_S = 17.0, 40.0
 """Of a phase's start and check, and of the last samples."""
+LEAST = 0.25
+"""Of the steps that the size asks for: a phase that gets fewer is left out, with those after it."""
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 CONTROLS = ("both", "plucker", "ucpe", "none")
 NAMES = {"both": "UCPE + Plücker", "plucker": "Plücker", "ucpe": "UCPE", "none": "none"}
-ROOMS = dict(shift=1.6)
-OTHER = dict(fov_deg=(96.0, 110.0), shift=1.6, zoom=0.2)
-"""The changed domain: wide lenses that zoom. (Long ones see too little texture here: annotation rejects them.)"""
+ROOMS: dict[str, Any] = {}
+OTHER: dict[str, Any] = dict(fov_deg=(96.0, 110.0), zoom=0.2, turn=1.4)
+"""The changed domain: wide lenses that zoom, faster turns. (Long ones see too little texture here: annotation rejects
+them.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +106,26 @@ class Size:
     stride: int = 8
     loaders: int = 0
     """Processes that read clips, of each training."""
+    encoders: int = 0
+    """Processes that encode the rooms, and a quarter as many for the other domain; 0: the command's own."""
 
 
 SIZES = {
     "tiny": Size(
-        height=192, width=320, picture=(96, 160), frames=49, window=49, train=5, other=4, held=1,
-        codec=Codec(channels=8, encoder=(8, 8, 8, 8), decoder=(8, 16, 32), seconds=0.1, batch=1), codec_rooms=1,
-        model={"depth": 4, "width": 48, "heads": 2, "latent_channels": 8, "text_width": 16},
-        batch=1, lr=1e-3, student_lr=1e-3, shift=3.0, sampling_steps=3, held_out=1,
+        height=192, width=320, picture=(96, 160), frames=65, window=49, train=5, other=4, held=1,
+        codec=Codec(channels=48, kept=(12, 12, 12, 24), decoder=448, residual=0), codec_rooms=2,
+        model={"depth": 4, "width": 48, "heads": 2, "latent_channels": 48, "text_width": 16},
+        batch=1, lr=1e-3, student_lr=1e-3, shift=3.0, sampling_steps=3, held_out=1, stride=16,
         steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
     ),
     "small": Size(
-        height=192, width=320, picture=(192, 320), frames=65, window=49, train=120, other=36, held=16,
-        codec=Codec(channels=128, encoder=(64, 128, 256, 512), decoder=(64, 128, 256), seconds=85, lr=1e-3),
-        codec_rooms=64,
-        model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 128, "text_width": 16, "ffn_ratio": 2.5},
-        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=3,
-        steps={"stage1": 250, "stage2": 150, "stage3": 900, "stage4": 250, "lora": 200, "ode": 200, "consistency": 150,
-               "forced": 100},
+        height=192, width=320, picture=(192, 320), frames=97, window=49, train=480, other=96, held=16,
+        codec=Codec(seconds=20), codec_rooms=64,
+        model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
+        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
+        stride=12,
+        steps={"stage1": 120, "stage2": 120, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
+               "forced": 80},
     ),
 }  # fmt: skip
 
@@ -131,17 +140,37 @@ class Scores:
     """Of each clip, the first frames made equal: degrees, metres."""
 
 
-def _beside(typed: list[str]) -> tuple[int, str, str]:
-    """The command in a process of its own: code, stdout, stderr."""
-    done = subprocess.run([*COMMAND, *typed], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+def _beside(typed: list[str], seconds: float | None = None) -> tuple[int, str, str]:
+    """The command in a process of its own: code, stdout, stderr. After so many seconds it is asked to end, as a batch
+    system does; what it has done by then stays, and its code is none."""
+    with subprocess.Popen(
+        [*COMMAND, *typed], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            said, told = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            said, told = process.communicate()
+            return 0, said, told
+    return process.returncode, said, told
 
 
-def _render(work: tuple[Rooms, int, Path]) -> dict[str, str]:
+def _render(work: tuple[Rooms, int, Path]) -> None:
     """One recording, in a process of its own."""
     torch.set_num_threads(1)
     rooms, number, folder = work
-    return write_room(rooms, number, folder, torch.device("cpu"))
+    write_room(rooms, number, folder, torch.device("cpu"))
+
+
+def accepted(dataset: Path) -> set[str]:
+    """Clips of a dataset that are accepted; none where the time was over before the first was done."""
+    import theodolite.dataset
+
+    if not any((dataset / "data").rglob("*.parquet")):
+        return set()
+
+    table = theodolite.dataset.open(dataset).to_pandas(["clip_id", "verdict"])
+    return set(table.clip_id[table.verdict == "accepted"])
 
 
 def _here(typed: list[str]) -> tuple[int, str, str]:
@@ -169,6 +198,7 @@ class Road:
         self.rows: dict[str, Scores] = {}
         self.steps = dict(size.steps)
         self.failed: list[str] = []
+        self.psnr_db: float | None = None
         self.measuring = threading.Lock()
         self.beside = concurrent.futures.ThreadPoolExecutor(size.together)
         self.sampling: list[concurrent.futures.Future[None]] = []
@@ -184,8 +214,10 @@ class Road:
         """
         log, start = self.out / "logs" / f"{name}.log", time.perf_counter()
         typed = [str(word) for word in words]
-        run = _here if self.device.type == "cpu" else _beside
-        code, said, told = run(typed)
+        if self.size.together == 1:
+            code, said, told = _here(typed)
+        else:
+            code, said, told = _beside(typed, self.left() if self.asked.only and self.asked.minutes else None)
         log.write_text("\n".join(["theodolite " + " ".join(typed), told, said]), encoding="utf-8")
         seconds = time.perf_counter() - start
         self.times.append((name, seconds))
@@ -216,10 +248,10 @@ class Road:
             name=name, clips=clips, frames=frames, height=s.height, width=s.width, seed=seed, path=path
         )
 
-    def write_clips(self) -> None:
+    def sets(self) -> dict[str, list[Rooms]]:
         """Recordings: rooms to train on, the same of the other domain, and both held out."""
-        s, folder = self.size, self.out / "clips"
-        sets = {
+        s = self.size
+        return {
             "rooms": [self.rooms("rooms", s.train, 1, s.frames, ROOMS)],
             "other": [self.rooms("other", s.other, 2, s.frames, OTHER)],
             "held": [
@@ -227,37 +259,59 @@ class Road:
                 self.rooms("far", s.held, 4, s.window, OTHER),
             ],
         }
-        work = [
-            (rooms, number, folder / name)
-            for name, members in sets.items()
-            for rooms in members
-            for number in range(rooms.clips)
-            if not (folder / name / "clips.yaml").is_file()
-        ]
-        if self.asked.workers > 1:
+
+    def write_clips(self, share: float = 1.0) -> None:
+        """Write the recordings that are not there, of those to train on the first `share`."""
+        work = []
+        for name, members in self.sets().items():
+            folder = self.out / "clips" / name
+            wanted = {r.name: r.clips if name == "held" else round(share * r.clips) for r in members}
+            work += [
+                (rooms, number, folder)
+                for rooms in members
+                for number in range(wanted[rooms.name])
+                if not (folder / rooms.ids()[number]).is_dir()
+            ]
+            write_index([entry for rooms in members for entry in map(index_entry, rooms.ids())], folder)
+        if self.asked.workers > 1 and work:
             methods = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(self.asked.workers, mp_context=methods) as pool:
-                entries = list(pool.map(_render, work, chunksize=4))
+                list(pool.map(_render, work, chunksize=2))
         else:
-            entries = [_render(one) for one in work]
-        for name in {place.name for _, _, place in work}:
-            found = [e for e, (_, _, place) in zip(entries, work, strict=True) if place.name == name]
-            write_index(found, folder / name)
-        self.say(f"{len(work)} clips written to {folder}")
+            for one in work:
+                _render(one)
+        self.say(f"{len(work)} clips written to {self.out / 'clips'}")
 
-    def annotate(self) -> None:
-        """Clips and their cameras, by the command; both sets at once."""
-        self.write_clips()
+    def annotate(self, share: float = 1.0) -> None:
+        """Clips and their cameras, by the command; both sets at once where there are processors for it."""
+        self.write_clips(share)
         jobs, all_workers = [], max(1, self.asked.workers)
-        for name, share in (("rooms", self.size.train), ("other", self.size.other)):
+        for name, count in (("rooms", self.size.train), ("other", self.size.other)):
             index = self.out / "clips" / name / "clips.yaml"
             words = ("--set", f"source.index={index}", "--out", self.out / "data" / name)
-            workers = round(all_workers * share / (self.size.train + self.size.other))
-            jobs.append((f"annotate-{name}", "annotate", "rgbd", *words, "--workers", workers))
-        for job in jobs if self.size.together == 1 else []:
-            self.command(*job)
-        if self.size.together > 1:
-            self.together(jobs)
+            workers = max(1, round(all_workers * count / (self.size.train + self.size.other)))
+            words = (*words, "--limit", max(1, round(share * count)), "--workers", workers)
+            jobs.append((f"annotate-{name}", "annotate", "rgbd", *words))
+        self.together(jobs)
+
+    def clips(self) -> None:
+        """Recordings and their cameras, a part after the other, until all are there or the time is over; then what is
+        read no more is removed. Says in `clips.json` that another call may go on."""
+        share = 0.0
+        while share < 1 and (self.asked.minutes is None or self.left() > 0):
+            share = min(1.0, share + self.asked.part)
+            self.annotate(share)
+        kept = {name: accepted(self.out / "data" / name) for name in ("rooms", "other")}
+        for name, ids in kept.items():
+            keep_small(self.out / "clips" / name, ids)
+        told = {"accepted": {name: len(ids) for name, ids in kept.items()}, "share": share}
+        told["seconds"] = round(time.perf_counter() - self.start, 1)
+        self.say(f"clips: {told}")
+        (self.out / "clips.json").write_text(json.dumps(told), encoding="utf-8")
+
+    def left(self) -> float:
+        """Seconds until the time is over."""
+        return 60 * self.asked.minutes - (time.perf_counter() - self.start)
 
     def parts(self) -> None:
         """The networks that encode, as a release lays them out."""
@@ -265,12 +319,17 @@ class Road:
         if (folder / "config.yaml").is_file():
             return
         height, width = s.picture
-        path = {"reach": 1.5, "fov_deg": (38.0, 95.0)}
-        rooms = Rooms(
-            name="codec", clips=s.codec_rooms, frames=33, height=height, width=width, seed=9, path=path
-        )
+        path = {"turn": 1.2, "fov_deg": (62.0, 110.0), "zoom": 0.2}
+        both = [
+            Rooms(name="codec", clips=n, frames=33, height=height, width=width, seed=seed, path=path)
+            for n, seed in ((s.codec_rooms, 9), (max(1, s.codec_rooms // 8), 10))
+        ]
         torch.backends.cudnn.benchmark = True
-        train_codec(s.codec, rooms, folder / "vae", self.device, self.say)
+        pool, held_out = (pictures_of(rooms, self.device) for rooms in both)
+        self.psnr_db = make_codec(s.codec, pool, held_out, folder / "vae", self.say)
+        del pool, held_out
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # others work on the same device from here on
         write_text_encoder(folder / "text_encoder", width=int(str(s.model["text_width"])))
         (folder / "config.yaml").write_text("text_encoder:\n  chi_prompt: ['Say: ']\n", encoding="utf-8")
 
@@ -283,14 +342,27 @@ class Road:
             f"stride={s.stride}",
         )
         words = [w for key in keys for w in ("--set", key)]
-        parts = ("--weights", self.out / "parts", *words, "--workers", 0)
+        parts = ("--weights", self.out / "parts", *words)
+        workers = {"rooms": s.encoders, "other": s.encoders // 4}
         jobs = [
-            (f"encode-{n}", "encode", self.out / "data" / n, "--out", self.out / "encoded" / n, *parts)
-            for n in ("rooms", "other")
+            (
+                f"encode-{n}",
+                "encode",
+                self.out / "data" / n,
+                "--out",
+                self.out / "encoded" / n,
+                *parts,
+                "--workers",
+                w,
+            )
+            for n, w in workers.items()
         ]
         self.together(jobs)
-        if self.failed:
+        if not self.is_encoded("rooms"):
             raise RuntimeError("nothing to train on: " + "; ".join(self.failed))
+
+    def is_encoded(self, name: str) -> bool:
+        return any((self.out / "encoded" / name / "shards").glob("*.safetensors"))
 
     # --- training -----------------------------------------------------------------------------
 
@@ -344,29 +416,41 @@ class Road:
             start = f"start.weights={self.weights('stage2')}"
             jobs.append(self.training(f"stage3-{control}", "stage3", start, *keys))
         self.train_missing(*jobs)
-        self.fit_time("stage4", "ode", "forced")
-        self.sample(*(f"stage3-{control}" for control in CONTROLS), "far-before")
+        whole = self.fit_time("stage4", "ode", "forced")
+        if not whole:
+            self.fit_time("stage4")
+        self.sample(*(f"stage3-{control}" for control in CONTROLS if self.trained(f"stage3-{control}")))
+        self.sample("far-before")
         best = f"start.weights={self.weights('stage3-both')}"
         lora = ("lora.rank=16", "lora.alpha=16", "optimiser.lr=0.001")
-        self.train_missing(
-            self.training("stage4", "stage4", best),
-            self.training("lora", "finetune_lora", best, *lora, data="other"),
-        )
-        self.sample("stage4", "stage4-four-steps", "far-lora")
+        jobs = [self.training("stage4", "stage4", best)]
+        if self.is_encoded("other"):
+            jobs.append(self.training("lora", "finetune_lora", best, *lora, data="other"))
+        self.train_missing(*jobs)
+        self.sample("far-lora", "stage4", "stage4-four-steps")
+        if whole:
+            self.students()
+        else:
+            self.say("no time for the students")
 
-    def fit_time(self, *phases: str) -> None:
-        """Shorten or lengthen the trainings of the phases that follow to come to the time that is left."""
+    def fit_time(self, *phases: str) -> bool:
+        """Shorten or lengthen the trainings of the phases that follow to come to the time that is left; whether there
+        is enough of it."""
         if self.asked.minutes is None:
-            return
+            return True
         with (self.out / "train" / "stage2" / "metrics.csv").open(newline="", encoding="utf-8") as file:
             step_s = statistics.median(float(row["step_s"]) for row in csv.DictReader(file))
-        left = 60 * self.asked.minutes - (time.perf_counter() - self.start)
-        left -= LAST_S + START_S * len(phases)
+        left = self.left() - LAST_S - START_S * len(phases)
         wanted = step_s * sum(COST[name] * self.size.steps[name] for name in phases)
-        factor = min(1.5, max(0.1, left / wanted))
+        factor = min(1.6, max(LEAST, left / wanted))
         for name in [n for n in self.steps if FOLLOWS.get(n, n) in phases]:
             self.steps[name] = max(5, round(factor * self.size.steps[name]))
-        self.say(f"{1e3 * step_s:.0f} ms a step; {left:.0f} s for steps: {factor:.2f} of those asked for")
+        enough = left >= LEAST * wanted
+        self.say(
+            f"{', '.join(phases)}: {1e3 * step_s:.0f} ms a step alone; {left:.0f} s for steps: {factor:.2f} of those "
+            "asked for" + ("" if enough else ", too few")
+        )
+        return enough
 
     def students(self) -> None:
         """Both roads from the chunk-causal teacher to four steps."""
@@ -386,11 +470,14 @@ class Road:
 
         self.fit_time("ode", "forced")
         self.each({"ode": along_paths, "consistency": without})
-        self.fit_time("forced")
+        enough = self.fit_time("forced")
         real = f"self_forcing.real={self.weights('stage3-both')}"
         judged = (real, "self_forcing.guidance=1", f"self_forcing.fake_lr={s.student_lr / 2}")
         roads = [road for road in ("ode", "consistency") if self.trained(road)]
         self.sample(*roads)
+        if not enough:
+            self.say("no time for self-forcing")
+            return
         self.train_missing(
             *(
                 self.training(
@@ -399,7 +486,7 @@ class Road:
                 for road in roads
             )
         )
-        self.sample(*(f"forced-{road}" for road in roads))
+        self.sample(*(f"forced-{road}" for road in roads if self.trained(f"forced-{road}")))
 
     def each(self, work: dict[str, Callable[[], None]]) -> None:
         """Some ways at once; one that fails does not end the others."""
@@ -507,6 +594,7 @@ class Road:
         coded = self.out / "videos" / "coded-near"
         write_coded(self.out / "parts" / "vae", clips, names, coded, self.size.picture, self.device)
         self.evaluate("coded-near", "near", coded)
+        self.keep_table()
 
     def held_out_loss(self, name: str) -> float | None:
         path = self.out / "train" / name / "metrics.csv"
@@ -520,18 +608,21 @@ class Road:
 
     def run(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:  # processors annotate while the device trains
-            annotated = pool.submit(self.annotate)
+            annotated = pool.submit(self.annotate) if not (self.out / "clips.json").is_file() else None
             self.parts()
-            annotated.result()
+            if annotated is not None:
+                annotated.result()
         self.manifests()
         self.encode()
         self.sample_true()
         try:
             self.train()
-            self.students()
+        except Exception as error:  # noqa: BLE001  (told as every failure; what was measured is told all the same)
+            self.note("the road", error)
         finally:
             for future in self.sampling:
-                future.result()
+                if (error := future.exception()) is not None:
+                    self.note("true videos", error)
             self.tell()
         if self.failed:
             raise SystemExit(1)
@@ -543,15 +634,17 @@ class Road:
             self.sampling.append(self.beside.submit(self.true_videos))
 
     def keep_table(self) -> None:
+        """The table and the times as they are now: whatever ends the run, they are there."""
         (self.out / "table.md").write_text("\n".join([self.table(), *self.failed]) + "\n", encoding="utf-8")
+        told = {"steps": self.steps, "autoencoder_db": self.psnr_db}
+        told |= {name: round(seconds, 1) for name, seconds in list(self.times)}
+        (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def tell(self) -> None:
         print(self.table())
         for line in self.failed:
             print("FAILED", line.splitlines()[0])
         self.keep_table()
-        told = {"steps": self.steps, **{name: round(seconds, 1) for name, seconds in self.times}}
-        (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def table(self) -> str:
         lines = [
@@ -613,9 +706,18 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, help="that all of it may take; null: as many steps as the size says"
     )
+    parser.add_argument(
+        "--only",
+        choices=("clips",),
+        help="write and annotate clips, no more: another call with the same --out goes on with them",
+    )
+    parser.add_argument(
+        "--part", type=float, default=0.25, help="of the clips, that --only clips does at a time"
+    )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     asked = parser.parse_args()
-    Road(SIZES[asked.size], asked).run()
+    road = Road(SIZES[asked.size], asked)
+    road.clips() if asked.only == "clips" else road.run()
 
 
 if __name__ == "__main__":

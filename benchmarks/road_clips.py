@@ -1,35 +1,36 @@
 """Clips, small networks and measured cameras for `road.py`, in the files that the commands read and write.
 
 Rooms are those of `learns_scenes.py`, written as an RGB-D recording: a video, depth in millimetres, an index, and the
-true cameras beside them. The autoencoder is LTX-2's architecture at a small size, trained here on such pictures; the
-text encoder has Gemma's shape and random numbers. Both lie in folders as a release's.
+true cameras beside them. The text encoder has Gemma's shape and random numbers; it lies in a folder as a release's. The
+autoencoder: `road_codec.py`.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from learns_align import camera_of_pictures
-from learns_scenes import Draw, random_paths, random_rooms, render
+from learns_scenes import Draw, random_rooms, render
 from numpy.typing import NDArray
 from theodolite.annotate.rendered.files import write_depth_png, write_png
+from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.media.write import VideoWriter
 from torch import Tensor
 
-Say = Callable[[str], None]
 FPS = 16
 PROMPT = "A room with boxes."
 """Caption of every clip: what is shown is in its first picture."""
+CRF = 20
+"""Of H.264: small files whose pictures are clean beside what the autoencoder leaves of them."""
 MOMENTS = 8
 """Video frames from one picture whose camera is measured to the next."""
 
@@ -43,7 +44,7 @@ class Rooms:
         clips, frames: how many, and how long.
         height, width: of the pictures.
         seed: of rooms and paths.
-        path: of `learns_scenes.random_paths`.
+        path: of `wandering_path`.
     """
 
     name: str
@@ -68,11 +69,49 @@ class Rendered:
     intrinsics_px: NDArray[np.float32]
 
 
+def wandering_path(
+    draw: Draw,
+    num_frames: int,
+    *,
+    turn: float = 1.0,
+    fov_deg: tuple[float, float] = (62.0, 95.0),
+    zoom: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """(1, F, 4, 4) poses of a camera that swings to and fro, and (1, F) focal lengths for pictures one wide.
+
+    Each of the six components is a sum of three sines of 4 to 10 seconds, so that every stretch of a long clip moves in
+    its own way and none leaves the room: ways stay below 0.75 m, 0.3 m up and down, turns below 40 degrees times
+    `turn`. Half of the clips zoom by up to `zoom`.
+    """
+    device = draw.generator.device
+    time_s = torch.arange(num_frames, device=device) / FPS
+    rate = 2 * math.pi / draw.uniform(4.0, 10.0, 6, 3, 1)
+    phase = draw.uniform(0, 2 * math.pi, 6, 3, 1)
+    curve = (0.45 * draw.normal(6, 3, 1) * ((rate * time_s + phase).sin() - phase.sin())).sum(dim=1).T
+
+    def within(x: Tensor, limit: float) -> Tensor:
+        length = x.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        return x * (limit * torch.tanh(length / limit) / length)
+
+    size = turn * torch.tensor([18.0, 8.0, 5.0], device=device).deg2rad()  # yaw, pitch, roll
+    turned = so3_exp(within(curve[:, :3] * size, turn * math.radians(40))[:, [1, 0, 2]])
+    way = within(0.5 * curve[:, 3:], 0.75) * torch.tensor([1.0, 0.4, 1.0], device=device)
+    yaw = draw.uniform(0, 2 * math.pi, 1)
+    heading = so3_exp(torch.cat([0 * yaw, yaw, 0 * yaw])) @ so3_exp(0.08 * draw.normal(3))
+    reach = torch.tensor([0.4, 0.3, 0.4], device=device)
+    poses = torch.eye(4, device=device).repeat(1, num_frames, 1, 1)
+    poses[0, :, :3, :3] = heading @ turned
+    poses[0, :, :3, 3] = reach * draw.uniform(-1, 1, 3) + way @ heading.T
+    focal = 0.5 / torch.tan(draw.uniform(*map(math.radians, fov_deg), 1) / 2)
+    zooms = draw.uniform(-zoom, zoom, 1) * (draw.uniform(0, 1, 1) < 0.5)
+    return poses, focal * (zooms * torch.linspace(0, 1, num_frames, device=device)).exp()[None]
+
+
 def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
     """Clip `number` of a set."""
     samples = 2 if device.type == "cuda" else 1
     draw = Draw(torch.Generator(device).manual_seed(100_000 * rooms.seed + number))
-    poses, focal = random_paths(draw, 1, rooms.frames, **rooms.path)
+    poses, focal = wandering_path(draw, rooms.frames, **rooms.path)
     room = random_rooms(draw, 1, poses[:, 0, :3, 3])
     centre = torch.tensor([rooms.width / 2, rooms.height / 2], device=device).expand(*focal.shape, 2)
     lens = torch.cat([(focal * rooms.width)[..., None].expand(*focal.shape, 2), centre], dim=-1)
@@ -86,28 +125,54 @@ def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
     return Rendered(pictures.contiguous().numpy(), image[:, 3].numpy(), *arrays)
 
 
-def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) -> dict[str, str]:
-    """Write a clip of a set as a recording; its entry of the index."""
+def pictures_of(rooms: Rooms, device: torch.device) -> Tensor:
+    """(N, F, H, W, 3) uint8: all clips of a set, on the device."""
+    clips = [torch.from_numpy(render_one(rooms, n, device).pictures) for n in range(rooms.clips)]
+    return torch.stack(clips).to(device)
+
+
+def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) -> None:
+    """Write a clip of a set as a recording, whole or not at all; what is not annotated gets its truth beside it."""
     name = rooms.ids()[number]
-    clip, place = render_one(rooms, number, device), folder / name
-    (place / "depth").mkdir(parents=True, exist_ok=True)
-    with VideoWriter(place / "rgb.mp4", width=rooms.width, height=rooms.height, fps=FPS) as video:
+    clip, place = render_one(rooms, number, device), folder / f".{name}"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "depth").mkdir(parents=True)
+    with VideoWriter(place / "rgb.mp4", width=rooms.width, height=rooms.height, fps=FPS, crf=CRF) as video:
         for picture in clip.pictures:
             video.write(picture)
-    for frame, depth in enumerate(clip.depth_m):
-        write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
+    np.savetxt(place / "poses.txt", clip.camera_to_world.reshape(-1, 16), fmt="%.7f")
+    np.savetxt(
+        place / "lens.csv",
+        clip.intrinsics_px,
+        delimiter=",",
+        header="fx,fy,cx,cy",
+        comments="",
+        fmt="%.5f",
+    )
+    if folder.name == "held":
+        _write_truth(clip, place)
+    else:
+        for frame, depth in enumerate(clip.depth_m):
+            write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
+    place.rename(folder / name)
+
+
+def _write_truth(clip: Rendered, place: Path) -> None:
+    """What a held-out clip is generated from and measured by."""
     write_png(place / "first.png", clip.pictures[0])
-    np.savetxt(place / "poses.txt", clip.camera_to_world.reshape(-1, 16))
-    np.savetxt(place / "lens.csv", clip.intrinsics_px, delimiter=",", header="fx,fy,cx,cy", comments="")
     lens = np.zeros((len(clip.intrinsics_px), 3, 3), np.float32)
     lens[:, 0, 0], lens[:, 1, 1], lens[:, 0, 2], lens[:, 1, 2] = clip.intrinsics_px.T
     lens[:, 2, 2] = 1
-    np.savez(
+    np.savez_compressed(
         place / "truth.npz",
         camera_to_world=clip.camera_to_world,
         intrinsics_px=lens,
-        depth_m=clip.depth_m[0],
+        depth_m=clip.depth_m[0].astype(np.float16),
     )
+
+
+def index_entry(name: str) -> dict[str, str]:
+    """What the index says of a recording."""
     return {
         "clip_id": name,
         "media_path": f"{name}/rgb.mp4",
@@ -117,109 +182,30 @@ def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) ->
     }
 
 
+def keep_small(folder: Path, accepted: set[str]) -> None:
+    """Remove what is read no more once recordings are annotated: depth, and the videos of rejected ones."""
+    for place in folder.iterdir():
+        if place.is_dir():
+            shutil.rmtree(place / "depth", ignore_errors=True)
+            if place.name not in accepted:
+                (place / "rgb.mp4").unlink(missing_ok=True)
+
+
 def write_index(entries: list[dict[str, str]], folder: Path) -> Path:
-    """The index of some recordings, which is written last."""
+    """The index of some recordings."""
     defaults = {
         "data_licence": "CC0-1.0",
         "data_redistributable": True,
         "depth_units_per_metre": 1000,
         "caption": PROMPT,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     index = folder / "clips.yaml"
     index.write_text(yaml.safe_dump({"defaults": defaults, "clips": entries}), encoding="utf-8")
     return index
 
 
 # --- the networks that encode -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codec:
-    """A small autoencoder of LTX-2's architecture (strides 8 and 32).
-
-    Attributes:
-        channels: of the latents.
-        encoder, decoder: channels of the stages, as diffusers counts them.
-        seconds: of its training; lr: of Adam.
-        batch: clips of 17 frames a step.
-    """
-
-    channels: int
-    encoder: tuple[int, int, int, int]
-    decoder: tuple[int, int, int]
-    seconds: float
-    lr: float = 2e-3
-    batch: int = 4
-
-    def settings(self) -> dict[str, Any]:
-        return dict(
-            latent_channels=self.channels,
-            block_out_channels=self.encoder,
-            decoder_block_out_channels=self.decoder,
-            layers_per_block=(1, 1, 1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1, 1),
-            decoder_causal=True,
-        )
-
-
-def train_codec(codec: Codec, rooms: Rooms, folder: Path, device: torch.device, say: Say) -> None:
-    """Train the autoencoder on pictures of `rooms`, rendered on the spot, and write it to `folder`."""
-    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
-
-    torch.manual_seed(0)
-    vae = cast(Any, AutoencoderKLLTX2Video)(**codec.settings()).to(device).train()
-    pool = torch.from_numpy(np.stack([render_one(rooms, n, device).pictures for n in range(rooms.clips)]))
-    pool = pool.to(device)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=codec.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(1)
-    start, said, steps, recent = time.perf_counter(), 0.0, 0, 0.0
-    while (passed := time.perf_counter() - start) < codec.seconds:
-        for group in optimiser.param_groups:
-            group["lr"] = codec.lr * min(1, (steps + 1) / 50, max(0.02, 2 * (1 - passed / codec.seconds)))
-        video = _batch(pool, codec.batch, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            latents = vae.encoder(video)[:, : codec.channels]
-            made = vae.decoder(latents + 0.02 * torch.randn_like(latents), None)
-        loss = F.mse_loss(made.float(), video) + 0.1 * F.l1_loss(made.float(), video)
-        (loss + 1e-4 * latents.float().square().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        steps += 1
-        if passed - said > 10 or steps == 1:
-            said, recent = passed, float(loss.detach())
-            say(f"  autoencoder: step {steps}, {passed:.0f} s, loss {recent:.4f}")
-    vae.eval().float()
-    _normalise(vae, pool, codec.channels)
-    error = _reconstruction_db(vae, pool, codec.channels)
-    say(f"  autoencoder: {steps} steps; pictures come back with a PSNR of {error:.1f} dB")
-    vae.cpu().save_pretrained(folder)
-
-
-def _batch(pool: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """(B, 3, 17, H, W) in [-1, 1], from any frame on."""
-    clips = torch.randint(len(pool), (batch,), generator=generator).tolist()
-    starts = torch.randint(pool.shape[1] - 16, (batch,), generator=generator).tolist()
-    cut = torch.stack([pool[c, s : s + 17] for c, s in zip(clips, starts, strict=True)])
-    return cut.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def _normalise(vae: Any, pool: Tensor, channels: int) -> None:
-    """Give the autoencoder its latents' mean and spread, as the released one has them."""
-    generator = torch.Generator().manual_seed(2)
-    rounds = min(8, len(pool))
-    found = [vae.encoder(_batch(pool, min(4, len(pool)), generator))[:, :channels] for _ in range(rounds)]
-    latents = torch.cat(found).transpose(0, 1).flatten(1)
-    vae.latents_mean.copy_(latents.mean(dim=1))
-    vae.latents_std.copy_(latents.std(dim=1).clamp_min(1e-3))
-
-
-@torch.no_grad()
-def _reconstruction_db(vae: Any, pool: Tensor, channels: int) -> float:
-    video = _batch(pool, min(8, len(pool)), torch.Generator().manual_seed(3))
-    made = vae.decoder(vae.encoder(video)[:, :channels], None)
-    return float(-10 * ((made - video) / 2).square().mean().log10())
 
 
 def write_text_encoder(folder: Path, *, width: int) -> None:
@@ -266,7 +252,9 @@ def measure_cameras(videos: Path, names: list[str], clips: Path, folder: Path, d
         first.append(
             cv2.resize(read_video(clips / name / "rgb.mp4", 1)[0], size, interpolation=cv2.INTER_AREA)
         )
-        depth.append(cv2.resize(truth["depth_m"], size, interpolation=cv2.INTER_NEAREST_EXACT))
+        depth.append(
+            cv2.resize(truth["depth_m"].astype(np.float32), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        )
         lens = truth["intrinsics_px"][::MOMENTS][: len(shown)]
         lenses.append(shrunk * lens[:, [0, 1, 0, 1], [0, 1, 2, 2]])
     found = []
