@@ -31,6 +31,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ SIZES = {
         codec=Codec(seconds=20), codec_rooms=64,
         model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
         batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
-        stride=12,
+        stride=8,
         steps={"stage1": 120, "stage2": 120, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
                "forced": 80},
     ),
@@ -162,15 +163,14 @@ def _render(work: tuple[Rooms, int, Path]) -> None:
     write_room(rooms, number, folder, torch.device("cpu"))
 
 
-def accepted(dataset: Path) -> set[str]:
-    """Clips of a dataset that are accepted; none where the time was over before the first was done."""
+def verdicts_of(dataset: Path) -> dict[str, str]:
+    """Verdicts of a dataset's clips, by id; none where the time was over before the first was done."""
     import theodolite.dataset
 
     if not any((dataset / "data").rglob("*.parquet")):
-        return set()
-
-    table = theodolite.dataset.open(dataset).to_pandas(["clip_id", "verdict"])
-    return set(table.clip_id[table.verdict == "accepted"])
+        return {}
+    table = theodolite.dataset.open(dataset).to_table(["clip_id", "verdict"]).to_pydict()
+    return dict(zip(table["clip_id"], table["verdict"], strict=True))
 
 
 def _here(typed: list[str]) -> tuple[int, str, str]:
@@ -301,10 +301,11 @@ class Road:
         while share < 1 and (self.asked.minutes is None or self.left() > 0):
             share = min(1.0, share + self.asked.part)
             self.annotate(share)
-        kept = {name: accepted(self.out / "data" / name) for name in ("rooms", "other")}
-        for name, ids in kept.items():
-            keep_small(self.out / "clips" / name, ids)
-        told = {"accepted": {name: len(ids) for name, ids in kept.items()}, "share": share}
+        told: dict[str, object] = {"share": share}
+        for name in ("rooms", "other"):
+            verdicts = verdicts_of(self.out / "data" / name)
+            keep_small(self.out / "clips" / name, verdicts)
+            told[name] = dict(Counter(verdicts.values()))
         told["seconds"] = round(time.perf_counter() - self.start, 1)
         self.say(f"clips: {told}")
         (self.out / "clips.json").write_text(json.dumps(told), encoding="utf-8")
@@ -442,7 +443,7 @@ class Road:
             step_s = statistics.median(float(row["step_s"]) for row in csv.DictReader(file))
         left = self.left() - LAST_S - START_S * len(phases)
         wanted = step_s * sum(COST[name] * self.size.steps[name] for name in phases)
-        factor = min(1.6, max(LEAST, left / wanted))
+        factor = min(2.0, max(LEAST, left / wanted))
         for name in [n for n in self.steps if FOLLOWS.get(n, n) in phases]:
             self.steps[name] = max(5, round(factor * self.size.steps[name]))
         enough = left >= LEAST * wanted
@@ -456,7 +457,7 @@ class Road:
         """Both roads from the chunk-causal teacher to four steps."""
         s, teacher, paths = self.size, self.weights("stage4"), self.out / "paths"
         asked = (f"student.frames={(s.window - 1) // 8 + 1}", f"shift={s.shift}", "guidance=1")
-        words = [w for key in (*asked, f"steps={s.sampling_steps}") for w in ("--set", key)]
+        words = [w for key in (*asked, f"steps={max(3, s.sampling_steps // 2)}") for w in ("--set", key)]
         where = (self.out / "encoded" / "rooms", "--out", paths, "--weights", teacher)
         start = f"start.weights={teacher}"
         steps = ("consistency_init.guidance=1", f"consistency_init.shift={s.shift}")

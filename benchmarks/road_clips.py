@@ -102,7 +102,8 @@ def wandering_path(
     poses = torch.eye(4, device=device).repeat(1, num_frames, 1, 1)
     poses[0, :, :3, :3] = heading @ turned
     poses[0, :, :3, 3] = reach * draw.uniform(-1, 1, 3) + way @ heading.T
-    focal = 0.5 / torch.tan(draw.uniform(*map(math.radians, fov_deg), 1) / 2)
+    narrow, wide = map(math.radians, fov_deg)
+    focal = 0.5 / torch.tan(draw.uniform(narrow, wide, 1) / 2)
     zooms = draw.uniform(-zoom, zoom, 1) * (draw.uniform(0, 1, 1) < 0.5)
     return poses, focal * (zooms * torch.linspace(0, 1, num_frames, device=device)).exp()[None]
 
@@ -182,13 +183,12 @@ def index_entry(name: str) -> dict[str, str]:
     }
 
 
-def keep_small(folder: Path, accepted: set[str]) -> None:
-    """Remove what is read no more once recordings are annotated: depth, and the videos of rejected ones."""
-    for place in folder.iterdir():
-        if place.is_dir():
-            shutil.rmtree(place / "depth", ignore_errors=True)
-            if place.name not in accepted:
-                (place / "rgb.mp4").unlink(missing_ok=True)
+def keep_small(folder: Path, verdicts: dict[str, str]) -> None:
+    """Remove what is read no more of recordings that are annotated: depth, and the videos of rejected ones."""
+    for name, verdict in verdicts.items():
+        shutil.rmtree(folder / name / "depth", ignore_errors=True)
+        if verdict != "accepted":
+            (folder / name / "rgb.mp4").unlink(missing_ok=True)
 
 
 def write_index(entries: list[dict[str, str]], folder: Path) -> Path:

@@ -157,40 +157,47 @@ def _fit_decoder(decoder: Any, latents: list[Tensor], wanted: list[list[Tensor]]
     last one the pixels themselves, and the constant."""
     _middle(decoder.conv_in).copy_(torch.eye(decoder.conv_in.conv.out_channels, latents[0].shape[1]))
     x = [decoder.conv_in(part) for part in latents]
-    for n, (block, targets) in enumerate(zip(decoder.up_blocks, wanted, strict=True)):
-        (up,) = block.upsamplers
-        conv = up.conv.conv
-        width, channels, taps = conv.out_channels // 8, targets[0].shape[1], 3 if n == 0 else 1
-        basis, mean = torch.eye(channels).to(x[0]), torch.zeros(channels).to(x[0])
-        kept = min(width, channels)
-        if n < len(decoder.up_blocks) - 1:
-            mean, basis, values = _components(targets)
-            basis = basis / values[:kept].mean().sqrt()
-        sums = _Sums()
-        for given, target in zip(x, targets, strict=True):
-            y = given.new_zeros(*target.movedim(1, -1).shape[:-1], width)
-            y[..., :kept] = (target.movedim(1, -1) - mean) @ basis[:, :kept]
-            # The place before the first frame is dropped later: it may as well be like the first.
-            y = torch.cat([y[:, :1], y], dim=1).movedim(-1, 1)
-            sums.add(_neighbours(given, taps), _children(up, y - _residual(up, given)))
-        # Latents that a world model makes are never quite right: their decoder is told of noise on them.
-        weight, bias = sums.solve(noise=1e-3 if n == 0 else 1e-6)
-        low = (3 - taps) // 2
-        shaped = weight.unflatten(1, (-1, taps, taps))
-        conv.weight[:, :, -1, low : low + taps, low : low + taps] = shaped
-        conv.bias.copy_(bias)
-        x = [up(part) for part in x]
+    ups = [block.upsamplers[0] for block in decoder.up_blocks]
+    # Latents that a world model makes are never quite right: their decoder is told of noise on them.
+    _fit_upsampler(ups[0], x, _main_parts(ups[0], wanted[0]), taps=3, noise=1e-3)
+    x = [ups[0](part) for part in x]
+    _fit_upsampler(ups[1], x, _main_parts(ups[1], wanted[1]), taps=1, noise=1e-6)
+    x = [ups[1](part) for part in x]
+    _fit_upsampler(ups[2], x, wanted[2], taps=1, noise=1e-6)
+    x = [ups[2](part) for part in x]
     length = _LARGE * _length(x)
-    conv.bias[8 * kept : 8 * (kept + 1)] += length  # of a channel that no pixel needs
-    for part in x:
-        part[:, kept] += length
+    ups[2].conv.conv.bias[8 * _PIXELS : 8 * (_PIXELS + 1)] += length  # of a channel that no pixel needs
     sums = _Sums()
-    for part, pixels in zip(x, wanted[-1], strict=True):
-        part = decoder.conv_act(decoder.norm_out(part))
-        sums.add(_neighbours(part, 1), _neighbours(pixels, 1))
+    for part, pixels in zip(x, wanted[2], strict=True):
+        part[:, _PIXELS] += length
+        sums.add(_neighbours(decoder.conv_act(decoder.norm_out(part)), 1), _neighbours(pixels, 1))
     weight, bias = sums.solve()
     _middle(decoder.conv_out).copy_(weight)
     decoder.conv_out.conv.bias.copy_(bias)
+
+
+def _main_parts(up: Any, targets: list[Tensor]) -> list[Tensor]:
+    """As many components as an upsampler makes channels, with a variance of one in the mean."""
+    mean, vectors, values = _components(targets)
+    kept = min(up.conv.conv.out_channels // 8, len(mean))
+    basis = vectors[:, :kept] / values[:kept].mean().sqrt()
+    return [((target.movedim(1, -1) - mean) @ basis).movedim(-1, 1) for target in targets]
+
+
+def _fit_upsampler(up: Any, x: list[Tensor], targets: list[Tensor], *, taps: int, noise: float) -> None:
+    """Least squares of an upsampler's first channels from what it is given; its others make nothing."""
+    conv = up.conv.conv
+    sums = _Sums()
+    for given, target in zip(x, targets, strict=True):
+        b, channels, t, h, w = target.shape
+        # The place before the first frame is dropped later: it may as well be like the first.
+        y = given.new_zeros(b, conv.out_channels // 8, t + 1, h, w)
+        y[:, :channels, :1], y[:, :channels, 1:] = target[:, :, :1], target
+        sums.add(_neighbours(given, taps), _children(up, y - _residual(up, given)))
+    weight, bias = sums.solve(noise=noise)
+    low = (3 - taps) // 2
+    conv.weight[:, :, -1, low : low + taps, low : low + taps] = weight.unflatten(1, (-1, taps, taps))
+    conv.bias.copy_(bias)
 
 
 class _Sums:
