@@ -193,6 +193,8 @@ def measure(path: Path, device: torch.device, together: int) -> None:
                 f"| {other.found.cost / found.cost - 1:.1e} | {off:.1e} |",
                 flush=True,
             )
+    if device.type == "cuda":
+        print(f"peak memory of the card: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
     several = [begun_elsewhere(tasks[0], seed) for seed in range(together)]
     alone = [timed(batched["batched, float64"], [one], device)[0] for one in several]
     joint = timed(batched["batched, float64"], several, device, calls=2)

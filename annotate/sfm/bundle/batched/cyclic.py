@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Blocks that were eliminated together: the odd ones of a level."""
+    """Blocks that were eliminated together: the odd ones of a level, D, with the couplings of each with the even blocks
+    before and after it, U (nothing after the last where their number is even)."""
 
-    inverse: Tensor  # (B, odd, S, S) of their Cholesky factors
-    before: Tensor  # (B, odd, S, S) inverse factor times the coupling with the even block before
-    after: Tensor  # (B, even - 1, S, S) ... and after, where there is one
+    inverse: Tensor  # (B, odd, S, S) of D
+    beside: Tensor  # (B, odd, S, 2 S) inverse of D times U
 
 
 class CyclicFactor:
@@ -33,42 +34,46 @@ class CyclicFactor:
     def __init__(self, diagonal: Tensor, upper: Tensor) -> None:
         """`diagonal` (B, n, S, S), `upper` (B, n - 1, S, S): block k of `upper` couples rows k, columns k + 1."""
         self._levels: list[_Level] = []
-        self._eye = torch.eye(diagonal.shape[-1], dtype=diagonal.dtype, device=diagonal.device)
+        size = diagonal.shape[-1]
+        self._eye = torch.eye(size, dtype=diagonal.dtype, device=diagonal.device)
         self.failed = torch.zeros(len(diagonal), dtype=torch.bool, device=diagonal.device)
         while diagonal.shape[1] > 1:
-            inverse = self._inverse_factor(diagonal[:, 1::2])
-            odd = inverse.shape[1]
-            before = inverse @ upper[:, 0::2].transpose(-1, -2)
-            after = inverse[:, : upper.shape[1] - odd] @ upper[:, 1::2]
-            self._levels.append(_Level(inverse, before, after))
-            joined = before[:, : after.shape[1]].transpose(-1, -2)
+            root = self._inverse_factor(diagonal[:, 1::2])
+            odd, after = root.shape[1], upper.shape[1] - root.shape[1]
+            following = pad(upper[:, 1::2], (0, 0, 0, 0, 0, odd - after))
+            sides = root @ torch.cat([upper[:, 0::2].transpose(-1, -2), following], -1)
+            turned = root.transpose(-1, -2)
+            self._levels.append(_Level(turned @ root, turned @ sides))
+            removed = sides.transpose(-1, -2) @ sides
             diagonal = diagonal[:, 0::2].clone()
-            diagonal[:, :odd] -= before.transpose(-1, -2) @ before
-            diagonal[:, 1:] -= after.transpose(-1, -2) @ after
-            upper = -(joined @ after)
-        self._last = self._inverse_factor(diagonal)
+            diagonal[:, :odd] -= removed[..., :size, :size]
+            diagonal[:, 1:] -= removed[:, :after, size:, size:]
+            upper = -removed[:, :after, :size, size:]
+        root = self._inverse_factor(diagonal)
+        self._last = root.transpose(-1, -2) @ root
 
     def _inverse_factor(self, blocks: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(blocks)
         self.failed = self.failed | (info != 0).any(1)
-        # Multiplying by it is one batched product; substitution goes row by row.
+        # Multiplying by inverses is one batched product; substitution goes row by row.
         return torch.linalg.solve_triangular(factor, self._eye.expand_as(factor), upper=False)
 
     def solve(self, rhs: Tensor) -> Tensor:
         """Solve for (B, n, S, columns)."""
-        odds = []
+        odds, size = [], rhs.shape[2]
         for level in self._levels:
-            y = level.inverse @ rhs[:, 1::2]
-            odds.append(y)
+            odd = rhs[:, 1::2].contiguous()
+            odds.append(odd)
+            removed = level.beside.transpose(-1, -2) @ odd
             rhs = rhs[:, 0::2].clone()
-            rhs[:, : y.shape[1]] -= level.before.transpose(-1, -2) @ y
-            rhs[:, 1:] -= level.after.transpose(-1, -2) @ y[:, : level.after.shape[1]]
-        x = self._last.transpose(-1, -2) @ (self._last @ rhs)
-        for level, y in zip(reversed(self._levels), reversed(odds), strict=True):
-            number = y.shape[1]
-            y = y - level.before @ x[:, :number]
-            y[:, : level.after.shape[1]] -= level.after @ x[:, 1:]
-            whole = x.new_empty(x.shape[0], x.shape[1] + number, *x.shape[2:])
-            whole[:, 0::2], whole[:, 1::2] = x, level.inverse.transpose(-1, -2) @ y
-            x = whole
+            rhs[:, : odd.shape[1]] -= removed[:, :, :size]
+            rhs[:, 1:] -= removed[:, : rhs.shape[1] - 1, size:]
+        x = self._last @ rhs
+        for level, odd in zip(reversed(self._levels), reversed(odds), strict=True):
+            number = odd.shape[1]
+            whole = x.new_zeros(x.shape[0], 2 * number + 1, *x.shape[2:])
+            whole[:, 0 : 2 * x.shape[1] : 2] = x
+            around = torch.cat([whole[:, 0:-1:2], whole[:, 2::2]], 2)
+            whole[:, 1::2] = level.inverse @ odd - level.beside @ around
+            x = whole[:, : x.shape[1] + number]
         return x
