@@ -54,7 +54,9 @@ class CyclicFactor:
 
     def _inverse_factor(self, blocks: Tensor) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(blocks)
-        self.failed = self.failed | (info != 0).any(1)
+        # Not every library says so of a matrix that holds no numbers.
+        numbers = torch.isfinite(torch.diagonal(factor, dim1=-2, dim2=-1)).all(-1)
+        self.failed = self.failed | ((info != 0) | ~numbers).any(1)
         # Multiplying by inverses is one batched product; substitution goes row by row.
         return torch.linalg.solve_triangular(factor, self._eye.expand_as(factor), upper=False)
 

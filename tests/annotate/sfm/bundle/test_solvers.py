@@ -151,26 +151,27 @@ def test_a_gpu_takes_the_same_steps_twice(monkeypatch) -> None:
     assert torch.equal(first.state.points, again.state.points)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("blocks", range(1, 8))
-def test_cyclic_reduction_solves_as_a_dense_factor(blocks: int) -> None:
+def test_cyclic_reduction_solves_as_a_dense_factor(blocks: int, device: str) -> None:
     generator = torch.Generator().manual_seed(blocks)
     size = 3
     matrices = []
-    for _ in range(2):
+    for _ in range(3):
         half = torch.randn(blocks * size, blocks * size, dtype=torch.float64, generator=generator)
         block = torch.arange(blocks * size) // size
         near = (block[:, None] - block).abs() <= 1
         symmetric = torch.where(near, half + half.T, 0.0)
         matrices.append(symmetric + 20 * torch.eye(blocks * size, dtype=torch.float64))
-    matrices[1] = -matrices[1]
-    dense = torch.stack(matrices)
-    parts = dense.reshape(2, blocks, size, blocks, size)
+    matrices[1], matrices[2] = -matrices[1], torch.nan * matrices[2]
+    dense = torch.stack(matrices).to(device)
+    parts = dense.reshape(3, blocks, size, blocks, size)
     diagonal = torch.stack([parts[:, k, :, k] for k in range(blocks)], 1)
     upper = [parts[:, k, :, k + 1] for k in range(blocks - 1)]
-    none = dense.new_zeros(2, 0, size, size)
+    none = dense.new_zeros(3, 0, size, size)
     factor = CyclicFactor(diagonal, torch.stack(upper, 1) if upper else none)
-    assert factor.failed.tolist() == [False, True]
-    rhs = torch.randn(2, blocks, size, 2, dtype=torch.float64, generator=generator)
+    assert factor.failed.tolist() == [False, True, True]
+    rhs = torch.randn(3, blocks, size, 2, dtype=torch.float64, generator=generator).to(device)
     wanted = torch.linalg.solve(dense[0], rhs[0].reshape(-1, 2))
     assert torch.allclose(factor.solve(rhs)[0].reshape(-1, 2), wanted, atol=1e-10)
 
