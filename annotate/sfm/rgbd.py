@@ -115,7 +115,15 @@ def _level(view: View, width: int) -> _Level:
     )
 
 
+_SAMPLED_AT_ONCE = 2**15 - 2
+"""OpenCV refuses more rows; a square picture of the finest level has 36,864 points, an upright one more."""
+
+
 def _sample(image: FloatArray, x: FloatArray, y: FloatArray, *, nearest: bool = False) -> FloatArray:
+    """(n,) values at places (n, 1); NaN outside."""
+    if len(x) > _SAMPLED_AT_ONCE:
+        some = np.split(np.arange(len(x)), range(_SAMPLED_AT_ONCE, len(x), _SAMPLED_AT_ONCE))
+        return np.concatenate([_sample(image, x[i], y[i], nearest=nearest) for i in some])
     mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     return cv2.remap(
         image.astype(np.float32),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import cv2
 import numpy as np
 import pytest
@@ -53,6 +55,22 @@ def test_pose_between_neighbours(clip, blur: float, gain: float) -> None:
         assert angle < 0.3
         assert distance < 0.15
         assert found.agreement > 0.9
+
+
+@pytest.mark.slow
+def test_upright_pictures_are_aligned_too() -> None:
+    """They have more points than OpenCV samples at once: such a clip ended with an internal error."""
+    rendered = render_clip(RenderConfig(width=180, height=240, num_frames=6, seed=5, speed=1.5))
+    upright = rendered, list(rendered)
+    first, second = (
+        View(v.grey, v.depth, rendered.intrinsics[0, 0, 0] / 180) for v in map(partial(view, upright), (2, 4))
+    )
+    assert np.isfinite(first.depth).mean() > 0.9
+    found = align_rgbd(first, second, [])
+    assert found is not None
+    angle, distance = errors(found.second_from_first, truth(upright, 2, 4))
+    assert angle < 0.3
+    assert distance < 0.15
 
 
 @pytest.mark.slow
