@@ -28,15 +28,20 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return write_given(tmp_path_factory.mktemp("student"))
 
 
-KILLS = (("ode_init", "between"), ("self_forcing", "inside"))
+KILLS = (("ode_init", "between"), ("self_forcing", "inside"), ("consistency_init", "between"))
+MORE = "consistency_init"
+"""Killed where all repeats are made."""
 
 
 @pytest.fixture(scope="module")
-def killed_runs(given: Given, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+def killed_runs(
+    given: Given, tmp_path_factory: pytest.TempPathFactory, thorough: bool
+) -> tuple[Path, dict[str, int]]:
     """Where the runs that killed themselves lie, and how each ended."""
     out = tmp_path_factory.mktemp("killed")
     worker = [sys.executable, "-m", "theodolite.tests.train.killed_run", str(given.data.parent), str(out)]
-    done = subprocess.run([*worker, *itertools.chain(*KILLS)], capture_output=True, text=True, check=False)
+    kills = [kill for kill in KILLS if thorough or kill[0] != MORE]
+    done = subprocess.run([*worker, *itertools.chain(*kills)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return out, json.loads(done.stdout.splitlines()[-1])
 
@@ -55,7 +60,10 @@ def left_by(out: Path) -> tuple[list[tuple[str, ...]], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow(about_s=8)
-@pytest.mark.parametrize("objective", [objective for objective, _ in KILLS])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=pytest.mark.thorough) if name == MORE else name for name, _ in KILLS],
+)
 def test_a_killed_run_goes_on_bit_for_bit(
     given: Given, killed_runs: tuple[Path, dict[str, int]], tmp_path: Path, objective: str
 ) -> None:
