@@ -30,6 +30,8 @@ MAX_ZIP_EXPANSION = 1100
 """... all members of a zip together, of which one at a time is in memory: its packing ends at 1032."""
 MAX_PIXELS = 2**26
 """Of an image, a video's frame or a depth map (8192 x 8192): 200 MB as RGB, of which stages keep several."""
+MAX_ASPECT = 50
+"""Of the sides: stages make small pictures of one width, which of a strip of 4x20000 pixels would take a gigabyte."""
 MAX_SIDE_PX = 100_000
 MAX_PATTERN_WIDTH = 20
 """Digits of a number in a file's name, as patterns pad them."""
@@ -55,6 +57,8 @@ def may_unfold_into(stored: int) -> int:
 
 def too_many_pixels(height: int, width: int) -> str:
     """What is wrong with the size of a picture or map; empty if nothing is."""
+    if 0 < MAX_ASPECT * min(height, width) < max(height, width):
+        return f"is {width}x{height}, one side at most {MAX_ASPECT} times the other is read; cut it"
     if 0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX and height * width <= MAX_PIXELS:
         return ""
     return f"is {width}x{height}, at most {MAX_PIXELS / 1e6:.0f} million pixels are read; reduce it"

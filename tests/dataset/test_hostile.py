@@ -440,6 +440,12 @@ def test_pictures_are_judged_by_their_headers(tmp_path, frugal) -> None:
     with pytest.raises(MediaError, match=r"a\.png: is 24000x24000") as caught:
         read_image("c", tmp_path / "a.png")
     assert caught.value.reason == "image_too_large"
+    (tmp_path / "c.png").write_bytes(png(64, 4096))  # small, but not as a strip of one width for all
+    with pytest.raises(
+        MediaError, match=r"c\.png: is 64x4096, one side at most 50 times the other"
+    ) as caught:
+        read_image("c", tmp_path / "c.png")
+    assert caught.value.reason == "image_too_large"
     (tmp_path / "b.png").write_bytes(b"P6 60000 60000 255\n" + bytes(100))  # another format under its name
     with pytest.raises(MediaError, match=r"b\.png: no readable image"):
         read_image("c", tmp_path / "b.png")
