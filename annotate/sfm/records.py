@@ -45,6 +45,7 @@ class CameraSolution:
         num_observations, num_inliers: (F,) observations, and those of them that agree.
         inlier_share: (F,) of all observations of the frame.
         num_joining: (F,) points that agree both before a frame and from it on; None where it was not counted.
+        num_linked: (F,) the same with places that the alignment of whole images gives where there are no points.
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
         rest_error_ratio: usual reprojection error of the best camera that stays in one place, over that of these; NaN
@@ -101,6 +102,7 @@ class CameraSolution:
     focal_asked_gain: float = float("nan")
     evidence: Evidence | None = None
     num_joining: IntArray | None = None
+    num_linked: IntArray | None = None
     rest_error_ratio: float = float("nan")
 
     def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:

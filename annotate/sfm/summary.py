@@ -69,6 +69,7 @@ def summarise(
         median_depth=float(np.median(median_depth_by_frame(problem))),
         evidence=Evidence(problem, state, config),
         num_joining=_num_joining(problem.frame[points_only], problem.point[points_only], problem.num_frames),
+        num_linked=_num_joining(problem.frame[inlier], problem.point[inlier], problem.num_frames),
     )
 
 

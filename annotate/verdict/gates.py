@@ -61,9 +61,9 @@ def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
     return float(lost.mean())
 
 
-def _joining(cameras: CameraSolution) -> IntArray:
+def _linked(cameras: CameraSolution) -> IntArray:
     """Points that hold the two parts of a clip together, at each of its frames but the first; none if unknown."""
-    return np.zeros(0, np.int64) if cameras.num_joining is None else cameras.num_joining[1:]
+    return np.zeros(0, np.int64) if cameras.num_linked is None else cameras.num_linked[1:]
 
 
 def _lone_frame(centre: FloatArray, usual: float) -> float:
@@ -222,11 +222,11 @@ _RULES = (
     _Rule(
         # Two places that one dissolves into the other: each has cameras, and chance matches place one to the other.
         name="joined",
-        value=lambda s: float(_joining(s.cameras).min()),
+        value=lambda s: float(_linked(s.cameras).min()),
         lower=lambda s: s.config.min_joined,
         unit="points",
         # Given poses hold a clip together by themselves.
-        applies=lambda s: not s.posed and len(_joining(s.cameras)) > 0,
+        applies=lambda s: not s.posed and len(_linked(s.cameras)) > 0,
     ),
     _Rule(name="motion", value=lambda s: image_motion(s.measured), lower=lambda s: s.config.static_motion),
     _Rule(

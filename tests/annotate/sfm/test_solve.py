@@ -113,6 +113,8 @@ def test_numbers_that_gates_read_are_sane(zooming) -> None:
     assert solution.num_joining is not None
     assert solution.num_joining[0] == 0
     assert solution.num_joining[1:].min() > 50
+    assert solution.num_linked is not None
+    assert (solution.num_linked >= solution.num_joining).all()
     assert (solution.position_sigma[1:] > 0).all()
     assert np.isfinite(solution.log_focal_sigma).all()
     assert solution.depth_log_residual < 0.01
@@ -158,6 +160,10 @@ def test_a_stretch_without_points_is_bridged() -> None:
     assert np.bincount(flow.frame, minlength=36)[15:21].min() < 12  # nothing to place a frame by
     solution = solve_cameras(inputs(measured, Maps([f.depth_m for f in frames])))
     assert (solution.pose_source == "solved").all()
+    # The alignment holds the clip together there, and counts as what does.
+    assert solution.num_joining is not None
+    assert solution.num_linked is not None
+    assert (solution.num_linked[16:21] > solution.num_joining[16:21] + 60).all()
     truth = clip.camera_to_world
     error = trajectory_error(solution.camera_to_world, truth, alignment="se3")
     assert error.ate_rmse_m < 0.02 * path_length(truth)

@@ -103,7 +103,7 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         depth_noise=quiet,
         focal_common_log=0.01,
         rest_error_ratio=2.5,
-        num_joining=np.full(FRAMES, 150),
+        num_linked=np.full(FRAMES, 150),
     )
     gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     errors = GivenPoseErrors(
@@ -253,8 +253,8 @@ def test_defects_of_scale_and_tracks() -> None:
     assert "tracks_lost" in failed(replace(solution(), num_joining=np.full(FRAMES, 5)), lost)
     # Two parts of a clip that only chance holds together, as at a dissolve; and a frame that is merely thin.
     for least, reasons in ((4, ["tracks_lost"]), (11, ["tracks_lost"]), (24, [])):
-        joining = np.where(np.arange(FRAMES) == 20, least, 300)
-        assert failed(replace(solution(), num_joining=joining)) == reasons
+        linked = np.where(np.arange(FRAMES) == 20, least, 300)
+        assert failed(replace(solution(), num_linked=linked)) == reasons
     # Too fast for flow, but descriptors hold every frame.
     assert failed(replace(solution(), num_joining=np.full(FRAMES, 150)), lost) == []
 
