@@ -47,7 +47,7 @@ class Codec:
     decoder: int = 512
     residual: int = 1
     seconds: float = 0.0
-    lr: float = 2e-4
+    lr: float = 5e-5
     batch: int = 4
 
     def __post_init__(self) -> None:
