@@ -8,7 +8,7 @@ Rooms are rendered as RGB-D recordings with a known lens (`road_clips.py`); from
 annotate, encode, train (stage 1 to 4, the third with each camera control, a LoRA on rooms of another domain, both roads
 to the four-step student), generate (a manifest of held-out clips) and evaluate. The cameras of the
 videos are measured by direct alignment with the first picture, whose depth is known; the released networks that
-`evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture with first values computed
+`evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture with weights computed
 from such pictures, `road_codec.py`) and the text encoder (random numbers, one caption).
 
 What one step wrote is taken over by the next call with the same --out; --only clips makes the recordings and their
@@ -114,14 +114,14 @@ class Size:
 SIZES = {
     "tiny": Size(
         height=192, width=320, picture=(96, 160), frames=65, window=49, train=5, other=4, held=1,
-        codec=Codec(channels=48, kept=(12, 12, 12, 24), decoder=448, residual=0), codec_rooms=2,
+        codec=Codec(channels=48, kept=(12, 12, 12, 24), decoder=448), codec_rooms=2,
         model={"depth": 4, "width": 48, "heads": 2, "latent_channels": 48, "text_width": 16},
         batch=1, lr=1e-3, student_lr=1e-3, shift=3.0, sampling_steps=3, held_out=1, stride=16,
         steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
     ),
     "small": Size(
         height=192, width=320, picture=(192, 320), frames=97, window=49, train=480, other=96, held=16,
-        codec=Codec(seconds=20), codec_rooms=64,
+        codec=Codec(), codec_rooms=96,
         model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
         batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
         stride=8,

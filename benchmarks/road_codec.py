@@ -1,10 +1,10 @@
-"""A small video autoencoder of LTX-2's architecture whose first values are computed, not drawn.
+"""A small video autoencoder of LTX-2's architecture whose weights are computed, not trained.
 
 From random values it learns slowly: a cell of 8 frames of 32 x 32 pixels goes through 64 numbers, and until encoder
-and decoder have found a common code, the best answer is one grey. So the code is given to begin with. The encoder's
+and decoder have found a common code, the best answer is one grey. So all of it is computed from pictures. The encoder's
 downsamplers take principal components, stage by stage: of patches of 4 x 4 pixels, of 8 x 8, of these over two frames,
 of 16 x 16 over four, at last of a whole cell. The decoder's upsamplers are least squares of what the encoder saw at the
-same size. Residual blocks begin as identities. What is left to learn by gradient is the rest.
+same size. There are no residual blocks: nothing would be in them.
 
 Both networks end in a root-mean-square norm and a SiLU, which are no linear maps. A channel that holds a large constant
 keeps the norm's divisor the same everywhere, and leaves the others so small that SiLU halves them.
@@ -37,18 +37,11 @@ class Codec:
         channels: of the latents, at least the 48 of a patch's pixels.
         kept: components of a patch that each downsampler keeps; the last one's are one less.
         decoder: channels before the first upsampler, halved by each.
-        residual: blocks of each size in the decoder, which the training makes use of.
-        seconds: of the training after the first values; lr: of Adam.
-        batch: clips of 17 frames a step.
     """
 
     channels: int = 64
     kept: tuple[int, int, int, int] = (32, 64, 64, 128)
     decoder: int = 512
-    residual: int = 1
-    seconds: float = 0.0
-    lr: float = 5e-5
-    batch: int = 4
 
     def __post_init__(self) -> None:
         if self.channels < _PIXELS or self.decoder // 8 <= _PIXELS or self.decoder % 64:
@@ -68,7 +61,7 @@ class Codec:
             block_out_channels=encoder,
             decoder_block_out_channels=tuple(self.decoder // n for n in (4, 2, 1)),
             layers_per_block=(0, 0, 0, 0, 0),
-            decoder_layers_per_block=(self.residual,) * 4,
+            decoder_layers_per_block=(0, 0, 0, 0),
             decoder_causal=True,
         )
 
@@ -84,31 +77,20 @@ def make_codec(codec: Codec, pool: Tensor, held_out: Tensor, folder: Path, say: 
     torch.manual_seed(0)
     vae = codec.build().to(pool.device).float().eval()
     start = time.perf_counter()
-    fit_first_values(vae, pool)
+    fit_weights(vae, pool)
     found = psnr_db(vae, held_out)
     seconds = time.perf_counter() - start
-    say(f"  autoencoder: first values after {seconds:.1f} s: held-out pictures come back with {found:.1f} dB")
-    if codec.seconds:
-        first = {name: value.clone() for name, value in vae.state_dict().items()}
-        steps, before = train(vae, pool, codec, say), found
-        found = psnr_db(vae, held_out)
-        say(
-            f"  autoencoder: {found:.1f} dB after {steps} steps"
-            + ("" if found > before else ", which are not kept")
-        )
-        if found <= before:
-            vae.load_state_dict(first)
-            found = before
+    say(f"  autoencoder: {seconds:.1f} s; held-out pictures come back with {found:.1f} dB")
     set_statistics(vae, pool)
     vae.cpu().save_pretrained(folder)
     return found
 
 
-# --- first values ---------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def fit_first_values(vae: Any, pool: Tensor) -> None:
+def fit_weights(vae: Any, pool: Tensor) -> None:
     """Principal components into the encoder, least squares into the decoder."""
     for conv in [m for m in vae.modules() if isinstance(m, nn.Conv3d)]:
         conv.weight.zero_()
@@ -116,8 +98,6 @@ def fit_first_values(vae: Any, pool: Tensor) -> None:
     clips = [_patches(video) for video in _batches(pool)]
     latents, seen = _fit_encoder(vae.encoder, clips)
     _fit_decoder(vae.decoder, latents, [*seen, clips])
-    for block in [m for m in vae.decoder.modules() if type(m).__name__ == "LTX2VideoResnetBlock3d"]:
-        block.conv1.conv.reset_parameters()  # the second one stays at zero: an identity that can learn
 
 
 def _fit_encoder(encoder: Any, clips: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -144,7 +124,7 @@ def _fit_encoder(encoder: Any, clips: list[Tensor]) -> tuple[list[Tensor], list[
     mean, vectors, values = _components(x)
     kept = encoder.conv_out.conv.out_channels - 1
     # Scaled to the root of their spread, as a mean of one: strong components lead, weak ones are not lost in noise.
-    scale = values[:kept].clamp_min(1e-30).pow(-0.25)
+    scale = values[:kept].clamp_min(1e-6 * float(values[0])).pow(-0.25)
     scale = scale / (values[:kept] * scale.square()).mean().sqrt()
     weight = (vectors[:, :kept] * scale).T
     _middle(encoder.conv_out)[:kept].copy_(weight)
@@ -281,43 +261,7 @@ def _neighbours(x: Tensor, taps: int) -> Tensor:
     return F.unfold(flat, taps).transpose(1, 2).flatten(0, 1)
 
 
-# --- training -------------------------------------------------------------------------------------
-
-
-def train(vae: Any, pool: Tensor, codec: Codec, say: Say) -> int:
-    """Train the decoder on; the code, and with it the latents, stays. Steps done."""
-    device = pool.device
-    decoder = vae.decoder.train()
-    vae.encoder.requires_grad_(False)
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr=codec.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(1)
-    start, said, steps = time.perf_counter(), 0.0, 0
-    while (passed := time.perf_counter() - start) < codec.seconds:
-        for group in optimiser.param_groups:
-            group["lr"] = codec.lr * min(1, (steps + 1) / 50, max(0.02, 2 * (1 - passed / codec.seconds)))
-        video = _batch(pool, codec.batch, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            with torch.no_grad():
-                latents = vae.encoder(video)[:, : codec.channels]
-            made = decoder(latents + 0.02 * torch.randn_like(latents), None)
-        loss = F.mse_loss(made.float(), video)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        steps += 1
-        if passed - said > 10 or steps == 1:
-            said = passed
-            say(f"  autoencoder: step {steps}, {passed:.0f} s, loss {float(loss.detach()):.4f}")
-    vae.eval()
-    return steps
-
-
-def _batch(pool: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """(B, 3, 17, H, W) in [-1, 1], from any frame on."""
-    clips = torch.randint(len(pool), (batch,), generator=generator).tolist()
-    starts = torch.randint(pool.shape[1] - 16, (batch,), generator=generator).tolist()
-    return _video(torch.stack([pool[c, s : s + 17] for c, s in zip(clips, starts, strict=True)]))
+# --- clips and figures ------------------------------------------------------------------------
 
 
 def _batches(pool: Tensor) -> Iterator[Tensor]:
