@@ -1,14 +1,14 @@
-"""README and the pages of docs/: every command is one that exists and takes these options, those that need nothing from
-outside are run as they stand, every name that a page imports or links is there."""
+"""README and the pages of docs/: every command is one that exists and takes these options, every name that a page
+imports or links is there. tests/test_pages_run.py runs them."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
-import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +96,16 @@ def check_program(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{re.escape(arguments[0])}:", makefile, re.MULTILINE), f"no target {arguments[0]}"
+    elif program == ".":
+        assert arguments == [".venv/bin/activate"], arguments
+    elif program == "dask":
+        module = importlib.import_module(f"distributed.cli.dask_{arguments[0]}")
+        given = {word for word in arguments if word.startswith("--")}
+        assert given <= options_of(module.main), (
+            f"dask {arguments[0]} has no {given - options_of(module.main)}"
+        )
+    elif program == "export":
+        assert all(re.fullmatch(r"[A-Z_]+=\S+", word) for word in arguments), arguments
     elif program == "pip":
         check_extras(" ".join(arguments))
     elif program == "sbatch":
@@ -224,9 +234,20 @@ def test_links_lead_somewhere(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", HAND_WRITTEN, ids=ids)
 def test_python_on_pages_takes_what_is_there(path):
-    """Names are imported, and called with arguments that they have."""
+    """Names are imported, modules too, and called with arguments that they have."""
     for body in blocks(path, "python"):
         names: dict[str, Callable[..., object]] = {}
+        found = [node for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)]
+        imported = {
+            alias.asname or alias.name.partition(".")[0]
+            for node in ast.walk(ast.parse(body))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        stored = {node.id for node in found if isinstance(node.ctx, ast.Store)}
+        for name in {node.id for node in found} - imported - stored:
+            ours = (ROOT / name).is_dir()  # a room, no package of that name
+            assert ours or importlib.util.find_spec(name) is None, f"{name} is not imported"
         for node in ast.walk(ast.parse(body)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("theodolite"):
                 module = importlib.import_module(str(node.module))
@@ -235,87 +256,3 @@ def test_python_on_pages_takes_what_is_there(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
                 signature = inspect.signature(names[node.func.id])
                 signature.bind_partial(*node.args, **{str(k.arg): k.value for k in node.keywords})
-
-
-# --- those that need nothing from outside are run ------------------------------------------------
-
-NOT_RUN = {
-    r"make|pip|git|python|torchrun|srun|sbatch|pytest": "other programs",
-    r"theodolite (weights pull|fetch)": "the network",
-    r"theodolite annotate (?!rgbd)": "data or weights of others",
-    r"theodolite generate (?!.*--size tiny)": "weights",
-    r"theodolite (encode|pairs|trajectories|train)": "weights",
-    r"theodolite (caption|score)": "a server or weights",
-    r"theodolite (mix|render)": "data of others",
-    r"theodolite benchmark": "sets of others (tests/recipes/benchmarks)",
-    r".*--scheduler": "a scheduler",
-    r".*s3://": "an object store (tests/annotate/run/test_object_store.py)",
-}
-BESIDES = {"annotate": ["--workers", "0"], "generate": ["--dry-run"]}
-"""Added to what a page says, so that it stays cheap here; tests/recipes/test_generate.py runs the whole chain."""
-
-
-def runnable() -> list[list[str]]:
-    """In the order of the pages, each once."""
-    found = {" ".join(words): words for path in HAND_WRITTEN for words in commands(path)}
-    return [w for line, w in found.items() if not any(re.match(rf"(?:{p})", line) for p in NOT_RUN)]
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> Path:
-    """A folder with what the pages name: /data beside it, one recording of a second and a half, a picture."""
-    import cv2
-    from theodolite.annotate.rendered.cameras import RenderConfig
-    from theodolite.annotate.rendered.files import write_clip
-    from theodolite.annotate.rendered.render import render_clip
-
-    folder = tmp_path_factory.mktemp("desk")
-    data = folder / "data"
-    config = RenderConfig(width=320, height=192, num_frames=24, seed=3, moving_object=False)
-    files = write_clip(render_clip(config), data / "office")
-    # The index of docs/annotating.md as it stands: the renderer gives its files the same names, but for the poses.
-    (index,) = blocks(ROOT / "docs/annotating.md", "yaml")
-    (data / "office" / "poses.txt").symlink_to(files.camera_to_world_path)
-    (data / "clips.yaml").write_text(index, encoding="utf-8")
-    (data / "truth").mkdir()
-    shutil.copy(files.camera_to_world_path, data / "truth" / "office.txt")
-    cv2.imwrite(str(folder / "street.jpg"), cv2.VideoCapture(str(files.media_path)).read()[1])
-    (folder / "dover.json").write_text('{"office": {"dover_score": 0.6}}', encoding="utf-8")
-    (made,) = (w for w in commands(ROOT / "README.md") if w[:2] == ["theodolite", "annotate"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert run(made, folder) == 0
-    for name in ("estimate", "sekai-game"):  # which pages make from data of others
-        shutil.copytree(folder / "runs/rgbd", folder / "runs" / name)
-    return folder
-
-
-def run(words: list[str], desk: Path) -> int:
-    """Run a command of a page within this process, `/data` being a folder of the desk."""
-    here = [word.replace("/data", str(desk / "data")) for word in words[1:]]
-    with pytest.raises(SystemExit) as ended:
-        app([*here, *BESIDES.get(words[1], [])])
-    return int(ended.value.code or 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", runnable(), ids=" ".join)
-def test_commands_run(words, desk, monkeypatch, capsys):
-    monkeypatch.chdir(desk)
-    code = run(words, desk)
-    said = capsys.readouterr()
-    assert code == 0, f"{said.out}\n{said.err}"
-
-
-@pytest.mark.slow
-def test_python_on_pages_reads_the_dataset(desk, monkeypatch):
-    """The loader's example is run by tests/dataset/test_loading.py."""
-    monkeypatch.chdir(desk)
-    code = [body for path in HAND_WRITTEN for body in blocks(path, "python")]
-    reading = [body for body in code if '"runs/rgbd"' in body and "ClipStream" not in body]
-    assert len(reading) == 3
-    for body in reading:
-        names: dict[str, Any] = {}
-        exec(body, names)
-        assert names["row"].clip_id == "office"
-        assert names["row"].camera_to_world.shape == (24, 4, 4)

@@ -68,15 +68,20 @@ class SolidScene:
 
     Raises:
         ImportError: Open3D is missing, with what brings it.
-        ValueError: nothing is solid.
+        ValueError: nothing is solid, or Open3D does not load on this system.
     """
 
     def __init__(self, splats: Splats, cameras: TrainedCameras, gates: PathGates) -> None:
         try:
             open3d: Any = importlib.import_module("open3d")
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ImportError(
                 f"paths through splats are tested by rays with Open3D ({error}): pip install theodolite[gs]"
+            ) from None
+        except (ImportError, OSError) as error:
+            raise ValueError(
+                "paths through splats are tested by rays with Open3D, which is installed, but needs a library that this"
+                f" system lacks ({error}): install it by the system's packages (Debian, Ubuntu: libusb-1.0-0, libgl1)"
             ) from None
         self._core = open3d.core
         self._scene = open3d.t.geometry.RaycastingScene()

@@ -186,7 +186,7 @@ def subset(
 ) -> Outcome:
     """Write the clips for which a condition holds, rejected ones too, as a dataset of their own.
 
-    Example: theodolite subset runs/rgbd --where "source = 'walks' and num_frames > 160" --out runs/some
+    Example: theodolite subset runs/rgbd --where "verdict = 'accepted' and num_frames > 160" --out runs/some
     """
     from ...dataset.export import write_subset
 

@@ -176,6 +176,32 @@ def solid(tmp_path_factory: pytest.TempPathFactory) -> SolidScene:
     return SolidScene(read_splats(scene), read_trained_cameras(scene.parent / "cameras.json"), PathGates())
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ModuleNotFoundError("No module named 'open3d'"), ImportError, r"pip install theodolite\[gs\]"),
+        (
+            ImportError("libusb-1.0.so.0: cannot open"),
+            ValueError,
+            "needs a library that this system lacks .libusb",
+        ),
+        (OSError("libGL.so.1: cannot open"), ValueError, "needs a library that this system lacks .libGL"),
+    ],
+)
+def test_what_open3d_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], said: str
+) -> None:
+    scene = write_room(tmp_path, 0.5)
+    splats, cameras = read_splats(scene), read_trained_cameras(scene.parent / "cameras.json")
+
+    def missing(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(kind, match=said):
+        SolidScene(splats, cameras, PathGates())
+
+
 def test_distances_and_what_was_seen(solid: SolidScene) -> None:
     assert solid.distance(np.array([[0.0, 0.0, -3.0], [-1.0, 0.0, 0.0]])) == pytest.approx(
         [1.0, 1.5], abs=0.05
