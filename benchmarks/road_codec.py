@@ -118,16 +118,18 @@ def _fit_encoder(encoder: Any, clips: list[Tensor]) -> tuple[list[Tensor], list[
     length = _LARGE * _length(x)
     last = encoder.down_blocks[-1].downsamplers[0].conv.conv
     last.bias[-1] = length
+    places = x[0].shape[1] // last.out_channels
     for part in x:
-        part[:, -part.shape[1] // last.out_channels :] += length
+        part[:, -places:] += length
     x = [encoder.conv_act(encoder.norm_out(part)) for part in x]
-    mean, vectors, values = _components(x)
+    # Nothing is read from the constant: bfloat16 rounds it by more than the others are large.
+    mean, vectors, values = _components([part[:, :-places] for part in x])
     kept = encoder.conv_out.conv.out_channels - 1
     # Scaled to the root of their spread, as a mean of one: strong components lead, weak ones are not lost in noise.
     scale = values[:kept].clamp_min(1e-6 * float(values[0])).pow(-0.25)
     scale = scale / (values[:kept] * scale.square()).mean().sqrt()
     weight = (vectors[:, :kept] * scale).T
-    _middle(encoder.conv_out)[:kept].copy_(weight)
+    _middle(encoder.conv_out)[:kept, :-places].copy_(weight)
     encoder.conv_out.conv.bias[:kept].copy_(-weight @ mean)
     return [encoder.conv_out(part)[:, :kept] for part in x], [seen[3], seen[2]]
 
@@ -150,9 +152,10 @@ def _fit_decoder(decoder: Any, latents: list[Tensor], wanted: list[list[Tensor]]
     sums = _Sums()
     for part, pixels in zip(x, wanted[2], strict=True):
         part[:, _PIXELS] += length
-        sums.add(_neighbours(decoder.conv_act(decoder.norm_out(part)), 1), _neighbours(pixels, 1))
+        seen = decoder.conv_act(decoder.norm_out(part))[:, :_PIXELS]
+        sums.add(_neighbours(seen, 1), _neighbours(pixels, 1))
     weight, bias = sums.solve()
-    _middle(decoder.conv_out).copy_(weight)
+    _middle(decoder.conv_out)[:, :_PIXELS].copy_(weight)
     decoder.conv_out.conv.bias.copy_(bias)
 
 

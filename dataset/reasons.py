@@ -167,7 +167,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Bring them to one size, or take the foreign ones out of the folder.",
     ),
     "image_too_large": _failed(
-        "An image, or a frame of the video, has more pixels than are read.",
+        "An image, or a frame of the video, has more pixels than are read, or is a strip.",
         "Reduce it (annotation works on images of 1280 pixels).",
     ),
     "mixed_images": _failed(

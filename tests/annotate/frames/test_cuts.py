@@ -126,6 +126,20 @@ def test_a_dissolve_between_walks_is_found_by_features_of_both() -> None:
     assert cuts(list(rendered(1, 3.0, 20))) == []
 
 
+@pytest.mark.slow
+def test_features_are_looked_for_only_where_flow_loses_the_view(places: list[np.ndarray]) -> None:
+    """They take ten times as long as all the rest, and most shots need none."""
+    detector = CutDetector(fps=16.0)
+    for frame in shot(places[0], 40, step=2):
+        detector.update(frame)
+    assert detector.finish() == []
+    assert not any("features" in vars(look) for look in detector._looks)
+    for frame in shot(places[1], 6):
+        detector.update(frame)
+    assert detector.finish() == [40]
+    assert any("features" in vars(look) for look in detector._looks)
+
+
 @shared
 @pytest.mark.slow
 def test_fast_parts_of_a_walk_are_no_cuts(thorough: bool) -> None:
