@@ -95,7 +95,8 @@ def main() -> None:
     for name, kind in KINDS.items():
         found = [case(seed, **kind) for seed in range(args.cases)]
         bridges = [b for b, _ in found if b is not None and b.metres_per_unit is not None]
-        off = np.log([b.metres_per_unit for b in bridges]) - np.log(UNIT)
+        units = [b.metres_per_unit for b in bridges if b.metres_per_unit is not None]
+        off = np.log(units) - np.log(UNIT)
         plain = np.log([p for _, p in found]) - np.log(UNIT)
         stated = np.hypot([b.sigma_log for b in bridges], 0.07)
         refused = sum(not all(g.passed for g in judge_bridge(b, GatesConfig())) for b in bridges)

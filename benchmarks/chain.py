@@ -92,7 +92,8 @@ def full_parts(asked: argparse.Namespace, home: torch.device) -> Parts:
     tiling = Tiling(size_px=None) if asked.no_tiles else Tiling()
     autoencoder = full_autoencoder(home, dtype, causal=asked.mode == "distilled", tiling=tiling)
     if asked.channels_last:
-        nn.Module.to(autoencoder, memory_format=torch.channels_last_3d)
+        to_layout: Any = nn.Module.to  # its stubs know channels_last alone
+        to_layout(autoencoder, memory_format=torch.channels_last_3d)
     refiner, reader = None, None
     if not asked.no_refiner:
         refiner = full_refiner(home, dtype, options=RefinerOptions(block_frames=asked.refiner_block))

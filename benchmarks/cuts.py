@@ -18,7 +18,7 @@ from pathlib import Path
 from theodolite.annotate.frames.cuts import CutDetector
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
-from cut_clips import CutClip, cut_clips, dissolve_clips, whole_clips
+from cut_clips import CutClip, Part, cut_clips, dissolve_clips, whole_clips
 
 _NEAR_HARD, _NEAR_BLEND = 3, 8
 
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--part", choices=["development", "held_out"], action="append")
     parser.add_argument("--names", action="store_true", help="also say which clips went wrong")
     args = parser.parse_args()
-    for part in args.part or ["development", "held_out"]:
+    parts: list[Part] = args.part or ["development", "held_out"]
+    for part in parts:
         table(f"{part}, whole clips", whole_clips(args.data, part), names=args.names)
         table(f"{part}, clips with a cut", cut_clips(args.data, part), names=args.names)
         table(f"{part}, dissolves between moving shots", dissolve_clips(args.data, part), names=args.names)

@@ -273,6 +273,7 @@ def table_ours(table: Table) -> None:
             ("chunk-causal", {"chunk_starts": (0, *range(4, FRAMES, 3))}),
             ("causal", {"bidirectional": False}),
         ]
+        case = step = None
         for name, more in kinds:
             case = full_size(branch, **more)
             size = token_bytes(case) / 1e9
@@ -285,6 +286,8 @@ def table_ours(table: Table) -> None:
                 )
             step = both_ways(lambda c=case: run(c, "triton").out, leaves(case))
             table.row(f"{branch}, {name}, forward + backward", step, 11 * size, (2 * products + 5) * square)
+        assert case is not None
+        assert step is not None
         with torch.no_grad():
             print(
                 f"  peak beside inputs and outputs: forward {peak(lambda c=case: run(c, 'triton').out):.2f} GiB",
@@ -367,6 +370,7 @@ def table_rivals(table: Table) -> None:
     import oracle
 
     square = 2 * 880 * HEAD_SIZE**2 * FRAMES * HEADS
+    size = 0.477  # GB that the tokens of a case take
     if oracle.available():
         from diffusion.model.ops.fused_gdn import fused_bigdn_forward_with_grad, fused_qk_inv_rms
         from diffusion.model.ops.fused_gdn_chunkwise import fused_bigdn_bidi_chunkwise
@@ -375,6 +379,9 @@ def table_rivals(table: Table) -> None:
         case = full_size("main")
         size = token_bytes(case) / 1e9
         qkv = oracle.packed(case).detach().requires_grad_()
+        assert case.rope is not None
+        assert case.q_weight is not None
+        assert case.k_weight is not None
         cos, sin = oracle.tables(case.rope)
         beta = case.beta.detach().permute(0, 3, 1, 2).float().contiguous().requires_grad_()
         decay = case.decay.detach().transpose(1, 2).contiguous().requires_grad_()
@@ -449,7 +456,6 @@ def table_rivals(table: Table) -> None:
         )
         g = -0.01 * torch.rand(1, n, HEADS, device="cuda")
         b = torch.rand(1, n, HEADS, device="cuda").to(torch.bfloat16)
-        size = token_bytes(case) / 1e9 if oracle.available() else 0.477
 
         def fla() -> torch.Tensor:
             return chunk_gated_delta_rule(q, k, v, g, b, use_qk_l2norm_in_kernel=True)[0]
@@ -479,6 +485,7 @@ def gradients_of_both(case: Case, rival: Callable[..., torch.Tensor]) -> None:
     beta = case.beta.detach().permute(0, 3, 1, 2).float().contiguous().requires_grad_()
     decay = case.decay.detach().transpose(1, 2).contiguous().requires_grad_()
     frames, tokens = case.k.shape[1:3]
+    assert case.rope is not None
     assert case.q_weight is not None
     assert case.k_weight is not None
     out = rival(

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -213,7 +213,9 @@ class MasterAdam:
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimiser.step()
-        torch._foreach_copy_(self.weights, self.masters)
+        # Torch names it nowhere else, and it is one launch for all weights.
+        copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+        copy_all(self.weights, self.masters)
 
 
 def build_model(
@@ -249,7 +251,8 @@ class Run:
     """A training in progress; on request its step is one CUDA graph."""
 
     def __init__(self, size: Size, control: Control, model: WorldModel, pool: Pool) -> None:
-        self.size, self.control, self.model, self.pool = size, control, model, pool
+        self.size, self.model, self.pool = size, model, pool
+        self.control: Control = control
         self.device = pool.latents.device
         self.objective = ObjectiveConfig(shift=size.shift)
         self.adam = MasterAdam(model, size.lr)

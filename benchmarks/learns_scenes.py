@@ -140,7 +140,7 @@ def random_paths(
     poses = torch.eye(4, device=device).repeat(batch, num_frames, 1, 1)
     poses[..., :3, :3] = first[:, None] @ relative
     poses[..., :3, 3] = place[:, None] + torch.einsum("bij,bfj->bfi", first, way)
-    focal = 0.5 / torch.tan(draw.uniform(*map(math.radians, fov_deg), batch) / 2)
+    focal = 0.5 / torch.tan(draw.uniform(math.radians(fov_deg[0]), math.radians(fov_deg[1]), batch) / 2)
     zooming = (draw.uniform(-zoom, zoom, batch) * (draw.uniform(0, 1, batch) < 0.5))[:, None] * s
     focal = focal[:, None] * zooming.exp()
     return poses, focal

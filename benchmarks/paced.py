@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,9 +98,10 @@ def _paced(config_json: str, rendered_json: str) -> Estimators:
     of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
     assert isinstance(of, Pi3XGeometry)
     assert isinstance(metric, MoGe2Anchor)
+    streamed: Any = Streamed  # takes the part of either kind of estimator
     return Estimators(
-        sequence=Streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, ANSWER_SIZE))),
-        anchor=Streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, ANSWER_SIZE))),
+        sequence=streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, ANSWER_SIZE))),
+        anchor=streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, ANSWER_SIZE))),
     )
 
 

@@ -110,7 +110,7 @@ def annotate(out: Path, poses: np.ndarray) -> None:
 
 def main() -> None:
     """Everything, printed as it is known."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=961)
     parser.add_argument("--size", default="1280x720")

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     # Files with much to do first: what is handed out last is short, and no process waits long for another.
-    about_s = Counter[Path]()
+    about_s: defaultdict[Path, float] = defaultdict(float)
     for item in items:
         about_s[item.path] += _about_s(item)
     items.sort(key=lambda item: -about_s[item.path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,7 +40,7 @@ def clip(
 ) -> Row:
     """An accepted clip; its path is a function of the source frame, so that clips that share frames agree."""
     frame = start + np.arange(FRAMES)
-    poses = np.tile(np.eye(4), (FRAMES, 1, 1))
+    poses: Any = np.tile(np.eye(4), (FRAMES, 1, 1))
     poses[:, :3, 3] = path_factor * np.stack([0.1 * frame, np.sin(0.2 * frame), 0 * frame], 1)
     focal_px = np.broadcast_to(np.asarray(focal, float), (FRAMES,))
     fov = 2 * np.arctan(WIDTH / 2 / focal_px)
@@ -58,7 +59,7 @@ def clip(
         verdict="accepted",
         height=HEIGHT,
         width=WIDTH,
-        frame_index=frame,
+        frame_index=frame.astype(np.int32),
         time_s=frame / 16,
         camera_to_world=poses,
         focal_px=np.repeat(focal_px[:, None], 2, 1),

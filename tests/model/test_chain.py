@@ -17,6 +17,7 @@ from theodolite.model.generation import Generator
 from theodolite.model.network import WorldModel
 from theodolite.model.parts import TINY, Numbers, find_parts, load_generator, stand_in_generator
 from theodolite.model.residence import Residence
+from theodolite.model.sampling import Mode
 from theodolite.model.text import byte_tokenizer, tiny_refiner_text_encoder, tiny_text_encoder
 
 from ..support import needs_packages
@@ -31,7 +32,7 @@ NAMES = {
 }
 
 
-def frames_of(generator: Generator, mode: str) -> NDArray[np.uint8]:
+def frames_of(generator: Generator, mode: Mode) -> NDArray[np.uint8]:
     pieces: list[NDArray[np.uint8]] = []
     record = generator.generate(request(mode), on_frames=pieces.append)
     assert record.status == "complete"

@@ -28,7 +28,7 @@ def video(chain, wanted, **more: Any) -> tuple[np.ndarray, GenerationRecord]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("refine", [True, False])
-def test_every_mode_hands_out_every_frame(mode: str, refine: bool) -> None:
+def test_every_mode_hands_out_every_frame(mode: Mode, refine: bool) -> None:
     house, heard = House(), []
     wanted = request(mode, refine=refine)
     frames, record = video(generator(residence=house), wanted, progress=lambda *step: heard.append(step))

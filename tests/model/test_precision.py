@@ -41,7 +41,7 @@ def output(precision: Precision, **options: Any) -> tuple[torch.Tensor, WorldMod
     ],
 )
 def test_error_against_the_network_as_loaded(
-    precision: str, scopes: tuple, attention: str, least: float, most: float, expected: torch.Tensor
+    precision: Precision, scopes: tuple, attention: str, least: float, most: float, expected: torch.Tensor
 ) -> None:
     found, _ = output(precision, scopes=scopes, attention=attention)
     assert least < relative(found, expected) < most

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
     return Shot(rendered, path)
 
 
-def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
+def tar(path: Path, members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w:gz") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as out:
         for name, content in members.items():
@@ -93,7 +93,8 @@ def tar(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
 
 def arrays(**content: np.ndarray) -> bytes:
     out = io.BytesIO()
-    np.savez(out, **content)
+    save: Any = np.savez  # its stubs take names of arrays for its switches
+    save(out, **content)
     return out.getvalue()
 
 

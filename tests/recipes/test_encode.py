@@ -95,7 +95,7 @@ def test_nobody_who_works_ends_the_wait(
     assert said.exit_code == 1
     assert re.search(told, said.output)
     job = batch.Job(out=tmp_path, options=GenerateOptions(mode="bidirectional"))
-    clip = batch.ClipRequest(id="a", image="a.png", prompt="a", camera="w")
+    clip = batch.ClipRequest(id="a", image=Path("a.png"), prompt="a", camera="w")
     with without_workers() as client, pytest.raises(cluster.RunAborted, match=told):
         next(iter(batch._on_cluster(client, [clip], job)))
 

@@ -59,7 +59,12 @@ def test_every_form_of_a_manifest(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_manifest(tmp_path: Path) -> None:
     np.save(tmp_path / "path.npy", named_path("walk", 25))
-    row = {"id": "a", "image_path": "street.png", "caption": "x", "camera_path": "path.npy"}
+    row: dict[str, object] = {
+        "id": "a",
+        "image_path": "street.png",
+        "caption": "x",
+        "camera_path": "path.npy",
+    }
     (clip,) = read_manifest(write_manifest(tmp_path, [row]))
     assert clip.camera == str(tmp_path / "path.npy")
     assert clip.prompt == "x"

@@ -15,6 +15,7 @@ from theodolite.train.recipe import TrainRecipe
 
 from ..support import Done, run_here
 from ..train.encoded_clips import row_with_pictures
+from ..typed import known
 
 RECIPE = """
 schema_version: 1
@@ -128,7 +129,7 @@ def test_packaged_mixtures_name_recipes_that_are_there() -> None:
         assert recipe.name == name
         assert recipe.description
         for source, share in recipe.sources.items():
-            assert load_recipe(share.filters).source.name == source
+            assert load_recipe(known(share.filters)).source.name == source
 
 
 def test_a_mixture_without_sources(tmp_path: Path) -> None:

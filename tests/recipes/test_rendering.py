@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_a_fixer_of_ones_own(scene: Path, tmp_path: Path, monkeypatch: pytest.Mo
     import sys
     import types
 
-    module = types.ModuleType("mends")
+    module: Any = types.ModuleType("mends")
     module.dark = lambda frames: frames // 16
     monkeypatch.setitem(sys.modules, "mends", module)
     said = render(scene, tmp_path / "o", "--path", "dolly", "--fixer", "mends:dark")

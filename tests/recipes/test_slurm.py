@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from theodolite.dataset.reading import open_dataset
 
+from ..typed import wrong
+
 EXAMPLE = Path(__file__).parents[2] / "docs/slurm.py"
 
 
@@ -19,7 +21,7 @@ def example(tmp_path: Path) -> Any:
     spec = importlib.util.spec_from_file_location("slurm_example", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.OUT = tmp_path / "out"
     return module
@@ -56,11 +58,13 @@ def test_a_run_behind_its_cluster(example: Any, tmp_path: Path, monkeypatch: pyt
                 threads_per_worker=1,
                 processes=False,
                 security=security,
-                dashboard_address=None,
+                dashboard_address=wrong(None),
                 protocol="tls://",
             )
 
-        def scale(self, n: int = 1, *, jobs: int | None = None) -> None:
+        def scale(
+            self, n: int = 1, memory: Any = None, cores: Any = None, *, jobs: int | None = None
+        ) -> None:
             assert jobs in (None, example.JOBS)  # None: as it closes
             super().scale(n)
 

@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
     height: int
     width: int
     pix_fmt: str
-    count: int
+    num_frames: int
 
 
 def brightness(number: int) -> int:
@@ -50,7 +50,7 @@ def write(path: Path, codec: str, *stretches: Stretch, gop: int = 12, drop: int 
             if codec == "libx264":
                 encoder.options = {"preset": "ultrafast", "x264-params": "repeat-headers=1:scenecut=0"}
             packets: list[Any] = []
-            for _ in range(stretch.count):
+            for _ in range(stretch.num_frames):
                 picture = np.full((stretch.height, stretch.width, 3), brightness(number), np.uint8)
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=stretch.pix_fmt)
                 frame.pts, frame.time_base = number, Fraction(1, FPS)
@@ -148,7 +148,7 @@ def test_a_stream_that_begins_between_key_frames_shows_from_the_first_one(
     tmp_path: Path, name: str, codec: str
 ) -> None:
     """Cut out of a longer recording: what players show, and never a picture made of nothing."""
-    path = write(tmp_path / name, codec, LARGE._replace(count=40), gop=10, drop=3)
+    path = write(tmp_path / name, codec, LARGE._replace(num_frames=40), gop=10, drop=3)
     assert near(shown(path), [brightness(i) for i in range(10, 40)])
     assert near(shown(path, 25), [brightness(i) for i in range(35, 40)])
 
