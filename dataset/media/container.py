@@ -37,10 +37,15 @@ def open_container(path: Path) -> Any:
         raise OSError(errno.EINVAL, why, str(path))
     return av.open(
         str(path),
-        metadata_errors="replace",
+        **_tags_of_any_bytes(av.__version__),
         container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"},
         options={"max_pixels": str(MAX_PIXELS)},
     )
+
+
+def _tags_of_any_bytes(version: str) -> dict[str, Any]:
+    """What makes PyAV read tags that are no UTF-8; from 19 on it does by itself, and does not know the option."""
+    return {"metadata_errors": "replace"} if int(version.split(".")[0]) < 19 else {}
 
 
 @lru_cache(maxsize=256)

@@ -421,10 +421,9 @@ def _decode_start(clip_id: str, path: Path, stream_index: int) -> _Start:
 
 
 def _orientation_of(frame: Any) -> Orientation:
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            return Orientation.of_display_matrix(struct.unpack("=9i", bytes(data)[:36]))
-    return UPRIGHT
+    # By its name: what going through them gives is another thing from PyAV 19 on.
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if data is None else Orientation.of_display_matrix(struct.unpack("=9i", bytes(data)[:36]))
 
 
 def _is_mp4_without_index(path: Path) -> bool:

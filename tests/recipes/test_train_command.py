@@ -63,6 +63,7 @@ def test_recipe_mistakes_are_named() -> None:
 
 
 def test_clips_are_not_trained_into(data: Path) -> None:
+    pytest.importorskip("lightning")
     recipe = load_train_recipe("finetune_smoke", TINY)
     with pytest.raises(ValueError, match="holds encoded clips; choose another --out"):
         run_train(recipe, [data], data, accelerator="cpu")
