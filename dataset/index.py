@@ -160,7 +160,9 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
             footers.append(of_groups[group] if of_groups is not None and first else None)
         numbers = pa.array([number] * table.num_rows, pa.int32())
         tables.append(table.append_column(pa.field(_PART, pa.int32(), nullable=False), numbers))
-    table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
+    # In one chunk: Parquet is written chunk by chunk, at a cost that grows with the square of their number.
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    table = table.replace_schema_metadata(None)
     digests = pa.Array.from_buffers(
         pa.binary(DIGEST_BYTES),
         table.num_rows,
