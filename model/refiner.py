@@ -36,30 +36,13 @@ SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 """Noise levels of the released three steps."""
 
 SOUND = (
-    *(
-        "audio_proj_in",
-        "audio_caption_projection",
-        "audio_time_embed",
-        "audio_rope",
-        "audio_norm_out",
-        "audio_proj_out",
-    ),
+    *("audio_proj_in", "audio_caption_projection", "audio_time_embed", "audio_rope"),
+    *("audio_norm_out", "audio_proj_out"),
     *("av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift"),
-    *(
-        "av_cross_attn_video_a2v_gate",
-        "av_cross_attn_audio_v2a_gate",
-        "cross_attn_rope",
-        "cross_attn_audio_rope",
-    ),
-    *(
-        "audio_norm1",
-        "audio_attn1",
-        "audio_norm2",
-        "audio_attn2",
-        "audio_norm3",
-        "audio_ff",
-        "audio_scale_shift_table",
-    ),
+    *("av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate"),
+    *("cross_attn_rope", "cross_attn_audio_rope"),
+    *("audio_norm1", "audio_attn1", "audio_norm2", "audio_attn2"),
+    *("audio_norm3", "audio_ff", "audio_scale_shift_table"),
     *("audio_to_video_norm", "audio_to_video_attn", "video_to_audio_norm", "video_to_audio_attn"),
     *("video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"),
     *("prompt_adaln", "audio_prompt_adaln", "prompt_scale_shift_table", "audio_prompt_scale_shift_table"),

@@ -20,6 +20,7 @@ from ..sfm.processes import WORKERS_PER_GPU, num_gpus, shares
 from .credentials import run_credentials
 from .plan import Plan
 from .progress import FIRST_LINE_S, LINE_INTERVAL_S
+from .steady_clock import use_steady_clock
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -186,6 +187,7 @@ def cluster_behind(scheduler: str) -> Iterator[Client]:
             f"no keys for {scheduler}: it talks to nobody without; dask reads where they are from the environment"
             f" ({', '.join(_TLS_SETTINGS)}) or from its configuration (distributed.comm.tls)"
         )
+    use_steady_clock()
     try:
         with dask.config.set({"distributed.comm.timeouts.connect": _ANSWERS_WITHIN}):
             client = Client(scheduler, timeout=_ANSWERS_WITHIN, set_as_default=False)
@@ -208,7 +210,7 @@ def first_line(error: BaseException) -> str:
 
 
 FROZEN_AFTER_S = 300.0
-"""Time without a sign of life after which a local worker is ended."""
+"""Time without a sign of life after which a local worker is ended, by a clock that nobody sets (`steady_clock`)."""
 _OPEN_FILES = (64, 16)
 """Files that a run needs to open: by itself, and for each worker."""
 
@@ -337,20 +339,28 @@ def local_cluster(
     import dask.config
     from distributed import Client, LocalCluster
 
+    use_steady_clock()
     if memory_bytes:
         _check_room(memory_bytes)
     with dask.config.set({**_settings(attempts), "distributed.nanny.pre-spawn-environ": environment}):
         security = run_credentials()
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads_per_worker,
-            processes=True,
-            memory_limit=memory_bytes or 0,  # 0 is no limit
-            protocol="tls" if security else "tcp",
-            security=security,
-            dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
-            silence_logs=logging.CRITICAL,
-        )
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads_per_worker,
+                processes=True,
+                memory_limit=memory_bytes or 0,  # 0 is no limit
+                protocol="tls" if security else "tcp",
+                security=security,
+                dashboard_address="127.0.0.1:0",  # any port that is free: nobody looks, and a fixed one may be taken
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError) as error:
+            raise RunAborted(
+                f"the workers of this machine could not be started ({first_line(error)}): one was ended meanwhile (out"
+                " of memory?), or they took too long; the same command tries it again, with fewer workers (--workers)"
+                " if it must"
+            ) from error
         client = Client(cluster, set_as_default=False)
         try:
             with signals_as_interrupt():

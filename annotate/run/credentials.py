@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,8 @@ def run_credentials() -> Security | None:
     from distributed.security import Security
 
     try:
-        return Security.temporary()
-    except ImportError:  # cryptography, which comes with the package, but not with every copy of it
+        pair = _by_cryptography()
+    except ImportError:  # it comes with the package, but not with every copy of it
         pair = _by_openssl()
     if pair is None:
         log.warning(
@@ -45,6 +46,31 @@ def run_credentials() -> Security | None:
         tls_worker_cert=certificate,
         tls_worker_key=key,
     )
+
+
+def _by_cryptography() -> tuple[str, str]:
+    """Key and certificate in PEM. It is valid since long ago: where the clock is put back during a run, one that is
+    valid from now on lets no worker in."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "theodolite")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private.decode(), certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _by_openssl() -> tuple[str, str] | None:

@@ -39,20 +39,33 @@ def _read(release: Release, folders: Iterator[Path]) -> Iterator[ClipRef]:
     for folder in folders:
         once.check(folder.name, folder)
         media, fps, problem = _images(folder)
-        depth, truth = folder / "depth.txt", folder / "groundtruth.txt"
-        yield from release.cut(
-            folder.name,
-            media_path=media,
-            original_id=folder.name,
-            media_kind="images",
-            source_fps=fps,
-            problem=problem,
-            given=GivenGeometry(
-                depth_list_path=depth if depth.is_file() else None,
-                depth_units_per_metre=DEPTH_UNITS_PER_METRE,
-            ),
-            truth_camera_to_world_path=truth if truth.is_file() else None,
-        )
+        yield from _clip(release, folder, media, fps, problem, truth="groundtruth.txt")
+
+
+def _clip(
+    release: Release,
+    folder: Path,
+    media: Path,
+    fps: float | None,
+    problem: tuple[ReasonCode, str] | None,
+    *,
+    truth: str,
+) -> Iterator[ClipRef]:
+    """The sequence in `folder`, whose images lie in `media`."""
+    depth = folder / "depth.txt"
+    return release.cut(
+        folder.name,
+        media_path=media,
+        original_id=folder.name,
+        media_kind="images",
+        source_fps=fps,
+        problem=problem,
+        given=GivenGeometry(
+            depth_list_path=depth if depth.is_file() else None,
+            depth_units_per_metre=DEPTH_UNITS_PER_METRE,
+        ),
+        truth_camera_to_world_path=folder / truth if (folder / truth).is_file() else None,
+    )
 
 
 def _read_tum_dynamics(release: Release) -> Iterator[ClipRef]:
@@ -61,29 +74,16 @@ def _read_tum_dynamics(release: Release) -> Iterator[ClipRef]:
     once = Once(release.root)
     for folder in folders_with(release.root, "groundtruth_90.txt"):
         once.check(folder.name, folder)
-        media, depth = folder / "rgb_90", folder / "depth.txt"
+        media = folder / "rgb_90"
         problem: tuple[ReasonCode, str] | None = None
         names = [path.stem for path in images_in(media)] if media.is_dir() else []
         try:
-            times = [float(name) for name in names]
+            rate = rate_of([float(name) for name in names])
         except ValueError:
-            times = []
-        rate = rate_of(times)
+            rate = None
         if rate is None:
             problem = ("unreadable_video", f"{media}: holds no images that are named by their times")
-        yield from release.cut(
-            folder.name,
-            media_path=media,
-            original_id=folder.name,
-            media_kind="images",
-            source_fps=rate,
-            problem=problem,
-            given=GivenGeometry(
-                depth_list_path=depth if depth.is_file() else None,
-                depth_units_per_metre=DEPTH_UNITS_PER_METRE,
-            ),
-            truth_camera_to_world_path=folder / "groundtruth_90.txt",
-        )
+        yield from _clip(release, folder, media, rate, problem, truth="groundtruth_90.txt")
 
 
 def _images(folder: Path) -> tuple[Path, float | None, tuple[ReasonCode, str] | None]:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from ..command import Outcome, say
-from .options import Sets, Workers
+from .options import Sets, Workers, help_metrics, one_of
 
 
-def _help_metrics(value: bool) -> None:
-    if value:
-        from ...dataset.benchmarks.output import explain
-        from ...dataset.benchmarks.protocols import SETS
+def _explained() -> str:
+    from ...dataset.benchmarks.output import explain
+    from ...dataset.benchmarks.protocols import SETS
 
-        typer.echo(explain(SETS))
-        raise typer.Exit
+    return explain(SETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +79,7 @@ def benchmark(
     ] = None,
     overrides: Sets = None,
     workers: Workers = None,
-    help_metrics: Annotated[
-        bool,
-        typer.Option(
-            "--help-metrics", callback=_help_metrics, is_eager=True, help="Explain every figure and exit."
-        ),
-    ] = False,
+    help_metrics: Annotated[bool, help_metrics("figure", _explained)] = False,
 ) -> Outcome:
     """Annotate a public set and score it by the set's own protocol; resumes where an earlier run stopped.
 
@@ -96,12 +89,8 @@ def benchmark(
     from ...dataset.benchmarks.protocols import SETS, SetName
     from ..benchmarks.run import BenchmarkOptions, run_benchmark
 
-    name: SetName | None = next((known for known in SETS if known == what.name), None)
-    if name is None:
-        raise ValueError(f"{what.name}: no such benchmark; use one of {', '.join(SETS)}")
-    style: Any = made.style
-    if style not in get_args(TableStyle):
-        raise ValueError(f"--format {style}: use one of {', '.join(get_args(TableStyle))}")
+    name: SetName = one_of("benchmark", what.name, SETS)
+    style: TableStyle = one_of("--format", made.style, get_args(TableStyle))
     options = BenchmarkOptions(
         root=what.root,
         out=made.out or Path(f"benchmark-{name}"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..command import Outcome
-from .options import Dataset, MediaRoot, Sets, Times
+from .options import Dataset, MediaRoot, Sets, Times, one_of
 
 if TYPE_CHECKING:
     from ...dataset.card import Use
@@ -333,9 +333,8 @@ def publish(
     """
     from ...dataset import publish as publishing
 
-    if how.use not in ("research", "commercial-use"):
-        raise ValueError(f"--for {how.use}: use research or commercial-use")
-    use: Use = "commercial" if how.use == "commercial-use" else "research"
+    asked = one_of("--for", how.use, ("research", "commercial-use"))
+    use: Use = "commercial" if asked == "commercial-use" else "research"
     if how.dry_run:
         name = repository.split("/")[-1]
         staged = publishing.stage_publication(path, staging, use=use, name=name, media_root=how.media_root)

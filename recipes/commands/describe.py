@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..command import Outcome, say
-from .options import Dataset, MediaRoot
+from .options import Dataset, MediaRoot, one_of
 
 if TYPE_CHECKING:
     from ...annotate.language.base import LanguageModel
@@ -157,8 +157,7 @@ def language_model(asked: Asked, *, load: bool = True) -> LanguageModel:
         return ChatServer(url=asked.server, model=asked.model, key=os.environ.get(KEY), jobs=asked.jobs)
     if asked.server is not None:
         raise ValueError(f"--runner {asked.runner} asks no server: leave out --server, or --runner")
-    if asked.runner not in ("transformers", "vllm"):
-        raise ValueError(f"--runner {asked.runner}: use server, transformers or vllm")
+    one_of("--runner", asked.runner, ("server", "transformers", "vllm"))
     from ...annotate.language.local import TransformersModel, load_transformers, load_vllm
 
     if not load:

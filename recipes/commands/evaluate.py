@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from ..command import Outcome
-from .options import Sets, Times, Workers
+from .options import Sets, Times, Workers, help_metrics, one_of
 
 if TYPE_CHECKING:
     from ...dataset.camera_files.match import Matching
     from ...dataset.evaluation.evaluate import Videos
 
 
-def _help_metrics(value: bool) -> None:
-    if value:
-        from ...dataset.evaluation.tables import explain_metrics
+def _explained() -> str:
+    from ...dataset.evaluation.tables import explain_metrics
 
-        typer.echo(explain_metrics())
-        raise typer.Exit
+    return explain_metrics()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +107,11 @@ class Poses(Times):
         """
         from ...dataset.camera_files.match import Matching, parse_offset
 
-        if self.rows not in get_args(Rows):
-            raise ValueError(f"--rows {self.rows}: use auto, source or clip")
         return Matching(
             max_difference_s=self.max_difference,
             offset_s=parse_offset(self.offset),
             interpolate=self.interpolate,
-            rows=self.rows,
+            rows=one_of("--rows", self.rows, get_args(Rows)),
             first_frame=self.first_frame,
         )
 
@@ -190,12 +186,7 @@ def evaluate(
     folders: VideoFolders,
     recovery: Recovery,
     scorers: Scorers,
-    help_metrics: Annotated[
-        bool,
-        typer.Option(
-            "--help-metrics", callback=_help_metrics, is_eager=True, help="Explain every column and exit."
-        ),
-    ] = False,
+    help_metrics: Annotated[bool, help_metrics("column", _explained)] = False,
 ) -> Outcome:
     """Measure predicted cameras, and videos that follow them, against ground truth, with confidence intervals.
 
@@ -206,9 +197,7 @@ def evaluate(
     from ...dataset.evaluation.plots import evaluation_plots
     from ...dataset.evaluation.tables import TableFormat, evaluation_tables, write_evaluation
 
-    style = next((known for known in get_args(TableFormat) if known == tables.style), None)
-    if style is None:
-        raise ValueError(f"--format {tables.style}: use one of {', '.join(get_args(TableFormat))}")
+    style: TableFormat = one_of("--format", tables.style, get_args(TableFormat))
     matching = poses.matching()
     predicted, true = _sides(sides, folders, recovery)
     ours, theirs = _videos(folders, scorers)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +13,8 @@ from ...dataset.storage.paths import as_output, as_path
 
 if TYPE_CHECKING:
     from ...dataset.camera_files.match import Matching
+
+Word = TypeVar("Word", bound=str)
 
 Out = Annotated[
     Path,
@@ -76,6 +79,32 @@ class Times:
         from ...dataset.camera_files.match import Matching, parse_offset
 
         return Matching(max_difference_s=self.max_difference, offset_s=parse_offset(self.offset))
+
+
+def one_of(option: str, value: str, words: Sequence[Word]) -> Word:
+    """The value of an option, which takes some words.
+
+    Raises:
+        ValueError: it is none of them; names all.
+    """
+    for word in words:
+        if word == value:
+            return word
+    *others, last = words
+    raise ValueError(f"{option} {value}: use {', '.join(others)} or {last}")
+
+
+def help_metrics(what: str, explained: Callable[[], str]) -> Any:
+    """The option that explains every figure or column and ends the command."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            typer.echo(explained())
+            raise typer.Exit
+
+    return typer.Option(
+        "--help-metrics", callback=show, is_eager=True, help=f"Explain every {what} and exit."
+    )
 
 
 def gigabytes(value: float | None) -> int | None:

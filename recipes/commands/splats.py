@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..command import Outcome, say
+from .options import one_of
 
 PATHS = "orbit, spiral, dolly, crane, fly-through, whip-pan, figure-eight, walk"
 
@@ -68,8 +69,7 @@ def render(
     from ...dataset.metrics.image import load_function
     from ..rendering import RenderJob, run_render
 
-    if pictures.renderer not in ("gsplat", "plain"):
-        raise ValueError(f"--renderer {pictures.renderer}: use gsplat or plain")
+    one_of("--renderer", pictures.renderer, ("gsplat", "plain"))
     width, cross, height = pictures.size.partition("x")
     if not cross or not width.isdecimal() or not height.isdecimal():
         raise ValueError(f"--size {pictures.size}: use WIDTHxHEIGHT, such as 1280x720")

@@ -11,7 +11,7 @@ import typer
 
 from ..allocator import use_expandable_segments
 from ..command import Outcome
-from .options import Dataset, Sets
+from .options import Dataset, Sets, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,6 @@ def encode(
     from ..encode import EncodeJob, on_absolute_paths, run_encode
     from ..loader import options_from_items
 
-    if encoding.precision not in ("auto", "float32", "bf16"):
-        raise ValueError(f"--precision {encoding.precision}: use auto, float32 or bf16")
     job = EncodeJob(
         dataset=path,
         out=out,
@@ -81,7 +79,7 @@ def encode(
         weights=encoding.weights,
         only=encoding.only,
         device=encoding.device,
-        precision=encoding.precision,
+        precision=one_of("--precision", encoding.precision, ("auto", "float32", "bf16")),
         windows_per_shard=encoding.per_shard,
     )
     return run_encode(
@@ -184,8 +182,6 @@ def trajectories(
     from ..loader import options_from_items
     from ..trajectories import TrajectoryJob, run_trajectories
 
-    if teacher.precision not in ("auto", "float32", "bf16"):
-        raise ValueError(f"--precision {teacher.precision}: use auto, float32 or bf16")
     job = TrajectoryJob(
         data=data,
         out=out,
@@ -194,7 +190,7 @@ def trajectories(
         part=teacher.part,
         batch=teacher.batch,
         device=teacher.device,
-        precision=teacher.precision,
+        precision=one_of("--precision", teacher.precision, ("auto", "float32", "bf16")),
     )
     return run_trajectories(job, limit=limit, dry_run=dry_run, say=lambda text: typer.echo(text, err=True))
 
@@ -232,15 +228,13 @@ def train(
     use_expandable_segments()
     from ..training import load_train_recipe, run_train
 
-    if accelerator not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"--accelerator {accelerator}: use auto, cpu or gpu")
     return run_train(
         load_train_recipe(recipe, overrides or ()),
         data,
         out,
         resume=resume,
         dry_run=dry_run,
-        accelerator=accelerator,
+        accelerator=one_of("--accelerator", accelerator, ("auto", "cpu", "gpu")),
         say=lambda text: typer.echo(text, err=True),
         command=sys.argv,
     )

@@ -544,7 +544,7 @@ def test_wrong_calls_say_what_to_do(kitti_root: tuple[Path, np.ndarray], tmp_pat
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed/MPI-Sintel-complete.zip").touch()
     for words, arguments in (
-        ("no such benchmark; use one of influx, tum", ("bonn", "--root", tmp_path)),
+        ("benchmark bonn: use influx, tum, sintel, kitti or eth3d-slam", ("bonn", "--root", tmp_path)),
         ("--root .*nowhere: no such folder", ("tum", "--root", tmp_path / "nowhere")),
         ("e.g. MPI-Sintel-complete.zip: unpack them first", ("sintel", "--root", tmp_path / "packed")),
         ("holds no clip in the layout kitti-odometry", ("kitti", "--root", tum_root)),
@@ -559,7 +559,7 @@ def test_wrong_calls_say_what_to_do(kitti_root: tuple[Path, np.ndarray], tmp_pat
             "method 'two words': the InFlux server takes letters",
             ("influx", "--root", influx_root, "--every", "--method", "two words", *sets(*TINY)),
         ),
-        ("--format yaml: use one of text", ("tum", "--root", tum_root, "--format", "yaml")),
+        ("--format yaml: use text, markdown or json", ("tum", "--root", tum_root, "--format", "yaml")),
         ("needs the kind release with the layout tum-rgbd", ("tum", "--root", tum_root, "--recipe", "rgbd")),
         (
             "theodolite weights pull",
