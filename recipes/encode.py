@@ -7,6 +7,7 @@ windows that are in none. A window that cannot be encoded is told with its reaso
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from ..annotate.run.worker import begin_as_worker
 from ..dataset.commit import hold_folder
 from ..dataset.encoded import MARKER, Window, begin, check_same, encoded_windows, write_shard
 from ..dataset.filters import kept_clips
-from ..dataset.media.read import media_path
+from ..dataset.media.read import pointed_at
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
@@ -177,23 +178,32 @@ def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
     return windows, refused, any(window.stand_in for window in windows)
 
 
-_LOOKED_FOR = 20
-"""Clips whose media is looked for before networks are loaded."""
-
-
 def _check_media(job: EncodeJob, windows: Sequence[Window]) -> None:
-    """Say at once where no clip's media lies where it is looked for: every window would fail.
+    """Say at once where no clip's media lies where it is looked for: every window that is left would fail.
 
     Raises:
-        ValueError: none of the first clips' is there.
+        ValueError: there is none at all, and not all windows are encoded already.
     """
-    names = list(dict.fromkeys(window.clip_id for window in windows))[:_LOOKED_FOR]
-    paths = [media_path(_clips(job.dataset).row(name), job.media_root) for name in names]
-    if not any(path.exists() for path in paths):
-        raise ValueError(
-            f"{job.dataset}: of its first {len(paths)} clips no media is there (clip {names[0]}: {paths[0]}); "
-            "--media-root names the folder that media paths are relative to"
-        )
+    wanted, missing = {window.clip_id for window in windows}, ""
+    table = _clips(job.dataset).to_table(["clip_id", "media"])
+    for clip_id, media in zip(table["clip_id"].to_pylist(), table["media"].to_pylist(), strict=True):
+        if clip_id not in wanted:
+            continue
+        try:
+            path = pointed_at(clip_id, media, job.media_root)
+        except ValueError as error:  # of this clip, which fails by itself
+            missing = missing or str(error)
+            continue
+        if os.path.exists(path):
+            return
+        missing = missing or f"clip {clip_id}: {path}"
+    have = encoded_windows(job.out) if (job.out / MARKER).is_file() else {}
+    if all(window.id in have for window in windows):
+        return
+    raise ValueError(
+        f"{job.dataset}: of the {len(wanted)} clips to encode no media is there ({missing}); "
+        "--media-root names the folder that media paths are relative to"
+    )
 
 
 def _reasons(refused: Sequence[str]) -> list[str]:

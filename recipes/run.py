@@ -95,9 +95,7 @@ class _Run:
         digest = recipe_hash(recipe)
         reason = self.options.retry_failed
         retried = None if reason is None else _retried(reason)
-        check_output(out, recipe_hash=digest)
-        if not isinstance(out, StorePath):
-            refuse_other_outputs(out, "dataset.json")
+        check_place(out, recipe_hash=digest)
         source = iter(self.clips())
         source = chain(
             list(islice(source, 1)), source
@@ -226,8 +224,19 @@ def check_ready(recipe: Recipe, out: Path, options: RunOptions) -> None:
     """
     if options.retry_failed is not None:
         _retried(options.retry_failed)
-    check_output(out, recipe_hash=recipe_hash(recipe))
+    check_place(out, recipe_hash=recipe_hash(recipe))
     check_machine(recipe)
+
+
+def check_place(out: Path, *, recipe_hash: str) -> None:
+    """Make sure that a run of this recipe may write there; writes nothing.
+
+    Raises:
+        ValueError: as `check_output`, or another command wrote there.
+    """
+    check_output(out, recipe_hash=recipe_hash)
+    if not isinstance(out, StorePath):
+        refuse_other_outputs(out, "dataset.json")
 
 
 def check_machine(recipe: Recipe) -> None:

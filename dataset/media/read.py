@@ -87,14 +87,17 @@ def media_path(row: Row, root: str | Path = ".") -> Path:
     Raises:
         ValueError: the pointer is absolute, leads upwards or through a link out of `root`, or is no path.
     """
-    if "://" in row.media:
-        raise ValueError(
-            f"clip {row.clip_id}: its media is {row.media[:200]}, which is no file: fetch it first"
-        )
+    return pointed_at(row.clip_id, row.media, root)
+
+
+def pointed_at(clip_id: str, media: str, root: str | Path = ".") -> Path:
+    """As `media_path`, of a clip of which only this much was read."""
+    if "://" in media:
+        raise ValueError(f"clip {clip_id}: its media is {media[:200]}, which is no file: fetch it first")
     try:
-        return below(root, row.media)
+        return below(root, media)
     except ValueError as error:
-        raise ValueError(f"clip {row.clip_id}: media {error}") from None
+        raise ValueError(f"clip {clip_id}: media {error}") from None
 
 
 def image_paths(row: Row, root: str | Path = ".") -> tuple[Path, ...]:

@@ -162,12 +162,16 @@ def _scan(folder: Path, name: str, stamped: bool) -> tuple[list[Stamp], list[str
 
 def any_part(out: Path) -> bool:
     """Whether there is any part; old ones that count no more would say so as well as the new ones."""
+    folders: list[Path] = []
     for source in sorted_folders(out / "data"):
         with suppress(FileNotFoundError):
             stamps, below = _scan(source, "", stamped=False)
-            if stamps or any(
-                _scan(source / name, "", False)[0] for name in below if THOUSANDS.fullmatch(name)
-            ):
+            if stamps:
+                return True
+            folders += [source / name for name in below if THOUSANDS.fullmatch(name)]
+    for folder in folders:
+        with suppress(FileNotFoundError):  # of this one alone
+            if _scan(folder, "", stamped=False)[0]:
                 return True
     return False
 

@@ -16,6 +16,7 @@ from ...dataset.benchmarks.truth import as_camera_0, size_of_images
 from ...dataset.camera_files.load import cameras_of_row
 from ...dataset.formats.time_lists import read_time_list
 from ...dataset.formats.trajectories import write_kitti, write_tum
+from ...dataset.inputs import InputError
 from ...dataset.media.container import video_size
 from ...dataset.media.images import images_in
 from ...dataset.rows import Row
@@ -75,4 +76,11 @@ def _image_times(media: Path) -> F64:
     if index.is_file():
         listed = read_time_list(index)
         known = dict(zip((Path(name).name for name in listed.names), listed.time_s.tolist(), strict=True))
-    return np.array([known[path.name] if path.name in known else float(path.stem) for path in images])
+
+    def time_of(path: Path) -> float:
+        try:
+            return known[path.name] if path.name in known else float(path.stem)
+        except ValueError:
+            raise InputError(f"{path}: neither {index} nor its own name says when it was taken") from None
+
+    return np.array([time_of(path) for path in images])

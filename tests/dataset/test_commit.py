@@ -379,3 +379,21 @@ def test_a_place_that_takes_nothing_is_said(out: Path, make_row, monkeypatch: py
         ValueError, match=r"cannot be written to \(Read-only file system\); choose another --out"
     ):
         compact(out)
+
+
+def test_a_folder_that_is_emptied_at_this_moment_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [tmp_path / f"data/a/{name}/part-0.parquet" for name in ("000000", "000001")]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.touch()
+    scanned = listing._scan
+
+    def gone(folder: Path, name: str, stamped: bool) -> tuple[list[listing.Stamp], list[str]]:
+        if folder.name == "000000":  # compacted, between one look and the next
+            raise FileNotFoundError(folder)
+        return scanned(folder, name, stamped)
+
+    monkeypatch.setattr(listing, "_scan", gone)
+    assert listing.any_part(tmp_path)

@@ -7,12 +7,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from theodolite.annotate.run import cluster
 from theodolite.dataset.encoded import open_encoded
+from theodolite.dataset.reading import open_dataset
 from theodolite.recipes.cli import app
 from theodolite.recipes.generate import batch
 from theodolite.recipes.generate.options import GenerateOptions
@@ -72,6 +74,25 @@ def test_a_broken_video_costs_its_own_clip(dataset: Path, tmp_path: Path) -> Non
     assert "clip_0001" in json.loads((tmp_path / "e" / "encode.json").read_text())["failed"].popitem()[1]
     shutil.copy(dataset.parent / "1.mp4", root / "1.mp4")
     assert "2 windows encoded, 2 were there, 0 failed" in encode(root / "dataset", tmp_path / "e").output
+    for video in root.glob("*.mp4"):  # needed no more
+        video.unlink()
+    assert "0 windows encoded, 4 were there, 0 failed" in encode(root / "dataset", tmp_path / "e").output
+
+
+def test_media_that_is_left_is_encoded_wherever_it_is_in_the_dataset(dataset: Path, tmp_path: Path) -> None:
+    (row,) = [row for row in open_dataset(dataset).rows() if row.clip_id == "clip_0000"]
+    shutil.copy(dataset.parent / row.media, tmp_path)
+    gone = [replace(row, clip_id=f"clip_{n:04d}", media=f"gone_{n}.mp4") for n in range(40)]
+    elsewhere = replace(row, clip_id="clip", media="https://example.org/clip.mp4")
+    root = write_annotated(tmp_path, [elsewhere, *gone, replace(row, clip_id="clip_9999")])
+    said = encode(root, tmp_path / "e", "--dry-run")
+    assert (said.exit_code, "84 windows of 42 clips" in said.output) == (0, True), said.output
+    (tmp_path / row.media).unlink()
+    said = encode(root, tmp_path / "e", "--dry-run")
+    assert said.exit_code == 2
+    assert re.search(
+        "of the 42 clips to encode no media is there .clip clip: its media is https", said.output
+    )
 
 
 @pytest.mark.slow
@@ -107,7 +128,7 @@ def test_what_cannot_be_encoded_is_told_before_networks_are_loaded(
     said = encode(dataset, tmp_path / "e", "--media-root", str(tmp_path))
     assert said.exit_code == 2
     assert re.search(
-        r"of its first 2 clips no media is there \(clip clip_0000: .*0.mp4\); --media-root", said.output
+        r"of the 2 clips to encode no media is there \(clip clip_0000: .*0.mp4\); --media-root", said.output
     )
     said = encode(dataset, dataset)
     assert "holds a dataset; choose another --out" in said.output

@@ -269,6 +269,10 @@ def test_nothing_is_fetched_for_what_cannot_run(
     stand_in = ["--set", "annotate.geometry.weights=stand_in", "--fetch"]
     said = run_here(*started, *stand_in, "--out", tmp_path / "other")
     assert (said.returncode, "--out must be a folder" in said.stderr) == (2, True), said
+    (tmp_path / "encoded").mkdir()
+    (tmp_path / "encoded/encoded.json").touch()
+    said = run_here(*started, *stand_in, "--out", tmp_path / "encoded")
+    assert (said.returncode, "holds encoded clips; choose another" in said.stderr) == (2, True), said
     said = run_here(*started, *stand_in, "--out", tmp_path / "run", "--retry-failed", "focal_uncertain")
     assert (said.returncode, "is a judgement" in said.stderr) == (2, True), said
     assert not site.requests.total()

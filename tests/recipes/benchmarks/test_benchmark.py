@@ -152,6 +152,9 @@ def test_chosen_frames_have_their_own_times(
     written = read_tum(tmp_path / f"trajectories/{XYZ}.txt").time_s
     assert written is not None
     assert np.abs(written - times[::3]).max() < 1e-5
+    (media / "z.png").touch()
+    with pytest.raises(ValueError, match=r"z\.png: neither .*rgb\.txt nor its own name says when"):
+        write_trajectories(Found(clips={XYZ: clip}), [row], tmp_path, protocol=PROTOCOLS["tum"])
 
 
 @pytest.mark.slow
