@@ -200,11 +200,11 @@ def _is_first() -> bool:
 def _on_first_rank(act: Callable[[], None]) -> None:
     """Let the first rank act while the others wait; what goes wrong is raised on all of them, for one that is left
     alone waits for the others for ever."""
-    told: list[OSError | None] = [None]
+    told: list[Exception | None] = [None]
     if _is_first():
         try:
             act()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 (raised below, everywhere)
             told[0] = error
     if dist.is_initialized():
         dist.broadcast_object_list(told, src=0)

@@ -77,12 +77,18 @@ def _parse_note(content: bytes | None, path: Path) -> Replacing:
         note = Replacing(old, found["done"] is True)
     except (TypeError, KeyError, AttributeError):
         note = Replacing({"": ()})
-    for name in (*note.old, *(name for names in note.old.values() for name in names)):
+    replaced = [name for names in note.old.values() for name in names]
+    for name in (*note.old, *replaced):
         if not _is_part(name):
             raise InputError(
                 f"{path}: says which parts a command was replacing, and holds {name[:80]!r} where the name of a part"
                 " should be; without it, `theodolite validate` tells which clips stand twice"
             )
+    if both := note.old.keys() & set(replaced):
+        raise InputError(
+            f"{path}: says that {min(both)[:200]} takes the place of others and that another takes its place, which "
+            "would remove it; without the file, `theodolite validate` tells which clips stand twice"
+        )
     return note
 
 

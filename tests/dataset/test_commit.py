@@ -313,6 +313,7 @@ def test_what_was_opened_before_parts_were_gathered_is_not_mixed_with_what_is_th
         b'{"replaced": {}}',
         b'{"done": true, "replaced": {"data/demo/part-000000-x.parquet": ["../../elsewhere.parquet"]}}',
         b'{"done": true, "replaced": {"data/demo/part-000000-x.parquet": ["data/../part-1.parquet"]}}',
+        b'{"done": true, "replaced": {"data/demo/part-000000-x.parquet": ["data/demo/part-000000-x.parquet"]}}',
     ],
 )
 def test_a_note_that_no_command_wrote_removes_nothing(out: Path, make_row, content: bytes) -> None:
@@ -321,7 +322,8 @@ def test_a_note_that_no_command_wrote_removes_nothing(out: Path, make_row, conte
     elsewhere.write_bytes(b"")
     (out / "replacing.json").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"replacing\.json: (not JSON|says which parts a command was replacing)"
+        ValueError,
+        match=r"replacing\.json: (not JSON|says which parts a command was replacing|says that data/demo/part)",
     ):
         list_parts(out)
     with pytest.raises(ValueError, match=r"replacing\.json"):
