@@ -402,12 +402,14 @@ def write_run_record(
 ) -> None:
     """Write `recipe.resolved.yaml` and add this run to `run.json`, both all or nothing.
 
-    A record without an end belongs to a run that was killed; a run that is recorded again (same start) replaces
-    its first record.
+    A record without an end belongs to a run that was killed; a run that is recorded again replaces its first record:
+    the last one, if it has the same start and no end (two runs may begin in one second).
     """
     write_resolved(out, recipe)
     path = out / "run.json"
-    runs = [run for run in _recorded_runs(path) if run.get("started") != started]
+    runs = _recorded_runs(path)
+    if runs and runs[-1].get("started") == started and runs[-1].get("ended") is None:
+        runs = runs[:-1]
     record = {
         "started": started,
         "ended": ended,

@@ -224,7 +224,9 @@ def _record(
     if not is_first_process():
         return
     path = out / "run.json"
-    runs = [run for run in _runs(path) if run.get("started") != begun]
+    runs = _runs(path)
+    if result is not None:
+        runs = runs[:-1]  # the one that this run added: a time of its own it may not have
     record = {
         "started": begun,
         "ended": None if result is None else now_iso(),

@@ -236,6 +236,10 @@ def test_run_record(tmp_path):
     assert second["packages"]["torch"]
     assert load_recipe(out / "recipe.resolved.yaml") == recipe
     assert sorted(p.name for p in out.iterdir()) == ["recipe.resolved.yaml", "run.json"]
+    for _ in range(2):  # both in one second
+        write("2026-01-03T00:00:00+00:00", None, {})
+        write("2026-01-03T00:00:00+00:00", "2026-01-03T00:00:00+00:00", {"clips": 3})
+    assert len(json.loads((out / "run.json").read_text())["runs"]) == 4
 
 
 def test_git_state_is_ours_or_nothing(tmp_path):

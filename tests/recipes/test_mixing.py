@@ -141,6 +141,7 @@ def test_a_mixture_without_sources(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_encode_takes_only_what_is_kept(datasets: tuple[Path, Path], tmp_path: Path) -> None:
     mixed(datasets, "--out", tmp_path / "m")
+    (datasets[0] / "0.mp4").touch()
     said = run_here(
         *("encode", datasets[0], "--out", tmp_path / "e", "--weights", "stand_in", "--dry-run"),
         *("--set", "frames=9", "--set", "height=64", "--set", "width=96", "--set", "allow_stand_in=true"),
