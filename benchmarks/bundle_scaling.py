@@ -13,20 +13,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from theodolite.annotate.sfm.keyframes import SolverInput
 
 
-def one(data: Path, frames: int, threads: int) -> None:
-    import cv2
-    import torch
-
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+def kitchen_inputs(data: Path, frames: int) -> tuple[SolverInput, float]:
+    """What the solver is given of the first frames of rgbd-redkitchen, and how many seconds its tracks took."""
     from theodolite.annotate.frames.base import DecodeConfig
     from theodolite.annotate.frames.open import open_clip
     from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.sfm.config import BundleConfig
     from theodolite.annotate.sfm.keyframes import SolverInput
-    from theodolite.annotate.sfm.solve import solve_cameras
     from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
     from theodolite.annotate.tracks.measure import measure_images
     from theodolite.annotate.tracks.records import TracksConfig
@@ -46,8 +45,7 @@ def one(data: Path, frames: int, threads: int) -> None:
     geometry = GivenGeometrySource().read(clip, decoded)
     start = time.perf_counter()
     measured = measure_images(decoded, height=decoded.height, width=decoded.width, config=TracksConfig())
-    tracked = time.perf_counter()
-    processor = time.process_time()
+    seconds = time.perf_counter() - start
     inputs = SolverInput(
         measured=measured,
         depth=geometry.depth,
@@ -55,13 +53,26 @@ def one(data: Path, frames: int, threads: int) -> None:
         tracks_config=TracksConfig(),
         config=BundleConfig(),
     )
+    return inputs, seconds
+
+
+def one(data: Path, frames: int, threads: int) -> None:
+    import cv2
+    import torch
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    from theodolite.annotate.sfm.solve import solve_cameras
+
+    inputs, tracked_s = kitchen_inputs(data, frames)
+    start, processor = time.perf_counter(), time.process_time()
     cameras = solve_cameras(inputs)
-    bundled = time.perf_counter()
+    bundled_s = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"| {len(cameras.camera_to_world)} | {len(measured.keyframes)} | {cameras.num_tracks} | "
-        f"{tracked - start:.1f} | {bundled - tracked:.1f} | {time.process_time() - processor:.1f} | "
-        f"{1e3 * (bundled - tracked) / frames:.0f} | {peak:.2f} |"
+        f"| {len(cameras.camera_to_world)} | {len(inputs.measured.keyframes)} | {cameras.num_tracks} | "
+        f"{tracked_s:.1f} | {bundled_s:.1f} | {time.process_time() - processor:.1f} | "
+        f"{1e3 * bundled_s / frames:.0f} | {peak:.2f} |"
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle_scaling import kitchen_inputs
 from theodolite.annotate.sfm.bundle.batched.descent import BatchedSolver
 from theodolite.annotate.sfm.bundle.pace import Effort, Found, Task
 from theodolite.annotate.sfm.bundle.priors import FocalPrior, GainPrior
@@ -39,37 +40,10 @@ class _Reached(Exception):
 
 def _question(data: Path, frames: int) -> Question:
     """The first bundle of all frames of the recording's beginning."""
-    from theodolite.annotate.frames.base import DecodeConfig
-    from theodolite.annotate.frames.open import open_clip
-    from theodolite.annotate.geometry.given import GivenGeometrySource
     from theodolite.annotate.sfm import registration
-    from theodolite.annotate.sfm.keyframes import SolverInput
     from theodolite.annotate.sfm.solve import solve_cameras
-    from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
-    from theodolite.annotate.tracks.measure import measure_images
-    from theodolite.annotate.tracks.records import TracksConfig
 
-    folder = data / "rgbd-redkitchen"
-    clip = ClipRef(
-        clip_id="redkitchen",
-        source="bench",
-        original_id="redkitchen",
-        media_kind="video",
-        media_path=folder / "rgb.mp4",
-        given=GivenGeometry(
-            depth_pattern=str(folder / "depth/{frame:06d}.png"), depth_units_per_metre=1000.0
-        ),
-    )
-    decoded = open_clip(clip, DecodeConfig(fps="native", source_fps=16.0, max_frames=frames))
-    geometry = GivenGeometrySource().read(clip, decoded)
-    measured = measure_images(decoded, height=decoded.height, width=decoded.width, config=TracksConfig())
-    inputs = SolverInput(
-        measured=measured,
-        depth=geometry.depth,
-        depth_sigma_log=geometry.depth_sigma_log,
-        tracks_config=TracksConfig(),
-        config=BundleConfig(),
-    )
+    inputs, _seconds = kitchen_inputs(data, frames)
 
     def reached(
         problem: Problem, state: State, prior: FocalPrior, config: BundleConfig, **others: Any
