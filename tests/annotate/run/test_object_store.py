@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,30 @@ def test_what_is_wrong_with_the_store_is_said_first(
         forget_clients()
 
 
+def forked(out: Path, names: tuple[str, ...]) -> int:
+    """A command in a fork of this process, which spares its imports; its number."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            run(out, *names)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def started(out: Path, names: tuple[str, ...], workers: int) -> int:
+    """A command in a process made anew, as a user starts it; its number. A fork would hold locks of threads that it has
+    not, and one that starts workers has waited for ever for them."""
+    code = "import sys, cloudpickle; cloudpickle.load(sys.stdin.buffer)()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    cloudpickle.dump(partial(run, out, *names, workers=workers), child.stdin)
+    child.stdin.close()
+    return child.pid
+
+
 def killed_at(
     request: int, store: ObjectStore, out: Path, names: tuple[str, ...], *, done: bool, workers: int = 0
 ) -> bool:
@@ -162,16 +187,7 @@ def killed_at(
         done: the store does what was asked before the command dies.
         workers: processes that it starts, whose requests count as well.
     """
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            # A fork server of this process, where there is one, is not its fork's.
-            vars(forkserver)["_forkserver"].__init__()
-            run(out, *names, workers=workers)
-            status = 0
-        finally:
-            os._exit(status)
+    child = started(out, names, workers) if workers else forked(out, names)
     seen = 0
 
     def kill(method: str, path: str) -> str | None:
