@@ -1,12 +1,16 @@
 """Depth that errs as depth does: recordings with every kind of error put on their depth, and what becomes of them.
 
     python benchmarks/depth_errors.py --data ../shared/data [--recordings office-a,redkitchen] [--only gain-5,...]
-        [--frames 80] [--jobs 4] [--work DIR] [--out lines.jsonl]
+        [--frames 80] [--jobs 4] [--seconds 300] [--work DIR] [--out lines.jsonl]
 
 The images are the same for every variant, so their tracks are measured once a recording and kept in `--work`; from
-there on it is `annotate_clip`, recipe `rgbd`. A line of the table: how far the path is off (SE(3), no scale, in cm and
-as a share of its length), the worst and the mean error of the focal length, the verdict, and how far the errors exceed
-the standard deviations that the row states (position, rotation, focal length; 1 is right).
+there on it is `annotate_clip`, recipe `rgbd`. A variant with `~1` at its end has a hundredth of a pixel of noise on the
+tracks, another one with each number: what hangs on a tie comes out otherwise. Lines that `--out` has already are not
+run again, and after `--seconds` no more are waited for: the same command goes on.
+
+A line of the table: how far the path is off (SE(3), no scale, in cm and as a share of its length), the worst and the
+mean error of the focal length, the verdict, and how far the errors exceed the standard deviations that the row states
+(position, rotation, focal length; 1 is right).
 
 `--table FILES` prints the lines of earlier runs, one file a column, and what each variant moves the focal length by
 against the clean recording of the same file. That is what noise does; the error against the truth also holds what the
@@ -27,6 +31,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from multiprocessing import TimeoutError as NotYet
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -48,6 +53,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
+from theodolite.annotate.tracks.records import ImageMeasurements
 from theodolite.dataset.cameras.rotations import rotation_angle
 from theodolite.dataset.formats.trajectories import read_trajectory
 from theodolite.dataset.metrics.trajectory import path_length, trajectory_error
@@ -181,6 +187,13 @@ VARIANTS: dict[str, Callable | None] = {
     "near-saturates": ranged(0.3, 1.0, saturates=True),
 }
 
+MISSING = {
+    f"missing-{percent}-{where}": missing(at * (1 - percent / 100), at * (1 - percent / 100) + percent / 100)
+    for percent in (5, 10, 20, 30)
+    for where, at in (("start", 0.0), ("middle", 0.5), ("end", 1.0))
+}
+"""Runs of frames without depth; not among the variants that run unless they are named."""
+
 
 class Altered:
     """Sequence geometry whose depth has an error put on it."""
@@ -302,10 +315,11 @@ def annotate(name: str, variant: str, args: argparse.Namespace) -> tuple[Row, Re
     decode = made.decode | {"detect_cuts": False}
     if args.frames:
         decode["max_frames"] = args.frames
+    variant, _, shake = variant.partition("~")
     config = AnnotateConfig.model_validate(
         {"geometry": {"sequence": "rendered" if made.rendered else "given"}, "decode": decode}
     )
-    cache = args.work / f"tracks-{name}-{args.frames or 'all'}.pickle"
+    cache = _tracks_file(name, args)
     measure = pipeline.measure_images
 
     def measured(frames: Any, **keywords: Any) -> Any:
@@ -313,7 +327,8 @@ def annotate(name: str, variant: str, args: argparse.Namespace) -> tuple[Row, Re
             partial = cache.with_suffix(f".{time.time_ns()}")
             partial.write_bytes(pickle.dumps(measure(frames, **keywords)))
             partial.rename(cache)
-        return pickle.loads(cache.read_bytes())
+        found = pickle.loads(cache.read_bytes())
+        return _shaken(found, int(shake)) if shake else found
 
     source = (
         RenderedGeometrySource(RenderedConfig(declare_metric=True))
@@ -323,7 +338,7 @@ def annotate(name: str, variant: str, args: argparse.Namespace) -> tuple[Row, Re
     # The frames of the clip by number in the source are known only when it is open.
     frames = pipeline.open_clip(made.clip, config.decode)
     seed = zlib.crc32(variant.encode())
-    altered = Altered(source, VARIANTS[variant], seed, made.warp(frames.timing.frame_index))
+    altered = Altered(source, (VARIANTS | MISSING)[variant], seed, made.warp(frames.timing.frame_index))
     with mock.patch.object(pipeline, "measure_images", measured):
         row = annotate_clip(
             made.clip,
@@ -333,6 +348,23 @@ def annotate(name: str, variant: str, args: argparse.Namespace) -> tuple[Row, Re
             estimators=Estimators(sequence=altered, anchor=None),
         )
     return row, made
+
+
+def _shaken(measured: ImageMeasurements, seed: int) -> ImageMeasurements:
+    """The same with a hundredth of a pixel of noise on every point."""
+    rng = np.random.default_rng(seed)
+
+    def moved(xy_px: np.ndarray) -> np.ndarray:
+        return xy_px + rng.normal(0, 0.01, xy_px.shape)
+
+    flow = replace(measured.flow, xy_px=moved(measured.flow.xy_px))
+    features = [replace(f, xy_px=moved(f.xy_px).astype(f.xy_px.dtype)) for f in measured.features]
+    return replace(measured, flow=flow, features=features)
+
+
+def _tracks_file(name: str, args: argparse.Namespace) -> Path:
+    """Where the tracks of a recording are kept; what is said of its depth does not change them."""
+    return args.work / f"tracks-{name.removesuffix('-registered')}-{args.frames or 'all'}.pickle"
 
 
 def line_of(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -420,6 +452,9 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS))
     parser.add_argument("--frames", type=int, default=0, help="of each clip at most; 0: all")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=float(3600 * 24), help="then no more lines are waited for"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/depth_errors"))
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     parser.add_argument("--table", type=Path, nargs="+", help="print these files instead of running")
@@ -428,16 +463,40 @@ def main() -> None:
         table(args.table)
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    tasks = [(r, v, args) for r in args.recordings.split(",") for v in args.only.split(",")]
+    recordings, variants = args.recordings.split(","), args.only.split(",")
+    tasks = [(r, v, args) for v in variants for r in recordings]
+    if args.out and args.out.is_file():
+        done = {(x["recording"], x["variant"]) for x in map(json.loads, args.out.read_text().splitlines())}
+        tasks = [t for t in tasks if t[:2] not in done]
+    end = time.monotonic() + args.seconds
+    without = {
+        _tracks_file(r, args): (r, v, args) for r, v, _ in tasks if not _tracks_file(r, args).is_file()
+    }
+    first = list(without.values())
     with get_context("spawn").Pool(args.jobs) as pool:
-        for line in pool.imap(_work, tasks) if args.jobs > 1 else map(_work, tasks):
-            if args.out:
-                with args.out.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
-            print(
-                f"{line['recording']} {line['variant']}: {cell(line)} [{line['wall_s'] or 0:.0f} s]",
-                flush=True,
-            )
+        # A line of each recording first: the others take its tracks.
+        _run(pool, first, args, end)
+        _run(pool, [t for t in tasks if t not in first], args, end)
+
+
+def _run(
+    pool: Any, tasks: list[tuple[str, str, argparse.Namespace]], args: argparse.Namespace, end: float
+) -> None:
+    """Work on some lines and write each when it is there; what is not there at `end` is left out."""
+    lines = pool.imap_unordered(_work, tasks)
+    for _ in tasks:
+        try:
+            line = lines.next(timeout=max(0.0, end - time.monotonic()))
+        except NotYet:
+            print("time is over; the same command goes on", flush=True)
+            pool.terminate()
+            raise SystemExit(0) from None
+        if args.out:
+            with args.out.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+        print(
+            f"{line['recording']} {line['variant']}: {cell(line)} [{line['wall_s'] or 0:.0f} s]", flush=True
+        )
 
 
 if __name__ == "__main__":
