@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -15,87 +14,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import cloudpickle
 import pytest
-import theodolite.dataset
 from theodolite.annotate import reporting
-from theodolite.annotate.config import AnnotateConfig, ExecutorConfig
+from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.run import cluster, executor, progress, worker
 from theodolite.annotate.run import plan as plan_module
-from theodolite.annotate.run.cluster import Patience, RunAborted, default_workers, local_cluster
+from theodolite.annotate.run.cluster import RunAborted, default_workers, local_cluster
 from theodolite.annotate.run.executor import open_output, run_plan
-from theodolite.annotate.run.plan import Shard, plan_run
+from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.tally import Outcome, Tally, read_outcomes
-from theodolite.annotate.run.worker import Job, annotate_shard, failure_row
-from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.run.worker import Job, annotate_shard
 from theodolite.dataset.commit import Fenced
 from theodolite.dataset.store import list_parts, prepare_output
-from theodolite.dataset.validate import validate_dataset
 
-from ...support import environment_with
-from ...typed import wrong
+from .fake import HASH, clips_named, fake_annotate, ids, job_in, make_shards, numbered, run
 
 # Workers cannot import test modules: what they run from here travels with the task.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-HASH = "0123456789abcdef"
-
-
-def fake_annotate(clip, config, *, mode, recipe_hash):
-    """Judges every clip `too_short`, except those whose name says what happens to them."""
-    if clip.clip_id.startswith("raise"):
-        raise ZeroDivisionError("a mistake of ours")
-    if clip.clip_id.startswith("memory"):
-        raise MemoryError
-    if clip.clip_id.startswith("kill"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
-    return failure_row(clip, job, "too_short", "7 frames", wall_s=time.time())
-
-
-def clips_named(*names: str):
-    def clips():
-        for name in names:
-            yield ClipRef(
-                clip_id=name,
-                source="test",
-                original_id=name,
-                media_kind="video",
-                media_path=Path(f"{name}.mp4"),
-            )
-
-    return clips
-
-
-def numbered(count: int):
-    return clips_named(*(f"c{i:03d}" for i in range(count)))
-
-
-def job_in(out: Path, **config) -> Job:
-    return Job(
-        out=out,
-        config=AnnotateConfig(executor=ExecutorConfig(**config)),
-        mode="given_depth",
-        recipe_hash=HASH,
-        annotate=fake_annotate,
-    )
-
-
-def make_shards(clips, clips_per_shard: int) -> list[Shard]:
-    """Shards of a whole source."""
-    return list(plan_run(lambda: clips, Path("absent"), clips_per_shard=clips_per_shard).shards())
-
-
-def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options: Any) -> Tally:
-    with open_output(out, recipe_hash=HASH):
-        plan = plan_run(clips, out, clips_per_shard=clips_per_shard, limit=limit)
-        return run_plan(plan, job_in(out), show_progress=False, **({"workers": 0} | options))
-
-
-def ids(out: Path) -> list[str]:
-    return [outcome.clip_id for outcome in read_outcomes(out)]
 
 
 @pytest.mark.slow(about_s=6)
@@ -120,23 +57,6 @@ def test_every_ending_is_a_row(tmp_path):
     assert sorted(o.clip_id for o in tally.failed) == ["kill", "memory", "raise"]
     assert tally.rejected == {"too_short": 5}
     assert "ZeroDivisionError: a mistake of ours" in outcomes["raise"].detail
-
-
-def test_a_running_scheduler_is_used(tmp_path):
-    from distributed import LocalCluster
-
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=wrong(None), silence_logs=50
-        ) as cluster,
-        open_output(tmp_path, recipe_hash=HASH),
-    ):
-        plan = plan_run(numbered(10), tmp_path, clips_per_shard=3)
-        tally = run_plan(
-            plan, job_in(tmp_path), scheduler=str(cluster.scheduler_address), show_progress=False
-        )
-    assert tally.done == 10
-    assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
 
 
 def test_no_scheduler_there(tmp_path, monkeypatch):
@@ -618,163 +538,6 @@ def takes_much(clip, config, **kwargs):
     return fake_annotate(clip, config, **kwargs)
 
 
-def scheduler_process():
-    """A real scheduler on loopback, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    process = subprocess.Popen(
-        [*command, "--no-dashboard"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 90  # on a busy machine it imports for longer than a command waits for an answer
-    while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return process, f"tcp://127.0.0.1:{port}"
-        time.sleep(0.1)
-    process.kill()
-    raise AssertionError(f"no scheduler at port {port}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "address", ["tcp://127.0.0.1:1", "no address at all", "tcp://no.such.host.invalid:8786"]
-)
-def test_a_wrong_address_is_said_soon(tmp_path, monkeypatch, address):
-    assert cluster._ANSWERS_WITHIN == "10s"
-    monkeypatch.setattr(cluster, "_ANSWERS_WITHIN", "1s")
-    start = time.monotonic()
-    with pytest.raises(RunAborted, match=r"no dask scheduler answers at .*tcp://HOST:8786"):
-        run(numbered(1), tmp_path, workers=None, scheduler=address)
-    assert time.monotonic() - start < 20
-
-
-def test_a_scheduler_with_keys_is_not_asked_without(tmp_path):
-    """Dask would try for ten seconds, and say that some argument is of the wrong type."""
-    with pytest.raises(RunAborted, match=r"no keys for tls://127.*DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT"):
-        run(numbered(1), tmp_path, workers=None, scheduler="tls://127.0.0.1:8786")
-
-
-@pytest.mark.slow
-def test_a_scheduler_without_workers_then_killed(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cluster, "FIRST_LINE_S", 0.5)
-    monkeypatch.setattr(cluster, "_GONE_AFTER_S", 5.0)
-    process, address = scheduler_process()
-    waiting = "no worker is connected; start some with"
-
-    def kill_once_it_waits() -> None:
-        deadline = time.monotonic() + 60
-        while waiting not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.kill()
-
-    try:
-        threading.Thread(target=kill_once_it_waits).start()
-        with pytest.raises(RunAborted, match=r"the dask scheduler is gone.*same command continues"):
-            run(numbered(4), tmp_path, workers=None, scheduler=address)
-        assert waiting in caplog.text
-    finally:
-        process.kill()
-        process.wait()
-    assert run(numbered(4), tmp_path).done == 4
-
-
-COMMAND = """
-import sys, time
-from pathlib import Path
-from types import SimpleNamespace
-import cloudpickle
-from theodolite.annotate.sources.clip import ClipRef
-from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.run import executor
-from theodolite.annotate.run.plan import plan_run
-
-out, scheduler, which, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
-
-def slow(clip, config, *, mode, recipe_hash):
-    import time
-    from pathlib import Path
-    from theodolite.annotate.run.worker import Job, failure_row
-    (out.parent / "started").mkdir(exist_ok=True)
-    (out.parent / "started" / f"{which}-{clip.clip_id}").touch()
-    while which == "first" and not (out.parent / "go").exists():
-        time.sleep(0.05)
-    job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
-    return failure_row(clip, job, "too_short", "7 frames")
-
-def clips():
-    for name in names:
-        yield ClipRef(clip_id=name, source="s", original_id=name, media_kind="video", media_path=Path(name))
-
-cloudpickle.register_pickle_by_value(sys.modules["__main__"])
-with executor.open_output(out, recipe_hash="0123456789abcdef"):
-    plan = plan_run(clips, out, clips_per_shard=2)
-    own = {"config": AnnotateConfig(), "mode": "given_depth", "recipe_hash": "0123456789abcdef"}
-    from theodolite.annotate.run.worker import Job
-    job = Job(out=out, annotate=slow, **own)
-    print(executor.run_plan(plan, job, scheduler=scheduler, show_progress=False))
-"""
-
-
-@pytest.mark.slow(about_s=10)
-def test_a_killed_command_behind_a_real_scheduler_doubles_nothing(tmp_path):
-    """Its worker lives on. The next command has one more clip in front, which cuts all shards anew."""
-    process, address = scheduler_process()
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2"]
-    workers = subprocess.Popen([*command, "--no-nanny", "--no-dashboard"], stderr=subprocess.DEVNULL)
-    out, started = tmp_path / "out", tmp_path / "started"
-    names = [f"c{i:02d}" for i in range(8)]
-    try:
-        first = subprocess.Popen([sys.executable, "-c", COMMAND, str(out), address, "first", *names])
-        deadline = time.monotonic() + 300
-        while not all((started / f"first-{name}").exists() for name in ("c00", "c02")):
-            assert time.monotonic() < deadline
-            assert first.poll() is None
-            time.sleep(0.05)
-        first.kill()
-        first.wait()
-        with open_output(out, recipe_hash=HASH):
-            # Fenced off by now; its two threads are in the first clip of a shard of two.
-            (tmp_path / "go").touch()
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND, str(out), address, "second", "a", *names],
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0
-        time.sleep(1)  # whoever is left of the first command has gone on by then
-        with open_output(out, recipe_hash=HASH):
-            pass
-    finally:
-        for running in (workers, process):
-            running.terminate()
-            running.wait(30)
-    assert sorted(ids(out)) == sorted(["a", *names])
-    assert not list(out.glob(".tmp-*"))
-    # They begin no further clip; unfenced each would have gone on with its shard.
-    assert sorted(path.name for path in started.glob("first-*")) == ["first-c00", "first-c02"]
-
-
-def test_a_run_s_key_is_valid_whenever_it_is():
-    """Of a certificate from now on no new worker takes any notice once the clock was put back."""
-    from theodolite.annotate.run.credentials import run_credentials
-
-    x509 = pytest.importorskip("cryptography.x509")
-    security = run_credentials()
-    assert security is not None
-    certificate = x509.load_pem_x509_certificate(security.tls_ca_file.encode())
-    assert certificate.not_valid_before_utc.year == 2000
-    assert certificate.not_valid_after_utc.year == 2100
-
-
 def test_workers_that_cannot_be_started_are_said(tmp_path, monkeypatch):
     """One that is killed while the cluster starts ends dask's start with an error that says nothing of that."""
     import distributed
@@ -786,99 +549,3 @@ def test_workers_that_cannot_be_started_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "LocalCluster", fails)
     with pytest.raises(RunAborted, match=r"could not be started \(Nanny failed to start\.\).*same command"):
         run(numbered(3), tmp_path, workers=1)
-
-
-CLOCK = """
-import os, time
-
-def shifted(clock, unit):
-    def now():
-        try:
-            return clock() + unit * int(open(os.environ["SHIFT"]).read() or 0)
-        except FileNotFoundError:
-            return clock()
-    return now
-
-time.time, time.time_ns = shifted(time.time, 1), shifted(time.time_ns, 10**9)
-"""
-"""Sets the time of day of every process of a run by what stands in a file."""
-
-JUMPS = """
-import os, sys, time
-from pathlib import Path
-from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.run.executor import open_output, run_plan
-from theodolite.annotate.run.plan import plan_run
-from theodolite.annotate.run.worker import Job, failure_row
-from theodolite.annotate.sources.clip import ClipRef
-
-def annotate(clip, config, *, mode, recipe_hash):
-    start = time.time()
-    shift = {0: -86400, 1: 0, 2: 4000, 3: -600}[int(clip.clip_id[1:]) % 4]
-    Path(os.environ["SHIFT"] + clip.clip_id).write_text(str(shift))
-    os.replace(os.environ["SHIFT"] + clip.clip_id, os.environ["SHIFT"])
-    time.sleep(0.05)
-    if clip.clip_id == "c20" and not Path(sys.argv[1], "killed").exists():
-        Path(sys.argv[1], "killed").touch()
-        os.kill(os.getpid(), 9)
-    job = Job(out=Path(), config=config, mode=mode, recipe_hash=recipe_hash)
-    if time.time() < start:
-        raise ZeroDivisionError("the clock was put back")
-    return failure_row(clip, job, "too_short", "7 frames")
-
-def clips():
-    for i in range(60):
-        yield ClipRef(clip_id=f"c{i}", source="test", original_id="x", media_kind="video", media_path=Path("x.mp4"))
-
-if __name__ == "__main__":
-    import cloudpickle
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    out = Path(sys.argv[1], "out")
-    with open_output(out, recipe_hash="0123456789abcdef"):
-        job = Job(
-            out=out,
-            config=AnnotateConfig(),
-            mode="given_depth",
-            recipe_hash="0123456789abcdef",
-            annotate=annotate,
-        )
-        run_plan(plan_run(clips, out, clips_per_shard=4), job, workers=2, show_progress=False)
-"""
-
-
-@pytest.mark.slow(about_s=8)
-def test_a_clock_that_is_set_costs_nothing(tmp_path):
-    """Put forth and back by up to a day while clips are done, in the command as in its workers, of which one dies."""
-    (tmp_path / "sitecustomize.py").write_text(CLOCK)
-    (tmp_path / "jumps.py").write_text(JUMPS)
-    folders = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = environment_with(PYTHONPATH=os.pathsep.join(folders), SHIFT=str(tmp_path / "shift"))
-    command = [sys.executable, str(tmp_path / "jumps.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, timeout=200, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "killed").exists()
-    outcomes = list(read_outcomes(tmp_path / "out"))
-    assert sorted(o.clip_id for o in outcomes) == sorted(f"c{i}" for i in range(60))
-    assert {o.reasons for o in outcomes} == {("too_short",), ("internal_error",)}, "the clock has jumped"
-    walls = (
-        theodolite.dataset.open(tmp_path / "out").to_table(["annotate_wall_s"])["annotate_wall_s"].to_pylist()
-    )
-    assert min(wall for wall in walls if wall is not None) >= 0
-    assert validate_dataset(tmp_path / "out") == (60, [])
-
-
-def test_workers_that_never_stay_end_the_wait(monkeypatch, tmp_path):
-    """Workers of this machine that end while they start take no task, so that none is ever called killed by it; behind
-    a scheduler somebody may start others."""
-    clock = itertools.count(0.0, 30.0)
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(cluster.time, "sleep", lambda s: None)
-    local = SimpleNamespace(nthreads=dict, status="running", cluster=object())
-    patience = Patience(wrong(local), tmp_path)
-    for _ in range(10):
-        patience.wait()
-    with pytest.raises(RunAborted, match=r"no worker stayed alive for 300 s.*memory_per_worker_gib"):
-        patience.wait()
-    patience = Patience(wrong(SimpleNamespace(nthreads=dict, status="running", cluster=None)), tmp_path)
-    for _ in range(100):
-        patience.wait()
