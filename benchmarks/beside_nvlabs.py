@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model_speed import (
+from model_sizes import (
     FULL,
     SMOKE,
     Size,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from beside_nvlabs import inputs_of
-from model_speed import FULL, SMOKE, Size, attempt, peak_gib, random_model, time_ms
+from model_sizes import FULL, SMOKE, Size, attempt, peak_gib, random_model, time_ms
 from theodolite.model.network import WorldModel
 from theodolite.model.samplers import Text
 from theodolite.train.consistency import (

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from model_speed import FULL, SMOKE, Size
+from model_sizes import FULL, SMOKE, Size
 from safetensors.torch import load_file
 from theodolite.model.config import WorldModelConfig
 from theodolite.train.cost import num_parameters

@@ -38,7 +38,7 @@ from beside_nvlabs import (
     official_network,
     ours_like,
 )
-from model_speed import FULL, SMOKE, Size, attempt, random_model, relative, synchronise, time_ms
+from model_sizes import FULL, SMOKE, Size, attempt, random_model, relative, synchronise, time_ms
 from theodolite.dataset.encoded import (
     EncodedClip,
     Encoding,
