@@ -29,8 +29,8 @@ from torch import Tensor
 FPS = 16
 PROMPT = "A room with boxes."
 """Caption of every clip: what is shown is in its first picture."""
-CRF = 20
-"""Of H.264: small files whose pictures are clean beside what the autoencoder leaves of them."""
+CRF = 28
+"""Of H.264: a clip of 97 frames in 35 kB; its 33 dB are clean beside the 24 that the autoencoder leaves of it."""
 MOMENTS = 8
 """Video frames from one picture whose camera is measured to the next."""
 
