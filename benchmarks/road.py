@@ -33,7 +33,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,9 @@ from road_clips import (
     write_room,
     write_text_encoder,
 )
-from road_codec import Codec, make_codec
+from road_codec import make_codec
+from road_sizes import OTHER, ROOMS, SIZES, Size
+from road_table import CONTROLS, Scores, held_out_loss, means_of, table_of
 
 COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
 COST = {"stage3": 2.6, "stage4": 1.8, "ode": 1.8, "forced": 4.5}
@@ -64,81 +65,6 @@ START_S, LAST_S = 17.0, 40.0
 LEAST = 0.25
 """Of the steps that the size asks for: a phase that gets fewer is left out, with those after it."""
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
-CONTROLS = ("both", "plucker", "ucpe", "none")
-NAMES = {"both": "UCPE + Plücker", "plucker": "Plücker", "ucpe": "UCPE", "none": "none"}
-ROOMS: dict[str, Any] = {}
-OTHER: dict[str, Any] = dict(fov_deg=(96.0, 110.0), zoom=0.2, turn=1.4)
-"""The changed domain: wide lenses that zoom, faster turns. (Long ones see too little texture here: annotation rejects
-them.)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How large everything is.
-
-    Attributes:
-        model: sizes of the world model, as keys of its recipe.
-        steps: of each training; lora_steps: of the LoRA.
-        train, other, held: clips to train on, of the other domain, held out of each domain.
-        height, width: of the recordings; picture: (height, width) of what is learned and made.
-        frames: of a clip; window: of what is learned and made, 24 k + 1.
-    """
-
-    height: int
-    width: int
-    picture: tuple[int, int]
-    frames: int
-    window: int
-    train: int
-    other: int
-    held: int
-    codec: Codec
-    codec_rooms: int
-    model: dict[str, object]
-    batch: int
-    lr: float
-    student_lr: float
-    shift: float
-    steps: dict[str, int]
-    sampling_steps: int
-    held_out: int = 8
-    together: int = 1
-    """Commands that run at the same time on one device."""
-    stride: int = 8
-    loaders: int = 0
-    """Processes that read clips, of each training."""
-    encoders: int = 0
-    """Processes that encode the rooms, and a quarter as many for the other domain; 0: the command's own."""
-
-
-SIZES = {
-    "tiny": Size(
-        height=192, width=320, picture=(96, 160), frames=65, window=49, train=5, other=4, held=1,
-        codec=Codec(channels=48, kept=(12, 12, 12, 24), decoder=448), codec_rooms=2,
-        model={"depth": 4, "width": 48, "heads": 2, "latent_channels": 48, "text_width": 16},
-        batch=1, lr=1e-3, student_lr=1e-3, shift=3.0, sampling_steps=3, held_out=1, stride=16,
-        steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
-    ),
-    "small": Size(
-        height=192, width=320, picture=(192, 320), frames=97, window=49, train=480, other=96, held=16,
-        codec=Codec(), codec_rooms=96,
-        model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
-        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
-        stride=8,
-        steps={"stage1": 120, "stage2": 120, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
-               "forced": 80},
-    ),
-}  # fmt: skip
-
-
-@dataclass
-class Scores:
-    """What is known of one network."""
-
-    loss: float | None = None
-    found: dict[str, float] = field(default_factory=dict)
-    errors: list[tuple[float, float]] = field(default_factory=list)
-    """Of each clip, the first frames made equal: degrees, metres."""
 
 
 def _beside(typed: list[str], seconds: float | None = None) -> tuple[int, str, str]:
@@ -556,7 +482,9 @@ class Road:
                 if not (self.out / "videos" / name).is_dir():
                     self.command(*self.generation(name, weights, word, *how))
                 self.evaluate(name, word, self.out / "videos" / name)
-                self.rows[name].loss = self.held_out_loss("lora" if name == "far-lora" else name)
+                self.rows[name].loss = held_out_loss(
+                    self.out / "train" / ("lora" if name == "far-lora" else name) / "metrics.csv"
+                )
                 self.keep_table()
             except Exception as error:  # noqa: BLE001  (whatever it is, it is told and the road goes on)
                 self.note(f"sample {name}", error)
@@ -597,14 +525,6 @@ class Road:
         self.evaluate("coded-near", "near", coded)
         self.keep_table()
 
-    def held_out_loss(self, name: str) -> float | None:
-        path = self.out / "train" / name / "metrics.csv"
-        if not path.is_file():
-            return None
-        with path.open(newline="", encoding="utf-8") as file:
-            found = [row["validation_loss"] for row in csv.DictReader(file) if row["validation_loss"]]
-        return float(found[-1]) if found else None
-
     # --- the whole ----------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -636,66 +556,18 @@ class Road:
 
     def keep_table(self) -> None:
         """The table and the times as they are now: whatever ends the run, they are there."""
-        (self.out / "table.md").write_text("\n".join([self.table(), *self.failed]) + "\n", encoding="utf-8")
+        (self.out / "table.md").write_text(
+            "\n".join([table_of(self.rows), *self.failed]) + "\n", encoding="utf-8"
+        )
         told = {"steps": self.steps, "autoencoder_db": self.psnr_db}
         told |= {name: round(seconds, 1) for name, seconds in list(self.times)}
         (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def tell(self) -> None:
-        print(self.table())
+        print(table_of(self.rows))
         for line in self.failed:
             print("FAILED", line.splitlines()[0])
         self.keep_table()
-
-    def table(self) -> str:
-        lines = [
-            "| network | held-out loss | first frame fixed: deg | m | rotation RMSE deg | RotErr deg | TransErr m "
-            "| CamMC | clips |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for name in [n for n in TITLES if n in self.rows]:
-            scores = self.rows[name]
-            loss = "" if scores.loss is None else f"{scores.loss:.4f}"
-            found = " | ".join(f"{scores.found[key]:.3f}" if key in scores.found else "" for key in KEYS)
-            fixed = " | ".join(mean_and_error([e[i] for e in scores.errors]) for i in range(2))
-            lines.append(f"| {TITLES.get(name, name)} | {loss} | {fixed} | {found} | {len(scores.errors)} |")
-        return "\n".join(lines)
-
-
-KEYS = ("rotation_rmse_deg", "rot_err_deg", "trans_err_m", "cam_mc")
-"""The first after the rotation that fits best; the others after a similarity of the positions, as the paper has them,
-which a path of half a metre determines badly. So the table has errors with nothing but the first frames made equal
-before them, with standard errors over clips."""
-TITLES = {
-    "true-near": "true videos (what the measurement errs)",
-    "true-far": "true videos of the other domain",
-    "coded-near": "true videos through the autoencoder",
-    "rest-near": "a camera that rests",
-    "rest-far": "a camera that rests, other domain",
-    "stage1": "stage 1: GDN, no cameras",
-    "stage2": "stage 2: hybrid, no cameras",
-    **{f"stage3-{c}": f"stage 3: cameras {n}" for c, n in NAMES.items()},
-    "stage4": "stage 4: chunk-causal",
-    "stage4-four-steps": "stage 4 asked in four steps, as a student is",
-    "ode": "student: regression onto trajectories",
-    "consistency": "student: consistency",
-    "forced-ode": "student: regression, then self-forcing",
-    "forced-consistency": "student: consistency, then self-forcing",
-    "far-before": "stage 3 (both) on the other domain",
-    "far-lora": "the same with the LoRA trained there",
-}
-
-
-def mean_and_error(values: list[float]) -> str:
-    """Mean over clips and its standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.3f} +- {error:.3f}"
-
-
-def means_of(evaluation: dict) -> dict[str, float]:
-    """Means over clips of an evaluation's JSON."""
-    means = evaluation["means"]
-    return {key: means[key]["mean"] for key in KEYS if key in means}
 
 
 def main() -> None:

@@ -1,0 +1,74 @@
+"""How large the road is (`road.py --size`): pictures, clips, networks, steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from road_codec import Codec
+
+ROOMS: dict[str, Any] = {}
+
+
+OTHER: dict[str, Any] = dict(fov_deg=(96.0, 110.0), zoom=0.2, turn=1.4)
+"""The changed domain: wide lenses that zoom, faster turns. (Long ones see too little texture here: annotation rejects
+them.)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large everything is.
+
+    Attributes:
+        model: sizes of the world model, as keys of its recipe.
+        steps: of each training; lora_steps: of the LoRA.
+        train, other, held: clips to train on, of the other domain, held out of each domain.
+        height, width: of the recordings; picture: (height, width) of what is learned and made.
+        frames: of a clip; window: of what is learned and made, 24 k + 1.
+    """
+
+    height: int
+    width: int
+    picture: tuple[int, int]
+    frames: int
+    window: int
+    train: int
+    other: int
+    held: int
+    codec: Codec
+    codec_rooms: int
+    model: dict[str, object]
+    batch: int
+    lr: float
+    student_lr: float
+    shift: float
+    steps: dict[str, int]
+    sampling_steps: int
+    held_out: int = 8
+    together: int = 1
+    """Commands that run at the same time on one device."""
+    stride: int = 8
+    loaders: int = 0
+    """Processes that read clips, of each training."""
+    encoders: int = 0
+    """Processes that encode the rooms, and a quarter as many for the other domain; 0: the command's own."""
+
+
+SIZES = {
+    "tiny": Size(
+        height=192, width=320, picture=(96, 160), frames=65, window=49, train=5, other=4, held=1,
+        codec=Codec(channels=48, kept=(12, 12, 12, 24), decoder=448), codec_rooms=2,
+        model={"depth": 4, "width": 48, "heads": 2, "latent_channels": 48, "text_width": 16},
+        batch=1, lr=1e-3, student_lr=1e-3, shift=3.0, sampling_steps=3, held_out=1, stride=16,
+        steps={"stage1": 3, "stage2": 3, "stage3": 4, "stage4": 3, "lora": 3, "ode": 3, "consistency": 3, "forced": 5},
+    ),
+    "small": Size(
+        height=192, width=320, picture=(192, 320), frames=97, window=49, train=480, other=96, held=16,
+        codec=Codec(), codec_rooms=96,
+        model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
+        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
+        stride=8,
+        steps={"stage1": 120, "stage2": 120, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
+               "forced": 80},
+    ),
+}  # fmt: skip
