@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from ...dataset.arrays import F64
 from ...dataset.strict import Strict
 from .scene import ROOM_SIZE_M
 
-Motion = Literal["handheld", "rotation", "static"]
+Motion = Literal["handheld", "rotation", "static", "forward", "along_wall"]
 Zoom = Literal["none", "ramp", "in_out", "step"]
 
 
@@ -26,7 +27,8 @@ class RenderConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     """Chooses textures, furniture, path and noise."""
     motion: Motion = "handheld"
-    """`handheld` walks and pans, `rotation` pans about a fixed centre, `static` does not move at all."""
+    """`handheld` walks and pans, `rotation` pans about a fixed centre, `static` does not move at all, `forward` walks
+    along its line of sight and back, `along_wall` steps sideways 2 m before a wall that it faces."""
     speed: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Factor on all motion; 1.0 walks about 0.4 m/s and pans at up to 20 degrees per second."""
     horizontal_fov_deg: Annotated[float, Field(ge=20, le=120)] = 62.0
@@ -40,6 +42,8 @@ class RenderConfig(Strict):
     """A person-sized textured box that walks through the view on its own path."""
     shutter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the frame interval that the shutter is open (motion blur); truth is that of its middle."""
+    furniture: bool = True
+    """Without it the room is bare: a camera that faces a wall sees a plane."""
     exposure_stops: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Amplitude of a slow change of exposure, in powers of two."""
     noise_sigma: Annotated[float, Field(ge=0, le=50)] = 0.0
@@ -73,13 +77,43 @@ def camera_path(config: RenderConfig, time_s: F64) -> F64:
     offset = (
         np.stack([1.2 * wave(15.0, 0), 1.0 * wave(11.0, 1), 0.12 * wave(5.3, 2)], -1) + 0.006 * tremor[:, :3]
     )
+    if config.motion in ("forward", "along_wall"):
+        return _straight_path(config, t, tremor, wave)
     if config.motion != "handheld":
         offset = np.broadcast_to(offset[:1], offset.shape)
     yaw = start_yaw + np.deg2rad(4.0) * t + np.deg2rad(35) * wave(13.0, 3) + np.deg2rad(0.4) * tremor[:, 3]
     pitch = np.deg2rad(-7) + np.deg2rad(6) * wave(7.0, 4) + np.deg2rad(0.4) * tremor[:, 4]
     roll = np.deg2rad(2) * wave(9.0, 5) + np.deg2rad(0.3) * tremor[:, 5]
 
-    zero = np.zeros_like(t)
+    return _looking(centre + offset, yaw, pitch, roll)
+
+
+def _straight_path(config: RenderConfig, t: F64, tremor: F64, wave: Callable[[float, int], F64]) -> F64:
+    """(F, 4, 4) of `forward` and `along_wall`, at walking pace, with the tremor of a hand."""
+    rng = np.random.default_rng([config.seed, 3])
+    room = np.array(ROOM_SIZE_M)
+    shake = np.deg2rad(0.4) * tremor
+    if config.motion == "forward":
+        yaw, pitch = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(-6, 2))
+        along = np.array([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)])
+        # From one side of the place that is free of furniture to the other in six seconds, and back.
+        gone = 1.2 - np.abs(2.4 - 0.4 * t % 4.8)
+        centre = np.array([room[0] / 2, room[1] / 2, 1.5]) + gone[:, None] * along
+        return _looking(centre + 0.006 * tremor[:, :3], yaw + shake[:, 3], pitch + shake[:, 4], shake[:, 5])
+    # The wall at -y has little to see on it.
+    normal = np.array([[-1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]])[rng.integers(0, 3)]
+    beside = np.array([-normal[1], normal[0], 0.0])
+    half = np.abs(normal[:2]) @ room[:2] / 2
+    centre = np.array([room[0] / 2, room[1] / 2, 1.45]) + (half - 2.0) * normal
+    centre = centre + 0.8 * wave(9.0, 0)[:, None] * beside + 0.1 * wave(7.0, 1)[:, None] * normal
+    yaw = np.arctan2(normal[1], normal[0]) + np.deg2rad(4) * wave(11.0, 3) + shake[:, 3]
+    return _looking(centre + 0.006 * tremor[:, :3], yaw, np.deg2rad(2) * wave(8.0, 4), shake[:, 5])
+
+
+def _looking(centre: F64, yaw: F64, pitch: F64, roll: F64) -> F64:
+    """(F, 4, 4) camera to world of centres (F, 3) and angles (F,), radians; z up."""
+    yaw, pitch, roll = (np.broadcast_to(angle, centre.shape[:1]) for angle in (yaw, pitch, roll))
+    zero = np.zeros(len(centre))
     forward = np.stack([np.cos(pitch) * np.cos(yaw), np.cos(pitch) * np.sin(yaw), np.sin(pitch)], -1)
     right = np.stack([np.sin(yaw), -np.cos(yaw), zero], -1)
     down = np.cross(forward, right)
@@ -87,9 +121,9 @@ def camera_path(config: RenderConfig, time_s: F64) -> F64:
         np.cos(roll)[:, None] * right + np.sin(roll)[:, None] * down,
         np.cos(roll)[:, None] * down - np.sin(roll)[:, None] * right,
     )
-    camera_to_world = np.tile(np.eye(4), (len(t), 1, 1))
+    camera_to_world = np.tile(np.eye(4), (len(centre), 1, 1))
     camera_to_world[:, :3, 0], camera_to_world[:, :3, 1], camera_to_world[:, :3, 2] = right, down, forward
-    camera_to_world[:, :3, 3] = centre + offset
+    camera_to_world[:, :3, 3] = centre
     return camera_to_world
 
 

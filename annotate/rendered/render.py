@@ -84,6 +84,7 @@ class RenderedClip:
             start_angle=math.atan2(place[1], place[0]),
             speed=config.speed,
             moving_object=config.moving_object,
+            furniture=config.furniture,
         )
 
     @property

@@ -106,7 +106,13 @@ def _quads(faces: list[tuple[F64, F64, F64]], tolerance: list[float]) -> Quads:
 
 @lru_cache(maxsize=2)  # a clip's pictures and its depth are asked for apart, and drawing takes two seconds
 def build_scene(
-    *, seed: int, longest_focal_px: float, start_angle: float, speed: float, moving_object: bool
+    *,
+    seed: int,
+    longest_focal_px: float,
+    start_angle: float,
+    speed: float,
+    moving_object: bool,
+    furniture: bool,
 ) -> Scene:
     """Make the room.
 
@@ -116,12 +122,13 @@ def build_scene(
         start_angle: direction from the middle of the room in which the moving object starts, radians.
         speed: factor on the moving object's speed.
         moving_object: whether there is one.
+        furniture: whether there is any.
     """
     rng = np.random.default_rng([seed, 2])
     # A texel is about a pixel at 4 m through the longest lens, and never finer than printed matter needs.
     texel_m = float(np.clip(4.0 / longest_focal_px, 0.0022, 0.03))
     room = np.array(ROOM_SIZE_M)
-    boxes = _furniture(rng, room)
+    boxes = _furniture(rng, room) if furniture else []
     faces, tolerance, textures = [], [], []
 
     floor_shadow = [(c - s / 2, c + s / 2) for c, s, _ in boxes if c[2] - s[2] / 2 < 0.05]

@@ -131,6 +131,28 @@ def test_motion_kinds(motion: str) -> None:
         assert 0.5 < step_deg.max() < 5
 
 
+def test_forward_walks_along_its_line_of_sight() -> None:
+    clip = small(motion="forward", num_frames=81)
+    poses = clip.camera_to_world[clip.time_s <= 6.0]
+    gone = poses[-1, :3, 3] - poses[0, :3, 3]
+    assert 2.3 < np.linalg.norm(gone) < 2.5
+    sight = poses[:, :3, 2]
+    assert (sight @ gone / np.linalg.norm(gone)).min() > np.cos(np.radians(1.5))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_along_a_bare_wall_the_camera_sees_one_plane(seed: int) -> None:
+    clip = small(motion="along_wall", furniture=False, num_frames=81, seed=seed)
+    for frame in (0, 40, 80):
+        inverse = 1 / clip.depth_m(frame)
+        # The inverse depth of a plane is linear over the image, and its edges bend it.
+        assert np.abs(np.diff(inverse, 2, axis=0)).max() < 1e-4
+        assert np.abs(np.diff(inverse, 2, axis=1)).max() < 1e-4
+        assert 1.5 < np.median(1 / inverse) < 2.5
+    centre = clip.camera_to_world[:, :3, 3]
+    assert 0.3 < np.linalg.norm(np.ptp(centre, axis=0)) < 2.5
+
+
 def test_zoom_profiles() -> None:
     def factor(zoom: str) -> np.ndarray:
         focal = small(zoom=zoom, num_frames=81, zoom_period_s=10.0).intrinsics[:, 0, 0]
