@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from kernels_bench import both_ways, full_size, milliseconds, relative, run
 from theodolite.kernels import Shard, frame_gdn_context_parallel
 from theodolite.kernels.frame_gdn.arguments import ScanOptions
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/kernels"))
+
+from cases import relative, run
+from kernels_cases import both_ways, full_size, milliseconds
 
 NAMES = ("q", "k", "v", "beta", "decay")
 IDLE = 20_000_000

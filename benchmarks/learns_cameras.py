@@ -25,18 +25,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from learns_align import camera_of_pictures
-from learns_scenes import Clips, random_clips
-from theodolite.dataset.cameras.rotations import rotation_angle
+from learns_clips import (
+    PATCH,
+    SIZES,
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    Control,
+    HeldOut,
+    PatchCodec,
+    Size,
+    clips_of,
+    conditions,
+    held_out_clips,
+)
+from learns_figures import Figures, contact_sheet, figures_of, measure, table
 from theodolite.kernels.attention import AttentionBackend
 from theodolite.model.blocks import Block
-from theodolite.model.conditioning import TEMPORAL_STRIDE, condition_cameras
-from theodolite.model.config import WorldModelConfig
 from theodolite.model.context import Cameras, Operators
 from theodolite.model.network import WorldModel
 from theodolite.model.samplers import Text, noise_latents, sample_bidirectional
@@ -44,91 +51,11 @@ from theodolite.model.start import initialise
 from theodolite.train.objective import Batch, ObjectiveConfig, training_loss
 from torch import Tensor
 
-Control = Literal["both", "ucpe", "plucker", "none"]
 CONTROLS: tuple[Control, ...] = ("both", "plucker", "ucpe", "none")
 NAMES = {"both": "UCPE + Plücker", "plucker": "Plücker alone", "ucpe": "UCPE alone", "none": "none"}
-PATCH = 8
-"""Pixels of a token's side. The conditioning module counts 32 pixels a token, so it is told of pictures four times as
-large."""
-TEXT_TOKENS, TEXT_WIDTH = 4, 32
-HELD_OUT_SEED = 1_000_003
-
-
-@dataclass(frozen=True)
-class Size:
-    height: int
-    width: int
-    pictures: int
-    channels: int
-    model_width: int
-    depth: int
-    heads: int
-    ffn_ratio: float
-    batch: int
-    clips: int
-    held_out: int
-    lr: float
-    shift: float
-    """Of the noise levels. Released 9.95, for frames of 880 tokens; noise that hides a frame of 96 tokens is less."""
-
-    def config(self) -> WorldModelConfig:
-        return WorldModelConfig(
-            depth=self.depth,
-            width=self.model_width,
-            heads=self.heads,
-            latent_channels=self.channels,
-            text_width=TEXT_WIDTH,
-            text_tokens=TEXT_TOKENS,
-            ffn_ratio=self.ffn_ratio,
-            softmax_bfloat16=False,
-        )
-
-
-SIZES = {
-    "small": Size(64, 96, 5, 48, 320, 8, 8, 2.5, 64, 65536, 192, 1e-3, 3.0),
-    "toy": Size(32, 48, 3, 24, 96, 4, 4, 2.0, 32, 2048, 32, 2e-3, 3.0),
-}
 
 
 # --- pictures and latents ----------------------------------------------------------------------
-
-
-class PatchCodec:
-    """A linear autoencoder: principal components of patches, each scaled to the root of its spread."""
-
-    def __init__(self, pictures: Tensor, channels: int) -> None:
-        patches = self._patches(pictures * 2 - 1).flatten(0, 2).float()
-        self.mean = patches.mean(dim=0)
-        covariance = torch.cov((patches - self.mean).T)
-        value, vector = torch.linalg.eigh(covariance.double())
-        value, vector = value.flip(0)[:channels].float(), vector.flip(1)[:, :channels].float()
-        scale = value.clamp_min(1e-8).pow(-0.25)
-        scale = scale / (value * scale.square()).mean().sqrt()  # latents of variance one in the mean
-        self.encoder, self.decoder = vector * scale, (vector / scale).T
-
-    @staticmethod
-    def _patches(pictures: Tensor) -> Tensor:
-        """(..., 3, H, W) -> (..., h, w, 192), leading axes flattened to one."""
-        return F.pixel_unshuffle(pictures.flatten(0, -4), PATCH).permute(0, 2, 3, 1)
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """(B, T, 3, H, W) in 0..1 -> (B, C, T, h, w)."""
-        latents = (self._patches(pictures * 2 - 1) - self.mean) @ self.encoder
-        return latents.unflatten(0, pictures.shape[:2]).permute(0, 4, 1, 2, 3)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, T, h, w) -> (B, T, 3, H, W) in 0..1."""
-        patches = latents.float().permute(0, 2, 3, 4, 1) @ self.decoder + self.mean
-        pictures = F.pixel_shuffle(patches.flatten(0, 1).permute(0, 3, 1, 2), PATCH)
-        return ((pictures + 1) / 2).clamp(0, 1).unflatten(0, patches.shape[:2])
-
-
-def conditions(size: Size, camera_to_world: Tensor, intrinsics_px: Tensor) -> Cameras:
-    """Cameras as the network takes them; patches of 8 pixels are told as 32."""
-    factor = 32 // PATCH
-    return condition_cameras(
-        camera_to_world, intrinsics_px * factor, height=size.height * factor, width=size.width * factor
-    )
 
 
 @dataclass(frozen=True)
@@ -145,17 +72,6 @@ class Pool:
         c = self.cameras
         assert c.plucker is not None
         return self.latents[index], Cameras(c.camera_to_world[index], c.intrinsics[index], c.plucker[index])
-
-
-def clips_of(size: Size, generator: torch.Generator, batch: int) -> Clips:
-    return random_clips(
-        generator,
-        batch,
-        num_pictures=size.pictures,
-        stride=TEMPORAL_STRIDE,
-        height=size.height,
-        width=size.width,
-    )
 
 
 def render_pool(size: Size, codec: PatchCodec, generator: torch.Generator, dtype: torch.dtype) -> Pool:
@@ -339,85 +255,6 @@ def curve(losses: list[Tensor], points: int = 100) -> list[float]:
     return [round(float(part.mean()), 5) for part in values.tensor_split(min(points, len(values)))]
 
 
-# --- what came out -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Errors of the generated pictures' cameras against the asked path: means over clips, +- standard errors.
-
-    Attributes:
-        rotation_deg, translation_m: RotErr and TransErr, in the first camera's frame and in metres, unaligned.
-        camera_motion: mean Frobenius distance of the 3x4 poses.
-        rotation_median_deg: over clips.
-        psnr_db: of the generated pictures against the true ones.
-    """
-
-    rotation_deg: float
-    rotation_sem_deg: float
-    rotation_median_deg: float
-    translation_m: float
-    translation_sem_m: float
-    camera_motion: float
-    psnr_db: float
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Clips that no training saw, and what is asked for on them."""
-
-    clips: Clips
-    asked: Cameras
-    shuffled: Cameras
-    """Paths of other clips, under each clip's own lens."""
-
-    @property
-    def truth(self) -> Tensor:
-        """(B, T, 4, 4) paths of the pictures, relative to the first frame."""
-        poses = self.clips.camera_to_world
-        return torch.linalg.inv(poses[:, :1]) @ poses[:, ::TEMPORAL_STRIDE]
-
-    @property
-    def others(self) -> Tensor:
-        """The paths of `shuffled`."""
-        return self.truth.roll(1, dims=0)
-
-
-def held_out_clips(size: Size, device: torch.device) -> HeldOut:
-    clips = clips_of(size, torch.Generator(device=device).manual_seed(HELD_OUT_SEED), size.held_out)
-    other = clips.camera_to_world.roll(1, dims=0)
-    return HeldOut(
-        clips,
-        conditions(size, clips.camera_to_world, clips.intrinsics_px),
-        conditions(size, other, clips.intrinsics_px),
-    )
-
-
-def measure(held: HeldOut, pictures: Tensor, *against: Tensor) -> list[Figures]:
-    """Figures of (B, T, 3, H, W) pictures, one for each path (B, T, 4, 4) that they are held against."""
-    clips = held.clips
-    lens = clips.intrinsics_px[:, ::TEMPORAL_STRIDE]
-    found = camera_of_pictures(clips.pictures[:, 0], clips.depth_m, pictures.float(), lens)
-    return [figures_of(found, path, held, pictures) for path in against]
-
-
-def figures_of(found: Tensor, wanted: Tensor, held: HeldOut, pictures: Tensor) -> Figures:
-    turn = rotation_angle((wanted[..., :3, :3].mT @ found[..., :3, :3]).double())[:, 1:].rad2deg().mean(dim=1)
-    way = (wanted[..., :3, 3] - found[..., :3, 3]).norm(dim=-1)[:, 1:].mean(dim=1)
-    motion = (wanted[..., :3, :] - found[..., :3, :]).flatten(-2).norm(dim=-1)[:, 1:].mean(dim=1)
-    error = (pictures.float() - held.clips.pictures)[:, 1:].square().mean(dim=(1, 2, 3, 4))
-    n = math.sqrt(len(turn))
-    return Figures(
-        rotation_deg=float(turn.mean()),
-        rotation_sem_deg=float(turn.std()) / n,
-        rotation_median_deg=float(turn.median()),
-        translation_m=float(way.mean()),
-        translation_sem_m=float(way.std()) / n,
-        camera_motion=float(motion.mean()),
-        psnr_db=float((-10 * error.clamp_min(1e-9).log10()).mean()),
-    )
-
-
 def generate(
     size: Size, model: WorldModel, codec: PatchCodec, held: HeldOut, cameras: Cameras | None, steps: int
 ) -> Tensor:
@@ -437,43 +274,6 @@ def generate(
         latents = sample_bidirectional(model, latents, text, cameras=given, steps=steps, shift=size.shift)
         found.append(codec.decode(latents))
     return torch.cat(found)
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else ""
-
-
-def table(rows: dict[str, Figures]) -> str:
-    lines = [
-        "| cameras | RotErr deg | median | TransErr m | CamMC | PSNR dB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {name} | {f.rotation_deg:.2f} +- {f.rotation_sem_deg:.2f} | {f.rotation_median_deg:.2f} | "
-        f"{f.translation_m:.3f} +- {f.translation_sem_m:.3f} | {f.camera_motion:.3f} | {_number(f.psnr_db)} |"
-        for name, f in rows.items()
-    ]
-    return "\n".join(lines)
-
-
-def contact_sheet(path: Path, shown: dict[str, Tensor], clips: tuple[int, ...] = (0, 1)) -> None:
-    """Rows by name, the pictures of some clips side by side; a PNG of less than 300 KB."""
-    import cv2
-    from PIL import Image
-
-    rows = []
-    for name, pictures in shown.items():
-        parts = [pictures[i].float().permute(0, 2, 3, 1).cpu().numpy() for i in clips]
-        row = np.concatenate([np.concatenate(list(part), axis=1) for part in parts], axis=1)
-        row = np.ascontiguousarray((255 * row).round().clip(0, 255).astype(np.uint8))
-        label = np.full((14, row.shape[1], 3), 255, np.uint8)
-        cv2.putText(label, name, (2, 11), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
-        rows += [label, row]
-    sheet = Image.fromarray(np.concatenate(rows, axis=0))
-    for colours in (256, 128, 64, 32):
-        sheet.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
-        if path.stat().st_size < 300_000:
-            break
 
 
 # --- one run -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,26 +14,30 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def learns():
+def benchmark(name: str) -> ModuleType:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return importlib.import_module("learns_cameras")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
-def held_out(learns):
-    size = replace(learns.SIZES["toy"], held_out=8)
-    return size, learns.held_out_clips(size, torch.device("cpu"))
+def clips_module():
+    return benchmark("learns_clips")
+
+
+@pytest.fixture(scope="module")
+def held_out(clips_module):
+    size = replace(clips_module.SIZES["toy"], held_out=8)
+    return size, clips_module.held_out_clips(size, torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_measurement_finds_the_cameras_of_true_pictures(learns, held_out):
+def test_measurement_finds_the_cameras_of_true_pictures(held_out):
     _, held = held_out
     true = held.clips.pictures
-    right, wrong = learns.measure(held, true, held.truth, held.others)
+    right, wrong = benchmark("learns_figures").measure(held, true, held.truth, held.others)
     assert right.rotation_deg < 1.5  # pictures of 48 x 32: a pixel is 1.6 degrees
     assert right.translation_m < 0.08
     assert wrong.rotation_deg > 4 * right.rotation_deg
@@ -61,14 +66,14 @@ def test_rendered_depth_and_pose_agree_between_pictures(held_out):
     assert float(error[seen].median()) < 0.25 * float(still[seen].median())
 
 
-def test_autoencoder_is_linear_and_keeps_the_picture(learns, held_out):
+def test_autoencoder_is_linear_and_keeps_the_picture(clips_module, held_out):
     size, held = held_out
     true = held.clips.pictures
-    codec = learns.PatchCodec(true, size.channels)
+    codec = clips_module.PatchCodec(true, size.channels)
     latents = codec.encode(true)
     assert latents.shape == (8, size.channels, size.pictures, size.height // 8, size.width // 8)
     assert float(latents.square().mean()) == pytest.approx(1, abs=0.1)
     error = (codec.decode(latents) - true).square().mean()
     assert float(-10 * error.log10()) > 20
-    whole = learns.PatchCodec(true, 192)
+    whole = clips_module.PatchCodec(true, 192)
     assert torch.allclose(whole.decode(whole.encode(true)), true, atol=2e-3)
