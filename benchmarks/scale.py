@@ -44,12 +44,12 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.run.cluster import signals_as_interrupt
 from theodolite.annotate.run.executor import open_output, run_plan
 from theodolite.annotate.run.plan import plan_run
-from theodolite.annotate.run.tally import Tally, read_tally
+from theodolite.annotate.run.tally import Tally
 from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.commit import take_in_dead_runs
 from theodolite.dataset.compact import compact
-from theodolite.dataset.index import refresh_index, rows_by_folder
+from theodolite.dataset.index import refresh_index, refreshed_tally, rows_by_folder
 from theodolite.dataset.processes import num_cores
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.store import INDEX_FOLDER, has_parts, list_parts, write_part
@@ -200,8 +200,7 @@ def annotate(out: Path, count: int, args: argparse.Namespace) -> Tally:
         work = partial(stub, stub_s=args.stub_ms / 1e3, slow=args.slow, failing=args.failing)
         job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH, annotate=work)
         run_plan(plan, job, workers=args.workers, show_progress=False)
-        refresh_index(out, processes=Clock(args.alone).processes)
-        tally = read_tally(out)
+        tally = refreshed_tally(out, processes=Clock(args.alone).processes)
     assert tally.done == count, f"{tally.done} rows of {count} clips"
     return tally
 

@@ -29,7 +29,8 @@ def _digest(clip_id: str) -> bytes:
 
 
 _Run = tuple[NDArray[np.uint64], NDArray[np.uint64]]
-"""Sorted digests without doubles, in two halves: numbers are compared ten times as fast as texts."""
+"""Digests sorted by their first halves, almost without doubles, in two halves: numbers are compared ten times as fast
+as texts."""
 
 
 def _halves(digests: Digests) -> _Run:
@@ -38,7 +39,10 @@ def _halves(digests: Digests) -> _Run:
 
 
 def _sorted(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> _Run:
-    order = np.lexsort((low, high))
+    """A run of digests that are several runs one behind the other, or none."""
+    # By the first half alone, which hardly any two share, and by a method to which sorted pieces are no work: sorting
+    # by both takes thirty times as long. Doubles that a third digest of that half stands between stay, and do no harm.
+    order = np.argsort(high, kind="stable")
     high, low = high[order], low[order]
     new = np.ones(len(high), bool)
     new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
@@ -85,8 +89,17 @@ class ClipSet:
 
     def has_digests(self, wanted: Digests) -> NDArray[np.bool_]:
         """(N,) as `has`, of digests."""
-        found = np.array([digest in self._loose for digest in wanted.tolist()], dtype=bool)
-        high, low = _halves(wanted) if self._runs else (wanted, wanted)
+        found = np.zeros(len(wanted), bool)
+        if self._loose:
+            found |= np.array([digest in self._loose for digest in wanted.tolist()], bool)
+        if self._runs:
+            high, low = _halves(wanted)
+            order = np.argsort(high)  # neighbours are found in the same places of memory
+            found[order] |= self._in_runs(high[order], low[order])
+        return found
+
+    def _in_runs(self, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        found = np.zeros(len(high), bool)
         for run_high, run_low in self._runs:
             place = np.minimum(np.searchsorted(run_high, high), len(run_high) - 1)
             same = run_high[place] == high

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from .commit import Commits, hold_dataset, new_part, own_run, shard_number, take_in_dead_runs
-from .index import refresh_index, tallies_by_folder
+from .index import refreshed_tally
 from .limits import FREE_BYTES, MIB
 from .parquet import read_schema, read_table
 from .processes import map_processes
@@ -65,8 +65,7 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
                     num_after += len(gathered)
                     Commits(out).replace([(new, group) for new, group in gathered if len(group) > 1])
         _remove_empty_folders(out)
-        refresh_index(out, processes=processes)
-        num_clips = sum(tally.done for tally in tallies_by_folder(out))
+        num_clips = refreshed_tally(out, processes=processes).done
     return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
 
 

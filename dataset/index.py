@@ -13,33 +13,39 @@ index is kept while parts are written, at a cost that does not grow with the dat
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from .clip_rows import FOOTER, PLACE_COLUMNS, ROWS_PER_BATCH, ClipRows, open_clip_rows, write_clip_rows
-from .clip_set import DIGEST_BYTES, ClipSet, Digests, digests_of
+from .clip_rows import FOOTER, PLACE_COLUMNS, ROWS_PER_BATCH, open_clip_rows, write_clip_rows
+from .clip_set import DIGEST_BYTES, ClipSet, digests_of
 from .conform import check_types, conform, file_version
 from .footers import series_footers
 from .inputs import InputError, reading
-from .limits import MIB
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
-from .parquet import SCAN_OPTIONS, WHAT, open_parquet, read_table, sealed
+from .parquet import WHAT, open_parquet, read_table, sealed
+from .pieces import (
+    BATCHES,
+    DIGEST,
+    FOREIGN,
+    MADE_OF,
+    PARTS,
+    TALLY,
+    VERSION,
+    Index,
+    Piece,
+    digest_of,
+    open_piece,
+    piece_path,
+)
 from .processes import map_processes
 from .schema import SCHEMA_VERSION, SERIES_COLUMNS
-from .storage.arrow import arrow_place
 from .storage.paths import as_path
 from .store import (
     INDEX_FOLDER,
@@ -57,20 +63,7 @@ log = logging.getLogger(__name__)
 
 _LEFT_OUT = ("error", "stage_wall_s")
 """Per-clip columns that the Parquet file lacks: nothing is selected by them."""
-_FOREIGN = "files"
-"""Name of the piece of files that another tool has put there."""
-_DIGEST = "index_digest"
-"""Column of the Parquet file: what a `ClipSet` holds of an id."""
-_TALLY = "theodolite.tally"
-_BATCHES = "theodolite.batches"
-_CHECKED_WHOLE = 64 * MIB
-"""Larger indexes are checked page by page, as they are read."""
 _PART, _ROW_GROUP, _ROW = PLACE_COLUMNS
-
-
-def piece_path(out: str | Path, folder: str) -> Path:
-    """The Parquet file of a folder's piece; the Arrow file lies beside it."""
-    return as_path(out) / INDEX_FOLDER / f"{folder or _FOREIGN}.parquet"
 
 
 def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
@@ -82,16 +75,34 @@ def refresh_index(out: str | Path, *, processes: int = 1) -> Path | None:
         ValueError: a part that cannot be read.
     """
     out = as_path(out)
+    return out / INDEX_FOLDER if _refreshed(out, processes) else None
+
+
+def refreshed_tally(out: str | Path, *, processes: int = 1) -> Tally:
+    """Bring the index up to date, and count how clips ended, with one look at the parts for both.
+
+    Raises:
+        ValueError: a part that cannot be read.
+    """
+    out = as_path(out)
+    whole = Tally()
+    for name, stamps in _refreshed(out, processes):
+        whole.take(_tally_of_folder(out, stamps, _current_piece(out, name, stamps)))
+    return whole
+
+
+def _refreshed(out: Path, processes: int) -> list[tuple[str, list[Stamp]]]:
+    """Bring the index up to date; returns the folders of parts that it is of."""
     folders = stamped_folders(out) if data_folder(out).is_dir() else []
     if not folders:
-        return None
+        return []
     stale = [(name, _paths(out, stamps)) for name, stamps in folders if not _is_whole(out, name, stamps)]
     if sum(len(parts) for _name, parts in stale) < _WORTH_PROCESSES:
         processes = 1
     for _ in map_processes(partial(_write_named_piece, out), stale, processes=processes):
         pass
-    _remove_old(out, {name or _FOREIGN for name, _parts in folders})
-    return out / INDEX_FOLDER
+    _remove_old(out, {name or FOREIGN for name, _parts in folders})
+    return folders
 
 
 _WORTH_PROCESSES = 400
@@ -117,7 +128,7 @@ def write_index(out: str | Path) -> Path:
         raise ValueError(f"{out}: no Parquet files below data/; is this the --out folder of a run?")
     for name, parts in folders:
         write_piece(out, name, parts, anew=True)
-    _remove_old(out, {name or _FOREIGN for name, _parts in folders})
+    _remove_old(out, {name or FOREIGN for name, _parts in folders})
     return out / INDEX_FOLDER
 
 
@@ -168,15 +179,16 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
         table.num_rows,
         [None, pa.py_buffer(digests_of(table["clip_id"].to_pylist()))],
     )
-    metadata = {
-        "theodolite.schema_version": str(SCHEMA_VERSION),
-        _TALLY: json.dumps(tally_of(table).to_json()),
-        "theodolite.parts": json.dumps(stamps),
-        _BATCHES: json.dumps(write_clip_rows(path.with_suffix(".arrow"), table, footers)),
+    notes = {
+        VERSION: str(SCHEMA_VERSION),
+        TALLY: json.dumps(tally_of(table).to_json()),
+        PARTS: json.dumps(stamps),
+        MADE_OF: digest_of(stamps),
+        BATCHES: json.dumps(write_clip_rows(path.with_suffix(".arrow"), table, footers)),
     }
     table = table.drop_columns([name for name in _LEFT_OUT if name in table.schema.names])
-    table = table.append_column(_DIGEST, digests).replace_schema_metadata(metadata)
-    content = sealed(table, compression="zstd", row_group_size=1 << 20)
+    table = table.append_column(DIGEST, digests)
+    content = sealed(table, notes, compression="zstd", row_group_size=1 << 20)
     write_atomically(path, memoryview(content))
 
 
@@ -186,11 +198,11 @@ _Indexed = tuple[pa.Table, list[bytes] | None]
 
 def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]:
     """What an older piece says, by the stamps of its parts; nothing if a byte of it is damaged."""
-    piece = _open_piece(out, folder)
-    rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
-    if piece is None or rows is None or not rows.whole():
-        return {}
     try:
+        piece = open_piece(out, folder)
+        rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
+        if piece is None or rows is None or not rows.whole():
+            return {}
         table = rows.to_table()
     except ValueError:
         return {}
@@ -237,192 +249,6 @@ def _index_open_part(part: Path, file: pq.ParquetFile) -> _Indexed:
     return table, series_footers(file, schema)
 
 
-class IndexReplaced(InputError):
-    """Another command has changed the dataset since it was opened."""
-
-
-def _digest(parts: bytes) -> bytes:
-    return hashlib.blake2b(parts, digest_size=16).digest()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """An opened piece.
-
-    Attributes:
-        stamps: of its parts: path below the dataset, size, time of change in nanoseconds.
-        batches: where the batches of its Arrow file lie (JSON).
-        made_of: digest of what it says of its parts.
-        counted: how its clips ended (JSON of a `Tally`); empty in those of earlier versions.
-    """
-
-    path: Path
-    num_rows: int
-    schema: pa.Schema
-    stamps: tuple[tuple[str, int, int], ...]
-    batches: str = field(repr=False)
-    made_of: bytes = field(repr=False)
-    counted: str = field(repr=False, default="")
-
-    def tally(self) -> Tally:
-        """How its clips ended: what is written of that, if it is of as many clips, else from its columns."""
-        try:
-            tally = Tally.from_json(json.loads(self.counted or "{}"))
-            if tally.done == self.num_rows:
-                return tally
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            pass
-        return tally_of(self.to_table(self.schema, list(OUTCOME_COLUMNS), None))
-
-    def digests(self) -> Digests:
-        """(N,) of its clips' ids."""
-        if _DIGEST in self.schema.names and self.schema.field(_DIGEST).type == pa.binary(DIGEST_BYTES):
-            column = self.to_table(self.schema, [_DIGEST], None)[_DIGEST].combine_chunks()
-            if column.null_count == 0 and len(column) == self.num_rows:
-                content = column.buffers()[1]
-                return np.frombuffer(content, f"S{DIGEST_BYTES}", len(column), DIGEST_BYTES * column.offset)
-        return digests_of(self.to_table(self.schema, ["clip_id"], None)["clip_id"].to_pylist())
-
-    def to_table(self, schema: pa.Schema, columns: list[str], where: pads.Expression | None) -> pa.Table:
-        """Filtered columns; those of `schema` that this piece lacks are null.
-
-        Raises:
-            IndexReplaced: it is no longer the one that was opened.
-        """
-        return self._arrow(schema, columns, where).to_table(columns=columns, filter=where)
-
-    def slices(self, schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The same without a filter, some thousand clips at a time."""
-        return self._arrow(schema, columns, None).to_batches(
-            columns=columns, batch_size=_BATCH, batch_readahead=2, fragment_readahead=1
-        )
-
-    def _arrow(
-        self, schema: pa.Schema, columns: list[str], where: pads.Expression | None
-    ) -> pads.FileSystemDataset:
-        replaced = f"{self.path.parent.parent}: was changed since it was opened; open it again"
-        if not self.path.is_file():
-            raise IndexReplaced(replaced)
-        with open_parquet(self.path, columns=[*columns, *named_in(where, self.schema)]) as file:
-            if _digest((file.metadata.metadata or {}).get(b"theodolite.parts", b"")) != self.made_of:
-                raise IndexReplaced(replaced)
-        filesystem, name = arrow_place(self.path)
-        fragment = _PARQUET.make_fragment(name, filesystem)
-        return pads.FileSystemDataset([fragment], schema, _PARQUET, filesystem)
-
-
-def named_in(condition: pads.Expression | None, schema: pa.Schema) -> list[str]:
-    """Columns that a condition may read: those whose names stand in it."""
-    return [] if condition is None else [name for name in schema.names if name in str(condition)]
-
-
-_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
-_BATCH = 1 << 15
-_MAX_OPEN = 64
-"""Arrow files that are kept open."""
-
-
-@dataclass(frozen=True)
-class Index:
-    """The opened index of a dataset: pieces in the order of its folders of parts.
-
-    What is read of it is of the parts that it was opened for, or it is an `IndexReplaced`.
-    """
-
-    pieces: tuple[Piece, ...]
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """Columns of all pieces, without metadata."""
-        schemas = list({piece.schema.to_string(): piece.schema for piece in self.pieces}.values())
-        return pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
-
-    @property
-    def num_rows(self) -> int:
-        """Clips of the dataset."""
-        return sum(piece.num_rows for piece in self.pieces)
-
-    def tally(self) -> Tally:
-        """How all clips ended; from a few numbers a piece."""
-        whole = Tally()
-        for piece in self.pieces:
-            whole.take(piece.tally())
-        return whole
-
-    def to_table(
-        self, columns: Sequence[str], filter: pads.Expression | None = None, *, most: int | None = None
-    ) -> pa.Table:
-        """Filtered columns of all clips, in the dataset's order; or of at least the first `most`, for which no more is
-        read than they need."""
-        tables: list[pa.Table] = []
-        first = num_rows = 0  # number of a piece's first part in the dataset
-        for piece in self.pieces:
-            if most is not None and num_rows >= most:
-                break
-            table = piece.to_table(self.schema, list(columns), filter)
-            num_rows += table.num_rows
-            if _PART in table.schema.names and first:
-                place = table.schema.get_field_index(_PART)
-                numbers = pa.array(table[_PART].to_numpy() + first, pa.int32())
-                table = table.set_column(place, table.schema.field(place), numbers)
-            tables.append(table)
-            first += len(piece.stamps)
-        return pa.concat_tables(tables)
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of all clips in the dataset's order, some thousand at a time; no places of clips, which are numbered
-        by the piece."""
-        assert _PART not in columns
-        for piece in self.pieces:
-            yield from piece.slices(self.schema, list(columns))
-
-    def stamps(self) -> list[tuple[int, int]]:
-        """Size and time of change in nanoseconds of all parts, in the dataset's order."""
-        return [(size, changed) for piece in self.pieces for _name, size, changed in piece.stamps]
-
-    def read(self, number: int, open_part: Callable[[int], pa.NativeFile]) -> dict[str, pa.Array] | None:
-        """A clip by its number in the index, as `ClipRows.read`; `open_part` takes the dataset's number of a part."""
-        place = bisect.bisect_right(self._first_rows, number) - 1
-        rows = self._rows_of(place)
-        first_part = self._first_parts[place]
-        if rows is None:
-            return None
-
-        def opened(part: int) -> pa.NativeFile:
-            if not 0 <= part < len(self.pieces[place].stamps):
-                raise InputError(f"{rows.path}: damaged: a clip of part {part}, which it does not have")
-            return open_part(first_part + part)
-
-        return rows.read(number - self._first_rows[place], opened)
-
-    @cached_property
-    def _first_rows(self) -> list[int]:
-        return [0, *itertools.accumulate(piece.num_rows for piece in self.pieces[:-1])]
-
-    @cached_property
-    def _first_parts(self) -> list[int]:
-        return [0, *itertools.accumulate(len(piece.stamps) for piece in self.pieces[:-1])]
-
-    @cached_property
-    def _open_rows(self) -> dict[int, ClipRows | None]:
-        """Arrow files that are open, by number of the piece; the one opened last comes last."""
-        return {}
-
-    def _rows_of(self, number: int) -> ClipRows | None:
-        if number not in self._open_rows:
-            while len(self._open_rows) >= _MAX_OPEN:
-                del self._open_rows[next(iter(self._open_rows))]
-            self._open_rows[number] = open_clip_rows(self.pieces[number].path, self.pieces[number].batches)
-        return self._open_rows[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files."""
-        return {"pieces": self.pieces}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
 def open_index(out: Path, folders: Sequence[tuple[str, Sequence[Stamp]]]) -> Index | None:
     """The index of a dataset folder, or None if it lacks a piece or the parts are no longer those it was made from.
 
@@ -464,23 +290,14 @@ def _paths(out: Path, stamps: Sequence[Stamp]) -> list[Path]:
     return [out / name for name, _size, _changed in stamps]
 
 
-def tallies_by_folder(out: str | Path) -> Iterator[Tally]:
-    """How clips ended, a tally for each folder of parts, as `rows_by_folder`: what the index keeps of a folder is a few
-    numbers, however many clips lie there.
-
-    Raises:
-        InputError: a part that cannot be read.
-    """
-    out = as_path(out)
-    for stamps, piece in _pieces_by_folder(out):
-        if piece is not None:
-            with reading(piece.path, "index"):
-                yield piece.tally()
-        else:
-            tally = Tally()
-            for part in _paths(out, stamps):
-                tally.take(tally_of(read_table(part, OUTCOME_COLUMNS)))
-            yield tally
+def _tally_of_folder(out: Path, stamps: Sequence[Stamp], piece: Piece | None) -> Tally:
+    if piece is not None:
+        with reading(piece.path, "index"):
+            return piece.tally()
+    tally = Tally()
+    for part in _paths(out, stamps):
+        tally.take(tally_of(read_table(part, OUTCOME_COLUMNS)))
+    return tally
 
 
 def set_of_clips(out: str | Path) -> ClipSet:
@@ -506,16 +323,15 @@ def set_of_clips(out: str | Path) -> ClipSet:
 def _current_piece(out: Path, folder: str, stamps: Sequence[Stamp]) -> Piece | None:
     """The piece of a folder, if it is of these parts; one that is damaged is made anew."""
     try:
-        piece = _open_piece(out, folder)
+        return open_piece(out, folder, stamps)
     except InputError as error:
         log.warning("%s; it is derived from the parts, and is made anew", error)
-        try:
-            piece_path(out, folder).unlink()
-            write_piece(out, folder, _paths(out, stamps))
-        except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
-            return None
-        piece = _open_piece(out, folder)
-    return None if piece is None or list(piece.stamps) != list(stamps) else piece
+    try:
+        piece_path(out, folder).unlink()
+        write_piece(out, folder, _paths(out, stamps))
+    except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
+        return None
+    return open_piece(out, folder, stamps)
 
 
 def _is_whole(out: Path, folder: str, stamps: Sequence[Stamp]) -> bool:
@@ -523,29 +339,3 @@ def _is_whole(out: Path, folder: str, stamps: Sequence[Stamp]) -> bool:
     piece = _current_piece(out, folder, stamps)
     rows = None if piece is None else open_clip_rows(piece.path, piece.batches)
     return rows is not None and rows.whole()
-
-
-def _open_piece(out: Path, folder: str) -> Piece | None:
-    """The piece of a folder; None if there is none that this version reads.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    path = piece_path(out, folder)
-    if not path.is_file():
-        return None
-    whole = path.stat().st_size < _CHECKED_WHOLE
-    with open_parquet(path, whole=whole, columns=()) as file, reading(path, "index"):
-        schema = file.schema_arrow
-        metadata = schema.metadata or {}
-        if metadata.get(b"theodolite.schema_version") != str(SCHEMA_VERSION).encode():
-            return None
-        if _BATCHES.encode() not in metadata:  # of an earlier version
-            return None
-        stamps = tuple((str(n), int(s), int(c)) for n, s, c in json.loads(metadata[b"theodolite.parts"]))
-        batches = metadata[_BATCHES.encode()].decode()
-        counted = metadata.get(_TALLY.encode(), b"").decode()
-        made_of = _digest(metadata[b"theodolite.parts"])
-        return Piece(
-            path, file.metadata.num_rows, schema.remove_metadata(), stamps, batches, made_of, counted
-        )

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from .inputs import InputError, reading
@@ -25,10 +24,20 @@ from .page_headers import PageCheck
 from .storage.arrow import open_source
 from .storage.paths import StorePath, as_path
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as pads
+
 WHAT = "Parquet file"
-SCAN_OPTIONS = pads.ParquetFragmentScanOptions(page_checksum_verification=True)
-"""How dataset scans read: as `open_parquet` does."""
 _WIDTH = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+
+
+@lru_cache(maxsize=1)
+def scan_format() -> pads.ParquetFileFormat:
+    """How scans of a dataset read files: as `open_parquet` does."""
+    from pyarrow.dataset import ParquetFileFormat, ParquetFragmentScanOptions
+
+    options = ParquetFragmentScanOptions(page_checksum_verification=True)
+    return ParquetFileFormat(default_fragment_scan_options=options)
 
 
 def open_parquet(
@@ -111,6 +120,8 @@ def check_sizes(
         InputError: naming file, row group and column.
     """
     widths, stored, total = _widths(metadata), source.size(), 0
+    if columns is not None and not columns:
+        pages = False
     check = PageCheck(source, metadata, where=where, columns=columns) if pages else None
     for number in range(metadata.num_row_groups) if groups is None else groups:
         group = metadata.row_group(number)
@@ -181,7 +192,7 @@ _MARK = _SEAL + bytes([0x18, len(_OPEN)])
 """Key and value of the seal as they stand in a footer, one behind the other (Thrift's compact protocol)."""
 
 
-def sealed(table: pa.Table, **options: Any) -> bytearray:
+def sealed(table: pa.Table, notes: Mapping[str, str] | None = None, **options: Any) -> bytearray:
     """A Parquet file whose footer holds checksums of itself and of everything before it.
 
     Parquet has checksums of pages alone. A bit that flips in a page's header or in the footer, which says where
@@ -189,6 +200,8 @@ def sealed(table: pa.Table, **options: Any) -> bytearray:
     numbers among the file's metadata.
 
     Args:
+        notes: what else stands in the footer. Metadata of the table's schema stand there twice, for Arrow keeps the
+            schema once more.
         options: of `pyarrow.parquet.ParquetWriter`, and `row_group_size`.
     """
     size = options.pop("row_group_size")
@@ -197,6 +210,8 @@ def sealed(table: pa.Table, **options: Any) -> bytearray:
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, write_page_checksum=True, **options) as writer:
         writer.write_table(table, row_group_size=size)
+        if notes:
+            writer.add_key_value_metadata(dict(notes))
         writer.add_key_value_metadata({_SEAL.decode(): _OPEN.decode()})
     content = bytearray(memoryview(sink.getvalue()))
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")

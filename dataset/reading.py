@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from .clip_rows import PLACE_COLUMNS
 from .conform import check_types, common_schema, conform, file_version, is_declared
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
-from .index import PLACE_COLUMNS, Index, IndexReplaced, named_in, open_index
+from .index import open_index
 from .inputs import InputError, reading
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
-from .parquet import SCAN_OPTIONS, WHAT, check_seal, check_sizes, open_parquet
+from .parquet import WHAT, check_seal, check_sizes, open_parquet, scan_format
+from .pieces import Index, IndexReplaced, named_in
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 from .storage.arrow import arrow_place, open_source
@@ -35,6 +36,7 @@ from .where import parse_where
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow.dataset as pads
 
 
 def is_hub_id(path: str | Path) -> bool:
@@ -102,15 +104,12 @@ def open_dataset(path: str | Path) -> ClipDataset:
     return clips
 
 
-_PARQUET = pads.ParquetFileFormat(default_fragment_scan_options=SCAN_OPTIONS)
-
-
 def _fragment(file: str, filesystem: pafs.FileSystem) -> tuple[pads.ParquetFileFragment, pa.Schema]:
     """Fragment of one part, its footer read and judged, and its schema; pages are judged when they are to be read."""
     with reading(file, WHAT):
         with filesystem.open_input_file(file) as source:
             check_seal(source, where=file)
-            fragment = _PARQUET.make_fragment(file, filesystem)
+            fragment = scan_format().make_fragment(file, filesystem)
             fragment.ensure_complete_metadata()
             check_sizes(source, fragment.metadata, where=file, pages=False)
         return fragment, fragment.physical_schema
@@ -130,7 +129,9 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
         schema = common_schema([schema for _, schema in found])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{files[0]} and its neighbours disagree on column types: {error}") from error
-    return pads.FileSystemDataset([fragment for fragment, _ in found], schema, _PARQUET, filesystem)
+    from pyarrow.dataset import FileSystemDataset
+
+    return FileSystemDataset([fragment for fragment, _ in found], schema, scan_format(), filesystem)
 
 
 _Item = TypeVar("_Item")

@@ -378,15 +378,25 @@ def clean_temporaries(out: str | Path) -> int:
     out = as_path(out)
     if isinstance(out, StorePath):
         return 0
-    stale = [
-        *data_folder(out).glob(f"*/{TEMPORARY}*"),
-        *data_folder(out).glob(f"*/[0-9]*/{TEMPORARY}*"),
-        *(out / INDEX_FOLDER).glob(f"{TEMPORARY}*"),
-        *(p for p in out.glob(f"{TEMPORARY}*") if p.is_file()),
+    sources = sorted_folders(data_folder(out))
+    folders = [
+        out,
+        out / INDEX_FOLDER,
+        *sources,
+        *(folder for source in sources for folder in sorted_folders(source)),
     ]
+    stale = [path for folder in folders for path in _temporaries_in(folder)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
+
+
+def _temporaries_in(folder: Path) -> list[Path]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in names if name.startswith(TEMPORARY) and not (folder / name).is_dir()]
 
 
 def write_part(out: str | Path, rows: Sequence[Row], *, shard_id: str, recipe_hash: str) -> Path:

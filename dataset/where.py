@@ -13,13 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
     r"|'(?P<single>(?:[^']|'')*)'|\"(?P<double>[^\"]*)\"|(?P<sign>==|=|!=|<>|<=|>=|<|>|\(|\)|,))"
 )
-_COMPARE: dict[str, Callable[[Any, Any], pads.Expression]] = {
+_COMPARE: dict[str, Callable[[Any, Any], pc.Expression]] = {
     "=": operator.eq,
     "==": operator.eq,
     "!=": operator.ne,
@@ -32,7 +31,7 @@ _COMPARE: dict[str, Callable[[Any, Any], pads.Expression]] = {
 _WORDS = ("and", "or", "not", "in", "is", "null", "none", "true", "false")
 
 
-def parse_where(text: str, schema: pa.Schema) -> pads.Expression:
+def parse_where(text: str, schema: pa.Schema) -> pc.Expression:
     """Condition of a text on the columns of a schema.
 
     Raises:
@@ -82,19 +81,19 @@ class _Parser:
                 return value
         return None
 
-    def any_of(self) -> pads.Expression:
+    def any_of(self) -> pc.Expression:
         condition = self.all_of()
         while self.take("word", "or"):
             condition = condition | self.all_of()
         return condition
 
-    def all_of(self) -> pads.Expression:
+    def all_of(self) -> pc.Expression:
         condition = self.term()
         while self.take("word", "and"):
             condition = condition & self.term()
         return condition
 
-    def term(self) -> pads.Expression:
+    def term(self) -> pc.Expression:
         if self.take("word", "not"):
             return ~self.term()
         if self.take("sign", "("):

@@ -20,14 +20,14 @@ from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import signals_as_interrupt
 from ..annotate.run.executor import open_output, run_plan
 from ..annotate.run.plan import Plan, plan_run
-from ..annotate.run.tally import Tally, read_tally
+from ..annotate.run.tally import Tally
 from ..annotate.run.worker import Job
 from ..annotate.sources.clip import ClipRef
 from ..annotate.sources.entries import ReleaseSource, Source, media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.clip_set import ClipSet
 from ..dataset.commit import drop_rows
-from ..dataset.index import refresh_index, rows_by_folder, set_of_clips
+from ..dataset.index import refreshed_tally, rows_by_folder, set_of_clips
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.processes import num_cores
 from ..dataset.reasons import REASONS, find_reason, status_of
@@ -113,8 +113,7 @@ class _Run:
                 self.work(plan, digest)
             else:
                 write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
-            refresh_index(out, processes=num_cores())
-            whole = read_tally(out)
+            whole = refreshed_tally(out, processes=num_cores())
         parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
         return "\n".join(part for part in parts if part), 1 if whole.num_failed else 0
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...dataset.index import rows_by_folder, tallies_by_folder
+from ...dataset.index import rows_by_folder
 from ...dataset.outcomes import OUTCOME_COLUMNS, Outcome, Tally, outcomes_of
 from ...dataset.parquet import read_table
 from ...dataset.rows import Row
 
 __all__ = ["Outcome", "Tally"]
-
-
-def read_tally(out: Path) -> Tally:
-    """Counts of a whole dataset, from what the index keeps of each folder of parts where it is up to date."""
-    whole = Tally()
-    for tally in tallies_by_folder(out):
-        whole.take(tally)
-    return whole
 
 
 def read_outcomes(out: Path) -> Iterator[Outcome]:

@@ -5,7 +5,8 @@ Nothing here decodes or computes; the stages import this module and never each o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ class ClipRef:
     max_frames: int | None = None
     caption: str | None = None
     problem: tuple[ReasonCode, str] | None = None
-    given: GivenGeometry = field(default_factory=GivenGeometry)
+    given: GivenGeometry = GivenGeometry()
     data_licence: str = "unknown"
     data_redistributable: bool = False
     truth_camera_to_world_path: Path | None = None
@@ -126,7 +127,7 @@ class ClipRef:
 
     def __post_init__(self) -> None:
         check_name(self.clip_id)
-        check_name(self.source, "source")
+        _check_source(self.source)
 
     @property
     def media(self) -> str:
@@ -160,6 +161,12 @@ def identity(clip: ClipRef, *, mode: Mode, recipe_hash: str) -> dict[str, Any]:
 def printable(name: str) -> str:
     """A file name as it can be stored and shown: bytes that are no UTF-8 become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+@lru_cache(maxsize=64)
+def _check_source(name: str) -> None:
+    """Of which all clips of a run have the same one."""
+    check_name(name, "source")
 
 
 class ClipRejection(ValueError):

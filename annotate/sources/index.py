@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
         for key, pointer in _pointers(entry):
             if not pointer.strip() or "\0" in pointer:
                 errors.append(f"entry {number} (clip {entry.clip_id}): {key}: is empty or holds a zero byte")
-            elif key == "media_path" and not _at(root, pointer).is_relative_to(root):
+            elif key == "media_path" and not _is_below(root, pointer):
                 outside.append(entry.clip_id)
         if entry.clip_id in seen:
             errors.append(
@@ -101,60 +102,68 @@ def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
 
 def _pointers(entry: IndexEntry) -> Iterator[tuple[str, str]]:
     """Keys and values of an entry that name files."""
-    for key in IndexEntry.model_fields:
-        if key.endswith(("_path", "_pattern")) and key != "media_pattern":
-            pointer = getattr(entry, key)
-            if pointer is not None:
-                yield key, pointer
+    for key in _POINTERS:
+        pointer = getattr(entry, key)
+        if pointer is not None:
+            yield key, pointer
 
 
-def _at(root: Path, pointer: str) -> Path:
-    return Path(os.path.normpath(root / pointer))
+_POINTERS = [
+    key for key in IndexEntry.model_fields if key.endswith(("_path", "_pattern")) and key != "media_pattern"
+]
+
+
+def _at(root: Path, pointer: str) -> str:
+    # As text: a run reads hundreds of thousands of entries to learn that all of them have rows.
+    return os.path.normpath(os.path.join(root, pointer))
+
+
+def _is_below(root: Path, pointer: str) -> bool:
+    path = _at(root, pointer)
+    return path.startswith(f"{root}{os.sep}") or Path(path).is_relative_to(root)
 
 
 def _clip_of(entry: IndexEntry, source: str, root: Path) -> ClipRef:
     def at_root(relative: str | None) -> Path | None:
-        return None if relative is None else _at(root, relative)
-
-    def pattern(relative: str | None) -> str | None:
-        return None if relative is None else str(_at(root, relative))
+        return None if relative is None else Path(_at(root, relative))
 
     media_path = _at(root, entry.media_path)
     return ClipRef(
         clip_id=entry.clip_id,
         source=source,
         original_id=entry.original_id or entry.clip_id,
-        media_kind=entry.media_kind or ("images" if media_path.is_dir() else "video"),
-        media_path=media_path,
+        media_kind=entry.media_kind or ("images" if os.path.isdir(media_path) else "video"),
+        media_path=Path(media_path),
         media_root=root,
         media_pattern=entry.media_pattern,
         start_s=entry.start_s,
         end_s=entry.end_s,
         source_fps=entry.source_fps,
         caption=entry.caption,
-        given=GivenGeometry(
-            depth_pattern=pattern(entry.depth_pattern),
-            depth_list_path=at_root(entry.depth_list_path),
-            depth_units_per_metre=entry.depth_units_per_metre,
-            depth_invalid_value=entry.depth_invalid_value,
-            depth_kind=entry.depth_kind,
-            depth_view=entry.depth_view,
-            anchor_depth_pattern=pattern(entry.anchor_depth_pattern),
-            anchor_units_per_metre=entry.anchor_units_per_metre,
-            camera_to_world_path=at_root(entry.camera_to_world_path),
-            poses_metric=entry.poses_metric,
-            intrinsics_path=at_root(entry.intrinsics_path),
-            focal=entry.focal,
-            pixels=entry.given_pixels,
-            cameras_path=at_root(entry.cameras_path),
-            cameras_format=entry.cameras_format,
-            cameras_key=entry.cameras_key,
-            stills_path=at_root(entry.stills_path),
-            metres_per_unit=entry.metres_per_unit,
-        ),
+        given=_given_of(entry, root),
         data_licence=entry.data_licence,
         data_redistributable=entry.data_redistributable,
         truth_camera_to_world_path=at_root(entry.truth_camera_to_world_path),
         truth_intrinsics_path=at_root(entry.truth_intrinsics_path),
         render_seed=entry.render_seed,
     )
+
+
+_GIVEN = {
+    field.name: key
+    for field in dataclasses.fields(GivenGeometry)
+    if (key := {"pixels": "given_pixels"}.get(field.name, field.name)) in IndexEntry.model_fields
+}
+"""Keys of an entry that say what is given, by what they are there."""
+_NOTHING = GivenGeometry()
+
+
+def _given_of(entry: IndexEntry, root: Path) -> GivenGeometry:
+    if entry.model_fields_set.isdisjoint(_GIVEN.values()):
+        return _NOTHING
+    said: dict[str, Any] = {}
+    for name, key in _GIVEN.items():
+        if key in entry.model_fields_set and (value := getattr(entry, key)) is not None:
+            at = _at(root, value) if key in _POINTERS else value
+            said[name] = Path(at) if key.endswith("_path") else at
+    return GivenGeometry(**said)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..inputs import InputError, parse_json, read_bytes
@@ -152,18 +153,34 @@ def _list(out: Path, stamped: bool) -> list[tuple[str, list[Stamp]]]:
 
 def _scan(folder: Path, name: str, stamped: bool) -> tuple[list[Stamp], list[str]]:
     """Parts of a folder, and names of the folders in it; both sorted."""
+    names = sorted(os.listdir(folder))
+    parts = [n for n in names if n.startswith("part-") and n.endswith(".parquet")]
+    others = set(names).difference(parts) if len(parts) < len(names) else ()
+    below = sorted(n for n in others if os.path.isdir(folder / n))
+    if not stamped:
+        return [(f"{name}/{part}", 0, 0) for part in parts], below
     stamps: list[Stamp] = []
-    below: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("part-") and entry.name.endswith(".parquet"):
-                with suppress(FileNotFoundError):  # removed at this moment
-                    status = entry.stat() if stamped else None
-                    size, changed = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-                    stamps.append((f"{name}/{entry.name}", size, changed))
-            elif entry.is_dir():
-                below.append(entry.name)
-    return sorted(stamps), sorted(below)
+    with _looking_into(folder) as look:
+        for part in parts:  # of which there may be millions: `suppress` would take a fifth of the time
+            try:
+                status = look(part)
+            except FileNotFoundError:  # removed at this moment
+                continue
+            stamps.append((f"{name}/{part}", status.st_size, status.st_mtime_ns))
+    return stamps, below
+
+
+@contextmanager
+def _looking_into(folder: Path) -> Iterator[Callable[[str], os.stat_result]]:
+    """Gives what looks at a file of a folder by its name, without walking along the folder's path for each."""
+    if os.stat not in os.supports_dir_fd:
+        yield lambda name: os.stat(folder / name)
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield partial(os.stat, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def any_part(out: Path) -> bool:

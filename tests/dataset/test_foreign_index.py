@@ -29,16 +29,19 @@ def indexed(out: Path) -> Path:
 
 def say(piece: Path, **words: Any) -> None:
     """Have the Parquet file say something else, under a seal of its own."""
-    table = pq.read_table(piece)
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if b"seal" not in key}
-    metadata |= {f"theodolite.{key}".encode(): json.dumps(value).encode() for key, value in words.items()}
-    metadata |= {b"theodolite.tally": words["tally"].encode()} if isinstance(words.get("tally"), str) else {}
-    table = table.replace_schema_metadata(metadata)
-    piece.write_bytes(sealed(table, compression="zstd", row_group_size=1 << 20))
+    notes = notes_of(piece) | {f"theodolite.{key}": json.dumps(value) for key, value in words.items()}
+    notes |= {"theodolite.tally": words["tally"]} if isinstance(words.get("tally"), str) else {}
+    table = pq.read_table(piece).replace_schema_metadata(None)
+    piece.write_bytes(sealed(table, notes, compression="zstd", row_group_size=1 << 20))
+
+
+def notes_of(piece: Path) -> dict[str, str]:
+    found = {key.decode(): value.decode() for key, value in pq.read_metadata(piece).metadata.items()}
+    return {key: value for key, value in found.items() if key not in ("ARROW:schema", "theodolite.seal")}
 
 
 def said(piece: Path, name: str) -> Any:
-    return json.loads((pq.read_schema(piece).metadata or {})[f"theodolite.{name}".encode()])
+    return json.loads(notes_of(piece)[f"theodolite.{name}"])
 
 
 def with_column(piece: Path, name: str, values: pa.Array) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
-from theodolite.annotate.run.tally import read_tally
 from theodolite.dataset import index, store
 from theodolite.dataset.commit import clips_with_rows
-from theodolite.dataset.index import refresh_index, refresh_piece, set_of_clips, write_index
+from theodolite.dataset.index import refresh_index, refresh_piece, refreshed_tally, set_of_clips, write_index
+from theodolite.dataset.parquet import sealed
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import list_parts, part_folders, part_path, prepare_output, write_part
@@ -122,7 +125,7 @@ def test_sums_are_kept_with_each_folder_of_parts(
         recipe_hash="recipe1",
     )
     ids = [f"clip_{i:04d}" for i in (0, 1, 2, 3, 9, 40)]
-    plain = read_tally(out)
+    plain = theodolite.dataset.open(out).tally()
     assert (plain.accepted, plain.done, dict(plain.failed_for)) == (5, 6, {"unreadable_video": 1})
     assert [outcome.clip_id for outcome in plain.failed] == ["clip_0040"]
     refresh_index(out)
@@ -136,7 +139,8 @@ def test_sums_are_kept_with_each_folder_of_parts(
         return whole(piece, schema, columns, where)
 
     monkeypatch.setattr(index.Piece, "to_table", counted)
-    assert read_tally(out) == plain
+    assert refreshed_tally(out) == plain
+    assert read == []
     assert set_of_clips(out).has([*ids, "clip_0005"]) == [True] * 6 + [False]
     assert read == [("index_digest",)] * 4, "a piece for each folder"
     read.clear()
@@ -161,6 +165,81 @@ def open_pieces(out: Path) -> tuple[index.Piece, ...]:
     opened = index.open_index(out, store.stamped_folders(out))
     assert opened is not None
     return opened.pieces
+
+
+def _later(part: Path, by_ns: int = 1) -> None:
+    status = part.stat()
+    os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns + by_ns))
+
+
+def _rewritten_in_place(part: Path) -> None:
+    with part.open("r+b") as file:
+        file.write(part.read_bytes())
+    _later(part)
+
+
+def _of_another_size(part: Path) -> None:
+    status = part.stat()
+    part.write_bytes(part.read_bytes() + b"x")
+    os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _replaced_at_one_moment(part: Path) -> None:
+    """Two parts change places: sizes and times of the folder stay the same, taken together."""
+    other = part.with_name("part-000999-b.parquet")
+    aside = part.with_name("aside")
+    for source, target in ((part, aside), (other, part), (aside, other)):
+        source.rename(target)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _later,
+        _rewritten_in_place,
+        _of_another_size,
+        _replaced_at_one_moment,
+        lambda part: _later(part, 10**19),
+        lambda part: part.rename(part.with_name("part-000000-z.parquet")),
+        lambda part: shutil.copy2(part, part.with_name("part-000001-a.parquet")),
+        Path.unlink,
+    ],
+)
+def test_no_index_is_believed_that_is_of_other_parts(out: Path, change: Callable[[Path], object]) -> None:
+    refresh_index(out)
+    assert index.open_index(out, store.stamped_folders(out)) is not None
+    _later(list_parts(out)[1], 100)  # else the two that change places may have one size and time
+    refresh_index(out)
+    change(list_parts(out)[0])
+    assert index.open_index(out, store.stamped_folders(out)) is None
+
+
+def test_a_part_of_a_far_year_is_indexed(out: Path, read: list[str]) -> None:
+    """More nanoseconds since 1970 than fit into 64 bits."""
+    _later(list_parts(out)[0], 10**19)
+    refresh_index(out)
+    assert index.open_index(out, store.stamped_folders(out)) is not None
+    read.clear()
+    refresh_index(out)
+    assert read == []
+
+
+def test_a_piece_of_an_earlier_version_is_read_and_taken_over(out: Path, read: list[str]) -> None:
+    """What it says of its parts stood in the schema, and there was no digest of it."""
+    refresh_index(out)
+    whole = content(out)
+    for piece in (out / "index").glob("*.parquet"):
+        file = pq.ParquetFile(piece)
+        names = (b"schema_version", b"tally", b"parts", b"batches")
+        notes = {b"theodolite." + name: file.metadata.metadata[b"theodolite." + name] for name in names}
+        table = file.read().replace_schema_metadata(notes)
+        piece.write_bytes(sealed(table, compression="zstd", row_group_size=1 << 20))
+    assert content(out) == whole
+    read.clear()
+    _later(list_parts(out)[0])
+    refresh_index(out)
+    assert read == ["part-000000-a"]
+    assert content(out) == whole
 
 
 def test_the_index_of_an_earlier_version_is_removed(out: Path) -> None:
