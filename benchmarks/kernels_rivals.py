@@ -16,6 +16,7 @@ from cases import (
 )
 from kernels_cases import FRAMES, HEAD_SIZE, HEADS, HEIGHT, WIDTH, Table, both_ways, full_size, token_bytes
 from theodolite.kernels.attention import AttentionBackend
+from theodolite.kernels.flash4 import flash4_refusal
 
 
 def table_rivals(table: Table) -> None:
@@ -184,6 +185,8 @@ def table_neighbours(table: Table) -> None:
     causal = full * sum(seen) / frames**2
     moved = 4 * q.numel() * 2 / 1e9
     backends: list[AttentionBackend] = ["cudnn", "flash"]
+    if flash4_refusal("cuda", torch.bfloat16, HEAD_SIZE) is None:
+        backends.append("flash4")
     for backend in backends:
         kinds: list[tuple[str, float, dict[str, Any]]] = [
             ("all frames", full, {}),

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset.cameras.transforms import relative_to_first
+from ..kernels.attention import LONG, chosen_backend
 from ..kernels.backend import resolve_backend
+from ..kernels.flash4 import flash4_refusal, flash4_version
 from .ahead import Ahead
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, condition_cameras, latent_frames
@@ -291,6 +293,8 @@ def check_choices(
         resolve_backend(operators.kernels, torch.empty(0, dtype=dtype, device=device))
     if operators.attention in ("cudnn", "flash") and device.type != "cuda":
         raise ValueError(f"attention by {operators.attention} needs a GPU: use auto or reference")
+    if operators.attention == "flash4" and (refusal := flash4_refusal(device, dtype)):
+        raise ValueError(refusal)
     if sampling.graphs and device.type != "cuda":
         raise ValueError("CUDA graphs need a GPU")
     if sampling.graphs and policy != "none":
@@ -306,6 +310,8 @@ _WARM_UP_CHUNKS = 6
 def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[str, Any]:
     """Which implementations run on these latents, and what was asked for."""
     asked = model.operators
+    here, heads = latents.device, model.config.head_size
+    long = chosen_backend(asked.attention, here, model.final_layer.linear.weight.dtype, heads, LONG)
     if asked.attention != "auto":
         attention = asked.attention
     elif asked.attention_precision == "fp8":
@@ -314,6 +320,10 @@ def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[s
         attention = (
             "the first of cuDNN and flash that takes the shapes" if latents.is_cuda else "torch on the CPU"
         )
+        if long == "flash4":
+            attention = (
+                f"flash-attn-4 {flash4_version()} for chunks of {LONG} tokens and more, else {attention}"
+            )
     return {
         "asked": asdict(asked),
         "kernels": "triton" if resolve_backend(asked.kernels, latents) else "reference",

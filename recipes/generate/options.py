@@ -132,7 +132,7 @@ class GenerateOptions(Strict):
     ] = "auto"
     attention: Annotated[
         AttentionBackend,
-        typer.Option("--attention", help="Its softmax attention: auto, cudnn, flash or reference."),
+        typer.Option("--attention", help="Its softmax attention: auto, flash4, cudnn, flash or reference."),
     ] = "auto"
     offload: Annotated[
         Literal["none", "idle", "blocks"],
