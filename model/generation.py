@@ -23,6 +23,7 @@ from ..dataset.cameras.transforms import relative_to_first
 from ..kernels.attention import LONG, chosen_backend
 from ..kernels.backend import resolve_backend
 from ..kernels.flash4 import flash4_refusal, flash4_version
+from ..kernels.fp8.attention import fp8_attention_library
 from .ahead import Ahead
 from .autoencoder import to_pixels
 from .conditioning import SPATIAL_STRIDE, condition_cameras, latent_frames
@@ -315,7 +316,7 @@ def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[s
     if asked.attention != "auto":
         attention = asked.attention
     elif asked.attention_precision == "fp8":
-        attention = "cuDNN, e4m3" if latents.is_cuda else "plain twin of e4m3"
+        attention = f"{fp8_attention_library(here, heads)}, e4m3"
     else:
         attention = (
             "the first of cuDNN and flash that takes the shapes" if latents.is_cuda else "torch on the CPU"

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..kernels.attention import AttentionPrecision
 from ..kernels.backend import Backend
-from ..kernels.fp8.attention import check_fp8_attention
+from ..kernels.fp8.attention import check_fp8_attention, fp8_attention_library
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
 from .attention import CameraAttention
@@ -162,7 +162,7 @@ def set_precision(
         layers=tuple(paths),
         weight_bytes_before=before,
         weight_bytes_after=_weight_bytes(model),
-        library=_library(precision, attention),
+        library=_library(model, precision, attention),
     )
 
 
@@ -255,16 +255,14 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors if not t.is_meta)
 
 
-def _library(precision: Precision, attention: AttentionPrecision) -> str:
+def _library(model: WorldModel, precision: Precision, attention: AttentionPrecision) -> str:
     names = [f"torch {torch.__version__}"]
-    wanted = []
     if attention == "fp8":
-        wanted.append("nvidia-cudnn-frontend")
+        device = model.final_layer.linear.weight.device
+        names.append(fp8_attention_library(device, model.config.head_size))
     if precision == "nvfp4":
-        wanted.append("torchao")
-    for name in wanted:
         try:
-            names.append(f"{name} {importlib.metadata.version(name)}")
+            names.append(f"torchao {importlib.metadata.version('torchao')}")
         except importlib.metadata.PackageNotFoundError:
-            names.append(f"without {name} (plain twin)")
+            names.append("without torchao (plain twin)")
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""`fp8_attention`: e4m3 through cuDNN's front end on the GPU, through the plain twin on a CPU."""
+"""`fp8_attention`: e4m3 through flash-attn-3 or cuDNN's front end on the GPU, through the plain twin on a CPU."""
 
 # Triton's launch syntax, kernel[grid](...), is beyond the type checker.
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .flash3 import flash3_attend, flash3_version, has_flash3
 from .reference import (
     E4M3,
     LARGEST,
@@ -53,12 +55,24 @@ def check_fp8_attention(device: torch.device | str, head_size: int) -> None:
             "attention in fp8 needs a Hopper GPU or newer (compute capability 9.0); "
             f"{torch.cuda.get_device_name(device)} has {major}.{minor}: leave attention in bf16"
         )
-    for module, name, hint in (
-        ("cudnn", "nvidia-cudnn-frontend", "fp8"),
-        ("triton", "Triton", "kernels"),
-    ):
+    wanted = [("triton", "Triton", "kernels")]
+    if not has_flash3(device, head_size):
+        wanted.insert(0, ("cudnn", "nvidia-cudnn-frontend", "fp8"))
+    for module, name, hint in wanted:
         if find_spec(module) is None:
             raise ValueError(f"attention in fp8 needs {name}: pip install theodolite[{hint}]")
+
+
+def fp8_attention_library(device: torch.device | str, head_size: int) -> str:
+    """What attends in e4m3 there, with its version."""
+    if has_flash3(device, head_size):
+        return f"flash_attn_3 {flash3_version()}"
+    if torch.device(device).type == "cpu":
+        return "plain twin of e4m3"
+    try:
+        return f"nvidia-cudnn-frontend {importlib.metadata.version('nvidia-cudnn-frontend')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "without nvidia-cudnn-frontend"
 
 
 def fp8_attention(
@@ -95,6 +109,12 @@ def fp8_attention(
         queries = round_heads(q[clip], centre=False, per_head=False)
         keys = round_heads(k[clip], centre=True, per_head=False)
         values = round_heads(v[clip], centre=True, per_head=True)
+        if has_flash3(q.device, q.shape[-1]):
+            for rows, columns in reads:
+                read = [x._replace(values=_columns(x.values, columns)) for x in (keys, values)]
+                part = queries._replace(values=queries.values[:, rows])
+                flash3_attend(part, *read, scale, q.shape[-1], out=out[clip][:, rows])
+            continue
         rounded = torch.empty_like(queries.values[..., : values.values.shape[-1]])
         for rows, columns in reads:
             part = [_columns(x.values, columns) for x in (keys, values)]

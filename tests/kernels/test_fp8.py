@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from theodolite.kernels import frame_attention, modulated_norm
 from theodolite.kernels.fp8.attention import check_fp8_attention, fp8_attention, round_heads, scale_back
+from theodolite.kernels.fp8.flash3 import has_flash3
 from theodolite.kernels.fp8.product import (
     check_fp8_products,
     gated_add_rows,
@@ -187,18 +188,56 @@ def test_chunks_read_what_they_read_in_other_precisions(options: dict[str, Any],
     assert relative(found, exact) < 0.08
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [640, 1001])
-def test_library_equals_the_twin(tokens: int, device: torch.device) -> None:
-    pytest.importorskip("cudnn", reason="pip install theodolite[fp8]")
+@pytest.fixture(params=["flash_attn_3", "cudnn"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the libraries that attend in e4m3 on Hopper, where it is installed."""
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs a Hopper GPU")
+    if request.param == "cudnn":
+        pytest.importorskip("cudnn", reason="pip install theodolite[fp8]")
+        monkeypatch.setattr("theodolite.kernels.fp8.attention.has_flash3", lambda *_: False)
+    elif not has_flash3("cuda", 112):
+        pytest.skip("flash-attn-3 is not built here")
+    return request.param
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [640, 1001])
+def test_library_equals_the_twin(library: str, tokens: int, device: torch.device) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, 112, device=device).bfloat16() for _ in range(3))
     found = fp8_attention(q[None], k[None], v[None])[0]
     # Weights are rounded to three bits of mantissa, 2.5 % each, here and there under other running maxima: 3.1 % on an
     # H100 where each was rounded on its own.
     assert relative(found, fp8_attention_reference(q, k, v)) < 0.04
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [104, 112, 128])
+def test_library_reads_chunks_and_earlier_tokens(library: str, size: int) -> None:
+    """Against exact attention, as the twin above; keys and values with a mean, a loud head, NaN."""
+    torch.manual_seed(0)
+    loud = torch.tensor([1.0, 30.0, 1e-3], device="cuda")[:, None, None, None]
+    q, k, v = torch.randn(3, 2, 3, 6, 70, size, device="cuda").bfloat16()
+    k, v = k + 3, ((v + 1) * loud).bfloat16()
+    before = [(k[:, :, 0], v[:, :, 0])]
+    options: dict[str, Any] = {"chunk_starts": (0, 1, 2, 4), "window_chunks": 1, "sink_chunks": 1}
+    found = frame_attention(q, k, v, before=before, precision="fp8", **options)
+    exact = frame_attention(
+        q.float(),
+        k.float(),
+        v.float(),
+        before=[(a.float(), b.float()) for a, b in before],
+        backend="reference",
+        **options,
+    )
+    assert found.dtype == torch.bfloat16
+    for head in range(3):
+        assert relative(found[:, head], exact[:, head]) < 0.08
+    v[1, 2, 3, 4, 5] = float("nan")
+    found = frame_attention(q, k, v, precision="fp8")
+    assert found[1, 2].isnan().all()
+    assert found[0].isfinite().all()
 
 
 def test_what_cannot_run_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
