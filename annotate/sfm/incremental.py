@@ -22,6 +22,7 @@ from .bundle.problem import Problem, State, state_at_origin
 from .bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from .config import BundleConfig
 from .depth_noise import DepthNoise
+from .gaps import cross_gap, find_gaps
 from .records import KNOWN_LENS_SIGMA, MIN_INLIERS
 from .resection import FrameCamera, SeenPoints, absolute_pose, inlier_mask, refine_single
 from .triangulation import keep_known
@@ -29,6 +30,7 @@ from .triangulation import keep_known
 log = logging.getLogger(__name__)
 _LEAST_RAY_EIGENVALUE = 3e-4  # rays at an angle t have 1 - cos t: 1.4 degrees
 MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
+_BARE_FOCAL_STEP = 0.01
 _FOCAL_HYPOTHESES = (0.55, 0.8, 1.15, 1.8)  # times the longer image side: 85 to 31 degrees
 
 
@@ -40,6 +42,7 @@ def place_incrementally(
     log_focal: float | FloatArray,
     focal_step_sigma: float,
     gain_sigma: float | None = None,
+    across_gaps: bool = True,
 ) -> tuple[State, NDArray[np.bool_]]:
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
 
@@ -52,23 +55,32 @@ def place_incrementally(
         focal_step_sigma: how far the log focal may move from one frame to the next, or from the known one.
         gain_sigma: by how much the depth of whole frames is wrong; then each frame's depth is brought to that of the
             frames before. None: it is taken as it is.
+        across_gaps: place what lies beyond runs without depth by itself, and join it (see `gaps`).
     Returns:
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
     """
-    placement = _Placement(
+    placement = Placement(
         problem, config, log_focal, focal_step_sigma=focal_step_sigma, gain_sigma=gain_sigma
     )
+    gaps = find_gaps(placement.num_depths) if across_gaps else []
+    if gaps and placement.num_depths[start] < MIN_INLIERS:
+        solid = np.flatnonzero(placement.num_depths >= MIN_INLIERS)
+        start = int(solid[np.argmin(np.abs(solid - start))]) if len(solid) else start
     placement.add(start)
     for direction in (1, -1):
         last, i = start, start + direction
         while 0 <= i < problem.num_frames:
+            gap = next((g for g in gaps if i in g), None)
+            if gap is not None:
+                last, i = cross_gap(placement, last, gap if direction > 0 else gap[::-1], gaps)
+                continue
             if placement.place(i, last):
                 last = i
             i += direction
     return placement.result()
 
 
-class _Placement:
+class Placement:
     """Cameras placed so far, and what they make of the points that they see.
 
     How often a point lay where the cameras expected it, and how often not, is counted: things that move on their own
@@ -83,6 +95,8 @@ class _Placement:
         ray_matrix, ray_vector: of points without any depth, sums over the viewing rays of placed frames, to triangulate
             them by where needed.
         triangulated: (P,) points whose place comes from rays.
+        num_depths: (F,) observations with depth.
+        by_rays: whether a frame is placed by all the points that rays give, or by those only where depth gives few.
     """
 
     def __init__(
@@ -116,6 +130,42 @@ class _Placement:
         self.hits, self.misses = np.zeros(points), np.zeros(points)
         self.ray_matrix, self.ray_vector = np.zeros((points, 3, 3)), np.zeros((points, 3))
         self.triangulated = np.zeros(points, bool)
+        self.by_rays = False
+        self.num_depths = np.bincount(frame[has_depth], minlength=frames)
+
+    def fresh(self, log_focal: float) -> Placement:
+        """The same problem with nothing placed, from another focal length where the lens is unknown."""
+        return Placement(
+            self.problem,
+            self.config,
+            self.log_focal if self.known_lens else log_focal,
+            focal_step_sigma=self.focal_step_sigma,
+            gain_sigma=self.gain_sigma,
+        )
+
+    def known(self) -> NDArray[np.bool_]:
+        """(P,) points that have a place and were not seen beside it too often."""
+        return (self.count > 0) & (self.misses <= self.hits + 1)
+
+    def places(self) -> FloatArray:
+        """(P, 3) of the points, NaN without."""
+        return self.total / np.where(self.count > 0, self.count, np.nan)[:, None]
+
+    def lift_again(self) -> None:
+        """Points from the depth and the rays of the frames as they are placed now."""
+        self.total[:], self.count[:] = 0, 0
+        self.triangulated[:] = False
+        self.ray_matrix[:], self.ray_vector[:] = 0, 0
+        for i in np.flatnonzero(self.placed):
+            self._back_project(int(i))
+        for i in np.flatnonzero(self.placed):
+            self._add_rays(int(i))
+
+    def put(self, point: IntArray, xyz: FloatArray) -> None:
+        """Take points from a bundle at the places (n, 3) that it gave them."""
+        bare = self.count[point] == 0
+        self.count[point[bare]], self.triangulated[point[bare]] = 1, True
+        self.total[point] = xyz * self.count[point][:, None]
 
     def add(self, i: int) -> None:
         """Take frame `i` with the camera that it has."""
@@ -123,10 +173,11 @@ class _Placement:
         self._back_project(i)
         self._add_rays(i)
 
-    def place(self, i: int, last: int) -> bool:
-        """Place frame `i` from the points that are known, beginning with the camera of frame `last`."""
+    def place(self, i: int, last: int, *, at_least: int = MIN_INLIERS) -> bool:
+        """Place frame `i` from the points that are known, beginning with the camera of frame `last`; whether so many
+        agree with it."""
         seen = self.by_frame[i]
-        if (self.count[self.point[seen]] > 0).sum() < MIN_SHARED:
+        if self.by_rays or (self.count[self.point[seen]] > 0).sum() < MIN_SHARED:
             self._triangulate(i)
         point = self.point[seen]
         known = seen[(self.count[point] > 0) & (self.misses[point] <= self.hits[point] + 1)]
@@ -136,15 +187,22 @@ class _Placement:
         if not self.known_lens:
             self.focal[i] = self.focal[last]
         trusted = self.hits[point] > self.misses[point]
-        least = max(MIN_INLIERS, 0.5 * trusted.sum())
-        return self._place_by(i, known, xyz, trusted, least) or self._place_by(
-            i, known, xyz, np.ones(len(known), bool), 0
+        least = max(at_least, 0.5 * trusted.sum())
+        return self._place_by(i, known, xyz, (trusted, least), at_least) or self._place_by(
+            i, known, xyz, (np.ones(len(known), bool), 0), at_least
         )
 
     def _place_by(
-        self, i: int, known: IntArray, xyz: FloatArray, chosen: NDArray[np.bool_], least: float
+        self,
+        i: int,
+        known: IntArray,
+        xyz: FloatArray,
+        among: tuple[NDArray[np.bool_], float],
+        at_least: int,
     ) -> bool:
-        """Place frame `i` by some of its known observations, unless fewer than `least` agree."""
+        """Place frame `i` by some of its known observations, unless fewer than are asked for agree: of those, and of
+        all."""
+        chosen, least = among
         uv, guess = self.uv[known], self.focal[i]
         pose = absolute_pose(xyz[chosen], uv[chosen], guess, self.centre, self.threshold)
         if pose is None or len(pose[2]) < least:
@@ -155,10 +213,13 @@ class _Placement:
             FrameCamera(rotation=pose[0], translation=pose[1], focal_px=guess),
             self.problem,
             self.config,
-            focal_step_sigma=self.focal_step_sigma,
+            # Without depth a lens that grows longer is not told from points that lie nearer.
+            focal_step_sigma=min(self.focal_step_sigma, _BARE_FOCAL_STEP)
+            if self.by_rays
+            else self.focal_step_sigma,
             gain_sigma=self.gain_sigma,
         )
-        if inliers < MIN_INLIERS:
+        if inliers < at_least:
             return False
         self.rotation[i], self.translation[i], self.focal[i] = (
             camera.rotation,
@@ -197,12 +258,12 @@ class _Placement:
         np.add.at(self.total, point[near], world[near])
         np.add.at(self.count, point[near], 1)
 
-    def _by_rays(self, point: IntArray) -> NDArray[np.bool_]:
+    def _without_depth(self, point: IntArray) -> NDArray[np.bool_]:
         return (self.count[point] == 0) | self.triangulated[point]
 
     def _add_rays(self, i: int) -> None:
         seen = self.by_frame[i]
-        seen = seen[self._by_rays(self.point[seen])]
+        seen = seen[self._without_depth(self.point[seen])]
         ray = np.concatenate([(self.uv[seen] - self.centre) / self.focal[i], np.ones((len(seen), 1))], 1)
         ray = (ray / np.linalg.norm(ray, axis=1, keepdims=True)) @ self.rotation[i]
         across = np.eye(3) - ray[:, :, None] * ray[:, None, :]
@@ -212,7 +273,7 @@ class _Placement:
     def _triangulate(self, i: int) -> None:
         """Points for frame `i` where depth gave too few: from the rays of the frames before."""
         point = self.point[self.by_frame[i]]
-        point = point[self._by_rays(point)]
+        point = point[self._without_depth(point)]
         point = point[np.linalg.eigvalsh(self.ray_matrix[point])[:, 0] > _LEAST_RAY_EIGENVALUE]
         solved = np.linalg.solve(self.ray_matrix[point], self.ray_vector[point][:, :, None])
         self.total[point] = solved[:, :, 0]
@@ -330,6 +391,7 @@ def _compete(
             log_focal=log_focal,
             focal_step_sigma=0.02 if np.ndim(log_focal) == 0 else KNOWN_LENS_SIGMA,
             gain_sigma=None if noise is None else noise.gain_sigma,
+            across_gaps=False,
         )
         if placed.sum() < max(3, 0.6 * problem.num_frames):
             continue
@@ -348,15 +410,18 @@ def _compete(
     if not candidates:
         return None
     cost, used, state = min(candidates, key=lambda c: c[0])
-    solution = solve_bundle(
-        used,
-        state,
-        prior,
-        config,
-        effort=Effort(max_iterations=6, tolerance=0.0001),
-        want_covariance=True,
-        gain=gain,
-    )
+    try:
+        solution = solve_bundle(
+            used,
+            state,
+            prior,
+            config,
+            effort=Effort(max_iterations=6, tolerance=0.0001),
+            want_covariance=True,
+            gain=gain,
+        )
+    except FloatingPointError:
+        return None
     assert solution.covariance is not None
     sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
     return cost, sigma, float(solution.state.log_focal[middle])
