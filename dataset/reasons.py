@@ -431,8 +431,9 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "A pose is not a rotation and a translation.", "Look at the given poses, if there are any."
     ),
     "position_uncertain": _judged(
-        "The place of the camera is known too badly, measured by how far the scene is.",
-        "Take a window with more texture or more parallax.",
+        "The place of the camera is known too badly, measured by how far the scene is or, where the lens zooms, by the "
+        "path.",
+        "Take a window with more texture or a longer path, or give the lens (intrinsics_path).",
     ),
     "static_camera": _judged(
         "The picture does not move: the camera stands still.", "Take a window in which the camera moves."

@@ -22,6 +22,7 @@ from ..checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from ..checks.held_cameras import LensCheck
 from ..scale.bridge import Bridge
 from ..scale.records import ScaleEstimate
+from ..sfm.focal_model import common_position_error
 from ..sfm.records import GIVEN, INFILLED, CameraSolution
 from ..sfm.summary import sweep_minimum
 from ..tracks.records import ImageMeasurements, indices_by_group
@@ -254,6 +255,13 @@ _RULES = (
         name="position_sigma",
         value=lambda s: _worst_sigma(s.cameras) / max(s.cameras.median_depth, 1e-9),
         upper=lambda s: s.config.max_position_sigma,
+    ),
+    _Rule(
+        name="path_sigma",
+        value=lambda s: common_position_error(s.cameras),
+        upper=lambda s: s.config.max_path_sigma,
+        # A lens that stays as it is makes no path of its own.
+        applies=lambda s: not s.posed and s.cameras.focal_model in ("smooth", "piecewise"),
     ),
     _Rule(
         name="given_focal",
@@ -509,6 +517,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "rest_error": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
+    "path_sigma": "position_uncertain",
     "focal_sigma": "focal_uncertain",
     "depth_scale": "depth_scale_wanders",
     "depth_residual": "depth_residual_large",

@@ -13,6 +13,7 @@ from theodolite.annotate.scale.bridge import Bridge
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sfm.depth_noise import DepthNoise
+from theodolite.annotate.sfm.focal_model import common_position_error
 from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution
 from theodolite.annotate.sfm.summary import sweep_minimum
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
@@ -105,7 +106,10 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         rest_error_ratio=2.5,
         num_linked=np.full(FRAMES, 150),
     )
-    gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
+    seen = {"height": HEIGHT, "width": WIDTH, "config": GatesConfig()}
+    gates = judge(cameras, scale(), measurements(), **seen)
+    zooming = judge(replace(cameras, focal_model="smooth"), scale(), measurements(), **seen)
+    gates += tuple(gate for gate in zooming if gate.name == "path_sigma")
     errors = GivenPoseErrors(
         noise_m=0.003,
         noise_px=1.0,
@@ -208,6 +212,10 @@ def sheared() -> CameraSolution:
         (replace(solution(), rest_error_ratio=1.1), "no_parallax"),
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
+        (
+            replace(solution(), focal_model="smooth", position_sigma=np.full(FRAMES, 0.01)),
+            "position_uncertain",
+        ),
         (replace(solution(), focal_common_log=0.04), "focal_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
         (
@@ -222,6 +230,13 @@ def sheared() -> CameraSolution:
 )
 def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
     assert reason in failed(cameras)
+
+
+def test_a_lens_that_stays_as_it_is_makes_no_path() -> None:
+    doubtful = replace(solution(), position_sigma=np.full(FRAMES, 0.01))
+    assert not failed(doubtful)
+    # 0.6 of 0.01 times the root of 200 measurements, over 39 steps of 0.03.
+    assert common_position_error(doubtful) == pytest.approx(0.6 * 0.01 * 200**0.5 / 1.17)
 
 
 def test_frames_whose_depth_errs_by_a_fifth_still_have_a_unit() -> None:
