@@ -25,6 +25,7 @@ from ..sfm.config import BundleConfig
 from ..sfm.records import RMS_OF_MEDIAN, CameraSolution, Evidence
 from ..sfm.summary import scale_sweep, sweep_minimum
 from ..sfm.triangulation import parallax, triangulate
+from ..sources.clip import ClipRejection
 
 _FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1, "radial_sigma": 0.0}
 """Priors while given intrinsics are in doubt: those of another image size are off by a tenth."""
@@ -267,17 +268,26 @@ class _LensQuestion:
     config: BundleConfig
 
     def freed(self, start: State, steps: int, *, want_covariance: bool = False) -> Solution:
-        """The bundle of lens and points from `start`, poses held, under a loss as wide as its errors."""
+        """The bundle of lens and points from `start`, poses held, under a loss as wide as its errors.
+
+        Raises:
+            ClipRejection: `no_reconstruction`.
+        """
         wide = self.config.model_copy(update={"robust_scale": _spread(self.problem, start, self.config)})
-        return solve_bundle(
-            self.problem,
-            start,
-            self.prior,
-            wide,
-            effort=Effort(max_iterations=steps, tolerance=0.001),
-            hold="poses",
-            want_covariance=want_covariance,
-        )
+        try:
+            return solve_bundle(
+                self.problem,
+                start,
+                self.prior,
+                wide,
+                effort=Effort(max_iterations=steps, tolerance=0.001),
+                hold="poses",
+                want_covariance=want_covariance,
+            )
+        except FloatingPointError as error:
+            raise ClipRejection(
+                "no_reconstruction", f"no bundle of the lens under the given poses: {error}"
+            ) from error
 
     def median_px(self, state: State) -> float:
         """Median reprojection error."""

@@ -344,7 +344,10 @@ class KeyframeProblem:
             return AskedFocal(log=float(asked - known[number]))
         # One window is not enough to doubt the source: ask the whole clip.
         state, placed = self._place_from(number, asked)
-        state, _, solution = self.bundle(state, placed, 20, free_lens=True)
+        try:
+            state, _, solution = self.bundle(state, placed, 20, free_lens=True)
+        except FloatingPointError:
+            return AskedFocal()
         off = (state.log_focal.cpu().numpy() - known)[placed]
         middle = float(np.median(off))
         spread = 1.4826 * float(np.median(np.abs(off - middle)))

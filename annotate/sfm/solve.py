@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..sources.clip import ClipRejection
 from .bundle.problem import State
 from .keyframes import KeyframeProblem, SolverInput
 from .loops import propose_loops, weak_links
@@ -41,7 +42,10 @@ def solve_cameras(inputs: SolverInput, *, with_evidence: bool = False) -> Camera
         ValueError: there is no depth.
     """
     square, aspect = inputs.in_square_pixels()
-    cameras = _solve(square)
+    try:
+        cameras = _solve(square)
+    except FloatingPointError as error:
+        raise ClipRejection("no_reconstruction", f"no bundle of the clip: {error}") from error
     if not with_evidence:
         cameras = replace(cameras, evidence=None)
     return cameras if aspect == 1.0 else with_lens(in_stored_pixels(cameras, aspect), inputs.held_lens)

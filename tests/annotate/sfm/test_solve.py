@@ -14,7 +14,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import RenderedClip, RenderedFrame, render_clip
 from theodolite.annotate.sfm.bundle.problem import Problem, State
 from theodolite.annotate.sfm.config import BundleConfig
-from theodolite.annotate.sfm.keyframes import SolverInput
+from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
 from theodolite.annotate.sfm.observations import thin_observations
 from theodolite.annotate.sfm.records import CameraSolution, KnownLens
 from theodolite.annotate.sfm.solve import solve_cameras
@@ -380,3 +380,16 @@ def test_only_a_held_lens_comes_back_as_it_was_given(held, monkeypatch):
     else:
         assert np.allclose(found.focal_px, (400.0, 440.0))
         assert np.allclose(found.principal_point_px, (100.0, 50.0))
+
+
+@pytest.mark.slow
+def test_a_bundle_that_does_not_begin_is_a_reason(monkeypatch) -> None:
+    def no_bundle(*_, **__):
+        raise FloatingPointError("bundle: the cost is not finite at the start")
+
+    monkeypatch.setattr(KeyframeProblem, "choose_seed", no_bundle)
+    _, frames = rendered(WALK)
+    measured = measure_images((f.rgb for f in frames[:8]), height=252, width=448, config=FEW)
+    with pytest.raises(ClipRejection, match="not finite at the start") as rejection:
+        solve_cameras(inputs(measured, Maps([f.depth_m for f in frames[:8]]), tracks_config=FEW))
+    assert rejection.value.reason == "no_reconstruction"

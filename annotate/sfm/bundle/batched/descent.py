@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -54,9 +55,11 @@ class BatchedSolver:
         damping = 1e-10
         while True:
             normal.damp(torch.full((1,), damping, dtype=torch.float64, device=self.device))
+            # Directions that nothing determines: the least damping that factorises bounds their variance. What one
+            # order of the blocks factorises, another may not.
             if not bool(normal.factor.failed):
-                return normal.covariance()[: task.problem.num_frames].cpu()
-            # Directions that nothing determines: the least damping that factorises bounds their variance.
+                with suppress(FloatingPointError):
+                    return normal.covariance()[: task.problem.num_frames].cpu()
             damping *= 10
             if damping > 1e-2:
                 raise FloatingPointError("the damped camera system is not positive definite")

@@ -360,3 +360,25 @@ def test_a_path_is_told_by_the_images_or_not_at_all(path: float, zoom: float | N
     else:
         assert gone > 0.02 or zoom == 1.0
         assert ratio < 1.1
+
+
+def test_a_point_that_the_camera_went_by_leaves_the_question_of_rest_answered() -> None:
+    problem, state = scene(12, 60)
+    prior = focal_prior("smooth", 12, CONFIG)
+    noisy = replace(
+        problem, uv_px=problem.uv_px + 0.3 * torch.randn(problem.uv_px.shape, generator=torch.manual_seed(1))
+    )
+    before = rest_error_ratio(noisy, state, prior, CONFIG)
+    centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[:, :, 0]
+    points = state.points.clone()
+    points[0] = centre.median(0).values
+    points[1] = points[0] + 1e-9
+    at_the_camera = rest_error_ratio(noisy, replace(state, points=points), prior, CONFIG)
+    assert before > 2
+    assert at_the_camera == pytest.approx(before, rel=0.1)
+
+
+def test_a_path_that_cannot_be_compared_with_rest_is_not_confirmed() -> None:
+    problem, state = scene(4, 12)
+    bad = replace(problem, sigma_px=torch.full_like(problem.sigma_px, 1e-200))
+    assert rest_error_ratio(bad, state, focal_prior("smooth", 4, CONFIG), CONFIG) == 1.0

@@ -12,6 +12,7 @@ from theodolite.annotate.sfm.bundle import solve
 from theodolite.annotate.sfm.bundle.batched.cyclic import CyclicFactor
 from theodolite.annotate.sfm.bundle.batched.descent import BatchedSolver
 from theodolite.annotate.sfm.bundle.batched.groups import Groups
+from theodolite.annotate.sfm.bundle.batched.normal import BatchedNormal
 from theodolite.annotate.sfm.bundle.priors import ExpectedFocal, focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
 from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle, solve_bundles, solver_of
@@ -211,3 +212,26 @@ def test_a_system_that_nothing_makes_definite_is_told() -> None:
     bad: Problem = replace(problem, sigma_px=torch.full_like(problem.sigma_px, 1e-200))
     with pytest.raises(FloatingPointError):
         solve_bundle(bad, truth, focal_prior("smooth", 4, CONFIG), CONFIG)
+
+
+def test_a_covariance_that_one_order_of_blocks_cannot_factorise_is_tried_with_more_damping(
+    monkeypatch,
+) -> None:
+    problem, truth = scene(frames=6, points=30)
+    prior = focal_prior("smooth", 6, CONFIG)
+    task = Question(problem=problem, state=truth, prior=prior, config=CONFIG).task()
+    once = BatchedNormal.covariance
+    asked = []
+
+    def fails_first(self: BatchedNormal) -> torch.Tensor:
+        asked.append(float(self.damp_p.max()))
+        if len(asked) == 1:
+            raise FloatingPointError("the damped camera system is not positive definite")
+        return once(self)
+
+    monkeypatch.setattr(BatchedNormal, "covariance", fails_first)
+    found = BatchedSolver(torch.device("cpu")).covariance(task)
+    assert len(asked) == 2
+    assert asked[1] > asked[0]
+    # The first frame is held.
+    assert torch.allclose(found[1:], SparseSolver().covariance(task)[1:], rtol=1e-4)
