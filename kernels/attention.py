@@ -108,17 +108,7 @@ def frame_attention(
         raise ValueError(f"q holds {q.dtype}, k {k.dtype}, v {v.dtype}; give one type")
     plan = visible_frames(k.shape[2], chunk_starts, window_chunks=window_chunks, sink_chunks=sink_chunks)
     plan = _plan_of_part(plan, part)
-    for keys, values in before:
-        if (
-            keys.shape != values.shape
-            or keys.ndim != 4
-            or keys.shape[:2] != q.shape[:2]
-            or keys.shape[-1] != q.shape[-1]
-        ):
-            raise ValueError(
-                f"before holds keys {tuple(keys.shape)} and values {tuple(values.shape)}; with q {tuple(q.shape)} give "
-                f"({q.shape[0]}, {q.shape[1]}, tokens, {q.shape[-1]})"
-            )
+    _check_before(before, q)
     if precision == "fp8" and part != (0, k.shape[2]):
         raise ValueError(
             "precision 'fp8' is for inference, first_frame for training over several ranks: not both"
@@ -142,19 +132,11 @@ def frame_attention(
     backend = chosen_backend(backend, q.device, q.dtype, q.shape[-1], longest, trains=trains)
     if backend == "flash4":
         return _by_chunks(q, k, v, plan, before, lambda q, k, v: flash4_attention(q, k, v, scale=scale))
-    size = q.shape[-1]
-    if padded := _pads(q, before) and not trains:
-        scale = size**-0.5 if scale is None else scale
-        q, k, v = (_resized(x, 128) for x in (q, k, v))
-    if backend == "auto":
-        order = SDPA_ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    else:
-        order = [SDPBackend.CUDNN_ATTENTION if backend == "cudnn" else SDPBackend.FLASH_ATTENTION]
-    with sdpa_kernel(order, set_priority=True):
-        out = _by_chunks(
-            q, k, v, plan, before, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale)
-        )
-    return _resized(out, size) if padded else out
+    if not trains and _pads(q, before):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        wide_q, wide_k, wide_v = (_resized(x, 128) for x in (q, k, v))
+        return _resized(_in_torch(wide_q, wide_k, wide_v, plan, before, scale, backend), q.shape[-1])
+    return _in_torch(q, k, v, plan, before, scale, backend)
 
 
 def chosen_backend(
@@ -202,6 +184,40 @@ def _by_chunks(
         out = attend(q[:, :, first:end].flatten(2, 3), read(k, 0), read(v, 1))
         outputs.append(out.unflatten(2, (end - first, q.shape[3])))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _in_torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: list[tuple[tuple[int, int], list[tuple[int, int]]]],
+    before: Sequence[tuple[Tensor, Tensor]],
+    scale: float | None,
+    backend: AttentionBackend,
+) -> Tensor:
+    """By torch's own attention: "cudnn", "flash", or in the order that was measured."""
+    if backend == "auto":
+        order = SDPA_ORDER if q.is_cuda else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    else:
+        order = [SDPBackend.CUDNN_ATTENTION if backend == "cudnn" else SDPBackend.FLASH_ATTENTION]
+    with sdpa_kernel(order, set_priority=True):
+        return _by_chunks(
+            q, k, v, plan, before, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale)
+        )
+
+
+def _check_before(before: Sequence[tuple[Tensor, Tensor]], q: Tensor) -> None:
+    for keys, values in before:
+        if (
+            keys.shape != values.shape
+            or keys.ndim != 4
+            or keys.shape[:2] != q.shape[:2]
+            or keys.shape[-1] != q.shape[-1]
+        ):
+            raise ValueError(
+                f"before holds keys {tuple(keys.shape)} and values {tuple(values.shape)}; with q {tuple(q.shape)} give "
+                f"({q.shape[0]}, {q.shape[1]}, tokens, {q.shape[-1]})"
+            )
 
 
 def _queried_frames(q: Tensor, k: Tensor, v: Tensor, first_frame: int | None) -> tuple[int, int]:

@@ -179,8 +179,7 @@ def _run_scan(
     store: bool,
 ) -> Chain:
     b, t, _, h, d = x.sizes
-    device = p.device
-    dtype = _matrix_dtype(x)
+    device, dtype = p.device, _matrix_dtype(x)
     normalise = pz is not None
 
     def states(wanted: bool) -> Tensor | None:

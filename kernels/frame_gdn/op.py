@@ -221,12 +221,10 @@ def _backward_op(
         made.dv,
         made.dbeta,
         made.ddecay.to(decay.dtype),
-        None
-        if q_weight is None or read.dweight is None
-        else read.dweight.to(q_weight.dtype).view_as(q_weight),
-        None
-        if k_weight is None or made.dweight is None
-        else made.dweight.to(k_weight.dtype).view_as(k_weight),
+        *(
+            None if weight is None or found is None else found.to(weight.dtype).view_as(weight)
+            for weight, found in ((q_weight, read.dweight), (k_weight, made.dweight))
+        ),
     ]
     starts = (initial_kv, initial_z, initial_kv_reverse, initial_z_reverse)
     dstarts = (grads.ends.kv, grads.ends.z, grads.ends.kv_reverse, grads.ends.z_reverse)
