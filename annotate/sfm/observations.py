@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-# OpenCV types every image as MatLike and leaves functions out of its stubs.
-# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from dataclasses import replace
 
 import cv2

@@ -5,8 +5,6 @@ each track's position is the median of what the frames that see it make of it. T
 against those points, from scratch where its own camera is of no use. Nothing is chained, so nothing drifts.
 """
 
-# OpenCV types every image as MatLike.
-# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import logging

@@ -15,8 +15,6 @@ Pixel coordinates leave this module in the stored frame size, pixel centres at +
 
 from __future__ import annotations
 
-# OpenCV types every image as MatLike and leaves functions out of its stubs.
-# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-# OpenCV types every image as MatLike and leaves functions out of its stubs.
-# pyright: reportArgumentType=false, reportReturnType=false, reportAttributeAccessIssue=false
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
