@@ -55,6 +55,8 @@ OPTIONAL = (
     "decord",
     "diffusers",
     "evo",
+    "flash_attn",
+    "flash_attn_interface",
     "gcsfs",
     "gsplat",
     "lightning",
@@ -76,6 +78,7 @@ OPTIONAL = (
 
 UNLIKE_THEIR_NAMES = {
     "dask-jobqueue": "dask_jobqueue",
+    "flash-attn-4": "flash_attn",
     "nvidia-cudnn-frontend": "cudnn",
     "open3d-cpu": "open3d",
     "pillow": "PIL",
