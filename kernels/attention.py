@@ -86,8 +86,8 @@ def frame_attention(
             parallelism); None: q holds the whole clip.
         before: keys and values (B, H, tokens, D) of earlier chunks that every query reads (streaming).
         scale: of the logits; None: D^-1/2.
-        backend: "auto" lets cuDNN go first on a GPU, which at the real size is 1.7 times as fast as flash; for long
-            chunks on Hopper flash-attn-4 where it is installed (`chosen_backend`), 1.3 times as fast as cuDNN.
+        backend: "auto" lets cuDNN go first on a GPU, which at the real size is 1.7 times as fast as flash; on Hopper
+            flash-attn-4 where it is installed (`chosen_backend`), 1.2 to 1.3 times as fast as cuDNN.
         precision: "fp8" rounds everything to e4m3, through cuDNN on Hopper GPUs and newer and through a plain twin on a
             CPU; then there is no choice of a backend, and no gradient.
     Returns:
@@ -127,9 +127,9 @@ def frame_attention(
             first_frame=first_frame or 0,
             scale=scale,
         )
-    longest = max((end - first for (first, end), _ in plan), default=0) * q.shape[3]
+    most = max((end - first for (first, end), _ in plan), default=0) * q.shape[3]
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    backend = chosen_backend(backend, q.device, q.dtype, q.shape[-1], longest, trains=trains)
+    backend = chosen_backend(backend, q.device, q.dtype, q.shape[-1], most, trains=trains)
     if backend == "flash4":
         return _by_chunks(q, k, v, plan, before, lambda q, k, v: flash4_attention(q, k, v, scale=scale))
     if not trains and _pads(q, before):
@@ -154,7 +154,13 @@ def chosen_backend(
         queries: of the longest chunk.
         trains: whether gradients are wanted.
     """
-    if backend != "auto" or trains or queries < LONG or head_size not in TILED_HEADS or device.type != "cuda":
+    if (
+        backend != "auto"
+        or trains
+        or queries < FLASH4_QUERIES
+        or head_size not in TILED_HEADS
+        or device.type != "cuda"
+    ):
         return backend
     if flash4_version() is None or torch.compiler.is_compiling():
         return backend
@@ -245,8 +251,10 @@ def _plan_of_part(
     return [((a, b), runs) for (a, b), runs in cut if a < b]
 
 
-LONG = 16384
-"""Tokens from which filling heads up pays, and queries of a chunk from which flash-attn-4 does."""
+_LONG = 16384
+"""Tokens from which filling heads up pays."""
+FLASH4_QUERIES = 880
+"""Queries of a chunk, at least, that flash-attn-4 is asked for: one frame of the real size, the fewest measured."""
 
 
 def _pads(q: Tensor, before: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -254,7 +262,7 @@ def _pads(q: Tensor, before: Sequence[tuple[Tensor, Tensor]]) -> bool:
     return (
         q.is_cuda
         and q.dtype in (torch.bfloat16, torch.float16)
-        and q.shape[2] * q.shape[3] >= LONG
+        and q.shape[2] * q.shape[3] >= _LONG
         and 64 < q.shape[-1] < 128
         and not before
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset.cameras.transforms import relative_to_first
-from ..kernels.attention import LONG, chosen_backend
+from ..kernels.attention import FLASH4_QUERIES, chosen_backend
 from ..kernels.backend import resolve_backend
 from ..kernels.flash4 import flash4_refusal, flash4_version
 from ..kernels.fp8.attention import fp8_attention_library
@@ -312,7 +312,9 @@ def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[s
     """Which implementations run on these latents, and what was asked for."""
     asked = model.operators
     here, heads = latents.device, model.config.head_size
-    long = chosen_backend(asked.attention, here, model.final_layer.linear.weight.dtype, heads, LONG)
+    chosen = chosen_backend(
+        asked.attention, here, model.final_layer.linear.weight.dtype, heads, FLASH4_QUERIES
+    )
     if asked.attention != "auto":
         attention = asked.attention
     elif asked.attention_precision == "fp8":
@@ -321,9 +323,10 @@ def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[s
         attention = (
             "the first of cuDNN and flash that takes the shapes" if latents.is_cuda else "torch on the CPU"
         )
-        if long == "flash4":
+        if chosen == "flash4":
+            version = flash4_version()
             attention = (
-                f"flash-attn-4 {flash4_version()} for chunks of {LONG} tokens and more, else {attention}"
+                f"flash-attn-4 {version} for chunks of {FLASH4_QUERIES} tokens and more, else {attention}"
             )
     return {
         "asked": asdict(asked),

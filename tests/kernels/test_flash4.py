@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from theodolite.kernels import flash4, frame_attention
-from theodolite.kernels.attention import LONG, chosen_backend
+from theodolite.kernels.attention import FLASH4_QUERIES, chosen_backend
 
 from .cases import relative
 
@@ -28,24 +28,26 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_auto_takes_it_for_long_chunks_on_hopper_where_it_is_installed(hopper):
-    assert chosen_backend("auto", GPU, BF16, 112, LONG) == "flash4"
-    assert chosen_backend("auto", GPU, torch.float16, 104, 2 * LONG) == "flash4"
-    assert chosen_backend("auto", GPU, BF16, 112, LONG - 1) == "auto"
-    assert chosen_backend("auto", GPU, BF16, 112, LONG, trains=True) == "auto"
-    assert chosen_backend("auto", GPU, torch.float32, 112, LONG) == "auto"
-    assert chosen_backend("auto", GPU, BF16, 64, LONG) == "auto"  # not measured: the model has no such heads
-    assert chosen_backend("auto", torch.device("cpu"), BF16, 112, LONG) == "auto"
-    assert chosen_backend("cudnn", GPU, BF16, 112, LONG) == "cudnn"
+    assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES) == "flash4"
+    assert chosen_backend("auto", GPU, torch.float16, 104, 2 * FLASH4_QUERIES) == "flash4"
+    assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES - 1) == "auto"
+    assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES, trains=True) == "auto"
+    assert chosen_backend("auto", GPU, torch.float32, 112, FLASH4_QUERIES) == "auto"
+    assert (
+        chosen_backend("auto", GPU, BF16, 64, FLASH4_QUERIES) == "auto"
+    )  # not measured: the model has no such heads
+    assert chosen_backend("auto", torch.device("cpu"), BF16, 112, FLASH4_QUERIES) == "auto"
+    assert chosen_backend("cudnn", GPU, BF16, 112, FLASH4_QUERIES) == "cudnn"
     hopper.capability = (8, 0)
-    assert chosen_backend("auto", GPU, BF16, 112, LONG) == "auto"
+    assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES) == "auto"
     hopper.capability, hopper.version = (9, 0), None
-    assert chosen_backend("auto", GPU, BF16, 112, LONG) == "auto"
+    assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES) == "auto"
 
 
 def test_a_package_that_does_not_load_is_said_and_not_used(hopper):
     hopper.forward = (None, "flash-attn-4 4.0.0 does not load (ImportError: libcuda)")
     with pytest.warns(UserWarning, match=r"does not load \(ImportError: libcuda\); cuDNN or flash attends"):
-        assert chosen_backend("auto", GPU, BF16, 112, LONG) == "auto"
+        assert chosen_backend("auto", GPU, BF16, 112, FLASH4_QUERIES) == "auto"
 
 
 @pytest.mark.parametrize(
