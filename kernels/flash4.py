@@ -68,6 +68,7 @@ def flash4_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
         )
 
 
+@cache  # asked for at every call, and the answer is read from files
 def flash4_version() -> str | None:
     """Of the installed package; None: it is not there."""
     try:

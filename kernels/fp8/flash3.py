@@ -19,6 +19,7 @@ from .reference import Rounded
 PACKAGE = "flash_attn_3"
 
 
+@cache  # asked for at every call, and the answer is read from files
 def flash3_version() -> str | None:
     """Of the installed package; None: it is not there."""
     try:
