@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import typer.testing
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -37,6 +39,10 @@ sys.dont_write_bytecode = False
 # What is imported and collected stays to the end. Garbage is not looked for while it grows, nor in it later: that was
 # more than a third of what a process paid before its first test.
 gc.disable()
+
+
+# Command lines are run here hundreds of times, and typer would make all commands from their functions each time.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_collection_finish() -> None:
@@ -70,10 +76,11 @@ def _about_s(item: pytest.Item) -> float:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores, for tests that wait for others."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than cores, for tests that wait for others; those that are not slow do not, and a process takes
+    seconds to import what it tests."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + 1
+    return cores if config.getoption("markexpr") == "not slow" else cores + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

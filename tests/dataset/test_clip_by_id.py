@@ -110,6 +110,7 @@ def test_parts_of_other_layouts(out: Path, monkeypatch: pytest.MonkeyPatch, opti
     assert_same(without_parts(theodolite.dataset.open(out), monkeypatch).row("clip_0547"), expected)
 
 
+@pytest.mark.slow
 def test_older_parts_and_columns_of_a_later_writer(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store.part_path(out, source="other", shard_id="c")
     table = pq.ParquetFile(path).read()

@@ -70,6 +70,7 @@ def test_parts_lie_in_folders_of_a_thousand(out: Path) -> None:
     assert [row.clip_id for row in clips.rows()] == [clip_id for clip_id, *_ in plain]
 
 
+@pytest.mark.slow
 def test_a_new_part_is_read_alone(out: Path, read: list[str], make_row: Callable[..., Row]) -> None:
     refresh_index(out)
     assert len(read) == 5
@@ -93,6 +94,7 @@ def test_a_new_part_is_read_alone(out: Path, read: list[str], make_row: Callable
     assert sorted(p.stem for p in (out / "index").glob("*.arrow")) == ["demo", "demo.000001", "demo.000002"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["demo.000001.arrow", "demo.000001.parquet"])
 def test_a_damaged_piece_is_made_anew_alone(
     out: Path, read: list[str], make_row: Callable[..., Row], file: str

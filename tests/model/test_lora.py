@@ -19,7 +19,8 @@ from ..support import needs_packages
 from .cases import relative, tiny_model
 from .neighbours import REFINER_SIZES, fill
 
-pytestmark = needs_packages("diffusers", "peft", extra="generate")
+# Slow: importing these packages takes seconds.
+pytestmark = [needs_packages("diffusers", "peft", extra="generate"), pytest.mark.slow]
 
 LAYERS = [
     "transformer_blocks.0.attn1.to_q",
@@ -88,7 +89,6 @@ def down_and_up(tmp: Path, pairs: Any) -> tuple[Path, float]:
     return path, 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "write", [peft_folder, peft_rank_stabilised, diffusers_file, named_adapter, down_and_up]
 )
@@ -123,7 +123,6 @@ def test_the_world_model_takes_both_its_names(tmp_path: Path) -> None:
         assert relative(own.state_dict()[key], before[key] + up @ down) < 1e-6
 
 
-@pytest.mark.slow
 def test_ranks_may_differ_and_bfloat16_stays(tmp_path: Path) -> None:
     own = tiny().to(torch.bfloat16)
     before = {k: v.clone() for k, v in own.state_dict().items()}

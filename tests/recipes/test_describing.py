@@ -194,6 +194,7 @@ def test_options_that_do_not_go_together(dataset: Path, arguments: tuple[str, ..
 # --- DOVER ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_views_of_dover() -> None:
     frames = np.zeros((80, 230, 400, 3), np.uint8)
     frames[..., 0] = np.arange(80)[:, None, None]

@@ -508,6 +508,7 @@ def test_places_that_cannot_be_written(image: Path, tmp_path: Path) -> None:
     assert there.read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_a_lora_is_looked_at_before_anything_is_loaded(
     image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_recipe_mistakes_are_named() -> None:
         load_train_recipe("stage7")
 
 
+@pytest.mark.slow
 def test_clips_are_not_trained_into(data: Path) -> None:
     pytest.importorskip("lightning")
     recipe = load_train_recipe("finetune_smoke", TINY)

@@ -344,6 +344,7 @@ def test_contradictions_are_told(changes: dict[str, Any], why: str) -> None:
         recipe(given, "consistency_init", parallel=dict(context=2))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told(given: Given, tmp_path: Path) -> None:
     r = recipe(given, "ode_init", student=dict(frames=9))
     with pytest.raises(ValueError, match=r"shortest has 8 latent frames, student.frames is 9"):

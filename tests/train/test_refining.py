@@ -82,6 +82,7 @@ def clip() -> tuple[torch.Tensor, Text]:
     return torch.randn(1, 8, 8, 2, 3), Text(torch.randn(1, 6, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", ["together", "blocks"])
 def test_the_network_is_asked_as_when_it_refines(frames: str, clip: tuple[torch.Tensor, Text]) -> None:
     """From the last noise level to 0 one call gives the refined block: what `velocity` says must be what it said."""
@@ -107,6 +108,7 @@ def test_the_network_is_asked_as_when_it_refines(frames: str, clip: tuple[torch.
             refiner.velocity(latents[:, :, 3:], 0.9, text, before=latents[:, :, :3])
 
 
+@pytest.mark.slow
 def test_a_lora_learns_the_same_with_and_without_recomputation(clip: tuple[torch.Tensor, Text]) -> None:
     pytest.importorskip("diffusers")
     pytest.importorskip("peft")

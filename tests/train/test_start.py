@@ -149,6 +149,7 @@ def test_weights_of_another_stage_or_size_are_refused(tmp_path: Path) -> None:
         start_model(recipe(start={"weights": "nowhere.safetensors"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [False, True])
 def test_low_rank_layers_compute_what_peft_computes_without_tokens_in_float32(pictures: bool) -> None:
     """Answer and gradients in float32; in bfloat16 nothing as long as the tokens is kept in another type."""
@@ -191,6 +192,7 @@ def test_memory_is_told_as_it_was_measured(recompute: str, parameters_gb: float,
     assert told == pytest.approx(measured_gib * 2**30 / 1e9, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_lora_is_counted_as_it_is_made() -> None:
     pytest.importorskip("peft")
     config = HYBRID

@@ -433,6 +433,7 @@ def test_cuts_are_found(tmp_path):
     assert open_path(path, DecodeConfig(detect_cuts=False)).cuts == ()
 
 
+@pytest.mark.slow
 def test_fast_pans_flashes_and_blur_are_no_cuts(tmp_path):
     images = pan(texture(4), 30, 35)  # a tenth of the width a frame
     images[10] = np.clip(images[10].astype(int) * 2 + 40, 0, 255).astype(np.uint8)  # flash

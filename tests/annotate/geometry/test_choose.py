@@ -80,6 +80,7 @@ def test_combination_is_allowed(sequence: str, anchor: str):
     check_estimators(config(sequence, anchor).geometry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sequence", "anchor"),
     [pytest.param(s, a, marks=marks_of(s, a)) for s, a in itertools.product(SEQUENCES, ANCHORS)],

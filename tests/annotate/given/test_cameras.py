@@ -334,6 +334,7 @@ def test_dl3dv_read_wrongly(tmp_path: Path, shot: Shot, wrong: str, convert) -> 
     refused_by_the_images(annotate(stills(shot, write_dl3dv(tmp_path, shot, convert=convert))))
 
 
+@pytest.mark.slow
 def test_dl3dv_intrinsics_of_4k_beside_small_stills(tmp_path: Path, shot: Shot) -> None:
     row = annotate(stills(shot, write_dl3dv(tmp_path, shot, w=WIDTH, h=HEIGHT)))
     assert row.reasons == ("intrinsics_of_another_size",)

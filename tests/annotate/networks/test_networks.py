@@ -71,6 +71,7 @@ def test_conditioning_parts_change_nothing_when_unused(tiny):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_frames_are_interchangeable(tiny):
     images = torch.rand(1, 3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     order = [2, 0, 1]

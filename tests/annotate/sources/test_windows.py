@@ -100,6 +100,7 @@ def test_windows_are_those_that_decode_to_enough_frames() -> None:
                 assert len(chosen) >= known(windows.shortest), (rate, frames, windows, start)
 
 
+@pytest.mark.slow
 def test_a_short_window_is_rejected_not_padded(tmp_path: Path) -> None:
     """Nothing is repeated to fill a class: a minute at 30 fps has 960 frames, which a recipe allows or not."""
     path = video(tmp_path / "--Rwt95Vkw0_0000000_0001800.mp4", frames=1800)

@@ -169,6 +169,7 @@ def test_edge_cases_too(name):
     assert count_video_frames("c", video.path)[0] == len(truth)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_long_video_costs_no_more_than_its_own_frames(tmp_path, monkeypatch):
     path = write(
         tmp_path / "v.mp4",

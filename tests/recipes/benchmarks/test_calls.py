@@ -101,6 +101,7 @@ def test_sequences_that_are_not_whole_name_the_files(
 # --- what is refused at once ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wrong_calls_say_what_to_do(kitti_root: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     tum_root = small_tum(tmp_path / "tum")
     clip = trees.clip_of(num_frames=2)
@@ -194,6 +195,7 @@ def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out/sequences.parquet").num_rows == 2
 
 
+@pytest.mark.slow
 def test_a_video_outside_of_what_was_calibrated_has_no_truth(tmp_path: Path) -> None:
     """All its true lenses are NaN, as of some videos: it is in no mean, and no fault of anybody."""
     clip = trees.clip_of(num_frames=3)
