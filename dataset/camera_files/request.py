@@ -61,9 +61,9 @@ def prepare_path(
         wanted = np.minimum(np.arange(num_frames) / FPS, path.duration_s)
         found = interpolate_path(path.time_s, poses, wanted)
         check_path(found, max_speed_m_s=limits.max_speed_m_s, max_turn_deg_s=limits.max_turn_deg_s)
+        lens = None if path.intrinsics_px is None else _lens_between(path.time_s, path.intrinsics_px, wanted)
     except ValueError as error:
         raise ValueError(f"camera {where}: {error}") from None
-    lens = None if path.intrinsics_px is None else _lens_between(path.time_s, path.intrinsics_px, wanted)
     return replace(
         path,
         camera_to_world=np.asarray(relative_to_first(found)),
@@ -122,12 +122,17 @@ def _gaps(time_s: FloatArray) -> tuple[str, ...]:
 
 def _lens_between(time_s: FloatArray, intrinsics: FloatArray, wanted: FloatArray) -> FloatArray:
     focal, centre = split_intrinsics(intrinsics)
-    if not np.isfinite(intrinsics).all() or not (np.asarray(focal) > 0).all():
-        bad = ~(np.isfinite(intrinsics).all(axis=(1, 2)) & (np.asarray(focal) > 0).all(axis=1))
-        raise ValueError(f"the intrinsics of pose {int(bad.argmax())} are not finite, or not positive")
+    _check_lens(intrinsics)
     values = np.concatenate([np.log(focal), centre], axis=1)
     between = np.stack([np.interp(wanted, time_s, column) for column in values.T], axis=1)
     return np.asarray(intrinsics_matrix(np.exp(between[:, :2]), between[:, 2:]))
+
+
+def _check_lens(intrinsics: FloatArray) -> None:
+    focal, _ = split_intrinsics(intrinsics)
+    bad = ~(np.isfinite(intrinsics).all(axis=(1, 2)) & (np.asarray(focal) > 0).all(axis=1))
+    if bad.any():
+        raise ValueError(f"the intrinsics of pose {int(bad.argmax())} are not finite, or not positive")
 
 
 def read_lens(text: str, *, height: int, width: int, num_frames: int) -> FloatArray:
@@ -139,7 +144,16 @@ def read_lens(text: str, *, height: int, width: int, num_frames: int) -> FloatAr
     Raises:
         ValueError: none of these.
     """
-    if match := re.fullmatch(r"fov[=:](.+)", text.strip(), re.IGNORECASE):
+    found = _read_lens(text.strip(), height=height, width=width, num_frames=num_frames)
+    try:
+        _check_lens(found)
+    except ValueError as error:
+        raise ValueError(f"intrinsics {text!r}: {error}") from None
+    return found
+
+
+def _read_lens(text: str, *, height: int, width: int, num_frames: int) -> FloatArray:
+    if match := re.fullmatch(r"fov[=:](.+)", text, re.IGNORECASE):
         try:
             degrees = float(match[1])
         except ValueError:
@@ -154,7 +168,7 @@ def read_lens(text: str, *, height: int, width: int, num_frames: int) -> FloatAr
             return lenses_of([float(w) for w in words], num_frames, Path(text))
         except ValueError:
             raise ValueError(f"intrinsics {text!r}: expected four numbers fx,fy,cx,cy") from None
-    if not path_exists(Path(text)):
+    if not text or not path_exists(Path(text)):
         raise ValueError(f"intrinsics {text!r}: neither fov=DEGREES, nor fx,fy,cx,cy, nor a .npy file")
     return lenses_of(load_array(Path(text)), num_frames, Path(text))
 

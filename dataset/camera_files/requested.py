@@ -19,7 +19,7 @@ from ..arrays import FloatArray
 from ..cameras.intrinsics import crop_intrinsics, intrinsics_matrix, resize_intrinsics, split_intrinsics
 from ..cameras.paths import FPS, PathName, action_path, check_rigid, is_action, named_path
 from ..cameras.transforms import se3_inverse, to_4x4
-from ..formats.colmap import has_colmap_model, read_colmap
+from ..formats.colmap import colmap_distortions, has_colmap_model, read_colmap
 from ..formats.nerfstudio import read_nerfstudio
 from ..formats.sana import SPLITS
 from ..inputs import Archive, parse_json, read_npy, read_text
@@ -34,6 +34,7 @@ LONGEST_FRAMES = 8 * 1023 + 1
 _POSES = ("camera_to_world", "c2w", "camera_to_worlds", "poses")
 _INVERSE_POSES = ("world_to_camera", "w2c", "viewmats", "viewmatrix")
 _LENSES = ("intrinsics_px", "intrinsics", "K", "Ks")
+_DISTORTED = "lens distortion is left out, the model's camera is a pinhole"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +117,7 @@ def read_camera_path(source: str | Path, reading: Reading | None = None) -> Came
     path = Path(text)
     if not path_exists(path):
         before, mark, clip_id = text.rpartition("#")
-        if mark and path_exists(Path(before)):
+        if mark and before and path_exists(Path(before)):
             path, reading = Path(before), replace(reading, clip_id=clip_id)
         else:
             return _without_file(text, reading)
@@ -316,8 +317,8 @@ def _columns(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, form: Form) -> CameraPath:
-    key = next((k for k in (*_POSES, *_INVERSE_POSES) if k in content), None)
-    if key is None:
+    keys = [k for k in (*_POSES, *_INVERSE_POSES) if k in content]
+    if not keys:
         known = ", ".join((*_POSES, *_INVERSE_POSES))
         listed = ", ".join(sorted(map(str, content))[:8]) or "nothing"
         hint = (
@@ -326,10 +327,10 @@ def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, for
             else ""
         )
         raise ValueError(f"{path}: holds no poses ({known}), only {listed}{hint}")
-    poses = _poses(content[key], path)
-    if key in _INVERSE_POSES:
-        check_rigid(poses)
-        poses = np.asarray(se3_inverse(poses))
+    poses = _poses_of(content, keys[0], path)
+    for other in (k for k in keys[1:] if k in _INVERSE_POSES and keys[0] in _POSES):
+        if not np.allclose(_poses_of(content, other, path), poses, atol=1e-3):
+            raise ValueError(f"{path}: {keys[0]} and {other} are different paths; keep the one that is meant")
     lens = next(
         (lenses_of(content[k], len(poses), path) for k in _LENSES if content.get(k) is not None), None
     )
@@ -341,9 +342,26 @@ def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, for
     if times is not None and reading.fps is None:
         return _timed(_scaled(poses, reading), _numbers(times, "time_s", path), path, **common)
     rate = content.get("fps")
-    found = None if rate is None else float(_numbers(rate, "fps", path).reshape(-1)[0])
+    found = None if rate is None else _one(rate, "fps", path)
     fps, notes = _rate(path, reading, found)
+    notes += _without_times(path, reading, times)
     return _evenly(_scaled(poses, reading), fps, notes=notes, **common)
+
+
+def _poses_of(content: Mapping[str, Any], key: str, path: Path) -> FloatArray:
+    """(F, 4, 4) camera-to-world under a key."""
+    poses = _poses(content[key], path)
+    if key not in _INVERSE_POSES:
+        return poses
+    check_rigid(poses)
+    return np.asarray(se3_inverse(poses))
+
+
+def _without_times(path: Path, reading: Reading, times: object) -> tuple[str, ...]:
+    """What to note where `--fps` takes the place of a file's own times."""
+    if times is None or reading.fps is None:
+        return ()
+    return (f"{path.name}: its own times are left out, {reading.fps:g} poses a second were asked for",)
 
 
 def _numbers(value: Any, name: str, path: Path) -> FloatArray:
@@ -356,8 +374,15 @@ def _numbers(value: Any, name: str, path: Path) -> FloatArray:
     return found
 
 
+def _one(value: Any, name: str, path: Path) -> float:
+    found = _numbers(value, name, path)
+    if found.size != 1:
+        raise ValueError(f"{path}: {name} holds {found.size} numbers; expected one")
+    return float(found.reshape(()))
+
+
 def _whole(value: Any, name: str, path: Path) -> int:
-    number = float(_numbers(value, name, path).reshape(-1)[0])
+    number = _one(value, name, path)
     if not (0 <= number < 1e6 and number == round(number)):
         raise ValueError(f"{path}: {name} {number:g} is no size in pixels")
     return int(number)
@@ -441,6 +466,9 @@ def _of_row(row: Row, path: Path, reading: Reading) -> CameraPath:
     notes = (
         () if row.verdict == "accepted" else (f"clip {row.clip_id} was rejected: {', '.join(row.reasons)}",)
     )
+    if row.radial_k1:
+        notes += (f"clip {row.clip_id}: {_DISTORTED}",)
+    notes += _without_times(path, reading, row.time_s)
     common: dict[str, Any] = dict(
         form="dataset row",
         origin=f"{path}#{row.clip_id}",
@@ -458,23 +486,31 @@ def _of_row(row: Row, path: Path, reading: Reading) -> CameraPath:
 
 
 def _read_colmap(path: Path, reading: Reading) -> CameraPath:
-    return _of_images(read_colmap(path, on_lens="keep_focal"), path, reading, "COLMAP")
+    clip = read_colmap(path, on_lens="keep_focal")
+    try:
+        distorted = any(any(lens) for lens in colmap_distortions(path))
+    except ValueError as error:  # a fisheye's focal length is no pinhole's
+        found = _of_images(clip, path, reading, "COLMAP")
+        return replace(found, intrinsics_px=None, notes=(*found.notes, f"its lens is left out: {error}"))
+    return _of_images(clip, path, reading, "COLMAP", distorted=distorted)
 
 
 def _read_nerfstudio(path: Path, reading: Reading) -> CameraPath:
-    return _of_images(
-        read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop"), path, reading, "nerfstudio"
-    )
+    clip = read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop")
+    content = parse_json(read_text(path), path)
+    distorted = bool(clip.radial_k1) or any(content.get(key) for key in ("k2", "k3", "k4", "p1", "p2"))
+    return _of_images(clip, path, reading, "nerfstudio", distorted=distorted)
 
 
-def _of_images(clip: Any, path: Path, reading: Reading, form: Form) -> CameraPath:
+def _of_images(clip: Any, path: Path, reading: Reading, form: Form, *, distorted: bool = False) -> CameraPath:
     notes: tuple[str, ...] = ()
     if reading.metres_per_unit == 1.0:
         notes += (
             f"{path.name}: its unit is taken as a metre, which {form} does not promise; see --metres-per-unit",
         )
-    if clip.radial_k1:
-        notes += (f"{path.name}: lens distortion is left out, the model's camera is a pinhole",)
+    if distorted:
+        notes += (f"{path.name}: {_DISTORTED}",)
+    notes += _without_times(path, reading, clip.time_s)
     common: dict[str, Any] = dict(
         form=form,
         origin=str(path),
@@ -525,7 +561,7 @@ def _read_text(path: Path, reading: Reading) -> CameraPath:
     if clip.time_s is not None and reading.fps is None:
         return _timed(poses, np.asarray(clip.time_s, np.float64), path, **common)
     fps, more = _rate(path, reading, None)
-    common["notes"] = (*clip.notes, *more)
+    common["notes"] = (*clip.notes, *more, *_without_times(path, reading, clip.time_s))
     if clip.counted:
         return _timed(poses, clip.frame_index / fps, path, **common)
     return _evenly(poses, fps, **common)

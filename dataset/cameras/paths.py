@@ -87,13 +87,13 @@ def action_path(
 
 def is_action(text: str) -> bool:
     """Whether a text looks like actions, sound or not: segments of letters, a dash and a number."""
-    return re.fullmatch(r"\s*[A-Za-z]*\s*-\s*\d+\s*(,[^,]*)*", text) is not None
+    return re.fullmatch(r"\s*[A-Za-z]*\s*-\s*\d+\s*([,\uff0c][^,\uff0c]*)*", text) is not None
 
 
 def _parse_action(action: str) -> list[frozenset[str]]:
     """Keys held in each frame."""
     frames: list[frozenset[str]] = []
-    text = "".join(action.split())
+    text = "".join(action.replace("\uff0c", ",").split())  # the comma of East Asian keyboards
     if not text:
         raise ValueError("the action is empty: give for example 'w-40,wd-20,none-10'")
     for segment in text.split(","):

@@ -98,7 +98,7 @@ def read_nerfstudio(
             the file (DL3DV states 4K beside images_4): intrinsics are rescaled.
         on_distortion: `drop` keeps k1 and forgets k2, p1, p2 (phone lenses: some pixels at the corners);
             `error` refuses.
-        undo_applied_transform: return to the world before nerfstudio's change of world axes (to match COLMAP
+        undo_applied_transform: return to the world before nerfstudio's change of world axes and unit (to match COLMAP
             points).
     Raises:
         ValueError: missing fields, unsupported lens models, or distortion beyond k1 that is not negligible.
@@ -132,6 +132,11 @@ def read_nerfstudio(
     focal = np.array([[value(f, "fl_x"), value(f, "fl_y")] for f in frames])
     centre = np.array([[value(f, "cx"), value(f, "cy")] for f in frames])
     matrix = _matrices(frames, path)
+    if undo_applied_transform and "applied_scale" in content:  # was applied after the change of axes
+        scale = _number(content["applied_scale"], "applied_scale", path)
+        if scale <= 0:
+            raise ValueError(f"{path}: applied_scale {scale:g} is no scale")
+        matrix[:, :3, 3] /= scale
     if undo_applied_transform and "applied_transform" in content:
         matrix = np.linalg.inv(_applied_transform(content["applied_transform"], path)) @ matrix
     _require_rigid(matrix, "transform_matrix", path)

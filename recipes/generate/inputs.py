@@ -111,7 +111,7 @@ def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
         lens=lens.origin,
         lens_weights=lens.weights,
         stand_in=path.stand_in or lens.stand_in,
-        notes=(*path.notes, *_notes_on_image(cut)),
+        notes=(*path.notes, *_note_on_length(options, path), *_notes_on_image(cut)),
     )
 
 
@@ -132,6 +132,15 @@ def _named_seconds(options: GenerateOptions) -> float:
     return max(1, round(wanted * FPS / multiple)) * multiple / FPS
 
 
+def _note_on_length(options: GenerateOptions, path: CameraPath) -> tuple[str, ...]:
+    """Videos are whole chunks: what was asked for and is not one."""
+    wanted = options.seconds
+    if wanted is None or abs(wanted - path.duration_s) < 1e-6:
+        return ()
+    whole = options.sampling().chunk_frames / FPS
+    return (f"{wanted:g} s were asked for, the video lasts {path.duration_s:g} s: a multiple of {whole:g} s",)
+
+
 def _prompt(text: str) -> str:
     prompt = text.strip()
     if not prompt:
@@ -142,6 +151,10 @@ def _prompt(text: str) -> str:
         )
     if "\0" in prompt:
         raise ValueError("the prompt holds a null character")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is no text: {error}") from None
     return prompt
 
 

@@ -188,7 +188,9 @@ def test_a_dry_run_shows_path_memory_and_time(image: Path, tmp_path: Path) -> No
         assert text in done.output, text
     assert plot.read_text().startswith("<svg")
     assert not out.exists()
-    assert generate(*usual(image, out), "--dry-run").exit_code == 0
+    done = generate(*usual(image, out), "--dry-run", "--seconds", 2)
+    assert done.exit_code == 0
+    assert "2 s were asked for, the video lasts 1.5 s: a multiple of 1.5 s" in done.output
     assert list(tmp_path.iterdir()) == [p for p in tmp_path.iterdir() if p in (image, plot)]
 
 
@@ -293,6 +295,13 @@ def refused(image: Path, out: Path, **changes: object) -> str:
         ({"graphs": True, "dry_run": True}, "CUDA graphs need a GPU"),
         ({"overlap": True, "offload": "idle", "dry_run": True}, "overlap needs all parts on the device"),
         ({"attention": "cudnn", "dry_run": True}, "attention by cudnn needs a GPU"),
+        ({"intrinsics": ""}, "intrinsics '': neither fov=DEGREES"),
+        (
+            {"intrinsics": "-600,600,320,180"},
+            "intrinsics '-600,600,320,180': the intrinsics of pose 0 are not",
+        ),
+        ({"camera": "#clip"}, "camera '#clip': no such file"),
+        ({"prompt": "\udcff"}, "the prompt is no text"),
         ({"scopes": "ffn"}, "--scopes goes with a low --precision, not with auto"),
         ({"gpu_memory": 24}, "--gpu-memory 24: --device cpu is no GPU"),
         ({"resolution": "300x96"}, "--resolution 300x96: both sides must be multiples of 32"),

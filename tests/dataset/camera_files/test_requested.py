@@ -230,6 +230,13 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         times = np.arange(FRAMES) / 16
         times[20:] += 3
         path.write_text(json.dumps({"c2w": walk().tolist(), "time_s": times.tolist()}))
+    elif kind == "two paths":
+        path.write_text(json.dumps({"c2w": walk().tolist(), "w2c": walk().tolist(), "fps": 16}))
+    elif kind == "two rates":
+        path.write_text(json.dumps({"c2w": walk().tolist(), "fps": [16, 24]}))
+    elif kind == "lens":
+        lens = [[-700.0, 710.0, 640.0, 352.0]]
+        path.write_text(json.dumps({"c2w": walk().tolist(), "fps": 16, "intrinsics": lens}))
     elif kind == "rate":
         reading = Reading(fps=1e5)
     elif kind == "slow":
@@ -264,6 +271,9 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         ("no rate", "give --fps"),
         ("times", "times must be finite and rise"),
         ("hole", "no pose for 3.06 s between pose 19 and 20"),
+        ("two paths", "c2w and w2c are different paths"),
+        ("two rates", "fps holds 2 numbers; expected one"),
+        ("lens", "bad.npy: the intrinsics of pose 0 are not finite, or not positive"),
         ("rate", "needs at least 9 frames"),
         ("slow", "are its times in another unit"),
         ("folder", "folder without cameras"),
@@ -273,6 +283,36 @@ def test_hostile_files(kind: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=named) as caught:
         prepare_path(read_camera_path(*hostile(kind, tmp_path)))
     assert "bad.npy" in str(caught.value) or "empty" in str(caught.value)
+
+
+def test_a_rate_that_takes_the_place_of_times_is_noted(tmp_path: Path) -> None:
+    times = np.arange(FRAMES) / 10
+    path = tmp_path / "walk.json"
+    path.write_text(json.dumps({"c2w": walk().tolist(), "time_s": times.tolist()}))
+    assert read_camera_path(path).notes == ()
+    write_tum(tmp_path / "walk.txt", walk(), times)
+    for file in (path, tmp_path / "walk.txt"):
+        found = read_camera_path(file, Reading(fps=16))
+        assert found.duration_s == 2.0
+        assert any("own times are left out, 16 poses a second" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("k1", [0.0, -0.1])
+def test_distortion_that_is_left_out_is_noted(k1: float, tmp_path: Path) -> None:
+    write_colmap(clip(radial_k1=k1), tmp_path / "colmap")
+    write_nerfstudio(clip(radial_k1=k1), tmp_path / "nerfstudio")
+    for folder in ("colmap", "nerfstudio"):
+        found = read_camera_path(tmp_path / folder, Reading(fps=16))
+        assert any("distortion is left out" in note for note in found.notes) is (k1 != 0)
+
+
+def test_the_lens_of_a_fisheye_is_left_out(tmp_path: Path) -> None:
+    write_colmap(clip(), tmp_path)
+    (file,) = tmp_path.rglob("cameras.txt")
+    file.write_text("1 OPENCV_FISHEYE 1280 704 700 710 640 352 0.1 0 0 0\n")
+    found = read_camera_path(tmp_path, Reading(fps=16))
+    assert found.intrinsics_px is None
+    assert any("lens model OPENCV_FISHEYE" in note for note in found.notes)
 
 
 def steady(frames: int, fps: float = 16.0) -> CameraPath:

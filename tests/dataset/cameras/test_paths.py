@@ -7,7 +7,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from theodolite.dataset.cameras.paths import PathName, action_path, check_path, named_path, resample_path
+from theodolite.dataset.cameras.paths import (
+    PathName,
+    action_path,
+    check_path,
+    is_action,
+    named_path,
+    resample_path,
+)
 from theodolite.dataset.cameras.rotations import rotation_angle, so3_exp
 from theodolite.dataset.cameras.transforms import rigid_error
 
@@ -38,6 +45,9 @@ def test_keys_by_hand() -> None:
     up = action_path("i-10", smooth=False, turn_deg=3)[-1]
     assert up[1, 2] == pytest.approx(-0.5)  # looks up: -y
     assert np.allclose(action_path("l-2", smooth=False, speed_m=1)[-1][:3, 3], [2, 0, 0], atol=1e-5)
+    wide = "w-8\uff0cd-4"
+    assert is_action(wide)
+    assert np.array_equal(action_path(wide), action_path("w-8,d-4"))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def test_nerfstudio_round_trip_and_flip(tmp_path: Path, clip: CameraClip) -> Non
     undone = read_nerfstudio(path, undo_applied_transform=True)
     swap = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
     np.testing.assert_allclose(swap @ undone.camera_to_world, clip.camera_to_world, atol=1e-12)
+    path.write_text(json.dumps({**raw, "applied_scale": 0.5}))
+    doubled = read_nerfstudio(path, undo_applied_transform=True).camera_to_world[:, :3, 3]
+    np.testing.assert_allclose(doubled, 2 * undone.camera_to_world[:, :3, 3], atol=1e-12)
+    path.write_text(json.dumps({**raw, "applied_scale": 0}))
+    with pytest.raises(ValueError, match="applied_scale 0 is no scale"):
+        read_nerfstudio(path, undo_applied_transform=True)
     assert read_nerfstudio(path).image_names == tuple(f"frame_{i + 1:05d}.png" for i in range(33))
     raw["frames"][0]["transform_matrix"] = (2 * np.eye(4)).tolist()
     path.write_text(json.dumps(raw))
