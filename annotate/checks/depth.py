@@ -28,7 +28,18 @@ from ..sources.clip import DepthKind
 from ..tracks.records import ImageMeasurements, TracksConfig
 from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, choose_pairs
 from .depth_scene import FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, Fits, Scene
-from .readings import CONSTANT, GIVEN, TURNS, VIEWS, Reading, order_readings, shifted_reading, value_readings
+from .readings import (
+    CONSTANT,
+    GIVEN,
+    TURNS,
+    VIEW_SCALES,
+    VIEW_SWEEP,
+    VIEWS,
+    Reading,
+    order_readings,
+    shifted_reading,
+    value_readings,
+)
 
 _LEAST_PAIRS = 3
 _RIGID_PX = 3.0
@@ -39,6 +50,9 @@ _SURE, _SURE_ORDER, _SURE_FAR = 3.5, 4.0, 5.0
 """Standard errors that count as certainty: usually, among orders, and for the best of all places in time."""
 _MATTERS_LOG = 0.12
 """Lead of another reading below which it makes no difference worth a rejection."""
+_VIEW_SURE = 2.5
+"""Standard errors by which another field of view fits better before the maps are taken to show it. It is one of six
+that are tried, and decides no more than what is said of the focal length."""
 _FLAT_LOG = 1e-4
 """Spread of depth over points below which it is one number for all."""
 _LOST_TRACK = 0.25
@@ -70,6 +84,8 @@ class DepthCheck:
             uncertainty; below zero another reading is better for certain.
         better_reading: words of that other reading where it is better, else empty.
         better_log, better_sigma_log: its mean advantage and standard error.
+        view_log: log of the width of the field of view that the maps show over the images', where it is not the same
+            for certain; else 0. Depth of a camera of its own that nobody registered has another one.
     """
 
     num_pairs: int
@@ -82,6 +98,7 @@ class DepthCheck:
     better_reading: str = ""
     better_log: float = float("nan")
     better_sigma_log: float = float("nan")
+    view_log: float = 0.0
 
     def explain(self, gate: str) -> str:
         """What a failed gate of this check means for the recording, in a clause."""
@@ -156,6 +173,7 @@ def check_depth(
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
     plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
+    plain = replace(plain, view_log=_view_log(scene, fits))
     competition = _Competition(
         scene, readings, fits, num_frames=len(depth), unexplained=_unexplained(fits, free, unseen=0.0)
     )
@@ -264,6 +282,29 @@ class _Competition:
             better_log=-lead.mean,
             better_sigma_log=lead.sigma,
         )
+
+
+def _view_log(scene: Scene, given: Fits) -> float:
+    """As `DepthCheck.view_log`, by how well the depth fits at smaller and larger places; the first of `given` are the
+    maps as they are."""
+    fits = scene.fits(VIEW_SWEEP)
+    least = np.fmin(
+        given.misfit_px[0], fits.misfit_px.min(0, where=np.isfinite(fits.misfit_px), initial=np.inf)
+    )
+    costs = np.where(least < _FITTED_PX, fits.cost(), np.nan)
+    leads = [_lead(given.cost()[0], cost) for cost in costs]
+    means = np.array([lead.mean for lead in leads])
+    if not np.isfinite(means).all():
+        return 0.0
+    best = leads[int(means.argmin())]
+    if not best.mean + _VIEW_SURE * best.sigma < 0:
+        return 0.0
+    scales = np.log(np.array([*VIEW_SCALES[:3], 1.0, *VIEW_SCALES[3:]]))
+    values = np.array([*means[:3], 0.0, *means[3:]])
+    i = int(np.clip(values.argmin(), 1, len(values) - 2))
+    a, b, _ = np.polyfit(scales[i - 1 : i + 2], values[i - 1 : i + 2], 2)
+    middle = -b / (2 * a) if a > 0 else scales[values.argmin()]
+    return -float(np.clip(middle, scales[0], scales[-1]))
 
 
 def _end_alike(depth: DepthMaps) -> bool:

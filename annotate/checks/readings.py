@@ -72,6 +72,13 @@ VIEWS = tuple(
 )
 
 
+VIEW_SCALES = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
+"""By what places are multiplied to look for the field of view that maps show."""
+VIEW_SWEEP = tuple(
+    Reading(f"at {scale} times their places", place=_framed((scale, scale))) for scale in VIEW_SCALES
+)
+
+
 def value_readings(kind: DepthKind) -> tuple[Reading, ...]:
     inverse = "as depth (not as disparity)" if kind == "disparity" else "as disparity, the inverse of depth"
     longer = (

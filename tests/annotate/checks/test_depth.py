@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from theodolite.annotate.checks.depth import DepthCheck, check_depth
 from theodolite.annotate.checks.readings import TURNS, order_readings, shifted_reading
 from theodolite.annotate.config import AnnotateConfig
-from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.pipeline import annotate_clip, with_view_doubt
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
@@ -26,6 +26,7 @@ from theodolite.annotate.verdict.gates import REASONS, describe_failure, judge_d
 
 from ...typed import known
 from ..simulator import smooth_field
+from ..verdict.test_gates import solution
 
 F32 = NDArray[np.float32]
 FRAMES, HEIGHT, WIDTH = 56, 180, 320
@@ -301,6 +302,39 @@ def test_depth_that_only_errs_is_not_refused(walk: Recording, kind: str) -> None
     assert reasons(check) == []
     assert check.num_pairs >= 8
     assert check.better_reading == ""
+
+
+def narrower(maps: F32, share: float) -> F32:
+    """Maps of a camera in the same place that sees `share` of the images' width and height."""
+    high, wide = round(HEIGHT * share), round(WIDTH * share)
+    top, left = (HEIGHT - high) // 2, (WIDTH - wide) // 2
+    return stretched(maps[:, top : top + high, left : left + wide])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.94, pytest.param(0.9, marks=pytest.mark.thorough), 0.87])
+def test_depth_that_nobody_registered_shows_another_view(walk: Recording, share: float) -> None:
+    check = walk.check(narrower(walk.depth, share))
+    assert check.view_log == pytest.approx(np.log(share), abs=0.02)
+
+
+def test_a_focal_length_by_depth_of_another_view_is_less_sure_than_it_seems() -> None:
+    cameras = replace(solution(), focal_doubt_log=0.011)
+    check = DepthCheck(num_pairs=20, view_log=float(np.log(521 / 585)))
+    # rgbd-redkitchen: off by 0.039, of which its own measurements know 0.011.
+    assert with_view_doubt(cameras, check).focal_doubt_log == pytest.approx(0.042, abs=0.001)
+    assert with_view_doubt(cameras, replace(check, view_log=0.0)) is cameras
+    held = replace(cameras, focal_model="given")
+    assert with_view_doubt(held, check) is held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["clean", "10 % per frame", pytest.param("20 % per pixel", marks=pytest.mark.thorough)]
+)
+def test_depth_of_the_same_view_is_not_taken_for_another(walk: Recording, kind: str) -> None:
+    noisy = NOISE[kind](walk.depth, np.random.default_rng(5)).astype(np.float32)
+    assert walk.check(noisy).view_log == 0.0
 
 
 @pytest.mark.slow
