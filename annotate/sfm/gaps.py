@@ -148,6 +148,9 @@ class _Side:
     def step(self) -> None:
         """Try the next frame."""
         i = self.gap[self.done]
+        if self.placement.placed[i]:
+            self.done = len(self.gap)  # here it meets the other side, which is of the same world
+            return
         self.done += 1
         if not self.placement.place(i, self.last, at_least=_ENOUGH):
             self.missed += 1
@@ -165,14 +168,13 @@ def _carry(*sides: _Side) -> None:
     """Carry sides into a run until they meet or none goes on."""
     for side in sides:
         side.placement.by_rays = True
-    while any(side.goes_on for side in sides):
-        met = np.logical_and.reduce(
-            [side.placement.placed[list(side.gap)][:: side.gap.step] for side in sides]
-        )
-        if len(sides) > 1 and met.sum() >= _MEET:
-            break
-        side = min((side for side in sides if side.goes_on), key=lambda side: side.done)
-        side.step()
+    apart = len({id(side.placement) for side in sides}) > 1
+    while going := [side for side in sides if side.goes_on]:
+        if apart:
+            both = [side.placement.placed[side.gap.start :: side.gap.step][: len(side.gap)] for side in sides]
+            if (both[0] & both[1][::-1]).sum() >= _MEET:
+                break
+        min(going, key=lambda side: side.done).step()
     for side in sides:
         side.placement.by_rays = False
 

@@ -21,7 +21,7 @@ FRAMES = 36
 
 def walk(bare: slice, *, seed: int = 0, span: int = 6) -> tuple[Problem, State]:
     """Points that are each seen in a few frames, half a pixel off; no depth in the frames of `bare`."""
-    problem, state = scene(FRAMES, 2500, noise_px=0.5, seed=seed, span=span)
+    problem, state = scene(FRAMES, 15000 // span, noise_px=0.5, seed=seed, span=span)
     without = torch.zeros(FRAMES, dtype=torch.bool)
     without[bare] = True
     sigma = torch.where(without[problem.frame], torch.inf, problem.sigma_log_depth)
@@ -58,6 +58,16 @@ def test_what_lies_beyond_a_run_without_depth_is_where_it_belongs(start: int, se
     # Each end by itself has its depth; what this is about is how one lies to the other.
     assert error_of(found, truth) < 0.015
     assert np.abs(found.log_focal.numpy() - np.log(500.0)).max() < 0.05
+
+
+@pytest.mark.slow
+def test_a_run_that_tracks_reach_across_is_filled_from_both_sides() -> None:
+    problem, truth = walk(slice(14, 21), span=14)
+    found, placed = place_incrementally(
+        problem, CONFIG, start=4, log_focal=float(np.log(500.0)), focal_step_sigma=0.05
+    )
+    assert placed.all()
+    assert error_of(found, truth) < 0.01
 
 
 @pytest.mark.slow
