@@ -52,9 +52,7 @@ def condition_cameras(
         raise ValueError(f"picture of {width}x{height}: both sides must be multiples of {SPATIAL_STRIDE}")
     latent_frames(camera_to_world.shape[1])
     _check_cameras(camera_to_world, intrinsics_px)
-    relative = torch.stack([relative_to_first(clip.double()) for clip in camera_to_world]).to(
-        camera_to_world.dtype
-    )
+    relative = relative_to_first(camera_to_world.double()).to(camera_to_world.dtype)
     tokens = intrinsics_px / SPATIAL_STRIDE
     return Cameras(
         camera_to_world=relative[:, ::TEMPORAL_STRIDE],

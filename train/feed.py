@@ -99,7 +99,7 @@ def make_batch(clips: Sequence[EncodedClip], encoding: Encoding, control: Contro
     text = Text(torch.stack([clip.text for clip in clips]), torch.stack([clip.text_mask for clip in clips]))
     cameras = None
     if control != "none":
-        found = [_cameras(clip, encoding, plucker=control != "ucpe") for clip in clips]
+        found = _cameras(clips, encoding, plucker=control != "ucpe")
         cameras = Cameras(
             torch.cat([_filled(c.camera_to_world, longest, dim=1, repeat=True) for c in found]),
             torch.cat([_filled(c.intrinsics, longest, dim=1, repeat=True) for c in found]),
@@ -142,23 +142,51 @@ def _filled(x: Tensor, size: int, *, dim: int, repeat: bool) -> Tensor:
     return torch.cat([x, more], dim=dim)
 
 
-def _cameras(clip: EncodedClip, encoding: Encoding, *, plucker: bool) -> Cameras:
-    if clip.camera_to_world is None or clip.intrinsics_px is None:
-        stride = encoding.spatial_stride
-        found = without_cameras(
-            1, clip.latents.shape[1], height=encoding.height // stride, width=encoding.width // stride
-        )
-        return found if plucker else replace(found, plucker=None)
+_MADE_TOGETHER = 32768
+"""Tokens of windows whose cameras are made in one call: those of short ones cost by the call, and the ray maps of many
+long ones would leave the processor's cache."""
+
+
+def _cameras(clips: Sequence[EncodedClip], encoding: Encoding, *, plucker: bool) -> list[Cameras]:
+    """Of each window, as a batch of one; those of one length are made together.
+
+    Raises:
+        ValueError: as `make_batch`.
+    """
+    height, width = (size // encoding.spatial_stride for size in (encoding.height, encoding.width))
+    found: dict[int, Cameras] = {}
+    by_length: dict[int, list[int]] = {}
+    for i, clip in enumerate(clips):
+        frames = clip.latents.shape[1]
+        if clip.camera_to_world is None or clip.intrinsics_px is None:
+            none = without_cameras(1, frames, height=height, width=width)
+            found[i] = none if plucker else replace(none, plucker=None)
+        else:
+            by_length.setdefault(frames, []).append(i)
+    for frames, members in by_length.items():
+        count = max(1, _MADE_TOGETHER // (frames * height * width))
+        for first in range(0, len(members), count):
+            part = members[first : first + count]
+            made = _conditioned([clips[i] for i in part], encoding, plucker=plucker)
+            found.update(zip(part, made, strict=True))
+    return [found[i] for i in range(len(clips))]
+
+
+def _conditioned(clips: Sequence[EncodedClip], encoding: Encoding, *, plucker: bool) -> list[Cameras]:
+    """Of windows of one length that have cameras."""
+    poses = torch.stack([clip.camera_to_world for clip in clips if clip.camera_to_world is not None])
+    lenses = torch.stack([clip.intrinsics_px for clip in clips if clip.intrinsics_px is not None])
     try:
-        return condition_cameras(
-            clip.camera_to_world[None],
-            clip.intrinsics_px[None],
-            height=encoding.height,
-            width=encoding.width,
-            plucker=plucker,
-        )
+        made = condition_cameras(poses, lenses, height=encoding.height, width=encoding.width, plucker=plucker)
     except ValueError as error:
-        raise ValueError(f"window {clip.window.id}: {error}") from None
+        if len(clips) == 1:
+            raise ValueError(f"window {clips[0].window.id}: {error}") from None
+        return [one for clip in clips for one in _conditioned([clip], encoding, plucker=plucker)]
+    maps = [None] * len(clips) if made.plucker is None else made.plucker.split(1)
+    return [
+        Cameras(*each)
+        for each in zip(made.camera_to_world.split(1), made.intrinsics.split(1), maps, strict=True)
+    ]
 
 
 def check_cameras(clip: EncodedClip) -> None:
