@@ -26,9 +26,8 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -44,18 +43,21 @@ from road_clips import (
     keep_small,
     measure_cameras,
     pictures_of,
+    remove_bare,
+    verdicts_of,
     write_coded,
     write_index,
     write_manifest,
     write_paths,
+    write_random,
     write_room,
     write_text_encoder,
 )
 from road_codec import make_codec
-from road_sizes import OTHER, ROOMS, SIZES, Size
+from road_commands import Commands
+from road_sizes import SIZES, Size, recordings
 from road_table import CONTROLS, Scores, held_out_loss, means_of, table_of
 
-COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
 COST = {"stage3": 2.6, "stage4": 1.8, "ode": 1.8, "forced": 4.5}
 """What a step of trainings that run side by side takes, in steps of the second stage alone; by counting calls."""
 FOLLOWS = {"lora": "stage4", "consistency": "ode"}
@@ -67,47 +69,11 @@ LEAST = 0.25
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 
 
-def _beside(typed: list[str], seconds: float | None = None) -> tuple[int, str, str]:
-    """The command in a process of its own: code, stdout, stderr. After so many seconds it is asked to end, as a batch
-    system does; what it has done by then stays, and its code is none."""
-    with subprocess.Popen(
-        [*COMMAND, *typed], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            said, told = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            said, told = process.communicate()
-            return 0, said, told
-    return process.returncode, said, told
-
-
 def _render(work: tuple[Rooms, int, Path]) -> None:
     """One recording, in a process of its own."""
     torch.set_num_threads(1)
     rooms, number, folder = work
     write_room(rooms, number, folder, torch.device("cpu"))
-
-
-def verdicts_of(dataset: Path) -> dict[str, str]:
-    """Verdicts of a dataset's clips, by id; none where the time was over before the first was done."""
-    import theodolite.dataset
-
-    if not any((dataset / "data").rglob("*.parquet")):
-        return {}
-    table = theodolite.dataset.open(dataset).to_table(["clip_id", "verdict"]).to_pydict()
-    return dict(zip(table["clip_id"], table["verdict"], strict=True))
-
-
-def _here(typed: list[str]) -> tuple[int, str, str]:
-    """The same in this process, which spares its imports: most of the time of a tiny one."""
-    from theodolite.recipes.cli import app
-    from typer.testing import CliRunner
-
-    done = CliRunner().invoke(app, typed)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.stdout, done.stderr
 
 
 class Road:
@@ -117,15 +83,15 @@ class Road:
         self.size, self.asked = size, asked
         self.out = asked.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "logs").mkdir(exist_ok=True)
+        self.commands = Commands(self.out / "logs", here=size.together == 1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.start = time.perf_counter()
-        self.times: list[tuple[str, float]] = []
         self.rows: dict[str, Scores] = {}
         self.steps = dict(size.steps)
         self.failed: list[str] = []
+        self.clips_end: float | None = None
         self.psnr_db: float | None = None
-        self.measuring = threading.Lock()
+        self.measuring, self.writing = threading.Lock(), threading.RLock()
         self.beside = concurrent.futures.ThreadPoolExecutor(size.together)
         self.sampling: list[concurrent.futures.Future[None]] = []
 
@@ -133,26 +99,18 @@ class Road:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {text}", flush=True)
 
     def command(self, name: str, *words: object) -> str:
-        """Run `theodolite WORDS`; its output. What ends with another code than 0 ends the road.
+        """Run `theodolite WORDS`; what it answers.
 
         Raises:
             RuntimeError: with the last lines that the command wrote.
         """
-        log, start = self.out / "logs" / f"{name}.log", time.perf_counter()
-        typed = [str(word) for word in words]
-        if self.size.together == 1:
-            code, said, told = _here(typed)
-        else:
-            code, said, told = _beside(typed, self.left() if self.asked.only and self.asked.minutes else None)
-        log.write_text("\n".join(["theodolite " + " ".join(typed), told, said]), encoding="utf-8")
-        seconds = time.perf_counter() - start
-        self.times.append((name, seconds))
-        if code:
-            raise RuntimeError(
-                f"{name}: exit {code}\n" + "\n".join(log.read_text("utf-8").splitlines()[-25:])
-            )
-        self.say(f"{name}: {seconds:.1f} s")
-        return said
+        limited = name.startswith("annotate") and self.clips_end is not None
+        seconds = max(1.0, self.clips_end - time.perf_counter()) if limited and self.clips_end else None
+        start = time.perf_counter()
+        answer = self.commands.run(name, words, seconds)
+        self.say(f"{name}: {time.perf_counter() - start:.1f} s")
+        self.keep_table()
+        return answer
 
     def together(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         """Several commands, as many at once as the size says; those that fail are told."""
@@ -168,28 +126,10 @@ class Road:
 
     # --- data ---------------------------------------------------------------------------------
 
-    def rooms(self, name: str, clips: int, seed: int, frames: int, path: dict[str, Any]) -> Rooms:
-        s = self.size
-        return Rooms(
-            name=name, clips=clips, frames=frames, height=s.height, width=s.width, seed=seed, path=path
-        )
-
-    def sets(self) -> dict[str, list[Rooms]]:
-        """Recordings: rooms to train on, the same of the other domain, and both held out."""
-        s = self.size
-        return {
-            "rooms": [self.rooms("rooms", s.train, 1, s.frames, ROOMS)],
-            "other": [self.rooms("other", s.other, 2, s.frames, OTHER)],
-            "held": [
-                self.rooms("near", s.held, 3, s.window, ROOMS),
-                self.rooms("far", s.held, 4, s.window, OTHER),
-            ],
-        }
-
-    def write_clips(self, share: float = 1.0) -> None:
+    def write_clips(self, share: float = 1.0, sets: Sequence[str] = ("rooms", "other", "held")) -> None:
         """Write the recordings that are not there, of those to train on the first `share`."""
         work = []
-        for name, members in self.sets().items():
+        for name, members in [(name, recordings(self.size)[name]) for name in sets]:
             folder = self.out / "clips" / name
             wanted = {r.name: r.clips if name == "held" else round(share * r.clips) for r in members}
             work += [
@@ -199,10 +139,16 @@ class Road:
                 if not (folder / rooms.ids()[number]).is_dir()
             ]
             write_index([entry for rooms in members for entry in map(index_entry, rooms.ids())], folder)
-        if self.asked.workers > 1 and work:
+        if self.asked.workers > 1 and len(work) > 1:
             methods = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(self.asked.workers, mp_context=methods) as pool:
-                list(pool.map(_render, work, chunksize=2))
+                jobs = [pool.submit(_render, one) for one in work]
+                seconds = None if self.clips_end is None else max(0.0, self.clips_end - time.perf_counter())
+                for late in concurrent.futures.wait(jobs, seconds).not_done:
+                    late.cancel()
+            for job in jobs:
+                if not job.cancelled():
+                    job.result()
         else:
             for one in work:
                 _render(one)
@@ -220,19 +166,24 @@ class Road:
             jobs.append((f"annotate-{name}", "annotate", "rgbd", *words))
         self.together(jobs)
 
-    def clips(self) -> None:
+    def clips(self, seconds: float | None) -> None:
         """Recordings and their cameras, a part after the other, until all are there or the time is over; then what is
-        read no more is removed. Says in `clips.json` that another call may go on."""
+        read no more is removed. Says in `clips.json` how many there are; another call may go on."""
+        begun = time.perf_counter()
+        self.clips_end = None if seconds is None else begun + seconds
+        folders = {name: (self.out / "data" / name, self.out / "clips" / name) for name in ("rooms", "other")}
+        for data, clips in folders.values():
+            remove_bare(clips, verdicts_of(data))
         share = 0.0
-        while share < 1 and (self.asked.minutes is None or self.left() > 0):
+        while share < 1 and (self.clips_end is None or time.perf_counter() < self.clips_end):
             share = min(1.0, share + self.asked.part)
             self.annotate(share)
         told: dict[str, object] = {"share": share}
-        for name in ("rooms", "other"):
-            verdicts = verdicts_of(self.out / "data" / name)
-            keep_small(self.out / "clips" / name, verdicts)
+        for name, (data, clips) in folders.items():
+            verdicts = verdicts_of(data)
+            keep_small(clips, verdicts)
             told[name] = dict(Counter(verdicts.values()))
-        told["seconds"] = round(time.perf_counter() - self.start, 1)
+        told["seconds"] = round(time.perf_counter() - begun, 1)
         self.say(f"clips: {told}")
         (self.out / "clips.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -294,8 +245,15 @@ class Road:
     # --- training -----------------------------------------------------------------------------
 
     def weights(self, name: str) -> Path:
-        """What a training wrote last."""
-        return sorted((self.out / "train" / name / "weights").glob("step-????????.safetensors"))[-1]
+        """What a training wrote last.
+
+        Raises:
+            FileNotFoundError: it wrote none.
+        """
+        folder = self.out / "train" / name / "weights"
+        if not (found := sorted(folder.glob("step-????????.safetensors"))):
+            raise FileNotFoundError(f"{folder}: no weights; logs/train-{name}.log says why")
+        return found[-1]
 
     def training(self, name: str, recipe: str, *keys: str, data: str = "rooms") -> tuple[object, ...]:
         s = self.size
@@ -528,15 +486,14 @@ class Road:
     # --- the whole ----------------------------------------------------------------------------
 
     def run(self) -> None:
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # processors annotate while the device trains
-            annotated = pool.submit(self.annotate) if not (self.out / "clips.json").is_file() else None
-            self.parts()
-            if annotated is not None:
-                annotated.result()
-        self.manifests()
-        self.encode()
-        self.sample_true()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.over("it was asked to end"))
+        if self.asked.minutes is not None:
+            timer = threading.Timer(self.left(), self.over, [f"{self.asked.minutes:g} minutes are over"])
+            timer.daemon = True
+            timer.start()
         try:
+            self.begin()
             self.train()
         except Exception as error:  # noqa: BLE001  (told as every failure; what was measured is told all the same)
             self.note("the road", error)
@@ -548,6 +505,42 @@ class Road:
         if self.failed:
             raise SystemExit(1)
 
+    def begin(self) -> None:
+        """Clips, networks that encode, encoded clips; beside them all kernels are compiled where there are some."""
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:  # processors work while the device does
+            if self.asked.clips_s is not None or not (self.out / "clips.json").is_file():
+                written = pool.submit(self.clips, self.asked.clips_s)
+            else:
+                written = pool.submit(self.write_clips, sets=("held",))
+            compiled = pool.submit(self.compile) if self.device.type == "cuda" else None
+            self.parts()
+            written.result()
+            self.manifests()
+            self.encode()
+            self.sample_true()
+            if compiled is not None and (error := compiled.exception()) is not None:
+                self.note("kernels", error)
+
+    def over(self, why: str) -> None:
+        """The end of the road before its end: what runs is ended, what is known is told."""
+        self.failed.append(f"the road: {why}")
+        self.tell()
+        self.commands.end()
+        os._exit(1)
+
+    def compile(self) -> None:
+        """A step of the third stage on random numbers of the clips' shape: what Triton compiles for it is kept for all
+        that come after, which would each wait for most of a minute."""
+        s, data = self.size, self.out / "random" / "encoded"
+        if self.trained("stage3-kernels"):
+            return
+        write_random(data, s, windows=2 * s.batch)
+        new = ("start.weights=null", "start.grow=false", "start.cameras=keep", "data.allow_stand_in=true")
+        words = self.training(
+            "stage3-kernels", "stage3", *new, "steps=1", "validation.every=0", "data.held_out=0"
+        )
+        self.command(*[data if word == self.out / "encoded" / "rooms" else word for word in words])
+
     def sample_true(self) -> None:
         if self.size.together == 1:
             self.true_videos()
@@ -556,15 +549,16 @@ class Road:
 
     def keep_table(self) -> None:
         """The table and the times as they are now: whatever ends the run, they are there."""
-        (self.out / "table.md").write_text(
-            "\n".join([table_of(self.rows), *self.failed]) + "\n", encoding="utf-8"
-        )
-        told = {"steps": self.steps, "autoencoder_db": self.psnr_db}
-        told |= {name: round(seconds, 1) for name, seconds in list(self.times)}
-        (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        told = {"device": device, "steps": self.steps, "autoencoder_db": self.psnr_db}
+        told |= {name: round(seconds, 1) for name, seconds in list(self.commands.times)}
+        table = "\n".join([table_of(dict(self.rows)), *self.failed]) + "\n"
+        with self.writing:
+            (self.out / "table.md").write_text(table, encoding="utf-8")
+            (self.out / "times.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def tell(self) -> None:
-        print(table_of(self.rows))
+        print(table_of(dict(self.rows)))
         for line in self.failed:
             print("FAILED", line.splitlines()[0])
         self.keep_table()
@@ -585,12 +579,20 @@ def main() -> None:
         help="write and annotate clips, no more: another call with the same --out goes on with them",
     )
     parser.add_argument(
-        "--part", type=float, default=0.25, help="of the clips, that --only clips does at a time"
+        "--part", type=float, default=0.25, help="of the clips, that are written and annotated at a time"
+    )
+    parser.add_argument(
+        "--clips-s",
+        type=float,
+        help="go on writing and annotating clips for so long, before they are encoded",
     )
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     asked = parser.parse_args()
     road = Road(SIZES[asked.size], asked)
-    road.clips() if asked.only == "clips" else road.run()
+    if asked.only == "clips":
+        road.clips(None if asked.minutes is None else 60 * asked.minutes)
+    else:
+        road.run()
 
 
 if __name__ == "__main__":

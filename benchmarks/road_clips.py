@@ -23,7 +23,9 @@ from learns_scenes import Draw, random_rooms, render
 from numpy.typing import NDArray
 from theodolite.annotate.rendered.files import write_depth_png, write_png
 from theodolite.dataset.cameras.rotations import so3_exp
+from theodolite.dataset.encoded import EncodedClip, Encoding, Window, begin, window_id, write_shard
 from theodolite.dataset.media.write import VideoWriter
+from theodolite.model.config import WorldModelConfig
 from torch import Tensor
 
 FPS = 16
@@ -191,6 +193,24 @@ def keep_small(folder: Path, verdicts: dict[str, str]) -> None:
             (folder / name / "rgb.mp4").unlink(missing_ok=True)
 
 
+def verdicts_of(dataset: Path) -> dict[str, str]:
+    """Verdicts of a dataset's clips, by id; none where the time was over before the first was done."""
+    import theodolite.dataset
+
+    if not any((dataset / "data").rglob("*.parquet")):
+        return {}
+    table = theodolite.dataset.open(dataset).to_table(["clip_id", "verdict"]).to_pydict()
+    return dict(zip(table["clip_id"], table["verdict"], strict=True))
+
+
+def remove_bare(folder: Path, verdicts: dict[str, str]) -> None:
+    """Remove recordings without depth that are not annotated, such as come from another machine: they are written
+    anew."""
+    for place in folder.glob("*_????"):
+        if place.name not in verdicts and not (place / "depth").is_dir():
+            shutil.rmtree(place)
+
+
 def write_index(entries: list[dict[str, str]], folder: Path) -> Path:
     """The index of some recordings."""
     defaults = {
@@ -218,6 +238,34 @@ def write_text_encoder(folder: Path, *, width: int) -> None:
     outer.model.load_state_dict(own.model.state_dict())
     outer.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+
+
+def write_random(folder: Path, size: Any, *, windows: int) -> None:
+    """Random numbers as `theodolite encode` writes windows, of the shape that a road of this size learns from."""
+    height, width = size.picture
+    channels, text_width = (int(size.model[name]) for name in ("latent_channels", "text_width"))
+    config = WorldModelConfig(text_width=text_width)
+    encoding = Encoding(
+        height=height, width=width, fit="cover", fps=FPS, temporal_stride=8, spatial_stride=32,
+        latent_channels=channels, text_width=text_width, text_tokens=config.text_tokens, autoencoder="random",
+        text_encoder="random", stand_in=True,
+    )  # fmt: skip
+    real = torch.ones(config.text_tokens, dtype=torch.bool)
+    begin(folder, encoding, (torch.zeros(config.text_tokens, text_width), real))
+    shape = (channels, (size.window - 1) // 8 + 1, height // 32, width // 32)
+    lens = torch.tensor([0.6 * width, 0.6 * width, width / 2, height / 2]).repeat(size.window, 1)
+    clips = []
+    for number in range(windows):
+        poses = torch.eye(4).repeat(size.window, 1, 1)
+        poses[:, :3, 3] = 0.02 * torch.randn(size.window, 3).cumsum(0)
+        name = f"random_{number:04d}"
+        window = Window(
+            id=window_id(name, 0), clip_id=name, first_frame=0, num_frames=size.window, caption=PROMPT, cameras=True,
+            data_licence="CC0-1.0", stand_in=True,
+        )  # fmt: skip
+        text = torch.randn(config.text_tokens, text_width)
+        clips.append(EncodedClip(window, torch.randn(shape), text, real, poses, lens))
+    write_shard(folder, clips)
 
 
 # --- the cameras of what was made ---------------------------------------------------------------

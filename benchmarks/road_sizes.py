@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from road_clips import Rooms
 from road_codec import Codec
 
 ROOMS: dict[str, Any] = {}
@@ -66,9 +67,27 @@ SIZES = {
         height=192, width=320, picture=(192, 320), frames=97, window=49, train=480, other=96, held=16,
         codec=Codec(), codec_rooms=96,
         model={"depth": 8, "width": 320, "heads": 8, "latent_channels": 64, "text_width": 16, "ffn_ratio": 2.5},
-        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=4, encoders=8,
-        stride=8,
-        steps={"stage1": 120, "stage2": 120, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
+        batch=32, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=25, together=4, loaders=2, encoders=12,
+        stride=6,
+        steps={"stage1": 100, "stage2": 100, "stage3": 900, "stage4": 200, "lora": 200, "ode": 150, "consistency": 120,
                "forced": 80},
     ),
 }  # fmt: skip
+
+
+def recordings(size: Size) -> dict[str, list[Rooms]]:
+    """Rooms to train on, the same of the other domain, and both held out."""
+
+    def rooms(name: str, clips: int, seed: int, frames: int, path: dict[str, Any]) -> Rooms:
+        return Rooms(
+            name=name, clips=clips, frames=frames, height=size.height, width=size.width, seed=seed, path=path
+        )
+
+    return {
+        "rooms": [rooms("rooms", size.train, 1, size.frames, ROOMS)],
+        "other": [rooms("other", size.other, 2, size.frames, OTHER)],
+        "held": [
+            rooms("near", size.held, 3, size.window, ROOMS),
+            rooms("far", size.held, 4, size.window, OTHER),
+        ],
+    }

@@ -85,6 +85,8 @@ class ConvWeights(nn.Module):
 
 _HIDDEN_TOKENS = 32768
 """Tokens of a part of the feed-forward network: its hidden layer is six times as wide as a token, 0.9 GB then."""
+TRAINED_HIDDEN_TOKENS = 8192
+"""The same in training, where a part's hidden layer lies there 21 token widths wide with its gradients: 0.8 GB."""
 
 
 def _apply(layer: nn.Module, x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -160,7 +162,8 @@ class FeedForward(nn.Module):
         b, t, s, _ = like.shape
         training = torch.is_grad_enabled()
         whole = training and not self.recompute_parts
-        parts = 1 if whole else min(b * t, -(-b * t * s // _HIDDEN_TOKENS))
+        most = TRAINED_HIDDEN_TOKENS if training else _HIDDEN_TOKENS
+        parts = 1 if whole else min(b * t, -(-b * t * s // most))
         if parts == 1:
             return _apply(self.point_conv.conv, self._hidden(shared, height, width))
         if training:

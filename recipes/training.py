@@ -19,6 +19,7 @@ from ..dataset.licences import find_licence
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import write_atomically
 from ..model.config import WorldModelConfig
+from ..model.memory import SPARE_BYTES
 from ..train.cost import (
     ClipShape,
     distillation_flops,
@@ -317,7 +318,10 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         f"compute  {flops / 1e12:.2f} TFLOP a step, {recipe.steps * flops / 1e18:.3f} EFLOP in all",
     ]
     lines += [f"memory   {size:7.2f} GB  {what}" for what, size in rows]
-    lines.append(f"         {sum(size for _, size in rows):7.2f} GB  a GPU, by counting")
+    lines.append(
+        f"         {sum(size for _, size in rows):7.2f} GB  a GPU by counting; leave {SPARE_BYTES / 1e9:.1f} GB beside "
+        "it for CUDA itself, workspaces and gaps"
+    )
     lines.append(_time_text(flops, world, recipe.steps))
     return "\n".join(lines)
 

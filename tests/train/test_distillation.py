@@ -197,6 +197,7 @@ def test_gradients_do_not_hang_on_what_is_computed_again(
     """Blocks that are computed again in the backward pass read the caches as they were, not as the stream left them;
     nor does it matter in how many parts the feed-forward network goes."""
     monkeypatch.setattr(blocks, "_HIDDEN_TOKENS", 4)
+    monkeypatch.setattr(blocks, "TRAINED_HIDDEN_TOKENS", 4)
     config = StudentConfig(**STUDENT)
     asked, found = asked_of(given), []
     for what in ("nothing", "blocks", "blocks_in_parts"):

@@ -14,7 +14,7 @@ from theodolite.model.checkpoint import Layout, save_world_model
 from theodolite.model.config import WorldModelConfig
 from theodolite.model.context import Cameras
 from theodolite.model.network import WorldModel
-from theodolite.train.cost import ClipShape, lora_parameters, memory_rows
+from theodolite.train.cost import ClipShape, lora_parameters, memory_rows, num_parameters
 from theodolite.train.low_rank import compute_low_rank
 from theodolite.train.recipe import LoraConfig, TrainRecipe
 from theodolite.train.start import AUTOENCODER, add_lora, grow, start_model
@@ -180,16 +180,32 @@ def test_low_rank_layers_compute_what_peft_computes_without_tokens_in_float32(pi
     assert all(t.dtype == torch.bfloat16 for t in kept if 14 in (t.shape[0], t[..., 0].numel()))
 
 
-@pytest.mark.parametrize(
-    ("recompute", "parameters_gb", "measured_gib"), [("all_but_softmax", 10.6, 38.8), ("blocks", 10.6, 35.2)]
-)
-def test_memory_is_told_as_it_was_measured(recompute: str, parameters_gb: float, measured_gib: float) -> None:
-    """Peaks of forward and backward of a minute on an H100 (docs/results.md), where weights and gradients were
-    bfloat16 without an optimiser."""
+@pytest.mark.parametrize(("recompute", "measured_gib"), [("all_but_softmax", 38.8), ("blocks", 35.2)])
+def test_memory_is_told_as_it_was_measured(recompute: str, measured_gib: float) -> None:
+    """Peaks of forward and backward of a minute on an H100 (docs/results.md), weights bfloat16 without an optimiser; at
+    the peak, in the last block, hardly any gradient of a weight is there yet."""
     clip = ClipShape(frames=121, height=22, width=40)
     rows = memory_rows(WorldModelConfig(), clip, ranks=1, context=1, recompute=recompute, lora=None)
-    told = parameters_gb + sum(size for what, size in rows if "weights" not in what)
-    assert told == pytest.approx(measured_gib * 2**30 / 1e9, rel=0.15)
+    told = 2e-9 * num_parameters(WorldModelConfig())
+    told += sum(size for what, size in rows if "weights" not in what)
+    assert told == pytest.approx(measured_gib * 2**30 / 1e9, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "frames", "counted_gb"),
+    [
+        ("blocks", 41, 10.76),
+        ("blocks", 31, 8.14),
+        ("blocks_in_parts", 41, 8.33),
+        ("blocks_in_parts", 91, 18.47),
+    ],
+)
+def test_memory_of_a_lora_is_told_as_it_was_counted(recompute: str, frames: int, counted_gb: float) -> None:
+    """The most that lay there of a step at full size, weights apart: every tensor followed by its storage, the kernels
+    left out."""
+    clip, lora = ClipShape(frames=frames, height=22, width=40), LoraConfig()
+    rows = memory_rows(WorldModelConfig(), clip, ranks=1, context=1, recompute=recompute, lora=lora)
+    assert sum(size for what, size in rows if "weights" not in what) == pytest.approx(counted_gb, rel=0.03)
 
 
 @pytest.mark.slow
