@@ -283,6 +283,9 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
         "num_loops": cameras.num_loops,
         "inlier_share_min": float(cameras.inlier_share.min()),
         "parallax_rad": _optional(cameras.parallax_rad),
+        "moving_share": None
+        if cameras.moving_share is None
+        else _optional(float(cameras.moving_share.mean())),
         "depth_residual_log_median": _optional(cameras.depth_log_residual),
         "path_length_m": float(path_length(cameras.camera_to_world)),
         "scale_sweep_best": _optional(sweep_minimum(cameras.scale_sweep)),

@@ -56,6 +56,8 @@ MODES: tuple[Mode, ...] = ("given_depth", "estimate")
 THINGS = ("person", "crowd", "bus", "tumbling", "curtain")
 WAYS = ("cross", "visit", "approach", "ahead", "follow")
 FRAMES, FPS = 113, 16.0
+COMING_S = 1.6
+"""A thing takes so long to come into the view, and to leave it: what jumps into it is taken for a cut."""
 SHARE, SPAN_S = (0.3, 0.8), (1.0, 5.0)
 """Share of the corners that the things carry, and for how long."""
 
@@ -136,21 +138,20 @@ def way(
     x = np.clip((t - first) / (last - first), 0, 1)
     side = rng.choice([-1.0, 1.0])
     # Far out to the side (radians from the line of sight) before and after.
-    coming = np.clip((t - first + 0.5) / 0.5, 0, 1)
-    going = np.clip((last + 0.5 - t) / 0.5, 0, 1)
+    coming, going = (np.clip(1 + since / COMING_S, 0, 1) for since in (t - first, last - t))
     inside = coming * coming * (3 - 2 * coming) * going * going * (3 - 2 * going)
     middle = rng.uniform(-0.15, 0.15)
     distance = np.full(FRAMES, away_m)
     if kind == "cross":
-        angle = side * (x - 0.5) * 1.5 + side * np.where(t < first, -1, 1) * (1 - inside) * 1.4
+        angle = side * (x - 0.5) * 1.5 + side * np.where(t < first, -1, 1) * (1 - inside)
     elif kind == "approach":
-        angle = middle + side * (1 - inside) * 1.6
+        angle = middle + side * (1 - inside) * 1.3
         distance = away_m * (1.35 - 0.6 * np.sin(np.pi * x) ** 2)
     elif kind == "follow":
-        angle = middle + side * (1 - inside) * 1.6
+        angle = middle + side * (1 - inside) * 1.3
     else:
         sway = 0.22 * np.sin(2 * np.pi * t / rng.uniform(1.5, 3.0) + rng.uniform(0, 6.28))
-        angle = middle + sway + side * (1 - inside) * 1.6
+        angle = middle + sway + side * (1 - inside) * 1.3
         distance = away_m * (1 + 0.2 * np.sin(2 * np.pi * t / rng.uniform(1.2, 2.5) + rng.uniform(0, 6.28)))
     heading = camera[:, 3] - angle
     if kind == "ahead":
@@ -257,8 +258,8 @@ def draw(seed: int) -> Case:
     thing, how = THINGS[seed % len(THINGS)], WAYS[(seed // len(THINGS)) % len(WAYS)]
     for again in range(30):
         rng = np.random.default_rng([20261128, seed, again])
-        length = float(rng.uniform(1.2, 4.2))
-        begin = float(rng.uniform(0.4, (FRAMES - 1) / FPS - length - 0.4))
+        length = float(rng.uniform(0.8, 3.2))
+        begin = float(rng.uniform(1.2, (FRAMES - 1) / FPS - length - 1.2))
         config = RenderConfig(
             width=480, height=270, num_frames=FRAMES, fps=FPS, seed=int(5000 + 100 * seed + again),
             speed=float(rng.choice([0.7, 1.0, 1.4])), zoom="ramp" if rng.random() < 0.25 else "none",

@@ -100,6 +100,7 @@ ReasonCode = Literal[
     "focal_uncertain",
     "fov_too_narrow",
     "fov_too_wide",
+    "moving_things",
     "no_parallax",
     "pose_jump",
     "poses_not_rigid",
@@ -417,6 +418,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "fov_too_wide": _judged(
         "The field of view of a frame is wider than the gate allows.",
         "Widen annotate.gates.fov_max_deg if the lens is known to be so wide; fisheye lenses are not modelled.",
+    ),
+    "moving_things": _judged(
+        "Something that moves on its own fills so much of the picture that the scene cannot be told from it.",
+        "Set the window beside it, or give poses; networks (recipe estimate) help where they know the scene.",
     ),
     "no_parallax": _judged(
         "Points are hardly seen from different sides, or a camera that stays and zooms explains the images as well, so "

@@ -125,6 +125,7 @@ class Row:
     track_survival_min: float | None = None
     inlier_share_min: float | None = None
     parallax_rad: float | None = None
+    moving_share: float | None = None
     depth_residual_log_median: float | None = None
     depth_misfit_px: float | None = None
     depth_reading_margin_log: float | None = None

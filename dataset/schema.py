@@ -390,6 +390,7 @@ COLUMNS: tuple[Column, ...] = (
     _number(
         "parallax_rad", "rad", "Median over tracks of the largest angle between viewing rays.", (0.0, math.pi)
     ),
+    _number("moving_share", "1", "Share of the tracked picture that moves; null: not asked.", (0.0, 1.0)),
     _number(
         "depth_residual_log_median",
         "1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,14 +21,22 @@ from .bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from .config import BundleConfig
 from .depth_noise import DepthNoise
 from .gaps import cross_gap, find_gaps
+from .moving import held_by_frame
 from .records import KNOWN_LENS_SIGMA, MIN_INLIERS
 from .resection import FrameCamera, SeenPoints, absolute_pose, inlier_mask, refine_single
-from .triangulation import keep_known
+from .triangulation import keep_known, known_points
 
 log = logging.getLogger(__name__)
 _LEAST_RAY_EIGENVALUE = 3e-4  # rays at an angle t have 1 - cos t: 1.4 degrees
+_HELD_KEYFRAMES = 3
+"""Keyframes on either side of one that are asked whether they agree."""
+_LESS_HELD = 0.15
+"""A window in which so much less of the picture agrees with its cameras than in another one is no place to begin: what
+moves there may be what they follow."""
 MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
 _BARE_FOCAL_STEP = 0.01
+Pose = tuple[FloatArray, FloatArray, IntArray]
+"""Rotation (3, 3) and translation (3,) world to camera, and the numbers of the points that agree."""
 _FOCAL_HYPOTHESES = (0.55, 0.8, 1.15, 1.8)  # times the longer image side: 85 to 31 degrees
 
 
@@ -185,26 +193,32 @@ class Placement:
         if not self.known_lens:
             self.focal[i] = self.focal[last]
         trusted = self.hits[point] > self.misses[point]
-        least = max(at_least, 0.5 * trusted.sum())
-        return self._place_by(i, known, xyz, (trusted, least), at_least) or self._place_by(
-            i, known, xyz, (np.ones(len(known), bool), 0), at_least
-        )
-
-    def _place_by(
-        self,
-        i: int,
-        known: IntArray,
-        xyz: FloatArray,
-        among: tuple[NDArray[np.bool_], float],
-        at_least: int,
-    ) -> bool:
-        """Place frame `i` by some of its known observations, unless fewer than are asked for agree: of those, and of
-        all."""
-        chosen, least = among
-        uv, guess = self.uv[known], self.focal[i]
-        pose = absolute_pose(xyz[chosen], uv[chosen], guess, self.centre, self.threshold)
-        if pose is None or len(pose[2]) < least:
+        # By rays alone a few points that agree prove nothing.
+        least = max(at_least if self.by_rays else 0, 0.5 * trusted.sum())
+        pose = self._pose_by(i, known, xyz, trusted)
+        if pose is not None and len(pose[2]) >= least and self._take(i, known, xyz, pose, at_least):
+            return True
+        pose = self._pose_by(i, known, xyz, np.ones(len(known), bool))
+        if pose is None:
             return False
+        rest = np.ones(len(known), bool)
+        rest[pose[2]] = False
+        if (trusted & rest).sum() > 0.5 * trusted.sum() >= 2:
+            # Most of what was right before contradicts the motion of the majority. Is there another one that it agrees
+            # with? Something that moves on its own may own the picture by now.
+            other = self._pose_by(i, known, xyz, rest)
+            if other is not None and trusted[other[2]].sum() > trusted[pose[2]].sum():
+                return self._take(i, known, xyz, other, at_least)
+        return self._take(i, known, xyz, pose, at_least)
+
+    def _pose_by(self, i: int, known: IntArray, xyz: FloatArray, chosen: NDArray[np.bool_]) -> Pose | None:
+        """Rotation, translation and inliers (numbers in `known`) of frame `i` by the chosen ones of its points."""
+        pose = absolute_pose(xyz[chosen], self.uv[known][chosen], self.focal[i], self.centre, self.threshold)
+        return None if pose is None else (pose[0], pose[1], np.flatnonzero(chosen)[pose[2]])
+
+    def _take(self, i: int, known: IntArray, xyz: FloatArray, pose: Pose, at_least: int) -> bool:
+        """Place frame `i` by all of its known points that agree with a pose, unless they are too few."""
+        uv, guess = self.uv[known], self.focal[i]
         agree = inlier_mask(xyz, uv, pose, guess, self.centre, 2 * self.threshold)
         camera, inliers = refine_single(
             SeenPoints(xyz=xyz[agree], uv_px=uv[agree], depth=self.z[known[agree]]),
@@ -335,7 +349,7 @@ def choose_start(
     Returns:
         (start keyframe number, log focal there).
     """
-    best: tuple[float, int, float] | None = None
+    found: list[tuple[_Window, int]] = []
     for window in windows:
         problem = problem_of(window)
         if len(problem.frame) < 60:
@@ -349,20 +363,35 @@ def choose_start(
         if expected is not None and given is None:
             hypotheses.append(float(expected[window[middle]]))
         prior = _window_prior(config, len(window), None if given is None else given[window])
-        found = _compete(problem, hypotheses, prior, config, noise)
-        if found is None:
+        one = _compete(problem, hypotheses, prior, config, noise)
+        if one is None:
             continue
-        cost, sigma, log_focal = found
-        log.debug(
-            "focal window %s: cost %.3f sigma %.4f focal %.1f", window[:1], cost, sigma, np.exp(log_focal)
-        )
+        log.debug("focal window %s: %s", window[:1], one)
         # A window that fits badly holds motion of its own, however tightly it seems to pin the focal.
-        score = sigma * cost**2
-        if best is None or score < best[0]:
-            best = (score, int(window[middle]), log_focal)
-    if best is None:
+        found.append((one, int(window[middle])))
+    if not found:
         raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
-    return best[1], best[2]
+    most = max(one.held for one, _ in found)
+    best, number = min(
+        ((one, number) for one, number in found if one.held >= most - _LESS_HELD),
+        key=lambda f: f[0].sigma * f[0].cost ** 2,
+    )
+    return number, best.log_focal
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What a window says of the focal length.
+
+    Attributes:
+        cost: per observation. sigma, log_focal: of the focal length in its middle.
+        held: share of the picture that agrees with its cameras on both sides of a frame, usually.
+    """
+
+    cost: float
+    sigma: float
+    log_focal: float
+    held: float
 
 
 def _compete(
@@ -371,16 +400,11 @@ def _compete(
     prior: FocalPrior,
     config: BundleConfig,
     noise: DepthNoise | None,
-) -> tuple[float, float, float] | None:
-    """The hypothesis of log focal that fits a window best.
-
-    Returns:
-        Its cost per observation, and standard deviation and value of log focal in the window's middle; None if no
-        hypothesis places most of the window.
-    """
+) -> _Window | None:
+    """The hypothesis of log focal that fits a window best; None if none places most of the window."""
     middle = problem.num_frames // 2
     gain = None if noise is None else noise.gain_prior(problem.num_frames)
-    questions = []
+    questions, starts = [], []
     for log_focal in hypotheses:
         state, placed = place_incrementally(
             problem,
@@ -397,17 +421,18 @@ def _compete(
         if len(used.frame) < 60:
             continue
         effort = Effort(max_iterations=8, tolerance=0.001)
+        starts.append((state, placed))
         questions.append(
             Question(problem=used, state=used_state, prior=prior, config=config, effort=effort, gain=gain)
         )
     candidates = [
-        (solution.cost / len(question.problem.frame), question.problem, solution.state)
-        for question, solution in zip(questions, solve_bundles(questions), strict=True)
+        (solution.cost / len(question.problem.frame), question.problem, solution.state, start)
+        for question, solution, start in zip(questions, solve_bundles(questions), starts, strict=True)
         if not isinstance(solution, FloatingPointError)
     ]
     if not candidates:
         return None
-    cost, used, state = min(candidates, key=lambda c: c[0])
+    cost, used, state, (first, placed) = min(candidates, key=lambda c: c[0])
     try:
         solution = solve_bundle(
             used,
@@ -422,7 +447,10 @@ def _compete(
         return None
     assert solution.covariance is not None
     sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
-    return cost, sigma, float(solution.state.log_focal[middle])
+    known = known_points(problem, first, placed)
+    held, _ = held_by_frame(problem, first, solution.state, known, reach=_HELD_KEYFRAMES)
+    usual = float(np.nanmedian(held)) if np.isfinite(held).any() else 0.0
+    return _Window(cost, sigma, float(solution.state.log_focal[middle]), usual)
 
 
 def keyframe_windows(measured: ImageMeasurements, length: int = 12, count: int = 4) -> list[IntArray]:

@@ -21,10 +21,14 @@ from .config import FocalModel
 from .depth_noise import TRACK_DRIFT, count_patches
 from .focal_model import choose_focal_model, common_focal_error, likeness
 from .keyframes import KeyframeProblem
+from .moving import held_by_frame
 from .observations import build_problem, count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .summary import summarise
-from .triangulation import back_project, keep_known, triangulate, without_moving
+from .triangulation import back_project, keep_known, known_points, triangulate, without_moving
+
+_HELD_REACH = 8
+"""Frames on either side of one that are asked whether they agree: what moves has left its place by then."""
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +76,13 @@ def register_all_frames(
     problem = build_problem(keys.tracks, keys.z, config, depth_sigma_log=keys.depth_sigma_log)
     state = _resected(problem, keys, key_state, placed)
     everywhere = np.ones(frames, bool)
-    used, used_state = keep_known(problem, without_moving(problem, state, everywhere), everywhere)
+    still = without_moving(problem, state, everywhere)
+    used, used_state = keep_known(problem, still, everywhere)
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
     solution, model, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, model, costs, config, num_loops=num_loops)
+    known = known_points(problem, still, everywhere)
+    held, moving = held_by_frame(problem, state, solution.state, known, reach=_HELD_REACH)
     rest = float("nan")
     if cameras.parallax_rad < CLEAR_PARALLAX_RAD:
         rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
@@ -86,6 +93,8 @@ def register_all_frames(
     return replace(
         cameras,
         rest_error_ratio=rest,
+        held_share=held,
+        moving_share=moving,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         sigma_factor=likeness(used, solution) ** 0.5,

@@ -76,13 +76,9 @@ def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_],
     return triangulate(sub, state, wanted)
 
 
-def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(P,) True for tracks that no fixed point explains under the present cameras.
-
-    A robust loss alone is not enough where something that moves carries most of the tracks of a few frames. Judged
-    is the median reprojection error of the track's best single lift, against eight standard deviations of a
-    measurement and four times the median over all tracks (cameras may still drift, but not one track at a time).
-    """
+def track_errors(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(P,) median reprojection error of each track's point in the placed frames, in standard deviations of a
+    measurement; NaN where the track has no point or no such frame."""
     points = torch.where(torch.isfinite(state.points), state.points, back_project(problem, state))
     uv, p = project(problem, replace(state, points=torch.nan_to_num(points)))
     error = ((uv - problem.uv_px) / problem.sigma_px[:, None]).norm(dim=1)
@@ -90,16 +86,26 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     use = torch.as_tensor(placed)[problem.frame] & torch.isfinite(points).all(1)[problem.point]
     e = error[use].cpu().numpy()
     point = problem.point[use].cpu().numpy()
-    if len(e) == 0:
-        return np.zeros(problem.num_points, bool)
-    order = np.lexsort((e, point))
-    starts = np.nonzero(np.r_[True, point[order][1:] != point[order][:-1]])[0]
-    counts = np.diff(np.r_[starts, len(order)])
-    median = e[order][starts + counts // 2]
-    bound = max(8.0, 4.0 * float(np.median(median)))
-    out = np.zeros(problem.num_points, bool)
-    out[point[order][starts]] = median > bound
+    out = np.full(problem.num_points, np.nan)
+    if len(e):
+        order = np.lexsort((e, point))
+        starts = np.nonzero(np.r_[True, point[order][1:] != point[order][:-1]])[0]
+        counts = np.diff(np.r_[starts, len(order)])
+        out[point[order][starts]] = e[order][starts + counts // 2]
     return out
+
+
+def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(P,) True for tracks that no fixed point explains under the present cameras.
+
+    A robust loss alone is not enough where something that moves carries most of the tracks of a few frames. Judged
+    is the median reprojection error of the track's best single lift, against eight standard deviations of a
+    measurement and four times the median over all tracks (cameras may still drift, but not one track at a time).
+    """
+    error = track_errors(problem, state, placed)
+    known = np.isfinite(error)
+    bound = max(8.0, 4.0 * float(np.median(error[known]))) if known.any() else 8.0
+    return np.nan_to_num(error) > bound
 
 
 _DEPTH_TOLERANCE = 4.0
@@ -130,13 +136,23 @@ def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) ->
     return replace(state, points=torch.where(dropped[:, None], torch.nan, points))
 
 
-def keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
-    """Observations of placed frames and of points with a position that two of them share; points renumbered."""
+def known_points(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Tensor:
+    """(P',) numbers of the points that `keep_known` keeps, in its order."""
+    return torch.unique(problem.point[_shared(problem, state, placed)])
+
+
+def _shared(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Tensor:
+    """(N,) bool, observations of placed frames and of points with a position that two of them share."""
     ok_frame = torch.as_tensor(placed)
     ok_point = torch.isfinite(state.points).all(1)
     keep = ok_frame[problem.frame] & ok_point[problem.point]
     count = torch.zeros(problem.num_points).index_add_(0, problem.point[keep], torch.ones(int(keep.sum())))
-    keep &= count[problem.point] >= 2
+    return keep & (count[problem.point] >= 2)
+
+
+def keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
+    """Observations of placed frames and of points with a position that two of them share; points renumbered."""
+    keep = _shared(problem, state, placed)
     used, renumbered = torch.unique(problem.point[keep], return_inverse=True)
     sub = replace(
         problem,

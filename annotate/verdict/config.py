@@ -33,6 +33,10 @@ class GatesConfig(Strict):
     min_joined: Annotated[int, Field(ge=0)] = 16
     """Fewest points that hold what lies before a frame and what lies from it on together. Dissolves of two rooms that
     were accepted: 4 and 11, by chance; every third frame of a walk indoors, right to 2 cm: 24; usually hundreds."""
+    min_held_share: Annotated[float, Field(ge=0, le=1)] = 0.35
+    """Least share of the picture, of what is seen for half a second before a frame and after it, that agrees with the
+    cameras on both sides. Recordings and rendered clips, noisy depth and a walker among them: 0.67 to 0.93; right
+    beside things that fill half of the picture 0.3 to 0.5; cameras that followed one 0.17 and 0.30."""
     max_lone_frame: Annotated[float, Field(gt=0)] = 1.5
     """Largest distance of a camera centre from the middle between its neighbours, over the 90th percentile of all steps
     (at least two hundredths of the scene's depth). True paths at 16 fps and sub-sampled: up to 0.5, hand-held at 30 fps

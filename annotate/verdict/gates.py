@@ -156,6 +156,11 @@ def _inlier_share(solved: _Solved) -> float:
     return float(cameras.num_inliers.sum() / max(1, cameras.num_observations.sum()))
 
 
+def _held(solved: _Solved) -> float:
+    held = solved.cameras.held_share
+    return float("nan") if held is None or not np.isfinite(held).any() else float(np.nanmin(held))
+
+
 def _depth_scale(solved: _Solved) -> float:
     noise = solved.cameras.depth_noise
     return float("nan") if noise is None else noise.scale_sigma_log(len(solved.cameras.camera_to_world))
@@ -228,6 +233,13 @@ _RULES = (
         unit="points",
         # Given poses hold a clip together by themselves.
         applies=lambda s: not s.posed and len(_linked(s.cameras)) > 0,
+    ),
+    _Rule(
+        # Cameras that take what moves for the world contradict the world where they begin to, and where they end.
+        name="held",
+        value=_held,
+        lower=lambda s: s.config.min_held_share,
+        applies=lambda s: not s.posed and bool(np.isfinite(_held(s))),
     ),
     _Rule(name="motion", value=lambda s: image_motion(s.measured), lower=lambda s: s.config.static_motion),
     _Rule(
@@ -512,6 +524,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "inliers": "too_few_inliers",
     "tracks_lost": "tracks_lost",
     "joined": "tracks_lost",
+    "held": "moving_things",
     "motion": "static_camera",
     "parallax": "no_parallax",
     "rest_error": "no_parallax",

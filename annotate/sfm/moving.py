@@ -1,0 +1,120 @@
+"""What holds a clip together: the share of the picture that goes on agreeing with the cameras, frame after frame.
+
+Cameras that follow something that moves on its own are consistent with it, however many tracks one asks. They give
+themselves away where they take it for the world, and where they leave it again: what they agreed with before, they
+contradict from then on, and what they agree with then, they contradicted before. Hardly a track agrees on both sides.
+Right cameras lose nothing there: what stands still goes on agreeing, even where it is a small part of the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...dataset.arrays import FloatArray, IntArray
+from .bundle.problem import Problem, State, project
+
+AGREES = 8.0
+"""Standard deviations of a measurement within which an observation agrees with a camera."""
+_CELLS = 10
+"""Cells across the picture: what lies in one of them has one vote, however many corners it has."""
+_MIN_CROSSING = 20
+"""Tracks that must go on across a frame for their share to mean anything."""
+
+
+def agreeing(problem: Problem, state: State) -> NDArray[np.bool_]:
+    """(N,) bool, observations that lie where cameras and points expect them; False where a point has no place."""
+    known = torch.isfinite(state.points).all(1)[problem.point]
+    points = torch.nan_to_num(state.points)
+    uv, local = project(problem, replace(state, points=points))
+    error = (uv - problem.uv_px).norm(dim=1)
+    return (known & (local[:, 2] > 1e-6) & (error < AGREES * problem.sigma_px)).numpy()
+
+
+def votes(problem: Problem) -> FloatArray:
+    """(N,) weight of each observation: every cell of a frame has one vote, shared among the tracks that lie in it."""
+    side = 2 * float(problem.centre_px[0]) / _CELLS
+    cell = (problem.uv_px.numpy() // side).astype(np.int64) + 1
+    frame = problem.frame.numpy()
+    _, group, count = np.unique(
+        (frame * 1000 + cell[:, 1]) * 1000 + cell[:, 0], return_inverse=True, return_counts=True
+    )
+    return 1.0 / count[group]
+
+
+def held_by_frame(
+    problem: Problem, first: State, solved: State, numbers: Tensor, *, reach: int
+) -> tuple[FloatArray, FloatArray]:
+    """`held_share` and `moving_share` of a bundle's solution, each (F,).
+
+    Args:
+        problem: all observations, also those of tracks that were left out because they move.
+        first: cameras that the bundle began with; its points are those of all tracks that could be placed.
+        solved, numbers: the solution, and which of the points its points are.
+    """
+    points = torch.full_like(first.points, torch.nan)
+    points[numbers] = solved.points
+    counted = torch.isfinite(first.points).all(1)[problem.point].numpy()
+    agrees = agreeing(problem, replace(solved, points=points))[counted]
+    seen = problem.frame.numpy()[counted], problem.point.numpy()[counted], agrees, votes(problem)[counted]
+    held = held_share(*seen, num_frames=problem.num_frames, reach=reach)
+    return held, moving_share(*seen, num_frames=problem.num_frames)
+
+
+def moving_share(
+    frame: IntArray, point: IntArray, agrees: NDArray[np.bool_], weight: FloatArray, *, num_frames: int
+) -> FloatArray:
+    """(num_frames,) share of each picture, of what is tracked, that contradicts the cameras most of the time.
+
+    Arguments as of `held_share`; 0 where nothing is tracked.
+    """
+    size = int(point.max()) + 1 if len(point) else 1
+    right = np.bincount(point, agrees, minlength=size) >= 0.5 * np.bincount(point, minlength=size)
+    total = np.bincount(frame, weight, minlength=num_frames)
+    wrong = np.bincount(frame, weight * ~right[point], minlength=num_frames)
+    return wrong / np.maximum(total, 1e-9)
+
+
+def held_share(
+    frame: IntArray,
+    point: IntArray,
+    agrees: NDArray[np.bool_],
+    weight: FloatArray,
+    *,
+    num_frames: int,
+    reach: int,
+) -> FloatArray:
+    """Share of the picture that agrees with the cameras before each frame and from it on, of what both sides see.
+
+    Args:
+        frame, point, agrees, weight: (N,) of the observations.
+        reach: frames on either side that are looked at; a track agrees on a side if half of its observations do.
+    Returns:
+        (num_frames,), NaN for the first frame and where fewer than 20 tracks go on.
+    """
+    order = np.argsort(frame, kind="stable")
+    frame, point, agrees, weight = frame[order], point[order], agrees[order], weight[order]
+    start = np.searchsorted(frame, np.arange(num_frames + 1))
+    out = np.full(num_frames, np.nan)
+    for f in range(1, num_frames):
+        first, last = start[max(0, f - reach)], start[min(num_frames, f + reach)]
+        if last <= first:
+            continue
+        _, local = np.unique(point[first:last], return_inverse=True)
+        later = np.arange(first, last) >= start[f]
+        size = int(local.max()) + 1
+        seen = np.stack([np.bincount(local[side], minlength=size) for side in (~later, later)])
+        good = np.stack(
+            [np.bincount(local[side], agrees[first:last][side], minlength=size) for side in (~later, later)]
+        )
+        crossing = (seen > 0).all(0)
+        if crossing.sum() < _MIN_CROSSING:
+            continue
+        vote = np.bincount(local, weight[first:last], minlength=size) / seen.sum(0)
+        holds = crossing & (good >= 0.5 * seen).all(0)
+        out[f] = vote[holds].sum() / vote[crossing].sum()
+    return out
