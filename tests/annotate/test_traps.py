@@ -254,6 +254,47 @@ def test_a_slow_walk_is_no_camera_at_rest(tmp_path: Path) -> None:
     assert error.ate_percent_of_path < 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "accepted"),
+    [
+        # Nine centimetres, of which the zoom made 39 before a scene that is three metres away.
+        ({"seed": 102, "num_frames": 20, "speed": 0.15, "zoom_factor": 1.5}, False),
+        pytest.param(
+            {"seed": 402, "num_frames": 36, "speed": 0.3, "zoom_factor": 1.3, "horizontal_fov_deg": 75},
+            False,
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            {
+                "seed": 409,
+                "num_frames": 64,
+                "zoom": "in_out",
+                "zoom_period_s": 4,
+                "zoom_factor": 1.4,
+                "horizontal_fov_deg": 75,
+            },
+            True,
+            marks=pytest.mark.thorough,
+        ),
+    ],
+)
+def test_a_walk_that_zooms_is_accepted_if_it_is_longer_than_what_the_zoom_can_make_of_it(
+    tmp_path: Path, fields: dict, accepted: bool
+) -> None:
+    clip, truth = prepared(
+        tmp_path, **{"zoom": "ramp", "horizontal_fov_deg": 75 if accepted else 70, **fields}
+    )
+    row = annotate(clip, simulated(truth, CALM))
+    assert row.error is None, row.error
+    error = trajectory_error(row.camera_to_world, truth.camera_to_world, alignment="sim3").ate_percent_of_path
+    if accepted:
+        assert row.verdict == "accepted", row.reason_details
+        assert error < 1
+    else:
+        assert "position_uncertain" in row.reasons
+
+
 # --- two places in one clip ----------------------------------------------------------------------------
 
 
