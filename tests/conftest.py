@@ -41,6 +41,10 @@ sys.dont_write_bytecode = False
 gc.disable()
 
 
+# Processes die here, no machines: nothing has to have reached the disk, and tests need not wait for it.
+os.fsync = lambda descriptor: None
+
+
 # Command lines are run here hundreds of times, and typer would make all commands from their functions each time.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 
