@@ -67,7 +67,7 @@ class Sampling(Strict):
             )
         t = self.times
         if t is not None and not (
-            len(t) > 1 and all(b < a for a, b in itertools.pairwise((1001.0, *t))) and t[-1:] == (0,)
+            len(t) > 1 and t[0] <= 1000 and all(b < a for a, b in itertools.pairwise(t)) and t[-1] == 0
         ):
             raise ValueError(f"times {t} must fall strictly from 1000 at most and end in 0")
         return self

@@ -245,7 +245,7 @@ def _rate(path: Path, reading: Reading, found: float | None) -> tuple[float, tup
 
 def _read_npy(path: Path, reading: Reading) -> CameraPath:
     poses = _poses(load_array(path), path)
-    fps, notes = _rate(path, reading, FPS)
+    fps, notes = reading.fps or FPS, ()
     if reading.fps is None:
         notes = (
             f"{path.name}: taken as {FPS:g} poses a second, as in the released form; --fps says otherwise",

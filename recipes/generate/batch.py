@@ -92,6 +92,10 @@ def read_manifest(path: Path) -> list[ClipRequest]:
             problems.append(f"row {number}: {error}")
     ids = [clip.id for clip in clips]
     problems += [f"id {i}: given twice" for i in sorted(i for i, n in Counter(ids).items() if n > 1)]
+    log = Path(GENERATION_LOG).stem
+    problems += [
+        f"id {i}: its record would lie on the run's log {GENERATION_LOG}" for i in ids if i.lower() == log
+    ]
     if problems:
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
         raise ValueError(f"{path}: {'; '.join(problems[:_MOST_SHOWN])}{more}")

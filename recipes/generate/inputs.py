@@ -70,7 +70,7 @@ def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
     """
     options = clip.options(run)
     sampling = options.sampling()
-    prompt = _prompt(clip.prompt)
+    prompt, negative = _prompt(clip.prompt), _as_text(options.negative_prompt, "negative prompt")
     image, digest = _image(clip.image)
     try:
         cut = cover(image.shape[:2], options.picture)
@@ -101,7 +101,7 @@ def prepare(clip: ClipRequest, run: GenerateOptions) -> Prepared:
             seed=options.seed,
             refine=options.refine,
             refiner_seed=options.refiner_seed,
-            negative_prompt=options.negative_prompt,
+            negative_prompt=negative,
         ),
         path=path,
         figures=path_figures(path),
@@ -145,17 +145,21 @@ def _prompt(text: str) -> str:
     prompt = text.strip()
     if not prompt:
         raise ValueError("the prompt is empty: say what the video shows (--prompt)")
-    if len(prompt) > LONGEST_PROMPT:
+    return _as_text(prompt, "prompt")
+
+
+def _as_text(words: str, what: str) -> str:
+    if len(words) > LONGEST_PROMPT:
         raise ValueError(
-            f"the prompt has {len(prompt)} characters; the model sees some 300 tokens, about 1,200 characters"
+            f"the {what} has {len(words)} characters; the model sees some 300 tokens, about 1,200 characters"
         )
-    if "\0" in prompt:
-        raise ValueError("the prompt holds a null character")
+    if "\0" in words:
+        raise ValueError(f"the {what} holds a null character")
     try:
-        prompt.encode()
+        words.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is no text: {error}") from None
-    return prompt
+        raise ValueError(f"the {what} is no text: {error}") from None
+    return words
 
 
 def _image(path: Path) -> tuple[np.ndarray, str]:

@@ -235,7 +235,10 @@ class GenerateOptions(Strict):
             raise ValueError(f"--scopes goes with a low --precision, not with {options.precision}")
         if options.warm_up and options.mode != "distilled":
             raise ValueError(f"--warm-up is an option of distilled, not of {options.mode}")
-        options.sampling()
+        sampling = options.sampling()
+        if options.negative_prompt and sampling.guidance in (None, 1):
+            why = f"{options.mode} has none" if sampling.guidance is None else "--guidance 1 is none"
+            raise ValueError(f"--negative-prompt is what guidance leads away from, and {why}")
         return options
 
     def sampling(self) -> Sampling:

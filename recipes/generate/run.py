@@ -42,6 +42,10 @@ def run_generate(
         ValueError: something about the request or the weights, before anything was written.
     """
     _check_place(video, may_be_there=overwrite or dry_run)
+    if plot is not None and (plot.is_dir() or not plot.parent.is_dir()):
+        raise ValueError(
+            f"--plot {plot}: {'is a folder' if plot.is_dir() else f'no such folder {plot.parent}'}"
+        )
     place = find_place(options.device, options.gpu_memory_gb)
     prepared = prepare(clip, options)
     precision = check_choices(options, place.device)

@@ -102,6 +102,7 @@ def test_a_split_of_the_benchmark(tmp_path: Path) -> None:
         ({"id": "a/b"}, "row 2: id"),
         ({"id": "../x"}, "row 2: id"),
         ({"id": "clip_0"}, "clip_0: given twice"),
+        ({"id": "generate"}, "id generate: its record would lie on the run's log"),
         ({"camera": None}, "row 2: camera: Field required"),
         ({"seed": -1}, "row 2: seed"),
         ({"speed": 3}, "row 2: speed: Extra inputs"),
