@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
 """Of a digest. Two of a hundred million ids share one with a probability of 1e-23."""
-_LOOSE = 1 << 13
+_LOOSE = 1 << 11
 """Ids that are kept in a Python set before they are sorted in."""
 
 Digests = NDArray[np.bytes_]

@@ -50,6 +50,10 @@ def piece_path(out: str | Path, folder: str) -> Path:
     return as_path(out) / INDEX_FOLDER / f"{folder or FOREIGN}.parquet"
 
 
+OPEN_AGAIN = "open it again, or run the same command again"
+"""What to do about a dataset of which something was replaced meanwhile."""
+
+
 class IndexReplaced(InputError):
     """Another command has changed the dataset since it was opened."""
 
@@ -132,7 +136,7 @@ class Piece:
         Raises:
             IndexReplaced: it is no longer the one that was opened.
         """
-        replaced = f"{self.path.parent.parent}: was changed since it was opened; open it again"
+        replaced = f"{self.path.parent.parent}: another command changed it since it was opened; {OPEN_AGAIN}"
         if not self.path.is_file():
             raise IndexReplaced(replaced)
         with open_parquet(self.path, columns=columns) as file:

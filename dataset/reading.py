@@ -26,7 +26,7 @@ from .index import open_index
 from .inputs import InputError, reading
 from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .parquet import WHAT, check_seal, check_sizes, open_parquet, scan_format
-from .pieces import Index, IndexReplaced, named_in
+from .pieces import OPEN_AGAIN, Index, IndexReplaced, named_in
 from .rows import Row, rows_from_arrays, rows_from_table
 from .schema import COLUMN_BY_NAME, check_version
 from .storage.arrow import arrow_place, open_source
@@ -290,7 +290,7 @@ class ClipDataset:
             gone = next((file for file in self.files if file in str(error)), self.path)
             if isinstance(error, InputError) and (self._in_store or os.path.exists(gone)):
                 raise
-            raise ValueError(f"{gone}: is gone since the dataset was opened; open it again") from None
+            raise ValueError(f"{gone}: is gone since the dataset was opened; {OPEN_AGAIN}") from None
 
     def _look_at(self, columns: Sequence[str] | None) -> None:
         """Judge the pages of what Arrow is going to read by itself; once, however often it is read."""
@@ -437,7 +437,7 @@ class ClipDataset:
         (row,) = rows_from_table(self._complete(table, None)) or [None]
         if row is None or row.clip_id != clip_id:
             raise ValueError(
-                f"{self.files[file]}: was rewritten since the dataset was opened, clip {clip_id} is gone; open it again"
+                f"{self.files[file]}: was rewritten since the dataset was opened, clip {clip_id} is gone; {OPEN_AGAIN}"
             )
         return self._with_extra(row)
 
@@ -462,7 +462,7 @@ class ClipDataset:
         try:
             source = self.filesystem.open_input_file(file) if self._in_store else pa.OSFile(file)
         except FileNotFoundError:
-            raise ValueError(f"{file}: is gone since the dataset was opened; open it again") from None
+            raise ValueError(f"{file}: is gone since the dataset was opened; {OPEN_AGAIN}") from None
         self._check_stamp(file)
         return source
 
@@ -476,15 +476,15 @@ class ClipDataset:
         try:
             stat = os.stat(file)
         except FileNotFoundError:
-            raise ValueError(f"{file}: is gone since the dataset was opened; open it again") from None
+            raise ValueError(f"{file}: is gone since the dataset was opened; {OPEN_AGAIN}") from None
         if (stat.st_size, stat.st_mtime_ns) != self._stamps[file]:
-            raise ValueError(f"{file}: was rewritten since the dataset was opened; open it again")
+            raise ValueError(f"{file}: was rewritten since the dataset was opened; {OPEN_AGAIN}")
 
     def _open_part(self, file: str) -> _Part:
         if self.index is not None:
             self._check_stamp(file)
         if not self._in_store and not os.path.isfile(file):
-            raise ValueError(f"{file}: is gone since the dataset was opened; open it again")
+            raise ValueError(f"{file}: is gone since the dataset was opened; {OPEN_AGAIN}")
         source = self.filesystem.open_input_file(file) if self._in_store else open_source(file)
         part = open_parquet(file, source=source, columns=())
         metadata = part.metadata.metadata or {}

@@ -37,8 +37,7 @@ from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
 from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
 from .generate.single import say
-from .loader import now_iso, surroundings
-from .truth import media_root_of_dataset
+from .loader import media_root_of_dataset, now_iso, surroundings
 
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -124,13 +123,11 @@ def run_encode(
     if not windows:
         raise ValueError(f"{job.dataset}: no clip can be encoded\n" + "\n".join(_reasons(refused)))
     _check_media(job, windows)
+    there = (job.out / MARKER).is_file()
+    if there:  # before networks are loaded, which takes minutes
+        check_same(job.out, {name: getattr(job.options, name) for name in ("height", "width", "fit", "fps")})
     if dry_run:
-        have = {}
-        if (job.out / "encoded.json").is_file():
-            check_same(
-                job.out, {name: getattr(job.options, name) for name in ("height", "width", "fit", "fps")}
-            )
-            have = encoded_windows(job.out)
+        have = encoded_windows(job.out) if there else {}
         return _planned(job, windows, have, refused), 0
     with hold_folder(job.out):
         encoders = _encoders(job.weights, job.device, job.precision)

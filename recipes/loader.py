@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import __version__
 from ..annotate.config import AnnotateConfig
-from ..annotate.sources.entries import Name, SourceConfig
+from ..annotate.sources.entries import Name, SourceConfig, media_root
 from ..dataset.filters import Filters
 from ..dataset.inputs import InputError, parse_yaml, read_json, read_yaml
 from ..dataset.storage.paths import as_path
@@ -176,6 +176,12 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _resolve_paths(content, path.parent.resolve())
     errors += apply_overrides(content, overrides)
     return checked_recipe(Recipe, path, content, errors, line=_with_hint)
+
+
+def media_root_of_dataset(out: Path) -> Path:
+    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without."""
+    path = out / "recipe.resolved.yaml"
+    return media_root(load_recipe(path).source) if path.is_file() else Path()
 
 
 def packaged_names(folder: str) -> list[str]:
@@ -440,7 +446,8 @@ def _recorded_runs(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        runs = read_json(path).get("runs")
+        content = read_json(path)
+        runs = content.get("runs") if isinstance(content, dict) else None
         if isinstance(runs, list) and all(isinstance(run, dict) for run in runs):
             return runs
         problem = f"{path}: holds no list of runs"

@@ -20,14 +20,17 @@ from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import raise_if_interrupted, signals_as_interrupt
 from ..dataset.commit import hold_folder
 from ..dataset.encoded import (
+    MARKER,
     EncodedClip,
     EncodedDataset,
     Encoding,
     begin,
+    check_same,
     encoded_windows,
     open_encoded,
     write_shard,
 )
+from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import TEMPORARY
 from ..dataset.strict import Strict
 from ..dataset.weights import CHAINS, WEIGHTS, file_digest, locate
@@ -104,12 +107,15 @@ def run_pairs(job: PairJob, *, limit: int | None = None, say: Say = lambda text:
         raise ValueError(f"{job.data[0]}: these are pairs already; give the encoded clips")
     if job.options.cameras != "none" and not all(w.cameras for w in data.windows):
         raise ValueError(f"{job.data[0]}: some windows have no cameras (--set cameras=none)")
+    refuse_other_outputs(job.out, MARKER)
     device = choose_device(job.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with hold_folder(job.out), ExitStack() as stack:
+        name, path = _weights(job.weights)
+        if (job.out / MARKER).is_file():  # before networks are loaded, which takes minutes
+            check_same(job.out, _known(data, name, job))
         text = _text_encoder(job.refiner, device, dtype)
-        model, name = _world_model(job.weights, data, dtype)
-        model.to(device)
+        model = _world_model(path, data, dtype).to(device)
         encoding = _encoding(data, text, name, job)
         empty = text.encode(NOTHING)
         begin(job.out, encoding, (empty.states[0], _mask(empty)))
@@ -136,11 +142,14 @@ def _named(window: str) -> Iterator[None]:
         raise ValueError(f"window {window}: {error}") from error
 
 
-def _world_model(weights: str, data: EncodedDataset, dtype: torch.dtype) -> tuple[WorldModel, str]:
+def _weights(weights: str) -> tuple[str, Path | None]:
+    """What the world model is called in what it makes, and where its weights lie; None: it is a stand-in.
+
+    Raises:
+        ValueError: no such weights.
+    """
     if weights == "stand_in":
-        torch.manual_seed(0)
-        model = WorldModel(TINY.model_copy(update={"text_tokens": data.encoding.text_tokens}))
-        return model.requires_grad_(False).eval().to(dtype), "stand-in world model, seed 0"
+        return "stand-in world model, seed 0", None
     if weights.startswith("released/"):
         mode = weights.removeprefix("released/")
         if mode not in CHAINS:
@@ -150,6 +159,15 @@ def _world_model(weights: str, data: EncodedDataset, dtype: torch.dtype) -> tupl
         path = Path(weights)
         if not path.exists():
             raise ValueError(f"--weights {weights}: no such file")
+    digest = file_digest(path)[:16] if path.is_file() else "folder"
+    return f"{path.name} {digest}", path
+
+
+def _world_model(path: Path | None, data: EncodedDataset, dtype: torch.dtype) -> WorldModel:
+    if path is None:
+        torch.manual_seed(0)
+        model = WorldModel(TINY.model_copy(update={"text_tokens": data.encoding.text_tokens}))
+        return model.requires_grad_(False).eval().to(dtype)
     model, _ = load_world_model(path, dtype=dtype)
     e, c = data.encoding, model.config
     if (e.latent_channels, e.text_width) != (c.latent_channels, c.text_width):
@@ -157,8 +175,7 @@ def _world_model(weights: str, data: EncodedDataset, dtype: torch.dtype) -> tupl
             f"{path}: takes latents of {c.latent_channels} channels and text of {c.text_width}, the clips have "
             f"{e.latent_channels} and {e.text_width}"
         )
-    digest = file_digest(path)[:16] if path.is_file() else "folder"
-    return model.requires_grad_(False).eval(), f"{path.name} {digest}"
+    return model.requires_grad_(False).eval()
 
 
 def _text_encoder(refiner: str, device: torch.device, dtype: torch.dtype) -> RefinerTextEncoder:
@@ -177,18 +194,32 @@ def _encoding(data: EncodedDataset, text: RefinerTextEncoder, model: str, job: P
     licences = list(data.encoding.weight_licences)
     if job.refiner == "released":
         licences.append(WEIGHTS[CHAINS["distilled"]["refiner_text_encoder"]].licence)
-    asked = job.options.model_dump(exclude={"allow_stand_in"})
-    settings = ", ".join(f"{k} {v}" for k, v in asked.items())
     return data.encoding.model_copy(
         update={
             "text_width": states.shape[2],
             "text_tokens": states.shape[1],
-            "text_encoder": f"of the refiner, {Path(job.refiner).name}",
             "stand_in": data.encoding.stand_in or text.stand_in or job.weights == "stand_in",
             "weight_licences": tuple(dict.fromkeys(licences)),
-            "world_model": f"{model} ({settings})",
+            **_told(model, job),
         }
     )
+
+
+def _told(model: str, job: PairJob) -> dict[str, str]:
+    """Fields of an `Encoding` that say which networks make pairs, and how they are asked."""
+    asked = job.options.model_dump(exclude={"allow_stand_in"})
+    settings = ", ".join(f"{k} {v}" for k, v in asked.items())
+    return {
+        "text_encoder": f"of the refiner, {Path(job.refiner).name}",
+        "world_model": f"{model} ({settings})",
+    }
+
+
+def _known(data: EncodedDataset, model: str, job: PairJob) -> dict[str, object]:
+    """Fields of what `_encoding` returns that are known before networks are loaded."""
+    loaded = ("text_width", "text_tokens", "stand_in", "weight_licences")
+    of_clips = {name: getattr(data.encoding, name) for name in Encoding.model_fields if name not in loaded}
+    return of_clips | _told(model, job)
 
 
 def _mask(text: Text) -> Tensor:

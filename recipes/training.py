@@ -190,7 +190,13 @@ def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
 def _is_finished(out: Path, steps: int) -> bool:
     """Whether a run came to its end, weights written; one that was killed after its last step has yet to."""
     results = [run.get("result") for run in _runs(out / "run.json")]
-    return any(r and r.get("stopped") is None and int(r.get("step", 0)) >= steps for r in results)
+    return any(
+        isinstance(r, dict)
+        and r.get("stopped") is None
+        and isinstance(step := r.get("step"), int)
+        and step >= steps
+        for r in results
+    )
 
 
 def _runs(path: Path) -> list[dict[str, Any]]:

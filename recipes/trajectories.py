@@ -30,6 +30,7 @@ from ..train.trajectories import (
     TrajectoryOptions,
     TrajectoryRecord,
     begin,
+    check_folder,
     noise_of,
     recorded,
     teacher_trajectory,
@@ -85,13 +86,15 @@ def run_trajectories(
     weights = weights_path(job.weights)
     check_use(job.weights, "teacher")
     check_latents(job.weights, "teacher", clips.encoding.autoencoder)
+    record = _record(job, clips, weights)
+    check_folder(job.out, record)  # before a network is loaded, which takes minutes
     if dry_run:
         return _planned(job, clips, windows), 0
     place = choose_device(job.device)
     bf16 = job.precision == "bf16" or (job.precision == "auto" and place.type == "cuda")
     model, _ = load_world_model(weights, dtype=torch.bfloat16 if bf16 else torch.float32)
     _check_fit(model, clips)
-    begin(job.out, _record(job, clips, weights))
+    begin(job.out, record)
     model.eval().requires_grad_(False).to(place)
     there = recorded(job.out)
     left = [(i, window) for i, window in windows if window.id not in there]

@@ -11,7 +11,6 @@ import numpy as np
 from ..annotate.frames.open import open_clip
 from ..annotate.given.cameras import read_intrinsics
 from ..annotate.sources.clip import ClipRef, ClipRejection
-from ..annotate.sources.entries import media_root
 from ..annotate.sources.read import read_clips
 from ..dataset.camera_files.load import load_cameras
 from ..dataset.camera_files.match import Matching
@@ -20,13 +19,7 @@ from ..dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ..dataset.reading import open_dataset
 from ..dataset.report.truth import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
-from .loader import Recipe, load_recipe
-
-
-def media_root_of_dataset(out: Path) -> Path:
-    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without."""
-    path = out / "recipe.resolved.yaml"
-    return media_root(load_recipe(path).source) if path.is_file() else Path()
+from .loader import Recipe, load_recipe, media_root_of_dataset
 
 
 @dataclass(frozen=True, kw_only=True)

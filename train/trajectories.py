@@ -125,12 +125,25 @@ def begin(folder: Path, record: TrajectoryRecord) -> None:
     """Make a folder for trajectories, or check that it was made alike.
 
     Raises:
+        ValueError: as `check_folder`.
+    """
+    check_folder(folder, record)
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    if not (folder / _MARKER).is_file():
+        write_atomically(folder / _MARKER, (record.model_dump_json(indent=1) + "\n").encode())
+
+
+_MARKER = "trajectories.json"
+
+
+def check_folder(folder: Path, record: TrajectoryRecord) -> None:
+    """Make sure that trajectories may go into a folder, which may be absent; writes nothing.
+
+    Raises:
         ValueError: it holds other ones (names every difference), or what another command wrote.
     """
-    refuse_other_outputs(folder, "trajectories.json")
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    marker = folder / "trajectories.json"
-    if marker.is_file():
+    refuse_other_outputs(folder, _MARKER)
+    if (folder / _MARKER).is_file():
         found = read_record(folder)
         before, now = ({**r.model_dump(), **r.options.model_dump()} for r in (found, record))
         differences = [
@@ -143,8 +156,6 @@ def begin(folder: Path, record: TrajectoryRecord) -> None:
                 f"{folder}: holds trajectories that were made otherwise ({'; '.join(differences)}); choose another "
                 "--out"
             )
-        return
-    write_atomically(marker, (record.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_record(folder: Path) -> TrajectoryRecord:

@@ -24,6 +24,7 @@ from .steady_clock import use_steady_clock
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
 
     from distributed import Client
 
@@ -268,11 +269,17 @@ def _check_room(memory_bytes: int) -> None:
         return
     context = multiprocessing.get_context(_START)
     reads, writes = context.Pipe(duplex=False)
-    process = context.Process(target=_tell_memory, args=(writes,))
-    process.start()
-    writes.close()
-    with reads:
-        taken = reads.recv()
+    process = context.Process(target=_tell_memory, args=(writes,), daemon=True)
+    try:
+        with reads, writes:
+            process.start()
+            writes.close()
+            taken = reads.recv()
+    except (EOFError, OSError) as error:
+        raise RunAborted(
+            f"the workers of this machine could not be started ({_why_ended(process, error)}); the same command tries"
+            " it again, with fewer workers (--workers) if it must"
+        ) from error
     process.join()
     if taken > _ENDED_ABOVE * memory_bytes:
         raise RunAborted(
@@ -280,6 +287,21 @@ def _check_room(memory_bytes: int) -> None:
             f" {memory_bytes / 2**30:.2g} GiB: raise annotate.executor.memory_per_worker_gib, or use fewer workers"
             " (--workers)"
         )
+
+
+def _why_ended(process: BaseProcess, error: Exception) -> str:
+    """Why the first process of its kind told nothing."""
+    if process.pid is None or not isinstance(error, EOFError):
+        return first_line(error)
+    process.join(_ENDS_WITHIN_S)
+    code = process.exitcode
+    if code is None:
+        return "the first one closed its pipe"
+    how = f"signal {-code}: out of memory?" if code < 0 else f"exit code {code}"
+    return f"the first one ended before it began a clip, {how}"
+
+
+_ENDS_WITHIN_S = 5.0
 
 
 def _tell_memory(to: Connection) -> None:

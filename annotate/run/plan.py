@@ -20,7 +20,7 @@ from ..sources.clip import ClipRef
 
 _AHEAD = 5000
 """Clips of the source that are read before a run begins."""
-_ASKED_AT_ONCE, _MOST_AT_ONCE = 256, 1 << 14
+_ASKED_AT_ONCE, _MOST_AT_ONCE = 256, 1 << 11
 """Clips of the source, about, for which it is looked up together whether they have rows: few where there is work, which
 nobody should wait for, and up to the second as long as all of them have, for that takes a third of the time."""
 

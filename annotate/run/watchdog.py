@@ -25,9 +25,13 @@ parent, told = int(sys.argv[1]), open(0, "rb", buffering=0)
 
 
 def stopped():
+    # By a signal (T), by a debugger (t), or frozen with its group while this process is not.
     try:
         with open(f"/proc/{parent}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] == "T"
+            if stat.read().rsplit(")", 1)[1].split()[0] in "Tt":
+                return True
+        with open(f"/proc/{parent}/wchan") as waits_in:
+            return waits_in.read() in ("do_freezer_trap", "__refrigerator")
     except OSError:
         return False
 

@@ -234,7 +234,8 @@ def _timer(after_s: float, act: Callable[[], None]) -> Iterator[None]:
             if over.wait(min(left, _TICK_S)):
                 return
             now = time.monotonic()
-            left -= min(now - last, 2 * _TICK_S)  # more has gone by where this process was stopped
+            gone = now - last
+            left -= gone if gone < 2 * _TICK_S else _TICK_S  # more goes by where this process is stopped
             last = now
         act()
 

@@ -352,8 +352,9 @@ def positive(text: str | None) -> float | None:
 
 
 def rate_of(times_s: Sequence[float]) -> float | None:
-    """Frames a second of frames at these times; None where they do not increase, or say a rate that no camera has."""
-    if len(times_s) < 2 or not all(a < b for a, b in pairwise(times_s)):
+    """Frames a second of frames at these times, of which two may be one by rounding; None where they run back, or say a
+    rate that no camera has."""
+    if len(times_s) < 2 or times_s[0] == times_s[-1] or not all(a <= b for a, b in pairwise(times_s)):
         return None
     rate = (len(times_s) - 1) / (times_s[-1] - times_s[0])
     return rate if LEAST_FPS <= rate <= MOST_FPS else None

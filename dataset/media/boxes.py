@@ -44,6 +44,9 @@ _DEPTH = 12
 _MOST_A_BYTE = 8
 """Samples a byte. Sound of old QuickTime files counts up to eight at its lowest rates, pictures less than one. Each
 takes some seventy bytes of memory, so that a megabyte takes half a gigabyte at most."""
+_SAMPLES_AT_ONCE = 512
+"""FFmpeg takes about a thousand samples of plain sound, `soun` whose samples last one tick each, as one."""
+_NO_SOUND = frozenset((b"vide", b"subp", b"clcp"))
 _FREE_EDITS = 2
 """Edits of a track, each of which may show all of its samples again: an empty one and the stretch that is shown."""
 _MOST_HEADER_BYTES = 64 * 2**20
@@ -60,22 +63,35 @@ class _Track:
 
     Attributes:
         samples: by table. edits: entries of its list of edits. chunks: there are. runs: (N, 3) entries of `stsc`.
+        handlers: what it says that it holds. even: whether each of its samples takes one tick.
     """
 
     samples: Counter[bytes] = field(default_factory=Counter)
     edits: int = 0
     chunks: int = 0
+    handlers: set[bytes] = field(default_factory=set)
+    even: bool = True
     runs: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
     def count(self, kind: bytes, number: int) -> None:
         self.samples[kind] = max(self.samples[kind], number)
 
     def end(self) -> None:
-        """Count the samples of its chunks: first chunk and samples of each, until the next entry."""
-        if len(self.runs):
-            following = np.append(self.runs[1:, 0], max(self.chunks + 1, int(self.runs[-1, 0])))
-            each = np.maximum(following - self.runs[:, 0], 0)
-            self.count(b"stsc", int(np.minimum(each * self.runs[:, 1], 1 << 40).sum()))
+        """Count the samples of its chunks."""
+        self.count(b"stsc", self._in_chunks(1))
+
+    def _in_chunks(self, at_once: int) -> int:
+        """Samples of its chunks, or groups of so many: first chunk and samples of each, until the next entry."""
+        if not len(self.runs):
+            return 0
+        following = np.append(self.runs[1:, 0], max(self.chunks + 1, int(self.runs[-1, 0])))
+        each = np.maximum(following - self.runs[:, 0], 0)
+        return int(np.minimum(each * -(-self.runs[:, 1] // at_once), 1 << 40).sum())
+
+    def shown_at_once(self) -> int:
+        """Most that an edit shows: samples, but of sound that is not compressed FFmpeg makes one of a thousand."""
+        plain = self.even and b"soun" in self.handlers and not self.handlers & _NO_SOUND
+        return self._in_chunks(_SAMPLES_AT_ONCE) if plain else max(self.samples.values(), default=0)
 
 
 def impossible_table(path: Path) -> str:
@@ -145,7 +161,11 @@ class _Walk:
         elif kind == b"trun":
             self._promise(kind, struct.unpack(">II", file.read(8))[1])
         elif kind in (b"stts", b"ctts"):
-            track.count(kind, int(_entries(file, length, 2)[:, 0].sum()))
+            entries = _entries(file, length, 2)
+            track.count(kind, int(entries[:, 0].sum()))
+            track.even &= kind == b"ctts" or entries[:, 1].tolist() == [1]
+        elif kind == b"hdlr":
+            track.handlers.add(file.read(12)[8:])
         elif kind == b"stsc":
             track.runs = _entries(file, length, 3)
         elif kind in (b"stco", b"co64"):
@@ -169,7 +189,7 @@ class _Walk:
     def _add(self, track: _Track) -> None:
         for kind, count in track.samples.items():
             self._promise(kind, count)
-        most = max(track.samples.values(), default=0)
+        most = track.shown_at_once()
         if track.edits > _FREE_EDITS and track.edits * most > self._most:
             raise _Impossible(f"table 'elst' shows {most} samples up to {track.edits} times")
 

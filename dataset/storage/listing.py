@@ -25,8 +25,10 @@ NOTE = "replacing.json"
 THOUSANDS = re.compile(r"[0-9]{6,}")
 """Names of folders of a thousand parts."""
 _MOST = 256 * MIB
-_TRIES, _PAUSE_S = 30, 0.01
-"""Of a listing, while parts are being replaced, and the time between two."""
+_PATIENCE_S = 60.0
+"""For how long a listing is tried again while parts are being replaced: a command replaces some dozens of them in a
+fraction of a second, and then gathers the next ones."""
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.5
 
 Stamp = tuple[str, int, int]
 """Name of a part below the dataset, its size, and its time of change in nanoseconds (in an object store that of its
@@ -109,15 +111,20 @@ def list_folders(out: Path, *, stamped: bool) -> list[tuple[str, list[Stamp]]]:
         InputError: a damaged note of parts that are being replaced.
         OSError: a folder cannot be read, or parts are replaced faster than they can be listed.
     """
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE_S)
+    pause_s, end = _FIRST_PAUSE_S, time.monotonic() + _PATIENCE_S
+    while True:
         before = _state(out)
         with suppress(FileNotFoundError):  # a folder that has been emptied
             found = _list(out, stamped)
             if _state(out) == before:
                 return _without_replaced(found, _parse_note(before[0], out / NOTE))
-    raise OSError(f"{out}: parts are replaced there faster than they can be listed; try again")
+        if time.monotonic() >= end:
+            raise OSError(
+                f"{out}: for {_PATIENCE_S:g} s parts were replaced there faster than they could be listed; try again"
+                " when the command that replaces them (theodolite compact, say) has ended"
+            )
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, _MOST_PAUSE_S)
 
 
 def _state(out: Path) -> tuple[bytes | None, int]:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 def _media_root_if_known(path: Path) -> Path | None:
     """Where the recipe beside a dataset says that its media lie; None without one."""
-    from ..truth import media_root_of_dataset
+    if not (path / "recipe.resolved.yaml").is_file():
+        return None
+    from ..loader import media_root_of_dataset
 
-    return media_root_of_dataset(path) if (path / "recipe.resolved.yaml").is_file() else None
+    return media_root_of_dataset(path)
 
 
 def validate(path: Dataset) -> Outcome:

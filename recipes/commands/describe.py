@@ -170,7 +170,7 @@ def language_model(asked: Asked, *, load: bool = True) -> LanguageModel:
 
 
 def _media_root(path: Path, which: Which) -> Path:
-    from ..truth import media_root_of_dataset
+    from ..loader import media_root_of_dataset
 
     return media_root_of_dataset(path) if which.media_root is None else which.media_root
 

@@ -275,6 +275,29 @@ def test_a_listing_during_which_parts_are_gathered_is_of_one_moment(
     assert sorted(clips_with_rows(out)) == [f"clip_{number:04d}" for number in (0, 1, 1000, 2000)]
 
 
+def test_a_listing_waits_for_a_command_that_replaces_parts_again_and_again(
+    out: Path, make_row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `compact` does for minutes; and one that never ends is said."""
+    write_part(out, [make_row(0)], shard_id="000000-x", recipe_hash="recipe1")
+    scan, scans, disturbed = listing._scan, itertools.count(1), 50
+
+    def scan_meanwhile(folder: Path, name: str, stamped: bool):
+        if next(scans) <= disturbed:
+            (out / "replacing.json").write_text('{"done": false, "replaced": {}}')
+            (out / "replacing.json").unlink()
+        return scan(folder, name, stamped)
+
+    monkeypatch.setattr(listing, "_scan", scan_meanwhile)
+    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    assert len(list_parts(out)) == 1
+    assert next(scans) == disturbed + 2
+    disturbed = 10**9
+    monkeypatch.setattr(listing, "_PATIENCE_S", 0.05)
+    with pytest.raises(OSError, match=r"faster than they could be listed; try again when the command"):
+        list_parts(out)
+
+
 def test_what_was_opened_before_parts_were_gathered_is_not_mixed_with_what_is_there_now(
     out: Path, make_row
 ) -> None:

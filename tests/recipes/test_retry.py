@@ -140,9 +140,11 @@ def test_places_that_are_none(tmp_path, recipe, fake):
     with pytest.raises(ValueError, match="is a folder where a part should be"):
         go(recipe, tmp_path / "out")
     part.rmdir()
-    (tmp_path / "out" / "run.json").write_text('{"runs": [{"star')
-    assert go(recipe, tmp_path / "out")[1] == 0
-    assert (tmp_path / "out" / "run.damaged.json").is_file()
+    for content in ('{"runs": [{"star', "[]", '{"runs": [5]}'):
+        (tmp_path / "out" / "run.json").write_text(content)
+        part.unlink(missing_ok=True)
+        assert go(recipe, tmp_path / "out")[1] == 0
+        assert (tmp_path / "out" / "run.damaged.json").read_text() == content
 
 
 def test_the_end_signal_is_heard_from_the_first_moment(tmp_path, recipe, fake, monkeypatch):

@@ -19,9 +19,9 @@ from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
-from theodolite.recipes.loader import load_recipe, recipe_hash, write_run_record
+from theodolite.recipes.loader import load_recipe, media_root_of_dataset, recipe_hash, write_run_record
 from theodolite.recipes.run import RunOptions, run_annotate
-from theodolite.recipes.truth import media_root_of_dataset, report_sources, truth_of_dataset
+from theodolite.recipes.truth import report_sources, truth_of_dataset
 
 
 @pytest.fixture(scope="module")

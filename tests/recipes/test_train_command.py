@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from theodolite.annotate.rendered.files import write_png
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.model.checkpoint import load_world_model
-from theodolite.recipes import trajectories
+from theodolite.recipes import training, trajectories
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
@@ -181,6 +181,14 @@ def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path, monkeypatch: py
     ]
     with pytest.raises(ValueError, match="has done its 4 steps"):
         run_train(recipe, [data], out, resume=True, accelerator="cpu")
+
+
+@pytest.mark.parametrize("result", ["ended", [4], 4, {"step": "four"}, {"step": None}, {"step": 3}, None])
+def test_a_run_with_an_odd_result_is_none_that_came_to_its_end(tmp_path: Path, result: object) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"runs": [{"result": result}]}))
+    assert not training._is_finished(tmp_path, 4)
+    (tmp_path / "run.json").write_text(json.dumps({"runs": [{"result": result}, {"result": {"step": 4}}]}))
+    assert training._is_finished(tmp_path, 4)
 
 
 SMALL = [*TINY, "steps=2", "log.every=1", "checkpoint.every=1"]

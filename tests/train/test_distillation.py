@@ -15,6 +15,8 @@ from theodolite.model.checkpoint import load_world_model
 from theodolite.model.config import chunk_ranges
 from theodolite.model.network import WorldModel
 from theodolite.model.samplers import Text
+from theodolite.recipes import trajectories
+from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.consistency import ConsistencyConfig, draw_consistency, level_times
 from theodolite.train.distillation import Distillation
 from theodolite.train.feed import make_batch
@@ -346,7 +348,7 @@ def test_contradictions_are_told(changes: dict[str, Any], why: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_told(given: Given, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_told(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     r = recipe(given, "ode_init", student=dict(frames=9))
     with pytest.raises(ValueError, match=r"shortest has 8 latent frames, student.frames is 9"):
         placed(r, given.data, tmp_path)
@@ -364,6 +366,14 @@ def test_what_does_not_fit_is_told(given: Given, tmp_path: Path) -> None:
     other = found.record.model_copy(update={"options": options})
     with pytest.raises(ValueError, match=r"were made otherwise \(seed: 0 there, 1 now\)"):
         begin(given.trajectories, other)
+    monkeypatch.setattr(trajectories, "load_world_model", None)  # which comes after a look at the folder
+    for folder, job_options, words in (
+        (given.data, found.record.options, "holds encoded clips"),
+        (given.trajectories, options, r"made otherwise \(.*seed: 0 there, 1 now"),
+    ):
+        job = TrajectoryJob(data=[given.data], out=folder, weights=str(given.causal), options=job_options)
+        with pytest.raises(ValueError, match=words):
+            run_trajectories(job)
     broken = tmp_path / "broken"
     begin(broken, found.record)
     (broken / "shards" / "a.safetensors").write_bytes(b"noise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,26 @@ def test_a_lora_learns_the_same_with_and_without_recomputation(clip: tuple[torch
     passes = 2  # over the clean frames before, and over the noisy ones
     assert len(orders) == 2 * passes * len(refiner.transformer.transformer_blocks)
     assert orders == [SDPA_ORDER] * len(orders)
+
+
+def test_a_folder_of_others_is_refused_before_networks_are_loaded(tmp_path: Path) -> None:
+    from theodolite.recipes.pairs import PairJob, PairOptions, run_pairs
+
+    data = write_encoded(tmp_path / "encoded", 1, stand_in=True)
+    no_weights = tmp_path / "model.safetensors"
+    no_weights.write_bytes(b"read after the folder was looked at")
+    options = PairOptions(allow_stand_in=True)
+    job = PairJob(
+        data=(data,), out=tmp_path / "out", options=options, weights=str(no_weights), refiner="none"
+    )
+    job.out.mkdir()
+    (job.out / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"out: holds a dataset; choose another --out"):
+        run_pairs(job)
+    with pytest.raises(
+        ValueError, match=r"were encoded otherwise \(text_encoder: .*; world_model: None there"
+    ):
+        run_pairs(dataclasses.replace(job, out=write_encoded(tmp_path / "others", 1, stand_in=True)))
 
 
 @pytest.mark.slow

@@ -538,6 +538,17 @@ def takes_much(clip, config, **kwargs):
     return fake_annotate(clip, config, **kwargs)
 
 
+def test_a_first_worker_that_ends_before_it_begins_is_said(monkeypatch):
+    """Out of memory, or a library that crashes as it is imported: its pipe just ends."""
+    monkeypatch.setattr(
+        cluster, "_tell_memory", os.abort
+    )  # which takes no argument: an error, and exit code 1
+    with pytest.raises(
+        RunAborted, match=r"the first one ended before it began a clip, exit code 1\); the same"
+    ):
+        cluster._check_room(1 << 30)
+
+
 def test_workers_that_cannot_be_started_are_said(tmp_path, monkeypatch):
     """One that is killed while the cluster starts ends dask's start with an error that says nothing of that."""
     import distributed

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,13 +113,36 @@ def test_in_an_object_store_such_a_clip_ends_the_command_too() -> None:
     assert "clip c1 holds Python's lock and could not be interrupted, so this command ends" in said
 
 
+@contextmanager
+def stopped_by_a_signal(process: int) -> Iterator[None]:
+    os.kill(process, signal.SIGSTOP)
+    yield
+    os.kill(process, signal.SIGCONT)
+
+
+@contextmanager
+def stopped_by_a_debugger(process: int) -> Iterator[None]:
+    """All threads of it, as gdb and py-spy do."""
+    seize, interrupt, detach, any_thread = 0x4206, 0x4207, 17, 0x40000000
+    trace = ctypes.CDLL(None, use_errno=True).ptrace
+    threads = [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    for thread in threads:
+        if trace(seize, thread, None, None):
+            pytest.skip(f"nothing may be traced here ({os.strerror(ctypes.get_errno())})")
+        trace(interrupt, thread, None, None)
+        os.waitpid(thread, any_thread)
+    yield
+    for thread in threads:
+        trace(detach, thread, None, None)
+
+
 @pytest.mark.slow
-def test_time_in_which_a_run_was_stopped_is_not_that_of_its_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [stopped_by_a_signal, stopped_by_a_debugger])
+def test_time_in_which_a_run_was_stopped_is_not_that_of_its_clip(tmp_path: Path, stopped) -> None:
     """Ctrl-Z over lunch: neither its own clock nor the watchdog ends the clip."""
     process = begun(tmp_path, "wait", 2.5)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(4.0)
-    os.kill(process.pid, signal.SIGCONT)
+    with stopped(process.pid):
+        time.sleep(4.0)
     told, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "3 rejected (too_short 3), 0 failed" in told

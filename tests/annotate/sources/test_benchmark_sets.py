@@ -17,6 +17,7 @@ from theodolite.annotate.geometry.given import GivenGeometrySource
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection, GivenGeometry
 from theodolite.annotate.sources.entries import IndexEntry, ReleaseSource
 from theodolite.annotate.sources.read import read_clips
+from theodolite.annotate.sources.tree import rate_of
 
 from ...recipes.benchmarks.trees import dpt_bytes
 from .trees import listed, touch
@@ -48,6 +49,12 @@ def tum(folder: Path, times: list[float], *, depth: list[float] | None = None) -
 
 
 TIMES = [1305031102.175304, 1305031102.211214, 1305031102.243211]
+
+
+def test_two_frames_may_have_one_time_by_rounding() -> None:
+    assert rate_of([0.0, 0.0083, 0.0167, 0.025]) == rate_of([0.0, 0.01, 0.01, 0.025]) == pytest.approx(120)
+    assert rate_of([0.0, 0.02, 0.01, 0.03]) is None, "they run back"
+    assert rate_of([0.5, 0.5]) is rate_of([0.5]) is None
 
 
 def test_tum_sequences_are_their_folders(tmp_path: Path) -> None:

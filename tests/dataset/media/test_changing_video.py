@@ -292,6 +292,43 @@ def test_one_edit_behind_an_empty_one_may_show_all_samples(tmp_path: Path) -> No
     assert impossible_table(tmp_path / "a.mov") == ""
 
 
+def with_edits(movie: bytes, count: int) -> bytes:
+    """The film with a sound track that is shown in so many stretches; its header is its end."""
+    moov = movie.rindex(b"moov") - 4
+    trak = movie.rindex(b"trak", 0, movie.index(b"soun")) - 4
+    edits = b"".join(struct.pack(">IiI", 10, 480 * i, 1 << 16) for i in range(count))
+    edits = box(b"edts", box(b"elst", struct.pack(">II", 0, count), edits))
+    whole = bytearray(movie.replace(b"edts", b"skip"))
+    for at in (moov, trak):
+        whole[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", whole, at)[0] + len(edits))
+    return bytes(whole[: trak + 8] + edits + whole[trak + 8 :])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_sound_that_was_cut_into_many_stretches_is_no_bomb(tmp_path: Path, shown: bool) -> None:
+    """A sample of it is two bytes, but FFmpeg keeps a thousand of them as one."""
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height = 64, 48
+        sound = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
+        for i in range(25 if shown else 0):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8), "rgb24")
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000 * 10), np.int16), "s16", "mono")
+        frame.sample_rate = 48_000
+        container.mux(sound.encode(frame))
+    movie = (tmp_path / "a.mov").read_bytes()
+    (tmp_path / "b.mov").write_bytes(with_edits(movie, 900))
+    assert impossible_table(tmp_path / "b.mov") == ""
+    with av.open(str(tmp_path / "b.mov")) as container:
+        assert container.streams.audio[0].frames or container.streams.audio[0].duration
+        shown_frames = sum(1 for _ in container.decode(video=0)) if shown else 0
+    assert shown_frames == (25 if shown else 0)
+    (tmp_path / "c.mov").write_bytes(with_edits(movie, 900).replace(b"soun", b"vide"))
+    assert "'elst' shows 480000 samples up to 900 times" in impossible_table(tmp_path / "c.mov")
+
+
 def test_tables_of_cut_files_are_judged_as_far_as_they_go(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.mp4", "libx264", LARGE).read_bytes()
     assert impossible_table(tmp_path / "a.mp4") == ""
