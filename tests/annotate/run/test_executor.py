@@ -538,6 +538,7 @@ def takes_much(clip, config, **kwargs):
     return fake_annotate(clip, config, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_first_worker_that_ends_before_it_begins_is_said(monkeypatch):
     """Out of memory, or a library that crashes as it is imported: its pipe just ends."""
     monkeypatch.setattr(
