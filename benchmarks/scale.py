@@ -9,6 +9,10 @@ same after the last parts were lost, `--dry-run`, `inspect`, `validate`, the ind
 that once more on what it leaves. Memory is that of the process that holds client and
 scheduler, read every second while it runs; the table shows it after a tenth of the clips, at the half and at the end.
 
+Lines that begin with `theodolite` are commands as users run them, each a process of its own that begins with nothing
+loaded; `annotate` reads an index (CSV) of the same clips, and has nothing to do. What takes less than seconds is done
+three times: the middle one counts, and the note says the least and the most.
+
 Of the clips, `--failing` fail (one half raises, the other has no readable video), `--slow` take one to three seconds.
 Every `--kill-every-s` seconds, more or less, a worker process gets SIGKILL. After the run every clip must have exactly
 one row, with the verdict that it was made for.
@@ -26,8 +30,10 @@ import argparse
 import math
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -47,6 +53,7 @@ from theodolite.annotate.run.plan import plan_run
 from theodolite.annotate.run.tally import Tally
 from theodolite.annotate.run.worker import Job, failure_row
 from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.commit import take_in_dead_runs
 from theodolite.dataset.compact import compact
 from theodolite.dataset.index import refresh_index, refreshed_tally, rows_by_folder
@@ -54,8 +61,9 @@ from theodolite.dataset.processes import num_cores
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.store import INDEX_FOLDER, has_parts, list_parts, write_part
 from theodolite.dataset.validate import validate_dataset
+from theodolite.recipes.loader import load_recipe, recipe_hash
 
-HASH = "0123456789abcdef"
+RECIPE = "rgbd"
 LINE_EVERY_S = 20.0
 
 
@@ -91,7 +99,7 @@ def source(count: int) -> Callable[[], Iterator[ClipRef]]:
         for number in range(count):
             yield ClipRef(
                 clip_id=f"c{number:09d}",
-                source="bench",
+                source=RECIPE,
                 original_id=f"{number}",
                 media_kind="video",
                 media_path=Path(f"{number}.mp4"),
@@ -193,12 +201,41 @@ def memory_of(processes: list[psutil.Process]) -> float:
     return total
 
 
+def overrides(out: Path, args: argparse.Namespace) -> list[str]:
+    """What of the recipe is the benchmark's own."""
+    return [f"source.index={index_of(out)}", f"output.clips_per_shard={args.clips_per_part}"]
+
+
+def index_of(out: Path) -> Path:
+    """The index of a dataset's clips."""
+    return out.with_suffix(".csv")
+
+
+def write_source(out: Path, count: int) -> None:
+    """Write it: the clips of `source`."""
+    lines = (f"{clip.clip_id},{clip.media_path},{clip.data_licence}\n" for clip in source(count)())
+    index_of(out).write_text("clip_id,media_path,data_licence\n" + "".join(lines))
+
+
+def hash_of(out: Path, args: argparse.Namespace) -> str:
+    return recipe_hash(load_recipe(RECIPE, overrides(out, args)))
+
+
+def command(*words: str | Path) -> str:
+    """Standard output of a command, which may end with the exit code that says that clips have failed."""
+    start = [sys.executable, "-m", "theodolite", *map(str, words)]
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout
+
+
 def annotate(out: Path, count: int, args: argparse.Namespace) -> Tally:
     """As `theodolite annotate` does, around the stub."""
-    with open_output(out, recipe_hash=HASH):
+    recipe = hash_of(out, args)
+    with open_output(out, recipe_hash=recipe):
         plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part)
         work = partial(stub, stub_s=args.stub_ms / 1e3, slow=args.slow, failing=args.failing)
-        job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH, annotate=work)
+        job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=recipe, annotate=work)
         run_plan(plan, job, workers=args.workers, show_progress=False)
         tally = refreshed_tally(out, processes=Clock(args.alone).processes)
     assert tally.done == count, f"{tally.done} rows of {count} clips"
@@ -251,7 +288,8 @@ def check_rows(out: Path, count: int, args: argparse.Namespace) -> str:
             rows[number] += 1
             found[reason] += 1
             kind = kind_of(number, slow=args.slow, failing=args.failing)
-            if reason not in ("worker_died", "too_short" if args.alone else wanted.get(kind, "too_short")):
+            due = {"worker_died", wanted.get(kind, "too_short")} | ({"too_short"} if args.alone else set())
+            if reason not in due:
                 wrong.append(f"{clip_id}: {reason}")
     assert rows == [1] * count, (
         f"{rows.count(0)} clips without a row, {count - rows.count(0) - rows.count(1)} with several"
@@ -262,12 +300,13 @@ def check_rows(out: Path, count: int, args: argparse.Namespace) -> str:
 
 def write_alone(out: Path, count: int, args: argparse.Namespace) -> str:
     """The rows of a run, by this process alone."""
-    with open_output(out, recipe_hash=HASH):
+    recipe = hash_of(out, args)
+    with open_output(out, recipe_hash=recipe):
         plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part)
-        job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=HASH)
+        job = Job(out=out, config=AnnotateConfig(), mode="given_depth", recipe_hash=recipe)
         for shard in plan.shards():
             rows = [failure_row(clip, job, "too_short", "by the benchmark") for clip in shard.clips]
-            write_part(out, rows, shard_id=shard.shard_id, recipe_hash=HASH)
+            write_part(out, rows, shard_id=shard.shard_id, recipe_hash=recipe)
     return f"{plan.num_shards} parts"
 
 
@@ -275,18 +314,37 @@ class Clock:
     """What `timed` reads, and how many processes share the work."""
 
     def __init__(self, alone: bool) -> None:
-        self.now = time.process_time if alone else time.monotonic
+        self.now = processor_time if alone else time.monotonic
         self.processes = 1 if alone else num_cores()
 
 
+def processor_time() -> float:
+    """Seconds of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def timed(
-    clock: Clock, name: str, work: Callable[[], str], num_done: Callable[[], int] | None = None
+    clock: Clock,
+    name: str,
+    work: Callable[[], str],
+    num_done: Callable[[], int] | None = None,
+    *,
+    times: int = 1,
 ) -> None:
-    """A row of the table, as soon as it is known."""
-    start = clock.now()
+    """A row of the table, as soon as it is known: the middle one of several times."""
+    took: list[float] = []
+    note = ""
     with Memory(num_done) as memory:
-        note = work()
-    print(f"| {name} | {clock.now() - start:.2f} | {memory} | {note} |", flush=True)
+        for _ in range(times):
+            start = clock.now()
+            note = work()
+            took.append(clock.now() - start)
+    if times > 1:
+        note += f"; {min(took):.3f} to {max(took):.3f}"
+    print(
+        f"| {name} | {sorted(took)[times // 2]:.{2 if times == 1 else 3}f} | {memory} | {note} |", flush=True
+    )
 
 
 def lose_parts(out: Path, count: int) -> str:
@@ -305,6 +363,7 @@ def validated(out: Path, processes: int) -> str:
 def measure_run(out: Path, count: int, args: argparse.Namespace) -> None:
     """A run from an empty folder."""
     shutil.rmtree(out, ignore_errors=True)
+    write_source(out, count)
     clock = Clock(args.alone)
     timed(
         clock,
@@ -318,46 +377,74 @@ def measure_run(out: Path, count: int, args: argparse.Namespace) -> None:
         timed(clock, "every clip has one row", partial(check_rows, out, count, args))
 
 
+def measure_looks(out: Path, count: int, args: argparse.Namespace, name: str = "") -> None:
+    """What looks at a dataset and changes nothing, within this process."""
+    quick = partial(timed, Clock(args.alone), times=3)
+
+    def planned() -> str:
+        plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part, whole=True)
+        return f"{plan.num_clips_done} done, {plan.num_shards} shards left"
+
+    quick(
+        f"same command, {name or 'nothing to do'}", lambda: f"{annotate(out, count, args).num_failed} failed"
+    )
+    quick(f"dry run{name and ', '}{name}", planned)
+    quick(f"inspect{name and ', '}{name}", lambda: f"{len(inspect_text(out))} characters")
+
+
+def measure_commands(out: Path, count: int, args: argparse.Namespace) -> None:
+    """The same as users do it."""
+    quick = partial(timed, Clock(args.alone), times=3)
+    set_to = [word for override in overrides(out, args) for word in ("--set", override)]
+
+    def nothing_to_do() -> str:
+        told = command("annotate", RECIPE, *set_to, "--out", out)
+        assert f"{count} clips:" in told, told
+        return told.split("(")[0].split(": ", 1)[1]
+
+    def dry_run() -> str:
+        return command("annotate", RECIPE, *set_to, "--out", out, "--dry-run").split(";")[0]
+
+    def read_index() -> str:
+        return f"{sum(1 for _ in read_clips(load_recipe(RECIPE, overrides(out, args)).source))} clips"
+
+    quick("the index of clips alone", read_index)
+    quick("theodolite annotate, nothing to do", nothing_to_do)
+    quick("theodolite annotate --dry-run", dry_run)
+    quick("theodolite inspect", lambda: f"{len(command('inspect', out))} characters")
+    quick("theodolite --version", lambda: command("--version").strip())
+
+
 def measure_after(out: Path, count: int, args: argparse.Namespace) -> None:
     """What else is done with what a run has left."""
     clock = Clock(args.alone)
-
-    def as_text() -> str:
-        return f"{len(inspect_text(out))} characters"
 
     def gathered() -> str:
         done = compact(out, processes=clock.processes)
         assert done.num_clips == count
         return f"{done.num_before} parts became {done.num_after}"
 
-    def planned() -> str:
-        plan = plan_run(source(count), out, clips_per_shard=args.clips_per_part, whole=True)
-        return f"{plan.num_clips_done} done, {plan.num_shards} shards left"
-
     def from_nothing() -> str:
         shutil.rmtree(out / INDEX_FOLDER)
         refresh_index(out, processes=clock.processes)
         return f"{sum(p.stat().st_size for p in (out / INDEX_FOLDER).iterdir()) / 1e6:.0f} MB"
 
-    def again() -> str:
-        return f"{annotate(out, count, args).num_failed} failed"
-
-    timed(clock, "the source alone", lambda: str(sum(1 for _ in source(count)())))
-    timed(clock, "same command, nothing to do", again)
-    timed(clock, "dry run", planned)
-    timed(clock, "inspect", as_text)
+    timed(clock, "the source alone", lambda: str(sum(1 for _ in source(count)())), times=3)
+    measure_looks(out, count, args)
+    measure_commands(out, count, args)
     timed(clock, "validate", lambda: validated(out, clock.processes))
     lose_parts(out, 20)
-    timed(clock, "same command, 20 parts lost", again)
+    timed(clock, "same command, 20 parts lost", lambda: f"{annotate(out, count, args).num_failed} failed")
     timed(clock, "index from nothing", from_nothing)
     timed(clock, "compact", gathered)
     timed(clock, "every clip has one row", partial(check_rows, out, count, args))
-    timed(clock, "inspect, compacted", as_text)
-    timed(clock, "same command, compacted", again)
-    timed(clock, "dry run, compacted", planned)
+    measure_looks(out, count, args, "compacted")
+    timed(
+        clock, "theodolite inspect, compacted", lambda: f"{len(command('inspect', out))} characters", times=3
+    )
     timed(clock, "validate, compacted", lambda: validated(out, clock.processes))
     timed(clock, "index from nothing, compacted", from_nothing)
-    assert take_in_dead_runs(out, recipe_hash=HASH) == 0
+    assert take_in_dead_runs(out, recipe_hash=hash_of(out, args)) == 0
 
 
 def parse() -> argparse.Namespace:
