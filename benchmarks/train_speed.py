@@ -48,10 +48,11 @@ from theodolite.dataset.encoded import (
     window_id,
     write_shard,
 )
+from theodolite.model.config import WorldModelConfig
 from theodolite.model.network import WorldModel
-from theodolite.train.cost import ClipShape, peak_flops, step_flops
+from theodolite.train.cost import ClipShape, memory_rows, peak_flops, step_flops
 from theodolite.train.parallel import Ranks, Recompute, make_ranks, recompute_blocks
-from theodolite.train.recipe import TrainRecipe
+from theodolite.train.recipe import LoraConfig, TrainRecipe
 from theodolite.train.start import Started
 from theodolite.train.training import StepReport, Training
 from torch import Tensor
@@ -300,7 +301,18 @@ def own_mfu(size: Size, training: Training, milliseconds: float) -> float:
     return 1e3 * flops / training.ranks.world / (training.peak or 1) / milliseconds
 
 
-def lora_steps(size: Size, cap_gb: float, lengths: list[int], recompute: str) -> None:
+def tell_memory(config: WorldModelConfig, clip: ClipShape, recompute: str, lora: LoraConfig) -> None:
+    """What `--dry-run` says of a LoRA's memory, beside what torch reserved and what the device has in use."""
+    rows = memory_rows(config, clip, ranks=1, context=1, recompute=recompute, lora=lora)
+    text = f"    the plan says {sum(gb for _, gb in rows) * 1e9 / 2**30:.2f} GiB"
+    if torch.cuda.is_available():
+        free_bytes, total = torch.cuda.mem_get_info()
+        text += f"; reserved {torch.cuda.max_memory_reserved() / 2**30:.2f} GiB, in use with CUDA itself "
+        text += f"{(total - free_bytes) / 2**30:.2f} GiB"
+    print(text, flush=True)
+
+
+def lora_steps(size: Size, cap_gb: float, lengths: list[int], recompute: str, repeats: int) -> None:
     """`finetune_lora` below a cap, ever shorter clips until one fits."""
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
@@ -310,14 +322,16 @@ def lora_steps(size: Size, cap_gb: float, lengths: list[int], recompute: str) ->
 
         def run(now: Size = now) -> None:
             with tempfile.TemporaryDirectory() as folder:
-                lora = dict(rank=64, alpha=64, parts=("attention", "camera", "ffn"))
+                lora: dict[str, Any] = dict(rank=64, alpha=64, parts=("attention", "camera", "ffn"))
                 training = make_training(now, Path(folder), lora=lora, parallel=dict(recompute=recompute))
                 training.place(torch.device(now.device), Ranks())
                 time_steps(
                     now,
                     training,
                     f"finetune_lora, {8 * (now.frames - 1) + 1} video frames, {recompute}, {cap_gb:g} GB",
+                    repeats,
                 )
+                tell_memory(now.config, clip_shape(now), recompute, LoraConfig(**lora))
 
         fits = True
         try:
@@ -342,7 +356,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[121], help="latent frames")
     parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, default=list(RECOMPUTE[:2]))
     parser.add_argument("--context", type=int, default=1, help="ranks that share a clip, for `step`")
-    parser.add_argument("--repeats", type=int, default=2, help="steps after the first that count, for `step`")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="steps after the first that count, for `step` and `lora`"
+    )
     parser.add_argument("--shorter", action="store_true", help="`step`: shorter clips where one does not fit")
     parser.add_argument("--lengths", type=int, nargs="+", default=[121, 91, 81, 71, 61, 51, 41, 31, 21, 11])
     parser.add_argument("--cap-gb", type=float, default=24.0)
@@ -374,7 +390,8 @@ def main() -> None:
                 whole_step(size, asked.context, asked.recompute, asked.shorter, asked.repeats)
             elif part == "lora":
                 for recompute in asked.recompute:
-                    lora_steps(size, asked.cap_gb, [5, 3] if asked.smoke else asked.lengths, recompute)
+                    lengths = [5, 3] if asked.smoke else asked.lengths
+                    lora_steps(size, asked.cap_gb, lengths, recompute, asked.repeats)
             free()
     if dist.is_initialized():
         dist.destroy_process_group()
