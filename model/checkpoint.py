@@ -81,6 +81,11 @@ def read_config(shapes: Mapping[str, Iterable[int]], *, origin: str) -> WorldMod
         ValueError: if it is no world model's.
     """
     found = {k: tuple(v) for k, v in shapes.items()}
+    if any(".lora_" in name for name in found):
+        raise ValueError(
+            f"{origin}: is a LoRA, which changes weights that lie elsewhere: name those that it was trained from "
+            "(theodolite generate takes it beside them, as --lora)"
+        )
     try:
         blocks = {int(m[1]) for k in found if (m := re.match(r"blocks\.(\d+)\.", k))}
         if not blocks:
@@ -204,6 +209,8 @@ def _in_folder(folder: Path) -> Path:
             return found[0]
         if len(found) > 1:
             raise ValueError(f"{folder} holds {len(found)} files {pattern}: name one of them")
+    if written := sorted((folder / "weights").glob("step-????????.safetensors")):
+        raise ValueError(f"{folder}: is a training's folder; name weights of it, the last are {written[-1]}")
     raise FileNotFoundError(f"{folder} holds no .safetensors, .pt or .pth file")
 
 

@@ -18,6 +18,7 @@ from ..dataset.inputs import read_json, read_yaml
 from ..dataset.licences import find_licence
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import write_atomically
+from ..dataset.weights import file_digest
 from ..model.config import WorldModelConfig
 from ..model.memory import SPARE_BYTES
 from ..train.cost import (
@@ -180,11 +181,31 @@ def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
     before = content if isinstance(content, dict) else {}
     now = recipe.model_dump(mode="json")
     changed = [line for line in changed_keys(before, now) if not line.startswith(FREE_TO_CHANGE)]
+    if any(line.startswith(_START) for line in changed) and _began_with(recipe, out):
+        changed = [line for line in changed if not line.startswith(_START)]
     if changed:
         raise ValueError(f"{out}: was trained by another recipe: {'; '.join(changed)}; choose another --out")
     step = int(read_progress(found[-1])["step"])
     if step >= recipe.steps and _is_finished(out, recipe.steps):
         raise ValueError(f"{out}: has done its {step} steps; --set steps=N goes on to more")
+
+
+_START = "start.weights: "
+
+
+def _start_digest(recipe: TrainRecipe) -> str | None:
+    """Of the file that a training starts from; None: from a release, a folder or initial values."""
+    weights = recipe.start.weights
+    if weights is None or weights.startswith("released/") or not Path(weights).is_file():
+        return None
+    return file_digest(Path(weights))
+
+
+def _began_with(recipe: TrainRecipe, out: Path) -> bool:
+    """Whether the file that the recipe starts from is, by its content, the one that the folder's run did: it was moved,
+    or is a copy."""
+    digest = _start_digest(recipe)
+    return digest is not None and any(run.get("start_digest") == digest for run in _runs(out / "run.json"))
 
 
 def _is_finished(out: Path, steps: int) -> bool:
@@ -242,6 +263,7 @@ def _record(
         "data": [str(folder) for folder in clips.folders],
         "encoding": clips.encoding.model_dump(mode="json"),
         "licences": _licences(recipe, clips),
+        "start_digest": _start_digest(recipe),
         **surroundings(_PACKAGES),
         "result": result,
     }

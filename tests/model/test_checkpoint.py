@@ -251,3 +251,19 @@ def test_a_failed_write_leaves_the_old_file(released, tmp_path: Path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == [source.name]
     with pytest.raises(ValueError, match="suffix"):
         save_world_model(model, tmp_path / "model.safetensors", layout)
+
+
+def test_what_a_training_left_beside_its_weights_is_told_from_them(tmp_path: Path) -> None:
+    """Its folder, which holds weights further down, and a LoRA, which changes others."""
+    written = tmp_path / "run" / "weights" / "step-00000010.safetensors"
+    written.parent.mkdir(parents=True)
+    save_file({"x_embedder.proj.weight": torch.zeros(2)}, written)
+    with pytest.raises(
+        ValueError, match=f"is a training's folder; name weights of it, the last are {written}"
+    ):
+        load_world_model(written.parents[1])
+    adapter = tmp_path / "lora" / "adapter_model.safetensors"
+    adapter.parent.mkdir()
+    save_file({"base_model.model.blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 3)}, adapter)
+    with pytest.raises(ValueError, match="lora: is a LoRA, which changes weights that lie elsewhere"):
+        load_world_model(adapter.parent)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from theodolite.annotate.rendered.files import write_png
 from theodolite.dataset.media.read import count_video_frames
@@ -301,3 +302,32 @@ def generate_with(student: Path, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert count_video_frames("v", folder / "v.mp4") == (25, 16.0)
+
+
+def test_a_run_goes_on_from_weights_that_were_moved_but_not_from_others(tmp_path: Path) -> None:
+    """The file that it began with is told by its content: a LoRA's weights are changes of that one alone."""
+    weights, out = tmp_path / "base.safetensors", tmp_path / "run"
+    weights.write_bytes(b"weights")
+    changes = ["lora={rank: 4}", "steps=5"]
+
+    def recipe_from(path: Path) -> TrainRecipe:
+        return load_train_recipe("finetune_lora", [f"start.weights={path}", *changes])
+
+    begun = recipe_from(weights)
+    write_file(out / "checkpoints" / "step-00000002" / "progress.json", '{"step": 2}')
+    write_file(out / "recipe.resolved.yaml", yaml.safe_dump(begun.model_dump(mode="json")))
+    run = {"start_digest": training._start_digest(begun), "result": None}
+    write_file(out / "run.json", json.dumps({"runs": [run]}))
+    moved = weights.rename(tmp_path / "elsewhere.safetensors")
+    training._check_folder(recipe_from(moved), out, resume=True)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"others!")
+    with pytest.raises(
+        ValueError, match=r"was trained by another recipe: start\.weights: .*other\.safetensors"
+    ):
+        training._check_folder(recipe_from(other), out, resume=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
