@@ -140,7 +140,9 @@ class Piece:
         if not self.path.is_file():
             raise IndexReplaced(replaced)
         with open_parquet(self.path, columns=columns) as file:
-            if _made_of(file.metadata.metadata or {}) != self.made_of:
+            with reading(self.path, "index"):
+                made_of = _made_of(file.metadata.metadata or {})
+            if made_of != self.made_of:
                 raise IndexReplaced(replaced)
             yield file
 

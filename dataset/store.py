@@ -383,7 +383,7 @@ def clean_temporaries(out: str | Path) -> int:
         out,
         out / INDEX_FOLDER,
         *sources,
-        *(folder for source in sources for folder in sorted_folders(source)),
+        *(f for source in sources for f in sorted_folders(source) if THOUSANDS.fullmatch(f.name)),
     ]
     stale = [path for folder in folders for path in _temporaries_in(folder)]
     for path in stale:
