@@ -264,7 +264,7 @@ def write_random(folder: Path, size: Any, *, windows: int) -> None:
             data_licence="CC0-1.0", stand_in=True,
         )  # fmt: skip
         text = torch.randn(config.text_tokens, text_width)
-        clips.append(EncodedClip(window, torch.randn(shape), text, real, poses, lens))
+        clips.append(EncodedClip(window, torch.randn(shape), text, real.clone(), poses, lens.clone()))
     write_shard(folder, clips)
 
 
