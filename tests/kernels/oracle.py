@@ -1,12 +1,15 @@
 """NVlabs/Sana's operators on the inputs of a `Case`, from a checkout named by THEODOLITE_SANA.
 
-The checkout's root must be importable (it holds `diffusion/`); its operators need torch, Triton and einops.
+The checkout is taken as it is (its root holds `diffusion/`). Its operators need torch, Triton and einops; what its
+packages import beside them at their start (trainers, datasets, other libraries) is left out.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from theodolite.kernels.frame_gdn.reference import ray_matrices
@@ -17,8 +20,13 @@ def available() -> bool:
     root = os.environ.get("THEODOLITE_SANA")
     if not root:
         return False
-    if root not in sys.path:
-        sys.path.append(root)
+    for package in ("diffusion", "diffusion.model", "diffusion.model.nets", "diffusion.model.ops"):
+        folder = Path(root, *package.split("."))
+        if not folder.is_dir():
+            raise FileNotFoundError(f"THEODOLITE_SANA={root}: holds no {folder.relative_to(root)}")
+        if package not in sys.modules:
+            sys.modules[package] = ModuleType(package)
+            sys.modules[package].__path__ = [str(folder)]
     return True
 
 
