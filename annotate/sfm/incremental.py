@@ -33,6 +33,8 @@ _HELD_KEYFRAMES = 3
 _LESS_HELD = 0.15
 """A window in which so much less of the picture agrees with its cameras than in another one is no place to begin: what
 moves there may be what they follow."""
+_LOOSER = 4.0
+"""... unless it pins the focal length so many times less tightly: where the camera rests, all of the picture agrees."""
 MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
 _BARE_FOCAL_STEP = 0.01
 Pose = tuple[FloatArray, FloatArray, IntArray]
@@ -372,10 +374,11 @@ def choose_start(
     if not found:
         raise ClipRejection("no_reconstruction", "no window of the clip gave a consistent set of cameras")
     most = max(one.held for one, _ in found)
-    best, number = min(
-        ((one, number) for one, number in found if one.held >= most - _LESS_HELD),
-        key=lambda f: f[0].sigma * f[0].cost ** 2,
-    )
+    still = [(one, number) for one, number in found if one.held >= most - _LESS_HELD]
+    best, number = min(still, key=_score)
+    other, elsewhere = min(found, key=_score)
+    if best.sigma > _LOOSER * other.sigma:
+        best, number = other, elsewhere
     return number, best.log_focal
 
 
@@ -392,6 +395,11 @@ class _Window:
     sigma: float
     log_focal: float
     held: float
+
+
+def _score(found: tuple[_Window, int]) -> float:
+    """Least where the focal length is pinned tightly, and the window fits."""
+    return found[0].sigma * found[0].cost ** 2
 
 
 def _compete(
