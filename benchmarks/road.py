@@ -267,7 +267,7 @@ class Road:
             "optimiser.decay_from=0.5",
             "checkpoint.every=100000",
             "validation.every=100000",
-            "log.every=50" if s.batch > 1 else "log.every=1",
+            "log.every=20" if s.batch > 1 else "log.every=1",
             f"steps={self.steps[name.split('-')[0]]}",
         ]
         if data == "other" and s.held_out == 1:  # too few to hold one out
@@ -324,7 +324,7 @@ class Road:
         if self.asked.minutes is None:
             return True
         with (self.out / "train" / "stage2" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            step_s = statistics.median(float(row["step_s"]) for row in csv.DictReader(file))
+            step_s = statistics.median_low(float(row["step_s"]) for row in csv.DictReader(file))
         left = self.left() - LAST_S - START_S * len(phases)
         wanted = step_s * sum(COST[name] * self.size.steps[name] for name in phases)
         factor = min(2.0, max(LEAST, left / wanted))
