@@ -271,6 +271,8 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, An
         "focal_px": _float32(cameras.focal_px),
         "principal_point_px": _float32(cameras.principal_point_px),
         "radial_k1": cameras.radial_k1,
+        "radial_k2": cameras.radial_k2,
+        "lens_model": "fisheye" if cameras.lens_model == "fisheye" else "radial",
         "pose_source": cameras.pose_source,
         "focal_model": cameras.focal_model,
         "position_sigma_m": _float32(position_sigma),

@@ -100,7 +100,8 @@ class Lens:
 
 def lens_of(row: Row) -> list[Lens]:
     """The lens of every frame of a row."""
-    terms = {"k1": float(row.radial_k1 or 0.0)}
+    terms = {"k1": float(row.radial_k1 or 0.0), "k2": float(row.radial_k2 or 0.0)}
+    terms["fisheye"] = row.lens_model == "fisheye"
     lens = np.concatenate([row.focal_px, row.principal_point_px], 1).astype(np.float64)
     return [Lens(focal_px=f, cx=cx, cy=cy, **terms) for f, _, cx, cy in lens]
 

@@ -164,7 +164,9 @@ def _scenes(job: _Export, folder: Path) -> Iterator[Add]:
     if job.media_root is None:
         job.notes.append("cameras only: give --media-root for the pictures, and the points seen in them")
         return
-    job.notes.append("pictures are the clips' frames, not undistorted: cameras carry k1 where a clip has one")
+    job.notes.append(
+        "pictures are the clips' frames, not undistorted: cameras carry k1 and k2 where a clip has them"
+    )
     if without_points:
         job.notes.append(f"no points for {len(without_points)} clips, e.g. {without_points[0]}")
     kept = job.chosen.where(~pc.field("data_redistributable"))

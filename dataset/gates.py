@@ -10,6 +10,7 @@ GATE_MEANINGS: Mapping[str, str] = {
     "finite": "1 if every number of the cameras is finite.",
     "fov_min": "Narrowest field of view of a frame, horizontal or vertical.",
     "fov_max": "Widest field of view of a frame, horizontal or vertical.",
+    "fisheye": "1 if the lens was found to be a fisheye, which readers would take for a pinhole.",
     "focal_axis_gap": "Largest difference of fx and fy in a frame, over their mean.",
     "scale_cov": "Standard deviation of the raw scale series over its mean.",
     "rigid": "Largest deviation of a rotation from orthonormal.",

@@ -96,6 +96,7 @@ ReasonCode = Literal[
     "depth_and_path_disagree",
     "depth_scale_wanders",
     "depth_residual_large",
+    "fisheye_lens",
     "focal_axes_differ",
     "focal_uncertain",
     "fov_too_narrow",
@@ -402,6 +403,10 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "The cameras that were found contradict the given depth at most points.",
         "Look whether the depth belongs to these images, and how noisy it is.",
     ),
+    "fisheye_lens": _judged(
+        "The lens is a fisheye, and a row's cameras are read as pinholes.",
+        "Undistort the pictures with the row's lens (lens_model, radial_k1, radial_k2), and annotate those.",
+    ),
     "focal_axes_differ": _judged(
         "Horizontal and vertical focal length differ more than any lens allows.",
         "Look whether the images were squeezed to another shape.",
@@ -417,7 +422,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "fov_too_wide": _judged(
         "The field of view of a frame is wider than the gate allows.",
-        "Widen annotate.gates.fov_max_deg if the lens is known to be so wide; fisheye lenses are not modelled.",
+        "Widen annotate.gates.fov_max_deg if the lens is known to be so wide.",
     ),
     "moving_things": _judged(
         "Something that moves on its own fills so much of the picture that the scene cannot be told from it.",

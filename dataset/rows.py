@@ -91,6 +91,8 @@ class Row:
     focal_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     principal_point_px: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2), np.float32))
     radial_k1: float | None = None
+    radial_k2: float | None = None
+    lens_model: str | None = None
     pose_source: NDArray[np.int8] = field(default_factory=lambda: _EMPTY.astype(np.int8))
     focal_model: str = "none"
     position_sigma_m: NDArray[np.float32] | None = None

@@ -22,6 +22,7 @@ POSE_SOURCES = ("none", "solved", "infilled", "given")
 """Meaning of the codes 0 to 3 in `pose_source`: no pose; solved from measurements; bridged by motion model or
 resection between solved frames; shipped with the source and kept."""
 SCALE_MODELS = ("constant", "slow_drift", "step", "declared", "none")
+LENS_MODELS = ("radial", "fisheye")
 FOCAL_MODELS = ("constant", "smooth", "piecewise", "given", "none")
 SCALE_SOURCES = ("declared_poses", "declared_depth", "metric_anchor", "bridge", "depth_under_poses", "none")
 MODES = ("estimate", "given_depth", "given_pose")
@@ -103,6 +104,11 @@ def _number(name: str, unit: str, meaning: str, bounds: tuple[float, float] | No
     return Column(name, _F64, unit, meaning, nullable=True, bounds=bounds)
 
 
+def _text(name: str, meaning: str, values: tuple[str, ...] = ()) -> Column:
+    """A text of a clip, null where there is none."""
+    return Column(name, _TEXT, "-", meaning, nullable=True, values=values)
+
+
 COLUMNS: tuple[Column, ...] = (
     # Identity and provenance
     Column("schema_version", _I32, "1", "Version of this schema."),
@@ -117,12 +123,9 @@ COLUMNS: tuple[Column, ...] = (
         "Pointer to the media: path below the source's root (never absolute, never upwards), URL, or"
         " `source:original_id`.",
     ),
-    Column(
+    _text(
         "media_pattern",
-        _TEXT,
-        "-",
         "Glob of the names that are frames where a folder holds other images, too; null = all its images.",
-        nullable=True,
     ),
     _number(
         "window_start_s",
@@ -165,14 +168,11 @@ COLUMNS: tuple[Column, ...] = (
         shape=("F",),
     ),
     Column("time_s", _list(_F64), "s", "Presentation time of each frame in the source.", shape=("F",)),
-    Column(
+    _text(
         "time_stamps",
-        _TEXT,
-        "-",
         "`constant`: at one rate to within rounding, so that nothing can be measured of the clock; `varying`;"
         " `assumed`: none of their own. Null in older files.",
-        nullable=True,
-        values=("constant", "varying", "assumed"),
+        ("constant", "varying", "assumed"),
     ),
     _number("time_jitter_s", "s", "RMS deviation of varying time stamps from one rate.", (0.0, 1e5)),
     # Cameras
@@ -189,8 +189,15 @@ COLUMNS: tuple[Column, ...] = (
     _number(
         "radial_k1",
         "1",
-        "Radial distortion: x_px = f n (1 + k1 |n|^2) + c with n = (X/Z, Y/Z); null = none modelled (pinhole).",
+        "Radial distortion: x_px = f n (1 + k1 |n|^2 + k2 |n|^4) + c with n = (X/Z, Y/Z); null = pinhole.",
         (-2.0, 2.0),
+    ),
+    _number("radial_k2", "1", "Its second term; null = none modelled.", (-2.0, 2.0)),
+    _text(
+        "lens_model",
+        "`radial`: as `radial_k1` says; `fisheye`: x_px = f t (1 + k1 t^2 + k2 t^4) n / |n| + c with the angle"
+        " t = atan |n| from the axis. Null in older files and without cameras: `radial`.",
+        LENS_MODELS,
     ),
     Column(
         "pose_source",
@@ -284,15 +291,12 @@ COLUMNS: tuple[Column, ...] = (
     _number(
         "scale_cov", "1", "Standard deviation over mean of the raw series (the paper's gate).", (0.0, 100.0)
     ),
-    Column(
+    _text(
         "scale_source",
-        _TEXT,
-        "-",
         "What says how long a metre of the path is: `declared_poses` and `declared_depth` the source's word;"
         " `metric_anchor` metric depth of single frames; `bridge` windows that lay given poses of unknown unit onto a"
         " network's and that onto metric depth; `depth_under_poses` the clip's depth, seen from given poses; `none`.",
-        nullable=True,
-        values=SCALE_SOURCES,
+        SCALE_SOURCES,
     ),
     _number(
         "scale_sigma_log",
@@ -526,13 +530,10 @@ COLUMNS: tuple[Column, ...] = (
         "sigmas.",
         (0.0, 1.0),
     ),
-    Column(
+    _text(
         "confidence_absent",
-        _TEXT,
-        "-",
         "Why `confidence` is null: `no_networks` (given geometry is not guessed), `no_cameras` (none were found) or "
         "`nothing_to_compare` (a network that states no focal length); null where there is one, and in older files.",
-        nullable=True,
     ),
     Column(
         "reasons", _TEXTS, "-", "Stable codes of the rejection, see the table of reasons; empty if accepted."

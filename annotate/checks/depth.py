@@ -11,6 +11,10 @@ The depth is refused when another reading fits better by a margin in units of it
 more of the parallax than one depth for all points would, or when frames contradict each other. Nothing is repaired: the
 row says what fits, and the recording is mended by hand. Where the pairs hold too little to tell, nothing is said and
 other gates judge.
+
+A lens that distorts makes points move as if the depth were read wrongly. So before depth is refused, it is seen through
+bent lenses, too: the one that fits it best has to be better for certain, and then every other reading has to fail
+beside it, with that lens, without it, and with the lens that suits the reading best.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from ..sfm.records import KnownLens
 from ..sources.clip import DepthKind
 from ..tracks.records import ImageMeasurements, TracksConfig
 from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, choose_pairs
-from .depth_scene import FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, Fits, Scene
+from .depth_scene import BENT_LENSES, FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, BentLens, Fits, Scene
 from .readings import (
     CONSTANT,
     GIVEN,
@@ -151,12 +155,36 @@ def check_depth(
     if len(pairs) < _LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(pairs))
     scene, px = _scene(measured, depth, pairs, lens, pixel_aspect)
-    free = _free_misfit(scene)
+    found = _check(scene, kind, px)
+    if lens is not None or not (found.margin_log < 0 or found.unexplained > _LOST_TRACK):
+        return found
+    bent = _through_bent_lens(scene, GIVEN)
+    if not _lead(bent.fits([GIVEN]).cost()[0], scene.fits([GIVEN]).cost()[0]).won:
+        return found
+    # A lens of its own may suit another reading.
+    rivals = [scene, *(_through_bent_lens(scene, reading) for reading in value_readings(kind)[1:])]
+    return _check(bent, kind, px, rivals=rivals)
+
+
+def _through_bent_lens(scene: Scene, reading: Reading) -> Scene:
+    """The scene through the lens with which a reading fits best."""
+
+    def cost(lens: BentLens) -> float:
+        costs = scene.through(lens).fits([GIVEN, reading]).cost()[1]
+        return float(np.nanmean(costs)) if np.isfinite(costs).any() else np.inf
+
+    best = min(BENT_LENSES, key=cost)
+    return scene.through(min([best, *best.near()], key=cost))
+
+
+def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] = ()) -> DepthCheck:
+    """`check_depth` of a scene; `px` are stored pixels of one of its own. Other readings compete in `rivals`, too: the
+    same through other lenses."""
+    depth, free = scene.depth, _free_misfit(scene)
     rigid = np.flatnonzero(free < _RIGID_PX)
     if len(rigid) < _LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(rigid))
     scene, free = scene.some(rigid), free[rigid]
-    pairs = scene.pairs
     readings = [GIVEN, CONSTANT, *TURNS, *VIEWS, *value_readings(kind)]
     readings += [shifted_reading(-1), shifted_reading(1)]
     fits = scene.fits(readings)
@@ -164,7 +192,7 @@ def check_depth(
     if told < _LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=told)
     plain = DepthCheck(
-        num_pairs=len(pairs),
+        num_pairs=len(scene.pairs),
         misfit_px=float(np.nanmedian(fits.misfit_px[0])) * px,
         inconsistency_log=float(np.nanmedian(fits.inconsistency[0])),
         unit_step_log=float(np.nanmedian(np.abs(fits.gain[0]))),
@@ -174,13 +202,19 @@ def check_depth(
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
     plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
     plain = replace(plain, view_log=_view_log(scene, fits))
-    competition = _Competition(
-        scene, readings, fits, num_frames=len(depth), unexplained=_unexplained(fits, free, unseen=0.0)
-    )
-    competition.look_nearby()
-    if competition.in_doubt:
-        competition.look_everywhere()
-    return competition.judge(plain)
+    left = _unexplained(fits, free, unseen=0.0)
+    judged = _Competition(scene, readings, fits, num_frames=len(depth), unexplained=left).held(plain)
+    for rival in (one.some(rigid) for one in rivals):
+        competition = _Competition(
+            rival,
+            readings,
+            rival.fits(readings),
+            given=fits.cost()[0],
+            num_frames=len(depth),
+            unexplained=left,
+        )
+        judged = min(judged, competition.held(plain), key=lambda check: check.margin_log)
+    return judged
 
 
 class _Competition:
@@ -193,11 +227,19 @@ class _Competition:
     """
 
     def __init__(
-        self, scene: Scene, readings: Sequence[Reading], fits: Fits, *, num_frames: int, unexplained: float
+        self,
+        scene: Scene,
+        readings: Sequence[Reading],
+        fits: Fits,
+        *,
+        num_frames: int,
+        unexplained: float,
+        given: FloatArray | None = None,
     ) -> None:
-        """`readings` begin with the depth as it is and end with one frame earlier and one later; `fits` are theirs."""
+        """`readings` begin with the depth as it is and end with one frame earlier and one later; `fits` are theirs.
+        `given` (P,) are costs of the depth as it is where they come from elsewhere."""
         self.scene, self.num_frames, self.unexplained = scene, num_frames, unexplained
-        self._given = fits.cost()[0]
+        self._given = fits.cost()[0] if given is None else given
         # Misfit of the best reading of each pair: where none fits, none is better.
         self._least = np.full(len(scene.pairs), np.inf)
         leads = self._leads_of(readings, fits)
@@ -213,6 +255,13 @@ class _Competition:
     def _compete(self, readings: Sequence[Reading]) -> dict[Reading, _Lead]:
         readings = [r for r in readings if not _same_frames(r, self.scene.pairs)]
         return self._leads_of(readings, self.scene.fits(readings))
+
+    def held(self, plain: DepthCheck) -> DepthCheck:
+        """The check with what the other readings say, as many as it takes."""
+        self.look_nearby()
+        if self.in_doubt:
+            self.look_everywhere()
+        return self.judge(plain)
 
     def look_nearby(self) -> None:
         """Maps further away in time, until one is worse for certain."""

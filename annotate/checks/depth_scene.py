@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ...dataset.arrays import BoolArray, FloatArray, IntArray
 from ...dataset.cameras.rotations import so3_exp
 from ..geometry.base import DepthMaps
+from ..sfm.bundle.lens import LensModel, straightened
 from .depth_pairs import MAX_POINTS, MIN_POINTS, Pairs, sampled
 from .readings import Reading
 
@@ -21,6 +23,28 @@ _FLOOR_PX, _FLOOR_LOG = 0.35, 0.004
 """What the best depth leaves: pixels of a 640 px image, and log depth. Differences below are none."""
 LEAST_PARALLAX_PX2 = 1.5
 """Square of parallax (pixels of a 640 px image) below which nothing is said of how much of it depth explains."""
+
+
+@dataclass(frozen=True)
+class BentLens:
+    """A lens that is no pinhole; focal length over the longer image side."""
+
+    model: LensModel
+    k1: float
+    focal: float = FOCAL
+
+    def near(self) -> tuple[BentLens, BentLens]:
+        """One that bends a little less, and one a little more."""
+        if self.model == "fisheye":
+            return replace(self, focal=1.08 * self.focal), replace(self, focal=self.focal / 1.08)
+        return replace(self, k1=self.k1 - 0.06), replace(self, k1=self.k1 + 0.06)
+
+
+BENT_LENSES = (
+    *(BentLens("radial", k1) for k1 in (-0.6, -0.4, -0.25, -0.12, 0.12, 0.25, 0.5)),
+    *(BentLens("fisheye", 0.0, focal) for focal in (0.32, 0.42, 0.55, 0.7)),
+)
+"""Distortion like that of a wide lens and of its opposite; fisheyes of 180 to 80 degrees across the longer side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +168,17 @@ class Scene:
             focal=self.focal[chosen],
             change=self.change[chosen],
         )
+
+    def through(self, lens: BentLens) -> Scene:
+        """The same as a pinhole would have shown it, were the pictures taken through `lens`."""
+        focal = lens.focal * WORKING_PX
+        k1 = torch.tensor(lens.k1, dtype=torch.float64)
+
+        def straight(xy: FloatArray) -> FloatArray:
+            seen = torch.from_numpy(xy.reshape(-1, 2) / focal)
+            return straightened(lens.model, seen, k1, 0 * k1).numpy().reshape(xy.shape) * focal
+
+        return replace(self, a=straight(self.a), b=straight(self.b), focal=np.full(len(self.pairs), focal))
 
     def fits(self, readings: Sequence[Reading]) -> Fits:
         """Try the readings. Rays need a focal length: the one that the first of the other readings found."""

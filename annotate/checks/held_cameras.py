@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.transforms import se3_inverse
+from ..sfm.bundle.lens import LENS_DOF
 from ..sfm.bundle.priors import FocalPrior, focal_prior
-from ..sfm.bundle.problem import LENS_DOF, Problem, Solution, State, cauchy, residuals, sum_by
+from ..sfm.bundle.problem import Problem, Solution, State, cauchy, residuals, sum_by
 from ..sfm.bundle.single import intersect
 from ..sfm.bundle.solve import Effort, solve_bundle
 from ..sfm.config import BundleConfig

@@ -18,8 +18,9 @@ from ...dataset.cameras.alignment import umeyama
 from ...dataset.cameras.rotations import orthonormalise, so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ..given.cameras import GivenCameras
+from ..sfm.bundle.lens import LENS_DOF
 from ..sfm.bundle.priors import focal_prior
-from ..sfm.bundle.problem import LENS_DOF, Problem, State, project
+from ..sfm.bundle.problem import Problem, State, project
 from ..sfm.bundle.solve import Effort, solve_bundle
 from ..sfm.config import BundleConfig
 from ..sfm.keyframes import SolverInput

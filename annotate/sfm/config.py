@@ -37,6 +37,10 @@ class BundleConfig(Strict):
     """Prior on log(fy / fx) around square pixels; 0 ties fy to fx."""
     radial_sigma: Annotated[float, Field(ge=0)] = 0.02
     """Prior on the radial term k1 around a pinhole; 0 switches it off."""
+    second_radial_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Prior on the second radial term k2; 0 switches it off, as it is where the lens is near a pinhole."""
+    lens_model: Literal["auto", "near_pinhole"] = "auto"
+    """`auto` tries strong distortion (two radial terms) and a fisheye where a lens near a pinhole does not fit."""
     max_observations: Annotated[int, Field(ge=30)] = 160
     """Flow observations used in a frame between keyframes."""
     max_descriptor_observations: Annotated[int, Field(ge=30)] = 350

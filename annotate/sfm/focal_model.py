@@ -24,7 +24,7 @@ _WIGGLE_SHARE = 0.08
 """Share of the cost of a constant focal length that a varying one saves where the lens does not zoom: rolling shutter,
 blur, distortion and blotches of depth all ask for wiggles. Recordings: 0.014 to 0.017, with depth that errs by 10 % in
 blotches 0.053. A zoom in and out by 3 % is worth 0.84 on rendered clips."""
-_LEAST_LIKENESS = 5.0
+LEAST_LIKENESS = 5.0
 """Observations that count as one at least where focal models are compared."""
 
 
@@ -127,7 +127,7 @@ class _Candidates:
     ) -> None:
         self.problem, self.smooth, self.config = problem, smooth, config
         self.expected, self.gain = expected, gain
-        self.alike = max(_LEAST_LIKENESS, likeness(problem, smooth))
+        self.alike = max(LEAST_LIKENESS, likeness(problem, smooth))
         self.unit = float(np.log(max(2, len(problem.frame) / self.alike)))
         self.costs: dict[str, float] = {}
         self.solutions: dict[FocalModel, Solution] = {}

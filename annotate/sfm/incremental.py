@@ -16,7 +16,7 @@ from ..tracks.records import (
     indices_by_group,
 )
 from .bundle.priors import FocalPrior, focal_prior
-from .bundle.problem import Problem, State, state_at_origin
+from .bundle.problem import Problem, State, state_at_origin, straight
 from .bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from .config import BundleConfig
 from .depth_noise import DepthNoise
@@ -39,7 +39,12 @@ MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which t
 _BARE_FOCAL_STEP = 0.01
 Pose = tuple[FloatArray, FloatArray, IntArray]
 """Rotation (3, 3) and translation (3,) world to camera, and the numbers of the points that agree."""
-_FOCAL_HYPOTHESES = (0.55, 0.8, 1.15, 1.8)  # times the longer image side: 85 to 31 degrees
+_FOCAL_HYPOTHESES = {
+    "near_pinhole": (0.55, 0.8, 1.15, 1.8),
+    "radial": (0.55, 0.8, 1.15, 1.8),
+    "fisheye": (0.32, 0.42, 0.55, 0.8),
+}
+"""Times the longer image side: 85 to 31 degrees, and 180 to 70 of a fisheye."""
 
 
 def place_incrementally(
@@ -55,7 +60,8 @@ def place_incrementally(
     """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
 
     Points that were right in other frames place a frame if they can; only otherwise all points do. So
-    something that moves on its own cannot take over, even where it owns most of the tracks.
+    something that moves on its own cannot take over, even where it owns most of the tracks. A lens that bends is
+    taken out of the observations first.
 
     Args:
         start: frame to begin with.
@@ -68,7 +74,11 @@ def place_incrementally(
         State with points, and which frames were placed. Frames that fail keep their neighbour's camera.
     """
     placement = Placement(
-        problem, config, log_focal, focal_step_sigma=focal_step_sigma, gain_sigma=gain_sigma
+        straight(problem, log_focal),
+        config,
+        log_focal,
+        focal_step_sigma=focal_step_sigma,
+        gain_sigma=gain_sigma,
     )
     gaps = find_gaps(placement.num_depths) if across_gaps else []
     if gaps and placement.num_depths[start] < MIN_INLIERS:
@@ -85,7 +95,8 @@ def place_incrementally(
             if placement.place(i, last):
                 last = i
             i += direction
-    return placement.result()
+    state, placed = placement.result()
+    return replace(state, lens=problem.lens.start().clone()), placed
 
 
 class Placement:
@@ -358,7 +369,7 @@ def choose_start(
             continue
         middle = len(window) // 2
         hypotheses: list[float | FloatArray] = (
-            [float(np.log(factor * long_side)) for factor in _FOCAL_HYPOTHESES]
+            [float(np.log(factor * long_side)) for factor in _FOCAL_HYPOTHESES[problem.lens.model]]
             if given is None
             else [given[window]]
         )

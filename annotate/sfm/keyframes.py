@@ -15,6 +15,7 @@ from ..geometry.base import DepthMaps
 from ..sources.clip import ClipRejection
 from ..tracks.descriptors import descriptor_tracks, match_keyframes
 from ..tracks.records import MATCHED_GAPS, ImageMeasurements, Tracks, TracksConfig, join_tracks
+from .bundle.lens import NEAR_PINHOLE, Lens, LensModel
 from .bundle.priors import ExpectedFocal, FocalPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.solve import Effort, solve_bundle
@@ -37,6 +38,12 @@ log = logging.getLogger(__name__)
 
 _FOCAL_DOUBT_LOG = 0.05
 """A window's focal that is further than this from the given one is looked into."""
+_FREE_TERMS: dict[LensModel, dict[str, float]] = {
+    "near_pinhole": {},
+    "radial": {"principal_point_sigma": 0.1, "radial_sigma": 0.3, "second_radial_sigma": 0.3},
+    "fisheye": {"principal_point_sigma": 0.05, "radial_sigma": 0.05, "second_radial_sigma": 0.02},
+}
+"""Priors of lenses that are not near a pinhole. Fisheyes are equidistant to a few per cent at their border."""
 _GOLDEN_RATIO = 0.6180339887498949
 """Fractions of its multiples are spread evenly: any share of them is an even share of the tracks."""
 
@@ -132,6 +139,7 @@ class KeyframeProblem:
         expected: what is expected of its focal length.
         coarse: settings of the bundle before cameras are settled.
         log_focal: (F,) of a held lens; None where the lens is free.
+        lens: how the lens bends, and with which terms to begin.
         matches: of keyframe pairs (lower number first): (m, 2) numbers of features.
         tracks, z: observations of all frames, and the depth of each (NaN where none).
         problem: those of the keyframes alone.
@@ -146,6 +154,7 @@ class KeyframeProblem:
         self.given, self.depth = given, given.depth
         self.expected = given.expected_focal()
         self.coarse = given.config.model_copy(update={"robust_scale": 2 * given.config.robust_scale})
+        self._configs = given.config, self.coarse
         self.depths_per_frame = given.depths_per_frame
         self.depth_sigma_log = given.depth_sigma_log
         self.keyframes = given.measured.keyframes
@@ -154,6 +163,7 @@ class KeyframeProblem:
         self._off_centre = (
             None if lens is None else lens.principal_point_px - np.array([flow.width / 2, flow.height / 2])
         )
+        self.lens = NEAR_PINHOLE
         self._links: Tracks | None = None
         number = len(self.keyframes)
         self.matches = self._match((a, a + gap) for gap in MATCHED_GAPS for a in range(number - gap))
@@ -208,13 +218,29 @@ class KeyframeProblem:
     def rebuild_problem(self) -> None:
         """The problem from the tracks that there are, with the error of depth that is known now."""
         tracks, z = subset_frames(self.tracks, self.z, self.keyframes)
-        self.problem = build_problem(tracks, z, self.given.config, depth_sigma_log=self.depth_sigma_log)
+        self.problem = self._problem_of(tracks, z)
+
+    def _problem_of(self, tracks: Tracks, z: FloatArray) -> Problem:
+        return build_problem(
+            tracks, z, self.given.config, depth_sigma_log=self.depth_sigma_log, lens=self.lens
+        )
+
+    def whole_problem(self) -> Problem:
+        """Of all frames."""
+        return self._problem_of(self.tracks, self.z)
+
+    def take_lens(self, lens: Lens) -> None:
+        """From here on the lens bends like that one, about as much; its terms are free."""
+        self.lens = lens
+        config, coarse = (c.model_copy(update=_FREE_TERMS[lens.model]) for c in self._configs)
+        self.given, self.coarse = replace(self.given, config=config), coarse
+        self.rebuild_problem()
 
     def _window_problem(self, numbers: IntArray) -> Problem:
         # A third of the tracks is plenty to tell focal hypotheses apart.
         tracks, z = subset_frames(self.tracks, self.z, self.keyframes[numbers])
         tracks, z = drop_observations(tracks, z, (tracks.track * _GOLDEN_RATIO) % 1.0 < 0.4)
-        return build_problem(tracks, z, self.given.config, depth_sigma_log=self.depth_sigma_log)
+        return self._problem_of(tracks, z)
 
     def add_matches(self, pairs: Iterable[tuple[int, int]]) -> int:
         """Match pairs of keyframes that are not neighbours; returns how many hold, which are kept."""

@@ -19,18 +19,25 @@ from ..tracks.records import (
     indices_by_group,
     make_tracks,
 )
+from .bundle.lens import NEAR_PINHOLE, Lens
 from .bundle.problem import Problem, sum_by
 from .config import BundleConfig
 
 
 def build_problem(
-    tracks: Tracks, depth: FloatArray, config: BundleConfig, *, depth_sigma_log: float
+    tracks: Tracks,
+    depth: FloatArray,
+    config: BundleConfig,
+    *,
+    depth_sigma_log: float,
+    lens: Lens = NEAR_PINHOLE,
 ) -> Problem:
     """Bundle problem of a set of tracks, observations in the same order.
 
     Args:
         depth: (N,) z-depth of each observation, NaN where none; its unit becomes that of the solution.
         depth_sigma_log: relative error of a depth.
+        lens: how it bends.
     """
     working = max(tracks.height, tracks.width) / 640.0
     sigma = (
@@ -55,6 +62,7 @@ def build_problem(
         num_points=tracks.num_tracks,
         centre_px=tensor(np.array([tracks.width / 2, tracks.height / 2])),
         focal_scale_px=float(np.hypot(tracks.width, tracks.height)),
+        lens=lens,
     )
 
 

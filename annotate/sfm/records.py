@@ -12,6 +12,7 @@ from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.rotations import rotation_angle
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ..sources.clip import ClipRejection
+from .bundle.lens import LensModel
 from .bundle.problem import Problem, State, state_at_origin
 from .config import BundleConfig, FocalModel
 from .depth_noise import DepthNoise
@@ -51,12 +52,14 @@ class CameraSolution:
         moving_share: (F,) share of each picture, of what is tracked, that contradicts the cameras; None likewise.
         rest_error_ratio: usual reprojection error of the best camera that stays in one place, over that of these; NaN
             where parallax leaves no doubt that the camera moved.
+        lens_model: how the lens bends.
+        radial_k2: its second term; None where it was not asked for.
         num_tracks, num_loops: totals.
         focal_cost: cost of each focal model that was tried (lower fits better); of one that was given up as hopeless,
             what it had come to.
         scale_sweep: (S, 2) factor on depth, mean cost; least at 1 when depth and poses agree. (0, 2) without depth.
-        radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2) in normalised coordinates; the
-            pinhole cameras are those of the undistorted image.
+        radial_k1: radial term of the lens that the bundle fitted, x' = x (1 + k1 r^2 + k2 r^4) in normalised
+            coordinates; the pinhole cameras are those of the undistorted image.
         median_depth: median depth of all observations.
         focal_asked_log: where the lens is known, log of the focal length that images and depth ask for by themselves
             over the given one; NaN where the lens is unknown or the start came from elsewhere.
@@ -107,6 +110,8 @@ class CameraSolution:
     rest_error_ratio: float = float("nan")
     held_share: FloatArray | None = None
     moving_share: FloatArray | None = None
+    lens_model: LensModel = "near_pinhole"
+    radial_k2: float | None = None
 
     def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Standard deviations that the row states, each (F,): position (depth units), rotation (rad), log focal.

@@ -22,7 +22,7 @@ from .depth_noise import TRACK_DRIFT, count_patches
 from .focal_model import choose_focal_model, common_focal_error, likeness
 from .keyframes import KeyframeProblem
 from .moving import held_by_frame
-from .observations import build_problem, count_depth
+from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .summary import summarise
 from .triangulation import back_project, keep_known, known_points, triangulate, without_moving
@@ -73,7 +73,7 @@ def register_all_frames(
         num_loops: places that were seen again.
     """
     frames, config, noise = keys.tracks.num_frames, keys.given.config, keys.noise
-    problem = build_problem(keys.tracks, keys.z, config, depth_sigma_log=keys.depth_sigma_log)
+    problem = keys.whole_problem()
     state = _resected(problem, keys, key_state, placed)
     everywhere = np.ones(frames, bool)
     still = without_moving(problem, state, everywhere)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
-from .bundle.problem import LENS_DOF, Problem, State
+from .bundle.lens import LENS_DOF
+from .bundle.problem import Problem, State
 from .bundle.single import resect
 from .config import BundleConfig
 

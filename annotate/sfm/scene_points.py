@@ -16,6 +16,7 @@ from ...dataset.media.read import iterate_frames
 from ...dataset.rows import Row
 from ..tracks.measure import measure_images
 from ..tracks.records import Tracks, TracksConfig
+from .bundle.lens import LENS_DOF, straightened
 from .bundle.problem import Problem, State, project, sum_by
 from .triangulation import triangulate
 
@@ -27,7 +28,6 @@ _LARGEST_DEPTH_ERROR = 0.05
 """Relative error in depth that `_DRIFT_PX` may make, for pictures 640 pixels wide. Tracks slide slowly over what they
 follow: their observations err together, and many are no better than few."""
 _COLOUR_WIDTH = 320
-_UNDISTORT_STEPS = 8
 
 
 def scene_points(
@@ -104,16 +104,16 @@ def _triangulated(row: Row, tracks: Tracks) -> tuple[NDArray[np.float64], NDArra
     """(P, 3) points of all tracks and which of them hold, (P,)."""
     focal = row.focal_px.astype(np.float64)[tracks.frame]
     seen = (tracks.xy_px - row.principal_point_px.astype(np.float64)[tracks.frame]) / focal
-    pinhole = seen
-    k1 = row.radial_k1 or 0.0
-    for _ in range(_UNDISTORT_STEPS if k1 else 0):
-        pinhole = seen / (1 + k1 * (pinhole**2).sum(1, keepdims=True))
+    pinhole = torch.from_numpy(seen)
+    if row.radial_k1 or row.radial_k2:
+        k1, k2 = (torch.tensor(k or 0.0, dtype=torch.float64) for k in (row.radial_k1, row.radial_k2))
+        pinhole = straightened("radial", pinhole, k1, k2)
     # Normalised coordinates are pixels of a camera with focal length 1, which every lens is here.
     one = torch.ones(len(tracks.frame), dtype=torch.float64)
     problem = Problem(
         frame=torch.from_numpy(tracks.frame),
         point=torch.from_numpy(tracks.track),
-        uv_px=torch.from_numpy(pinhole),
+        uv_px=pinhole,
         sigma_px=one,
         log_depth=0 * one,
         sigma_log_depth=torch.inf * one,
@@ -127,7 +127,7 @@ def _triangulated(row: Row, tracks: Tracks) -> tuple[NDArray[np.float64], NDArra
         rotation=to_camera[:, :3, :3],
         translation=to_camera[:, :3, 3],
         log_focal=torch.zeros(row.num_frames, dtype=torch.float64),
-        lens=torch.zeros(4, dtype=torch.float64),
+        lens=torch.zeros(LENS_DOF, dtype=torch.float64),
         points=torch.zeros((tracks.num_tracks, 3), dtype=torch.float64),
     )
     points = triangulate(problem, state, torch.ones(tracks.num_tracks, dtype=torch.bool))

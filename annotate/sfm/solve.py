@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from ..sources.clip import ClipRejection
 from .bundle.problem import State
-from .keyframes import KeyframeProblem, SolverInput
+from .keyframes import AskedFocal, KeyframeProblem, SolverInput
+from .lens_model import KeyframeFit, choose_lens
 from .loops import propose_loops, weak_links
 from .observations import median_depth_by_frame
 from .records import CameraSolution, in_stored_pixels, with_lens
@@ -54,6 +55,27 @@ def solve_cameras(inputs: SolverInput, *, with_evidence: bool = False) -> Camera
 def _solve(given: SolverInput) -> CameraSolution:
     """`solve_cameras` in square pixels."""
     keys = KeyframeProblem(given)
+    near, asked = None, AskedFocal()
+    try:
+        near, asked = _near_pinhole(keys)
+        fit = choose_lens(keys, near) or near
+    except (ClipRejection, FloatingPointError):
+        # Where no window fits a lens near a pinhole, another may.
+        fit = None if near is not None else choose_lens(keys, None)
+        if fit is None:
+            raise
+    gain = fit.solution.data_cost / len(fit.solution.weight) / asked.cost
+    keys.judge_depth(fit.problem, fit.solution)
+    # 6. Loops
+    state, loops = _close_loops(keys, fit.state, fit.placed)
+    # 7. All frames
+    cameras = with_lens(register_all_frames(keys, state, fit.placed, num_loops=loops), given.held_lens)
+    return replace(cameras, focal_asked_log=asked.log, focal_asked_sigma=asked.sigma, focal_asked_gain=gain)
+
+
+def _near_pinhole(keys: KeyframeProblem) -> tuple[KeyframeFit, AskedFocal]:
+    """Keyframes with a lens near a pinhole, and what they ask of a known one."""
+    given = keys.given
     with_depth = float(np.isfinite(keys.z).mean())
     # 1. Focal hypotheses on windows
     if given.start is None:
@@ -69,14 +91,8 @@ def _solve(given: SolverInput) -> CameraSolution:
     # 4. Does the lens agree?
     asked = keys.ask_focal()
     # 5. Bundle of the keyframes
-    state, solved, first = keys.bundle(state, placed, 20)
-    gain = first.data_cost / len(first.weight) / asked.cost
-    keys.judge_depth(solved, first)
-    # 6. Loops
-    state, loops = _close_loops(keys, state, placed)
-    # 7. All frames
-    cameras = with_lens(register_all_frames(keys, state, placed, num_loops=loops), given.held_lens)
-    return replace(cameras, focal_asked_log=asked.log, focal_asked_sigma=asked.sigma, focal_asked_gain=gain)
+    state, problem, solution = keys.bundle(state, placed, 20)
+    return KeyframeFit(state=state, placed=placed, problem=problem, solution=solution), asked
 
 
 def _count_depth_by_parallax(keys: KeyframeProblem, state: State) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
-from .bundle.problem import Problem, Solution, State, cauchy, project, residuals, sum_by
+from .bundle.problem import Problem, Solution, State, cauchy, project, residuals, seen_rays, sum_by
 from .config import BundleConfig, FocalModel
 from .observations import median_depth_by_frame
 from .records import INFILLED, MIN_INLIERS, RMS_OF_MEDIAN, SOLVED, CameraSolution, Evidence
@@ -64,6 +64,8 @@ def summarise(
         focal_cost=costs,
         scale_sweep=scale_sweep(problem, state, config),
         radial_k1=float(lens[3]),
+        radial_k2=None if problem.lens.model == "near_pinhole" else float(lens[4]),
+        lens_model=problem.lens.model,
         median_depth=float(np.median(median_depth_by_frame(problem))),
         evidence=Evidence(problem, state, config),
         num_joining=_num_joining(problem.frame[points_only], problem.point[points_only], problem.num_frames),
@@ -199,8 +201,7 @@ def scale_sweep(
     rows = []
     log_depth = true_log_depth(problem, state)
     fi = problem.frame[i]
-    focal = state.log_focal[fi].exp()
-    n = (problem.uv_px[i] - problem.centre_px - state.lens[:2]) / focal[:, None]
+    n = seen_rays(problem, state)[i]
     for factor in factors:
         z = log_depth[i].exp() * factor
         p = torch.stack([n[:, 0] * z, n[:, 1] * z, z], 1)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .bundle.problem import Problem, State, project, sum_by
+from .bundle.problem import Problem, State, project, seen_rays, sum_by
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,12 @@ def back_project(problem: Problem, state: State, *, known: Tensor | None = None)
         has &= known[problem.frame]
     f = problem.frame
     z = true_log_depth(problem, state).exp()
-    focal = state.log_focal[f].exp()
-    xy = problem.uv_px - problem.centre_px
-    p = torch.stack([xy[:, 0] / focal * z, xy[:, 1] / focal * z, z], 1)
+    if problem.lens.model == "near_pinhole":
+        # Depth is lifted through the middle of the picture; the bundle moves what its small lens terms move.
+        n = (problem.uv_px - problem.centre_px) / state.log_focal[f].exp()[:, None]
+    else:
+        n = seen_rays(problem, state)
+    p = torch.cat([n * z[:, None], z[:, None]], 1)
     world = (state.rotation[f].transpose(1, 2) @ (p - state.translation[f])[:, :, None])[:, :, 0]
     total = sum_by(problem.point[has], world[has], problem.num_points)
     count = sum_by(problem.point[has], torch.ones_like(z)[has], problem.num_points)
@@ -44,8 +47,7 @@ def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
     """Points (P, 3) by linear least squares on viewing rays, for `wanted` (P,) tracks; NaN where rays are parallel."""
     f = problem.frame
     use = wanted[problem.point]
-    focal = state.log_focal[f].exp()
-    xy = (problem.uv_px - problem.centre_px - state.lens[:2]) / focal[:, None]
+    xy = seen_rays(problem, state)
     ray = torch.cat([xy, torch.ones_like(xy[:, :1])], 1)
     ray = (state.rotation[f].transpose(1, 2) @ ray[:, :, None])[:, :, 0]
     ray = ray / ray.norm(dim=1, keepdim=True)

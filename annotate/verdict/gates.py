@@ -195,6 +195,13 @@ _RULES = (
         upper=lambda s: s.config.fov_max_deg,
         unit="deg",
     ),
+    _Rule(
+        # Readers take rows for pinholes.
+        name="fisheye",
+        value=lambda s: 1.0,
+        upper=lambda s: 0.0,
+        applies=lambda s: s.cameras.lens_model == "fisheye",
+    ),
     _Rule(name="focal_axis_gap", value=_axis_gap, upper=lambda s: s.config.max_focal_axis_gap),
     _Rule(
         name="scale_cov",
@@ -515,6 +522,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "finite": "cameras_not_finite",
     "fov_min": "fov_too_narrow",
     "fov_max": "fov_too_wide",
+    "fisheye": "fisheye_lens",
     "focal_axis_gap": "focal_axes_differ",
     "scale_cov": "scale_inconsistent",
     "rigid": "poses_not_rigid",

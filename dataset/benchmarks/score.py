@@ -81,9 +81,9 @@ def _pose_frames(predicted: ClipCameras, found: Match, score: ClipScore) -> dict
 
 def lenses_of_row(row: Row, size: tuple[int, int]) -> Lenses:
     """Lenses of a row's frames in pixels of the source (`size` is height, width), the first pixel's centre at 0;
-    empty if the row has none. The row's one radial term is k1."""
+    empty if the row has none, or of a fisheye, which such a lens is not."""
     height, width = size
-    if not len(row.focal_px) or not row.width or not row.height:
+    if not len(row.focal_px) or not row.width or not row.height or row.lens_model == "fisheye":
         return Lenses(
             frame=np.zeros(0, np.int64), values=np.zeros((0, len(LENS))), height=height, width=width
         )
@@ -91,7 +91,7 @@ def lenses_of_row(row: Row, size: tuple[int, int]) -> Lenses:
     values = np.zeros((len(row.focal_px), len(LENS)))
     values[:, 0:2] = row.focal_px * scale
     values[:, 2:4] = row.principal_point_px * scale - 0.5  # rows have it at +0.5
-    values[:, 4] = row.radial_k1 or 0.0
+    values[:, 4], values[:, 5] = row.radial_k1 or 0.0, row.radial_k2 or 0.0
     good = np.isfinite(values).all(axis=1) & (values[:, :2] > 0).all(axis=1)
     return Lenses(
         frame=row.frame_index[good].astype(np.int64), values=values[good], height=height, width=width

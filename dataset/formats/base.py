@@ -29,7 +29,7 @@ class CameraClip:
         name: a clip id, by the rule of `names`.
         camera_to_world: (F, 4, 4) float64, OpenCV axes, metres (or the unit of the file it was read from).
         focal_px, principal_point_px: (F, 2) for `height` x `width`; pixel centres at +0.5.
-        radial_k1: x_px = f n (1 + k1 |n|^2) + c, or None for a pinhole.
+        radial_k1, radial_k2: x_px = f n (1 + k1 |n|^2 + k2 |n|^4) + c, or None for a pinhole.
         time_s: (F,) seconds from the clip's first frame.
         media: pointer to the media, and frame_index: (F,) which of its decoded frames each camera belongs to.
         image_names: (F,) names of stills, if the format needs or gave them.
@@ -44,6 +44,7 @@ class CameraClip:
     height: int
     width: int
     radial_k1: float | None = None
+    radial_k2: float | None = None
     time_s: FloatArray | None = None
     media: str | None = None
     frame_index: NDArray[np.integer] | None = None
@@ -99,7 +100,8 @@ def camera_clip(row: Row) -> CameraClip:
     """Cameras of a row, ready for export.
 
     Raises:
-        ValueError: the row was made with stand-in weights, was rejected, or lacks a camera on some frame.
+        ValueError: the row was made with stand-in weights, was rejected, lacks a camera on some frame, or is of a
+            fisheye.
     """
     if row.stand_in:
         raise ValueError(f"clip {row.clip_id}: made with stand-in weights; such rows are never exported")
@@ -109,6 +111,10 @@ def camera_clip(row: Row) -> CameraClip:
         )
     if (row.pose_source == 0).any():
         raise ValueError(f"clip {row.clip_id}: {int((row.pose_source == 0).sum())} frames have no camera")
+    if row.lens_model == "fisheye":
+        raise ValueError(
+            f"clip {row.clip_id}: seen through a fisheye; undistort its pictures to a pinhole first"
+        )
     captions = row.captions or {}
     numbers = {
         name: float(value)
@@ -128,6 +134,7 @@ def camera_clip(row: Row) -> CameraClip:
         height=row.height,
         width=row.width,
         radial_k1=row.radial_k1,
+        radial_k2=row.radial_k2,
         time_s=row.time_s - row.time_s[0],
         media=row.media,
         frame_index=row.frame_index,

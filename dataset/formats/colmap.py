@@ -63,7 +63,7 @@ def write_colmap(
 ) -> Path:
     """Write `<folder>/sparse/0/{cameras,images,points3D}.{txt,bin}` and return that inner folder.
 
-    Radial distortion becomes COLMAP's OPENCV model with k1 only (images stay as they are), otherwise PINHOLE. Frame
+    Radial distortion becomes COLMAP's OPENCV model with k1 and k2 (images stay as they are), otherwise PINHOLE. Frame
     `i` is image `i + 1`; frames of the same intrinsics share a camera, so a zooming lens has one a frame and one that
     does not (to a hundredth of a pixel) a single one.
     """
@@ -74,7 +74,8 @@ def write_colmap(
     model = "PINHOLE" if clip.radial_k1 is None else "OPENCV"
     params = np.concatenate([clip.focal_px, clip.principal_point_px], axis=1)
     if clip.radial_k1 is not None:
-        params = np.concatenate([params, np.tile([clip.radial_k1, 0.0, 0.0, 0.0], (len(clip), 1))], axis=1)
+        terms = [clip.radial_k1, clip.radial_k2 or 0.0, 0.0, 0.0]
+        params = np.concatenate([params, np.tile(terms, (len(clip), 1))], axis=1)
     names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
     _check_names(clip, names, binary=binary)
     params = _one_lens(params, clip)
@@ -141,7 +142,8 @@ def _errors_px(clip: CameraClip, points: ColmapPoints) -> FloatArray:
     in_camera = seen - clip.camera_to_world[frame, :3, 3]
     in_camera = np.einsum("nji,nj->ni", clip.camera_to_world[frame, :3, :3], in_camera)
     n = in_camera[:, :2] / in_camera[:, 2:]
-    n = n * (1 + (clip.radial_k1 or 0.0) * (n**2).sum(1, keepdims=True))
+    r2 = (n**2).sum(1, keepdims=True)
+    n = n * (1 + r2 * ((clip.radial_k1 or 0.0) + r2 * (clip.radial_k2 or 0.0)))
     distance = np.linalg.norm(
         clip.focal_px[frame] * n + clip.principal_point_px[frame] - points.xy_px, axis=1
     )

@@ -42,7 +42,7 @@ def write_scene_images(
 
     Frames of a video become PNG files. Images of a folder keep their names, and their files where those hold the very
     pixels that the cameras belong to (neither resized nor turned by EXIF); the others become PNG files of that name.
-    Lenses are left as they are: pictures are not undistorted, `radial_k1` belongs to them.
+    Lenses are left as they are: pictures are not undistorted, `radial_k1` and `radial_k2` belong to them.
 
     Args:
         names: one a frame, for those that have none of their own.

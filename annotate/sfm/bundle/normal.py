@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import bsr_array
 from torch import Tensor
 
+from .lens import bending
 from .priors import Priors
 from .problem import Problem, State, cauchy, lens_of, sum_by, whitened_residuals
 
@@ -36,7 +37,7 @@ def linearise(
     """Derivatives and residuals at a state, and the robust weight (N,) of each reprojection.
 
     Args:
-        free_lens: which numbers of the lens are free: (4,) bool, or their numbers.
+        free_lens: which numbers of the lens are free: (5,) bool, or their numbers.
     """
     r_uv, r_d, behind, p = whitened_residuals(problem, state)
     _, w_uv = cauchy((r_uv * r_uv).sum(1), robust_scale)
@@ -47,12 +48,11 @@ def linearise(
     a, b = x / z, y / z
     focal, of_lens = state.log_focal[problem.frame].exp(), lens_of(problem, state)
     fy = focal * of_lens[2].exp()
-    k1 = of_lens[3]
     r2 = a * a + b * b
-    radial = 1 + k1 * r2
-    # d(u, v) / d(a, b) including the radial term
-    ua, ub = focal * (radial + 2 * k1 * a * a), focal * 2 * k1 * a * b
-    va, vb = fy * 2 * k1 * a * b, fy * (radial + 2 * k1 * b * b)
+    radial, slope, by_term = bending(problem.lens.model, r2, of_lens[3], of_lens[4])
+    # d(u, v) / d(a, b) including the radial terms
+    ua, ub = focal * (radial + 2 * slope * a * a), focal * 2 * slope * a * b
+    va, vb = fy * 2 * slope * a * b, fy * (radial + 2 * slope * b * b)
     iz = 1 / z
     zero = torch.zeros_like(z)
     du = torch.stack([ua * iz, ub * iz, -(ua * a + ub * b) * iz], 1)
@@ -78,7 +78,7 @@ def linearise(
             torch.stack([s, zero, zero], 1),
             torch.stack([zero, s, zero], 1),
             torch.stack([zero, fy * b * radial * s, zero], 1),
-            torch.stack([focal * a * r2 * s, fy * b * r2 * s, zero], 1),
+            *(torch.stack([focal * a * term * s, fy * b * term * s, zero], 1) for term in by_term),
         ],
         2,
     )

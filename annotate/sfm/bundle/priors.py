@@ -149,7 +149,7 @@ class Priors:
 
     @property
     def free(self) -> Tensor:
-        """Which numbers of the lens are free: (4,) bool."""
+        """Which numbers of the lens are free: (5,) bool."""
         return self.lens_sigma > 0
 
     def terms(self, state: State) -> list[tuple[int, PriorTerm]]:

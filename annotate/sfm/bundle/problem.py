@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ....dataset.cameras.rotations import so3_exp
 from ..config import BundleConfig
+from .lens import NEAR_PINHOLE, Lens, bending, straightened
 
 CAMERA_DOF = 7  # of a frame: turn, move, log focal; an eighth, the log gain of its depth, where that is free
 FOCAL_COLUMN, GAIN_COLUMN = 6, 7  # columns
-LENS_DOF = 4  # principal point x and y (pixels), log pixel aspect fy / fx, radial k1
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Problem:
         centre_px: (2,) image centre in pixels; of each observation (2, N) where clips are stacked.
         focal_scale_px: image diagonal, to normalise the lens terms.
         clip: (N,) int64 number of the clip of each observation where clips are stacked; None: one clip.
+        lens: how the lens bends, and with which terms cameras are begun.
     """
 
     frame: Tensor
@@ -42,6 +45,7 @@ class Problem:
     centre_px: Tensor
     focal_scale_px: float
     clip: Tensor | None = None
+    lens: Lens = NEAR_PINHOLE
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class State:
     Attributes:
         rotation, translation: (F, 3, 3) and (F, 3) world to camera.
         log_focal: (F,) of fx in pixels.
-        lens: (4,), or (B, 4) of stacked clips.
+        lens: (5,), or (B, 5) of stacked clips: see `Lens.terms`.
         points: (P, 3) in the world.
         log_gain: (F,) of measured over true depth in each frame; None where the depth of all frames is in one unit
             exactly.
@@ -99,7 +103,7 @@ class Solution:
 
 
 def lens_of(problem: Problem, state: State) -> Tensor:
-    """(4,) lens of a clip, or (4, N) of each observation where clips are stacked."""
+    """(5,) lens of a clip, or (5, N) of each observation where clips are stacked."""
     return state.lens if problem.clip is None else state.lens[problem.clip].T
 
 
@@ -110,11 +114,35 @@ def project(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     z = p[:, 2].clamp_min(1e-6)
     n = p[:, :2] / z[:, None]
     focal, lens = state.log_focal[f].exp(), lens_of(problem, state)
-    radial = 1 + lens[3] * (n * n).sum(1)
+    radial = bending(problem.lens.model, (n * n).sum(1), lens[3], lens[4])[0]
     aspect = lens[2].exp()
     u = focal * n[:, 0] * radial + problem.centre_px[0] + lens[0]
     v = focal * aspect * n[:, 1] * radial + problem.centre_px[1] + lens[1]
     return torch.stack([u, v], 1), p
+
+
+def seen_rays(problem: Problem, state: State) -> Tensor:
+    """(N, 2) = (X/Z, Y/Z) of the ray of each observation, in its camera. A lens near a pinhole counts as one."""
+    lens, focal = state.lens, state.log_focal[problem.frame].exp()
+    n = (problem.uv_px - problem.centre_px - lens[:2]) / focal[:, None]
+    if problem.lens.model == "near_pinhole":
+        return n
+    n = n / torch.stack([torch.ones_like(lens[2]), lens[2].exp()])
+    return straightened(problem.lens.model, n, lens[3], lens[4])
+
+
+def straight(problem: Problem, log_focal: NDArray[np.float64] | float) -> Problem:
+    """The observations as a pinhole would have shown them, with the lens that the problem begins with.
+
+    Args:
+        log_focal: of all frames, or (F,) of each.
+    """
+    if problem.lens.model == "near_pinhole":
+        return problem
+    focal = torch.as_tensor(np.broadcast_to(log_focal, problem.num_frames).copy())
+    state = replace(state_at_origin(problem, focal), points=problem.uv_px[:0])
+    pinhole = seen_rays(problem, state) * focal.exp()[problem.frame][:, None] + problem.centre_px
+    return replace(problem, uv_px=pinhole, lens=NEAR_PINHOLE)
 
 
 def whitened_residuals(problem: Problem, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,6 +207,6 @@ def state_at_origin(problem: Problem, log_focal: Tensor) -> State:
         rotation=torch.eye(3, dtype=torch.float64).repeat(frames, 1, 1),
         translation=torch.zeros(frames, 3, dtype=torch.float64),
         log_focal=log_focal,
-        lens=torch.zeros(LENS_DOF, dtype=torch.float64),
+        lens=problem.lens.start().clone(),
         points=torch.zeros(problem.num_points, 3, dtype=torch.float64),
     )

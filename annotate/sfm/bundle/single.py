@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..config import BundleConfig
+from .lens import LENS_DOF
 from .normal import Frames, invert3, linearise
 from .problem import (
     FOCAL_COLUMN,
     GAIN_COLUMN,
-    LENS_DOF,
     Problem,
     State,
     cauchy,

@@ -214,7 +214,7 @@ def _check(problem: Problem, state: State, gain: GainPrior | None) -> None:
 
 def _priors(problem: Problem, focal: FocalPrior, config: BundleConfig, gain: GainPrior | None) -> Priors:
     centre = config.principal_point_sigma * problem.focal_scale_px
-    sigma = [centre, centre, config.aspect_sigma, config.radial_sigma]
+    sigma = [centre, centre, config.aspect_sigma, config.radial_sigma, config.second_radial_sigma]
     longer = 2 * float(problem.centre_px.max())
     return Priors(
         focal=focal,

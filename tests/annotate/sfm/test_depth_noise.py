@@ -9,6 +9,7 @@ import pytest
 import torch
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
+from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
 from theodolite.annotate.sfm.bundle.single import resect
@@ -144,7 +145,7 @@ def test_errors_that_a_patch_has_in_common_are_found_and_counted_once(share: flo
         torch.eye(3).repeat(frames, 1, 1),
         torch.zeros(frames, 3),
         free,
-        torch.zeros(4),
+        torch.zeros(LENS_DOF),
         torch.zeros(count, 3),
         free,
     )

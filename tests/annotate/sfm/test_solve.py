@@ -12,6 +12,7 @@ import pytest
 import torch
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import RenderedClip, RenderedFrame, render_clip
+from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.problem import Problem, State
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
@@ -341,7 +342,7 @@ def test_parallax_is_the_largest_angle_of_a_track_also_out_and_back() -> None:
         rotation=torch.eye(3, dtype=torch.float64).repeat(21, 1, 1),
         translation=translation,
         log_focal=torch.zeros(21, dtype=torch.float64),
-        lens=torch.zeros(4, dtype=torch.float64),
+        lens=torch.zeros(LENS_DOF, dtype=torch.float64),
         points=points,
     )
     # Tracks see 16.7, 17.1 and 9.6 degrees.

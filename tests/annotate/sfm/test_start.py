@@ -10,7 +10,8 @@ import torch
 from theodolite.annotate.geometry.base import MetricDepth
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
-from theodolite.annotate.sfm.bundle.problem import LENS_DOF, State
+from theodolite.annotate.sfm.bundle.lens import LENS_DOF
+from theodolite.annotate.sfm.bundle.problem import State
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.keyframes import SolverInput
 from theodolite.annotate.sfm.observations import build_problem, count_depth

@@ -18,6 +18,7 @@ def test_the_gate_for_rows(
 ) -> None:
     for row, message in [
         (make_row(0, stand_in=True), "stand-in"),
+        (make_row(0, lens_model="fisheye"), "seen through a fisheye"),
         (make_rejected(0), "rejected"),
         (make_row(0, pose_source=["none"] + ["solved"] * 32), "1 frames have no camera"),
         (make_row(0, camera_to_world=np.tile(2 * np.eye(4), (33, 1, 1))), "not rigid"),

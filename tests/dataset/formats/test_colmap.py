@@ -22,19 +22,21 @@ def _observations(clip: CameraClip) -> ColmapPoints:
     points = points + clip.camera_to_world[:, :3, 3].mean(0)
     pixels, z = project(points[None], clip.camera_to_world, clip.intrinsics)
     n = (pixels - clip.principal_point_px[:, None]) / clip.focal_px[:, None]
-    pixels = n * (1 + (clip.radial_k1 or 0) * (n**2).sum(-1, keepdims=True)) * clip.focal_px[:, None]
+    r2 = (n**2).sum(-1, keepdims=True)
+    bent = 1 + (clip.radial_k1 or 0) * r2 + (clip.radial_k2 or 0) * r2**2
+    pixels = n * bent * clip.focal_px[:, None]
     pixels = pixels + clip.principal_point_px[:, None]
     frame, point = np.nonzero(z > 0.1)
     return ColmapPoints(points_world=points, frame=frame, point=point, xy_px=pixels[frame, point])
 
 
 @pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("k1", [None, -0.05])
+@pytest.mark.parametrize(("k1", "k2"), [(None, None), (-0.05, None), (-0.25, 0.08)])
 def test_colmap_opens_in_pycolmap_and_reprojects(
-    tmp_path: Path, clip: CameraClip, binary: bool, k1: float | None
+    tmp_path: Path, clip: CameraClip, binary: bool, k1: float | None, k2: float | None
 ) -> None:
     pycolmap = pytest.importorskip("pycolmap")
-    clip = replace(clip, radial_k1=k1)
+    clip = replace(clip, radial_k1=k1, radial_k2=k2)
     points = _observations(clip)
     folder = write_colmap(clip, tmp_path, binary=binary, points=points)
     model = pycolmap.Reconstruction(str(folder))
@@ -52,6 +54,10 @@ def test_colmap_opens_in_pycolmap_and_reprojects(
             assert np.abs(np.asarray(projected) - observation.xy).max() < 0.1
             checked += 1
     assert checked == len(points.frame)
+    if k2:
+        with pytest.raises(ValueError, match="only k1 distortion is kept"):
+            read_colmap(tmp_path)
+        return
     back = read_colmap(tmp_path)
     assert_same_cameras(back, clip, atol=1e-12)
     assert back.radial_k1 == k1

@@ -16,6 +16,12 @@ from ...support import SHARED
 from .compared import assert_same_cameras
 
 
+def test_both_radial_terms_are_written(tmp_path: Path, clip: CameraClip) -> None:
+    path = write_nerfstudio(replace(clip, radial_k1=-0.2, radial_k2=0.06), tmp_path)
+    raw = json.loads(path.read_text())
+    assert (raw["k1"], raw["k2"]) == (-0.2, 0.06)
+
+
 def test_nerfstudio_round_trip_and_flip(tmp_path: Path, clip: CameraClip) -> None:
     path = write_nerfstudio(replace(clip, radial_k1=0.02), tmp_path)
     raw = json.loads(path.read_text())

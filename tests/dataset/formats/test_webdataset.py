@@ -22,13 +22,14 @@ from .compared import LEVEL_STEP, assert_same_cameras
 
 
 def test_webdataset_round_trip(tmp_path: Path, clip: CameraClip, make_row: Callable[..., Row]) -> None:
-    clips = [clip, *(camera_clip(make_row(i, frames=5)) for i in range(10, 14))]
+    clips = [clip, *(camera_clip(make_row(i, frames=5, radial_k2=0.01)) for i in range(10, 14))]
     shards = write_webdataset(clips, tmp_path, clips_per_shard=2)
     assert [s.name for s in shards] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
     back = [c for s in shards for c in read_webdataset(s)]
     for a, b in zip(back, clips, strict=True):
         assert a.name == b.name
         assert_same_cameras(a, b)
+        assert (a.radial_k1, a.radial_k2) == (b.radial_k1, b.radial_k2)
         np.testing.assert_allclose(known(a.time_s), known(b.time_s))
     with tarfile.open(shards[0]) as tar:
         assert [m.name.split(".")[0] for m in tar] == [clip.name] * 3 + ["clip_0010"] * 3

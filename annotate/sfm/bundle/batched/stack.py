@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..lens import Lens
 from ..pace import Task
 from ..priors import FocalPrior, GainPrior, Priors
 from ..problem import Problem, State
@@ -62,6 +63,7 @@ def kind_of(task: Task) -> tuple[object, ...]:
         tuple(task.priors.free.tolist()),
         task.priors.robust_scale,
         task.hold,
+        task.problem.lens.model,
     )
 
 
@@ -138,6 +140,7 @@ class Stack:
             centre_px=centre[clip].T,
             focal_scale_px=float("nan"),
             clip=clip,
+            lens=Lens(problems[0].lens.model),
         )
 
     def _placed(self, of_task: Callable[[Task], Tensor], filling: float) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from theodolite.annotate.sfm.at_rest import rest_error_ratio
+from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
 from theodolite.annotate.sfm.bundle.single import resect
@@ -41,7 +42,7 @@ def scene(
     first = rng.integers(0, max(1, frames - (span or frames) + 1), points)
     seen = [(p, f) for p in range(points) for f in range(first[p], min(frames, first[p] + (span or frames)))]
     point, frame = (torch.as_tensor(x) for x in np.array(seen).T.copy())
-    state = State(rotation, translation, log_focal, torch.zeros(4, dtype=torch.float64), world)
+    state = State(rotation, translation, log_focal, torch.zeros(LENS_DOF, dtype=torch.float64), world)
     n = len(point)
     problem = Problem(
         frame=frame,

@@ -13,8 +13,9 @@ from theodolite.annotate.sfm.bundle.batched.cyclic import CyclicFactor
 from theodolite.annotate.sfm.bundle.batched.descent import BatchedSolver
 from theodolite.annotate.sfm.bundle.batched.groups import Groups
 from theodolite.annotate.sfm.bundle.batched.normal import BatchedNormal
+from theodolite.annotate.sfm.bundle.lens import NEAR_PINHOLE, Lens
 from theodolite.annotate.sfm.bundle.priors import ExpectedFocal, focal_prior
-from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
+from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State, project
 from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle, solve_bundles, solver_of
 from theodolite.annotate.sfm.bundle.sparse import SparseSolver
 from theodolite.annotate.sfm.config import BundleConfig
@@ -26,9 +27,20 @@ from .test_bundle import disturbed, scene
 CONFIG = BundleConfig(aspect_sigma=0.01)  # every number of the lens is free
 
 
-def question(frames: int = 40, *, band: int = 6, seed: int = 0, outliers: float = 0.1, **changes) -> Question:
+def question(
+    frames: int = 40,
+    *,
+    band: int = 6,
+    seed: int = 0,
+    outliers: float = 0.1,
+    lens: Lens = NEAR_PINHOLE,
+    **changes,
+) -> Question:
     """A noisy zoom with outliers and missing depth; tracks longer than the band are cut."""
     problem, truth = scene(frames=frames, points=90, noise_px=0.4, span=14, zoom=1.3, seed=seed)
+    bent, seen = replace(problem, lens=lens), replace(truth, lens=lens.start())
+    moved = project(bent, seen)[0] - project(problem, truth)[0]
+    problem = replace(bent, uv_px=problem.uv_px + moved)
     rng = np.random.default_rng(seed)
     n = len(problem.frame)
     wrong = torch.as_tensor(rng.random(n) < outliers)
@@ -54,6 +66,8 @@ def given_focal(frames: int) -> torch.Tensor:
     return torch.linspace(6.2, 6.5, frames, dtype=torch.float64)
 
 
+TWO_TERMS = CONFIG.model_copy(update={"radial_sigma": 0.3, "second_radial_sigma": 0.3})
+BENT = torch.tensor([12.0, -9.0, 0.0, -0.05, 0.02], dtype=torch.float64)
 CASES = {
     "smooth": {},
     "whole band": {"band": 64},
@@ -64,6 +78,8 @@ CASES = {
         "prior": replace(focal_prior("smooth", 40, CONFIG), expected=ExpectedFocal(given_focal(40)))
     },
     "held lens": {"config": BundleConfig(principal_point_sigma=0.0, radial_sigma=0.0)},
+    "two radial terms": {"lens": Lens("radial", BENT), "config": TWO_TERMS},
+    "fisheye": {"lens": Lens("fisheye", BENT), "config": TWO_TERMS},
     "held poses": {"hold": "poses"},
     "held centres": {"hold": "centres"},
     "gains": {"gain": DepthNoise(observation=0.01, frame=0.05, slow=0.1).gain_prior(40)},

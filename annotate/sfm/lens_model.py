@@ -1,0 +1,131 @@
+"""Does the lens distort more than one near a pinhole, or is it a fisheye? Models of lenses against each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sources.clip import ClipRejection
+from .bundle.lens import NEAR_PINHOLE, Lens, LensModel
+from .bundle.problem import Problem, Solution, State
+from .focal_model import LEAST_LIKENESS, likeness
+from .keyframes import KeyframeProblem
+from .triangulation import back_project
+
+log = logging.getLogger(__name__)
+
+_STRAINED = 2.5
+"""Standard deviations of the prior on k1 beyond which a lens near a pinhole is in doubt: 0.05. Recordings of phones and
+sensors, undistorted or not, show up to 0.04."""
+_LEAST_PLACED = 0.8
+"""Share of the keyframes that are placed by a model that fits."""
+_LEFT_OUT = 5.7
+"""Cost of an observation that a model leaves out: an error of eight standard deviations, as robustly as others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyframeFit:
+    """Keyframes solved with one model of the lens.
+
+    Attributes:
+        state, placed: of all keyframes, and (K,) which of them have a camera.
+        problem, solution: what was solved.
+    """
+
+    state: State
+    placed: NDArray[np.bool_]
+    problem: Problem
+    solution: Solution
+
+    @property
+    def model(self) -> LensModel:
+        """Of the lens."""
+        return self.problem.lens.model
+
+    def cost(self, observations: int) -> float:
+        """Of the solution and of those of so many observations that it leaves out."""
+        return self.solution.cost + _LEFT_OUT * (observations - len(self.problem.frame))
+
+
+def choose_lens(keys: KeyframeProblem, near: KeyframeFit | None) -> KeyframeFit | None:
+    """A fit with another model of the lens, where one near a pinhole does not do; `keys` then has that model.
+
+    Strong distortion (two radial terms) and an equidistant fisheye are tried only where the lens near a pinhole is
+    strained or fails. Like a focal model, another lens has to be worth its freedom by the Bayesian information
+    criterion, observations counted as many as are independent.
+
+    Args:
+        near: fit of a lens near a pinhole; None: there was none.
+    Returns:
+        The other fit; None if there is no better one, and `keys` is as it was.
+    """
+    config = keys.given.config
+    if config.lens_model != "auto" or keys.given.held_lens is not None or config.radial_sigma == 0:
+        return None
+    if near is not None and not _in_doubt(near, config.radial_sigma):
+        return None
+    observations = len(keys.problem.frame)
+    best = near
+    for fit in _others(keys, near):
+        log.debug("lens %s: cost %.0f, %s", fit.model, fit.cost(observations), fit.solution.state.lens)
+        if fit.placed.mean() < _LEAST_PLACED:
+            continue
+        if best is None or best.cost(observations) - fit.cost(observations) > _worth(near or fit):
+            best = fit
+    if best is None or best is near:
+        keys.take_lens(NEAR_PINHOLE)
+        return None
+    keys.take_lens(Lens(best.model, best.solution.state.lens))
+    return best
+
+
+def _worth(fit: KeyframeFit) -> float:
+    """Decrease of the cost for which the criterion buys one degree of freedom."""
+    alike = max(LEAST_LIKENESS, likeness(fit.problem, fit.solution))
+    return alike * float(np.log(max(2, len(fit.problem.frame) / alike)))
+
+
+def _others(keys: KeyframeProblem, near: KeyframeFit | None) -> Iterator[KeyframeFit]:
+    """The plainer one first."""
+    if near is not None:
+        yield _radial(keys, near)
+    if near is None or float(near.solution.state.lens[3]) < 0:
+        fisheye = _fisheye(keys)
+        if fisheye is not None:
+            yield fisheye
+
+
+def _in_doubt(near: KeyframeFit, sigma: float) -> bool:
+    k1 = float(near.solution.state.lens[3])
+    return abs(k1) > _STRAINED * sigma or near.placed.mean() < _LEAST_PLACED
+
+
+def _radial(keys: KeyframeProblem, near: KeyframeFit) -> KeyframeFit:
+    """From the cameras of a lens near a pinhole on: its own radial term has gone most of the way."""
+    keys.take_lens(Lens("radial", near.solution.state.lens))
+    state = replace(near.state, points=back_project(keys.problem, near.state))
+    return _bundled(keys, state, near.placed)
+
+
+def _fisheye(keys: KeyframeProblem) -> KeyframeFit | None:
+    """From the start on: as a pinhole a fisheye has another focal length."""
+    keys.take_lens(Lens("fisheye"))
+    try:
+        if keys.given.start is None:
+            keys.choose_seed()
+        state, placed = keys.place()
+        return _bundled(keys, state, placed)
+    except (ClipRejection, FloatingPointError) as failure:
+        log.debug("fisheye: %s", failure)
+        return None
+
+
+def _bundled(keys: KeyframeProblem, state: State, placed: NDArray[np.bool_]) -> KeyframeFit:
+    """Twice: tracks that a lens far from its terms left out come back."""
+    state, _, _ = keys.bundle(state, placed, 12)
+    state, problem, solution = keys.bundle(state, placed, 20)
+    return KeyframeFit(state=state, placed=placed, problem=problem, solution=solution)
