@@ -107,6 +107,8 @@ def open_dataset(path: str | Path) -> ClipDataset:
 def _fragment(file: str, filesystem: pafs.FileSystem) -> tuple[pads.ParquetFileFragment, pa.Schema]:
     """Fragment of one part, its footer read and judged, and its schema; pages are judged when they are to be read."""
     with reading(file, WHAT):
+        if isinstance(filesystem, pafs.LocalFileSystem) and os.path.exists(file) and not os.path.isfile(file):
+            raise InputError(f"{file}: is no file")  # a pipe would be waited for
         with filesystem.open_input_file(file) as source:
             check_seal(source, where=file)
             fragment = scan_format().make_fragment(file, filesystem)

@@ -546,3 +546,11 @@ def test_tars_are_not_unpacked(tmp_path, frugal) -> None:
     (tmp_path / "a.tar").write_bytes(gzip.compress(bytes(1 << 26)))
     with pytest.raises(ValueError, match=r"a\.tar: not a readable tar"):
         list(read_webdataset(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("name", ["data/demo/part-000000-x.parquet", "data/other.parquet"])
+def test_a_pipe_among_the_parts_is_not_waited_for(tmp_path, name):
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: is no file"):
+        theodolite.dataset.open(tmp_path)
