@@ -110,7 +110,10 @@ class Findings:
         if self.depth_check is not None:
             found.append(_depth_check_columns(self.depth_check))
         if self.cameras is not None and self.frames is not None:
-            found.append(_camera_columns(self.cameras, self.frames))
+            # The scale of given poses is another one (`_metric_columns`).
+            scale = self.scale if self.posed is None else None
+            sigma = 0.0 if scale is None else scale.total_sigma_log
+            found.append(_camera_columns(self.cameras, self.frames, sigma))
         if self.posed is not None:
             found.append(_given_columns(self.posed))
         if self.geometry is not None:
@@ -258,9 +261,12 @@ def _depth_check_columns(check: DepthCheck) -> dict[str, Any]:
     }
 
 
-def _camera_columns(cameras: CameraSolution, frames: ClipFrames) -> dict[str, Any]:
+def _camera_columns(cameras: CameraSolution, frames: ClipFrames, scale_sigma_log: float) -> dict[str, Any]:
     fx, fy = cameras.focal_px.T
-    position_sigma, rotation_sigma, log_focal_sigma = cameras.stated_sigmas()
+    position_sigma, rotation_sigma, log_focal_sigma = cameras.stated_sigmas(scale_sigma_log)
+    # Hopeless cameras know as little as the columns can say.
+    position_sigma, rotation_sigma = np.minimum(position_sigma, 1e4), np.minimum(rotation_sigma, 3.1415)
+    log_focal_sigma = np.minimum(log_focal_sigma, 10.0)
     fov_x, fov_y = fov_from_focal(fx, frames.width), fov_from_focal(fy, frames.height)
     # Of solved cameras the observations that agree count, of given ones all of them.
     counted = np.where(cameras.pose_source == GIVEN, cameras.num_observations, cameras.num_inliers)

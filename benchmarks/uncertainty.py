@@ -21,8 +21,8 @@ The position error is its part along the axis that the solution names the worst 
 from the covariance behind it), likewise for rotations; z is the error over the stated deviation. Frames of a clip err
 alike, so a clip counts as one: its coverage is the share of its frames within 1 (68 %) or 1.96 deviations (95 %), and
 tables show means over clips with their standard error. `any` is the same for all three axes, of which the worst is the
-widest. Scale: log of the scale of the best similarity over found and true centres, of clips that move by 0.3 m or
-more, over `scale_sigma_log` of the row and over what the centres' noise leaves open of it.
+widest. Scale: log of found over true depth, median over the points that the bundle used, over `scale_sigma_log` of the
+row (the length of a path is wrong by more: it hangs on the focal length, and counts as position).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm import registration
+from theodolite.annotate.sfm.bundle.problem import project
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import so3_log
@@ -190,6 +191,7 @@ def work(task: tuple[str, int, Path | None]) -> dict[str, Any]:
     if len(row.camera_to_world):
         cameras = kept["judged"][0][0]
         line |= compare(row, cameras, clip)
+        line["scale"] = scene_scale(*kept["solution"][0][:2], clip)
     line["took_s"] = time.perf_counter() - start
     if evidence is not None and "solution" in kept:
         save_evidence(evidence / f"{part}-{k}.npz", kept["solution"][0], line, clip)
@@ -215,7 +217,9 @@ def compare(row: Any, cameras: Any, clip: Any) -> dict[str, Any]:
     # Of the camera in its own axes: that is what the covariance of the left perturbation is about.
     rotation = np.stack([so3_log(f[:3, :3].T @ t[:3, :3]) for f, t in zip(found, truth, strict=True)])
     focal = np.log(row.focal_px[:, 0].astype(np.float64) / clip.intrinsics[:, 0, 0])
-    axes = cameras.worst_axes() if hasattr(cameras, "worst_axes") else None
+    axes = None
+    if hasattr(cameras, "stated_covariances"):
+        axes = [np.linalg.eigh(of)[1][:, :, -1] for of in cameras.stated_covariances(row.scale_sigma_log)[:2]]
     path = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
     found_line: dict[str, Any] = {
         "path_m": float(path),
@@ -234,16 +238,31 @@ def compare(row: Any, cameras: Any, clip: Any) -> dict[str, Any]:
         "median_depth_m": cameras.median_depth,
         "terms": {
             name: getattr(cameras, name)
-            for name in ("sigma_factor", "focal_doubt_log", "scale_doubt_log", "focal_common_log")
+            for name in ("focal_doubt_log", "scale_doubt_log", "focal_common_log")
         },
         "noise": None if cameras.depth_noise is None else asdict(cameras.depth_noise),
     }
     if path >= LEAST_PATH_M:
         best = umeyama(found[:, :3, 3], truth[:, :3, 3], with_scale=True, allow_collinear=True)
-        found_line["scale"] = -float(np.log(best.scale))
-        rms = float(np.sqrt(np.mean(best.residual**2)))
-        found_line["position_percent"] = 100 * rms / path
+        found_line["path_scale"] = -float(np.log(best.scale))
+        found_line["position_percent"] = 100 * float(np.sqrt(np.mean(best.residual**2))) / path
     return found_line
+
+
+def scene_scale(problem: Any, solution: Any, clip: Any) -> float:
+    """Log of found over true depth of the points that the bundle used: by how much a metre is too short."""
+    frame, uv, depth = (
+        problem.frame.numpy(),
+        problem.uv_px.numpy(),
+        project(problem, solution.state)[1][:, 2].numpy(),
+    )
+    logs = []
+    for f in range(0, len(clip), max(1, len(clip) // 12)):
+        true = clip.depth_m(f)
+        seen = np.flatnonzero((frame == f) & (solution.weight.numpy() > 0.3))
+        column, row = np.clip(uv[seen].astype(int), 0, np.array(true.shape[::-1]) - 1).T
+        logs.append(np.log(depth[seen] / true[row, column]))
+    return float(np.nanmedian(np.concatenate(logs)))
 
 
 def save_evidence(path: Path, summarised: tuple[Any, ...], line: dict[str, Any], clip: Any) -> None:
@@ -284,6 +303,9 @@ def run(args: argparse.Namespace) -> None:
     if args.only:
         names = args.only.split(",")
         wanted = [k for k in wanted if "{}/{}".format(*case(args.part, k)[:2]) in names]
+    if args.longest:
+        wanted = [k for k in wanted if case(args.part, k)[2]["num_frames"] <= args.longest]
+    wanted = wanted[: args.most] if args.most else wanted
     end = time.monotonic() + args.seconds
     with get_context("spawn").Pool(args.jobs) as pool, args.out.open("a") as out:
         lines = pool.imap_unordered(work, [(args.part, k, args.evidence) for k in wanted])
@@ -413,7 +435,8 @@ def _each(x: dict[str, Any]) -> str:
     return (
         f"{head}; RMS z {' '.join(f'{n} {v:.1f};' for n, v in rms.items())} focal {focal:+.1f} %"
         f" (sigma {100 * float(np.median(x['focal_sigma'])):.1f}, {x['focal_model']}),"
-        f" scale {100 * x.get('scale', float('nan')):+.1f} %, path {x['path_m']:.2f} m,"
+        f" scale {100 * x.get('scale', float('nan')):+.1f} %, path by"
+        f" {100 * x.get('path_scale', float('nan')):+.1f} %, {x['path_m']:.2f} m,"
         f" {x.get('position_percent', float('nan')):.2f} % of it, parallax {x['parallax_deg']:.1f}"
     )
 
@@ -426,6 +449,8 @@ def main() -> None:
     runner.add_argument("--part", choices=list(PARTS), required=True)
     runner.add_argument("--first", type=int, default=0)
     runner.add_argument("--count", type=int, default=200)
+    runner.add_argument("--longest", type=int, default=0, help="skip clips of more frames")
+    runner.add_argument("--most", type=int, default=0, help="do no more clips than this now")
     runner.add_argument("--only", default="", help="mode/kind, several with commas")
     runner.add_argument("--jobs", type=int, default=1)
     runner.add_argument("--seconds", type=float, default=1e9)

@@ -217,8 +217,8 @@ COLUMNS: tuple[Column, ...] = (
         "position_sigma_m",
         _list(_F32),
         "m",
-        "Standard deviation of the camera centre along its worst axis, from the first frame on; errors that frames"
-        " share are included.",
+        "Standard deviation of the camera centre along its worst axis, from the first frame on, in true"
+        " metres: errors that measurements share are included, and that of the scale unless poses were given.",
         nullable=True,
         shape=("F",),
         bounds=(0.0, 1e4),

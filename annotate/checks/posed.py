@@ -216,7 +216,7 @@ def _with_sigma(kept: CameraSolution, solved: CameraSolution, lens: LensCheck | 
         position_sigma=np.where(given, position, np.hypot(position, kept.position_sigma)),
         rotation_sigma_rad=np.where(given, rotation, np.hypot(rotation, kept.rotation_sigma_rad)),
         log_focal_sigma=focal,
-        sigma_factor=1.0,
+        shared=None,
         focal_doubt_log=0.0,
         scale_doubt_log=0.0,
     )

@@ -18,6 +18,10 @@ ScaleModel = Literal["constant", "slow_drift", "step", "declared", "none"]
 _DECLARED_SIGMA, _ANCHOR_SIGMA = 0.01, 0.07
 """Error that all depth of a clip has in common, which no scatter shows: of a sensor, and of a network's metres."""
 
+_FRAME_SIGMA, _ALIKE_FRAMES = 0.1, 32
+"""Error of the metres of a single image, as the simulation assumes it, and clip frames after which it has mostly become
+another one."""
+
 
 class ScaleConfig(Strict):
     """How raw ratios become a scale."""
@@ -104,8 +108,24 @@ class ScaleEstimate:
         return _DECLARED_SIGMA if self.model == "declared" else _ANCHOR_SIGMA
 
     @property
+    def neighbours_sigma_log(self) -> float:
+        """Standard deviation of the log scale by what anchors within two seconds or so have wrong in common.
+
+        A clip that is no longer than that shows no scatter of it: its frames are all wrong alike. What a frame errs by
+        is then the usual, and the clip's own scatter the more the longer it is.
+        """
+        frame = self.frame[np.isfinite(self.raw)].astype(np.float64)
+        if not len(frame):
+            return float("nan")
+        alike = float(np.exp(-np.abs(frame[:, None] - frame) / _ALIKE_FRAMES).mean())
+        further = 1 / alike - 1  # independent frames, beside one
+        seen = np.nan_to_num(self.mad_log) ** 2 / max(1 - alike, 1e-9)
+        return float(np.sqrt((_FRAME_SIGMA**2 + further * seen) / (1 + further) * alike))
+
+    @property
     def total_sigma_log(self) -> float:
-        """Standard deviation of the log scale, both parts of it."""
+        """Standard deviation of the log scale, all of it."""
         if self.model == "declared":
             return _DECLARED_SIGMA
-        return float(np.hypot(_ANCHOR_SIGMA, np.nan_to_num(self.sigma_log)))
+        own = max(np.nan_to_num(self.sigma_log), np.nan_to_num(self.neighbours_sigma_log))
+        return float(np.hypot(_ANCHOR_SIGMA, own))

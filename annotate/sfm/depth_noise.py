@@ -296,7 +296,8 @@ def measured_noise(problem: Problem, solution: Solution, before: DepthNoise) -> 
     )
 
 
-_PATCHES = (8, 5)  # across and down the image
+PATCHES = (8, 5)
+"""Across and down the image."""
 _QUIET_PATCH = 0.01
 """Error that a patch has in common below which every depth counts by itself: that of sensors, whose depth is what
 separates a longer lens from a nearer camera."""
@@ -305,9 +306,9 @@ _CLIPPED = 3.0  # standard deviations at which a residual counts no more
 
 def patch_numbers(problem: Problem) -> IntArray:
     """(N,) number of the patch of its frame in which each observation lies, different in every frame."""
-    across, down = _PATCHES
-    place = problem.uv_px.numpy() / (2 * problem.centre_px.numpy()) * np.array(_PATCHES)
-    column, row = np.clip(place.astype(int), 0, np.array(_PATCHES) - 1).T
+    across, down = PATCHES
+    place = problem.uv_px.numpy() / (2 * problem.centre_px.numpy()) * np.array(PATCHES)
+    column, row = np.clip(place.astype(int), 0, np.array(PATCHES) - 1).T
     return (problem.frame.numpy() * across + column) * down + row
 
 

@@ -68,7 +68,7 @@ def choose_focal_model(
     config: BundleConfig,
     expected: ExpectedFocal | None = None,
     gain: GainPrior | None = None,
-) -> tuple[Solution, FocalModel, dict[str, float], float]:
+) -> tuple[Solution, FocalPrior, dict[str, float], float]:
     """Constant, smooth or piecewise focal by the Bayesian information criterion.
 
     The smooth solution stands; a simpler model replaces it when its likelihood is nearly as good. Degrees of freedom:
@@ -76,8 +76,9 @@ def choose_focal_model(
     Besides, a focal that varies must be worth more than what it makes of errors that no focal has (`_WIGGLE_SHARE`).
 
     Returns:
-        The solution, its model, the cost of each model, and the standard deviation of what the smooth solution's log
-        focal wiggles about the chosen model: what an imperfect lens, shutter and depth make a focal length do.
+        The solution, the prior of its model, the cost of each model, and the standard deviation of what the smooth
+        solution's log focal wiggles about the chosen model: what an imperfect lens, shutter and depth make a focal
+        length do.
     """
     candidates = _Candidates(problem, smooth, config, expected, gain)
     wanted = ("smooth", "constant", "piecewise") if config.focal_model == "auto" else (config.focal_model,)
@@ -105,7 +106,7 @@ def choose_focal_model(
         about = _running_mean(free.numpy())
     else:
         about = _flatten(free, breaks if model == "piecewise" else None).numpy()
-    return best, model, candidates.costs, float((free.numpy() - about).std())
+    return best, candidates.priors[model], candidates.costs, float((free.numpy() - about).std())
 
 
 class _Candidates:

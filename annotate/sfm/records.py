@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray, IntArray
-from ...dataset.cameras.rotations import rotation_angle
+from ...dataset.cameras.rotations import so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ..sources.clip import ClipRejection
 from .bundle.lens import LensModel
 from .bundle.problem import Problem, State, state_at_origin
 from .config import BundleConfig, FocalModel
 from .depth_noise import DepthNoise
+from .shared_errors import SharedErrors
 from .triangulation import back_project
 
 SOLVED, INFILLED, GIVEN = "solved", "infilled", "given"
@@ -68,11 +69,11 @@ class CameraSolution:
         evidence: what the cameras were solved from; None unless it was asked for.
         depth_noise: how the given depth errs, as measured; None where that is not asked (networks).
         depth_gain_log: (F,) log of measured over true depth of each frame; None where all have one unit.
-        sigma_factor: by how much errors that neighbours have in common widen the standard deviations.
+        shared: covariances with what measurements have wrong in common; None where only independent errors are known.
         focal_doubt_log, scale_doubt_log: standard deviations of what is wrong with all focal lengths alike, and with
             the unit of the depth.
-        focal_common_log: part of `focal_doubt_log`: what the focal length is wrong by where all measurements err alike
-            by a share of what they err one by one. A short path hardly resists that; NaN where it is not asked.
+        focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
+            of what they err one by one, whichever is more. A short path hardly resists that; NaN where it is not asked.
     """
 
     camera_to_world: FloatArray
@@ -98,7 +99,7 @@ class CameraSolution:
     focal_asked_log: float = float("nan")
     depth_noise: DepthNoise | None = None
     depth_gain_log: FloatArray | None = None
-    sigma_factor: float = 1.0
+    shared: SharedErrors | None = None
     focal_doubt_log: float = 0.0
     scale_doubt_log: float = 0.0
     focal_common_log: float = float("nan")
@@ -113,24 +114,48 @@ class CameraSolution:
     lens_model: LensModel = "near_pinhole"
     radial_k2: float | None = None
 
-    def stated_sigmas(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Standard deviations that the row states, each (F,): position (depth units), rotation (rad), log focal.
+    def stated_covariances(self, scale_sigma_log: float = 0.0) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Of position (F, 3, 3) in the axes of the first camera and rotation (F, 3, 3) about the camera's own, and the
+        variance of log focal (F,).
 
-        `position_sigma` and its like know independent errors of single observations only. Errors of neighbours are
-        alike, and what is wrong with the lens or the unit of depth is wrong in all frames: a focal length that is too
-        long by a share turns and moves the camera too little by that share, all along from the first frame on.
+        What is wrong with the lens or the unit of depth is wrong in all frames: a focal length that is too long by a
+        share turns and moves the camera too little by that share, all along from the first frame on.
+
+        Args:
+            scale_sigma_log: standard deviation of the log of a metre's length.
         """
         poses = self.camera_to_world
-        turned = rotation_angle(poses[:1, :3, :3].swapaxes(1, 2) @ poses[:, :3, :3])
-        gone = np.linalg.norm(poses[:, :3, 3] - poses[:1, :3, 3], axis=1)
-        position = np.hypot(
-            self.sigma_factor * self.position_sigma,
-            np.hypot(self.focal_doubt_log, self.scale_doubt_log) * gone,
+        gone = poses[:, :3, 3] - poses[:1, :3, 3]
+        turned = so3_log(poses[:1, :3, :3].swapaxes(1, 2) @ poses[:, :3, :3])
+        of_path = self.focal_doubt_log**2 + self.scale_doubt_log**2 + scale_sigma_log**2
+        position = self._at_least(None if self.shared is None else self.shared.position, self.position_sigma)
+        rotation = self._at_least(
+            None if self.shared is None else self.shared.rotation, self.rotation_sigma_rad
         )
-        rotation = np.hypot(
-            self.sigma_factor * self.rotation_sigma_rad, self.focal_doubt_log * np.asarray(turned)
+        log_focal = self.log_focal_sigma**2
+        if self.shared is not None:
+            log_focal = np.maximum(log_focal, self.shared.log_focal)
+        return (
+            position + of_path * gone[:, :, None] * gone[:, None],
+            rotation + self.focal_doubt_log**2 * turned[:, :, None] * turned[:, None],
+            log_focal + self.focal_doubt_log**2,
         )
-        return position, rotation, np.hypot(self.sigma_factor * self.log_focal_sigma, self.focal_doubt_log)
+
+    @staticmethod
+    def _at_least(covariance: FloatArray | None, sigma: FloatArray) -> FloatArray:
+        """(F, 3, 3), where it is smaller at the worst axis widened to the deviation (F,) of independent errors: a frame
+        that next to nothing is seen of has no residual to tell from."""
+        if covariance is None:
+            return sigma[:, None, None] ** 2 * np.eye(3)
+        worst = np.linalg.eigvalsh(covariance)[:, -1]
+        return covariance * np.maximum(1.0, sigma**2 / np.maximum(worst, 1e-30))[:, None, None]
+
+    def stated_sigmas(self, scale_sigma_log: float = 0.0) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Standard deviations that the row states, each (F,): position (depth units) and rotation (rad) at their worst
+        axes, log focal; as `stated_covariances`."""
+        *covariances, log_focal = self.stated_covariances(scale_sigma_log)
+        position, rotation = (np.linalg.eigvalsh(of)[:, -1].clip(0) ** 0.5 for of in covariances)
+        return position, rotation, log_focal**0.5
 
 
 @dataclass(frozen=True)
@@ -250,9 +275,11 @@ def with_lens(cameras: CameraSolution, lens: KnownLens | None) -> CameraSolution
     """The solution with the known intrinsics exactly as they were given."""
     if lens is None:
         return cameras
+    none = np.zeros(len(lens.focal_px))
     return replace(
         cameras,
         focal_px=np.array(lens.focal_px, np.float64),
         principal_point_px=np.array(lens.principal_point_px, np.float64),
-        log_focal_sigma=np.zeros(len(lens.focal_px)),
+        log_focal_sigma=none,
+        shared=None if cameras.shared is None else replace(cameras.shared, log_focal=none),
     )

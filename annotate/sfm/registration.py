@@ -16,14 +16,14 @@ from .at_rest import CLEAR_PARALLAX_RAD, rest_error_ratio
 from .bundle.priors import FocalPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.single import resect
-from .bundle.solve import Effort, solve_bundle
-from .config import FocalModel
-from .depth_noise import TRACK_DRIFT, count_patches
-from .focal_model import choose_focal_model, common_focal_error, likeness
+from .bundle.solve import Effort, Question, solve_bundle
+from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
+from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
 from .moving import held_by_frame
 from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
+from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
 from .summary import summarise
 from .triangulation import back_project, keep_known, known_points, triangulate, without_moving
 
@@ -79,17 +79,20 @@ def register_all_frames(
     still = without_moving(problem, state, everywhere)
     used, used_state = keep_known(problem, still, everywhere)
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
-    solution, model, costs, wiggle = _bundle_all(used, used_state, keys)
-    cameras = summarise(used, solution, model, costs, config, num_loops=num_loops)
+    solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
+    cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     known = known_points(problem, still, everywhere)
     held, moving = held_by_frame(problem, state, solution.state, known, reach=_HELD_REACH)
     rest = float("nan")
     if cameras.parallax_rad < CLEAR_PARALLAX_RAD:
         rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
     log_gain = solution.state.log_gain
-    drift, common = 0.0, float("nan")
+    shared = _shared_errors(used, solution.state, prior, keys)
+    common, beside = float("nan"), 0.0
     if noise is not None and keys.log_focal is None:
-        drift, common = min(noise.wander, TRACK_DRIFT), common_focal_error(cameras, keys.expected)
+        by_cause = 0.0 if shared is None else float(np.median(shared.log_focal)) ** 0.5
+        common = max(by_cause, common_focal_error(cameras, keys.expected))
+        beside = (common**2 - by_cause**2) ** 0.5
     return replace(
         cameras,
         rest_error_ratio=rest,
@@ -97,11 +100,37 @@ def register_all_frames(
         moving_share=moving,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
-        sigma_factor=likeness(used, solution) ** 0.5,
-        focal_doubt_log=float(np.sqrt(wiggle**2 + drift**2 + np.nan_to_num(common) ** 2)),
+        shared=shared,
+        focal_doubt_log=float(np.hypot(wiggle, beside)),
         focal_common_log=common,
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )
+
+
+def _known_errors(noise: DepthNoise | None) -> KnownErrors:
+    if noise is None:
+        return OF_NETWORKS
+    # A unit that drifts by less than this is not told from tracks that do.
+    return replace(OF_SENSORS, slow_log=min(noise.wander, TRACK_DRIFT))
+
+
+def _shared_errors(
+    problem: Problem, state: State, prior: FocalPrior, keys: KeyframeProblem
+) -> SharedErrors | None:
+    """What measurements have wrong in common does this to the cameras; None where the equations do not say."""
+    noise, config = keys.noise, keys.given.config
+    question = Question(
+        problem=problem,
+        state=state,
+        prior=prior,
+        config=config,
+        effort=Effort(band_frames=max(config.covariance_band_frames, config.band_frames)),
+        gain=None if noise is None else noise.gain_prior(problem.num_frames),
+    )
+    try:
+        return shared_errors(question.task(), _known_errors(noise))
+    except FloatingPointError:
+        return None
 
 
 def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed: NDArray[np.bool_]) -> State:
@@ -146,7 +175,7 @@ def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed:
 
 def _bundle_all(
     problem: Problem, state: State, keys: KeyframeProblem
-) -> tuple[Solution, FocalModel, dict[str, float], float]:
+) -> tuple[Solution, FocalPrior, dict[str, float], float]:
     """As `choose_focal_model`, from a start; a held lens is the only model."""
     frames, config = problem.num_frames, keys.given.config
     gain = None if keys.noise is None else keys.noise.gain_prior(frames)
@@ -155,7 +184,7 @@ def _bundle_all(
         solution = solve_bundle(
             problem, state, prior, config, effort=Effort(tolerance=TOLERANCE), want_covariance=True, gain=gain
         )
-        return solution, "given", {"given": solution.data_cost}, 0.0
+        return solution, prior, {"given": solution.data_cost}, 0.0
     smooth = replace(prior, expected=keys.expected)
     solution = solve_bundle(problem, state, smooth, config, effort=Effort(tolerance=TOLERANCE), gain=gain)
     return choose_focal_model(problem, solution, config, keys.expected, gain)

@@ -4,6 +4,7 @@ gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -403,6 +404,44 @@ class Normal:
         back = self._to_points(xc) + self.hpg @ xg
         xp = -(self.hpp_inv @ (self.gp + back)[:, :, None])[:, :, 0]
         return xc, xg, xp, used
+
+    def answer(
+        self, linear: Linear, residuals: Iterable[Tensor], of_cameras: Tensor, of_lens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How the cameras would move if observations were off, by the band alone, as its covariance is.
+
+        Args:
+            linear: what the equations were made from.
+            residuals: in the place of its residuals, K cases in all, a few (N, 3, k) at a time.
+            of_cameras, of_lens: (F, D, K), (G, K) further forces, of priors.
+        Returns:
+            (F, D, K) steps, and the products (K, K) of what the unknowns take up of the cases.
+        """
+        layout, frames = self.layout, self.problem.num_frames
+        of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
+        damp = self.damp_p[self.problem.point[layout.piece_start[:-1]]]
+        hpp_inv = invert3(of_piece[:, :, :3] + torch.diag_embed(damp))
+        parts = []
+        for r in residuals:
+            on_points = sum_by(layout.piece, linear.jp.transpose(1, 2) @ r, layout.num_pieces)
+            along = hpp_inv @ on_points
+            moved = self.wt.transpose(1, 2) @ along[layout.piece] - linear.jc.transpose(1, 2) @ r
+            parts.append(
+                (on_points, along, sum_by(self.problem.frame, moved, frames), linear.jg.transpose(1, 2) @ r)
+            )
+        on_points, along, c = (torch.cat([part[k] for part in parts], 2) for k in range(3))
+        c = torch.where(self.fixed[:, :, None], torch.zeros_like(c), c + of_cameras)
+        c = c.reshape(frames * self.dof, -1)
+        x = self.band.solve(self._pad(c))
+        taken = torch.einsum("pik,pil->kl", on_points, along)
+        if self.num_lens:
+            g = torch.einsum("pig,pik->gk", of_piece[:, :, 3:-1], along) + of_lens
+            g = g - torch.cat([part[3].sum(0) for part in parts], 1)
+            of_g = self.border_schur @ (g - self.border.T @ x)
+            x = x - self.border_solved @ of_g
+            taken = taken + g.T @ of_g
+        x = x[: frames * self.dof]
+        return x.reshape(frames, self.dof, -1), taken + c.T @ x
 
     def covariance(self) -> Tensor:
         """(F, D, D) marginal covariance of the cameras from the band (lens held fixed)."""

@@ -195,11 +195,14 @@ def _residual_variance(problem: Problem, state: State) -> float:
     """Robust variance of a whitened residual."""
     r_uv = whitened_residuals(problem, state)[0]
     # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
-    variance = float((r_uv * r_uv).sum(1).median()) / 1.386
-    # Unknowns soak up part of the noise.
+    return float((r_uv * r_uv).sum(1).median()) / 1.386 * soaked_up(problem, state.camera_dof)
+
+
+def soaked_up(problem: Problem, camera_dof: int) -> float:
+    """Variance of errors over that of the residuals that they leave: unknowns soak up part of them."""
     equations = 2 * len(problem.frame) + int(torch.isfinite(problem.sigma_log_depth).sum())
-    unknowns = state.camera_dof * problem.num_frames + 3 * problem.num_points
-    return variance * (equations / max(equations - unknowns, 0.1 * equations))
+    unknowns = camera_dof * problem.num_frames + 3 * problem.num_points
+    return equations / max(equations - unknowns, 0.1 * equations)
 
 
 def _check(problem: Problem, state: State, gain: GainPrior | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .normal import Normal, layout_of, linearise
+from .normal import Linear, Normal, layout_of, linearise
 from .pace import LENGTHS, Found, Pace, Task
 from .priors import total_cost
 from .problem import State, moved_by, with_true_rotations
@@ -28,21 +28,29 @@ class SparseSolver:
 
     def covariance(self, task: Task) -> Tensor:
         """See `Solver`."""
-        problem, state, priors = task.problem, task.state, task.priors
-        linear, _ = linearise(problem, state, priors.robust_scale, priors.free)
-        wide = layout_of(problem, task.band_frames)
-        normal = Normal(problem, wide, linear, state, priors, priors.free, hold=task.hold)
-        damping = 1e-10
-        while True:
-            try:
-                normal.damp(damping)
-                break
-            except FloatingPointError:
-                # Directions that nothing determines: the least damping that factorises bounds their variance.
-                damping *= 10
-                if damping > 1e-2:
-                    raise
-        return normal.covariance()
+        return factorised(task)[0].covariance()
+
+
+def factorised(task: Task) -> tuple[Normal, Linear]:
+    """The equations at a task's state with their band factorised, hardly damped, and what they are made from.
+
+    Raises:
+        FloatingPointError: no damping makes them positive definite.
+    """
+    problem, state, priors = task.problem, task.state, task.priors
+    linear, _ = linearise(problem, state, priors.robust_scale, priors.free)
+    layout = layout_of(problem, task.band_frames)
+    normal = Normal(problem, layout, linear, state, priors, priors.free, hold=task.hold)
+    damping = 1e-10
+    while True:
+        try:
+            normal.damp(damping)
+            return normal, linear
+        except FloatingPointError:
+            # Directions that nothing determines: the least damping that factorises bounds their variance.
+            damping *= 10
+            if damping > 1e-2:
+                raise
 
 
 class _Descent:
