@@ -201,8 +201,8 @@ def test_memory_is_told_as_it_was_measured(recompute: str, measured_gib: float) 
     ],
 )
 def test_memory_of_a_lora_is_told_as_it_was_counted(recompute: str, frames: int, counted_gb: float) -> None:
-    """The most that lay there of a step at full size, weights apart: every tensor followed by its storage, the kernels
-    left out."""
+    """The most that a step at full size holds beside its weights, by benchmarks/training_memory.py: every tensor is
+    followed by its storage."""
     clip, lora = ClipShape(frames=frames, height=22, width=40), LoraConfig()
     rows = memory_rows(WorldModelConfig(), clip, ranks=1, context=1, recompute=recompute, lora=lora)
     assert sum(size for what, size in rows if "weights" not in what) == pytest.approx(counted_gb, rel=0.03)
