@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import tempfile
 import zipfile
@@ -101,7 +102,7 @@ def read_config(shapes: Mapping[str, Iterable[int]], *, origin: str) -> WorldMod
             latent_channels=latent,
             text_width=found["y_embedder.y_proj.fc1.weight"][1],
             text_tokens=found.get("y_embedder.y_embedding", (300,))[0],
-            ffn_ratio=found["blocks.0.mlp.point_conv.conv.weight"][1] / width,
+            ffn_ratio=_ratio(found["blocks.0.mlp.point_conv.conv.weight"][1], width),
             conv_taps=next((found[k][2] for k in found if k.endswith("attn.conv_k.weight")), 4),
             plucker_channels=found["plucker_embedder.proj.weight"][1],
             time_frequencies=found["t_embedder.mlp.0.weight"][1],
@@ -112,6 +113,12 @@ def read_config(shapes: Mapping[str, Iterable[int]], *, origin: str) -> WorldMod
             f"{f'tensor {error} is missing' if isinstance(error, KeyError) else ''}"
         ) from None
     return WorldModelConfig(**sizes)
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The `ffn_ratio` that gives `hidden` back: a quotient that was rounded down would give one channel less."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def load_world_model(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from theodolite.model.checkpoint import load_world_model, save_world_model
+from theodolite.model.checkpoint import load_world_model, read_config, save_world_model
 from theodolite.model.network import WorldModel
 
 from .cases import TINY, relative, tiny_inputs, tiny_model
@@ -267,3 +267,14 @@ def test_what_a_training_left_beside_its_weights_is_told_from_them(tmp_path: Pat
     save_file({"base_model.model.blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 3)}, adapter)
     with pytest.raises(ValueError, match="lora: is a LoRA, which changes weights that lie elsewhere"):
         load_world_model(adapter.parent)
+
+
+def test_sizes_whose_quotient_is_rounded_are_read() -> None:
+    """61 / 56 in floating point times 56 is below 61."""
+    for hidden, width in ((61, 56), (230, 112), (144, 48), (6720, 2240)):
+        config = TINY.model_copy(
+            update=dict(depth=1, width=width, heads=width // 8, ffn_ratio=(hidden + 0.5) / width)
+        )
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in WorldModel(config).state_dict().items()}
+        assert read_config(shapes, origin="file").ffn_width == hidden
