@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from theodolite.annotate.sfm.bundle.lens import LensModel, bending, straightened
 from theodolite.annotate.sfm.config import BundleConfig
-from theodolite.annotate.sfm.keyframes import SolverInput
+from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
+from theodolite.annotate.sfm.lens_model import choose_lens
 from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.tracks.records import FLOW, Features, ImageMeasurements, TracksConfig, make_tracks
@@ -218,8 +221,15 @@ def test_a_pinhole_stays_one_and_its_principal_point_is_found() -> None:
     assert np.abs(cameras.principal_point_px[0] - glass.centre).max() < 2.9
 
 
-@pytest.mark.slow
-def test_where_no_other_lens_is_asked_for_none_is_tried() -> None:
-    cameras, _ = solved(Glass(focal=600, terms=(-0.3, 0.0)), lens_model="near_pinhole")
-    assert cameras.lens_model == "near_pinhole"
-    assert cameras.radial_k1 == pytest.approx(-0.3, abs=0.02)
+@pytest.mark.parametrize(
+    ("config", "held"),
+    [
+        ({"lens_model": "near_pinhole"}, None),
+        ({"radial_sigma": 0.0}, None),
+        ({}, "a lens that the source knows"),
+    ],
+)
+def test_where_no_other_lens_is_asked_for_none_is_tried(config: dict, held: str | None) -> None:
+    # Anything else of the keyframes would be missed.
+    keys = SimpleNamespace(given=SimpleNamespace(config=BundleConfig(**config), held_lens=held))
+    assert choose_lens(cast(KeyframeProblem, keys), None) is None
