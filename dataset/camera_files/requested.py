@@ -466,13 +466,16 @@ def _of_row(row: Row, path: Path, reading: Reading) -> CameraPath:
     notes = (
         () if row.verdict == "accepted" else (f"clip {row.clip_id} was rejected: {', '.join(row.reasons)}",)
     )
-    if row.radial_k1:
+    fisheye = row.lens_model == "fisheye"  # whose focal length is no pinhole's
+    if fisheye:
+        notes += (f"clip {row.clip_id}: its lens is left out, a fisheye's",)
+    elif row.radial_k1 or row.radial_k2:
         notes += (f"clip {row.clip_id}: {_DISTORTED}",)
     notes += _without_times(path, reading, row.time_s)
     common: dict[str, Any] = dict(
         form="dataset row",
         origin=f"{path}#{row.clip_id}",
-        intrinsics_px=np.asarray(row.intrinsics, np.float64),
+        intrinsics_px=None if fisheye else np.asarray(row.intrinsics, np.float64),
         height=row.height,
         width=row.width,
         stand_in=row.stand_in,

@@ -142,6 +142,16 @@ def test_row_of_a_dataset(tmp_path: Path, make_row, make_dataset) -> None:
     assert len(read_camera_path(str(part), Reading(clip_id=row.clip_id))) == 50
 
 
+def test_lenses_of_rows_that_are_no_pinholes(tmp_path: Path, make_row, make_dataset) -> None:
+    rows = [make_row(0), make_row(1, radial_k1=-0.1), make_row(2, radial_k1=-0.1, lens_model="fisheye")]
+    folder = make_dataset(tmp_path / "set", {"0": rows})
+    found = [read_camera_path(f"{folder}#{row.clip_id}") for row in rows]
+    assert [path.intrinsics_px is None for path in found] == [False, False, True]
+    assert found[0].notes == ()
+    assert "distortion is left out" in found[1].notes[0]
+    assert "a fisheye's" in found[2].notes[0]
+
+
 def test_scene_of_the_benchmark(tmp_path: Path) -> None:
     import cv2
 
