@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -243,6 +245,7 @@ def checked_recipe(
         RecipeError: with every mistake found.
     """
     recipe = None
+    errors = [*errors, *_misread_paths(content)]
     try:
         recipe = kind.model_validate(content)
     except ValidationError as error:
@@ -250,6 +253,27 @@ def checked_recipe(
     if errors or recipe is None:
         raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
     return recipe
+
+
+def _misread_paths(content: Any, at: str = "") -> list[str]:
+    """Strings in which YAML made control characters of a path's backslashes: "C:\\runs" begins a new line."""
+    if isinstance(content, Mapping):
+        return [
+            line
+            for key, value in content.items()
+            for line in _misread_paths(value, f"{at}.{key}".lstrip("."))
+        ]
+    if isinstance(content, list):
+        return [line for value in content for line in _misread_paths(value, at)]
+    if not isinstance(content, str):
+        return []
+    usual = "" if re.match(r"[A-Za-z]:", content) else "\n\t"
+    if not any(unicodedata.category(c) == "Cc" and c not in usual for c in content):
+        return []
+    return [
+        f"{at}: {content!r} holds control characters: in double quotes YAML takes \\r, \\b, \\t and others for one; "
+        "write a path in single quotes, without quotes, or with /"
+    ]
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:

@@ -21,7 +21,7 @@ from theodolite.recipes.loader import (
     write_run_record,
 )
 from theodolite.recipes.mixing.run import mix_recipes
-from theodolite.recipes.training import train_recipes
+from theodolite.recipes.training import load_train_recipe, train_recipes
 
 TRAIN_RECIPES = sorted(PACKAGED.glob("train/*.yaml"))
 MIX_RECIPES = sorted(PACKAGED.glob("mixing/*.yaml"))
@@ -253,3 +253,22 @@ def test_git_state_is_ours_or_nothing(tmp_path):
 def test_recipes_are_plain_yaml():
     for path in RECIPES:
         assert yaml.safe_load(path.read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize("path", ["C:\\runs\\base", "D:\\temp\\new", "..\\runs\\base"])
+def test_backslashes_that_yaml_took_for_control_characters_are_told(path: str, tmp_path: Path) -> None:
+    """In double quotes, in files and in --set; in single quotes and without any they stay what they are."""
+    own = tmp_path / "own.yaml"
+    text = "schema_version: 1\nname: own\nsteps: 3\nlora: {rank: 4}\nstart:\n  weights: "
+    own.write_text(f'{text}"{path}"\n', encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match=r"start\.weights: .* holds control characters: in double quotes YAML"
+    ):
+        load_train_recipe(own)
+    with pytest.raises(RecipeError, match=r"start\.weights: .* holds control characters"):
+        load_train_recipe("finetune_lora", [f'start.weights="{path}"'])
+    for quote in ("'", ""):
+        own.write_text(f"{text}{quote}{path}{quote}\n", encoding="utf-8")
+        weights = load_train_recipe(own).start.weights
+        assert weights is not None
+        assert weights.endswith(path)
