@@ -1,7 +1,7 @@
 """Do the standard deviations that rows state hold what they promise, and what becomes of short and degenerate clips?
 
     python benchmarks/uncertainty.py run --out develop.jsonl --part develop [--first 0 --count 200] [--jobs 4]
-        [--seconds 300] [--only estimate/10-frames,...] [--evidence DIR]
+        [--longest FRAMES] [--most CLIPS] [--seconds 300] [--only estimate/10-frames,...] [--evidence DIR]
     python benchmarks/uncertainty.py run --out held.jsonl --part held-out --count 200 --jobs 4
     python benchmarks/uncertainty.py run --out degenerate.jsonl --part degenerate --count 60 --jobs 4
     python benchmarks/uncertainty.py table held.jsonl degenerate.jsonl [--each]

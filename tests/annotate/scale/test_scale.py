@@ -301,3 +301,16 @@ def test_the_same_series_gives_the_same_answer() -> None:
     first, second = fit(log_raw), fit(log_raw)
     assert first.p_value == second.p_value
     assert first.value == second.value
+
+
+def test_a_short_clip_knows_less_of_its_metres_than_its_scatter_says() -> None:
+    """Anchors within a second are wrong alike: that they agree says nothing. Over a minute it does."""
+
+    def sigma(seconds: int, spread: float) -> float:
+        frame = np.arange(0, 16 * seconds, max(1, 16 * seconds // 40))
+        log_raw = spread * np.random.default_rng(3).standard_normal(len(frame))
+        return fit_scale(frame, log_raw, num_frames=16 * seconds).total_sigma_log
+
+    assert 0.1 < sigma(1, 0.001) < 0.13
+    assert sigma(60, 0.001) < 0.08
+    assert sigma(60, 0.001) < sigma(60, 0.3) < 0.13

@@ -118,6 +118,15 @@ def test_numbers_that_gates_read_are_sane(zooming) -> None:
     assert (solution.num_linked >= solution.num_joining).all()
     assert (solution.position_sigma[1:] > 0).all()
     assert np.isfinite(solution.log_focal_sigma).all()
+    position, rotation, log_focal = solution.stated_sigmas()
+    assert (position >= 0.999 * solution.position_sigma).all()
+    assert (rotation >= 0.999 * solution.rotation_sigma_rad).all()
+    assert (log_focal >= 0.999 * solution.log_focal_sigma).all()
+    # A metre that may be wrong by a tenth is wrong on the whole way from the first camera.
+    gone = np.linalg.norm(solution.camera_to_world[:, :3, 3], axis=1)
+    in_metres = solution.stated_sigmas(0.1)[0]
+    assert (in_metres >= 0.1 * gone).all()
+    assert (in_metres <= np.hypot(position, 0.1 * gone) + 1e-9).all()
     assert solution.depth_log_residual < 0.01
 
 
