@@ -27,7 +27,10 @@ test: $(VENV)/.dev
 test-thorough: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --thorough $(PYTEST_ARGS)
 
+# Tests and benchmarks import the package by its name: a link shows the type checker where it is.
 lint: $(VENV)/.dev
+	mkdir -p build/typed
+	ln -sfn ../.. build/typed/theodolite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

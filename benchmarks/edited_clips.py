@@ -51,8 +51,13 @@ class Film:
     fps: float = FPS
 
     def some(self, index: np.ndarray) -> Film:
-        parts = (self.rgb, self.depth_m, self.camera_to_world, self.focal_px)
-        return Film(*(part[index] for part in parts), self.fps)
+        return replace(
+            self,
+            rgb=self.rgb[index],
+            depth_m=self.depth_m[index],
+            camera_to_world=self.camera_to_world[index],
+            focal_px=self.focal_px[index],
+        )
 
 
 def _filmed(clip: RenderedClip) -> Film:

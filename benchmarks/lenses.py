@@ -100,7 +100,7 @@ class Lens:
 
 def lens_of(row: Row) -> list[Lens]:
     """The lens of every frame of a row."""
-    terms = {"k1": float(row.radial_k1 or 0.0), "k2": float(row.radial_k2 or 0.0)}
+    terms: dict[str, Any] = {"k1": float(row.radial_k1 or 0.0), "k2": float(row.radial_k2 or 0.0)}
     terms["fisheye"] = row.lens_model == "fisheye"
     lens = np.concatenate([row.focal_px, row.principal_point_px], 1).astype(np.float64)
     return [Lens(focal_px=f, cx=cx, cy=cy, **terms) for f, _, cx, cy in lens]
@@ -109,7 +109,8 @@ def lens_of(row: Row) -> list[Lens]:
 def _at_middle(width: int, height: int, **terms: Any) -> Lens:
     """As long as a picture's long side, in its middle."""
     share = 0.95 if not terms.get("fisheye") else 1.0
-    return Lens(**{"focal_px": share * width, "cx": width / 2, "cy": height / 2} | terms)
+    terms = {"focal_px": share * width, "cx": width / 2, "cy": height / 2} | terms
+    return Lens(**terms)
 
 
 def _radial(k1: float, k2: float = 0.0) -> Callable[[int, int], Lens]:
@@ -170,7 +171,8 @@ class _Writer:
 
 
 def _pixel_centres(width: int, height: int) -> F64:
-    return np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), -1)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([x, y], -1).astype(np.float64)
 
 
 # World directions of the axes of the five views, in the camera's frame: ahead, right, left, down, up.

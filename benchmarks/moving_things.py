@@ -329,7 +329,7 @@ def judged(row: Row, clip: RenderedClip) -> dict[str, Any]:
     line: dict[str, Any] = {
         "verdict": row.verdict, "reasons": list(row.reasons), "error": row.error, "details": row.reason_details,
         "gates": [gate.name for gate in row.gates if not gate.passed],
-        "stages": dict(row.stage_wall_s),
+        "stages": dict(row.stage_wall_s or {}),
     }  # fmt: skip
     if not len(row.camera_to_world):
         return line
@@ -341,7 +341,7 @@ def judged(row: Row, clip: RenderedClip) -> dict[str, Any]:
         "rotation_deg": float(np.degrees(np.sqrt(np.mean(turn**2)))),
         "focal_percent": focal_mape_percent(row.focal_px[:, 0], clip.intrinsics[:, 0, 0]),
         "scale_percent": 100 * abs(float(np.expm1(-np.log(error.scale)))),
-        "metrics": {k: v for k, v in dict(row.metrics).items() if isinstance(v, float)},
+        "metrics": {k: v for k, v in dict(row.metrics or {}).items() if isinstance(v, float)},
     }
 
 
@@ -369,7 +369,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out.is_file():
         done = {json.loads(line)["seed"] for line in args.out.read_text().splitlines()}
     first = PARTS[args.part]
-    modes = tuple(m for m in MODES if m in args.modes.split(","))
+    modes: tuple[Mode, ...] = tuple(m for m in MODES if m in args.modes.split(","))
     wanted = [(s, modes, not args.no_twins) for s in range(first, first + args.clips) if s not in done]
 
     def until_late() -> Iterator[tuple[int, tuple[Mode, ...], bool]]:

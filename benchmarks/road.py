@@ -536,10 +536,10 @@ class Road:
             return
         write_random(data, s, windows=2 * s.batch)
         new = ("start.weights=null", "start.grow=false", "start.cameras=keep", "data.allow_stand_in=true")
-        words = self.training(
+        name, *words = self.training(
             "stage3-kernels", "stage3", *new, "steps=1", "validation.every=0", "data.held_out=0"
         )
-        self.command(*[data if word == self.out / "encoded" / "rooms" else word for word in words])
+        self.command(str(name), *(data if word == self.out / "encoded" / "rooms" else word for word in words))
 
     def sample_true(self) -> None:
         if self.size.together == 1:

@@ -33,6 +33,7 @@ from theodolite.train.start import add_lora
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 HEIGHT, WIDTH = 22, 40
 NORM_ROWS = 2
@@ -54,7 +55,7 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for made in torch.utils._pytree.tree_leaves(out):
+        for made in tree_leaves(out):
             if isinstance(made, Tensor):
                 self._add(made, f"{func} {tuple(made.shape)} {str(made.dtype).removeprefix('torch.')}")
         return out

@@ -54,7 +54,7 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm import registration
 from theodolite.annotate.sfm.bundle.problem import project
-from theodolite.annotate.sources.clip import ClipRef
+from theodolite.annotate.sources.clip import ClipRef, Mode
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import so3_log
 
@@ -66,7 +66,7 @@ from simulator import Errors, rendered_truth, simulated
 SEED = 20261128
 PARTS = {"develop": 0, "held-out": 1, "degenerate": 2, "develop-degenerate": 3}
 DEGENERATE = ("10-frames", "rotation", "static-zoom", "forward", "wall")
-MODES = ("given_depth", "estimate")
+MODES: tuple[Mode, ...] = ("given_depth", "estimate")
 BOUNDS = {"rotation_deg": 1.0, "position_percent": 2.0, "focal_percent": 3.0}
 LEAST_PATH_M = 0.3
 WITHIN = {68: 1.0, 95: 1.96}
@@ -75,7 +75,7 @@ WITHIN = {68: 1.0, 95: 1.96}
 # --- clips ----------------------------------------------------------------------------------------------
 
 
-def case(part: str, k: int) -> tuple[str, str, dict[str, Any], int]:
+def case(part: str, k: int) -> tuple[Mode, str, dict[str, Any], int]:
     """Mode, kind, fields of the rendered clip and seed of the draws of case k."""
     rng = np.random.default_rng([SEED, PARTS[part], k])
     mode = MODES[k % 2]
@@ -191,7 +191,8 @@ def work(task: tuple[str, int, Path | None]) -> dict[str, Any]:
     if len(row.camera_to_world):
         cameras = kept["judged"][0][0]
         line |= compare(row, cameras, clip)
-        line["scale"] = scene_scale(*kept["solution"][0][:2], clip)
+        problem, solution = kept["solution"][0][:2]
+        line["scale"] = scene_scale(problem, solution, clip)
     line["took_s"] = time.perf_counter() - start
     if evidence is not None and "solution" in kept:
         save_evidence(evidence / f"{part}-{k}.npz", kept["solution"][0], line, clip)

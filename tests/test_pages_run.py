@@ -31,6 +31,7 @@ from .recipes.benchmarks import trees
 from .support import Done, needs_packages, run_here
 from .test_house import ROOT
 from .test_pages import HAND_WRITTEN, blocks, commands, ids
+from .typed import wrong
 
 NOT_RUN = {
     r"make|git|python|pytest|dask|export|\. ": "sets a machine up, or measures on it",
@@ -370,7 +371,7 @@ def test_commands_behind_a_scheduler_with_keys(desk: Desk) -> None:
         n_workers=1,
         threads_per_worker=1,
         processes=False,
-        dashboard_address=None,
+        dashboard_address=wrong(None),
         protocol="tls://",
         security=security,
     )

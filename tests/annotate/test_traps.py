@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,7 +301,8 @@ def test_a_walk_that_zooms_is_accepted_if_it_is_longer_than_what_the_zoom_can_ma
 
 def dissolving(folder: Path, *, blend: int, speed: float, seed: int) -> ClipRef:
     """Two rendered rooms with their depth; one walk becomes the other within `blend` frames."""
-    alone, size = 28, {"width": 320, "height": 192}
+    alone = 28
+    size: dict[str, Any] = {"width": 320, "height": 192}
     rooms = []
     for room in (seed, seed + 500):
         config = RenderConfig(**size, num_frames=alone + blend, seed=room, speed=speed, noise_sigma=1.0)

@@ -84,7 +84,10 @@ def make_case(
     q, k, v = randn(*shape), randn(*shape), randn(*shape)
     if branch == "plain":
         k = k * scale
-    gate = torch.rand(shape[:-1], generator=generator, dtype=torch.float64) if beta is None else None
+    if beta is None:
+        gate = torch.rand(shape[:-1], generator=generator, dtype=torch.float64)
+    else:
+        gate = torch.full(shape[:-1], beta, dtype=torch.float64)
     keep = torch.rand(batch, frames, heads, generator=generator, dtype=torch.float64)
     weights = [1 + 0.2 * randn(heads * head_size) if branch != "plain" else None for _ in range(2)]
     matrix, vector = (batch, heads, head_size, head_size), (batch, heads, head_size)
@@ -103,26 +106,23 @@ def make_case(
         poses = random_poses(batch, frames, generator)
         rays = world_to_ray(poses, intrinsics.expand(batch, frames, 4), height, width)
 
-    def leaf(x: Tensor | None, kind: torch.dtype) -> Tensor | None:
-        return None if x is None else x.to(device, kind).requires_grad_()
+    def leaf(x: Tensor, kind: torch.dtype) -> Tensor:
+        return x.to(device, kind).requires_grad_()
 
     if strided:
         packed = torch.stack([q, k, v], dim=3).to(device, dtype)
         q, k, v = (x.requires_grad_() for x in packed.unbind(3))
     else:
         q, k, v = (x.to(device, dtype).requires_grad_() for x in (q, k, v))
-    beta_tensor = torch.full(shape[:-1], beta, dtype=torch.float64) if gate is None else gate
     decay_tensor = 0.5 + 0.5 * keep if decay is None else torch.full_like(keep, decay)
     single = torch.float32 if dtype == torch.bfloat16 else dtype
     return Case(
         q,
         k,
         v,
-        leaf(beta_tensor, dtype),
+        leaf(gate, dtype),
         leaf(decay_tensor, single),
-        leaf(weights[0], single),
-        leaf(weights[1], single),
-        *(leaf(end, single) for end in ends),
+        *(None if x is None else leaf(x, single) for x in (*weights, *ends)),
         rope=None if rope is None else rope.to(device),
         rays=None if rays is None else rays.to(device, single),
         options={
@@ -137,7 +137,9 @@ def make_case(
 def in_float64(case: Case) -> Case:
     """The same numbers, as the twin takes them."""
     values = {name: getattr(case, name) for name in GRADIENTS}
-    double = {n: None if x is None else x.detach().double().requires_grad_() for n, x in values.items()}
+    double: dict[str, Any] = {
+        n: None if x is None else x.detach().double().requires_grad_() for n, x in values.items()
+    }
     rays = None if case.rays is None else case.rays.double()
     rope = None if case.rope is None else case.rope.double()
     return Case(**double, rope=rope, rays=rays, options=case.options)

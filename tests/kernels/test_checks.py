@@ -44,6 +44,11 @@ def shards(**change: Any) -> object:
     return frame_gdn_shards([Shard(**vars(shard) | change)])
 
 
+def shard_of(heads: int) -> Shard:
+    q, k, v = (torch.zeros(1, 2, 3, heads, 8) for _ in range(3))
+    return Shard(q, k, v, torch.zeros(1, 2, 3, heads), torch.zeros(1, 2, heads))
+
+
 TAKE_CHUNKS = {
     "frame_gdn": gdn,
     "frame_gdn_reference": lambda **kw: gdn(frame_gdn_reference, **kw),
@@ -99,7 +104,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "no shards": (lambda: frame_gdn_shards([]), "at least one"),
     "unlike shards": (
         lambda: frame_gdn_shards(
-            [Shard(*[torch.zeros(1, 2, 3, h, 8)] * 3, torch.zeros(1, 2, 3, h), torch.zeros(1, 2, h)) for h in (2, 4)],
+            [shard_of(heads) for heads in (2, 4)],
         ),
         "shard 1: k is",
     ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -27,7 +28,7 @@ def main() -> None:
     )
 
     torch.manual_seed(0)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     clean, start = torch.randn(2, 3, 6, 4, 3, 5)
     matrix = torch.randn(6, 6) / 3
     sigmas = torch.tensor([0.1, 0.62, 0.909375])
@@ -55,7 +56,8 @@ def main() -> None:
             found[f"levels_{tokens}"] = sampler.sample(256, tokens, torch.device("cpu"))
     found |= dict(normal=normal, even=even, chance=chance)
     path = Path(__file__).with_name("nvlabs_refiner.npz")
-    np.savez_compressed(path, **{k: np.asarray(v) for k, v in found.items()})
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in found.items()}
+    np.savez_compressed(path, **arrays)
 
 
 if __name__ == "__main__":

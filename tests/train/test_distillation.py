@@ -278,7 +278,8 @@ def test_bfloat16_through_fsdp_keeps_exact_weights(given: Given, tmp_path: Path)
         again = placed(r, given.data, tmp_path / "sharded")
         again.restore(training.save())
         for mine, theirs in zip(training.state_parts(), again.state_parts(), strict=True):
-            a, b = mine.tensors(), theirs.tensors()
+            a: dict[str, Any] = mine.tensors()
+            b: dict[str, Any] = theirs.tensors()
             assert all(t.dtype == torch.float32 for t in a.values())
             assert all(
                 torch.equal(a[n].full_tensor(), b[n].full_tensor())

@@ -111,8 +111,8 @@ def test_cameras_start_silent_as_copies(tmp_path: Path) -> None:
         without = before.eval()(**inputs())
         with_cameras = started.model.eval()(**inputs(), cameras=cameras())
     torch.testing.assert_close(with_cameras, without, rtol=1e-3, atol=1e-3)
-    weights = dict(started.model.blocks[0].attn.named_parameters())
-    assert torch.equal(weights["q_proj_cam.weight"], weights["qkv.weight"][:48])
+    weights = dict(started.model.named_parameters())
+    assert torch.equal(weights["blocks.0.attn.q_proj_cam.weight"], weights["blocks.0.attn.qkv.weight"][:48])
 
 
 def test_weights_say_whose_latents_they_were_trained_on(tmp_path: Path) -> None:
@@ -131,7 +131,8 @@ def test_weights_say_whose_latents_they_were_trained_on(tmp_path: Path) -> None:
     started = start_model(adapted)
     check_data(adapted, started.model, data)
     assert {n.split(".")[0] for n in started.fresh} == {"x_embedder", "final_layer"}
-    assert torch.equal(started.model.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
+    qkv = [dict(m.named_parameters())["blocks.1.attn.qkv.weight"] for m in (started.model, model)]
+    assert torch.equal(*qkv)
     with pytest.raises(ValueError, match=r"start.latents anew: set start.grow to true"):
         recipe(start={"weights": str(path), "latents": "anew"})
 

@@ -263,6 +263,7 @@ def test_noise_and_time_offset_of_even_motion() -> None:
 def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, **given: Any) -> Row:
     np.savetxt(folder / "poses.txt", poses.reshape(-1, 16))
     k = np.c_[factor * shot.lens.focal_px, shot.lens.principal_point_px]
+    fields: dict[str, Any] = {"poses_metric": True} | given
     np.savetxt(folder / "k.csv", k, delimiter=",", header="fx,fy,cx,cy", comments="")
     clip = ClipRef(
         clip_id="c1",
@@ -275,7 +276,7 @@ def annotate(shot: Shot, folder: Path, poses: np.ndarray, factor: float = 1.0, *
         given=GivenGeometry(
             camera_to_world_path=folder / "poses.txt",
             intrinsics_path=folder / "k.csv",
-            **({"poses_metric": True} | given),
+            **fields,
         ),
     )
     config = AnnotateConfig.model_validate(

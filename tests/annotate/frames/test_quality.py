@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from av.filter import Graph
+from av.video.format import VideoFormat
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.quality import FlowLength, QualityConfig, QualityMeter, VmafMotion, luma_of
 from theodolite.annotate.pipeline import annotate_clip
@@ -53,7 +55,7 @@ def test_motion_equals_ffmpegs_filter() -> None:
     picture = texture(72, 160)[..., 0]
     motion = VmafMotion()
     graph = Graph()
-    source = graph.add_buffer(width=128, height=72, format="gray", time_base="1/16")
+    source = graph.add_buffer(width=128, height=72, format=VideoFormat("gray"), time_base=Fraction(1, 16))
     measure, sink = graph.add("vmafmotion"), graph.add("buffersink")
     source.link_to(measure)
     measure.link_to(sink)

@@ -170,9 +170,9 @@ def test_sekai_game_frame_0_is_the_worlds_gauge(tmp_path: Path, shot: Shot, thor
     # Where the metres come from, and how far they can be trusted.
     assert row.scale_source == "bridge"
     assert row.bridge_value is not None
-    assert len(row.bridge_value) == row.metrics["bridge_windows_used"] == 3
+    assert len(row.bridge_value) == known(row.metrics)["bridge_windows_used"] == 3
     assert row.given_metres_per_unit == pytest.approx(float(np.median(row.bridge_value)), rel=0.05)
-    assert 0.07 < row.scale_sigma_log < 0.2
+    assert 0.07 < known(row.scale_sigma_log) < 0.2
     assert row.is_metric is False  # simulated networks
     assert row.pose_hz == pytest.approx(FPS, rel=0.02)  # one for every frame of the source
     assert row.given_pose_share == 1
@@ -244,7 +244,7 @@ def test_spatialvid_poses_lie_where_the_index_says(tmp_path: Path, shot: Shot) -
     # Sparse poses are not passed off as dense ones.
     assert row.pose_hz == pytest.approx(FPS / STEP, rel=0.02)
     assert row.given_pose_share == on_grid.mean()
-    assert row.given_gap_max_s < 2 * STEP / FPS
+    assert known(row.given_gap_max_s) < 2 * STEP / FPS
     assert (row.scale_source, row.is_metric) == ("depth_under_poses", True)
     # Every frame is right, not only those with a pose; straight lines between the poses would be 0.56 degrees off.
     rotation, position = errors_of(row, shot.camera_to_world[row.frame_index])
@@ -303,9 +303,11 @@ def test_dl3dv_stills_find_their_cameras(tmp_path: Path, shot: Shot, thorough: b
     on = np.interp(found.position, np.arange(len(frames)), frames.timing.frame_index)
     shown = np.arange(frames.timing.frame_index[-1] + 1)
     np.testing.assert_allclose(on, shown, atol=1e-9)
-    np.testing.assert_allclose(found.camera_to_world, world[there[shown]], atol=1e-9)
-    np.testing.assert_allclose(found.focal_px, shot.focal, rtol=1e-6)
-    np.testing.assert_allclose(found.principal_point_px, [[WIDTH / 2, HEIGHT / 2]] * len(frames), rtol=1e-6)
+    np.testing.assert_allclose(known(found.camera_to_world), world[there[shown]], atol=1e-9)
+    np.testing.assert_allclose(known(found.focal_px), shot.focal, rtol=1e-6)
+    np.testing.assert_allclose(
+        known(found.principal_point_px), [[WIDTH / 2, HEIGHT / 2]] * len(frames), rtol=1e-6
+    )
     if not thorough:
         return
     row = annotate(clip)
@@ -429,8 +431,8 @@ def test_colmap_stills_find_their_frames_and_cameras(tmp_path: Path, shot: Shot,
     found = known(read_given_cameras(clip, frames))
     on = np.interp(found.position, np.arange(len(frames)), frames.timing.frame_index)
     np.testing.assert_allclose(on, DRAWN, atol=1e-9)
-    np.testing.assert_allclose(found.camera_to_world, world, atol=1e-6)
-    np.testing.assert_allclose(found.focal_px, shot.focal, rtol=1e-6)
+    np.testing.assert_allclose(known(found.camera_to_world), world, atol=1e-6)
+    np.testing.assert_allclose(known(found.focal_px), shot.focal, rtol=1e-6)
     if not thorough:
         return
     depth = clip_of(shot).given

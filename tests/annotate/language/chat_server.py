@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
     chat: Chat
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_POST(self) -> None:
@@ -73,7 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(content, fault)
 
     def _answer(self, content: dict[str, Any], fault: str) -> None:
-        choice = {"message": {"role": "assistant", "content": self.chat.answer(content["messages"])}}
+        choice: dict[str, Any] = {
+            "message": {"role": "assistant", "content": self.chat.answer(content["messages"])}
+        }
         choice["finish_reason"] = "length" if fault == "cut" else "stop"
         found: Any = {"choices": [choice]}
         odd = {

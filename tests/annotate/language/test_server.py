@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from theodolite.annotate.language.base import ModelGone, NoAnswer, Request
 from theodolite.annotate.language.server import ChatServer, Patience
@@ -121,6 +123,12 @@ def test_nobody_there() -> None:
 # --- tasks ----------------------------------------------------------------------------------------
 
 
+def found(values: dict[str, Any] | str) -> dict[str, Any]:
+    """Values, not a problem in words."""
+    assert isinstance(values, dict), values
+    return values
+
+
 class Says:
     """A model that says what a test wants, in turn."""
 
@@ -148,6 +156,7 @@ def test_a_few_camera_words_are_written_out() -> None:
     answer = f"{SCENE} Ivy climbs over the walls of the houses. The camera pans left."
     model = Says(answer)
     (values,) = Captions().columns(model, [(b"",)])
+    values = found(values)
     assert values["caption"] == f"{SCENE} Ivy climbs over the walls of the houses."
     assert (values["rewritten_by"], values["caption_as_answered"]) == ("rules", answer)
     assert values["camera_words"]
@@ -160,11 +169,12 @@ def test_many_are_asked_to_be_written_anew() -> None:
     )
     model = Says(answer, SCENE)
     (values,) = Captions().columns(model, [(b"",)])
+    values = found(values)
     assert (values["caption"], values["rewritten_by"]) == (SCENE, "model")
     assert "'The camera'" in model.asked[1].turns[0].reply
     stubborn = Says(answer, answer)
     (values,) = Captions().columns(stubborn, [(b"",)])
-    assert "no caption is left" in values or "camera" not in values["caption"].lower()
+    assert "no caption is left" in values or "camera" not in found(values)["caption"].lower()
     (problem,) = Captions().columns(Says("The camera pans left.", NoAnswer("busy")), [(b"",)])
     assert "no caption is left" in problem
 
@@ -182,7 +192,7 @@ def test_what_models_put_around_a_caption() -> None:
     ],
 )
 def test_judgements(answer: str, entities: int, quality: int) -> None:
-    values = read_judgement(answer)
+    values = found(read_judgement(answer))
     assert (values["vlm_entities"], values["vlm_quality"]) == (entities, quality)
 
 
@@ -208,6 +218,6 @@ def test_what_is_no_judgement_is_asked_again_and_then_a_problem(answer: str) -> 
     assert isinstance(read_judgement(answer), str)
     good = '{"people": 1, "vehicles": 0, "animals": 0, "quality_pass": true}'
     (values,) = Judgement().columns(Says(answer, good), [(b"",)])
-    assert values["vlm_entities"] == 1
+    assert found(values)["vlm_entities"] == 1
     (problem,) = Judgement().columns(Says(answer, answer), [(b"",)])
     assert isinstance(problem, str)

@@ -69,7 +69,8 @@ def make_shards(clips, clips_per_shard: int) -> list[Shard]:
 def run(clips, out: Path, *, clips_per_shard: int = 3, limit: int | None = None, **options: Any) -> Tally:
     with open_output(out, recipe_hash=HASH):
         plan = plan_run(clips, out, clips_per_shard=clips_per_shard, limit=limit)
-        return run_plan(plan, job_in(out), show_progress=False, **({"workers": 0} | options))
+        options = {"workers": 0} | options
+        return run_plan(plan, job_in(out), show_progress=False, **options)
 
 
 def ids(out: Path) -> list[str]:

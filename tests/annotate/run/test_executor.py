@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -29,6 +30,7 @@ from theodolite.annotate.run.worker import Job, annotate_shard
 from theodolite.dataset.commit import Fenced
 from theodolite.dataset.store import list_parts, prepare_output
 
+from ...typed import wrong
 from .fake import HASH, clips_named, fake_annotate, ids, job_in, make_shards, numbered, run
 
 # Workers cannot import test modules: what they run from here travels with the task.
@@ -351,7 +353,8 @@ def test_workers_reach_the_gpu():
         return float(torch.ones(1, device="cuda"))
 
     with local_cluster(2, threads_per_worker=1, compute_threads=1, memory_bytes=None, attempts=1) as client:
-        assert list(client.run(one).values()) == [1.0, 1.0]
+        values: Any = client.run(one)
+        assert list(values.values()) == [1.0, 1.0]
 
 
 def test_workers_that_see_another_path_are_told(tmp_path, monkeypatch):
@@ -499,7 +502,7 @@ def test_a_worker_that_dies_among_short_shards_costs_one_clip(tmp_path, monkeypa
 def test_short_shards_share_a_task(monkeypatch):
     clock = itertools.count(0.0, 0.01)
     monkeypatch.setattr(executor.time, "monotonic", lambda: next(clock))
-    room = executor._Room(SimpleNamespace(nthreads=lambda: {"a": 1, "b": 1}))
+    room = executor._Room(wrong(SimpleNamespace(nthreads=lambda: {"a": 1, "b": 1})))
     assert (room.num_tasks(), room.shards_a_task()) == (2, 1)
     for _ in range(100):  # ten milliseconds each
         room.see(1)

@@ -25,13 +25,12 @@ def test_a_running_scheduler_is_used(tmp_path):
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=2, processes=False, dashboard_address=wrong(None), silence_logs=50
-        ) as cluster,
+        ) as started,
         open_output(tmp_path, recipe_hash=HASH),
     ):
+        address = wrong(started).scheduler_address
         plan = plan_run(numbered(10), tmp_path, clips_per_shard=3)
-        tally = run_plan(
-            plan, job_in(tmp_path), scheduler=str(cluster.scheduler_address), show_progress=False
-        )
+        tally = run_plan(plan, job_in(tmp_path), scheduler=address, show_progress=False)
     assert tally.done == 10
     assert sorted(ids(tmp_path)) == [f"c{i:03d}" for i in range(10)]
 

@@ -12,6 +12,8 @@ from theodolite.annotate.verdict.gates import REASONS, judge_bridge
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import se3_exp
 
+from ...typed import known
+
 FRAMES, STEP, UNIT, NETWORK_UNIT = 161, 4, 2.7, 0.4
 """Metres of a given unit, and of a network unit."""
 
@@ -65,7 +67,7 @@ def test_windows_agree_on_the_unit(every: int, straight: bool) -> None:
     given, position = given_of(path, every)
     bridge = bridged(network_of(path, wrong=0.1), given, position)
     assert bridge.metres_per_unit == pytest.approx(UNIT, rel=0.05)
-    assert abs(np.log(bridge.metres_per_unit / UNIT)) < 3 * bridge.sigma_log
+    assert abs(np.log(known(bridge.metres_per_unit) / UNIT)) < 3 * bridge.sigma_log
     assert bridge.used.all()
     assert len(bridge.value) == 5
     assert bridge.inlier_share.min() < 1  # the wrong poses

@@ -16,6 +16,7 @@ from theodolite.annotate.sfm.moving import agreeing, held_share, moving_share, v
 from theodolite.annotate.sfm.observations import build_problem, subset_frames
 from theodolite.annotate.sfm.records import StartCameras
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, Tracks, make_tracks
+from theodolite.dataset.arrays import IntArray
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.cameras.transforms import se3_inverse
 from theodolite.dataset.metrics.trajectory import trajectory_error
@@ -169,7 +170,7 @@ def test_a_clip_is_begun_where_nothing_moves(held, sigma, number, monkeypatch) -
     problem = build_problem(*subset_frames(tracks, depth, KEYFRAMES), BundleConfig(), depth_sigma_log=0.01)
     answers = iter([incremental._Window(1.0, 0.001, 6.3, held), incremental._Window(1.0, sigma, 6.2, 0.9)])
     monkeypatch.setattr(incremental, "_compete", lambda *_: next(answers))
-    windows = [np.arange(0, 5), np.arange(5, 10)]
+    windows: list[IntArray] = [np.arange(0, 5), np.arange(5, 10)]
     chosen = incremental.choose_start(lambda _: problem, windows, WIDTH, BundleConfig())
     assert chosen == (number, 6.2 if number == 7 else 6.3)
 

@@ -20,6 +20,7 @@ from theodolite.annotate.sources.read import read_clips
 from theodolite.annotate.sources.tree import rate_of
 
 from ...recipes.benchmarks.trees import dpt_bytes
+from ...typed import wrong
 from .trees import listed, touch
 
 NATIVE = DecodeConfig(fps="native", min_frames=2)
@@ -212,7 +213,7 @@ def test_listed_depth_needs_images_with_times(tmp_path: Path) -> None:
     frames = open_clip(clip, NATIVE)
     depth = GivenGeometrySource().read(clip, frames).depth
     assert [float(np.asarray(depth.read(i))[0, 0]) for i in range(4)] == [10, 11, 12, 13]
-    unnamed = replace(frames, image_names=())
+    unnamed = replace(wrong(frames), image_names=())
     with pytest.raises(ClipRejection, match=r"clip c: depth is found by the times in .*depth\.txt"):
         GivenGeometrySource().read(replace(clip, numbered=False), unnamed)
 

@@ -16,12 +16,15 @@ from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.given.cameras import read_given_cameras
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
+from theodolite.annotate.sources.entries import ReleaseLayout
 from theodolite.annotate.sources.releases import release_clips
 from theodolite.annotate.sources.tree import Release
 from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation
 from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_exp, se3_inverse
 from theodolite.dataset.formats.shipped import read_shipped
 from theodolite.dataset.media.write import VideoWriter
+
+from ...typed import known
 
 HEIGHT, WIDTH = 36, 64
 UID = "b04f88d1f85a"
@@ -43,7 +46,7 @@ def video(path: Path, frames: int) -> Path:
     return path
 
 
-def clips_of(layout: str, root: Path) -> dict[str, ClipRef]:
+def clips_of(layout: ReleaseLayout, root: Path) -> dict[str, ClipRef]:
     return {clip.clip_id: clip for clip in release_clips(layout, Release(root=root, source="test"))}
 
 
@@ -65,8 +68,8 @@ def test_spatialvid_intrinsics_are_shares_of_width_and_height(tmp_path: Path) ->
     frames = open_clip(clip, DecodeConfig())
     given = read_given_cameras(clip, frames)
     assert given is not None
-    np.testing.assert_allclose(given.focal_px, np.tile([0.6 * WIDTH, 1.07 * HEIGHT], (len(frames), 1)))
-    np.testing.assert_allclose(given.camera_to_world, c2w[: len(given.position)], atol=1e-5)
+    np.testing.assert_allclose(known(given.focal_px), np.tile([0.6 * WIDTH, 1.07 * HEIGHT], (len(frames), 1)))
+    np.testing.assert_allclose(known(given.camera_to_world), c2w[: len(given.position)], atol=1e-5)
     # Where they lie among the clip's frames, which are every other or so of the source's.
     source = np.interp(given.position, np.arange(len(frames)), frames.timing.frame_index)
     np.testing.assert_allclose(source, step * np.arange(len(given.position)), atol=1e-9)
@@ -173,7 +176,7 @@ def test_sekai_game_has_a_camera_for_every_frame_and_its_lens_in_shares(tmp_path
     np.testing.assert_allclose(given.focal_px[0], [0.6 * WIDTH, 1.07 * HEIGHT])
     assert given.metres_per_unit is None  # normalised per clip: no metres
     inside = c2w[frames.timing.frame_index[0] : frames.timing.frame_index[-1] + 1]
-    np.testing.assert_allclose(given.camera_to_world, inside, atol=1e-5)
+    np.testing.assert_allclose(known(given.camera_to_world), inside, atol=1e-5)
 
 
 # --- the grid of 16 fps ---------------------------------------------------------------------------

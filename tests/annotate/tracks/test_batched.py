@@ -185,7 +185,7 @@ def test_nothing_depends_on_how_many_frames_are_taken_at_once(monkeypatch) -> No
     pairs = {(a, a + gap) for gap in MATCHED_GAPS for a in range(number - gap)}
     assert found[0].nearest.keys() == found[1].nearest.keys() == pairs
     for pair in pairs:
-        alone = nearest_features(*(found[0].features[i] for i in pair), CONFIG)
+        alone = nearest_features(found[0].features[pair[0]], found[0].features[pair[1]], CONFIG)
         for each in found:
             # Equal to the last bit neither sums nor, once in a while, what is nearest.
             assert len({tuple(m) for m in each.nearest[pair]} ^ {tuple(m) for m in alone}) <= 2
