@@ -167,6 +167,8 @@ def read_webdataset(shard: str | Path) -> Iterator[CameraClip]:
     """
     shard = Path(shard)
     samples: dict[str, dict[str, bytes]] = {}
+    if shard.exists() and not shard.is_file():
+        raise InputError(f"{shard}: is no file")  # a pipe would be waited for
     # Not packed: an archive in gzip may unfold into anything before its first member is seen.
     with tarfile.open(shard, "r:", tarinfo=PlainTarInfo) as tar:
         for member in tar:

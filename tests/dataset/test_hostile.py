@@ -554,3 +554,9 @@ def test_a_pipe_among_the_parts_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(InputError, match=f"{name}: is no file"):
         theodolite.dataset.open(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "000000.tar")
+    with pytest.raises(InputError, match=r"000000\.tar: is no file"):
+        list(read_webdataset(tmp_path / "000000.tar"))
