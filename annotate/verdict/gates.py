@@ -29,6 +29,8 @@ from ..tracks.records import ImageMeasurements, indices_by_group
 from .config import GatesConfig
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
+_MOST_DARK = 4
+"""Frames at an end of a clip, a quarter of a second, that may show nothing."""
 _LEAST_STEP = 0.02
 """Step of a slow camera, as a share of the scene's depth, that a lone frame is measured by: depth of networks leaves
 jitter of this size."""
@@ -63,8 +65,18 @@ def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
 
 
 def _linked(cameras: CameraSolution) -> IntArray:
-    """Points that hold the two parts of a clip together, at each of its frames but the first; none if unknown."""
-    return np.zeros(0, np.int64) if cameras.num_linked is None else cameras.num_linked[1:]
+    """Points that hold the two parts of a clip together, at each of its frames but the first; none if unknown.
+
+    A film that comes out of black shows nothing in its first frames, whose cameras are bridged: they are no part. Where
+    they are many, they may be a part that no point joins to the rest.
+    """
+    if cameras.num_linked is None:
+        return np.zeros(0, np.int64)
+    count = len(cameras.num_linked)
+    own = np.flatnonzero(cameras.pose_source != INFILLED)
+    first = own[0] if len(own) and own[0] <= _MOST_DARK else 0
+    last = own[-1] if len(own) and count - 1 - own[-1] <= _MOST_DARK else count - 1
+    return cameras.num_linked[first + 1 : last + 1]
 
 
 def _lone_frame(centre: FloatArray, usual: float) -> float:

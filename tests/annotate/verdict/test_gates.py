@@ -236,6 +236,21 @@ def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> Non
     assert reason in failed(cameras)
 
 
+@pytest.mark.parametrize(
+    ("dark", "passes"),
+    [(range(2), True), (range(FRAMES - 3, FRAMES), True), (range(6), False), (range(0), False)],
+)
+def test_a_film_that_comes_out_of_black_is_in_one_piece(dark: range, passes: bool) -> None:
+    source, linked = np.full(FRAMES, SOLVED, dtype="U8"), np.full(FRAMES, 150)
+    source[dark] = INFILLED
+    linked[1:3] = 0
+    linked[list(dark)] = 0
+    if dark and dark[0] > 0:
+        linked[1:3] = 150
+    cameras = replace(solution(), pose_source=source, num_linked=linked)
+    assert ("tracks_lost" not in failed(cameras)) == passes
+
+
 def test_a_lens_that_stays_as_it_is_makes_no_path() -> None:
     doubtful = replace(solution(), position_sigma=np.full(FRAMES, 0.01))
     assert not failed(doubtful)
