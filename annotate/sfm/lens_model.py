@@ -23,6 +23,9 @@ _STRAINED = 2.5
 sensors, undistorted or not, show up to 0.04."""
 _LEAST_PLACED = 0.8
 """Share of the keyframes that are placed by a model that fits."""
+_MOST_FISHEYE_TERMS = 0.15, 0.06
+"""Of k1 and k2, three standard deviations of their priors: what needs more is another lens in a fisheye's terms. A lens
+with the radial term -0.3 asks for a k2 of -0.28, equidistant ones for 0.001."""
 _LEFT_OUT = 5.7
 """Cost of an observation that a model leaves out: an error of eight standard deviations, as robustly as others."""
 
@@ -72,7 +75,7 @@ def choose_lens(keys: KeyframeProblem, near: KeyframeFit | None) -> KeyframeFit 
     best = near
     for fit in _others(keys, near):
         log.debug("lens %s: cost %.0f, %s", fit.model, fit.cost(observations), fit.solution.state.lens)
-        if fit.placed.mean() < _LEAST_PLACED:
+        if fit.placed.mean() < _LEAST_PLACED or not _believable(fit):
             continue
         if best is None or best.cost(observations) - fit.cost(observations) > _worth(near or fit):
             best = fit
@@ -81,6 +84,11 @@ def choose_lens(keys: KeyframeProblem, near: KeyframeFit | None) -> KeyframeFit 
         return None
     keys.take_lens(Lens(best.model, best.solution.state.lens))
     return best
+
+
+def _believable(fit: KeyframeFit) -> bool:
+    terms = fit.solution.state.lens[3:].abs().tolist()
+    return fit.model != "fisheye" or all(x <= y for x, y in zip(terms, _MOST_FISHEYE_TERMS, strict=True))
 
 
 def _worth(fit: KeyframeFit) -> float:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from theodolite.annotate.sfm import lens_model
 from theodolite.annotate.sfm.bundle.lens import LensModel, bending, straightened
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
-from theodolite.annotate.sfm.lens_model import choose_lens
+from theodolite.annotate.sfm.lens_model import KeyframeFit, choose_lens
 from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
 from theodolite.annotate.tracks.records import FLOW, Features, ImageMeasurements, TracksConfig, make_tracks
@@ -219,6 +220,57 @@ def test_a_pinhole_stays_one_and_its_principal_point_is_found() -> None:
     assert (cameras.lens_model, cameras.radial_k2) == ("near_pinhole", None)
     assert off < 0.003
     assert np.abs(cameras.principal_point_px[0] - glass.centre).max() < 2.9
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `choose_lens` looks at."""
+
+    model: LensModel
+    of_whole: float
+    terms: tuple[float, float] = (-0.3, 0.0)
+
+    @property
+    def placed(self) -> NDArray:
+        return np.ones(9, bool)
+
+    @property
+    def solution(self) -> SimpleNamespace:
+        return SimpleNamespace(state=SimpleNamespace(lens=torch.tensor([0.0, 0, 0, *self.terms])))
+
+    def cost(self, observations: int) -> float:
+        return self.of_whole
+
+
+@pytest.mark.parametrize(
+    ("radial", "fisheye", "terms", "chosen"),
+    [
+        (900.0, 800.0, (0.01, 0.02), "fisheye"),
+        (900.0, 870.0, (0.01, 0.02), "radial"),
+        (900.0, 500.0, (0.05, -0.28), "radial"),  # what a radial lens is as a fisheye
+        (1990.0, 1995.0, (0.0, 0.0), None),
+    ],
+)
+def test_another_lens_must_be_worth_it_and_a_fisheye_one_of_its_kind(
+    radial: float,
+    fisheye: float,
+    terms: tuple[float, float],
+    chosen: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    near = Fit("near_pinhole", 2000.0)
+    monkeypatch.setattr(lens_model, "_radial", lambda keys, near: Fit("radial", radial))
+    monkeypatch.setattr(lens_model, "_fisheye", lambda keys: Fit("fisheye", fisheye, terms))
+    monkeypatch.setattr(lens_model, "_worth", lambda fit: 40.0)
+    taken = []
+    keys = SimpleNamespace(
+        given=SimpleNamespace(config=BundleConfig(), held_lens=None),
+        problem=SimpleNamespace(frame=np.zeros(5000)),
+        take_lens=lambda lens: taken.append(lens.model),
+    )
+    found = choose_lens(cast(KeyframeProblem, keys), cast(KeyframeFit, near))
+    assert (found and found.model) == chosen
+    assert taken == [chosen or "near_pinhole"]
 
 
 @pytest.mark.parametrize(
