@@ -18,7 +18,7 @@ from ..dataset.inputs import read_json, read_yaml
 from ..dataset.licences import find_licence
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import write_atomically
-from ..dataset.weights import file_digest
+from ..dataset.weights import CHAINS, file_digest
 from ..model.config import WorldModelConfig
 from ..model.memory import SPARE_BYTES
 from ..train.cost import (
@@ -302,16 +302,9 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         return _refiner_plan(recipe, clips)
     import torch
 
-    from ..model.checkpoint import read_config, read_tensors
     from ..model.network import WorldModel
 
-    config: WorldModelConfig | None = recipe.model
-    if config is None:
-        assert recipe.start.weights is not None
-        path = weights_path(recipe.start.weights)
-        config = read_config({k: v.shape for k, v in read_tensors(path)[0].items()}, origin=str(path))
-    elif recipe.start.weights is not None:
-        weights_path(recipe.start.weights)
+    config, missing = _planned_sizes(recipe)
     with torch.device("meta"):
         check_data(recipe, WorldModel(config), clips)
     p = recipe.parallel
@@ -351,7 +344,29 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         "it for CUDA itself, workspaces and gaps"
     )
     lines.append(_time_text(flops, world, recipe.steps))
-    return "\n".join(lines)
+    return "\n".join([*lines, *missing])
+
+
+def _planned_sizes(recipe: TrainRecipe) -> tuple[WorldModelConfig, list[str]]:
+    """Sizes of the network, and a line where it is a release that is not on this machine yet: its sizes are known.
+
+    Raises:
+        ValueError: weights that are no release are not there.
+    """
+    from ..model.checkpoint import read_config, read_tensors
+
+    config, weights, missing = recipe.model, recipe.start.weights, list[str]()
+    path = None
+    if weights is not None:
+        try:
+            path = weights_path(weights)
+        except ValueError as error:
+            if not weights.startswith("released/") or weights.removeprefix("released/") not in CHAINS:
+                raise
+            missing.append(f"start    {error}")
+    if config is None and path is not None:
+        config = read_config({k: v.shape for k, v in read_tensors(path)[0].items()}, origin=str(path))
+    return config or WorldModelConfig(), missing
 
 
 def _refiner_plan(recipe: TrainRecipe, clips: EncodedDataset) -> str:

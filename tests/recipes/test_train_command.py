@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -17,6 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from theodolite.annotate.rendered.files import write_png
+from theodolite.dataset.encoded import begin as begin_encoded
+from theodolite.dataset.encoded import write_shard
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.model.checkpoint import load_world_model
 from theodolite.recipes import training, trajectories
@@ -30,7 +33,7 @@ from theodolite.train.training import Training
 from theodolite.train.trajectories import TrajectoryOptions, TrajectoryRecord, begin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-from encoded_clips import write_encoded
+from encoded_clips import encoded_clip, encoding, write_encoded
 
 from ..model.release import write_release
 from ..support import run_here
@@ -136,6 +139,30 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: P
     assert "CC-BY-4.0" in text
     assert "not measured" in text
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_needs_no_released_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a LoRA fits is asked before gigabytes are fetched: the release's sizes are known."""
+
+    def locate(name: str) -> Path:
+        raise ValueError(f"weights {name} are not on this machine; run: theodolite weights pull {name}")
+
+    monkeypatch.setattr("theodolite.train.start.locate", locate)
+    empty = (torch.zeros(300, 2304), torch.ones(300, dtype=torch.bool))
+    begin_encoded(tmp_path, encoding(latent_channels=128, text_width=2304, text_tokens=300), empty)
+    clip = replace(encoded_clip(0, channels=128), text=empty[0], text_mask=empty[1])
+    write_shard(tmp_path, [clip])
+    changes = ["data.held_out=0", "validation.every=0"]
+    text, code = run_train(
+        load_train_recipe("finetune_lora", changes), [tmp_path], tmp_path / "r", dry_run=True
+    )
+    assert code == 0
+    assert re.search(r"GB  a GPU.* by counting; leave 1\.5 GB", text)
+    assert "start    weights sana-wm-bidirectional are not on this machine" in text
+    other = load_train_recipe("finetune_lora", [*changes, "start.weights=released/other"])
+    with pytest.raises(ValueError, match=r"start\.weights released/other: use released/ with one of"):
+        run_train(other, [tmp_path], tmp_path / "r", dry_run=True)
 
 
 def killed(*_: object) -> list[Path]:
