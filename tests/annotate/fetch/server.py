@@ -154,8 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 time.sleep(0.05)
         else:
+            self.site.sent[path] += len(body)  # before it goes: who reads it may be done at once, and looks
             self.wfile.write(body)
-            self.site.sent[path] += len(body)
         if fault in ("stalls", "silent"):
             time.sleep(1.5)
         if fault:
