@@ -63,6 +63,7 @@ def test_encoding_equals_the_released_code(shape: tuple[int, int, int]) -> None:
         assert relative(own.encode_image(frames[:, 0]), expected) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 2, 3), (3, 2, 2), (4, 2, 3), (9, 2, 2), (3, 4, 6)])
 def test_decoding_in_tiles_equals_the_released_code(shape: tuple[int, int, int]) -> None:
     own, plain = pair(causal=False, tiling=SMALL)

@@ -104,6 +104,7 @@ def test_every_layout_is_read_and_written_back_to_the_byte(layout, released, tmp
     assert [p.name for p in copy.parent.iterdir()] == [source.name]
 
 
+@pytest.mark.slow
 def test_shards_of_a_diffusers_folder(released, tmp_path: Path) -> None:
     state = diffusers_names(released)
     names = sorted(state)

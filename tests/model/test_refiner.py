@@ -91,6 +91,7 @@ def test_a_stream_gives_the_same_whatever_the_chunks(sizes: tuple[int, ...]) -> 
         assert [m.shape[2] for m in made] == [4, 3, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"rope_type": "split"}, {"rope_type": "interleaved"}, {"gated_attn": True}], ids=str
 )

@@ -105,6 +105,7 @@ def test_devices_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) ->
         check_devices(recipe, "auto")
 
 
+@pytest.mark.slow
 def test_ranks_of_a_run_that_fails_are_ended(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

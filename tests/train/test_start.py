@@ -224,6 +224,7 @@ def test_a_lora_is_counted_as_it_is_made() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_lora_starts_as_nothing_and_learns_in_its_layers_alone() -> None:
     model = network(HYBRID).eval()
     with torch.no_grad():

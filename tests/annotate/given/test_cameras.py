@@ -369,6 +369,7 @@ def test_dl3dv_stills_are_found_in_their_video(tmp_path: Path, shot: Shot) -> No
     np.testing.assert_array_equal(source, [12, 14, 21, 26, 29, 36, 38])
 
 
+@pytest.mark.slow
 def test_dl3dv_stills_of_another_video_and_of_none(tmp_path: Path, shot: Shot) -> None:
     path = write_drawn(tmp_path, shot, DRAWN)
     clip = clip_of(shot, cameras_path=path, cameras_format="dl3dv")
