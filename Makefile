@@ -33,7 +33,7 @@ lint: $(VENV)/.dev
 	ln -sfn ../.. build/typed/theodolite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads 2
 
 $(VENV)/.docs: $(VENV)/.core
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -219,7 +219,7 @@ def _known(data: EncodedDataset, model: str, job: PairJob) -> dict[str, object]:
     """Fields of what `_encoding` returns that are known before networks are loaded."""
     loaded = ("text_width", "text_tokens", "stand_in", "weight_licences")
     of_clips = {name: getattr(data.encoding, name) for name in Encoding.model_fields if name not in loaded}
-    return of_clips | _told(model, job)
+    return {**of_clips, **_told(model, job)}
 
 
 def _mask(text: Text) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ....dataset.arrays import FloatArray
 from ....dataset.cameras.rotations import so3_exp
 from ..config import BundleConfig
 from .lens import NEAR_PINHOLE, Lens, bending, straightened
@@ -131,7 +131,7 @@ def seen_rays(problem: Problem, state: State) -> Tensor:
     return straightened(problem.lens.model, n, lens[3], lens[4])
 
 
-def straight(problem: Problem, log_focal: NDArray[np.float64] | float) -> Problem:
+def straight(problem: Problem, log_focal: FloatArray | float) -> Problem:
     """The observations as a pinhole would have shown them, with the lens that the problem begins with.
 
     Args:
