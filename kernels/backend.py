@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -44,3 +46,12 @@ def resolve_backend(backend: Backend, x: Tensor) -> bool:
             raise ValueError(f"backend 'triton' needs CUDA tensors, not {x.device}; use auto or reference")
         return True
     return x.is_cuda and supported and _HAS_TRITON
+
+
+@cache  # asked for at every call of an operator, and the answer is read from files
+def installed_version(package: str) -> str | None:
+    """Of an optional package; None: it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -8,7 +8,6 @@ size (106,480 tokens, 20 heads of 112, bf16) takes 157 ms on an H200 where cuDNN
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .backend import installed_version
 
 PACKAGE = "flash-attn-4"
 TILED_HEADS = range(97, 113)
@@ -68,13 +69,9 @@ def flash4_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = N
         )
 
 
-@cache  # asked for at every call, and the answer is read from files
 def flash4_version() -> str | None:
     """Of the installed package; None: it is not there."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed_version(PACKAGE)
 
 
 @cache

@@ -7,7 +7,6 @@ of the recurrence, the ray map, convolutions of single channels and the final la
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from ..kernels.attention import AttentionPrecision
-from ..kernels.backend import Backend
+from ..kernels.backend import Backend, installed_version
 from ..kernels.fp8.attention import check_fp8_attention, fp8_attention_library
 from ..kernels.fp8.product import check_fp8_products
 from ..kernels.fp8.reference import E4M3
@@ -261,8 +260,6 @@ def _library(model: WorldModel, precision: Precision, attention: AttentionPrecis
         device = model.final_layer.linear.weight.device
         names.append(fp8_attention_library(device, model.config.head_size))
     if precision == "nvfp4":
-        try:
-            names.append(f"torchao {importlib.metadata.version('torchao')}")
-        except importlib.metadata.PackageNotFoundError:
-            names.append("without torchao (plain twin)")
+        version = installed_version("torchao")
+        names.append("without torchao (plain twin)" if version is None else f"torchao {version}")
     return ", ".join(names)

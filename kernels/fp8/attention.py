@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backend import installed_version
 from .flash3 import flash3_attend, flash3_version, has_flash3
 from .reference import (
     E4M3,
@@ -69,10 +69,8 @@ def fp8_attention_library(device: torch.device | str, head_size: int) -> str:
         return f"flash_attn_3 {flash3_version()}"
     if torch.device(device).type == "cpu":
         return "plain twin of e4m3"
-    try:
-        return f"nvidia-cudnn-frontend {importlib.metadata.version('nvidia-cudnn-frontend')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "without nvidia-cudnn-frontend"
+    version = installed_version("nvidia-cudnn-frontend")
+    return "without nvidia-cudnn-frontend" if version is None else f"nvidia-cudnn-frontend {version}"
 
 
 def fp8_attention(

@@ -7,25 +7,21 @@ not rounded to e4m3 as cuDNN's is.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..backend import installed_version
 from .reference import Rounded
 
 PACKAGE = "flash_attn_3"
 
 
-@cache  # asked for at every call, and the answer is read from files
 def flash3_version() -> str | None:
     """Of the installed package; None: it is not there."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed_version(PACKAGE)
 
 
 def has_flash3(device: torch.device | str, head_size: int) -> bool:
