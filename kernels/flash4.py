@@ -89,6 +89,8 @@ def _forward() -> tuple[Callable[..., tuple[Tensor, ...]] | None, str | None]:
         return None, f"{PACKAGE} {version} does not load ({type(error).__name__}: {error}): {hint}"
     if missing:
         return None, f"{PACKAGE} {version} does not know {', '.join(sorted(missing))}: {hint}"
-    # Its compiler says so of an argument that this pass leaves empty, at every size; nobody here can do anything about it.
-    warnings.filterwarnings("ignore", message="Argument aux_data .* cannot be converted", category=UserWarning)
+    # Its compiler says so of an argument that this pass leaves empty, at every size; no caller can help it.
+    warnings.filterwarnings(
+        "ignore", message="Argument aux_data .* cannot be converted", category=UserWarning
+    )
     return forward, None
