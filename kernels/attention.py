@@ -162,7 +162,7 @@ def chosen_backend(
         or device.type != "cuda"
     ):
         return backend
-    if flash4_version() is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or flash4_version() is None:
         return backend
     if refusal := flash4_refusal(device, dtype, head_size):
         if torch.cuda.get_device_capability(device)[0] == 9 and dtype in (torch.bfloat16, torch.float16):

@@ -267,7 +267,8 @@ def _misread_paths(content: Any, at: str = "") -> list[str]:
         return [line for value in content for line in _misread_paths(value, at)]
     if not isinstance(content, str):
         return []
-    usual = "" if re.match(r"[A-Za-z]:", content) else "\n\t"
+    # "C:\new" is the beginning of a path, "Q: why?" of a text that may have lines.
+    usual = "" if re.match(r"[A-Za-z]:[^ ]", content) else "\n\t"
     if not any(unicodedata.category(c) == "Cc" and c not in usual for c in content):
         return []
     return [

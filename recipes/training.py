@@ -181,8 +181,13 @@ def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
     before = content if isinstance(content, dict) else {}
     now = recipe.model_dump(mode="json")
     changed = [line for line in changed_keys(before, now) if not line.startswith(FREE_TO_CHANGE)]
-    if any(line.startswith(_START) for line in changed) and _began_with(recipe, out):
+    begun, given = _digest_begun_with(out), _start_digest(recipe)
+    if (
+        begun is not None and given is not None
+    ):  # what counts is the content: a file may be moved, or written anew
         changed = [line for line in changed if not line.startswith(_START)]
+        if begun != given:
+            changed.append(f"{_START}{recipe.start.weights} holds other weights than it began with")
     if changed:
         raise ValueError(f"{out}: was trained by another recipe: {'; '.join(changed)}; choose another --out")
     step = int(read_progress(found[-1])["step"])
@@ -201,11 +206,11 @@ def _start_digest(recipe: TrainRecipe) -> str | None:
     return file_digest(Path(weights))
 
 
-def _began_with(recipe: TrainRecipe, out: Path) -> bool:
-    """Whether the file that the recipe starts from is, by its content, the one that the folder's run did: it was moved,
-    or is a copy."""
-    digest = _start_digest(recipe)
-    return digest is not None and any(run.get("start_digest") == digest for run in _runs(out / "run.json"))
+def _digest_begun_with(out: Path) -> str | None:
+    """`_start_digest` of a folder's last run; None where it had none, or is of an earlier version."""
+    runs = _runs(out / "run.json")
+    digest = runs[-1].get("start_digest") if runs else None
+    return digest if isinstance(digest, str) else None
 
 
 def _is_finished(out: Path, steps: int) -> bool:

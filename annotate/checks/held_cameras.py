@@ -28,8 +28,8 @@ from ..sfm.summary import scale_sweep, sweep_minimum
 from ..sfm.triangulation import parallax, triangulate
 from ..sources.clip import ClipRejection
 
-_FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1, "radial_sigma": 0.0}
-"""Priors while given intrinsics are in doubt: those of another image size are off by a tenth."""
+_FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1}
+"""Priors while given intrinsics are in doubt: those of another image size are off by a tenth. No bending is asked."""
 _NOMINAL = 1.5
 """Median reprojection error, in standard deviations of a measurement, up to which cameras explain the tracks."""
 _LENS_TRACKS = 1000
@@ -303,7 +303,7 @@ def _lens_question(
     if count < _MIN_LENS_FRAMES:
         return None
     frames = np.linspace(0, count - 1, min(count, _MAX_LENS_FRAMES)).round().astype(np.int64)
-    config = evidence.config.model_copy(update=_FREE_LENS)
+    config = evidence.config.with_held_lens().model_copy(update=_FREE_LENS)
     full = _with_poses(evidence, camera_to_world, cameras)
     frame_index = torch.as_tensor(np.ascontiguousarray(frames))
     state = State(

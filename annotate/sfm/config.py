@@ -56,3 +56,8 @@ class BundleConfig(Strict):
     derivatives: Literal["float64", "float32"] = "float64"
     """On a GPU: precision of derivatives, and of the products of pairs of them, which are most of the arithmetic.
     Residuals, sums, factorisation and conjugate gradients are float64 always. For GPUs that are slow in float64."""
+
+    def with_held_lens(self) -> BundleConfig:
+        """The same with all terms of the lens held where they begin; its focal length is another matter."""
+        terms = ("principal_point_sigma", "aspect_sigma", "radial_sigma", "second_radial_sigma")
+        return self.model_copy(update=dict.fromkeys(terms, 0.0))

@@ -281,9 +281,7 @@ def _settle(placement: Placement, window: IntArray, *, iterations: int, carried:
     problem, state, points = _window(placement, numbers)
     if len(problem.frame) < 2 * MIN_INLIERS or len(numbers) < 3:
         return
-    config = placement.config.model_copy(
-        update={"principal_point_sigma": 0.0, "aspect_sigma": 0.0, "radial_sigma": 0.0}
-    )
+    config = placement.config.with_held_lens()
     given = torch.as_tensor(placement.log_focal[numbers]) if placement.known_lens else None
     prior = focal_prior("smooth" if given is None else "given", len(numbers), config, given=given)
     effort = Effort(max_iterations=iterations, tolerance=1e-3)

@@ -99,12 +99,12 @@ def _worth(fit: KeyframeFit) -> float:
 
 def _others(keys: KeyframeProblem, near: KeyframeFit | None) -> Iterator[KeyframeFit]:
     """The plainer one first."""
-    if near is not None:
-        yield _radial(keys, near)
-    if near is None or float(near.solution.state.lens[3]) < 0:
-        fisheye = _fisheye(keys)
-        if fisheye is not None:
-            yield fisheye
+    radial = None if near is None else _radial(keys, near)
+    if radial is not None:
+        yield radial
+    fisheye = _fisheye(keys) if near is None or float(near.solution.state.lens[3]) < 0 else None
+    if fisheye is not None:
+        yield fisheye
 
 
 def _in_doubt(near: KeyframeFit, sigma: float) -> bool:
@@ -112,15 +112,19 @@ def _in_doubt(near: KeyframeFit, sigma: float) -> bool:
     return abs(k1) > _STRAINED * sigma or near.placed.mean() < _LEAST_PLACED
 
 
-def _radial(keys: KeyframeProblem, near: KeyframeFit) -> KeyframeFit:
-    """From the cameras of a lens near a pinhole on: its own radial term has gone most of the way."""
+def _radial(keys: KeyframeProblem, near: KeyframeFit) -> KeyframeFit | None:
+    """From the cameras of a lens near a pinhole on: its own radial term has gone most of the way. None: no bundle."""
     keys.take_lens(Lens("radial", near.solution.state.lens))
     state = replace(near.state, points=back_project(keys.problem, near.state))
-    return _bundled(keys, state, near.placed)
+    try:
+        return _bundled(keys, state, near.placed)
+    except FloatingPointError as failure:
+        log.debug("radial lens: %s", failure)
+        return None
 
 
 def _fisheye(keys: KeyframeProblem) -> KeyframeFit | None:
-    """From the start on: as a pinhole a fisheye has another focal length."""
+    """From the start on: as a pinhole a fisheye has another focal length. None: no cameras."""
     keys.take_lens(Lens("fisheye"))
     try:
         if keys.given.start is None:

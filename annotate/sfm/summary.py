@@ -64,7 +64,7 @@ def summarise(
         focal_cost=costs,
         scale_sweep=scale_sweep(problem, state, config),
         radial_k1=float(lens[3]),
-        radial_k2=None if problem.lens.model == "near_pinhole" else float(lens[4]),
+        radial_k2=float(lens[4]) if lens[4] or problem.lens.model != "near_pinhole" else None,
         lens_model=problem.lens.model,
         median_depth=float(np.median(median_depth_by_frame(problem))),
         evidence=Evidence(problem, state, config),

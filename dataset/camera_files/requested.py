@@ -232,7 +232,7 @@ def _read_folder(path: Path, reading: Reading) -> CameraPath:
 def _rate(path: Path, reading: Reading, found: float | None) -> tuple[float, tuple[str, ...]]:
     """Poses a second, and what to note about them."""
     if reading.fps is not None:
-        changed = found is not None and abs(reading.fps / found - 1) > 1e-6
+        changed = found is not None and abs(reading.fps - found) > 1e-6 * reading.fps
         return reading.fps, (
             f"{path.name} says {found:g} poses a second, {reading.fps:g} were asked for",
         ) if changed else ()
@@ -329,7 +329,8 @@ def _of_mapping(content: Mapping[str, Any], path: Path, reading: Reading, *, for
         raise ValueError(f"{path}: holds no poses ({known}), only {listed}{hint}")
     poses = _poses_of(content, keys[0], path)
     for other in (k for k in keys[1:] if k in _INVERSE_POSES and keys[0] in _POSES):
-        if not np.allclose(_poses_of(content, other, path), poses, atol=1e-3):
+        others = _poses_of(content, other, path)
+        if others.shape != poses.shape or not np.allclose(others, poses, atol=1e-3):
             raise ValueError(f"{path}: {keys[0]} and {other} are different paths; keep the one that is meant")
     lens = next(
         (lenses_of(content[k], len(poses), path) for k in _LENSES if content.get(k) is not None), None

@@ -44,8 +44,9 @@ _DEPTH = 12
 _MOST_A_BYTE = 8
 """Samples a byte. Sound of old QuickTime files counts up to eight at its lowest rates, pictures less than one. Each
 takes some seventy bytes of memory, so that a megabyte takes half a gigabyte at most."""
-_SAMPLES_AT_ONCE = 512
-"""FFmpeg takes about a thousand samples of plain sound, `soun` whose samples last one tick each, as one."""
+_SAMPLES_AT_ONCE = 160
+"""FFmpeg takes so many samples of plain sound, `soun` whose samples last one tick each, as one at least: those of a
+frame where the header says that a frame has 160 or more, else about a thousand."""
 _NO_SOUND = frozenset((b"vide", b"subp", b"clcp"))
 _FREE_EDITS = 2
 """Edits of a track, each of which may show all of its samples again: an empty one and the stretch that is shown."""
@@ -89,7 +90,7 @@ class _Track:
         return int(np.minimum(each * -(-self.runs[:, 1] // at_once), 1 << 40).sum())
 
     def shown_at_once(self) -> int:
-        """Most that an edit shows: samples, but of sound that is not compressed FFmpeg makes one of a thousand."""
+        """Most that an edit shows: samples, but of sound that is not compressed FFmpeg makes one of many."""
         plain = self.even and b"soun" in self.handlers and not self.handlers & _NO_SOUND
         return self._in_chunks(_SAMPLES_AT_ONCE) if plain else max(self.samples.values(), default=0)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backend import installed_version
-from .flash3 import flash3_attend, flash3_version, has_flash3
+from .flash3 import flash3_attend, flash3_version, has_flash3, load_flash3
 from .reference import (
     E4M3,
     LARGEST,
@@ -56,7 +56,9 @@ def check_fp8_attention(device: torch.device | str, head_size: int) -> None:
             f"{torch.cuda.get_device_name(device)} has {major}.{minor}: leave attention in bf16"
         )
     wanted = [("triton", "Triton", "kernels")]
-    if not has_flash3(device, head_size):
+    if has_flash3(device, head_size):
+        load_flash3()
+    else:
         wanted.insert(0, ("cudnn", "nvidia-cudnn-frontend", "fp8"))
     for module, name, hint in wanted:
         if find_spec(module) is None:

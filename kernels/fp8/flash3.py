@@ -45,7 +45,7 @@ def flash3_attend(q: Rounded, k: Rounded, v: Rounded, scale: float, size: int, *
     """
     heads = q.values.shape[0]
     with torch.cuda.device(q.values.device):
-        found = _forward()(
+        found = load_flash3()(
             *(x.values[..., :size].transpose(0, 1)[None] for x in (q, k, v)),
             softmax_scale=scale,
             q_descale=(1 / q.scale).expand(heads).contiguous()[None],
@@ -57,7 +57,12 @@ def flash3_attend(q: Rounded, k: Rounded, v: Rounded, scale: float, size: int, *
 
 
 @cache
-def _forward() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def load_flash3() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """Its function that attends.
+
+    Raises:
+        ValueError: the package does not load; what to do.
+    """
     try:
         return importlib.import_module("flash_attn_interface").flash_attn_func
     except Exception as error:

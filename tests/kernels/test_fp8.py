@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from theodolite.kernels import frame_attention, modulated_norm
+from theodolite.kernels.fp8 import flash3
 from theodolite.kernels.fp8.attention import check_fp8_attention, fp8_attention, round_heads, scale_back
 from theodolite.kernels.fp8.flash3 import has_flash3
 from theodolite.kernels.fp8.product import (
@@ -261,6 +262,21 @@ def test_what_cannot_run_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("theodolite.kernels.fp8.attention.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install theodolite\[fp8\]"):
+        check_fp8_attention("cuda", 112)
+
+
+def test_flash_attn_3_that_does_not_load_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(flash3, "flash3_version", lambda: "3.0.0")
+    monkeypatch.setattr(flash3.importlib, "import_module", broken)
+    with pytest.raises(
+        ValueError, match=r"flash_attn_3 3\.0\.0 does not load \(ImportError: undefined symbol\)"
+    ):
         check_fp8_attention("cuda", 112)
 
 

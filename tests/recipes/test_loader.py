@@ -12,6 +12,7 @@ from theodolite.recipes.loader import (
     PATH_KEYS,
     RENAMED_KEYS,
     RecipeError,
+    _misread_paths,
     find_recipe,
     git_state,
     load_recipe,
@@ -253,6 +254,12 @@ def test_git_state_is_ours_or_nothing(tmp_path):
 def test_recipes_are_plain_yaml():
     for path in RECIPES:
         assert yaml.safe_load(path.read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize("text", ["Q: what is seen?\nA:\ta room", "first line\nsecond"])
+def test_texts_may_have_lines_and_tabulators(text: str) -> None:
+    assert _misread_paths({"describe": {"prompt": text}}) == []
+    assert _misread_paths({"describe": [{"prompt": text + "\b"}]})[0].startswith("describe.prompt: ")
 
 
 @pytest.mark.parametrize("path", ["C:\\runs\\base", "D:\\temp\\new", "..\\runs\\base"])

@@ -351,9 +351,15 @@ def test_a_run_goes_on_from_weights_that_were_moved_but_not_from_others(tmp_path
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"others!")
     with pytest.raises(
-        ValueError, match=r"was trained by another recipe: start\.weights: .*other\.safetensors"
+        ValueError,
+        match=r"was trained by another recipe: start\.weights: .*other\.safetensors holds other weights",
     ):
         training._check_folder(recipe_from(other), out, resume=True)
+    weights.write_bytes(b"written anew")
+    with pytest.raises(
+        ValueError, match=r"start\.weights: .*base\.safetensors holds other weights than it began"
+    ):
+        training._check_folder(begun, out, resume=True)
 
 
 def write_file(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import path_length, trajectory_error
 
 from ..maps import Maps
+from .bundle.test_bundle import scene
 
 WIDTH, HEIGHT, FRAMES = 640, 480, 24
 ROOM = np.array([3.0, 1.6, 4.0])  # half of its size, metres
@@ -271,6 +272,29 @@ def test_another_lens_must_be_worth_it_and_a_fisheye_one_of_its_kind(
     found = choose_lens(cast(KeyframeProblem, keys), cast(KeyframeFit, near))
     assert (found and found.model) == chosen
     assert taken == [chosen or "near_pinhole"]
+
+
+def test_where_the_bundle_of_another_lens_fails_the_cameras_that_are_there_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> None:
+        raise FloatingPointError("not positive definite")
+
+    problem, state = scene(2)
+    near = SimpleNamespace(
+        state=state,
+        solution=SimpleNamespace(state=SimpleNamespace(lens=torch.tensor([0.0, 0, 0, 0.2, 0]))),
+        placed=np.ones(2, bool),
+    )
+    taken = []
+    keys = SimpleNamespace(
+        given=SimpleNamespace(config=BundleConfig(), held_lens=None),
+        problem=problem,
+        take_lens=lambda lens: taken.append(lens.model),
+    )
+    monkeypatch.setattr(lens_model, "_bundled", fail)
+    assert choose_lens(cast(KeyframeProblem, keys), cast(KeyframeFit, near)) is None
+    assert taken == ["radial", "near_pinhole"]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,10 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         path.write_text(json.dumps({"c2w": walk().tolist(), "time_s": times.tolist()}))
     elif kind == "two paths":
         path.write_text(json.dumps({"c2w": walk().tolist(), "w2c": walk().tolist(), "fps": 16}))
+    elif kind == "fewer inverses":
+        path.write_text(json.dumps({"c2w": walk().tolist(), "w2c": walk()[:3].tolist(), "fps": 16}))
+    elif kind == "no rate at all":
+        path.write_text(json.dumps({"c2w": walk().tolist(), "fps": 0}))
     elif kind == "two rates":
         path.write_text(json.dumps({"c2w": walk().tolist(), "fps": [16, 24]}))
     elif kind == "lens":
@@ -282,6 +286,8 @@ def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
         ("times", "times must be finite and rise"),
         ("hole", "no pose for 3.06 s between pose 19 and 20"),
         ("two paths", "c2w and w2c are different paths"),
+        ("fewer inverses", "c2w and w2c are different paths"),
+        ("no rate at all", "says 0.0 poses a second; give --fps"),
         ("two rates", "fps holds 2 numbers; expected one"),
         ("lens", "bad.npy: the intrinsics of pose 0 are not finite, or not positive"),
         ("rate", "needs at least 9 frames"),
@@ -293,6 +299,17 @@ def test_hostile_files(kind: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=named) as caught:
         prepare_path(read_camera_path(*hostile(kind, tmp_path)))
     assert "bad.npy" in str(caught.value) or "empty" in str(caught.value)
+
+
+@pytest.mark.parametrize(("said", "noted"), [(0, True), (8, True), (16, False)])
+def test_a_rate_that_is_asked_for_goes_before_the_one_of_the_file(
+    said: float, noted: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "walk.json"
+    path.write_text(json.dumps({"c2w": walk().tolist(), "fps": said}))
+    found = read_camera_path(path, Reading(fps=16))
+    assert found.time_s[1] == 1 / 16
+    assert any(f"says {said:g} poses a second, 16 were asked for" in note for note in found.notes) == noted
 
 
 def test_a_rate_that_takes_the_place_of_times_is_noted(tmp_path: Path) -> None:

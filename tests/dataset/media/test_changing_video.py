@@ -325,6 +325,9 @@ def test_sound_that_was_cut_into_many_stretches_is_no_bomb(tmp_path: Path, shown
         assert container.streams.audio[0].frames or container.streams.audio[0].duration
         shown_frames = sum(1 for _ in container.decode(video=0)) if shown else 0
     assert shown_frames == (25 if shown else 0)
+    # As many as frames of 160 samples would make too many: a header may say that they are so short.
+    (tmp_path / "d.mov").write_bytes(with_edits(movie, 4000))
+    assert "'elst' shows 3" in impossible_table(tmp_path / "d.mov")
     (tmp_path / "c.mov").write_bytes(with_edits(movie, 900).replace(b"soun", b"vide"))
     assert "'elst' shows 480000 samples up to 900 times" in impossible_table(tmp_path / "c.mov")
 

@@ -13,7 +13,7 @@ from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
 from theodolite.annotate.sfm.bundle.single import resect
-from theodolite.annotate.sfm.bundle.solve import Effort, solve_bundle
+from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.dataset.cameras.rotations import so3_exp
 
@@ -383,3 +383,20 @@ def test_a_path_that_cannot_be_compared_with_rest_is_not_confirmed() -> None:
     problem, state = scene(4, 12)
     bad = replace(problem, sigma_px=torch.full_like(problem.sigma_px, 1e-200))
     assert rest_error_ratio(bad, state, focal_prior("smooth", 4, CONFIG), CONFIG) == 1.0
+
+
+def test_a_held_lens_has_no_free_term_whatever_the_recipe_frees() -> None:
+    terms = [
+        name
+        for name in BundleConfig.model_fields
+        if name.startswith(("principal", "aspect")) or "radial" in name
+    ]
+    config = BundleConfig(**dict.fromkeys(terms, 0.1))
+    problem, state = scene(4)
+
+    def free(config: BundleConfig) -> list[bool]:
+        prior = focal_prior("constant", 4, config)
+        return Question(problem=problem, state=state, prior=prior, config=config).task().priors.free.tolist()
+
+    assert free(config) == [True] * LENS_DOF
+    assert free(config.with_held_lens()) == [False] * LENS_DOF
