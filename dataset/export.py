@@ -23,7 +23,7 @@ from .formats.scene import FindPoints, Scene, write_scene_images
 from .formats.trajectories import write_kitti, write_tum
 from .formats.webdataset import WebDatasetWriter
 from .index import write_index
-from .media.read import iterate_frames
+from .media.undistort import ClipPictures
 from .names import check_name
 from .reading import ClipDataset, open_dataset
 from .rows import Row
@@ -39,8 +39,24 @@ WITH_VIDEO = ("webdataset", "lerobot")
 PER_CLIP = (*SCENES, *CAMERAS, "rerun")
 """Formats whose files are named by their clip: an export adds to those that are there."""
 FORMATS = (*PER_CLIP, "sana-zip", *WITH_VIDEO, "huggingface")
+WITH_PICTURES = (*SCENES, *WITH_VIDEO, "rerun")
+"""Formats that carry pictures, which can be undistorted."""
 _RERUN_PICTURES = 100
 _CLIPS_PER_ZIP = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """What is done with the pictures of an export.
+
+    Attributes:
+        points: finds points of the scene in them, for `colmap`, `nerfstudio` and `rerun`.
+        undistort: they are those that the row's pinhole cameras would have taken (`ClipPictures`), and cameras are
+            theirs, without distortion.
+    """
+
+    points: FindPoints | None = None
+    undistort: bool = False
 
 
 @dataclass
@@ -50,12 +66,20 @@ class _Export:
     format: str
     chosen: ClipDataset
     media_root: str | Path | None
-    points: FindPoints | None
+    options: PictureOptions
     notes: list[str] = field(default_factory=list)
 
+    def pictures(self, row: Row) -> ClipPictures | None:
+        """Those of a clip; None: none are asked for."""
+        return (
+            None
+            if self.media_root is None
+            else ClipPictures(row, self.media_root, undistort=self.options.undistort)
+        )
 
-Add = Callable[[CameraClip, Row], None]
-"""Writes one clip."""
+
+Add = Callable[[CameraClip, ClipPictures | None], None]
+"""Writes one clip, whose cameras belong to the pictures if there are any."""
 
 
 class Exported(NamedTuple):
@@ -74,7 +98,7 @@ def export_dataset(
     source: str | None = None,
     where: str | None = None,
     media_root: str | Path | None = None,
-    points: FindPoints | None = None,
+    pictures: PictureOptions = PictureOptions(),
 ) -> Exported:
     """Write accepted clips to `out`, whole or not at all: an error leaves it as it was.
 
@@ -90,26 +114,43 @@ def export_dataset(
         media_root: folder to which media paths refer. `colmap` and `nerfstudio` then carry the pictures as files,
             `webdataset` and `lerobot` a video of each clip, re-encoded so that every camera has one frame, and `rerun`
             up to 100 pictures.
-        points: finds points of the scene in the pictures, for `colmap`, `nerfstudio` and `rerun`.
+        pictures: what is done with them.
     Raises:
-        ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, or videos of media that
-            may not be passed on.
+        ValueError: unknown format, nothing to export, an id that is not there, stand-in rows, videos of media that
+            may not be passed on, or nothing that could be undistorted.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     if media_root is not None and not Path(media_root).is_dir():
         raise ValueError(f"media root {media_root}: no such folder")
+    if pictures.undistort and format not in WITH_PICTURES:
+        raise ValueError(f"{format} carries no pictures to undistort: {', '.join(WITH_PICTURES)} do")
+    if pictures.undistort and media_root is None:
+        raise ValueError(
+            "undistorting needs the pictures: give the media root, the folder to which their paths refer"
+        )
     chosen = _chosen(open_dataset(path), clip_ids, source, where)
-    job = _Export(format=format, chosen=chosen, media_root=media_root, points=points)
+    job = _Export(format=format, chosen=chosen, media_root=media_root, options=pictures)
     with staged(out, merge=format in PER_CLIP) as folder:
         if format == "huggingface":
             write_huggingface(chosen, folder)
             return Exported(len(chosen))
-        count = 0
+        count = cropped = 0
         with _writer(job, folder) as add:
             for row in chosen.rows():
-                add(camera_clip(row), row)
+                shown = job.pictures(row)
+                add(camera_clip(row if shown is None else shown.row), shown)
+                cropped += shown is not None and shown.is_cropped
                 count += 1
+    if pictures.undistort:
+        job.notes.append(
+            "pictures are undistorted, and so are the cameras"
+            + (
+                f"; of {cropped} clips the lens shows less than a pinhole: they are smaller"
+                if cropped
+                else ""
+            )
+        )
     return Exported(count, tuple(job.notes))
 
 
@@ -123,7 +164,7 @@ def _writer(job: _Export, folder: Path) -> AbstractContextManager[Add]:
 
 @contextmanager
 def _cameras(job: _Export, folder: Path) -> Iterator[Add]:
-    def add(clip: CameraClip, _row: Row) -> None:
+    def add(clip: CameraClip, _pictures: ClipPictures | None) -> None:
         assert clip.time_s is not None  # rows always carry times
         if job.format == "tum":
             write_tum(folder / f"{clip.name}.tum", clip.camera_to_world, clip.time_s)
@@ -145,13 +186,13 @@ def _scenes(job: _Export, folder: Path) -> Iterator[Add]:
     first = 1 if job.format == "nerfstudio" else 0
     without_points: list[str] = []
 
-    def add(clip: CameraClip, row: Row) -> None:
+    def add(clip: CameraClip, pictures: ClipPictures | None) -> None:
         target = folder / clip.name
         scene = Scene(clip=clip, points=None)
-        if job.media_root is not None:
+        if pictures is not None:
             names = tuple(pattern.format(i + first) for i in range(len(clip)))
             scene = write_scene_images(
-                row, clip, target / "images", media_root=job.media_root, names=names, points=job.points
+                pictures, clip, target / "images", names=names, points=job.options.points
             )
             if scene.points is None or not len(scene.points.points_world):
                 without_points.append(clip.name)
@@ -164,9 +205,10 @@ def _scenes(job: _Export, folder: Path) -> Iterator[Add]:
     if job.media_root is None:
         job.notes.append("cameras only: give --media-root for the pictures, and the points seen in them")
         return
-    job.notes.append(
-        "pictures are the clips' frames, not undistorted: cameras carry k1 and k2 where a clip has them"
-    )
+    if not job.options.undistort:
+        job.notes.append(
+            "pictures are the clips' frames, not undistorted: cameras carry k1 and k2 where a clip has them"
+        )
     if without_points:
         job.notes.append(f"no points for {len(without_points)} clips, e.g. {without_points[0]}")
     kept = job.chosen.where(~pc.field("data_redistributable"))
@@ -178,13 +220,13 @@ def _scenes(job: _Export, folder: Path) -> Iterator[Add]:
 
 @contextmanager
 def _rerun(job: _Export, folder: Path) -> Iterator[Add]:
-    def add(clip: CameraClip, row: Row) -> None:
+    def add(clip: CameraClip, pictures: ClipPictures | None) -> None:
         images = found = None
-        if job.media_root is not None:
-            images = _SomePictures(row)
-            frames = images.kept(iterate_frames(row, job.media_root))
-            if job.points is not None:
-                found = job.points(row, frames)
+        if pictures is not None:
+            images = _SomePictures(pictures.row)
+            frames = images.kept(pictures.frames())
+            if job.options.points is not None:
+                found = job.options.points(pictures.row, frames)
             for _rgb in frames:  # what nobody has taken yet
                 pass
         write_rerun(
@@ -229,7 +271,7 @@ def _sana_zip(_job: _Export, folder: Path) -> Iterator[Add]:
         pending.clear()
         written += 1
 
-    def add(clip: CameraClip, _row: Row) -> None:
+    def add(clip: CameraClip, _pictures: ClipPictures | None) -> None:
         pending.append(clip)
         if len(pending) == _CLIPS_PER_ZIP:
             flush()
@@ -241,19 +283,15 @@ def _sana_zip(_job: _Export, folder: Path) -> Iterator[Add]:
 
 @contextmanager
 def _with_video(job: _Export, folder: Path) -> Iterator[Add]:
-    pictures = None if job.media_root is None else _video_pictures(job.chosen, job.media_root)
+    pictures = None if job.media_root is None else _video_pictures(job)
     if job.format == "webdataset":
         writer: WebDatasetWriter | LerobotWriter = WebDatasetWriter(folder, pictures=pictures)
     else:
         if pictures is not None:
-            sizes = job.chosen.to_table(["clip_id", "height", "width"])
-            require_one_size(
-                (clip["clip_id"], clip["height"] // 2 * 2, clip["width"] // 2 * 2)
-                for clip in sizes.to_pylist()
-            )
+            require_one_size((name, height // 2 * 2, width // 2 * 2) for name, height, width in _sizes(job))
         writer = LerobotWriter(folder, fps=_rate_of_longest(job.chosen), pictures=pictures)
 
-    def add(clip: CameraClip, _row: Row) -> None:
+    def add(clip: CameraClip, _pictures: ClipPictures | None) -> None:
         if pictures is not None:  # H.264 takes even sizes
             clip = clip.resized(height=clip.height // 2 * 2, width=clip.width // 2 * 2)
         writer.add(clip)
@@ -272,19 +310,38 @@ def _rate_of_longest(clips: ClipDataset) -> int:
     return whole_rate(camera_clip(clips.row(table["clip_id"][longest].as_py())))
 
 
-def _video_pictures(chosen: ClipDataset, media_root: str | Path) -> Pictures:
+def _sizes(job: _Export) -> Iterator[tuple[str, int, int]]:
+    """Name, height and width of the pictures of every clip."""
+    if not job.options.undistort:
+        for clip in job.chosen.to_table(["clip_id", "height", "width"]).to_pylist():
+            yield clip["clip_id"], clip["height"], clip["width"]
+        return
+    for row in job.chosen.rows():
+        pictures = job.pictures(row)
+        assert pictures is not None, "undistorted are pictures"
+        yield row.clip_id, pictures.row.height, pictures.row.width
+
+
+def _video_pictures(job: _Export) -> Pictures:
     """Frames of a clip by its name.
 
     Raises:
         ValueError: there are clips whose media may not be passed on.
     """
+    chosen = job.chosen
     kept = chosen.where(~pc.field("data_redistributable")).to_table(["clip_id"])["clip_id"].to_pylist()
     if kept:
         raise ValueError(
             f"{chosen.path}: the media of {len(kept)} clips may not be passed on, e.g. {kept[0]}; export those without "
             "--media-root (cameras alone), or choose others with --source, --where or --clip"
         )
-    return lambda clip: iterate_frames(chosen.row(clip.name), media_root, size=(clip.height, clip.width))
+
+    def frames(clip: CameraClip) -> Iterator[NDArray[np.uint8]]:
+        pictures = job.pictures(chosen.row(clip.name))
+        assert pictures is not None, "videos are asked for with a media root alone"
+        return pictures.frames(size=(clip.height, clip.width))
+
+    return frames
 
 
 def _chosen(

@@ -243,8 +243,8 @@ def read_colmap(
 
     Args:
         folder: holds cameras.* and images.* itself, or in sparse/0.
-        on_lens: what to do about lenses that k1 alone does not describe: `error`, or `keep_focal` to take focal length
-            and principal point and forget the distortion of all images (for poses, whatever the lens).
+        on_lens: what to do about lenses that k1 and k2 alone do not describe: `error`, or `keep_focal` to take focal
+            length and principal point and forget the distortion of all images (for poses, whatever the lens).
     Raises:
         ValueError: missing or damaged files, unsupported lens models, images of different sizes, or different
             distortion from image to image.
@@ -260,23 +260,24 @@ def read_colmap(
     )
     if not images:
         raise ValueError(f"{model}: the model holds no images")
-    sizes, focal, centre, k1 = set(), [], [], set()
+    sizes, focal, centre, terms = set(), [], [], set()
     for _q, _t, camera_id, image_name in images:
         if camera_id not in cameras:
             raise ValueError(f"{model}: image {image_name} names camera {camera_id}, which does not exist")
         kind, width, height, p = cameras[camera_id]
         sizes.add((width, height))
-        f, c, k = _pinhole(kind, p, model) if on_lens == "error" else _focal_and_centre(kind, p)
+        f, c = _focal_and_centre(kind, p)
+        k = _radial_terms(kind, p, model) if on_lens == "error" else (0.0, 0.0)
         focal.append(f)
         centre.append(c)
-        k1.add(k)
-    if len(sizes) > 1 or len(k1) > 1:
+        terms.add(k)
+    if len(sizes) > 1 or len(terms) > 1:
         raise ValueError(
-            f"{model}: images have sizes {sorted(sizes)} and radial terms {sorted(k1)}; one of each is needed"
+            f"{model}: images have sizes {sorted(sizes)} and radial terms {sorted(terms)}; one of each is needed"
         )
     rotation = rotation_from_quaternion_wxyz(np.array([i[0] for i in images]))
     w2c = transform(rotation, np.array([i[1] for i in images]))
-    ((width, height),), (radial,) = sizes, k1
+    ((width, height),), ((k1, k2),) = sizes, terms
     return CameraClip(
         name=name or "clip",
         camera_to_world=se3_inverse(w2c),
@@ -284,7 +285,8 @@ def read_colmap(
         principal_point_px=np.array(centre),
         height=height,
         width=width,
-        radial_k1=radial or None,
+        radial_k1=k1 if k1 or k2 else None,
+        radial_k2=k2 or None,
         image_names=tuple(i[3] for i in images),
     )
 
@@ -322,24 +324,25 @@ def _has_model(folder: Path) -> bool:
     )
 
 
-def _pinhole(kind: str, p: FloatArray, where: Path) -> tuple[tuple[float, float], tuple[float, float], float]:
-    if kind in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL"):
-        return (p[0], p[0]), (p[1], p[2]), float(p[3]) if kind == "SIMPLE_RADIAL" else 0.0
-    if kind == "RADIAL" and p[4] == 0:
-        return (p[0], p[0]), (p[1], p[2]), float(p[3])
-    if kind == "PINHOLE":
-        return (p[0], p[1]), (p[2], p[3]), 0.0
-    if kind == "OPENCV" and not np.any(p[5:]):
-        return (p[0], p[1]), (p[2], p[3]), float(p[4])
+def _radial_terms(kind: str, p: FloatArray, where: Path) -> tuple[float, float]:
+    """k1 and k2."""
+    if kind in ("SIMPLE_PINHOLE", "PINHOLE"):
+        return 0.0, 0.0
+    if kind == "SIMPLE_RADIAL":
+        return float(p[3]), 0.0
+    if kind == "RADIAL":
+        return float(p[3]), float(p[4])
+    if kind == "OPENCV" and not np.any(p[6:]):
+        return float(p[4]), float(p[5])
     raise ValueError(
-        f"{where}: {kind} with parameters {list(map(float, p))}: only k1 distortion is kept; undistort first"
+        f"{where}: {kind} with parameters {list(map(float, p))}: only k1 and k2 are kept; undistort first"
     )
 
 
-def _focal_and_centre(kind: str, p: FloatArray) -> tuple[tuple[float, float], tuple[float, float], float]:
+def _focal_and_centre(kind: str, p: FloatArray) -> tuple[tuple[float, float], tuple[float, float]]:
     if kind in _ONE_FOCAL:
-        return (p[0], p[0]), (p[1], p[2]), 0.0
-    return (p[0], p[1]), (p[2], p[3]), 0.0
+        return (p[0], p[0]), (p[1], p[2])
+    return (p[0], p[1]), (p[2], p[3])
 
 
 _Camera = tuple[str, int, int, FloatArray]

@@ -96,12 +96,12 @@ def read_nerfstudio(
     Args:
         image_size: (height, width) of the images that will be used, when they are smaller than the size in
             the file (DL3DV states 4K beside images_4): intrinsics are rescaled.
-        on_distortion: `drop` keeps k1 and forgets k2, p1, p2 (phone lenses: some pixels at the corners);
+        on_distortion: `drop` keeps k1 and k2 and forgets k3, p1, p2 (phone lenses: some pixels at the corners);
             `error` refuses.
         undo_applied_transform: return to the world before nerfstudio's change of world axes and unit (to match COLMAP
             points).
     Raises:
-        ValueError: missing fields, unsupported lens models, or distortion beyond k1 that is not negligible.
+        ValueError: missing fields, unsupported lens models, or distortion beyond k1 and k2 that is not negligible.
     """
     path = Path(path)
     content = read_json(path)
@@ -140,21 +140,27 @@ def read_nerfstudio(
     if undo_applied_transform and "applied_transform" in content:
         matrix = np.linalg.inv(_applied_transform(content["applied_transform"], path)) @ matrix
     _require_rigid(matrix, "transform_matrix", path)
-    rigid = transform(orthonormalise(matrix[:, :3, :3]), matrix[:, :3, 3])
+    k1, k2 = _radial_terms(content, path, on_distortion)
     clip = CameraClip(
         name=name or as_name(path.resolve().parent.name),
-        camera_to_world=opengl_to_opencv(rigid),
+        camera_to_world=opengl_to_opencv(transform(orthonormalise(matrix[:, :3, :3]), matrix[:, :3, 3])),
         focal_px=focal,
         principal_point_px=centre,
         height=height,
         width=width,
-        radial_k1=_k1(content, path, on_distortion),
-        time_s=np.array([_number(f["time"], "time", path) for f in frames])
-        if all("time" in f for f in frames)
-        else None,
+        radial_k1=k1 if k1 or k2 else None,
+        radial_k2=k2 or None,
+        time_s=_times(frames, path),
         image_names=tuple(Path(f["file_path"]).name for f in frames),
     )
     return clip if image_size is None else clip.resized(height=image_size[0], width=image_size[1])
+
+
+def _times(frames: list[dict[str, Any]], path: Path) -> FloatArray | None:
+    """(F,) seconds, if every frame has a time."""
+    if not all("time" in f for f in frames):
+        return None
+    return np.array([_number(f["time"], "time", path) for f in frames])
 
 
 def _matrices(frames: list[dict[str, Any]], path: Path) -> FloatArray:
@@ -198,14 +204,17 @@ def _require_rigid(matrix: FloatArray, what: str, path: Path) -> None:
         raise ValueError(f"{path}: {what} carries {found} in entry {i}; expected rigid poses")
 
 
-def _k1(content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]) -> float | None:
-    further = {k: _number(content.get(k) or 0.0, k, path) for k in ("k2", "k3", "p1", "p2")}
+def _radial_terms(
+    content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]
+) -> tuple[float, float]:
+    """k1 and k2."""
+    further = {k: _number(content.get(k) or 0.0, k, path) for k in ("k3", "p1", "p2")}
     if on_distortion == "error" and any(abs(v) > 1e-9 for v in further.values()):
         terms = ", ".join(f"{k}={v:g}" for k, v in further.items() if v)
         raise ValueError(
-            f"{path}: lens distortion beyond k1 ({terms}); undistort the images to a pinhole first"
+            f"{path}: lens distortion beyond k1 and k2 ({terms}); undistort the images to a pinhole first"
         )
-    return _number(content.get("k1") or 0.0, "k1", path) or None
+    return _number(content.get("k1") or 0.0, "k1", path), _number(content.get("k2") or 0.0, "k2", path)
 
 
 def _number(value: Any, what: str, path: Path) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..media.images import decode_image
-from ..media.read import image_paths, iterate_frames
+from ..media.undistort import ClipPictures
 from ..rows import Row
 from .base import CameraClip
 from .colmap import ColmapPoints
@@ -30,11 +30,10 @@ class Scene:
 
 
 def write_scene_images(
-    row: Row,
+    pictures: ClipPictures,
     clip: CameraClip,
     folder: Path,
     *,
-    media_root: str | Path,
     names: Sequence[str],
     points: FindPoints | None,
 ) -> Scene:
@@ -42,29 +41,28 @@ def write_scene_images(
 
     Frames of a video become PNG files. Images of a folder keep their names, and their files where those hold the very
     pixels that the cameras belong to (neither resized nor turned by EXIF); the others become PNG files of that name.
-    Lenses are left as they are: pictures are not undistorted, `radial_k1` and `radial_k2` belong to them.
 
     Args:
+        pictures: as they are, or undistorted. clip: the cameras that belong to them.
         names: one a frame, for those that have none of their own.
     Raises:
         ValueError: the media is missing or unreadable, or there are two pictures of one name.
     """
     folder.mkdir(parents=True)
-    files = image_paths(row, media_root) if row.media_kind == "images" else (None,) * row.num_frames
     written: list[str] = []
 
-    def pictures() -> Iterator[NDArray[np.uint8]]:
-        for name, file, rgb in zip(names, files, iterate_frames(row, media_root), strict=True):
+    def passing() -> Iterator[NDArray[np.uint8]]:
+        for name, file, rgb in zip(names, pictures.files(), pictures.frames(), strict=True):
             written.append(_write_image(folder, name, file, rgb))
             yield rgb
 
-    frames = pictures()
-    found = None if points is None else points(row, frames)
+    frames = passing()
+    found = None if points is None else points(pictures.row, frames)
     for _rgb in frames:  # what nobody has taken yet
         pass
     if len(set(written)) < len(written):
         twice = next(name for name in written if written.count(name) > 1)
-        raise ValueError(f"clip {row.clip_id}: two pictures are called {twice}")
+        raise ValueError(f"clip {clip.name}: two pictures are called {twice}")
     return Scene(clip=replace(clip, image_names=tuple(written)), points=found)
 
 

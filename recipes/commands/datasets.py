@@ -152,12 +152,19 @@ def export(
         str | None,
         typer.Option("--where", help='Only clips for which this holds, e.g. "reprojection_rms_px < 1".'),
     ] = None,
+    undistort: Annotated[
+        bool,
+        typer.Option(
+            "--undistort",
+            help="Pictures as the row's pinhole cameras would have taken them, cameras without distortion.",
+        ),
+    ] = False,
 ) -> Outcome:
     """Write the accepted clips in the format of another tool: whole, or nothing.
 
     Example: theodolite export runs/rgbd --format colmap --out exports/colmap --clip office
     """
-    from ...dataset.export import SCENES, export_dataset
+    from ...dataset.export import SCENES, PictureOptions, export_dataset
 
     points = None
     if media_root is not None and style in (*SCENES, "rerun"):
@@ -170,7 +177,7 @@ def export(
         source=source,
         where=where,
         media_root=media_root,
-        points=points,
+        pictures=PictureOptions(points=points, undistort=undistort),
     )
     return "\n".join([f"{written.num_clips} clips as {style}: {out}", *written.notes]), 0
 

@@ -203,6 +203,41 @@ def test_colmap_export_is_a_scene_to_train_from(
 
 
 @pytest.mark.slow
+def test_undistorted_scenes_have_points_that_a_pinhole_sees(
+    rendered: tuple[RenderedClip, Row, Path], scenes: Path, tmp_path: Path
+) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    clip, _row, folder = rendered
+    asked = ("--media-root", str(folder), "--clip", "lens", "--undistort")
+    assert "pictures are undistorted" in export(scenes, tmp_path / "out", "colmap", *asked)
+    scene = tmp_path / "out" / "lens"
+    model = pycolmap.Reconstruction(str(scene / "sparse" / "0"))
+    assert model.num_points3D() > 50
+    errors, shifts = [], []
+    for i, image in enumerate(sorted(model.images.values(), key=lambda image: image.name)):
+        camera = model.cameras[image.camera_id]
+        assert camera.model.name == "PINHOLE"
+        assert (camera.width, camera.height) == (320, 180)
+        for seen in image.points2D:
+            point = model.points3D[seen.point3D_id]
+            projected = np.asarray(camera.img_from_cam(image.cam_from_world() * point.xyz))
+            errors.append(np.linalg.norm(projected - seen.xy))
+        shown = cv2.imread(str(scene / "images" / image.name), cv2.IMREAD_GRAYSCALE)
+        assert shown is not None
+        straight = cv2.cvtColor(clip.frame(i).rgb, cv2.COLOR_RGB2GRAY)
+        window = cv2.createHanningWindow((100, 80), cv2.CV_64F)
+        for x, y in ((5, 5), (215, 5), (110, 50), (5, 95), (215, 95)):
+            at = np.s_[y : y + 80, x : x + 100]
+            shift, _ = cv2.phaseCorrelate(straight[at].astype(float), shown[at].astype(float), window)
+            shifts.append(np.hypot(*shift))
+    # The lens moves the corners by 8 px.
+    assert np.median(shifts) < 0.1
+    assert np.percentile(shifts, 95) < 0.3
+    assert np.median(errors) < 0.3
+    assert np.percentile(errors, 99) < 1.5
+
+
+@pytest.mark.slow
 def test_nerfstudio_export_is_a_scene_to_train_from(
     rendered: tuple[RenderedClip, Row, Path], scenes: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,8 @@ def test_both_radial_terms_are_written(tmp_path: Path, clip: CameraClip) -> None
     path = write_nerfstudio(replace(clip, radial_k1=-0.2, radial_k2=0.06), tmp_path)
     raw = json.loads(path.read_text())
     assert (raw["k1"], raw["k2"]) == (-0.2, 0.06)
+    back = read_nerfstudio(path)
+    assert (back.radial_k1, back.radial_k2) == (-0.2, 0.06)
 
 
 def test_nerfstudio_round_trip_and_flip(tmp_path: Path, clip: CameraClip) -> None:
@@ -57,7 +59,7 @@ def test_nerfstudio_round_trip_and_flip(tmp_path: Path, clip: CameraClip) -> Non
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 def test_real_transforms_json() -> None:
     path = SHARED / "fox-transforms" / "transforms.json"
-    with pytest.raises(ValueError, match="distortion beyond k1"):
+    with pytest.raises(ValueError, match="distortion beyond k1 and k2"):
         read_nerfstudio(path)
     clip = read_nerfstudio(path, on_distortion="drop", image_size=(480, 270))
     assert len(clip) == 67  # as listed; 50 of the images lie beside it
