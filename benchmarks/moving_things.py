@@ -11,8 +11,8 @@ the depth that sees the thing (`given_depth`), and with simulated networks (`est
 whose depth of the thing is right in every second clip and off by 25 % a frame in the others; its twin, the same path in
 the same room without the thing, shows what it costs where nothing moves.
 
-Seeds of `develop` and `held-out` share nothing: 0 to 39 and 1000 to 1039. Lines that are in the file are kept;
-`--seconds` stops beginning new ones.
+Seeds of `develop` and `held-out` share nothing: 0 to 39 and 2000 to 2039; `seen`, 1000 to 1039, was held out before
+sixteen of it were looked at. Lines that are in the file are kept; `--seconds` stops beginning new ones.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from theodolite.dataset.rows import Row
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import Errors, rendered_truth, simulated
 
-PARTS = {"develop": 0, "held-out": 1000}
+PARTS = {"develop": 0, "seen": 1000, "held-out": 2000}
 MODES: tuple[Mode, ...] = ("given_depth", "estimate")
 THINGS = ("person", "crowd", "bus", "tumbling", "curtain")
 WAYS = ("cross", "visit", "approach", "ahead", "follow")
@@ -329,6 +329,7 @@ def judged(row: Row, clip: RenderedClip) -> dict[str, Any]:
     line: dict[str, Any] = {
         "verdict": row.verdict, "reasons": list(row.reasons), "error": row.error, "details": row.reason_details,
         "gates": [gate.name for gate in row.gates if not gate.passed],
+        "kept_share": next((gate.value for gate in row.gates if gate.name == "held"), None),
         "stages": dict(row.stage_wall_s or {}),
     }  # fmt: skip
     if not len(row.camera_to_world):

@@ -21,7 +21,7 @@ from .bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from .config import BundleConfig
 from .depth_noise import DepthNoise
 from .gaps import cross_gap, find_gaps
-from .moving import held_by_frame
+from .moving import shares_by_frame
 from .records import KNOWN_LENS_SIGMA, MIN_INLIERS
 from .resection import FrameCamera, SeenPoints, absolute_pose, inlier_mask, refine_single
 from .triangulation import keep_known, known_points
@@ -467,7 +467,7 @@ def _compete(
     assert solution.covariance is not None
     sigma = float(solution.covariance[middle, 6, 6].clamp_min(0).sqrt())
     known = known_points(problem, first, placed)
-    held, _ = held_by_frame(problem, first, solution.state, known, reach=_HELD_KEYFRAMES)
+    held = shares_by_frame(problem, first, solution.state, known, reach=_HELD_KEYFRAMES).held
     usual = float(np.nanmedian(held)) if np.isfinite(held).any() else 0.0
     return _Window(cost, sigma, float(solution.state.log_focal[middle]), usual)
 

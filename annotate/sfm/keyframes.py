@@ -32,7 +32,14 @@ from .observations import (
     thin_observations,
 )
 from .records import KNOWN_LENS_SIGMA, KnownLens, StartCameras
-from .triangulation import back_project, keep_known, triangulate_known, without_moving
+from .triangulation import (
+    back_project,
+    forget,
+    keep_known,
+    moving_together,
+    triangulate_known,
+    without_moving,
+)
 
 log = logging.getLogger(__name__)
 
@@ -327,7 +334,9 @@ class KeyframeProblem:
             points,
             triangulate_known(self.problem, state, placed, ~torch.isfinite(points).all(1)),
         )
-        state = without_moving(self.problem, replace(state, points=points), placed)
+        state = replace(state, points=points)
+        moving = self.moving(self.problem, state, placed)
+        state = forget(without_moving(self.problem, state, placed), moving)
         used, used_state = keep_known(self.problem, state, placed)
         used = count_patches(count_depth(used, self.depths_per_frame), self.noise)
         gain = None if self.noise is None else self.noise.gain_prior(used.num_frames)
@@ -343,6 +352,12 @@ class KeyframeProblem:
         )
         new = solution.state
         return replace(new, points=back_project(self.problem, new)), used, solution
+
+    def moving(self, problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(P,) tracks that move, where cameras to begin with were given that tell it."""
+        if self.given.start is None:
+            return np.zeros(problem.num_points, bool)
+        return moving_together(problem, state, placed)
 
     def _focal_prior(self, num_frames: int, *, free: bool) -> FocalPrior:
         if not free:

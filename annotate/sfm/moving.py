@@ -3,12 +3,14 @@
 Cameras that follow something that moves on its own are consistent with it, however many tracks one asks. They give
 themselves away where they take it for the world, and where they leave it again: what they agreed with before, they
 contradict from then on, and what they agree with then, they contradicted before. Hardly a track agrees on both sides.
-Right cameras lose nothing there: what stands still goes on agreeing, even where it is a small part of the picture.
+Right cameras lose nothing there: what stands still goes on agreeing, even where it is a small part of the picture, and
+what moves contradicts them on either side.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,10 +48,17 @@ def votes(problem: Problem) -> FloatArray:
     return 1.0 / count[group]
 
 
-def held_by_frame(
-    problem: Problem, first: State, solved: State, numbers: Tensor, *, reach: int
-) -> tuple[FloatArray, FloatArray]:
-    """`held_share` and `moving_share` of a bundle's solution, each (F,).
+@dataclass(frozen=True)
+class Shares:
+    """`held_share`, `kept_share` and `moving_share` of a bundle's solution, each (F,)."""
+
+    held: FloatArray
+    kept: FloatArray
+    moving: FloatArray
+
+
+def shares_by_frame(problem: Problem, first: State, solved: State, numbers: Tensor, *, reach: int) -> Shares:
+    """How much of each picture goes on agreeing with the cameras of a bundle, and how much never does.
 
     Args:
         problem: all observations, also those of tracks that were left out because they move.
@@ -61,8 +70,12 @@ def held_by_frame(
     counted = torch.isfinite(first.points).all(1)[problem.point].numpy()
     agrees = agreeing(problem, replace(solved, points=points))[counted]
     seen = problem.frame.numpy()[counted], problem.point.numpy()[counted], agrees, votes(problem)[counted]
-    held = held_share(*seen, num_frames=problem.num_frames, reach=reach)
-    return held, moving_share(*seen, num_frames=problem.num_frames)
+    number = problem.num_frames
+    return Shares(
+        held=held_share(*seen, num_frames=number, reach=reach),
+        kept=kept_share(*seen, num_frames=number, reach=reach),
+        moving=moving_share(*seen, num_frames=number),
+    )
 
 
 def moving_share(
@@ -96,10 +109,46 @@ def held_share(
     Returns:
         (num_frames,), NaN for the first frame and where fewer than 20 tracks go on.
     """
+    out = np.full(num_frames, np.nan)
+    for f, vote, good in _crossing(frame, point, agrees, weight, num_frames=num_frames, reach=reach):
+        out[f] = vote[good.all(0)].sum() / vote.sum()
+    return out
+
+
+def kept_share(
+    frame: IntArray,
+    point: IntArray,
+    agrees: NDArray[np.bool_],
+    weight: FloatArray,
+    *,
+    num_frames: int,
+    reach: int,
+) -> FloatArray:
+    """Of what agrees with the cameras before each frame or from it on, the share of the picture that agrees with both.
+
+    What contradicts them on both sides only moves, however much of the picture it is. What they leave, and what they
+    take up instead, says that they went over to something else. Arguments and result as of `held_share`; 0 where
+    nothing agrees.
+    """
+    out = np.full(num_frames, np.nan)
+    for f, vote, good in _crossing(frame, point, agrees, weight, num_frames=num_frames, reach=reach):
+        out[f] = vote[good.all(0)].sum() / max(vote[good.any(0)].sum(), 1e-9)
+    return out
+
+
+def _crossing(
+    frame: IntArray,
+    point: IntArray,
+    agrees: NDArray[np.bool_],
+    weight: FloatArray,
+    *,
+    num_frames: int,
+    reach: int,
+) -> Iterator[tuple[int, FloatArray, NDArray[np.bool_]]]:
+    """Frame, vote (T,) of each track that goes on across it, and whether it agrees before it and from it on (2, T)."""
     order = np.argsort(frame, kind="stable")
     frame, point, agrees, weight = frame[order], point[order], agrees[order], weight[order]
     start = np.searchsorted(frame, np.arange(num_frames + 1))
-    out = np.full(num_frames, np.nan)
     for f in range(1, num_frames):
         first, last = start[max(0, f - reach)], start[min(num_frames, f + reach)]
         if last <= first:
@@ -115,6 +164,4 @@ def held_share(
         if crossing.sum() < _MIN_CROSSING:
             continue
         vote = np.bincount(local, weight[first:last], minlength=size) / seen.sum(0)
-        holds = crossing & (good >= 0.5 * seen).all(0)
-        out[f] = vote[holds].sum() / vote[crossing].sum()
-    return out
+        yield f, vote[crossing], (good >= 0.5 * seen)[:, crossing]

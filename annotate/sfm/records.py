@@ -48,8 +48,8 @@ class CameraSolution:
         num_linked: (F,) the same with places that the alignment of whole images gives where there are no points.
         depth_log_residual: median absolute log difference between solved and given depth.
         parallax_rad: median over tracks of the largest angle between viewing rays.
-        held_share: (F,) share of the picture that agrees with the cameras before a frame and from it on, of what both
-            sides see; NaN where that is too little. None where it was not asked.
+        kept_share: (F,) of what agrees with the cameras before a frame or from it on, the share of the picture that
+            agrees with both; NaN where too little is seen on both sides. None where it was not asked.
         moving_share: (F,) share of each picture, of what is tracked, that contradicts the cameras; None likewise.
         rest_error_ratio: usual reprojection error of the best camera that stays in one place, over that of these; NaN
             where parallax leaves no doubt that the camera moved.
@@ -109,7 +109,7 @@ class CameraSolution:
     num_joining: IntArray | None = None
     num_linked: IntArray | None = None
     rest_error_ratio: float = float("nan")
-    held_share: FloatArray | None = None
+    kept_share: FloatArray | None = None
     moving_share: FloatArray | None = None
     lens_model: LensModel = "near_pinhole"
     radial_k2: float | None = None

@@ -20,14 +20,14 @@ from .bundle.solve import Effort, Question, solve_bundle
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
 from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
-from .moving import held_by_frame
+from .moving import shares_by_frame
 from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
 from .summary import summarise
-from .triangulation import back_project, keep_known, known_points, triangulate, without_moving
+from .triangulation import back_project, forget, keep_known, known_points, triangulate, without_moving
 
-_HELD_REACH = 8
+_REACH = 8
 """Frames on either side of one that are asked whether they agree: what moves has left its place by then."""
 
 log = logging.getLogger(__name__)
@@ -74,15 +74,15 @@ def register_all_frames(
     """
     frames, config, noise = keys.tracks.num_frames, keys.given.config, keys.noise
     problem = keys.whole_problem()
-    state = _resected(problem, keys, key_state, placed)
+    state, moves = _resected(problem, keys, key_state, placed)
     everywhere = np.ones(frames, bool)
-    still = without_moving(problem, state, everywhere)
+    still = forget(without_moving(problem, state, everywhere), moves)
     used, used_state = keep_known(problem, still, everywhere)
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
     solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     known = known_points(problem, still, everywhere)
-    held, moving = held_by_frame(problem, state, solution.state, known, reach=_HELD_REACH)
+    shares = shares_by_frame(problem, state, solution.state, known, reach=_REACH)
     rest = float("nan")
     if cameras.parallax_rad < CLEAR_PARALLAX_RAD:
         rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
@@ -96,8 +96,8 @@ def register_all_frames(
     return replace(
         cameras,
         rest_error_ratio=rest,
-        held_share=held,
-        moving_share=moving,
+        kept_share=shares.kept,
+        moving_share=shares.moving,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         shared=shared,
@@ -133,8 +133,11 @@ def _shared_errors(
         return None
 
 
-def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed: NDArray[np.bool_]) -> State:
-    """Cameras of all frames: those between keyframes from the points that the keyframes know; and all points."""
+def _resected(
+    problem: Problem, keys: KeyframeProblem, key_state: State, placed: NDArray[np.bool_]
+) -> tuple[State, NDArray[np.bool_]]:
+    """Cameras of all frames: those between keyframes from the points that the keyframes know; and all points, with
+    those (P,) of them that move."""
     frames, keyframes = problem.num_frames, keys.keyframes
     rotation, translation, log_focal = _spread_to_all(key_state, keyframes, placed, frames)
     state = State(
@@ -154,7 +157,8 @@ def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed:
         torch.isfinite(points), points, triangulate(problem, state, ~torch.isfinite(points).all(1))
     )
     state = replace(state, points=points)
-    used, used_state = keep_known(problem, state, np.ones(frames, bool))
+    moving = keys.moving(problem, state, known.numpy())
+    used, used_state = keep_known(problem, forget(state, moving), np.ones(frames, bool))
     moved, _ = resect(
         used,
         used_state,
@@ -170,7 +174,9 @@ def _resected(problem: Problem, keys: KeyframeProblem, key_state: State, placed:
     solved = triangulate(problem, state, ~torch.isfinite(from_depth).all(1))
     usable, depth = int(torch.isfinite(points).all(1).sum()), 100 * np.isfinite(keys.z).mean()
     log.debug("points: %d of %d usable, depth on %.0f%%", usable, problem.num_points, depth)
-    return replace(state, points=torch.where(torch.isfinite(from_depth), from_depth, solved))
+    state = replace(state, points=torch.where(torch.isfinite(from_depth), from_depth, solved))
+    # Tracks that live between two keyframes are told by now.
+    return state, moving | keys.moving(problem, state, np.ones(frames, bool))
 
 
 def _bundle_all(

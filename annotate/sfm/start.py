@@ -25,7 +25,7 @@ from .depth_noise import sample_depth
 from .observations import build_problem, subset_frames
 from .records import MIN_INLIERS, StartCameras
 from .resection import absolute_pose, inlier_mask
-from .triangulation import track_errors
+from .triangulation import moving_together
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,6 @@ log = logging.getLogger(__name__)
 _WRONG_DEPTH_LOG = 0.04
 """Depth of a frame that is off by more than this as a whole, and by four times what is usual in the clip, is not used.
 A frame lost costs little; one kept with a wrong factor pulls its camera and its focal length along."""
-
-
-_MOVES, _MOVES_MORE = 8.0, 2.5
-"""A track moves on its own if it is off under the network's cameras by more than so many standard deviations of a
-measurement, and so many times what is usual in the clip. Rendered: what stands still 1.5 times at most for nine tracks
-of ten, things that walk 3 to 50 times."""
-_MUCH_MOVES = 0.25
-"""Share of the tracks of a keyframe from which on it matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +128,14 @@ class _KeyframesOnPoints:
         self.moving = self._moving(problem)
 
     def _moving(self, problem: Problem) -> NDArray[np.bool_]:
-        """(P,) tracks that contradict the network's path by far more than its errors, where they own much of a picture.
-
-        There they would place the keyframe by themselves: what moves as one is as rigid as the scene.
-        """
+        """(P,) tracks that move on their own under the network's cameras."""
         state = replace(
             state_at_origin(problem, torch.as_tensor(np.log(self.focal))),
             rotation=torch.as_tensor(self.rotation),
             translation=torch.as_tensor(self.translation),
             points=torch.as_tensor(self._median_points(self.placed)),
         )
-        error = track_errors(problem, state, self.placed)
-        moving = np.nan_to_num(error) > max(_MOVES, _MOVES_MORE * float(np.nanmedian(error)))
-        share = [float(moving[self.tracks.track[seen]].mean()) for seen in self.by_frame if len(seen)]
-        return moving if max(share, default=0.0) > _MUCH_MOVES else np.zeros_like(moving)
+        return moving_together(problem, state, self.placed)
 
     def place(self, tolerance: float) -> FloatArray:
         """Place every keyframe anew, errors up to `tolerance` thresholds; (K,) log factor of its depth, NaN if none."""

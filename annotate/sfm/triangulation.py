@@ -110,6 +110,29 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     return np.nan_to_num(error) > bound
 
 
+_MOVES, _MOVES_MORE = 8.0, 2.5
+"""A track moves on its own if it is off under good cameras by more than so many standard deviations of a measurement,
+and so many times what is usual in the clip. Rendered, with cameras of a network: what stands still 1.5 times at most
+for nine tracks of ten, things that walk 3 to 50 times."""
+_MUCH_MOVES = 0.25
+"""Share of the tracks of a frame from which on it matters."""
+
+
+def moving_together(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(P,) tracks that contradict cameras which others vouch for, where they own much of a picture; elsewhere none.
+
+    There they would place it by themselves: what moves as one is as rigid as the scene, and a focal length that is free
+    in every frame bends to please both.
+    """
+    error = track_errors(problem, state, placed)
+    moving = np.nan_to_num(error) > max(_MOVES, _MOVES_MORE * float(np.nanmedian(error)))
+    seen = placed[problem.frame.numpy()]
+    frame, point = problem.frame.numpy()[seen], problem.point.numpy()[seen]
+    count = np.bincount(frame, minlength=problem.num_frames)
+    share = np.bincount(frame, moving[point], minlength=problem.num_frames) / np.maximum(count, 1)
+    return moving if share.max(initial=0.0) > _MUCH_MOVES else np.zeros_like(moving)
+
+
 _DEPTH_TOLERANCE = 4.0
 """Standard deviations by which a triangulated point may lie off its measured depth."""
 
@@ -136,6 +159,11 @@ def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) ->
     log.debug("moving: %d of %d tracks, %d kept by triangulation", dropped.sum(), len(moving), still.sum())
     points = torch.where(still[:, None], solved, state.points)
     return replace(state, points=torch.where(dropped[:, None], torch.nan, points))
+
+
+def forget(state: State, points: NDArray[np.bool_]) -> State:
+    """State in which some of the points (P,) have no place."""
+    return replace(state, points=torch.where(torch.as_tensor(points)[:, None], torch.nan, state.points))
 
 
 def known_points(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Tensor:

@@ -168,9 +168,9 @@ def _inlier_share(solved: _Solved) -> float:
     return float(cameras.num_inliers.sum() / max(1, cameras.num_observations.sum()))
 
 
-def _held(solved: _Solved) -> float:
-    held = solved.cameras.held_share
-    return float("nan") if held is None or not np.isfinite(held).any() else float(np.nanmin(held))
+def _kept(solved: _Solved) -> float:
+    kept = solved.cameras.kept_share
+    return float("nan") if kept is None or not np.isfinite(kept).any() else float(np.nanmin(kept))
 
 
 def _depth_scale(solved: _Solved) -> float:
@@ -256,9 +256,9 @@ _RULES = (
     _Rule(
         # Cameras that take what moves for the world contradict the world where they begin to, and where they end.
         name="held",
-        value=_held,
-        lower=lambda s: s.config.min_held_share,
-        applies=lambda s: not s.posed and bool(np.isfinite(_held(s))),
+        value=_kept,
+        lower=lambda s: s.config.min_kept_share,
+        applies=lambda s: not s.posed and bool(np.isfinite(_kept(s))),
     ),
     _Rule(name="motion", value=lambda s: image_motion(s.measured), lower=lambda s: s.config.static_motion),
     _Rule(

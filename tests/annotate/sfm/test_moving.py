@@ -12,9 +12,10 @@ from theodolite.annotate.sfm import incremental, start
 from theodolite.annotate.sfm.bundle.problem import Problem, state_at_origin
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.incremental import place_incrementally
-from theodolite.annotate.sfm.moving import agreeing, held_share, moving_share, votes
+from theodolite.annotate.sfm.moving import agreeing, held_share, kept_share, moving_share, votes
 from theodolite.annotate.sfm.observations import build_problem, subset_frames
 from theodolite.annotate.sfm.records import StartCameras
+from theodolite.annotate.sfm.triangulation import back_project, forget, moving_together
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, Tracks, make_tracks
 from theodolite.dataset.arrays import IntArray
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -47,6 +48,27 @@ def test_cameras_that_follow_a_thing_lose_hold_where_they_begin_to_and_where_the
     held = held_share(*seen(follow), num_frames=FRAMES, reach=8)
     assert held[list(follow)].max() == 0.0
     assert held[[2, 38]].min() == 1.0
+
+
+def test_what_contradicts_right_cameras_on_either_side_is_not_held_against_them() -> None:
+    kept = kept_share(*seen((0, 0)), num_frames=FRAMES, reach=8)
+    assert np.isnan(kept[0])
+    np.testing.assert_allclose(kept[1:], 1.0)
+
+
+@pytest.mark.parametrize("follow", [(14, 26), (10, 30)])
+def test_cameras_that_go_over_to_a_thing_keep_nothing_of_what_they_agreed_with(follow) -> None:
+    kept = kept_share(*seen(follow), num_frames=FRAMES, reach=8)
+    assert kept[list(follow)].max() == 0.0
+    assert kept[[2, 38]].min() == 1.0
+
+
+def test_a_part_of_the_picture_that_cameras_leave_is_counted_by_its_area() -> None:
+    frame, point, agrees, weight = seen((0, 0))
+    agrees = agrees & ~((point < 10) & (frame >= 20))  # a third of the room is lost
+    kept = kept_share(frame, point, agrees, weight, num_frames=FRAMES, reach=8)
+    np.testing.assert_allclose(kept[20], 2 / 3)
+    np.testing.assert_allclose(kept[[11, 29]], 1.0)
 
 
 def test_what_moves_has_its_share_of_each_picture_by_area() -> None:
@@ -173,6 +195,41 @@ def test_a_clip_is_begun_where_nothing_moves(held, sigma, number, monkeypatch) -
     windows: list[IntArray] = [np.arange(0, 5), np.arange(5, 10)]
     chosen = incremental.choose_start(lambda _: problem, windows, WIDTH, BundleConfig())
     assert chosen == (number, 6.2 if number == 7 else 6.3)
+
+
+def of_thing(tracks: Tracks, depth: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """(P,) bool, tracks whose places in the world are not one."""
+    ray = np.concatenate([(tracks.xy_px - (WIDTH / 2, HEIGHT / 2)) / FOCAL, np.ones((len(depth), 1))], 1)
+    world = (
+        np.einsum("nij,nj->ni", poses[tracks.frame, :3, :3], ray * depth[:, None])
+        + poses[tracks.frame, :3, 3]
+    )
+    place = np.zeros((tracks.num_tracks, 2, 3))
+    place[tracks.track[::-1], 0], place[tracks.track, 1] = (
+        world[::-1],
+        world,
+    )  # the first and the last of each
+    return np.linalg.norm(place[:, 1] - place[:, 0], axis=1) > 0.05
+
+
+@pytest.mark.parametrize(("thing", "matters"), [(150, True), (12, False)])
+def test_tracks_that_move_are_left_out_where_they_own_much_of_a_picture(thing, matters) -> None:
+    tracks, depth, poses = clip(room=40 if matters else 120, thing=thing)
+    own = of_thing(tracks, depth, poses)
+    depth = depth * np.exp(0.03 * np.random.default_rng(5).standard_normal(len(depth)))
+    problem = build_problem(tracks, depth, BundleConfig(), depth_sigma_log=0.03)
+    state = state_at_origin(problem, torch.full((CLIP,), np.log(FOCAL), dtype=torch.float64))
+    world_to_camera = torch.as_tensor(se3_inverse(poses))
+    state = replace(state, rotation=world_to_camera[:, :3, :3], translation=world_to_camera[:, :3, 3])
+    state = replace(state, points=back_project(problem, state))
+    moves = moving_together(problem, state, np.ones(CLIP, bool))
+    if not matters:
+        assert own.any()
+        assert not moves.any()
+        return
+    assert moves[own].mean() > 0.9
+    assert moves[~own].mean() < 0.05
+    assert torch.isfinite(forget(state, moves).points).all(1).tolist() == (~moves).tolist()
 
 
 class NoMaps:

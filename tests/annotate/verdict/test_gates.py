@@ -105,7 +105,7 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         focal_common_log=0.01,
         rest_error_ratio=2.5,
         num_linked=np.full(FRAMES, 150),
-        held_share=np.r_[np.nan, np.full(FRAMES - 1, 0.9)],
+        kept_share=np.r_[np.nan, np.full(FRAMES - 1, 0.9)],
     )
     seen = {"height": HEIGHT, "width": WIDTH, "config": GatesConfig()}
     gates = judge(cameras, scale(), measurements(), **seen)
@@ -212,7 +212,7 @@ def sheared() -> CameraSolution:
         (replace(solution(), num_inliers=np.full(FRAMES, 25)), "too_few_inliers"),
         (replace(solution(), parallax_rad=0.001), "no_parallax"),
         (replace(solution(), rest_error_ratio=1.1), "no_parallax"),
-        (replace(solution(), held_share=np.r_[np.nan, np.full(FRAMES - 2, 0.9), 0.1]), "moving_things"),
+        (replace(solution(), kept_share=np.r_[np.nan, np.full(FRAMES - 2, 0.9), 0.6]), "moving_things"),
         (replace(solution(), lens_model="fisheye"), "fisheye_lens"),
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
