@@ -10,8 +10,9 @@ Source: SANA-WM (arXiv 2605.15178) and the public NVlabs/Sana training code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -125,7 +126,20 @@ def noise_levels(shift: float, device: torch.device | str = "cpu") -> tuple[Tens
     return sigma.float(), (NUM_LEVELS * sigma).long()
 
 
-def draw(config: ObjectiveConfig, batch: Batch, generator: torch.Generator | None = None) -> Draws:
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One for all clips, one for each of them, or torch's own."""
+
+
+def _drawn(
+    make: Callable[..., Tensor], shape: Sequence[int], device: torch.device, given: Generators
+) -> Tensor:
+    """Random numbers for a batch, of one generator or each clip's of its own: all that is done clip by clip."""
+    if given is None or isinstance(given, torch.Generator):
+        return make(tuple(shape), generator=given, device=device)
+    return torch.cat([make((1, *shape[1:]), generator=one, device=device) for one in given])
+
+
+def draw(config: ObjectiveConfig, batch: Batch, generator: Generators = None) -> Draws:
     """Draw noise and levels for a batch.
 
     Args:
@@ -139,7 +153,7 @@ def draw(config: ObjectiveConfig, batch: Batch, generator: torch.Generator | Non
         raise ValueError("a clip of one latent frame, conditioned on its image, leaves nothing to learn")
 
     def chance(probability: float) -> Tensor:
-        return torch.rand(b, generator=generator, device=device) < probability
+        return _drawn(torch.rand, (b,), device, generator) < probability
 
     anchor = _logit_normal(config, b, device, generator)
     if config.chunks is None:
@@ -155,20 +169,18 @@ def draw(config: ObjectiveConfig, batch: Batch, generator: torch.Generator | Non
         index=index,
         conditioned=conditioned,
         captionless=chance(config.caption_dropout),
-        noise=torch.randn(batch.latents.shape, generator=generator, device=device),
+        noise=_drawn(torch.randn, batch.latents.shape, device, generator),
     )
 
 
-def _logit_normal(
-    config: ObjectiveConfig, count: int, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
+def _logit_normal(config: ObjectiveConfig, count: int, device: torch.device, generator: Generators) -> Tensor:
     """(count,) indices; sigmoid rounds to 1 far out, so the last index takes what lies there."""
-    z = torch.randn(count, generator=generator, device=device) * config.logit_std + config.logit_mean
+    z = _drawn(torch.randn, (count,), device, generator) * config.logit_std + config.logit_mean
     return (NUM_LEVELS * torch.sigmoid(z)).long().clamp_max(NUM_LEVELS - 1)
 
 
 def draw_chunk_levels(
-    config: ChunkTimes, anchor: Tensor, num_chunks: int, generator: torch.Generator | None = None
+    config: ChunkTimes, anchor: Tensor, num_chunks: int, generator: Generators = None
 ) -> Tensor:
     """Noise level of every chunk, of the four kinds of `ChunkTimes`.
 
@@ -179,13 +191,13 @@ def draw_chunk_levels(
     """
     b, device = len(anchor), anchor.device
     edges = torch.tensor(config.shares, dtype=torch.float64, device=device).cumsum(0)[:-1].float()
-    kind = torch.bucketize(torch.rand(b, generator=generator, device=device), edges, right=True)
-    place = torch.randint(num_chunks, (b,), generator=generator, device=device)
+    kind = torch.bucketize(_drawn(torch.rand, (b,), device, generator), edges, right=True)
+    place = _drawn(partial(torch.randint, num_chunks), (b,), device, generator)
     place = torch.where(kind == 1, place, num_chunks - 1)
     levels = rising_levels(anchor, place, num_chunks, generator)
     levels = torch.where((kind == 0)[:, None], anchor[:, None], levels)
     if num_chunks > 1:
-        clean = torch.randint(1, num_chunks, (b,), generator=generator, device=device)
+        clean = _drawn(partial(torch.randint, 1, num_chunks), (b,), device, generator)
         prefix = torch.arange(num_chunks, device=device) < clean[:, None]
         levels = torch.where(prefix & (kind == 3)[:, None], 0, levels)
     return levels
@@ -195,7 +207,7 @@ def rising_levels(
     anchor: Tensor,
     place: Tensor,
     num_chunks: int,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     *,
     num_levels: int = NUM_LEVELS,
 ) -> Tensor:
@@ -219,12 +231,10 @@ def rising_levels(
     return together.gather(1, source)
 
 
-def _multisets(
-    count: Tensor, levels: Tensor, most: int, num_levels: int, generator: torch.Generator | None
-) -> Tensor:
+def _multisets(count: Tensor, levels: Tensor, most: int, num_levels: int, generator: Generators) -> Tensor:
     """(B, most): in the first `count` places a random multiset of 0..levels - 1 in order."""
     width = num_levels + most
-    keys = torch.rand(len(count), width, generator=generator, device=count.device)
+    keys = _drawn(torch.rand, (len(count), width), count.device, generator)
     allowed = torch.arange(width, device=count.device) < (levels + count - 1)[:, None]
     chosen = keys.masked_fill(~allowed, -1.0).topk(most, dim=1).indices
     place = torch.arange(most, device=count.device)
@@ -296,11 +306,7 @@ def draw_by_seed(config: ObjectiveConfig, batch: Batch, seeds: Sequence[int]) ->
     """`draw`, each clip's by a seed of its own: whatever batch, rank or step it comes in, its draws are the same."""
     if len(seeds) != len(batch.latents):
         raise ValueError(f"{len(seeds)} seeds for {len(batch.latents)} clips")
-    drawn = []
-    for i, seed in enumerate(seeds):
-        generator = torch.Generator(batch.latents.device).manual_seed(seed)
-        drawn.append(draw(config, Batch(batch.latents[i : i + 1], batch.text), generator))
-    return Draws(*(torch.cat([getattr(d, f.name) for d in drawn]) for f in fields(Draws)))
+    return draw(config, batch, [torch.Generator(batch.latents.device).manual_seed(seed) for seed in seeds])
 
 
 def training_loss(

@@ -20,6 +20,7 @@ from theodolite.train.objective import (
     Draws,
     ObjectiveConfig,
     draw,
+    draw_by_seed,
     draw_chunk_levels,
     flow_matching_loss,
     noise_levels,
@@ -125,6 +126,19 @@ def test_image_conditioning_and_dropped_captions():
 
 
 @pytest.mark.slow
+def test_draws_by_seed_are_those_of_each_clip_alone():
+    """Drawn for the batch in one go, but for the numbers themselves."""
+    seeds = [5, 77, 1234567890123]
+    batch = Batch(latents=torch.zeros(3, 4, 22, 2, 3), text=Text(torch.zeros(3, 1, 1)))
+    for config in (ObjectiveConfig(), ObjectiveConfig(chunks=ChunkTimes())):
+        together = draw_by_seed(config, batch, seeds)
+        for i, seed in enumerate(seeds):
+            one = Batch(batch.latents[:1], batch.text)
+            alone = draw(config, one, torch.Generator().manual_seed(seed))
+            for name, drawn in vars(alone).items():
+                assert torch.equal(drawn[0], getattr(together, name)[i]), name
+
+
 def test_rising_levels_are_all_equally_likely():
     """Against a list of all sequences, for every anchor."""
     levels, chunks, each = 5, 4, 40_000
