@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,8 @@ from .pieces import (
 )
 from .processes import map_processes
 from .schema import SCHEMA_VERSION, SERIES_COLUMNS
-from .storage.paths import as_path
+from .storage.listing import CLOCK_TICK_NS
+from .storage.paths import StorePath, as_path
 from .store import (
     INDEX_FOLDER,
     Stamp,
@@ -61,6 +63,7 @@ from .store import (
 
 log = logging.getLogger(__name__)
 
+_MOST_WAITS = 50
 _LEFT_OUT = ("error", "stage_wall_s")
 """Per-clip columns that the Parquet file lacks: nothing is selected by them."""
 _PART, _ROW_GROUP, _ROW = PLACE_COLUMNS
@@ -156,7 +159,7 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
     path = piece_path(out, folder)
     path.parent.mkdir(exist_ok=True)
     # Before reading: a part that changes meanwhile makes the index stale.
-    stamps = part_stamps(out, parts)
+    stamps = _settled_stamps(out, parts)
     known = {} if anew else _known_parts(out, folder)
     tables: list[pa.Table] = []
     footers: list[bytes | None] = []
@@ -190,6 +193,21 @@ def write_piece(out: Path, folder: str, parts: Sequence[Path], *, anew: bool = F
     table = table.append_column(DIGEST, digests)
     content = sealed(table, notes, compression="zstd", row_group_size=1 << 20)
     write_atomically(path, memoryview(content))
+
+
+def _settled_stamps(out: Path, parts: Sequence[Path]) -> list[Stamp]:
+    """Stamps of parts, once each further change gives another one: parts that were written a moment ago are waited for
+    until the clock of the file system has gone on."""
+    stamps = part_stamps(out, parts)
+    for _ in range(0 if isinstance(out, StorePath) else _MOST_WAITS):
+        newest = max((changed for _name, _size, changed in stamps), default=0)
+        if time.time_ns() - newest > CLOCK_TICK_NS:
+            break
+        time.sleep(CLOCK_TICK_NS / 1e9)
+        before, stamps = stamps, part_stamps(out, parts)
+        if stamps == before:  # also where another machine's clock is ahead
+            break
+    return stamps
 
 
 _Indexed = tuple[pa.Table, list[bytes] | None]

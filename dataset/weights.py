@@ -21,6 +21,7 @@ from pydantic import Field
 
 from .hub import hub_error
 from .licences import allows_commercial_use
+from .storage.listing import CLOCK_TICK_NS
 from .store import write_atomically
 from .strict import Strict
 
@@ -566,7 +567,7 @@ def file_digest(path: Path) -> str:
             digest.update(block)
     found = digest.hexdigest()
     # A file that was written a moment ago may be written again within one tick of the system's clock.
-    if time.time_ns() - state.st_mtime_ns > 50_000_000:
+    if time.time_ns() - state.st_mtime_ns > CLOCK_TICK_NS:
         _remember(path, {"file": str(path), "mark": mark, "sha256": found})
     return found
 

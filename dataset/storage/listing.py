@@ -32,7 +32,10 @@ _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.01, 0.5
 
 Stamp = tuple[str, int, int]
 """Name of a part below the dataset, its size, and its time of change in nanoseconds (in an object store that of its
-commit): what tells it from another one of its name without reading it."""
+commit): what tells it from another one of its name without reading it. Two changes within `CLOCK_TICK_NS` may leave the
+same."""
+CLOCK_TICK_NS = 20_000_000
+"""Twice the longest step by which the clock goes on that file systems take a time of change from."""
 
 
 @dataclass(frozen=True)

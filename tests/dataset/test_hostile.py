@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -365,6 +367,26 @@ def test_a_dictionary_of_long_texts_is_refused_before_it_unfolds(tmp_path, fruga
     pq.write_table(pa.table({"error": fixed}), path, store_schema=False, **options)
     with pytest.raises(InputError, match=r"column error.*would become 477 MiB"):
         read_table(path)
+
+
+@pytest.mark.slow
+def test_what_texts_unfold_into_is_counted_without_pandas(tmp_path) -> None:
+    """Arrow loads it to give numbers to numpy, which took `inspect` of a large dataset half a second."""
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(np.ones(50_000, np.int32)), pa.array(["x" * 100_000, "a"])
+    )
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"error": names}), path, store_schema=False, dictionary_pagesize_limit=1 << 30)
+    code = """
+import sys
+from theodolite.dataset import parquet
+counted = parquet._unfolded_bytes
+parquet._unfolded_bytes = lambda values: print(counted(values)) or counted(values)
+parquet.read_table(sys.argv[1])
+print("pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["50000", "False"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from theodolite.dataset.index import refresh_index, refresh_piece, refreshed_tal
 from theodolite.dataset.parquet import sealed
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.rows import Row
+from theodolite.dataset.storage.listing import CLOCK_TICK_NS
 from theodolite.dataset.store import list_parts, part_folders, part_path, prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
 
@@ -214,6 +216,25 @@ def test_no_index_is_believed_that_is_of_other_parts(out: Path, change: Callable
     refresh_index(out)
     change(list_parts(out)[0])
     assert index.open_index(out, store.stamped_folders(out)) is None
+
+
+def test_parts_of_this_moment_are_read_once_a_change_would_show(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks of file systems go on in steps: within one a part may change twice and bear one time."""
+    ages: list[int] = []
+    whole = index._index_part
+
+    def watched(part: Path):
+        ages.append(time.time_ns() - part.stat().st_mtime_ns)
+        return whole(part)
+
+    monkeypatch.setattr(index, "_index_part", watched)
+    for part in list_parts(out):
+        os.utime(part)
+    refresh_index(out)
+    assert len(ages) == 5
+    assert min(ages) >= CLOCK_TICK_NS
 
 
 def test_a_part_of_a_far_year_is_indexed(out: Path, read: list[str]) -> None:
