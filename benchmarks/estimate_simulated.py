@@ -3,7 +3,7 @@
     python benchmarks/estimate_simulated.py run --out lines.jsonl [--seconds 10,60,120] [--seeds 5,4,3] \\
         [--first-seed 100] [--data DATA] [--workers 2]
     python benchmarks/estimate_simulated.py table lines.jsonl
-    python benchmarks/estimate_simulated.py windows [--seconds 60] [--seeds 4]
+    python benchmarks/estimate_simulated.py windows [--seconds 60] [--seeds 4] [--plans 64:32,64:56]
 
 All methods see the same simulated networks (tests/annotate/simulator.py: gauge and unit per window, drift, 5 % depth
 noise, bleeding edges, wrong depth on a moving thing, 10 % wrong frames, metric frames off by 10 %):
@@ -38,6 +38,7 @@ from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -247,7 +248,7 @@ def one(method: str, truth: Truth, errors: Errors, clip: ClipRef, config: Annota
         at, found = (chained if method == "chained" else peers_chain)(truth, errors, clip, frames)
     else:
         if method == "ours":
-            estimators = simulated(truth, errors)
+            estimators = simulated(truth, errors, config.geometry.keyframes)
         else:
             estimators = Estimators(
                 sequence=PeersGeometry(SimulatedPi3X(truth, errors), PEERS),
@@ -309,19 +310,19 @@ def case(
     )
 
 
-Task = tuple[str, int, int, str, Path | None]
-"""Kind of clip, seconds, seed, method, folder of the recordings."""
+Task = tuple[str, int, int, str, Path | None, str]
+"""Kind of clip, seconds, seed, method, folder of the recordings, keyframes of `ours` as JSON."""
 
 
 def tasks(
-    seconds: list[int], seeds: list[int], first: int, methods: list[str], data: Path | None
+    seconds: list[int], seeds: list[int], first: int, methods: list[str], data: Path | None, keyframes: str
 ) -> list[Task]:
     """What `run` does, longest first."""
     found: list[Task] = []
     for length, count in zip(seconds, seeds, strict=True):
-        found += [("rendered", length, first + k, m, data) for k in range(count) for m in methods]
+        found += [("rendered", length, first + k, m, data, keyframes) for k in range(count) for m in methods]
     if data is not None:
-        found += [(kind, round(RECORDINGS[kind][0] / 16), first + 100 + k, m, data)
+        found += [(kind, round(RECORDINGS[kind][0] / 16), first + 100 + k, m, data, keyframes)
                   for kind in RECORDINGS for k in range(3) for m in methods]  # fmt: skip
     quick = {"chained", "peers-chain"}
     return sorted(found, key=lambda t: -t[1] * (0.1 if t[3] in quick else 1))
@@ -330,9 +331,11 @@ def tasks(
 def work(task: Task) -> dict:
     """One line of the output."""
     torch.set_num_threads(1)
-    kind, seconds, seed, method, data = task
+    kind, seconds, seed, method, data, keyframes = task
     with tempfile.TemporaryDirectory() as folder:
         clip, config, truth, errors = case(kind, seconds, seed, data, Path(folder))
+        geometry = config.geometry.model_copy(update={"keyframes": KeyframesConfig(**json.loads(keyframes))})
+        config = config.model_copy(update={"geometry": geometry})
         line = one(method, truth, errors, clip, config)
     return {"what": f"{kind} {seconds} s", "seed": seed} | line
 
@@ -347,7 +350,7 @@ def run(args: argparse.Namespace) -> None:
         done = {
             (x["what"], x["seed"], x["method"]) for x in map(json.loads, args.out.read_text().splitlines())
         }
-    wanted = tasks(seconds, seeds, args.first_seed, args.methods.split(","), args.data)
+    wanted = tasks(seconds, seeds, args.first_seed, args.methods.split(","), args.data, args.keyframes)
     wanted = [t for t in wanted if (f"{t[0]} {t[1]} s", t[2], t[3]) not in done]
     with get_context("spawn").Pool(args.workers) as pool, args.out.open("a") as out:
         for line in pool.imap_unordered(work, wanted):
@@ -390,14 +393,44 @@ def table(args: argparse.Namespace) -> None:
             print(f"  {what}, {method}: {ratios}")
 
 
+ONE_PASS = 1000
+
+
+class Plan(NamedTuple):
+    """Keyframes a second, those of a window and from one window's start to the next, and whether one is spread."""
+
+    fps: float
+    window: int
+    step: int
+    spread: bool
+
+    @staticmethod
+    def of(text: str, fps: float) -> Plan:
+        """From `window:step`, with `-` before it for no spread window; or `all`."""
+        if text == "all":
+            return Plan(fps, ONE_PASS, ONE_PASS // 2, False)
+        window, step = map(int, text.removeprefix("-").split(":"))
+        return Plan(fps, window, step, not text.startswith("-"))
+
+    def config(self) -> KeyframesConfig:
+        """Of the recipe."""
+        return KeyframesConfig(fps=self.fps, window=self.window, step=self.step, spread_window=self.spread,
+                               max_one_pass=self.window)  # fmt: skip
+
+
+PLANS = ",".join(f"{sign}{n}:{n // 2}" for n in (32, 64, 96, 128) for sign in ("-", "")) + ",all"
+
+
 def windows(args: argparse.Namespace) -> None:
-    """Accuracy and cost of window lengths."""
+    """Accuracy and cost of lengths of windows, of their overlap and of the rate of keyframes."""
     torch.set_num_threads(1)
     (n1, f1), (n2, f2) = ((int(a), float(b)) for a, b in (x.split(":") for x in args.speed.split(",")))
     slope = (1 / f2 - 1 / f1) / (n2 - n1)
-    plans = [(n, spread) for n in (32, 64, 96, 128) for spread in (False, True)] + [(1000, False)]
-    found: dict[tuple[int, bool], list[dict[str, float]]] = {plan: [] for plan in plans}
-    cost: dict[tuple[int, bool], float] = {}
+    plans = [
+        Plan.of(x, fps) for fps in map(float, args.keyframe_fps.split(",")) for x in args.plans.split(",")
+    ]
+    found: dict[Plan, list[dict[str, float]]] = {plan: [] for plan in plans}
+    cost: dict[Plan, float] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         folder = tempfile.TemporaryDirectory()
         clip, config, truth, errors = case("rendered", args.seconds, seed, None, Path(folder.name))
@@ -405,12 +438,8 @@ def windows(args: argparse.Namespace) -> None:
         truth = replace(truth, depth_m=depth, moving=moving)
         frames = open_clip(clip, config.decode)
         for plan in plans:
-            length, spread = plan
-            one_pass = length == 1000
-            keyframes = KeyframesConfig(window=length, step=length // 2, spread_window=spread,
-                                    max_one_pass=1000 if one_pass else length)  # fmt: skip
             network = SimulatedPi3X(truth, errors)
-            stream = watch(network, keyframes, clip, frames)
+            stream = watch(network, plan.config(), clip, frames)
             cost[plan] = sum(len(w) * (1 / f1 + slope * (len(w) - n1)) for w in stream.windows)
             result = stream.finish()
             assert result.camera_to_world is not None
@@ -423,14 +452,13 @@ def windows(args: argparse.Namespace) -> None:
             found[plan].append(measure(poses, truth.camera_to_world[at], at / frames.timing.fps))
         folder.cleanup()
     print(f"{args.seconds} s, {args.seeds} clips, RMS; Pi3X at {args.speed} frames/s by window")
-    print("| window | spread window | ATE, cm | scale wander, % | Pi3X, s a clip |")
-    print("| --- | --- | --- | --- | --- |")
-    for (length, spread), of in found.items():
+    print("| keyframes/s | window, step | spread window | ATE, cm | scale wander, % | Pi3X, s a clip |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for plan, of in found.items():
         ate, wander = (100 * np.sqrt(np.mean([x[n] ** 2 for x in of])) for n in ("ate_m", "wander"))
-        name = "all at once" if length == 1000 else str(length)
-        print(
-            f"| {name} | {'yes' if spread else 'no'} | {ate:.1f} | {wander:.1f} | {cost[length, spread]:.1f} |"
-        )
+        name = "all at once" if plan.window == ONE_PASS else f"{plan.window}, {plan.step}"
+        spread = "yes" if plan.spread else "no"
+        print(f"| {plan.fps:g} | {name} | {spread} | {ate:.1f} | {wander:.1f} | {cost[plan]:.1f} |")
 
 
 def main() -> None:
@@ -444,12 +472,17 @@ def main() -> None:
     runner.add_argument("--data", type=Path)
     runner.add_argument("--methods", default=",".join(METHODS))
     runner.add_argument("--workers", type=int, default=1)
+    runner.add_argument("--keyframes", default="{}", help="annotate.geometry.keyframes of `ours`, as JSON")
     shower = sub.add_parser("table")
     shower.add_argument("files", type=Path, nargs="+")
     study = sub.add_parser("windows")
     study.add_argument("--seconds", type=int, default=60)
     study.add_argument("--seeds", type=int, default=4)
     study.add_argument("--first-seed", type=int, default=0)
+    study.add_argument(
+        "--plans", default=PLANS, help="window:step of each, - before it: without the spread window"
+    )
+    study.add_argument("--keyframe-fps", default="4", help="keyframes a second, several with commas")
     study.add_argument("--speed", default="64:42.9,128:26.1", help="window:frames/s, measured twice")
     args = parser.parse_args()
     {"run": run, "table": table, "windows": windows}[args.what](args)

@@ -2,32 +2,42 @@
 
 Networks of random numbers cost what the released ones cost, but random depth ends a bundle early. So here the network
 runs on the real images, its answer is thrown away, and the simulator of tests/annotate/simulator.py gives one that a
-clip of known truth deserves. Its answers are made once a process and kept.
+clip of known truth deserves. Its answers are made once a process and kept, or once for all of them (`prepare`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import multiprocessing
+import os
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from theodolite.annotate.config import AnnotateConfig
+from theodolite.annotate.geometry import moge2 as moge2_module
+from theodolite.annotate.geometry import pi3x as pi3x_module
 from theodolite.annotate.geometry.choose import metric_anchor, sequence_geometry
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.geometry.moge2 import MoGe2Anchor, MoGe2Stream, RawImages
 from theodolite.annotate.geometry.pi3x import Pi3XGeometry
 from theodolite.annotate.geometry.window_maps import RawWindow
-from theodolite.annotate.geometry.windows import KeyframeStream
+from theodolite.annotate.geometry.windows import KeyframeStream, choose_keyframes, plan_windows
 from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
+from theodolite.annotate.sfm import processes
 from theodolite.annotate.sources.clip import ClipRef, Mode
 from theodolite.dataset.rows import Row
 
@@ -39,10 +49,15 @@ ANSWER_SIZE = (189, 336)
 
 
 class Paced:
-    """Runs a real network for its cost and gives the answers of a simulated one."""
+    """Runs a real network for its cost and gives the answers of a simulated one.
 
-    def __init__(self, real, simulated) -> None:
-        self.real, self.simulated = real, simulated
+    Args:
+        answers: folder that keeps answers for all processes; None: each process makes its own.
+        done: file that gets a line when the network has run.
+    """
+
+    def __init__(self, real, simulated, answers: Path | None = None, done: Path | None = None) -> None:
+        self.real, self.simulated, self.answers, self.done = real, simulated, answers, done
         self.name, self.device = "paced", real.device
         self.provenance = replace(real.provenance, stand_in=True)
         self.made: dict[tuple[int, ...], RawWindow | RawImages] = {}
@@ -55,15 +70,116 @@ class Paced:
         key = tuple(map(int, frame))
         with self.lock:
             if key not in self.made:
-                blank = torch.zeros((len(frame), 3, *self.simulated.size), dtype=torch.uint8)
-                found = self.simulated.predict(blank, frame)
+                found = answer(self.simulated, frame, self.answers)
                 for name, value in vars(found).items():
                     object.__setattr__(found, name, value.to(self.device))
                 self.made[key] = found
+        start = time.time()
         self.real.predict(images, frame)
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.made[key]
+            torch.cuda.current_stream().synchronize()
+        if self.done is not None:
+            line = {
+                "network": type(self.real).__name__,
+                "frames": len(frame),
+                "began": start,
+                "ended": time.time(),
+            }
+            with self.done.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+        found = self.made[key]
+        return as_large(found, images) if isinstance(found, RawWindow) else found
+
+
+def as_large(found: RawWindow, images: torch.Tensor) -> RawWindow:
+    """Answers with as many pixels as the network's own: what reads them takes as long."""
+    size = images.shape[-2:]
+    points = F.interpolate(found.points.permute(0, 3, 1, 2).float(), size)
+    return RawWindow(
+        camera_to_world=found.camera_to_world,
+        points=points.permute(0, 2, 3, 1).contiguous(),
+        confidence=F.interpolate(found.confidence[:, None].float(), size)[:, 0],
+    )
+
+
+def answer(simulated, frame, folder: Path | None):
+    """What a simulated network says of clip frames `frame`, from `folder` if it is there."""
+    pi3x = isinstance(simulated, SimulatedPi3X)
+    path = None if folder is None else answer_path(folder, "pi3x" if pi3x else "moge2", list(map(int, frame)))
+    if path is not None and path.is_file():
+        return (RawWindow if pi3x else RawImages)(**torch.load(path))
+    blank = torch.zeros((len(frame), 3, *simulated.size), dtype=torch.uint8)
+    found = simulated.predict(blank, frame)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
+        torch.save(vars(found), partial)
+        partial.rename(path)
+    return found
+
+
+def answer_path(folder: Path, name: str, frames: list[int]) -> Path:
+    """Of the answer of a simulated network, in a folder for one rendered clip."""
+    return folder / f"{name}-{hashlib.sha256(repr(frames).encode()).hexdigest()[:24]}.pt"
+
+
+def prepare(
+    config: AnnotateConfig, rendered: RenderConfig, lengths: Sequence[int], folder: Path, jobs: int
+) -> None:
+    """Answers about windows for clips of so many frames (at 16 a second) into `folder`, by several processes."""
+    tasks = []
+    for length in lengths:
+        keyframes = choose_keyframes(length, 16.0, config.geometry.keyframes.fps)
+        windows = (keyframes[w].tolist() for w in plan_windows(len(keyframes), config.geometry.keyframes))
+        tasks += [(rendered.model_dump_json(), w, folder) for w in windows]
+    tasks = [task for task in tasks if not answer_path(folder, "pi3x", task[1]).is_file()]
+    if tasks:
+        with multiprocessing.get_context("spawn").Pool(min(jobs, len(tasks))) as pool:
+            pool.starmap(_prepared, tasks, chunksize=1)
+
+
+def _prepared(rendered_json: str, frames: list[int], folder: Path) -> None:
+    torch.set_num_threads(1)
+    answer(_simulated(rendered_json)[0], np.array(frames), folder)
+
+
+@cache
+def _simulated(rendered_json: str) -> tuple[SimulatedPi3X, SimulatedMoGe2]:
+    rendered = RenderConfig.model_validate_json(rendered_json)
+    step = max(1.0, rendered.fps / 16.0)
+    index = np.floor(np.arange(int((rendered.num_frames - 1) / step) + 1) * step + 0.5).astype(int)
+    truth = rendered_truth(render_clip(rendered), np.minimum(index, rendered.num_frames - 1))
+    errors = Errors(seed=0)
+    return SimulatedPi3X(truth, errors, ANSWER_SIZE), SimulatedMoGe2(truth, errors, ANSWER_SIZE)
+
+
+@contextmanager
+def quick_stand_ins() -> Iterator[None]:
+    """Stand-in networks whose random numbers repeat: to draw 1.3 billion of them takes a process half a minute."""
+    few = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+
+    def fill(network: torch.nn.Module, seed: int) -> None:
+        for name, x in network.state_dict().items():
+            if name.endswith(("image_mean", "image_std")):
+                continue
+            noise = few.repeat(-(-x.numel() // len(few)))[: x.numel()].view(x.shape)
+            if x.ndim == 1:
+                x.copy_(
+                    0.2
+                    if name.endswith("gamma")
+                    else 1 + 0.1 * noise
+                    if name.endswith("weight")
+                    else 0.05 * noise
+                )
+            else:
+                x.copy_(noise / max(1, x[0].numel()) ** 0.5)
+
+    with ExitStack() as patched:
+        for module in (pi3x_module, moge2_module):
+            patched.enter_context(patch.object(module, "fill_stand_in", fill))
+        for layer in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d):
+            patched.enter_context(patch.object(layer, "reset_parameters", lambda self: None))
+        yield
 
 
 class Streamed:
@@ -88,24 +204,26 @@ def bench_clip(seed: int, fps: float, num_frames: int) -> RenderConfig:
 
 
 @cache
-def _paced(config_json: str, rendered_json: str) -> Estimators:
+def _paced(config_json: str, rendered_json: str, answers: Path | None, done: Path) -> Estimators:
     config = AnnotateConfig.model_validate_json(config_json)
-    rendered = RenderConfig.model_validate_json(rendered_json)
-    step = max(1.0, rendered.fps / 16.0)
-    index = np.floor(np.arange(int((rendered.num_frames - 1) / step) + 1) * step + 0.5).astype(int)
-    truth = rendered_truth(render_clip(rendered), np.minimum(index, rendered.num_frames - 1))
-    errors = Errors(seed=0)
-    of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
+    pi3x, moge2 = _simulated(rendered_json)
+    with quick_stand_ins():
+        of, metric = sequence_geometry(config.geometry), metric_anchor(config.geometry)
     assert isinstance(of, Pi3XGeometry)
     assert isinstance(metric, MoGe2Anchor)
     streamed: Any = Streamed  # takes the part of either kind of estimator
     return Estimators(
-        sequence=streamed(of, Paced(of.network, SimulatedPi3X(truth, errors, ANSWER_SIZE))),
-        anchor=streamed(metric, Paced(metric.network, SimulatedMoGe2(truth, errors, ANSWER_SIZE))),
+        sequence=streamed(of, Paced(of.network, pi3x, answers, done)),
+        anchor=streamed(metric, Paced(metric.network, moge2, answers, done)),
     )
 
 
 _building = threading.Lock()
+
+
+@cache
+def _stream(clips: int) -> None:
+    processes._streams = threading.BoundedSemaphore(clips)
 
 
 def annotate(
@@ -116,17 +234,27 @@ def annotate(
     recipe_hash: str,
     rendered: RenderConfig,
     log: Path,
+    answers: Path | None = None,
+    streams: int | None = None,
 ) -> Row:
-    """`annotate_clip` with paced networks; adds a line with start, end and stages to `log`."""
+    """`annotate_clip` with paced networks; adds a line with start, end and stages to `log`.
+
+    Args:
+        answers: see `Paced`.
+        streams: clips that a worker decodes and tracks at a time; None: as it is in production.
+    """
     began, cpu = time.time(), time.thread_time()
     with _building:
-        estimators = _paced(config.model_dump_json(), rendered.model_dump_json())
+        if streams is not None:
+            _stream(streams)
+        done = log.with_name("networks.jsonl")
+        estimators = _paced(config.model_dump_json(), rendered.model_dump_json(), answers, done)
     row = annotate_clip(clip, config, mode=mode, recipe_hash=recipe_hash, estimators=estimators)
     reserved = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
     line = {
         "clip": clip.clip_id, "began": began, "ended": time.time(), "verdict": row.verdict,
         "reasons": row.reasons, "error": row.error, "stages": row.stage_wall_s, "reserved_gib": reserved,
-        "thread_cpu": time.thread_time() - cpu,
+        "thread_cpu": time.thread_time() - cpu, "frames": clip.max_frames,
     }  # fmt: skip
     with log.open("a") as out:
         out.write(json.dumps(line) + "\n")

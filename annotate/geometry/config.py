@@ -10,6 +10,9 @@ from ...dataset.strict import Strict
 from ...dataset.weights import WeightsChoice
 from ..networks.variants import Variant
 
+LEAST_OVERLAP = 4
+"""Keyframes that neighbouring windows have in common at least: one in ten may be wrong altogether."""
+
 
 class AlignConfig(Strict):
     """How windows are brought together."""
@@ -54,9 +57,10 @@ class KeyframesConfig(Strict):
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> KeyframesConfig:
-        if self.step > self.window // 2:
+        if self.step > self.window - LEAST_OVERLAP:
             raise ValueError(
-                f"step {self.step}: windows of {self.window} must overlap by at least half to be joined"
+                f"step {self.step}: windows of {self.window} must overlap by at least {LEAST_OVERLAP} keyframes to be"
+                " joined"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import logging
@@ -92,3 +93,34 @@ def choose_device(
             f"last is cuda:{torch.cuda.device_count() - 1}"
         )
     return chosen
+
+
+@cache
+def waits_asleep() -> bool:
+    """Make this process's threads sleep while they wait for a GPU; whether the driver agreed.
+
+    By default they look again and again: a thread that waits for a network takes a whole core from decoders and
+    solvers. Sleeping costs some ten microseconds a wait.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return False
+    return count.value > 0 and not any(_set_flags(cuda, number) for number in range(count.value))
+
+
+def _set_flags(cuda: ctypes.CDLL, number: int) -> int:
+    """The driver's answer, 0 for yes; it keeps the flags for the context that is made of a device, and for one there
+    is."""
+    device = ctypes.c_int()
+    if error := cuda.cuDeviceGet(ctypes.byref(device), number):
+        return error
+    # The headers give the plain name this one since CUDA 11, which may be called once there is a context.
+    return cuda.cuDevicePrimaryCtxSetFlags_v2(device, ctypes.c_uint(_BLOCKING_SYNC))
+
+
+_BLOCKING_SYNC = 4
+"""CU_CTX_SCHED_BLOCKING_SYNC."""

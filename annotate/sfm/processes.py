@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from ..networks.device import be_worker, choose_device, worker_number
+from ..networks.device import be_worker, choose_device, waits_asleep, worker_number
 
 if TYPE_CHECKING:
     from ..config import AnnotateConfig
@@ -78,13 +78,16 @@ def streamed(config: AnnotateConfig) -> Iterator[None]:
 
 
 def share_threads(config: AnnotateConfig) -> None:
-    """Keep this process's libraries from starting a thread a core in every clip that is under way."""
+    """Keep this process's libraries from starting a thread a core in every clip that is under way, and its threads from
+    holding a core while they wait for a GPU."""
     if shares(config)[0] > 1:
         import cv2
         import torch
 
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
+        if num_gpus(config):
+            waits_asleep()
 
 
 class _OneThread:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from theodolite.annotate.networks.device import choose_device
+from theodolite.annotate.networks.device import choose_device, waits_asleep
 
 
 @pytest.mark.slow
@@ -57,3 +58,61 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda") == torch.device("cuda")
     with pytest.raises(ValueError, match=r"'cuda:2' .*: this machine has 2 CUDA devices, the last is cuda:1"):
         choose_device("cuda:2")
+
+
+class FakeDriver:
+    """The part of libcuda that says how threads wait, on a machine with two GPUs."""
+
+    def __init__(self, refused: int = 0) -> None:
+        self.flags: dict[int, int] = {}
+        self.refused = refused
+
+    def cuInit(self, flags):  # the driver's name
+        return 0
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = 2
+        return 0
+
+    def cuDeviceGet(self, device, number):
+        device._obj.value = 10 + number
+        return 0
+
+    def cuDevicePrimaryCtxSetFlags_v2(self, device, flags):
+        self.flags[device.value] = flags.value
+        return self.refused
+
+
+def test_waits_sleep_on_every_gpu(monkeypatch):
+    driver = FakeDriver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert waits_asleep.__wrapped__()
+    assert driver.flags == {10: 4, 11: 4}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(refused=1))
+    assert not waits_asleep.__wrapped__()
+
+
+def test_without_a_driver_nothing_waits_asleep(monkeypatch):
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert not waits_asleep.__wrapped__()
+
+
+@pytest.mark.gpu
+def test_a_wait_for_a_gpu_takes_no_processor_time():
+    code = """
+import time, torch
+from theodolite.annotate.networks.device import waits_asleep
+assert waits_asleep()
+x = torch.randn(8192, 8192, device="cuda")
+(x @ x).sum().item()
+cpu, wall = time.thread_time(), time.perf_counter()
+for _ in range(40):
+    y = x @ x
+y.sum().item()
+print((time.thread_time() - cpu) / (time.perf_counter() - wall))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 0.5
