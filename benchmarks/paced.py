@@ -156,21 +156,20 @@ def _simulated(rendered_json: str) -> tuple[SimulatedPi3X, SimulatedMoGe2]:
 @contextmanager
 def quick_stand_ins() -> Iterator[None]:
     """Stand-in networks whose random numbers repeat: to draw 1.3 billion of them takes a process half a minute."""
-    few = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    few = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).repeat(2)
+    half = len(few) // 2
 
     def fill(network: torch.nn.Module, seed: int) -> None:
-        for name, x in network.state_dict().items():
+        for number, (name, x) in enumerate(network.state_dict().items()):
             if name.endswith(("image_mean", "image_std")):
                 continue
-            noise = few.repeat(-(-x.numel() // len(few)))[: x.numel()].view(x.shape)
-            if x.ndim == 1:
-                x.copy_(
-                    0.2
-                    if name.endswith("gamma")
-                    else 1 + 0.1 * noise
-                    if name.endswith("weight")
-                    else 0.05 * noise
-                )
+            # Each begins at another place: layers that are all alike would let what they have in common grow.
+            rest = few[7919 * number % half :][:half]
+            noise = rest.repeat(-(-x.numel() // half))[: x.numel()].view(x.shape)
+            if name.endswith("gamma"):
+                x.copy_(0.2 + 0.05 * noise)
+            elif x.ndim == 1:
+                x.copy_(1 + 0.1 * noise if name.endswith("weight") else 0.05 * noise)
             else:
                 x.copy_(noise / max(1, x[0].numel()) ** 0.5)
 
