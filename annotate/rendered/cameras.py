@@ -68,6 +68,8 @@ def camera_path(config: RenderConfig, time_s: F64) -> F64:
     tremor_hz = np.array([1.3, 2.1, 3.4])
     tremor_phase = rng.uniform(0, 2 * np.pi, (6, 3))
     t = np.zeros_like(time_s) if config.motion == "static" else config.speed * np.asarray(time_s, np.float64)
+    # Time zero comes first: a camera that turns stands where it is then, whichever times are asked for.
+    t = np.concatenate([np.zeros(1), t])
 
     def wave(period_s: float, k: int) -> F64:
         return np.sin(2 * np.pi * t / period_s + phase[k])
@@ -78,14 +80,14 @@ def camera_path(config: RenderConfig, time_s: F64) -> F64:
         np.stack([1.2 * wave(15.0, 0), 1.0 * wave(11.0, 1), 0.12 * wave(5.3, 2)], -1) + 0.006 * tremor[:, :3]
     )
     if config.motion in ("forward", "along_wall"):
-        return _straight_path(config, t, tremor, wave)
-    if config.motion != "handheld":
+        return _straight_path(config, t, tremor, wave)[1:]
+    if config.motion == "rotation":
         offset = np.broadcast_to(offset[:1], offset.shape)
     yaw = start_yaw + np.deg2rad(4.0) * t + np.deg2rad(35) * wave(13.0, 3) + np.deg2rad(0.4) * tremor[:, 3]
     pitch = np.deg2rad(-7) + np.deg2rad(6) * wave(7.0, 4) + np.deg2rad(0.4) * tremor[:, 4]
     roll = np.deg2rad(2) * wave(9.0, 5) + np.deg2rad(0.3) * tremor[:, 5]
 
-    return _looking(centre + offset, yaw, pitch, roll)
+    return _looking(centre + offset, yaw, pitch, roll)[1:]
 
 
 def _straight_path(config: RenderConfig, t: F64, tremor: F64, wave: Callable[[float, int], F64]) -> F64:

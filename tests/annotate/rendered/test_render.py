@@ -7,7 +7,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import pytest
-from theodolite.annotate.rendered.cameras import RenderConfig
+from theodolite.annotate.rendered.cameras import RenderConfig, camera_path
 from theodolite.annotate.rendered.files import depth_to_uint16, write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 
@@ -108,6 +108,15 @@ def test_the_object_moves_on_its_own() -> None:
     assert np.array_equal(first.rgb[still], last.rgb[still])
     assert not np.array_equal(first.moving, last.moving)
     assert not small(seed=1).frame(0).moving.any()
+
+
+@pytest.mark.parametrize("motion", ["handheld", "rotation", "static", "forward", "along_wall"])
+def test_a_camera_is_at_one_place_at_a_time_whichever_times_are_asked_for(motion: str) -> None:
+    # An open shutter asks for one time after the other: a camera that turned had a place of its own at each of them,
+    # and its blurred clips were those of one that walks.
+    clip = small(motion=motion, num_frames=9)
+    alone = [camera_path(clip.config, clip.time_s[k : k + 1])[0] for k in range(9)]
+    np.testing.assert_allclose(alone, clip.camera_to_world, atol=1e-12)
 
 
 @pytest.mark.parametrize("motion", ["handheld", "rotation", "static"])
