@@ -29,8 +29,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "near 1, the images show no path.",
     "scale_sweep": "Factor on depth at which depth and path agree best; 1 where the scale is right.",
     "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
-    "path_sigma": "What the camera's centres are wrong by where all measurements of a view err alike, over the length "
-    "of the path: a lens that zooms looks like a camera that comes closer.",
+    "path_sigma": "Error of the path that is to be expected from what measurements have wrong in common, over its "
+    "length: a lens that zooms looks like a camera that comes closer.",
     "focal_sigma": "What the focal length is wrong by where all measurements err alike: a short path hardly tells it.",
     "depth_scale": "Standard deviation of the log of the unit that the clip takes from its depth.",
     "depth_residual": "Median log difference between the depth that the cameras give and the measured one.",

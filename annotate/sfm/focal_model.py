@@ -49,19 +49,6 @@ def common_focal_error(cameras: CameraSolution, expected: ExpectedFocal | None) 
     return float((found**-2 + EXPECTED_FOCAL_SIGMA**-2) ** -0.5)
 
 
-def common_position_error(cameras: CameraSolution) -> float:
-    """Root mean square error of a camera centre, over the length of the path, by errors that do not average out over
-    the measurements of a view (`common_focal_error`).
-
-    Where the lens zooms, every view has a focal length of its own, and what that errs by the camera comes closer by:
-    `position_sigma` knows of it as far as errors are independent. Rendered walks of 0.1 to 4.5 m that zoom by 1.2 to
-    1.5, depth of networks or given: paths wrong by at most 1.3 % had 0.008 to 0.024, by 3.5 to 140 % 0.028 to 0.11.
-    """
-    length = float(np.linalg.norm(np.diff(cameras.camera_to_world[:, :3, 3], axis=0), axis=1).sum())
-    common = float(np.sqrt(np.mean(cameras.position_sigma**2 * cameras.num_inliers)))
-    return _COMMON_SHARE * common / max(length, 1e-9)
-
-
 def choose_focal_model(
     problem: Problem,
     smooth: Solution,

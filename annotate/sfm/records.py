@@ -150,6 +150,18 @@ class CameraSolution:
         worst = np.linalg.eigvalsh(covariance)[:, -1]
         return covariance * np.maximum(1.0, sigma**2 / np.maximum(worst, 1e-30))[:, None, None]
 
+    def expected_path_error(self) -> float:
+        """Absolute trajectory error that is to be expected (root mean square over frames, after the best shift and
+        turn), over the length of the path; NaN where only independent errors are known."""
+        if self.shared is None:
+            return float("nan")
+        centre = self.camera_to_world[:, :3, 3]
+        length = float(np.linalg.norm(np.diff(centre, axis=0), axis=1).sum())
+        # A path that is too long by a share is off by that share of what it spreads.
+        spread = float(np.sqrt(((centre - centre.mean(0)) ** 2).sum(1).mean()))
+        too_long = float(np.hypot(self.focal_doubt_log, self.scale_doubt_log)) * spread
+        return float(np.hypot(self.shared.path, too_long)) / max(length, 1e-9)
+
     def stated_sigmas(self, scale_sigma_log: float = 0.0) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Standard deviations that the row states, each (F,): position (depth units) and rotation (rad) at their worst
         axes, log focal; as `stated_covariances`."""

@@ -70,6 +70,8 @@ class SharedErrors:
         rotation: (F, 3, 3) of the orientation, about the camera's own axes, radians.
         log_focal: (F,) variance.
         shutter: time in which an image is read out over that between frames, as the residuals have it.
+        path: root mean square over frames of what centres are wrong by after the best shift and turn of the path, depth
+            units: the absolute trajectory error that is to be expected.
         causes: of each cause, the median over frames of its part of the three standard deviations (worst axes).
     """
 
@@ -77,6 +79,7 @@ class SharedErrors:
     rotation: FloatArray
     log_focal: FloatArray
     shutter: float
+    path: float
     causes: dict[str, tuple[float, float, float]]
 
 
@@ -102,22 +105,43 @@ def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
         "seen": drawn.widened * answers[:, :, number:] / _DRAWS**0.5,
         "expected": drawn.expected(normal),
     } | hidden.steps(answers[:, :, :number])
-    variances = _variances(task, torch.cat(list(steps.values()), 2))
+    together = torch.cat(list(steps.values()), 2)
+    variances = _variances(task, together)
     return SharedErrors(
         position=variances[0],
         rotation=variances[1],
         log_focal=variances[2],
         shutter=hidden.shutter,
+        path=_path_error(task, together),
         causes={name: _usual(_variances(task, of)) for name, of in steps.items()},
     )
 
 
-def _variances(task: Task, steps: Tensor) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Of position and rotation (F, 3, 3), of log focal (F,): sums over steps (F, D, K) of the cameras."""
+def _centres(task: Task, steps: Tensor) -> Tensor:
+    """(F, 3, K) steps of the centres, axes of the first camera, by steps (F, D, K) of the cameras."""
     rotation = task.state.rotation
     # The centre -R^T t moves by -R^T v.
-    centre = rotation[0] @ rotation.transpose(1, 2) @ steps[:, 3:6]
-    turn = steps[:, :3]
+    return rotation[0] @ rotation.transpose(1, 2) @ steps[:, 3:6]
+
+
+def _path_error(task: Task, steps: Tensor) -> float:
+    """See `SharedErrors.path`: what the six directions of a rigid motion cannot take out of steps (F, D, K)."""
+    rotation, translation = task.state.rotation, task.state.translation
+    place = -(rotation[0] @ rotation.transpose(1, 2) @ translation[:, :, None])[:, :, 0]
+    place = place - place.mean(0)
+    axes = torch.eye(3, dtype=torch.float64)
+    turns = torch.cross(axes[:, None].expand(3, len(place), 3), place.expand(3, -1, -1), dim=2)
+    rigid = torch.cat([axes[:, None].expand(3, len(place), 3), turns]).reshape(6, -1)
+    span = torch.linalg.svd(rigid.T, full_matrices=False)
+    rigid = span.U[:, 1e-9 * span.S[0] < span.S]
+    moved = _centres(task, steps).reshape(3 * len(place), -1)
+    left = moved - rigid @ (rigid.T @ moved)
+    return float((left.square().sum() / len(place)).sqrt())
+
+
+def _variances(task: Task, steps: Tensor) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of position and rotation (F, 3, 3), of log focal (F,): sums over steps (F, D, K) of the cameras."""
+    centre, turn = _centres(task, steps), steps[:, :3]
     return (
         (centre @ centre.transpose(1, 2)).numpy(),
         (turn @ turn.transpose(1, 2)).numpy(),

@@ -22,7 +22,6 @@ from ..checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from ..checks.held_cameras import LensCheck
 from ..scale.bridge import Bridge
 from ..scale.records import ScaleEstimate
-from ..sfm.focal_model import common_position_error
 from ..sfm.records import GIVEN, INFILLED, CameraSolution
 from ..sfm.summary import sweep_minimum
 from ..tracks.records import ImageMeasurements, indices_by_group
@@ -289,7 +288,7 @@ _RULES = (
     ),
     _Rule(
         name="path_sigma",
-        value=lambda s: common_position_error(s.cameras),
+        value=lambda s: s.cameras.expected_path_error(),
         upper=lambda s: s.config.max_path_sigma,
         # A lens that stays as it is makes no path of its own.
         applies=lambda s: not s.posed and s.cameras.focal_model in ("smooth", "piecewise"),

@@ -13,8 +13,8 @@ from theodolite.annotate.scale.bridge import Bridge
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sfm.depth_noise import DepthNoise
-from theodolite.annotate.sfm.focal_model import common_position_error
 from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution
+from theodolite.annotate.sfm.shared_errors import SharedErrors
 from theodolite.annotate.sfm.summary import sweep_minimum
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
 from theodolite.annotate.verdict.config import GatesConfig
@@ -58,6 +58,17 @@ def solution() -> CameraSolution:
         scale_sweep=np.stack([factors, 1 + np.log(factors) ** 2], 1),
         radial_k1=0.0,
         median_depth=2.5,
+    )
+
+
+def sharing(path: float) -> SharedErrors:
+    return SharedErrors(
+        position=np.tile(1e-6 * np.eye(3), (FRAMES, 1, 1)),
+        rotation=np.tile(1e-6 * np.eye(3), (FRAMES, 1, 1)),
+        log_focal=np.full(FRAMES, 1e-6),
+        shutter=0.0,
+        path=path,
+        causes={},
     )
 
 
@@ -105,6 +116,7 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         focal_common_log=0.01,
         rest_error_ratio=2.5,
         num_linked=np.full(FRAMES, 150),
+        shared=sharing(path=0.01),
         kept_share=np.r_[np.nan, np.full(FRAMES - 1, 0.9)],
     )
     seen = {"height": HEIGHT, "width": WIDTH, "config": GatesConfig()}
@@ -216,10 +228,8 @@ def sheared() -> CameraSolution:
         (replace(solution(), lens_model="fisheye"), "fisheye_lens"),
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
-        (
-            replace(solution(), focal_model="smooth", position_sigma=np.full(FRAMES, 0.01)),
-            "position_uncertain",
-        ),
+        (replace(solution(), focal_model="smooth", shared=sharing(path=0.03)), "position_uncertain"),
+        (replace(solution(), focal_model="smooth"), "position_uncertain"),  # nothing known of what they share
         (replace(solution(), focal_common_log=0.04), "focal_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
         (
@@ -252,10 +262,14 @@ def test_a_film_that_comes_out_of_black_is_in_one_piece(dark: range, passes: boo
 
 
 def test_a_lens_that_stays_as_it_is_makes_no_path() -> None:
-    doubtful = replace(solution(), position_sigma=np.full(FRAMES, 0.01))
+    doubtful = replace(solution(), shared=sharing(path=0.03))
     assert not failed(doubtful)
-    # 0.6 of 0.01 times the root of 200 measurements, over 39 steps of 0.03.
-    assert common_position_error(doubtful) == pytest.approx(0.6 * 0.01 * 200**0.5 / 1.17)
+    # Over 39 steps of 0.03.
+    assert doubtful.expected_path_error() == pytest.approx(0.03 / 1.17)
+    # A lens and a unit that are wrong by 3 and 4 % make a path too long by 5 %: a line of length L spreads L / 12^0.5.
+    off = replace(solution(), shared=sharing(path=0.0), focal_doubt_log=0.03, scale_doubt_log=0.04)
+    assert off.expected_path_error() == pytest.approx(0.05 / 12**0.5, rel=0.03)
+    assert np.isnan(solution().expected_path_error())
 
 
 def test_frames_whose_depth_errs_by_a_fifth_still_have_a_unit() -> None:

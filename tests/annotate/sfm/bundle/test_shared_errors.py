@@ -9,11 +9,12 @@ import pytest
 import torch
 from theodolite.annotate.sfm.bundle.pace import Effort
 from theodolite.annotate.sfm.bundle.priors import focal_prior
-from theodolite.annotate.sfm.bundle.problem import Problem, Solution
+from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
 from theodolite.annotate.sfm.bundle.solve import Question, solve_bundle
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.depth_noise import PATCHES, patch_numbers
 from theodolite.annotate.sfm.shared_errors import KnownErrors, SharedErrors, shared_errors
+from theodolite.dataset.metrics.trajectory import trajectory_error
 
 from .test_bundle import scene
 
@@ -51,16 +52,24 @@ def solved(
     return solution, shared_errors(question.task(), KnownErrors(still_log=still_log, slow_log=0.0))
 
 
+def poses(state: State) -> np.ndarray:
+    """(F, 4, 4) camera to world."""
+    world_to_camera = np.tile(np.eye(4), (len(state.rotation), 1, 1))
+    world_to_camera[:, :3, :3], world_to_camera[:, :3, 3] = state.rotation.numpy(), state.translation.numpy()
+    return np.linalg.inv(world_to_camera)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("errors", "still_log"), [(of_tracks, 0.0), (still_field, 0.01)])
 def test_errors_that_measurements_share_are_in_the_deviations(errors, still_log: float) -> None:
     clean, truth = scene(frames=FRAMES, points=40)
-    found, independent, shared = [], [], []
+    found, independent, shared, off, stated_off = [], [], [], [], []
     for seed in range(20):
         problem = errors(clean, np.random.default_rng([7, seed]))
         solution, stated = solved(problem, truth, still_log, want_covariance=seed % 5 == 0)
         state = solution.state
         centre = -(state.rotation.transpose(1, 2) @ state.translation[:, :, None])[-1, :, 0]
+        off.append(trajectory_error(poses(state), poses(truth), alignment="se3").ate_rmse_m)
         found.append(torch.cat([centre, state.log_focal[-1:]]).numpy())
         if stated is not None:
             assert solution.covariance is not None
@@ -69,6 +78,7 @@ def test_errors_that_measurements_share_are_in_the_deviations(errors, still_log:
                 torch.cat([torch.linalg.eigvalsh(one[3:6, 3:6])[-1:], one[6:, 6]]).sqrt().numpy()
             )
             worst = np.linalg.eigvalsh(stated.position[-1])[-1]
+            stated_off.append(stated.path)
             shared.append(np.sqrt([worst, stated.log_focal[-1]]))
     scatter = np.cov(np.array(found).T)
     actual = np.sqrt([np.linalg.eigvalsh(scatter[:3, :3])[-1], scatter[3, 3]])
@@ -76,5 +86,7 @@ def test_errors_that_measurements_share_are_in_the_deviations(errors, still_log:
     ratio = np.mean(shared, 0) / actual
     assert ratio.min() > 0.65, ratio
     assert ratio.max() < 1.7, ratio
+    # So is what the path is off by after the best shift and turn.
+    assert 0.65 < np.mean(stated_off) / np.mean(np.square(off)) ** 0.5 < 1.7
     # What independent errors would do is no answer.
     assert (np.mean(independent, 0) / actual).min() < 0.6
