@@ -306,9 +306,20 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames, scale_sigma_log
         "metrics": {
             "median_depth_m": float(cameras.median_depth),
             **{f"focal_cost_{name}": float(cost) for name, cost in cameras.focal_cost.items()},
+            **_picture_metrics(cameras),
             **({} if cameras.depth_noise is None else cameras.depth_noise.metrics(len(fx))),
         },
     }
+
+
+def _picture_metrics(cameras: CameraSolution) -> dict[str, float]:
+    """What the pictures have beside a lens: a shutter that rolls, as a share of the time between frames, and a window
+    that shifts."""
+    found = {
+        "rolling_shutter_share": float("nan") if cameras.shared is None else cameras.shared.shutter,
+        "principal_point_jitter_px": cameras.centre_jitter_px,
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _given_columns(posed: Posed) -> dict[str, float | None]:

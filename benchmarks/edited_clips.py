@@ -260,6 +260,7 @@ def line_of(task: tuple[str, int]) -> dict[str, Any]:
         (row,) = open_dataset(folder / "run").rows()
     line |= {"verdict": row.verdict, "reasons": list(row.reasons), "details": list(row.reason_details)}
     line |= {"gates": {gate.name: gate.value for gate in row.gates}, "error": row.error}
+    line["metrics"] = dict(row.metrics or {})
     if not len(row.camera_to_world):
         return line
     truth = film.camera_to_world[row.frame_index]

@@ -72,6 +72,7 @@ class CameraSolution:
         shared: covariances with what measurements have wrong in common; None where only independent errors are known.
         focal_doubt_log, scale_doubt_log: standard deviations of what is wrong with all focal lengths alike, and with
             the unit of the depth.
+        centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`); NaN if unknown.
         focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
             of what they err one by one, whichever is more. A short path hardly resists that; NaN where it is not asked.
     """
@@ -111,6 +112,7 @@ class CameraSolution:
     rest_error_ratio: float = float("nan")
     kept_share: FloatArray | None = None
     moving_share: FloatArray | None = None
+    centre_jitter_px: float = float("nan")
     lens_model: LensModel = "near_pinhole"
     radial_k2: float | None = None
 

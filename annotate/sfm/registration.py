@@ -17,6 +17,7 @@ from .bundle.priors import FocalPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.single import resect
 from .bundle.solve import Effort, Question, solve_bundle
+from .centre_jitter import centre_jitter_px
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
 from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
@@ -103,6 +104,7 @@ def register_all_frames(
         shared=shared,
         focal_doubt_log=float(np.hypot(wiggle, beside)),
         focal_common_log=common,
+        centre_jitter_px=centre_jitter_px(used, solution),
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )
 
