@@ -180,10 +180,26 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return checked_recipe(Recipe, path, content, errors, line=_with_hint)
 
 
+class _SourceOf(BaseModel):
+    """What a recipe of any version says of its source."""
+
+    source: SourceConfig
+
+
 def media_root_of_dataset(out: Path) -> Path:
-    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without."""
+    """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without.
+
+    Only the recipe's source is read: a dataset of an earlier version stays usable when keys of other sections change.
+
+    Raises:
+        RecipeError: it does not say its source.
+    """
     path = out / "recipe.resolved.yaml"
-    return media_root(load_recipe(path).source) if path.is_file() else Path()
+    if not path.is_file():
+        return Path()
+    content, errors = read_content(path)
+    _resolve_paths(content, path.parent.resolve())
+    return media_root(checked_recipe(_SourceOf, path, content, errors).source)
 
 
 def packaged_names(folder: str) -> list[str]:

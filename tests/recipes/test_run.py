@@ -180,6 +180,21 @@ def test_a_run_goes_on_after_its_data_have_moved(tmp_path):
     annotate(tmp_path / "d", out)
 
 
+def test_media_are_found_beside_a_recipe_whose_other_keys_are_of_another_version(tmp_path):
+    resolved = tmp_path / "recipe.resolved.yaml"
+    content = {
+        "schema_version": 1,
+        "annotate": {"gates": {"a_gate_that_was": 0.3}},
+        "source": {"kind": "videos", "name": "mine", "root": str(tmp_path / "videos"), "data_licence": "MIT"},
+    }
+    resolved.write_text(yaml.safe_dump(content))
+    assert media_root_of_dataset(tmp_path) == tmp_path / "videos"
+    del content["source"]
+    resolved.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="source"):
+        media_root_of_dataset(tmp_path)
+
+
 def test_other_clips_do_not_count_as_done(tmp_path):
     out = tmp_path / "out"
     annotate(videos(tmp_path / "a", "one", "two"), out)
