@@ -4,12 +4,12 @@
     python benchmarks/road.py --size small --out runs/road --only clips --minutes 3.3 --workers 24   # no GPU
     python benchmarks/road.py --size small --out runs/road --minutes 7.3   # about 20 M parameters, one GPU
 
-Rooms are rendered as RGB-D recordings with a known lens (`road_clips.py`); from there on everything is `theodolite`:
-annotate, encode, train (stage 1 to 4, the third with each camera control, a LoRA on rooms of another domain, both roads
-to the four-step student), generate (a manifest of held-out clips) and evaluate. The cameras of the
-videos are measured by direct alignment with the first picture, whose depth is known; the released networks that
-`evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's architecture with weights computed
-from such pictures, `road_codec.py`) and the text encoder (random numbers, one caption).
+Rooms are rendered as recordings (`road_clips.py`), most with their cameras (recipe `posed`), some with depth and a lens
+(`rgbd`); from there on everything is `theodolite`: annotate, encode, train (stage 1 to 4, the third with each camera
+control, a LoRA on rooms of another domain, both roads to the four-step student), generate (a manifest of held-out
+clips) and evaluate. The cameras of the videos are measured by direct alignment with the first picture, whose depth is
+known; the released networks that `evaluate --videos` would ask are not here. Small are the autoencoder (LTX-2's
+architecture with weights computed from such pictures, `road_codec.py`) and the text encoder (random, one caption).
 
 What one step wrote is taken over by the next call with the same --out; --only clips makes the recordings and their
 cameras alone, as many as its minutes are enough for. With --minutes the lengths of the later trainings are what time is
@@ -22,12 +22,10 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import csv
 import json
 import multiprocessing
 import os
 import signal
-import statistics
 import threading
 import time
 from collections import Counter
@@ -39,7 +37,6 @@ import torch
 from road_clips import (
     Rooms,
     first_frame_errors,
-    index_entry,
     keep_small,
     measure_cameras,
     pictures_of,
@@ -55,25 +52,18 @@ from road_clips import (
 )
 from road_codec import make_codec
 from road_commands import Commands
-from road_sizes import SIZES, Size, recordings
+from road_sizes import FEW_TRACKS, RECIPES, SIZES, Size, recordings
 from road_table import CONTROLS, Scores, held_out_loss, means_of, table_of
+from road_times import COST, FOLLOWS, LAST_S, LEAST, PILOT_S, START_S, step_seconds
 
-COST = {"stage3": 2.6, "stage4": 1.8, "ode": 1.8, "forced": 4.5}
-"""What a step of trainings that run side by side takes, in steps of the second stage alone; by counting calls."""
-FOLLOWS = {"lora": "stage4", "consistency": "ode"}
-"""Trainings that run beside another."""
-START_S, LAST_S = 17.0, 40.0
-"""Of a phase's start and check, and of the last samples."""
-LEAST = 0.25
-"""Of the steps that the size asks for: a phase that gets fewer is left out, with those after it."""
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 
 
-def _render(work: tuple[Rooms, int, Path]) -> None:
+def _render(work: tuple[Rooms, int, Path], device: str) -> None:
     """One recording, in a process of its own."""
     torch.set_num_threads(1)
     rooms, number, folder = work
-    write_room(rooms, number, folder, torch.device("cpu"))
+    write_room(rooms, number, folder, torch.device(device))
 
 
 class Road:
@@ -87,7 +77,7 @@ class Road:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.start = time.perf_counter()
         self.rows: dict[str, Scores] = {}
-        self.steps = dict(size.steps)
+        self.steps, self.cost = dict(size.steps), dict(COST)
         self.failed: list[str] = []
         self.clips_end: float | None = None
         self.psnr_db: float | None = None
@@ -98,24 +88,24 @@ class Road:
     def say(self, text: str) -> None:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {text}", flush=True)
 
-    def command(self, name: str, *words: object) -> str:
-        """Run `theodolite WORDS`; what it answers.
+    def command(self, name: str, *words: object, seconds: float | None = None) -> str:
+        """Run `theodolite WORDS`; what it answers. It is asked to end after so many seconds, if they are given.
 
         Raises:
             RuntimeError: with the last lines that the command wrote.
         """
-        limited = name.startswith("annotate") and self.clips_end is not None
-        seconds = max(1.0, self.clips_end - time.perf_counter()) if limited and self.clips_end else None
+        if name.startswith("annotate") and self.clips_end is not None:
+            seconds = max(1.0, self.clips_end - time.perf_counter())
         start = time.perf_counter()
         answer = self.commands.run(name, words, seconds)
         self.say(f"{name}: {time.perf_counter() - start:.1f} s")
         self.keep_table()
         return answer
 
-    def together(self, jobs: Sequence[tuple[Any, ...]]) -> None:
+    def together(self, jobs: Sequence[tuple[Any, ...]], seconds: float | None = None) -> None:
         """Several commands, as many at once as the size says; those that fail are told."""
         with concurrent.futures.ThreadPoolExecutor(self.size.together) as pool:
-            found = {job[0]: pool.submit(self.command, *job) for job in jobs}
+            found = {job[0]: pool.submit(self.command, *job, seconds=seconds) for job in jobs}
         for name, future in found.items():
             if (error := future.exception()) is not None:
                 self.note(name, error)
@@ -126,7 +116,7 @@ class Road:
 
     # --- data ---------------------------------------------------------------------------------
 
-    def write_clips(self, share: float = 1.0, sets: Sequence[str] = ("rooms", "other", "held")) -> None:
+    def write_clips(self, share: float = 1.0, sets: Sequence[str] = (*RECIPES, "held")) -> None:
         """Write the recordings that are not there, of those to train on the first `share`."""
         work = []
         for name, members in [(name, recordings(self.size)[name]) for name in sets]:
@@ -138,11 +128,12 @@ class Road:
                 for number in range(wanted[rooms.name])
                 if not (folder / rooms.ids()[number]).is_dir()
             ]
-            write_index([entry for rooms in members for entry in map(index_entry, rooms.ids())], folder)
+            if name in RECIPES:
+                write_index([one for rooms in members for one in rooms.ids()], folder, RECIPES[name])
         if self.asked.workers > 1 and len(work) > 1:
             methods = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(self.asked.workers, mp_context=methods) as pool:
-                jobs = [pool.submit(_render, one) for one in work]
+                jobs = [pool.submit(_render, one, self.asked.render) for one in work]
                 seconds = None if self.clips_end is None else max(0.0, self.clips_end - time.perf_counter())
                 for late in concurrent.futures.wait(jobs, seconds).not_done:
                     late.cancel()
@@ -151,19 +142,22 @@ class Road:
                     job.result()
         else:
             for one in work:
-                _render(one)
-        self.say(f"{len(work)} clips written to {self.out / 'clips'}")
+                _render(one, self.asked.render)
+        self.say(f"{len(work)} clips written")
 
     def annotate(self, share: float = 1.0) -> None:
-        """Clips and their cameras, by the command; both sets at once where there are processors for it."""
+        """Clips and their cameras, by the command; all sets at once where there are processors for it."""
         self.write_clips(share)
-        jobs, all_workers = [], max(1, self.asked.workers)
-        for name, count in (("rooms", self.size.train), ("other", self.size.other)):
+        s, jobs, all_workers = self.size, [], max(1, self.asked.workers)
+        counts = {"rooms": s.train, "depth": s.depth, "other": s.other}
+        for name, recipe in RECIPES.items():
             index = self.out / "clips" / name / "clips.yaml"
-            words = ("--set", f"source.index={index}", "--out", self.out / "data" / name)
-            workers = max(1, round(all_workers * count / (self.size.train + self.size.other)))
-            words = (*words, "--limit", max(1, round(share * count)), "--workers", workers)
-            jobs.append((f"annotate-{name}", "annotate", "rgbd", *words))
+            words = ["--set", f"source.index={index}", "--out", self.out / "data" / name]
+            if recipe == "posed":
+                words += [word for key in FEW_TRACKS for word in ("--set", key)]
+            workers = max(1, round(all_workers * counts[name] / sum(counts.values())))
+            words += ["--limit", max(1, round(share * counts[name])), "--workers", workers]
+            jobs.append((f"annotate-{name}", "annotate", recipe, *words))
         self.together(jobs)
 
     def clips(self, seconds: float | None) -> None:
@@ -171,9 +165,10 @@ class Road:
         read no more is removed. Says in `clips.json` how many there are; another call may go on."""
         begun = time.perf_counter()
         self.clips_end = None if seconds is None else begun + seconds
-        folders = {name: (self.out / "data" / name, self.out / "clips" / name) for name in ("rooms", "other")}
-        for data, clips in folders.values():
-            remove_bare(clips, verdicts_of(data))
+        folders = {name: (self.out / "data" / name, self.out / "clips" / name) for name in RECIPES}
+        for name, (data, clips) in folders.items():
+            if RECIPES[name] == "rgbd":
+                remove_bare(clips, verdicts_of(data))
         share = 0.0
         while share < 1 and (self.clips_end is None or time.perf_counter() < self.clips_end):
             share = min(1.0, share + self.asked.part)
@@ -221,23 +216,19 @@ class Road:
         )
         words = [w for key in keys for w in ("--set", key)]
         parts = ("--weights", self.out / "parts", *words)
-        workers = {"rooms": s.encoders, "other": s.encoders // 4}
-        jobs = [
-            (
-                f"encode-{n}",
-                "encode",
-                self.out / "data" / n,
-                "--out",
-                self.out / "encoded" / n,
-                *parts,
-                "--workers",
-                w,
-            )
-            for n, w in workers.items()
-        ]
+        workers = {"rooms": s.encoders, "depth": s.encoders // 8, "other": s.encoders // 4}
+        jobs = []
+        for name, count in workers.items():
+            where = (self.out / "data" / name, "--out", self.out / "encoded" / name)
+            jobs.append((f"encode-{name}", "encode", *where, *parts, "--workers", count))
         self.together(jobs)
         if not self.is_encoded("rooms"):
             raise RuntimeError("nothing to train on: " + "; ".join(self.failed))
+
+    def encoded(self, name: str) -> list[Path]:
+        """Folders to train on, of rooms, other ones, or random numbers."""
+        names = [n for n in ("rooms", "depth") if self.is_encoded(n)] if name == "rooms" else [name]
+        return [self.out / "encoded" / n for n in names]
 
     def is_encoded(self, name: str) -> bool:
         return any((self.out / "encoded" / name / "shards").glob("*.safetensors"))
@@ -280,7 +271,8 @@ class Road:
             common += [f"model.{k}={v}" for k, v in s.model.items()]
             common += [f"optimiser.lr={s.lr}"]
         words = [w for key in (*common, *keys) for w in ("--set", key)]
-        where = ("--data", self.out / "encoded" / data, "--out", self.out / "train" / name)
+        folders = [word for folder in self.encoded(data) for word in ("--data", folder)]
+        where = (*folders, "--out", self.out / "train" / name)
         return (f"train-{name}", "train", recipe, *where, "--resume", *words)
 
     def train(self) -> None:
@@ -294,13 +286,10 @@ class Road:
         self.train_missing(self.training("stage2", "stage2", f"start.weights={self.weights('stage1')}"))
         self.sample("stage2")
         self.fit_time(*COST)
-        jobs = []
-        for control in CONTROLS:
-            cameras = "keep" if control == "none" else "from_main"
-            keys = (f"data.cameras={control}", f"start.cameras={cameras}")
-            start = f"start.weights={self.weights('stage2')}"
-            jobs.append(self.training(f"stage3-{control}", "stage3", start, *keys))
-        self.train_missing(*jobs)
+        if self.asked.minutes is not None and not self.trained("stage3-both"):
+            self.train_missing(*self.arms(), seconds=PILOT_S)
+            self.measure_arms()
+        self.train_missing(*self.arms())
         whole = self.fit_time("stage4", "ode", "forced")
         if not whole:
             self.fit_time("stage4")
@@ -318,15 +307,32 @@ class Road:
         else:
             self.say("no time for the students")
 
+    def arms(self) -> list[tuple[Any, ...]]:
+        """The third stage with every camera control."""
+        jobs, start = [], f"start.weights={self.weights('stage2')}"
+        for control in CONTROLS:
+            cameras = "keep" if control == "none" else "from_main"
+            keys = (f"data.cameras={control}", f"start.cameras={cameras}")
+            jobs.append(self.training(f"stage3-{control}", "stage3", start, *keys))
+        return jobs
+
+    def measure_arms(self) -> None:
+        """What a step takes of trainings that run side by side, from their first minute; their lengths by that."""
+        folders = [self.out / "train" / name for name in ("stage2", *(f"stage3-{c}" for c in CONTROLS))]
+        alone, *found = (step_seconds(folder / "metrics.csv") for folder in folders)
+        if alone is not None and (known := [s for s in found if s is not None]):
+            self.cost["stage3"] = max(known) / alone
+        self.fit_time(*COST)
+
     def fit_time(self, *phases: str) -> bool:
         """Shorten or lengthen the trainings of the phases that follow to come to the time that is left; whether there
         is enough of it."""
         if self.asked.minutes is None:
             return True
-        with (self.out / "train" / "stage2" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            step_s = statistics.median_low(float(row["step_s"]) for row in csv.DictReader(file))
+        step_s = step_seconds(self.out / "train" / "stage2" / "metrics.csv")
+        assert step_s is not None
         left = self.left() - LAST_S - START_S * len(phases)
-        wanted = step_s * sum(COST[name] * self.size.steps[name] for name in phases)
+        wanted = step_s * sum(self.cost[name] * self.size.steps[name] for name in phases)
         factor = min(2.0, max(LEAST, left / wanted))
         for name in [n for n in self.steps if FOLLOWS.get(n, n) in phases]:
             self.steps[name] = max(5, round(factor * self.size.steps[name]))
@@ -342,7 +348,7 @@ class Road:
         s, teacher, paths = self.size, self.weights("stage4"), self.out / "paths"
         asked = (f"student.frames={(s.window - 1) // 8 + 1}", f"shift={s.shift}", "guidance=1")
         words = [w for key in (*asked, f"steps={max(3, s.sampling_steps // 2)}") for w in ("--set", key)]
-        where = (self.out / "encoded" / "rooms", "--out", paths, "--weights", teacher)
+        where = (*self.encoded("rooms"), "--out", paths, "--weights", teacher)
         start = f"start.weights={teacher}"
         steps = ("consistency_init.guidance=1", f"consistency_init.shift={s.shift}")
 
@@ -384,8 +390,9 @@ class Road:
     def trained(self, name: str) -> bool:
         return (self.out / "train" / name / "weights").is_dir()
 
-    def train_missing(self, *jobs: tuple[Any, ...]) -> None:
-        self.together([job for job in jobs if not self.trained(str(job[0]).removeprefix("train-"))])
+    def train_missing(self, *jobs: tuple[Any, ...], seconds: float | None = None) -> None:
+        missing = [job for job in jobs if not self.trained(str(job[0]).removeprefix("train-"))]
+        self.together(missing, seconds)
 
     # --- samples ------------------------------------------------------------------------------
 
@@ -462,7 +469,8 @@ class Road:
         paths = self.out / f"paths-{word}"
         text = self.command(f"evaluate-{name}", "evaluate", measured / name, paths, "--format", "json")
         errors = first_frame_errors(measured / name, paths, ids)
-        self.rows[name] = Scores(found=means_of(json.loads(text)), errors=errors)
+        chance = first_frame_errors(measured / name, paths, ids, other=1) if len(ids) > 1 else []
+        self.rows[name] = Scores(found=means_of(json.loads(text)), errors=errors, by_chance=chance)
 
     def true_videos(self) -> None:
         """What the measurement itself errs, on the true videos and on those that went through the autoencoder."""
@@ -531,15 +539,13 @@ class Road:
     def compile(self) -> None:
         """A step of the third stage on random numbers of the clips' shape: what Triton compiles for it is kept for all
         that come after, which would each wait for most of a minute."""
-        s, data = self.size, self.out / "random" / "encoded"
+        s, data = self.size, self.out / "encoded" / "random"
         if self.trained("stage3-kernels"):
             return
         write_random(data, s, windows=2 * s.batch)
         new = ("start.weights=null", "start.grow=false", "start.cameras=keep", "data.allow_stand_in=true")
-        name, *words = self.training(
-            "stage3-kernels", "stage3", *new, "steps=1", "validation.every=0", "data.held_out=0"
-        )
-        self.command(str(name), *(data if word == self.out / "encoded" / "rooms" else word for word in words))
+        new = (*new, "steps=1", "validation.every=0", "data.held_out=0")
+        self.command(*self.training("stage3-kernels", "stage3", *new, data="random"))
 
     def sample_true(self) -> None:
         if self.size.together == 1:
@@ -571,21 +577,14 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--minutes", type=float, help="that all of it may take; null: as many steps as the size says"
+        "--minutes", type=float, help="that all may take; null: as many steps as the size says"
     )
     parser.add_argument(
-        "--only",
-        choices=("clips",),
-        help="write and annotate clips, no more: another call with the same --out goes on with them",
+        "--only", choices=("clips",), help="no more than clips; another call goes on with them"
     )
-    parser.add_argument(
-        "--part", type=float, default=0.25, help="of the clips, that are written and annotated at a time"
-    )
-    parser.add_argument(
-        "--clips-s",
-        type=float,
-        help="go on writing and annotating clips for so long, before they are encoded",
-    )
+    parser.add_argument("--part", type=float, default=0.25, help="of the clips, made at a time")
+    parser.add_argument("--clips-s", type=float, help="go on with clips for so long, before they are encoded")
+    parser.add_argument("--render", default="cpu", help="where recordings are rendered: cpu, cuda")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     asked = parser.parse_args()
     road = Road(SIZES[asked.size], asked)

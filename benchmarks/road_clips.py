@@ -110,9 +110,8 @@ def wandering_path(
     return poses, focal * (zooms * torch.linspace(0, 1, num_frames, device=device)).exp()[None]
 
 
-def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
-    """Clip `number` of a set."""
-    samples = 2 if device.type == "cuda" else 1
+def render_one(rooms: Rooms, number: int, device: torch.device, *, samples: int = 1) -> Rendered:
+    """Clip `number` of a set; other devices draw other ones."""
     draw = Draw(torch.Generator(device).manual_seed(100_000 * rooms.seed + number))
     poses, focal = wandering_path(draw, rooms.frames, **rooms.path)
     room = random_rooms(draw, 1, poses[:, 0, :3, 3])
@@ -120,7 +119,8 @@ def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
     lens = torch.cat([(focal * rooms.width)[..., None].expand(*focal.shape, 2), centre], dim=-1)
     parts = [
         render(room, poses[:, part], lens[:, part], rooms.height, rooms.width, samples=samples)[0]
-        for part in torch.arange(rooms.frames, device=device).split(16)
+        # A processor's cache holds the rays of one picture.
+        for part in torch.arange(rooms.frames, device=device).split(16 if device.type == "cuda" else 1)
     ]
     image = torch.cat(parts).cpu()
     pictures = (255 * image[:, :3]).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
@@ -130,8 +130,9 @@ def render_one(rooms: Rooms, number: int, device: torch.device) -> Rendered:
 
 def pictures_of(rooms: Rooms, device: torch.device) -> Tensor:
     """(N, F, H, W, 3) uint8: all clips of a set, on the device."""
-    clips = [torch.from_numpy(render_one(rooms, n, device).pictures) for n in range(rooms.clips)]
-    return torch.stack(clips).to(device)
+    samples = 2 if device.type == "cuda" else 1
+    clips = [render_one(rooms, n, device, samples=samples).pictures for n in range(rooms.clips)]
+    return torch.stack([torch.from_numpy(clip) for clip in clips]).to(device)
 
 
 def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) -> None:
@@ -154,7 +155,7 @@ def write_room(rooms: Rooms, number: int, folder: Path, device: torch.device) ->
     )
     if folder.name == "held":
         _write_truth(clip, place)
-    else:
+    elif folder.name == "depth":
         for frame, depth in enumerate(clip.depth_m):
             write_depth_png(place / "depth" / f"{frame:06d}.png", depth, units_per_metre=1000)
     place.rename(folder / name)
@@ -174,14 +175,20 @@ def _write_truth(clip: Rendered, place: Path) -> None:
     )
 
 
-def index_entry(name: str) -> dict[str, str]:
-    """What the index says of a recording."""
+def index_entry(name: str, recipe: str) -> dict[str, str]:
+    """What the index says of a recording: with cameras (`posed`), or with depth and a lens (`rgbd`)."""
+    poses = f"{name}/poses.txt"
+    given = {"camera_to_world_path": poses}
+    if recipe == "rgbd":
+        given = {
+            "depth_pattern": f"{name}/depth/{{frame:06d}}.png",
+            "truth_camera_to_world_path": poses,
+        }
     return {
         "clip_id": name,
         "media_path": f"{name}/rgb.mp4",
-        "depth_pattern": f"{name}/depth/{{frame:06d}}.png",
         "intrinsics_path": f"{name}/lens.csv",
-        "truth_camera_to_world_path": f"{name}/poses.txt",
+        **given,
     }
 
 
@@ -211,16 +218,13 @@ def remove_bare(folder: Path, verdicts: dict[str, str]) -> None:
             shutil.rmtree(place)
 
 
-def write_index(entries: list[dict[str, str]], folder: Path) -> Path:
+def write_index(names: list[str], folder: Path, recipe: str) -> Path:
     """The index of some recordings."""
-    defaults = {
-        "data_licence": "CC0-1.0",
-        "data_redistributable": True,
-        "depth_units_per_metre": 1000,
-        "caption": PROMPT,
-    }
+    unit = {"depth_units_per_metre": 1000} if recipe == "rgbd" else {"poses_metric": True}
+    defaults = {"data_licence": "CC0-1.0", "data_redistributable": True, "caption": PROMPT, **unit}
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "clips.yaml"
+    entries = [index_entry(name, recipe) for name in names]
     index.write_text(yaml.safe_dump({"defaults": defaults, "clips": entries}), encoding="utf-8")
     return index
 
@@ -340,14 +344,20 @@ def write_paths(folder: Path, clips: Path, names: list[str]) -> None:
         write_tum(folder / f"{name}.txt", np.linalg.inv(poses[0]) @ poses)
 
 
-def first_frame_errors(measured: Path | None, paths: Path, names: list[str]) -> list[tuple[float, float]]:
+def first_frame_errors(
+    measured: Path | None, paths: Path, names: list[str], *, other: int = 0
+) -> list[tuple[float, float]]:
     """Mean angle in degrees and mean distance in metres from the paths, a clip, the first frames made equal and nothing
-    else. None: of a camera that rests."""
+    else. None: of a camera that rests.
+
+    Args:
+        other: against the path of the clip that comes so many later: what a video has by chance that follows none.
+    """
     from theodolite.dataset.cameras.rotations import rotation_from_quaternion_wxyz
 
     found = []
-    for name in names:
-        true = np.loadtxt(paths / f"{name}.txt")
+    for i, name in enumerate(names):
+        true = np.loadtxt(paths / f"{names[(i + other) % len(names)]}.txt")
         made = np.tile(true[:1], (len(true), 1)) if measured is None else np.loadtxt(measured / f"{name}.txt")
         count = min(len(true), len(made))
         turn = [np.asarray(rotation_from_quaternion_wxyz(x[:count, [7, 4, 5, 6]])) for x in (true, made)]

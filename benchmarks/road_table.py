@@ -19,6 +19,8 @@ class Scores:
     found: dict[str, float] = field(default_factory=dict)
     errors: list[tuple[float, float]] = field(default_factory=list)
     """Of each clip, the first frames made equal: degrees, metres."""
+    by_chance: list[tuple[float, float]] = field(default_factory=list)
+    """The same against another clip's path."""
 
 
 KEYS = ("rotation_rmse_deg", "rot_err_deg", "trans_err_m", "cam_mc")
@@ -69,14 +71,18 @@ def held_out_loss(metrics: Path) -> float | None:
 def table_of(rows: dict[str, Scores]) -> str:
     """The table of the networks that are there, in the order of the road."""
     lines = [
-        "| network | held-out loss | first frame fixed: deg | m | rotation RMSE deg | RotErr deg | TransErr m "
-        "| CamMC | clips |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | held-out loss | first frame fixed: deg | m | the same from another clip's path: deg | m "
+        "| rotation RMSE deg | RotErr deg | TransErr m | CamMC | clips |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in [n for n in TITLES if n in rows]:
         scores = rows[name]
         loss = "" if scores.loss is None else f"{scores.loss:.4f}"
         found = " | ".join(f"{scores.found[key]:.3f}" if key in scores.found else "" for key in KEYS)
-        fixed = " | ".join(mean_and_error([e[i] for e in scores.errors]) for i in range(2))
-        lines.append(f"| {TITLES.get(name, name)} | {loss} | {fixed} | {found} | {len(scores.errors)} |")
+        fixed, chance = (
+            " | ".join(mean_and_error([e[i] for e in errors]) if errors else "" for i in range(2))
+            for errors in (scores.errors, scores.by_chance)
+        )
+        row = (TITLES.get(name, name), loss, fixed, chance, found, str(len(scores.errors)))
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
