@@ -84,8 +84,9 @@ def part_path(out: str | Path, *, source: str, shard_id: str) -> Path:
     Args:
         out: dataset folder, or a run's folder within. Parts of a run in an object store lie among the data at once,
             under a name that holds the run's.
+        source: its name; `source=<source>` for a part beside those of schema version 1, and of their version.
     """
-    for what, name in (("source", source), ("shard id", shard_id)):
+    for what, name in (("source", source.removeprefix("source=")), ("shard id", shard_id)):
         if not is_name(name):
             raise ValueError(f"{what} {name!r:.80}: use {NAME_RULE}")
     number = re.match(r"\d+", shard_id)

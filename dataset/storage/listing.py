@@ -174,9 +174,12 @@ def _scan(folder: Path, name: str, stamped: bool) -> tuple[list[Stamp], list[str
         for part in parts:  # of which there may be millions: `suppress` would take a fifth of the time
             try:
                 status = look(part)
-            except FileNotFoundError:  # removed at this moment
-                continue
-            stamps.append((f"{name}/{part}", status.st_size, status.st_mtime_ns))
+                stamps.append((f"{name}/{part}", status.st_size, status.st_mtime_ns))
+            except (
+                FileNotFoundError
+            ):  # removed at this moment, unless it is a link to nowhere: who reads it says so
+                if os.path.islink(folder / part):
+                    stamps.append((f"{name}/{part}", 0, 0))
     return stamps, below
 
 

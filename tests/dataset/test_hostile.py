@@ -26,6 +26,7 @@ from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.sources.entries import IndexSource
 from theodolite.annotate.sources.read import read_clips
 from theodolite.dataset.card import dataset_card
+from theodolite.dataset.compact import compact
 from theodolite.dataset.escape import for_line, for_markdown, for_terminal
 from theodolite.dataset.evaluation.tables import format_table
 from theodolite.dataset.export import export_dataset
@@ -576,6 +577,17 @@ def test_a_pipe_among_the_parts_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(InputError, match=f"{name}: is no file"):
         theodolite.dataset.open(tmp_path)
+
+
+def test_a_part_that_is_a_link_to_nowhere_is_named_by_whoever_looks(tmp_path, make_row, make_dataset) -> None:
+    out = make_dataset(tmp_path / "run", {"000000-a": [make_row(0, frames=4)]})
+    write_index(out)
+    (out / "data" / "demo" / "part-000001-b.parquet").symlink_to(tmp_path / "gone.parquet")
+    for look in (theodolite.dataset.open, inspect_text, compact):
+        with pytest.raises((InputError, OSError), match=r"part-000001-b\.parquet"):
+            look(out)
+    (violation,) = validate_dataset(out)[1]
+    assert "part-000001-b.parquet" in str(violation)
 
 
 def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path):

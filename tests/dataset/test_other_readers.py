@@ -18,6 +18,7 @@ import pytest
 import theodolite.dataset
 from theodolite.dataset import store
 from theodolite.dataset.camera_files.load import load_cameras
+from theodolite.dataset.compact import compact
 from theodolite.dataset.export import export_dataset, write_subset
 from theodolite.dataset.formats.trajectories import read_tum
 from theodolite.dataset.index import refresh_index, write_index
@@ -299,6 +300,19 @@ def test_a_folder_of_both_versions(
         assert clips.to_table(["captions"]).num_rows == 7
         assert validate_dataset(folder) == (7, [])
         write_index(folder)
+
+
+def test_parts_of_version_1_are_gathered_as_those_of_any_other(
+    tmp_path: Path, make_version_1: Callable, make_row: Callable[..., Row]
+) -> None:
+    shards = {f"00000{n}-x": [make_row(2 * n), make_row(2 * n + 1)] for n in range(3)}
+    folder = make_version_1(tmp_path / "run", shards)
+    done = compact(folder)
+    assert (done.num_before, done.num_after, done.num_clips) == (3, 1, 6)
+    for part in store.list_parts(folder):
+        assert part.parent == folder / "data" / "source=demo"
+    assert validate_dataset(folder) == (6, [])
+    assert [row.schema_version for row in theodolite.dataset.open(folder).rows()] == [1] * 6
 
 
 def test_a_run_does_not_go_on_in_a_folder_of_version_1(old: Path) -> None:
