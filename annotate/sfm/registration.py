@@ -19,7 +19,7 @@ from .bundle.single import resect
 from .bundle.solve import Effort, Question, solve_bundle
 from .centre_jitter import centre_jitter_px
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
-from .focal_model import choose_focal_model, common_focal_error
+from .focal_model import choose_focal_model, widest_focal_error
 from .keyframes import KeyframeProblem
 from .moving import shares_by_frame
 from .observations import count_depth
@@ -89,11 +89,10 @@ def register_all_frames(
         rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
     log_gain = solution.state.log_gain
     shared = _shared_errors(used, solution.state, prior, keys)
-    common, beside = float("nan"), 0.0
-    if noise is not None and keys.log_focal is None:
+    of_views, beside = 0.0, 0.0
+    if keys.log_focal is None:
         by_cause = 0.0 if shared is None else float(np.median(shared.log_focal)) ** 0.5
-        common = max(by_cause, common_focal_error(cameras, keys.expected))
-        beside = (common**2 - by_cause**2) ** 0.5
+        of_views, beside = widest_focal_error(cameras, by_cause, keys.expected)
     return replace(
         cameras,
         rest_error_ratio=rest,
@@ -103,7 +102,8 @@ def register_all_frames(
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         shared=shared,
         focal_doubt_log=float(np.hypot(wiggle, beside)),
-        focal_common_log=common,
+        # How short a path may be is asked of those that lean on given depth alone.
+        focal_common_log=float("nan") if noise is None or keys.log_focal is not None else of_views,
         centre_jitter_px=centre_jitter_px(used, solution),
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )

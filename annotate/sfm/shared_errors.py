@@ -22,13 +22,15 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from .bundle.normal import Linear, Normal
 from .bundle.pace import Task
-from .bundle.problem import Problem, cauchy, whitened_residuals
+from .bundle.problem import FOCAL_COLUMN, Problem, cauchy, whitened_residuals
 from .bundle.solve import soaked_up
 from .bundle.sparse import factorised
 from .depth_noise import PATCHES, patch_numbers
@@ -95,15 +97,17 @@ def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
     normal, linear = factorised(task)
     hidden, drawn = _Hidden(task, known), _Draws(task, linear)
     number = hidden.number
+    of_frames, of_lens = drawn.expected(normal)
+    expected = of_lens.shape[1]
     own = torch.zeros(task.problem.num_frames, normal.dof, number, dtype=torch.float64)
-    nothing = torch.zeros(normal.num_lens, number + _DRAWS, dtype=torch.float64)
-    forces = torch.cat([own, drawn.of_priors(normal)], 2)
+    forces = torch.cat([own, drawn.of_priors(normal), of_frames], 2)
+    on_lens = torch.cat([of_lens.new_zeros(normal.num_lens, number + _DRAWS), of_lens], 1)
     cases = itertools.chain(hidden.columns(), hidden.compared(drawn.residuals()))
-    answers, taken = normal.answer(linear, cases, forces, nothing)
-    hidden.measure(linear.r, taken)
+    answers, taken = normal.answer(linear, cases, forces, on_lens, own=number)
+    hidden.measure(linear.r, taken[:, :-expected])
     steps = {
-        "seen": drawn.widened * answers[:, :, number:] / _DRAWS**0.5,
-        "expected": drawn.expected(normal),
+        "seen": drawn.widened * answers[:, :, number:-expected] / _DRAWS**0.5,
+        "expected": answers[:, :, -expected:],
     } | hidden.steps(answers[:, :, :number])
     together = torch.cat(list(steps.values()), 2)
     variances = _variances(task, together)
@@ -194,20 +198,20 @@ class _Draws:
             )
             yield self.linear.r[:, :, None] * torch.stack([of_pixels, of_pixels, of_depth], 1)
 
-    def expected(self, normal: Normal) -> Tensor:
-        """(F, D, 1 + G) answers to a focal length and a lens that are what was expected but for one deviation."""
+    def expected(self, normal: Normal) -> tuple[Tensor, Tensor]:
+        """(F, D, 1 + G), (G, 1 + G) forces of a focal length and a lens that are what was expected but for one
+        deviation."""
         problem, priors = self.task.problem, self.task.priors
         free = int(priors.free.sum())
         _, sigma, share = priors.absolute(problem.num_frames)
         force = torch.zeros(problem.num_frames, normal.dof, 1 + free, dtype=torch.float64)
-        force[:, 6, 0] = share / sigma
+        force[:, FOCAL_COLUMN, 0] = share / sigma
         of_lens = torch.zeros(free, 1 + free, dtype=torch.float64)
         # A lens that was found further off than that was held back the more.
         sigma = priors.lens_sigma[priors.free]
         off = (self.task.state.lens[priors.free] / sigma).abs().clamp_min(1.0)
         of_lens[:, 1:] = torch.diag(off / sigma)
-        nothing = [torch.zeros(len(problem.frame), 3, 1 + free, dtype=torch.float64)]
-        return normal.answer(self.linear, nothing, force, of_lens)[0]
+        return force, of_lens
 
 
 class _Hidden:
@@ -223,8 +227,7 @@ class _Hidden:
         weight = cauchy(r_d * r_d, scale)[1].sqrt()
         # What an error of one is worth as a residual.
         of_depth = torch.where(has, weight / problem.sigma_log_depth, torch.zeros_like(r_d))
-        time = torch.linspace(0, torch.pi, problem.num_frames, dtype=torch.float64)[problem.frame, None]
-        self.of_depth = of_depth[:, None] * torch.cat([_fields(problem), time.cos(), (2 * time).cos()], 1)
+        self.of_depth = _depth_columns(problem, of_depth)
         weight = cauchy((r_uv * r_uv).sum(1), scale)[1].sqrt()
         self.of_shutter = _skew_px(problem) * (weight / problem.sigma_px)[:, None]
         sizes = [known.still_log] * _PLACES + [known.slow_log] * 2 + [_SHUTTER]
@@ -235,7 +238,7 @@ class _Hidden:
     def columns(self) -> Iterator[Tensor]:
         """(N, 3, k) residuals that errors of one make, a few at a time."""
         for first in range(0, self.number, _AT_ONCE):
-            of_depth = self.of_depth[:, first : first + _AT_ONCE]
+            of_depth = torch.from_numpy(self.of_depth[:, first : first + _AT_ONCE].toarray())
             residual = torch.zeros(len(of_depth), 3, min(_AT_ONCE, self.number - first), dtype=torch.float64)
             residual[:, 2, : of_depth.shape[1]] = of_depth
             if first + _AT_ONCE >= self.number:
@@ -250,12 +253,14 @@ class _Hidden:
 
     def _products(self) -> Tensor:
         """Of the columns with each other."""
-        return torch.block_diag(self.of_depth.T @ self.of_depth, self.of_shutter.square().sum())
+        of_depth = torch.from_numpy((self.of_depth.T @ self.of_depth).toarray())
+        return torch.block_diag(of_depth, self.of_shutter.square().sum())
 
     def _like(self, residual: Tensor) -> Tensor:
         """Products of the columns with residuals (N, 3, K)."""
         of_shutter = (self.of_shutter[:, :, None] * residual[:, :2]).sum((0, 1))
-        return torch.cat([self.of_depth.T @ residual[:, 2], of_shutter[None]])
+        of_depth = torch.from_numpy(self.of_depth.T @ residual[:, 2].numpy())
+        return torch.cat([of_depth, of_shutter[None]])
 
     def measure(self, residual: Tensor, taken: Tensor) -> None:
         """How large they are, as the residuals have it: mean and second moments about zero.
@@ -296,15 +301,30 @@ class _Hidden:
         return found
 
 
-def _fields(problem: Problem) -> Tensor:
-    """(N, places) smooth functions of the place in the image, of which any smooth error of depth is a sum; independent
-    sizes of one make errors of about one."""
+def _depth_columns(problem: Problem, size: Tensor) -> csc_array:
+    """(N, places + 2) residuals of depth, most of them zero: smooth functions of the place in the image, of which any
+    smooth error of depth is a sum, and two slow ones of time.
+
+    Args:
+        size: (N,) residual of an error of one.
+    """
     across, down = PATCHES
     place = problem.uv_px / (2 * problem.centre_px) * torch.tensor(PATCHES) - 0.5
     x, y = (place[:, k].clamp(0, PATCHES[k] - 1) for k in (0, 1))
-    hats = [(1 - (at[:, None] - torch.arange(n)).abs()).clamp_min(0) for at, n in ((x, across), (y, down))]
+    left, top = x.long().clamp_max(across - 2), y.long().clamp_max(down - 2)
+    at_x, at_y = x - left, y - top
     # Between the peaks of a hat and its neighbour a sum of them has half the variance, and so across both directions.
-    return 1.5 * (hats[0][:, :, None] * hats[1][:, None]).reshape(len(x), _PLACES)
+    hats = [
+        (1.5 * wide * high, (left + i) * down + top + j)
+        for i, wide in ((0, 1 - at_x), (1, at_x))
+        for j, high in ((0, 1 - at_y), (1, at_y))
+    ]
+    time = torch.linspace(0, torch.pi, problem.num_frames, dtype=torch.float64)[problem.frame]
+    hats += [((k * time).cos(), torch.full_like(left, _PLACES + k - 1)) for k in (1, 2)]
+    value = torch.stack([of * size for of, _ in hats], 1).numpy().ravel()
+    column = torch.stack([index for _, index in hats], 1).int().numpy().ravel()
+    start = np.arange(len(size) + 1, dtype=np.int32) * len(hats)
+    return csr_array((value, column, start), shape=(len(size), _PLACES + 2)).tocsc()
 
 
 def _skew_px(problem: Problem) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import bsr_array
+from scipy.sparse import bsr_array, csr_array
 from torch import Tensor
 
 from .lens import bending
@@ -274,6 +274,14 @@ class Normal:
         shape = 3 * (len(start) - 1), self.dof * self.problem.num_frames
         return bsr_array((blocks.numpy(), self.layout.column, start), shape=shape, blocksize=(3, self.dof))
 
+    def _by_row(self, jacobian: Tensor, group: Tensor, size: int) -> csr_array:
+        """(3 N, K size) matrix of a Jacobian (N, 3, K) by the unknowns of a group; `group` (N,) says of which."""
+        number, _, each = jacobian.shape
+        column = (each * group[:, None] + torch.arange(each)).int()[:, None].expand(-1, 3, -1)
+        start = np.arange(3 * number + 1, dtype=np.int32) * each
+        value = jacobian.reshape(-1).numpy()
+        return csr_array((value, column.reshape(-1).numpy(), start), shape=(3 * number, each * size))
+
     def _to_points(self, c: Tensor) -> Tensor:
         """(P, 3) of camera steps (F, D)."""
         return torch.from_numpy(self.coupling @ c.reshape(-1).numpy()).reshape(-1, 3)
@@ -406,42 +414,58 @@ class Normal:
         return xc, xg, xp, used
 
     def answer(
-        self, linear: Linear, residuals: Iterable[Tensor], of_cameras: Tensor, of_lens: Tensor
+        self,
+        linear: Linear,
+        residuals: Iterable[Tensor],
+        of_cameras: Tensor,
+        of_lens: Tensor,
+        *,
+        own: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """How the cameras would move if observations were off, by the band alone, as its covariance is.
 
         Args:
             linear: what the equations were made from.
-            residuals: in the place of its residuals, K cases in all, a few (N, 3, k) at a time.
+            residuals: in the place of its residuals, of the first of K cases, a few (N, 3, k) at a time.
             of_cameras, of_lens: (F, D, K), (G, K) further forces, of priors.
+            own: how many cases, the first ones, are compared with all; they do not share a chunk with others.
         Returns:
-            (F, D, K) steps, and the products (K, K) of what the unknowns take up of the cases.
+            (F, D, K) steps, and the products (own, K) of what the unknowns take up of the cases.
         """
         layout, frames = self.layout, self.problem.num_frames
         of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
         damp = self.damp_p[self.problem.point[layout.piece_start[:-1]]]
         hpp_inv = invert3(of_piece[:, :, :3] + torch.diag_embed(damp))
-        parts = []
+        to_points = self._by_row(linear.jp, layout.piece, layout.num_pieces)
+        to_cameras = self._by_row(linear.jc, self.problem.frame, frames)
+        to_lens = linear.jg.reshape(len(linear.r) * 3, self.num_lens)
+        c, g = of_cameras.reshape(frames * self.dof, -1).clone(), of_lens.clone()
+        taken = c.new_zeros(own, c.shape[1])
+        # Of all cases this is the largest array; of the others a chunk at a time is enough.
+        along_own = c.new_zeros(3 * layout.num_pieces, own)
+        first = 0
         for r in residuals:
-            on_points = sum_by(layout.piece, linear.jp.transpose(1, 2) @ r, layout.num_pieces)
-            along = hpp_inv @ on_points
-            moved = self.wt.transpose(1, 2) @ along[layout.piece] - linear.jc.transpose(1, 2) @ r
-            parts.append(
-                (on_points, along, sum_by(self.problem.frame, moved, frames), linear.jg.transpose(1, 2) @ r)
-            )
-        on_points, along, c = (torch.cat([part[k] for part in parts], 2) for k in range(3))
-        c = torch.where(self.fixed[:, :, None], torch.zeros_like(c), c + of_cameras)
-        c = c.reshape(frames * self.dof, -1)
+            these = slice(first, first + r.shape[2])
+            first = these.stop
+            rows = r.reshape(-1, r.shape[2]).numpy()
+            on_points = torch.from_numpy(to_points.T @ rows)
+            along = (hpp_inv @ on_points.reshape(-1, 3, r.shape[2])).reshape(on_points.shape)
+            left = to_points @ along.numpy() - rows
+            c[:, these] += torch.from_numpy(to_cameras.T @ left)
+            g[:, these] += to_lens.T @ torch.from_numpy(left)
+            if these.stop <= own:
+                along_own[:, these] = along
+            taken[:, these] = along_own.T @ on_points
+        # Cases that came later were not there yet for those before.
+        taken[:, :own] = taken[:, :own].triu() + taken[:, :own].triu(1).T
+        c[self.fixed.reshape(-1)] = 0
         x = self.band.solve(self._pad(c))
-        taken = torch.einsum("pik,pil->kl", on_points, along)
         if self.num_lens:
-            g = torch.einsum("pig,pik->gk", of_piece[:, :, 3:-1], along) + of_lens
-            g = g - torch.cat([part[3].sum(0) for part in parts], 1)
             of_g = self.border_schur @ (g - self.border.T @ x)
             x = x - self.border_solved @ of_g
-            taken = taken + g.T @ of_g
+            taken += g[:, :own].T @ of_g
         x = x[: frames * self.dof]
-        return x.reshape(frames, self.dof, -1), taken + c.T @ x
+        return x.reshape(frames, self.dof, -1), taken + c[:, :own].T @ x
 
     def covariance(self) -> Tensor:
         """(F, D, D) marginal covariance of the cameras from the band (lens held fixed)."""
