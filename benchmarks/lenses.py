@@ -1,7 +1,7 @@
 """Lenses that are no pinhole in the middle of their picture: what becomes of clips that are seen through them.
 
     python benchmarks/lenses.py --data ../shared/data --out lenses.jsonl [--only k1-0.3,crop-right] [--scenes room-1]
-        [--jobs 4] [--seconds 280] [--work DIR]
+        [--jobs 4] [--seconds 280] [--work DIR] [--set annotate.bundle.lens_model=near_pinhole]
     python benchmarks/lenses.py --table lenses.jsonl [OTHER.jsonl]
 
 Rendered rooms are seen through the exact lens (five views of 90 degrees where one does not hold it), recordings are
@@ -259,6 +259,8 @@ SCENES: dict[str, int | Recording] = {
     "room-101": 101,
     "room-102": 102,
     "room-103": 103,
+    "room-104": 104,
+    "room-105": 105,
     "office-0": Recording(folder="rgbd-office-a", first=0),
     "office-80": Recording(folder="rgbd-office-a", first=80),
 }
@@ -320,7 +322,7 @@ def _fits(lens: Lens, pinhole: tuple[float, float, float, float], width: int, he
 # --- measurement ------------------------------------------------------------------------------------------
 
 
-def annotated(made: Made, out: Path) -> Row:
+def annotated(made: Made, out: Path, settings: list[str]) -> Row:
     """The row that the command makes of a clip with depth, its lens unknown."""
     index = made.folder / "index.yaml"
     entry = {
@@ -331,7 +333,8 @@ def annotated(made: Made, out: Path) -> Row:
     }
     index.write_text(yaml.safe_dump({"defaults": {"data_licence": "MIT"}, "clips": [entry]}))
     command = ["theodolite", "annotate", "rgbd", "--out", str(out), "--workers", "0"]
-    command += ["--set", f"source.index={index}"]
+    for setting in (f"source.index={index}", *settings):
+        command += ["--set", setting]
     said = StringIO()
     with mock.patch.object(sys, "argv", command), redirect_stdout(said), redirect_stderr(said):
         try:
@@ -366,8 +369,8 @@ def camera_errors(row: Row, lens: Lens) -> dict[str, float]:
     }
 
 
-def line_of(scene: str, variant: str, data: Path, work: Path) -> dict[str, Any]:
-    line: dict[str, Any] = {"scene": scene, "variant": variant}
+def line_of(scene: str, variant: str, data: Path, work: Path, settings: list[str]) -> dict[str, Any]:
+    line: dict[str, Any] = {"scene": scene, "variant": variant, "settings": settings}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         what = SCENES[scene]
         lens_at = VARIANTS[variant]
@@ -376,7 +379,7 @@ def line_of(scene: str, variant: str, data: Path, work: Path) -> dict[str, Any]:
         else:
             made = render(what, lens_at, Path(folder) / "clip")
         start = time.process_time()
-        row = annotated(made, Path(folder) / "rows")
+        row = annotated(made, Path(folder) / "rows", settings)
         line["cpu_s"] = time.process_time() - start
     line |= {
         "verdict": row.verdict,
@@ -400,13 +403,13 @@ def line_of(scene: str, variant: str, data: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def _work(task: tuple[str, str, Path, Path, float]) -> dict[str, Any] | None:
-    scene, variant, data, work, until = task
+def _work(task: tuple[str, str, Path, Path, list[str], float]) -> dict[str, Any] | None:
+    scene, variant, data, work, settings, until = task
     if time.monotonic() > until:
         return None
     cv2.setNumThreads(1)
     try:
-        return line_of(scene, variant, data, work)
+        return line_of(scene, variant, data, work, settings)
     except Exception as error:  # noqa: BLE001 - one clip that cannot be made must not end the others
         return {"scene": scene, "variant": variant, "verdict": "failed", "reasons": [repr(error)[:300]]}
 
@@ -450,6 +453,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="variants, divided by spaces")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no clip is begun")
+    parser.add_argument("--set", action="append", default=[], help="of the recipe, as the command takes it")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, help="JSON lines, appended")
     parser.add_argument("--table", type=Path, nargs="+", help="print these files instead of running")
@@ -463,7 +467,7 @@ def main() -> None:
     if args.out and args.out.is_file():
         there = {(x["scene"], x["variant"]) for x in map(json.loads, args.out.read_text().splitlines())}
     tasks = [
-        (scene, variant, args.data, args.work, until)
+        (scene, variant, args.data, args.work, args.set, until)
         for variant in args.only.split() or VARIANTS
         for scene in args.scenes.split(",")
         if (scene, variant) not in there

@@ -32,7 +32,8 @@ class BundleConfig(Strict):
     focal_prior_sigma: Annotated[float, Field(gt=0)] = 0.7
     """Weak prior on log focal around a 60 degree field of view; it decides only where the data say nothing."""
     principal_point_sigma: Annotated[float, Field(ge=0)] = 0.005
-    """Prior on the principal point's offset from the centre, in image diagonals; 0 keeps it at the centre."""
+    """Prior on the principal point's offset from the centre, in image diagonals; 0 keeps it at the centre. Where the
+    data ask for more they are heard (`lens_model`)."""
     aspect_sigma: Annotated[float, Field(ge=0)] = 0.0
     """Prior on log(fy / fx) around square pixels; 0 ties fy to fx."""
     radial_sigma: Annotated[float, Field(ge=0)] = 0.02
@@ -40,7 +41,8 @@ class BundleConfig(Strict):
     second_radial_sigma: Annotated[float, Field(ge=0)] = 0.0
     """Prior on the second radial term k2; 0 switches it off, as it is where the lens is near a pinhole."""
     lens_model: Literal["auto", "near_pinhole"] = "auto"
-    """`auto` tries strong distortion (two radial terms) and a fisheye where a lens near a pinhole does not fit."""
+    """`auto` tries a principal point well off the centre, strong distortion (two radial terms) and a fisheye where a
+    lens near a pinhole does not fit."""
     max_observations: Annotated[int, Field(ge=30)] = 160
     """Flow observations used in a frame between keyframes."""
     max_descriptor_observations: Annotated[int, Field(ge=30)] = 350

@@ -51,6 +51,8 @@ _FREE_TERMS: dict[LensModel, dict[str, float]] = {
     "fisheye": {"principal_point_sigma": 0.05, "radial_sigma": 0.05, "second_radial_sigma": 0.02},
 }
 """Priors of lenses that are not near a pinhole. Fisheyes are equidistant to a few per cent at their border."""
+_OFF_CENTRE_SIGMA = 0.1
+"""Of a picture that was cropped, in diagonals: by a tenth of its width and height is one standard deviation."""
 _GOLDEN_RATIO = 0.6180339887498949
 """Fractions of its multiples are spread evenly: any share of them is an even share of the tracks."""
 
@@ -239,7 +241,12 @@ class KeyframeProblem:
     def take_lens(self, lens: Lens) -> None:
         """From here on the lens bends like that one, about as much; its terms are free."""
         self.lens = lens
-        config, coarse = (c.model_copy(update=_FREE_TERMS[lens.model]) for c in self._configs)
+        free = dict(_FREE_TERMS[lens.model])
+        if lens.off_centre:
+            free["principal_point_sigma"] = _OFF_CENTRE_SIGMA
+        if self._configs[0].principal_point_sigma == 0:  # the recipe holds it
+            free.pop("principal_point_sigma", None)
+        config, coarse = (c.model_copy(update=free) for c in self._configs)
         self.given, self.coarse = replace(self.given, config=config), coarse
         self.rebuild_problem()
 

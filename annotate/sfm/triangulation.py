@@ -31,7 +31,7 @@ def back_project(problem: Problem, state: State, *, known: Tensor | None = None)
         has &= known[problem.frame]
     f = problem.frame
     z = true_log_depth(problem, state).exp()
-    if problem.lens.model == "near_pinhole":
+    if problem.lens.is_pinhole:
         # Depth is lifted through the middle of the picture; the bundle moves what its small lens terms move.
         n = (problem.uv_px - problem.centre_px) / state.log_focal[f].exp()[:, None]
     else:

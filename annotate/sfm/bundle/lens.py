@@ -28,10 +28,17 @@ class Lens:
     Attributes:
         model: how it bends.
         terms: (5,) principal point off the image's centre (pixels), log pixel aspect, k1, k2; None: zeros.
+        off_centre: its principal point may lie well off the centre, as in a picture that was cropped.
     """
 
     model: LensModel = "near_pinhole"
     terms: Tensor | None = None
+    off_centre: bool = False
+
+    @property
+    def is_pinhole(self) -> bool:
+        """What comes before a bundle takes it for a pinhole in the middle of the picture."""
+        return self.model == "near_pinhole" and not self.off_centre
 
     def start(self) -> Tensor:
         """(5,) terms."""

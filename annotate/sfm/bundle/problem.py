@@ -137,7 +137,7 @@ def straight(problem: Problem, log_focal: FloatArray | float) -> Problem:
     Args:
         log_focal: of all frames, or (F,) of each.
     """
-    if problem.lens.model == "near_pinhole":
+    if problem.lens.is_pinhole:
         return problem
     focal = torch.as_tensor(np.broadcast_to(log_focal, problem.num_frames).copy())
     state = replace(state_at_origin(problem, focal), points=problem.uv_px[:0])
