@@ -103,10 +103,11 @@ class _Run:
         check_machine(recipe)
         check_same_clips(recipe, out)
         if self.options.dry_run:
-            return self.told(self.plan(source, whole=True)), 0
+            again = 0 if retried is None else len(self.failed(retried))
+            return self.told(self.plan(source, whole=True), again), 0
         with open_output(out, recipe_hash=digest):
             if retried is not None:
-                dropped = _drop_failed(out, retried, islice(self.clips(), self.options.limit))
+                dropped = _drop(out, self.failed(retried))
                 log.warning("%s: %d failed clips are tried again", out, len(dropped))
             plan = self.plan(source)
             if plan.num_shards:
@@ -124,11 +125,20 @@ class _Run:
         size, limit = self.recipe.output.clips_per_shard, self.options.limit
         return plan_run(lambda: source, self.out, clips_per_shard=size, limit=limit, whole=whole)
 
-    def told(self, plan: Plan) -> str:
-        """What a dry run says."""
+    def failed(self, failed: Callable[[pa.Table], list[bool]]) -> set[str]:
+        """Ids of clips that failed, by their rows, and that the source still has."""
+        those: set[str] = set()
+        for table in rows_by_folder(self.out, ["clip_id", "verdict", "reasons"]):
+            those.update(table.filter(pa.array(failed(table), pa.bool_()))["clip_id"].to_pylist())
+        clips = islice(self.clips(), self.options.limit) if those else ()
+        return {clip.clip_id for clip in clips if clip.clip_id in those}
+
+    def told(self, plan: Plan, again: int) -> str:
+        """What a dry run says; `again` of the clips that are done are tried again."""
         left = plan.num_clips - plan.num_clips_done
+        failed = f" ({again} failed ones of them are tried again)" if self.options.retry_failed else ""
         return (
-            f"{self.recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done, {left} to do in"
+            f"{self.recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done{failed}, {left} to do in"
             f" {plan.num_shards} shards of up to {self.recipe.output.clips_per_shard};"
             f" nothing was written to {self.out}"
         )
@@ -178,17 +188,13 @@ class _RunRecord:
         )
 
 
-def _drop_failed(out: Path, failed: Callable[[pa.Table], list[bool]], clips: Iterable[ClipRef]) -> list[str]:
-    """Drop the rows of failed clips that the source still has; returns their ids."""
-    those: set[str] = set()
-    for table in rows_by_folder(out, ["clip_id", "verdict", "reasons"]):
-        those.update(table.filter(pa.array(failed(table), pa.bool_()))["clip_id"].to_pylist())
-    there = {clip.clip_id for clip in clips if clip.clip_id in those} if those else set()
+def _drop(out: Path, those: set[str]) -> list[str]:
+    """Drop the rows of some clips; returns their ids."""
 
     def goes(table: pa.Table) -> list[bool]:
-        return [clip_id in there for clip_id in table["clip_id"].to_pylist()]
+        return [clip_id in those for clip_id in table["clip_id"].to_pylist()]
 
-    return drop_rows(out, goes) if there else []
+    return drop_rows(out, goes) if those else []
 
 
 def _retried(reason: str) -> Callable[[pa.Table], list[bool]]:

@@ -69,6 +69,11 @@ def test_failed_clips_are_tried_again(tmp_path, recipe, fake):
     assert code == 1
     fake -= {"c1", "c2"}
     assert go(recipe, out)[1] == 1, "a failed clip has a row, and is not tried again unasked"
+    told, code = go(recipe, out, retry_failed="unreadable_video", dry_run=True)
+    assert "6 clips, 6 done (3 failed ones of them are tried again), 0 to do in 0 shards" in told
+    assert "0 done (0 failed" in go(recipe, tmp_path / "new", retry_failed="all", dry_run=True)[0]
+    assert code == 0
+    assert not (tmp_path / "new").exists()
     _text, code = go(recipe, out, retry_failed="unreadable_video")
     assert code == 1
     assert [c for c, r in sorted(reasons(out).items()) if r == "unreadable_video"] == ["c3"]
