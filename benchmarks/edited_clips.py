@@ -210,7 +210,24 @@ def _cutaway(seed: int) -> Film:
     return replace(film, rgb=rgb)
 
 
+def _ends_elsewhere(seed: int, frames: int, blend: int = 1) -> Film:
+    """The last frames are of another room, pictures and depth, after a dissolve of `blend` frames."""
+    film, other = walk(seed), walk(seed + 9000, num_frames=frames + blend - 1)
+    rgb, depth_m, first = film.rgb.copy(), film.depth_m.copy(), FRAMES - len(other.rgb)
+    for k, (picture, z) in enumerate(zip(other.rgb, other.depth_m, strict=True)):
+        share = min(1.0, (k + 1) / blend)
+        rgb[first + k] = np.round((1 - share) * rgb[first + k] + share * picture)
+        depth_m[first + k] = z if share > 0.5 else depth_m[first + k]
+    return replace(film, rgb=rgb, depth_m=depth_m)
+
+
 BROKEN: dict[str, Callable[[int], Film]] = {
+    "cut 2 before the end": lambda seed: _ends_elsewhere(seed, 2),
+    "cut 4 before the end": lambda seed: _ends_elsewhere(seed, 4),
+    "cut 8 before the end": lambda seed: _ends_elsewhere(seed, 8),
+    "dissolve to the end": lambda seed: _ends_elsewhere(seed, 1, blend=6),
+    "dissolve before the end": lambda seed: _ends_elsewhere(seed, 4, blend=8),
+    "cut 3 after the start": lambda seed: _ends_elsewhere(seed, 3).some(np.arange(FRAMES)[::-1]),
     "reversed pictures": lambda seed: _pictures_of(walk(seed), np.arange(FRAMES)[::-1]),
     "mirrored pictures": lambda seed: (lambda f: replace(f, rgb=f.rgb[:, :, ::-1]))(walk(seed)),
     "pulldown pictures": lambda seed: _pictures_of(walk(seed), PULLDOWN[:FRAMES]),
@@ -267,6 +284,8 @@ def line_of(task: tuple[str, int]) -> dict[str, Any]:
     error = trajectory_error(np.asarray(row.camera_to_world, np.float64), truth, alignment="se3")
     focal = np.abs(row.focal_px[:, 0].astype(np.float64) / film.focal_px[row.frame_index] - 1)
     return line | {
+        # Frames at an end whose cameras are not their own.
+        "bridged_at_ends": [int((row.pose_source[part] == 2).sum()) for part in (slice(8), slice(-8, None))],
         "path_m": float(path_length(truth)),
         "path_error": error.ate_rmse_m / float(path_length(truth)),
         "focal_error": float(focal.mean()),
