@@ -545,7 +545,8 @@ class Road:
         write_random(data, s, windows=2 * s.batch)
         new = ("start.weights=null", "start.grow=false", "start.cameras=keep", "data.allow_stand_in=true")
         new = (*new, "steps=1", "validation.every=0", "data.held_out=0")
-        self.command(*self.training("stage3-kernels", "stage3", *new, data="random"))
+        name, *words = self.training("stage3-kernels", "stage3", *new, data="random")
+        self.command(str(name), *words)
 
     def sample_true(self) -> None:
         if self.size.together == 1:
