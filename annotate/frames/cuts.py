@@ -352,11 +352,13 @@ def _leaps(shift: float, gap: int, before: _Numbered, after: _Numbered) -> bool:
     """Whether the view moves by `shift` picture widths within `gap` frames, and hardly moves before and after."""
     if shift < _LEAP:
         return False
-    sides = [_around(side) for side in (before, after) if len(side) > 1]
-    if not sides or any(carried.count < _FOLLOWED for carried, _ in sides):
-        return False
-    expected = gap * max(carried.shift / apart for carried, apart in sides)
-    return shift - expected > _LEAP and shift > _LEAP_OVER_STEPS * expected
+    sides = [side for side in (before, after) if len(side) > 1]
+    for side in sides:  # mostly the first one says no, and features of the other one need not be found
+        carried, apart = _around(side)
+        expected = gap * (carried.shift / apart)
+        if carried.count < _FOLLOWED or shift - expected <= _LEAP or shift <= _LEAP_OVER_STEPS * expected:
+            return False
+    return bool(sides)
 
 
 def _around(side: _Numbered, *, leave_still: bool = False) -> tuple[Carried, int]:

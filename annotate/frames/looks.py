@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -52,9 +53,9 @@ class Carried:
     matrix: F64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
-    """One frame as the detector sees it."""
+    """One frame as the detector sees it; equal to itself alone."""
 
     thumb: U8
     gray: U8
@@ -62,6 +63,10 @@ class Look:
     histogram: F32
     step: F64
     """(3, 3) similarity of the thumb from the frame before."""
+    _carried: WeakKeyDictionary[Look, dict[bool, Carried]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+    """What `match_looks` found in frames that are still kept; weak, or each would keep all that came before it."""
 
     @cached_property
     def blank(self) -> bool:
@@ -121,11 +126,18 @@ _NEAR = 0.06
 
 
 def match_looks(a: Look, b: Look, *, leave_still: bool = False) -> Carried:
-    """Matches between two frames whose place, orientation and size agree with one similarity.
+    """Matches between two frames whose place, orientation and size agree with one similarity, found once.
 
     Args:
         leave_still: leave out matches that stay within a pixel of where they are.
     """
+    known = a._carried.setdefault(b, {})
+    if leave_still not in known:
+        known[leave_still] = _match(a, b, leave_still=leave_still)
+    return known[leave_still]
+
+
+def _match(a: Look, b: Look, *, leave_still: bool) -> Carried:
     height, width = a.detail.shape
     f, g = a.features, b.features
     if min(len(f.xy), len(g.xy)) < 4:
@@ -165,7 +177,7 @@ def match_looks(a: Look, b: Look, *, leave_still: bool = False) -> Carried:
     agree = inlier.reshape(-1) > 0
     agree &= np.abs((turn - rotation + 180) % 360 - 180) < _MAX_TURN_DEG
     agree &= np.abs(np.log(g.size[j] / f.size[i]) - np.log(max(size, 1e-6))) < _MAX_LOG_SIZE
-    here, there = f.xy[i[agree]], g.xy[j[agree]]
+    source_xy, target_xy = f.xy[i[agree]], g.xy[j[agree]]
     middle = np.array([width / 2, height / 2])
     linear, shift = matrix[:, :2], matrix[:, :2] @ middle + matrix[:, 2] - middle
     if abs(np.log(max(size, 1e-6))) > _ZOOM and abs(rotation) < _UPRIGHT_DEG:
@@ -174,12 +186,12 @@ def match_looks(a: Look, b: Look, *, leave_still: bool = False) -> Carried:
         shift = shift * float((np.abs(fixed) > middle).any())
     cells = np.zeros(24, bool)
     cells[
-        np.minimum(here[:, 1] * 4 // height, 3).astype(int) * 6
-        + np.minimum(here[:, 0] * 6 // width, 5).astype(int)
+        np.minimum(source_xy[:, 1] * 4 // height, 3).astype(int) * 6
+        + np.minimum(source_xy[:, 0] * 6 // width, 5).astype(int)
     ] = True
     return Carried(
         count=int(agree.sum()),
-        moved=int((np.linalg.norm(there - here, axis=1) > _STILL_PX).sum()),
+        moved=int((np.linalg.norm(target_xy - source_xy, axis=1) > _STILL_PX).sum()),
         shift=float(np.linalg.norm(shift)) / width,
         cells=cells,
         pairs=np.stack([i[agree], j[agree]], 1),
