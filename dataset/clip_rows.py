@@ -125,7 +125,7 @@ class ClipRows:
             Its value in every column, each an array of one; None if the index has no footer for its row group, or its
             batch is damaged, or one that nobody writes.
         """
-        number_of_batch, here = divmod(number, self.rows_per_batch)
+        number_of_batch, row_of_batch = divmod(number, self.rows_per_batch)
         if number_of_batch >= len(self.batches):
             return None
         batch = self._last.get(number_of_batch) or self._batch(number_of_batch)
@@ -135,8 +135,8 @@ class ClipRows:
         self._last[number_of_batch] = batch
         try:
             with reading(self.path, _WHAT):
-                part, row = (int(batch.column(name)[here].as_py()) for name in (_PART, _ROW))
-                footer = batch.column(FOOTER)[max(here - row, 0)].as_py()
+                part, row = (int(batch.column(name)[row_of_batch].as_py()) for name in (_PART, _ROW))
+                footer = batch.column(FOOTER)[max(row_of_batch - row, 0)].as_py()
         except InputError:
             return None
         if footer is None:
@@ -146,7 +146,7 @@ class ClipRows:
             where = None if group in self.looked_at else f"{self.path}: part {part}"
             series = read_with_footer(source, footer, where=where)
             self.looked_at.add(group)
-        values = dict(zip(batch.schema.names, batch.slice(here, 1).columns, strict=True))
+        values = dict(zip(batch.schema.names, batch.slice(row_of_batch, 1).columns, strict=True))
         for name, column in zip(series.schema.names, series.columns, strict=True):
             values[name] = column.chunk(0).slice(row, 1)
         for name in _OWN_COLUMNS:
@@ -209,8 +209,8 @@ def _bytes_unfolded(message: pa.ipc.Message) -> int:
     def field_of(table: int, number: int) -> int:
         entries = table - struct.unpack_from("<i", data, table)[0]
         held = struct.unpack_from("<H", data, entries)[0]
-        at = struct.unpack_from("<H", data, entries + 4 + 2 * number)[0] if 4 + 2 * number < held else 0
-        return table + at if at else 0
+        offset = struct.unpack_from("<H", data, entries + 4 + 2 * number)[0] if 4 + 2 * number < held else 0
+        return table + offset if offset else 0
 
     def behind(place: int) -> int:
         return place + struct.unpack_from("<I", data, place)[0]
@@ -222,6 +222,6 @@ def _bytes_unfolded(message: pa.ipc.Message) -> int:
     count = struct.unpack_from("<I", data, buffers)[0]
     start, length = np.frombuffer(data, "<i8", 2 * count, buffers + 4).reshape(-1, 2).T
     body = np.frombuffer(message.body, np.uint8)
-    at = start[length >= 8]
-    sizes = body[at[:, None] + np.arange(8)].view("<i8")[:, 0]
+    offsets = start[length >= 8]
+    sizes = body[offsets[:, None] + np.arange(8)].view("<i8")[:, 0]
     return int(np.maximum(sizes, 0).sum(dtype=np.float64)) + int(length.sum())

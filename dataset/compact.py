@@ -73,16 +73,16 @@ def _groups(out: Path, parts: Sequence[Path], part_bytes: int) -> Iterator[list[
     """Parts that become one, in order; those that stay alone among them."""
     group: list[Path] = []
     size = 0
-    for part, (_name, here, _changed) in zip(parts, part_stamps(out, parts), strict=True):
-        if 2 * here > part_bytes:
+    for part, (_name, num_bytes, _changed) in zip(parts, part_stamps(out, parts), strict=True):
+        if 2 * num_bytes > part_bytes:
             yield from ([group, [part]] if group else [[part]])
             group, size = [], 0
             continue
-        if group and size + here > part_bytes:
+        if group and size + num_bytes > part_bytes:
             yield group
             group, size = [], 0
         group.append(part)
-        size += here
+        size += num_bytes
     if group:
         yield group
 

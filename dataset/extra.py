@@ -251,8 +251,8 @@ class _Texts:
         self._texts = table["caption"] if "caption" in table.column_names else None
 
     def get(self, clip_id: str) -> str | None:
-        at = self._at.get(clip_id)
-        return None if at is None or self._texts is None else self._texts[at].as_py()
+        place = self._at.get(clip_id)
+        return None if place is None or self._texts is None else self._texts[place].as_py()
 
 
 def open_extra(dataset: str) -> ExtraColumns | None:

@@ -217,8 +217,8 @@ def metric_columns(column: pa.ChunkedArray, names: Sequence[str]) -> dict[str, N
     codes, known = np.asarray(labels.indices), labels.dictionary.to_pylist()
     for name in names:
         if name in known:
-            at = codes == known.index(name)
-            found[name][rows[at]] = values[at]
+            chosen = codes == known.index(name)
+            found[name][rows[chosen]] = values[chosen]
     return found
 
 
@@ -226,9 +226,9 @@ def _take_scores(columns: dict[str, NDArray[np.float64]], clip_id: pa.ChunkedArr
     ids = scores["clip_id"]
     if pc.count_distinct(ids).as_py() != len(ids):
         raise ValueError("scores: a clip is there twice")
-    at = pc.index_in(clip_id, value_set=ids.combine_chunks())
-    known = np.asarray(at.is_valid())
-    place = np.asarray(pc.fill_null(at, 0), np.int64)
+    index = pc.index_in(clip_id, value_set=ids.combine_chunks())
+    known = np.asarray(index.is_valid())
+    place = np.asarray(pc.fill_null(index, 0), np.int64)
     for name in columns:
         if name in scores.column_names:
             values = np.asarray(pc.fill_null(pc.cast(scores[name], pa.float64()), np.nan))[place]

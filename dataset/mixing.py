@@ -122,10 +122,10 @@ def mix(
     reasons: dict[str, Counter[str]] = {}
     taken_hours: dict[str, float] = {}
     for name in sorted(set(table["source"].to_pylist())):
-        of = table.filter(pa.array([s == name for s in table["source"].to_pylist()]))
-        found = _counted(name, of)
+        rows = table.filter(pa.array([s == name for s in table["source"].to_pylist()]))
+        found = _counted(name, rows)
         sources.append(found)
-        reasons[name] = Counter(r for rs in of["mix_reasons"].to_pylist() for r in rs)
+        reasons[name] = Counter(r for rs in rows["mix_reasons"].to_pylist() for r in rs)
         weight = shares[name].weight
         taken_hours[name] = (found.hours if weight is None else weight) if found.taken else 0.0
     total = sum(taken_hours.values())

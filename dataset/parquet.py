@@ -214,8 +214,10 @@ def sealed(table: pa.Table, notes: Mapping[str, str] | None = None, **options: A
         writer.add_key_value_metadata({_SEAL.decode(): _OPEN.decode()})
     content = bytearray(memoryview(sink.getvalue()))
     start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-    at = content.rindex(_MARK, start) + len(_MARK)
-    content[at : at + len(_OPEN)] = _checksums(memoryview(content)[:start], memoryview(content)[start:])
+    offset = content.rindex(_MARK, start) + len(_MARK)
+    content[offset : offset + len(_OPEN)] = _checksums(
+        memoryview(content)[:start], memoryview(content)[start:]
+    )
     return content
 
 
@@ -239,10 +241,10 @@ def check_seal(source: pa.NativeFile, *, where: str | Path, whole: bool = False)
         start = size - 8 - length
         source.seek(start)
         footer = bytearray(source.read(length + 8))
-        at = footer.rfind(_MARK) + len(_MARK)
-        if at >= len(_MARK) and not _is_copied(footer):
-            stated = bytes(footer[at : at + len(_OPEN)])
-            footer[at : at + len(_OPEN)] = _OPEN
+        offset = footer.rfind(_MARK) + len(_MARK)
+        if offset >= len(_MARK) and not _is_copied(footer):
+            stated = bytes(footer[offset : offset + len(_OPEN)])
+            footer[offset : offset + len(_OPEN)] = _OPEN
             body = 0
             source.seek(0)
             while whole and (left := start - source.tell()):

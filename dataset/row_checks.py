@@ -381,11 +381,13 @@ def _lens_numbers(row: RawRow, focal: np.ndarray, size: tuple[int, int]) -> Iter
         yield from _restated(row, column, float(value), "focal_px", absolute=_STORAGE_TOLERANCE)
 
 
-def _restated(row: RawRow, column: str, value: float, of: str, *, absolute: float = 0.0) -> Iterator[Problem]:
+def _restated(
+    row: RawRow, column: str, value: float, source: str, *, absolute: float = 0.0
+) -> Iterator[Problem]:
     """A per-clip number that repeats what a list says."""
     stated = row[column]
     if stated is not None and not abs(stated - value) <= _STORAGE_TOLERANCE * abs(value) + absolute:
-        yield "restated", f"{column} says {stated:.6g}, {of} gives {value:.6g}"
+        yield "restated", f"{column} says {stated:.6g}, {source} gives {value:.6g}"
 
 
 def _numbers(row: RawRow) -> Iterator[Problem]:

@@ -123,11 +123,11 @@ class _Doubles:
 
     def see(self, part: _Part) -> None:
         """Take in the clips of the next part."""
-        here: set[str] = set()
+        in_part: set[str] = set()
         for clip_id, seen in zip(part.clip_ids, self._seen.has(part.clip_ids), strict=True):
-            if seen or clip_id in here:
+            if seen or clip_id in in_part:
                 self._again.append((part.name, clip_id))
-            here.add(clip_id)
+            in_part.add(clip_id)
         self._seen.update(part.clip_ids)
         self._names.append(part.name)
 

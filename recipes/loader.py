@@ -125,16 +125,16 @@ class Recipe(Strict):
     fetch: FetchConfig | None = None
 
 
-def _path_keys(annotation: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _path_keys(annotation: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Keys of a model that hold paths, those of its sections and of all alternatives included."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
-            yield from _path_keys(field.annotation, (*at, name))
+            yield from _path_keys(field.annotation, (*prefix, name))
     elif annotation is Path:
-        yield at
+        yield prefix
     else:
         for inner in get_args(annotation):
-            yield from _path_keys(inner, at)
+            yield from _path_keys(inner, prefix)
 
 
 PATH_KEYS = frozenset(_path_keys(Recipe))
@@ -271,16 +271,16 @@ def checked_recipe(
     return recipe
 
 
-def _misread_paths(content: Any, at: str = "") -> list[str]:
+def _misread_paths(content: Any, prefix: str = "") -> list[str]:
     """Strings in which YAML made control characters of a path's backslashes: "C:\\runs" begins a new line."""
     if isinstance(content, Mapping):
         return [
             line
             for key, value in content.items()
-            for line in _misread_paths(value, f"{at}.{key}".lstrip("."))
+            for line in _misread_paths(value, f"{prefix}.{key}".lstrip("."))
         ]
     if isinstance(content, list):
-        return [line for value in content for line in _misread_paths(value, at)]
+        return [line for value in content for line in _misread_paths(value, prefix)]
     if not isinstance(content, str):
         return []
     # "C:\new" is the beginning of a path, "Q: why?" of a text that may have lines.
@@ -288,8 +288,8 @@ def _misread_paths(content: Any, at: str = "") -> list[str]:
     if not any(unicodedata.category(c) == "Cc" and c not in usual for c in content):
         return []
     return [
-        f"{at}: {content!r} holds control characters: in double quotes YAML takes \\r, \\b, \\t and others for one; "
-        "write a path in single quotes, without quotes, or with /"
+        f"{prefix}: {content!r} holds control characters: in double quotes YAML takes \\r, \\b, \\t and others for "
+        "one; write a path in single quotes, without quotes, or with /"
     ]
 
 

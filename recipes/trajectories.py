@@ -187,11 +187,11 @@ def _trajectories(
     place: torch.device,
 ) -> torch.Tensor:
     """(B, K, C, T, h, w) of some windows."""
-    here = Samples(joined([batch for _, batch in group]), (), ()).to(place).batch
+    joint = Samples(joined([batch for _, batch in group]), (), ()).to(place).batch
     states, mask = (x[None].expand(len(group), *x.shape).to(place) for x in clips.empty_caption())
-    shape = torch.Size((1, *here.latents.shape[1:]))
+    shape = torch.Size((1, *joint.latents.shape[1:]))
     noise = torch.cat([noise_of(window.id, shape, options) for window, _ in group]).to(place)
-    asked = Conditions.of(here, options.student.frames)
+    asked = Conditions.of(joint, options.student.frames)
     return teacher_trajectory(model, asked, Text(states, mask), options, noise)
 
 

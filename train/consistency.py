@@ -114,18 +114,18 @@ def consistency_loss(
     errors = []
     for number, (first, end) in enumerate(chunk_ranges(student.frames, student.starts)):
         clean = latents[:, :, first:end]
-        here, ahead = (
+        now, ahead = (
             _frame_times(times[draws.level[:, number] + step], end - first, first) for step in (0, 1)
         )
-        noisy = torch.lerp(clean, draws.noise[:, :, first:end], _sigma(here))
+        noisy = torch.lerp(clean, draws.noise[:, :, first:end], _sigma(now))
         with torch.no_grad():
-            velocity = teachers[0].velocity(noisy, here, first)
+            velocity = teachers[0].velocity(noisy, now, first)
             if guided:
-                free = teachers[1].velocity(noisy, here, first)
+                free = teachers[1].velocity(noisy, now, first)
                 velocity = free + config.guidance * (velocity - free)
-            nearer = with_image(noisy - (_sigma(here) - _sigma(ahead)) * velocity, asked, first)
+            nearer = with_image(noisy - (_sigma(now) - _sigma(ahead)) * velocity, asked, first)
             target = nearer - _sigma(ahead) * average.velocity(nearer, ahead, first)
-        estimate = noisy - _sigma(here) * own.velocity(noisy, here, first)
+        estimate = noisy - _sigma(now) * own.velocity(noisy, now, first)
         errors.append((estimate - target).square().mean(dim=(1, 3, 4)))
         for stream in (own, average, *teachers):
             remember(stream.model, clean, stream.asked, stream.cache, first=first)

@@ -302,11 +302,11 @@ class TrainRecipe(Strict):
         return found
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any], at: str = "") -> list[str]:
+def changed_keys(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: old -> new` of every difference between two recipes' contents."""
     found = []
     for key in sorted({*before, *now}):
-        old, new, path = before.get(key), now.get(key), f"{at}{key}"
+        old, new, path = before.get(key), now.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
             found += changed_keys(old, new, f"{path}.")
         elif old != new:

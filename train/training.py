@@ -339,8 +339,8 @@ class Training:
             # Ranks beyond the end compute with the others, whose weights they hold a part of, and do not count.
             index = self.held_out[min(place, len(self.held_out) - 1)]
             counts = float(place < len(self.held_out))
-            here = Samples(self.held_out_batch(index), (), ()).to(self.device).batch
-            for name, loss in self.held_out_losses(here, index).items():
+            batch = Samples(self.held_out_batch(index), (), ()).to(self.device).batch
+            for name, loss in self.held_out_losses(batch, index).items():
                 sums[name] = sums.get(name, torch.zeros_like(counted)) + counts * loss.detach()
             counted += counts / self.ranks.context
         whole = torch.stack([*sums.values(), counted])
@@ -374,15 +374,15 @@ class Training:
         batches = [self.held_out_batch(i) for i in clips]
         sums, made = torch.zeros(3, dtype=torch.float64), {}
         for number, (index, batch) in enumerate(zip(clips, batches, strict=True)):
-            here = Samples(batch, (), ()).to(self.device).batch
-            true = here.latents.float()
+            clip = Samples(batch, (), ()).to(self.device).batch
+            true = clip.latents.float()
             still = (true[:, :, 1:] - true[:, :, :1]).square().mean()
-            sample = self._sample(here, here.cameras, index)
+            sample = self._sample(clip, clip.cameras, index)
             sums[0] += float((sample - true)[:, :, 1:].square().mean() / still)
             made[data.windows[index].id] = sample[0].bfloat16().cpu().contiguous()
             other = Samples(batches[number - 1], (), ()).to(self.device).batch.cameras
             if len(clips) > 1 and other is not None and other.camera_to_world.shape[1] == true.shape[2]:
-                sums[1] += float((self._sample(here, other, index) - true)[:, :, 1:].square().mean() / still)
+                sums[1] += float((self._sample(clip, other, index) - true)[:, :, 1:].square().mean() / still)
                 sums[2] += 1
         if self.ranks.rank == 0:
             folder = self.out / "samples"

@@ -94,8 +94,8 @@ def _fit_motion(
         flat = [turn[:, None, i, 0] * x + turn[:, None, i, 1] * y for i in range(3)]
         p, q, s = (flat[i] + turn[:, None, i, 2] * z for i in range(3))
         ahead = np.maximum(s + shift[:, 2:], 0.05 * z)
-        by = g / ahead
-        u, v = by * (p + shift[:, :1]), by * (q + shift[:, 1:2])
+        gain = g / ahead  # pixels that a unit across moves
+        u, v = gain * (p + shift[:, :1]), gain * (q + shift[:, 1:2])
         residual = np.stack([u, v], -1) - b
         error = np.sqrt((residual**2).sum(-1))
         middle = _row_median(error, ok)
@@ -106,21 +106,21 @@ def _fit_motion(
         weight = weight / np.maximum(0.5, middle)[:, None] ** 2
         uz, vz = u / ahead, v / ahead
         j = jacobian
-        j[..., 0, 0], j[..., 0, 1], j[..., 0, 2] = -q * uz, s * by + p * uz, -q * by
-        j[..., 1, 0], j[..., 1, 1], j[..., 1, 2] = -s * by - q * vz, p * vz, p * by
-        j[..., 0, 3], j[..., 0, 5], j[..., 1, 4], j[..., 1, 5] = by, -uz, by, -vz
-        j[..., 0, 6], j[..., 1, 6] = u - by * flat[0] + uz * flat[2], v - by * flat[1] + vz * flat[2]
+        j[..., 0, 0], j[..., 0, 1], j[..., 0, 2] = -q * uz, s * gain + p * uz, -q * gain
+        j[..., 1, 0], j[..., 1, 1], j[..., 1, 2] = -s * gain - q * vz, p * vz, p * gain
+        j[..., 0, 3], j[..., 0, 5], j[..., 1, 4], j[..., 1, 5] = gain, -uz, gain, -vz
+        j[..., 0, 6], j[..., 1, 6] = u - gain * flat[0] + uz * flat[2], v - gain * flat[1] + vz * flat[2]
         j[..., 0, 7], j[..., 1, 7] = u, v
         rows = j.reshape(count, 2 * points, 8)
         weighted = np.swapaxes((j * weight[:, :, None, None]).reshape(rows.shape), 1, 2)
         normal = weighted @ rows
         gradient = (weighted @ residual.reshape(count, -1, 1))[..., 0]
-        for k, value, at, wide in (
+        for k, value, prior, wide in (
             (6, log_focal, expected, _FOCAL_SIGMA),
             (7, log_change, change, _CHANGE_SIGMA),
         ):
             normal[:, k, k] += wide**-2
-            gradient[:, k] += (value - at) / wide**2
+            gradient[:, k] += (value - prior) / wide**2
         normal += np.eye(8) * (1e-4 * np.einsum("bii->bi", normal) + 1e-9)[:, :, None]
         step = np.clip(-np.linalg.solve(normal, gradient[..., None])[..., 0], -0.3, 0.3)
         turned = so3_exp(step[:, :3])

@@ -119,8 +119,8 @@ def pose_noise(
     """
     forwards = given[:-2] @ (se3_inverse(solved[:-2]) @ solved[1:-1])
     backwards = given[2:] @ (se3_inverse(solved[2:]) @ solved[1:-1])
-    here = se3_inverse(given[1:-1])
-    a, b = here @ forwards, here @ backwards
+    middle = se3_inverse(given[1:-1])
+    a, b = middle @ forwards, middle @ backwards
     turn = (so3_log(a[:, :3, :3]) + so3_log(b[:, :3, :3])) / 2
     shift = (a[:, :3, 3] + b[:, :3, 3]) / 2
     px = focal_px * np.sqrt((turn**2).sum(1) + (shift**2).sum(1) / depth**2)

@@ -175,14 +175,14 @@ class _Judge:
         """Mean square pixels by which the two motions move the picture differently; NaN with too few pairs."""
         last = len(self.solved) - 1.0
         origin = self.position[0]
-        at = origin + reading.rate * (self.position - origin) - reading.late_frames
-        inside = (at >= -1e-9) & (at <= last + 1e-9)
-        if inside.sum() < max(5, 0.4 * min(1.0, 1 / reading.rate) * len(at)):
+        read_frame = origin + reading.rate * (self.position - origin) - reading.late_frames
+        inside = (read_frame >= -1e-9) & (read_frame <= last + 1e-9)
+        if inside.sum() < max(5, 0.4 * min(1.0, 1 / reading.rate) * len(read_frame)):
             return float("nan")
         theirs = reading.poses(np.asarray(self.given, np.float64))[inside]
         frames = np.arange(len(self.solved), dtype=np.float64)
-        ours = interpolate_poses(frames, self.solved, np.clip(at[inside], 0, last))
-        step_s = float(np.median(np.diff(at[inside]))) / self.fps
+        ours = interpolate_poses(frames, self.solved, np.clip(read_frame[inside], 0, last))
+        step_s = float(np.median(np.diff(read_frame[inside]))) / self.fps
         costs = [self._over(ours, theirs, max(1, round(lag / step_s))) for lag in _LAGS_S]
         return float(np.mean(costs))
 
@@ -261,9 +261,9 @@ def _with_rotation(change: Callable[[FloatArray], FloatArray]) -> Callable[[Floa
     return read
 
 
-def _rolled(by: int) -> Callable[[FloatArray], FloatArray]:
+def _rolled(places: int) -> Callable[[FloatArray], FloatArray]:
     return _with_rotation(
-        lambda r: rotation_from_quaternion_wxyz(np.roll(quaternion_wxyz_from_rotation(r), by, axis=-1))
+        lambda r: rotation_from_quaternion_wxyz(np.roll(quaternion_wxyz_from_rotation(r), places, axis=-1))
     )
 
 

@@ -143,8 +143,8 @@ def fit_focal(points: Tensor, weight: Tensor, *, height: float, width: float) ->
             residual = (pixel - focal[:, None, None] * x).abs()
             middle = torch.where(usable, residual, torch.nan).flatten(1).nanmedian(1).values
             sigma = (1.5 * middle).clamp_min(1e-4 * size)[:, None, None]
-            by = base / (1 + (residual / (2 * sigma)) ** 2)
-            focal = (by * x * pixel).sum((1, 2)) / (by * x * x).sum((1, 2)).clamp_min(1e-12)
+            robust = base / (1 + (residual / (2 * sigma)) ** 2)
+            focal = (robust * x * pixel).sum((1, 2)) / (robust * x * x).sum((1, 2)).clamp_min(1e-12)
         enough = (usable.float().mean((1, 2)) >= 0.02) & (focal > 0)
         out.append(torch.where(enough, focal, torch.nan))
     return torch.stack(out, 1)

@@ -120,12 +120,12 @@ class Captions:
         if isinstance(answer, NoAnswer):
             return str(answer)
         first = plain_caption(answer)
-        used, by = first, "rules"
+        used, rewriter = first, "rules"
         if isinstance(reply, str) and reply.strip():
-            used, by = plain_caption(reply), "model"
+            used, rewriter = plain_caption(reply), "model"
         cleaned = without_camera_words(used)
-        if by == "model" and len(cleaned.text.split()) < _FEWEST_WORDS:
-            cleaned, by = without_camera_words(first), "rules"
+        if rewriter == "model" and len(cleaned.text.split()) < _FEWEST_WORDS:
+            cleaned, rewriter = without_camera_words(first), "rules"
         found = tuple(dict.fromkeys(camera_words(first)))
         if len(cleaned.text.split()) < _FEWEST_WORDS:
             why = f"speaks of {', '.join(found[:5])}" if found else "is too short"
@@ -137,7 +137,7 @@ class Captions:
             "caption": cleaned.text,
             "caption_as_answered": answer if changed else None,
             "camera_words": list(found) if changed else None,
-            "rewritten_by": by if changed else None,
+            "rewritten_by": rewriter if changed else None,
         }
 
 

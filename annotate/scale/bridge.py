@@ -129,12 +129,12 @@ def _on_same_frames(network: F64, given: FloatArray, position: FloatArray) -> tu
     if len(known) < 2 or len(inside) < 2:
         return np.zeros(0), np.zeros((0, 4, 4)), np.zeros((0, 4, 4))
     if len(position) >= len(inside):
-        at = inside.astype(np.float64)
-        return at, network[inside], interpolate_poses(position, np.asarray(given, np.float64), at)
+        frames = inside.astype(np.float64)
+        return frames, network[inside], interpolate_poses(position, np.asarray(given, np.float64), frames)
     within = (position >= known[0]) & (position <= known[-1])
-    at = np.asarray(position, np.float64)[within]
-    ours = interpolate_poses(known.astype(np.float64), network[known], at)
-    return at, ours, np.asarray(given, np.float64)[within]
+    frames = np.asarray(position, np.float64)[within]
+    ours = interpolate_poses(known.astype(np.float64), network[known], frames)
+    return frames, ours, np.asarray(given, np.float64)[within]
 
 
 def _fit_window(network: F64, given: F64) -> tuple[float, float, float]:
@@ -178,10 +178,10 @@ def _metres(scale: ScaleEstimate, first: F64, last: F64) -> F64:
     if scale.model == "declared" or not usable.any():
         middle = ((first + last) / 2).round().astype(int)
         return np.log(np.asarray(scale.metres_per_unit, np.float64)[middle])
-    at, logs = scale.frame[usable].astype(np.float64), np.log(scale.raw[usable])
+    frame, logs = scale.frame[usable].astype(np.float64), np.log(scale.raw[usable])
     found = np.empty(len(first))
     for i, (a, b) in enumerate(zip(first, last, strict=True)):
-        away = np.maximum(np.maximum(a - at, at - b), 0)
+        away = np.maximum(np.maximum(a - frame, frame - b), 0)
         near = away <= max(0.0, float(np.sort(away)[min(2, len(away) - 1)]))
         found[i] = np.median(logs[near])
     return found

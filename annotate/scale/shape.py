@@ -25,8 +25,8 @@ class Shape:
             return np.stack([1 - after, after], -1)
         return np.stack([t**k for k in range(self.degree + 1)], -1)
 
-    def predict(self, t: F64, x: F64, at: F64) -> F64:
-        """Values at times `at` of a Huber fit to (t, x); beyond the anchors a drift is held, not extrapolated."""
+    def predict(self, t: F64, x: F64, t_wanted: F64) -> F64:
+        """Values at times `t_wanted` of a Huber fit to (t, x); beyond the anchors a drift is held, not extrapolated."""
         middle, half = (t[0] + t[-1]) / 2, max((t[-1] - t[0]) / 2, 1e-9)
         change = None if self.change is None else (self.change - middle) / half
         shape = Shape(self.degree, change)
@@ -39,7 +39,7 @@ class Shape:
             residual = x - design @ coefficients
             limit = 1.345 * max(mad(residual), 1e-6)
             weight = np.minimum(1.0, limit / np.maximum(np.abs(residual), 1e-12))
-        return shape.design(np.clip((at - middle) / half, -1, 1)) @ coefficients
+        return shape.design(np.clip((t_wanted - middle) / half, -1, 1)) @ coefficients
 
 
 def mad(residual: F64) -> float:

@@ -103,8 +103,8 @@ def cut_off(z: FloatArray) -> tuple[float, float]:
     value, count = np.unique(some, return_counts=True)
     least = max(0.02 * len(some), 1)
 
-    def spike(here: int, next_ones: NDArray) -> bool:
-        return here > least and here > 5 * next_ones.max(initial=0)
+    def spike(first: int, next_ones: NDArray) -> bool:
+        return first > least and first > 5 * next_ones.max(initial=0)
 
     low = float(value[0]) if spike(count[0], count[1:6]) else 0.0
     high = float(value[-1]) if spike(count[-1], count[-6:-1]) else np.inf

@@ -110,9 +110,9 @@ def _piece(near: Placement, last: int, beyond: range) -> Placement | None:
     far = near.fresh(float(np.log(near.focal[last])))
     start = solid[min(len(solid) // 2, 5)]
     far.add(start)
-    at = beyond.index(start)
-    _walk(far, start, beyond[at + 1 :])
-    _walk(far, start, beyond[:at][::-1])
+    begin = beyond.index(start)
+    _walk(far, start, beyond[begin + 1 :])
+    _walk(far, start, beyond[:begin][::-1])
     return far if far.placed.sum() >= _LEAST_PIECE else None
 
 

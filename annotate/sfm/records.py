@@ -168,7 +168,9 @@ class CameraSolution:
         """Standard deviations that the row states, each (F,): position (depth units) and rotation (rad) at their worst
         axes, log focal; as `stated_covariances`."""
         *covariances, log_focal = self.stated_covariances(scale_sigma_log)
-        position, rotation = (np.linalg.eigvalsh(of)[:, -1].clip(0) ** 0.5 for of in covariances)
+        position, rotation = (
+            np.linalg.eigvalsh(covariance)[:, -1].clip(0) ** 0.5 for covariance in covariances
+        )
         return position, rotation, log_focal**0.5
 
 

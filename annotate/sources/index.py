@@ -164,6 +164,6 @@ def _given_of(entry: IndexEntry, root: Path) -> GivenGeometry:
     said: dict[str, Any] = {}
     for name, key in _GIVEN.items():
         if key in entry.model_fields_set and (value := getattr(entry, key)) is not None:
-            at = _at(root, value) if key in _POINTERS else value
-            said[name] = Path(at) if key.endswith("_path") else at
+            pointer = _at(root, value) if key in _POINTERS else value
+            said[name] = Path(pointer) if key.endswith("_path") else pointer
     return GivenGeometry(**said)

@@ -51,13 +51,13 @@ def _read_walking(release: Release) -> Iterator[ClipRef]:
         )
     folders = sorted({path.parent for path in release.files((".mp4",)) if path.parent.name != RAW})
     places = [path.relative_to(release.root).as_posix() for path in folders]
-    here = Folder(release.root)
+    folder = Folder(release.root)
     raw = {path.stem: path for path in sorted((release.root / RAW).glob("*.*"))}
     listed = absent = 0
     odd = PassedOver(table, "names of videos")
     for video_id, start, end, name in _walks(table, odd):
         listed += 1
-        cut = next((f"{place}/{name}" for place in places if here.has(f"{place}/{name}")), None)
+        cut = next((f"{place}/{name}" for place in places if folder.has(f"{place}/{name}")), None)
         if cut is not None:
             media, offset_s = release.root / cut, None
         elif video_id in raw:

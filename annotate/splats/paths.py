@@ -119,11 +119,11 @@ class SolidScene:
         """Share of every so many frames that are covered."""
         frames = camera_to_world[::every]
         origins, directions = self._rays(frames, self.cameras)
-        at = self.hits(origins, directions)
-        met = np.isfinite(at)
-        seen = np.zeros(len(at), bool)
-        points = origins[met] + directions[met] * at[met, None]
-        seen[met] = self._was_seen(points, np.linalg.norm(directions[met] * at[met, None], axis=1))
+        distance = self.hits(origins, directions)
+        met = np.isfinite(distance)
+        seen = np.zeros(len(distance), bool)
+        points = origins[met] + directions[met] * distance[met, None]
+        seen[met] = self._was_seen(points, np.linalg.norm(directions[met] * distance[met, None], axis=1))
         shares = seen.reshape(len(frames), -1).mean(axis=1)
         return float((shares >= self.gates.covered_rays).mean())
 
@@ -139,9 +139,11 @@ class SolidScene:
         ):
             left = np.flatnonzero(~seen)
             away = points[left] - pose[:3, 3]
-            at = away @ pose[:3, :3]
+            in_camera = away @ pose[:3, :3]
             with np.errstate(divide="ignore", invalid="ignore"):
-                inside = (np.abs(at[:, :2] / at[:, 2:] * focal) < size / 2).all(axis=1) & (at[:, 2] > 0)
+                inside = (np.abs(in_camera[:, :2] / in_camera[:, 2:] * focal) < size / 2).all(axis=1) & (
+                    in_camera[:, 2] > 0
+                )
             ratio = np.linalg.norm(away, axis=1) / np.maximum(distance[left], 1e-12)
             inside &= (ratio < self.gates.distance_ratio) & (ratio > 1 / self.gates.distance_ratio)
             left, away = left[inside], away[inside]

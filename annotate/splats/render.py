@@ -143,23 +143,23 @@ def _project(
     splats: Splats, camera_to_world: Tensor, intrinsics: Tensor, size: tuple[int, int]
 ) -> _Projected:
     rotation, centre = camera_to_world[:3, :3], camera_to_world[:3, 3]
-    at = (splats.means - centre) @ rotation  # camera axes
-    z = at[:, 2]
+    in_camera = (splats.means - centre) @ rotation  # camera axes
+    z = in_camera[:, 2]
     ahead = z > _NEAREST
-    at, z = at[ahead], z[ahead]
+    in_camera, z = in_camera[ahead], z[ahead]
     axes = splats.rotations()[ahead] * splats.scales[ahead][:, None, :]
     axes = rotation.T @ axes
     covariance = axes @ axes.transpose(1, 2)
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
     # Far outside of the picture the approximation would blow up.
     limits = 0.15 * size[1] / fx, 0.15 * size[0] / fy
-    x = (at[:, 0] / z).clamp(-cx / fx - limits[0], (size[1] - cx) / fx + limits[0]) * z
-    y = (at[:, 1] / z).clamp(-cy / fy - limits[1], (size[0] - cy) / fy + limits[1]) * z
+    x = (in_camera[:, 0] / z).clamp(-cx / fx - limits[0], (size[1] - cx) / fx + limits[0]) * z
+    y = (in_camera[:, 1] / z).clamp(-cy / fy - limits[1], (size[0] - cy) / fy + limits[1]) * z
     jacobian = torch.zeros(len(z), 2, 3, device=z.device)
     jacobian[:, 0, 0], jacobian[:, 0, 2] = fx / z, -fx * x / z**2
     jacobian[:, 1, 1], jacobian[:, 1, 2] = fy / z, -fy * y / z**2
     flat = jacobian @ covariance @ jacobian.transpose(1, 2) + _BLUR * torch.eye(2, device=z.device)
-    pixels = torch.stack([fx * at[:, 0] / z + cx, fy * at[:, 1] / z + cy], dim=1)
+    pixels = torch.stack([fx * in_camera[:, 0] / z + cx, fy * in_camera[:, 1] / z + cy], dim=1)
     half = 0.5 * (flat[:, 0, 0] + flat[:, 1, 1])
     determinant = flat[:, 0, 0] * flat[:, 1, 1] - flat[:, 0, 1] ** 2
     reach = 3.33 * (half + (half**2 - determinant).clamp_min(0.01).sqrt()).sqrt()

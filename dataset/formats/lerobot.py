@@ -118,7 +118,7 @@ class LerobotWriter:
         if not self._num_clips:
             raise ValueError(f"{self._folder}: no clips to write")
         features = _features()
-        stats = {name: of.values() for name, of in self._stats.items()}
+        stats = {name: running.values() for name, running in self._stats.items()}
         if self._videos is not None and self._size is not None:
             features[VIDEO_KEY] = _video_feature(self._size[1], self._size[2], self._fps)
             stats[VIDEO_KEY] = self._videos.values()

@@ -119,20 +119,20 @@ class _Walk:
         self._most = _MOST_A_BYTE * size
         self.promised: Counter[bytes] = Counter()
 
-    def through(self, file: BinaryIO, at: int, end: int, depth: int, track: _Track | None) -> None:
+    def through(self, file: BinaryIO, offset: int, end: int, depth: int, track: _Track | None) -> None:
         """Boxes between two places; `track` is that which they belong to, None outside of headers."""
-        while at + 8 <= end:
-            file.seek(at)
+        while offset + 8 <= end:
+            file.seek(offset)
             length, kind = struct.unpack(">I4s", file.read(8))
-            start = at + 8
+            start = offset + 8
             if length == 1:
                 (length,) = struct.unpack(">Q", file.read(8))
                 start += 8
-            stop = min(end, at + length) if length else end
+            stop = min(end, offset + length) if length else end
             if stop < start:
                 break
             self._box(file, kind, start, stop, depth, track)
-            at = stop
+            offset = stop
 
     def _box(
         self, file: BinaryIO, kind: bytes, start: int, stop: int, depth: int, track: _Track | None
@@ -202,12 +202,12 @@ class _Walk:
 
 def _first_of_meta(file: BinaryIO, start: int, stop: int) -> int:
     """Where the boxes in a `meta` begin: at its `hdlr`, whatever stands before that, as FFmpeg looks for it."""
-    for at in range(start, stop, _LOOKED_THROUGH):
-        file.seek(at)
-        words = np.frombuffer(file.read(min(_LOOKED_THROUGH, stop - at) // 4 * 4), "S4")
+    for offset in range(start, stop, _LOOKED_THROUGH):
+        file.seek(offset)
+        words = np.frombuffer(file.read(min(_LOOKED_THROUGH, stop - offset) // 4 * 4), "S4")
         found = np.flatnonzero(words == b"hdlr")
         if len(found):
-            return at + 4 * int(found[0]) - 4
+            return offset + 4 * int(found[0]) - 4
     return stop
 
 

@@ -37,21 +37,21 @@ def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple
         MediaError: `unreadable_video` (no folder, or no image in it), `mixed_images` (names of several kinds, such as
             colour and depth, and no pattern that chooses).
     """
-    at = f"clip {clip_id}: {folder}"
+    named = f"clip {clip_id}: {folder}"
     if not folder.is_dir():
-        raise MediaError("unreadable_video", f"{at}: no such folder of images")
+        raise MediaError("unreadable_video", f"{named}: no such folder of images")
     paths = images_in(folder)
     if pattern is not None:
         chosen = [p for p in paths if _matches(p.name, pattern)]
         if not chosen:
             listed = ", ".join(_kinds(paths)) or "no image"
             raise MediaError(
-                "unreadable_video", f"{at}: no image matches media_pattern {pattern!r}; it holds {listed}"
+                "unreadable_video", f"{named}: no image matches media_pattern {pattern!r}; it holds {listed}"
             )
         return tuple(chosen)
     if not paths:
         raise MediaError(
-            "unreadable_video", f"{at}: holds no image ({', '.join(suffixes.IMAGES)}){_what_else(folder)}"
+            "unreadable_video", f"{named}: holds no image ({', '.join(suffixes.IMAGES)}){_what_else(folder)}"
         )
     kinds = _kinds(paths)
     if len(kinds) > 1:
@@ -59,7 +59,7 @@ def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple
         more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
         raise MediaError(
             "mixed_images",
-            f"{at}: holds images of several kinds: {listed}{more}; name those that are frames as media_pattern, e.g."
+            f"{named}: holds images of several kinds: {listed}{more}; name those that are frames as media_pattern, e.g."
             f" media_pattern: {next(iter(kinds))!r}",
         )
     return tuple(paths)
@@ -114,10 +114,10 @@ def _series(form: str, names: list[str]) -> dict[str, int]:
     if form.count("#") != 2:
         return {}
     pairs = [_NUMBER.findall(name.removesuffix(Path(name).suffix)) for name in names]
-    for at in (0, 1):
+    for side in (0, 1):
         others: defaultdict[str, set[str]] = defaultdict(set)
         for pair in pairs:
-            others[pair[at]].add(pair[1 - at])
+            others[pair[side]].add(pair[1 - side])
         sizes = sorted(others.values(), key=len)
         if 2 <= len(sizes) <= _MOST_SERIES and len(sizes[-2]) > 1:
             shared = len(sizes[-1] & sizes[-2])
@@ -126,10 +126,10 @@ def _series(form: str, names: list[str]) -> dict[str, int]:
                 return {
                     _glob(
                         f"{before}{value}{between}#{after}"
-                        if at == 0
+                        if side == 0
                         else f"{before}#{between}{value}{after}"
-                    ): len(of)
-                    for value, of in others.items()
+                    ): len(partners)
+                    for value, partners in others.items()
                 }
     return {}
 
@@ -242,21 +242,21 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:  # between segments decoders skip what they do not know
-            at += 1
+    offset = 2
+    while offset + 4 <= len(data):
+        if data[offset] != 0xFF:  # between segments decoders skip what they do not know
+            offset += 1
             continue
-        kind = data[at + 1]
+        kind = data[offset + 1]
         if kind == 0xFF or kind == 0x01 or 0xD0 <= kind <= 0xD8:
-            at += 1 if kind == 0xFF else 2
+            offset += 1 if kind == 0xFF else 2
             continue
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
+            height, width = struct.unpack_from(">HH", data, offset + 5)
             return height, width
         if kind in (0xD9, 0xDA):
             return None
-        at += 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])
+        offset += 2 + max(2, struct.unpack_from(">H", data, offset + 2)[0])
     return None
 
 
@@ -281,10 +281,10 @@ def _tiff_size(data: bytes) -> tuple[int, int] | None:
     (count,) = struct.unpack_from(f"{order}H", data, directory)
     sides: dict[int, int] = {}
     for i in range(count):
-        at = directory + 2 + 12 * i
-        tag, kind = struct.unpack_from(f"{order}HH", data, at)
+        entry = directory + 2 + 12 * i
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
         if tag in (256, 257):
-            side = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, at + 8)[0]
+            side = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)[0]
             sides[tag] = max(side, sides.get(tag, 0))
     return (sides[257], sides[256]) if len(sides) == 2 else None
 
@@ -328,46 +328,46 @@ def _tiff_tag(data: bytes, start: int) -> _Tag | None:
     (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
     (count,) = struct.unpack_from(f"{order}H", data, start + directory)
     for i in range(count):
-        at = start + directory + 2 + 12 * i
-        tag, kind = struct.unpack_from(f"{order}HH", data, at)
+        entry = start + directory + 2 + 12 * i
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
         if tag == _ORIENTATION_TAG:
             # A SHORT, as the standard has it; some write a LONG.
-            return at + 8 + (2 if kind == 4 and order == ">" else 0), order
+            return entry + 8 + (2 if kind == 4 and order == ">" else 0), order
     return None
 
 
 def _jpeg_tag(data: bytes) -> tuple[_Tag | None, bool]:
-    found, at = None, 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # filling
-            at += 1
+    found, offset = None, 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != 0xDA:
+        if data[offset + 1] == 0xFF:  # filling
+            offset += 1
             continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        if found is None and data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            found = _tiff_tag(data, at + 10)
-        at += 2 + length
+        (length,) = struct.unpack_from(">H", data, offset + 2)
+        if found is None and data[offset + 1] == 0xE1 and data[offset + 4 : offset + 10] == b"Exif\0\0":
+            found = _tiff_tag(data, offset + 10)
+        offset += 2 + length
     # Within the coded picture the end marker cannot occur: without one the picture was cut.
-    return found, data.rfind(b"\xff\xd9") > at
+    return found, data.rfind(b"\xff\xd9") > offset
 
 
 def _png_tag(data: bytes) -> tuple[_Tag | None, bool]:
-    found, at = None, 8
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
+    found, offset = None, 8
+    while offset + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"eXIf":
-            found = _tiff_tag(data, at + 8)
+            found = _tiff_tag(data, offset + 8)
         if kind == b"IEND":
             return found, True
-        at += 12 + length
+        offset += 12 + length
     return found, False
 
 
 def _webp_tag(data: bytes) -> _Tag | None:
-    at = 12
-    while at + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, at)
+    offset = 12
+    while offset + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, offset)
         if kind == b"EXIF":
-            start = at + 8
+            start = offset + 8
             return _tiff_tag(data, start + 6 if data[start : start + 6] == b"Exif\0\0" else start)
-        at += 8 + length + length % 2
+        offset += 8 + length + length % 2
     return None

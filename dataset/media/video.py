@@ -433,16 +433,16 @@ def _is_mp4_without_index(path: Path) -> bool:
             return False
         size = path.stat().st_size
         with path.open("rb") as stream:
-            at, kinds = 0, []
-            while at + 8 <= size and len(kinds) < 64:
-                stream.seek(at)
+            offset, kinds = 0, []
+            while offset + 8 <= size and len(kinds) < 64:
+                stream.seek(offset)
                 length, kind = struct.unpack(">I4s", stream.read(8))
                 if length == 1:
                     length = struct.unpack(">Q", stream.read(8).ljust(8, b"\0"))[0]
                 kinds.append(kind)
                 if length < 8:
                     break
-                at += length
+                offset += length
     except OSError:
         return False
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds

@@ -145,7 +145,7 @@ def entry_path(out: Path, number: int) -> Path:
 
 def _parse_sum(content: bytes) -> LogState:
     found = json.loads(gzip.decompress(content))
-    parts = {name: (int(size), int(at)) for name, (size, at) in found["parts"].items()}
+    parts = {name: (int(size), int(moment)) for name, (size, moment) in found["parts"].items()}
     return LogState(
         number=found["number"],
         summed=found["number"],

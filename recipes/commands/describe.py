@@ -88,7 +88,7 @@ def caption(
 
 def score(
     path: Dataset,
-    by: Annotated[str, typer.Option("--by", help="vlm (entities and quality), or dover.")],
+    measure: Annotated[str, typer.Option("--by", help="vlm (entities and quality), or dover.")],
     weights: Annotated[
         Path | None, typer.Option("--weights", help="DOVER's: TorchScript, or the authors' file.")
     ] = None,
@@ -100,14 +100,14 @@ def score(
 
     Example: theodolite score runs/rgbd --by vlm --server http://localhost:8000/v1 --model Qwen/Qwen3-VL-8B-Instruct
     """
-    if by == "vlm":
+    if measure == "vlm":
         from ...annotate.language.tasks import Judgement
 
         task = Judgement() if asked.max_tokens is None else Judgement(max_tokens=asked.max_tokens)
         return _by_language_model(path, "vlm", "scores", task, asked, which)
-    if by != "dover":
+    if measure != "dover":
         raise ValueError(
-            f"--by {by}: use vlm or dover; other scores come as tables (theodolite filter --scores)"
+            f"--by {measure}: use vlm or dover; other scores come as tables (theodolite filter --scores)"
         )
     if weights is None:
         raise ValueError("--by dover: name the network (--weights FILE)")

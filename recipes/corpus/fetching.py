@@ -392,8 +392,8 @@ class _Run:
         if ".part_" not in archive.name:
             return True
         stem = archive.relative_to(self.root).as_posix().partition(".part_")[0]
-        here = {part.relative_to(self.root).as_posix() for part in archive_parts(archive)}
-        return self._all_seen and here == self._parts.get(stem)
+        present = {part.relative_to(self.root).as_posix() for part in archive_parts(archive)}
+        return self._all_seen and present == self._parts.get(stem)
 
 
 def summary(root: Path, result: FetchResult) -> str:

@@ -50,9 +50,11 @@ class Images:
 
     def level(self, number: int) -> Tensor:
         """(slots, h, w) uint8, a view."""
-        at = self.levels[number]
-        part = self.data.view(self.slots, self.stride)[:, at.offset : at.offset + at.height * at.width]
-        return part.view(self.slots, at.height, at.width)
+        level = self.levels[number]
+        part = self.data.view(self.slots, self.stride)[
+            :, level.offset : level.offset + level.height * level.width
+        ]
+        return part.view(self.slots, level.height, level.width)
 
     def coarsest(self, number: int) -> int:
         """Level `number`, or the coarsest that there is."""

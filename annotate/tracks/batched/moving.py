@@ -40,9 +40,13 @@ def _moved(
 ) -> tuple[Tensor, Tensor]:
     slots, level = images.slots, images.levels[0]
     before, alive = state.xy, state.track >= 0
-    here, there = (torch.full_like(state.track, f % slots) for f in (frame - 1, frame))
-    forth = follow(images, (here, there), before, guess, levels=(images.coarsest(LEVELS), 0), radius=RADIUS)
-    back = follow(images, (there, here), forth.xy, before, levels=(images.coarsest(1), 0), radius=RADIUS)
+    slot_before, slot_now = (torch.full_like(state.track, f % slots) for f in (frame - 1, frame))
+    forth = follow(
+        images, (slot_before, slot_now), before, guess, levels=(images.coarsest(LEVELS), 0), radius=RADIUS
+    )
+    back = follow(
+        images, (slot_now, slot_before), forth.xy, before, levels=(images.coarsest(1), 0), radius=RADIUS
+    )
     found = alive & forth.ok & back.ok
     found &= (back.xy - before).norm(dim=1) < config.forward_backward_px
     x, y = forth.xy[:, 0], forth.xy[:, 1]
@@ -50,8 +54,8 @@ def _moved(
     # Against the track's first frame, so that errors do not add up from step to step.
     old = found & (state.reference_frame < frame - 1)
     first = (state.reference_frame % slots).to(torch.int32)
-    refined = follow(images, (first, there), state.reference_xy, forth.xy, levels=(0, 0), radius=RADIUS)
-    again = follow(images, (there, first), refined.xy, state.reference_xy, levels=(0, 0), radius=RADIUS)
+    refined = follow(images, (first, slot_now), state.reference_xy, forth.xy, levels=(0, 0), radius=RADIUS)
+    again = follow(images, (slot_now, first), refined.xy, state.reference_xy, levels=(0, 0), radius=RADIUS)
     good = refined.ok & again.ok
     good &= (again.xy - state.reference_xy).norm(dim=1) < REFERENCE_BACK_PX
     good &= (refined.xy - forth.xy).norm(dim=1) < REFERENCE_MOVED_PX

@@ -55,36 +55,36 @@ def follow(
         radius: half of the window, which is 2 * radius + 1 wide.
     """
     top, bottom = levels
-    at = guess * 0.5**top
+    target = guess * 0.5**top
     ok = torch.ones(len(xy), dtype=torch.bool, device=xy.device)
     residual = torch.zeros(len(xy), device=xy.device)
     for number in range(top, bottom - 1, -1):
         if number < top:
-            at = at * 2
-        at, ok, residual = _on_level(images, number, pair, xy * 0.5**number, at, radius)
-    return Found(at * 2.0**bottom, ok, residual)
+            target = target * 2
+        target, ok, residual = _on_level(images, number, pair, xy * 0.5**number, target, radius)
+    return Found(target * 2.0**bottom, ok, residual)
 
 
 def _on_level(
-    images: Images, number: int, pair: tuple[Tensor, Tensor], xy: Tensor, at: Tensor, radius: int
+    images: Images, number: int, pair: tuple[Tensor, Tensor], xy: Tensor, target: Tensor, radius: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One level from `at` on: places, whether they hold, residuals."""
+    """One level from `target` on: places, whether they hold, residuals."""
     level, size = images.levels[number], 2 * radius + 1
     patch, gx, gy = _template(images, level, pair[0], xy, radius)
     a, b, c = (gx * gx).sum(1), (gx * gy).sum(1), (gy * gy).sum(1)
     smallest = (a + c - torch.sqrt((a - c) ** 2 + 4 * b * b)) / (2 * size * size)
     ok = _reaches(xy, level, radius) & (smallest > MIN_EIGENVALUE)
     scale = 1 / torch.clamp(a * c - b * b, min=1e-6)
-    going, before = ok.clone(), torch.zeros_like(at)
+    going, before = ok.clone(), torch.zeros_like(target)
     residual = torch.full_like(a, 255.0)
     for step in range(MAX_STEPS):
-        inside = _reaches(at, level, radius)
+        inside = _reaches(target, level, radius)
         ok &= inside | ~going
         going &= inside
         i = torch.nonzero(going)[:, 0]
         if len(i) == 0:
             break
-        difference = _patch(images, level, pair[1][i], at[i], radius) - patch[i]
+        difference = _patch(images, level, pair[1][i], target[i], radius) - patch[i]
         residual[i] = difference.abs().mean(1)
         u, v = (difference * gx[i]).sum(1), (difference * gy[i]).sum(1)
         delta = torch.stack([b[i] * v - c[i] * u, b[i] * u - a[i] * v], 1) * scale[i, None]
@@ -92,15 +92,15 @@ def _on_level(
         back = ((delta + before[i]).abs() < STEP_PX).all(1) & ~arrived
         if step == 0:
             back &= False
-        at[i] = at[i] + torch.where(back[:, None], 0.5 * delta, delta)
+        target[i] = target[i] + torch.where(back[:, None], 0.5 * delta, delta)
         before[i] = delta
         going[i] = ~(arrived | back)
-    return at, ok, residual
+    return target, ok, residual
 
 
-def _reaches(at: Tensor, level: Level, radius: int) -> Tensor:
+def _reaches(target: Tensor, level: Level, radius: int) -> Tensor:
     """Whether the window touches the picture at all."""
-    corner = torch.floor(at - radius)
+    corner = torch.floor(target - radius)
     size = 2 * radius + 1
     return (
         (corner[:, 0] >= -size)
@@ -117,33 +117,33 @@ def _mirrored(i: Tensor, count: int) -> Tensor:
 
 
 def _pixels(
-    images: Images, level: Level, slot: Tensor, at: Tensor, radius: int, margin: int
+    images: Images, level: Level, slot: Tensor, target: Tensor, radius: int, margin: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole pixels (n, size + margin, size + margin) from around places on, and how far beyond them (n, 1, 1) each
     place is, in x and y. The window's first pixel is at (margin - 1) / 2 of them, rounded down."""
     far = max(level.height, level.width) + 4.0 * radius + 4
-    at = at.clamp(-4.0 * radius - 4, far) - radius
-    corner = torch.floor(at)
-    fraction = (at - corner)[:, :, None, None]
-    line = torch.arange(2 * radius + 1 + margin, device=at.device) - (margin - 1) // 2
+    target = target.clamp(-4.0 * radius - 4, far) - radius
+    corner = torch.floor(target)
+    fraction = (target - corner)[:, :, None, None]
+    line = torch.arange(2 * radius + 1 + margin, device=target.device) - (margin - 1) // 2
     column = _mirrored(corner[:, :1].long() + line, level.width)
     row = _mirrored(corner[:, 1:].long() + line, level.height) * level.width
     row = row + (slot.long() * images.stride + level.offset)[:, None]
     return images.data[row[:, :, None] + column[:, None]].float(), fraction[:, 0], fraction[:, 1]
 
 
-def _patch(images: Images, level: Level, slot: Tensor, at: Tensor, radius: int) -> Tensor:
+def _patch(images: Images, level: Level, slot: Tensor, target: Tensor, radius: int) -> Tensor:
     """(n, size * size) grey values around places between pixels."""
-    block, fx, fy = _pixels(images, level, slot, at, radius, 1)
+    block, fx, fy = _pixels(images, level, slot, target, radius, 1)
     rows = (1 - fy) * block[:, :-1] + fy * block[:, 1:]
     return ((1 - fx) * rows[:, :, :-1] + fx * rows[:, :, 1:]).flatten(1)
 
 
 def _template(
-    images: Images, level: Level, slot: Tensor, at: Tensor, radius: int
+    images: Images, level: Level, slot: Tensor, target: Tensor, radius: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Grey values and their derivatives, Scharr's kernel moved to places between pixels: four taps each way."""
-    block, fx, fy = _pixels(images, level, slot, at, radius, 3)
+    block, fx, fy = _pixels(images, level, slot, target, radius, 3)
     value_y, smooth_y, slope_y = (
         sum(tap * block[:, i : block.shape[1] - 3 + i] for i, tap in enumerate(taps)) for taps in _taps(fy)
     )

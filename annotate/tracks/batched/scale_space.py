@@ -166,8 +166,8 @@ def _refined(space: ScaleSpace, octave: Tensor, x: Tensor, y: Tensor, layer: Ten
         x = (x + move[..., 0]).clamp(min=_BORDER_PX).minimum(width - 1 - _BORDER_PX)
         y = (y + move[..., 1]).clamp(min=_BORDER_PX).minimum(height - 1 - _BORDER_PX)
         layer = (layer + move[..., 2]).clamp(1, LAYERS)
-        at = space.place(octave, layer, x, y)[..., None] + steps
-        fitted = (space.flat[at + area] - space.flat[at]) @ weights
+        places = space.place(octave, layer, x, y)[..., None] + steps
+        fitted = (space.flat[places + area] - space.flat[places]) @ weights
         offset = _peak_of(fitted)
     value, gradient = fitted[..., 0], fitted[..., 1:4]
     xx, yy, xy = fitted[..., 4], fitted[..., 5], fitted[..., 7]

@@ -243,8 +243,8 @@ class BatchedTracker:
         """A copy on the processor, complete when the device has come to the next mark."""
         if self._stream is None:
             return x
-        here = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-        return here.copy_(x, non_blocking=True)
+        pinned = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        return pinned.copy_(x, non_blocking=True)
 
     def _mark(self) -> torch.cuda.Event | None:
         if self._stream is None:
