@@ -17,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -245,8 +246,21 @@ def _known_parts(out: Path, folder: str) -> dict[tuple[str, int, int], _Indexed]
 
 
 def _index_part(part: Path) -> _Indexed:
-    with open_parquet(part) as file, reading(part, WHAT):
+    with _told_what_to_do(), open_parquet(part) as file, reading(part, WHAT):
         return _index_open_part(part, file)
+
+
+def _read_part(part: Path, columns: Sequence[str]) -> pa.Table:
+    with _told_what_to_do():
+        return read_table(part, columns)
+
+
+@contextmanager
+def _told_what_to_do() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; where it is gone, the run's command makes its clips anew") from error
 
 
 def _index_open_part(part: Path, file: pq.ParquetFile) -> _Indexed:
@@ -295,7 +309,7 @@ def rows_by_folder(out: str | Path, columns: Sequence[str]) -> Iterator[pa.Table
             with reading(piece.path, "index"):
                 yield piece.to_table(piece.schema, list(columns), None)
         else:
-            tables = (read_table(part, columns) for part in _paths(out, stamps))
+            tables = (_read_part(part, columns) for part in _paths(out, stamps))
             yield pa.concat_tables(tables).replace_schema_metadata(None)
 
 
@@ -314,7 +328,7 @@ def _tally_of_folder(out: Path, stamps: Sequence[Stamp], piece: Piece | None) ->
             return piece.tally()
     tally = Tally()
     for part in _paths(out, stamps):
-        tally.take(tally_of(read_table(part, OUTCOME_COLUMNS)))
+        tally.take(tally_of(_read_part(part, OUTCOME_COLUMNS)))
     return tally
 
 
@@ -332,7 +346,7 @@ def set_of_clips(out: str | Path) -> ClipSet:
                 digests.append(piece.digests())
         else:
             for part in _paths(out, stamps):
-                digests.append(digests_of(read_table(part, ["clip_id"])["clip_id"].to_pylist()))
+                digests.append(digests_of(_read_part(part, ["clip_id"])["clip_id"].to_pylist()))
     found = ClipSet()
     found.add(np.concatenate(digests))
     return found

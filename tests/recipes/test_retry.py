@@ -12,6 +12,7 @@ import theodolite.dataset
 import yaml
 from theodolite.annotate.run.cluster import RunAborted, raise_if_interrupted, signals_as_interrupt
 from theodolite.annotate.run.worker import Job, failure_row
+from theodolite.dataset.store import list_parts
 from theodolite.dataset.validate import changed_media, validate_dataset
 from theodolite.recipes import run as run_module
 from theodolite.recipes.commands.datasets import validate
@@ -224,3 +225,18 @@ def test_signals_that_are_ignored_stay_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_a_part_that_was_cut_is_named_and_made_anew_without_it(tmp_path, recipe, fake):
+    out = tmp_path / "out"
+    go(recipe, out)
+    cut = list_parts(out)[1]
+    cut.write_bytes(cut.read_bytes()[:-50])
+    with pytest.raises(
+        ValueError, match=rf"{cut.name}: .*where it is gone, the run's command makes its clips anew"
+    ):
+        go(recipe, out)
+    cut.unlink()
+    go(recipe, out)
+    assert reasons(out) == {f"c{i}": "too_short" for i in range(6)}
