@@ -62,12 +62,14 @@ def test_rerun_is_given_pictures_and_points(
         none = np.zeros(0, np.int64)
         return ColmapPoints(points_world=np.ones((2, 3)), frame=none, point=none, xy_px=np.zeros((0, 2)))
 
-    assert (
-        export_dataset(
-            filmed, tmp_path / "a", format="rerun", media_root=filmed.parent, points=points
-        ).num_clips
-        == 3
+    written = export_dataset(
+        filmed,
+        tmp_path / "a",
+        format="rerun",
+        media_root=filmed.parent,
+        pictures=export_module.PictureOptions(points=points),
     )
+    assert written.num_clips == 3
     for row in theodolite.dataset.open(filmed).rows():
         images = given[row.clip_id]["images"]
         assert list(images) == list(range(row.num_frames))
