@@ -7,8 +7,9 @@ at) nothing is concluded. Elsewhere the image gradient is averaged over frames b
 the scene's gradients cancel, those of an overlay stay, also of a half transparent one (Dekel et al. 2017, "On the
 effectiveness of visible watermarks", take the median gradient of many pictures in this way).
 
-Content that changes inside a fixed frame (a presenter's box, a round map) is left out where the frame encloses it.
-A box without a border and a text that runs are not seen; the bundle's robust loss meets them.
+Content that changes inside a fixed frame (a presenter's box, a round map) is left out where the frame encloses it, and
+a box without a border of its own by its edges (`insets`). A text that runs is not seen; the bundle's robust loss meets
+it.
 """
 
 # OpenCV types every image as MatLike.
@@ -23,6 +24,7 @@ import cv2
 import numpy as np
 
 from ...dataset.arrays import U8, BoolArray, FloatArray, IntArray
+from .insets import insets
 
 _MAX_SAMPLES = 96
 _CELLS = (10, 16)
@@ -178,6 +180,14 @@ class OverlayFinder:
             more = mask & ~spans[0][2] if spans and spans[0][1] == self._num_frames - 1 else mask
             if more.mean() > _MIN_AREA and mask.mean() <= _MAX_AREA:
                 spans.append((each.first, each.last, mask))
+        known = _scene_moved(whole, height, width)
+        for left, top, right, bottom in insets([self._samples[frame] for frame in news], known):
+            # One that shows most of what is followed is the film, and what is around it the decoration.
+            if seen.share_within(left, top, right, bottom) < 0.5:
+                mask = np.zeros((height, width), bool)
+                reach = slice(max(0, top - _MARGIN_PX), bottom + _MARGIN_PX)
+                mask[reach, max(0, left - _MARGIN_PX) : right + _MARGIN_PX] = True
+                spans.append((0, self._num_frames - 1, mask))
         return spans
 
 
@@ -298,6 +308,11 @@ class _Seen:
         order = np.lexsort((frame, track))
         return _Seen(frame[order], track[order], xy[order])
 
+    def share_within(self, left: int, top: int, right: int, bottom: int) -> float:
+        """Share of all observations that lie in a box."""
+        x, y = self.xy.T
+        return float(((x >= left) & (x < right) & (y >= top) & (y < bottom)).mean()) if len(x) else 0.0
+
     def stand_still(self, found: _Found) -> IntArray:
         """Parts of `found` on which tracks stand still to a fraction of a pixel.
 
@@ -337,16 +352,21 @@ class _Found:
         return np.isin(self.label, numbers[numbers > 0])
 
 
-def _coherent_mask(sums: _Sums, coherent: float) -> BoolArray:
-    """Where the mean gradient stayed what it was, with what it encloses."""
-    height, width = sums.energy.shape
+def _scene_moved(sums: _Sums, height: int, width: int) -> BoolArray:
+    """(h, w), True where the scene is known to have moved on between the samples."""
     spread = np.sqrt(
         np.maximum(sums.place_squared / sums.count - np.square(sums.place / sums.count).sum(-1), 0)
     )
     known = (sums.weight >= _MIN_NEWS - 0.5) & (spread >= _SPREAD_PX)
-    if not known.any():
+    return cv2.resize(known.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _coherent_mask(sums: _Sums, coherent: float) -> BoolArray:
+    """Where the mean gradient stayed what it was, with what it encloses."""
+    height, width = sums.energy.shape
+    fine = _scene_moved(sums, height, width)
+    if not fine.any():
         return np.zeros((height, width), bool)
-    fine = cv2.resize(known.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     weight = np.maximum(cv2.resize(sums.weight.astype(np.float32), (width, height)), 1e-3)
     gradient = sums.gradient / weight[..., None]
     energy = sums.energy / weight

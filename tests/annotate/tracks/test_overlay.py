@@ -138,6 +138,40 @@ def test_subtitles_are_left_out_while_they_stand() -> None:
     assert m.overlay_share < 0.15
 
 
+def inset(frames: list[U8], others: list[U8], at: tuple[int, int], size: tuple[int, int]) -> list[U8]:
+    """The other film in a box (width, height) of each picture, with no border, its corner at (x, y)."""
+    out = [image.copy() for image in frames]
+    for image, other in zip(out, others, strict=True):
+        small = cv2.resize(other, size, interpolation=cv2.INTER_AREA)
+        image[at[1] : at[1] + size[1], at[0] : at[0] + size[0]] = small
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "at", [(200, 9), pytest.param((WIDTH - 106, HEIGHT - 80), marks=pytest.mark.thorough)]
+)
+def test_a_film_within_the_film_is_left_out_and_nothing_else(at: tuple[int, int]) -> None:
+    frames = scene(40)
+    within = slice(at[0], at[0] + 106), slice(at[1], at[1] + 80)
+    framed = inset(frames, scene(40, step=-7.0, seed=8), at, (106, 80))
+    assert seen_in(measured(framed, leave_out_overlays=False), *within) > 100
+    m = measured(framed)
+    assert seen_in(m, *within) == 0
+    share = 106 * 80 / (WIDTH * HEIGHT)
+    assert share < m.overlay_share < 2 * share
+    rest = slice(0, 180), slice(0, 140)
+    assert seen_in(m, *rest) > 0.85 * seen_in(measured(frames), *rest)
+
+
+@pytest.mark.slow
+def test_a_film_that_fills_most_of_what_is_followed_stays() -> None:
+    """A small film before a blurred ground: the ground is the decoration."""
+    ground = [cv2.GaussianBlur(image, (0, 0), 12) for image in scene(40)]
+    framed = inset(ground, scene(40, step=-7.0, seed=8), (60, 40), (200, 140))
+    assert seen_in(measured(framed), slice(60, 260), slice(40, 180)) > 1000
+
+
 @pytest.mark.slow
 def test_nothing_is_left_out_where_the_camera_rests() -> None:
     """A resting camera sees a background that stands still, before which something large moves."""
