@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +19,8 @@ from .record import ClipCameras
 
 _SAME_SPACING_S = 1e-3
 """Times of two lists that differ by one constant, to this, are of the same frames."""
+_OTHER_UNIT = 100
+"""Ratio of usual steps from which on times that do not meet look like milliseconds beside seconds."""
 _FEW_STEPS = 2.5
 """Matched frames further apart than this many usual steps leave a part of the path uncovered."""
 
@@ -288,18 +291,20 @@ def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: 
     i, j = np.flatnonzero(predicted.posed), np.flatnonzero(truth.posed)
     i, j = i[np.argsort(predicted.time_s[i], kind="stable")], j[np.argsort(truth.time_s[j], kind="stable")]
     ours, theirs = predicted.time_s[i] + offset, truth.time_s[j]
+    # One pose of two paths has no error: it is no score of either.
+    least = max(1, min(2, len(i), len(j)))
+    a = b = np.zeros(0, np.int64)
     if options.interpolate:
         a, b, poses = _between(ours, theirs, truth.camera_to_world[j])
-        if len(a):
+        if len(a) >= least:
             return _Pairs(i[a], j[b], f"{how} (interpolated)", poses)
     else:
-        try:
+        with suppress(ValueError):
             a, b = associate(ours, theirs, max_difference_s=options.max_difference_s)
-        except ValueError:
-            pass
-        else:
+        if len(a) >= least:
             return _Pairs(i[a], j[b], how)
-    raise ValueError(_no_common_time(clip_id, ours, theirs, offset, options))
+    lone = "one common frame, which says nothing of a path" if len(a) else "no common frame"
+    raise ValueError(f"clip {clip_id}: {lone}; {_apart(ours, theirs, offset, options)}")
 
 
 def _between(
@@ -368,15 +373,15 @@ def _spare_frames(frames: ClipCameras) -> int | None:
     return int(np.ceil(frames.source_step or 1.0)) if frames.whole_source else None
 
 
-def _no_common_time(
-    clip_id: str, ours: FloatArray, theirs: FloatArray, offset: float, options: Matching
-) -> str:
-    """What to say where no times are close; `ours` with the offset."""
+def _apart(ours: FloatArray, theirs: FloatArray, offset: float, options: Matching) -> str:
+    """What to say where no times, or one alone, are close; `ours` with the offset."""
     shifted = f" (moved by {offset:g} s)" if offset else ""
-    apart = (
-        f"clip {clip_id}: no common frame; prediction has times {ours[0]:.3f} to {ours[-1]:.3f} s{shifted}, "
-        f"truth {theirs[0]:.3f} to {theirs[-1]:.3f} s"
-    )
+    span = f"truth {theirs[0]:.3f} to {theirs[-1]:.3f} s"
+    apart = f"prediction has times {ours[0]:.3f} to {ours[-1]:.3f} s{shifted}, {span}"
+    if min(len(ours), len(theirs)) > 1:
+        steps = [float(np.median(np.diff(times))) for times in (ours, theirs)]
+        if min(steps) > 0 and max(steps) > _OTHER_UNIT * min(steps):
+            return f"{apart}, in steps of {steps[0]:.3g} and {steps[1]:.3g} s: are both in seconds?"
     if ours[-1] >= theirs[0] and ours[0] <= theirs[-1]:
         return (
             f"{apart}, none within {options.max_difference_s:g} s of each other: --t-max-diff SECONDS allows more, "

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from theodolite.dataset.camera_files.load import load_cameras
+from theodolite.dataset.camera_files.match import Matching
 from theodolite.dataset.camera_files.record import ClipCameras
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.evaluation import evaluate as ev
@@ -207,6 +208,24 @@ def test_a_lerobot_export_is_read_back(runs: Path, tmp_path: Path) -> None:
     assert (means["coverage"]["mean"], means["coverage"]["num_clips"]) == (1.0, 6)
     assert means["ate_se3_m"]["mean"] < 1e-5
     assert means["focal_mape_percent"]["mean"] < 1e-4
+
+
+@pytest.mark.parametrize("options", [Matching(), Matching(interpolate=True)])
+def test_one_common_pose_of_two_paths_is_no_score(options: Matching) -> None:
+    """Times in milliseconds meet the true ones at zero alone: an error of nothing, over one frame, was the answer."""
+    path = np.tile(np.eye(4), (20, 1, 1))
+    path[:, 0, 3] = 0.1 * np.arange(20)
+    time_s = np.arange(20) / 16
+
+    def cameras(times: np.ndarray, poses: np.ndarray = path) -> ClipCameras:
+        return ClipCameras(
+            frame_index=np.arange(len(poses)), camera_to_world=poses, time_s=times, numbering="rows"
+        )
+
+    with pytest.raises(ValueError, match=r"clip c: one common frame.*0.0625 s: are both in seconds\?"):
+        score_clip("c", cameras(1000 * time_s), cameras(time_s), matching=options)
+    # A file of one pose says what it can.
+    assert score_clip("c", cameras(time_s[:1], path[:1]), cameras(time_s), matching=options).num_frames == 1
 
 
 def test_refusals(runs: Path, tmp_path: Path) -> None:
