@@ -103,6 +103,7 @@ ReasonCode = Literal[
     "fov_too_wide",
     "moving_things",
     "no_parallax",
+    "picture_shifts",
     "pose_jump",
     "poses_not_rigid",
     "position_uncertain",
@@ -427,6 +428,11 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "moving_things": _judged(
         "Something that moves on its own fills so much of the picture that the scene cannot be told from it.",
         "Set the window beside it, or give poses; networks (recipe estimate) help where they know the scene.",
+    ),
+    "picture_shifts": _judged(
+        "The picture shifts within its frame as it does where a stabiliser crops a moving window: turns and steps of "
+        "the cameras are wrong by that.",
+        "Take the recording before it was stabilised.",
     ),
     "no_parallax": _judged(
         "Points are hardly seen from different sides, or a camera that stays and zooms explains the images as well, so "

@@ -52,8 +52,9 @@ def image_motion(measured: ImageMeasurements) -> float:
     return float(max(per_frame) / np.hypot(flow.height, flow.width))
 
 
-def _lost_share(measured: ImageMeasurements, cameras: CameraSolution) -> float:
+def _lost_share(solved: _Solved) -> float:
     """Share of frames that neither flow nor any other points of the solution join to the frames before them."""
+    measured, cameras = solved.measured, solved.cameras
     if len(measured.survival) < 2:
         return 0.0
     lost = measured.survival[1:] < _MIN_SURVIVAL
@@ -238,11 +239,7 @@ _RULES = (
         value=_inlier_share,
         lower=lambda s: s.config.min_given_inlier_share if s.posed else s.config.min_inlier_share,
     ),
-    _Rule(
-        name="tracks_lost",
-        value=lambda s: _lost_share(s.measured, s.cameras),
-        upper=lambda s: s.config.max_lost_share,
-    ),
+    _Rule(name="tracks_lost", value=_lost_share, upper=lambda s: s.config.max_lost_share),
     _Rule(
         # Two places that one dissolves into the other: each has cameras, and chance matches place one to the other.
         name="joined",
@@ -292,6 +289,12 @@ _RULES = (
         upper=lambda s: s.config.max_path_sigma,
         # A lens that stays as it is makes no path of its own.
         applies=lambda s: not s.posed and s.cameras.focal_model in ("smooth", "piecewise"),
+    ),
+    _Rule(
+        name="centre_jitter",
+        value=lambda s: s.cameras.centre_jitter_px / float(np.hypot(s.height, s.width)),
+        upper=lambda s: s.config.max_centre_jitter,
+        applies=lambda s: not s.posed and bool(np.isfinite(s.cameras.centre_jitter_px)),
     ),
     _Rule(
         name="given_focal",
@@ -550,6 +553,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
     "path_sigma": "position_uncertain",
+    "centre_jitter": "picture_shifts",
     "focal_sigma": "focal_uncertain",
     "depth_scale": "depth_scale_wanders",
     "depth_residual": "depth_residual_large",

@@ -117,6 +117,7 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         rest_error_ratio=2.5,
         num_linked=np.full(FRAMES, 150),
         shared=sharing(path=0.01),
+        centre_jitter_px=0.5,
         kept_share=np.r_[np.nan, np.full(FRAMES - 1, 0.9)],
     )
     seen = {"height": HEIGHT, "width": WIDTH, "config": GatesConfig()}
@@ -229,6 +230,7 @@ def sheared() -> CameraSolution:
         (replace(solution(), depth_log_residual=0.3), "depth_residual_large"),
         (replace(solution(), position_sigma=np.full(FRAMES, 1.0)), "position_uncertain"),
         (replace(solution(), focal_model="smooth", shared=sharing(path=0.03)), "position_uncertain"),
+        (replace(solution(), centre_jitter_px=3.0), "picture_shifts"),  # of 734 px
         (replace(solution(), focal_model="smooth"), "position_uncertain"),  # nothing known of what they share
         (replace(solution(), focal_common_log=0.04), "focal_uncertain"),
         # Frames that err by a fifth average out over a clip; a unit that drifts by as much does not.
