@@ -41,7 +41,10 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
         )
     paths, others = [], []
     for path in _files_below(root):
-        (paths if path.suffix.lower() in suffixes.VIDEOS else others).append(path)
+        if path.suffix.lower() in suffixes.VIDEOS:
+            paths.append(path)
+        elif path.is_file():
+            others.append(path)
     left_out = _left_out(root, others)
     if not paths:
         hint = f"; {left_out}" if left_out else ""
@@ -67,9 +70,10 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """Files below a folder, linked folders included, each folder once; hidden files (`._clip.mp4`) are left out."""
+    """What is no folder below a folder, linked folders included, each folder once; hidden files (`._clip.mp4`) are left
+    out. A link that leads nowhere is among them: a video that is not there is a clip that fails, and not none."""
     seen: set[tuple[int, int]] = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=_not_listed):
         status = os.stat(folder)
         inner.sort()
         if (status.st_dev, status.st_ino) in seen:  # a link back, or a second one
@@ -77,9 +81,11 @@ def _files_below(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         inner[:] = [name for name in inner if not name.startswith(".")]
-        yield from (
-            path for name in files if not name.startswith(".") and (path := Path(folder, name)).is_file()
-        )
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def _not_listed(error: OSError) -> None:
+    _warn_once(f"{error.filename}: cannot be listed ({error.strerror}); videos in it are left out")
 
 
 @functools.cache

@@ -205,7 +205,8 @@ def test_folders_without_videos(tmp_path):
 
 
 def test_linked_folders_and_hidden_files(tmp_path):
-    """Links are followed, each folder once; those that lead back or nowhere end nothing."""
+    """Links are followed, each folder once; those that lead back end nothing, a video that is not there is a clip that
+    fails, and so is a pipe."""
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for path in (root / "a.mp4", elsewhere / "inner" / "b.MTS", root / "._a.mp4", root / ".cache" / "c.mp4"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,10 +215,25 @@ def test_linked_folders_and_hidden_files(tmp_path):
     (elsewhere / "back").symlink_to(root)
     (root / "again").symlink_to(elsewhere)
     (root / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (root / "gone.clip").symlink_to(tmp_path / "nothing.clip")
+    os.mkfifo(root / "pipe.mp4")
+    os.mkfifo(root / "pipe.clip")
     clips = list(read_clips(VideosSource(kind="videos", name="x", root=root)))
-    assert [c.original_id for c in clips] == ["a.mp4", "again/inner/b.MTS"]
+    assert [c.original_id for c in clips] == ["a.mp4", "again/inner/b.MTS", "gone.mp4", "pipe.mp4"]
     assert clips[1].media == "again/inner/b.MTS"
     assert clips[1].media_path.is_file()
+    for clip in clips[2:]:
+        with pytest.raises(ClipRejection, match=clip.original_id) as caught:
+            open_clip(clip, DecodeConfig())
+        assert caught.value.reason in ("media_missing", "unreadable_video")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is hidden from the superuser")
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path, caplog):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "closed").mkdir(mode=0)
+    assert len(list(read_clips(VideosSource(kind="videos", name="x", root=tmp_path)))) == 1
+    assert "closed: cannot be listed (Permission denied)" in caplog.text
 
 
 def test_suffixes_that_are_not_listed_are_counted_and_said(tmp_path, caplog):
