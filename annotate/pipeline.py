@@ -44,7 +44,8 @@ from .sources.clip import ClipRef, ClipRejection, Mode
 from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
 from .verdict.agreement import compare
-from .verdict.gates import failures, image_motion, judge, judge_bridge, judge_depth, judge_given
+from .verdict.gates import failures, judge, judge_bridge, judge_depth, judge_given
+from .verdict.motion import image_motion
 
 if TYPE_CHECKING:
     from .config import AnnotateConfig

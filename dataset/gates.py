@@ -31,8 +31,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
     "path_sigma": "Error of the path that is to be expected from what measurements have wrong in common, over its "
     "length: a lens that zooms looks like a camera that comes closer.",
-    "centre_jitter": "Standard deviation over frames of where the optical axis meets the picture, beyond errors of "
-    "measurement, as a share of the diagonal: stabilisers shift the picture.",
+    "shifted_path": "What shifts of the picture, as stabilisers make them, do to the path, over its length; asked "
+    "where the picture shifts.",
     "focal_sigma": "What the focal length is wrong by where all measurements err alike: a short path hardly tells it.",
     "depth_scale": "Standard deviation of the log of the unit that the clip takes from its depth.",
     "depth_residual": "Median log difference between the depth that the cameras give and the measured one.",

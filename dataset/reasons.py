@@ -431,8 +431,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "picture_shifts": _judged(
         "The picture shifts within its frame as it does where a stabiliser crops a moving window: turns and steps of "
-        "the cameras are wrong by that.",
-        "Take the recording before it was stabilised.",
+        "the cameras are wrong by that, too much for so short a path.",
+        "Take the recording before it was stabilised, or a longer window.",
     ),
     "no_parallax": _judged(
         "Points are hardly seen from different sides, or a camera that stays and zooms explains the images as well, so "

@@ -24,8 +24,9 @@ from ..scale.bridge import Bridge
 from ..scale.records import ScaleEstimate
 from ..sfm.records import GIVEN, INFILLED, CameraSolution
 from ..sfm.summary import sweep_minimum
-from ..tracks.records import ImageMeasurements, indices_by_group
+from ..tracks.records import ImageMeasurements
 from .config import GatesConfig
+from .motion import image_motion
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
 _MOST_DARK = 4
@@ -33,23 +34,6 @@ _MOST_DARK = 4
 _LEAST_STEP = 0.02
 """Step of a slow camera, as a share of the scene's depth, that a lone frame is measured by: depth of networks leaves
 jitter of this size."""
-
-
-def image_motion(measured: ImageMeasurements) -> float:
-    """Largest median displacement of the tracks from where each was first seen, as a share of the image diagonal.
-
-    The median over tracks is blind to objects that move before a resting camera, as long as they cover less than
-    half of the tracks.
-    """
-    flow = measured.flow
-    if len(flow.frame) == 0:
-        return float("nan")
-    first = np.r_[True, flow.track[1:] != flow.track[:-1]]
-    origin = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-    moved = np.linalg.norm(flow.xy_px - flow.xy_px[origin], axis=1)[~first]
-    frame = flow.frame[~first]
-    per_frame = [np.median(moved[of]) for of in indices_by_group(frame, flow.num_frames) if len(of)]
-    return float(max(per_frame) / np.hypot(flow.height, flow.width))
 
 
 def _lost_share(solved: _Solved) -> float:
@@ -120,6 +104,10 @@ class _Solved:
     def posed(self) -> bool:
         """Whether poses are given: what depends on how the path was found is then judged by `judge_given`."""
         return bool((self.cameras.pose_source == GIVEN).any())
+
+    @property
+    def diagonal_px(self) -> float:
+        return float(np.hypot(self.height, self.width))
 
     @cached_property
     def fov_deg(self) -> FloatArray:
@@ -291,10 +279,10 @@ _RULES = (
         applies=lambda s: not s.posed and s.cameras.focal_model in ("smooth", "piecewise"),
     ),
     _Rule(
-        name="centre_jitter",
-        value=lambda s: s.cameras.centre_jitter_px / float(np.hypot(s.height, s.width)),
-        upper=lambda s: s.config.max_centre_jitter,
-        applies=lambda s: not s.posed and bool(np.isfinite(s.cameras.centre_jitter_px)),
+        name="shifted_path",
+        value=lambda s: s.cameras.shifted_path_error(),
+        upper=lambda s: s.config.max_shifted_path,
+        applies=lambda s: not s.posed and s.cameras.centre_jitter_px > s.config.shifts_from * s.diagonal_px,
     ),
     _Rule(
         name="given_focal",
@@ -553,7 +541,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "scale_sweep": "depth_and_path_disagree",
     "position_sigma": "position_uncertain",
     "path_sigma": "position_uncertain",
-    "centre_jitter": "picture_shifts",
+    "shifted_path": "picture_shifts",
     "focal_sigma": "focal_uncertain",
     "depth_scale": "depth_scale_wanders",
     "depth_residual": "depth_residual_large",
