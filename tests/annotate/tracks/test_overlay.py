@@ -167,7 +167,7 @@ def test_a_film_within_the_film_is_left_out_and_nothing_else(at: tuple[int, int]
 @pytest.mark.slow
 def test_a_film_that_fills_most_of_what_is_followed_stays() -> None:
     """A small film before a blurred ground: the ground is the decoration."""
-    ground = [cv2.GaussianBlur(image, (0, 0), 12) for image in scene(40)]
+    ground = [np.asarray(cv2.GaussianBlur(image, (0, 0), 12), np.uint8) for image in scene(40)]
     framed = inset(ground, scene(40, step=-7.0, seed=8), (60, 40), (200, 140))
     assert seen_in(measured(framed), slice(60, 260), slice(40, 180)) > 1000
 
