@@ -48,7 +48,7 @@ from .pieces import (
 )
 from .processes import map_processes
 from .schema import SCHEMA_VERSION, SERIES_COLUMNS
-from .storage.listing import CLOCK_TICK_NS
+from .storage.listing import CLOCK_TICK_NS, may_change_unseen
 from .storage.paths import StorePath, as_path
 from .store import (
     INDEX_FOLDER,
@@ -201,8 +201,7 @@ def _settled_stamps(out: Path, parts: Sequence[Path]) -> list[Stamp]:
     until the clock of the file system has gone on."""
     stamps = part_stamps(out, parts)
     for _ in range(0 if isinstance(out, StorePath) else _MOST_WAITS):
-        newest = max((changed for _name, _size, changed in stamps), default=0)
-        if time.time_ns() - newest > CLOCK_TICK_NS:
+        if not may_change_unseen(max((changed for _name, _size, changed in stamps), default=0)):
             break
         time.sleep(CLOCK_TICK_NS / 1e9)
         before, stamps = stamps, part_stamps(out, parts)
@@ -353,16 +352,18 @@ def set_of_clips(out: str | Path) -> ClipSet:
 
 
 def _current_piece(out: Path, folder: str, stamps: Sequence[Stamp]) -> Piece | None:
-    """The piece of a folder, if it is of these parts; one that is damaged is made anew."""
+    """The piece of a folder, if it is of these parts; one that is damaged is made anew, where that may be written."""
     try:
         return open_piece(out, folder, stamps)
     except InputError as error:
-        log.warning("%s; it is derived from the parts, and is made anew", error)
+        damaged = error
     try:
         piece_path(out, folder).unlink()
         write_piece(out, folder, _paths(out, stamps))
     except (OSError, ValueError):  # a folder of others, or damaged parts: who reads them says so
+        log.warning("%s; it is derived from the parts, which are read instead", damaged)
         return None
+    log.warning("%s; it is derived from the parts, and was made anew", damaged)
     return open_piece(out, folder, stamps)
 
 

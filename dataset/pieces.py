@@ -281,8 +281,11 @@ def open_piece(out: Path, folder: str, stamps: Sequence[Stamp] | None = None) ->
         InputError: it is damaged.
     """
     path = piece_path(out, folder)
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     whole = path.stat().st_size < _CHECKED_WHOLE
     with open_parquet(path, whole=whole, columns=()) as file, reading(path, "index"):
         notes = file.metadata.metadata or {}

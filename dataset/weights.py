@@ -11,7 +11,6 @@ import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import Field
 
 from .hub import hub_error
 from .licences import allows_commercial_use
-from .storage.listing import CLOCK_TICK_NS
+from .storage.listing import may_change_unseen
 from .store import write_atomically
 from .strict import Strict
 
@@ -567,7 +566,7 @@ def file_digest(path: Path) -> str:
             digest.update(block)
     found = digest.hexdigest()
     # A file that was written a moment ago may be written again within one tick of the system's clock.
-    if time.time_ns() - state.st_mtime_ns > CLOCK_TICK_NS:
+    if not may_change_unseen(state.st_mtime_ns):
         _remember(path, {"file": str(path), "mark": mark, "sha256": found})
     return found
 

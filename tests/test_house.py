@@ -259,10 +259,9 @@ def test_what_benchmarks_import_is_there():
 
 TIME_OF_DAY = {
     "annotate/run/steady_clock.py": "begins with it, and then goes by what has gone by",
-    "dataset/index.py": "compares it with times of parts; where a change might not show, it is waited for",
     "dataset/media/read.py": "compares it with times of files, for equality but for a while",
+    "dataset/storage/listing.py": "compares it with times of files; what is doubtful is waited for, or read again",
     "dataset/storage/log.py": "tells one commit of a part from another, by equality",
-    "dataset/weights.py": "compares it with times of files; what is doubtful is read again",
     "recipes/loader.py": "says when, in a record",
 }
 """Who asks for the time of day, which may be set at any moment, and why that may be. Durations and order go by other

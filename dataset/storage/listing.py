@@ -38,6 +38,11 @@ CLOCK_TICK_NS = 20_000_000
 """Twice the longest step by which the clock goes on that file systems take a time of change from."""
 
 
+def may_change_unseen(changed_ns: int) -> bool:
+    """Whether a file with this time of change may be changed again and bear the same one."""
+    return time.time_ns() - changed_ns <= CLOCK_TICK_NS
+
+
 @dataclass(frozen=True)
 class Replacing:
     """What a command is replacing.

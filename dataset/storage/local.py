@@ -48,7 +48,7 @@ class FolderBackend:
             descriptor = os.open(out, os.O_RDONLY)
         except OSError as error:
             raise ValueError(
-                f"{out}: cannot be made or opened ({error.strerror}); choose another --out"
+                f"{out}: cannot be made or opened ({error.strerror}); free it, or name another folder"
             ) from None
         try:
             try:
@@ -69,7 +69,7 @@ class FolderBackend:
             folder.mkdir()
         except OSError as error:
             raise ValueError(
-                f"{self._out}: cannot be written to ({error.strerror}); choose another --out"
+                f"{self._out}: cannot be written to ({error.strerror}); free it, or name another folder"
             ) from None
         return folder
 

@@ -56,7 +56,7 @@ class LogBackend:
             turn = _claim(out)
         except FileNotFoundError as error:
             raise ValueError(
-                f"{out}: there is no such bucket ({error}); make it, or choose another --out"
+                f"{out}: there is no such bucket ({error}); make it, or name another one"
             ) from None
         except StoreError as error:
             raise ValueError(f"{out}: cannot be written to: {error.strerror}") from None

@@ -401,7 +401,7 @@ def test_a_place_that_takes_nothing_is_said(out: Path, make_row, monkeypatch: py
 
     monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: refuse() if ".tmp-run" in self.name else None)
     with pytest.raises(
-        ValueError, match=r"cannot be written to \(Read-only file system\); choose another --out"
+        ValueError, match=r"cannot be written to \(Read-only file system\); free it, or name another folder"
     ):
         compact(out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -216,6 +217,29 @@ def test_no_index_is_believed_that_is_of_other_parts(out: Path, change: Callable
     refresh_index(out)
     change(list_parts(out)[0])
     assert index.open_index(out, store.stamped_folders(out)) is None
+
+
+@pytest.mark.parametrize("what", ["may not be looked at", "is damaged and stays"])
+def test_an_index_that_cannot_be_mended_is_gone_without(
+    out: Path, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a dataset of somebody else: who reads it says what is done, and shows the parts."""
+    refresh_index(out)
+
+    def refused(path: Path, *_: object, **__: object) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    if what == "may not be looked at":
+        whole = Path.is_file
+        monkeypatch.setattr(Path, "is_file", lambda p: refused(p) if p.parent.name == "index" else whole(p))
+    else:
+        (out / "index" / "demo.parquet").write_bytes(b"PAR1 and nothing PAR1")
+    monkeypatch.setattr(Path, "unlink", refused)
+    clips = theodolite.dataset.open(out)
+    assert len(list(clips.rows())) == 5
+    assert clips.index is None
+    assert "it is derived from the parts, which are read instead" in caplog.text
+    assert "anew" not in caplog.text
 
 
 def test_parts_of_this_moment_are_read_once_a_change_would_show(
