@@ -142,6 +142,16 @@ def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tup
     return f"{row.source}:{row.original_id}", 0  # a local path means nothing to others, and may name people
 
 
+def check_repository(repo_id: str) -> None:
+    """Make sure that a name may be one of a repository on the hub.
+
+    Raises:
+        ValueError: it is not `owner/name`.
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id, re.ASCII):
+        raise ValueError(f"repo id {repo_id!r}: expected owner/name, of letters, digits, `-`, `_` and `.`")
+
+
 def publish(
     path: str | Path,
     repo_id: str,
@@ -165,8 +175,7 @@ def publish(
     Raises:
         ValueError: as `stage_publication`, or a repo id of another form.
     """
-    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
-        raise ValueError(f"repo id {repo_id!r}: expected owner/name")
+    check_repository(repo_id)
     wanted = _request(path, repo_id, use, media_root)
     publication = _staged_before(Path(staging), wanted)
     if publication is None:

@@ -344,8 +344,9 @@ def publish(
 
     asked = one_of("--for", how.use, ("research", "commercial-use"))
     use: Use = "commercial" if asked == "commercial-use" else "research"
+    publishing.check_repository(repository)
     if how.dry_run:
-        name = repository.split("/")[-1]
+        name = repository.split("/")[1]
         staged = publishing.stage_publication(path, staging, use=use, name=name, media_root=how.media_root)
         where = f"staged in {staged.folder}, nothing uploaded"
     else:

@@ -164,6 +164,19 @@ def test_upload_uses_the_clients_resumable_upload(out: Path, tmp_path: Path) -> 
         publish(out, "cams", tmp_path / "pub3", api=hub)
 
 
+@pytest.mark.parametrize("name", ["cams", "../../etc/x", "me/cams/more", "me/", "me/\x1b[31mred", "m e/cams"])
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_staged(
+    out: Path, tmp_path: Path, name: str
+) -> None:
+    for more in (["--dry-run"], []):
+        words = ["publish", str(out), name, "--staging", str(tmp_path / "pub"), *more]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2
+        assert "expected owner/name" in done.output
+        assert "\x1b" not in done.output
+    assert not (tmp_path / "pub").exists()
+
+
 def test_a_failed_upload_goes_on_with_the_same_call(
     out: Path, tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
 ) -> None:
