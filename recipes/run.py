@@ -34,6 +34,7 @@ from ..dataset.reasons import REASONS, find_reason, status_of
 from ..dataset.storage.paths import StorePath
 from ..dataset.store import check_output, has_parts
 from .loader import Recipe, load_recipe, now_iso, recipe_hash, write_resolved, write_run_record
+from .nothing_left import clips_done, remember, source_mark
 
 log = logging.getLogger(__name__)
 
@@ -96,30 +97,52 @@ class _Run:
         reason = self.options.retry_failed
         retried = None if reason is None else _retried(reason)
         check_place(out, recipe_hash=digest)
-        source = iter(self.clips())
-        source = chain(
-            list(islice(source, 1)), source
-        )  # what is wrong with it is said before anything is written
+        mark = None if retried or self.options.limit is not None else source_mark(recipe.source)
+        done = clips_done(out, mark)
+        # What is wrong with the source is said before anything is written.
+        source = None if done is not None else self.begun()
         check_machine(recipe)
         check_same_clips(recipe, out)
         if self.options.dry_run:
+            if source is None:
+                return self.told(done or 0, done or 0, 0, 0), 0
+            plan = self.plan(source, whole=True)
             again = 0 if retried is None else len(self.failed(retried))
-            return self.told(self.plan(source, whole=True), again), 0
+            return self.told(plan.num_clips, plan.num_clips_done, plan.num_shards, again), 0
         with open_output(out, recipe_hash=digest):
             if retried is not None:
                 dropped = _drop(out, self.failed(retried))
                 log.warning("%s: %d failed clips are tried again", out, len(dropped))
-            plan = self.plan(source)
-            if plan.num_shards:
-                self.work(plan, digest)
-            else:
-                write_resolved(out, recipe)  # the data may have moved, and reports look for them by it
-            whole = refreshed_tally(out, processes=num_cores())
+            whole = self.rest(source, mark, digest)
         parts = (f"{out}: {whole.done} clips: {whole}", _failures(whole), _advice(whole))
         return "\n".join(part for part in parts if part), 1 if whole.num_failed else 0
 
+    def rest(self, source: Iterable[ClipRef] | None, mark: str | None, digest: str) -> Tally:
+        """Annotate what is left, in a folder that is held; how all of its clips ended.
+
+        Args:
+            source: None: all of it was known to be done.
+            mark: `source_mark` of before the source was read.
+        """
+        out, plan = self.out, None
+        if source is not None or clips_done(out, mark) is None:  # parts of a dead run may have come in
+            plan = self.plan(self.begun() if source is None else source)
+        if plan is not None and plan.num_shards:
+            self.work(plan, digest)
+        else:
+            write_resolved(out, self.recipe)  # the data may have moved, and reports look for them by it
+        whole = refreshed_tally(out, processes=num_cores())
+        if plan is not None and plan.listed and whole.done >= plan.num_clips:
+            remember(out, mark, plan.num_clips)
+        return whole
+
     def clips(self) -> Iterable[ClipRef]:
         return read_clips(self.recipe.source)
+
+    def begun(self) -> Iterable[ClipRef]:
+        """The source's clips, the first one read."""
+        source = iter(self.clips())
+        return chain(list(islice(source, 1)), source)
 
     def plan(self, source: Iterable[ClipRef], *, whole: bool = False) -> Plan:
         size, limit = self.recipe.output.clips_per_shard, self.options.limit
@@ -133,13 +156,12 @@ class _Run:
         clips = islice(self.clips(), self.options.limit) if those else ()
         return {clip.clip_id for clip in clips if clip.clip_id in those}
 
-    def told(self, plan: Plan, again: int) -> str:
+    def told(self, num_clips: int, num_done: int, num_shards: int, again: int) -> str:
         """What a dry run says; `again` of the clips that are done are tried again."""
-        left = plan.num_clips - plan.num_clips_done
         failed = f" ({again} failed ones of them are tried again)" if self.options.retry_failed else ""
         return (
-            f"{self.recipe.name}: {plan.num_clips} clips, {plan.num_clips_done} done{failed}, {left} to do in"
-            f" {plan.num_shards} shards of up to {self.recipe.output.clips_per_shard};"
+            f"{self.recipe.name}: {num_clips} clips, {num_done} done{failed}, {num_clips - num_done} to do in"
+            f" {num_shards} shards of up to {self.recipe.output.clips_per_shard};"
             f" nothing was written to {self.out}"
         )
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import theodolite.dataset
 import yaml
 from theodolite.annotate.run.cluster import RunAborted, raise_if_interrupted, signals_as_interrupt
 from theodolite.annotate.run.worker import Job, failure_row
+from theodolite.dataset.storage.listing import CLOCK_TICK_NS
 from theodolite.dataset.store import list_parts
 from theodolite.dataset.validate import changed_media, validate_dataset
 from theodolite.recipes import run as run_module
@@ -114,6 +117,7 @@ def test_a_source_that_changes_between_runs(tmp_path, recipe, fake, monkeypatch)
 
     monkeypatch.setattr(run_module, "read_clips", moving)
     for done in (4, 6, 6):
+        (tmp_path / "clips.yaml").touch()  # what is read is another one each time, as after a change
         assert go(recipe, tmp_path / "out")[1] == 0
         assert sorted(reasons(tmp_path / "out")) == [f"c{i}" for i in range(done)]
     assert len(read) == 3
@@ -240,3 +244,74 @@ def test_a_part_that_was_cut_is_named_and_made_anew_without_it(tmp_path, recipe,
     cut.unlink()
     go(recipe, out)
     assert reasons(out) == {f"c{i}": "too_short" for i in range(6)}
+
+
+@pytest.fixture
+def finished(tmp_path, recipe, fake, monkeypatch):
+    """The folder of a run that left nothing to do, and how often its source was read since."""
+    time.sleep(3 * CLOCK_TICK_NS / 1e9)  # an index of this moment might change again and bear the same time
+    go(recipe, tmp_path / "out")
+    reads = []
+    whole = run_module.read_clips
+    monkeypatch.setattr(run_module, "read_clips", lambda source: reads.append(source) or whole(source))
+    return tmp_path / "out", reads
+
+
+def test_a_run_with_nothing_to_do_reads_no_source_that_is_as_it_was(recipe, finished):
+    out, reads = finished
+    assert "6 clips: 0 accepted, 6 rejected" in go(recipe, out)[0]
+    assert "6 clips, 6 done, 0 to do in 0 shards" in go(recipe, out, dry_run=True)[0]
+    assert reads == []
+    assert "2 clips, 2 done" in go(recipe, out, dry_run=True, limit=2)[0]
+    assert "(0 failed ones" in go(recipe, out, dry_run=True, retry_failed="all")[0]
+    assert len(reads) == 2
+
+
+def rename_clip(index: Path, out: Path) -> None:
+    """Of the same length, and as old as before."""
+    before = index.stat()
+    index.write_text(index.read_text().replace("c3", "c7"))
+    os.utime(index, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def lose_part(index: Path, out: Path) -> None:
+    list_parts(out)[1].unlink()
+
+
+def swap_index(index: Path, out: Path) -> None:
+    """Another file of the same times takes its place."""
+    other = index.with_name("other.yaml")
+    shutil.copy2(index, other)
+    rename_clip(other, out)
+    other.replace(index)
+
+
+def spoil_note(index: Path, out: Path) -> None:
+    (out / "index" / "planned.json").write_text('{"source": 3')
+
+
+def note_of_others(index: Path, out: Path) -> None:
+    path = out / "index" / "planned.json"
+    path.write_text(path.read_text().replace('"parts": "', '"parts": "0'))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (rename_clip, ["c0", "c1", "c2", "c3", "c4", "c5", "c7"]),
+        (swap_index, ["c0", "c1", "c2", "c3", "c4", "c5", "c7"]),
+        (lose_part, ["c0", "c1", "c2", "c3", "c4", "c5"]),
+        (spoil_note, ["c0", "c1", "c2", "c3", "c4", "c5"]),
+        (note_of_others, ["c0", "c1", "c2", "c3", "c4", "c5"]),
+    ],
+)
+def test_nothing_is_taken_for_done_behind_any_change(tmp_path, recipe, finished, change, expected):
+    out, reads = finished
+    time.sleep(3 * CLOCK_TICK_NS / 1e9)
+    change(tmp_path / "clips.yaml", out)
+    time.sleep(3 * CLOCK_TICK_NS / 1e9)
+    go(recipe, out)
+    assert sorted(reasons(out)) == expected
+    assert len(reads) == 1
+    go(recipe, out)
+    assert len(reads) == 1, "and it is noted anew"
