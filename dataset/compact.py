@@ -63,7 +63,7 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
                 used = processes if len(parts) >= _WORTH_PROCESSES else 1
                 for gathered in map_processes(partial(_gather, incoming), small, processes=used):
                     num_after += len(gathered)
-                    Commits(out).replace([(new, group) for new, group in gathered if len(group) > 1])
+                    Commits(out).replace([(new, group) for new, group in gathered if group != [new]])
         _remove_empty_folders(out)
         num_clips = refreshed_tally(out, processes=processes).done
     return Compacted(num_before=len(parts), num_after=num_after, num_clips=num_clips)
@@ -103,7 +103,7 @@ def _numbers(groups: Sequence[Sequence[Path]]) -> Iterator[int]:
 
 
 _Gathered = tuple[Path, list[Path]]
-"""A new part, and the parts that it is made of; of one alone nothing is made."""
+"""A new part, and the parts that it is made of, or a part that stays as it is, and itself."""
 
 
 def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> list[_Gathered]:
@@ -125,10 +125,10 @@ def _gather(incoming: Path, numbered: tuple[int, Sequence[Path]]) -> list[_Gathe
     used: list[Path] = []
 
     def write(name: str) -> None:
-        if len(used) > 1:
-            table = pa.concat_tables(tables)
-            ids = table["clip_id"].to_pylist()
-            new = new_part(incoming, used[0], name, ids)
+        table = pa.concat_tables(tables)
+        new = new_part(incoming, used[0], name, table["clip_id"].to_pylist())
+        # One that stays alone among others of the group gets a new name, too, which keeps it in its place.
+        if len(used) > 1 or new.name != used[0].name:
             write_part_table(new, table)
             done.append((new, used[:]))
         else:

@@ -81,13 +81,14 @@ def test_rows_that_repeat_each_other_are_written_so_that_they_are_read(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("frames", [300, 1000])
 def test_parts_that_repeat_each_other_are_gathered_into_several(
-    tmp_path: Path, small_limits: int, make_row: Callable[..., Row]
+    tmp_path: Path, small_limits: int, make_row: Callable[..., Row], frames: int
 ) -> None:
     """A gathered part unfolds into no more than is taken of any file, whatever its size, and the order stays."""
     prepare_output(tmp_path, recipe_hash="recipe1")
     for number in range(24):
-        row = make_row(number, frames=300 if number != 12 else 2000)
+        row = make_row(number, frames=frames if number != 12 else 2000)
         write_part(tmp_path, [row], shard_id=f"{number:06d}-{23 - number}", recipe_hash="recipe1")
     ids = list(clips_with_rows(tmp_path))
     large = list_parts(tmp_path)[12].stat().st_size
@@ -101,6 +102,9 @@ def test_parts_that_repeat_each_other_are_gathered_into_several(
     again = compacting.compact(tmp_path, part_bytes=2 * large - 1)
     assert again.num_before == done.num_after >= again.num_after > 2
     assert list(clips_with_rows(tmp_path)) == ids
+    gathered = [(part, part.stat().st_mtime_ns) for part in list_parts(tmp_path)]
+    compacting.compact(tmp_path, part_bytes=2 * large - 1)
+    assert [(part, part.stat().st_mtime_ns) for part in list_parts(tmp_path)] == gathered, "nothing to gather"
 
 
 # --- bombs, by every way in -----------------------------------------------------------------------
