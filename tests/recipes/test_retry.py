@@ -141,7 +141,7 @@ def test_damaged_indexes_are_made_anew(tmp_path, recipe, fake, caplog):
 def test_places_that_are_none(tmp_path, recipe, fake):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="--out must be a folder|name another folder"):
+        with pytest.raises(ValueError, match=r"--out must be a folder|name another folder"):
             go(recipe, out)
     go(recipe, tmp_path / "out")
     part = next((tmp_path / "out" / "data").rglob("part-*"))
