@@ -52,6 +52,8 @@ class Encoding(Strict):
     fit: str
     """`cover`: resized and cut in the middle; `squeeze`: resized to the size, whatever its shape."""
     fps: float
+    undistort: bool = False
+    """Pictures are those that the rows' pinhole cameras would have taken."""
     temporal_stride: int
     spatial_stride: int
     latent_channels: int

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .cameras.transforms import relative_to_first
 from .inputs import Archive, InputError
-from .media.read import read_frames
+from .media.undistort import ClipPictures
 from .reading import ClipDataset
 from .rows import Row
 from .workers import worker_settings
@@ -54,6 +54,8 @@ class Sampling:
         latents: reader of latents, needed for `latents`.
         latent_stride: video frames per latent frame after the first (LTX-2: 8).
         relative: poses relative to the sample's first camera.
+        undistort: pictures and cameras are those of a pinhole (`undistort.ClipPictures`); else pictures are bent as
+            they are, and cameras are pinholes all the same: `radial_k1`, `radial_k2` and `lens_model` stay in the row.
     """
 
     content: Content = "cameras"
@@ -66,6 +68,7 @@ class Sampling:
     latents: LatentReader | None = None
     latent_stride: int = 8
     relative: bool = True
+    undistort: bool = False
 
     def __post_init__(self) -> None:
         if self.content == "latents" and self.latents is None:
@@ -186,9 +189,16 @@ def make_sample(
         width; plus `frames` (F, 3, H, W) uint8 or `latents` (C, T, H, W) float32 with `latent_index` (T,),
         whose cameras are those of every latent's last video frame (frames 0, s, 2s, ...).
     Raises:
-        ValueError: the clip lacks cameras, is too short, or its media or latents do not fit it.
+        ValueError: the clip lacks cameras, is too short, or its media or latents do not fit it; or it is seen through a
+            fisheye, and not to be undistorted.
     """
     share = share or Share()
+    pictures = ClipPictures(row, sampling.media_root, undistort=sampling.undistort)
+    row = pictures.row
+    if row.lens_model == "fisheye":
+        raise ValueError(
+            f"clip {row.clip_id}: seen through a fisheye; Sampling(undistort=True) gives pictures of a pinhole"
+        )
     if not len(row.camera_to_world):
         raise ValueError(f"clip {row.clip_id}: has no cameras; filter on verdict == 'accepted'")
     frames = row.num_frames - start if sampling.num_frames is None else sampling.num_frames
@@ -227,7 +237,7 @@ def make_sample(
         chosen = np.arange(frames)[share.slice(frames)]
         if sampling.content == "frames":
             positions = (start + chosen).tolist()
-            pixels = read_frames(row, sampling.media_root, positions=positions, size=(height, width))
+            pixels = pictures.read(positions=positions, size=(height, width))
             sample["frames"] = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     sample["camera_to_world"] = torch.from_numpy(poses[chosen]).float()
     sample["intrinsics"] = torch.from_numpy(intrinsics[chosen]).float()

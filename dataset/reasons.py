@@ -406,7 +406,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "fisheye_lens": _judged(
         "The lens is a fisheye, and a row's cameras are read as pinholes.",
-        "Undistort the pictures with the row's lens (lens_model, radial_k1, radial_k2), and annotate those.",
+        "Take the clip with --set annotate.gates.allow_fisheye=true; export, encode and load it undistorted.",
     ),
     "focal_axes_differ": _judged(
         "Horizontal and vertical focal length differ more than any lens allows.",

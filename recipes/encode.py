@@ -125,7 +125,8 @@ def run_encode(
     _check_media(job, windows)
     there = (job.out / MARKER).is_file()
     if there:  # before networks are loaded, which takes minutes
-        check_same(job.out, {name: getattr(job.options, name) for name in ("height", "width", "fit", "fps")})
+        names = ("height", "width", "fit", "fps", "undistort")
+        check_same(job.out, {name: getattr(job.options, name) for name in names})
     if dry_run:
         have = encoded_windows(job.out) if there else {}
         return _planned(job, windows, have, refused), 0

@@ -21,7 +21,7 @@ from ..dataset.cameras.intrinsics import intrinsics_matrix, split_intrinsics
 from ..dataset.cameras.transforms import relative_to_first
 from ..dataset.encoded import EncodedClip, Encoding, Window, all_finite, window_id
 from ..dataset.media.picture import Cover, cover
-from ..dataset.media.read import iterate_frames
+from ..dataset.media.undistort import ClipPictures
 from ..dataset.rows import Row
 from ..dataset.strict import Strict
 from ..dataset.weights import CHAINS, WEIGHTS, file_digest, locate
@@ -56,6 +56,9 @@ class EncodeOptions(Strict):
     """`empty`: clips without one get the caption that says nothing."""
     fps: Annotated[float, Field(gt=0)] = FPS
     """Rate that rows must have, within 1 %."""
+    undistort: bool = False
+    """Pictures are those that the row's pinhole cameras would have taken; else they are bent as they are, under the
+    cameras of a pinhole."""
     allow_rejected: bool = False
     """Also encode clips that the gates rejected, where they have cameras."""
     allow_stand_in: bool = False
@@ -81,6 +84,7 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
     """
     cameras = options.cameras == "required"
     _check_row(row, options)
+    row = ClipPictures(row, ".", undistort=options.undistort).row
     starts = []
     stride = options.stride or options.frames
     least = options.shortest or options.frames
@@ -138,6 +142,10 @@ def _check_row(row: Row, options: EncodeOptions) -> None:
         )
     if not len(row.camera_to_world):
         raise Refused(f"{who}: has no cameras (--set cameras=none encodes pictures and captions alone)")
+    if row.lens_model == "fisheye" and not options.undistort:
+        raise Refused(
+            f"{who}: is seen through a fisheye (--set undistort=true makes its pictures a pinhole's)"
+        )
     if row.scale_model == "none":
         raise Refused(f"{who}: its cameras are not in metres (no scale was found)")
 
@@ -187,6 +195,7 @@ class Encoders:
             width=options.width,
             fit=options.fit,
             fps=options.fps,
+            undistort=options.undistort,
             temporal_stride=self.autoencoder.temporal_stride,
             spatial_stride=self.autoencoder.spatial_stride,
             latent_channels=self.autoencoder.latent_channels,
@@ -259,11 +268,13 @@ def encode_window(
     Raises:
         ValueError, OSError: the media cannot be read, or latents come out that are not finite.
     """
+    pictures = ClipPictures(row, media_root, undistort=options.undistort)
+    row = pictures.row
     cut = picture_cut((row.height, row.width), options)
     autoencoder = encoders.autoencoder
     pixels = torch.empty(3, window.num_frames, options.height, options.width, dtype=autoencoder.dtype)
     positions = range(window.first_frame, window.first_frame + window.num_frames)
-    for i, image in enumerate(iterate_frames(row, media_root, positions=positions)):
+    for i, image in enumerate(pictures.frames(positions=positions)):
         pixels[:, i] = torch.from_numpy(cut.apply(image)).permute(2, 0, 1) / 127.5 - 1
     latents = autoencoder.encode(pixels)[0]
     if not all_finite(latents):

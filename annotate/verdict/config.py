@@ -15,6 +15,8 @@ class GatesConfig(Strict):
     fov_min_deg: Annotated[float, Field(gt=0, lt=180)] = 25.0
     fov_max_deg: Annotated[float, Field(gt=0, lt=180)] = 120.0
     """Horizontal and vertical field of view of every frame (paper: 25 to 120 degrees)."""
+    allow_fisheye: bool = False
+    """Fisheyes are accepted: their rows are right for undistorted pictures only, and readers refuse others."""
     max_focal_axis_gap: Annotated[float, Field(ge=0)] = 0.20
     """|fx - fy| / mean of every frame (paper: 0.20)."""
     max_scale_cov: Annotated[float, Field(gt=0)] = 2.0

@@ -200,7 +200,7 @@ _RULES = (
         name="fisheye",
         value=lambda s: 1.0,
         upper=lambda s: 0.0,
-        applies=lambda s: s.cameras.lens_model == "fisheye",
+        applies=lambda s: s.cameras.lens_model == "fisheye" and not s.config.allow_fisheye,
     ),
     _Rule(name="focal_axis_gap", value=_axis_gap, upper=lambda s: s.config.max_focal_axis_gap),
     _Rule(

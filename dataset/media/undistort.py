@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from ..cameras.intrinsics import pixel_centres
 from ..cameras.lenses import bent
 from ..rows import Row
-from .read import fit, image_paths, iterate_frames
+from .read import fit, image_paths, iterate_frames, read_frames
 
 _BORDER = 65
 """Points of each side of a picture that tell whether the lens shows it: between them the lens bends by nothing."""
-_HALVINGS = 24
+_HALVINGS = 16
+_LENSES = 64
+"""Of a lens that zooms, so many focal lengths are asked for what they show, the shortest and the longest among them."""
 
 
 class ClipPictures:
@@ -38,6 +40,8 @@ class ClipPictures:
         self._given, self._root = row, media_root
         self._bends = undistort and bool(row.radial_k1 or row.radial_k2 or row.lens_model == "fisheye")
         self.row, self.crop = row, (0, 0, row.width, row.height)
+        # Of the frame before: its lens, and places of its pixels. Few lenses zoom.
+        self._map: tuple[NDArray[np.float64], NDArray[np.float32]] | None = None
         if self._bends:
             if len(row.camera_to_world) != row.num_frames:
                 raise ValueError(f"clip {row.clip_id}: undistorting needs a camera on every frame")
@@ -57,14 +61,27 @@ class ClipPictures:
         """Whether the pictures are smaller than the row's."""
         return self.crop != (0, 0, self._given.width, self._given.height)
 
-    def frames(self, *, size: tuple[int, int] | None = None) -> Iterator[NDArray[np.uint8]]:
+    def frames(
+        self, *, positions: Sequence[int] | None = None, size: tuple[int, int] | None = None
+    ) -> Iterator[NDArray[np.uint8]]:
         """RGB frames, as `iterate_frames` gives them; `size` is (height, width), the pictures' own if None."""
         if not self._bends:
-            yield from iterate_frames(self._given, self._root, size=size)
+            yield from iterate_frames(self._given, self._root, positions=positions, size=size)
             return
         height, width = size or (self.row.height, self.row.width)
-        for i, rgb in enumerate(iterate_frames(self._given, self._root)):
+        numbers = range(self._given.num_frames) if positions is None else positions
+        pictures = iterate_frames(self._given, self._root, positions=positions)
+        for i, rgb in zip(numbers, pictures, strict=True):
             yield fit(self._straight(rgb, i), height, width)
+
+    def read(self, *, positions: Sequence[int], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """(n, height, width, 3) uint8: some frames at once, as `read_frames` gives them."""
+        if not self._bends:
+            return read_frames(self._given, self._root, positions=positions, size=size)
+        out = np.empty((len(positions), *size, 3), np.uint8)
+        for i, rgb in enumerate(self.frames(positions=positions, size=size)):
+            out[i] = rgb
+        return out
 
     def files(self) -> tuple[Path | None, ...]:
         """The file of every frame where the media is a folder of images, else None for each."""
@@ -92,12 +109,9 @@ class ClipPictures:
         if self._map is None or not np.array_equal(self._map[0], lens):
             places = self._places(pixel_centres(self.row.height, self.row.width) + self.crop[:2], lens)
             self._map = lens, (places - 0.5).astype(np.float32)  # OpenCV counts from the first pixel's centre
-        at = self._map[1]
-        out = cv2.remap(rgb, at[..., 0], at[..., 1], cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
+        columns, rows = np.moveaxis(self._map[1], -1, 0)
+        out = cv2.remap(rgb, columns, rows, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(out, np.uint8)
-
-    _map: tuple[NDArray[np.float64], NDArray[np.float32]] | None = None
-    """Of the frame before: its lens, and places of its pixels. Few lenses zoom."""
 
     def _shown(self) -> tuple[int, int, int, int]:
         """Sides of the largest pinhole picture about the principal point that the lens shows in every frame.
@@ -105,7 +119,9 @@ class ClipPictures:
         The border tells: what lies between the principal point and a place that is seen is seen as well.
         """
         row = self._given
-        lenses = np.unique(self._lenses, axis=0)
+        lenses = np.unique(self._lenses, axis=0)  # sorted by the focal length
+        if len(lenses) > _LENSES and not np.ptp(lenses[:, 2:], axis=0).any():
+            lenses = lenses[np.linspace(0, len(lenses) - 1, _LENSES).round().astype(int)]
         centre = np.median(self._lenses[:, 2:], axis=0)
         whole = np.array([row.width, row.height], np.float64)
 

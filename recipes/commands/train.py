@@ -38,7 +38,8 @@ class Encoding:
         typer.Option(
             "--set",
             help="One of: height, width, fit (cover, squeeze), frames (961), stride, shortest, cameras (required, "
-            "none), caption, missing_caption (error, empty), fps, allow_rejected, allow_stand_in; may be given often.",
+            "none), undistort, caption, missing_caption (error, empty), fps, allow_rejected, allow_stand_in; may be "
+            "given often.",
             metavar="KEY=VALUE",
         ),
     ] = None

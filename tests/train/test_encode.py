@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from theodolite.dataset.media.undistort import ClipPictures
 from theodolite.train.encode import (
     EncodeOptions,
     Refused,
@@ -51,6 +53,7 @@ def test_windows_do_not_overlap_and_are_whole(row) -> None:
         ),
         ({"fps": 30.0}, {}, "30 frames/s"),
         ({"scale_model": "none"}, {}, "not in metres"),
+        ({"lens_model": "fisheye"}, {}, r"through a fisheye \(--set undistort=true"),
         ({"captions": None}, {}, "has no caption"),
         ({}, {"caption": "action"}, "no caption 'action'"),
         ({}, {"frames": 161}, "44 frames, a window has 161"),
@@ -58,8 +61,6 @@ def test_windows_do_not_overlap_and_are_whole(row) -> None:
     ],
 )
 def test_refusals_say_why(row, changes: dict, options: dict, why: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(Refused, match=why):
         windows_of(
             replace(row, **changes), EncodeOptions(**{"height": 64, "width": 96, "frames": 17, **options})
@@ -96,3 +97,22 @@ def test_a_window_is_what_its_encoder_gives(row, root: Path) -> None:
     for i, image in enumerate(iterate_frames(row, root, positions=range(17, 34))):
         pixels[:, i] = torch.from_numpy(cut.apply(image)).permute(2, 0, 1) / 127.5 - 1
     assert torch.equal(clip.latents, encoders.autoencoder.encode(pixels)[0])
+
+
+@pytest.mark.slow
+def test_undistorted_windows_have_the_pictures_and_cameras_of_a_pinhole(row, root: Path) -> None:
+    encoders = load_encoders("stand_in", device="cpu", dtype=torch.float32, text_tokens=10)
+    bent = replace(row, radial_k1=0.15, lens_model="radial")
+    options = SMALL.model_copy(update={"undistort": True})
+    pictures = ClipPictures(bent, root, undistort=True)
+    assert pictures.is_cropped
+    window = windows_of(bent, options)[1]
+    clip = encode_window(bent, window, encoders, options, root)
+    cut = picture_cut((pictures.row.height, pictures.row.width), SMALL)
+    pixels = torch.empty(3, 17, 64, 96)
+    for i, image in enumerate(pictures.frames(positions=range(17, 34))):
+        pixels[:, i] = torch.from_numpy(cut.apply(image)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.equal(clip.latents, encoders.autoencoder.encode(pixels)[0])
+    assert clip.intrinsics_px is not None
+    assert torch.equal(clip.intrinsics_px, cameras_of(pictures.row, window, cut)[1])
+    assert not torch.equal(clip.latents, encode_window(bent, window, encoders, SMALL, root).latents)

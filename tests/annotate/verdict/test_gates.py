@@ -93,7 +93,10 @@ def scale(raw: np.ndarray | None = None):
 
 
 def failed(
-    cameras: CameraSolution, measured: ImageMeasurements | None = None, scale_estimate=None
+    cameras: CameraSolution,
+    measured: ImageMeasurements | None = None,
+    scale_estimate=None,
+    config: GatesConfig = GatesConfig(),
 ) -> list[str]:
     gates = judge(
         cameras,
@@ -101,7 +104,7 @@ def failed(
         measured or measurements(),
         height=HEIGHT,
         width=WIDTH,
-        config=GatesConfig(),
+        config=config,
     )
     return [REASONS[g.name] for g in gates if not g.passed]
 
@@ -247,6 +250,12 @@ def sheared() -> CameraSolution:
 )
 def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
     assert reason in failed(cameras)
+
+
+def test_a_recipe_may_take_fisheyes() -> None:
+    fisheye = replace(solution(), lens_model="fisheye")
+    assert failed(fisheye) == ["fisheye_lens"]
+    assert failed(fisheye, config=GatesConfig(allow_fisheye=True)) == []
 
 
 @pytest.mark.parametrize(

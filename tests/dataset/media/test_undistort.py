@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from theodolite.dataset.cameras.intrinsics import pixel_centres
 from theodolite.dataset.cameras.lenses import bent
 from theodolite.dataset.export import PictureOptions, export_dataset
 from theodolite.dataset.formats.colmap import read_colmap
+from theodolite.dataset.loading import Sampling, make_sample
 from theodolite.dataset.media import undistort
 from theodolite.dataset.media.undistort import ClipPictures
 from theodolite.dataset.rows import Row
@@ -82,9 +84,9 @@ def shifts_px(shown: NDArray, wanted: NDArray, *, cell: int = 24) -> NDArray:
     found = []
     for y in range(0, len(a) - cell, cell):
         for x in range(0, a.shape[1] - cell, cell):
-            at = np.s_[y : y + cell, x : x + cell]
-            slopes = np.stack([dx[at].ravel(), dy[at].ravel()], 1)
-            found.append(np.linalg.lstsq(slopes, (a - b)[at].ravel(), rcond=None)[0])
+            part = np.s_[y : y + cell, x : x + cell]
+            slopes = np.stack([dx[part].ravel(), dy[part].ravel()], 1)
+            found.append(np.linalg.lstsq(slopes, (a - b)[part].ravel(), rcond=None)[0])
     return np.linalg.norm(found, axis=1)
 
 
@@ -186,6 +188,46 @@ def test_videos_are_undistorted_too(
         assert described is not None
         info = json.loads(described.read())
     assert (info["height"], info["width"], info["radial_k1"]) == (pinhole.height, pinhole.width, None)
+
+
+def test_a_loader_gives_pictures_and_cameras_of_a_pinhole(
+    bent_row: Callable[..., Row], tmp_path: Path
+) -> None:
+    row = bent_row(150, (0.2, 0.05), zoom=1.3)
+    pinhole = ClipPictures(row, tmp_path, undistort=True).row
+    sampling = Sampling(content="frames", media_root=tmp_path, num_frames=2, undistort=True)
+    sample = make_sample(row, sampling, start=1)
+    assert sample["size"].tolist() == [pinhole.height, pinhole.width]
+    np.testing.assert_allclose(sample["intrinsics"][:, 2:], pinhole.principal_point_px[1:])
+    np.testing.assert_allclose(sample["intrinsics"][:, :2], row.focal_px[1:])
+    for i, rgb in enumerate(sample["frames"].permute(0, 2, 3, 1).numpy()):
+        assert shifts_px(rgb, seen_by(pinhole, i + 1)).max() < 0.1
+    given = make_sample(row, replace(sampling, undistort=False), start=1)["frames"]
+    assert tuple(given.shape[2:]) == (HEIGHT, WIDTH)
+
+
+def test_a_loader_gives_no_fisheye_under_the_cameras_of_a_pinhole(
+    bent_row: Callable[..., Row], tmp_path: Path
+) -> None:
+    row = bent_row(WIDTH / np.pi, (0.0, 0.0), lens_model="fisheye")
+    with pytest.raises(
+        ValueError, match=r"clip clip_0000: seen through a fisheye; Sampling\(undistort=True\)"
+    ):
+        make_sample(row, Sampling())
+    sample = make_sample(row, Sampling(content="frames", media_root=tmp_path, undistort=True))
+    pinhole = ClipPictures(row, tmp_path, undistort=True).row
+    assert shifts_px(sample["frames"][0].permute(1, 2, 0).numpy(), seen_by(pinhole, 0)).max() < 0.1
+
+
+def test_a_fisheye_is_exported_undistorted_or_not_at_all(
+    bent_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data", {"a": [bent_row(WIDTH / np.pi, (0.0, 0.0), lens_model="fisheye")]})
+    with pytest.raises(ValueError, match="seen through a fisheye"):
+        export_dataset(data, tmp_path / "bent", format="colmap", media_root=tmp_path)
+    export_dataset(data, tmp_path / "out", format="colmap", media_root=tmp_path, pictures=UNDISTORTED)
+    clip = read_colmap(tmp_path / "out" / "clip_0000")
+    assert (clip.radial_k1, clip.width, clip.height) == (None, WIDTH, HEIGHT)
 
 
 def test_what_cannot_be_undistorted_is_said(
