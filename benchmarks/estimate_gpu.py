@@ -318,10 +318,10 @@ class Device:
 
     def between(self, begin: float, end: float) -> dict[str, float]:
         """Means over a time: share of it in which a kernel ran (percent), watts, MHz."""
-        of = [x for x in self._lines if begin <= x[0] <= end]
-        if not of:
+        lines = [x for x in self._lines if begin <= x[0] <= end]
+        if not lines:
             return dict.fromkeys(("use", "power", "clock"), float("nan"))
-        mean = np.mean(of, axis=0)
+        mean = np.mean(lines, axis=0)
         return {"use": float(mean[1]), "power": float(mean[3]), "clock": float(mean[4])}
 
 

@@ -154,9 +154,10 @@ def stages(pi3x: Pi3X, moge2: MoGe2, tiny: bool, speed: float) -> None:
         took, cpu = seconds(lambda x=window: pi3x(x[None], outputs=OUTPUTS))
         floor = operations(frames, h * w // 196)
         total = sum(v for k, v in floor.items() if k != "GB")
-        at = f", {1000 * total / speed:.0f} ms at {speed:.0f} TFLOP/s" if speed else ""
-        print(f"Pi3X, {frames} frames: {took * 1000:.1f} ms, {cpu * 1000:.0f} of its thread; {total:.0f} TFLOP{at}:"
-              f" { {k: round(v, 1) for k, v in floor.items()} }", flush=True)  # fmt: skip
+        told = ", ".join(f"{k} {v:.1f}" for k, v in floor.items())
+        floor_text = f", {1000 * total / speed:.0f} ms at {speed:.0f} TFLOP/s" if speed else ""
+        print(f"Pi3X, {frames} frames: {took * 1000:.1f} ms, {cpu * 1000:.0f} of its thread;"
+              f" {total:.0f} TFLOP{floor_text}: {told}", flush=True)  # fmt: skip
         if torch.cuda.is_available():
             print("   ", by_kind(lambda x=window: pi3x(x[None], outputs=OUTPUTS)), flush=True)
         encoded, _ = seconds(lambda x=window: pi3x._encode(x))
@@ -171,8 +172,11 @@ def stages(pi3x: Pi3X, moge2: MoGe2, tiny: bool, speed: float) -> None:
     for count in (2,) if tiny else (4, 10, 16, 20, 32):
         few = images(count, *((90, 160) if tiny else (720, 1280)))
         took, cpu = seconds(lambda x=few: moge2(x, tokens, normals=False))
-        at = f", {1000 * 4.23 * count / speed:.0f} at {speed:.0f} TFLOP/s" if speed else ""
-        print(f"MoGe-2, {count} images: {took * 1000:.1f} ms, {cpu * 1000:.0f} of its thread{at}", flush=True)
+        floor_text = f", {1000 * 4.23 * count / speed:.0f} at {speed:.0f} TFLOP/s" if speed else ""
+        print(
+            f"MoGe-2, {count} images: {took * 1000:.1f} ms, {cpu * 1000:.0f} of its thread{floor_text}",
+            flush=True,
+        )
         if torch.cuda.is_available() and count == 20:
             print("   ", by_kind(lambda x=few: moge2(x, tokens, normals=False)), flush=True)
 
@@ -188,10 +192,10 @@ def tracker(tiny: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run() -> None:
-        of = BatchedTracker(size, TracksConfig(), device=device)
+        seen = BatchedTracker(size, TracksConfig(), device=device)
         for gray in shown:
-            of.add(gray)
-        of.finish()
+            seen.add(gray)
+        seen.finish()
 
     took, cpu = seconds(run, 1)
     print(
