@@ -49,19 +49,6 @@ def common_focal_error(cameras: CameraSolution, expected: ExpectedFocal | None) 
     return float((found**-2 + EXPECTED_FOCAL_SIGMA**-2) ** -0.5)
 
 
-def widest_focal_error(
-    cameras: CameraSolution, by_cause: float, expected: ExpectedFocal | None
-) -> tuple[float, float]:
-    """Standard deviation of log focal by errors that measurements share, and what it has beside `by_cause`, that of the
-    causes that are known.
-
-    Measurements err alike by more than the known causes and leave no residual that would say so: a rendered walk with
-    tracks alone, whose focal length is off by 2.7 %, is sure of it within 0.8 % by causes, and within 1.5 by this.
-    """
-    widest = max(by_cause, common_focal_error(cameras, expected))
-    return widest, (widest**2 - by_cause**2) ** 0.5
-
-
 def choose_focal_model(
     problem: Problem,
     smooth: Solution,

@@ -19,8 +19,9 @@ from .bundle.single import resect
 from .bundle.solve import Effort, Question, solve_bundle
 from .centre_jitter import centre_jitter_px
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
-from .focal_model import choose_focal_model, widest_focal_error
+from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
+from .lean import leant_on_rays
 from .moving import shares_by_frame
 from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
@@ -82,6 +83,11 @@ def register_all_frames(
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
     solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
+    # What measurements of a view share is asked before rays, which are not of the view, take their part.
+    alike = common_focal_error(cameras, keys.expected)
+    if noise is None and keys.log_focal is None:
+        solution, prior = leant_on_rays(used, solution, prior, cameras, config)
+        cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     known = known_points(problem, still, everywhere)
     shares = shares_by_frame(problem, state, solution.state, known, reach=_REACH)
     rest = float("nan")
@@ -92,7 +98,8 @@ def register_all_frames(
     of_views, beside = 0.0, 0.0
     if keys.log_focal is None:
         by_cause = 0.0 if shared is None else float(np.median(shared.log_focal)) ** 0.5
-        of_views, beside = widest_focal_error(cameras, by_cause, keys.expected)
+        of_views = max(by_cause, alike)
+        beside = (of_views**2 - by_cause**2) ** 0.5
     return replace(
         cameras,
         rest_error_ratio=rest,

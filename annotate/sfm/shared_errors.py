@@ -143,6 +143,19 @@ def _path_error(task: Task, steps: Tensor) -> float:
     return float((left.square().sum() / len(place)).sqrt())
 
 
+def expected_response(task: Task) -> float:
+    """By how much focal lengths change where what is expected of all of them changes by one (median over frames, logs).
+
+    Raises:
+        FloatingPointError: nothing makes the equations positive definite.
+    """
+    normal, linear = factorised(task)
+    forces, of_lens = _Draws(task, linear).expected(normal)
+    answers, _ = normal.answer(linear, [], forces[:, :, :1], of_lens[:, :1])
+    _, sigma, _ = task.priors.absolute(task.problem.num_frames)
+    return float((answers[:, FOCAL_COLUMN, 0] / sigma).median())
+
+
 def _variances(task: Task, steps: Tensor) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Of position and rotation (F, 3, 3), of log focal (F,): sums over steps (F, D, K) of the cameras."""
     centre, turn = _centres(task, steps), steps[:, :3]
