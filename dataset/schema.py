@@ -467,13 +467,13 @@ COLUMNS: tuple[Column, ...] = (
     _number(
         "agreement_focal_rays_log",
         "1",
-        "Median log ratio of the focal length of the sequence network's rays to the bundle's.",
+        "Median log ratio of the focal length of the network's rays to that of the bundle before it leant on them.",
         (-100.0, 100.0),
     ),
     _number(
         "agreement_focal_anchor_log",
         "1",
-        "Median log ratio of the metric anchor's own focal length to the bundle's.",
+        "Median log ratio of the metric anchor's own focal length to the bundle's, likewise.",
         (-100.0, 100.0),
     ),
     _number(

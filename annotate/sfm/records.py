@@ -80,6 +80,8 @@ class CameraSolution:
         centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`); NaN if unknown.
         focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
             of what they err one by one, whichever is more. A short path hardly resists that; NaN where it is not asked.
+        focal_leant_log: by how much all log focal lengths were moved from where images and depth have them to where a
+            network's rays do.
     """
 
     camera_to_world: FloatArray
@@ -109,6 +111,7 @@ class CameraSolution:
     focal_doubt_log: float = 0.0
     scale_doubt_log: float = 0.0
     focal_common_log: float = float("nan")
+    focal_leant_log: float = 0.0
     focal_asked_sigma: float = float("nan")
     focal_asked_gain: float = float("nan")
     evidence: Evidence | None = None

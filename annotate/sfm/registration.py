@@ -84,7 +84,7 @@ def register_all_frames(
     solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     # What measurements of a view share is asked before rays, which are not of the view, take their part.
-    alike = common_focal_error(cameras, keys.expected)
+    alike, by_images = common_focal_error(cameras, keys.expected), solution.state.log_focal
     if noise is None and keys.log_focal is None:
         solution, prior = leant_on_rays(used, solution, prior, cameras, config)
         cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
@@ -111,6 +111,7 @@ def register_all_frames(
         focal_doubt_log=float(np.hypot(wiggle, beside)),
         # How short a path may be is asked of those that lean on given depth alone.
         focal_common_log=float("nan") if noise is None or keys.log_focal is not None else of_views,
+        focal_leant_log=float((solution.state.log_focal - by_images).median()),
         centre_jitter_px=centre_jitter_px(used, solution),
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )

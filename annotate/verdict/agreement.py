@@ -36,8 +36,8 @@ class Agreement:
         direction_rad: angle between their directions of travel over a second, each in its own camera.
         scale_log: log of the network's travel (in metres by the clip's scale) over the bundle's.
         metric_log: log of the clip's scale by the metric anchor over the network's own metric factor.
-        focal_rays_log: log of the focal length of the network's rays over the bundle's.
-        focal_anchor_log: log of the metric anchor's own focal length over the bundle's.
+        focal_rays_log: log of the focal length of the network's rays over the bundle's, before that leant on them.
+        focal_anchor_log: log of the metric anchor's own focal length over the bundle's, likewise.
     """
 
     rotation_rad: float = math.nan
@@ -89,7 +89,8 @@ def compare(
             )
     if geometry.own_metres_per_unit is not None and scale.value is not None and scale.model != "declared":
         found["metric_log"] = math.log(scale.value / geometry.own_metres_per_unit)
-    ours = np.log(cameras.focal_px).mean(1)
+    # What leans on rays agrees with them: asked is what images and depth say without.
+    ours = np.log(cameras.focal_px).mean(1) - cameras.focal_leant_log
     if geometry.focal_px is not None:
         rays = np.log(geometry.focal_px).mean(1)
         if np.isfinite(rays).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,15 @@ def test_equal_estimates_agree_whatever_their_gauge():
     assert found.metric_log == pytest.approx(np.log(1.25))
     assert found.focal_rays_log == pytest.approx(0, abs=1e-12)
     assert found.focal_anchor_log == pytest.approx(np.log(1.1))
+
+
+def test_a_focal_length_that_leant_on_rays_is_no_second_word_for_them():
+    poses, focal = path(), np.full(FRAMES, 500.0)
+    leant = replace(solved(poses, focal), focal_leant_log=0.04)
+    anchor = [AnchorFrame(frame=0, depth_m=np.ones((1, 1)), focal_px=500.0)]
+    found = compare(sequence(poses, focal, KEYFRAMES), scale_of(1.0), anchor, leant, fps=FPS)
+    assert found.focal_rays_log == pytest.approx(0.04)
+    assert found.focal_anchor_log == pytest.approx(0.04)
 
 
 def test_each_difference_shows_in_its_column():
