@@ -19,6 +19,7 @@ import numpy as np
 from ..dataset.arrays import U8
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Row
+from ..dataset.words import Mode
 from .checks.depth import DepthCheck, check_depth
 from .checks.given_poses import longest_gap_s
 from .checks.pose_readings import find_fault, length_alone_is_wrong, unit_fault
@@ -40,7 +41,7 @@ from .sfm.keyframes import SolverInput
 from .sfm.records import CameraSolution, KnownLens, StartCameras
 from .sfm.solve import solve_cameras
 from .sfm.start import verify_keyframes
-from .sources.clip import ClipRef, ClipRejection, Mode
+from .sources.clip import ClipRef, ClipRejection
 from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
 from .verdict.agreement import compare

@@ -15,6 +15,7 @@ from ..dataset.cameras.intrinsics import fov_from_focal
 from ..dataset.metrics.trajectory import path_length
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
+from ..dataset.words import Mode
 from .checks.depth import DepthCheck
 from .checks.given_poses import longest_gap_s
 from .checks.posed import Posed
@@ -27,7 +28,7 @@ from .scale.bridge import Bridge, path_spread
 from .scale.records import ScaleEstimate
 from .sfm.records import GIVEN, CameraSolution
 from .sfm.summary import sweep_minimum
-from .sources.clip import ClipRef, Mode, identity
+from .sources.clip import ClipRef, identity
 from .tracks.records import ImageMeasurements
 from .verdict.agreement import Agreement, confidence_of
 

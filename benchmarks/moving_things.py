@@ -42,11 +42,12 @@ from theodolite.annotate.rendered.cameras import RenderConfig, camera_path
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.rendered.scene import Quads, Scene
-from theodolite.annotate.sources.clip import ClipRef, GivenGeometry, Mode
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import flow
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
 from theodolite.dataset.rows import Row
+from theodolite.dataset.words import Mode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import Errors, rendered_truth, simulated

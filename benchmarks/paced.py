@@ -38,8 +38,9 @@ from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm import processes
-from theodolite.annotate.sources.clip import ClipRef, Mode
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.rows import Row
+from theodolite.dataset.words import Mode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))
 from simulator import Errors, SimulatedMoGe2, SimulatedPi3X, rendered_truth

@@ -54,9 +54,10 @@ from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.sfm import registration
 from theodolite.annotate.sfm.bundle.problem import project
-from theodolite.annotate.sources.clip import ClipRef, Mode
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras.alignment import umeyama
 from theodolite.dataset.cameras.rotations import so3_log
+from theodolite.dataset.words import Mode
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/annotate"))

@@ -20,7 +20,7 @@ from .commit import Commits, hold_dataset, new_part, own_run, shard_number, take
 from .index import refreshed_tally
 from .limits import FREE_BYTES, MIB
 from .parquet import read_schema, read_table
-from .processes import map_processes
+from .processes import WORTH_PROCESSES, map_processes
 from .storage.paths import as_path
 from .store import data_folder, part_folders, part_stamps, read_marker, source_folder, write_part_table
 
@@ -60,7 +60,7 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
                 groups = list(_groups(out, list(of_source), part_bytes))
                 small = [some for some in zip(_numbers(groups), groups, strict=True) if len(some[1]) > 1]
                 num_after += len(groups) - len(small)
-                used = processes if len(parts) >= _WORTH_PROCESSES else 1
+                used = processes if len(parts) >= WORTH_PROCESSES else 1
                 for gathered in map_processes(partial(_gather, incoming), small, processes=used):
                     num_after += len(gathered)
                     Commits(out).replace([(new, group) for new, group in gathered if group != [new]])
@@ -85,10 +85,6 @@ def _groups(out: Path, parts: Sequence[Path], part_bytes: int) -> Iterator[list[
         size += num_bytes
     if group:
         yield group
-
-
-_WORTH_PROCESSES = 400
-"""Parts from which processes are started: each takes a second to begin."""
 
 
 def _numbers(groups: Sequence[Sequence[Path]]) -> Iterator[int]:

@@ -46,7 +46,7 @@ from .pieces import (
     open_piece,
     piece_path,
 )
-from .processes import map_processes
+from .processes import WORTH_PROCESSES, map_processes
 from .schema import SCHEMA_VERSION, SERIES_COLUMNS
 from .storage.listing import CLOCK_TICK_NS, may_change_unseen
 from .storage.paths import StorePath, as_path
@@ -101,16 +101,12 @@ def _refreshed(out: Path, processes: int) -> list[tuple[str, list[Stamp]]]:
     if not folders:
         return []
     stale = [(name, _paths(out, stamps)) for name, stamps in folders if not _is_whole(out, name, stamps)]
-    if sum(len(parts) for _name, parts in stale) < _WORTH_PROCESSES:
+    if sum(len(parts) for _name, parts in stale) < WORTH_PROCESSES:
         processes = 1
     for _ in map_processes(partial(_write_named_piece, out), stale, processes=processes):
         pass
     _remove_old(out, {name or FOREIGN for name, _parts in folders})
     return folders
-
-
-_WORTH_PROCESSES = 400
-"""Parts to be read anew above which processes are started for it: each takes a second to begin."""
 
 
 def refresh_piece(out: str | Path, folder: str) -> None:

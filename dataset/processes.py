@@ -12,6 +12,9 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+WORTH_PROCESSES = 400
+"""Parts of a dataset from which processes are started to read them: each takes a second to begin."""
+
 
 def num_cores() -> int:
     """Cores that this process may use."""

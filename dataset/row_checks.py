@@ -15,13 +15,14 @@ from .cameras.transforms import rigid_error, to_4x4
 from .metrics.trajectory import path_length
 from .names import NAME_RULE, is_name, wrong_pointer
 from .reasons import find_reason
+from .rows import WORD_COLUMNS
 from .schema import (
     COLUMNS,
     NAMED_COLUMNS,
-    POSE_SOURCES,
     SCHEMA_VERSION,
 )
 from .store import source_folder
+from .words import POSE_SOURCES
 
 RIGID_TOLERANCE = 1e-5
 """Largest |R^T R - I|: float32 storage leaves 3e-7, anything above this was not a rotation."""
@@ -32,7 +33,6 @@ _STORAGE_TOLERANCE = 1e-5
 _WINDOW_SLACK_S = 0.01
 _BOUNDED = tuple((c.name, c.bounds) for c in COLUMNS if c.bounds is not None and not c.shape)
 _UNCERTAINTIES = tuple((c.name, c.bounds[1]) for c in COLUMNS if c.bounds is not None and c.shape)
-_WORDS = tuple(column for column in COLUMNS if column.values)
 _NEEDED_WITH_CAMERAS = (
     *("path_length_m", "focal_axis_gap_max", "focal_spread"),
     *("fov_x_min_rad", "fov_x_max_rad", "fov_y_min_rad", "fov_y_max_rad"),
@@ -143,7 +143,7 @@ def _identity(row: RawRow, recipe_hash: str | None) -> Iterator[Problem]:
             yield "identity_present", f"{name} is empty"
     if row["recipe_hash"] != recipe_hash:
         yield "one_recipe", f"row says recipe {row['recipe_hash']}, its file {recipe_hash}"
-    for column in _WORDS:
+    for column in WORD_COLUMNS:
         if not column.allows(row[column.name]):
             yield (
                 "vocabulary",

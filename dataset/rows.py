@@ -18,12 +18,12 @@ from .schema import (
     COLUMN_BY_NAME,
     COLUMNS,
     NAMED_COLUMNS,
-    POSE_SOURCES,
     SCHEMA_VERSION,
     SERIES_COLUMNS,
     TUPLE_COLUMNS,
     arrow_schema,
 )
+from .words import POSE_SOURCES
 
 _EMPTY = np.zeros(0)
 
@@ -174,7 +174,7 @@ class Row:
         check_name(self.clip_id)
         if not is_name(self.source):
             raise ValueError(f"clip {self.clip_id}: source {self.source!r:.80} must be {NAME_RULE}")
-        for column in _WORDS:
+        for column in WORD_COLUMNS:
             if not column.allows(getattr(self, column.name)):
                 raise self._error(
                     f"{column.name} is {getattr(self, column.name)!r}, expected one of {', '.join(column.values)}"
@@ -247,7 +247,8 @@ class Row:
 
 
 _POSES = "camera_to_world"
-_WORDS = tuple(column for column in COLUMNS if column.values)
+WORD_COLUMNS = tuple(column for column in COLUMNS if column.values)
+"""Those that hold one of a few words."""
 _ARRAYS = {name: COLUMN_BY_NAME[name] for name in SERIES_COLUMNS}
 _ROW_SHAPES = {name: (4, 4) if name == _POSES else column.entry_shape for name, column in _ARRAYS.items()}
 """Shape of one entry in `Row`: that of files, but whole matrices for poses."""

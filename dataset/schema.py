@@ -14,20 +14,20 @@ from functools import cache, cached_property
 
 import pyarrow as pa
 
+from .words import (
+    FOCAL_MODELS,
+    LENS_MODELS,
+    MEDIA_KINDS,
+    MODES,
+    SCALE_MODELS,
+    SCALE_SOURCES,
+    TIME_STAMPS,
+    VERDICTS,
+)
+
 SCHEMA_VERSION = 2
 """Version of this contract. Readers accept it and those before it, and keep columns that they do not know; a column
 that is added within a version is nullable, so that files without it stay readable."""
-
-POSE_SOURCES = ("none", "solved", "infilled", "given")
-"""Meaning of the codes 0 to 3 in `pose_source`: no pose; solved from measurements; bridged by motion model or
-resection between solved frames; shipped with the source and kept."""
-SCALE_MODELS = ("constant", "slow_drift", "step", "declared", "none")
-LENS_MODELS = ("radial", "fisheye")
-FOCAL_MODELS = ("constant", "smooth", "piecewise", "given", "none")
-SCALE_SOURCES = ("declared_poses", "declared_depth", "metric_anchor", "bridge", "depth_under_poses", "none")
-MODES = ("estimate", "given_depth", "given_pose")
-VERDICTS = ("accepted", "rejected")
-MEDIA_KINDS = ("video", "images", "rendered")
 
 TIME_COLUMNS = ("annotate_wall_s", "stage_wall_s")
 """Columns that measure the run itself: the only ones that differ between two runs of one recipe."""
@@ -172,7 +172,7 @@ COLUMNS: tuple[Column, ...] = (
         "time_stamps",
         "`constant`: at one rate to within rounding, so that nothing can be measured of the clock; `varying`;"
         " `assumed`: none of their own. Null in older files.",
-        ("constant", "varying", "assumed"),
+        TIME_STAMPS,
     ),
     _number("time_jitter_s", "s", "RMS deviation of varying time stamps from one rate.", (0.0, 1e5)),
     # Cameras

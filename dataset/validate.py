@@ -15,7 +15,7 @@ from .index import PLACE_COLUMNS, open_index, rows_by_folder
 from .inputs import InputError, reading
 from .names import below
 from .parquet import WHAT, open_parquet, read_table
-from .processes import map_processes
+from .processes import WORTH_PROCESSES, map_processes
 from .row_checks import check_row, raw_rows
 from .schema import COLUMNS, declared_type
 from .storage.listing import NOTE
@@ -80,7 +80,7 @@ def validate_dataset(path: str | Path, *, processes: int = 1) -> tuple[int, list
     num_rows = 0
     doubles = _Doubles(out)
     some = [parts[start : start + _PARTS_A_TASK] for start in range(0, len(parts), _PARTS_A_TASK)]
-    processes = processes if len(parts) >= _WORTH_PROCESSES else 1
+    processes = processes if len(parts) >= WORTH_PROCESSES else 1
     for checked in map_processes(partial(_check_parts, out), some, processes=processes):
         for part in checked:
             if part.recipe_hash is not None:
@@ -97,8 +97,6 @@ def validate_dataset(path: str | Path, *, processes: int = 1) -> tuple[int, list
 
 
 _PARTS_A_TASK = 32
-_WORTH_PROCESSES = 400
-"""Parts from which processes are started: each takes a second to begin."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-FPS = 16.0
-"""Frames a second of every video."""
+from ..dataset.cameras.paths import FPS
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,8 @@ from ..dataset.storage.paths import StorePath
 Outcome = tuple[str, int]
 """Text for stdout, and the exit code."""
 Work = Callable[..., Outcome]
+Say = Callable[[str], None]
+"""Tells the user what is going on; not the outcome."""
 
 
 def add_command(app: typer.Typer, work: Work, *, name: str | None = None, epilog: str = "") -> None:

@@ -8,7 +8,7 @@ goes on with those that are in none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ from ..dataset.media.read import read_frames
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.rows import Row
 from ..dataset.store import DATA_FILES
+from .command import Say
 
 _MOST_LISTED = 8
-Say = Callable[[str], None]
 
 
 class Describer(Protocol):

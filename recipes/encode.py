@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -36,10 +36,9 @@ from ..dataset.outputs import refuse_other_outputs
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
 from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
+from ..train.recipe import Precision
 from .generate.single import say
 from .loader import media_root_of_dataset, now_iso, surroundings
-
-Precision = Literal["auto", "float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from ..dataset.storage.paths import as_path
 from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
+from ..dataset.words import Mode
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Recipe(Strict):
     schema_version: Literal[1]
     name: Name
     description: str = ""
-    mode: Literal["estimate", "given_depth", "given_pose"]
+    mode: Mode
     """Which geometry the source ships: none, depth, or poses."""
     source: SourceConfig
     annotate: AnnotateConfig = AnnotateConfig()

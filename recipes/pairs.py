@@ -6,7 +6,7 @@ true ones, with the text states of the refiner's own encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,8 +49,8 @@ from ..model.samplers import (
 from ..model.text import RefinerTextEncoder, load_refiner_text_encoder, tiny_refiner_text_encoder
 from ..train.feed import Control, make_batch
 from ..train.training import seed_of
+from .command import Say
 
-Say = Callable[[str], None]
 NOTHING = "."
 """Prompt of a window without a caption: the refiner's encoder takes no empty one."""
 

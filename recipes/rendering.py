@@ -23,12 +23,12 @@ from ..annotate.splats.paths import PathGates, ScenePath, SolidScene, find_path
 from ..annotate.splats.render import Renderer
 from ..annotate.splats.scene import Splats, TrainedCameras, read_splats, read_trained_cameras
 from ..dataset.arrays import F64, U8
+from ..dataset.cameras.paths import FPS
 from ..dataset.media.write import VideoWriter
 from ..dataset.names import as_name
 from ..dataset.store import write_atomically
 from ..dataset.weights import file_digest
 
-FPS = 16.0
 _DEPTH_STEPS = 65_000
 _LEAST_ALPHA = 0.95
 _BLACK, _MOST_BLACK = 16, 0.3

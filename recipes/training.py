@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from ..train.start import check_latents, check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training, check_data
 from ..train.trajectories import Trajectories
+from .command import Say
 from .loader import (
     apply_overrides,
     checked_recipe,
@@ -59,7 +60,6 @@ from .loader import (
     surroundings,
 )
 
-Say = Callable[[str], None]
 _PACKAGES = ("torch", "lightning", "triton", "numpy", "safetensors", "peft")
 _MFU = 0.35
 """Share of a GPU's peak that a dry run reckons with, until a run has measured its own."""

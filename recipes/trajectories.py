@@ -7,11 +7,10 @@ stopped. Several processes share the work by parts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -24,6 +23,7 @@ from ..model.network import WorldModel
 from ..model.samplers import Text
 from ..train.feed import Samples, joined, make_batch
 from ..train.objective import Batch
+from ..train.recipe import Precision
 from ..train.start import check_latents, check_use, weights_path
 from ..train.student import Conditions, cut
 from ..train.trajectories import (
@@ -36,8 +36,8 @@ from ..train.trajectories import (
     teacher_trajectory,
     write_trajectory,
 )
+from .command import Say
 
-Say = Callable[[str], None]
 _PART = re.compile(r"(\d+)/(\d+)")
 
 
@@ -60,7 +60,7 @@ class TrajectoryJob:
     part: str = "1/1"
     batch: int = 1
     device: str = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
 
 def run_trajectories(

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..dataset.cameras.intrinsics import intrinsics_matrix, split_intrinsics
+from ..dataset.cameras.paths import FPS
 from ..dataset.cameras.transforms import relative_to_first
 from ..dataset.encoded import EncodedClip, Encoding, Window, all_finite, window_id
 from ..dataset.media.picture import Cover, cover
@@ -30,8 +31,6 @@ from ..model.conditioning import latent_frames
 from ..model.parts import TINY, find_encoders
 from ..model.text import TextEncoder, load_text_encoder, tiny_text_encoder
 
-FPS = 16.0
-"""Rate at which the world model was trained."""
 _FPS_TOLERANCE = 0.01
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from ..model.blocks import FeedForward
 from ..model.frame_parallel import FrameShare, split_frames
 from ..model.network import WorldModel
-
-Recompute = Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"]
+from .recipe import Recompute
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Objective = Literal["flow_matching", "refiner", "ode_init", "consistency_init", "self_forcing"]
+Recompute = Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"]
+Precision = Literal["auto", "float32", "bf16"]
+"""Of a computation. auto: bf16 on a GPU, else float32."""
 DISTILLATION = ("ode_init", "consistency_init", "self_forcing")
 """Objectives that make a few-step student of a chunk-causal network."""
 
@@ -110,9 +113,7 @@ class ParallelConfig(Strict):
     sharding: Literal["auto", "fsdp", "replicate"] = "auto"
     """`fsdp`: weights, gradients and optimiser are spread over all ranks (FSDP2); `replicate`: every rank holds all.
     auto: fsdp on GPUs and over several ranks, replicate for LoRA and on one CPU."""
-    recompute: Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"] = (
-        "all_but_softmax"
-    )
+    recompute: Recompute = "all_but_softmax"
     """What the backward pass computes again: whole blocks, or all of them but the outputs of softmax attention (1 GB a
     softmax block at a minute of 720p), or but those and the recurrences' (1.6 GB more a block). `blocks_in_parts` takes
     least memory: the feed-forward network goes part by part, a second time within its block."""
@@ -182,7 +183,7 @@ class TrainRecipe(Strict):
     """Decay of an average of the weights, which is exported beside them."""
     steps: Positive
     seed: Count = 3407
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Of the computation; weights and optimiser are float32 (not so frozen ones beside a LoRA). auto: bf16 on a GPU."""
     parallel: ParallelConfig = ParallelConfig()
     guard: GuardConfig = GuardConfig()

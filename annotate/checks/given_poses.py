@@ -15,6 +15,7 @@ from ...dataset.arrays import FloatArray
 from ...dataset.cameras.alignment import umeyama
 from ...dataset.cameras.rotations import rotation_angle, so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
+from ...dataset.robust import MAD_TO_SIGMA
 from ..sfm.records import GIVEN, CameraSolution
 from ..sources.clip import ClipRejection
 
@@ -211,7 +212,7 @@ def path_scale(
             continue
         log = np.log(ta[moved] / np.maximum(tb[moved], 1e-12))
         middle = float(np.median(log))
-        spread = 1.4826 * float(np.median(np.abs(log - middle)))
+        spread = MAD_TO_SIGMA * float(np.median(np.abs(log - middle)))
         sigma = spread / float(np.sqrt(max(1.0, moved.sum() / lag)))
         if not sigma >= best[1]:
             best = float(np.exp(middle)), sigma

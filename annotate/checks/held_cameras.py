@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.transforms import se3_inverse
+from ...dataset.robust import MAD_TO_SIGMA
 from ..sfm.bundle.lens import LENS_DOF
 from ..sfm.bundle.priors import FocalPrior, focal_prior
 from ..sfm.bundle.problem import Problem, Solution, State, cauchy, residuals, sum_by
@@ -117,7 +118,7 @@ def held_scale(
     if len(logs) < 3 or problem.num_frames < 4 * _SCALE_PARTS:
         return float("nan"), float("nan")
     middle = float(np.median(logs))
-    spread = 1.4826 * float(np.median(np.abs(logs - middle)))
+    spread = MAD_TO_SIGMA * float(np.median(np.abs(logs - middle)))
     return float(np.exp(-middle)), spread / np.sqrt(len(logs))
 
 

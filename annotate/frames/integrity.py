@@ -6,18 +6,14 @@ All of it is measured and nothing decided: thresholds are applied when a dataset
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ...dataset.arrays import F64, U8
+from ...dataset.words import TimeStamps
 from .base import ClipTiming
-
-TimeStamps = Literal["constant", "varying", "assumed"]
-"""`constant`: frames lie at one rate to within the rounding of the stamps, so that nothing can be measured of the clock
-(a remuxed file looks so whatever the camera did); `varying`: stamps that deviate; `assumed`: there were none, or the
-recipe replaced them."""
 
 _WIDTH_PX = 160
 """Frames are reduced to this width: noise of codecs averages out."""

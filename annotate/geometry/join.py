@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F64, FloatArray
+from ...dataset.robust import MAD_TO_SIGMA
 from ..sources.clip import ClipRef, ClipRejection
 from .align import DEPTHS_PER_FRAME, Aligned, Window, align_connected
 from .base import SequenceGeometryResult
@@ -157,7 +158,7 @@ def depth_disagreement(
     together = np.concatenate(ratios) if ratios else np.zeros(0)
     if len(together) < 100:
         return float("nan")
-    return float(1.4826 * np.median(np.abs(together)) / np.sqrt(2))
+    return float(MAD_TO_SIGMA * np.median(np.abs(together)) / np.sqrt(2))
 
 
 def _diagnostics(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...dataset.processes import num_cores
-from ..sfm.processes import WORKERS_PER_GPU, num_gpus, shares
+from ..sfm.processes import THREAD_VARIABLES, WORKERS_PER_GPU, num_gpus, shares
 from .credentials import run_credentials
 from .plan import Plan
 from .progress import FIRST_LINE_S, LINE_INTERVAL_S
@@ -354,8 +354,7 @@ def local_cluster(
         attempts: how often a task may end its worker.
     """
     claim_open_files(workers)
-    variables = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
-    environment: dict[str, str] = dict.fromkeys(variables, str(compute_threads))
+    environment: dict[str, str] = dict.fromkeys(THREAD_VARIABLES, str(compute_threads))
     os.environ.update(environment)
     _start_fork_server()  # while this process imports dask
     import dask.config

@@ -20,10 +20,11 @@ from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Row
 from ...dataset.storage.paths import StorePath
 from ...dataset.store import encode_part, part_path, shard_digest, write_part
+from ...dataset.words import Mode
 from ..networks.device import be_worker, claim_worker_number
 from ..reporting import listen, say
 from ..sfm.processes import share_threads
-from ..sources.clip import ClipRef, Mode, identity
+from ..sources.clip import ClipRef, identity
 from .plan import Shard
 from .tally import Outcome, outcome_of, part_outcomes
 from .watchdog import Watchdog

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F64
-from .records import ScaleConfig, ScaleModel
+from ...dataset.words import ScaleModel
+from .records import ScaleConfig
 from .shape import Shape, autocorrelation, densest_half, inliers_of, least_squares_residual, mad
 
 _NUM_SIMULATIONS = 4000

@@ -12,8 +12,7 @@ from pydantic import Field
 from ...dataset.arrays import F64
 from ...dataset.reasons import ReasonCode
 from ...dataset.strict import Strict
-
-ScaleModel = Literal["constant", "slow_drift", "step", "declared", "none"]
+from ...dataset.words import ScaleModel
 
 _DECLARED_SIGMA, _ANCHOR_SIGMA = 0.01, 0.07
 """Error that all depth of a clip has in common, which no scatter shows: of a sensor, and of a network's metres."""

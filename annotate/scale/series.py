@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F64, I64, BoolArray
+from ...dataset.words import ScaleModel
 from .change import choose_model
-from .records import ScaleConfig, ScaleEstimate, ScaleModel
+from .records import ScaleConfig, ScaleEstimate
 from .shape import autocorrelation, inliers_of, mad
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import F64
-
-_MAD_TO_SIGMA = 1.4826
+from ...dataset.robust import MAD_TO_SIGMA
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Shape:
 
 def mad(residual: F64) -> float:
     """Robust standard deviation about zero."""
-    return float(_MAD_TO_SIGMA * np.median(np.abs(residual)))
+    return float(MAD_TO_SIGMA * np.median(np.abs(residual)))
 
 
 def _median_fit(t: F64, x: F64, fit: Shape) -> F64:

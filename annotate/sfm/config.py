@@ -8,8 +8,6 @@ from pydantic import Field
 
 from ...dataset.strict import Strict
 
-FocalModel = Literal["constant", "smooth", "piecewise", "given"]
-
 
 class BundleConfig(Strict):
     """Noise levels, priors and limits of the bundle."""

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
+from ...dataset.robust import MAD_TO_SIGMA
 from ..geometry.base import DepthMaps
 from ..tracks.records import Tracks, indices_by_group
 from .bundle.priors import GainPrior
 from .bundle.problem import Problem, Solution
 
-_TO_SIGMA = 1.4826  # of a median absolute deviation
 _MIN_PER_FRAME = 8  # observations with depth that judge a frame
 
 _QUIET_MAP = 0.015
@@ -86,7 +86,7 @@ def map_noise(z: FloatArray) -> float:
         log = np.log(np.where(np.isfinite(rows) & (rows > 0), rows, np.nan))
     bend = log[:, 1:-1] - 0.5 * (log[:, :-2] + log[:, 2:])
     bend = bend[np.isfinite(bend)]
-    return float(_TO_SIGMA * np.median(np.abs(bend)) / 1.5**0.5) if len(bend) >= 50 else float("nan")
+    return float(MAD_TO_SIGMA * np.median(np.abs(bend)) / 1.5**0.5) if len(bend) >= 50 else float("nan")
 
 
 def cut_off(z: FloatArray) -> tuple[float, float]:
@@ -258,8 +258,8 @@ def first_noise(tracks: Tracks, z: FloatArray, declared: float) -> DepthNoise:
     if len(of_frame) >= 5:
         centre = np.array([np.median(b) for b in of_frame])
         rest = np.concatenate([b - c for b, c in zip(of_frame, centre, strict=True)])
-        white = float(_TO_SIGMA * np.median(np.abs(centre)) / 6**0.5)
-        observation = float(_TO_SIGMA * np.median(np.abs(rest)) / 6**0.5)
+        white = float(MAD_TO_SIGMA * np.median(np.abs(centre)) / 6**0.5)
+        observation = float(MAD_TO_SIGMA * np.median(np.abs(rest)) / 6**0.5)
     return DepthNoise(
         observation=max(observation, declared), frame=max(white, _FIRST_STEP / 2**0.5), slow=_FIRST_SIGMA
     )
@@ -280,10 +280,10 @@ def measured_noise(problem: Problem, solution: Solution, before: DepthNoise) -> 
         return replace(before, slow=0.0)
     count = np.bincount(frame, minlength=problem.num_frames)
     gain = solution.state.log_gain.numpy()[count >= _MIN_PER_FRAME]
-    observation = _TO_SIGMA * float(np.median(np.abs(residual)))
+    observation = MAD_TO_SIGMA * float(np.median(np.abs(residual)))
     if len(gain) < 5:
         return DepthNoise(observation=observation, frame=before.frame, slow=0.0)
-    white = _TO_SIGMA * float(np.median(np.abs(np.diff(gain)))) / 2**0.5
+    white = MAD_TO_SIGMA * float(np.median(np.abs(np.diff(gain)))) / 2**0.5
     smooth = np.array([np.median(gain[max(0, i - 2) : i + 3]) for i in range(len(gain))])
     # A median of five has variance 0.29 of one.
     wander = max(0.0, _wander(smooth) ** 2 - 0.29 * white**2)
@@ -314,7 +314,7 @@ def patch_numbers(problem: Problem) -> IntArray:
 
 def _patch_correlation(problem: Problem, inlier: Tensor, residual: FloatArray) -> float:
     """Mean product of two different errors of one patch over the mean square; `residual` of the inliers."""
-    sigma = max(_TO_SIGMA * float(np.median(np.abs(residual))), 1e-9)
+    sigma = max(MAD_TO_SIGMA * float(np.median(np.abs(residual))), 1e-9)
     error = np.clip(residual / sigma, -_CLIPPED, _CLIPPED)
     _, patch = np.unique(patch_numbers(problem)[inlier.numpy()], return_inverse=True)
     count = np.bincount(patch).astype(float)

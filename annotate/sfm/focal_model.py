@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray
+from ...dataset.words import FocalModel
 from .bundle.priors import EXPECTED_FOCAL_SIGMA, ExpectedFocal, FocalPrior, GainPrior, focal_prior
 from .bundle.problem import Problem, Solution, project
 from .bundle.solve import Effort, solve_bundle
-from .config import BundleConfig, FocalModel
+from .config import BundleConfig
 from .records import TOLERANCE, CameraSolution
 
 log = logging.getLogger(__name__)

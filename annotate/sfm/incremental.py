@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray, IntArray
+from ...dataset.robust import MAD_TO_SIGMA
 from ..sources.clip import ClipRejection
 from ..tracks.records import (
     ImageMeasurements,
@@ -313,7 +314,7 @@ class Placement:
         seen = (mean @ self.rotation[i].T + self.translation[i])[:, 2]
         used, seen = used[seen > 0], seen[seen > 0]
         off = np.log(self.z[used]) - np.log(seen)
-        doubt = 1.25 * 1.4826 * np.median(np.abs(off - np.median(off))) / len(used) ** 0.5
+        doubt = 1.25 * MAD_TO_SIGMA * np.median(np.abs(off - np.median(off))) / len(used) ** 0.5
         return float(np.median(off)) * gain_sigma**2 / (gain_sigma**2 + doubt**2)
 
     def result(self) -> tuple[State, NDArray[np.bool_]]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray, IntArray
+from ...dataset.robust import MAD_TO_SIGMA
 from ..geometry.base import DepthMaps
 from ..sources.clip import ClipRejection
 from ..tracks.descriptors import descriptor_tracks, match_keyframes
@@ -398,7 +399,7 @@ class KeyframeProblem:
             return AskedFocal()
         off = (state.log_focal.cpu().numpy() - known)[placed]
         middle = float(np.median(off))
-        spread = 1.4826 * float(np.median(np.abs(off - middle)))
+        spread = MAD_TO_SIGMA * float(np.median(np.abs(off - middle)))
         return AskedFocal(log=middle, sigma=spread, cost=solution.data_cost / len(solution.weight))
 
     def judge_depth(self, problem: Problem, solution: Solution) -> None:
@@ -421,4 +422,4 @@ def _measured_depth_sigma(solution: Solution, declared: float) -> float:
     residual = residual[(residual != 0) & (solution.weight > 0.3)].abs()
     if len(residual) < 100:
         return declared
-    return float(np.clip(1.4826 * float(residual.median()), min(0.004, declared), declared))
+    return float(np.clip(MAD_TO_SIGMA * float(residual.median()), min(0.004, declared), declared))

@@ -146,7 +146,8 @@ def _begin(parent: int, worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""By which numerical libraries are told how many threads to take."""
 
 
 @cache
@@ -160,8 +161,8 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     )
     # Libraries read these when they are imported, which in the new processes is before `_begin`. A dozen solvers with
     # a thread a core each bring a machine to a stand.
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         # A process is started for each task that finds none idle: now all of them, while the variables stand.
         for started in [pool.submit(time.sleep, 0.1) for _ in range(processes)]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.rotations import so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
+from ...dataset.words import FocalModel
 from ..sources.clip import ClipRejection
 from .bundle.lens import LensModel
 from .bundle.problem import Problem, State, state_at_origin
-from .config import BundleConfig, FocalModel
+from .config import BundleConfig
 from .depth_noise import DepthNoise
 from .shared_errors import SharedErrors
 from .triangulation import back_project

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import se3_inverse
+from ...dataset.robust import MAD_TO_SIGMA
 from ..geometry.base import DepthMaps
 from ..tracks.records import ImageMeasurements, indices_by_group
 from .bundle.problem import Problem, state_at_origin
@@ -77,7 +78,7 @@ def verify_keyframes(
         judged = np.isfinite(bias)
         if judged.sum() < 3:
             break
-        usual = 1.4826 * np.median(np.abs(bias[judged]))
+        usual = MAD_TO_SIGMA * np.median(np.abs(bias[judged]))
         off = np.abs(np.nan_to_num(bias)) > max(_WRONG_DEPTH_LOG, 4 * usual)
         frames.wrong = np.asarray(judged & off)
     placed, wrong = frames.placed, frames.wrong

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
+from ...dataset.words import FocalModel
 from .bundle.problem import Problem, Solution, State, cauchy, project, residuals, seen_rays, sum_by
-from .config import BundleConfig, FocalModel
+from .config import BundleConfig
 from .observations import median_depth_by_frame
 from .records import INFILLED, MIN_INLIERS, RMS_OF_MEDIAN, SOLVED, CameraSolution, Evidence
 from .triangulation import parallax, true_log_depth

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import __version__
+from ...dataset.cameras.paths import FPS
 from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.names import check_name
 from ...dataset.reasons import REASONS, ReasonCode
+from ...dataset.words import MediaKind, Mode
 
-GRID_FPS = 16
+GRID_FPS = int(FPS)
 """Frames a second of a clip: the rate of the world model."""
 LEAST_FPS, MOST_FPS = 1e-4, 1000.0
 """Of what a source may say of its own: from a picture in three hours on."""
 
-MediaKind = Literal["video", "images", "rendered"]
 DepthKind = Literal["z", "ray_distance", "disparity", "omniworld"]
-
-Mode = Literal["estimate", "given_depth", "given_pose"]
-"""Which geometry the source ships: none, depth, or poses."""
 
 
 @dataclass(frozen=True, kw_only=True)

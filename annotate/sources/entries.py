@@ -11,7 +11,8 @@ from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.names import NAME_PATTERN
 from ...dataset.strict import Strict
-from .clip import LEAST_FPS, MOST_FPS, DepthKind, MediaKind
+from ...dataset.words import MediaKind
+from .clip import LEAST_FPS, MOST_FPS, DepthKind
 from .windows import Windows
 
 ReleaseLayout = Literal[

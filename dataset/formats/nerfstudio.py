@@ -17,8 +17,9 @@ from ..names import as_name
 from .base import CameraClip
 from .colmap import ColmapPoints
 
-_RIGID_TOLERANCE = 2e-3
-"""Largest entry of |R^T R - I| and of |det R - 1| that rounding in text explains."""
+RIGID_TOLERANCE = 2e-3
+"""Largest entry of |R^T R - I| and of |det R - 1| that float32 storage and rounding in text explain; what lies above is
+another kind of matrix."""
 _ANGLES = {"fl_x": ("camera_angle_x", "w"), "fl_y": ("camera_angle_y", "h")}
 """Where a file gives the field of view (radians) instead of a focal length, and the side it spans."""
 
@@ -194,12 +195,12 @@ def _applied_transform(value: Any, path: Path) -> FloatArray:
 
 def _require_rigid(matrix: FloatArray, what: str, path: Path) -> None:
     error = np.asarray(rigid_error(matrix))
-    bad = np.flatnonzero(~(error <= _RIGID_TOLERANCE))
+    bad = np.flatnonzero(~(error <= RIGID_TOLERANCE))
     if len(bad):
         i = int(bad[0])
         det = float(np.linalg.det(matrix[i, :3, :3]))
         found = f"a scale of {det ** (1 / 3):.4g}" if det > 0 else f"a reflection (determinant {det:.4g})"
-        if abs(det - 1) < _RIGID_TOLERANCE:
+        if abs(det - 1) < RIGID_TOLERANCE:
             found = f"no rotation (off by {error[i]:.2g})"
         raise ValueError(f"{path}: {what} carries {found} in entry {i}; expected rigid poses")
 

@@ -29,7 +29,7 @@ from ..cameras.transforms import rigid_error, se3_inverse, transform
 from ..inputs import parse_json, read_json, read_npy, read_npz, read_text, reader
 from .base import CameraClip
 from .colmap import colmap_distortions, read_colmap
-from .nerfstudio import read_nerfstudio
+from .nerfstudio import RIGID_TOLERANCE, read_nerfstudio
 from .sana import focal_and_centre
 
 CamerasFormat = Literal[
@@ -37,8 +37,6 @@ CamerasFormat = Literal[
 ]
 FORMATS: tuple[CamerasFormat, ...] = get_args(CamerasFormat)
 
-_RIGID_TOLERANCE = 2e-3
-"""Largest entry of |R^T R - I| that float32 storage and text rounding explain; the rest is another kind of matrix."""
 _DROPPED_DISTORTION = 0.01
 """Largest displacement, as a share of the diagonal, by distortion that is dropped (a phone's: 0.6 % in a corner)."""
 NORMALISED = (1, 1)
@@ -452,7 +450,7 @@ def _unit_length(quaternion: FloatArray, path: Path, what: str) -> None:
 
 def _rigid(poses: FloatArray, path: Path, what: str) -> FloatArray:
     error = np.asarray(rigid_error(poses))
-    bad = np.flatnonzero(error > _RIGID_TOLERANCE)
+    bad = np.flatnonzero(error > RIGID_TOLERANCE)
     if len(bad):
         raise ValueError(
             f"{path}: {what}: {len(bad)} of {len(poses)} matrices are no rigid transforms, the first is entry {bad[0]}"

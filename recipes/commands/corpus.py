@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from ..command import Outcome, say
-from .options import Sets, gigabytes
-
-Recipe = Annotated[str, typer.Argument(help="Recipe file, or the name of one of the package.")]
+from .options import RecipeName, Sets, gigabytes
 
 
 def plan(
@@ -65,7 +63,7 @@ class Asking:
 
 
 def fetch(
-    recipe: Recipe,
+    recipe: RecipeName,
     out: Annotated[Path, typer.Option("--out", help="Folder that becomes the source's root.")],
     overrides: Sets = None,
     *,
@@ -95,7 +93,7 @@ def fetch(
 
 
 def unpack(
-    recipe: Recipe,
+    recipe: RecipeName,
     overrides: Sets = None,
     max_member_gib: Annotated[
         float, typer.Option("--max-member-gib", min=0, help="Largest file that an archive may unfold to.")

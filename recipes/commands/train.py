@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -70,6 +70,7 @@ def encode(
     Example: theodolite encode runs/rgbd --out encoded/rgbd
     """
     from ...train.encode import EncodeOptions
+    from ...train.recipe import Precision
     from ..encode import EncodeJob, on_absolute_paths, run_encode
     from ..loader import options_from_items
 
@@ -80,7 +81,7 @@ def encode(
         weights=encoding.weights,
         only=encoding.only,
         device=encoding.device,
-        precision=one_of("--precision", encoding.precision, ("auto", "float32", "bf16")),
+        precision=one_of("--precision", encoding.precision, get_args(Precision)),
         windows_per_shard=encoding.per_shard,
     )
     return run_encode(
@@ -179,6 +180,7 @@ def trajectories(
 
     Example: theodolite trajectories encoded/mine --out paths/mine --set student.frames=43
     """
+    from ...train.recipe import Precision
     from ...train.trajectories import TrajectoryOptions
     from ..loader import options_from_items
     from ..trajectories import TrajectoryJob, run_trajectories
@@ -191,7 +193,7 @@ def trajectories(
         part=teacher.part,
         batch=teacher.batch,
         device=teacher.device,
-        precision=one_of("--precision", teacher.precision, ("auto", "float32", "bf16")),
+        precision=one_of("--precision", teacher.precision, get_args(Precision)),
     )
     return run_trajectories(job, limit=limit, dry_run=dry_run, say=lambda text: typer.echo(text, err=True))
 

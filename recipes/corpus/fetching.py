@@ -24,10 +24,10 @@ from ...annotate.sources.entries import ReleaseSource, media_root
 from ...annotate.sources.read import read_clips, release_of
 from ...annotate.sources.releases import LAYOUTS
 from ...annotate.sources.tree import inside
+from ..command import Say
 from ..loader import FetchConfig, Recipe, RecipeError
 from .unpacking import unpack_archives
 
-Say = Callable[[str], None]
 _MAX_LISTED = 20
 _TABLES = (".csv", ".json", ".jsonl", ".txt", ".md")
 

@@ -20,15 +20,21 @@ from ..command import option_name
 if TYPE_CHECKING:
     from ...kernels.attention import AttentionBackend, AttentionPrecision
     from ...kernels.backend import Backend
+    from ...model import parts
     from ...model.precision import Scope
+    from ...model.residence import Offload
     from ...model.sampling import Mode, Sampling
+
+    Precision = Literal["auto"] | parts.Precision
 else:
 
-    def choice_of(module: str, name: str) -> Any:
-        """The type that a module's choices make, whose module is only imported to check one: help stays instant."""
+    def choice_of(module: str, name: str, *others: str) -> Any:
+        """The type that a module's choices make, and others; the module is only imported to check one: help stays
+        instant."""
 
         def check(value: str) -> str:
-            known = [repr(word) for word in get_args(getattr(import_module(module, __package__), name))]
+            words = *others, *get_args(getattr(import_module(module, __package__), name))
+            known = [repr(word) for word in words]
             if repr(value) not in known:
                 expected = " or ".join([", ".join(known[:-1]), known[-1]])
                 raise PydanticKnownError("literal_error", {"expected": expected})
@@ -40,12 +46,13 @@ else:
     AttentionPrecision = choice_of("...kernels.attention", "AttentionPrecision")
     Backend = choice_of("...kernels.backend", "Backend")
     Mode = choice_of("...model.sampling", "Mode")
+    Offload = choice_of("...model.residence", "Offload")
+    Precision = choice_of("...model.parts", "Precision", "auto")
     Scope = choice_of("...model.precision", "Scope")
 
 Size = Literal["full", "tiny"]
 PICTURE: dict[Size, tuple[int, int]] = {"full": (704, 1280), "tiny": (128, 224)}
 """(height, width) of the videos."""
-Precision = Literal["auto", "float32", "bf16", "fp8", "nvfp4", "int8-weights", "fp8-weights"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -135,7 +142,7 @@ class GenerateOptions(Strict):
         typer.Option("--attention", help="Its softmax attention: auto, flash4, cudnn, flash or reference."),
     ] = "auto"
     offload: Annotated[
-        Literal["none", "idle", "blocks"],
+        Offload,
         typer.Option("--offload", help="Parts leave the GPU when idle: none, idle, blocks (block by block)."),
     ] = "none"
     gpu_memory_gb: Annotated[

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...dataset.cameras.paths import FPS
 from ...model.config import chunk_ranges, chunk_starts
 from ...model.generation import GenerationRequest
-from ...model.generation_record import FPS
 from .inputs import Prepared
 from .plot import path_text
 from .progress import clock

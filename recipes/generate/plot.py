@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...dataset import svg
+from ...dataset.arrays import FloatArray
 from ...dataset.camera_files.requested import CameraPath
 from ...dataset.evaluation.plots import PLOT_STYLE
-
-FloatArray = NDArray[np.floating]
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Braille dots by row and column of a character's 4 x 2."""

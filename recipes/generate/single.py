@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...dataset.camera_files.single import GENERATION_FORMAT as FORMAT
+from ...dataset.cameras.paths import FPS
 from ...dataset.media.growing_video import GrowingVideo, VideoWriteError
 from ...dataset.store import write_atomically
 from ...model.generation import Generator, Pictures, Progress
-from ...model.generation_record import FPS, GenerationRecord, StreamingReport
+from ...model.generation_record import GenerationRecord, StreamingReport
 from ..loader import now_iso, surroundings
 from .inputs import Prepared
 

@@ -28,7 +28,7 @@ from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row
-from theodolite.dataset.schema import POSE_SOURCES
+from theodolite.dataset.words import POSE_SOURCES
 
 from ..annotate.simulator import Errors, rendered_truth, simulated
 from ..support import run_here

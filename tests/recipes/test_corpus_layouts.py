@@ -19,7 +19,7 @@ from theodolite.dataset.formats.sana import write_sana_zip
 from theodolite.dataset.metrics.trajectory import trajectory_error
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.rows import Row
-from theodolite.dataset.schema import POSE_SOURCES
+from theodolite.dataset.words import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import BundleConfig, FocalModel
+from ....dataset.words import FocalModel
+from ..config import BundleConfig
 from .problem import FOCAL_COLUMN, GAIN_COLUMN, Problem, State, cauchy, whitened_residuals
 
 EXPECTED_FOCAL_SIGMA = 0.03  # of the logarithm: what the rays of networks err by ...

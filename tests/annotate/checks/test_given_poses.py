@@ -19,7 +19,7 @@ from theodolite.annotate.verdict.gates import judge_given
 from theodolite.dataset.cameras.rotations import so3_exp, so3_log
 from theodolite.dataset.cameras.transforms import interpolate_poses, se3_exp, se3_inverse
 from theodolite.dataset.rows import Row
-from theodolite.dataset.schema import POSE_SOURCES
+from theodolite.dataset.words import POSE_SOURCES
 
 from ..verdict.test_gates import FRAMES, solution
 

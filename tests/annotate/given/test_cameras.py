@@ -25,7 +25,7 @@ from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.shipped import read_shipped
 from theodolite.dataset.reading import open_dataset
-from theodolite.dataset.schema import POSE_SOURCES
+from theodolite.dataset.words import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
 from theodolite.recipes.run import RunOptions, run_annotate
 

@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
-from theodolite.annotate.sources.clip import ClipRef, MediaKind
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.media import video as video_module
 from theodolite.dataset.media.errors import MediaError
 from theodolite.dataset.media.orientation import ORIENTATIONS, Orientation
@@ -24,6 +24,7 @@ from theodolite.dataset.media.read import count_video_frames, image_paths, read_
 from theodolite.dataset.media.video import Video, open_video, open_video_at
 from theodolite.dataset.report.pictures import thumbnail_from_media
 from theodolite.dataset.rows import Row
+from theodolite.dataset.words import MediaKind
 
 from ...support import SHARED
 
