@@ -311,14 +311,14 @@ _WARM_UP_CHUNKS = 6
 def _operators(model: WorldModel, latents: Tensor, sampling: Sampling) -> dict[str, Any]:
     """Which implementations run on these latents, and what was asked for."""
     asked = model.operators
-    here, heads = latents.device, model.config.head_size
+    device, heads = latents.device, model.config.head_size
     chosen = chosen_backend(
-        asked.attention, here, model.final_layer.linear.weight.dtype, heads, FLASH4_QUERIES
+        asked.attention, device, model.final_layer.linear.weight.dtype, heads, FLASH4_QUERIES
     )
     if asked.attention != "auto":
         attention = asked.attention
     elif asked.attention_precision == "fp8":
-        attention = f"{fp8_attention_library(here, heads)}, e4m3"
+        attention = f"{fp8_attention_library(device, heads)}, e4m3"
     else:
         attention = (
             "the first of cuDNN and flash that takes the shapes" if latents.is_cuda else "torch on the CPU"

@@ -194,10 +194,10 @@ class MemoryPlan:
         """Weights on the device during a stage."""
         if self.offload != "none":
             return sum(self.sizes[p].on_device(self.offload, self.resident_bytes) for p in stage.parts)
-        here = self.stages[: self.stages.index(stage) + 1]
+        so_far = self.stages[: self.stages.index(stage) + 1]
         if self.shape.mode == "distilled":  # chunk by chunk, so all of them have been at work
-            here = self.stages if stage.kept_bytes else here
-        return sum(self.sizes[p].num_bytes for p in {p for s in here for p in s.parts})
+            so_far = self.stages if stage.kept_bytes else so_far
+        return sum(self.sizes[p].num_bytes for p in {p for s in so_far for p in s.parts})
 
     def stage_bytes(self, stage: Stage) -> int:
         """All of a stage, caches of the others included."""

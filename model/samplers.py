@@ -334,10 +334,10 @@ def stream_distilled(
             seen = None if cameras is None else _frames_of(cameras, first, end)
             graph = ChunkGraph(model, cache, part, text.states, text.mask, seen)
         for now, following in pairwise(sigmas):
-            here, ahead = np.full(end - first, now), np.full(end - first, following)
+            level, ahead = np.full(end - first, now), np.full(end - first, following)
             if first == 0:
-                here[0] = ahead[0] = 0
-            part = _step(part, call(part, here, first, end, save=False), here, ahead)
+                level[0] = ahead[0] = 0
+            part = _step(part, call(part, level, first, end, save=False), level, ahead)
         call(part, np.zeros(end - first, np.float32), first, end, save=True)
         yield part
 

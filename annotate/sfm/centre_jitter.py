@@ -22,7 +22,7 @@ def centre_jitter_px(problem: Problem, solution: Solution) -> float:
 
     A lower bound: points, depth and the bundle's other unknowns have taken up a part.
     """
-    uv_px, point = (of.numpy() for of in project(problem, solution.state))
+    uv_px, point = (seen.numpy() for seen in project(problem, solution.state))
     residual_px = problem.uv_px.numpy() - uv_px
     # Links by alignment are no measurements of points.
     used = ((solution.weight > 0.3) & (problem.sigma_px < 2 * problem.sigma_px.median())).numpy()
@@ -33,7 +33,9 @@ def centre_jitter_px(problem: Problem, solution: Solution) -> float:
     of_frame = np.split(order, np.searchsorted(frame[order], np.arange(1, problem.num_frames)))
     point, residual_px = point[used], residual_px[used]
     found = [
-        _centre(point[of], residual_px[of], focal_px[k]) for k, of in enumerate(of_frame) if len(of) >= _LEAST
+        _centre(point[rows], residual_px[rows], focal_px[k])
+        for k, rows in enumerate(of_frame)
+        if len(rows) >= _LEAST
     ]
     if len(found) < 8:
         return float("nan")

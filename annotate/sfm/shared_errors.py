@@ -117,7 +117,7 @@ def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
         log_focal=variances[2],
         shutter=hidden.shutter,
         path=_path_error(task, together),
-        causes={name: _usual(_variances(task, of)) for name, of in steps.items()},
+        causes={name: _usual(_variances(task, step)) for name, step in steps.items()},
     )
 
 
@@ -167,9 +167,9 @@ def _variances(task: Task, steps: Tensor) -> tuple[FloatArray, FloatArray, Float
 
 
 def _usual(variances: tuple[FloatArray, FloatArray, FloatArray]) -> tuple[float, float, float]:
-    worst = (torch.linalg.eigvalsh(torch.as_tensor(of))[:, -1] for of in variances[:2])
+    worst = (torch.linalg.eigvalsh(torch.as_tensor(variance))[:, -1] for variance in variances[:2])
     position, rotation, focal = (
-        float(of.clamp_min(0).sqrt().median()) for of in (*worst, torch.as_tensor(variances[2]))
+        float(variance.clamp_min(0).sqrt().median()) for variance in (*worst, torch.as_tensor(variances[2]))
     )
     return position, rotation, focal
 
@@ -304,13 +304,13 @@ class _Hidden:
         """Of each cause, steps of the cameras (F, D, K) whose products add up to its part; parts of different causes
         are taken for independent."""
         found = {}
-        for name, of in (
+        for name, columns in (
             ("still", slice(0, _PLACES)),
             ("slow", slice(_PLACES, -1)),
             ("shutter", slice(-1, None)),
         ):
-            value, vector = torch.linalg.eigh(self.moments[of, of])
-            found[name] = answers[:, :, of] @ (vector * value.clamp_min(0).sqrt())
+            value, vector = torch.linalg.eigh(self.moments[columns, columns])
+            found[name] = answers[:, :, columns] @ (vector * value.clamp_min(0).sqrt())
         return found
 
 
@@ -334,7 +334,7 @@ def _depth_columns(problem: Problem, size: Tensor) -> csc_array:
     ]
     time = torch.linspace(0, torch.pi, problem.num_frames, dtype=torch.float64)[problem.frame]
     hats += [((k * time).cos(), torch.full_like(left, _PLACES + k - 1)) for k in (1, 2)]
-    value = torch.stack([of * size for of, _ in hats], 1).numpy().ravel()
+    value = torch.stack([hat * size for hat, _ in hats], 1).numpy().ravel()
     column = torch.stack([index for _, index in hats], 1).int().numpy().ravel()
     start = np.arange(len(size) + 1, dtype=np.int32) * len(hats)
     return csr_array((value, column, start), shape=(len(size), _PLACES + 2)).tocsc()

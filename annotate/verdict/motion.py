@@ -20,5 +20,5 @@ def image_motion(measured: ImageMeasurements) -> float:
     origin = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
     moved = np.linalg.norm(flow.xy_px - flow.xy_px[origin], axis=1)[~first]
     frame = flow.frame[~first]
-    per_frame = [np.median(moved[of]) for of in indices_by_group(frame, flow.num_frames) if len(of)]
+    per_frame = [np.median(moved[rows]) for rows in indices_by_group(frame, flow.num_frames) if len(rows)]
     return float(max(per_frame) / np.hypot(flow.height, flow.width))
