@@ -1,8 +1,8 @@
 """Given depth against the images: do the two belong together, as they are?
 
-A folder of depth maps says neither which way up they are, nor which frames they belong to, nor what their numbers
-mean, and a wrong reading often gives a plausible path. So readings compete. Over pairs of frames a little apart,
-tracked points are lifted with the depth of the first frame; the motion that brings them nearest to where the second
+A folder of depth maps says neither which way up they are, nor which frames they belong to, nor what their numbers mean,
+and a wrong reading often gives a plausible path. So readings compete. Over pairs of frames a little apart, tracked
+points are back-projected with the depth of the first frame; the motion that brings them nearest to where the second
 frame shows them is found anew for every reading (six numbers, a focal length and its change); and the depth that the
 motion predicts is compared with that of the second frame. A reading is as good as what remains of both, measured on the
 pairs themselves: depth that is noisy by 10 % is noisy in every reading, so noise makes the comparison blunt, not wrong.

@@ -113,7 +113,7 @@ def held_scale(
     for a, b in itertools.pairwise(edges):
         part = torch.zeros(problem.num_frames, dtype=torch.bool)
         part[a:b] = True
-        found.append(sweep_minimum(scale_sweep(problem, state, config, lifted=part)))
+        found.append(sweep_minimum(scale_sweep(problem, state, config, back_projected=part)))
     logs = np.log([f for f in found if np.isfinite(f)])
     if len(logs) < 3 or problem.num_frames < 4 * _SCALE_PARTS:
         return float("nan"), float("nan")

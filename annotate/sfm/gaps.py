@@ -234,8 +234,8 @@ def _join(near: Placement, far: Placement) -> int:
     ]
     best, joined = None, 0
     for way in ways:
-        agreeing = [_agreeing(view, way, near) for view in seen]
-        count = len(np.unique(np.concatenate(agreeing))) if agreeing else 0
+        inliers = [_inliers(view, way, near) for view in seen]
+        count = len(np.unique(np.concatenate(inliers))) if inliers else 0
         if count > joined:
             best, joined = way, count
     if best is None or joined < _ENOUGH:
@@ -244,7 +244,7 @@ def _join(near: Placement, far: Placement) -> int:
     return joined
 
 
-def _agreeing(view: tuple, way: FloatArray, near: Placement) -> IntArray:
+def _inliers(view: tuple, way: FloatArray, near: Placement) -> IntArray:
     """Numbers of the points of one side that a frame of the other sees where it should."""
     of_far, camera, focal, xyz, uv, number = view
     pose = camera @ (np.linalg.inv(way) if of_far else way)
@@ -267,7 +267,7 @@ def _merge(near: Placement, far: Placement, way: FloatArray, both: IntArray) -> 
     near.placed |= far.placed
     near.hits += far.hits
     near.misses += far.misses
-    near.lift_again()
+    near.back_project_again()
 
 
 def _settle(placement: Placement, window: IntArray, *, iterations: int, carried: range = range(0)) -> None:
@@ -299,7 +299,7 @@ def _settle(placement: Placement, window: IntArray, *, iterations: int, carried:
     _move(placement, numbers, back)
     along = se3_inverse(_world_to_camera(placement, window[-1:]))[0] @ before[-1]
     _move(placement, np.array([i for i in carried if placement.placed[i] and i not in window], int), along)
-    placement.lift_again()
+    placement.back_project_again()
     placement.put(points, found.points.numpy() @ back[:3, :3].T + back[:3, 3])
 
 

@@ -36,7 +36,7 @@ _LESS_HELD = 0.15
 moves there may be what they follow."""
 _LOOSER = 4.0
 """... unless it pins the focal length so many times less tightly: where the camera rests, all of the picture agrees."""
-MIN_SHARED = 40  # agreeing points between neighbouring keyframes, below which the link is strengthened
+MIN_SHARED = 40  # inliers between neighbouring keyframes, below which the link is strengthened
 _BARE_FOCAL_STEP = 0.01
 Pose = tuple[FloatArray, FloatArray, IntArray]
 """Rotation (3, 3) and translation (3,) world to camera, and the numbers of the points that agree."""
@@ -58,7 +58,7 @@ def place_incrementally(
     gain_sigma: float | None = None,
     across_gaps: bool = True,
 ) -> tuple[State, NDArray[np.bool_]]:
-    """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against lifted points.
+    """Camera after camera outwards from frame `start`: PnP, then pose and focal refined against back-projected points.
 
     Points that were right in other frames place a frame if they can; only otherwise all points do. So
     something that moves on its own cannot take over, even where it owns most of the tracks. A lens that bends is
@@ -171,7 +171,7 @@ class Placement:
         """(P, 3) of the points, NaN without."""
         return self.total / np.where(self.count > 0, self.count, np.nan)[:, None]
 
-    def lift_again(self) -> None:
+    def back_project_again(self) -> None:
         """Points from the depth and the rays of the frames as they are placed now."""
         self.total[:], self.count[:] = 0, 0
         self.triangulated[:] = False

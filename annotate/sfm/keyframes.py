@@ -23,7 +23,7 @@ from .bundle.solve import Effort, solve_bundle
 from .config import BundleConfig
 from .depth_noise import DepthNoise, count_patches, first_noise, measured_noise, sample_depth
 from .incremental import choose_start, keyframe_windows, place_incrementally
-from .loops import MIN_LOOP_MATCHES, dense_links, propose_relocations
+from .loops import MIN_LOOP_MATCHES, dense_links, propose_relocalisations
 from .observations import (
     build_problem,
     count_depth,
@@ -273,7 +273,7 @@ class KeyframeProblem:
 
         The same place seen before or after, and the alignment of whole images.
         """
-        pairs = [pair for pair in propose_relocations(placed, weak) if pair not in self.matches]
+        pairs = [pair for pair in propose_relocalisations(placed, weak) if pair not in self.matches]
         count = self.add_matches(pairs)
         focal = np.exp(state.log_focal.cpu().numpy())
         self._links = dense_links(self.given.measured, self.depth, weak, focal)

@@ -100,7 +100,7 @@ def weak_links(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Int
     return np.nonzero(shared < MIN_SHARED)[0]
 
 
-def propose_relocations(
+def propose_relocalisations(
     placed: NDArray[np.bool_], weak: IntArray, nearest: int = 8, spread: int = 12
 ) -> list[tuple[int, int]]:
     """Keyframe pairs (lower number first) that could tie a piece of the clip to the rest of it.

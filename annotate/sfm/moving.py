@@ -28,7 +28,7 @@ _MIN_CROSSING = 20
 """Tracks that must go on across a frame for their share to mean anything."""
 
 
-def agreeing(problem: Problem, state: State) -> NDArray[np.bool_]:
+def inliers(problem: Problem, state: State) -> NDArray[np.bool_]:
     """(N,) bool, observations that lie where cameras and points expect them; False where a point has no place."""
     known = torch.isfinite(state.points).all(1)[problem.point]
     points = torch.nan_to_num(state.points)
@@ -68,7 +68,7 @@ def shares_by_frame(problem: Problem, first: State, solved: State, numbers: Tens
     points = torch.full_like(first.points, torch.nan)
     points[numbers] = solved.points
     counted = torch.isfinite(first.points).all(1)[problem.point].numpy()
-    agrees = agreeing(problem, replace(solved, points=points))[counted]
+    agrees = inliers(problem, replace(solved, points=points))[counted]
     seen = problem.frame.numpy()[counted], problem.point.numpy()[counted], agrees, votes(problem)[counted]
     number = problem.num_frames
     return Shares(

@@ -248,7 +248,7 @@ class StartCameras:
         return replace(self, focal_px=self.focal_px * np.array([pixel_aspect, 1.0]))
 
     def state(self, problem: Problem, keyframes: IntArray) -> tuple[State, NDArray[np.bool_]]:
-        """State of the keyframe problem with points lifted by the known frames, and which keyframes are known."""
+        """State of the keyframe problem, points back-projected by the known frames, and which keyframes those are."""
         world_to_camera, focal = self.at(keyframes)
         placed = np.isfinite(self.camera_to_world[keyframes, 0, 0])
         state = replace(

@@ -176,12 +176,12 @@ def scale_sweep(
     config: BundleConfig,
     factors: tuple[float, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.4, 2.0),
     *,
-    lifted: Tensor | None = None,
+    back_projected: Tensor | None = None,
 ) -> FloatArray:
     """Reprojection cost when every frame's depth is multiplied while the camera path stays: least at 1.0 if they agree.
 
-    Each observation with depth is lifted by its own frame and projected into the other frames of its track (first
-    and last); where `lifted` (F,) bool is given, only those that such a frame lifts. Returns (S, 2): factor, mean
+    Each observation with depth is back-projected by its own frame and projected into the other frames of its track
+    (first and last); where `back_projected` (F,) bool is given, only by such frames. Returns (S, 2): factor, mean
     robust cost per pair; NaN costs if there is no pair.
     """
     has = torch.isfinite(problem.sigma_log_depth)
@@ -195,8 +195,8 @@ def scale_sweep(
     ends[:-1] = starts[1:]
     i, j = index[starts], index[ends]
     i, j = i[i != j], j[i != j]
-    if lifted is not None:
-        i, j = i[lifted[problem.frame[i]]], j[lifted[problem.frame[i]]]
+    if back_projected is not None:
+        i, j = i[back_projected[problem.frame[i]]], j[back_projected[problem.frame[i]]]
     if len(i) == 0:
         return np.array([[f, np.nan] for f in factors])
     rows = []

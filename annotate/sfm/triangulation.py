@@ -21,7 +21,7 @@ def true_log_depth(problem: Problem, state: State) -> Tensor:
 
 
 def back_project(problem: Problem, state: State, *, known: Tensor | None = None) -> Tensor:
-    """World points (P, 3) from depth: the median camera-frame lift over the observations that have depth.
+    """World points (P, 3) from depth: the median back-projection in the camera over the observations that have depth.
 
     Args:
         known: (F,) bool frames whose cameras may be used; None = all. Points without usable depth get NaN.
@@ -32,7 +32,7 @@ def back_project(problem: Problem, state: State, *, known: Tensor | None = None)
     f = problem.frame
     z = true_log_depth(problem, state).exp()
     if problem.lens.is_pinhole:
-        # Depth is lifted through the middle of the picture; the bundle moves what its small lens terms move.
+        # Depth is back-projected through the middle of the picture; the bundle moves what its small lens terms move.
         n = (problem.uv_px - problem.centre_px) / state.log_focal[f].exp()[:, None]
     else:
         n = seen_rays(problem, state)
@@ -101,7 +101,7 @@ def moving_tracks(problem: Problem, state: State, placed: NDArray[np.bool_]) -> 
     """(P,) True for tracks that no fixed point explains under the present cameras.
 
     A robust loss alone is not enough where something that moves carries most of the tracks of a few frames. Judged
-    is the median reprojection error of the track's best single lift, against eight standard deviations of a
+    is the median reprojection error of the track's best single back-projection, against eight standard deviations of a
     measurement and four times the median over all tracks (cameras may still drift, but not one track at a time).
     """
     error = track_errors(problem, state, placed)
@@ -140,9 +140,9 @@ _DEPTH_TOLERANCE = 4.0
 def without_moving(problem: Problem, state: State, placed: NDArray[np.bool_]) -> State:
     """State in which the points of tracks that move are NaN, so that `keep_known` leaves their observations out.
 
-    A track that its lift does not explain need not move: depth of a network is a few percent off, which parallax
-    shows. Where triangulation explains the track and lies as far from the measured depth as depth errs, the point is
-    kept, at that place. Else clips with much parallax would lose all their depth, and with it their scale.
+    A track that its back-projection does not explain need not move: depth of a network is a few percent off, which
+    parallax shows. Where triangulation explains the track and lies as far from the measured depth as depth errs, the
+    point is kept, at that place. Else clips with much parallax would lose all their depth, and with it their scale.
     """
     moving = torch.as_tensor(moving_tracks(problem, state, placed))
     solved = triangulate_known(problem, state, placed, moving)

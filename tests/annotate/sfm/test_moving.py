@@ -12,7 +12,7 @@ from theodolite.annotate.sfm import incremental, start
 from theodolite.annotate.sfm.bundle.problem import Problem, state_at_origin
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.incremental import place_incrementally
-from theodolite.annotate.sfm.moving import agreeing, held_share, kept_share, moving_share, votes
+from theodolite.annotate.sfm.moving import held_share, inliers, kept_share, moving_share, votes
 from theodolite.annotate.sfm.observations import build_problem, subset_frames
 from theodolite.annotate.sfm.records import StartCameras
 from theodolite.annotate.sfm.triangulation import back_project, forget, moving_together
@@ -105,7 +105,7 @@ def test_every_cell_of_a_picture_has_one_vote_and_points_that_are_off_do_not_agr
     points[2] = np.nan
     state = state_at_origin(problem, torch.full((1,), np.log(focal), dtype=torch.float64))
     state = replace(state, points=torch.as_tensor(points))
-    assert agreeing(problem, state).tolist() == [True, False, False, True]
+    assert inliers(problem, state).tolist() == [True, False, False, True]
 
 
 # --- cameras that are placed beside something that moves ------------------------------------------

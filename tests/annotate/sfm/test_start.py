@@ -164,7 +164,7 @@ def test_depth_that_parallax_corrects_is_no_motion():
     rng = np.random.default_rng(0)
     placed = np.ones(12, bool)
     problem, state = _sideways(rng, tracks=200, speed_m=0.0, depth_factor=1.15)
-    # By its lift alone every track with depth moves.
+    # By its back-projection alone every track with depth moves.
     assert moving_tracks(problem, state, placed)[::4].mean() > 0.9
     kept = without_moving(problem, state, placed).points
     assert torch.isfinite(kept).all(1).double().mean() > 0.98
