@@ -336,6 +336,7 @@ def run_query(name: str, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """One way of storing after the other, on the same rows: long, for each has to be written before it is read."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

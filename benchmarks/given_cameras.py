@@ -66,7 +66,7 @@ class Recording:
 
 
 def recordings(data: Path, work: Path) -> dict[str, Callable[[], Recording]]:
-    """Recordings by name, made when they are asked for."""
+    """Recordings by name, made when they are asked for. Long: a list of them."""
 
     def lens(matrix: F64, count: int) -> F64:
         return np.tile(np.asarray(matrix, np.float64)[[0, 1, 0, 1], [0, 1, 2, 2]], (count, 1))

@@ -20,6 +20,7 @@ from theodolite.kernels.flash4 import flash4_refusal
 
 
 def table_rivals(table: Table) -> None:
+    """Frame-wise Gated DeltaNet of others. Long: a rival after the other, each called in its own way."""
     import oracle
 
     square = 2 * 880 * HEAD_SIZE**2 * FRAMES * HEADS
@@ -155,6 +156,7 @@ def gradients_of_both(case: Case, rival: Callable[..., torch.Tensor]) -> None:
 
 
 def table_neighbours(table: Table) -> None:
+    """The operators around it. Long: an operator after the other, each called in its own way."""
     from theodolite.kernels import frame_attention, output_gate, short_conv
 
     shape = (1, FRAMES, HEIGHT * WIDTH, HEADS * HEAD_SIZE)

@@ -106,6 +106,7 @@ def randomise(network: torch.nn.Module) -> None:
 
 
 def pi3x(device: torch.device, tiny: bool, windows: list[int], ceiling: float) -> None:
+    """Ours beside the authors', window by window. Long: what is timed shares its weights and inputs."""
     # brought by whoever wants it
     from pi3.models.pi3x import Pi3X as Upstream  # pyright: ignore[reportMissingImports]
 

@@ -109,7 +109,7 @@ def annotate(out: Path, poses: np.ndarray) -> None:
 
 
 def main() -> None:
-    """Everything, printed as it is known."""
+    """Everything, printed as it is known: long, one measurement after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=961)

@@ -22,7 +22,7 @@ from .formats.compared import LEVEL_STEP
 
 
 def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
-    """An accepted row with a smooth path, a zooming lens and every column filled."""
+    """An accepted row with a smooth path, a zooming lens and every column filled: as long as there are columns."""
     rng = np.random.default_rng(number)
     step = np.cumsum(rng.normal(size=(frames, 6)) * [0.05, 0.05, 0.05, 0.01, 0.01, 0.01], axis=0)
     poses = cam.relative_to_first(cam.se3_exp(step))

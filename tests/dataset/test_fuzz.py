@@ -432,7 +432,7 @@ def parts(folder: Path, _clip: CameraClip, rows: list[Row]) -> Iterator[Sample]:
 
 
 def benchmark_sets(folder: Path, clip: CameraClip, _rows: list[Row]) -> Iterator[Sample]:
-    """Truth of public sets; their lists of images are read with the clips."""
+    """Truth of public sets; their lists of images are read with the clips. Long: a list of sets."""
     from theodolite.dataset.benchmarks.influx import find_partitions, lenses_of_video, read_true_lenses
     from theodolite.dataset.benchmarks.truth import Sequence, true_cameras
 

@@ -71,7 +71,10 @@ def make_case(
     strided: bool = False,
     seed: int = 0,
 ) -> Case:
-    """`branch`: main (norm, rope, normaliser), camera (norm, rays), plain (prepared q, k, v, no normaliser)."""
+    """`branch`: main (norm, rope, normaliser), camera (norm, rays), plain (prepared q, k, v, no normaliser).
+
+    Long: all that the operator takes, drawn in one order so that a seed stays a case.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens = height * width
     shape = (batch, frames, tokens, heads, head_size)

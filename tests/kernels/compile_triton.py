@@ -64,7 +64,10 @@ SOME = (
 
 
 def compile_all(which: str) -> dict[str, int]:
-    """Bytes that a thread spills; of `all`, or of `some`: those with the most numbers at hand, one of every kind."""
+    """Bytes that a thread spills; of `all`, or of `some`: those with the most numbers at hand, one of every kind.
+
+    Long: a table of all kernels.
+    """
     row: dict[str, Any] = {"BLOCK": 4096}
     conv: dict[str, Any] = {"CHANNELS": 128}
     head: dict[str, Any] = {"SIZE": SIZE, "PADDED": 128}

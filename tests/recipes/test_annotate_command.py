@@ -76,7 +76,8 @@ def rendered(tmp_path_factory) -> RenderedFiles:
 
 @pytest.mark.slow(about_s=8)
 def test_nine_clips_make_nine_rows(tmp_path, rendered):
-    """A good clip among damaged and unusual ones: all have a row, with the right verdict and reason."""
+    """A good clip among damaged and unusual ones: all have a row, with the right verdict and reason. Long: nine kinds
+    of clips in one run."""
     good = rendered.media_path.read_bytes()
     assert rendered.depth_pattern is not None
     depth = {"depth_pattern": rendered.depth_pattern, "depth_units_per_metre": 1000.0}
@@ -196,7 +197,8 @@ def content(out: Path) -> list[dict]:
 
 @pytest.mark.slow(about_s=30)
 def test_killed_runs_end_in_the_same_rows(tmp_path, thorough):
-    """kill -9 of a worker and of the command, Ctrl-C, a full stop in between; then the same command again."""
+    """kill -9 of a worker and of the command, Ctrl-C, a full stop in between; then the same command again. One
+    story, so in one piece: each kill goes on from where the one before left the run."""
     num_clips = 40 if thorough else 24
     # Most are too short: what is solved is dear. The last ones take long enough to be interrupted in.
     solved = {*range(0, num_clips - 8, 8), *range(num_clips - 8, num_clips, 2)}

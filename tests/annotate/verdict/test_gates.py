@@ -110,6 +110,7 @@ def failed(
 
 
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
+    """As long as what a clip with every gate needs to have."""
     quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
     cameras = replace(
         solution(),

@@ -194,6 +194,7 @@ def test_a_recorded_path_is_read_again(tmp_path: Path) -> None:
 
 
 def hostile(kind: str, folder: Path) -> tuple[str, Reading]:
+    """A file that must be refused, by what is wrong with it, and how it is read. Long: a list of faults."""
     poses, path, reading = walk(), folder / "bad.npy", Reading()
     if kind == "nan":
         poses[7, 0, 3] = np.nan

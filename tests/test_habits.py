@@ -1,12 +1,13 @@
-"""Names say what they hold."""
+"""Names say what they hold; what is long says why."""
 
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
-from .test_house import ROOT, is_kernel, nodes_of, sources
+from .test_house import MOST_LINES, ROOT, is_kernel, lines_of, nodes_of, our_code, sources
 
 VAGUE = {"of", "at", "by", "here"}
 
@@ -44,3 +45,18 @@ def test_no_variable_is_called_by_a_little_word():
         if name in VAGUE
     ]
     assert not wrong, f"say what they hold: {wrong}"
+
+
+@pytest.mark.slow
+def test_long_functions_of_tests_and_benchmarks_say_why():
+    """Those of the package are never long (tests/test_house.py)."""
+    silent = [
+        f"{path.relative_to(ROOT).as_posix()}:{node.name}"
+        for path in our_code()
+        for node in nodes_of(path)
+        if isinstance(node, ast.FunctionDef)
+        and not is_kernel(node)
+        and lines_of(node) > MOST_LINES
+        and not re.search(r"\blong\b|in one piece", ast.get_docstring(node) or "", re.IGNORECASE)
+    ]
+    assert not silent, f"say in the docstring why it is long, or split it: {silent}"
