@@ -110,7 +110,7 @@ _HOW_TO_LOAD = (
     'clips = theodolite.dataset.open("OWNER/NAME")\n'
     'good = clips.where((pc.field("verdict") == "accepted") & (pc.field("reprojection_rms_px") < 1))\n'
     'row = clips.row(good.to_pandas(["clip_id"]).clip_id[0])\n'
-    "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics       # (F, 3, 3), pixels\n```\n",
+    "row.camera_to_world  # (F, 4, 4), OpenCV axes, metres\nrow.intrinsics  # (F, 3, 3), pixels\n```\n",
     "Or without theodolite: any Parquet reader; `camera_to_world` is a flat list of 12 floats a frame "
     "(row-major 3x4).\n",
     "```python\nimport datasets\nimport numpy\n\n"
