@@ -347,13 +347,17 @@ def annotated(made: Made, out: Path, settings: list[str]) -> Row:
 
 def camera_errors(row: Row, lens: Lens) -> dict[str, float]:
     """Distances in pixels between where the true lens and the row's put the same ray."""
-    grid = image_grid(row.height, row.width, rows=13, columns=17) + 0.5
-    rays = lens.rays(grid)
-    diagonal = float(np.hypot(row.width, row.height))
-    found = lens_of(row)
+    return lens_errors(lens_of(row), lens, row.height, row.width)
 
-    def errors(of: list[Lens], seen: F64) -> F64:
-        apart = np.stack([one.pixels(seen) - grid for one in of])
+
+def lens_errors(found: list[Lens], lens: Lens, height: int, width: int) -> dict[str, float]:
+    """The same of lenses, one a frame, over pictures of a size."""
+    grid = image_grid(height, width, rows=13, columns=17) + 0.5
+    rays = lens.rays(grid)
+    diagonal = float(np.hypot(width, height))
+
+    def errors(lenses: list[Lens], seen: F64) -> F64:
+        apart = np.stack([one.pixels(seen) - grid for one in lenses])
         # A ray that the row's lens does not see is off by the whole picture.
         return np.nan_to_num(np.clip(apart, -diagonal, diagonal), nan=diagonal)
 

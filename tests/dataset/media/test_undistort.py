@@ -151,6 +151,7 @@ def test_a_lens_that_does_not_bend_changes_nothing(bent_row: Callable[..., Row],
         np.testing.assert_array_equal(shown, given)
 
 
+@pytest.mark.slow
 def test_exports_carry_undistorted_pictures_and_cameras_without_distortion(
     bent_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
 ) -> None:
