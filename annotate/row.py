@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..dataset.cameras.intrinsics import fov_from_focal
 from ..dataset.metrics.trajectory import path_length
+from ..dataset.moving_masks import packed_masks
 from ..dataset.reasons import ReasonCode
 from ..dataset.rows import Gate, Row, why_no_confidence
 from ..dataset.words import Mode
@@ -295,6 +296,7 @@ def _camera_columns(cameras: CameraSolution, frames: ClipFrames, scale_sigma_log
         "moving_share": None
         if cameras.moving_share is None
         else _optional(float(cameras.moving_share.mean())),
+        "moving_mask": None if cameras.moving_masks is None else packed_masks(cameras.moving_masks),
         "depth_residual_log_median": _optional(cameras.depth_log_residual),
         "path_length_m": float(path_length(cameras.camera_to_world)),
         "scale_sweep_best": _optional(sweep_minimum(cameras.scale_sweep)),

@@ -52,6 +52,8 @@ def _encoded(table: pa.Table, row_group_size: int, compression: str) -> bytearra
             continue
         if pa.types.is_floating(element):
             encoding[path] = "BYTE_STREAM_SPLIT"
+        elif column is not None and column.per_frame > 1:
+            continue  # masks: bits, which may repeat so often that readers would not unfold them
         elif element == pa.int32():
             encoding[path] = "DELTA_BINARY_PACKED"
         else:

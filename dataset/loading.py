@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from .cameras.transforms import relative_to_first
 from .inputs import Archive, InputError
 from .media.undistort import ClipPictures
+from .moving_masks import unpacked_masks
 from .reading import ClipDataset
 from .rows import Row
 from .workers import worker_settings
@@ -56,6 +57,7 @@ class Sampling:
         relative: poses relative to the sample's first camera.
         undistort: pictures and cameras are those of a pinhole (`undistort.ClipPictures`); else pictures are bent as
             they are, and cameras are pinholes all the same: `radial_k1`, `radial_k2` and `lens_model` stay in the row.
+        moving_masks: adds where each picture, as it is stored, moves on its own.
     """
 
     content: Content = "cameras"
@@ -69,6 +71,7 @@ class Sampling:
     latent_stride: int = 8
     relative: bool = True
     undistort: bool = False
+    moving_masks: bool = False
 
     def __post_init__(self) -> None:
         if self.content == "latents" and self.latents is None:
@@ -87,6 +90,8 @@ class Sampling:
             raise ValueError(f"size is {self.size}, expected (height, width) in pixels")
         if self.latent_stride < 1:
             raise ValueError(f"latent_stride is {self.latent_stride}, expected at least 1")
+        if self.undistort and self.moving_masks:
+            raise ValueError("moving_masks are those of stored pictures: ask for them without undistort")
         if self.window == "random" and self.num_frames is None:
             raise ValueError("window `random` needs num_frames: how many frames of each clip")
         if self.window == "random" and self.content == "latents":
@@ -187,10 +192,11 @@ def make_sample(
         `clip_id`, `caption` (text, may be empty), `camera_to_world` (F, 4, 4) float32 metres, `intrinsics`
         (F, 4) float32 fx fy cx cy for the size returned, `frame_index` (F,) clip frames, `size` (2,) height,
         width; plus `frames` (F, 3, H, W) uint8 or `latents` (C, T, H, W) float32 with `latent_index` (T,),
-        whose cameras are those of every latent's last video frame (frames 0, s, 2s, ...).
+        whose cameras are those of every latent's last video frame (frames 0, s, 2s, ...); plus `moving_masks`
+        (F, 36, 64) bool, one a camera.
     Raises:
-        ValueError: the clip lacks cameras, is too short, or its media or latents do not fit it; or it is seen through a
-            fisheye, and not to be undistorted.
+        ValueError: the clip lacks cameras or masks, is too short, or its media or latents do not fit it; or it is seen
+            through a fisheye, and not to be undistorted.
     """
     share = share or Share()
     pictures = ClipPictures(row, sampling.media_root, undistort=sampling.undistort)
@@ -242,6 +248,12 @@ def make_sample(
     sample["camera_to_world"] = torch.from_numpy(poses[chosen]).float()
     sample["intrinsics"] = torch.from_numpy(intrinsics[chosen]).float()
     sample["frame_index"] = torch.from_numpy(start + chosen)
+    if sampling.moving_masks:
+        if row.moving_mask is None:
+            raise ValueError(
+                f"clip {row.clip_id}: has no moving_mask; annotate with annotate.bundle.moving_masks, or filter on it"
+            )
+        sample["moving_masks"] = torch.from_numpy(unpacked_masks(row.moving_mask[start + chosen]))
     return sample
 
 

@@ -53,6 +53,7 @@ class Row:
         pose_source: (F,) int8 codes of `schema.POSE_SOURCES`; names are accepted.
         position_sigma_m, rotation_sigma_rad, log_focal_sigma, reprojection_px, metres_per_unit_frame: (F,)
             float32 or None.
+        moving_mask: (F, 72) int32 or None, see `moving_masks.unpacked_masks`.
         schema_version: of the file that the row was read from; rows are written in the current one.
         extra: columns of a file that this version does not know, kept as plain values.
     Raises:
@@ -128,6 +129,7 @@ class Row:
     inlier_share_min: float | None = None
     parallax_rad: float | None = None
     moving_share: float | None = None
+    moving_mask: NDArray[np.int32] | None = None
     depth_residual_log_median: float | None = None
     depth_misfit_px: float | None = None
     depth_reading_margin_log: float | None = None

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 
 import pyarrow as pa
 
+from .moving_masks import MASK_WORDS
 from .words import (
     FOCAL_MODELS,
     LENS_MODELS,
@@ -102,6 +103,11 @@ _TEXT, _BOOL = pa.string(), pa.bool_()
 def _number(name: str, unit: str, meaning: str, bounds: tuple[float, float] | None = None) -> Column:
     """A number of a clip, null where it is unknown."""
     return Column(name, _F64, unit, meaning, nullable=True, bounds=bounds)
+
+
+def _series(name: str, unit: str, meaning: str, bounds: tuple[float, float] | None = None) -> Column:
+    """A number a frame, null where it is unknown."""
+    return Column(name, _list(_F32), unit, meaning, nullable=True, shape=("F",), bounds=bounds)
 
 
 def _text(name: str, meaning: str, values: tuple[str, ...] = ()) -> Column:
@@ -213,43 +219,31 @@ COLUMNS: tuple[Column, ...] = (
         "`constant`, `smooth`, `piecewise`, `given` or `none`.",
         values=FOCAL_MODELS,
     ),
-    Column(
+    _series(
         "position_sigma_m",
-        _list(_F32),
         "m",
         "Standard deviation of the camera centre along its worst axis, from the first frame on, in true"
         " metres: errors that measurements share are included, and that of the scale unless poses were given.",
-        nullable=True,
-        shape=("F",),
-        bounds=(0.0, 1e4),
+        (0.0, 1e4),
     ),
-    Column(
+    _series(
         "rotation_sigma_rad",
-        _list(_F32),
         "rad",
         "Standard deviation of the orientation about its worst axis, likewise.",
-        nullable=True,
-        shape=("F",),
-        bounds=(0.0, math.pi),
+        (0.0, math.pi),
     ),
-    Column(
+    _series(
         "log_focal_sigma",
-        _list(_F32),
         "1",
         "Standard deviation of log focal (about the relative error), likewise.",
-        nullable=True,
-        shape=("F",),
-        bounds=(0.0, 10.0),
+        (0.0, 10.0),
     ),
-    Column(
+    _series(
         "reprojection_px",
-        _list(_F32),
         "px",
         "Robust root mean square reprojection error a frame, under the camera of the row: of the observations that "
         "agree with a solved one, of all with a given or bridged one.",
-        nullable=True,
-        shape=("F",),
-        bounds=(0.0, 1e4),
+        (0.0, 1e4),
     ),
     # Scale
     _number(
@@ -258,13 +252,10 @@ COLUMNS: tuple[Column, ...] = (
         "Scale used (clip median if it varies); 1 only if declared metric; null = none.",
         (1e-12, 1e12),
     ),
-    Column(
+    _series(
         "metres_per_unit_frame",
-        _list(_F32),
         "m",
         "Scale a frame where the model is slow_drift or step; null where one number holds for all.",
-        nullable=True,
-        shape=("F",),
     ),
     Column(
         "scale_model",
@@ -395,6 +386,14 @@ COLUMNS: tuple[Column, ...] = (
         "parallax_rad", "rad", "Median over tracks of the largest angle between viewing rays.", (0.0, math.pi)
     ),
     _number("moving_share", "1", "Share of the tracked picture that moves; null: not asked.", (0.0, 1.0)),
+    Column(
+        "moving_mask",
+        _list(_I32),
+        "-",
+        "Where each picture moves on its own: 36 rows of 64 cells, see `dataset.moving_masks`; null: not asked.",
+        nullable=True,
+        shape=("F", MASK_WORDS),
+    ),
     _number(
         "depth_residual_log_median",
         "1",

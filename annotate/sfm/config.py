@@ -49,6 +49,8 @@ class BundleConfig(Strict):
     """Width of the factorised band; longer connections are handled by the conjugate gradients."""
     covariance_band_frames: Annotated[int, Field(ge=4, le=256)] = 31
     """The same for the uncertainty, which sees no connection that is longer."""
+    moving_masks: bool = False
+    """Say where in each picture something moves on its own (column `moving_mask`), where cameras are solved for."""
     max_iterations: Annotated[int, Field(ge=1, le=200)] = 30
     device: Literal["cpu", "auto", "cuda"] = "cpu"
     """Where bundles are solved: by sparse matrices on the processor, or in batches on a GPU. Auto: on this worker's GPU

@@ -198,6 +198,10 @@ class KeyframeProblem:
         """Width and height."""
         return self.given.measured.flow.width, self.given.measured.flow.height
 
+    def stored_px(self, uv: FloatArray) -> FloatArray:
+        """Positions (N, 2) of observations in the picture, whose principal point need not be its middle."""
+        return uv if self._off_centre is None else uv + self._off_centre
+
     @property
     def key_log_focal(self) -> FloatArray | None:
         """(K,) log focal of the keyframes with a held lens."""

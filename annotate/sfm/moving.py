@@ -50,11 +50,13 @@ def votes(problem: Problem) -> FloatArray:
 
 @dataclass(frozen=True)
 class Shares:
-    """`held_share`, `kept_share` and `moving_share` of a bundle's solution, each (F,)."""
+    """`held_share`, `kept_share` and `moving_share` of a bundle's solution, each (F,), and which of its tracks (P,)
+    contradict the cameras."""
 
     held: FloatArray
     kept: FloatArray
     moving: FloatArray
+    tracks: NDArray[np.bool_]
 
 
 def shares_by_frame(problem: Problem, first: State, solved: State, numbers: Tensor, *, reach: int) -> Shares:
@@ -75,6 +77,7 @@ def shares_by_frame(problem: Problem, first: State, solved: State, numbers: Tens
         held=held_share(*seen, num_frames=number, reach=reach),
         kept=kept_share(*seen, num_frames=number, reach=reach),
         moving=moving_share(*seen, num_frames=number),
+        tracks=_contradicting(*seen[1:3], problem.num_points),
     )
 
 
@@ -85,11 +88,15 @@ def moving_share(
 
     Arguments as of `held_share`; 0 where nothing is tracked.
     """
-    size = int(point.max()) + 1 if len(point) else 1
-    right = np.bincount(point, agrees, minlength=size) >= 0.5 * np.bincount(point, minlength=size)
+    moves = _contradicting(point, agrees, int(point.max(initial=0)) + 1)
     total = np.bincount(frame, weight, minlength=num_frames)
-    wrong = np.bincount(frame, weight * ~right[point], minlength=num_frames)
+    wrong = np.bincount(frame, weight * moves[point], minlength=num_frames)
     return wrong / np.maximum(total, 1e-9)
+
+
+def _contradicting(point: IntArray, agrees: NDArray[np.bool_], number: int) -> NDArray[np.bool_]:
+    """(number,) tracks of which more than half of the observations do not agree."""
+    return np.bincount(point, agrees, minlength=number) < 0.5 * np.bincount(point, minlength=number)
 
 
 def held_share(

@@ -57,6 +57,7 @@ class CameraSolution:
         kept_share: (F,) of what agrees with the cameras before a frame or from it on, the share of the picture that
             agrees with both; NaN where too little is seen on both sides. None where it was not asked.
         moving_share: (F,) share of each picture, of what is tracked, that contradicts the cameras; None likewise.
+        moving_masks: (F, 36, 64) bool, where in each picture that is; None unless it was asked for.
         rest_error_ratio: usual reprojection error of the best camera that stays in one place, over that of these; NaN
             where parallax leaves no doubt that the camera moved.
         lens_model: how the lens bends.
@@ -122,6 +123,7 @@ class CameraSolution:
     kept_share: FloatArray | None = None
     moving_share: FloatArray | None = None
     centre_jitter_px: float = float("nan")
+    moving_masks: NDArray[np.bool_] | None = None
     lens_model: LensModel = "near_pinhole"
     radial_k2: float | None = None
 

@@ -22,7 +22,8 @@ from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
 from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
 from .lean import leant_on_rays
-from .moving import shares_by_frame
+from .moving import Shares, shares_by_frame
+from .moving_masks import moving_masks
 from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
@@ -105,6 +106,7 @@ def register_all_frames(
         rest_error_ratio=rest,
         kept_share=shares.kept,
         moving_share=shares.moving,
+        moving_masks=_masks(problem, shares, keys) if config.moving_masks else None,
         depth_noise=noise,
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         shared=shared,
@@ -115,6 +117,14 @@ def register_all_frames(
         centre_jitter_px=centre_jitter_px(used, solution),
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),
     )
+
+
+def _masks(problem: Problem, shares: Shares, keys: KeyframeProblem) -> NDArray[np.bool_]:
+    """(F, 36, 64) bool, where something moves on its own."""
+    log_depth = np.where(torch.isfinite(problem.sigma_log_depth).numpy(), problem.log_depth.numpy(), np.nan)
+    place = keys.stored_px(problem.uv_px.numpy()) / keys.size_px
+    point = problem.point.numpy()
+    return moving_masks(problem.frame.numpy(), place, log_depth, shares.tracks[point], keys.depth)
 
 
 def _known_errors(noise: DepthNoise | None) -> KnownErrors:

@@ -15,6 +15,7 @@ import pytest
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.cameras.intrinsics import fov_from_focal
 from theodolite.dataset.formats.base import CameraClip, camera_clip
+from theodolite.dataset.moving_masks import MASK_HEIGHT, MASK_WIDTH, packed_masks
 from theodolite.dataset.rows import Gate, Row, rows_to_table
 from theodolite.dataset.store import prepare_output, write_part
 
@@ -62,6 +63,7 @@ def build_row(number: int = 0, *, frames: int = 33, **changes: Any) -> Row:
         "rotation_sigma_rad": np.full(frames, 0.001),
         "log_focal_sigma": np.full(frames, 0.004),
         "reprojection_px": reprojection,
+        "moving_mask": packed_masks(rng.random((frames, MASK_HEIGHT, MASK_WIDTH)) < 0.3),
         "metres_per_unit": float(np.median(scales)),
         "scale_model": "constant",
         "scale_frame": np.arange(0, frames, 4),

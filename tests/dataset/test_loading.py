@@ -27,6 +27,7 @@ from theodolite.dataset.loading import (
     make_sample,
 )
 from theodolite.dataset.media.read import read_frames
+from theodolite.dataset.moving_masks import unpacked_masks
 from theodolite.dataset.rows import Row
 
 from ..support import SHARED
@@ -54,6 +55,19 @@ def _ids(stream: ClipStream, count: int | None = None) -> list[str]:
 
 
 NINE = Sampling(num_frames=9)
+
+
+def test_masks_of_what_moves_come_with_their_frames(make_row: Callable[..., Row]) -> None:
+    row = make_row(0, frames=20)
+    assert row.moving_mask is not None
+    sampling = Sampling(num_frames=9, moving_masks=True)
+    sample = make_sample(row, sampling, Share(rank=1, size=2), start=4)
+    np.testing.assert_array_equal(sample["frame_index"], np.arange(9, 13))
+    np.testing.assert_array_equal(sample["moving_masks"], unpacked_masks(row.moving_mask)[9:13])
+    with pytest.raises(ValueError, match=r"clip clip_0000: has no moving_mask; annotate with"):
+        make_sample(make_row(0, frames=20, moving_mask=None), sampling)
+    with pytest.raises(ValueError, match="stored pictures: ask for them without undistort"):
+        Sampling(moving_masks=True, undistort=True)
 
 
 @pytest.mark.slow

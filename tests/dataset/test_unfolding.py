@@ -88,7 +88,7 @@ def test_parts_that_repeat_each_other_are_gathered_into_several(
     """A gathered part unfolds into no more than is taken of any file, whatever its size, and the order stays."""
     prepare_output(tmp_path, recipe_hash="recipe1")
     for number in range(24):
-        row = make_row(number, frames=frames if number != 12 else 2000)
+        row = make_row(number, frames=frames if number != 12 else 2000, moving_mask=None)
         write_part(tmp_path, [row], shard_id=f"{number:06d}-{23 - number}", recipe_hash="recipe1")
     ids = list(clips_with_rows(tmp_path))
     large = list_parts(tmp_path)[12].stat().st_size

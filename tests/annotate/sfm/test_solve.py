@@ -86,6 +86,7 @@ def zooming() -> tuple[CameraSolution, RenderedClip]:
             zoom_factor=1.7,
             moving_object=True,
         ),
+        bundle=BundleConfig(moving_masks=True),
     )
 
 
@@ -129,6 +130,21 @@ def test_numbers_that_gates_read_are_sane(zooming) -> None:
     assert (in_metres >= 0.1 * gone).all()
     assert (in_metres <= np.hypot(position, 0.1 * gone) + 1e-9).all()
     assert solution.depth_log_residual < 0.01
+
+
+@pytest.mark.slow
+def test_what_moves_is_marked_in_every_picture(zooming) -> None:
+    solution, clip = zooming
+    found = solution.moving_masks
+    assert found is not None
+    size = (found.shape[2], found.shape[1])
+    true = np.stack(
+        [cv2.resize(f.moving.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5 for f in clip]
+    )
+    assert true.any((1, 2)).sum() > 5
+    # 0.84; half a cell too much or too little all around would leave about 0.85 of a thing of this size.
+    assert (found & true).sum() / (found | true).sum() > 0.75
+    assert found[~true.any((1, 2))].mean() < 0.01
 
 
 @pytest.mark.slow
