@@ -21,8 +21,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "tracks_lost": "Share of frames that hardly any track joins to those before.",
     "joined": "Fewest points that hold what lies before a frame and from it on together: few, where two places "
     "dissolve into each other.",
-    "held": "Of what agrees with the cameras before a frame or from it on, the least share that agrees with both: "
-    "little, where they begin to follow something that moves on its own.",
+    "held": "Of what agrees with the cameras before a frame or from it on, the least share that agrees with both, "
+    "median of three frames: little, where they begin to follow something that moves on its own.",
     "motion": "Image motion over the clip, as a share of the diagonal: below, the camera stands still.",
     "parallax": "Median angle under which tracks are seen: without it no translation can be checked.",
     "rest_error": "Usual reprojection error of the best camera that stays in one place, over that of the solved ones: "

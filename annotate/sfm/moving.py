@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -141,6 +142,17 @@ def kept_share(
     for f, vote, good in _crossing(frame, point, agrees, weight, num_frames=num_frames, reach=reach):
         out[f] = vote[good.all(0)].sum() / max(vote[good.any(0)].sum(), 1e-9)
     return out
+
+
+def least_kept(share: FloatArray | None) -> float:
+    """Least median of three neighbours of a `kept_share` (F,); NaN without any.
+
+    A single frame that is blurred loses what it loses; cameras that go over to something do so over several.
+    """
+    if share is None or not np.isfinite(share).any():
+        return float("nan")
+    three = sliding_window_view(np.r_[np.nan, share, np.nan], 3)
+    return float(np.nanmedian(three[np.isfinite(three).any(1)], axis=1).min())
 
 
 def _crossing(

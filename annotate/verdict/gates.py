@@ -22,6 +22,7 @@ from ..checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from ..checks.held_cameras import LensCheck
 from ..scale.bridge import Bridge
 from ..scale.records import ScaleEstimate
+from ..sfm.moving import least_kept
 from ..sfm.records import GIVEN, INFILLED, CameraSolution
 from ..sfm.summary import sweep_minimum
 from ..tracks.records import ImageMeasurements
@@ -157,8 +158,7 @@ def _inlier_share(solved: _Solved) -> float:
 
 
 def _kept(solved: _Solved) -> float:
-    kept = solved.cameras.kept_share
-    return float("nan") if kept is None or not np.isfinite(kept).any() else float(np.nanmin(kept))
+    return least_kept(solved.cameras.kept_share)
 
 
 def _depth_scale(solved: _Solved) -> float:
