@@ -1,6 +1,6 @@
 """Things that move on their own and carry much of the picture: what becomes of the cameras, by kind of thing.
 
-    python benchmarks/moving_things.py run --part held-out --out held.jsonl [--jobs 12] [--seconds 480] [--clips 40]
+    python benchmarks/moving_things.py run --part held-out --out held.jsonl [--jobs 12] [--seconds 480] [--masks]
     python benchmarks/moving_things.py table held.jsonl [more.jsonl]
 
 `run` renders clips of seven seconds in which textured things (persons, a crowd, something as large as a bus, a box that
@@ -9,7 +9,8 @@ visit it, come close, walk ahead, or stand still in the picture because the came
 until its corners are so shared; nothing but the picture is asked for that. Every clip goes through `annotate_clip` with
 the depth that sees the thing (`given_depth`), and with simulated networks (`estimate`, tests/annotate/simulator.py),
 whose depth of the thing is right in every second clip and off by 25 % a frame in the others; its twin, the same path in
-the same room without the thing, shows what it costs where nothing moves.
+the same room without the thing, shows what it costs where nothing moves. With `--masks` the share of the picture that
+moves in truth and by the row's mask, over that which moves by either (`mask_iou`), is in each line.
 
 Seeds of `develop` and `held-out` share nothing: 0 to 39 and 2000 to 2039; `seen`, 1000 to 1039, was held out before
 sixteen of it were looked at. Lines that are in the file are kept; `--seconds` stops beginning new ones.
@@ -42,10 +43,12 @@ from theodolite.annotate.rendered.cameras import RenderConfig, camera_path
 from theodolite.annotate.rendered.files import RenderedFiles, write_clip
 from theodolite.annotate.rendered.render import RenderedClip, render_clip
 from theodolite.annotate.rendered.scene import Quads, Scene
+from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
 from theodolite.annotate.tracks import flow
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import focal_mape_percent, rotation_error, trajectory_error
+from theodolite.dataset.moving_masks import unpacked_masks
 from theodolite.dataset.rows import Row
 from theodolite.dataset.words import Mode
 
@@ -311,7 +314,7 @@ def _fitting(
 # --- annotating -----------------------------------------------------------------------------------
 
 
-def annotated(clip: RenderedClip, files: RenderedFiles, mode: Mode, seed: int) -> Row:
+def annotated(clip: RenderedClip, files: RenderedFiles, mode: Mode, seed: int, *, masks: bool = False) -> Row:
     """The row of a clip that lies in `files`."""
     given = GivenGeometry(depth_pattern=files.depth_pattern, depth_units_per_metre=1000.0)
     ref = ClipRef(
@@ -322,7 +325,8 @@ def annotated(clip: RenderedClip, files: RenderedFiles, mode: Mode, seed: int) -
     if mode == "estimate":
         truth = rendered_truth(clip)
         estimators = simulated(truth if seed % 2 else replace(truth, moving=None), Errors(seed=seed))
-    return annotate_clip(ref, AnnotateConfig(), mode=mode, recipe_hash="0" * 16, estimators=estimators)
+    config = AnnotateConfig(bundle=BundleConfig(moving_masks=masks))
+    return annotate_clip(ref, config, mode=mode, recipe_hash="0" * 16, estimators=estimators)
 
 
 def judged(row: Row, clip: RenderedClip) -> dict[str, Any]:
@@ -338,20 +342,38 @@ def judged(row: Row, clip: RenderedClip) -> dict[str, Any]:
     truth = clip.camera_to_world
     error = trajectory_error(row.camera_to_world, truth, alignment="sim3")
     turn = rotation_error(row.camera_to_world, truth)
-    return line | {
-        "path_percent": error.ate_percent_of_path,
-        "rotation_deg": float(np.degrees(np.sqrt(np.mean(turn**2)))),
-        "focal_percent": focal_mape_percent(row.focal_px[:, 0], clip.intrinsics[:, 0, 0]),
-        "scale_percent": 100 * abs(float(np.expm1(-np.log(error.scale)))),
-        "metrics": {k: v for k, v in dict(row.metrics or {}).items() if isinstance(v, float)},
+    return (
+        line
+        | {
+            "path_percent": error.ate_percent_of_path,
+            "rotation_deg": float(np.degrees(np.sqrt(np.mean(turn**2)))),
+            "focal_percent": focal_mape_percent(row.focal_px[:, 0], clip.intrinsics[:, 0, 0]),
+            "scale_percent": 100 * abs(float(np.expm1(-np.log(error.scale)))),
+            "metrics": {k: v for k, v in dict(row.metrics or {}).items() if isinstance(v, float)},
+        }
+        | ({} if row.moving_mask is None else mask_overlap(unpacked_masks(row.moving_mask), clip))
+    )
+
+
+def mask_overlap(found: NDArray[np.bool_], clip: RenderedClip) -> dict[str, float]:
+    """Intersection over union with the truth over all frames, and the share that is marked where nothing moves."""
+    size = (found.shape[2], found.shape[1])
+    true = np.stack(
+        [cv2.resize(f.moving.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5 for f in clip]
+    )
+    still = found[~true.any((1, 2))]
+    either = (found | true).sum()
+    return {
+        "mask_iou": float((found & true).sum() / either) if either else float("nan"),
+        "mask_false": float(still.mean()) if still.size else float("nan"),
     }
 
 
-def work(task: tuple[int, tuple[Mode, ...], bool]) -> list[dict[str, Any]]:
+def work(task: tuple[int, tuple[Mode, ...], bool, bool]) -> list[dict[str, Any]]:
     """Lines of one seed: each mode, with the thing and without."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    seed, modes, twins = task
+    seed, modes, twins, masks = task
     case, lines = draw(seed), []
     what = {"seed": seed, "thing": case.thing, "way": case.way, "share": case.share, "span_s": case.span_s}
     for name, clip in (("moving", case.clip), ("still", case.still))[: 1 + twins]:
@@ -359,7 +381,7 @@ def work(task: tuple[int, tuple[Mode, ...], bool]) -> list[dict[str, Any]]:
             files = write_clip(clip, Path(folder))
             for mode in modes:
                 start = time.process_time()
-                line = judged(annotated(clip, files, mode, seed), clip)
+                line = judged(annotated(clip, files, mode, seed, masks=masks), clip)
                 lines.append(what | {"clip": name, "mode": mode, "cpu_s": time.process_time() - start} | line)
     return lines
 
@@ -372,9 +394,11 @@ def run(args: argparse.Namespace) -> None:
         done = {json.loads(line)["seed"] for line in args.out.read_text().splitlines()}
     first = PARTS[args.part]
     modes: tuple[Mode, ...] = tuple(m for m in MODES if m in args.modes.split(","))
-    wanted = [(s, modes, not args.no_twins) for s in range(first, first + args.clips) if s not in done]
+    wanted = [
+        (s, modes, not args.no_twins, args.masks) for s in range(first, first + args.clips) if s not in done
+    ]
 
-    def until_late() -> Iterator[tuple[int, tuple[Mode, ...], bool]]:
+    def until_late() -> Iterator[tuple[int, tuple[Mode, ...], bool, bool]]:
         for task in wanted:
             if time.monotonic() < end:
                 yield task
@@ -441,6 +465,7 @@ def main() -> None:
     runner.add_argument("--clips", type=int, default=40)
     runner.add_argument("--modes", default=",".join(MODES))
     runner.add_argument("--no-twins", action="store_true", help="only the clips in which something moves")
+    runner.add_argument("--masks", action="store_true", help="also where each picture moves")
     shower = sub.add_parser("table")
     shower.add_argument("files", type=Path, nargs="+")
     args = parser.parse_args()
