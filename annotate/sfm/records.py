@@ -31,7 +31,7 @@ TOLERANCE = 5e-4
 
 _STEP_BY_TURN = 3.0
 """Error of the path over what the shifts that are seen would move a point at the usual depth by: rendered walks that
-were stabilised have 1.8 to 3.6."""
+were stabilised have 1.4 to 3.2; the most is feared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class CameraSolution:
             the unit of the depth.
         centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`); NaN if unknown.
         focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
-            of what they err one by one, whichever is more. A short path hardly resists that; NaN where it is not asked.
+            of what they err one by one, whichever is more, and by a zoom that was taken for a constant lens. A short
+            path hardly resists that; NaN where it is not asked.
         focal_leant_log: by how much all log focal lengths were moved from where images and depth have them to where a
             network's rays do.
     """

@@ -111,8 +111,11 @@ def register_all_frames(
         depth_gain_log=None if log_gain is None else log_gain.numpy(),
         shared=shared,
         focal_doubt_log=float(np.hypot(wiggle, beside)),
-        # How short a path may be is asked of those that lean on given depth alone.
-        focal_common_log=float("nan") if noise is None or keys.log_focal is not None else of_views,
+        # How short a path may be is asked of those that lean on given depth alone. A lens that is held constant and
+        # would rather change is no surer than it would change: a zoom that was not taken for one.
+        focal_common_log=float(np.hypot(of_views, wiggle))
+        if keys.log_focal is None and (noise is not None or prior.model == "constant")
+        else float("nan"),
         focal_leant_log=float((solution.state.log_focal - by_images).median()),
         centre_jitter_px=centre_jitter_px(used, solution),
         scale_doubt_log=0.0 if noise is None else noise.scale_sigma_log(frames),

@@ -296,6 +296,19 @@ def test_a_walk_that_zooms_is_accepted_if_it_is_longer_than_what_the_zoom_can_ma
         assert "position_uncertain" in row.reasons
 
 
+@pytest.mark.slow(about_s=6)
+def test_a_zoom_that_was_taken_for_a_constant_lens_says_so(tmp_path: Path) -> None:
+    """Right focal lengths on average, 10 % off at either end: what the lens would rather do is what it is sure of."""
+    clip, truth = prepared(tmp_path, num_frames=33, zoom="ramp", zoom_factor=1.3, horizontal_fov_deg=70)
+    row = annotate(clip, simulated(truth, CALM), bundle={"focal_model": "constant"})
+    assert row.error is None, row.error
+    assert row.focal_model == "constant"
+    assert "focal_uncertain" in row.reasons
+    off = np.abs(np.log(row.focal_px[:, 0] / truth.focal_px[row.frame_index]))
+    assert off.max() > 0.06
+    assert np.median(known(row.log_focal_sigma)) > 0.03
+
+
 # --- two places in one clip ----------------------------------------------------------------------------
 
 
