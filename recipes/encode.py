@@ -35,7 +35,16 @@ from ..dataset.media.read import pointed_at
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.reading import ClipDataset, open_dataset
 from ..dataset.store import TEMPORARY, write_atomically
-from ..train.encode import EncodeOptions, Encoders, Refused, encode_group, grouped, load_encoders, windows_of
+from ..train.encode import (
+    EncodeOptions,
+    Encoders,
+    Refused,
+    bent_share,
+    encode_group,
+    grouped,
+    load_encoders,
+    windows_of,
+)
 from ..train.recipe import Precision
 from .generate.single import say
 from .loader import media_root_of_dataset, now_iso, surroundings
@@ -117,8 +126,8 @@ def run_encode(
         RunAborted: the cluster is gone. OSError: the disk is full; whole shards are kept.
     """
     refuse_other_outputs(job.out, MARKER)
-    windows, refused, stand_in_rows = plan_windows(job)
-    windows = windows[:limit]
+    plan = plan_windows(job)
+    windows, refused = plan.windows[:limit], plan.refused
     if not windows:
         raise ValueError(f"{job.dataset}: no clip can be encoded\n" + "\n".join(_reasons(refused)))
     _check_media(job, windows)
@@ -128,10 +137,10 @@ def run_encode(
         check_same(job.out, {name: getattr(job.options, name) for name in names})
     if dry_run:
         have = encoded_windows(job.out) if there else {}
-        return _planned(job, windows, have, refused), 0
+        return "\n".join([_planned(job, windows, have), *plan.notes, *_reasons(refused)]), 0
     with hold_folder(job.out):
         encoders = _encoders(job.weights, job.device, job.precision)
-        begin(job.out, encoders.encoding(job.options, stand_in_rows=stand_in_rows), encoders.empty_text())
+        begin(job.out, encoders.encoding(job.options, stand_in_rows=plan.stand_in), encoders.empty_text())
         for stale in (job.out / "shards").glob(f"{TEMPORARY}*"):
             stale.unlink()
         have = encoded_windows(job.out)
@@ -155,13 +164,34 @@ def run_encode(
     lines = [
         f"{job.out}: {encoded} windows encoded, {len(windows) - len(left)} were there, {len(failed)} failed"
     ]
-    return "\n".join([*lines, *_reasons(refused)]), 1 if failed else 0
+    return "\n".join([*lines, *plan.notes, *_reasons(refused)]), 1 if failed else 0
 
 
-def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
-    """Windows of the dataset, why other clips have none, and whether rows of stand-in networks are among them."""
+_BENT = 0.01
+"""Share of the diagonal by which a lens moves the corners from which on it is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowPlan:
+    """What is encoded of a dataset.
+
+    Attributes:
+        refused: why other clips have no windows.
+        notes: what to know of those that have.
+        stand_in: whether rows of stand-in networks are among them.
+    """
+
+    windows: list[Window]
+    refused: list[str]
+    notes: list[str]
+    stand_in: bool
+
+
+def plan_windows(job: EncodeJob) -> WindowPlan:
+    """Windows of the dataset, in order of their ids."""
     windows: list[Window] = []
     refused: list[str] = []
+    bent: list[float] = []
     kept = None if job.only is None else kept_clips(job.only)
     for row in _clips(job.dataset).rows():
         if kept is not None and row.clip_id not in kept:
@@ -169,10 +199,21 @@ def plan_windows(job: EncodeJob) -> tuple[list[Window], list[str], bool]:
             continue
         try:
             windows += windows_of(row, job.options)
+            as_they_are = job.options.cameras != "none" and not job.options.undistort
+            if as_they_are and (share := bent_share(row)) > _BENT:
+                bent.append(share)
         except Refused as why:
             refused.append(str(why))
     windows.sort(key=lambda window: window.id)
-    return windows, refused, any(window.stand_in for window in windows)
+    notes: list[str] = []
+    if bent:
+        notes.append(
+            f"{len(bent)} clips were seen through lenses that move the corners by {100 * min(bent):.0f} to "
+            f"{100 * max(bent):.0f} % of the diagonal, and cameras are those of pinholes (--set undistort=true makes "
+            "the pictures a pinhole's)"
+        )
+    stand_in = any(window.stand_in for window in windows)
+    return WindowPlan(windows=windows, refused=refused, notes=notes, stand_in=stand_in)
 
 
 def _check_media(job: EncodeJob, windows: Sequence[Window]) -> None:
@@ -218,7 +259,7 @@ def _reasons(refused: Sequence[str]) -> list[str]:
     ]
 
 
-def _planned(job: EncodeJob, windows: Sequence[Window], have: Collection[str], refused: Sequence[str]) -> str:
+def _planned(job: EncodeJob, windows: Sequence[Window], have: Collection[str]) -> str:
     options = job.options
     there = sum(window.id in have for window in windows)
     frames = sum(window.num_frames for window in windows)
@@ -229,7 +270,7 @@ def _planned(job: EncodeJob, windows: Sequence[Window], have: Collection[str], r
         f"about {frames * per_frame / 1e9:.2f} GB of latents (128 channels) and {len(windows) * 1.4e-3:.2f} GB of text",
         f"licences of the data: {', '.join(sorted({w.data_licence for w in windows}))}",
     ]
-    return "\n".join([*lines, *_reasons(refused)])
+    return "\n".join(lines)
 
 
 def _number(workers: int | None, job: EncodeJob, windows: int) -> int:

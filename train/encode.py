@@ -83,7 +83,10 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
     """
     cameras = options.cameras == "required"
     _check_row(row, options)
-    row = ClipPictures(row, ".", undistort=options.undistort).row
+    try:
+        row = ClipPictures(row, ".", undistort=options.undistort).row
+    except ValueError as error:
+        raise Refused(str(error)) from None
     starts = []
     stride = options.stride or options.frames
     least = options.shortest or options.frames
@@ -147,6 +150,18 @@ def _check_row(row: Row, options: EncodeOptions) -> None:
         )
     if row.scale_model == "none":
         raise Refused(f"{who}: its cameras are not in metres (no scale was found)")
+
+
+def bent_share(row: Row) -> float:
+    """How far a row's lens moves what it shows in the corners of the picture, over the picture's diagonal, at most."""
+    k1, k2 = row.radial_k1 or 0.0, row.radial_k2 or 0.0
+    if not (k1 or k2) or not len(row.focal_px):
+        return 0.0
+    corners = np.array([[x, y] for x in (0, row.width) for y in (0, row.height)])
+    rays = (corners - row.principal_point_px[:, None]) / row.focal_px[:, None]
+    squared = (rays**2).sum(-1, keepdims=True)
+    moved_px = np.linalg.norm(rays * squared * (k1 + k2 * squared) * row.focal_px[:, None], axis=-1)
+    return float(moved_px.max()) / float(np.hypot(row.width, row.height))
 
 
 def picture_cut(source: tuple[int, int], options: EncodeOptions) -> Cover:

@@ -64,6 +64,20 @@ def test_encode_resumes_and_says_what_is_left_out(dataset: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_lenses_that_bend_are_told_where_cameras_are_encoded(tmp_path: Path) -> None:
+    rows = [
+        replace(row_with_pictures(tmp_path, n, frames=36), radial_k1=k1) for n, k1 in enumerate((-0.4, 0.001))
+    ]
+    data, out = write_annotated(tmp_path, rows), tmp_path / "encoded"
+    told = r"1 clips were seen through lenses that move the corners by (\d+) to \1 % of the diagonal"
+    assert re.search(told, encode(data, out, "--dry-run").output)
+    for more in ("cameras=none", "undistort=true"):
+        said = encode(data, out, "--dry-run", "--set", more).output
+        assert "2 clips" in said
+        assert "move the corners" not in said
+
+
+@pytest.mark.slow
 def test_a_broken_video_costs_its_own_clip(dataset: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(dataset.parent, root)

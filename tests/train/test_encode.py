@@ -12,6 +12,7 @@ from theodolite.dataset.media.undistort import ClipPictures
 from theodolite.train.encode import (
     EncodeOptions,
     Refused,
+    bent_share,
     cameras_of,
     encode_window,
     load_encoders,
@@ -54,6 +55,11 @@ def test_windows_do_not_overlap_and_are_whole(row) -> None:
         ({"fps": 30.0}, {}, "30 frames/s"),
         ({"scale_model": "none"}, {}, "not in metres"),
         ({"lens_model": "fisheye"}, {}, r"through a fisheye \(--set undistort=true"),
+        (
+            {"radial_k1": -0.4, "principal_point_px": np.full((44, 2), 5000, np.float32)},
+            {"undistort": True},
+            "clip clip_0000: its lens shows nothing",
+        ),
         ({"captions": None}, {}, "has no caption"),
         ({}, {"caption": "action"}, "no caption 'action'"),
         ({}, {"frames": 161}, "44 frames, a window has 161"),
@@ -65,6 +71,18 @@ def test_refusals_say_why(row, changes: dict, options: dict, why: str) -> None:
         windows_of(
             replace(row, **changes), EncodeOptions(**{"height": 64, "width": 96, "frames": 17, **options})
         )
+
+
+def test_what_a_lens_bends_is_measured_in_the_corners(row) -> None:
+    from dataclasses import replace
+
+    assert bent_share(row) == 0.0
+    one = np.ones((row.num_frames, 2), np.float32)
+    lens = {"height": 480, "width": 640, "focal_px": 500 * one, "principal_point_px": one * (320, 240)}
+    # A corner is 0.8 focal lengths off the axis, which is half of the diagonal.
+    assert bent_share(replace(row, radial_k1=-0.3, **lens)) == pytest.approx(0.3 * 0.64 / 2)
+    both = replace(row, radial_k1=-0.3, radial_k2=0.3 / 0.64, **lens)
+    assert bent_share(both) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_cameras_follow_window_and_picture(row) -> None:
