@@ -295,6 +295,7 @@ def note_of_others(index: Path, out: Path) -> None:
     path.write_text(path.read_text().replace('"parts": "', '"parts": "0'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
