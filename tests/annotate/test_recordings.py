@@ -22,7 +22,14 @@ FEW_TRACKS = {"num_flow_tracks": 200, "num_descriptors": 700}
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 
 
-def annotated(media: str, given: GivenGeometry, decode: dict[str, Any], fps: float | None = None) -> Row:
+def annotated(
+    media: str,
+    given: GivenGeometry,
+    decode: dict[str, Any],
+    fps: float | None = None,
+    *,
+    tracks: dict[str, Any] = FEW_TRACKS,
+) -> Row:
     path = SHARED / media
     clip = ClipRef(
         clip_id=path.parent.name,
@@ -34,7 +41,7 @@ def annotated(media: str, given: GivenGeometry, decode: dict[str, Any], fps: flo
         given=given,
     )
     config = AnnotateConfig.model_validate(
-        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10, **decode}, "tracks": FEW_TRACKS}
+        {"geometry": {"sequence": "given"}, "decode": {"min_frames": 10, **decode}, "tracks": tracks}
     )
     return annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
 
@@ -83,6 +90,19 @@ def test_depth_and_pixels_give_metric_cameras_and_the_focal_length(
     true_focal = np.loadtxt(SHARED / folder / "K.txt")[0, 0]
     assert 100 * np.abs(row.focal_px[:, 0] / true_focal - 1).mean() < focal_percent
     assert row.focal_px[:, 0].std() < 0.02 * true_focal
+
+
+@pytest.mark.slow(about_s=35)
+@pytest.mark.thorough
+def test_a_whole_walk_passes_every_gate_as_recipes_set_them() -> None:
+    """Nothing moves in it but the camera: a gate that turns this away turns away what users try first."""
+    folder = SHARED / "rgbd-office-a"
+    given = GivenGeometry(depth_pattern=str(folder / "depth/{frame:06d}.png"), depth_units_per_metre=1000.0)
+    row = annotated("rgbd-office-a/rgb.mp4", given, {}, tracks={})
+    assert row.verdict == "accepted", row.reason_details
+    truth = read_trajectory(folder / "poses_c2w.txt").camera_to_world[row.frame_index]
+    error = trajectory_error(np.asarray(row.camera_to_world, np.float64), truth, alignment="se3")
+    assert error.ate_rmse_m < 0.03
 
 
 @pytest.mark.slow
