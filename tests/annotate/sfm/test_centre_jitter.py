@@ -16,14 +16,14 @@ from theodolite.annotate.sfm.config import BundleConfig
 from .bundle.test_bundle import scene
 
 
-@pytest.mark.parametrize("shift_px", [0.0, 4.0])
+@pytest.mark.parametrize("shift_px", [0.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_a_window_that_shifts_is_told_from_a_camera_that_turns(shift_px: float) -> None:
     frames = 12
     problem, truth = scene(frames=frames, points=60, noise_px=0.2)
     shift = torch.as_tensor(np.random.default_rng(5).normal(0, shift_px, (frames, 2)))
     shifted = replace(problem, uv_px=problem.uv_px + shift[problem.frame])
     prior = focal_prior("constant", frames, BundleConfig())
-    solution = solve_bundle(shifted, truth, prior, BundleConfig(), effort=Effort(tolerance=1e-6))
+    solution = solve_bundle(shifted, truth, prior, BundleConfig(), effort=Effort(tolerance=1e-4))
     found = centre_jitter_px(shifted, solution)
     if shift_px:
         # Standard deviations of twelve draws; points and depth take a part of it.
