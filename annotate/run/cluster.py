@@ -340,6 +340,16 @@ def _settings(attempts: int) -> dict[str, object]:
     }
 
 
+_SAID = [os.environ.get(name, "") for name in THREAD_VARIABLES]
+"""What the user said, before this process says more to its workers."""
+
+
+def _allowed_threads(most: int) -> int:
+    """`most` threads, or fewer where the user said so in any of the variables (torch goes by the largest of them): on
+    cores that others use too, threads that wait for each other cost eight times as much."""
+    return min([most, *(int(said) for said in _SAID if said.isdigit() and int(said))])
+
+
 @contextmanager
 def local_cluster(
     workers: int, *, threads_per_worker: int, compute_threads: int, memory_bytes: int | None, attempts: int
@@ -349,12 +359,13 @@ def local_cluster(
     Args:
         workers: processes.
         threads_per_worker: tasks that each has under way.
-        compute_threads: of the numerical libraries in each task.
+        compute_threads: of the numerical libraries in each task; fewer where OMP_NUM_THREADS or its like says so.
         memory_bytes: at which a worker is ended; None: never.
         attempts: how often a task may end its worker.
     """
     claim_open_files(workers)
-    environment: dict[str, str] = dict.fromkeys(THREAD_VARIABLES, str(compute_threads))
+    threads = str(_allowed_threads(compute_threads))
+    environment: dict[str, str] = dict.fromkeys(THREAD_VARIABLES, threads)
     os.environ.update(environment)
     _start_fork_server()  # while this process imports dask
     import dask.config

@@ -303,6 +303,15 @@ def test_nobody_else_reaches_a_local_cluster():
                     Client(plain, timeout="3s", security=security, set_as_default=False).close()
 
 
+@pytest.mark.parametrize(
+    ("said", "threads"),
+    [(["1", "", ""], 1), (["", "2", "9"], 2), (["64", "", ""], 3), (["", "", "2,1"], 3), (["0"], 3)],
+)
+def test_workers_have_no_more_threads_than_the_user_says(monkeypatch, said, threads):
+    monkeypatch.setattr(cluster, "_SAID", said)
+    assert cluster._allowed_threads(3) == threads
+
+
 @pytest.mark.parametrize("change", ["grown", "shrunk", "reordered", "same"])
 def test_workers_that_outlive_their_command_double_nothing(tmp_path, change):
     """Behind a scheduler they do: their command is killed, the next one begins with another source, and they go on."""
