@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import __version__
-from ...dataset.cameras.paths import FPS
 from ...dataset.formats.shipped import CamerasFormat
 from ...dataset.names import check_name
 from ...dataset.reasons import REASONS, ReasonCode
 from ...dataset.words import MediaKind, Mode
 
-GRID_FPS = int(FPS)
-"""Frames a second of a clip: the rate of the world model."""
+GRID_FPS: Literal[16] = 16
+"""Frames a second of a clip: the rate of the world model (`dataset.cameras.paths.FPS`), which recipes name."""
 LEAST_FPS, MOST_FPS = 1e-4, 1000.0
 """Of what a source may say of its own: from a picture in three hours on."""
 

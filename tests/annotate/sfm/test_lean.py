@@ -67,6 +67,7 @@ def test_images_that_are_sure_and_rays_that_contradict_them_change_nothing() -> 
 def test_the_response_to_what_is_expected_is_its_share_of_what_is_known() -> None:
     for share in (1e-3, 10.0, 1e6):
         problem, solution, prior = found(0.0, share=share)
+        assert prior.expected is not None
         other = replace(prior, expected=replace(prior.expected, log_focal=prior.expected.log_focal + 0.01))
         moved = solve_bundle(problem, solution.state, other, CONFIG, effort=Effort(tolerance=1e-12))
         really = float((moved.state.log_focal - solution.state.log_focal).median()) / 0.01

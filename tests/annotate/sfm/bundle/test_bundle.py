@@ -391,7 +391,7 @@ def test_a_held_lens_has_no_free_term_whatever_the_recipe_frees() -> None:
         for name in BundleConfig.model_fields
         if name.startswith(("principal", "aspect")) or "radial" in name
     ]
-    config = BundleConfig(**dict.fromkeys(terms, 0.1))
+    config = BundleConfig.model_validate(dict.fromkeys(terms, 0.1))
     problem, state = scene(4)
 
     def free(config: BundleConfig) -> list[bool]:
