@@ -36,7 +36,7 @@ from .records import KNOWN_LENS_SIGMA, KnownLens, StartCameras
 from .triangulation import (
     back_project,
     forget,
-    keep_known,
+    keep_shared,
     moving_together,
     triangulate_known,
     without_moving,
@@ -349,7 +349,7 @@ class KeyframeProblem:
         state = replace(state, points=points)
         moving = self.moving(self.problem, state, placed)
         state = forget(without_moving(self.problem, state, placed), moving)
-        used, used_state = keep_known(self.problem, state, placed)
+        used, used_state = keep_shared(self.problem, state, placed)
         used = count_patches(count_depth(used, self.depths_per_frame), self.noise)
         gain = None if self.noise is None else self.noise.gain_prior(used.num_frames)
         if gain is None:

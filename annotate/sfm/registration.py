@@ -28,7 +28,7 @@ from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
 from .summary import summarise
-from .triangulation import back_project, forget, keep_known, known_points, triangulate, without_moving
+from .triangulation import back_project, forget, keep_shared, known_points, triangulate, without_moving
 
 _REACH = 8
 """Frames on either side of one that are asked whether they agree: what moves has left its place by then."""
@@ -80,7 +80,7 @@ def register_all_frames(
     state, moves = _resected(problem, keys, key_state, placed)
     everywhere = np.ones(frames, bool)
     still = forget(without_moving(problem, state, everywhere), moves)
-    used, used_state = keep_known(problem, still, everywhere)
+    used, used_state = keep_shared(problem, still, everywhere)
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
     solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
     cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
@@ -181,7 +181,7 @@ def _resected(
     )
     state = replace(state, points=points)
     moving = keys.moving(problem, state, known.numpy())
-    used, used_state = keep_known(problem, forget(state, moving), np.ones(frames, bool))
+    used, used_state = keep_shared(problem, forget(state, moving), np.ones(frames, bool))
     moved, _ = resect(
         used,
         used_state,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..sources.clip import ClipRejection
 from .bundle.problem import Problem, State, project, seen_rays, sum_by
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ and so many times what is usual in the clip. Rendered, with cameras of a network
 for nine tracks of ten, things that walk 3 to 50 times."""
 _MUCH_MOVES = 0.25
 """Share of the tracks of a frame from which on it matters."""
+_LEAST_VOUCHING = 8
+"""Tracks seen twice that must agree beside what moves, for cameras to be vouched for at all."""
 
 
 def moving_together(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -130,7 +133,13 @@ def moving_together(problem: Problem, state: State, placed: NDArray[np.bool_]) -
     frame, point = problem.frame.numpy()[seen], problem.point.numpy()[seen]
     count = np.bincount(frame, minlength=problem.num_frames)
     share = np.bincount(frame, moving[point], minlength=problem.num_frames) / np.maximum(count, 1)
-    return moving if share.max(initial=0.0) > _MUCH_MOVES else np.zeros_like(moving)
+    much = share > _MUCH_MOVES
+    # What is seen once agrees with any camera. Where nearly all that is seen twice contradicts, cameras are wrong.
+    twice = np.bincount(point, minlength=problem.num_points) > 1
+    vouching = np.bincount(frame, (twice & ~moving)[point], minlength=problem.num_frames)
+    if not much.any() or vouching[much].min() < _LEAST_VOUCHING:
+        return np.zeros_like(moving)
+    return moving
 
 
 _DEPTH_TOLERANCE = 4.0
@@ -178,6 +187,20 @@ def _shared(problem: Problem, state: State, placed: NDArray[np.bool_]) -> Tensor
     keep = ok_frame[problem.frame] & ok_point[problem.point]
     count = torch.zeros(problem.num_points).index_add_(0, problem.point[keep], torch.ones(int(keep.sum())))
     return keep & (count[problem.point] >= 2)
+
+
+def keep_shared(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:
+    """`keep_known` for a bundle, which needs something to bundle.
+
+    Raises:
+        ClipRejection: `no_reconstruction`, there is no such observation.
+    """
+    used, used_state = keep_known(problem, state, placed)
+    if not len(used.frame):
+        raise ClipRejection(
+            "no_reconstruction", "no point with a position is seen by two frames that have a camera"
+        )
+    return used, used_state
 
 
 def keep_known(problem: Problem, state: State, placed: NDArray[np.bool_]) -> tuple[Problem, State]:

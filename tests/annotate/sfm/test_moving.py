@@ -15,7 +15,14 @@ from theodolite.annotate.sfm.incremental import place_incrementally
 from theodolite.annotate.sfm.moving import held_share, inliers, kept_share, moving_share, votes
 from theodolite.annotate.sfm.observations import build_problem, subset_frames
 from theodolite.annotate.sfm.records import StartCameras
-from theodolite.annotate.sfm.triangulation import back_project, forget, moving_together
+from theodolite.annotate.sfm.triangulation import (
+    back_project,
+    forget,
+    keep_shared,
+    moving_together,
+    track_errors,
+)
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, Tracks, make_tracks
 from theodolite.dataset.arrays import IntArray
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -230,6 +237,27 @@ def test_tracks_that_move_are_left_out_where_they_own_much_of_a_picture(thing, m
     assert moves[own].mean() > 0.9
     assert moves[~own].mean() < 0.05
     assert torch.isfinite(forget(state, moves).points).all(1).tolist() == (~moves).tolist()
+
+
+def test_cameras_that_nearly_all_tracks_contradict_vouch_for_nothing() -> None:
+    """Two frames, one of which lies wrong: what is seen twice contradicts it, what is seen once agrees with any."""
+    tracks, depth, _ = clip(room=40, thing=0)
+    problem = build_problem(tracks, depth, BundleConfig(), depth_sigma_log=0.03)
+    two = np.isin(np.arange(CLIP), (0, 8))
+    state = state_at_origin(problem, torch.full((CLIP,), np.log(FOCAL), dtype=torch.float64))
+    translation = state.translation.clone()
+    translation[8, 0] += 0.5
+    state = replace(state, translation=translation)
+    state = replace(state, points=back_project(problem, state, known=torch.as_tensor(two)))
+    error = track_errors(problem, state, two)
+    assert (error > 8).sum() > 0.25 * np.isfinite(error).sum()
+    assert np.nanmedian(error) < 1e-9
+    assert not moving_together(problem, state, two).any()
+    used, _ = keep_shared(problem, state, two)
+    assert len(used.frame)
+    with pytest.raises(ClipRejection, match="seen by two frames") as caught:
+        keep_shared(problem, forget(state, np.ones(problem.num_points, bool)), two)
+    assert caught.value.reason == "no_reconstruction"
 
 
 class NoMaps:

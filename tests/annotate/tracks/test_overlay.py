@@ -229,12 +229,15 @@ def test_far_scenery_and_resting_cameras_of_recordings_stay(media: str) -> None:
 @shared
 @pytest.mark.slow
 def test_cameras_under_an_interface_a_logo_and_subtitles(tmp_path: Path) -> None:
-    """All three at once on a walk: as without them, accepted, in metres, with the focal length."""
+    """All three at once on a walk: as without them, accepted, in metres, with the focal length.
+
+    Two seconds of it are too few: the focal length errs by 2.6 % there, and is said to be unsure by 3.05.
+    """
     folder = SHARED / "rgbd-office-a"
     with av.open(str(folder / "rgb.mp4")) as container:
         frames = [
             np.asarray(f.to_ndarray(format="rgb24"), np.uint8)
-            for f, _ in zip(container.decode(video=0), range(32), strict=False)
+            for f, _ in zip(container.decode(video=0), range(48), strict=False)
         ]
     (tmp_path / "images").mkdir()
     for i, image in enumerate(frames):
