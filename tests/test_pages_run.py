@@ -277,16 +277,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     data = folder / "data"
     office = render_clip(RenderConfig(width=320, height=192, num_frames=24, seed=3, moving_object=False))
     on_sets = trees.clip_of()
-    walk = render_clip(
-        RenderConfig(
-            width=corpora.WIDTH,
-            height=corpora.HEIGHT,
-            num_frames=corpora.FRAMES,
-            fps=corpora.FPS,
-            seed=3,
-            speed=2.5,  # slower, two seconds do not tell the focal length: 2.2 % off, 3.7 % unsure
-        )
-    )
+    walk = render_clip(corpora.WALK)
     write_data(data, office, on_sets)
     shot = corpora.Shot(walk, video_of(walk, folder / "hub/shot.mp4"))
     for name, build in (("sekai", corpora.sekai_game), ("sv", corpora.spatialvid)):

@@ -51,6 +51,9 @@ LIGHT = (
     "annotate.geometry.anchor_fps=4",
 )
 
+WALK = RenderConfig(width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=3, speed=2.5)
+"""Slower, two seconds do not tell networks' focal length: at 1.5 it is 2.2 % off, 3.7 % unsure, and refused."""
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -72,9 +75,7 @@ class Shot:
 
 @pytest.fixture(scope="module")
 def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
-    rendered = render_clip(
-        RenderConfig(width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=3, speed=1.5)
-    )
+    rendered = render_clip(WALK)
     path = tmp_path_factory.mktemp("shot") / "shot.mp4"
     with VideoWriter(path, width=WIDTH, height=HEIGHT, fps=FPS) as video:
         for frame in rendered:
