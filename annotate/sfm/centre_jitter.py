@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...dataset.arrays import FloatArray
+from ...dataset.robust import MAD_TO_SIGMA
 from .bundle.problem import Problem, Solution, project
 
 _LEAST = 40
@@ -40,7 +41,7 @@ def centre_jitter_px(problem: Problem, solution: Solution) -> float:
     if len(found) < 8:
         return float("nan")
     centre, variance = (np.stack(x) for x in zip(*found, strict=True))
-    spread = 1.4826 * np.median(np.abs(centre - np.median(centre, axis=0)), axis=0)
+    spread = MAD_TO_SIGMA * np.median(np.abs(centre - np.median(centre, axis=0)), axis=0)
     beyond = np.maximum(spread**2 - np.median(variance, axis=0), 0)
     return float(np.sqrt(beyond.mean()))
 

@@ -198,9 +198,11 @@ class KeyframeProblem:
         """Width and height."""
         return self.given.measured.flow.width, self.given.measured.flow.height
 
-    def stored_px(self, uv: FloatArray) -> FloatArray:
-        """Positions (N, 2) of observations in the picture, whose principal point need not be its middle."""
-        return uv if self._off_centre is None else uv + self._off_centre
+    def stored_px(self, problem: Problem) -> FloatArray:
+        """(N, 2) where the observations of `whole_problem` lie in the picture, whose principal point need not be its
+        middle."""
+        uv_px = problem.uv_px.numpy()
+        return uv_px if self._off_centre is None else uv_px + self._off_centre[problem.frame.numpy()]
 
     @property
     def key_log_focal(self) -> FloatArray | None:
@@ -399,7 +401,7 @@ class KeyframeProblem:
         state, placed = self._place_from(number, asked)
         try:
             state, _, solution = self.bundle(state, placed, 20, free_lens=True)
-        except FloatingPointError:
+        except (ClipRejection, FloatingPointError):
             return AskedFocal()
         off = (state.log_focal.cpu().numpy() - known)[placed]
         middle = float(np.median(off))

@@ -149,7 +149,7 @@ def _refined(keys: KeyframeProblem, lens: Lens, near: KeyframeFit) -> KeyframeFi
     state = replace(near.state, points=back_project(keys.problem, near.state))
     try:
         return _bundled(keys, state, near.placed)
-    except FloatingPointError as failure:
+    except (ClipRejection, FloatingPointError) as failure:
         log.debug("%s: %s", lens, failure)
         return None
 

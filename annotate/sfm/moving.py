@@ -145,14 +145,16 @@ def kept_share(
 
 
 def least_kept(share: FloatArray | None) -> float:
-    """Least median of three neighbours of a `kept_share` (F,); NaN without any.
+    """Least median of three neighbours of a `kept_share` (F,), among frames that have one; where fewer than three do,
+    the least of them; NaN without any.
 
-    A single frame that is blurred loses what it loses; cameras that go over to something do so over several.
+    A single frame that is blurred loses what it loses, wherever it lies; cameras that go over to something do so over
+    several.
     """
-    if share is None or not np.isfinite(share).any():
-        return float("nan")
-    three = sliding_window_view(np.r_[np.nan, share, np.nan], 3)
-    return float(np.nanmedian(three[np.isfinite(three).any(1)], axis=1).min())
+    known = np.zeros(0) if share is None else share[np.isfinite(share)]
+    if len(known) < 3:
+        return float(known.min()) if len(known) else float("nan")
+    return float(np.median(sliding_window_view(known, 3), axis=1).min())
 
 
 def _crossing(

@@ -79,7 +79,8 @@ class CameraSolution:
         shared: covariances with what measurements have wrong in common; None where only independent errors are known.
         focal_doubt_log, scale_doubt_log: standard deviations of what is wrong with all focal lengths alike, and with
             the unit of the depth.
-        centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`); NaN if unknown.
+        centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`), in square pixels
+            as high as the stored ones; NaN if unknown.
         focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
             of what they err one by one, whichever is more, and by a zoom that was taken for a constant lens. A short
             path hardly resists that; NaN where it is not asked.
@@ -182,7 +183,8 @@ class CameraSolution:
         The cameras take a shift for a turn and, where that does not fit at the sides, a step.
         """
         length = float(np.linalg.norm(np.diff(self.camera_to_world[:, :3, 3], axis=0), axis=1).sum())
-        turn = self.centre_jitter_px / float(np.median(self.focal_px[:, 0]))
+        # By fy: the picture is measured in square pixels as high as the stored ones.
+        turn = self.centre_jitter_px / float(np.median(self.focal_px[:, 1]))
         return _STEP_BY_TURN * turn * self.median_depth / max(length, 1e-9)
 
     def stated_sigmas(self, scale_sigma_log: float = 0.0) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -125,7 +125,7 @@ def register_all_frames(
 def _masks(problem: Problem, shares: Shares, keys: KeyframeProblem) -> NDArray[np.bool_]:
     """(F, 36, 64) bool, where something moves on its own."""
     log_depth = np.where(torch.isfinite(problem.sigma_log_depth).numpy(), problem.log_depth.numpy(), np.nan)
-    place = keys.stored_px(problem.uv_px.numpy()) / keys.size_px
+    place = keys.stored_px(problem) / keys.size_px
     point = problem.point.numpy()
     return moving_masks(problem.frame.numpy(), place, log_depth, shares.tracks[point], keys.depth)
 

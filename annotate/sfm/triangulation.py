@@ -133,9 +133,12 @@ def moving_together(problem: Problem, state: State, placed: NDArray[np.bool_]) -
     frame, point = problem.frame.numpy()[seen], problem.point.numpy()[seen]
     count = np.bincount(frame, minlength=problem.num_frames)
     share = np.bincount(frame, moving[point], minlength=problem.num_frames) / np.maximum(count, 1)
-    much = share > _MUCH_MOVES
-    # What is seen once agrees with any camera. Where nearly all that is seen twice contradicts, cameras are wrong.
+    # What is seen once agrees with any camera. Where nearly all that is seen twice contradicts, cameras are wrong;
+    # where hardly anything is, as in a blurred frame, nothing is said of either.
     twice = np.bincount(point, minlength=problem.num_points) > 1
+    much = (share > _MUCH_MOVES) & (
+        np.bincount(frame, twice[point], minlength=problem.num_frames) >= 2 * _LEAST_VOUCHING
+    )
     vouching = np.bincount(frame, (twice & ~moving)[point], minlength=problem.num_frames)
     if not much.any() or vouching[much].min() < _LEAST_VOUCHING:
         return np.zeros_like(moving)

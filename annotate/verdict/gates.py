@@ -108,7 +108,9 @@ class _Solved:
 
     @property
     def diagonal_px(self) -> float:
-        return float(np.hypot(self.height, self.width))
+        """Of the picture in square pixels as high as the stored ones, in which it is measured."""
+        fx, fy = np.median(self.cameras.focal_px, axis=0)
+        return float(np.hypot(self.height, self.width * fy / fx))
 
     @cached_property
     def fov_deg(self) -> FloatArray:

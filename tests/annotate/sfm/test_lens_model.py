@@ -19,6 +19,7 @@ from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
 from theodolite.annotate.sfm.lens_model import KeyframeFit, choose_lens
 from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
+from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.tracks.records import FLOW, Features, ImageMeasurements, TracksConfig, make_tracks
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.metrics.trajectory import path_length, trajectory_error
@@ -325,11 +326,18 @@ def test_a_principal_point_off_the_centre_is_asked_for_and_must_be_worth_it(
     assert taken == [chosen] * tried  # where nothing was tried, nothing is made anew
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        FloatingPointError("not positive definite"),
+        ClipRejection("no_reconstruction", "no point is seen by two frames"),
+    ],
+)
 def test_where_the_bundle_of_another_lens_fails_the_cameras_that_are_there_stay(
-    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
-        raise FloatingPointError("not positive definite")
+        raise failure
 
     problem, state = scene(2)
     near = SimpleNamespace(

@@ -237,6 +237,15 @@ def test_tracks_that_move_are_left_out_where_they_own_much_of_a_picture(thing, m
     assert moves[own].mean() > 0.9
     assert moves[~own].mean() < 0.05
     assert torch.isfinite(forget(state, moves).points).all(1).tolist() == (~moves).tolist()
+    # A blurred frame of which ten tracks are left says neither that they move nor that the cameras are wrong.
+    frame = problem.frame.numpy()
+    middle = np.flatnonzero(frame == sum(SEEN) // 2)
+    left = torch.as_tensor(
+        np.setdiff1d(np.arange(len(frame)), np.setdiff1d(middle, middle[:: len(middle) // 10]))
+    )
+    names = ("frame", "point", "uv_px", "sigma_px", "log_depth", "sigma_log_depth")
+    blurred = replace(problem, **{name: getattr(problem, name)[left] for name in names})
+    assert moving_together(blurred, state, np.ones(CLIP, bool))[own].mean() > 0.9
 
 
 def test_cameras_that_nearly_all_tracks_contradict_vouch_for_nothing() -> None:

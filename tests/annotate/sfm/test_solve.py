@@ -265,10 +265,11 @@ def test_a_known_lens_is_held_through_a_zoom_and_off_centre() -> None:
     focal = np.stack([clip.intrinsics[:, 0, 0], clip.intrinsics[:, 1, 1]], 1)
     centre = np.tile([160.0 - cut, 90.0], (14, 1))
     lens = KnownLens(focal_px=focal, principal_point_px=centre)
-    solution = solve_cameras(
-        inputs(measured, Maps([f.depth_m[:, cut:] for f in frames]), lens=lens, tracks_config=FEW)
-    )
+    maps, masks = Maps([f.depth_m[:, cut:] for f in frames]), BundleConfig(moving_masks=True)
+    solution = solve_cameras(inputs(measured, maps, lens=lens, config=masks, tracks_config=FEW))
     assert solution.focal_model == "given"
+    assert solution.moving_masks is not None
+    assert solution.moving_masks.mean() < 0.01
     assert np.array_equal(solution.focal_px, focal)
     assert np.array_equal(solution.principal_point_px, centre)
     truth = clip.camera_to_world
@@ -420,3 +421,24 @@ def test_a_bundle_that_does_not_begin_is_a_reason(monkeypatch) -> None:
     with pytest.raises(ClipRejection, match="not finite at the start") as rejection:
         solve_cameras(inputs(measured, Maps([f.depth_m for f in frames[:8]]), tracks_config=FEW))
     assert rejection.value.reason == "no_reconstruction"
+
+
+@pytest.mark.parametrize("failure", [FloatingPointError("no cost"), ClipRejection("no_reconstruction", "")])
+def test_a_known_lens_is_not_doubted_where_nothing_else_can_be_bundled(failure, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr("theodolite.annotate.sfm.keyframes.choose_start", lambda *_, **__: (1, 0.2))
+    keys = SimpleNamespace(
+        given=SimpleNamespace(start=None),
+        key_log_focal=np.zeros(3),
+        size_px=(640, 360),
+        coarse=BundleConfig(),
+        noise=None,
+        bundle=fail,
+        _seed=(1, 0.0),
+        _windows=[np.arange(3)],
+        _window_problem=fail,
+        _place_from=lambda *_: (None, None),
+    )
+    assert np.isnan(KeyframeProblem.ask_focal(wrong(keys)).log)

@@ -13,7 +13,7 @@ from theodolite.annotate.scale.bridge import Bridge
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
 from theodolite.annotate.sfm.depth_noise import DepthNoise
-from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution
+from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution, in_stored_pixels
 from theodolite.annotate.sfm.shared_errors import SharedErrors
 from theodolite.annotate.sfm.summary import sweep_minimum
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
@@ -271,6 +271,35 @@ def test_a_single_frame_that_loses_tracks_is_no_thing_that_cameras_follow(shares
     """Frame 141 of rgbd-office-a keeps 0.69; its neighbours 0.88 and 0.81."""
     assert "moving_things" not in failed(replace(solution(), kept_share=kept(*shares)))
     assert "moving_things" in failed(replace(solution(), kept_share=kept(0.7, *shares, 0.7, 0.72, 0.9)))
+
+
+@pytest.mark.parametrize(
+    ("shares", "passes"),
+    [
+        ((0.3, 0.9, 0.9, 0.9), True),  # a first frame that is blurred, and a last one
+        ((0.9, 0.9, 0.9, 0.3), True),
+        ((0.3, 0.3, 0.9, 0.9), False),
+        ((0.9, np.nan, 0.6, 0.6), False),
+        ((0.9, 0.6), False),  # of so few the worst one counts
+        ((np.nan, 0.6), False),
+        ((0.9, 0.9), True),
+        ((np.nan, np.nan), True),
+    ],
+)
+def test_a_frame_at_an_end_counts_as_any_other_and_a_few_frames_by_the_worst(shares, passes) -> None:
+    held = failed(replace(solution(), kept_share=np.r_[np.nan, shares]))
+    assert ("moving_things" not in held) == passes
+
+
+def test_shifts_of_wide_pixels_are_judged_as_those_of_square_ones() -> None:
+    """Stored at half the width the same picture has half the fx."""
+    for jitter_px, asked in ((2.0, []), (2.25, [True])):
+        square = replace(solution(), centre_jitter_px=jitter_px, median_depth=1.5)
+        wide = in_stored_pixels(square, 2.0)
+        assert wide.shifted_path_error() == square.shifted_path_error()
+        for cameras, width in ((square, WIDTH), (wide, WIDTH // 2)):
+            gates = judge(cameras, scale(), measurements(), height=HEIGHT, width=width, config=GatesConfig())
+            assert [gate.passed for gate in gates if gate.name == "shifted_path"] == asked
 
 
 @pytest.mark.parametrize(
