@@ -303,8 +303,8 @@ def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: 
             a, b = associate(ours, theirs, max_difference_s=options.max_difference_s)
         if len(a) >= least:
             return _Pairs(i[a], j[b], how)
-    lone = "one common frame, which says nothing of a path" if len(a) else "no common frame"
-    raise ValueError(f"clip {clip_id}: {lone}; {_apart(ours, theirs, offset, options)}")
+    few = "one common frame, which says nothing of a path" if len(a) else "no common frame"
+    raise ValueError(f"clip {clip_id}: {few}; {_apart(ours, theirs, offset, options, num_common=len(a))}")
 
 
 def _between(
@@ -373,7 +373,7 @@ def _spare_frames(frames: ClipCameras) -> int | None:
     return int(np.ceil(frames.source_step or 1.0)) if frames.whole_source else None
 
 
-def _apart(ours: FloatArray, theirs: FloatArray, offset: float, options: Matching) -> str:
+def _apart(ours: FloatArray, theirs: FloatArray, offset: float, options: Matching, *, num_common: int) -> str:
     """What to say where no times, or one alone, are close; `ours` with the offset."""
     shifted = f" (moved by {offset:g} s)" if offset else ""
     span = f"truth {theirs[0]:.3f} to {theirs[-1]:.3f} s"
@@ -383,8 +383,11 @@ def _apart(ours: FloatArray, theirs: FloatArray, offset: float, options: Matchin
         if min(steps) > 0 and max(steps) > _OTHER_UNIT * min(steps):
             return f"{apart}, in steps of {steps[0]:.3g} and {steps[1]:.3g} s: are both in seconds?"
     if ours[-1] >= theirs[0] and ours[0] <= theirs[-1]:
+        none = "no others" if num_common else "none"
+        if options.interpolate:
+            return f"{apart}, {none} between two true poses at most {_FEW_STEPS:g} usual steps apart"
         return (
-            f"{apart}, none within {options.max_difference_s:g} s of each other: --t-max-diff SECONDS allows more, "
+            f"{apart}, {none} within {options.max_difference_s:g} s of each other: --t-max-diff SECONDS allows more, "
             "--interpolate takes the truth between its neighbours"
         )
     return (

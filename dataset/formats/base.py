@@ -113,7 +113,7 @@ def camera_clip(row: Row) -> CameraClip:
         raise ValueError(f"clip {row.clip_id}: {int((row.pose_source == 0).sum())} frames have no camera")
     if row.lens_model == "fisheye":
         raise ValueError(
-            f"clip {row.clip_id}: seen through a fisheye; undistort its pictures to a pinhole's (--undistort)"
+            f"clip {row.clip_id}: seen through a fisheye; formats that carry pictures take it undistorted (--undistort)"
         )
     captions = row.captions or {}
     numbers = {

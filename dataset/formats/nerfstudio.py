@@ -30,7 +30,7 @@ def write_nerfstudio(clip: CameraClip, folder: str | Path, *, points: ColmapPoin
 
     The world is the clip's own (no `applied_transform`). nerfstudio's loader re-centres and rescales poses
     unless told otherwise (`--orientation-method none --center-method none --auto-scale-poses False`). Radial
-    distortion is `k1` and `k2` of the lens: the images are not undistorted.
+    distortion is `k1` and `k2` of the clip's cameras: none beside pictures that were undistorted.
     """
     names = clip.image_names or tuple(f"frame_{i + 1:05d}.png" for i in range(len(clip)))
     gl = opencv_to_opengl(clip.camera_to_world)

@@ -224,6 +224,12 @@ def test_one_common_pose_of_two_paths_is_no_score(options: Matching) -> None:
 
     with pytest.raises(ValueError, match=r"clip c: one common frame.*0.0625 s: are both in seconds\?"):
         score_clip("c", cameras(1000 * time_s), cameras(time_s), matching=options)
+    late, gap = time_s + 0.03 * (time_s > 0), time_s + 9 * (time_s > 0.5)
+    why = r"one common frame.*no others within 0.01 s of each other: --t-max-diff"
+    if options.interpolate:
+        late, why = late + 4, r"no common frame.*none between two true poses at most 2.5 usual steps apart"
+    with pytest.raises(ValueError, match=why):
+        score_clip("c", cameras(late), cameras(gap if options.interpolate else time_s), matching=options)
     # A file of one pose says what it can.
     assert score_clip("c", cameras(time_s[:1], path[:1]), cameras(time_s), matching=options).num_frames == 1
 
