@@ -258,8 +258,12 @@ def _record(
         return
     path = out / "run.json"
     runs = _runs(path)
-    if result is not None:
-        runs = runs[:-1]  # the one that this run added: a time of its own it may not have
+    if result is None:
+        digest = _start_digest(recipe)
+    else:
+        # The one that this run added: a time of its own it may not have. The file that it began with may be another by
+        # now, or elsewhere.
+        runs, digest = runs[:-1], runs[-1].get("start_digest")
     record = {
         "started": begun,
         "ended": None if result is None else now_iso(),
@@ -268,7 +272,7 @@ def _record(
         "data": [str(folder) for folder in clips.folders],
         "encoding": clips.encoding.model_dump(mode="json"),
         "licences": _licences(recipe, clips),
-        "start_digest": _start_digest(recipe),
+        "start_digest": digest,
         **surroundings(_PACKAGES),
         "result": result,
     }

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,6 +361,22 @@ def test_a_run_goes_on_from_weights_that_were_moved_but_not_from_others(tmp_path
         ValueError, match=r"start\.weights: .*base\.safetensors holds other weights than it began"
     ):
         training._check_folder(begun, out, resume=True)
+
+
+def test_a_run_is_recorded_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    """Those of the same name when it ends may be others: the best of a stage that still runs."""
+    weights = tmp_path / "base.safetensors"
+    weights.write_bytes(b"weights")
+    recipe = load_train_recipe("finetune_lora", [f"start.weights={weights}"])
+    encoding = SimpleNamespace(model_dump=lambda mode: {}, weight_licences=())
+    clips: Any = SimpleNamespace(folders=(), encoding=encoding, windows=())
+    training._record(tmp_path, recipe, clips, "now", (), None)
+    begun = training._digest_begun_with(tmp_path)
+    assert begun == training._start_digest(recipe)
+    for change in (lambda: weights.write_bytes(b"others!"), weights.unlink):
+        change()
+        training._record(tmp_path, recipe, clips, "now", (), {"step": 5})
+        assert training._digest_begun_with(tmp_path) == begun
 
 
 def write_file(path: Path, text: str) -> None:
