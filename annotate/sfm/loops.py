@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +25,47 @@ _MIN_DENSE_AGREEMENT = 0.85
 MIN_LOOP_MATCHES = 25  # between images that are not neighbours in time
 
 
+@dataclass(frozen=True)
+class _Views:
+    """Keyframe cameras as far as overlap asks of them: (K, 3, 3) and (K, 3) world to camera, (K, 2) focal length over
+    width and height, (K,) median depth."""
+
+    rotation: FloatArray
+    translation: FloatArray
+    focal: FloatArray
+    depth: FloatArray
+
+    @property
+    def axis(self) -> FloatArray:
+        """(K, 3) viewing directions."""
+        return self.rotation[:, 2]
+
+    @cached_property
+    def target(self) -> FloatArray:
+        """(K, 3) middles of what they see."""
+        centre = -np.einsum("fji,fj->fi", self.rotation, self.translation)
+        return centre + self.axis * self.depth[:, None]
+
+    def holds(self, view: int | slice, targets: FloatArray) -> NDArray[np.bool_]:
+        """(n,) whether views, or a view, hold targets, or a target, in their pictures grown by a fifth."""
+        depth = self.depth[view]
+        local = (self.rotation[view] @ targets[..., None])[..., 0] + self.translation[view]
+        z = np.where(local[..., 2] > 1e-6, local[..., 2], np.nan)
+        with np.errstate(invalid="ignore"):
+            across = np.abs(local[..., :2] / z[..., None] * self.focal[view])
+            return (across < 0.6).all(-1) & (z > 0.5 * depth) & (z < 2 * depth)
+
+    def overlapping(self, i: int, before: int) -> IntArray:
+        """Numbers below `before` of the views that overlap with view `i`, nearest first."""
+        earlier, target = slice(0, before), self.target
+        towards = self.axis[earlier] @ self.axis[i]
+        overlap = self.holds(i, target[earlier]) & self.holds(earlier, target[i])
+        found = np.flatnonzero(overlap & (towards > np.cos(np.radians(50))))
+        apart = np.linalg.norm(target[found] - target[i], axis=1)
+        distance = apart / np.minimum(self.depth[found], self.depth[i]) + (1 - towards[found])
+        return found[np.argsort(distance, kind="stable")]
+
+
 def propose_loops(
     state: State,
     placed: NDArray[np.bool_],
@@ -35,49 +77,32 @@ def propose_loops(
     """Keyframe pairs far apart in time that look at the same place, by the present cameras.
 
     Two views overlap if the centre of each one's view volume (at its median depth) projects into the other's image
-    grown by a fifth, with viewing directions within 50 degrees and depth within a factor of 2.
+    grown by a fifth, with viewing directions within 50 degrees and depth within a factor of 2. One keyframe is compared
+    with all before it at a time, so that memory is that of a row of pairs, not of all of them.
 
     Args:
         depth_median: (K,) median depth of each keyframe's points.
         known: pairs already matched.
         limit: proposals per keyframe at most, nearest view first.
     """
-    rotation = state.rotation.cpu().numpy()
-    translation = state.translation.cpu().numpy()
     focal = np.exp(state.log_focal.cpu().numpy())
-    frames = len(rotation)
-    width, height = size_px
-    centre = -np.einsum("fji,fj->fi", rotation, translation)
-    axis = rotation[:, 2]
-    target = centre + axis * depth_median[:, None]
-    local = np.einsum("fij,kj->fki", rotation, target) + translation[:, None]
-    z = np.where(local[..., 2] > 1e-6, local[..., 2], np.nan)
-    x = local[..., 0] / z * focal[:, None] / width
-    y = local[..., 1] / z * focal[:, None] / height
-    with np.errstate(invalid="ignore"):
-        inside = (
-            (np.abs(x) < 0.6)
-            & (np.abs(y) < 0.6)
-            & (z > 0.5 * depth_median[:, None])
-            & (z < 2 * depth_median[:, None])
-        )
-    overlap = inside & inside.T & (axis @ axis.T > np.cos(np.radians(50)))
-    overlap &= placed[:, None] & placed[None, :]
-    distance = np.linalg.norm(target[:, None] - target[None], axis=2) / np.minimum(
-        depth_median[:, None], depth_median[None]
+    views = _Views(
+        state.rotation.cpu().numpy(),
+        state.translation.cpu().numpy(),
+        focal[:, None] / np.array(size_px),
+        depth_median,
     )
-    distance = distance + (1 - axis @ axis.T)
     pairs: set[tuple[int, int]] = set()
-    for i in range(frames):
-        candidates = [j for j in np.nonzero(overlap[i, : max(0, i - 8)])[0] if (int(j), i) not in known]
-        candidates.sort(key=lambda j: distance[i, j])
+    for i in np.flatnonzero(placed).tolist():
         taken: list[int] = []
-        for j in candidates:
+        for j in views.overlapping(i, max(0, i - 8)).tolist():
+            if not placed[j] or (j, i) in known:
+                continue
             # Spread over time: neighbours of a pair add little.
             if all(abs(j - other) > 8 for other in taken) and not any(
-                (int(j) + a, i + b) in pairs for a in (-1, 0, 1) for b in (-1, 0)
+                (j + a, i + b) in pairs for a in (-1, 0, 1) for b in (-1, 0)
             ):
-                taken.append(int(j))
+                taken.append(j)
             if len(taken) == limit:
                 break
         pairs |= {(j, i) for j in taken}
