@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .. import __version__
 from ..annotate.config import AnnotateConfig
+from ..annotate.frames.base import DecodeConfig
 from ..annotate.sources.entries import Name, SourceConfig, media_root
 from ..dataset.filters import Filters
 from ..dataset.inputs import InputError, parse_yaml, read_json, read_yaml
@@ -181,26 +182,61 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return checked_recipe(Recipe, path, content, errors, line=_with_hint)
 
 
-class _SourceOf(BaseModel):
-    """What a recipe of any version says of its source."""
+class SourceBeside(BaseModel):
+    """What the recipe beside a dataset says of its source, whatever its version calls keys of other sections."""
 
     source: SourceConfig
+
+
+class FiltersBeside(SourceBeside):
+    """The same, and its thresholds."""
+
+    filters: Filters | None = None
+
+
+class _Decoding(BaseModel):
+    decode: DecodeConfig = DecodeConfig()
+
+
+class DecodingBeside(SourceBeside):
+    """The same, and how its media were decoded."""
+
+    annotate: _Decoding = _Decoding()
+
+
+def recipe_beside(out: Path, kind: type[Checked], overrides: Sequence[str] = ()) -> Checked | None:
+    """The recipe beside a dataset, as far as `kind` asks for it; None: there is none.
+
+    A dataset of an earlier version stays usable when keys of other sections change.
+
+    Args:
+        overrides: `key.path=value` items of sections of `kind`.
+    Raises:
+        RecipeError: with every mistake found in those sections.
+    """
+    path = out / "recipe.resolved.yaml"
+    if not path.is_file():
+        return None
+    content, errors = read_content(path)
+    _resolve_paths(content, path.parent.resolve())
+    errors += apply_overrides(content, overrides)
+    asked = ", ".join(kind.model_fields)
+    errors += [
+        f"--set {item}: nothing else than {asked} is asked of this recipe"
+        for item in overrides
+        if item.partition("=")[0].split(".")[0].strip() not in kind.model_fields
+    ]
+    return checked_recipe(kind, path, content, errors, line=_with_hint)
 
 
 def media_root_of_dataset(out: Path) -> Path:
     """Folder that the media of a dataset's rows are relative to, by the recipe beside it; the current one without.
 
-    Only the recipe's source is read: a dataset of an earlier version stays usable when keys of other sections change.
-
     Raises:
         RecipeError: it does not say its source.
     """
-    path = out / "recipe.resolved.yaml"
-    if not path.is_file():
-        return Path()
-    content, errors = read_content(path)
-    _resolve_paths(content, path.parent.resolve())
-    return media_root(checked_recipe(_SourceOf, path, content, errors).source)
+    beside = recipe_beside(out, SourceBeside)
+    return Path() if beside is None else media_root(beside.source)
 
 
 def packaged_names(folder: str) -> list[str]:

@@ -19,7 +19,7 @@ from ..dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ..dataset.reading import open_dataset
 from ..dataset.report.truth import Truth, TruthByClip, truth_of_row
 from ..dataset.rows import Row
-from .loader import Recipe, load_recipe, media_root_of_dataset
+from .loader import DecodingBeside, media_root_of_dataset, recipe_beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,9 @@ def truth_of_dataset(out: Path, *, matching: Matching | None = None) -> TruthByC
     Raises:
         ValueError: the recipe, or the source that it names, cannot be read.
     """
-    path = out / "recipe.resolved.yaml"
-    if not path.is_file():
+    recipe = recipe_beside(out, DecodingBeside)
+    if recipe is None:
         return TruthByClip((), lambda clip_id: Truth())
-    recipe = load_recipe(path)
     refs = {
         clip.clip_id: clip
         for clip in read_clips(recipe.source)
@@ -106,7 +105,7 @@ def truth_of_dataset(out: Path, *, matching: Matching | None = None) -> TruthByC
     return TruthByClip((clip_id for clip_id in refs if clip_id in known), read)
 
 
-def _truth(clip: ClipRef, recipe: Recipe, row: Row, matching: Matching) -> Truth:
+def _truth(clip: ClipRef, recipe: DecodingBeside, row: Row, matching: Matching) -> Truth:
     truth, problems = Truth(), []
     if clip.truth_camera_to_world_path is not None:
         path = clip.truth_camera_to_world_path
@@ -124,7 +123,7 @@ def _truth(clip: ClipRef, recipe: Recipe, row: Row, matching: Matching) -> Truth
     return replace(truth, focal_px=focal_px, problem="; ".join(problems) or None)
 
 
-def _true_focal(clip: ClipRef, path: Path, recipe: Recipe, frame_index: np.ndarray) -> np.ndarray:
+def _true_focal(clip: ClipRef, path: Path, recipe: DecodingBeside, frame_index: np.ndarray) -> np.ndarray:
     """(F, 2) for the stored size."""
     intrinsics = read_intrinsics(path)
     if intrinsics.ndim == 2:

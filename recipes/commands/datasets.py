@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ...dataset.card import Use
     from ...dataset.filters import Filtered
     from ...dataset.same_video import SameVideo
+    from ..loader import FiltersBeside, Recipe
 
 
 def _media_root_if_known(path: Path) -> Path | None:
@@ -241,12 +242,14 @@ def filter_(
     from ...dataset.filters import Filters, apply_filters, join_scores, read_scores, write_judgement
     from ...dataset.reading import open_dataset
     from ...dataset.same_video import check_videos
-    from ..loader import load_recipe
+    from ..loader import FiltersBeside, load_recipe, recipe_beside
 
-    beside = path / "recipe.resolved.yaml"
-    if not recipes and not beside.is_file():
-        raise ValueError(f"{path}: no recipe lies beside it; name one with --recipe")
-    loaded = [load_recipe(name, overrides or ()) for name in recipes or [beside]]
+    loaded: list[Recipe | FiltersBeside] = [load_recipe(name, overrides or ()) for name in recipes or ()]
+    if not recipes:
+        beside = recipe_beside(path, FiltersBeside, overrides or ())
+        if beside is None:
+            raise ValueError(f"{path}: no recipe lies beside it; name one with --recipe")
+        loaded.append(beside)
     filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
     found = join_scores([*extra_scores(path), *(read_scores(file) for file in scores or ())])
     dataset = open_dataset(path)

@@ -20,12 +20,14 @@ from ...dataset.store import write_atomically
 from ...dataset.strict import Strict
 from ...dataset.text_table import markdown_table, text_table
 from ..loader import (
+    FiltersBeside,
     apply_overrides,
     checked_recipe,
     load_recipe,
     packaged_names,
     packaged_or_own,
     read_content,
+    recipe_beside,
 )
 
 _HEAD = ("source", "clips", "accepted", "filters keep", "taken", "hours", "scale from", "spread", "share")
@@ -91,11 +93,8 @@ def run_mix(recipe: MixRecipe, paths: Sequence[Path], out: Path | None) -> tuple
 
 def _filters_beside(path: Path) -> dict[str, Filters]:
     """Thresholds of the recipe beside a dataset, by its source."""
-    beside = path / "recipe.resolved.yaml"
-    if not beside.is_file():
-        return {}
-    recipe = load_recipe(beside)
-    return {recipe.source.name: recipe.filters or Filters()}
+    recipe = recipe_beside(path, FiltersBeside)
+    return {} if recipe is None else {recipe.source.name: recipe.filters or Filters()}
 
 
 def _cells(source: SourceMix) -> tuple[str, ...]:

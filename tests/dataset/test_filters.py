@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from theodolite.dataset.filters import (
     Filters,
     apply_filters,
@@ -217,6 +219,19 @@ def test_the_command(some: Path, tmp_path: Path) -> None:
     nothing = CliRunner().invoke(app, ["filter", str(some)])
     assert nothing.exit_code == 2
     assert "name one with --recipe" in nothing.output
+    # That beside the dataset may be of a version whose other sections had other keys.
+    beside = {
+        "source": {"kind": "videos", "name": "miradata", "root": "."},
+        "annotate": {"gates": {"a_gate_that_was": 0.3}},
+        "filters": {"flow_px": [3, 80]},
+    }
+    copied = Path(shutil.copytree(some, tmp_path / "copied"))
+    (copied / "recipe.resolved.yaml").write_text(yaml.safe_dump(beside))
+    done = CliRunner().invoke(app, ["filter", str(copied)])
+    assert "miradata: 8 clips, 7 with accepted cameras, 4 kept" in done.output
+    wrong = CliRunner().invoke(app, ["filter", str(copied), "--set", "filter.flow_px=[3, 4]"])
+    assert wrong.exit_code == 2
+    assert "--set filter.flow_px=[3, 4]: nothing else than source, filters" in wrong.output
 
 
 @pytest.mark.slow

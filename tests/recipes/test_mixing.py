@@ -61,7 +61,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_dataset(root / "games", games)
     (root / "walks" / "recipe.resolved.yaml").write_text(
         "schema_version: 1\nname: w\nmode: estimate\nsource: {kind: videos, name: walks, root: .}\n"
-        "filters: {vmaf_motion: [0.5, 50]}\n"
+        "annotate: {gates: {a_gate_that_was: 0.3}}\nfilters: {vmaf_motion: [0.5, 50]}\n"
     )
     (root / "two.yaml").write_text(RECIPE)
     return root / "walks", root / "games"

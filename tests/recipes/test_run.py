@@ -85,6 +85,10 @@ def dataset(tmp_path, rendered):
 @pytest.mark.slow
 def test_truth_is_for_the_stored_frames_and_size(dataset):
     out, rendered = dataset
+    resolved = out / "recipe.resolved.yaml"
+    of_today = resolved.read_text()
+    resolved.write_text(of_today.replace("min_kept_share:", "min_held_share:"))  # of the version before
+    assert resolved.read_text() != of_today
     truth = truth_of_dataset(out)
     assert set(truth) == {"a"}
     poses, focal_px = truth["a"].camera_to_world, truth["a"].focal_px
