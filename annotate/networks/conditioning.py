@@ -175,6 +175,7 @@ def _relative_poses(pose: Tensor, use_pose: Tensor, use_depth: Tensor, mean: Ten
     eye = torch.eye(4, device=pose.device)
     off = (rotation @ rotation.transpose(-1, -2) - eye[:3, :3]).abs().amax((-1, -2))
     rigid = (off < _MAX_RIGID_ERROR) & (torch.linalg.det(rotation) > 0) & pose.isfinite().all(-1).all(-1)
+    rigid &= ((pose[..., 3, :] - eye[3]).abs() < _MAX_RIGID_ERROR).all(-1)
     pose = _only_good(pose, rigid, eye, use_pose, "camera_to_world is no rotation and translation")
     poses = invert_rigid(pose[:, :1]) @ pose
     poses[..., :3, 3] /= mean.view(-1, 1, 1)

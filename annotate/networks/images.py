@@ -9,6 +9,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_OVERSHOOT = 0.25
+"""By which values may leave [0, 1]: what sharp edges get from resampling."""
+
+
+def check_values(images: Tensor) -> None:
+    """Raise ValueError unless images hold uint8, or floating numbers in [0, 1]; on a GPU the host waits for those."""
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images hold {images.dtype}; give uint8, or floating numbers in [0, 1]")
+    low, high = (float(x) for x in images.aminmax())
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        raise ValueError(
+            f"images hold values from {low:g} to {high:g}; give uint8, or floating numbers in [0, 1]"
+        )
+
 
 @cache
 def _lanczos(size: int, to: int, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .conv import ConvStack, last_maps, view_plane
 from .focal import focal_and_shift
+from .images import check_values
 from .variants import BACKBONES, Variant
 from .vit import PATCH, VisionTransformer, cast_linears, linear
 
@@ -259,8 +260,7 @@ class MoGe2(nn.Module):
         """
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"image must be (B, 3, H, W), got {tuple(image.shape)}")
-        if not (image.dtype == torch.uint8 or image.is_floating_point()):
-            raise ValueError(f"image holds {image.dtype}; give uint8, or floating numbers in [0, 1]")
+        check_values(image)
         if num_tokens < 1 or num_tokens != int(num_tokens):
             raise ValueError(f"num_tokens is {num_tokens}; give a whole number of at least 1")
         if image.dtype == torch.uint8:
@@ -329,7 +329,7 @@ class MoGe2(nn.Module):
         given = [n for n in OUTPUTS if n != "normal" or "normal_head" in dict(self.size.heads)]
         outputs = given if outputs is None else [outputs] if isinstance(outputs, str) else outputs
         unknown = sorted(set(outputs) - set(given))
-        if unknown:
+        if unknown or not outputs:
             raise ValueError(f"unknown outputs {unknown}; this network gives {', '.join(given)}")
         if not 0 <= resolution_level <= 9:
             raise ValueError(f"resolution_level is {resolution_level}; give 0 to 9")

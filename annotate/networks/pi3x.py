@@ -21,6 +21,7 @@ from .conditioning import Conditions, WindowShape, invert_rigid, prepare_conditi
 from .conv import ConvHead
 from .fused.op import DIRECT_FACTOR, add_norm, rotate_qk, takes_direct
 from .fused.reference import rope_table, rotate
+from .images import check_values
 from .vit import (
     PATCH,
     Attention,
@@ -183,7 +184,13 @@ class CameraHead(nn.Module):
 
 
 def nearest_rotation(matrix: Tensor) -> Tensor:
-    """(..., 3, 3) to the nearest rotation after normalising each row, by SVD."""
+    """(..., 3, 3) to the nearest rotation after normalising each row, by SVD.
+
+    Raises:
+        NotFinite: for values that are no numbers, which the SVD would end at with an error of its own.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise NotFinite("Pi3X: camera_poses hold values that are no numbers")
     u, _, vt = torch.linalg.svd(F.normalize(matrix, dim=-1))
     sign = torch.ones(matrix.shape[:-1], device=matrix.device)
     sign[..., 2] = torch.linalg.det(u @ vt)
@@ -338,12 +345,11 @@ class Pi3X(nn.Module):
             ValueError: for sizes, types, names or conditions that do not fit.
             NotFinite: for results that are no numbers.
         """
-        if not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise ValueError(f"images hold {images.dtype}; give uint8, or floating numbers in [0, 1]")
         if 0 in images.shape:
             raise ValueError(f"images are {tuple(images.shape)}: they hold nothing")
-        if chunk < 1:
-            raise ValueError(f"chunk is {chunk}; at least one frame passes at once")
+        check_values(images)
+        if chunk < 1 or chunk != int(chunk):
+            raise ValueError(f"chunk is {chunk}; a whole number of frames passes at once, at least one")
         if images.ndim != 5 or images.shape[2] != 3 or images.shape[-1] % PATCH or images.shape[-2] % PATCH:
             raise ValueError(
                 f"images must be (B, N, 3, H, W) with H, W multiples of 14, got {tuple(images.shape)}"

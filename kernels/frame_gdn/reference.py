@@ -24,6 +24,8 @@ from ..checks import check_chunk_starts, check_counts, check_tensors
 from .arguments import ScanOptions, Tokens, check_arguments
 
 Degenerate = Literal["auto", "refuse", "nan", "identity"]
+_RIGID = 0.05
+"""Largest entry of R R^T - I of what is taken for a rotation: bfloat16 leaves 0.01."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def world_to_ray(
 ) -> Tensor:
     """Rigid transform from the world to the frame of each token's ray.
 
-    A camera is degenerate where it gives a ray no frame: a focal length of zero, values that are no numbers, a matrix
-    that is no rotation.
+    A camera is degenerate where it gives a ray no frame: a focal length that is not above zero, values that are no
+    numbers, a matrix that is no rotation (scaled and mirrored ones).
 
     Args:
         camera_to_world: (B, T, 3 or 4, 4), OpenCV axes, metres.
@@ -161,6 +163,7 @@ def world_to_ray(
     result = torch.cat([rows, translation], dim=-1)
     # `normalize` leaves a zero vector zero, so a matrix that is no rotation may give finite rows without length.
     usable = result.isfinite().all(-1).all(-1) & (rows.square().sum(-1) > 0.5).all(-1)
+    usable = usable & _is_camera(rotation, intrinsics)[..., None]
     if degenerate == "auto":
         degenerate = "nan" if result.is_cuda or torch.compiler.is_compiling() else "refuse"
     if degenerate == "refuse":
@@ -176,6 +179,16 @@ def world_to_ray(
     else:
         other = torch.full((), torch.nan, dtype=result.dtype, device=result.device)
     return torch.where(usable[..., None, None], result, other)
+
+
+def _is_camera(rotation: Tensor, intrinsics: Tensor) -> Tensor:
+    """(B, T) bool: rotations (B, T, 3, 3) that are some, in whatever type they are stored, and lenses (B, T, 4) with
+    focal lengths above zero."""
+    r = rotation.float()
+    off = r @ r.transpose(-1, -2) - torch.eye(3, device=r.device)
+    # The rows' triple product: a determinant whose kernel does not wait for the host.
+    volume = (torch.linalg.cross(r[..., 0, :], r[..., 1, :]) * r[..., 2, :]).sum(-1)
+    return (off.abs() < _RIGID).all(-1).all(-1) & (volume > 0) & (intrinsics[..., :2] > 0).all(-1)
 
 
 def rotate(x: Tensor, rope: Tensor, *, inverse: bool = False) -> Tensor:

@@ -163,11 +163,27 @@ def degenerate(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
             pose[0, 1, 0, 3] = torch.inf
         case "no rotation":
             pose[0, 1, :3, :3] = 0
+        case "a scale in the rotation":
+            pose[0, 1, :3, :3] *= 1.2
+        case "a mirror":
+            pose[0, 1, 0, 0] = -1
+        case "focal lengths below zero":
+            lens[0, 1, :2] *= -1
     return pose, lens
 
 
 @pytest.mark.parametrize(
-    "kind", ["no focal length", "infinite focal length", "NaN pose", "infinite centre", "no rotation"]
+    "kind",
+    [
+        "no focal length",
+        "infinite focal length",
+        "focal lengths below zero",
+        "NaN pose",
+        "infinite centre",
+        "no rotation",
+        "a scale in the rotation",
+        "a mirror",
+    ],
 )
 def test_degenerate_camera_is_refused_or_said(kind: str) -> None:
     pose, lens = degenerate(kind)

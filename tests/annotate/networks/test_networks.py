@@ -344,6 +344,7 @@ LENS, POSE = torch.eye(3).expand(1, 2, 3, 3), torch.eye(4).expand(1, 2, 4, 4)
         ({"rays": torch.ones(1, 2, 28, 42, 3), "intrinsics": LENS}, "one of them"),
         ({"camera_to_world": POSE[..., :3, :]}, "camera_to_world is"),
         ({"camera_to_world": 2 * POSE}, "no rotation"),
+        ({"camera_to_world": (POSE + torch.eye(4).roll(1, 1)).mT}, "no rotation"),
         ({"camera_to_world": POSE * torch.nan}, "no rotation"),
         ({"depth": DEPTH, "depth_frames": MASK[:, :1]}, "frame masks"),
         ({"depth": DEPTH, "depth_frames": MASK.float()}, "frame masks"),
@@ -382,6 +383,9 @@ def test_unused_frames_and_unknown_pixels_may_hold_anything(tiny):
         (IMAGES, {"outputs": "conf"}, "unknown outputs"),
         (IMAGES, {"outputs": ()}, "name some of"),
         (IMAGES, {"chunk": 0}, "chunk is 0"),
+        (IMAGES, {"chunk": 1.5}, "chunk is 1.5"),
+        (255 * IMAGES, {}, r"hold values from .*; give uint8, or floating numbers in \[0, 1\]"),
+        (IMAGES * torch.nan, {}, "hold values from nan"),
     ],
 )
 def test_pi3x_refuses_what_does_not_fit(tiny, images, kw, message):
@@ -396,10 +400,9 @@ def test_output_that_is_no_number_is_said_and_rejects_the_clip():
     network.metric_head.bias.fill_(torch.nan)
     with pytest.raises(NotFinite, match="camera_poses and metric"):
         network(IMAGES, outputs=("camera_poses", "metric"))
-    damaged = IMAGES.clone()
-    damaged[0, 1, 0, 3, 3] = torch.nan
-    with pytest.raises(NotFinite):
-        network(damaged, outputs=("conf",))
+    network.camera_head.fc_rot.bias[1] = torch.nan  # ends in an SVD
+    with pytest.raises(NotFinite, match="camera_poses"):
+        network(IMAGES, outputs=("camera_poses",))
     whole = Pi3XNetwork(
         network, torch.device("cpu"), max_pixels=2000, provenance=Provenance(("x",), ("x",), True)
     )
@@ -417,7 +420,10 @@ def test_output_that_is_no_number_is_said_and_rejects_the_clip():
     [
         (IMAGES, {}, r"\(B, 3, H, W\)"),
         (IMAGES[0, :, :1], {}, r"\(B, 3, H, W\)"),
-        (IMAGES[0].int(), {}, "holds torch.int32"),
+        (IMAGES[0].int(), {}, "hold torch.int32"),
+        (255 * IMAGES[0], {}, "hold values from"),
+        (IMAGES[0] * torch.nan, {}, "hold values from nan"),
+        (IMAGES[0], {"outputs": ()}, "this network gives points"),
         (IMAGES[0], {"outputs": ("deth",)}, "unknown outputs .'deth'."),
         (IMAGES[0], {"resolution_level": 10}, "resolution_level is 10"),
         (IMAGES[0], {"resolution_level": -1}, "resolution_level is -1"),
