@@ -172,13 +172,11 @@ def load_image(clip_id: str, path: Path) -> tuple[NDArray[np.uint8], Orientation
         if not path.exists():
             raise InputError(f"{path}: No such file or directory")
         data = read_bytes(path)
-        orientation, tag, whole = _look_at(data)
+        orientation, tag, _ = _look_at(data)
         if tag is not None and data[:2] in (b"II", b"MM"):
             # OpenCV turns TIFF half-way: mirrors always, quarter turns never. Here it is told that there is none.
             place, order = tag
             data = data[:place] + struct.pack(f"{order}H", 1) + data[place + 2 :]
-        if data and not whole:
-            raise InputError(f"{path}: ends before its picture does")
         bgr = decode_image(data, path)
     except ImageSizeError as error:
         raise MediaError("image_too_large", f"clip {clip_id}: {error}") from None
@@ -192,7 +190,8 @@ class ImageSizeError(InputError):
 
 
 def decode_image(data: bytes, path: str | Path, *, as_stored: bool = False) -> NDArray[np.uint8]:
-    """Pixels of an image file as stored, by OpenCV; its size is judged by its header before anything is unfolded.
+    """Pixels of an image file as stored, by OpenCV; its size is judged by its header before anything is unfolded,
+    and that all of it is there.
 
     Args:
         path: for messages.
@@ -204,6 +203,10 @@ def decode_image(data: bytes, path: str | Path, *, as_stored: bool = False) -> N
     import cv2
 
     size = image_size(data)
+    if size is not None and not _look_at(data)[2]:
+        # OpenCV makes room for what a part of a PNG says that it holds, up to four gigabytes, and looks for pixels
+        # beyond the file's end, where lengths are what memory held.
+        raise InputError(f"{path}: ends before its picture does")
     if size is None:
         raise InputError(f"{path}: no readable image (PNG, JPEG, WebP, BMP and TIFF are read)")
     if why := too_many_pixels(*size):
@@ -351,13 +354,14 @@ def _jpeg_tag(data: bytes) -> tuple[_Tag | None, bool]:
 
 
 def _png_tag(data: bytes) -> tuple[_Tag | None, bool]:
-    found, offset = None, 8
+    found, offset, pixels = None, 8, False
     while offset + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"eXIf":
             found = _tiff_tag(data, offset + 8)
         if kind == b"IEND":
-            return found, True
+            return found, pixels
+        pixels |= kind == b"IDAT"
         offset += 12 + length
     return found, False
 

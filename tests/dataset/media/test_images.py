@@ -10,9 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from theodolite.dataset.inputs import InputError
 from theodolite.dataset.media import images, read
 from theodolite.dataset.media.errors import MediaError
-from theodolite.dataset.media.images import images_in, list_images, load_image, read_image
+from theodolite.dataset.media.images import decode_image, images_in, list_images, load_image, read_image
 from theodolite.dataset.media.orientation import ORIENTATIONS
 from theodolite.dataset.report.pictures import pictures_from_media
 from theodolite.dataset.rows import rows_from_table, rows_to_table
@@ -141,6 +142,19 @@ def test_cut_and_foreign_files(tmp_path, suffix):
         assert caught.value.reason == "unreadable_image"
     with pytest.raises(MediaError, match="No such file"):
         read_image("c", tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_a_part_that_says_more_than_the_file_holds_is_not_made_room_for(as_stored):
+    data = bytearray(encoded(".png", np.zeros((HEIGHT, WIDTH, 3), np.uint8)))
+    at = data.index(b"IDAT")
+    for place, value in (
+        (at - 4, 0x40),
+        (at + 2, ord("C")),
+    ):  # a gigabyte; no pixels at all, looked for beyond the end
+        damaged = data[:place] + bytes([value]) + data[place + 1 :]
+        with pytest.raises(InputError, match=r"^a\.png: ends before its picture does$"):
+            decode_image(bytes(damaged), "a.png", as_stored=as_stored)
 
 
 # --- which files ---------------------------------------------------------------------------------
