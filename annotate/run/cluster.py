@@ -345,9 +345,11 @@ _SAID = [os.environ.get(name, "") for name in THREAD_VARIABLES]
 
 
 def _allowed_threads(most: int) -> int:
-    """`most` threads, or fewer where the user said so in any of the variables (torch goes by the largest of them): on
-    cores that others use too, threads that wait for each other cost eight times as much."""
-    return min([most, *(int(said) for said in _SAID if said.isdigit() and int(said))])
+    """`most` threads, or fewer where the user said so in any of the variables (torch goes by the largest of them; of
+    OpenMP's list of levels the first counts): on cores that others use too, threads that wait for each other cost eight
+    times as much."""
+    outer = [said.partition(",")[0].strip() for said in _SAID]
+    return min([most, *(int(said) for said in outer if said.isdecimal() and int(said))])
 
 
 @contextmanager
