@@ -33,7 +33,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "length: a lens that zooms looks like a camera that comes closer.",
     "shifted_path": "What shifts of the picture, as stabilisers make them, do to the path, over its length; asked "
     "where the picture shifts.",
-    "focal_sigma": "What the focal length is wrong by where all measurements err alike: a short path hardly tells it.",
+    "focal_sigma": "What the focal length is wrong by where all measurements err alike, which a short path hardly "
+    "tells, and of a constant one what it would rather change by.",
     "depth_scale": "Standard deviation of the log of the unit that the clip takes from its depth.",
     "depth_residual": "Median log difference between the depth that the cameras give and the measured one.",
     "depth_reading": "How much worse other readings of the given depth (turned, late, inverse) fit the images; "

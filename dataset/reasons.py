@@ -413,8 +413,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Look whether the images were squeezed to another shape.",
     ),
     "focal_uncertain": _judged(
-        "The path is too short to tell the focal length: errors that all measurements share may move it by more than"
-        " the gate allows.",
+        "The focal length is told too badly: errors that all measurements of a short path share, or a zoom that was "
+        "taken for a constant lens, may be worth more of it than the gate allows.",
         "Take a longer window, or give the lens (intrinsics_path; focal: prior if it is known roughly).",
     ),
     "fov_too_narrow": _judged(
@@ -426,7 +426,8 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Widen annotate.gates.fov_max_deg if the lens is known to be so wide.",
     ),
     "moving_things": _judged(
-        "Something that moves on its own fills so much of the picture that the scene cannot be told from it.",
+        "The cameras go over from what they agreed with to something else: one of the two moves on its own, and is "
+        "large enough to be taken for the scene.",
         "Set the window beside it, or give poses; networks (recipe estimate) help where they know the scene.",
     ),
     "picture_shifts": _judged(

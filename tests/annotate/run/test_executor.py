@@ -305,7 +305,13 @@ def test_nobody_else_reaches_a_local_cluster():
 
 @pytest.mark.parametrize(
     ("said", "threads"),
-    [(["1", "", ""], 1), (["", "2", "9"], 2), (["64", "", ""], 3), (["2,1", "", ""], 2), (["0", "²", "many"], 3)],
+    [
+        (["1", "", ""], 1),
+        (["", "2", "9"], 2),
+        (["64", "", ""], 3),
+        (["2,1", "", ""], 2),
+        (["0", "²", "many"], 3),
+    ],
 )
 def test_workers_have_no_more_threads_than_the_user_says(monkeypatch, said, threads):
     monkeypatch.setattr(cluster, "_SAID", said)

@@ -27,6 +27,7 @@ from theodolite.annotate.verdict.gates import (
     judge_given,
 )
 from theodolite.annotate.verdict.motion import image_motion
+from theodolite.recipes.loader import load_recipe
 
 from ...typed import known
 
@@ -262,6 +263,12 @@ def test_a_recipe_may_take_fisheyes() -> None:
     fisheye = replace(solution(), lens_model="fisheye")
     assert failed(fisheye) == ["fisheye_lens"]
     assert failed(fisheye, config=GatesConfig(allow_fisheye=True)) == []
+
+
+def test_a_lens_is_not_turned_away_for_a_path_that_nobody_scores() -> None:
+    shifted = replace(solution(), focal_model="smooth", shared=sharing(path=0.5), centre_jitter_px=3.0)
+    assert failed(shifted) == ["position_uncertain", "picture_shifts"]
+    assert failed(shifted, config=load_recipe("benchmarks/influx").annotate.gates) == []
 
 
 @pytest.mark.parametrize(
