@@ -36,7 +36,7 @@ class KeyframesConfig(Strict):
     """Keyframes per second of video; the bundle gives the frames between them their cameras."""
     max_one_pass: Annotated[int, Field(ge=2)] = 96
     """A clip with at most so many keyframes is one window: nothing has to be joined."""
-    window: Annotated[int, Field(ge=4)] = 64
+    window: Annotated[int, Field(gt=LEAST_OVERLAP)] = 64
     """Keyframes in a window of longer clips. Cost grows with the square; published accuracy falls below about 60.
     Longer ones start the bundle from a better place for up to 1.7 times the cost (`estimate_simulated.py windows`)."""
     step: Annotated[int, Field(ge=1)] = 32

@@ -4,9 +4,9 @@ Frames go by once, in order. Every window of keyframes is handed to the network 
 images are held for the windows in flight and for the one spread window only, and memory on the device does not grow
 with the clip. What is kept of a window is small: poses, focal lengths, and depth and confidence at half size.
 
-Windows overlap by half; one more window holds frames from all over the clip, which a network without frame order
-takes like any other and which closes the loop over the whole clip at once. `align` brings all of them together.
-What the windows then still disagree about is the uncertainty.
+Windows overlap, by half unless a recipe says less; one more window holds frames from all over the clip, which a network
+without frame order takes like any other and which closes the loop over the whole clip at once. `align` brings all of
+them together. What the windows then still disagree about is the uncertainty.
 """
 
 from __future__ import annotations

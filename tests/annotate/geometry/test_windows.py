@@ -102,6 +102,8 @@ def test_windows_cover_and_overlap(count: int) -> None:
 def test_windows_that_hardly_overlap_are_refused() -> None:
     with pytest.raises(ValidationError, match="overlap by at least 4 keyframes"):
         KeyframesConfig(window=64, step=61)
+    with pytest.raises(ValidationError, match="greater than 4"):  # whatever its step
+        KeyframesConfig(window=4, step=1)
 
 
 # --- one window --------------------------------------------------------------------------------------
