@@ -34,6 +34,7 @@ from .storage.listing import (
     list_folders,
     read_note,
     sorted_folders,
+    stamp_without_file,
 )
 from .storage.log import Parts, committed_parts
 from .storage.paths import StorePath, as_path
@@ -560,8 +561,17 @@ def part_stamps(out: str | Path, parts: Sequence[Path]) -> list[Stamp]:
         names = [part.relative_to(out).as_posix() for part in parts]
         # A single file that was opened by its own name is in no log.
         return [(name, *known.get(name, (0, 0))) for name in names]
-    stats = [(part, part.stat()) for part in parts]
-    return [(str(part.relative_to(out)), stat.st_size, stat.st_mtime_ns) for part, stat in stats]
+    return [_stamp(str(part.relative_to(out)), part) for part in parts]
+
+
+def _stamp(name: str, part: Path) -> Stamp:
+    try:
+        status = part.stat()
+    except OSError as error:
+        if (stamp := stamp_without_file(name, part, error)) is None:
+            raise
+        return stamp
+    return name, status.st_size, status.st_mtime_ns
 
 
 def part_metadata(path: Path) -> tuple[int, str]:

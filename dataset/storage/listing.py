@@ -180,12 +180,24 @@ def _scan(folder: Path, name: str, stamped: bool) -> tuple[list[Stamp], list[str
             try:
                 status = look(part)
                 stamps.append((f"{name}/{part}", status.st_size, status.st_mtime_ns))
-            except (
-                FileNotFoundError
-            ):  # removed at this moment, unless it is a link to nowhere: who reads it says so
-                if os.path.islink(folder / part):
-                    stamps.append((f"{name}/{part}", 0, 0))
+            except OSError as error:
+                if (stamp := stamp_without_file(f"{name}/{part}", folder / part, error)) is not None:
+                    stamps.append(stamp)
     return stamps, below
+
+
+def stamp_without_file(name: str, part: Path, error: OSError) -> Stamp | None:
+    """What stands for a part that cannot be looked at: of a link that leads nowhere a stamp, for who reads it says so;
+    None where it was removed at this moment.
+
+    Raises:
+        OSError: anything else, which names the part.
+    """
+    if os.path.islink(part):
+        return name, 0, 0
+    if isinstance(error, FileNotFoundError):
+        return None
+    raise OSError(error.errno, error.strerror, str(part)) from None
 
 
 @contextmanager
@@ -228,6 +240,11 @@ def sorted_folders(path: Path) -> list[Path]:
     """Folders in a folder, which need not be there."""
     try:
         with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+            return sorted(Path(entry.path) for entry in entries if _is_folder(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also through a link, which may lead nowhere or in a circle."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
