@@ -478,6 +478,12 @@ class ClipStream(IterableDataset[dict[str, Any]]):
     def _check_shapes(self) -> None:
         """Refuse clips whose samples differ in shape before the first batch meets two of them."""
         first = self._known[0]
+        by_lens = self._sampling.undistort and self._sampling.content == "frames"
+        if by_lens and self._sampling.size is None and len(self._known) > 1:
+            raise ValueError(
+                f"{self._clips.path}: undistorted pictures are as large as the lens of each clip shows, which makes no"
+                " batch; give the frames' size=(height, width)"
+            )
         for clip in self._known[1:]:
             if self._sampling.num_frames is None and clip.num_frames != first.num_frames:
                 raise ValueError(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,12 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
     with pytest.raises(ValueError, match="clip_0000 and clip_0001 are 1280x720 and 640x360"):
         ClipStream(mixed, Sampling(content="frames", num_frames=9), batch_size=2)
     assert len(next(iter(ClipStream(mixed, NINE, batch_size=2)))["clip_id"]) == 2
+    bent = [make_row(0, radial_k1=0.2), make_row(1, radial_k1=-0.2)]  # one of which loses its border
+    bent_clips = theodolite.dataset.open(make_dataset(tmp_path / "bent", {"a": bent}))
+    straight = Sampling(content="frames", num_frames=9, undistort=True)
+    with pytest.raises(ValueError, match="undistorted pictures are as large as the lens of each clip shows"):
+        ClipStream(bent_clips, straight, batch_size=2)
+    assert len(ClipStream(bent_clips, replace(straight, size=(64, 128)), batch_size=2)) == 1
     cases: list[dict[str, Any]] = [
         {"num_frames": 0},
         {"window": "random"},
