@@ -19,7 +19,7 @@ import hashlib
 import json
 import struct
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,8 @@ class Window(Strict):
     stand_in: bool = False
     source: str = ""
     """Of its row; empty in folders of earlier versions."""
+    cameras_digest: str = ""
+    """Of what its row says of cameras and lens; empty without cameras and in folders of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +163,37 @@ def check_same(out: Path, wanted: Mapping[str, object]) -> None:
         raise ValueError(
             f"{out}: holds clips that were encoded otherwise ({'; '.join(differences)}); choose another --out"
         )
+
+
+def check_windows(out: Path, there: Mapping[str, tuple[Path, Window]], wanted: Iterable[Window]) -> None:
+    """Make sure that windows that are there under their ids are those that are wanted: one of another length, caption
+    or camera path would be taken for it.
+
+    Args:
+        there: `encoded_windows` of the folder.
+    Raises:
+        ValueError: some are not; names what differs in the first ones.
+    """
+    differences = {}
+    for window in wanted:
+        if window.id in there:
+            before, now = there[window.id][1].model_dump(), window.model_dump()
+            odd = [
+                k for k, v in before.items() if v != now[k] and v not in ("", {})
+            ]  # empty in earlier versions
+            if odd:
+                said = (f"{k} {_short(before[k])} there, {_short(now[k])} now" for k in odd)
+                differences[window.id] = ", ".join(said)
+    if differences:
+        name, why = next(iter(differences.items()))
+        raise ValueError(
+            f"{out}: holds {len(differences)} windows that are otherwise now ({name}: {why}); give another folder"
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_encoding(folder: Path) -> Encoding:

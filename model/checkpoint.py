@@ -20,10 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import WorldModelConfig
+from .config import UNSHAPED, WorldModelConfig
 from .context import Operators
 from .network import WorldModel
-from .weight_files import first_line, load_torch, opened_safetensors
+from .weight_files import OPTIONS, first_line, load_torch, opened_safetensors
 
 _DIFFUSERS = {"t_embedder.linear_1.": "t_embedder.mlp.0.", "t_embedder.linear_2.": "t_embedder.mlp.2."}
 """What diffusers calls otherwise; it leaves out `pos_embed` and `y_embedder.y_embedding`."""
@@ -115,6 +115,25 @@ def read_config(shapes: Mapping[str, Iterable[int]], *, origin: str) -> WorldMod
     return WorldModelConfig(**sizes)
 
 
+def told_options(layout: Layout, origin: str) -> dict[str, Any]:
+    """Options with which an export of ours was trained, where they are not the default.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    text = (layout.metadata or {}).get(OPTIONS, "{}")
+    try:
+        found = json.loads(text)
+        unknown = found.keys() - set(UNSHAPED)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{origin}: its {OPTIONS} are no JSON: {first_line(error)}") from error
+    if unknown:
+        raise ValueError(
+            f"{origin}: its {OPTIONS} have {', '.join(sorted(unknown))}, which are not known here"
+        )
+    return found
+
+
 def _ratio(hidden: int, width: int) -> float:
     """The `ffn_ratio` that gives `hidden` back: a quotient that was rounded down would give one channel less."""
     ratio = hidden / width
@@ -133,7 +152,8 @@ def load_world_model(
 
     Args:
         path: a `.safetensors`, `.pt` or `.pth` file, a diffusers folder, or its `.index.json`.
-        options: of `WorldModelConfig`, those that no shape tells (`camera_rms_cap`, softmax scales).
+        options: of `WorldModelConfig`, those that no shape tells (`camera_rms_cap`, softmax scales); null: as the file
+            says, else the defaults.
         operators: implementations of the operators.
         dtype: of the network; None: as stored.
         device: where the network goes.
@@ -145,8 +165,8 @@ def load_world_model(
     """
     tensors, layout = read_tensors(Path(path))
     config = read_config({k: v.shape for k, v in tensors.items()}, origin=str(path))
-    if options:
-        config = WorldModelConfig(**{**config.model_dump(), **options})
+    given = told_options(layout, str(path)) if options is None else options
+    config = WorldModelConfig(**{**config.model_dump(), **given})
     with torch.device("meta"):
         model = WorldModel(config, operators)
     _check_fit(model, tensors, origin=str(path))

@@ -72,6 +72,10 @@ class WorldModelConfig(Strict):
         return block % self.softmax_every == self.softmax_every - 1
 
 
+UNSHAPED = ("camera_rms_cap", "camera_softmax_scale", "softmax_scale", "softmax_bfloat16")
+"""Options that no tensor's shape tells: an export says those that are not the default."""
+
+
 def chunk_starts(frames: int, size: int = 3) -> tuple[int, ...]:
     """First latent frames of the chunks of a clip: the first chunk holds one frame more, a short rest joins the last.
 

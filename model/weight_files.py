@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+STAGE, AUTOENCODER, OPTIONS = "theodolite.stage", "theodolite.autoencoder", "theodolite.options"
+"""Keys of a safetensors file's metadata under which an export says what its weights can do, whose latents they were
+trained on, and with which options that no shape tells, as JSON."""
+START = "theodolite.start"
+"""Of a LoRA: SHA-256 of the file of weights that it changes."""
+
 
 @contextmanager
 def opened_safetensors(path: Path) -> Iterator[Any]:
@@ -27,6 +33,18 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         why = _looks_like(path) or first_line(error)
         raise ValueError(f"{path} is no intact safetensors file: {why}") from error
+
+
+def told_by(path: Path) -> dict[str, str]:
+    """What an export of ours says of itself; empty for other files, and for a folder.
+
+    Raises:
+        ValueError: a safetensors file that is damaged.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with opened_safetensors(path) as file:
+        return {k: v for k, v in (file.metadata() or {}).items() if k.startswith("theodolite.")}
 
 
 def load_torch(path: Path) -> Any:

@@ -29,7 +29,15 @@ from ..annotate.run.cluster import (
 )
 from ..annotate.run.worker import begin_as_worker
 from ..dataset.commit import hold_folder
-from ..dataset.encoded import MARKER, Window, begin, check_same, encoded_windows, write_shard
+from ..dataset.encoded import (
+    MARKER,
+    Window,
+    begin,
+    check_same,
+    check_windows,
+    encoded_windows,
+    write_shard,
+)
 from ..dataset.filters import kept_clips
 from ..dataset.media.read import pointed_at
 from ..dataset.outputs import refuse_other_outputs
@@ -135,8 +143,9 @@ def run_encode(
     if there:  # before networks are loaded, which takes minutes
         names = ("height", "width", "fit", "fps", "undistort")
         check_same(job.out, {name: getattr(job.options, name) for name in names})
+    have = encoded_windows(job.out) if there else {}
+    check_windows(job.out, have, windows)
     if dry_run:
-        have = encoded_windows(job.out) if there else {}
         return "\n".join([_planned(job, windows, have), *plan.notes, *_reasons(refused)]), 0
     with hold_folder(job.out):
         encoders = _encoders(job.weights, job.device, job.precision)
@@ -164,6 +173,8 @@ def run_encode(
     lines = [
         f"{job.out}: {encoded} windows encoded, {len(windows) - len(left)} were there, {len(failed)} failed"
     ]
+    if further := len(have.keys() - {window.id for window in plan.windows}):
+        lines.append(f"{further} further windows lie there, of other clips or other --set")
     return "\n".join([*lines, *plan.notes, *_reasons(refused)]), 1 if failed else 0
 
 

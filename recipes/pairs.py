@@ -26,6 +26,7 @@ from ..dataset.encoded import (
     Encoding,
     begin,
     check_same,
+    check_windows,
     encoded_windows,
     open_encoded,
     write_shard,
@@ -48,6 +49,7 @@ from ..model.samplers import (
 )
 from ..model.text import RefinerTextEncoder, load_refiner_text_encoder, tiny_refiner_text_encoder
 from ..train.feed import Control, make_batch
+from ..train.start import check_latents, check_use
 from ..train.training import seed_of
 from .command import Say
 
@@ -114,6 +116,8 @@ def run_pairs(job: PairJob, *, limit: int | None = None, say: Say = lambda text:
         name, path = _weights(job.weights)
         if (job.out / MARKER).is_file():  # before networks are loaded, which takes minutes
             check_same(job.out, _known(data, name, job))
+            check_windows(job.out, encoded_windows(job.out), data.windows)
+        _check_use(job, data)
         text = _text_encoder(job.refiner, device, dtype)
         model = _world_model(path, data, dtype).to(device)
         encoding = _encoding(data, text, name, job)
@@ -140,6 +144,17 @@ def _named(window: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"window {window}: {error}") from error
+
+
+def _check_use(job: PairJob, data: EncodedDataset) -> None:
+    """The world model must know the clips' latents, and be asked as it was trained.
+
+    Raises:
+        ValueError: its file says otherwise.
+    """
+    use = "world model" if job.options.chunk is None else "world model in chunks"
+    check_use(job.weights, use)
+    check_latents(job.weights, use, data.encoding.autoencoder)
 
 
 def _weights(weights: str) -> tuple[str, Path | None]:

@@ -21,6 +21,7 @@ from ..dataset.store import write_atomically
 from ..dataset.weights import CHAINS, file_digest
 from ..model.config import WorldModelConfig
 from ..model.memory import SPARE_BYTES
+from ..train.check import check_data
 from ..train.cost import (
     ClipShape,
     distillation_flops,
@@ -47,7 +48,7 @@ from ..train.run import (
 )
 from ..train.start import check_latents, check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
-from ..train.training import Training, check_data
+from ..train.training import Training
 from ..train.trajectories import Trajectories
 from .command import Say
 from .loader import (

@@ -16,7 +16,7 @@ import torch
 
 from ..annotate.networks.device import choose_device
 from ..annotate.run.cluster import raise_if_interrupted, signals_as_interrupt
-from ..dataset.encoded import EncodedDataset, Window, open_encoded
+from ..dataset.encoded import EncodedDataset, Window, check_windows, open_encoded
 from ..dataset.weights import file_digest
 from ..model.checkpoint import load_world_model
 from ..model.network import WorldModel
@@ -33,6 +33,7 @@ from ..train.trajectories import (
     check_folder,
     noise_of,
     recorded,
+    recorded_windows,
     teacher_trajectory,
     write_trajectory,
 )
@@ -88,6 +89,9 @@ def run_trajectories(
     check_latents(job.weights, "teacher", clips.encoding.autoencoder)
     record = _record(job, clips, weights)
     check_folder(job.out, record)  # before a network is loaded, which takes minutes
+    there = recorded(job.out)
+    mine = {window.id: window for _, window in windows}
+    check_windows(job.out, recorded_windows(job.out, there & mine.keys()), mine.values())
     if dry_run:
         return _planned(job, clips, windows), 0
     place = choose_device(job.device)
@@ -96,7 +100,6 @@ def run_trajectories(
     _check_fit(model, clips)
     begin(job.out, record)
     model.eval().requires_grad_(False).to(place)
-    there = recorded(job.out)
     left = [(i, window) for i, window in windows if window.id not in there]
     failed: list[str] = []
     with signals_as_interrupt():
@@ -110,7 +113,7 @@ def run_trajectories(
                 made = _trajectories(model, clips, good, job.options, place)
                 for (window, _), one in zip(good, made, strict=True):
                     with _failing_alone(failed, say):
-                        write_trajectory(job.out, window.id, one)
+                        write_trajectory(job.out, window, one)
             say(f"{first + len(group)}/{len(left)} windows, {len(failed)} failed")
             raise_if_interrupted()
     text = (

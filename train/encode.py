@@ -7,6 +7,7 @@ cut is recorded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
     Raises:
         Refused: it may not be encoded as it is; says why and which option would change that.
     """
-    cameras = options.cameras == "required"
+    cameras, given = options.cameras == "required", row
     _check_row(row, options)
     try:
         row = ClipPictures(row, ".", undistort=options.undistort).row
@@ -119,9 +120,20 @@ def windows_of(row: Row, options: EncodeOptions) -> list[Window]:
             cover=_described(cut),
             stand_in=row.stand_in,
             source=row.source,
+            cameras_digest=_cameras_digest(given, first, count) if cameras else "",
         )
         for first, count in starts
     ]
+
+
+def _cameras_digest(row: Row, first: int, count: int) -> str:
+    """Of a row's cameras in a window, as they are stored: what comes of them may differ in a last digit elsewhere."""
+    part = slice(first, first + count)
+    numbers = (row.camera_to_world[part], row.focal_px[part], row.principal_point_px[part])
+    digest = hashlib.sha256(f"{row.lens_model} {row.radial_k1} {row.radial_k2}".encode())
+    for array in numbers:
+        digest.update(np.ascontiguousarray(array, np.float64).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_row(row: Row, options: EncodeOptions) -> None:
@@ -266,8 +278,6 @@ def load_encoders(
 
 def _digest(folder: Path) -> str:
     """Of the weights in a folder: the first 16 digits of the digests' digest."""
-    import hashlib
-
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: holds no .safetensors file")

@@ -19,19 +19,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..dataset.weights import CHAINS, locate
 from ..model.blocks import Block
-from ..model.checkpoint import load_world_model, read_config, read_tensors
-from ..model.config import WorldModelConfig
+from ..model.checkpoint import Layout, load_world_model, read_config, read_tensors, told_options
+from ..model.config import UNSHAPED, WorldModelConfig
 from ..model.context import Operators
 from ..model.network import WorldModel
 from ..model.released import import_peft
 from ..model.start import initialise, start_camera_from_main
-from ..model.weight_files import opened_safetensors
+from ..model.weight_files import AUTOENCODER, STAGE, told_by
 from .low_rank import compute_low_rank
 from .recipe import LORA_PARTS, LoraConfig, TrainRecipe
 
@@ -88,9 +89,6 @@ def weights_path(weights: str) -> Path:
     return path
 
 
-STAGE, AUTOENCODER = "theodolite.stage", "theodolite.autoencoder"
-"""Keys of a safetensors file's metadata under which an export says what its weights can do, and whose latents they
-were trained on."""
 _STARTS: dict[str, tuple[str, ...]] = {
     "flow_matching": ("bidirectional", "chunk-causal"),
     "ode_init": ("chunk-causal", "distilled"),
@@ -99,18 +97,22 @@ _STARTS: dict[str, tuple[str, ...]] = {
     "teacher": ("chunk-causal",),
     "real score": ("bidirectional",),
     "fake score": ("bidirectional", "fake-score"),
+    "world model": ("bidirectional",),
+    "world model in chunks": ("chunk-causal", "distilled"),
 }
 """What may begin an objective, or stand in for a network beside it."""
 
 
 def stage_of(weights: str) -> str | None:
     """What weights can do, by the name of their release or as their file says; None: nothing tells."""
-    return weights.removeprefix("released/") if weights.startswith("released/") else _told(weights, STAGE)
+    if weights.startswith("released/"):
+        return weights.removeprefix("released/")
+    return told_by(Path(weights)).get(STAGE)
 
 
 def autoencoder_of(weights: str) -> str | None:
     """Whose latents weights were trained on, as their file says; None: nothing tells."""
-    return _told(weights, AUTOENCODER)
+    return told_by(Path(weights)).get(AUTOENCODER)
 
 
 def check_latents(weights: str, use: str, autoencoder: str) -> None:
@@ -121,14 +123,6 @@ def check_latents(weights: str, use: str, autoencoder: str) -> None:
             f"{weights}: was trained on latents of {told}, the clips have those of {autoencoder}: it cannot be their "
             f"{use}"
         )
-
-
-def _told(weights: str, key: str) -> str | None:
-    path = Path(weights)
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    with opened_safetensors(path) as file:
-        return (file.metadata() or {}).get(key)
 
 
 def check_use(weights: str, use: str) -> None:
@@ -152,12 +146,9 @@ def load_beside(weights: str, use: str, config: WorldModelConfig) -> WorldModel:
     """
     path = weights_path(weights)
     check_use(weights, use)
-    model, _ = load_world_model(path, dtype=torch.float32)
-    differences = [
-        f"{name} {theirs!r}, the student's {mine!r}"
-        for name, mine in config.model_dump().items()
-        if name in _SIZES and (theirs := getattr(model.config, name)) != mine
-    ]
+    # Options of which the file says nothing are the student's.
+    model, layout = load_world_model(path, dtype=torch.float32, options=_options(config))
+    differences = _differences(model.config, layout, config, "the student's")
     if differences:
         raise ValueError(f"{path}: does not fit beside the student as its {use}: {'; '.join(differences)}")
     return model
@@ -190,8 +181,9 @@ def start_model(recipe: TrainRecipe, *, operators: Operators | None = None) -> S
         )
     else:
         path = weights_path(recipe.start.weights)
-        model, layout = load_world_model(path, operators=operators, dtype=torch.float32)
-        _check_stage(model.config, recipe, path)
+        options = None if recipe.model is None else _options(recipe.model)
+        model, layout = load_world_model(path, options=options, operators=operators, dtype=torch.float32)
+        check_sizes(model.config, layout, recipe, path)
         missing = () if layout.has_null_caption else (_NULL_CAPTION,)
         names = tuple(n for n in model.state_dict() if n not in missing)
         started = Started(model, names, missing, (), str(path))
@@ -215,19 +207,45 @@ def _initial(config: WorldModelConfig, seed: int, operators: Operators | None) -
     return model
 
 
-_SIZES = ("depth", "width", "heads", "softmax_every", "latent_channels", "text_width", "text_tokens")
+_SIZES = (
+    "depth",
+    "width",
+    "heads",
+    "softmax_every",
+    "latent_channels",
+    "text_width",
+    "text_tokens",
+    "ffn_width",
+    "conv_taps",
+    "plucker_channels",
+    "time_frequencies",
+)
+"""What shapes tell of a network."""
 
 
-def _check_stage(found: WorldModelConfig, recipe: TrainRecipe, path: Path) -> None:
-    """Weights must be of the sizes that the recipe names, if it names some."""
+def _options(config: WorldModelConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in UNSHAPED}
+
+
+def _differences(found: WorldModelConfig, layout: Layout, wanted: WorldModelConfig, whose: str) -> list[str]:
+    """What a file's network has otherwise than is wanted: sizes, and options that the file names."""
+    theirs = {name: getattr(found, name) for name in _SIZES} | told_options(layout, "weights")
+    return [
+        f"{name} {value!r}, {whose} {getattr(wanted, name)!r}"
+        for name, value in theirs.items()
+        if value != getattr(wanted, name)
+    ]
+
+
+def check_sizes(found: WorldModelConfig, layout: Layout, recipe: TrainRecipe, path: Path) -> None:
+    """Weights must be those of the network that the recipe names, if it names one.
+
+    Raises:
+        ValueError: they are not; names every difference.
+    """
     if recipe.model is None:
         return
-    differences = [
-        f"{name} {getattr(found, name)!r}, the recipe {getattr(recipe.model, name)!r}"
-        for name in _SIZES
-        if getattr(found, name) != getattr(recipe.model, name)
-    ]
-    if differences:
+    if differences := _differences(found, layout, recipe.model, "the recipe"):
         raise ValueError(
             f"{path}: are weights of another stage or size: {'; '.join(differences)} (start.grow: true takes over what "
             "fits)"

@@ -21,19 +21,22 @@ from torch import Tensor
 
 from ..dataset.encoded import EncodedDataset
 from ..dataset.store import write_atomically
+from ..dataset.weights import file_digest
 from ..model.checkpoint import Layout, save_world_model
-from ..model.config import chunk_starts
+from ..model.config import UNSHAPED, chunk_starts
 from ..model.context import Cameras, Operators
 from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
 from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional, sample_chunk_causal
+from ..model.weight_files import AUTOENCODER, OPTIONS, STAGE, START
+from .check import check_data
 from .cost import ClipShape, peak_flops, step_flops
 from .feed import Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
 from .recipe import TrainRecipe
-from .start import AUTOENCODER, STAGE, Started, add_lora, autoencoder_of, use_null_caption
+from .start import Started, add_lora, use_null_caption
 from .state import (
     Average,
     StatePart,
@@ -518,6 +521,10 @@ class Training:
         path = folder / f"step-{self.step:08d}{ending}.safetensors"
         names = tuple((k, k) for k in model.state_dict())
         told = {STAGE: stage, AUTOENCODER: self.data.encoding.autoencoder}
+        config, usual = self.config, type(self.config).model_fields
+        options = {k: v for k in UNSHAPED if (v := getattr(config, k)) != usual[k].default}
+        if options:
+            told[OPTIONS] = json.dumps(options)
         save_world_model(model, path, Layout(file="safetensors", names=names, metadata=told))
         return path
 
@@ -541,58 +548,14 @@ class Training:
             "bias": "none",
         }
         write_atomically(target / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
-        write_atomically(target / "adapter_model.safetensors", save_tensors(halves))
+        told = {AUTOENCODER: self.data.encoding.autoencoder}
+        weights = self.recipe.start.weights
+        if weights is not None and not weights.startswith("released/") and Path(weights).is_file():
+            told[START] = file_digest(Path(weights))
+        write_atomically(target / "adapter_model.safetensors", save_tensors(halves, metadata=told))
         return [target / "adapter_model.safetensors"]
 
 
 def _whole(tensor: Any) -> Tensor:
     """A tensor, or all ranks' parts of it, on the CPU."""
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu()
-
-
-def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> None:
-    """Clips must be such that the network can learn from them.
-
-    Raises:
-        ValueError: with every mismatch found.
-    """
-    e, c = data.encoding, model.config
-    problems = []
-    if e.stand_in and not recipe.data.allow_stand_in:
-        problems.append(
-            "stand-in networks annotated or encoded them (data.allow_stand_in: true trains on them all the same)"
-        )
-    for what, theirs, mine in (
-        ("latents of {} channels", e.latent_channels, c.latent_channels),
-        ("text states of {} channels", e.text_width, c.text_width),
-        ("captions of {} tokens", e.text_tokens, c.text_tokens),
-    ):
-        if theirs != mine:
-            problems.append(f"they have {what.format(theirs)}, the network {mine}: another encoder's")
-    before = None if recipe.start.weights is None else autoencoder_of(recipe.start.weights)
-    if before not in (None, e.autoencoder) and recipe.start.latents == "keep":
-        problems.append(
-            f"they have latents of {e.autoencoder}, the weights were trained on those of {before} (start.grow: true "
-            "and start.latents: anew start the layers anew that touch latents)"
-        )
-    if recipe.data.cameras != "none" and not any(w.cameras for w in data.windows):
-        problems.append("none has cameras, but data.cameras is " + recipe.data.cameras)
-    lengths = {w.num_frames for w in data.windows}
-    chunk = recipe.chunk
-    shortest = (min(lengths) - 1) // e.temporal_stride + 1
-    if recipe.student is not None and shortest < recipe.student.frames:
-        problems.append(
-            f"the shortest has {shortest} latent frames, student.frames is {recipe.student.frames}: encode longer "
-            "windows, or ask for fewer"
-        )
-    if shortest < 2 and recipe.flow_matching.image_condition_probability > 0:
-        problems.append("some have one latent frame: conditioned on it, nothing is left to learn")
-    if chunk is not None and (chunks := len(chunk_starts(shortest, chunk))) < recipe.parallel.context:
-        problems.append(
-            f"the shortest has {shortest} latent frames, {chunks} chunks, for {recipe.parallel.context} "
-            "context-parallel ranks (parallel.context)"
-        )
-    if problems:
-        raise ValueError(
-            f"{', '.join(map(str, data.folders))}: these clips do not fit: {'; '.join(problems)}"
-        )

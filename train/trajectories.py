@@ -5,13 +5,13 @@ window each: there whole or not at all, so that the same command goes on where i
 each make a part.
 
     trajectory  (K, T, C, h, w) bfloat16: the teacher at the student's K times, the last the clean end; frame 0 is the
-                given image at all of them
+                given image at all of them; the header says of which window (`dataset.encoded.Window`)
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from ..dataset.encoded import EncodedDataset, all_finite
+from ..dataset.encoded import EncodedDataset, Window, all_finite, check_windows
 from ..dataset.inputs import read_json
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import TEMPORARY, write_atomically
@@ -185,7 +185,25 @@ def recorded(folder: Path) -> set[str]:
     }
 
 
-def write_trajectory(folder: Path, window: str, trajectory: Tensor) -> None:
+def recorded_windows(folder: Path, windows: Iterable[str]) -> dict[str, tuple[Path, Window]]:
+    """Of which windows trajectories were made, by id; reads headers only. Those of earlier versions do not say, nor do
+    damaged ones, which are told when they are read."""
+    from safetensors import safe_open
+
+    found = {}
+    for name in windows:
+        path = _path(folder, name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("window")
+            if text is not None:
+                found[name] = path, Window.model_validate_json(text)
+        except Exception:  # noqa: BLE001  (safetensors' own kind of error has no base but Exception)
+            continue
+    return found
+
+
+def write_trajectory(folder: Path, window: Window, trajectory: Tensor) -> None:
     """Write one window's (K, C, T, H, W), whole or not at all.
 
     Raises:
@@ -194,9 +212,9 @@ def write_trajectory(folder: Path, window: str, trajectory: Tensor) -> None:
     from safetensors.torch import save
 
     if not all_finite(trajectory):
-        raise ValueError(f"window {window}: the teacher's trajectory is not finite")
+        raise ValueError(f"window {window.id}: the teacher's trajectory is not finite")
     content = {"trajectory": trajectory.bfloat16().transpose(1, 2).cpu().contiguous()}
-    write_atomically(_path(folder, window), save(content))
+    write_atomically(_path(folder, window.id), save(content, metadata={"window": window.model_dump_json()}))
 
 
 @dataclass(frozen=True)
@@ -231,6 +249,9 @@ class Trajectories:
         if self.record.autoencoder != data.encoding.autoencoder:
             problems.append(f"latents of {self.record.autoencoder}, the clips' {data.encoding.autoencoder}")
         there = recorded(self.folder)
+        first = next((w.id for w in data.windows if w.id in there), None)
+        if first is not None and (problem := self._other_picture(first, data)):
+            problems.append(problem)
         if missing := [w.id for w in data.windows if w.id not in there]:
             problems.append(
                 f"{len(missing)} of {len(data.windows)} clips have none ({', '.join(missing[:3])}): theodolite "
@@ -238,6 +259,25 @@ class Trajectories:
             )
         if problems:
             raise ValueError(f"{self.folder}: these trajectories do not fit: {'; '.join(problems)}")
+        check_windows(
+            self.folder, recorded_windows(self.folder, there & {w.id for w in data.windows}), data.windows
+        )
+
+    def _other_picture(self, window: str, data: EncodedDataset) -> str | None:
+        """What is wrong with the size of a trajectory's latents; None: nothing, or it cannot be read, as is told when
+        it is its turn."""
+        from safetensors import safe_open
+
+        e = data.encoding
+        wanted = (e.latent_channels, e.height // e.spatial_stride, e.width // e.spatial_stride)
+        try:
+            with safe_open(_path(self.folder, window), framework="pt") as file:
+                found = tuple(file.get_slice("trajectory").get_shape()[2:])
+        except Exception:  # noqa: BLE001  (safetensors' own kind of error has no base but Exception)
+            return None
+        return (
+            None if found == wanted else f"latents of {found} a frame, the clips' {wanted}: encoded otherwise"
+        )
 
     def read(self, window: str, frames: int) -> Tensor:
         """(K, C, T, H, W) of a window's first latent frames.

@@ -38,7 +38,14 @@ from ...dataset.processes import num_cores
 from ...dataset.store import write_atomically
 from ...model.generation import Generator
 from ..loader import now_iso, surroundings
-from .build import build_generator, check_choices, file_digests, locate_parts, resolve_precision
+from .build import (
+    build_generator,
+    check_choices,
+    file_digests,
+    locate_parts,
+    notes_on_weights,
+    resolve_precision,
+)
 from .inputs import Prepared, prepare
 from .memory import check_memory, use_room
 from .options import ClipRequest, GenerateOptions
@@ -313,7 +320,8 @@ def run_batch(
     """
     clips = read_manifest(manifest)[:limit]
     job = Job(out=out.resolve(), options=options, command=tuple(command))
-    locate_parts(options)
+    for note in notes_on_weights(options, locate_parts(options)):
+        say(f"note: {note}")
     _check_folder(out, clips, options)
     check_choices(options, find_place(options.device, options.gpu_memory_gb).device)
     left = [clip for clip in clips if not is_whole(out / f"{clip.id}.mp4")]

@@ -23,6 +23,7 @@ from ...model.parts import (
     stand_in_generator,
 )
 from ...model.precision import DEFAULT_SCOPES
+from ...model.weight_files import STAGE, START, told_by
 from .options import GenerateOptions
 
 
@@ -141,6 +142,31 @@ def _with_own(found: PartFiles, options: GenerateOptions) -> PartFiles:
     return parts
 
 
+def notes_on_weights(options: GenerateOptions, files: PartFiles | None) -> tuple[str, ...]:
+    """What the exports of a training say of themselves that is not what they are used for here.
+
+    Raises:
+        ValueError: weights of a fake score, which tells videos apart and makes none.
+    """
+    if files is None:
+        return ()
+    world_model, notes = files.world_model, list[str]()
+    stage = told_by(world_model).get(STAGE)
+    if stage == "fake-score":
+        raise ValueError(
+            f"--weights {world_model}: are those of a fake score, which judges a student's videos; the student's lie "
+            "beside them, without -fake"
+        )
+    if stage not in (None, options.mode):
+        notes.append(f"{world_model.name} holds {stage} weights, and is sampled as {options.mode} ones are")
+    for choice in options.lora:
+        path = parse_lora(choice)[0]
+        start = told_by(path / "adapter_model.safetensors" if path.is_dir() else path).get(START)
+        if start is not None and not (world_model.is_file() and file_digest(world_model) == start):
+            notes.append(f"{path.name} was trained on other weights than {world_model.name}")
+    return tuple(notes)
+
+
 def build_generator(options: GenerateOptions, files: PartFiles | None) -> Generator:
     """Load everything.
 
@@ -201,4 +227,5 @@ def _weights_in(path: Path) -> list[Path]:
 def _described(path: Path) -> dict[str, Any]:
     if sys.stderr.isatty() and path.stat().st_size > 2**30:
         sys.stderr.write(f"digest of {path} ...\n")
-    return {"file": str(path), "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    told = {"told": said} if (said := told_by(path)) else {}
+    return {"file": str(path), "bytes": path.stat().st_size, "sha256": file_digest(path), **told}

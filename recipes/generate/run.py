@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ...annotate.run.cluster import signals_as_interrupt
 from ...dataset.store import write_atomically
-from .build import build_generator, check_choices, file_digests, locate_parts, resolve_precision
+from .build import (
+    build_generator,
+    check_choices,
+    file_digests,
+    locate_parts,
+    notes_on_weights,
+    resolve_precision,
+)
 from .inputs import Prepared, prepare
 from .memory import check_memory, memory_text, use_room
 from .options import ClipRequest, GenerateOptions
@@ -57,6 +65,7 @@ def run_generate(
     if dry_run:
         return _look_over(prepared, options, place)
     files = locate_parts(options)
+    prepared = replace(prepared, notes=(*prepared.notes, *notes_on_weights(options, files)))
     check_memory(prepared.request, options, precision, place)
     for note in prepared.notes:
         say(f"note: {note}")
@@ -92,7 +101,8 @@ def _look_over(prepared: Prepared, options: GenerateOptions, place: Place) -> tu
     precision = resolve_precision(options, place.device)
     memory = memory_text(prepared.request, options, precision, place)
     text = describe(prepared, place, precision=precision, memory=memory)
-    missing = _missing_weights(options)
+    missing, notes = _missing_weights(options)
+    text += "".join(f"\nnote     {note}" for note in notes)
     last = f"weights: {missing}" if missing else "nothing was loaded or written"
     return f"{text}\n\n{last}", 1 if missing else 0
 
@@ -113,12 +123,12 @@ def _check_place(video: Path, *, may_be_there: bool) -> None:
         raise ValueError(f"--out {video}: nothing can be written there: {error.strerror}") from None
 
 
-def _missing_weights(options: GenerateOptions) -> str | None:
+def _missing_weights(options: GenerateOptions) -> tuple[str | None, tuple[str, ...]]:
+    """What is wrong with the weights, and what to know of them."""
     try:
-        locate_parts(options)
+        return None, notes_on_weights(options, locate_parts(options))
     except ValueError as error:
-        return str(error)
-    return None
+        return str(error), ()
 
 
 def _what_is_there(video: Path) -> str:

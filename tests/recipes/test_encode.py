@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from theodolite.annotate.run import cluster
 from theodolite.dataset.encoded import open_encoded
@@ -61,6 +62,22 @@ def test_encode_resumes_and_says_what_is_left_out(dataset: Path, tmp_path: Path)
         assert said.exit_code == 2
         assert "fit: 'cover' there, 'squeeze' now" in said.output
     assert "4 are encoded" in encode(dataset, out, "--dry-run").output
+    for change, why in (
+        ("frames=9", "num_frames 17 there, 9 now"),
+        ("cameras=none", "cameras True there, False now"),
+        ("caption=other", "caption 'A room.' there, '' now"),
+    ):  # windows of the same ids
+        said = encode(dataset, out, "--set", change, "--set", "missing_caption=empty", "--dry-run")
+        assert said.exit_code == 2
+        assert f"(clip_0000_w000000: {why}" in said.output
+    rows = list(open_dataset(dataset).rows())  # annotated again
+    rows[0] = replace(rows[0], focal_px=rows[0].focal_px * np.float32(1.01))
+    again = write_annotated(tmp_path, rows)
+    said = encode(again, out, "--media-root", str(dataset.parent))
+    assert re.search(r"holds 2 windows .*\(clip_0000_w000000: cameras_digest", said.output)
+    said = encode(dataset, out, "--set", "stride=9")
+    assert "4 windows encoded, 2 were there" in said.output
+    assert "4 further windows lie there" in encode(dataset, out).output
 
 
 @pytest.mark.slow

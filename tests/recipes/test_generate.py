@@ -17,9 +17,13 @@ import pytest
 import torch
 from theodolite.dataset.cameras.paths import named_path
 from theodolite.dataset.media.read import count_video_frames
+from theodolite.dataset.weights import file_digest
+from theodolite.model.parts import PartFiles
+from theodolite.model.weight_files import STAGE, START
 from theodolite.recipes.cli import app
 from theodolite.recipes.generate import run as generate_run
-from theodolite.recipes.generate.build import build_generator
+from theodolite.recipes.generate.build import build_generator, file_digests, notes_on_weights
+from theodolite.recipes.generate.options import GenerateOptions
 from typer.testing import CliRunner
 
 from ..support import ForkedCommand
@@ -549,6 +553,31 @@ def test_a_lora_is_looked_at_before_anything_is_loaded(
             dry = generate(*usual(image, out), option, choice, "--dry-run")
             assert dry.exit_code == 1
             assert named in dry.output
+
+
+def test_exports_are_told_where_they_are_used_as_others(tmp_path: Path) -> None:
+    """A network that is sampled as another stage's makes a worse video, and nothing else would say so."""
+    from safetensors.torch import save_file
+
+    weights, lora = tmp_path / "w.safetensors", tmp_path / "lora" / "adapter_model.safetensors"
+    lora.parent.mkdir()
+    files = PartFiles(world_model=weights, autoencoder=tmp_path, text_encoder=tmp_path)
+    options = GenerateOptions(mode="distilled", weights=str(weights), lora=(str(lora.parent),))
+
+    def notes(stage: str, start: str | None = None) -> tuple[str, ...]:
+        save_file({"a": torch.zeros(2)}, weights, metadata={STAGE: stage})
+        save_file({"a": torch.zeros(2)}, lora, metadata={START: start or file_digest(weights)})
+        return notes_on_weights(options, files)
+
+    assert notes("distilled") == ()
+    assert notes("bidirectional", "12") == (
+        "w.safetensors holds bidirectional weights, and is sampled as distilled ones are",
+        "lora was trained on other weights than w.safetensors",
+    )
+    (told,) = file_digests(options.model_copy(update={"lora": ()}), files)["world_model"]["files"]
+    assert told["told"] == {STAGE: "bidirectional"}
+    with pytest.raises(ValueError, match="are those of a fake score"):
+        notes("fake-score")
 
 
 def test_weights_that_are_not_there(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

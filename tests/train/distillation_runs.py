@@ -68,7 +68,7 @@ def write_paths(folder: Path, given: Path, causal: Path) -> Path:
         noise = noise_of(window.id, batch.latents.shape, options)
         empty = Text(states[None].float(), mask[None])
         path = teacher_trajectory(model, Conditions.of(batch, FRAMES), empty, options, noise)
-        write_trajectory(folder, window.id, path[0])
+        write_trajectory(folder, window, path[0])
     return folder
 
 

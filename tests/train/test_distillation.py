@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,9 @@ def test_cached_roll_out_is_a_full_pass(given: Given, student: WorldModel, exit_
     """Chunk by chunk through caches, against one pass over the clip up to each chunk: 1e-5 relative in float32 (1e-7 to
     2e-7 are seen). The released network rounds queries, keys and values of softmax layers to bfloat16, which makes a
     last digit of float32 a last digit of bfloat16 now and then: there 1e-4 (up to 1e-5 is seen)."""
-    exact = WorldModel(student.config.model_copy(update={"softmax_bfloat16": False}))
-    exact.load_state_dict(student.state_dict())
-    assert student.config.softmax_bfloat16
-    for model, allowed in ((exact, 1e-5), (student, 1e-4)):
+    for rounding, allowed in ((False, 1e-5), (True, 1e-4)):
+        model = WorldModel(student.config.model_copy(update={"softmax_bfloat16": rounding}))
+        model.load_state_dict(student.state_dict())
         config, asked = StudentConfig(frames=FRAMES), asked_of(given)
         drawn = draws(config, exit_)
         video = roll_out(model, asked, config, drawn, gradient=False)
@@ -359,6 +359,9 @@ def test_what_does_not_fit_is_told(given: Given, tmp_path: Path, monkeypatch: py
     more = write_encoded(tmp_path / "more", 4, frames=57)
     with pytest.raises(ValueError, match="1 of 4 clips have none"):
         placed(recipe(given, "ode_init"), more, tmp_path)
+    larger = write_encoded(tmp_path / "larger", 3, frames=57, height=128)
+    with pytest.raises(ValueError, match=r"latents of \(8, 2, 3\) a frame, the clips' \(8, 4, 3\)"):
+        placed(recipe(given, "ode_init"), larger, tmp_path)
     with pytest.raises(ValueError, match="holds no trajectories"):
         Trajectories.open(tmp_path)
     found = Trajectories.open(given.trajectories)
@@ -380,8 +383,13 @@ def test_what_does_not_fit_is_told(given: Given, tmp_path: Path, monkeypatch: py
     (broken / "shards" / "a.safetensors").write_bytes(b"noise")
     with pytest.raises(ValueError, match=r"window a: its trajectory .* cannot be read"):
         Trajectories.open(broken).read("a", FRAMES)
+    clips = open_encoded(given.data)
+    told_otherwise = clips.windows[0].model_copy(update={"caption": "a garden"})
+    clips = replace(clips, windows=(told_otherwise, *clips.windows[1:]))
+    with pytest.raises(ValueError, match=r"holds 1 windows .*caption 'room 0' there, 'a garden' now"):
+        found.check(StudentConfig(**STUDENT), clips)
     with pytest.raises(ValueError, match="is not finite"):
-        write_trajectory(broken, "b", torch.full((5, 8, 7, 2, 3), math.nan))
+        write_trajectory(broken, clips.windows[0], torch.full((5, 8, 7, 2, 3), math.nan))
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from theodolite.kernels.attention import SDPA_ORDER
 from theodolite.model.samplers import Text
+from theodolite.model.weight_files import AUTOENCODER, STAGE
 from theodolite.train.refining import (
     RefinerConfig,
     draw_by_seed,
@@ -194,6 +196,14 @@ def test_pairs_training_and_what_it_writes(tmp_path: Path) -> None:
     assert "1 pairs made, 2 were there" in run_here(*make, *fast).stdout
     other = run_here(*make, *fast, "--set", "seed=1")
     assert "were encoded otherwise (world_model" in other.stderr
+    weights = tmp_path / "causal.safetensors"
+    save_file({"a": torch.zeros(1)}, weights, metadata={STAGE: "chunk-causal", AUTOENCODER: "another"})
+    named = (*make[:5], weights, *make[6:], *fast)
+    for more, why in (
+        ((), "are chunk-causal weights; world model takes bidirectional ones"),
+        (("--set", "chunk=1"), "was trained on latents of another, the clips have those of vae 1234"),
+    ):
+        assert why in run_here(*named[:3], tmp_path / "causal", *named[4:], *more).stderr
     train = ("train", "refiner_smoke", "--out", out, "--accelerator", "cpu", "--set", "steps=4")
     refused = run_here(*train, "--data", data)
     assert "they are no pairs" in refused.stderr

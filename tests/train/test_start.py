@@ -146,6 +146,14 @@ def test_weights_of_another_stage_or_size_are_refused(tmp_path: Path) -> None:
         grow(network(narrow).state_dict(), HYBRID)
     with pytest.raises(ValueError, match="holds 4 blocks, the recipe's model 8"):
         grow(network(HYBRID).state_dict(), HYBRID.model_copy(update={"depth": 8}))
+    for changes, why in (
+        ({"ffn_ratio": 2.0}, r"ffn_width 144, the recipe 96"),
+        ({"conv_taps": 2}, "conv_taps 4, the recipe 2"),
+    ):
+        save_world_model(network(HYBRID), tmp_path / "w.pt")
+        other = recipe(model=HYBRID.model_copy(update=changes), start={"weights": str(tmp_path / "w.pt")})
+        with pytest.raises(ValueError, match=why):
+            start_model(other)
     with pytest.raises(ValueError, match="name the weights of the stage before"):
         start_model(recipe(start={"weights": "nowhere.safetensors"}))
 

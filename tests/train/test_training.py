@@ -17,7 +17,7 @@ from theodolite.train.feed import BadClip, Feed, Place, hold_out
 from theodolite.train.guard import Diverged, Guard
 from theodolite.train.parallel import Ranks
 from theodolite.train.recipe import GuardConfig, TrainRecipe, changed_keys
-from theodolite.train.start import start_model
+from theodolite.train.start import load_beside, start_model
 from theodolite.train.state import checkpoints
 from theodolite.train.training import Training
 
@@ -199,6 +199,17 @@ def test_exported_weights_are_the_trained_ones(data: Path, tmp_path: Path) -> No
     (path,) = run_.export()
     model, _ = load_world_model(path)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), run_.model.parameters(), strict=True))
+    # Options that no shape tells are the recipe's, and go with the weights.
+    own = SMALL.model_copy(update={"softmax_scale": 0.5, "softmax_bfloat16": False})
+    changed = training(recipe(model=own, start=dict(weights=str(path))), data, tmp_path / "own")
+    (kept,) = changed.export()
+    assert changed.model.config == load_world_model(kept)[0].config == own
+    assert start_model(recipe(model=None, start=dict(weights=str(kept)))).model.config == own
+    with pytest.raises(ValueError, match=r"softmax_scale 0\.5, the recipe None; softmax_bfloat16 False"):
+        start_model(recipe(start=dict(weights=str(kept))))
+    with pytest.raises(ValueError, match=r"as its real score: softmax_scale 0\.5, the student's None"):
+        load_beside(str(kept), "real score", SMALL)
+    assert load_beside(str(path), "real score", own).config == own
     tuned = training(
         recipe(model=None, start=dict(weights=str(path)), lora=dict(rank=2, alpha=4)), data, tmp_path / "l"
     )
