@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from .limits import unfolds_too_far
 from .schema import COLUMN_BY_NAME
 from .storage.arrow import open_source
 from .store import write_atomically
+
+log = logging.getLogger(__name__)
 
 PLACE_COLUMNS = _PART, _ROW_GROUP, _ROW = ("index_part", "index_row_group", "index_row")
 """Columns of the index beyond the dataset's own: number of the part in the dataset's order (in a piece: in its folder),
@@ -155,14 +158,20 @@ class ClipRows:
 
 
 def open_clip_rows(piece: Path, batches: str) -> ClipRows | None:
-    """The Arrow file that was written with a piece; None if there is none, or what is said of it is none of ours.
+    """The Arrow file that was written with a piece; None if there is none, it may not be read, or what is said of it is
+    none of ours.
 
     Args:
         piece: its Parquet file.
         batches: what that says of it (JSON).
     """
     path = piece.with_suffix(".arrow")
-    if not path.is_file():
+    try:
+        file = open_source(path) if path.is_file() else None
+    except PermissionError as error:
+        log.warning("%s: %s; it is derived from the parts, which are read instead", path, error)
+        return None
+    if file is None:
         return None
     try:
         with reading(piece, _WHAT):
@@ -174,7 +183,6 @@ def open_clip_rows(piece: Path, batches: str) -> ClipRows | None:
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(known["schema"])))
     except InputError:
         return None
-    file = open_source(path)
     size = file.size()
     # Of another length: somebody else's copy, or cut.
     if rows < 1 or not all(0 <= start <= start + length <= size for start, length, _ in places):

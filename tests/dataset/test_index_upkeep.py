@@ -242,6 +242,20 @@ def test_an_index_that_cannot_be_mended_is_gone_without(
     assert "anew" not in caplog.text
 
 
+def test_clips_whose_index_may_not_be_read_are_read_from_their_parts(
+    out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refresh_index(out)
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("theodolite.dataset.clip_rows.open_source", refused)
+    assert theodolite.dataset.open(out).row("clip_0002").clip_id == "clip_0002"  # the shard 1000
+    assert "demo.000001.arrow" in caplog.text
+    assert "it is derived from the parts, which are read instead" in caplog.text
+
+
 def test_parts_of_this_moment_are_read_once_a_change_would_show(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
