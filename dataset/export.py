@@ -77,6 +77,11 @@ class _Export:
             else ClipPictures(row, self.media_root, undistort=self.options.undistort)
         )
 
+    def clip(self, row: Row) -> tuple[CameraClip, ClipPictures | None]:
+        """A clip's cameras, and the pictures that they belong to if any are asked for."""
+        shown = self.pictures(row)
+        return camera_clip(row if shown is None else shown.row), shown
+
 
 Add = Callable[[CameraClip, ClipPictures | None], None]
 """Writes one clip, whose cameras belong to the pictures if there are any."""
@@ -138,8 +143,8 @@ def export_dataset(
         count = cropped = 0
         with _writer(job, folder) as add:
             for row in chosen.rows():
-                shown = job.pictures(row)
-                add(camera_clip(row if shown is None else shown.row), shown)
+                clip, shown = job.clip(row)
+                add(clip, shown)
                 cropped += shown is not None and shown.is_cropped
                 count += 1
     if pictures.undistort:
@@ -289,7 +294,7 @@ def _with_video(job: _Export, folder: Path) -> Iterator[Add]:
     else:
         if pictures is not None:
             require_one_size((name, height // 2 * 2, width // 2 * 2) for name, height, width in _sizes(job))
-        writer = LerobotWriter(folder, fps=_rate_of_longest(job.chosen), pictures=pictures)
+        writer = LerobotWriter(folder, fps=_rate_of_longest(job), pictures=pictures)
 
     def add(clip: CameraClip, _pictures: ClipPictures | None) -> None:
         if pictures is not None:  # H.264 takes even sizes
@@ -304,10 +309,10 @@ def _with_video(job: _Export, folder: Path) -> Iterator[Add]:
     writer.close()
 
 
-def _rate_of_longest(clips: ClipDataset) -> int:
-    table = clips.to_table(["clip_id", "num_frames"])
+def _rate_of_longest(job: _Export) -> int:
+    table = job.chosen.to_table(["clip_id", "num_frames"])
     longest = int(np.argmax(table["num_frames"].to_numpy()))
-    return whole_rate(camera_clip(clips.row(table["clip_id"][longest].as_py())))
+    return whole_rate(job.clip(job.chosen.row(table["clip_id"][longest].as_py()))[0])
 
 
 def _sizes(job: _Export) -> Iterator[tuple[str, int, int]]:

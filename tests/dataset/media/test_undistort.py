@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from theodolite.dataset.cameras.intrinsics import pixel_centres
 from theodolite.dataset.cameras.lenses import bent
-from theodolite.dataset.export import PictureOptions, export_dataset
+from theodolite.dataset.export import Exported, PictureOptions, export_dataset
 from theodolite.dataset.formats.colmap import read_colmap
 from theodolite.dataset.loading import Sampling, make_sample
 from theodolite.dataset.media import undistort
@@ -229,6 +229,17 @@ def test_a_fisheye_is_exported_undistorted_or_not_at_all(
     export_dataset(data, tmp_path / "out", format="colmap", media_root=tmp_path, pictures=UNDISTORTED)
     clip = read_colmap(tmp_path / "out" / "clip_0000")
     assert (clip.radial_k1, clip.width, clip.height) == (None, WIDTH, HEIGHT)
+
+
+@pytest.mark.slow
+def test_a_fisheye_becomes_a_video_of_its_pinhole(
+    bent_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    data = make_dataset(tmp_path / "data", {"a": [bent_row(WIDTH / np.pi, (0.0, 0.0), lens_model="fisheye")]})
+    out = tmp_path / "out"
+    assert export_dataset(data, out, format="lerobot", media_root=tmp_path, pictures=UNDISTORTED) == Exported(
+        1, ("pictures are undistorted, and so are the cameras",)
+    )
 
 
 def test_what_cannot_be_undistorted_is_said(
