@@ -22,7 +22,16 @@ from .limits import FREE_BYTES, MIB
 from .parquet import read_schema, read_table
 from .processes import WORTH_PROCESSES, map_processes
 from .storage.paths import as_path
-from .store import data_folder, part_folders, part_stamps, read_marker, source_folder, write_part_table
+from .store import (
+    data_folder,
+    part_folders,
+    part_stamps,
+    read_marker,
+    refuse_above_datasets,
+    require_here,
+    source_folder,
+    write_part_table,
+)
 
 PART_BYTES = 64 * MIB
 """Size of a gathered part."""
@@ -48,6 +57,8 @@ def compact(out: str | Path, *, part_bytes: int = PART_BYTES, processes: int = 1
         OSError: the disk is full.
     """
     out = as_path(out)
+    require_here(out)
+    refuse_above_datasets(out)
     if not (out / "dataset.json").is_file():
         raise ValueError(f"{out}: no dataset.json; is this the --out folder of a run?")
     recipe_hash = str(read_marker(out).get("recipe_hash"))

@@ -27,6 +27,18 @@ def file_version(schema: pa.Schema, *, where: str) -> int | None:
     """
     if b"theodolite.schema_version" in (schema.metadata or {}):
         return check_version(schema.metadata, where=where)
+    what = "not a theodolite dataset file (no schema version in its metadata), nor a whole copy of one"
+    require_columns(schema, where=f"{where}: {what}")
+    return None
+
+
+def require_columns(schema: pa.Schema, *, where: str) -> None:
+    """Refuse a file without all columns that are never null: some tools keep our metadata where they leave out columns
+    (pyarrow, in copies that are partitioned by one).
+
+    Raises:
+        ValueError: naming them, and how a copy keeps them.
+    """
     missing = [c.name for c in COLUMNS if not c.nullable and c.name not in schema.names]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -37,11 +49,7 @@ def file_version(schema: pa.Schema, *, where: str) -> int | None:
                 f"a copy that is partitioned by {', '.join(folders)} has it in the names of folders alone: write it "
                 "without partitions, or keep the column (DuckDB: `write_partition_columns true`)"
             )
-        raise ValueError(
-            f"{where}: not a theodolite dataset file (no schema version in its metadata), nor a whole copy of one: it "
-            f"lacks the columns {', '.join(missing[:5])}{more}; {hint}"
-        )
-    return None
+        raise ValueError(f"{where}: it lacks the columns {', '.join(missing[:5])}{more}; {hint}")
 
 
 def is_declared(schema: pa.Schema) -> bool:

@@ -13,19 +13,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .formats.base import CameraClip, Pictures, camera_clip
-from .formats.colmap import write_colmap
+from .formats.colmap import check_image_names, write_colmap
 from .formats.huggingface import write_huggingface
 from .formats.lerobot import LerobotWriter, require_one_size, whole_rate
 from .formats.nerfstudio import write_nerfstudio
-from .formats.rerun import write_rerun
+from .formats.rerun import require_rerun, write_rerun
 from .formats.sana import write_sana_npy, write_sana_zip
 from .formats.scene import FindPoints, Scene, write_scene_images
 from .formats.trajectories import write_kitti, write_tum
 from .formats.webdataset import WebDatasetWriter
 from .index import write_index
+from .media.read import image_paths
 from .media.undistort import ClipPictures
 from .names import check_name
 from .reading import ClipDataset, open_dataset
+from .reasons import status_of
 from .rows import Row
 from .staging import staged
 from .store import write_dataset
@@ -127,7 +129,9 @@ def export_dataset(
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     if media_root is not None and not Path(media_root).is_dir():
-        raise ValueError(f"media root {media_root}: no such folder")
+        raise ValueError(
+            f"media root {media_root}: {'is a file' if Path(media_root).exists() else 'no such folder'}"
+        )
     if pictures.undistort and format not in WITH_PICTURES:
         raise ValueError(f"{format} carries no pictures to undistort: {', '.join(WITH_PICTURES)} do")
     if pictures.undistort and media_root is None:
@@ -135,6 +139,10 @@ def export_dataset(
             "undistorting needs the pictures: give the media root, the folder to which their paths refer"
         )
     chosen = _chosen(open_dataset(path), clip_ids, source, where)
+    if format == "rerun":
+        require_rerun()
+    if format == "colmap-text" and media_root is not None:
+        _check_names(chosen, media_root)
     job = _Export(format=format, chosen=chosen, media_root=media_root, options=pictures)
     with staged(out, merge=format in PER_CLIP) as folder:
         if format == "huggingface":
@@ -362,7 +370,9 @@ def _chosen(
         found = set(chosen.to_table(["clip_id"])["clip_id"].to_pylist())
         missing = [c for c in clip_ids if c not in found]
         if missing:
-            raise ValueError(f"{clips.path}: no accepted clip {', '.join(missing[:5])}")
+            raise ValueError(
+                f"{clips.path}: no accepted clip {', '.join(missing[:5])}{_why_not(clips, missing)}"
+            )
     if not len(chosen):
         which = "" if where is None else f" for which {where!r} holds"
         raise ValueError(f"{clips.path}: no accepted clips to export{which}")
@@ -374,6 +384,27 @@ def _chosen(
             f"{clips.path}: {stand_ins} rows were made with stand-in weights; such rows are never exported"
         )
     return chosen
+
+
+def _why_not(clips: ClipDataset, missing: Sequence[str]) -> str:
+    """What is known of the first clips that are asked for and not accepted."""
+    asked = clips.where(pc.field("clip_id").isin(missing[:5]))
+    known = [
+        f"{clip['clip_id']} is {status_of(clip['verdict'], clip['reasons'])}: {', '.join(clip['reasons'])}"
+        for clip in asked.to_table(["clip_id", "verdict", "reasons"]).to_pylist()
+        if clip["verdict"] != "accepted"
+    ]
+    return f" ({'; '.join(known)})" if known else ""
+
+
+def _check_names(chosen: ClipDataset, media_root: str | Path) -> None:
+    """Make sure that COLMAP's text files can hold the names of all images, before points are looked for in any.
+
+    Raises:
+        ValueError: one has a blank in its name.
+    """
+    for row in chosen.where(pc.field("media_kind") == "images").rows():
+        check_image_names(row.clip_id, [path.name for path in image_paths(row, media_root)], binary=False)
 
 
 def write_subset(path: str | Path, out: str | Path, *, where: str) -> tuple[int, int]:

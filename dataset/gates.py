@@ -63,10 +63,14 @@ GATE_MEANINGS: Mapping[str, str] = {
 """One sentence a gate, by the name that rows store. A row of another version may hold gates that are not here."""
 
 
+YES_OR_NO = ("finite", "fisheye")
+"""Gates whose value is 1 or 0: there is nothing between passing and failing."""
+
+
 def gate_margin(gate: Gate) -> float | None:
     """How far a value is inside its bounds, as a share of the bound (of half their distance where there are two): 0 at
-    the bound, negative outside, None without a value or bounds."""
-    if gate.value is None:
+    the bound, negative outside, None without a value or bounds, and of gates that ask for yes or no."""
+    if gate.value is None or gate.name in YES_OR_NO:
         return None
     lower, upper = gate.lower, gate.upper
     if lower is not None and upper is not None:

@@ -84,8 +84,12 @@ class Sampling:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames is {self.num_frames}, expected at least 1, or None for all")
+        if self.num_frames is not None and not (
+            isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1
+        ):
+            raise ValueError(
+                f"num_frames is {self.num_frames}, expected a whole number, at least 1, or None for all"
+            )
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size is {self.size}, expected (height, width) in pixels")
         if self.latent_stride < 1:

@@ -36,12 +36,14 @@ class Publication:
         folder: holds README.md, dataset.json, data/ and, where allowed, media/.
         num_clips: rows in it; left_out: rows that `use` does not allow.
         num_media: media files copied.
+        num_folders: accepted clips whose media might be passed on, but are folders of images, which are not copied.
     """
 
     folder: Path
     num_clips: int
     left_out: int
     num_media: int
+    num_folders: int = 0
 
 
 def stage_publication(
@@ -50,6 +52,7 @@ def stage_publication(
     *,
     use: Use = "research",
     name: str | None = None,
+    repository: str | None = None,
     media_root: str | Path | None = None,
 ) -> Publication:
     """Write what would be published into an empty `folder`.
@@ -61,7 +64,8 @@ def stage_publication(
 
     Args:
         use: `commercial` leaves out every row whose data or weights are not licensed for it.
-        name: title of the card; the folder's name if None.
+        name: title of the card; None: the repository's name, or the folder's.
+        repository: `owner/name` that the card says to load; None: a place to write it in.
         media_root: folder to which relative media paths refer.
     Raises:
         ValueError: the dataset breaks an invariant (stand-in rows, missing licences and all others of
@@ -77,7 +81,7 @@ def stage_publication(
     clips = open_dataset(path)
     _refuse_unknown_licences(clips)
     _ = clips.columns  # rows then have the columns of all parts
-    counts = {"left out": 0, "media": 0}
+    counts = {"left out": 0, "media": 0, "folders": 0}
     with staged(folder) as staging:
 
         def public_rows() -> Iterator[Row]:
@@ -87,18 +91,30 @@ def stage_publication(
                     continue
                 pointer, copied = _publish_media(row, staging, media_root)
                 counts["media"] += copied
+                counts["folders"] += media_root is not None and _is_kept_folder(row)
                 details = tuple(_LOCAL_PATH.sub(r"\1", text) for text in row.reason_details)
                 yield replace(row, error=None, media=pointer, reason_details=details)
 
         num_clips = write_dataset(staging, public_rows())
         if not num_clips:
             raise ValueError(f"{path}: no clip's data and weights allow {use} use; nothing to publish")
-        (staging / "README.md").write_text(
-            dataset_card(open_dataset(staging), name=name or path.stem, use=use), encoding="utf-8"
-        )
+        title = name or (path.stem if repository is None else repository.split("/")[1])
+        card = dataset_card(open_dataset(staging), name=title, use=use)
+        if repository is not None:
+            card = card.replace("OWNER/NAME", repository)
+        (staging / "README.md").write_text(card, encoding="utf-8")
     return Publication(
-        folder=folder, num_clips=num_clips, left_out=counts["left out"], num_media=counts["media"]
+        folder=folder,
+        num_clips=num_clips,
+        left_out=counts["left out"],
+        num_media=counts["media"],
+        num_folders=counts["folders"],
     )
+
+
+def _is_kept_folder(row: Row) -> bool:
+    """Whether a clip's media might be passed on, but is a folder of images, which stays where it is."""
+    return row.data_redistributable and row.media_kind == "images" and row.verdict == "accepted"
 
 
 def _refuse_unknown_licences(clips: ClipDataset) -> None:
@@ -179,10 +195,7 @@ def publish(
     wanted = _request(path, repo_id, use, media_root)
     publication = _staged_before(Path(staging), wanted)
     if publication is None:
-        name = repo_id.split("/")[1]
-        publication = stage_publication(path, staging, use=use, name=name, media_root=media_root)
-        readme = publication.folder / "README.md"
-        readme.write_text(readme.read_text(encoding="utf-8").replace("OWNER/NAME", repo_id), encoding="utf-8")
+        publication = stage_publication(path, staging, use=use, repository=repo_id, media_root=media_root)
         _remember(publication, wanted)
     if api is None:
         from huggingface_hub import HfApi
@@ -196,6 +209,7 @@ def publish(
     return publication, url
 
 
+_COUNTS = ("num_clips", "left_out", "num_media", "num_folders")
 _RECORD = Path(".cache", "huggingface", "theodolite.json")
 """Where a staged folder says what it was staged for: hub clients upload nothing from there."""
 
@@ -220,7 +234,7 @@ def _request(path: str | Path, repo_id: str, use: Use, media_root: str | Path | 
 def _remember(publication: Publication, wanted: dict[str, str]) -> None:
     record = publication.folder / _RECORD
     record.parent.mkdir(parents=True, exist_ok=True)
-    counts = {name: getattr(publication, name) for name in ("num_clips", "left_out", "num_media")}
+    counts = {name: getattr(publication, name) for name in _COUNTS}
     write_atomically(record, json.dumps({"request": wanted, **counts}).encode())
 
 
@@ -233,8 +247,6 @@ def _staged_before(folder: Path, wanted: dict[str, str]) -> Publication | None:
         known = read_json(record)
         if known.pop("request") != wanted:
             return None
-        return Publication(
-            folder=folder, **{name: int(known[name]) for name in ("num_clips", "left_out", "num_media")}
-        )
+        return Publication(folder=folder, **{name: int(known[name]) for name in _COUNTS})
     except (InputError, KeyError, TypeError, ValueError):
         return None

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .clip_rows import PLACE_COLUMNS
-from .conform import check_types, common_schema, conform, file_version, is_declared
+from .conform import check_types, common_schema, conform, file_version, is_declared, require_columns
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
 from .index import open_index
@@ -123,6 +123,7 @@ def _arrow_dataset(files: Sequence[str], filesystem: pafs.FileSystem) -> pads.Fi
     for file, (_fragment_of_it, schema) in zip(files, found, strict=True):
         if checked is None or not schema.equals(checked, check_metadata=True):
             file_version(schema, where=file)
+            require_columns(schema, where=file)
             check_types(schema, where=file)
             checked = schema
     try:

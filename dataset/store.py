@@ -356,6 +356,16 @@ def read_marker(out: str | Path) -> dict[str, object]:
     )
 
 
+def require_here(path: str | Path) -> None:
+    """Raise ValueError where nothing lies: for what needs the files of a dataset themselves, and reads no hub."""
+    if not as_path(path).exists():
+        named = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", os.fspath(path)) is not None
+        fetch = (
+            f"; a dataset of the hub is fetched by: hf download {path} --repo-type dataset --local-dir DIR"
+        )
+        raise ValueError(f"{path}: no such folder or file here{fetch if named else ''}")
+
+
 def refuse_above_datasets(path: str | Path) -> None:
     """Raise ValueError for a folder that lies above whole datasets, which are opened one by one."""
     if below := datasets_below(path):

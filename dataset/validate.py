@@ -28,6 +28,7 @@ from .store import (
     has_parts,
     part_stamps,
     read_marker,
+    require_here,
     stamped_folders,
 )
 
@@ -64,6 +65,7 @@ def validate_dataset(path: str | Path, *, processes: int = 1) -> tuple[int, list
     Raises:
         ValueError: nothing there, or no Parquet files.
     """
+    require_here(path)
     out = as_path(path)
     parts = dataset_files(out)
     if not parts:

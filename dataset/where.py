@@ -6,6 +6,7 @@ null`, `and`, `or`, `not` and parentheses; texts in single or double quotes; num
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Callable
@@ -105,8 +106,10 @@ class _Parser:
         if name is None:
             raise self.error("a column")
         if name not in self.schema.names:
+            close = difflib.get_close_matches(name, self.schema.names, n=1)
+            meant = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
-                f"condition {self.text!r}: no column {name}; there are: {', '.join(self.schema.names)}"
+                f"condition {self.text!r}: no column {name}{meant}; there are: {', '.join(self.schema.names)}"
             )
         column, kind = pc.field(name), self.schema.field(name).type
         if self.take("word", "is"):
@@ -114,6 +117,11 @@ class _Parser:
             if not self.take("word", "null", "none"):
                 raise self.error("`null`")
             return column.is_valid() if negated else column.is_null()
+        if pa.types.is_nested(kind):
+            raise ValueError(
+                f"condition {self.text!r}: {name} holds a list for each clip, and conditions compare single values "
+                "(`is null` apart): read the table with pandas, polars or DuckDB, and open the copy that they write"
+            )
         negated = self.take("word", "not")
         if self.take("word", "in"):
             inside = column.isin(pa.array(self.values(), kind))

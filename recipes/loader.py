@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .. import __version__
 from ..annotate.config import AnnotateConfig
@@ -37,6 +37,7 @@ from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
 from ..dataset.words import Mode
+from .key_hints import with_hint
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,23 @@ class Recipe(Strict):
     corpus: CorpusConfig | None = None
     fetch: FetchConfig | None = None
 
+    @model_validator(mode="after")
+    def _source_has_what_is_asked(self) -> Recipe:
+        """Refuse estimators that would fail with every clip of such a source."""
+        geometry, kind = self.annotate.geometry, self.source.kind
+        for key, value in (("sequence", geometry.sequence), ("anchor", geometry.anchor)):
+            if value == "rendered" and kind != "index":
+                raise ValueError(
+                    f"annotate.geometry.{key}: rendered knows the truth of rendered clips, which an index lists, and"
+                    f" source.kind is {kind}"
+                )
+        if geometry.anchor == "given" and kind == "videos":
+            raise ValueError(
+                "annotate.geometry.anchor: given is metric depth beside each clip, and a folder of plain videos has"
+                " none; moge2 estimates it, or list the clips in an index (anchor_depth_pattern)"
+            )
+        return self
+
 
 def _path_keys(annotation: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Keys of a model that hold paths, those of its sections and of all alternatives included."""
@@ -156,8 +174,12 @@ def find_recipe(name: str | Path) -> Path:
         packaged = PACKAGED / path.parent / f"{path.stem}.yaml"
         if packaged.is_file():
             return packaged
-    known = ", ".join(packaged_recipes())
-    raise RecipeError(f"{name}: no such recipe file; recipes that come with theodolite: {known}")
+    known = packaged_recipes()
+    close = difflib.get_close_matches(str(name), known, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    raise RecipeError(
+        f"{name}: no such recipe file{meant}; recipes that come with theodolite: {', '.join(known)}"
+    )
 
 
 def packaged_recipes() -> list[str]:
@@ -179,7 +201,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     content, errors = read_content(path)
     _resolve_paths(content, path.parent.resolve())
     errors += apply_overrides(content, overrides)
-    return checked_recipe(Recipe, path, content, errors, line=_with_hint)
+    return checked_recipe(
+        Recipe, path, content, errors, line=lambda text: with_hint(text, Recipe, RENAMED_KEYS)
+    )
 
 
 class SourceBeside(BaseModel):
@@ -226,7 +250,9 @@ def recipe_beside(out: Path, kind: type[Checked], overrides: Sequence[str] = ())
         for item in overrides
         if item.partition("=")[0].split(".")[0].strip() not in kind.model_fields
     ]
-    return checked_recipe(kind, path, content, errors, line=_with_hint)
+    return checked_recipe(
+        kind, path, content, errors, line=lambda text: with_hint(text, Recipe, RENAMED_KEYS)
+    )
 
 
 def media_root_of_dataset(out: Path) -> Path:
@@ -397,29 +423,6 @@ def options_from_items(kind: type[_Options], items: Sequence[str]) -> _Options:
     if errors or options is None:
         raise RecipeError("--set: " + "; ".join(errors))
     return options
-
-
-def _with_hint(line: str) -> str:
-    path, _, rest = line.partition(": ")
-    if not rest.startswith("unknown key"):
-        return line
-    if path in RENAMED_KEYS:
-        return f"{line}; it is called {RENAMED_KEYS[path]} now"
-    *parents, wrong = path.split(".")
-    close = difflib.get_close_matches(wrong, _known_keys(parents), n=1)
-    return f"{line}; did you mean {close[0]}?" if close else line
-
-
-def _known_keys(parents: list[str]) -> list[str]:
-    model: Any = Recipe
-    for key in parents:
-        field = (
-            model.model_fields.get(key) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        )
-        model = None if field is None else field.annotation
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    return []
 
 
 # --- records -----------------------------------------------------------------------------------

@@ -25,9 +25,16 @@ def render_config_of(clip: ClipRef) -> RenderConfig:
     """The configuration that a rendered clip's media file holds.
 
     Raises:
-        ClipRejection: `unreadable_video` if the file is missing, no YAML, or holds other fields.
+        ClipRejection: `unreadable_video` if the file is missing, no YAML, or holds other fields; `depth_missing` if the
+            clip is none of the renderer's, which an estimator `rendered` was asked about.
     """
     path = Path(clip.media_path)
+    if clip.media_kind != "rendered":
+        raise ClipRejection(
+            "depth_missing",
+            f"clip {clip.clip_id}: is no rendered clip (media_kind), and the recipe takes its depth from the renderer"
+            " (annotate.geometry.sequence or anchor: rendered)",
+        )
     try:
         fields, twice = read_yaml(path)
         if twice:

@@ -110,7 +110,7 @@ def check_moge2(path: Path, variant: Variant) -> None:
         ValueError: as `load_moge2`, or it holds another variant.
     """
     stored = _read_moge2(path, mapped=True)
-    size = MoGe2Size.from_checkpoint(stored["model_config"])
+    size = _moge2_size(path, stored)
     wanted = MoGe2Size.released(variant)
     for what in ("width", "depth", "heads"):
         found, expected = (
@@ -150,6 +150,21 @@ def _read_moge2(path: Path, *, mapped: bool) -> dict[str, Any]:
     return stored
 
 
+def _moge2_size(path: Path, stored: Mapping[str, Any]) -> MoGe2Size:
+    """Sizes that a checkpoint states of its network.
+
+    Raises:
+        ValueError: naming the file and what it lacks, or has that this network does not.
+    """
+    try:
+        return MoGe2Size.from_checkpoint(stored["model_config"])
+    except ValueError as error:
+        raise ValueError(f"{path} is no MoGe-2 checkpoint of a known kind: {error}") from None
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else "does not state its sizes"
+        raise ValueError(f"{path} is no MoGe-2 checkpoint of a known kind: model_config {what}") from None
+
+
 def load_pi3x(path: Path, *, conditioning: bool = False) -> Pi3X:
     """Pi3X from a `.safetensors` file of the released layout; without conditioning those tensors are not read.
 
@@ -176,7 +191,7 @@ def load_moge2(path: Path) -> MoGe2:
         ValueError: naming the file and what is wrong with it.
     """
     stored = _read_moge2(path, mapped=False)
-    network = MoGe2(MoGe2Size.from_checkpoint(stored["model_config"]))
+    network = MoGe2(_moge2_size(path, stored))
     load_strict(network, stored["model"], origin=str(path), ignore=("refiner.",))
     return network
 

@@ -70,8 +70,9 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
 def _index_fields(path: Path) -> Iterator[dict[str, Any]]:
     """Raw fields of every entry."""
     if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "no such file"
         raise ValueError(
-            f"{path}: the index of clips cannot be read (no such file); name yours with"
+            f"{path}: the index of clips cannot be read ({what}); name yours with"
             " --set source.index=FILE (docs/annotating.md shows one)"
         )
     if path.suffix.lower() == ".csv":

@@ -45,6 +45,7 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
             paths.append(path)
         elif path.is_file():
             others.append(path)
+    _warn_of_links(root, paths)
     left_out = _left_out(root, others)
     if not paths:
         hint = f"; {left_out}" if left_out else ""
@@ -91,6 +92,28 @@ def _not_listed(error: OSError) -> None:
 @functools.cache
 def _warn_once(message: str) -> None:
     log.warning(message)
+
+
+def _warn_of_links(root: Path, paths: list[Path]) -> None:
+    """Says of how many videos the files lie elsewhere: pointers of rows are followed within the root alone."""
+    inside: dict[Path, bool] = {}
+    outside = []
+    for path in paths:
+        if path.parent not in inside:
+            inside[path.parent] = path.parent.resolve().is_relative_to(root)
+        if path.is_symlink():
+            followed = not path.exists() or path.resolve().is_relative_to(root)
+        else:
+            followed = inside[path.parent]
+        if not followed:
+            outside.append(path)
+    if outside:
+        first = printable(outside[0].relative_to(root).as_posix())
+        _warn_once(
+            f"{root}: links lead to {len(outside)} videos elsewhere (e.g. {first}): they are annotated, but reports,"
+            " loaders and exports follow no link that leads out of the root; name a folder above links and files as"
+            " source.root"
+        )
 
 
 def _left_out(root: Path, others: list[Path]) -> str:

@@ -35,6 +35,8 @@ class CameraClip:
         image_names: (F,) names of stills, if the format needs or gave them.
         caption: one text, or None.
         scores: numbers by name, for formats with score sidecars.
+        constant_lens: whether it is known that the lens stays: what `focal_px` varies by, a hundredth of a pixel and
+            less, is how closely it was solved.
     """
 
     name: str
@@ -51,6 +53,7 @@ class CameraClip:
     image_names: tuple[str, ...] | None = None
     caption: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    constant_lens: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name, "name")
@@ -140,6 +143,7 @@ def camera_clip(row: Row) -> CameraClip:
         frame_index=row.frame_index,
         caption=next(iter(captions.values()), None),
         scores=numbers | {k: float(v) for k, v in (row.metrics or {}).items()},
+        constant_lens=row.focal_model == "constant",
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -65,7 +65,7 @@ def write_colmap(
 
     Radial distortion becomes COLMAP's OPENCV model with k1 and k2 (images stay as they are), otherwise PINHOLE. Frame
     `i` is image `i + 1`; frames of the same intrinsics share a camera, so a zooming lens has one a frame and one that
-    does not (to a hundredth of a pixel) a single one.
+    does not (by its row, or to a hundredth of a pixel) a single one.
     """
     target = Path(folder) / "sparse" / "0"
     target.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write_colmap(
         terms = [clip.radial_k1, clip.radial_k2 or 0.0, 0.0, 0.0]
         params = np.concatenate([params, np.tile(terms, (len(clip), 1))], axis=1)
     names = clip.image_names or tuple(f"{i:06d}.png" for i in range(len(clip)))
-    _check_names(clip, names, binary=binary)
+    check_image_names(clip.name, names, binary=binary)
     params = _one_lens(params, clip)
     numbers: dict[bytes, int] = {}
     camera = [numbers.setdefault(p.tobytes(), len(numbers)) for p in params]
@@ -118,20 +118,26 @@ class _Model(NamedTuple):
 
 
 def _one_lens(params: FloatArray, clip: CameraClip) -> FloatArray:
-    """Intrinsics of all frames, made the same where no pixel of the image moves by more than `_SAME_LENS_PX`."""
+    """Intrinsics of all frames, made the same where the lens is known to stay, or no pixel of the image moves by more
+    than `_SAME_LENS_PX`."""
     middle = np.median(params, axis=0)
     apart = np.abs(params - middle).max(axis=0)
     reach = np.hypot(clip.width, clip.height) / middle[:2]  # of the image in units of focal length
     moved = np.hypot(*(apart[:2] * reach + apart[2:4]))
-    return np.tile(middle, (len(params), 1)) if moved <= _SAME_LENS_PX else params
+    same = clip.constant_lens or moved <= _SAME_LENS_PX
+    return np.tile(middle, (len(params), 1)) if same else params
 
 
-def _check_names(clip: CameraClip, names: tuple[str, ...], *, binary: bool) -> None:
-    """COLMAP splits its text files at blanks and lines, its binary ones at zero bytes."""
+def check_image_names(clip_id: str, names: Sequence[str], *, binary: bool) -> None:
+    """COLMAP splits its text files at blanks and lines, its binary ones at zero bytes.
+
+    Raises:
+        ValueError: naming the first image that they cannot hold.
+    """
     for name in names:
         if not name or "\0" in name or (not binary and re.search(r"\s", name)):
             raise ValueError(
-                f"clip {clip.name}: image {name!r} has a blank in its name, which COLMAP's text files cannot hold; "
+                f"clip {clip_id}: image {name!r} has a blank in its name, which COLMAP's text files cannot hold; "
                 "write the binary ones, or rename the images"
             )
 

@@ -15,6 +15,18 @@ from ..arrays import FloatArray
 from .base import CameraClip
 
 
+def require_rerun() -> None:
+    """Make sure that recordings can be written.
+
+    Raises:
+        ImportError: rerun is not installed.
+    """
+    try:
+        import rerun  # noqa: F401
+    except ImportError as error:
+        raise ImportError("rerun recordings need rerun-sdk: pip install 'theodolite[viz]'") from error
+
+
 def write_rerun(
     clip: CameraClip,
     path: str | Path,
@@ -35,10 +47,8 @@ def write_rerun(
     Raises:
         ImportError: rerun is not installed.
     """
-    try:
-        import rerun as rr
-    except ImportError as error:
-        raise ImportError("rerun recordings need rerun-sdk: pip install 'theodolite[viz]'") from error
+    require_rerun()
+    import rerun as rr
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def write_scene_images(
 
     Args:
         pictures: as they are, or undistorted. clip: the cameras that belong to them.
-        names: one a frame, for those that have none of their own.
+        names: one a frame, for those that have none of their own; they end in `.png`.
     Raises:
         ValueError: the media is missing or unreadable, or there are two pictures of one name.
     """
@@ -73,7 +73,7 @@ def _write_image(folder: Path, name: str, file: Path | None, rgb: NDArray[np.uin
         if np.array_equal(decode_image(content, file)[..., ::-1], rgb):
             (folder / file.name).write_bytes(content)
             return file.name
-    name = f"{name if file is None else file.stem}.png"
+    name = name if file is None else f"{file.stem}.png"
     done, content = cv2.imencode(".png", rgb[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise OSError(errno.EIO, "OpenCV cannot write the picture", str(folder / name))

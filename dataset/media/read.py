@@ -87,6 +87,10 @@ def media_path(row: Row, root: str | Path = ".") -> Path:
     Raises:
         ValueError: the pointer is absolute, leads upwards or through a link out of `root`, or is no path.
     """
+    if row.media == f"{row.source}:{row.original_id}":  # as publishing leaves it
+        raise ValueError(
+            f"clip {row.clip_id}: its media is not part of this dataset: {row.media[:200]} names the clip at its source"
+        )
     return pointed_at(row.clip_id, row.media, root)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,6 +124,15 @@ def _maybe(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
+def _plain(value: Any) -> str:
+    """A value of a column without Python's brackets: numbers in six figures, `name value` of what has names."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, tuple | list) else str(value)
+
+
 def _clip_text(row: Row) -> str:
     lines = [f"{row.clip_id}  {status_of(row.verdict, row.reasons)}"]
     for reason, detail in zip(row.reasons, row.reason_details, strict=True):
@@ -148,13 +158,7 @@ def _clip_text(row: Row) -> str:
             lines.append(f"  {column.name.ljust(width)}  none: {why}")
         if value in (None, (), ""):
             continue
-        shown = (
-            f"{value:.6g}"
-            if isinstance(value, float)
-            else dict(value)
-            if isinstance(value, Mapping)
-            else value
-        )
+        shown = _plain(value)
         unit = "" if column.unit in ("1", "-") else f" {column.unit}"
         lines.append(f"  {column.name.ljust(width)}  {shown}{unit}")
     for gate in row.gates:

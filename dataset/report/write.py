@@ -21,7 +21,7 @@ FEW_CLIPS = 8
 """Up to here clips come first and distributions, small, last."""
 _NO_PICTURES = (
     "No pictures: no clip's media were found. Their paths are relative to the source in the recipe beside the dataset, "
-    "or to the current folder where there is none."
+    "or to the current folder where there is none; --media-root names another one."
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..command import Outcome
-from .options import Dataset, MediaRoot, Sets, Times, one_of
+from .options import Dataset, MediaRoot, Sets, Stored, Times, one_of
 
 if TYPE_CHECKING:
     from ...dataset.card import Use
@@ -27,7 +27,7 @@ def _media_root_if_known(path: Path) -> Path | None:
     return media_root_of_dataset(path)
 
 
-def validate(path: Dataset) -> Outcome:
+def validate(path: Stored) -> Outcome:
     """Prove every promise that a dataset makes; names each row and rule that does not hold.
 
     Example: theodolite validate runs/rgbd
@@ -57,7 +57,7 @@ def validate(path: Dataset) -> Outcome:
 
 
 def compact(
-    path: Dataset,
+    path: Stored,
     part_mb: Annotated[
         int, typer.Option("--part-mb", min=1, help="Size of a gathered part; parts above half of it stay.")
     ] = 64,
@@ -105,6 +105,7 @@ def report(
         Path | None,
         typer.Option("--truth-from", help="Ground truth from here instead: anything that `evaluate` reads."),
     ] = None,
+    media_root: MediaRoot = None,
     *,
     times: Times,
 ) -> Outcome:
@@ -116,18 +117,21 @@ def report(
     from ...dataset.report.write import write_report
     from ..truth import report_sources
 
+    if media_root is not None and not media_root.is_dir():
+        raise ValueError(f"--media-root {media_root}: no such folder")
     sources = report_sources(path, truth=truth, truth_from=truth_from, matching=times.matching())
+    root = media_root or sources.media_root
     target = write_report(
         path,
         html,
         truth=sources.truth,
-        thumbnail=thumbnail_from_media(sources.media_root),
-        pictures=pictures_from_media(sources.media_root),
+        thumbnail=thumbnail_from_media(root),
+        pictures=pictures_from_media(root),
         max_clips=max_clips,
         clip_ids=clips,
         notes=sources.notes,
     )
-    lines = [f"report: {target}", f"pictures: from {sources.media_root.absolute()}"]
+    lines = [f"report: {target}", f"pictures: from {root.absolute()}"]
     return "\n".join([*lines, *(f"note: {note}" for note in sources.notes)]), 0
 
 
@@ -135,7 +139,12 @@ def export(
     path: Dataset,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     style: Annotated[
-        str, typer.Option("--format", help="colmap, nerfstudio, tum, kitti, lerobot and others.")
+        str,
+        typer.Option(
+            "--format",
+            help="colmap, colmap-text, nerfstudio, tum, kitti, sana-npy, rerun, sana-zip, webdataset, lerobot or "
+            "huggingface.",
+        ),
     ],
     clips: Annotated[
         list[str] | None, typer.Option("--clip", help="Only these clips; may be given often.")
@@ -244,6 +253,7 @@ def filter_(
     from ...dataset.same_video import check_videos
     from ..loader import FiltersBeside, load_recipe, recipe_beside
 
+    dataset = open_dataset(path)
     loaded: list[Recipe | FiltersBeside] = [load_recipe(name, overrides or ()) for name in recipes or ()]
     if not recipes:
         beside = recipe_beside(path, FiltersBeside, overrides or ())
@@ -252,7 +262,6 @@ def filter_(
         loaded.append(beside)
     filters = {recipe.source.name: recipe.filters or Filters() for recipe in loaded}
     found = join_scores([*extra_scores(path), *(read_scores(file) for file in scores or ())])
-    dataset = open_dataset(path)
     against, words = None, ""
     if same_video:
         compared = check_videos(dataset)
@@ -331,7 +340,7 @@ class Publishing:
 
 
 def publish(
-    path: Dataset,
+    path: Stored,
     repository: Annotated[
         str, typer.Argument(help="Hugging Face dataset, owner/name.", metavar="REPOSITORY")
     ],
@@ -349,8 +358,9 @@ def publish(
     use: Use = "commercial" if asked == "commercial-use" else "research"
     publishing.check_repository(repository)
     if how.dry_run:
-        name = repository.split("/")[1]
-        staged = publishing.stage_publication(path, staging, use=use, name=name, media_root=how.media_root)
+        staged = publishing.stage_publication(
+            path, staging, use=use, repository=repository, media_root=how.media_root
+        )
         where = f"staged in {staged.folder}, nothing uploaded"
     else:
         staged, url = publishing.publish(
@@ -358,4 +368,10 @@ def publish(
         )
         where = f"uploaded to {url}"
     left = f", {staged.left_out} left out (no commercial use)" if staged.left_out else ""
-    return f"{staged.num_clips} clips{left}, {staged.num_media} media files: {where}", 0
+    unshipped = (
+        f"\nnote: folders of images are not shipped: the media of {staged.num_folders} accepted clips stay pointers to"
+        " their source"
+        if staged.num_folders
+        else ""
+    )
+    return f"{staged.num_clips} clips{left}, {staged.num_media} media files: {where}{unshipped}", 0

@@ -25,6 +25,12 @@ Out = Annotated[
         metavar="DIR",
     ),
 ]
+Stored = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder that `theodolite annotate` wrote, or s3://BUCKET/FOLDER.", parser=as_path, metavar="DIR"
+    ),
+]
 Dataset = Annotated[
     Path,
     typer.Argument(

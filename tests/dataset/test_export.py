@@ -14,7 +14,9 @@ from theodolite.dataset import export as export_module
 from theodolite.dataset.export import FORMATS, PER_CLIP, export_dataset, write_subset
 from theodolite.dataset.formats import huggingface as huggingface_format
 from theodolite.dataset.formats.base import CameraClip, camera_clip
+from theodolite.dataset.formats.colmap import read_colmap
 from theodolite.dataset.formats.lerobot import write_lerobot
+from theodolite.dataset.formats.nerfstudio import read_nerfstudio
 from theodolite.dataset.formats.trajectories import read_kitti, read_tum
 from theodolite.dataset.formats.webdataset import read_webdataset, write_webdataset
 from theodolite.dataset.rows import Row
@@ -157,6 +159,9 @@ def test_where_chooses_clips_of_an_export_and_of_a_subset(
         ("confidence >= 0.9 and confidence <= .95e0 and num_tracks = 1234", [0, 1, 3]),
         ("data_redistributable and stand_in = false", [0, 1, 2, 3]),
         ("num_frames = 'many'", "condition"),
+        ("reprojection_rms > 1", "no column reprojection_rms; did you mean reprojection_rms_px"),
+        ("reasons = 'no_depth'", "reasons holds a list for each clip"),
+        ("camera_to_world in (1, 2)", "camera_to_world holds a list for each clip"),
         ("num_frames", "expected a comparison"),
         ("num_frames > ", "expected a number"),
         ("num_frames > 3 4", "expected `and`"),
@@ -184,12 +189,42 @@ def test_export_choices(out: Path, tmp_path: Path) -> None:
     export_dataset(out, tmp_path / "k", format="kitti", clip_ids=["clip_0001"])
     kitti = read_kitti(tmp_path / "k" / "clip_0001.txt", times_path=tmp_path / "k" / "clip_0001_times.txt")
     np.testing.assert_allclose(kitti.camera_to_world, row.camera_to_world, atol=1e-6)
-    with pytest.raises(ValueError, match="no accepted clip clip_0002"):
+    with pytest.raises(
+        ValueError, match=r"no accepted clip clip_0002 \(clip_0002 is failed: unreadable_video\)"
+    ):
         export_dataset(out, tmp_path / "b", format="tum", clip_ids=["clip_0001", "clip_0002"])
     with pytest.raises(ValueError, match="no accepted clips"):
         export_dataset(out, tmp_path / "b", format="tum", source="nowhere")
     with pytest.raises(ValueError, match="expected one of colmap"):
         export_dataset(out, tmp_path / "b", format="bvh")
+
+
+@pytest.mark.parametrize(("style", "first"), [("colmap", "000000.png"), ("nerfstudio", "frame_00001.png")])
+def test_pictures_of_a_video_are_called_as_the_cameras_say(
+    filmed: Path, tmp_path: Path, style: str, first: str
+) -> None:
+    export_dataset(filmed, tmp_path / "e", format=style, media_root=filmed.parent, clip_ids=["clip_0000"])
+    folder = tmp_path / "e" / "clip_0000"
+    read = read_colmap if style == "colmap" else read_nerfstudio
+    names = known(read(folder if style == "colmap" else folder / "transforms.json").image_names)
+    assert names[0] == first
+    assert sorted(path.name for path in (folder / "images").iterdir()) == sorted(names)
+
+
+def test_what_an_export_lacks_is_said_before_pictures_are_read(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_dataset(tmp_path / "d", {"a": [make_row(0, media_kind="images", media="stills", frames=2)]})
+    data_frames = theodolite.dataset.open(data).row("clip_0000").frame_index
+    (tmp_path / "stills").mkdir()
+    for i in range(int(data_frames.max()) + 1):
+        (tmp_path / "stills" / f"a {i}.png").touch()
+    monkeypatch.setattr(export_module, "staged", lambda *_a, **_k: pytest.fail("begun"))
+    with pytest.raises(ValueError, match=r"image 'a 0\.png' has a blank in its name"):
+        export_dataset(data, tmp_path / "e", format="colmap-text", media_root=tmp_path)
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(ImportError, match="need rerun-sdk"):
+        export_dataset(data, tmp_path / "e", format="rerun", media_root=tmp_path)
 
 
 def test_videos_that_cannot_be_exported(

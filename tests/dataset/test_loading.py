@@ -222,6 +222,7 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
     assert len(ClipStream(bent_clips, replace(straight, size=(64, 128)), batch_size=2)) == 1
     cases: list[dict[str, Any]] = [
         {"num_frames": 0},
+        {"num_frames": 33.0},
         {"window": "random"},
         {"window": "middle", "num_frames": 3},
         {"content": "latents", "latents": print, "window": "random", "num_frames": 9},

@@ -12,6 +12,7 @@ import pytest
 import theodolite.dataset
 import yaml
 from theodolite.dataset.licences import allows_commercial_use, find_licence, known_licences
+from theodolite.dataset.media.read import read_frames
 from theodolite.dataset.publish import publish, stage_publication
 from theodolite.dataset.rows import Row
 from theodolite.dataset.validate import validate_dataset
@@ -62,6 +63,21 @@ def test_staged_dataset_is_whole_valid_and_without_local_paths(out: Path, tmp_pa
     assert b"/mnt/private" not in everything
     with pytest.raises(ValueError, match="is not empty"):
         stage_publication(out, tmp_path / "pub")
+
+
+def test_folders_of_images_stay_where_they_are_and_are_told(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    row = make_row(0, media_kind="images", media="stills")
+    data = make_dataset(tmp_path / "out", {"a": [row]})
+    result = stage_publication(data, tmp_path / "pub", media_root=tmp_path, repository="owner/My-cams")
+    assert (result.num_media, result.num_folders) == (0, 1)
+    card = (tmp_path / "pub" / "README.md").read_text()
+    assert "# My-cams\n" in card
+    assert card.count('"owner/My-cams"') == 2
+    assert "OWNER/NAME" not in card
+    with pytest.raises(ValueError, match=r"its media is not part of this dataset: demo:original 0\.mp4"):
+        read_frames(theodolite.dataset.open(tmp_path / "pub").row("clip_0000"), tmp_path / "pub")
 
 
 def test_card_states_counts_licences_quality_and_loads(out: Path, tmp_path: Path) -> None:

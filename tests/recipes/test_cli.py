@@ -66,6 +66,13 @@ def test_every_command_shows_an_example_that_parses(name):
     COMMANDS[name].make_context(name, arguments[1:])  # raises on an unknown option or a missing argument
 
 
+def test_help_of_export_names_every_format():
+    from theodolite.dataset.export import FORMATS
+
+    text = runner.invoke(app, ["export", "--help"]).output
+    assert set(FORMATS) <= set(re.split(r"[\s,.]+", text.partition("--format")[2].partition("--clip")[0]))
+
+
 def test_flags_are_long_and_documented():
     for name in COMMANDS:
         for parameter in COMMANDS[name].params:

@@ -90,6 +90,7 @@ OF_OTHERS = {
     "vLLM": {"--limit-mm-per-prompt"},
     "git": {"--show-toplevel", "--porcelain", "--untracked-files"},
     "evo": {"--align", "--correct_scale"},
+    "hf": {"--repo-type", "--local-dir"},
 }
 STYLES = ("plots.py", "page.py", "svg.py")
 """Files whose texts are styles of pages, with variables that look like options."""

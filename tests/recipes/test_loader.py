@@ -119,6 +119,13 @@ def test_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("decode.fps=native", r"decode: unknown key .*; did you mean annotate\.decode\?"),
+        ("gates.fov_max_deg=150", r"gates: unknown key .*; did you mean annotate\.gates\?"),
+        (
+            "min_frames=8",
+            r"min_frames: unknown key .*; did you mean annotate\.decode\.min_frames or annotate\.scale\.min_frames\?",
+        ),
+        ("source.depth_pattern=d", "unknown key .*; depth_pattern is said of each clip in the index"),
         ("annotate.decode.fsp=16", r"annotate\.decode\.fsp: unknown key \(got 16\); did you mean fps\?"),
         ("annotate", "must be key.path=value"),
         ("annotate..fps=3", "must be key.path=value"),
@@ -129,6 +136,31 @@ def test_overrides(tmp_path):
 def test_wrong_overrides(tmp_path, override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, GOOD), [override])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        ("estimate", "annotate.geometry.anchor=rendered", r"anchor: rendered .* source\.kind is videos"),
+        ("estimate", "annotate.geometry.anchor=given", r"anchor: given .* a folder of plain videos has none"),
+        (
+            "omniworld",
+            "annotate.geometry.sequence=rendered",
+            r"sequence: rendered .* source\.kind is release",
+        ),
+    ],
+)
+def test_estimators_that_a_source_has_nothing_for(recipe, override, message):
+    """They would fail with every clip, one after the other."""
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe, [override])
+
+
+def test_a_recipe_whose_name_is_nearly_right():
+    with pytest.raises(
+        RecipeError, match=r"rgdb: no such recipe file; did you mean rgbd\?; recipes that come"
+    ):
+        find_recipe("rgdb")
 
 
 def test_paths_are_relative_to_the_recipe_and_overrides_to_the_caller(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from theodolite.annotate.rendered.files import write_clip
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.dataset.camera_files.load import load_cameras
 from theodolite.dataset.camera_files.match import Matching
+from theodolite.dataset.compact import compact
 from theodolite.dataset.export import export_dataset
 from theodolite.dataset.formats.trajectories import write_tum
 from theodolite.dataset.publish import stage_publication
@@ -19,6 +20,7 @@ from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
 from theodolite.dataset.store import prepare_output, write_part
 from theodolite.dataset.validate import validate_dataset
+from theodolite.recipes.commands.datasets import filter_
 from theodolite.recipes.loader import load_recipe, media_root_of_dataset, recipe_hash, write_run_record
 from theodolite.recipes.run import RunOptions, run_annotate
 from theodolite.recipes.truth import report_sources, truth_of_dataset
@@ -246,6 +248,8 @@ def test_a_folder_above_several_runs_is_refused_by_all(tmp_path):
         lambda: export_dataset(runs, tmp_path / "export", format="tum"),
         lambda: stage_publication(runs, tmp_path / "staging", use="research"),
         lambda: load_cameras(runs),
+        lambda: compact(runs),
+        lambda: filter_(runs),
     ):
         with pytest.raises(ValueError, match=r"runs: (lies above|holds) whole datasets \(x, y\)"):
             act()
@@ -265,6 +269,11 @@ def test_a_hub_that_is_not_reached_is_said(monkeypatch):
             inspect_text(name)
         with pytest.raises(ValueError, match=r"owner/name: no folder here.*the hub was not reached"):
             load_cameras(name)
+    for act in (validate_dataset, compact, stage_publication):  # these read no hub
+        with pytest.raises(
+            ValueError, match=r"owner/name: no such folder or file here; .*: hf download owner/name"
+        ):
+            act("owner/name", *([Path("staging")] if act is stage_publication else []))
     with pytest.raises(ValueError, match="no such file or folder, nor a hub id"):
         load_cameras("owner/cameras.txt")  # a file that is not there
     with pytest.raises(ValueError, match="no such folder"):

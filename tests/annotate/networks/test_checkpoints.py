@@ -49,6 +49,24 @@ def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
             check(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "model_config has no table 'encoder'"),
+        ({"encoder": {"backbone": "dinov2_vitx14"}}, "backbone 'dinov2_vitx14' is unknown"),
+        ({"encoder": {"backbone": "dinov2_vits14", "dim_out": 384}, "remap_output": "exp"}, "lacks 'inter"),
+    ],
+)
+def test_a_checkpoint_of_an_unknown_kind_is_named(tmp_path, config, message):
+    path = tmp_path / "odd.pt"
+    torch.save({"model_config": config, "model": {"a": torch.zeros(3)}}, path)
+    for read in (lambda p: check_moge2(p, "vits-normal"), load_moge2):
+        with pytest.raises(
+            ValueError, match=rf"odd\.pt is no MoGe-2 checkpoint of a known kind: .*{message}"
+        ):
+            read(path)
+
+
 @pytest.mark.slow
 def test_truncated_checkpoints_are_named(tmp_path):
     whole = tiny_pi3x(tmp_path / "whole.safetensors").read_bytes()

@@ -175,6 +175,8 @@ def test_broken_index_files(tmp_path, name, content, message):
 def test_a_missing_index(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be read .*source\.index"):
         read_clips(index(tmp_path / "none.yaml"))
+    with pytest.raises(ValueError, match=r"cannot be read \(it is a folder\).*source\.index"):
+        read_clips(index(tmp_path))
 
 
 def test_videos_below_a_folder(tmp_path):
@@ -204,7 +206,7 @@ def test_folders_without_videos(tmp_path):
         read_clips(VideosSource(kind="videos", name="x", root=tmp_path / "none"))
 
 
-def test_linked_folders_and_hidden_files(tmp_path):
+def test_linked_folders_and_hidden_files(tmp_path, caplog):
     """Links are followed, each folder once; those that lead back end nothing, a video that is not there is a clip that
     fails, and so is a pipe."""
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
@@ -221,6 +223,7 @@ def test_linked_folders_and_hidden_files(tmp_path):
     clips = list(read_clips(VideosSource(kind="videos", name="x", root=root)))
     assert [c.original_id for c in clips] == ["a.mp4", "again/inner/b.MTS", "gone.mp4", "pipe.mp4"]
     assert clips[1].media == "again/inner/b.MTS"
+    assert "links lead to 1 videos elsewhere (e.g. again/inner/b.MTS)" in caplog.text
     assert clips[1].media_path.is_file()
     for clip in clips[2:]:
         with pytest.raises(ClipRejection, match=clip.original_id) as caught:

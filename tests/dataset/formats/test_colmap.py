@@ -95,6 +95,9 @@ def test_frames_of_the_same_lens_share_a_colmap_camera(tmp_path: Path, clip: Cam
         assert_same_cameras(read_colmap(tmp_path / str(binary)), still, atol=1e-12)
     slow = replace(still, focal_px=clip.focal_px[:1] * (1 + 1e-4 * np.linspace(0, 1, 33)[:, None]))
     assert pycolmap.Reconstruction(str(write_colmap(slow, tmp_path / "slow"))).num_cameras() == 33
+    # Of a row whose lens stays it is known, however far it wanders in a long clip.
+    stays = replace(slow, constant_lens=True)
+    assert pycolmap.Reconstruction(str(write_colmap(stays, tmp_path / "stays"))).num_cameras() == 1
     named = replace(still, image_names=tuple(f"a {i:02d} ü.png" for i in range(33)))
     with pytest.raises(ValueError, match="has a blank in its name"):
         write_colmap(named, tmp_path / "blank")

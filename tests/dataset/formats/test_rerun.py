@@ -52,6 +52,7 @@ def test_rerun_is_given_pictures_and_points(
 ) -> None:
     """The recording itself needs rerun; what goes into it does not."""
     given: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(export_module, "require_rerun", lambda: None)
     monkeypatch.setattr(
         export_module, "write_rerun", lambda clip, path, **options: given.update({clip.name: options})
     )

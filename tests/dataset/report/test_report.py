@@ -23,6 +23,7 @@ from theodolite.dataset.report.truth import Truth, TruthByClip, truth_of_row
 from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Gate, Row
 
+from ...support import run_here
 from ...typed import known
 
 
@@ -278,11 +279,40 @@ def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[...
             (None, 0.0, 1.0, None),
         )
     ]
+    # Yes or no is never close.
+    assert gate_margin(Gate(name="finite", value=1.0, lower=1.0, passed=True)) is None
+    assert gate_margin(Gate(name="fisheye", value=0.0, upper=0.0, passed=True)) is None
     assert [gate_margin(gate) for gate, _ in margins] == [
         pytest.approx(m) if m is not None else None for _, m in margins
     ]
     page = write_report(out).read_text()
     assert "all 2 gates passed; closest: fov_x, margin 96 %" in page
+
+
+def test_inspect_shows_values_without_brackets(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    row = make_row(
+        0,
+        stage_wall_s={"decode": 0.12345678901, "bundle": 2.0},
+        weights=("a@1", "b@2"),
+        weight_licences=("MIT", "MIT"),
+    )
+    text = inspect_text(make_dataset(tmp_path / "out", {"a": [row]}), clip_id="clip_0000")
+    assert re.search(r"stage_wall_s +(decode 0\.123457, bundle 2|bundle 2, decode 0\.123457) s\n", text)
+    assert re.search(r"weights +a@1, b@2\n", text)
+
+
+def test_a_report_takes_its_pictures_from_where_it_is_told(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    out = make_dataset(tmp_path / "out", {"a": [make_row(0)]})
+    done = run_here("report", out, "--media-root", tmp_path)
+    assert done.returncode == 0
+    assert f"pictures: from {tmp_path}\n" in done.stdout
+    done = run_here("report", out, "--media-root", tmp_path / "gone")
+    assert done.returncode == 2
+    assert "gone: no such folder" in done.stderr
 
 
 def test_inspect_says_why_there_is_no_confidence(
