@@ -233,9 +233,10 @@ class MoGe2Stream:
         )
 
     def close(self) -> None:
-        """Give up: nothing that waits is started."""
+        """End: nothing that waits is started, and what the network said is let go."""
         for pending in self._pending:
             pending.cancel()
+        self._pending.clear()
         self._batch = []
 
     def finish(self, focal_px: FloatArray | None) -> list[AnchorFrame]:

@@ -136,9 +136,10 @@ class KeyframeStream:
         self._pending.append(lane(str(self.network.device)).submit(self._turn, work))
 
     def close(self) -> None:
-        """Give up: nothing that waits is started."""
+        """End: nothing that waits is started, and what the windows said is let go, joined as it is or not at all."""
         for pending in self._pending:
             pending.cancel()
+        self._pending.clear()
         self._images.clear()
 
     def finish(self) -> SequenceGeometryResult:

@@ -48,17 +48,21 @@ class Lane:
         return future
 
     def _serve(self) -> None:
-        while True:
-            _, _, future, work = self._waiting.get()
-            if future is None:
-                return
-            if not future.set_running_or_notify_cancel():
-                continue
+        while self._serve_next():
+            pass  # nothing of what was served is held while the next is waited for
+
+    def _serve_next(self) -> bool:
+        """Whether there was one."""
+        _, _, future, work = self._waiting.get()
+        if future is None:
+            return False
+        if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work())
             # The one who waits for it raises it again; the lane goes on.
             except BaseException as error:  # noqa: BLE001
                 future.set_exception(error)
+        return True
 
     def _end(self) -> None:
         # A thread that is cut off inside a library at the interpreter's end may take the process down with it.

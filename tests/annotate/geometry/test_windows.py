@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from theodolite.annotate.geometry import moge2, windows
 from theodolite.annotate.geometry.config import KeyframesConfig
 from theodolite.annotate.geometry.join import merge_maps
 from theodolite.annotate.geometry.window_maps import RawWindow, depth_edges, fit_focal, keep_window
 from theodolite.annotate.geometry.windows import KeyframeStream, choose_keyframes, plan_windows
 from theodolite.annotate.networks.images import resize_lanczos, upload
-from theodolite.annotate.networks.lane import lane
+from theodolite.annotate.networks.lane import lane, next_turn
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import render_clip
 from theodolite.annotate.scale.estimate import estimate_scale
@@ -279,6 +281,37 @@ def test_memory_is_that_of_the_windows_in_flight(truth: Truth, monkeypatch: pyte
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_what_networks_said_is_let_go_with_the_stream(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clip's row is made long after its windows are joined, in the same breath as the stream is known."""
+    said: list[weakref.ref] = []
+    for module, name in ((windows, "keep_window"), (moge2, "_Kept")):
+        made = getattr(module, name)
+
+        def kept(*args, made=made, **keywords):
+            found = made(*args, **keywords)
+            said.append(weakref.ref(found))
+            return found
+
+        monkeypatch.setattr(module, name, kept)
+    frames = UnseenFrames.of(33, truth.height, truth.width)
+    config = KeyframesConfig(window=6, step=2, max_one_pass=6)
+    estimators = simulated(truth, NO_ERRORS, config)
+    stream = estimators.sequence.start(CLIP, frames)
+    metric = known(estimators.anchor).start(CLIP, frames, [0, 16])
+    image = np.zeros((truth.height, truth.width, 3), np.uint8)
+    for number in range(len(frames)):
+        stream.add(number, image)
+        metric.add(number, image)
+    metric.finish(stream.finish().focal_px)
+    assert len(said) == len(plan_windows(9, config)) + 1
+    assert all(x() is not None for x in said)
+    stream.close()
+    metric.close()
+    lane("cpu").submit(next_turn(), int).result()  # it is done with all that came before
+    assert [x() is None for x in said] == [True] * len(said)
+
+
 def test_windows_without_common_points_are_a_rejection(truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     network = SimulatedPi3X(truth, NO_ERRORS)
     predict = network.predict
