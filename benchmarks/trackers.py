@@ -205,7 +205,7 @@ WATCHED = {
     "opencv": [
         (measure, "gray_of"), (measure, "normalised_gray"), (measure.OverlayFinder, "add"),
         (measure.OverlayFinder, "find"), (flow.FlowTracker, "add"), (flow, "_lucas_kanade"), (flow, "_new_corners"),
-        (opencv, "root_sift"),
+        (opencv, "sift"),
     ],
     "batched": [
         (measure, "gray_of"), (measure, "normalised_gray"), (measure.OverlayFinder, "add"),

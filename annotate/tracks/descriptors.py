@@ -10,25 +10,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset.arrays import FloatArray, IntArray
+from ...dataset.arrays import U8, FloatArray, IntArray
 from .records import DESCRIPTOR, Features, ImageMeasurements, Tracks, TracksConfig, make_tracks, spread_out
 
 
-def root_sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArray, NDArray[np.float32]]:
-    """Spread SIFT features with RootSIFT descriptors (Arandjelovic and Zisserman 2012)."""
-    sift = cv2.SIFT_create(nfeatures=3 * config.num_descriptors, contrastThreshold=0.02, edgeThreshold=12)
-    keypoints, descriptors = sift.detectAndCompute(gray, None)
+def sift(gray: NDArray[np.uint8], config: TracksConfig) -> tuple[FloatArray, U8]:
+    """Places (n, 2) and descriptors (n, 128) of SIFT features that are spread over the picture."""
+    finder = cv2.SIFT_create(nfeatures=3 * config.num_descriptors, contrastThreshold=0.02, edgeThreshold=12)
+    keypoints, descriptors = finder.detectAndCompute(gray, None)
     if descriptors is None or len(keypoints) == 0:
-        return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
+        return np.zeros((0, 2)), np.zeros((0, 128), np.uint8)
     xy = np.array([k.pt for k in keypoints])
     response = np.array([k.response for k in keypoints])
     size_wh = (gray.shape[1], gray.shape[0])
     chosen = spread_out(
         xy, response, size_wh, config.num_descriptors, cells=max(64, config.num_descriptors // 4)
     )
-    descriptors = descriptors[chosen].astype(np.float32)
-    descriptors /= np.maximum(np.abs(descriptors).sum(1, keepdims=True), 1e-9)
-    return xy[chosen], np.sqrt(descriptors)
+    return xy[chosen], descriptors[chosen].astype(
+        np.uint8
+    )  # whole numbers below 256, though they come as float32
 
 
 MIN_MATCHES = 16
@@ -36,7 +36,7 @@ MIN_MATCHES = 16
 
 def nearest_features(a: Features, b: Features, config: TracksConfig) -> IntArray:
     """(M, 2) feature numbers of mutual nearest neighbours that pass the ratio test."""
-    similarity = a.descriptors @ b.descriptors.T
+    similarity = a.unit_descriptors @ b.unit_descriptors.T
     rows = np.arange(len(similarity))
     best = similarity.argmax(1)
     s1 = similarity[rows, best]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from ...dataset.arrays import U8
-from .descriptors import root_sift
+from .descriptors import sift
 from .flow import FlowTracker
 from .records import Features, TracksConfig
 from .tracker import Keyframes, Seen, WorkingSize
@@ -37,7 +37,7 @@ class OpenCVTracker:
     def _describe(self, frames: list[int]) -> None:
         for frame in frames:
             image = self._gray if frame == self._frame else self._previous
-            xy, descriptors = root_sift(image, self._config)
+            xy, descriptors = sift(image, self._config)
             self._features.append(self._size.features(frame, xy, descriptors, image))
 
     def finish(self) -> Seen:

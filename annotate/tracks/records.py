@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ...dataset.arrays import FloatArray, IntArray
+from ...dataset.arrays import U8, FloatArray, IntArray
 from ...dataset.strict import Strict
 
 FLOW, DESCRIPTOR, DENSE = 0, 1, 2
@@ -77,16 +77,24 @@ class Features:
     Attributes:
         frame: clip frame.
         xy_px: (n, 2) positions in stored pixels.
-        descriptors: (n, 128) float32 unit RootSIFT.
+        descriptors: (n, 128) uint8 SIFT, a quarter of what is compared; or that itself, `unit_descriptors`.
         thumbnail: (h, 192) uint8 grey image, for direct alignment where points fail.
         overlay: (h, 192) bool, True where the thumbnail shows an overlay; None if nowhere.
     """
 
     frame: int
     xy_px: FloatArray
-    descriptors: NDArray[np.float32]
+    descriptors: U8 | NDArray[np.float32]
     thumbnail: NDArray[np.uint8]
     overlay: NDArray[np.bool_] | None = None
+
+    @property
+    def unit_descriptors(self) -> NDArray[np.float32]:
+        """(n, 128) float32 unit RootSIFT (Arandjelovic and Zisserman 2012)."""
+        found = self.descriptors.astype(np.float32, copy=False)
+        if self.descriptors.dtype != np.uint8:
+            return found
+        return np.sqrt(found / np.maximum(found.sum(1, keepdims=True), 1e-9))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,9 @@ class WorkingSize:
         """(2,) stored pixels a working pixel."""
         return np.array([self.stored_wh[0] / self.wh[0], self.stored_wh[1] / self.wh[1]])
 
-    def features(self, frame: int, xy: FloatArray, descriptors: NDArray[np.float32], image: U8) -> Features:
+    def features(
+        self, frame: int, xy: FloatArray, descriptors: U8 | NDArray[np.float32], image: U8
+    ) -> Features:
         """Of a keyframe, from places (n, 2) in its working image."""
         width, height = self.stored_wh
         small = (THUMBNAIL_WIDTH, max(8, round(THUMBNAIL_WIDTH * height / width)))

@@ -21,8 +21,7 @@ from theodolite.annotate.tracks.batched.matching import nearest
 from theodolite.annotate.tracks.batched.prediction import predict
 from theodolite.annotate.tracks.batched.sift import root_sift
 from theodolite.annotate.tracks.batched.tracker import BatchedTracker
-from theodolite.annotate.tracks.descriptors import match_keyframes, nearest_features
-from theodolite.annotate.tracks.descriptors import root_sift as root_sift_opencv
+from theodolite.annotate.tracks.descriptors import match_keyframes, nearest_features, sift
 from theodolite.annotate.tracks.flow import _lucas_kanade
 from theodolite.annotate.tracks.opencv import OpenCVTracker
 from theodolite.annotate.tracks.records import MATCHED_GAPS, Features, TracksConfig
@@ -120,9 +119,10 @@ def test_features_are_those_of_opencv() -> None:
     gray = grays(2, step=9.0)
     ours = root_sift(torch.from_numpy(np.stack(gray)), 4000)
     for i, image in enumerate(gray):
-        xy, descriptors = root_sift_opencv(image, TracksConfig(num_descriptors=4000))
+        xy, descriptors = sift(image, TracksConfig(num_descriptors=4000))
+        theirs = Features(frame=i, xy_px=xy, descriptors=descriptors, thumbnail=image)
         ours_xy = ours.xy[i][ours.valid[i]].numpy()
-        similar = descriptors @ ours.descriptor[i][ours.valid[i]].numpy().T
+        similar = theirs.unit_descriptors @ ours.descriptor[i][ours.valid[i]].numpy().T
         best = similar.argmax(1)
         # OpenCV doubles the picture about its corner and halves places without that quarter of a pixel.
         near = np.linalg.norm(ours_xy[best] + 0.25 - xy, axis=1) < 0.3
@@ -330,7 +330,7 @@ def test_the_gpu_sees_what_the_processor_sees() -> None:
     assert cuda.keyframes.tolist() == cpu.keyframes.tolist()
     for one, other in zip(cpu.features, cuda.features, strict=True):
         assert len(one.xy_px) == pytest.approx(len(other.xy_px), rel=0.02)
-        assert ((one.descriptors @ other.descriptors.T).max(1) > 0.999).mean() > 0.95
+        assert ((one.unit_descriptors @ other.unit_descriptors.T).max(1) > 0.999).mean() > 0.95
 
 
 # --- who is chosen --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from theodolite.annotate.tracks.descriptors import descriptor_tracks, match_features
+from theodolite.annotate.tracks.descriptors import descriptor_tracks, match_features, sift
 from theodolite.annotate.tracks.measure import measure_images
 from theodolite.annotate.tracks.records import (
     DESCRIPTOR,
@@ -184,3 +184,21 @@ def test_contradictory_tracks_are_dropped() -> None:
     tracks = descriptor_tracks(features, matches, num_frames=3, height=60, width=60)
     assert tracks.num_tracks == 2
     assert np.bincount(tracks.track).tolist() == [3, 3]
+
+
+def test_descriptors_are_kept_in_a_quarter_of_what_is_compared() -> None:
+    gray = warp(texture(), zooming_view(0))[..., 0]
+    xy, descriptors = sift(gray, CONFIG)
+    kept = Features(frame=0, xy_px=xy, descriptors=descriptors, thumbnail=gray)
+    assert descriptors.dtype == np.uint8
+    assert len(xy) > 100
+    finder = cv2.SIFT.create(1200, contrastThreshold=0.02, edgeThreshold=12)
+    points, raw = finder.detectAndCompute(gray, None)
+    # Nothing is lost: OpenCV's are whole numbers.
+    known = {(point.pt, row.tobytes()) for point, row in zip(points, raw, strict=True)}
+    assert all(
+        (tuple(at), row.astype(np.float32).tobytes()) in known
+        for at, row in zip(xy.tolist(), descriptors, strict=True)
+    )
+    np.testing.assert_allclose(np.linalg.norm(kept.unit_descriptors, axis=1), 1, rtol=1e-6)
+    assert kept.unit_descriptors.dtype == np.float32
