@@ -20,6 +20,8 @@ from .problem import Problem, State, cauchy, lens_of, sum_by, whitened_residuals
 
 Held = Literal["first", "poses", "centres"]
 """What stays where it is: the first frame, all frames, or the first frame and all translations."""
+_FRAMES_AT_ONCE = 128
+"""Frames whose derivatives are put together for their products; those of all frames would be held twice more."""
 
 
 @dataclass
@@ -95,10 +97,18 @@ class Frames:
         self.order = torch.argsort(problem.frame, stable=True)
         self.counts = torch.bincount(problem.frame, minlength=problem.num_frames).tolist()
 
-    def products(self, columns: Tensor) -> Tensor:
-        """(F, K, K) sums over each frame's observations of `columns` (N, 3, K) transposed times themselves."""
-        rows = columns[self.order].reshape(-1, columns.shape[2])
-        return torch.stack([part.T @ part for part in rows.split([3 * count for count in self.counts])])
+    def products(self, *columns: Tensor) -> Tensor:
+        """(F, K, K) sums over each frame's observations of `columns`, side by side (N, 3, K), transposed times
+        themselves; some frames are gathered at a time."""
+        found: list[Tensor] = []
+        places = torch.split(self.order, self.counts)
+        for first in range(0, len(places), _FRAMES_AT_ONCE):
+            some = places[first : first + _FRAMES_AT_ONCE]
+            chosen = torch.cat(some)
+            rows = torch.cat([part[chosen] for part in columns], 2)
+            rows = rows.reshape(-1, rows.shape[2])
+            found += [part.T @ part for part in rows.split([3 * len(place) for place in some])]
+        return torch.stack(found)
 
 
 @dataclass
@@ -242,7 +252,7 @@ class Normal:
         jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
         self.num_lens, self.dof = jg.shape[2], jc.shape[2]
         # Everything that belongs to a frame is in the products of its columns with each other.
-        of_frame = layout.frames.products(torch.cat([jc, jg, r[:, :, None]], 2))
+        of_frame = layout.frames.products(jc, jg, r[:, :, None])
         lens = slice(self.dof, self.dof + self.num_lens)
         self.hcc = of_frame[:, : self.dof, : self.dof]
         self.hcg = of_frame[:, : self.dof, lens]

@@ -103,7 +103,7 @@ class _Resection:
         """One step of every frame, kept where it lowers the frame's cost."""
         state, lens_free = self.state, torch.zeros(LENS_DOF, dtype=torch.bool)
         linear, _ = linearise(self.problem, state, self.config.robust_scale, lens_free)
-        products = self.frames.products(torch.cat([linear.jc, linear.r[:, :, None]], 2))
+        products = self.frames.products(linear.jc, linear.r[:, :, None])
         h, g = products[:, :-1, :-1], products[:, :-1, -1]
         for column, centre, sigma in self.drawn:
             h[:, column, column] += 1 / sigma**2

@@ -69,24 +69,9 @@ class _Descent:
 
     def run(self) -> Found:
         """Step until nothing improves, the limit is reached, or there is no hope."""
-        task, pace = self.task, self.pace
-        free = task.priors.free
+        pace = self.pace
         while pace.goes_on:
-            linear, _ = linearise(task.problem, self.state, task.priors.robust_scale, free)
-            normal = Normal(
-                task.problem,
-                self.layout,
-                linear,
-                self.state,
-                task.priors,
-                free,
-                hold=task.hold,
-            )
-            accepted = False
-            while not accepted and not pace.converged and pace.iteration < pace.limit:
-                pace.iteration += 1
-                accepted = self._try(normal)
-            self.state = with_true_rotations(self.state)
+            self._advance()
         return Found(
             state=self.state,
             cost=pace.cost,
@@ -94,6 +79,21 @@ class _Descent:
             iterations=pace.iteration,
             converged=pace.converged,
         )
+
+    def _advance(self) -> None:
+        """Steps from one state until one is accepted. Its equations are gone before those of the next are made: they
+        are the most of what a bundle holds."""
+        pace, normal, accepted = self.pace, self._normal(), False
+        while not accepted and not pace.converged and pace.iteration < pace.limit:
+            pace.iteration += 1
+            accepted = self._try(normal)
+        self.state = with_true_rotations(self.state)
+
+    def _normal(self) -> Normal:
+        """Equations at the present state; the derivatives that they are made from are not kept."""
+        problem, priors = self.task.problem, self.task.priors
+        linear, _ = linearise(problem, self.state, priors.robust_scale, priors.free)
+        return Normal(problem, self.layout, linear, self.state, priors, priors.free, hold=self.task.hold)
 
     def _try(self, normal: Normal) -> bool:
         """One step; whether it was accepted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from theodolite.annotate.sfm.at_rest import rest_error_ratio
+from theodolite.annotate.sfm.bundle import normal, sparse
 from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
@@ -400,3 +402,33 @@ def test_a_held_lens_has_no_free_term_whatever_the_recipe_frees() -> None:
 
     assert free(config) == [True] * LENS_DOF
     assert free(config.with_held_lens()) == [False] * LENS_DOF
+
+
+def test_equations_of_one_step_at_a_time_are_held(monkeypatch) -> None:
+    """They are the most of what a bundle of a long clip holds: two at once are twice the memory."""
+    problem, truth = scene()
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    class Counted(normal.Normal):
+        def __init__(self, *args, **keywords) -> None:
+            super().__init__(*args, **keywords)
+            made.append(weakref.ref(self))
+
+        def damp(self, damping: float) -> None:
+            alive.append(sum(x() is not None for x in made))
+            super().damp(damping)
+
+    def linearised(*args):
+        alive.append(sum(x() is not None for x in made))
+        found, weight = normal.linearise(*args)
+        made.append(weakref.ref(found))
+        return found, weight
+
+    monkeypatch.setattr(sparse, "Normal", Counted)
+    monkeypatch.setattr(sparse, "linearise", linearised)
+    solve_bundle(problem, disturbed(truth), focal_prior("smooth", 8, CONFIG), CONFIG)
+    # Before each linearisation nothing, while its equations are solved they alone.
+    assert len(made) > 6
+    assert alive[0::2] == [0] * (len(alive) // 2)
+    assert set(alive[1::2]) == {1}
