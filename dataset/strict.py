@@ -13,6 +13,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Finite(Strict):
+    """The same, of numbers that are neither infinite nor NaN, but where a field says otherwise."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 def error_lines(error: ValidationError) -> list[str]:
     """One line a mistake: full key path, what is wrong, the value found."""
     lines = []

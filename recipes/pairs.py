@@ -33,7 +33,7 @@ from ..dataset.encoded import (
 )
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import TEMPORARY
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..dataset.weights import CHAINS, WEIGHTS, file_digest, locate
 from ..model.checkpoint import load_world_model
 from ..model.config import chunk_starts
@@ -57,7 +57,7 @@ NOTHING = "."
 """Prompt of a window without a caption: the refiner's encoder takes no empty one."""
 
 
-class PairOptions(Strict):
+class PairOptions(Finite):
     """How the world model is asked."""
 
     chunk: Annotated[int, Field(gt=0)] | None = None

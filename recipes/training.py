@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..model.memory import SPARE_BYTES
 from ..train.check import check_data
 from ..train.cost import (
     ClipShape,
+    disk_bytes,
     distillation_flops,
     distillation_memory,
     memory_rows,
@@ -35,18 +37,19 @@ from ..train.distillation import make_training
 from ..train.feed import BadClip, hold_out
 from ..train.guard import Diverged
 from ..train.order import sample_order
-from ..train.recipe import FREE_TO_CHANGE, TrainRecipe, changed_keys, resolve_paths
-from ..train.refiner_training import RefinerTraining, refiner_folder, start_refiner
+from ..train.recipe import FREE_TO_CHANGE, PATHS, TrainRecipe, changed_keys, resolve_paths
+from ..train.refiner_training import RefinerTraining, pair_problems, refiner_folder, start_refiner
 from ..train.run import (
     Outcome,
     check_devices,
+    check_loggers,
     describe,
     import_lightning,
     is_first_process,
     num_devices,
     run_training,
 )
-from ..train.start import check_latents, check_use, start_model, weights_path
+from ..train.start import check_latents, check_sizes, check_use, start_model, weights_path
 from ..train.state import checkpoints, read_progress
 from ..train.training import Training
 from ..train.trajectories import Trajectories
@@ -113,23 +116,35 @@ def run_train(
     if dry_run:
         return plan_text(recipe, clips), 0
     import_lightning()
+    check_loggers(recipe)
     check_devices(recipe, accelerator)
     out = out.resolve()
-    _check_folder(recipe, out, resume=resume)
+    changed = _check_folder(recipe, out, resume=resume)
     first = is_first_process()
+    if changed and first:
+        say(f"goes on otherwise than before: {'; '.join(changed)}")
     with ExitStack() as stack:
         if first:
             stack.enter_context(hold_folder(out))
             _write_recipe(recipe, out)
         training = _made(recipe, clips, out, say if first else None)
+        with _aborting(out):
+            training.check_held_out()
         begun = now_iso()
         _record(out, recipe, clips, begun, command, None)
-        try:
+        with _aborting(out):
             outcome = run_training(training, resume=resume, say=say, accelerator=accelerator)
-        except (Diverged, BadClip) as error:
-            raise RunAborted(f"{out}: {error}") from error
         _record(out, recipe, clips, begun, command, describe(outcome))
     return _summary(training, outcome) if first else ("", 0)
+
+
+@contextmanager
+def _aborting(out: Path) -> Iterator[None]:
+    """What ends a run that cannot go on is the end of the command."""
+    try:
+        yield
+    except (Diverged, BadClip) as error:
+        raise RunAborted(f"{out}: {error}") from error
 
 
 def _made(recipe: TrainRecipe, clips: EncodedDataset, out: Path, say: Say | None) -> Training:
@@ -169,49 +184,61 @@ def _summary(training: Training, outcome: Outcome) -> tuple[str, int]:
     return "\n".join(lines), 0
 
 
-def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> None:
-    """A folder with checkpoints is gone on with on request only, and by the same recipe."""
+def _check_folder(recipe: TrainRecipe, out: Path, *, resume: bool) -> list[str]:
+    """A folder with checkpoints is gone on with on request only, and by the same recipe but for what may change.
+
+    Returns:
+        what did change.
+    """
     refuse_other_outputs(out, "checkpoints")
     found = checkpoints(out / "checkpoints")
     if not found:
-        return
+        return []
     if not resume:
         raise ValueError(f"{out}: holds checkpoints up to {found[-1].name}; --resume goes on from there")
     path = out / "recipe.resolved.yaml"
     content, _ = read_yaml(path)
     before = content if isinstance(content, dict) else {}
     now = recipe.model_dump(mode="json")
-    changed = [line for line in changed_keys(before, now) if not line.startswith(FREE_TO_CHANGE)]
-    begun, given = _digest_begun_with(out), _start_digest(recipe)
-    if (
-        begun is not None and given is not None
+    every = changed_keys(before, now)
+    changed = [line for line in every if not line.startswith(FREE_TO_CHANGE)]
+    begun, given = _digests_begun_with(out), _digests(recipe)
+    for key in sorted(
+        begun.keys() & given.keys()
     ):  # what counts is the content: a file may be moved, or written anew
-        changed = [line for line in changed if not line.startswith(_START)]
-        if begun != given:
-            changed.append(f"{_START}{recipe.start.weights} holds other weights than it began with")
+        changed = [line for line in changed if not line.startswith(f"{key}: ")]
+        if begun[key] != given[key]:
+            section, _, name = key.partition(".")
+            path = getattr(getattr(recipe, section), name)
+            changed.append(f"{key}: {path} holds something else than it began with")
     if changed:
         raise ValueError(f"{out}: was trained by another recipe: {'; '.join(changed)}; choose another --out")
     step = int(read_progress(found[-1])["step"])
     if step >= recipe.steps and _is_finished(out, recipe.steps):
         raise ValueError(f"{out}: has done its {step} steps; --set steps=N goes on to more")
+    return [line for line in every if line.startswith(FREE_TO_CHANGE)]
 
 
-_START = "start.weights: "
+def _digests(recipe: TrainRecipe) -> dict[str, str]:
+    """Of every file that a recipe names, by key, and of trajectories of what they say of themselves; not of releases,
+    nor of weights in a folder."""
+    found = {}
+    for section, key in PATHS:
+        value = getattr(getattr(recipe, section), key, None)
+        if value is None or value.startswith("released/"):
+            continue
+        path = Path(value) / "trajectories.json" if key == "trajectories" else Path(value)
+        if path.is_file():
+            found[f"{section}.{key}"] = file_digest(path)
+    return found
 
 
-def _start_digest(recipe: TrainRecipe) -> str | None:
-    """Of the file that a training starts from; None: from a release, a folder or initial values."""
-    weights = recipe.start.weights
-    if weights is None or weights.startswith("released/") or not Path(weights).is_file():
-        return None
-    return file_digest(Path(weights))
-
-
-def _digest_begun_with(out: Path) -> str | None:
-    """`_start_digest` of a folder's last run; None where it had none, or is of an earlier version."""
+def _digests_begun_with(out: Path) -> dict[str, str]:
+    """`_digests` of a folder's last run; earlier versions kept that of `start.weights` alone."""
     runs = _runs(out / "run.json")
-    digest = runs[-1].get("start_digest") if runs else None
-    return digest if isinstance(digest, str) else None
+    last = runs[-1] if runs else {}
+    digests = last.get("digests", {"start.weights": last.get("start_digest")})
+    return {k: v for k, v in digests.items() if isinstance(v, str)} if isinstance(digests, dict) else {}
 
 
 def _is_finished(out: Path, steps: int) -> bool:
@@ -260,11 +287,11 @@ def _record(
     path = out / "run.json"
     runs = _runs(path)
     if result is None:
-        digest = _start_digest(recipe)
+        digests = _digests(recipe)
     else:
-        # The one that this run added: a time of its own it may not have. The file that it began with may be another by
-        # now, or elsewhere.
-        runs, digest = runs[:-1], runs[-1].get("start_digest")
+        # The one that this run added: a time of its own it may not have. The files that it began with may be others
+        # by now, or elsewhere.
+        runs, digests = runs[:-1], runs[-1].get("digests")
     record = {
         "started": begun,
         "ended": None if result is None else now_iso(),
@@ -273,7 +300,7 @@ def _record(
         "data": [str(folder) for folder in clips.folders],
         "encoding": clips.encoding.model_dump(mode="json"),
         "licences": _licences(recipe, clips),
-        "start_digest": digest,
+        "digests": digests,
         **surroundings(_PACKAGES),
         "result": result,
     }
@@ -327,16 +354,7 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)
     one = step_flops(config, shape) if recipe.student is None else distillation_flops(recipe, config, shape)
     flops = per_step * one
-    rows = memory_rows(
-        config,
-        shape,
-        ranks=world,
-        context=p.context,
-        recompute=p.recompute,
-        lora=recipe.lora,
-    )
-    if recipe.student is not None:
-        rows += distillation_memory(recipe, config, shape, ranks=world)
+    rows = _planned_memory(recipe, config, shape, world)
     lines = [
         f"recipe   {recipe.name}: {recipe.objective}, {'chunk-causal' if recipe.chunk else 'bidirectional'}, cameras "
         f"{recipe.data.cameras}, {'LoRA of rank ' + str(recipe.lora.rank) if recipe.lora else 'all weights'}",
@@ -353,8 +371,44 @@ def plan_text(recipe: TrainRecipe, clips: EncodedDataset) -> str:
         f"         {sum(size for _, size in rows):7.2f} GB  a GPU by counting; leave {SPARE_BYTES / 1e9:.1f} GB beside "
         "it for CUDA itself, workspaces and gaps"
     )
-    lines.append(_time_text(flops, world, recipe.steps))
+    lines += [_disk_text(recipe, config), _time_text(flops, world, recipe.steps)]
     return "\n".join([*lines, *missing])
+
+
+def _planned_memory(
+    recipe: TrainRecipe, config: WorldModelConfig, shape: ClipShape, world: int
+) -> list[tuple[str, float]]:
+    """(what, GB) on one GPU."""
+    p = recipe.parallel
+    replicated = p.sharding == "replicate"
+    exact = recipe.precision == "float32" or (replicated and recipe.lora is None)
+    spread = 1 if replicated else world
+    rows = memory_rows(
+        config,
+        replace(shape, frames=shape.frames * recipe.data.batch),
+        ranks=spread,
+        context=p.context,
+        recompute=p.recompute,
+        lora=recipe.lora,
+        number_bytes=4 if exact else 2,
+    )
+    if recipe.ema is not None:
+        rows.append(("average of the weights, float32", 4e-9 * num_parameters(config) / spread))
+    if recipe.student is not None:
+        rows += distillation_memory(recipe, config, shape, ranks=spread)
+    return rows
+
+
+def _disk_text(recipe: TrainRecipe, config: WorldModelConfig) -> str:
+    checkpoint, exported = (size / 1e9 for size in disk_bytes(recipe, config))
+    c = recipe.checkpoint
+    kept = c.keep + 1 + (recipe.steps // c.keep_every if c.keep_every else 0)  # one more while it is written
+    shown = (
+        f"disk     {checkpoint:7.2f} GB a checkpoint"
+        if checkpoint > 0.1
+        else "disk     less than 0.1 GB a checkpoint"
+    )
+    return f"{shown}, {kept} of them at most; {exported:.2f} GB of weights at the end"
 
 
 def _planned_sizes(recipe: TrainRecipe) -> tuple[WorldModelConfig, list[str]]:
@@ -374,8 +428,11 @@ def _planned_sizes(recipe: TrainRecipe) -> tuple[WorldModelConfig, list[str]]:
             if not weights.startswith("released/") or weights.removeprefix("released/") not in CHAINS:
                 raise
             missing.append(f"start    {error}")
-    if config is None and path is not None:
-        config = read_config({k: v.shape for k, v in read_tensors(path)[0].items()}, origin=str(path))
+    if path is not None and not recipe.start.grow:
+        tensors, layout = read_tensors(path)
+        found = read_config({k: v.shape for k, v in tensors.items()}, origin=str(path))
+        check_sizes(found, layout, recipe, path)
+        config = config or found
     return config or WorldModelConfig(), missing
 
 
@@ -384,6 +441,9 @@ def _refiner_plan(recipe: TrainRecipe, clips: EncodedDataset) -> str:
     assert recipe.lora is not None
     if recipe.start.weights is not None:
         refiner_folder(recipe.start.weights)
+    if problems := pair_problems(recipe, clips, stand_in=recipe.start.weights is None):
+        folders = ", ".join(map(str, clips.folders))
+        raise ValueError(f"{folders}: these clips do not fit: {'; '.join(problems)}")
     e, world = clips.encoding, num_devices(recipe) * recipe.parallel.nodes
     longest = (max(w.num_frames for w in clips.windows) - 1) // e.temporal_stride + 1
     train, _ = hold_out(clips, recipe.data.held_out, seed=recipe.seed)

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.config import chunk_ranges
 from ..model.context import StreamCache
 from ..model.network import WorldModel
@@ -26,7 +26,7 @@ from .objective import Batch, mean_of_counting
 from .student import Conditions, StudentConfig, call_chunk, remember, with_image
 
 
-class ConsistencyConfig(Strict):
+class ConsistencyConfig(Finite):
     """How the student is held against its own average."""
 
     teacher: str | None = None

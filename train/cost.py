@@ -135,22 +135,30 @@ def memory_rows(
     context: int,
     recompute: str,
     lora: LoraConfig | None,
+    number_bytes: int = 2,
 ) -> list[tuple[str, float]]:
-    """(what, GB) on one GPU in bfloat16 over float32 weights, by torch's allocator at the widest point of a step: in
-    the last block's feed-forward network, as its backward pass begins."""
+    """(what, GB) on one GPU over float32 weights, by torch's allocator at the widest point of a step: in the last
+    block's feed-forward network, as its backward pass begins.
+
+    Args:
+        clip: all that a rank has at once: frames of several clips count together.
+        ranks: that weights, gradients and optimiser are spread over.
+        number_bytes: of a number of the computation: 2 of bfloat16, 4 of float32.
+    """
     parameters = float(num_parameters(config))
     tokens = clip.tokens / context
-    row = tokens * config.width * 2
+    row = tokens * config.width * number_bytes
+    kind = {2: "bfloat16", 4: "float32"}[number_bytes]
     branches = 2 if clip.cameras else 1
     num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
     if lora is None:
         rows = [
             ("weights, gradients and AdamW, float32", 16 * parameters / ranks),
-            ("weights of two blocks and the ends, bfloat16", 2 * parameters * 3 / config.depth),
+            (f"weights of two blocks and the ends, {kind}", number_bytes * parameters * 3 / config.depth),
         ]
     else:
         rows = [
-            ("weights, bfloat16", 2 * parameters),
+            (f"weights, {kind}", number_bytes * parameters),
             ("LoRA: weights, gradients and AdamW, float32", 16.0 * lora_parameters(config, lora)),
         ]
     rows.append(("inputs of blocks, and what the last one gives", row * (config.depth + 1)))
@@ -168,7 +176,7 @@ def memory_rows(
         # The block at work, the last one first, keeps its own.
         rows.append(("kept outputs of softmax attention", row * branches * max(0, num_softmax - 1)))
     if recompute == "all_but_attention":
-        states = 5 * clip.frames / context * config.heads * config.head_size**2 * 2
+        states = 5 * clip.frames / context * config.heads * config.head_size**2 * number_bytes
         rows.append(("kept recurrences", (row + states) * branches * (config.depth - num_softmax)))
     return [(what, size / 1e9) for what, size in rows]
 
@@ -194,11 +202,28 @@ def distillation_memory(
         rows.append(("real score, bfloat16", 2 * weights / ranks))
     if recipe.ode_init is None:
         branches = 2 if clip.cameras else 1
-        row = clip.tokens * config.width * 2
+        row = recipe.data.batch * clip.tokens * config.width * 2
         num_softmax = sum(config.is_softmax(i) for i in range(config.depth))
-        state = config.heads * config.head_size**2 * 4 * branches * (config.depth - num_softmax)
+        state = (
+            config.heads
+            * config.head_size**2
+            * 4
+            * branches
+            * (config.depth - num_softmax)
+            * recipe.data.batch
+        )
         rows.append(("caches of a roll-out", 2 * row * branches * num_softmax + state * len(student.starts)))
     return [(what, size / 1e9) for what, size in rows]
+
+
+def disk_bytes(recipe: TrainRecipe, config: WorldModelConfig) -> tuple[float, float]:
+    """Of a checkpoint (weights, AdamW, averages; beside a LoRA its own alone), and of what is exported at the end."""
+    whole = float(num_parameters(config))
+    learned = whole if recipe.lora is None else lora_parameters(config, recipe.lora)
+    averages = (recipe.ema is not None) + (recipe.consistency_init is not None)
+    networks = 1 + (recipe.self_forcing is not None)
+    exported = networks + (recipe.ema is not None)
+    return 4 * learned * (3 * networks + averages), 4 * learned * exported
 
 
 _KEPT, _KEPT_BESIDE_LORA = 36, 33

@@ -25,7 +25,7 @@ from ..dataset.encoded import EncodedClip, Encoding, Window, all_finite, window_
 from ..dataset.media.picture import Cover, cover
 from ..dataset.media.undistort import ClipPictures
 from ..dataset.rows import Row
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..dataset.weights import CHAINS, WEIGHTS, file_digest, locate
 from ..model.autoencoder import VideoAutoencoder, load_autoencoder, tiny_autoencoder
 from ..model.conditioning import latent_frames
@@ -35,7 +35,7 @@ from ..model.text import TextEncoder, load_text_encoder, tiny_text_encoder
 _FPS_TOLERANCE = 0.01
 
 
-class EncodeOptions(Strict):
+class EncodeOptions(Finite):
     """What is encoded of a dataset, and how."""
 
     height: Annotated[int, Field(ge=32, multiple_of=32)] = 704

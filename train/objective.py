@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.config import chunk_ranges, chunk_starts
 from ..model.context import Cameras
 from ..model.frame_parallel import FrameShare
@@ -32,7 +32,7 @@ NUM_LEVELS = 1000
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class ChunkTimes(Strict):
+class ChunkTimes(Finite):
     """How the noise levels of a chunk-causal clip's chunks belong together; shares of clips, 1 in sum.
 
     Where levels rise along the clip, all non-decreasing sequences through the anchor are equally likely, and the
@@ -64,7 +64,7 @@ class ChunkTimes(Strict):
         return self.same, self.through_random, self.through_last, self.clean_prefix
 
 
-class ObjectiveConfig(Strict):
+class ObjectiveConfig(Finite):
     """The training objective; defaults are those of the released bidirectional recipe."""
 
     shift: Annotated[float, Field(gt=0)] = 9.95

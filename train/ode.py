@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.config import chunk_ranges
 from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
@@ -20,7 +20,7 @@ from .objective import Batch, mean_of_counting
 from .student import StudentConfig
 
 
-class OdeConfig(Strict):
+class OdeConfig(Finite):
     """Onto what the student is regressed."""
 
     trajectories: str = Field(min_length=1)

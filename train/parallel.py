@@ -153,11 +153,17 @@ def shard_weights(model: WorldModel, *, compute: torch.dtype) -> None:
 
 
 def reduce_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """Mean of gradients over all ranks, where every rank holds all weights."""
+    """Mean of gradients over all ranks, where every rank holds all weights. What has none on any rank keeps none, as on
+    one rank: a gradient of zeros would let the optimiser decay a weight that nothing used."""
     if world == 1:
         return
-    for parameter in parameters:
-        if parameter.requires_grad:
+    learned = [p for p in parameters if p.requires_grad]
+    if not learned:
+        return
+    used = torch.tensor([float(p.grad is not None) for p in learned], device=learned[0].device)
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    for parameter, somewhere in zip(learned, used.tolist(), strict=True):
+        if somewhere:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             dist.all_reduce(grad)
             parameter.grad = grad / world

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.config import WorldModelConfig
 from .consistency import ConsistencyConfig
 from .feed import Control
@@ -19,7 +19,8 @@ from .student import StudentConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 Objective = Literal["flow_matching", "refiner", "ode_init", "consistency_init", "self_forcing"]
 Recompute = Literal["nothing", "blocks", "blocks_in_parts", "all_but_softmax", "all_but_attention"]
@@ -37,7 +38,7 @@ LORA_PARTS: dict[str, tuple[str, ...]] = {
 """Layers of a block that a LoRA may change, by part."""
 
 
-class StartConfig(Strict):
+class StartConfig(Finite):
     """Which weights a training starts from."""
 
     weights: str | None = None
@@ -52,7 +53,7 @@ class StartConfig(Strict):
     """`from_main`: camera branches start as copies of the main branch, silent; where a stage first sees cameras."""
 
 
-class DataConfig(Strict):
+class DataConfig(Finite):
     """How windows become batches."""
 
     batch: Positive = 1
@@ -75,20 +76,21 @@ class DataConfig(Strict):
     """Train on clips that stand-in networks annotated or encoded."""
 
 
-class OptimiserConfig(Strict):
+class OptimiserConfig(Finite):
     """AdamW; defaults are those of the released recipes."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-10
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] = 0.5
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=True)] = 0.5
+    """`.inf`: gradients are not clipped."""
     warmup_steps: Count = 0
     decay_from: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the steps from which the rate falls to zero along a line; null: it stays."""
 
 
-class LoraConfig(Strict):
+class LoraConfig(Finite):
     """Low-rank changes of a block's layers, by peft; the weights themselves stay."""
 
     rank: Positive = 64
@@ -102,7 +104,7 @@ class LoraConfig(Strict):
     )
 
 
-class ParallelConfig(Strict):
+class ParallelConfig(Finite):
     """How a step is spread over devices and how much it remembers."""
 
     devices: Literal["auto"] | Positive = "auto"
@@ -119,7 +121,7 @@ class ParallelConfig(Strict):
     least memory: the feed-forward network goes part by part, a second time within its block."""
 
 
-class GuardConfig(Strict):
+class GuardConfig(Finite):
     """When a step is not taken."""
 
     spike: Annotated[float, Field(gt=1)] | None = 20.0
@@ -130,7 +132,7 @@ class GuardConfig(Strict):
     """So many skipped steps in a row end the run."""
 
 
-class CheckpointConfig(Strict):
+class CheckpointConfig(Finite):
     every: Positive = 500
     """Steps."""
     keep: Positive = 2
@@ -139,10 +141,10 @@ class CheckpointConfig(Strict):
     """Those of every so many steps stay."""
 
 
-class ValidationConfig(Strict):
+class ValidationConfig(Finite):
     every: Count = 500
     """Steps; 0: never."""
-    levels: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    levels: Annotated[tuple[float, ...], Field(min_length=1)] = (0.1, 0.3, 0.5, 0.7, 0.9)
     """Noise levels (before the shift) at which the loss of held-out clips is measured, always with the same noise."""
     sample_clips: Count = 0
     """Held-out clips that are sampled from their first frame."""
@@ -150,7 +152,7 @@ class ValidationConfig(Strict):
     """Of the sampler, without guidance."""
 
 
-class LogConfig(Strict):
+class LogConfig(Finite):
     every: Positive = 10
     """Steps between lines and rows."""
     loggers: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
@@ -158,7 +160,7 @@ class LogConfig(Strict):
     """Of Weights & Biases."""
 
 
-class TrainRecipe(Strict):
+class TrainRecipe(Finite):
     """A training, whole."""
 
     schema_version: Literal[1]
@@ -182,7 +184,7 @@ class TrainRecipe(Strict):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an average of the weights, which is exported beside them."""
     steps: Positive
-    seed: Count = 3407
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 3407
     precision: Precision = "auto"
     """Of the computation; weights and optimiser are float32 (not so frozen ones beside a LoRA). auto: bf16 on a GPU."""
     parallel: ParallelConfig = ParallelConfig()
@@ -229,6 +231,10 @@ class TrainRecipe(Strict):
             )
         if any(not 0 < level < 1 for level in self.validation.levels):
             problems.append("validation.levels lie between 0 and 1")
+        if self.precision == "bf16" and self.parallel.sharding == "replicate" and self.lora is None:
+            problems.append(
+                "precision bf16, but parallel.sharding replicate computes in the weights' float32: use fsdp"
+            )
         problems += self._distillation_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -329,11 +335,11 @@ FREE_TO_CHANGE = (
     "data.accumulate",
     "data.batch",
 )
-"""Keys that a resumed run may have otherwise than the run it continues: what is learned does not hang on them, but for
-the number of clips of a step, which is said."""
+"""Keys that a resumed run may have otherwise than the run it continues, which is said: what is learned does not hang on
+them, but for the number of clips of a step, and of steps where `optimiser.decay_from` goes by it."""
 
 
-_PATHS = (
+PATHS = (
     ("start", "weights"),
     ("ode_init", "trajectories"),
     ("consistency_init", "teacher"),
@@ -351,7 +357,7 @@ def resolve_paths(recipe: TrainRecipe, folder: Path, current: Path, before: dict
         before: contents of the file.
     """
     changes: dict[str, Any] = {}
-    for section, key in _PATHS:
+    for section, key in PATHS:
         record = changes.get(section, getattr(recipe, section))
         if record is None:
             continue

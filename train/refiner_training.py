@@ -161,9 +161,11 @@ class RefinerTraining(Training):
         found = {f"loss_at_{level:g}": value for level, value in zip(levels, means, strict=True)}
         return {"loss": sum(means) / len(means), **found, **self._refined()}
 
+    def held_out_batch(self, index: int) -> Batch:
+        return make_batch([self.data.read(index)], self.data.encoding, "none")
+
     def _held_out(self, index: int) -> Batch:
-        batch = make_batch([self.data.read(index)], self.data.encoding, "none")
-        return Samples(batch, (), ()).to(self.device).batch
+        return Samples(self.held_out_batch(index), (), ()).to(self.device).batch
 
     def _refined(self) -> dict[str, float]:
         clips = self.held_out[: self.recipe.validation.sample_clips]
@@ -259,6 +261,22 @@ def add_refiner_lora(refiner: Refiner, recipe: TrainRecipe, *, dtype: torch.dtyp
     return names
 
 
+def pair_problems(recipe: TrainRecipe, data: EncodedDataset, *, stand_in: bool) -> list[str]:
+    """What is wrong with pairs, whatever the refiner.
+
+    Args:
+        stand_in: whether the refiner is one.
+    """
+    e, problems = data.encoding, []
+    if e.world_model is None:
+        problems.append(
+            "they are no pairs of true and made latents: theodolite pairs makes those of encoded clips"
+        )
+    if (e.stand_in or stand_in) and not recipe.data.allow_stand_in:
+        problems.append("stand-in networks made them (data.allow_stand_in: true trains on them all the same)")
+    return problems
+
+
 def check_pairs(recipe: TrainRecipe, refiner: Refiner, data: EncodedDataset) -> None:
     """Clips must be pairs that this refiner can learn from.
 
@@ -266,13 +284,7 @@ def check_pairs(recipe: TrainRecipe, refiner: Refiner, data: EncodedDataset) -> 
         ValueError: with every mismatch found.
     """
     e, c = data.encoding, refiner.transformer.config
-    problems = []
-    if e.world_model is None:
-        problems.append(
-            "they are no pairs of true and made latents: theodolite pairs makes those of encoded clips"
-        )
-    if (e.stand_in or refiner.stand_in) and not recipe.data.allow_stand_in:
-        problems.append("stand-in networks made them (data.allow_stand_in: true trains on them all the same)")
+    problems = pair_problems(recipe, data, stand_in=refiner.stand_in)
     for what, theirs, mine in (
         ("latents of {} channels", e.latent_channels, c.in_channels),
         ("text states of {} channels", e.text_width, c.caption_channels),

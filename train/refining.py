@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.refiner import SIGMAS, Refiner, RefinerOptions
 from ..model.samplers import Text
 
@@ -32,7 +32,7 @@ _LOW, _HIGH = -2.5758, 3.0902
 _LEAST_SIGMA = 1e-6
 
 
-class RefinerConfig(Strict):
+class RefinerConfig(Finite):
     """How the refiner is trained; defaults are those of the released training code."""
 
     start_sigma: Annotated[float, Field(gt=0, le=1)] = SIGMAS[0]

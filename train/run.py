@@ -2,12 +2,13 @@
 
 Lightning starts the processes (or finds those of torchrun and SLURM), makes the process group through its
 `ModelParallelStrategy` and drives the loop; steps, checkpoints and validation are ours. SIGTERM and SIGUSR1, as batch
-systems send them before the end, write a checkpoint after the step under way.
+systems send them before the end, and Ctrl-C write a checkpoint after the step under way.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 import signal
@@ -17,12 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from ..dataset.store import write_atomically
 from .parallel import make_ranks
 from .recipe import TrainRecipe
 from .state import checkpoints
@@ -46,6 +49,26 @@ def import_lightning() -> ModuleType:
             f"lightning>=2.5 is needed here ({error}): pip install theodolite[train]", name=error.name
         ) from error
     return lightning
+
+
+_LOGGERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""Packages of a logger, one of which is enough."""
+
+
+def check_loggers(recipe: TrainRecipe) -> None:
+    """The loggers that a recipe names must be installed.
+
+    Raises:
+        ModuleNotFoundError: one is not; says what brings it.
+    """
+    for name in recipe.log.loggers:
+        packages = _LOGGERS.get(name, ())
+        if packages and not any(find_spec(package) for package in packages):
+            raise ModuleNotFoundError(
+                f"log.loggers {name}: the package {packages[0]} is not installed: pip install {packages[0]} (csv needs "
+                "none)",
+                name=packages[0],
+            )
 
 
 def is_first_process() -> bool:
@@ -98,13 +121,17 @@ class Metrics:
         self._path, self._loggers = path, loggers
         kept = []
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
-            kept = [row for row in kept if int(row["step"]) <= from_step]  # later ones are done again
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
+            # A machine that loses power leaves a last line that is cut, or zeros.
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            rows = csv.DictReader(line for line in lines if not {"\0", "\ufffd"} & set(line))
+            whole = [row for row in rows if None not in row and None not in row.values()]
+            # Later ones are done again.
+            kept = [row for row in whole if row.get("step", "").isdigit() and int(row["step"]) <= from_step]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomically(path, text.getvalue().encode())
 
     def add(self, step: int, figures: dict[str, float | str | None]) -> None:
         """One row.
@@ -125,27 +152,30 @@ class Metrics:
 
 
 class _Signals:
-    """SIGTERM and SIGUSR1 as a wish to stop."""
+    """SIGTERM, SIGUSR1 and Ctrl-C as a wish to stop after the step under way; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """While it lasts; in the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        names = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-        before = {name: signal.signal(name, self._note) for name in names}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
+    def hear(self) -> None:
+        """From now on; in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            names = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+            self._before |= {name: signal.signal(name, self._note) for name in names}
+
+    def forget(self) -> None:
+        """Leave signals to whom they were left before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name == self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = name
+        if name == "SIGINT" and is_first_process():
+            os.write(2, b"ends after this step, with a checkpoint; Ctrl-C again ends without\n")
 
 
 class Loop:
@@ -173,7 +203,7 @@ class Loop:
         training, recipe = self.training, self.training.recipe
         self._reports.append(report)
         self.outcome.step, self.outcome.loss = report.step, report.loss
-        self.outcome.skipped = training.guard.skipped
+        self.outcome.skipped = sum(g.skipped for g in (training.guard, *(o.guard for o in training.others())))
         last = report.step >= recipe.steps
         validation, validated = recipe.validation, dict[str, float]()
         if validation.every and (report.step % validation.every == 0 or last):
@@ -275,9 +305,13 @@ def run_training(training: Training, *, resume: bool, say: Say, accelerator: str
     try:
         with _quiet():
             trainer.fit(module)
-    except BaseException:
+    except BaseException as error:
         _end_children(trainer)
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # of which Lightning makes an end without a word
         raise
+    finally:
+        signals.forget()
     if loop.outcome.stopped is None:
         loop.outcome.exported = training.export()
     for logger in loggers:
@@ -415,11 +449,10 @@ def _module(lightning: Any, training: Training, loop: Loop, *, resume: bool) -> 
             return batch  # micro-batch by micro-batch in the step
 
         def on_train_start(self) -> None:
-            self._heard = loop.signals.heard()
-            self._heard.__enter__()
+            loop.signals.hear()
 
         def on_train_end(self) -> None:
-            self._heard.__exit__(None, None, None)
+            loop.signals.forget()
 
         def training_step(self, batch: Any, batch_idx: int) -> None:
             if training.step >= training.recipe.steps:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
 from ..model.samplers import Text
@@ -26,7 +26,7 @@ from .objective import NUM_LEVELS, mean_of_counting
 from .student import Conditions
 
 
-class SelfForcingConfig(Strict):
+class SelfForcingConfig(Finite):
     """How the student's roll-outs are judged; defaults are the released recipe's."""
 
     real: str = "released/bidirectional"

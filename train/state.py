@@ -243,8 +243,10 @@ def read_progress(path: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     found = read_json(path / "progress.json")
-    if not isinstance(found, dict):
-        raise ValueError(f"{path / 'progress.json'}: is no JSON object")
+    if not isinstance(step := found.get("step"), int):
+        raise ValueError(
+            f"{path / 'progress.json'}: its step is {step!r}; without that folder --resume goes on before"
+        )
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ..dataset.strict import Strict
+from ..dataset.strict import Finite
 from ..model.config import chunk_ranges, chunk_starts
 from ..model.context import Cameras, StreamCache
 from ..model.network import WorldModel
@@ -28,7 +28,7 @@ TRAINING_TIMES = (1000.0, 967.0, 908.0, 764.0, 0.0)
 """Times of the released student's training; generation uses others (`model.samplers.STUDENT_TIMES`)."""
 
 
-class StudentConfig(Strict):
+class StudentConfig(Finite):
     """How the student goes from noise to video."""
 
     frames: Annotated[int, Field(gt=1)]

@@ -31,7 +31,7 @@ from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional,
 from ..model.weight_files import AUTOENCODER, OPTIONS, STAGE, START
 from .check import check_data
 from .cost import ClipShape, peak_flops, step_flops
-from .feed import Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
+from .feed import BadClip, Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
@@ -129,7 +129,10 @@ class Training:
         out: folder of the run.
     Attributes:
         step, taken: steps done, samples taken by all ranks.
+        start_digest: of the file that a LoRA changes.
     """
+
+    start_digest: str | None = None
 
     def __init__(self, recipe: TrainRecipe, started: Started, data: EncodedDataset, out: Path) -> None:
         self.recipe, self.data, self.out = recipe, data, out
@@ -143,6 +146,9 @@ class Training:
         self.step = self.taken = 0
         self.feed_faults: dict[str, str] = {}
         self.trajectories: Paths | None = None
+        weights = recipe.start.weights
+        if recipe.lora is not None and weights is not None and Path(weights).is_file():
+            self.start_digest = file_digest(Path(weights))  # by its end the file may be another
         self.ranks = Ranks()
         self.device = torch.device("cpu")
         self.sharded = False
@@ -328,6 +334,30 @@ class Training:
 
     # --- validation ---------------------------------------------------------------------------
 
+    def check_held_out(self) -> None:
+        """Look at the held-out windows before the first step, which may be hours before they are read: those that
+        cannot be read end the run, or with `data.on_bad_clip: skip` are left out and counted with the others.
+
+        Raises:
+            BadClip: as the recipe says, or none is left.
+        """
+        if not self.recipe.validation.every:
+            return
+        good = []
+        for index in self.held_out:
+            try:
+                self.held_out_batch(index)
+                good.append(index)
+            except ValueError as error:
+                if self.recipe.data.on_bad_clip == "stop":
+                    raise BadClip(
+                        f"a held-out window cannot be read: {error} (data.on_bad_clip: skip leaves it out)"
+                    ) from error
+                self.feed_faults[self.data.windows[index].id] = str(error)
+        if not good:
+            raise BadClip(f"none of the {len(self.held_out)} held-out windows can be read: see data.held_out")
+        self.held_out = good
+
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss of held-out clips at fixed noise levels, `loss_at_<level>` and their mean; a collective call.
@@ -481,9 +511,11 @@ class Training:
             self.guard.restore(progress["guard"])
             for learner in self.others():
                 learner.guard.restore(progress["guards"][learner.name])
-            self.feed_faults = dict(progress["faults"])
+            self.feed_faults = {**progress["faults"], **self.feed_faults}
         except KeyError as error:
             raise ValueError(f"{path / 'progress.json'}: lacks {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path / 'progress.json'}: is damaged ({error})") from error
 
     def export(self) -> list[Path]:
         """Write the weights as `theodolite generate` takes them: whole ones in the released layout, and their average,
@@ -549,9 +581,8 @@ class Training:
         }
         write_atomically(target / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
         told = {AUTOENCODER: self.data.encoding.autoencoder}
-        weights = self.recipe.start.weights
-        if weights is not None and not weights.startswith("released/") and Path(weights).is_file():
-            told[START] = file_digest(Path(weights))
+        if self.start_digest is not None:
+            told[START] = self.start_digest
         write_atomically(target / "adapter_model.safetensors", save_tensors(halves, metadata=told))
         return [target / "adapter_model.safetensors"]
 

@@ -26,7 +26,7 @@ from ..dataset.encoded import EncodedDataset, Window, all_finite, check_windows
 from ..dataset.inputs import read_json
 from ..dataset.outputs import refuse_other_outputs
 from ..dataset.store import TEMPORARY, write_atomically
-from ..dataset.strict import Strict, error_lines
+from ..dataset.strict import Finite, error_lines
 from ..model.config import chunk_ranges
 from ..model.network import WorldModel
 from ..model.samplers import Text
@@ -36,7 +36,7 @@ from .student import Conditions, StudentConfig, call_chunk, remember, with_image
 FORMAT = "theodolite trajectories"
 
 
-class TrajectoryOptions(Strict):
+class TrajectoryOptions(Finite):
     """How the teacher is asked."""
 
     student: StudentConfig
@@ -50,7 +50,7 @@ class TrajectoryOptions(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class TrajectoryRecord(Strict):
+class TrajectoryRecord(Finite):
     """What `trajectories.json` says."""
 
     format: str = FORMAT

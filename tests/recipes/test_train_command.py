@@ -27,7 +27,7 @@ from theodolite.recipes import training, trajectories
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
-from theodolite.train.run import Metrics, check_devices, num_devices
+from theodolite.train.run import Metrics, _Signals, check_devices, num_devices
 from theodolite.train.state import checkpoints
 from theodolite.train.student import StudentConfig
 from theodolite.train.training import Training
@@ -115,14 +115,46 @@ def test_ranks_of_a_run_that_fails_are_ended(
     ended: list[int] = []
 
     class Fails(lightning.Trainer):
+        error: BaseException = OSError(28, "No space left on device")
+
         def fit(self, module: object) -> None:
             self.strategy._launcher = SimpleNamespace(kill=ended.append)
-            raise OSError(28, "No space left on device")
+            try:
+                raise self.error
+            except KeyboardInterrupt:
+                sys.exit(1)  # as Lightning does
 
     monkeypatch.setattr(lightning, "Trainer", Fails)
+    recipe = load_train_recipe("finetune_smoke", TINY)
     with pytest.raises(OSError, match="No space left"):
-        run_train(load_train_recipe("finetune_smoke", TINY), [data], tmp_path / "r", accelerator="cpu")
-    assert ended == [signal.SIGKILL]
+        run_train(recipe, [data], tmp_path / "r", accelerator="cpu")
+    Fails.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run_train(recipe, [data], tmp_path / "r", accelerator="cpu")
+    assert ended == [signal.SIGKILL] * 2
+
+
+def test_ctrl_c_ends_after_the_step_and_twice_at_once() -> None:
+    signals, before = _Signals(), signal.getsignal(signal.SIGINT)
+    signals.hear()
+    signal.raise_signal(signal.SIGINT)
+    assert signals.received == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signals.forget()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_loggers_that_are_not_installed_are_told_before_anything_is_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.setattr("theodolite.train.run.find_spec", lambda name: None)
+    for name in ("tensorboard", "wandb"):
+        recipe = load_train_recipe("finetune_smoke", [*TINY, f"log.loggers=[csv, {name}]"])
+        with pytest.raises(ModuleNotFoundError, match=rf"log\.loggers {name}: .*: pip install {name}"):
+            run_train(recipe, [data], tmp_path / "r", accelerator="cpu")
+    assert not (tmp_path / "r").exists()
 
 
 def test_figures_that_cannot_be_written_name_their_file(tmp_path: Path) -> None:
@@ -131,6 +163,37 @@ def test_figures_that_cannot_be_written_name_their_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"figures of step 3 cannot be written \(No space.*metrics.csv"):
         metrics.add(3, {"loss": 1.0})
+
+
+def test_figures_that_a_power_cut_leaves_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,loss\n1,0.5\n2\n3,\0\0\n2,0.25\n3,0.1\n\xff\xff")
+    Metrics(path, [], from_step=2)
+    with path.open() as file:
+        assert [(row["step"], row["loss"]) for row in csv.DictReader(file)] == [("1", "0.5"), ("2", "0.25")]
+
+
+def test_a_dry_run_counts_batch_average_sharding_and_disk(data: Path, tmp_path: Path) -> None:
+    def plan(*changes: str) -> str:
+        recipe = load_train_recipe("stage4_smoke", [*TINY, "model.width=768", "model.heads=6", *changes])
+        return run_train(recipe, [data], tmp_path / "r", dry_run=True)[0]
+
+    def gb(text: str, what: str) -> float:
+        return sum(float(line.split()[1]) for line in text.splitlines() if what in line)
+
+    alone, weights = plan(), 16 * 35.8e-3
+    assert gb(alone, "AdamW") == pytest.approx(weights, abs=0.02)
+    assert gb(plan("data.batch=200"), "kept by all") == pytest.approx(
+        200 * 36 * 30 * 768 * 2 * 2e-9, rel=0.02
+    )
+    assert gb(plan("precision=float32", "data.batch=200"), "kept by all") == pytest.approx(
+        2 * gb(plan("data.batch=200"), "kept by all"), abs=0.02
+    )
+    assert gb(plan("ema=0.9"), "average") == pytest.approx(weights / 4, abs=0.01)
+    assert gb(plan("parallel.devices=4"), "AdamW") == pytest.approx(weights / 4, abs=0.01)
+    assert gb(plan("parallel.devices=4", "parallel.sharding=replicate"), "AdamW") == gb(alone, "AdamW")
+    assert gb(alone, "disk") == pytest.approx(0.75 * weights, abs=0.01)
+    assert "3 of them at most; 0.14 GB of weights" in alone
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(data: Path, tmp_path: Path) -> None:
@@ -187,6 +250,7 @@ def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path, monkeypatch: py
     text, code = run_train(recipe, [data], out, say=say, accelerator="cpu")
     assert code == 130, text
     assert "stopped by SIGTERM after step 2" in text
+    lines.clear()
     with pytest.raises(ValueError, match="--resume goes on"):
         run_train(recipe, [data], out, accelerator="cpu")
     other = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "optimiser.lr=5"])
@@ -198,8 +262,10 @@ def test_a_run_that_is_ended_goes_on(data: Path, tmp_path: Path, monkeypatch: py
             run_train(recipe, [data], out, resume=True, accelerator="cpu")
     assert checkpoints(out / "checkpoints")[-1].name == "step-00000004"
     assert not (out / "weights").exists()
-    text, code = run_train(recipe, [data], out, resume=True, accelerator="cpu")
+    more = load_train_recipe("finetune_smoke", [*TINY, "steps=4", "log.every=1", "validation.every=2"])
+    text, code = run_train(more, [data], out, resume=True, say=lines.append, accelerator="cpu")
     assert code == 0, text
+    assert "goes on otherwise than before: validation.every: 4 -> 2" in lines
     assert text.startswith(f"{out}: 4 steps\nweights: ")
     with (out / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
@@ -345,7 +411,7 @@ def test_a_run_goes_on_from_weights_that_were_moved_but_not_from_others(tmp_path
     begun = recipe_from(weights)
     write_file(out / "checkpoints" / "step-00000002" / "progress.json", '{"step": 2}')
     write_file(out / "recipe.resolved.yaml", yaml.safe_dump(begun.model_dump(mode="json")))
-    run = {"start_digest": training._start_digest(begun), "result": None}
+    run = {"start_digest": training._digests(begun)["start.weights"], "result": None}  # as it was called
     write_file(out / "run.json", json.dumps({"runs": [run]}))
     moved = weights.rename(tmp_path / "elsewhere.safetensors")
     training._check_folder(recipe_from(moved), out, resume=True)
@@ -353,12 +419,12 @@ def test_a_run_goes_on_from_weights_that_were_moved_but_not_from_others(tmp_path
     other.write_bytes(b"others!")
     with pytest.raises(
         ValueError,
-        match=r"was trained by another recipe: start\.weights: .*other\.safetensors holds other weights",
+        match=r"was trained by another recipe: start\.weights: .*other\.safetensors holds something else",
     ):
         training._check_folder(recipe_from(other), out, resume=True)
     weights.write_bytes(b"written anew")
     with pytest.raises(
-        ValueError, match=r"start\.weights: .*base\.safetensors holds other weights than it began"
+        ValueError, match=r"start\.weights: .*base\.safetensors holds something else than it began"
     ):
         training._check_folder(begun, out, resume=True)
 
@@ -371,12 +437,13 @@ def test_a_run_is_recorded_with_the_weights_that_it_began_with(tmp_path: Path) -
     encoding = SimpleNamespace(model_dump=lambda mode: {}, weight_licences=())
     clips: Any = SimpleNamespace(folders=(), encoding=encoding, windows=())
     training._record(tmp_path, recipe, clips, "now", (), None)
-    begun = training._digest_begun_with(tmp_path)
-    assert begun == training._start_digest(recipe)
+    begun = training._digests_begun_with(tmp_path)
+    assert begun == training._digests(recipe)
+    assert list(begun) == ["start.weights"]
     for change in (lambda: weights.write_bytes(b"others!"), weights.unlink):
         change()
         training._record(tmp_path, recipe, clips, "now", (), {"step": 5})
-        assert training._digest_begun_with(tmp_path) == begun
+        assert training._digests_begun_with(tmp_path) == begun
 
 
 def write_file(path: Path, text: str) -> None:

@@ -207,6 +207,7 @@ def test_pairs_training_and_what_it_writes(tmp_path: Path) -> None:
     train = ("train", "refiner_smoke", "--out", out, "--accelerator", "cpu", "--set", "steps=4")
     refused = run_here(*train, "--data", data)
     assert "they are no pairs" in refused.stderr
+    assert "they are no pairs" in run_here(*train, "--data", data, "--dry-run").stderr
     plan = run_here(*train, "--data", pairs, "--dry-run")
     assert "LoRA of rank 4 on attention, ffn" in plan.stdout
     done = run_here(*train, "--data", pairs)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from theodolite.dataset.encoded import open_encoded
 from theodolite.model.checkpoint import load_world_model
 from theodolite.model.lora import merge_lora
 from theodolite.train.feed import BadClip, Feed, Place, hold_out
 from theodolite.train.guard import Diverged, Guard
-from theodolite.train.parallel import Ranks
+from theodolite.train.parallel import Ranks, reduce_gradients
 from theodolite.train.recipe import GuardConfig, TrainRecipe, changed_keys
 from theodolite.train.start import load_beside, start_model
 from theodolite.train.state import checkpoints
@@ -110,6 +111,17 @@ def test_checkpoints_are_whole_or_not_there(
     run_.step = 3
     second = run_.save()
     assert list((tmp_path / "checkpoints").iterdir()) == [second]
+    whole = json.loads((second / "progress.json").read_text())
+    for change, why in (
+        ({"step": "two"}, "its step is 'two'"),
+        ({"step": None}, "its step is None"),
+        ({"guard": 5}, "is damaged"),
+        ({"guard": {}}, "lacks 'norms'"),
+    ):
+        (second / "progress.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=rf"step-00000003/progress\.json: {why}"):
+            training(recipe(), data, tmp_path).restore(second)
+    (second / "progress.json").write_text(json.dumps(whole))
     (second / "__0_0.distcp").write_bytes(b"noise")
     with pytest.raises(
         ValueError, match=r"cannot be read \(\w+: [^\n]*\); without that folder --resume goes on"
@@ -236,11 +248,62 @@ def test_exported_weights_are_the_trained_ones(data: Path, tmp_path: Path) -> No
             "nothing would read them",
         ),
         ({"flow_matching": {"chunks": {"same": 0.5}}}, "must sum to 1"),
+        ({"optimiser": {"lr": math.inf}}, "finite number"),
+        ({"flow_matching": {"shift": math.inf}}, "finite number"),
+        ({"optimiser": {"betas": (0.9, 1.0)}}, "less than 1"),
+        ({"validation": {"levels": ()}}, "at least 1 item"),
+        ({"seed": 2**63}, "less than 9223372036854775808"),
+        ({"precision": "bf16", "parallel": {"sharding": "replicate"}}, "float32: use fsdp"),
     ],
 )
 def test_contradictions_are_told_together(changes: dict, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         recipe(**changes)
+
+
+def test_a_recipe_may_leave_gradients_as_they_are() -> None:
+    endless = recipe(optimiser=dict(clip_norm=math.inf))
+    assert (
+        TrainRecipe.model_validate(yaml.safe_load(yaml.safe_dump(endless.model_dump(mode="json")))) == endless
+    )
+
+
+def test_broken_held_out_windows_are_known_before_the_first_step(tmp_path: Path) -> None:
+    """They are read hours later: until the recipe says otherwise they end the run, else they are left out, counted."""
+    clips = open_encoded(write_encoded(tmp_path / "e", 6, per_shard=1))
+    _, held = hold_out(clips, 2, seed=3407)
+    name = clips.windows[held[0]].id
+    clips._shards[name].unlink()
+
+    def begun(**data: Any) -> Training:
+        r = recipe(data=dict(held_out=2, workers=0, **data))
+        return Training(r, start_model(r), clips, tmp_path)
+
+    with pytest.raises(
+        BadClip, match=rf"a held-out window cannot be read: window {name}: .*on_bad_clip: skip"
+    ):
+        begun().check_held_out()
+    skipping = begun(on_bad_clip="skip")
+    skipping.check_held_out()
+    assert (skipping.held_out, list(skipping.feed_faults)) == (held[1:], [name])
+    clips._shards[clips.windows[held[1]].id].unlink()
+    clips._open.clear()
+    with pytest.raises(BadClip, match="none of the 2 held-out windows can be read"):
+        begun(on_bad_clip="skip").check_held_out()
+
+
+def test_weights_that_no_rank_used_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros in its place would let the optimiser decay them, which one rank does not."""
+
+    def other_rank_has_the_second(tensor: torch.Tensor, op: object = None) -> None:
+        if op is not None:
+            tensor[1] = 1.0
+
+    monkeypatch.setattr("theodolite.train.parallel.dist.all_reduce", other_rank_has_the_second)
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    weights[0].grad = torch.full((2,), 4.0)
+    reduce_gradients(weights, 2)
+    assert [None if w.grad is None else w.grad.tolist() for w in weights] == [[2, 2], [0, 0], None]
 
 
 @pytest.mark.parametrize(
