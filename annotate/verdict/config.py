@@ -36,7 +36,7 @@ class GatesConfig(Strict):
     """Fewest points that hold what lies before a frame and what lies from it on together. Dissolves of two rooms that
     were accepted: 4 and 11, by chance; every third frame of a walk indoors, right to 2 cm: 24; usually hundreds."""
     min_kept_share: Annotated[float, Field(ge=0, le=1)] = 0.75
-    """Of what agrees with the cameras within half a second before a frame or from it on, the least share of the picture
+    """Of what agrees with the cameras in the eight frames before one or from it on, the least share of the picture
     that agrees with both, the median of three frames. Rendered: where nothing moves 0.95 to 1; right beside things that
     fill half of the picture and more 0.79 to 1; cameras that followed one, or bent to please it, 0 to 0.72. Recordings
     by hand: 0.81 (rgbd-office-a, whose worst single frame has 0.69) and more.
