@@ -46,6 +46,7 @@ from .tracks.measure import measure_images
 from .tracks.records import ImageMeasurements
 from .verdict.agreement import compare
 from .verdict.gates import failures, judge, judge_bridge, judge_depth, judge_given
+from .verdict.metres import judge_metres
 from .verdict.motion import image_motion
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class _Stages:
         out.gates += judge(
             cameras, found.scale, measured, height=frames.height, width=frames.width, config=self.config.gates
         )
+        out.gates += judge_metres(cameras, self.config.gates, duration_s=float(time_s[-1] - time_s[0]))
         if posed is not None and given is not None:
             if out.bridge is not None:
                 out.gates += judge_bridge(out.bridge, self.config.gates)

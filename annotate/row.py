@@ -175,6 +175,7 @@ _AGAINST_METRES: frozenset[ReasonCode] = frozenset(
         "given_intrinsics_disagree",
         "given_poses_disagree",
         "given_scale_disagrees",
+        "metres_implausible",
         "scale_inconsistent",
     }
 )

@@ -28,6 +28,8 @@ GATE_MEANINGS: Mapping[str, str] = {
     "rest_error": "Usual reprojection error of the best camera that stays in one place, over that of the solved ones: "
     "near 1, the images show no path.",
     "scale_sweep": "Factor on depth at which depth and path agree best; 1 where the scale is right.",
+    "scene_depth": "Median distance of what is tracked: metres that are millimetres, or the other way round, show.",
+    "speed": "Usual speed of the camera; above, no metre is meant.",
     "position_sigma": "Largest standard deviation of a camera centre, as a share of the median depth of the scene.",
     "path_sigma": "Error of the path that is to be expected from what measurements have wrong in common, over its "
     "length: a lens that zooms looks like a camera that comes closer.",

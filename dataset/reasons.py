@@ -96,6 +96,7 @@ ReasonCode = Literal[
     "depth_and_path_disagree",
     "depth_scale_wanders",
     "depth_residual_large",
+    "metres_implausible",
     "fisheye_lens",
     "focal_axes_differ",
     "focal_uncertain",
@@ -403,6 +404,11 @@ REASONS: Mapping[ReasonCode, Reason] = {
     "depth_residual_large": _judged(
         "The cameras that were found contradict the given depth at most points.",
         "Look whether the depth belongs to these images, and how noisy it is.",
+    ),
+    "metres_implausible": _judged(
+        "No camera goes so fast, or looks at anything so near or so far: what is taken for a metre is none.",
+        "Look at depth_units_per_metre (1000 for millimetres, 1 for metres) and poses_metric; for an aircraft raise"
+        " annotate.gates.max_speed_m_s and max_scene_depth_m.",
     ),
     "fisheye_lens": _judged(
         "The lens is a fisheye, and a row's cameras are read as pinholes.",

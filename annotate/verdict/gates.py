@@ -79,7 +79,7 @@ def _worst_sigma(cameras: CameraSolution) -> float:
     return float(cameras.position_sigma[own].max()) if own.any() else float("inf")
 
 
-def _bounded(
+def bounded(
     name: str, value: float, *, lower: float | None = None, upper: float | None = None, unit: str = "1"
 ) -> Gate:
     """A gate; a value that is not finite has failed."""
@@ -327,7 +327,7 @@ def judge(
     """The gates of a solved clip, by the table above."""
     solved = _Solved(cameras, scale, measured, height, width, config)
     return tuple(
-        _bounded(
+        bounded(
             rule.name,
             rule.value(solved),
             lower=None if rule.lower is None else rule.lower(solved),
@@ -342,10 +342,10 @@ def judge(
 def judge_depth(check: DepthCheck, config: GatesConfig) -> tuple[Gate, ...]:
     """Gates of depth that the source gives: does it belong to the images, as it is? None where that cannot be told."""
     gates = (
-        _bounded("depth_reading", check.margin_log, lower=config.min_depth_margin_log),
-        _bounded("depth_parallax", check.unexplained, upper=config.max_depth_unexplained),
-        _bounded("depth_consistency", check.inconsistency_log, upper=config.max_depth_inconsistency_log),
-        _bounded(
+        bounded("depth_reading", check.margin_log, lower=config.min_depth_margin_log),
+        bounded("depth_parallax", check.unexplained, upper=config.max_depth_unexplained),
+        bounded("depth_consistency", check.inconsistency_log, upper=config.max_depth_inconsistency_log),
+        bounded(
             "depth_unit",
             check.unit_step_log,
             upper=config.max_normalised_unit_step_log if check.same_end else config.max_depth_unit_step_log,
@@ -360,13 +360,13 @@ def judge_bridge(bridge: Bridge, config: GatesConfig) -> tuple[Gate, ...]:
         return ()
     change = max(config.max_bridge_change_log, 4 * bridge.change_sigma_log)
     return (
-        _bounded("bridge_spread", bridge.spread_log, upper=config.max_bridge_spread_log),
-        _bounded(
+        bounded("bridge_spread", bridge.spread_log, upper=config.max_bridge_spread_log),
+        bounded(
             "bridge_network",
             bridge.network_spread_log,
             upper=max(config.max_bridge_network_spread_log, 3 * bridge.change_sigma_log),
         ),
-        _bounded("bridge_change", bridge.change_log, lower=-change, upper=change),
+        bounded("bridge_change", bridge.change_log, lower=-change, upper=change),
     )
 
 
@@ -392,23 +392,23 @@ def judge_given(
         long_side_px: of the stored frames.
         frame_s: time between two frames of the clip.
     """
-    gap = _bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s")
+    gap = bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s")
     of_lens = _judge_lens(lens, cameras, config)
     if not all(gate.passed for gate in of_lens):
         return (*of_lens, gap)
     gates = [
         *of_lens,
-        _bounded(
+        bounded(
             "given_rotation",
             float(np.degrees(check.rotation_rad)),
             upper=config.max_given_rotation_deg,
             unit="deg",
         ),
-        _bounded("given_turn", check.turn_share, upper=config.max_given_turn_share),
+        bounded("given_turn", check.turn_share, upper=config.max_given_turn_share),
     ]
     if check.num_pairs:
         gates.append(
-            _bounded(
+            bounded(
                 "given_direction",
                 float(np.degrees(check.direction_rad)),
                 upper=config.max_given_direction_deg,
@@ -432,15 +432,15 @@ def _judge_errors(
     frame_s: float,
 ) -> list[Gate]:
     gates = [
-        _bounded("given_noise", errors.noise_px, upper=config.max_given_noise * long_side_px, unit="px"),
-        _bounded("given_worst", errors.worst_px, upper=config.max_given_worst * long_side_px, unit="px"),
-        _bounded(
+        bounded("given_noise", errors.noise_px, upper=config.max_given_noise * long_side_px, unit="px"),
+        bounded("given_worst", errors.worst_px, upper=config.max_given_worst * long_side_px, unit="px"),
+        bounded(
             "given_noise_m",
             errors.noise_m,
             upper=max(config.max_given_noise_m, 0.003 * cameras.median_depth),
             unit="m",
         ),
-        _bounded(
+        bounded(
             "given_reprojection",
             float(np.median(cameras.reprojection_px)),
             upper=config.max_given_reprojection * long_side_px,
@@ -453,7 +453,7 @@ def _judge_errors(
             known = max(known, 3 * errors.time_offset_sigma_s)
         # A shift that hardly improves the agreement is none, wherever the least cost lies.
         bound = known if errors.time_offset_gain > _OFFSET_GAIN else max(known, abs(errors.time_offset_s))
-        gates.append(_bounded("given_time_offset", errors.time_offset_s, lower=-bound, upper=bound, unit="s"))
+        gates.append(bounded("given_time_offset", errors.time_offset_s, lower=-bound, upper=bound, unit="s"))
     return gates
 
 
@@ -477,8 +477,8 @@ def _judge_lens(
             return (
                 _near_one("given_focal", float(np.exp(lens.focal_log)), max(bound, 3 * lens.focal_sigma)),
                 _near_one("given_aspect", float(np.exp(lens.aspect_log)), bound),
-                _bounded("given_centre", lens.centre_share, upper=config.max_given_centre),
-                _bounded("given_focal_order", lens.order_log, upper=bound + 0.02),
+                bounded("given_centre", lens.centre_share, upper=config.max_given_centre),
+                bounded("given_focal_order", lens.order_log, upper=bound + 0.02),
             )
         if fits and 3 * lens.focal_sigma < config.given_focal_tolerance:
             # The tracks fit the given cameras, and would not fit with another lens: whatever depth asks for.
@@ -506,7 +506,7 @@ def _focal_bound_log(cameras: CameraSolution, config: GatesConfig) -> float:
 
 def _near_one(name: str, value: float, log_bound: float) -> Gate:
     lower, upper = _within(log_bound)
-    return _bounded(name, value, lower=lower, upper=upper)
+    return bounded(name, value, lower=lower, upper=upper)
 
 
 def _within(log_bound: float) -> tuple[float, float]:
@@ -541,6 +541,8 @@ REASONS: Mapping[str, ReasonCode] = {
     "parallax": "no_parallax",
     "rest_error": "no_parallax",
     "scale_sweep": "depth_and_path_disagree",
+    "scene_depth": "metres_implausible",
+    "speed": "metres_implausible",
     "position_sigma": "position_uncertain",
     "path_sigma": "position_uncertain",
     "shifted_path": "picture_shifts",

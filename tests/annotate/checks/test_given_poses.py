@@ -76,7 +76,7 @@ def test_poses_in_a_unit_of_their_own_and_intrinsics_are_kept(files, tmp_path) -
     assert row.focal_model == "given"
     assert row.decode_notes == ("time stamps replaced by 16 fps",)
     np.testing.assert_allclose(row.focal_px[:, 0], intrinsics[:, 0, 0], rtol=1e-6)
-    assert {g.name for g in row.gates} >= {"given_rotation", "given_direction", "given_scale"}
+    assert {g.name for g in row.gates} >= {"given_rotation", "given_direction", "given_scale", "speed"}
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from theodolite.annotate.verdict.gates import (
     judge_depth,
     judge_given,
 )
+from theodolite.annotate.verdict.metres import judge_metres
 from theodolite.annotate.verdict.motion import image_motion
 from theodolite.recipes.loader import load_recipe
 
@@ -126,6 +127,7 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     )
     seen = {"height": HEIGHT, "width": WIDTH, "config": GatesConfig()}
     gates = judge(cameras, scale(), measurements(), **seen)
+    gates += judge_metres(cameras, GatesConfig(), duration_s=2.4)
     # Shifts of 2.3 px, of 734, are 7 mm at 1.5 m and make 20 mm of the 1.17 m.
     zooming = replace(cameras, focal_model="smooth", centre_jitter_px=2.3, median_depth=1.5)
     more = judge(zooming, scale(), measurements(), **seen)
@@ -257,6 +259,28 @@ def kept(*shares: float) -> np.ndarray:
 )
 def test_each_defect_fails_its_gate(cameras: CameraSolution, reason: str) -> None:
     assert reason in failed(cameras)
+
+
+@pytest.mark.parametrize(
+    ("factor", "failing"),
+    [(1.0, []), (0.1, []), (10.0, []), (1000.0, ["scene_depth", "speed"]), (1e-3, ["scene_depth"])],
+)
+def test_metres_that_are_millimetres_or_the_other_way_round_are_none(factor: float, failing: list) -> None:
+    """Images and depth fit a unit that is off by a thousand as well as the right one."""
+    cameras = solution()
+    poses = cameras.camera_to_world.copy()
+    poses[:, :3, 3] *= factor
+    sigma = factor * cameras.position_sigma
+    cameras = replace(
+        cameras, camera_to_world=poses, position_sigma=sigma, median_depth=factor * cameras.median_depth
+    )
+    assert failed(cameras) == []
+    gates = judge_metres(cameras, GatesConfig(), duration_s=(FRAMES - 1) / 16)
+    assert [gate.name for gate in gates if not gate.passed] == failing
+    assert {REASONS[name] for name in failing} <= {"metres_implausible"}
+    assert known(gates[1].value) == pytest.approx(0.48 * factor)
+    unsaid = load_recipe("benchmarks/influx").annotate.gates  # where nobody scores metres
+    assert all(gate.passed for gate in judge_metres(cameras, unsaid, duration_s=2.4))
 
 
 def test_a_recipe_may_take_fisheyes() -> None:
