@@ -96,13 +96,15 @@ def match(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Mat
     times, number of rows.
 
     Raises:
-        ValueError: nothing in common, or nothing that tells what belongs together; naming both sides.
+        ValueError: nothing in common, or a single pose of two paths, or nothing that tells what belongs together; names
+            both sides.
     """
     i, j, how, poses = _pairs(clip_id, predicted, truth, options or Matching())
     poses = truth.camera_to_world[j] if poses is None else poses
     keep = predicted.posed[i] & np.isfinite(poses).all(axis=(1, 2))
-    if not keep.any():
-        raise ValueError(f"clip {clip_id}: no common frame with a camera on both sides (matched by {how})")
+    if keep.sum() < _least_common(predicted, truth):
+        few = "one common frame, which says nothing of a path," if keep.any() else "no common frame"
+        raise ValueError(f"clip {clip_id}: {few} with a camera on both sides (matched by {how})")
     i, j, poses = i[keep], j[keep], poses[keep]
     posed = truth.posed
     matched = np.zeros(len(posed), bool)
@@ -116,6 +118,11 @@ def match(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Mat
         coverage=float(matched.sum() / posed.sum()),
         covered_span=_covered_span(truth, matched, posed),
     )
+
+
+def _least_common(predicted: ClipCameras, truth: ClipCameras) -> int:
+    """Poses that must be in common: one pose of two paths has no error, and is no score of either."""
+    return max(1, min(2, int(predicted.posed.sum()), int(truth.posed.sum())))
 
 
 def _covered_span(truth: ClipCameras, matched: NDArray[np.bool_], posed: NDArray[np.bool_]) -> float:
@@ -291,8 +298,7 @@ def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: 
     i, j = np.flatnonzero(predicted.posed), np.flatnonzero(truth.posed)
     i, j = i[np.argsort(predicted.time_s[i], kind="stable")], j[np.argsort(truth.time_s[j], kind="stable")]
     ours, theirs = predicted.time_s[i] + offset, truth.time_s[j]
-    # One pose of two paths has no error: it is no score of either.
-    least = max(1, min(2, len(i), len(j)))
+    least = _least_common(predicted, truth)
     a = b = np.zeros(0, np.int64)
     if options.interpolate:
         a, b, poses = _between(ours, theirs, truth.camera_to_world[j])

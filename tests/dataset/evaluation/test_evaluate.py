@@ -230,6 +230,14 @@ def test_one_common_pose_of_two_paths_is_no_score(options: Matching) -> None:
         late, why = late + 4, r"no common frame.*none between two true poses at most 2.5 usual steps apart"
     with pytest.raises(ValueError, match=why):
         score_clip("c", cameras(late), cameras(gap if options.interpolate else time_s), matching=options)
+    # Nor by their numbers, or their names.
+    ours = ClipCameras(frame_index=np.arange(20), camera_to_world=path, names=tuple(map(str, range(20))))
+    for theirs in (
+        replace(ours, frame_index=np.arange(19, 39), names=None),
+        replace(ours, names=tuple(map(str, range(19, 39)))),
+    ):
+        with pytest.raises(ValueError, match=r"clip c: one common frame, .* \(matched by (frame|name)\)"):
+            score_clip("c", ours, theirs, matching=options)
     # A file of one pose says what it can.
     assert score_clip("c", cameras(time_s[:1], path[:1]), cameras(time_s), matching=options).num_frames == 1
 
