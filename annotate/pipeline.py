@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ from .frames.open import open_clip
 from .frames.watchers import FrameWatcher, picture_watchers
 from .geometry.base import AnchorFrame, MetricDepth, SequenceGeometryResult
 from .geometry.estimators import Estimators, Running
+from .geometry.given import SeenByImages
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
 from .networks.checkpoint import STAND_IN
 from .place import Place, Shared, tracker_of
@@ -127,7 +129,7 @@ class _Stages:
         if not found.geometry.has_depth:
             _refuse(_at_rest(measured, self.config))
         elif found.geometry.depths_per_frame is None:
-            self.check_depth(found, measured, frames, given)
+            found = self.check_depth(found, measured, frames, given)
         else:
             found = self.verified(found, measured, given)
         cameras, posed = self.solved(found, measured, frames, given)
@@ -218,21 +220,31 @@ class _Stages:
         measured: ImageMeasurements,
         frames: ClipFrames,
         given: GivenCameras | None,
-    ) -> None:
-        """Given depth may belong to something else than the images."""
-        out = self.out
+    ) -> _Scaled:
+        """Given depth may belong to something else than the images, or come from a camera beside theirs."""
+        out, gates = self.out, self.config.gates
+        look = partial(
+            check_depth,
+            measured,
+            tracks_config=self.config.tracks,
+            kind=out.clip.given.depth_kind,
+            lens=_known_lens(given),
+            pixel_aspect=frames.pixel_aspect,
+        )
         with out.stage("depth_check"):
-            check = out.depth_check = check_depth(
-                measured,
-                found.depth,
-                tracks_config=self.config.tracks,
-                kind=out.clip.given.depth_kind,
-                lens=_known_lens(given),
-                pixel_aspect=frames.pixel_aspect,
-            )
+            check = look(found.depth)
+            asked = out.clip.given.depth_view is None and out.clip.given.depth_kind != "ray_distance"
+            if asked and check.view is not None and not failures(judge_depth(check, gates)):
+                laid = found.seen_by_images(check.view.view)
+                again = look(laid.depth)
+                if again.fits_better_than(check) and not failures(judge_depth(again, gates)):
+                    out.metrics["depth_view_found"] = check.view.view
+                    found, check = laid, replace(again, view=check.view)
+        out.depth_check = check
         out.metrics["depth_view_log"] = check.view_log
-        out.gates += judge_depth(check, self.config.gates)
+        out.gates += judge_depth(check, gates)
         _refuse([(code, f"{text}: {check.explain(gate.name)}") for gate, code, text in failures(out.gates)])
+        return found
 
     def verified(self, found: _Scaled, measured: ImageMeasurements, given: GivenCameras | None) -> _Scaled:
         """A network's cameras to start the bundle from, and its depth without the frames that the others contradict."""
@@ -391,6 +403,13 @@ class _Scaled:
     depth: MetricDepth
     start: StartCameras | None = None
 
+    def seen_by_images(self, view: float) -> _Scaled:
+        """The same with depth maps that show `view` times the images' field of view laid onto the images."""
+        maps = SeenByImages(self.geometry.depth, view)
+        return replace(
+            self, geometry=replace(self.geometry, depth=maps), depth=replace(self.depth, sequence=maps)
+        )
+
 
 # --- reasons ------------------------------------------------------------------------------------
 
@@ -413,10 +432,13 @@ where the depth camera sees 0.89 of what the colour camera does: 0.22 (what `dep
 
 def with_view_doubt(cameras: CameraSolution, check: DepthCheck | None) -> CameraSolution:
     """A focal length that was found with depth of another field of view than the images' is less sure than it seems."""
-    if check is None or check.view_log == 0 or cameras.focal_model == "given":
+    if check is None or cameras.focal_model == "given":
+        return cameras
+    doubt_log = check.view_doubt_log
+    if doubt_log == 0:
         return cameras
     return replace(
-        cameras, focal_doubt_log=float(np.hypot(cameras.focal_doubt_log, _FOCAL_BY_VIEW * check.view_log))
+        cameras, focal_doubt_log=float(np.hypot(cameras.focal_doubt_log, _FOCAL_BY_VIEW * doubt_log))
     )
 
 

@@ -17,8 +17,8 @@ against the clean recording of the same file. That is what noise does; the error
 truth is wrong by, and for redkitchen nobody knows its colour camera's focal length better than to a few per cent: under
 the recording's poses the colour images fit 514 to 525 px with the poses as they are (521 here), 496 px with a free
 transform between colour and depth camera. Its depth is of a camera of its own, 585 px, and not registered: the maps
-show 0.9 of the colour's field of view, which draws the focal length to 541 px. `redkitchen-registered` says so
-(`depth_view`).
+show 0.9 of the colour's field of view, which draws the focal length to 541 px unless the images tell.
+`redkitchen-registered` says so (`depth_view`), `redkitchen-unasked` says that there is nothing to be told.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def recording(name: str, data: Path, work: Path) -> Recording:
             focal_px=clip.intrinsics[:, 0, 0],
             rendered=True,
         )
-    folder = data / f"rgbd-{name.removesuffix('-zoom').removesuffix('-961').removesuffix('-registered')}"
+    folder = data / f"rgbd-{name.removesuffix('-zoom').removesuffix('-961').removesuffix(_said(name)[0])}"
     zooms = name.endswith("-zoom")
     poses = read_trajectory(folder / "poses_c2w.txt").camera_to_world
     zoom = None
@@ -292,8 +292,7 @@ def recording(name: str, data: Path, work: Path) -> Recording:
         given=GivenGeometry(
             depth_pattern=str(folder / "depth/{frame:06d}.png"),
             depth_units_per_metre=5000.0 if "tum" in name else 1000.0,
-            # Focal length of the colour camera over that of the depth camera.
-            depth_view=521.0 / 585.0 if name.endswith("-registered") else 1.0,
+            depth_view=_said(name)[1],
         ),
     )
     decode: dict[str, Any] = {}
@@ -302,6 +301,13 @@ def recording(name: str, data: Path, work: Path) -> Recording:
     if "tum" in name:
         decode = {"fps": "native", "min_frames": 10}
     return Recording(clip=clip, decode=decode, camera_to_world=poses, focal_px=focal, zoom=zoom)
+
+
+def _said(name: str) -> tuple[str, float | None]:
+    """Ending of a recording's name, and the field of view of its depth that it says."""
+    # Focal length of the colour camera over that of the depth camera.
+    views = {"-registered": 521.0 / 585.0, "-unasked": 1.0}
+    return next(((end, view) for end, view in views.items() if name.endswith(end)), ("", None))
 
 
 # --- one line -------------------------------------------------------------------------------------------
@@ -364,7 +370,7 @@ def _shaken(measured: ImageMeasurements, seed: int) -> ImageMeasurements:
 
 def _tracks_file(name: str, args: argparse.Namespace) -> Path:
     """Where the tracks of a recording are kept; what is said of its depth does not change them."""
-    return args.work / f"tracks-{name.removesuffix('-registered')}-{args.frames or 'all'}.pickle"
+    return args.work / f"tracks-{name.removesuffix(_said(name)[0])}-{args.frames or 'all'}.pickle"
 
 
 def line_of(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:

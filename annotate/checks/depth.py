@@ -32,12 +32,12 @@ from ..sources.clip import DepthKind
 from ..tracks.records import ImageMeasurements, TracksConfig
 from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, choose_pairs
 from .depth_scene import BENT_LENSES, FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, BentLens, Fits, Scene
+from .depth_view import NUM_PAIRS, ViewFound, measure_view, view_log
+from .leads import FITTED_PX, LEAST_PAIRS, SURE, Lead, lead_of
 from .readings import (
     CONSTANT,
     GIVEN,
     TURNS,
-    VIEW_SCALES,
-    VIEW_SWEEP,
     VIEWS,
     Reading,
     order_readings,
@@ -45,18 +45,10 @@ from .readings import (
     value_readings,
 )
 
-_LEAST_PAIRS = 3
 _RIGID_PX = 3.0
 """What a rigid scene may leave of a pair, whatever its depth (pixels of a 640 px image); more is mismatched."""
-_FITTED_PX = 4.0
-"""Misfit (pixels of a 640 px image) that some reading has to reach for a pair to tell readings apart."""
-_SURE, _SURE_ORDER, _SURE_FAR = 3.5, 4.0, 5.0
-"""Standard errors that count as certainty: usually, among orders, and for the best of all places in time."""
-_MATTERS_LOG = 0.12
-"""Lead of another reading below which it makes no difference worth a rejection."""
-_VIEW_SURE = 2.5
-"""Standard errors by which another field of view fits better before the maps are taken to show it. It is one of six
-that are tried, and decides no more than what is said of the focal length."""
+_SURE_ORDER, _SURE_FAR = 4.0, 5.0
+"""Standard errors that count as certainty among orders, and for the best of all places in time."""
 _FLAT_LOG = 1e-4
 """Spread of depth over points below which it is one number for all."""
 _LOST_TRACK = 0.25
@@ -90,6 +82,7 @@ class DepthCheck:
         better_log, better_sigma_log: its mean advantage and standard error.
         view_log: log of the width of the field of view that the maps show over the images', where it is not the same
             for certain; else 0. Depth of a camera of its own that nobody registered has another one.
+        view: that field of view by more pairs, where it is clear enough to lay the maps onto the images by it.
     """
 
     num_pairs: int
@@ -103,6 +96,21 @@ class DepthCheck:
     better_log: float = float("nan")
     better_sigma_log: float = float("nan")
     view_log: float = 0.0
+    view: ViewFound | None = None
+
+    def fits_better_than(self, other: DepthCheck) -> bool:
+        """Whether the maps show the images' field of view, and fit in both ways no worse than in another check."""
+        return (
+            self.view_log == 0
+            and self.misfit_px <= other.misfit_px
+            and self.inconsistency_log <= other.inconsistency_log
+        )
+
+    @property
+    def view_doubt_log(self) -> float:
+        """What is wrong with the field of view that depth is taken to show (log): all that it shows too much where that
+        was not made good, the error of what was found where it was."""
+        return abs(self.view_log) if self.view_log or self.view is None else self.view.sigma_log
 
     def explain(self, gate: str) -> str:
         """What a failed gate of this check means for the recording, in a clause."""
@@ -152,14 +160,18 @@ def check_depth(
         pixel_aspect: width over height of a stored pixel.
     """
     pairs = choose_pairs(measured, tracks_config)
-    if len(pairs) < _LEAST_PAIRS:
+    if len(pairs) < LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(pairs))
     scene, px = _scene(measured, depth, pairs, lens, pixel_aspect)
     found = _check(scene, kind, px)
+    if found.view_log:
+        more = choose_pairs(measured, tracks_config, NUM_PAIRS)
+        view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_log)
+        found = replace(found, view=view if view is not None and view.clear else None)
     if lens is not None or not (found.margin_log < 0 or found.unexplained > _LOST_TRACK):
         return found
     bent = _through_bent_lens(scene, GIVEN)
-    if not _lead(bent.fits([GIVEN]).cost()[0], scene.fits([GIVEN]).cost()[0]).won:
+    if not lead_of(bent.fits([GIVEN]).cost()[0], scene.fits([GIVEN]).cost()[0]).won:
         return found
     # A lens of its own may suit another reading.
     rivals = [scene, *(_through_bent_lens(scene, reading) for reading in value_readings(kind)[1:])]
@@ -182,14 +194,14 @@ def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] 
     same through other lenses."""
     depth, free = scene.depth, _free_misfit(scene)
     rigid = np.flatnonzero(free < _RIGID_PX)
-    if len(rigid) < _LEAST_PAIRS:
+    if len(rigid) < LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(rigid))
     scene, free = scene.some(rigid), free[rigid]
     readings = [GIVEN, CONSTANT, *TURNS, *VIEWS, *value_readings(kind)]
     readings += [shifted_reading(-1), shifted_reading(1)]
     fits = scene.fits(readings)
     told = int(np.isfinite(fits.cost()[0]).sum())
-    if told < _LEAST_PAIRS:
+    if told < LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=told)
     plain = DepthCheck(
         num_pairs=len(scene.pairs),
@@ -201,7 +213,7 @@ def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] 
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
     plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
-    plain = replace(plain, view_log=_view_log(scene, fits))
+    plain = replace(plain, view_log=view_log(scene, fits))
     left = _unexplained(fits, free, unseen=0.0)
     judged = _Competition(scene, readings, fits, num_frames=len(depth), unexplained=left).held(plain)
     for rival in (one.some(rigid) for one in rivals):
@@ -246,13 +258,13 @@ class _Competition:
         self.leads = {r: lead for r, lead in leads.items() if r not in (GIVEN, CONSTANT)}
         self.neighbours = tuple(leads[r] for r in readings[-2:])
 
-    def _leads_of(self, readings: Sequence[Reading], fits: Fits) -> dict[Reading, _Lead]:
+    def _leads_of(self, readings: Sequence[Reading], fits: Fits) -> dict[Reading, Lead]:
         best = fits.misfit_px.min(0, where=np.isfinite(fits.misfit_px), initial=np.inf)
         np.fmin(self._least, best, out=self._least)
-        costs = np.where(self._least < _FITTED_PX, fits.cost(), np.nan)
-        return {r: _lead(self._given, c) for r, c in zip(readings, costs, strict=True)}
+        costs = np.where(self._least < FITTED_PX, fits.cost(), np.nan)
+        return {r: lead_of(self._given, c) for r, c in zip(readings, costs, strict=True)}
 
-    def _compete(self, readings: Sequence[Reading]) -> dict[Reading, _Lead]:
+    def _compete(self, readings: Sequence[Reading]) -> dict[Reading, Lead]:
         readings = [r for r in readings if not _same_frames(r, self.scene.pairs)]
         return self._leads_of(readings, self.scene.fits(readings))
 
@@ -270,7 +282,7 @@ class _Competition:
             _MAX_SHIFT, self.num_frames // 2
         ):
             k *= 2
-            sure = _SURE if k <= _NEAR else _SURE_FAR
+            sure = SURE if k <= _NEAR else _SURE_FAR
             found = self._compete([shifted_reading(-k), shifted_reading(k)])
             found = {r: replace(lead, sure=sure) for r, lead in found.items()}
             self.leads |= found
@@ -292,7 +304,7 @@ class _Competition:
             r: lead for r, lead in found.items() if r not in self.leads and 3 * lead.num_pairs >= least
         }
 
-    def _best_in_time(self) -> dict[Reading, _Lead]:
+    def _best_in_time(self) -> dict[Reading, Lead]:
         """Half of the pairs, half of their points find the place in time; all of them judge it."""
         half = self.scene.some(np.arange(0, len(self.scene.pairs), 2), MAX_POINTS // 2)
         reach = min(_MAX_SHIFT, self.num_frames // 2)
@@ -300,7 +312,7 @@ class _Competition:
         if not far:
             return {}
         tried = half.fits([GIVEN, *far]).cost()
-        means = np.array([_lead(tried[0], c).mean for c in tried[1:]])
+        means = np.array([lead_of(tried[0], c).mean for c in tried[1:]])
         if not np.isfinite(means).any():
             return {}
         best = int(np.nanargmin(means))
@@ -314,7 +326,7 @@ class _Competition:
         """The check with what the best of the other readings says."""
         known = {r: lead for r, lead in self.leads.items() if np.isfinite(lead.margin)}
         margin = min((lead.margin for lead in known.values()), default=float("nan"))
-        better, lead = "", _Lead(float("nan"), float("nan"), 0)
+        better, lead = "", Lead(float("nan"), float("nan"), 0)
         if margin < 0:
             better_ones = [r for r in known if known[r].lost]
             reading = min(better_ones, key=lambda r: known[r].mean)
@@ -331,29 +343,6 @@ class _Competition:
             better_log=-lead.mean,
             better_sigma_log=lead.sigma,
         )
-
-
-def _view_log(scene: Scene, given: Fits) -> float:
-    """As `DepthCheck.view_log`, by how well the depth fits at smaller and larger places; the first of `given` are the
-    maps as they are."""
-    fits = scene.fits(VIEW_SWEEP)
-    least = np.fmin(
-        given.misfit_px[0], fits.misfit_px.min(0, where=np.isfinite(fits.misfit_px), initial=np.inf)
-    )
-    costs = np.where(least < _FITTED_PX, fits.cost(), np.nan)
-    leads = [_lead(given.cost()[0], cost) for cost in costs]
-    means = np.array([lead.mean for lead in leads])
-    if not np.isfinite(means).all():
-        return 0.0
-    best = leads[int(means.argmin())]
-    if not best.mean + _VIEW_SURE * best.sigma < 0:
-        return 0.0
-    scales = np.log(np.array([*VIEW_SCALES[:3], 1.0, *VIEW_SCALES[3:]]))
-    values = np.array([*means[:3], 0.0, *means[3:]])
-    i = int(np.clip(values.argmin(), 1, len(values) - 2))
-    a, b, _ = np.polyfit(scales[i - 1 : i + 2], values[i - 1 : i + 2], 2)
-    middle = -b / (2 * a) if a > 0 else scales[values.argmin()]
-    return -float(np.clip(middle, scales[0], scales[-1]))
 
 
 def _end_alike(depth: DepthMaps) -> bool:
@@ -416,49 +405,9 @@ def _scene(
     ), px
 
 
-@dataclass(frozen=True)
-class _Lead:
-    """How much better the depth fits as it is than in another reading: mean of logs and its error over pairs.
-
-    The error of few pairs leans on what is usual, 40 % of the mean from pair to pair.
-    """
-
-    mean: float
-    sigma: float
-    num_pairs: int
-    sure: float = _SURE
-
-    @property
-    def margin(self) -> float:
-        """Below zero where the other reading is better, for certain and by an amount that matters."""
-        return max(self.mean + self._doubt, self.mean + _MATTERS_LOG)
-
-    @property
-    def lost(self) -> bool:
-        return self.margin < 0
-
-    @property
-    def won(self) -> bool:
-        """Whether the other reading is worse, for certain."""
-        return self.mean > 2 * _MATTERS_LOG and self.mean - self._doubt > 0
-
-    @property
-    def _doubt(self) -> float:
-        return self.sure * self.sigma if self.num_pairs >= _LEAST_PAIRS else float("nan")
-
-
-def _lead(given: FloatArray, other: FloatArray) -> _Lead:
-    """Lead of the reading whose costs (P,) are `given`."""
-    apart = np.clip(other - given, -2, 2)
-    apart = apart[np.isfinite(apart)]
-    count, usual = len(apart), 4
-    if count < 2:
-        return _Lead(float("nan"), float("nan"), count)
-    mean = float(apart.mean())
-    square = float(((apart - mean) ** 2).sum()) + usual * (0.4 * mean) ** 2
-    variance = max(square / (count - 1 + usual), 0.05**2)
-    # Student's spread of a mean whose variance is estimated.
-    return _Lead(mean, float(np.sqrt(variance / count * (count - 1 + usual) / (count - 3 + usual))), count)
+def _rigid(scene: Scene) -> Scene:
+    """The pairs that a rigid scene explains."""
+    return scene.some(np.flatnonzero(_free_misfit(scene) < _RIGID_PX))
 
 
 def _free_misfit(scene: Scene) -> FloatArray:

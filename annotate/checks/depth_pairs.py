@@ -50,7 +50,9 @@ class Pairs:
         )
 
 
-def choose_pairs(measured: ImageMeasurements, tracks_config: TracksConfig) -> Pairs:
+def choose_pairs(
+    measured: ImageMeasurements, tracks_config: TracksConfig, num_pairs: int = _NUM_PAIRS
+) -> Pairs:
     """Pairs spread over the clip, each as far apart as the tracks reach; else neighbouring keyframes that match."""
     flow = measured.flow
     frames = flow.num_frames
@@ -59,7 +61,7 @@ def choose_pairs(measured: ImageMeasurements, tracks_config: TracksConfig) -> Pa
     by_frame = indices_by_group(flow.frame, frames)
     rng = np.random.default_rng(20260701)
     found: list[tuple[int, int, FloatArray, FloatArray]] = []
-    for i in np.unique(np.linspace(0, max(0, frames - 2), _NUM_PAIRS).round().astype(int)).tolist():
+    for i in np.unique(np.linspace(0, max(0, frames - 2), num_pairs).round().astype(int)).tolist():
         best = None
         for j in range(i + 1, min(frames, i + _MAX_GAP + 1)):
             _, p, q = np.intersect1d(

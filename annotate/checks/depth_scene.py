@@ -144,7 +144,13 @@ class Fits:
 
     def cost(self) -> FloatArray:
         """Twice the negative log likelihood of a point, about: of its place and of its depth."""
-        return np.log(np.hypot(self.misfit_px, _FLOOR_PX)) + np.log(np.hypot(self.inconsistency, _FLOOR_LOG))
+        places, depth = self.costs()
+        return places + depth
+
+    def costs(self) -> FloatArray:
+        """(2, R, P) the same of its place and of its depth, each by itself."""
+        places = np.log(np.hypot(self.misfit_px, _FLOOR_PX))
+        return np.stack([places, np.log(np.hypot(self.inconsistency, _FLOOR_LOG))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +186,13 @@ class Scene:
 
         return replace(self, a=straight(self.a), b=straight(self.b), focal=np.full(len(self.pairs), focal))
 
-    def fits(self, readings: Sequence[Reading]) -> Fits:
-        """Try the readings. Rays need a focal length: the one that the first of the other readings found."""
+    def fits(self, readings: Sequence[Reading], *, shared: bool = False) -> Fits:
+        """Try the readings. Rays need a focal length: the one that the first of the other readings found. `shared`: by
+        points alone that have depth in all of them."""
         stored = sampled(self.depth, self.pairs, readings)
+        if shared:
+            for z in stored:
+                z[:, np.isnan(z).any(0)] = np.nan
         along = np.array([reading.value in ("ray", "axis") for reading in readings])
         split = (
             [r for r in readings if r.value not in ("ray", "axis")],

@@ -72,11 +72,14 @@ VIEWS = tuple(
 )
 
 
+def framed_reading(scale: float) -> Reading:
+    """The maps read at `scale` times the places, about the middle: they show the inverse of it of the images' view."""
+    return Reading(f"at {scale:.3g} times their places", place=_framed((scale, scale)))
+
+
 VIEW_SCALES = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
 """By what places are multiplied to look for the field of view that maps show."""
-VIEW_SWEEP = tuple(
-    Reading(f"at {scale} times their places", place=_framed((scale, scale))) for scale in VIEW_SCALES
-)
+VIEW_SWEEP = tuple(framed_reading(scale) for scale in VIEW_SCALES)
 
 
 def value_readings(kind: DepthKind) -> tuple[Reading, ...]:

@@ -30,7 +30,7 @@ from ..given.cameras import check_count, given_intrinsics
 from ..given.depth_files import read_depth_file
 from ..given.pixels import shape_belongs_to, turn_of_given
 from ..sources.clip import ClipRef, ClipRejection, DepthKind
-from .base import AnchorFrame, KnownAnchors, KnownGeometry, SequenceGeometryResult
+from .base import AnchorFrame, DepthMaps, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import GivenConfig
 
 MAX_MISSING = 0.5
@@ -106,7 +106,7 @@ class GivenGeometrySource:
             kind=given.depth_kind,
             intrinsics=intrinsics,
             missing=missing,
-            view=given.depth_view,
+            view=given.depth_view or 1.0,
         ).turned(clip, frames)
         depth.require_any_valid()
 
@@ -131,7 +131,7 @@ class GivenDepth:
         invalid_value: stored value that means "no measurement". Always mean it: NaN, values below zero, depth zero,
             infinite disparity, the largest value of unsigned integers, infinite float16.
         kind: what the stored number is; `omniworld` as in `omniworld_depth`.
-        intrinsics: (F, 3, 3) in pixels of `image_size`; needed for ray distances only.
+        intrinsics: (F, 3, 3) of the image, in pixels of `image_size`; needed for ray distances only.
         missing: source frames that have no file: they carry no depth.
         orientation: how the maps of the files are turned to cover the image as it is shown.
         view: field of view of the maps over that of the image, about the same centre.
@@ -239,7 +239,9 @@ class GivenDepth:
             intrinsics = resize_intrinsics(
                 self.intrinsics[frame], from_size=self.image_size, to_size=(height, width)
             )
-            pixels = pixel_centres(height, width).reshape(-1, 2)
+            # A map of another field of view sees along the rays of its own camera.
+            middle = np.array([width / 2, height / 2])
+            pixels = (pixel_centres(height, width).reshape(-1, 2) - middle) * self.view + middle
             depth = z_depth_from_ray_distance(depth.reshape(-1), intrinsics, pixels).reshape(height, width)
         return np.where(invalid, np.nan, depth).astype(np.float32)
 
@@ -260,7 +262,23 @@ class GivenDepth:
         )
 
 
-def _as_image_sees(z: F32, view: float) -> F32:
+@dataclass(frozen=True)
+class SeenByImages:
+    """`DepthMaps` of which each shows `view` times the images' field of view, about the same centre, laid onto them."""
+
+    maps: DepthMaps
+    view: float
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def read(self, frame: int) -> FloatArray | None:
+        """As `DepthMaps.read`; NaN where the map shows nothing."""
+        z = self.maps.read(frame)
+        return None if z is None else _as_image_sees(z, self.view)
+
+
+def _as_image_sees(z: FloatArray, view: float) -> F32:
     """Map (h, w) that shows `view` times the image's field of view, laid onto the image: NaN where it shows nothing."""
     height, width = z.shape
     row, column = (
@@ -268,7 +286,7 @@ def _as_image_sees(z: F32, view: float) -> F32:
     )
     seen = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
     laid = z[np.clip(row, 0, height - 1)[:, None], np.clip(column, 0, width - 1)[None]]
-    return np.where(seen, laid, np.float32(np.nan))
+    return np.where(seen, laid, np.nan).astype(np.float32)
 
 
 def omniworld_depth(stored: NDArray) -> NDArray[np.float64]:

@@ -42,9 +42,10 @@ class GivenGeometry:
     depth_invalid_value: float = 0.0
     """Stored value that means "no measurement" (NaN, values up to zero and all bits set never count as depth)."""
     depth_kind: DepthKind = "z"
-    depth_view: float = 1.0
+    depth_view: float | None = None
     """Field of view of the maps over that of the images, as a ratio of tangents, where depth comes from a camera of its
-    own beside the colour's (its focal length below: colour over depth, in pixels of one size). 1: registered."""
+    own beside the colour's (its focal length below: colour over depth, in pixels of one size). 1: registered. None: the
+    source does not say, and the images are asked (`checks/depth_view.py`)."""
     anchor_depth_pattern: str | None = None
     """Metric depth on some frames only, as the metric anchor when `depth_pattern` has an unknown unit."""
     anchor_units_per_metre: float | None = None

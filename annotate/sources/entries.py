@@ -115,9 +115,10 @@ class IndexEntry(Strict):
     depth_units_per_metre: Annotated[float, Field(gt=0)] | None = None
     depth_invalid_value: float = 0.0
     depth_kind: DepthKind = "z"
-    depth_view: Annotated[float, Field(gt=0.2, lt=5)] = 1.0
+    depth_view: Annotated[float, Field(gt=0.2, lt=5)] | None = None
     """Field of view that the maps show over that of the images, about the same centre: for depth from a camera of its
-    own that is not registered to the colour (focal length of the colour camera over that of the depth camera)."""
+    own that is not registered to the colour (focal length of the colour camera over that of the depth camera). 1: they
+    are registered. Null: where the images show clearly that it is another one, it is found."""
     anchor_depth_pattern: str | None = None
     anchor_units_per_metre: Annotated[float, Field(gt=0)] | None = None
     camera_to_world_path: str | None = None

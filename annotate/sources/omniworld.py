@@ -47,6 +47,7 @@ class _Scene:
         return GivenGeometry(
             depth_pattern=str(self.folder / "depth" / "{frame:06d}.png"),
             depth_kind="omniworld",
+            depth_view=1.0,
             metres_per_unit=self.metres_per_unit,
             **cameras,
         )

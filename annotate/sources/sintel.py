@@ -47,6 +47,7 @@ def _read(release: Release, render: Literal["final", "clean"]) -> Iterator[ClipR
             given=GivenGeometry(
                 depth_pattern=None if maps is None else str(maps / "frame_{frame:04d}.dpt"),
                 depth_units_per_metre=1.0,
+                depth_view=1.0,
             ),
             truth_camera_to_world_path=truth,
         )

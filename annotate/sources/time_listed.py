@@ -63,6 +63,7 @@ def _clip(
         given=GivenGeometry(
             depth_list_path=depth if depth.is_file() else None,
             depth_units_per_metre=DEPTH_UNITS_PER_METRE,
+            depth_view=1.0,  # both sets ship it registered
         ),
         truth_camera_to_world_path=folder / truth if (folder / truth).is_file() else None,
     )

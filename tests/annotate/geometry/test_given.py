@@ -369,6 +369,18 @@ def test_depth_of_a_camera_beside_the_colours_is_laid_onto_the_image(tmp_path) -
     np.testing.assert_allclose(z, seen(focal), rtol=0.004)
 
 
+def test_distances_along_the_rays_of_a_camera_beside_the_colours(tmp_path) -> None:
+    height, width, focal, view = 90, 160, 120.0, 0.8
+    y, x = ((np.arange(n) + 0.5 - n / 2) * view / focal for n in (height, width))
+    write_npy_maps(tmp_path, [3.0 * np.sqrt(1 + x**2 + y[:, None] ** 2)] * 6)  # a wall at 3 m
+    intrinsics = tmp_path / "K.txt"
+    np.savetxt(intrinsics, [[2 * focal, 0, width], [0, 2 * focal, height], [0, 0, 1]])  # of 320x180
+    given = {"depth_units_per_metre": 1.0, "depth_kind": "ray_distance", "intrinsics_path": intrinsics}
+    clip = clip_of(tmp_path, "{frame:06d}.npy", depth_view=view, **given)
+    z = known(GivenGeometrySource().read(clip, FRAMES).depth.read(0))
+    np.testing.assert_allclose(z[np.isfinite(z)], 3.0, rtol=1e-5)
+
+
 def test_nothing_but_nan(tmp_path) -> None:
     good = np.ones((45, 80), np.float32)
     write_npy_maps(tmp_path, [good, good, np.full((45, 80), np.nan), good, good, good])
