@@ -28,7 +28,7 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray
-from .bundle.normal import Linear, Normal
+from .bundle.normal import Linear, Normal, linearise
 from .bundle.pace import Task
 from .bundle.problem import FOCAL_COLUMN, Problem, cauchy, whitened_residuals
 from .bundle.solve import soaked_up
@@ -94,7 +94,8 @@ def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
     Raises:
         FloatingPointError: nothing makes the equations positive definite.
     """
-    normal, linear = factorised(task)
+    # The derivatives are made once more: the equations are not factorised beside them.
+    normal, linear = factorised(task), _linear(task)
     hidden, drawn = _Hidden(task, known), _Draws(task, linear)
     number = hidden.number
     of_frames, of_lens = drawn.expected(normal)
@@ -119,6 +120,10 @@ def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
         path=_path_error(task, together),
         causes={name: _usual(_variances(task, step)) for name, step in steps.items()},
     )
+
+
+def _linear(task: Task) -> Linear:
+    return linearise(task.problem, task.state, task.priors.robust_scale, task.priors.free)[0]
 
 
 def _centres(task: Task, steps: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ def expected_response(task: Task) -> float:
     Raises:
         FloatingPointError: nothing makes the equations positive definite.
     """
-    normal, linear = factorised(task)
+    normal, linear = factorised(task), _linear(task)
     forces, of_lens = _Draws(task, linear).expected(normal)
     answers, _ = normal.answer(linear, [], forces[:, :, :1], of_lens[:, :1])
     _, sigma, _ = task.priors.absolute(task.problem.num_frames)
@@ -189,6 +194,13 @@ class _Draws:
         size = int(group.max()) + 1, number
         return (2 * torch.randint(0, 2, size, generator=self.random) - 1).double()[group]
 
+    def _sums(self, groups: tuple[Tensor, ...]) -> Tensor:
+        """(N, k) sums of the signs by each grouping."""
+        total = self._signs(groups[0], _AT_ONCE)
+        for group in groups[1:]:
+            total += self._signs(group, _AT_ONCE)
+        return total
+
     def _normal(self, *size: int) -> Tensor:
         return torch.randn(*size, generator=self.random, dtype=torch.float64)
 
@@ -205,11 +217,8 @@ class _Draws:
     def residuals(self) -> Iterator[Tensor]:
         """(N, 3, k) residuals with signs that neighbours share, a few at a time."""
         for _ in range(_DRAWS // _AT_ONCE):
-            of_pixels, of_depth = (
-                torch.stack([self._signs(group, _AT_ONCE) for group in groups]).sum(0)
-                for groups in self.groups
-            )
-            yield self.linear.r[:, :, None] * torch.stack([of_pixels, of_pixels, of_depth], 1)
+            of_pixels, of_depth = (self._sums(groups) for groups in self.groups)
+            yield torch.stack([of_pixels, of_pixels, of_depth], 1).mul_(self.linear.r[:, :, None])
 
     def expected(self, normal: Normal) -> tuple[Tensor, Tensor]:
         """(F, D, 1 + G), (G, 1 + G) forces of a focal length and a lens that are what was expected but for one

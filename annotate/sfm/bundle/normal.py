@@ -112,7 +112,7 @@ class Frames:
 
 
 @dataclass
-class _Layout:
+class Layout:
     """Index structure of a problem, computed once."""
 
     frames: Frames
@@ -134,7 +134,7 @@ def _starts(group: Tensor, size: int) -> NDArray[np.int32]:
     return np.concatenate([[0], torch.cumsum(counts, 0).numpy()]).astype(np.int32)
 
 
-def layout_of(problem: Problem, band_frames: int) -> _Layout:
+def layout_of(problem: Problem, band_frames: int) -> Layout:
     n, frames = len(problem.frame), problem.num_frames
     num_blocks = -(-frames // band_frames)
     # One or two blocks hold every pair of frames; more are cut to the band.
@@ -149,7 +149,7 @@ def layout_of(problem: Problem, band_frames: int) -> _Layout:
         place = (problem.frame - problem.frame[first]) // (m + 1)
         new_piece[1:] |= place[1:] != place[:-1]
     piece = torch.cumsum(new_piece.long(), 0) - 1
-    return _Layout(
+    return Layout(
         frames=Frames(problem),
         column=problem.frame.numpy().astype(np.int32),
         point_start=_starts(problem.point, problem.num_points),
@@ -239,7 +239,7 @@ class Normal:
     def __init__(
         self,
         problem: Problem,
-        layout: _Layout,
+        layout: Layout,
         linear: Linear,
         state: State,
         priors: Priors,
@@ -373,6 +373,10 @@ class Normal:
         if x.shape[0] == self.padded:
             return x
         return torch.cat([x, x.new_zeros(self.padded - x.shape[0], x.shape[1])], 0)
+
+    def keep_band(self) -> None:
+        """Let go of what only `step` needs: how every observation couples its point to its frame, twice."""
+        del self.wt, self.coupling, self.coupling_t
 
     def precondition(self, c: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the band system for right-hand sides c (F, D), g (G,)."""

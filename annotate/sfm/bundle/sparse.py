@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .normal import Linear, Normal, layout_of, linearise
+from .normal import Layout, Normal, layout_of, linearise
 from .pace import LENGTHS, Found, Pace, Task
 from .priors import total_cost
 from .problem import State, moved_by, with_true_rotations
@@ -28,29 +28,34 @@ class SparseSolver:
 
     def covariance(self, task: Task) -> Tensor:
         """See `Solver`."""
-        return factorised(task)[0].covariance()
+        return factorised(task).covariance()
 
 
-def factorised(task: Task) -> tuple[Normal, Linear]:
-    """The equations at a task's state with their band factorised, hardly damped, and what they are made from.
+def factorised(task: Task) -> Normal:
+    """The equations at a task's state with their band factorised, hardly damped, for `covariance` and `answer` alone.
 
     Raises:
         FloatingPointError: no damping makes them positive definite.
     """
-    problem, state, priors = task.problem, task.state, task.priors
-    linear, _ = linearise(problem, state, priors.robust_scale, priors.free)
-    layout = layout_of(problem, task.band_frames)
-    normal = Normal(problem, layout, linear, state, priors, priors.free, hold=task.hold)
+    normal = equations(task, layout_of(task.problem, task.band_frames), task.state)
     damping = 1e-10
     while True:
         try:
             normal.damp(damping)
-            return normal, linear
         except FloatingPointError:
             # Directions that nothing determines: the least damping that factorises bounds their variance.
             damping *= 10
             if damping > 1e-2:
                 raise
+        else:
+            normal.keep_band()
+            return normal
+
+
+def equations(task: Task, layout: Layout, state: State) -> Normal:
+    """Of a task at a state; the derivatives that they are made from are not kept."""
+    linear, _ = linearise(task.problem, state, task.priors.robust_scale, task.priors.free)
+    return Normal(task.problem, layout, linear, state, task.priors, task.priors.free, hold=task.hold)
 
 
 class _Descent:
@@ -83,17 +88,12 @@ class _Descent:
     def _advance(self) -> None:
         """Steps from one state until one is accepted. Its equations are gone before those of the next are made: they
         are the most of what a bundle holds."""
-        pace, normal, accepted = self.pace, self._normal(), False
+        pace, accepted = self.pace, False
+        normal = equations(self.task, self.layout, self.state)
         while not accepted and not pace.converged and pace.iteration < pace.limit:
             pace.iteration += 1
             accepted = self._try(normal)
         self.state = with_true_rotations(self.state)
-
-    def _normal(self) -> Normal:
-        """Equations at the present state; the derivatives that they are made from are not kept."""
-        problem, priors = self.task.problem, self.task.priors
-        linear, _ = linearise(problem, self.state, priors.robust_scale, priors.free)
-        return Normal(problem, self.layout, linear, self.state, priors, priors.free, hold=self.task.hold)
 
     def _try(self, normal: Normal) -> bool:
         """One step; whether it was accepted."""

@@ -427,7 +427,8 @@ def test_equations_of_one_step_at_a_time_are_held(monkeypatch) -> None:
 
     monkeypatch.setattr(sparse, "Normal", Counted)
     monkeypatch.setattr(sparse, "linearise", linearised)
-    solve_bundle(problem, disturbed(truth), focal_prior("smooth", 8, CONFIG), CONFIG)
+    prior = focal_prior("smooth", 8, CONFIG)
+    solve_bundle(problem, disturbed(truth), prior, CONFIG, want_covariance=True)
     # Before each linearisation nothing, while its equations are solved they alone.
     assert len(made) > 6
     assert alive[0::2] == [0] * (len(alive) // 2)
