@@ -208,6 +208,10 @@ def foreign_files(path: str | Path) -> list[Path]:
     return [file for file in _files_of_copies(path) if file not in parts] if parts else []
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def _files_of_copies(path: Path) -> list[Path]:
     root = data_folder(path) if data_folder(path).is_dir() else path
     if isinstance(root, StorePath):
@@ -217,7 +221,7 @@ def _files_of_copies(path: Path) -> list[Path]:
         ]
     found: list[Path] = []
     seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, followlinks=True, onerror=_refuse):
         real = os.path.realpath(folder)
         if real in seen:  # a link to a folder above
             below.clear()

@@ -7,7 +7,6 @@ or five a second. Source: DL3DV-10K/Dataset, scripts/download.py and cache/DL3DV
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Literal
 
 from ...dataset.formats.colmap import has_colmap_model
 from .clip import ClipRef, GivenGeometry
-from .tree import Layout, Listed, Release, find_table, folders_with, positive, rows_of, table_by
+from .tree import Layout, Listed, Release, find_table, folders_with, positive, rows_of, table_by, walk
 
 IMAGES = ("images_4", "images_2", "images", "images_8")
 """Folders of stills, the wanted size first: 960x540, then larger, then smaller."""
@@ -97,8 +96,7 @@ def stills_folder(folder: Path) -> Path:
 
 def _scene_folders(root: Path) -> Iterator[Path]:
     """Folders named by a hash, and those of the same name just inside; not looked into, they hold the images."""
-    for folder, inner, _ in os.walk(root, followlinks=True):
-        inner.sort()
+    for folder, inner, _ in walk(root):
         for name in [name for name in inner if _HASH.fullmatch(name)]:
             path = Path(folder, name)
             yield path

@@ -6,13 +6,12 @@ between the archives of videos and annotations: only group and name count. Sourc
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from .clip import ClipRef, GivenGeometry
-from .tree import Layout, Listed, Release, find_table, positive, rows_of, table_by
+from .tree import Layout, Listed, Release, find_table, positive, rows_of, table_by, walk
 
 _METADATA = ("data/train/SpatialVID_HQ_metadata.csv", "SpatialVID_HQ_metadata.csv")
 _GROUP = re.compile(r"group_\d+")
@@ -43,8 +42,7 @@ def _read(release: Release) -> Iterator[ClipRef]:
 def _annotation_groups(root: Path) -> dict[str, list[Path]]:
     """Folders of annotations by group; a group's own folder is not looked into, it holds 5,000."""
     found: dict[str, list[Path]] = {}
-    for folder, inner, _ in os.walk(root, followlinks=True):
-        inner.sort()
+    for folder, inner, _ in walk(root):
         for name in [name for name in inner if _GROUP.fullmatch(name)]:
             if Path(folder).name != "videos":
                 found.setdefault(name, []).append(Path(folder, name))

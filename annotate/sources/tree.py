@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -135,7 +135,7 @@ class Release:
     def files(self, suffixes: tuple[str, ...]) -> Iterator[Path]:
         """Files below the root with one of the suffixes, folder by folder in the order of their names, hidden ones left
         out; then what unpacking could not put there."""
-        for folder, inner, names in _walk(self.root):
+        for folder, inner, names in walk(self.root):
             inner[:] = [name for name in inner if not name.startswith(".")]
             for name in sorted(names):
                 if name.lower().endswith(suffixes) and not name.startswith("."):
@@ -183,16 +183,27 @@ class Layout:
 
 def folders_with(root: Path, name: str) -> Iterator[Path]:
     """Folders below `root` that hold a file `name`; not looked into any further, they may hold 10,000 images."""
-    for folder, inner, files in _walk(root):
+    for folder, inner, files in walk(root):
         if name in files:
             inner.clear()
             yield Path(folder)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` through links, folders in the order of their names, each once: a link may lead back."""
+@cache
+def warn_once(message: str) -> None:
+    """However often a source is read."""
+    log.warning(message)
+
+
+def _not_listed(error: OSError) -> None:
+    warn_once(f"{error.filename}: cannot be listed ({error.strerror}); what lies in it is left out")
+
+
+def walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through links, folders in the order of their names, each once: a link may lead back. Those that cannot
+    be listed are said."""
     seen: set[tuple[int, int]] = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=_not_listed):
         status = os.stat(folder)
         inner.sort()
         if (status.st_dev, status.st_ino) in seen:
@@ -211,7 +222,7 @@ def folders_named(root: Path, name: str, *, beside: str | None = None) -> Iterat
     if root.name == name:
         yield root
         return
-    for folder, inner, files in _walk(root):
+    for folder, inner, files in walk(root):
         if len(files) > _MANY_FILES:
             inner.clear()
         inner[:] = [d for d in inner if not d.startswith(".") and d != beside]

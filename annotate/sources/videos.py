@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ from ...dataset.media import suffixes
 from ...dataset.media.container import holds_video
 from .clip import ClipRef, printable
 from .entries import VideosSource, media_root
-from .tree import Release
+from .tree import Release, walk, warn_once
 
 log = logging.getLogger(__name__)
 
@@ -73,25 +71,9 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
 def _files_below(root: Path) -> Iterator[Path]:
     """What is no folder below a folder, linked folders included, each folder once; hidden files (`._clip.mp4`) are left
     out. A link that leads nowhere is among them: a video that is not there is a clip that fails, and not none."""
-    seen: set[tuple[int, int]] = set()
-    for folder, inner, files in os.walk(root, followlinks=True, onerror=_not_listed):
-        status = os.stat(folder)
-        inner.sort()
-        if (status.st_dev, status.st_ino) in seen:  # a link back, or a second one
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
+    for folder, inner, files in walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
         yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def _not_listed(error: OSError) -> None:
-    _warn_once(f"{error.filename}: cannot be listed ({error.strerror}); videos in it are left out")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def _warn_of_links(root: Path, paths: list[Path]) -> None:
@@ -109,7 +91,7 @@ def _warn_of_links(root: Path, paths: list[Path]) -> None:
             outside.append(path)
     if outside:
         first = printable(outside[0].relative_to(root).as_posix())
-        _warn_once(
+        warn_once(
             f"{root}: links lead to {len(outside)} videos elsewhere (e.g. {first}): they are annotated, but reports,"
             " loaders and exports follow no link that leads out of the root; name a folder above links and files as"
             " source.root"
@@ -132,7 +114,7 @@ def _left_out(root: Path, others: list[Path]) -> str:
     message = (
         f"files with video are left out for their suffix: {', '.join(held)}; rename or list them in an index"
     )
-    _warn_once(f"{root}: {message}")
+    warn_once(f"{root}: {message}")
     return message
 
 

@@ -1,9 +1,11 @@
 """Source readers: the same clips in the same order, and errors that name every wrong entry."""
 
 import csv
+import errno
 import json
 import os
 import sys
+from pathlib import Path
 
 import av
 import pytest
@@ -12,6 +14,7 @@ from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import DecodeConfig
 from theodolite.annotate.frames.open import open_clip
 from theodolite.annotate.pipeline import annotate_clip
+from theodolite.annotate.sources import dl3dv, spatialvid, tree, videos
 from theodolite.annotate.sources.clip import ClipRejection
 from theodolite.annotate.sources.entries import IndexSource, VideosSource
 from theodolite.annotate.sources.read import read_clips
@@ -231,12 +234,21 @@ def test_linked_folders_and_hidden_files(tmp_path, caplog):
         assert caught.value.reason in ("media_missing", "unreadable_video")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is hidden from the superuser")
-def test_a_folder_that_cannot_be_listed_is_said(tmp_path, caplog):
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "closed").mkdir(mode=0)
-    assert len(list(read_clips(VideosSource(kind="videos", name="x", root=tmp_path)))) == 1
-    assert "closed: cannot be listed (Permission denied)" in caplog.text
+@pytest.mark.parametrize(
+    "look", [videos._files_below, tree.walk, dl3dv._scene_folders, spatialvid._annotation_groups]
+)
+def test_a_folder_that_cannot_be_listed_is_said(look, tmp_path, monkeypatch, caplog):
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def refused(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    list(look(tmp_path))
+    assert f"{tmp_path / 'closed'}: cannot be listed (Permission denied)" in caplog.text
 
 
 def test_suffixes_that_are_not_listed_are_counted_and_said(tmp_path, caplog):
