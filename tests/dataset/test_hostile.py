@@ -50,7 +50,7 @@ from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.report.pictures import pictures_from_media
 from theodolite.dataset.report.write import write_report
-from theodolite.dataset.schema import SCHEMA_VERSION
+from theodolite.dataset.schema import COLUMNS, SCHEMA_VERSION
 from theodolite.dataset.store import list_parts, write_table
 from theodolite.dataset.validate import validate_dataset
 
@@ -291,8 +291,9 @@ def repeated(count: int) -> bytes:
     values = pa.array(np.zeros(1 << 22, np.float32))
     column = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     sink = pa.BufferOutputStream()
+    others = {c.name: pa.nulls(1, c.type) for c in COLUMNS if not c.nullable and c.name != "clip_id"}
     table = pa.table(
-        {"clip_id": ["a"], "x": column}, metadata={"theodolite.schema_version": str(SCHEMA_VERSION)}
+        {"clip_id": ["a"], "x": column} | others, metadata={"theodolite.schema_version": str(SCHEMA_VERSION)}
     )
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         for _ in range(count >> 22):
