@@ -23,7 +23,7 @@ from torch import Tensor
 from .config import UNSHAPED, WorldModelConfig
 from .context import Operators
 from .network import WorldModel
-from .weight_files import OPTIONS, first_line, load_torch, opened_safetensors
+from .weight_files import OPTIONS, disk_errors, first_line, load_torch, opened_safetensors
 
 _DIFFUSERS = {"t_embedder.linear_1.": "t_embedder.mlp.0.", "t_embedder.linear_2.": "t_embedder.mlp.2."}
 """What diffusers calls otherwise; it leaves out `pos_embed` and `y_embedder.y_embedding`."""
@@ -348,7 +348,7 @@ def save_world_model(model: WorldModel, path: Path | str, layout: Layout | None 
         .contiguous()
         for name, mine in layout.names
     }
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with disk_errors(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / f"{layout.root}.pt"
         if layout.file == "safetensors":
             from safetensors.torch import save_file

@@ -3,7 +3,10 @@ are no weights."""
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,26 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         why = _looks_like(path) or first_line(error)
         raise ValueError(f"{path} is no intact safetensors file: {why}") from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What a disk that is full or cannot be written does to writers of weights, which wrap it in errors of their own.
+
+    Raises:
+        OSError: it did; names the file.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # safetensors' own kind has no base but Exception, torch's is a RuntimeError
+        found = re.search(r"os error (\d+)", str(error))
+        full = any(words in str(error) for words in ("file write failed", "unexpected pos"))
+        if not (found or full):
+            raise
+        number = int(found[1]) if found else errno.ENOSPC
+        raise OSError(number, f"weights cannot be written ({os.strerror(number)})", str(path)) from error
 
 
 def told_by(path: Path) -> dict[str, str]:

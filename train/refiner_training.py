@@ -23,6 +23,7 @@ from ..model.lora import merge_lora
 from ..model.refiner import Refiner, load_refiner, tiny_refiner
 from ..model.released import import_peft
 from ..model.samplers import Text
+from ..model.weight_files import disk_errors
 from .cost import peak_flops
 from .feed import Samples, hold_out, make_batch
 from .guard import Guard
@@ -202,7 +203,8 @@ class RefinerTraining(Training):
             ).refiner
             merge_lora(whole, written[0])
             target = folder / f"refiner-{self.step:08d}" / "transformer"
-            whole.transformer.save_pretrained(target)
+            with disk_errors(target):
+                whole.transformer.save_pretrained(target)
             written.append(target)
         return written
 

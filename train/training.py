@@ -486,11 +486,16 @@ class Training:
             "guards": {learner.name: learner.guard.state() for learner in self.others()},
             "faults": self.feed_faults,
         }
-        path = save_checkpoint(self.out / "checkpoints", self.step, tensors_of(self.state_parts()), progress)
+        folder = self.out / "checkpoints"
+        self._remove_old(folder)  # a resumed run may keep fewer
+        path = save_checkpoint(folder, self.step, tensors_of(self.state_parts()), progress)
+        self._remove_old(folder)
+        return path
+
+    def _remove_old(self, folder: Path) -> None:
         if self.ranks.rank == 0:
             c = self.recipe.checkpoint
-            remove_old(self.out / "checkpoints", keep=c.keep, keep_every=c.keep_every)
-        return path
+            remove_old(folder, keep=c.keep, keep_every=c.keep_every)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, of any number of ranks; a collective call.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from theodolite.model.checkpoint import load_world_model, read_config, save_world_model
+from theodolite.model.checkpoint import Layout, load_world_model, read_config, save_world_model
 from theodolite.model.network import WorldModel
 
 from .cases import TINY, relative, tiny_inputs, tiny_model
@@ -242,12 +243,24 @@ def test_a_failed_write_leaves_the_old_file(released, tmp_path: Path, monkeypatc
     before = digest(source)
     model, layout = load_world_model(source)
 
-    def full(*_args, **_options):
-        raise OSError(28, "No space left on device")
+    def failing(error: Exception):
+        def write(*_args, **_options):
+            raise error
 
-    monkeypatch.setattr(torch, "save", full)
+        return write
+
+    monkeypatch.setattr(torch, "save", failing(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         save_world_model(model, source, layout)
+    # As torch and safetensors tell of it.
+    monkeypatch.setattr(torch, "save", failing(RuntimeError("unexpected pos 64 vs 0")))
+    with pytest.raises(OSError, match=r"weights cannot be written \(No space left.*model.pt"):
+        save_world_model(model, source, layout)
+    told = SafetensorError("Error while serializing: I/O error: Read-only (os error 30)")
+    monkeypatch.setattr("safetensors.torch.save_file", failing(told))
+    names = tuple((k, k) for k in model.state_dict())
+    with pytest.raises(OSError, match=r"weights cannot be written \(Read-only file system"):
+        save_world_model(model, tmp_path / "w.safetensors", Layout(file="safetensors", names=names))
     assert digest(source) == before
     assert [p.name for p in tmp_path.iterdir()] == [source.name]
     with pytest.raises(ValueError, match="suffix"):
