@@ -117,11 +117,11 @@ class Road:
     # --- data ---------------------------------------------------------------------------------
 
     def write_clips(self, share: float = 1.0, sets: Sequence[str] = (*RECIPES, "held")) -> None:
-        """Write the recordings that are not there, of those to train on the first `share`."""
+        """Write the recordings that are not there, of those to train on the first `share`, one at least."""
         work = []
         for name, members in [(name, recordings(self.size)[name]) for name in sets]:
             folder = self.out / "clips" / name
-            wanted = {r.name: r.clips if name == "held" else round(share * r.clips) for r in members}
+            wanted = {r.name: r.clips if name == "held" else max(1, round(share * r.clips)) for r in members}
             work += [
                 (rooms, number, folder)
                 for rooms in members
