@@ -315,7 +315,7 @@ def lying_npy(path: Path) -> None:
         ("000002.npy", lying_npy, "not a readable numpy file"),
         ("000002.npz", lambda p: np.savez(p, a=np.ones((45, 80)), b=np.ones((45, 80))), "['a', 'b']"),
         ("000002.exr", lambda p: p.write_bytes(b"v/1\x01"), "not .exr; convert others to float .npy"),
-        ("000002.png", lambda p: p.write_bytes(PNG[: len(PNG) // 2]), "not a readable PNG"),
+        ("000002.png", lambda p: p.write_bytes(PNG[: len(PNG) // 2]), "ends before its picture does"),
     ],
 )
 def test_files_that_hold_no_depth_are_refused_by_name(tmp_path, name: str, write, words: str) -> None:
