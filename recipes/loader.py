@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -37,7 +35,7 @@ from ..dataset.store import write_atomically
 from ..dataset.strict import Strict, error_lines
 from ..dataset.weights import expected_digest
 from ..dataset.words import Mode
-from .key_hints import with_hint
+from .mistakes import misread_paths, with_hint
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +322,7 @@ def checked_recipe(
         RecipeError: with every mistake found.
     """
     recipe = None
-    errors = [*errors, *_misread_paths(content)]
+    errors = [*errors, *misread_paths(content)]
     try:
         recipe = kind.model_validate(content)
     except ValidationError as error:
@@ -332,28 +330,6 @@ def checked_recipe(
     if errors or recipe is None:
         raise RecipeError(f"{path} is not a valid recipe:\n  " + "\n  ".join(errors))
     return recipe
-
-
-def _misread_paths(content: Any, prefix: str = "") -> list[str]:
-    """Strings in which YAML made control characters of a path's backslashes: "C:\\runs" begins a new line."""
-    if isinstance(content, Mapping):
-        return [
-            line
-            for key, value in content.items()
-            for line in _misread_paths(value, f"{prefix}.{key}".lstrip("."))
-        ]
-    if isinstance(content, list):
-        return [line for value in content for line in _misread_paths(value, prefix)]
-    if not isinstance(content, str):
-        return []
-    # "C:\new" is the beginning of a path, "Q: why?" of a text that may have lines.
-    usual = "" if re.match(r"[A-Za-z]:[^ ]", content) else "\n\t"
-    if not any(unicodedata.category(c) == "Cc" and c not in usual for c in content):
-        return []
-    return [
-        f"{prefix}: {content!r} holds control characters: in double quotes YAML takes \\r, \\b, \\t and others for "
-        "one; write a path in single quotes, without quotes, or with /"
-    ]
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
@@ -366,8 +342,25 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set `key.path=value` items in a recipe's content, in order; returns mistakes."""
-    return [line for item in overrides for line in _override(content, item)]
+    """Set `key.path=value` items in a recipe's content, in order; returns mistakes.
+
+    Another kind of source comes first, and without what the recipe says of the one that it replaces: a root above all.
+    """
+    kinds = [item for item in overrides if item.partition("=")[0].strip() == "source.kind"]
+    errors = [line for item in kinds for line in _other_source(content, item)]
+    return errors + [line for item in overrides if item not in kinds for line in _override(content, item)]
+
+
+_OF_ANY_SOURCE = ("kind", "name", "windows", "data_licence", "data_redistributable")
+
+
+def _other_source(content: dict[str, Any], override: str) -> list[str]:
+    source = content.get("source")
+    before = source.get("kind") if isinstance(source, dict) else None
+    errors = _override(content, override)
+    if isinstance(source, dict) and source.get("kind") != before:
+        content["source"] = {key: value for key, value in source.items() if key in _OF_ANY_SOURCE}
+    return errors
 
 
 def _override(content: dict[str, Any], override: str) -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 from theodolite.annotate.frames.base import DecodeConfig
+from theodolite.annotate.sources.entries import IndexSource
 from theodolite.recipes.loader import (
     PACKAGED,
     PATH_KEYS,
     RENAMED_KEYS,
     RecipeError,
-    _misread_paths,
     find_recipe,
     git_state,
     load_recipe,
@@ -21,6 +21,7 @@ from theodolite.recipes.loader import (
     resolved_yaml,
     write_run_record,
 )
+from theodolite.recipes.mistakes import misread_paths
 from theodolite.recipes.mixing.run import mix_recipes
 from theodolite.recipes.training import load_train_recipe, train_recipes
 
@@ -125,6 +126,7 @@ def test_overrides(tmp_path):
             "min_frames=8",
             r"min_frames: unknown key .*; did you mean annotate\.decode\.min_frames or annotate\.scale\.min_frames\?",
         ),
+        ("source.layout=dl3dv", r"source\.layout: unknown key .*; it goes with source\.kind=release"),
         ("source.depth_pattern=d", "unknown key .*; depth_pattern is said of each clip in the index"),
         ("annotate.decode.fsp=16", r"annotate\.decode\.fsp: unknown key \(got 16\); did you mean fps\?"),
         ("annotate", "must be key.path=value"),
@@ -136,6 +138,20 @@ def test_overrides(tmp_path):
 def test_wrong_overrides(tmp_path, override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(written(tmp_path, GOOD), [override])
+
+
+def test_another_kind_of_source_has_nothing_of_the_one_it_replaces(tmp_path, monkeypatch):
+    """The recipe's own root would be that of the index as well, and its media be looked for in the package."""
+    monkeypatch.chdir(tmp_path)
+    for order in (("kind=index", "index=clips.yaml"), ("index=clips.yaml", "kind=index")):
+        source = load_recipe("estimate", [f"source.{item}" for item in order]).source
+        assert isinstance(source, IndexSource)
+        assert (source.name, source.root, source.index) == ("videos", None, tmp_path / "clips.yaml")
+    source = load_recipe("estimate", ["source.root=here", "source.kind=index", "source.index=i.csv"]).source
+    assert source.root == tmp_path / "here"
+    assert load_recipe("estimate", ["source.kind=videos"]) == load_recipe("estimate")
+    with pytest.raises(RecipeError, match=r"source\.index: unknown key .*; it goes with source\.kind=index"):
+        load_recipe("estimate", ["source.index=clips.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -290,8 +306,8 @@ def test_recipes_are_plain_yaml():
 
 @pytest.mark.parametrize("text", ["Q: what is seen?\nA:\ta room", "first line\nsecond"])
 def test_texts_may_have_lines_and_tabulators(text: str) -> None:
-    assert _misread_paths({"describe": {"prompt": text}}) == []
-    assert _misread_paths({"describe": [{"prompt": text + "\b"}]})[0].startswith("describe.prompt: ")
+    assert misread_paths({"describe": {"prompt": text}}) == []
+    assert misread_paths({"describe": [{"prompt": text + "\b"}]})[0].startswith("describe.prompt: ")
 
 
 @pytest.mark.parametrize("path", ["C:\\runs\\base", "D:\\temp\\new", "..\\runs\\base"])
