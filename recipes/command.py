@@ -290,9 +290,24 @@ def _end_with(error: Exception) -> NoReturn:
 
         if not isinstance(error, RunAborted | OSError):
             raise error  # a mistake of ours: the traceback is what helps
-        text, code = str(error), 1
+        text, code = in_words(error) if isinstance(error, OSError) else str(error), 1
     say(f"error: {text}")
     raise typer.Exit(code) from None
+
+
+def in_words(error: OSError) -> str:
+    """The file, and what the system says of it, without its number; of a temporary file, whose name nobody typed, the
+    folder that it is in."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    from ..dataset.store import TEMPORARY
+
+    path = Path(str(error.filename))
+    names = [name for name in path.parts if name.startswith(TEMPORARY)]
+    if names:
+        path = Path(*path.parts[: path.parts.index(names[0])])
+        return f"{path}: cannot be written to ({error.strerror})"
+    return f"{path}: {error.strerror}"
 
 
 def say(text: str) -> None:

@@ -238,6 +238,28 @@ def test_with_tracebacks_asked_for_no_error_becomes_a_message(monkeypatch):
         finish(act)
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (PermissionError(13, "Permission denied", "a/report.html"), "a/report.html: Permission denied"),
+        (
+            PermissionError(13, "Permission denied", "/a/.tmp-export-vm-7-x/clip/1.png"),
+            "/a: cannot be written to (Permission denied)",
+        ),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError("the link went away"), "the link went away"),
+    ],
+)
+def test_what_the_system_refuses_is_said_in_words(capsys, error, text):
+    def act():
+        raise error
+
+    with pytest.raises(typer.Exit) as end:
+        finish(act)
+    assert end.value.exit_code == 1
+    assert capsys.readouterr().err == f"error: {text}\n"
+
+
 @pytest.mark.parametrize("given", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_the_allocator_is_set_up_unless_the_user_did(monkeypatch, given):
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
