@@ -464,12 +464,14 @@ class Normal:
             rows = r.reshape(-1, r.shape[2]).numpy()
             on_points = torch.from_numpy(to_points.T @ rows)
             along = (hpp_inv @ on_points.reshape(-1, 3, r.shape[2])).reshape(on_points.shape)
-            left = to_points @ along.numpy() - rows
+            left = to_points @ along.numpy()
+            left -= rows
             c[:, these] += torch.from_numpy(to_cameras.T @ left)
             g[:, these] += to_lens.T @ torch.from_numpy(left)
             if these.stop <= own:
                 along_own[:, these] = along
             taken[:, these] = along_own.T @ on_points
+            del rows, left, r  # as large as all derivatives: not beside those of the next chunk
         # Cases that came later were not there yet for those before.
         taken[:, :own] = taken[:, :own].triu() + taken[:, :own].triu(1).T
         c[self.fixed.reshape(-1)] = 0
