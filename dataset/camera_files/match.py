@@ -145,6 +145,7 @@ def _pairs(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Ma
     if named is not None:
         return named
     predicted, truth = _with_frame_times(predicted, truth), _with_frame_times(truth, predicted)
+    asked = predicted, truth
     predicted, truth = _numbered(predicted, truth), _numbered(truth, predicted)
     kinds = {predicted.numbering, truth.numbering}
     if len(kinds) == 1 and "rows" not in kinds:
@@ -154,7 +155,9 @@ def _pairs(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Ma
             return _images_on_frames(clip_id, truth, predicted, options).swapped()
         return _images_on_frames(clip_id, predicted, truth, options)
     if predicted.time_s is not None and truth.time_s is not None:
-        return _by_time(clip_id, predicted, truth, options)
+        pairs = _by_time(clip_id, predicted, truth, options)
+        same = asked[0].time_s is predicted.time_s and asked[1].time_s is truth.time_s
+        return pairs if same else pairs._replace(how=f"{pairs.how}, whole numbers taken for milliseconds")
     if kinds == {"rows", "frames"}:
         if truth.numbering == "rows":
             return _rows_on_frames(clip_id, truth, predicted, options).swapped()
@@ -204,7 +207,19 @@ def _numbered(side: ClipCameras, other: ClipCameras) -> ClipCameras:
     dense = other.time_s is not None and len(other.time_s) > 1 and np.median(np.diff(other.time_s)) < 0.5
     if not dense or other.numbering == "rows":
         return side
+    if _are_milliseconds(t, other):
+        return replace(side, time_s=t / 1000)
     return replace(side, frame_index=t.astype(np.int64), numbering="images", time_s=None)
+
+
+def _are_milliseconds(whole: FloatArray, other: ClipCameras) -> bool:
+    """Whether whole numbers meet more than twice as many of the other side's times, taken for milliseconds, as they
+    meet of its frames."""
+    if other.time_s is None:
+        return False
+    right = np.clip(np.searchsorted(whole, 1000 * other.time_s), 1, len(whole) - 1)
+    apart = np.minimum(*(np.abs(whole[place] - 1000 * other.time_s) for place in (right, right - 1)))
+    return bool((apart <= 10).sum() > 2 * max(1, np.isin(whole, other.frame_index).sum()))
 
 
 def _span(values: NDArray) -> str:
@@ -227,6 +242,8 @@ def _by_number(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options
         if first:
             how = f"frame (from {first})"
             ours, theirs = (ours - first, theirs) if side is predicted else (ours, theirs - first)
+        elif options.first_frame is None and side.frame_index.min() == 1 and other.frame_index.min() == 0:
+            how = "frame (from 0; --first-frame 1 if the file counts from 1)"
     _common, i, j = np.intersect1d(ours, theirs, return_indices=True)
     if not len(i):
         raise ValueError(
@@ -287,7 +304,8 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
             f"{end}; one row a clip frame or one a source frame is expected: give the file times (TUM)"
             + (", or --rows source if row i is source frame i" if count > last else "")
         )
-    return _Pairs(frames.frame_index, np.arange(wanted), "source frame")
+    how = "source frame" if spare is not None else "source frame (of how many is not known)"
+    return _Pairs(frames.frame_index, np.arange(wanted), how)
 
 
 def _by_time(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options: Matching) -> _Pairs:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import FloatArray
+from ..cameras.transforms import se3_inverse
 from ..formats.base import CameraClip
 from ..formats.colmap import has_colmap_model, read_colmap
 from ..formats.nerfstudio import read_nerfstudio
@@ -57,7 +58,9 @@ def layout_of(folder: Path) -> Callable[[Path], ClipCameras] | None:
     return None
 
 
-_GENERIC_NAMES = frozenset({"0", "sparse", "colmap", "pose", "mav0", "state_groundtruth_estimate0"})
+_EUROC_SENSORS = ("state_groundtruth_estimate0", "mocap0", "vicon0")
+"""Folders of a sequence in EuRoC's layout that hold its true poses, the surest first (TUM VI has a `mocap0`)."""
+_GENERIC_NAMES = frozenset({"0", "sparse", "colmap", "pose", "mav0", *_EUROC_SENSORS})
 _GENERIC_FILES = frozenset({"transforms.json", "groundtruth.txt", "data.csv"})
 
 
@@ -147,7 +150,7 @@ def _from_colmap(folder: Path) -> ClipCameras:
 
 
 def _from_nerfstudio(path: Path) -> ClipCameras:
-    return _from_images(read_nerfstudio(path, undo_applied_transform=True, on_distortion="drop"))
+    return _from_images(read_nerfstudio(path, undo_applied_transform=True, on_distortion="keep_focal"))
 
 
 def _from_images(clip: CameraClip) -> ClipCameras:
@@ -199,23 +202,23 @@ def _from_sintel(folder: Path) -> ClipCameras:
 
 
 def _euroc_table(folder: Path) -> Path | None:
-    for inner in (folder / "mav0", folder):
-        table = inner / "state_groundtruth_estimate0" / "data.csv"
-        if table.is_file():
-            return table
-    return None
+    tables = (inner / name / "data.csv" for inner in (folder / "mav0", folder) for name in _EUROC_SENSORS)
+    return next((table for table in tables if table.is_file()), None)
 
 
 def _euroc_folder(table: Path) -> Path | None:
-    return table.parent.parent if table.parent.name == "state_groundtruth_estimate0" else None
+    return table.parent.parent if table.parent.name in _EUROC_SENSORS else None
 
 
 def _from_euroc(folder: Path) -> ClipCameras:
-    """A sequence of EuRoC: poses of the body, moved to the first camera where its mounting (`cam0/sensor.yaml`) is
-    there; times of the camera's frames from `cam0/data.csv`."""
+    """A sequence of EuRoC: poses of the body (of a sensor on it, moved by its own mounting), moved to the first camera
+    where its mounting (`cam0/sensor.yaml`) is there; times of the camera's frames from `cam0/data.csv`."""
     table = _euroc_table(folder)
     assert table is not None, "chosen by layout_of"
     cameras = _from_trajectory(read_table(table, lenient=True))
+    sensor = _mounting(table.parent / "sensor.yaml")
+    if sensor is not None:
+        cameras = replace(cameras, camera_to_world=cameras.camera_to_world @ se3_inverse(sensor))
     camera = table.parent.parent / "cam0"
     mounting = _mounting(camera / "sensor.yaml")
     if mounting is None:

@@ -20,6 +20,7 @@ from .colmap import ColmapPoints
 RIGID_TOLERANCE = 2e-3
 """Largest entry of |R^T R - I| and of |det R - 1| that float32 storage and rounding in text explain; what lies above is
 another kind of matrix."""
+OnDistortion = Literal["error", "drop", "keep_focal"]
 _ANGLES = {"fl_x": ("camera_angle_x", "w"), "fl_y": ("camera_angle_y", "h")}
 """Where a file gives the field of view (radians) instead of a focal length, and the side it spans."""
 
@@ -90,7 +91,7 @@ def read_nerfstudio(
     name: str | None = None,
     image_size: tuple[int, int] | None = None,
     undo_applied_transform: bool = False,
-    on_distortion: Literal["error", "drop"] = "error",
+    on_distortion: OnDistortion = "error",
 ) -> CameraClip:
     """Cameras of a `transforms.json`, frames sorted by the numbers in their names.
 
@@ -98,7 +99,8 @@ def read_nerfstudio(
         image_size: (height, width) of the images that will be used, when they are smaller than the size in
             the file (DL3DV states 4K beside images_4): intrinsics are rescaled.
         on_distortion: `drop` keeps k1 and k2 and forgets k3, p1, p2 (phone lenses: some pixels at the corners);
-            `error` refuses.
+            `keep_focal` takes focal length and principal point of any lens model and forgets how it bends (for poses,
+            whatever the lens); `error` refuses.
         undo_applied_transform: return to the world before nerfstudio's change of world axes and unit (to match COLMAP
             points).
     Raises:
@@ -107,7 +109,7 @@ def read_nerfstudio(
     path = Path(path)
     content = read_json(path)
     model = content.get("camera_model", "OPENCV")
-    if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
+    if on_distortion != "keep_focal" and model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise ValueError(f"{path}: camera_model {model} is not supported; undistort to a pinhole first")
     listed = content.get("frames")
     if not isinstance(listed, list) or not listed:
@@ -205,10 +207,10 @@ def _require_rigid(matrix: FloatArray, what: str, path: Path) -> None:
         raise ValueError(f"{path}: {what} carries {found} in entry {i}; expected rigid poses")
 
 
-def _radial_terms(
-    content: dict[str, Any], path: Path, on_distortion: Literal["error", "drop"]
-) -> tuple[float, float]:
+def _radial_terms(content: dict[str, Any], path: Path, on_distortion: OnDistortion) -> tuple[float, float]:
     """k1 and k2."""
+    if on_distortion == "keep_focal":
+        return 0.0, 0.0
     further = {k: _number(content.get(k) or 0.0, k, path) for k in ("k3", "p1", "p2")}
     if on_distortion == "error" and any(abs(v) > 1e-9 for v in further.values()):
         terms = ", ".join(f"{k}={v:g}" for k, v in further.items() if v)

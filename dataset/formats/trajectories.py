@@ -45,9 +45,17 @@ _KITTI_LAYOUT = "r11 r12 r13 tx r21 r22 r23 ty r31 r32 r33 tz"
 _MATRIX_LAYOUT = "a 4x4 matrix, row by row"
 
 
+_WITH_COMMA = re.compile(r"[-+]?\d+(?:,\d+)?(?:[eE][-+]?\d+)?")
+
+
 def _words(line: str) -> list[str]:
-    """Entries of a line; `#` starts a comment; spaces, tabs or commas separate."""
-    return line.split("#", 1)[0].replace(",", " ").split()
+    """Entries of a line; `#` or `%` starts a comment; spaces, tabs, commas or semicolons separate. Commas stand for
+    decimal points where something else separates the numbers around them."""
+    line = re.split("[#%]", line, maxsplit=1)[0]
+    parts = line.replace(";", " ").split()
+    if len(parts) > 1 and "," in line and all(_WITH_COMMA.fullmatch(part) for part in parts):
+        return [part.replace(",", ".") for part in parts]
+    return line.replace(";", " ").replace(",", " ").split()
 
 
 def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finite: bool = True) -> F64:
@@ -373,8 +381,10 @@ def _named_columns(lines: list[str]) -> tuple[list[int] | None, int]:
         words = _words(line)
         if words and re.fullmatch(r"[-+.\d].*|nan|inf", words[0], re.IGNORECASE):
             return None, 0
-        text = re.sub(r"\[[^\]]*\]|\([^)]*\)", "", line.strip().lstrip("#"))
-        names = [n.strip().lower() for n in (text.split(",") if "," in text else text.split())]
+        text = re.sub(r"\[[^\]]*\]|\([^)]*\)", "", line.strip().lstrip("#%"))
+        names = [
+            n.strip().lower() for n in (re.split("[,;]", text) if re.search("[,;]", text) else text.split())
+        ]
         order = [next((i for i, n in enumerate(names) if re.fullmatch(p, n)), -1) for p in _COLUMN_PATTERNS]
         if min(order) >= 0 and len(set(order)) == 8:
             return order, number

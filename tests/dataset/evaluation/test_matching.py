@@ -182,6 +182,39 @@ def test_times_since_1970_need_an_offset_and_the_message_says_which(
         assert (found.ate_se3_m or 0) < 1e-6
 
 
+def test_whole_milliseconds_are_no_frame_numbers(walk: tuple[Path, Row], tmp_path: Path) -> None:
+    dataset, row = walk
+    dense = np.arange(0, 20, 1 / 48)
+    write_tum(tmp_path / "clip_0000.txt", _walk(dense), (1000 * dense).round())
+    for ours, theirs in ((dataset, tmp_path), (tmp_path, dataset)):
+        score = _only(ours, theirs)
+        assert score.matched_by == "time, whole numbers taken for milliseconds"
+        assert score.num_frames > 70
+        assert (score.ate_se3_m or 1) < 0.01
+    numbers = row.frame_index[::7]  # of keyframes, as some trackers write them for times
+    write_tum(tmp_path / "clip_0000.txt", row.camera_to_world[::7], numbers)
+    score = _only(dataset, tmp_path)
+    assert score.matched_by.startswith("image number")
+    assert (score.coverage, score.ate_none_m) == (1, pytest.approx(0, abs=1e-6))
+
+
+def test_what_is_assumed_of_frames_is_said(
+    walk: tuple[Path, Row], make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    write_matrices(tmp_path / "clip_0000.txt", _walk(np.arange(700) / 29.97))
+    assert _only(walk[0], tmp_path).matched_by == "source frame (of how many is not known)"
+    row = make_row(0)  # 33 of 61 source frames
+    source = cam.se3_exp(np.random.default_rng(0).normal(size=(61, 6)))
+    source[row.frame_index] = row.camera_to_world
+    dataset = make_dataset(tmp_path / "set", {"a": [row]})
+    lines = [" ".join(map(repr, map(float, p[:3].ravel()))) for p in source]
+    path = tmp_path / "clip_0000.txt"
+    path.write_text("\n".join(f"{i + 1} {line}" for i, line in enumerate(lines)))
+    assert "--first-frame 1 if the file counts from 1" in _only(dataset, path).matched_by
+    score = _only(dataset, path, first_frame=1)
+    assert (score.matched_by, score.ate_none_m) == ("frame (from 1)", pytest.approx(0, abs=1e-6))
+
+
 def test_rows_without_times_must_be_as_many_as_the_frames(
     make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
 ) -> None:
@@ -304,6 +337,13 @@ def test_euroc_sequences_give_the_camera_and_its_frames(tmp_path: Path, walk: tu
         score = _only(dataset, path)  # frame numbers and the camera's own stamps: no offset to be told
         assert score.num_frames == 81
         assert (score.ate_se3_m or 1) < 0.01
+    # TUM VI names its truth otherwise; a sensor that is not where the body is has a mounting of its own.
+    sensor = truth.rename(mav / "mocap0")
+    (sensor / "sensor.yaml").write_text(f"%YAML:1.0\nT_BS:\n  cols: 4\n  rows: 4\n  data: [{data}]\n")
+    assert (_only(dataset, tmp_path).ate_se3_m or 0) > 0.01  # moved by the mounting's inverse, and back
+    (sensor / "sensor.yaml").unlink()
+    for path in (tmp_path, tmp_path / "clip_0000", sensor / "data.csv"):
+        assert (_only(dataset, path).ate_se3_m or 1) < 0.01
 
 
 def test_images_are_matched_by_name_number_or_the_time_they_are_named_by(
@@ -441,6 +481,9 @@ def test_real_layouts_agree_with_each_other(tmp_path: Path) -> None:
     ape.process_data((paths[1], paths[0]))
     assert orb.ate_se3_m == pytest.approx(ape.get_statistic(evo_metrics.StatisticsType.rmse), rel=1e-6)
     fox = SHARED / "fox-transforms"
+    bent = json.loads((fox / "transforms.json").read_text()) | {"camera_model": "OPENCV_FISHEYE", "k4": 0.1}
+    (tmp_path / "transforms.json").write_text(json.dumps(bent))  # poses are asked for, whatever the lens
+    assert _only(tmp_path, fox / "transforms.json").ate_none_m == 0
     score = _only(fox, fox / "transforms.json")
     assert (score.num_frames, score.matched_by, score.focal_mape_percent) == (67, "name", 0)
 

@@ -41,6 +41,24 @@ def test_evo_reads_what_we_write_and_we_read_the_same(tmp_path: Path, poses: np.
     np.testing.assert_allclose(file_interface.read_kitti_poses_file(str(tmp_path / "k.txt")).poses_se3, poses)
 
 
+@pytest.mark.parametrize(
+    ("line", "separator", "point"),
+    [("%", " ", "."), ("#", ";", "."), ("#", "; ", ","), ("%", "\t", ","), ("", ",", "."), ("", ", ", ".")],
+)
+def test_separators_and_decimal_commas(
+    tmp_path: Path, poses: np.ndarray, line: str, separator: str, point: str
+) -> None:
+    """As spreadsheets and MATLAB write them, a whole number among them."""
+    tj.write_tum(tmp_path / "t.txt", poses, np.arange(20) / 16)
+    header, *rows = (tmp_path / "t.txt").read_text().splitlines()
+    header = line + separator.join(header.lstrip("# ").split())
+    rows = [separator.join(w.removesuffix(".0") for w in row.split()).replace(".", point) for row in rows]
+    (tmp_path / "t.txt").write_text("\n".join([header, *rows]))
+    back = tj.read_trajectory(tmp_path / "t.txt")
+    np.testing.assert_allclose(back.camera_to_world, poses, atol=1e-14)
+    np.testing.assert_array_equal(back.time_s, np.arange(20) / 16)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
 @pytest.mark.parametrize(
     "name", ["rgbd-office-a", "rgbd-redkitchen", "rgbd-tum-mini", "static-euroc", "kitti-straight"]
