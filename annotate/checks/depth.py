@@ -41,6 +41,7 @@ from .readings import (
     VIEWS,
     Reading,
     order_readings,
+    rate_readings,
     shifted_reading,
     value_readings,
 )
@@ -271,6 +272,7 @@ class _Competition:
     def held(self, plain: DepthCheck) -> DepthCheck:
         """The check with what the other readings say, as many as it takes."""
         self.look_nearby()
+        self.look_at_rates()
         if self.in_doubt:
             self.look_everywhere()
         return self.judge(plain)
@@ -288,6 +290,20 @@ class _Competition:
             self.leads |= found
             self.neighbours = tuple(found.values())
 
+    def look_at_rates(self) -> None:
+        """Maps of another rate come later and later, or earlier and earlier: no place in time is better than any
+        other, so that those alone cast no doubt."""
+        self._look_at(rate_readings())
+
+    def _look_at(self, readings: Sequence[Reading]) -> None:
+        """Of maps that fall behind the images only the first pairs can be compared: few, and to be surer."""
+        third = len(self.scene.pairs) / 3
+        self.leads |= {
+            r: replace(lead, sure=_SURE_ORDER if lead.num_pairs >= third else _SURE_FAR)
+            for r, lead in self._compete(readings).items()
+            if r not in self.leads and lead.num_pairs > LEAST_PAIRS
+        }
+
     @property
     def in_doubt(self) -> bool:
         """Whether the depth may belong to other frames altogether."""
@@ -296,13 +312,13 @@ class _Competition:
 
     def look_everywhere(self) -> None:
         """All places in time, other orders and rates."""
-        found = self._best_in_time()
-        orders = self._compete(order_readings(self.num_frames))
-        found |= {r: replace(lead, sure=_SURE_ORDER) for r, lead in orders.items()}
         least = len(self.scene.pairs)
         self.leads |= {
-            r: lead for r, lead in found.items() if r not in self.leads and 3 * lead.num_pairs >= least
+            r: lead
+            for r, lead in self._best_in_time().items()
+            if r not in self.leads and 3 * lead.num_pairs >= least
         }
+        self._look_at(order_readings(self.num_frames))
 
     def _best_in_time(self) -> dict[Reading, Lead]:
         """Half of the pairs, half of their points find the place in time; all of them judge it."""

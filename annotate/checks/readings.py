@@ -104,14 +104,23 @@ def shifted_reading(k: int) -> Reading:
     return Reading(f"when taken {abs(k)} clip frame{plural} {late}", frame=lambda i: i + k)
 
 
-def order_readings(frames: int) -> tuple[Reading, ...]:
-    """Other orders and rates of the maps."""
-    by_text = np.array(sorted(range(frames), key=str), np.int64)
-    back = np.argsort(by_text)
+@cache
+def rate_readings() -> tuple[Reading, ...]:
+    """Maps of another rate than the images: of the usual ones, and of every second frame."""
 
     def rate(r: float) -> Callable[[IntArray], IntArray]:
         return lambda i: np.round(np.asarray(i) * r).astype(np.int64)
 
+    return tuple(
+        Reading(f"when taken at {r:.3g} times their rate", frame=rate(r))
+        for r in (1 / 2, 2.0, 4 / 5, 5 / 4, 8 / 15, 15 / 8, 24 / 25, 25 / 24)
+    )
+
+
+def order_readings(frames: int) -> tuple[Reading, ...]:
+    """Other orders of the maps."""
+    by_text = np.array(sorted(range(frames), key=str), np.int64)
+    back = np.argsort(by_text)
     return (
         Reading("when taken from last to first", frame=lambda i: frames - 1 - np.asarray(i)),
         Reading(
@@ -121,9 +130,5 @@ def order_readings(frames: int) -> tuple[Reading, ...]:
         Reading(
             "when the files are sorted by text (10 before 2), not by number",
             frame=lambda i: by_text[np.asarray(i)],
-        ),
-        *(
-            Reading(f"when taken at {r:.3g} times their rate", frame=rate(r))
-            for r in (1 / 2, 2.0, 4 / 5, 5 / 4, 8 / 15, 15 / 8, 24 / 25, 25 / 24)
         ),
     )

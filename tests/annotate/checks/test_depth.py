@@ -15,7 +15,7 @@ from theodolite.annotate import pipeline
 from theodolite.annotate.checks.depth import DepthCheck, check_depth
 from theodolite.annotate.checks.depth_view import ViewFound
 from theodolite.annotate.checks.leads import Lead
-from theodolite.annotate.checks.readings import TURNS, order_readings, shifted_reading
+from theodolite.annotate.checks.readings import TURNS, order_readings, rate_readings, shifted_reading
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
 from theodolite.annotate.geometry.base import KnownGeometry, SequenceGeometryResult
@@ -172,7 +172,8 @@ def test_every_order_finds_the_maps_where_they_went() -> None:
     assert late["when taken 17 clip frames earlier"] == -17
     for k in late.values():
         assert known(shifted_reading(k).frame)(number)[20] == 20 + k
-    readings = {reading.words: known(reading.frame)(number) for reading in order_readings(30)}
+    orders = (*order_readings(30), *rate_readings())
+    readings = {reading.words: known(reading.frame)(number) for reading in orders}
     by_text = np.array(sorted(range(30), key=str))
     # Map i of files in the order of their text is that of frame by_text[i], and the other way round.
     np.testing.assert_array_equal(
@@ -184,6 +185,19 @@ def test_every_order_finds_the_maps_where_they_went() -> None:
     np.testing.assert_array_equal(readings["when taken from last to first"], number[::-1])
     assert readings["when taken at 0.5 times their rate"][20] == 10
     assert readings["when taken at 1.25 times their rate"][20] == 25
+
+
+@pytest.mark.slow
+def test_maps_of_another_rate_are_told_where_no_place_in_time_is_better() -> None:
+    """They fall behind further and further, so that maps a little earlier or later fit worse on the whole."""
+    config = RenderConfig(width=192, height=108, num_frames=32, seed=641, speed=1.6, horizontal_fov_deg=66.0)
+    frames = list(render_clip(config))
+    measured = measure_images((f.rgb for f in frames), height=108, width=192, config=TRACKS)
+    recording = Recording(measured, np.stack([f.depth_m for f in frames]), float("nan"))
+    assert not reasons(recording.check(recording.depth))
+    check = recording.check(recording.depth[np.arange(32) // 2])
+    assert check.better_reading == "when taken at 2 times their rate"
+    assert reasons(check) == ["depth_does_not_fit_images"]
 
 
 @pytest.mark.slow
