@@ -252,6 +252,15 @@ def _drift(poses: F64, share: float) -> F64:
     return np.array(out)
 
 
+def _wandering(poses: F64, share: float) -> F64:
+    """A slow error of each position, of `share` of the path's length."""
+    out = poses.copy()
+    length = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum()
+    t = np.linspace(0, 1, len(poses))
+    out[:, :3, 3] += share * length * np.stack([np.sin(5 * t), np.cos(4 * t) - 1, t * t], 1)
+    return out
+
+
 def _two_gauges(poses: F64) -> F64:
     """What follows an eighth of the poses in a world turned by three degrees and shifted by a twentieth of the path."""
     out = poses.copy()
@@ -304,6 +313,7 @@ POSE_FAULTS: dict[str, Callable[[F64, float], F64]] = {
     "early-1s": lambda p, fps: _late(p, -1.0 * fps),
     "late-2s": lambda p, fps: _late(p, 2.0 * fps),
     "drift-10": lambda p, fps: _drift(p, 0.1),
+    "wander-6": lambda p, fps: _wandering(p, 0.06),
     "two-gauges": lambda p, fps: _two_gauges(p),
     "one-wrong": lambda p, fps: _one_wrong(p),
     "two-decimals": lambda p, fps: _quantised(p),

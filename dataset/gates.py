@@ -54,6 +54,7 @@ GATE_MEANINGS: Mapping[str, str] = {
     "given_scale": "Length of the path by depth over that of the given one.",
     "given_noise": "By how much a given pose's own error moves the picture, usually.",
     "given_noise_m": "Distance of a given camera from where its neighbours and the measured motion put it.",
+    "given_path": "Distance of the given path from the measured one, once a similarity lays them onto each other.",
     "given_worst": "By how much the error of the worst given pose moves the picture.",
     "given_reprojection": "Median reprojection error of the tracks under the given poses.",
     "given_time_offset": "By how much the given poses come late against the images.",

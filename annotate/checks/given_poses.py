@@ -96,6 +96,8 @@ class GivenPoseErrors:
         time_offset_s: by how much the given series comes late; time_offset_sigma_s: its standard error.
         time_offset_gain: how many times worse (in mean square) the two motions agree without that shift.
         scale_ratio: solved over given length; scale_sigma: standard error of its logarithm.
+        path_m: root mean square distance of the two paths, laid onto each other by a similarity: what they differ by
+            beyond a length; path_sigma_m: of that, what the solved one may be wrong by.
     """
 
     noise_m: float
@@ -107,6 +109,8 @@ class GivenPoseErrors:
     time_offset_gain: float
     scale_ratio: float
     scale_sigma: float
+    path_m: float
+    path_sigma_m: float
 
 
 def pose_noise(
@@ -217,6 +221,16 @@ def path_scale(
         if not sigma >= best[1]:
             best = float(np.exp(middle)), sigma
     return best
+
+
+def path_distance(solved: FloatArray, given: FloatArray) -> float:
+    """Root mean square distance of the centres of two paths (F, 4, 4), the second laid onto the first by a similarity;
+    NaN where a path has no length. Errors that come and go slowly are in no difference between neighbours."""
+    try:
+        fit = umeyama(given[:, :3, 3], solved[:, :3, 3], with_scale=True, allow_collinear=True)
+    except ValueError:
+        return float("nan")
+    return float(np.sqrt(np.mean(fit.residual**2)))
 
 
 def _angle_between(a: FloatArray, b: FloatArray) -> FloatArray:

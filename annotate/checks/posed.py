@@ -37,6 +37,7 @@ from .given_poses import (
     GivenPoseCheck,
     GivenPoseErrors,
     keep_given_poses,
+    path_distance,
     path_scale,
     pose_noise,
     time_offset,
@@ -106,17 +107,8 @@ def keep_and_judge(
         time_s: (F,) of the clip's frames.
         scale_sigma_log: as in `solve_posed`.
     """
-    assert given.camera_to_world is not None
     assert solved.evidence is not None
-    kept, check = keep_given_poses(
-        solved, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit
-    )
-    if given.metres_per_unit is None:
-        # Paths agree on the unit as far as the solved one does; depth under the given poses knows better.
-        ratio, sigma = held_scale(solved, kept.camera_to_world)
-        if np.isfinite(sigma):
-            unit = ratio * _unit_of(kept, given)
-            kept, check = keep_given_poses(solved, given.camera_to_world, given.position, unit_to_metres=unit)
+    kept, check = _kept(solved, given)
     path = kept.camera_to_world
     frame_numbers = np.arange(len(path), dtype=np.float64)
     on_path = interpolate_poses(frame_numbers, path, given.position)
@@ -145,6 +137,8 @@ def keep_and_judge(
         time_offset_gain=gain,
         scale_ratio=ratio,
         scale_sigma=ratio_sigma,
+        path_m=path_distance(reference, on_path),
+        path_sigma_m=float(np.sqrt(np.mean(solved.stated_sigmas()[0] ** 2))),
     )
     measured = _with_sigma(
         measure_held(replace(kept, camera_to_world=solved.camera_to_world), path), solved, lens
@@ -157,6 +151,22 @@ def keep_and_judge(
         metres_per_unit=given.metres_per_unit or _unit_of(kept, given),
         solved=solved.camera_to_world,
     )
+
+
+def _kept(solved: CameraSolution, given: GivenCameras) -> tuple[CameraSolution, GivenPoseCheck]:
+    """`keep_given_poses` in metres, whatever the unit of the given ones."""
+    assert given.camera_to_world is not None
+    kept, check = keep_given_poses(
+        solved, given.camera_to_world, given.position, unit_to_metres=given.metres_per_unit
+    )
+    if given.metres_per_unit is not None:
+        return kept, check
+    # Paths agree on the unit as far as the solved one does; depth under the given poses knows better.
+    ratio, sigma = held_scale(solved, kept.camera_to_world)
+    if not np.isfinite(sigma):
+        return kept, check
+    unit = ratio * _unit_of(kept, given)
+    return keep_given_poses(solved, given.camera_to_world, given.position, unit_to_metres=unit)
 
 
 def _length_ratio(

@@ -93,6 +93,11 @@ class GatesConfig(Strict):
     degrees added: 0.005."""
     max_given_noise_m: Annotated[float, Field(gt=0)] = 0.1
     """The same in metres; three thousandths of the usual depth are always allowed."""
+    max_given_path: Annotated[float, Field(gt=0)] = 0.02
+    """Distance of the given path from the one that the images ask for, over its length; three standard errors of the
+    latter and five thousandths of the usual depth are always allowed. True poses, recordings and rendered, also at five
+    a second and with 5 mm of noise: at most 0.003. A slow error of 6 % of the path, which nothing else tells: 0.02 to
+    0.06."""
     max_given_reprojection: Annotated[float, Field(gt=0)] = 0.008
     """Median reprojection error of tracks under given poses, as a share of the long side. True: 0.003; with 5 mm and
     0.1 degrees added: 0.005."""

@@ -15,6 +15,7 @@ import numpy as np
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.intrinsics import fov_from_focal
 from ...dataset.cameras.transforms import rigid_error
+from ...dataset.metrics.trajectory import path_length
 from ...dataset.reasons import ReasonCode
 from ...dataset.rows import Gate
 from ..checks.depth import DepthCheck
@@ -447,6 +448,10 @@ def _judge_errors(
             unit="px",
         ),
     ]
+    if np.isfinite(errors.path_m):
+        length = path_length(cameras.camera_to_world)
+        bound = max(config.max_given_path * length, 3 * errors.path_sigma_m, 0.005 * cameras.median_depth)
+        gates.append(bounded("given_path", errors.path_m, upper=bound, unit="m"))
     if np.isfinite(errors.time_offset_s):
         known = max(config.max_given_offset_frames * frame_s, 0.02)
         if np.isfinite(errors.time_offset_sigma_s):
@@ -560,6 +565,7 @@ REASONS: Mapping[str, ReasonCode] = {
     "given_scale": "given_poses_disagree",
     "given_noise": "given_poses_disagree",
     "given_noise_m": "given_poses_disagree",
+    "given_path": "given_poses_disagree",
     "given_worst": "given_poses_disagree",
     "given_reprojection": "given_poses_disagree",
     "given_time_offset": "given_poses_disagree",

@@ -137,6 +137,13 @@ def two_gauges(poses: np.ndarray) -> np.ndarray:
     return out
 
 
+def wandering(poses: np.ndarray) -> np.ndarray:
+    """Up to 15 cm off, so slowly that neighbours agree with each other."""
+    out, t = poses.copy(), np.linspace(0, 1, len(poses))
+    out[:, :3, 3] += 0.15 * np.stack([np.sin(5 * t), np.cos(4 * t) - 1, t * t], 1)
+    return out
+
+
 def held(poses: np.ndarray) -> np.ndarray:
     return poses[np.arange(len(poses)) // 3 * 3]
 
@@ -164,11 +171,12 @@ def held(poses: np.ndarray) -> np.ndarray:
         (one_wrong, {"given_worst"}),
         pytest.param(two_gauges, {"given_worst"}, marks=pytest.mark.thorough),
         (held, {"given_noise"}),
+        (wandering, {"given_path"}),
         (lambda p: p[::-1].copy(), {"given_turn", "given_reprojection"}),
     ],
     ids=(
         *("true", "3mm", "5mm", "longer", "shorter", "12cm", "5cm-1deg"),
-        *("late", "early", "half-a-second", "one", "gauges", "held", "reversed"),
+        *("late", "early", "half-a-second", "one", "gauges", "held", "wandering", "reversed"),
     ),
 )
 def test_faults_of_given_poses(shot: Shot, change: Change, failed: set[str]) -> None:

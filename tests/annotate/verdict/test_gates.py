@@ -142,6 +142,8 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
         time_offset_gain=1.2,
         scale_ratio=1.02,
         scale_sigma=0.01,
+        path_m=0.005,
+        path_sigma_m=0.003,
     )
     lens = LensCheck(
         focal_log=0.02,
