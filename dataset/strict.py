@@ -19,6 +19,10 @@ class Finite(Strict):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+WHOLE = "(the file): "
+"""Begins the line of a mistake that is of no single key."""
+
+
 def error_lines(error: ValidationError) -> list[str]:
     """One line a mistake: full key path, what is wrong, the value found."""
     lines = []
@@ -27,7 +31,7 @@ def error_lines(error: ValidationError) -> list[str]:
         loc = [str(p) for p in item["loc"]]
         if len(loc) > 1 and loc[0] == "source" and loc[1] in ("videos", "index", "release"):
             del loc[1]
-        path = ".".join(loc) or "(the file)"
+        path = ".".join(loc) or WHOLE.removesuffix(": ")
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key (got {_shown(item['input'])})")
         elif item["type"] == "missing":

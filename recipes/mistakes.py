@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from ..annotate.sources.entries import IndexEntry
+from ..dataset.strict import WHOLE
 
 
 def with_hint(line: str, recipe: type[BaseModel], renamed: Mapping[str, str]) -> str:
@@ -21,6 +22,9 @@ def with_hint(line: str, recipe: type[BaseModel], renamed: Mapping[str, str]) ->
         recipe: the model that has the keys.
         renamed: keys of earlier versions, and what they are called now.
     """
+    line = (
+        line.removeprefix(WHOLE) if line.startswith(f"{WHOLE}annotate.") else line
+    )  # it names its key itself
     path, _, rest = line.partition(": ")
     if not rest.startswith("unknown key"):
         return line

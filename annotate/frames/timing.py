@@ -148,11 +148,17 @@ def clip_timing(clip: ClipRef, timeline: Timeline, config: DecodeConfig) -> Clip
             if clip.start_s is None and clip.end_s is None
             else f" in the window {clip.start_s or 0:g} s to {'the end' if clip.end_s is None else f'{clip.end_s:g} s'}"
         )
+        ticks = timeline.ticks
+        lasts = (
+            f" ({float((ticks[-1] - ticks[0]) * timeline.tick_s):.2f} s)"
+            if window and timeline.complete
+            else ""
+        )
         asked = "annotate.decode.min_frames" if least == config.min_frames else "source.windows"
         raise ClipRejection(
             "too_short",
-            f"clip {clip.clip_id}: {clip.media_path}: {len(index)} frames{window} of {len(timeline.ticks)} source"
-            f" frames, at least {least} are wanted ({asked})",
+            f"clip {clip.clip_id}: {clip.media_path}: {len(index)} frames{window} of {len(ticks)} source"
+            f" frames{lasts}, at least {least} are wanted ({asked})",
         )
     first, last = index[0], index[-1]
     span_s = Fraction(int(timeline.ticks[last] - timeline.ticks[first])) * timeline.tick_s

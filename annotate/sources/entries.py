@@ -148,6 +148,12 @@ class IndexEntry(Strict):
             raise ValueError("cameras_path replaces camera_to_world_path and intrinsics_path")
         if self.focal == "prior" and self.cameras_path is None and self.intrinsics_path is None:
             raise ValueError("focal: prior says what intrinsics_path is for, and there is none")
+        start_s = self.start_s or 0.0
+        if not (start_s >= 0 and (self.end_s is None or self.end_s > start_s)):
+            raise ValueError(
+                f"start_s ({start_s:g}) and end_s ({self.end_s}) are no window: seconds after the media's first frame,"
+                " the end behind the start"
+            )
         if self.depth_list_path is not None and self.depth_pattern is not None:
             raise ValueError("depth_list_path replaces depth_pattern")
         if self.metres_per_unit is not None and (self.poses_metric or self.depth_units_per_metre is not None):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ...dataset.inputs import read_csv, read_json, read_yaml
 from ...dataset.limits import MAX_NAME_LENGTH
-from ...dataset.strict import error_lines
+from ...dataset.strict import WHOLE, error_lines
 from .clip import ClipRef, GivenGeometry
 from .entries import IndexEntry, IndexSource, media_root
 
@@ -41,7 +41,10 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
             entry = IndexEntry.model_validate(fields)
         except ValidationError as error:
             name = str(fields.get("clip_id", "?"))[:MAX_NAME_LENGTH]
-            errors += [f"entry {number} (clip {name}): {line}" for line in error_lines(error)]
+            # What is wrong with several keys at once is of the entry, not of the file.
+            errors += [
+                f"entry {number} (clip {name}): {line.removeprefix(WHOLE)}" for line in error_lines(error)
+            ]
             continue
         for key, pointer in _pointers(entry):
             if not pointer.strip() or "\0" in pointer:

@@ -157,7 +157,11 @@ def test_another_kind_of_source_has_nothing_of_the_one_it_replaces(tmp_path, mon
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
-        ("estimate", "annotate.geometry.anchor=rendered", r"anchor: rendered .* source\.kind is videos"),
+        (
+            "estimate",
+            "annotate.geometry.anchor=rendered",
+            r"\n  annotate\.geometry\.anchor: rendered .* source\.kind is videos",
+        ),
         ("estimate", "annotate.geometry.anchor=given", r"anchor: given .* a folder of plain videos has none"),
         (
             "omniworld",

@@ -115,6 +115,10 @@ def test_every_wrong_entry_is_named(tmp_path):
                     {"clip_id": "d", "depth_unit": 1000},
                     {"clip_id": "a", "media_path": "e.mp4"},
                     "text",
+                    {"clip_id": "f", "media_path": "f.mp4", "start_s": 3, "end_s": 1.5},
+                    {"clip_id": "g", "media_path": "g.mp4", "start_s": -1},
+                    {"clip_id": "h", "media_path": "h.mp4", "end_s": float("nan")},
+                    {"clip_id": "i", "media_path": "i.mp4", "start_s": 0, "end_s": 0.5},
                 ]
             }
         )
@@ -128,6 +132,10 @@ def test_every_wrong_entry_is_named(tmp_path):
     assert "entry 3 (clip d): depth_unit: unknown key (got 1000)" in text
     assert "entry 4 (clip a): the same clip_id as entry 1" in text
     assert "entry 5 (clip ?)" in text
+    assert "entry 6 (clip f): start_s (3) and end_s (1.5) are no window" in text
+    assert "entry 7 (clip g): start_s (-1) and end_s (None) are no window" in text
+    assert "entry 8 (clip h): start_s (0) and end_s (nan) are no window" in text
+    assert "entry 9" not in text
 
 
 def test_cameras_in_a_layout_of_their_own(tmp_path):
