@@ -49,8 +49,8 @@ from ..model.samplers import (
 )
 from ..model.text import RefinerTextEncoder, load_refiner_text_encoder, tiny_refiner_text_encoder
 from ..train.feed import Control, make_batch
+from ..train.order import seed_of
 from ..train.start import check_latents, check_use
-from ..train.training import seed_of
 from .command import Say
 
 NOTHING = "."

@@ -26,13 +26,14 @@ from .feed import Samples
 from .guard import Guard
 from .objective import Batch
 from .ode import draw_snapshots, ode_loss
+from .order import seed_of
 from .parallel import Ranks, recompute_blocks, shard_weights
 from .recipe import DISTILLATION, TrainRecipe
 from .self_forcing import ScoreDraws, draw_score, fake_score_loss, generator_loss
 from .start import Started, check_latents, load_beside
 from .state import StatePart
 from .student import Conditions, RollOutDraws, StudentConfig, cut, draw_exit, roll_out
-from .training import Learner, Training, Update, seed_of
+from .training import Learner, Training, Update
 from .trajectories import Trajectories
 
 _EXIT, _FAKE, _CHECK = 11, 12, 13

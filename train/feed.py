@@ -317,6 +317,8 @@ class Feed:
     Attributes:
         taken: samples that all ranks have taken before the next step.
         faults: windows that could not be read so far, by id.
+        tells: what would end the run is left in `problem`, beside a step that cannot be taken: for ranks that end
+            together.
     """
 
     def __init__(
@@ -337,6 +339,8 @@ class Feed:
         self._workers, self._max_faults = workers, max_faults or 0
         self.place, self.taken = place, 0
         self.faults: dict[str, str] = {}
+        self.tells = False
+        self.problem: str | None = None
 
     def read_beside(self, trajectories: Paths | None) -> None:
         """Read a trajectory beside every window from now on; one that cannot be read is a fault of its window."""
@@ -355,8 +359,13 @@ class Feed:
             **worker_settings(self._workers, preload="theodolite.dataset.loading"),
         )
         for micro in loader:
-            for samples in micro:
-                self._note(samples)
+            try:
+                for samples in micro:
+                    self._note(samples)
+            except BadClip as error:
+                if not self.tells:
+                    raise
+                self.problem = str(error)
             self.taken += self.place.per_step
             yield micro
 

@@ -26,6 +26,11 @@ _PATTERN = 4096
 """Samples after which the pattern of sources repeats: weights are kept to one in so many."""
 
 
+def seed_of(seed: int, number: int) -> int:
+    """Seed of a sample's draws."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
 class SampleOrder(Protocol):
     """Position of every sample among the windows that are trained on."""
 

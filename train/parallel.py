@@ -75,6 +75,16 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
+    def told(self, text: str | None, device: torch.device) -> list[str]:
+        """What any rank has to tell, each once: a rank that ends alone leaves the others waiting for it."""
+        texts = [text]
+        if self.world > 1:
+            if not self.any(text is not None, device):
+                return []
+            texts = [None] * self.world
+            dist.all_gather_object(texts, text)
+        return list(dict.fromkeys(one for one in texts if one is not None))
+
 
 def make_ranks(context: int) -> Ranks:
     """Place of this process, groups of those that share clips made; a collective call.

@@ -29,9 +29,10 @@ from .feed import Samples, hold_out, make_batch
 from .guard import Guard
 from .low_rank import compute_low_rank
 from .objective import Batch
+from .order import seed_of
 from .parallel import Ranks
 from .refining import RefinerConfig, draw_by_seed, refiner_loss
-from .training import Training, seed_of
+from .training import Training
 
 if TYPE_CHECKING:
     from .recipe import TrainRecipe

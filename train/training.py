@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -34,6 +33,7 @@ from .cost import ClipShape, peak_flops, step_flops
 from .feed import BadClip, Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
+from .order import seed_of
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
 from .recipe import TrainRecipe
 from .start import Started, add_lora, use_null_caption
@@ -60,11 +60,6 @@ def _flow_matching(
 
 OBJECTIVES: dict[str, Loss] = {"flow_matching": _flow_matching}
 """What `objective:` of a recipe names."""
-
-
-def seed_of(seed: int, number: int) -> int:
-    """Seed of a sample's draws."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass
@@ -133,6 +128,7 @@ class Training:
     """
 
     start_digest: str | None = None
+    _feed: Feed | None = None
 
     def __init__(self, recipe: TrainRecipe, started: Started, data: EncodedDataset, out: Path) -> None:
         self.recipe, self.data, self.out = recipe, data, out
@@ -224,7 +220,8 @@ class Training:
             max_faults=d.max_bad_clips if d.on_bad_clip == "skip" else None,
         )
         feed.read_beside(self.trajectories)
-        feed.taken, feed.faults = self.taken, self.feed_faults
+        feed.taken, feed.faults, feed.tells = self.taken, self.feed_faults, True
+        self._feed = feed
         return feed
 
     # --- a step -------------------------------------------------------------------------------
@@ -234,8 +231,11 @@ class Training:
 
         Raises:
             Diverged: it is one of too many steps in a row that could not be taken.
+            BadClip: a window of any rank ends the run.
         """
         start = time.perf_counter()
+        if problems := self.ranks.told(None if self._feed is None else self._feed.problem, self.device):
+            raise BadClip("; ".join(problems))
         rate = self._rate(self.recipe.optimiser.lr)
         done, more = self._learn([samples.to(self.device) for samples in micro])
         self.step += 1

@@ -194,6 +194,23 @@ def test_a_broken_window_ends_the_run_or_is_replaced_and_named(tmp_path: Path) -
         order(Feed(clips, windows, Place(batch=4), max_faults=0), 1)
 
 
+def test_a_broken_window_of_one_rank_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ended alone would leave the others waiting for it."""
+    folder = write_encoded(tmp_path / "e", 3, per_shard=1)
+    run_ = training(recipe(validation=dict(every=0)), folder, tmp_path)
+    for window in run_.windows:
+        run_.data._shards[run_.data.windows[window].id].unlink()
+    (micro,) = (m for m, _ in zip(run_.feed(), range(1), strict=False))  # not yet
+    with pytest.raises(BadClip, match=r"\d windows cannot be read: window clip_"):
+        run_.take_step(micro)
+    ranks = Ranks(rank=0, world=2)
+    monkeypatch.setattr("theodolite.train.parallel.dist.all_reduce", lambda tensor, op: tensor.fill_(1))
+    monkeypatch.setattr(
+        "theodolite.train.parallel.dist.all_gather_object", lambda texts, mine: texts.__setitem__(1, "broken")
+    )
+    assert ranks.told(None, torch.device("cpu")) == ["broken"]
+
+
 def test_held_out_clips_do_not_hang_on_what_else_there_is(data: Path, tmp_path: Path) -> None:
     clips = open_encoded(data)
     train, held = hold_out(clips, 2, seed=1)
