@@ -29,7 +29,7 @@ from ..frames.images import source_numbers
 from ..given.cameras import check_count, given_intrinsics
 from ..given.depth_files import read_depth_file
 from ..given.pixels import shape_belongs_to, turn_of_given
-from ..sources.clip import ClipRef, ClipRejection, DepthKind
+from ..sources.clip import ClipRef, ClipRejection, DepthKind, printable
 from .base import AnchorFrame, DepthMaps, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import GivenConfig
 
@@ -406,6 +406,15 @@ def _missing_files(clip: ClipRef, pattern: str, frames: ClipFrames) -> frozenset
             the clip's frames have no file.
     """
     present = {number for number, _ in _matching_files(clip, pattern)}
+    if not present:
+        there = next(
+            (p.name for p in sorted(Path(pattern).parent.iterdir()) if not p.name.startswith(".")), None
+        )
+        held = "the folder is empty" if there is None else f"the folder holds others, e.g. {printable(there)}"
+        raise ClipRejection(
+            "depth_frame_count_mismatch",
+            f"clip {clip.clip_id}: no depth file matches {pattern}: {held}",
+        )
     wanted = source_numbers(clip, frames)
     count = max(present, default=-1) + 1
     holes = f" ({count - len(present)} of them missing)" if count > len(present) else ""

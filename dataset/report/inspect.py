@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ def row_of(clips: ClipDataset, clip_id: str) -> Row:
     try:
         return clips.row(clip_id)
     except KeyError as error:
-        raise ValueError(str(error.args[0])) from None
+        ids = clips.to_table(["clip_id"])["clip_id"].to_pylist()
+        close = difflib.get_close_matches(clip_id, ids, n=3)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"{error.args[0]}{meant}") from None
 
 
 _OVERVIEW = (

@@ -230,6 +230,18 @@ def test_another_number_of_depth_files(tmp_path) -> None:
     assert len(GivenGeometrySource().read(clip_of(tmp_path), within).depth) == 3
 
 
+def test_a_pattern_that_no_file_matches_says_what_is_there(tmp_path) -> None:
+    write_png_maps(tmp_path, count=6)
+    clip = clip_of(tmp_path)
+    short = replace(clip, given=replace(clip.given, depth_pattern=str(tmp_path / "{frame:05d}.png")))
+    found = rejection(short)
+    assert found.reason == "depth_frame_count_mismatch"
+    assert found.detail.endswith("{frame:05d}.png: the folder holds others, e.g. 000000.png")
+    (tmp_path / "empty").mkdir()
+    empty = replace(clip, given=replace(clip.given, depth_pattern=str(tmp_path / "empty" / "{frame}.png")))
+    assert rejection(empty).detail.endswith("the folder is empty")
+
+
 def test_a_hole_in_the_numbering(tmp_path) -> None:
     """A frame without its file has no depth; the others keep theirs."""
     write_png_maps(tmp_path, count=6)

@@ -172,6 +172,8 @@ def test_inspect(out: Path) -> None:
     assert "moov <atom> missing" in inspect_text(out, clip_id="clip_0002")
     with pytest.raises(ValueError, match="no clip 'nope'"):
         inspect_text(out, clip_id="nope")
+    with pytest.raises(ValueError, match="no clip 'clip_003' among 4; did you mean clip_0003"):
+        inspect_text(out, clip_id="clip_003")
 
 
 def test_charts_survive_empty_constant_and_long_data() -> None:
