@@ -116,6 +116,8 @@ class CutDetector:
                 self._suspects.append(self._seen)
         self._looks.append(Look(thumb, gray, detail, histogram, step))
         self._seen += 1
+        if self._seen == self._half_dissolve + 1:
+            self._judge_ends(first=True)
         # A suspect is judged when frames after it that show something are there too, or have not come for long.
         shown = [self._seen - len(self._looks) + i for i, look in enumerate(self._looks) if not look.blank]
         self._judge(
@@ -135,6 +137,9 @@ class CutDetector:
         """Sorted clip frame indices at which a new shot begins (of a dissolve or fade: its middle)."""
         self._judge(list(self._suspects))
         self._judge_blends()
+        if self._seen <= self._half_dissolve:
+            self._judge_ends(first=True)
+        self._judge_ends(first=False)
         unevenness = self._mixed | dict.fromkeys(self._cuts, 0.0)
         groups: list[list[int]] = []
         for cut in sorted(unevenness):
@@ -225,6 +230,13 @@ class CutDetector:
         # Runs begin and end with every second frame: features of a frame take longer to find than all the rest.
         lengths = [round(times * half) // 2 * 2 for times in (2, 1.25, 0.75)]
         self._search(start + start % 2, self._seen - 1, lengths)
+
+    def _judge_ends(self, *, first: bool) -> None:
+        """Look for a dissolve that the clip begins or ends in: in its outermost frames alone, since hardly one of the
+        other shot lies beyond."""
+        start, last = self._seen - len(self._looks), self._seen - 1
+        for length in range(4, min(self._half_dissolve, last - start) + 1):
+            self._search(*((start, start + length) if first else (last - length, last)), [])
 
     def _search(self, first: int, last: int, lengths: list[int]) -> None:
         """Look at the frames from `first` to `last`, then at shorter runs of them."""

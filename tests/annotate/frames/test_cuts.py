@@ -127,6 +127,18 @@ def test_a_dissolve_between_walks_is_found_by_features_of_both() -> None:
 
 
 @pytest.mark.slow
+def test_dissolves_that_a_clip_begins_or_ends_in(thorough: bool) -> None:
+    """Hardly a frame of the other room is left: nothing lies behind it that a run of frames could end at."""
+    walk, other = list(rendered(1, 3.0, 20)), list(rendered(2, 3.0, 20))
+    for blend in (3, 8) if thorough else (3,):
+        frames, at = joined(walk[:15], other[: blend + 1], blend=blend)
+        for clip, there in ((frames, at), (frames[::-1], len(frames) - at)):
+            (found,) = cuts(clip)
+            assert abs(found - there) <= 3
+    assert cuts(walk[:15]) == []
+
+
+@pytest.mark.slow
 def test_features_are_looked_for_only_where_flow_loses_the_view(places: list[np.ndarray]) -> None:
     """They take ten times as long as all the rest, and most shots need none."""
     detector = CutDetector(fps=16.0)
