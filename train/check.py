@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..dataset.encoded import EncodedDataset
 from ..model.config import chunk_starts
+from ..model.frame_parallel import FrameShare, split_frames
 from ..model.network import WorldModel
 from .recipe import TrainRecipe
 from .start import autoencoder_of
@@ -51,6 +52,12 @@ def check_data(recipe: TrainRecipe, model: WorldModel, data: EncodedDataset) -> 
             f"the shortest has {shortest} latent frames, {chunks} chunks, for {recipe.parallel.context} "
             "context-parallel ranks (parallel.context)"
         )
+    if (context := recipe.parallel.context) > 1:
+        try:
+            frames = shortest if recipe.student is None else recipe.student.frames
+            FrameShare(split_frames(frames, context), 0)
+        except ValueError as error:
+            problems.append(f"parallel.context: {error}")
     if problems:
         raise ValueError(
             f"{', '.join(map(str, data.folders))}: these clips do not fit: {'; '.join(problems)}"

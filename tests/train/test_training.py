@@ -333,6 +333,11 @@ def test_weights_that_no_rank_used_have_no_gradient(monkeypatch: pytest.MonkeyPa
             {"parallel": {"context": 2}, "flow_matching": {"chunks": {"size": 3}}},
             "1 chunks, for 2 context",
         ),
+        (
+            {},
+            {"parallel": {"context": 2}},
+            r"parallel\.context: 5 latent frames over 2 context-parallel ranks",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_told(encoded: dict, changes: dict, why: str, tmp_path: Path) -> None:
