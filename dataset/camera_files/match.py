@@ -242,7 +242,7 @@ def _by_number(clip_id: str, predicted: ClipCameras, truth: ClipCameras, options
         if first:
             how = f"frame (from {first})"
             ours, theirs = (ours - first, theirs) if side is predicted else (ours, theirs - first)
-        elif options.first_frame is None and side.frame_index.min() == 1 and other.frame_index.min() == 0:
+        elif options.first_frame is None and side.frame_index.min() == 1:
             how = "frame (from 0; --first-frame 1 if the file counts from 1)"
     _common, i, j = np.intersect1d(ours, theirs, return_indices=True)
     if not len(i):
