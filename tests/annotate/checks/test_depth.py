@@ -18,7 +18,7 @@ from theodolite.annotate.checks.leads import Lead
 from theodolite.annotate.checks.readings import TURNS, order_readings, rate_readings, shifted_reading
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
-from theodolite.annotate.geometry.base import KnownGeometry, SequenceGeometryResult
+from theodolite.annotate.geometry.base import KnownGeometry, SequenceGeometryResult, SequenceStream
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.pipeline import annotate_clip, with_view_doubt
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -343,14 +343,14 @@ def test_depth_that_nobody_registered_shows_another_view(walk: Recording, share:
         assert known(check.view).view == pytest.approx(share, abs=0.01)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shipped:
     """A `SequenceGeometry` of maps in metres."""
 
     depth: F32
     name: str = "shipped"
 
-    def start(self, clip: ClipRef, frames: ClipFrames) -> KnownGeometry:
+    def start(self, clip: ClipRef, frames: ClipFrames) -> SequenceStream:
         maps = Maps(self.depth, range(0))
         return KnownGeometry(SequenceGeometryResult(depth=maps, depth_sigma_log=0.01, metres_per_unit=1.0))
 
