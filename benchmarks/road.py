@@ -14,8 +14,8 @@ architecture with weights computed from such pictures, `road_codec.py`) and the 
 What one step wrote is taken over by the next call with the same --out; --only clips makes the recordings and their
 cameras alone, as many as its minutes are enough for. With --minutes the lengths of the later trainings are what time is
 left for, by the second stage's seconds a step; what there is no time for is left out, the students first. Networks are
-sampled as soon as they are there, beside the trainings that follow; what fails is told, and the rest goes on. Prints a
-table; leaves it, all commands with their times, and their output in --out.
+sampled as soon as they are there, beside the trainings that follow, each command on the GPU with the fewest; what fails
+is told, and the rest goes on. Prints a table; leaves it, all commands with their times, and their output in --out.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ from road_times import COST, FOLLOWS, LAST_S, LEAST, PILOT_S, START_S, step_seco
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 
 
+def _devices() -> list[str]:
+    """GPUs as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
 def _render(work: tuple[Rooms, int, Path], device: str) -> None:
     """One recording, in a process of its own."""
     torch.set_num_threads(1)
@@ -73,7 +79,7 @@ class Road:
         self.size, self.asked = size, asked
         self.out = asked.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.commands = Commands(self.out / "logs", here=size.together == 1)
+        self.commands = Commands(self.out / "logs", here=size.together == 1, devices=_devices())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.start = time.perf_counter()
         self.rows: dict[str, Scores] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
@@ -17,13 +20,15 @@ class Commands:
     Args:
         logs: folder of what they write: NAME.log as it comes, NAME.out what they answer.
         here: run them in this process, which spares its imports: most of the time of a tiny one.
+        devices: GPUs, one for each command, the one with the fewest that run; of none or one no command is told.
     Attributes:
         times: (name, seconds) of those that ended.
     """
 
-    def __init__(self, logs: Path, *, here: bool) -> None:
+    def __init__(self, logs: Path, *, here: bool, devices: Sequence[str] = ()) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.logs, self.here = logs, here
+        self._on = dict.fromkeys(devices, 0)
         self.times: list[tuple[str, float]] = []
         self._running: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
@@ -66,7 +71,12 @@ class Commands:
         with log.open("w", encoding="utf-8") as told, answer.open("w", encoding="utf-8") as said:
             told.write("theodolite " + " ".join(typed) + "\n")
             told.flush()
-            with subprocess.Popen([*COMMAND, *typed], stdout=said, stderr=told, text=True) as process:
+            with (
+                self._device() as environment,
+                subprocess.Popen(
+                    [*COMMAND, *typed], stdout=said, stderr=told, text=True, env=environment
+                ) as process,
+            ):
                 with self._lock:
                     self._running.add(process)
                 try:
@@ -79,6 +89,21 @@ class Commands:
                     with self._lock:
                         self._running.discard(process)
         return code, answer.read_text("utf-8")
+
+    @contextmanager
+    def _device(self) -> Iterator[dict[str, str] | None]:
+        """The environment of a command, with its GPU where there are several."""
+        if len(self._on) < 2:
+            yield None
+            return
+        with self._lock:
+            device = min(self._on, key=self._on.__getitem__)
+            self._on[device] += 1
+        try:
+            yield os.environ | {"CUDA_VISIBLE_DEVICES": device}
+        finally:
+            with self._lock:
+                self._on[device] -= 1
 
     def end(self) -> None:
         """Ask all that run to end."""
