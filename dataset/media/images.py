@@ -308,34 +308,34 @@ def _look_at(data: bytes) -> tuple[Orientation, _Tag | None, bool]:
     """Orientation of an image file, its tag if there is one, and False if the file was cut."""
     tag: _Tag | None = None
     whole = True
-    try:
-        if data[:2] == b"\xff\xd8":
-            tag, whole = _jpeg_tag(data)
-        elif data[:8] == b"\x89PNG\r\n\x1a\n":
-            tag, whole = _png_tag(data)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            tag = _webp_tag(data)
-        elif data[:4] in (b"II*\0", b"MM\0*"):
-            tag = _tiff_tag(data, 0)
-        value = 1 if tag is None else struct.unpack_from(f"{tag[1]}H", data, tag[0])[0]
-    except struct.error:  # damaged metadata say nothing
-        return UPRIGHT, None, whole
+    if data[:2] == b"\xff\xd8":
+        tag, whole = _jpeg_tag(data)
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        tag, whole = _png_tag(data)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        tag = _webp_tag(data)
+    elif data[:4] in (b"II*\0", b"MM\0*"):
+        tag = _tiff_tag(data, 0)
+    value = 1 if tag is None else struct.unpack_from(f"{tag[1]}H", data, tag[0])[0]
     return Orientation.of_exif(value), tag, whole
 
 
 def _tiff_tag(data: bytes, start: int) -> _Tag | None:
-    """The orientation in the first directory of the TIFF structure at `start`."""
+    """The orientation in the first directory of the TIFF structure at `start`; damaged metadata say nothing."""
     order = {b"II": "<", b"MM": ">"}.get(data[start : start + 2])
     if order is None:
         return None
-    (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
-    (count,) = struct.unpack_from(f"{order}H", data, start + directory)
-    for i in range(count):
-        entry = start + directory + 2 + 12 * i
-        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
-        if tag == _ORIENTATION_TAG:
-            # A SHORT, as the standard has it; some write a LONG.
-            return entry + 8 + (2 if kind == 4 and order == ">" else 0), order
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", data, start + 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start + directory)
+        for i in range(count):
+            entry = start + directory + 2 + 12 * i
+            tag, kind = struct.unpack_from(f"{order}HH8x", data, entry)
+            if tag == _ORIENTATION_TAG:
+                # A SHORT, as the standard has it; some write a LONG.
+                return entry + 8 + (2 if kind == 4 and order == ">" else 0), order
+    except struct.error:
+        return None
     return None
 
 

@@ -144,9 +144,21 @@ def test_cut_and_foreign_files(tmp_path, suffix):
         read_image("c", tmp_path / "none.png")
 
 
+def test_a_cut_jpeg_whose_orientation_leads_nowhere_is_told():
+    data = encoded(".jpg", picture())
+    tag = b"Exif\0\0MM\0*\0\0\xff\xff"
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(tag) + 2) + tag + data[2:]
+    assert decode_image(data, "a.jpg").shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InputError, match=r"^a\.jpg: ends before its picture does$"):
+        decode_image(data[:-300], "a.jpg")
+
+
+@pytest.mark.parametrize("tagged", [False, True])
 @pytest.mark.parametrize("as_stored", [False, True])
-def test_a_part_that_says_more_than_the_file_holds_is_not_made_room_for(as_stored):
+def test_a_part_that_says_more_than_the_file_holds_is_not_made_room_for(as_stored, tagged):
     data = bytearray(encoded(".png", np.zeros((HEIGHT, WIDTH, 3), np.uint8)))
+    if tagged:  # with an orientation that leads nowhere
+        data[33:33] = struct.pack(">I", 8) + b"eXIfMM\0*\0\0\xff\xff" + bytes(4)
     at = data.index(b"IDAT")
     for place, value in (
         (at - 4, 0x40),
