@@ -214,12 +214,14 @@ def _numbered(side: ClipCameras, other: ClipCameras) -> ClipCameras:
 
 def _are_milliseconds(whole: FloatArray, other: ClipCameras) -> bool:
     """Whether whole numbers meet more than twice as many of the other side's times, taken for milliseconds, as they
-    meet of its frames."""
+    meet of its frames, in whichever way images are numbered by those (`_images_on_frames`)."""
     if other.time_s is None:
         return False
     right = np.clip(np.searchsorted(whole, 1000 * other.time_s), 1, len(whole) - 1)
     apart = np.minimum(*(np.abs(whole[place] - 1000 * other.time_s) for place in (right, right - 1)))
-    return bool((apart <= 10).sum() > 2 * max(1, np.isin(whole, other.frame_index).sum()))
+    scales = (other.frame_index, np.arange(len(other.frame_index)))
+    frames = max(int(np.isin(whole - first, scale).sum()) for first in (0, 1) for scale in scales)
+    return bool((apart <= 10).sum() > 2 * max(1, frames))
 
 
 def _span(values: NDArray) -> str:

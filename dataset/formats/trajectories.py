@@ -45,7 +45,7 @@ _KITTI_LAYOUT = "r11 r12 r13 tx r21 r22 r23 ty r31 r32 r33 tz"
 _MATRIX_LAYOUT = "a 4x4 matrix, row by row"
 
 
-_WITH_COMMA = re.compile(r"[-+]?\d+(?:,\d+)?(?:[eE][-+]?\d+)?")
+_WITH_COMMA = re.compile(r"[-+]?(\d+(,\d+)?(e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
 
 
 def _words(line: str) -> list[str]:

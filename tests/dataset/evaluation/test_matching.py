@@ -198,6 +198,19 @@ def test_whole_milliseconds_are_no_frame_numbers(walk: tuple[Path, Row], tmp_pat
     assert (score.coverage, score.ate_none_m) == (1, pytest.approx(0, abs=1e-6))
 
 
+def test_image_numbers_from_1_beside_every_second_frame_are_no_milliseconds(
+    make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    """None of the numbers is one of the clip's frames, and some are within 10 ms of its times."""
+    row = make_row(0, frames=81)
+    row = replace(row, frame_index=2 * np.arange(81), time_s=np.arange(81) / 12.5)
+    dataset = make_dataset(tmp_path / "set", {"a": [row]})
+    write_tum(tmp_path / "clip_0000.txt", row.camera_to_world, row.frame_index + 1)
+    score = _only(dataset, tmp_path)
+    assert score.matched_by == "image number (source frames from 1)"
+    assert (score.coverage, score.ate_none_m) == (1, pytest.approx(0, abs=1e-6))
+
+
 def test_what_is_assumed_of_frames_is_said(
     walk: tuple[Path, Row], make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
 ) -> None:

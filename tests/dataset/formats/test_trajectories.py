@@ -53,10 +53,14 @@ def test_separators_and_decimal_commas(
     header, *rows = (tmp_path / "t.txt").read_text().splitlines()
     header = line + separator.join(header.lstrip("# ").split())
     rows = [separator.join(w.removesuffix(".0") for w in row.split()).replace(".", point) for row in rows]
+    lost = separator.join([f"1{point}5", *7 * ["NaN"]])
     (tmp_path / "t.txt").write_text("\n".join([header, *rows]))
     back = tj.read_trajectory(tmp_path / "t.txt")
     np.testing.assert_allclose(back.camera_to_world, poses, atol=1e-14)
     np.testing.assert_array_equal(back.time_s, np.arange(20) / 16)
+    (tmp_path / "t.txt").write_text("\n".join([header, *rows, lost]))
+    back = tj.read_trajectory(tmp_path / "t.txt", lenient=True)
+    assert (len(back), back.notes) == (21, ("t.txt: 1 of 21 rows hold no pose",))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real recordings (../shared/data) are not here")
