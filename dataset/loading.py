@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .cameras.transforms import relative_to_first
 from .inputs import Archive, InputError
-from .media.undistort import ClipPictures
+from .media.undistort import ClipPictures, bends
 from .moving_masks import unpacked_masks
 from .reading import ClipDataset
 from .rows import Row
@@ -263,12 +263,16 @@ def make_sample(
 
 @dataclass(frozen=True, kw_only=True)
 class _Clip:
-    """What has to be known of a clip to deal it: id, frames, and stored size."""
+    """What has to be known of a clip to deal it: id, frames, stored size, and whether its lens bends."""
 
     clip_id: str
     num_frames: int
     height: int
     width: int
+    bends: bool
+
+
+_LENS = ("radial_k1", "radial_k2", "lens_model")
 
 
 def trainable(clips: ClipDataset, sampling: Sampling) -> tuple[str, ...]:
@@ -285,7 +289,7 @@ def trainable(clips: ClipDataset, sampling: Sampling) -> tuple[str, ...]:
 def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
     accepted = clips.where(pc.field("verdict") == "accepted")
     wanted = sampling.num_frames or 1
-    table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in"])
+    table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in", *_LENS])
     known = sorted(table.to_pylist(), key=lambda clip: clip["clip_id"])
     good = [clip for clip in known if clip["num_frames"] >= wanted]
     if any(clip.pop("stand_in") for clip in good):
@@ -303,7 +307,7 @@ def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
         if sampling.short_clips == "error":
             raise ValueError(f"{message}; lower num_frames, or leave them out with short_clips='skip'")
         warnings.warn(f"{message}; they are left out", stacklevel=3)
-    return [_Clip(**clip) for clip in good]
+    return [_Clip(bends=bends(*(clip.pop(name) for name in _LENS)), **clip) for clip in good]
 
 
 class CameraDataset(Dataset[dict[str, Any]]):
@@ -482,8 +486,9 @@ class ClipStream(IterableDataset[dict[str, Any]]):
     def _check_shapes(self) -> None:
         """Refuse clips whose samples differ in shape before the first batch meets two of them."""
         first = self._known[0]
-        by_lens = self._sampling.undistort and self._sampling.content == "frames"
-        if by_lens and self._sampling.size is None and len(self._known) > 1:
+        own_size = self._sampling.content == "frames" and self._sampling.size is None
+        by_lens = self._sampling.undistort and any(clip.bends for clip in self._known)
+        if own_size and by_lens and len(self._known) > 1:
             raise ValueError(
                 f"{self._clips.path}: undistorted pictures are as large as the lens of each clip shows, which makes no"
                 " batch; give the frames' size=(height, width)"
@@ -495,7 +500,7 @@ class ClipStream(IterableDataset[dict[str, Any]]):
                     "which make no batch; say how many frames a sample has: num_frames"
                 )
             same = (clip.height, clip.width) == (first.height, first.width)
-            if self._sampling.content == "frames" and self._sampling.size is None and not same:
+            if own_size and not same:
                 raise ValueError(
                     f"clips {first.clip_id} and {clip.clip_id} are {first.width}x{first.height} and "
                     f"{clip.width}x{clip.height}, which make no batch; give the frames' size=(height, width)"

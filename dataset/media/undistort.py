@@ -22,6 +22,11 @@ _LENSES = 64
 """Of a lens that zooms, so many focal lengths are asked for what they show, the shortest and the longest among them."""
 
 
+def bends(radial_k1: float | None, radial_k2: float | None, lens_model: str | None) -> bool:
+    """Whether a row's lens shows anything else than a pinhole: undistorted pictures are then of their own size."""
+    return bool(radial_k1 or radial_k2 or lens_model == "fisheye")
+
+
 class ClipPictures:
     """The pictures of a clip below a folder, as they are, or as pinhole cameras would have shown them.
 
@@ -38,7 +43,7 @@ class ClipPictures:
     def __init__(self, row: Row, media_root: str | Path, *, undistort: bool = False) -> None:
         """Raises ValueError if the clip has no cameras, or its lens shows nothing of the pinhole picture."""
         self._given, self._root = row, media_root
-        self._bends = undistort and bool(row.radial_k1 or row.radial_k2 or row.lens_model == "fisheye")
+        self._bends = undistort and bends(row.radial_k1, row.radial_k2, row.lens_model)
         self.row, self.crop = row, (0, 0, row.width, row.height)
         # Of the frame before: its lens, and places of its pixels. Few lenses zoom.
         self._map: tuple[NDArray[np.float64], NDArray[np.float32]] | None = None

@@ -220,6 +220,10 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
     with pytest.raises(ValueError, match="undistorted pictures are as large as the lens of each clip shows"):
         ClipStream(bent_clips, straight, batch_size=2)
     assert len(ClipStream(bent_clips, replace(straight, size=(64, 128)), batch_size=2)) == 1
+    pinholes = make_dataset(
+        tmp_path / "pinholes", {"a": [make_row(0, radial_k1=None), make_row(1, radial_k1=0.0)]}
+    )
+    assert len(ClipStream(theodolite.dataset.open(pinholes), straight, batch_size=2)) == 1  # their size stays
     cases: list[dict[str, Any]] = [
         {"num_frames": 0},
         {"num_frames": 33.0},
