@@ -319,6 +319,8 @@ class Feed:
         faults: windows that could not be read so far, by id.
         tells: what would end the run is left in `problem`, beside a step that cannot be taken: for ranks that end
             together.
+        ending: whether a signal asked the run to end. Those of terminals and batch systems go to workers as well, which
+            end at once; the step under way is then read in this process.
     """
 
     def __init__(
@@ -341,6 +343,7 @@ class Feed:
         self.faults: dict[str, str] = {}
         self.tells = False
         self.problem: str | None = None
+        self.ending: Callable[[], bool] = lambda: False
 
     def read_beside(self, trajectories: Paths | None) -> None:
         """Read a trajectory beside every window from now on; one that cannot be read is a fault of its window."""
@@ -352,13 +355,7 @@ class Feed:
         Raises:
             BadClip: a window cannot be read, and faults are not replaced or there were too many.
         """
-        loader: Any = DataLoader(
-            self._steps,
-            batch_size=None,
-            sampler=_Counting(self.taken, self.place.per_step),
-            **worker_settings(self._workers, preload="theodolite.dataset.loading"),
-        )
-        for micro in loader:
+        for micro in self._read():
             try:
                 for samples in micro:
                     self._note(samples)
@@ -368,6 +365,21 @@ class Feed:
                 self.problem = str(error)
             self.taken += self.place.per_step
             yield micro
+
+    def _read(self) -> Iterator[list[Samples]]:
+        loader: Any = DataLoader(
+            self._steps,
+            batch_size=None,
+            sampler=_Counting(self.taken, self.place.per_step),
+            **worker_settings(self._workers, preload="theodolite.dataset.loading"),
+        )
+        try:
+            yield from loader
+        except RuntimeError:  # a worker is no more
+            if not self.ending():
+                raise
+            for taken in _Counting(self.taken, self.place.per_step):
+                yield self._steps[taken]
 
     def _note(self, samples: Samples) -> None:
         for fault in samples.faults:

@@ -443,7 +443,9 @@ def _module(lightning: Any, training: Training, loop: Loop, *, resume: bool) -> 
             return None
 
         def train_dataloader(self) -> Any:
-            return training.feed()
+            feed = training.feed()
+            feed.ending = lambda: loop.signals.received is not None
+            return feed
 
         def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
             return batch  # micro-batch by micro-batch in the step

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from theodolite.dataset.encoded import open_encoded
 from theodolite.model.conditioning import condition_cameras, without_cameras
 from theodolite.train import feed
-from theodolite.train.feed import make_batch
+from theodolite.train.feed import Feed, Place, make_batch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from encoded_clips import HEIGHT, WIDTH, encoded_clip, encoding
+from encoded_clips import HEIGHT, WIDTH, encoded_clip, encoding, write_encoded
 
 
 def test_cameras_that_are_made_together_are_those_of_each_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +49,36 @@ def test_of_many_windows_that_whose_camera_cannot_be_is_named() -> None:
     clips[2] = replace(clips[2], intrinsics_px=torch.cat([lens[:-1], -lens[-1:]]))
     with pytest.raises(ValueError, match=f"window {clips[2].window.id}: focal lengths must be positive"):
         make_batch(clips, encoding(), "both")
+
+
+def test_a_run_that_ends_reads_on_where_the_signal_ended_its_workers_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C and batch systems signal every process of a run: a rank that waited for a clip lost its checkpoint."""
+    data = open_encoded(write_encoded(tmp_path / "data", 4))
+
+    def fed() -> Feed:
+        return Feed(data, range(4), Place(batch=2))
+
+    steps = iter(fed())
+    expected = [next(steps)[0].ids for _ in range(3)]
+
+    class Loader:
+        """Its worker is gone when the second step is read."""
+
+        def __init__(self, steps: Any, *, sampler: Any, **_settings: Any) -> None:
+            self.steps, self.sampler = steps, sampler
+
+        def __iter__(self) -> Iterator[Any]:
+            yield self.steps[next(iter(self.sampler))]
+            raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+
+    monkeypatch.setattr(feed, "DataLoader", Loader)
+    ending = fed()
+    ending.ending = lambda: True
+    steps = iter(ending)
+    assert [next(steps)[0].ids for _ in range(3)] == expected
+    steps = iter(fed())
+    next(steps)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(steps)
