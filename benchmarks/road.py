@@ -51,18 +51,12 @@ from road_clips import (
     write_text_encoder,
 )
 from road_codec import make_codec
-from road_commands import Commands
+from road_commands import Commands, visible_gpus
 from road_sizes import FEW_TRACKS, RECIPES, SIZES, Size, recordings
 from road_table import CONTROLS, Scores, held_out_loss, means_of, table_of
 from road_times import COST, FOLLOWS, LAST_S, LEAST, PILOT_S, START_S, step_seconds
 
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
-
-
-def _devices() -> list[str]:
-    """GPUs as `CUDA_VISIBLE_DEVICES` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _render(work: tuple[Rooms, int, Path], device: str) -> None:
@@ -79,7 +73,7 @@ class Road:
         self.size, self.asked = size, asked
         self.out = asked.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        self.commands = Commands(self.out / "logs", here=size.together == 1, devices=_devices())
+        self.commands = Commands(self.out / "logs", here=size.together == 1, devices=visible_gpus())
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.start = time.perf_counter()
         self.rows: dict[str, Scores] = {}

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 COMMAND = (sys.executable, "-c", "from theodolite.recipes.cli import main; main()")
+
+
+def visible_gpus() -> list[str]:
+    """GPUs as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 class Commands:
