@@ -49,12 +49,16 @@ def inspect_text(
     return f"{text}\nmedia are looked for in {media_root}{'' if media_root.is_dir() else ': no such folder'}"
 
 
+_MOST_COMPARED = 5000
+"""Ids that one which is not there is compared with, in half a second; of more there are too many that are close."""
+
+
 def row_of(clips: ClipDataset, clip_id: str) -> Row:
     try:
         return clips.row(clip_id)
     except KeyError as error:
         ids = clips.to_table(["clip_id"])["clip_id"].to_pylist()
-        close = difflib.get_close_matches(clip_id, ids, n=3)
+        close = difflib.get_close_matches(clip_id, ids, n=3) if len(ids) <= _MOST_COMPARED else []
         meant = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"{error.args[0]}{meant}") from None
 

@@ -7,9 +7,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from theodolite.dataset import svg
 from theodolite.dataset.camera_files.match import Matching
@@ -17,7 +19,7 @@ from theodolite.dataset.camera_files.single import read_clip
 from theodolite.dataset.cameras import transforms as cam
 from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
-from theodolite.dataset.report.inspect import inspect_text
+from theodolite.dataset.report.inspect import inspect_text, row_of
 from theodolite.dataset.report.pictures import pictures_from_media, thumbnail_from_media
 from theodolite.dataset.report.truth import Truth, TruthByClip, truth_of_row
 from theodolite.dataset.report.write import write_report
@@ -174,6 +176,11 @@ def test_inspect(out: Path) -> None:
         inspect_text(out, clip_id="nope")
     with pytest.raises(ValueError, match="no clip 'clip_003' among 4; did you mean clip_0003"):
         inspect_text(out, clip_id="clip_003")
+    many = Mock()
+    many.row.side_effect = KeyError("no clip 'clip_00'")
+    many.to_table.return_value = pa.table({"clip_id": [f"clip_{i:02d}" for i in range(6000)]})
+    with pytest.raises(ValueError, match=r"^no clip .clip_00.$"):  # comparing with a million takes minutes
+        row_of(many, "clip_00")
 
 
 def test_charts_survive_empty_constant_and_long_data() -> None:
