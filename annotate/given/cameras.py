@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...dataset.arrays import FloatArray
 from ...dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
-from ...dataset.formats.trajectories import read_trajectory
+from ...dataset.formats.trajectories import read_trajectory, words_of
 from ...dataset.inputs import InputError, read_csv, read_text
 from ...dataset.media.images import image_orientation, images_in
 from ...dataset.media.orientation import UPRIGHT, Orientation
@@ -372,7 +372,7 @@ def read_intrinsics(path: Path) -> FloatArray:
             intrinsics[:, 2, 2] = 1.0
         else:
             intrinsics = np.array(
-                [[float(word) for word in line.replace(",", " ").split()] for line in lines]
+                [[float(word) for word in words] for line in lines if (words := words_of(line))]
             )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {expected} ({error})") from error

@@ -48,7 +48,7 @@ _MATRIX_LAYOUT = "a 4x4 matrix, row by row"
 _WITH_COMMA = re.compile(r"[-+]?(\d+(,\d+)?(e[-+]?\d+)?|nan|inf)", re.IGNORECASE)
 
 
-def _words(line: str) -> list[str]:
+def words_of(line: str) -> list[str]:
     """Entries of a line; `#` or `%` starts a comment; spaces, tabs, commas or semicolons separate. Commas stand for
     decimal points where something else separates the numbers around them."""
     line = re.split("[#%]", line, maxsplit=1)[0]
@@ -67,7 +67,7 @@ def _read_rows(path: Path, *, columns: int | tuple[int, ...], layout: str, finit
     allowed = (columns,) if isinstance(columns, int) else columns
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        content = _words(line)
+        content = words_of(line)
         if not content:
             continue
         if not rows and len(content) in allowed:
@@ -307,7 +307,7 @@ def is_pose_folder(folder: Path) -> bool:
     if not files or _number_in_name(files[0]) is None:
         return False
     try:
-        rows = [w for line in read_text(files[0]).splitlines() if (w := _words(line))]
+        rows = [w for line in read_text(files[0]).splitlines() if (w := words_of(line))]
     except ValueError:
         return False
     return [len(row) for row in rows] == [4, 4, 4, 4]
@@ -336,7 +336,7 @@ def read_table(path: str | Path, *, lenient: bool = False) -> Trajectory:
     rows: list[list[float]] = []
     width = 0
     for number, line in enumerate(lines, start=1):
-        content = _words(line)
+        content = words_of(line)
         if number <= first or not content:
             continue
         width = width or len(content)
@@ -378,7 +378,7 @@ def _named_columns(lines: list[str]) -> tuple[list[int] | None, int]:
     The header is the last line before the first number, with or without `#`; None where none names all eight.
     """
     for number, line in enumerate(lines, start=1):
-        words = _words(line)
+        words = words_of(line)
         if words and re.fullmatch(r"[-+.\d].*|nan|inf", words[0], re.IGNORECASE):
             return None, 0
         text = re.sub(r"\[[^\]]*\]|\([^)]*\)", "", line.strip().lstrip("#%"))
@@ -407,7 +407,7 @@ def read_trajectory(
     order, _ = _named_columns(lines)
     if order is not None and order != list(range(8)):
         return read_table(path, lenient=lenient)
-    first = next((c for line in lines if (c := _words(line))), [])
+    first = next((c for line in lines if (c := words_of(line))), [])
     if order is not None and len(first) != 8:  # columns beyond TUM's eight
         return read_table(path, lenient=lenient)
     if path.suffix == ".csv" and len(first) >= 8 and first[0].isdigit() and float(first[0]) > 1e17:

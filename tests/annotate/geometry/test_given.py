@@ -428,6 +428,8 @@ def test_intrinsics_files(tmp_path) -> None:
     path = tmp_path / "k.txt"
     path.write_text("500 0 320\n0 501 240\n0 0 1\n")
     assert read_intrinsics(path)[1, 1] == 501
+    path.write_text("% as spreadsheets write it\n500,5;0;320\n0;501,5;240\n0;0;1\n")
+    assert read_intrinsics(path)[1].tolist() == [0, 501.5, 240]
     for text in ("500 0 320\n0 501 240\n", "fx,fy,cx\n1,2,3\n", "fx,fy,cx,cy\n-5,5,1,1\n", "", "a b c\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"k\.txt"):
