@@ -289,7 +289,7 @@ def packaged_or_own(name: str | Path, folder: str, what: str) -> Path:
 
 
 def read_content(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe's file holds, and keys that stand in it twice.
+    """What a recipe's file holds, and its mistakes: keys that stand in it twice, paths that YAML misread.
 
     Raises:
         RecipeError: it cannot be read, or holds something else than keys and values.
@@ -302,7 +302,7 @@ def read_content(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise RecipeError(
             f"{path} is not a valid recipe: it must hold keys and values, found {type(content).__name__}"
         )
-    return content, list(twice)
+    return content, [*twice, *misread_paths(content)]
 
 
 def checked_recipe(
@@ -322,7 +322,6 @@ def checked_recipe(
         RecipeError: with every mistake found.
     """
     recipe = None
-    errors = [*errors, *misread_paths(content)]
     try:
         recipe = kind.model_validate(content)
     except ValidationError as error:
@@ -373,8 +372,8 @@ def _override(content: dict[str, Any], override: str) -> list[str]:
         value, twice = parse_yaml(text, "--set")
     except InputError as error:
         return [f"--set {override}: the value is not YAML ({error})"]
-    if twice:
-        return [f"--set {override}: {line}" for line in twice]
+    if mistakes := [*twice, *misread_paths(value, ".".join(keys))]:
+        return [f"--set {override}: {line}" for line in mistakes]
     if isinstance(value, str) and tuple(keys) in PATH_KEYS:
         value = str(Path(value).expanduser().resolve())
     elif isinstance(value, dict):

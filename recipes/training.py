@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,10 +82,10 @@ def load_train_recipe(name: str | Path, overrides: Sequence[str] = ()) -> TrainR
     """
     path = packaged_or_own(name, "train", "trainings")
     content, errors = read_content(path)
-    before = copy.deepcopy(content)
+    resolve_paths(content, path.parent.resolve())
     errors += apply_overrides(content, overrides)
-    recipe = checked_recipe(TrainRecipe, path, content, errors)
-    return resolve_paths(recipe, path.parent.resolve(), Path.cwd(), before)
+    resolve_paths(content, Path.cwd())  # what is still relative came with `--set`
+    return checked_recipe(TrainRecipe, path, content, errors)
 
 
 def run_train(

@@ -350,22 +350,12 @@ PATHS = (
 """Keys that name files or folders."""
 
 
-def resolve_paths(recipe: TrainRecipe, folder: Path, current: Path, before: dict[str, Any]) -> TrainRecipe:
-    """The recipe with relative files taken from the folder of its file, those that were overridden from `current`.
-
-    Args:
-        before: contents of the file.
-    """
-    changes: dict[str, Any] = {}
+def resolve_paths(content: dict[str, Any], folder: Path) -> None:
+    """Take relative files of a recipe's content from a folder; those that are absolute by now stay."""
     for section, key in PATHS:
-        record = changes.get(section, getattr(recipe, section))
-        if record is None:
+        record = content.get(section)
+        if not isinstance(record, dict):
             continue
-        value = getattr(record, key)
-        if value is None or value.startswith("released/"):
-            continue
-        stored = before.get(section)
-        given = not (isinstance(stored, dict) and stored.get(key) == value)
-        path = str((current if given else folder) / Path(value).expanduser())
-        changes[section] = record.model_copy(update={key: path})
-    return recipe.model_copy(update=changes)
+        value = record.get(key)
+        if isinstance(value, str) and not value.startswith("released/"):
+            content[section] = {**record, key: str(folder / Path(value).expanduser())}

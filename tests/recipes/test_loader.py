@@ -326,6 +326,12 @@ def test_backslashes_that_yaml_took_for_control_characters_are_told(path: str, t
         load_train_recipe(own)
     with pytest.raises(RecipeError, match=r"start\.weights: .* holds control characters"):
         load_train_recipe("finetune_lora", [f'start.weights="{path}"'])
+    root = "schema_version: 1\nname: own\nmode: estimate\nsource: {kind: videos, name: v, root: "
+    (tmp_path / "videos.yaml").write_text(f'{root}"{path}"}}\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"source\.root: .* holds control characters"):
+        load_recipe(tmp_path / "videos.yaml")
+    with pytest.raises(RecipeError, match=r"source\.root: .* holds control characters"):
+        load_recipe("videos", [f'source.root="{path}"'])
     for quote in ("'", ""):
         own.write_text(f"{text}{quote}{path}{quote}\n", encoding="utf-8")
         weights = load_train_recipe(own).start.weights

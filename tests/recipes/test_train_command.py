@@ -24,6 +24,7 @@ from theodolite.dataset.encoded import write_shard
 from theodolite.dataset.media.read import count_video_frames
 from theodolite.model.checkpoint import load_world_model
 from theodolite.recipes import training, trajectories
+from theodolite.recipes.loader import PACKAGED
 from theodolite.recipes.training import load_train_recipe, run_train, train_recipes
 from theodolite.recipes.trajectories import TrajectoryJob, run_trajectories
 from theodolite.train.recipe import TrainRecipe
@@ -53,6 +54,23 @@ def test_packaged_recipes_hold(name: str) -> None:
     recipe = load_train_recipe(name)
     assert recipe.name == name
     assert TrainRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ((), PACKAGED / "train/stage2.safetensors"),
+        (("start.weights=stage2.safetensors",), "stage2.safetensors"),  # the name of the file's own
+        (("start={weights: w/a.safetensors}",), "w/a.safetensors"),
+        (("start.weights=released/bidirectional",), None),
+    ],
+)
+def test_files_lie_beside_the_recipe_or_where_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: tuple[str, ...], found: Path | str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = load_train_recipe("stage3", override).start.weights
+    assert weights == ("released/bidirectional" if found is None else str(tmp_path / found))
 
 
 def test_every_recipe_has_a_smoke_sibling() -> None:
