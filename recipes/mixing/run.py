@@ -50,13 +50,18 @@ def mix_recipes() -> list[str]:
 
 
 def load_mix_recipe(name: str | Path, overrides: Sequence[str] = ()) -> MixRecipe:
-    """Read, override and check a mixture's recipe.
+    """Read, override and check a mixture's recipe; the file of `filters` lies beside it, or has a packaged name.
 
     Raises:
         RecipeError: with every mistake found.
     """
     path = packaged_or_own(name, "mixing", "mixtures")
     content, errors = read_content(path)
+    sources = content.get("sources")
+    for share in sources.values() if isinstance(sources, dict) else ():
+        if isinstance(share, dict) and isinstance(share.get("filters"), str):
+            beside = path.parent.resolve() / Path(share["filters"]).expanduser()
+            share["filters"] = str(beside) if beside.is_file() else share["filters"]
     return checked_recipe(MixRecipe, path, content, [*errors, *apply_overrides(content, overrides)])
 
 

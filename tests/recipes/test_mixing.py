@@ -150,3 +150,18 @@ def test_encode_takes_only_what_is_kept(datasets: tuple[Path, Path], tmp_path: P
     assert said.returncode == 0, said
     assert "1 windows of 1 clips" in said.stdout
     assert "is not kept by" in said.stdout
+
+
+def test_thresholds_of_a_mixture_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files in any recipe; those of `--set` are named from the current folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own.yaml").write_text(
+        "schema_version: 1\nname: w\nmode: estimate\nsource: {kind: videos, name: w, root: .}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "schema_version: 1\nname: mine\nsources: {a: {filters: own.yaml}, b: {filters: rgbd}, c: {}}\n"
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    named = load_mix_recipe(tmp_path / "mine.yaml", ["sources.c.filters=../own.yaml"]).sources
+    assert [named[name].filters for name in "abc"] == [str(tmp_path / "own.yaml"), "rgbd", "../own.yaml"]
+    assert all(load_recipe(known(share.filters)).name in ("w", "rgbd") for share in named.values())
