@@ -128,7 +128,8 @@ def _refuse_unknown_licences(clips: ClipDataset) -> None:
         listed = ", ".join(f"{name!r} ({n} clips, e.g. {example[name]})" for name, n in unknown.most_common())
         known = ", ".join(licence.name for licence in known_licences())
         raise ValueError(
-            f"{clips.path}: licence_present: licences that are not known: {listed}; the known ones are {known}"
+            f"{clips.path}: licence_present: licences that are not known: {listed}; the known ones are {known}; name"
+            " one when annotating: --set source.data_licence=NAME, or data_licence in the index"
         )
 
 

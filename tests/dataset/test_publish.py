@@ -111,7 +111,7 @@ def test_commercial_filter_looks_at_data_and_weights(out: Path, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"stand_in": True}, "no_stand_in"),
-        ({"data_licence": "unknown"}, "licence_present"),
+        ({"data_licence": "unknown"}, "licence_present.*--set source.data_licence=NAME"),
         ({"data_licence": "See website"}, "'See website' .1 clips, e.g. clip_0000"),
         ({"weight_licences": ("custom",)}, "'custom'"),
         ({"camera_to_world": np.tile(np.diag([2.0, 1, 1, 1]), (33, 1, 1)), "path_length_m": 0.0}, "rigid"),
