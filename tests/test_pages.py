@@ -216,15 +216,23 @@ def test_files_and_modules_within_the_text_exist(path):
             assert is_there(f"theodolite.{found[1]}"), f"{ids(path)}: no {found[1]}"
 
 
+def anchors(path: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=ids)
 def test_links_lead_somewhere(path):
-    """A link whose text is a name of code leads to the file that defines it."""
+    """To a heading of the page as well; a link whose text is a name of code leads to the file that defines it."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    for shown, target in re.findall(r"\[([^]]*)\]\(([^)\s#]+)[^)]*\)", text):
-        if "://" in target:
+    for shown, link in re.findall(r"\[([^]]*)\]\(([^)\s]+)[^)]*\)", text):
+        if "://" in link:
             continue
-        there = (path.parent / target).resolve()
+        target, _, heading = link.partition("#")
+        there = (path.parent / target).resolve() if target else path
         assert there.exists(), f"{ids(path)}: {target} is not there"
+        assert not heading or heading in anchors(there), f"{ids(path)}: {link}: no such heading"
         name = re.fullmatch(r"`(\w+)`", shown)
         if name is not None and there.suffix == ".py":
             module = ".".join(["theodolite", *there.relative_to(ROOT).with_suffix("").parts])
