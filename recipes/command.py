@@ -300,6 +300,8 @@ def in_words(error: OSError) -> str:
     folder that it is in."""
     if error.filename is None or not error.strerror:
         return str(error)
+    if "://" in str(error.filename):  # of an object store: no path of a file system, which would lose a slash
+        return f"{error.filename}: {error.strerror}"
     from ..dataset.store import TEMPORARY
 
     path = Path(str(error.filename))

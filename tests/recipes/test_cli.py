@@ -246,6 +246,7 @@ def test_with_tracebacks_asked_for_no_error_becomes_a_message(monkeypatch):
             PermissionError(13, "Permission denied", "/a/.tmp-export-vm-7-x/clip/1.png"),
             "/a: cannot be written to (Permission denied)",
         ),
+        (OSError(13, "the store refuses access", "s3://a/b"), "s3://a/b: the store refuses access"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
         (OSError("the link went away"), "the link went away"),
     ],
