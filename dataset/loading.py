@@ -263,7 +263,7 @@ def make_sample(
 
 @dataclass(frozen=True, kw_only=True)
 class _Clip:
-    """What has to be known of a clip to deal it: id, frames, stored size, and whether its lens bends."""
+    """What has to be known of a clip to deal it: id, frames, stored size, and whether undistorting changes that."""
 
     clip_id: str
     num_frames: int
@@ -289,7 +289,9 @@ def trainable(clips: ClipDataset, sampling: Sampling) -> tuple[str, ...]:
 def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
     accepted = clips.where(pc.field("verdict") == "accepted")
     wanted = sampling.num_frames or 1
-    table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in", *_LENS])
+    # Not of clips that nobody wants undistorted; datasets of earlier versions know no lens but a pinhole's.
+    lens = [name for name in _LENS if name in clips.columns] if sampling.undistort else []
+    table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in", *lens])
     known = sorted(table.to_pylist(), key=lambda clip: clip["clip_id"])
     good = [clip for clip in known if clip["num_frames"] >= wanted]
     if any(clip.pop("stand_in") for clip in good):
@@ -307,7 +309,7 @@ def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
         if sampling.short_clips == "error":
             raise ValueError(f"{message}; lower num_frames, or leave them out with short_clips='skip'")
         warnings.warn(f"{message}; they are left out", stacklevel=3)
-    return [_Clip(bends=bends(*(clip.pop(name) for name in _LENS)), **clip) for clip in good]
+    return [_Clip(bends=bends(*(clip.pop(name, None) for name in _LENS)), **clip) for clip in good]
 
 
 class CameraDataset(Dataset[dict[str, Any]]):

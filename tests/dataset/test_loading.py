@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import theodolite.dataset
 import torch
@@ -224,6 +225,14 @@ def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(
         tmp_path / "pinholes", {"a": [make_row(0, radial_k1=None), make_row(1, radial_k1=0.0)]}
     )
     assert len(ClipStream(theodolite.dataset.open(pinholes), straight, batch_size=2)) == 1  # their size stays
+    part = next((pinholes / "data").rglob("*.parquet"))
+    earlier = pq.read_table(part).drop_columns(["radial_k1", "radial_k2", "lens_model"])
+    pq.write_table(earlier, tmp_path / "earlier.parquet")
+    for sampling in (straight, NINE):
+        assert (
+            len(ClipStream(theodolite.dataset.open(tmp_path / "earlier.parquet"), sampling, batch_size=2))
+            == 1
+        )
     cases: list[dict[str, Any]] = [
         {"num_frames": 0},
         {"num_frames": 33.0},
