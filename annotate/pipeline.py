@@ -239,7 +239,7 @@ class _Stages:
                 again = look(laid.depth)
                 if again.fits_better_than(check) and not failures(judge_depth(again, gates)):
                     out.metrics["depth_view_found"] = check.view.view
-                    found, check = laid, replace(again, view=check.view)
+                    found, check = laid, replace(again, laid_by=check.view)
         out.depth_check = check
         out.metrics["depth_view_log"] = check.view_log
         out.gates += judge_depth(check, gates)

@@ -32,7 +32,7 @@ from ..sources.clip import DepthKind
 from ..tracks.records import ImageMeasurements, TracksConfig
 from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, choose_pairs
 from .depth_scene import BENT_LENSES, FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, BentLens, Fits, Scene
-from .depth_view import NUM_PAIRS, ViewFound, measure_view, view_log
+from .depth_view import UNSEEN, WANTED, ViewFound, ViewLook, look_at_view, measure_view
 from .leads import FITTED_PX, LEAST_PAIRS, SURE, Lead, lead_of
 from .readings import (
     CONSTANT,
@@ -81,9 +81,10 @@ class DepthCheck:
             uncertainty; below zero another reading is better for certain.
         better_reading: words of that other reading where it is better, else empty.
         better_log, better_sigma_log: its mean advantage and standard error.
-        view_log: log of the width of the field of view that the maps show over the images', where it is not the same
-            for certain; else 0. Depth of a camera of its own that nobody registered has another one.
+        view_look: the field of view that the maps show, at a look: depth of a camera of its own that nobody registered
+            has another one than the images.
         view: that field of view by more pairs, where it is clear enough to lay the maps onto the images by it.
+        laid_by: the same of these maps before they were laid.
     """
 
     num_pairs: int
@@ -96,8 +97,17 @@ class DepthCheck:
     better_reading: str = ""
     better_log: float = float("nan")
     better_sigma_log: float = float("nan")
-    view_log: float = 0.0
+    view_look: ViewLook = UNSEEN
     view: ViewFound | None = None
+    laid_by: ViewFound | None = None
+
+    @property
+    def view_log(self) -> float:
+        """Log of the width of the field of view that the maps show over the images', where it is not the same for
+        certain; else 0."""
+        if self.view_look.sure:
+            return self.view_look.log
+        return 0.0 if self.view is None else self.view.log
 
     def fits_better_than(self, other: DepthCheck) -> bool:
         """Whether the maps show the images' field of view, and fit in both ways no worse than in another check."""
@@ -111,7 +121,7 @@ class DepthCheck:
     def view_doubt_log(self) -> float:
         """What is wrong with the field of view that depth is taken to show (log): all that it shows too much where that
         was not made good, the error of what was found where it was."""
-        return abs(self.view_log) if self.view_log or self.view is None else self.view.sigma_log
+        return abs(self.view_log) if self.view_log or self.laid_by is None else self.laid_by.sigma_log
 
     def explain(self, gate: str) -> str:
         """What a failed gate of this check means for the recording, in a clause."""
@@ -165,9 +175,9 @@ def check_depth(
         return replace(_NO_PAIRS, num_pairs=len(pairs))
     scene, px = _scene(measured, depth, pairs, lens, pixel_aspect)
     found = _check(scene, kind, px)
-    if found.view_log:
-        more = choose_pairs(measured, tracks_config, NUM_PAIRS)
-        view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_log)
+    if found.view_look.likely:
+        more = choose_pairs(measured, tracks_config, WANTED)
+        view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_look.log)
         found = replace(found, view=view if view is not None and view.clear else None)
     if lens is not None or not (found.margin_log < 0 or found.unexplained > _LOST_TRACK):
         return found
@@ -214,7 +224,7 @@ def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] 
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read
     plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
-    plain = replace(plain, view_log=view_log(scene, fits))
+    plain = replace(plain, view_look=look_at_view(scene, fits))
     left = _unexplained(fits, free, unseen=0.0)
     judged = _Competition(scene, readings, fits, num_frames=len(depth), unexplained=left).held(plain)
     for rival in (one.some(rigid) for one in rivals):

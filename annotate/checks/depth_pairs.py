@@ -10,6 +10,7 @@ import numpy as np
 
 from ...dataset.arrays import BoolArray, FloatArray, IntArray
 from ..geometry.base import DepthMaps
+from ..sfm.depth_noise import cut_off
 from ..tracks.descriptors import match_features
 from ..tracks.records import ImageMeasurements, TracksConfig, indices_by_group
 from .readings import Place, Reading
@@ -40,7 +41,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def some(self, chosen: IntArray, points: int) -> Pairs:
+    def some(self, chosen: IntArray, points: int | None = None) -> Pairs:
         return Pairs(
             first=self.first[chosen],
             second=self.second[chosen],
@@ -50,10 +51,21 @@ class Pairs:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How many pairs are asked for, how many tracks a pair has to share unless it is of neighbours, and how many points
+    of it count at most."""
+
+    pairs: int = _NUM_PAIRS
+    shared: int = _MIN_SHARED
+    points: int = MAX_POINTS
+
+
 def choose_pairs(
-    measured: ImageMeasurements, tracks_config: TracksConfig, num_pairs: int = _NUM_PAIRS
+    measured: ImageMeasurements, tracks_config: TracksConfig, wanted: Wanted | None = None
 ) -> Pairs:
     """Pairs spread over the clip, each as far apart as the tracks reach; else neighbouring keyframes that match."""
+    wanted = wanted or Wanted()
     flow = measured.flow
     frames = flow.num_frames
     size = np.array([flow.width, flow.height])
@@ -61,14 +73,15 @@ def choose_pairs(
     by_frame = indices_by_group(flow.frame, frames)
     rng = np.random.default_rng(20260701)
     found: list[tuple[int, int, FloatArray, FloatArray]] = []
-    for i in np.unique(np.linspace(0, max(0, frames - 2), num_pairs).round().astype(int)).tolist():
+    for i in np.unique(np.linspace(0, max(0, frames - 2), wanted.pairs).round().astype(int)).tolist():
         best = None
         for j in range(i + 1, min(frames, i + _MAX_GAP + 1)):
             _, p, q = np.intersect1d(
                 flow.track[by_frame[i]], flow.track[by_frame[j]], assume_unique=True, return_indices=True
             )
             a, b = flow.xy_px[by_frame[i][p]], flow.xy_px[by_frame[j][q]]
-            if len(a) < _MIN_SHARED or np.median(np.linalg.norm(b - a, axis=1)) > farthest:
+            least = _MIN_SHARED if best is None else wanted.shared
+            if len(a) < least or np.median(np.linalg.norm(b - a, axis=1)) > farthest:
                 break
             best = (i, j, a, b)
         if best is not None:
@@ -79,10 +92,10 @@ def choose_pairs(
             match = match_features(one, other, tracks_config, diagonal_px=farthest / _MAX_MOVE)
             if len(match) >= MIN_POINTS:
                 found.append((one.frame, other.frame, one.xy_px[match[:, 0]], other.xy_px[match[:, 1]]))
-    a, b = np.zeros((2, len(found), MAX_POINTS, 2))
-    there = np.zeros((len(found), MAX_POINTS), bool)
+    a, b = np.zeros((2, len(found), wanted.points, 2))
+    there = np.zeros((len(found), wanted.points), bool)
     for k, (_, _, x, y) in enumerate(found):
-        chosen = rng.permutation(len(x))[:MAX_POINTS]
+        chosen = rng.permutation(len(x))[: wanted.points]
         a[k, : len(chosen)], b[k, : len(chosen)] = x[chosen] / size, y[chosen] / size
         there[k, : len(chosen)] = True
     return Pairs(
@@ -134,6 +147,15 @@ def _without_edges(middle: FloatArray, spread: FloatArray) -> FloatArray:
     return np.where(spread <= max(0.04, 2.5 * float(median)), middle, np.nan)
 
 
+def _measured(z: FloatArray) -> FloatArray:
+    """A map without the values at which it is cut off: they are no measurements."""
+    low, high = cut_off(z)
+    if low == 0 and high == np.inf:
+        return z
+    with np.errstate(invalid="ignore"):
+        return np.where((z > low) & (z < high), z, np.nan)
+
+
 def sampled(depth: DepthMaps, pairs: Pairs, readings: Sequence[Reading]) -> tuple[FloatArray, FloatArray]:
     """Stored depth (R, P, n) of every reading at the points of the first and of the second frame of each pair.
 
@@ -151,6 +173,7 @@ def sampled(depth: DepthMaps, pairs: Pairs, readings: Sequence[Reading]) -> tupl
         z = depth.read(frame)
         if z is None:
             continue
+        z = _measured(z)
         asked = list(wanted[frame])
         places = []
         for side, p, place in asked:

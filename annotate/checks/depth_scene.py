@@ -12,7 +12,7 @@ from ...dataset.arrays import BoolArray, FloatArray, IntArray
 from ...dataset.cameras.rotations import so3_exp
 from ..geometry.base import DepthMaps
 from ..sfm.bundle.lens import LensModel, straightened
-from .depth_pairs import MAX_POINTS, MIN_POINTS, Pairs, sampled
+from .depth_pairs import MIN_POINTS, Pairs, sampled
 from .readings import Reading
 
 WORKING_PX = 640.0
@@ -164,8 +164,8 @@ class Scene:
     focal: FloatArray  # (P,) of the first frame
     change: FloatArray  # (P,) log of second over first
 
-    def some(self, chosen: IntArray, points: int = MAX_POINTS) -> Scene:
-        """Some of the pairs, with the first `points` points of each."""
+    def some(self, chosen: IntArray, points: int | None = None) -> Scene:
+        """Some of the pairs, with the first `points` points of each (None: all)."""
         return Scene(
             depth=self.depth,
             pairs=self.pairs.some(chosen, points),
