@@ -289,8 +289,7 @@ def trainable(clips: ClipDataset, sampling: Sampling) -> tuple[str, ...]:
 def _trainable(clips: ClipDataset, sampling: Sampling) -> list[_Clip]:
     accepted = clips.where(pc.field("verdict") == "accepted")
     wanted = sampling.num_frames or 1
-    # Not of clips that nobody wants undistorted; datasets of earlier versions know no lens but a pinhole's.
-    lens = [name for name in _LENS if name in clips.columns] if sampling.undistort else []
+    lens = _LENS if sampling.undistort else ()
     table = accepted.to_table(["clip_id", "num_frames", "height", "width", "stand_in", *lens])
     known = sorted(table.to_pylist(), key=lambda clip: clip["clip_id"])
     good = [clip for clip in known if clip["num_frames"] >= wanted]

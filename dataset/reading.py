@@ -28,7 +28,7 @@ from .outcomes import OUTCOME_COLUMNS, Tally, tally_of
 from .parquet import WHAT, check_seal, check_sizes, open_parquet, scan_format
 from .pieces import OPEN_AGAIN, Index, IndexReplaced, named_in
 from .rows import Row, rows_from_arrays, rows_from_table
-from .schema import COLUMN_BY_NAME, check_version
+from .schema import COLUMN_BY_NAME, check_version, declared_type
 from .storage.arrow import arrow_place, open_source
 from .storage.paths import StorePath, as_path
 from .store import DATA_FILES, dataset_files, only_parts, stamped_folders
@@ -278,7 +278,9 @@ class ClipDataset:
             return table
         with self._gone_is_said():
             self._look_at(columns)
-            return self._parts.to_table(columns=self._known(columns), filter=self.filter)
+            names = self._known(columns)
+            table = self._parts.to_table(columns=self._stored(names), filter=self.filter)
+            return table if names is None else self._complete(table, names)
 
     @contextmanager
     def _gone_is_said(self) -> Iterator[None]:
@@ -358,13 +360,16 @@ class ClipDataset:
             with self._gone_is_said():
                 self._look_at(columns)
                 stream = self._parts.to_batches(
-                    columns=names,
+                    columns=self._stored(names),
                     filter=self.filter,
                     batch_size=batch_size,
                     batch_readahead=2,
                     fragment_readahead=1,
                 )
-                yield from (batch for batch in stream if batch.num_rows)
+                for batch in stream:
+                    if batch.num_rows:
+                        table = pa.Table.from_batches([batch])
+                        yield from (table if names is None else self._complete(table, names)).to_batches()
             return
         for part, group, rows in self._groups(places):
             wanted = None if names is None else [name for name in names if name in part.names]
@@ -398,7 +403,8 @@ class ClipDataset:
             yield from ((part, group, rows) for group, rows in groups.items())
 
     def _complete(self, table: pa.Table, names: list[str] | None) -> pa.Table:
-        """The table with columns that only other parts have as nulls, in the order asked for."""
+        """The table with columns that only other parts have, or earlier versions of none, as nulls, in the order asked
+        for."""
         known = names if names is not None else self.columns if "_parts" in self.__dict__ else None
         found = table.schema.names
         if known is None or found == known:
@@ -406,9 +412,18 @@ class ClipDataset:
         present = set(found)
         for name in known:
             if name not in present:
-                field = self._parts.schema.field(name)
+                stored = name in self._parts.schema.names
+                field = (
+                    self._parts.schema.field(name)
+                    if stored
+                    else pa.field(name, declared_type(COLUMN_BY_NAME[name]))
+                )
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table.select(known)
+
+    def _stored(self, names: list[str] | None) -> list[str] | None:
+        """Those of the columns that a part has."""
+        return None if names is None else [name for name in names if name in self._parts.schema.names]
 
     def rows(self) -> Iterator[Row]:
         """Checked rows, one after the other, with captions and scores that were added later (see `extra`)."""

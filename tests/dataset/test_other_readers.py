@@ -26,7 +26,7 @@ from theodolite.dataset.publish import stage_publication
 from theodolite.dataset.report.inspect import inspect_text
 from theodolite.dataset.report.write import write_report
 from theodolite.dataset.rows import Row
-from theodolite.dataset.schema import NAMED_COLUMNS
+from theodolite.dataset.schema import COLUMNS, NAMED_COLUMNS
 from theodolite.dataset.validate import validate_dataset
 
 BARE = {
@@ -258,6 +258,22 @@ def test_what_a_copy_must_keep(out: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows of schema version 7, this reader knows 2"):
         next(theodolite.dataset.open(tmp_path / "later.parquet").rows())
     assert {v.rule for v in validate_dataset(tmp_path / "later.parquet")[1]} == {"schema_version"}
+
+
+def test_columns_that_may_be_null_may_be_missing(out: Path, tmp_path: Path) -> None:
+    """In copies, and in what earlier versions wrote: they are read as nulls, also where clips are chosen."""
+    table = pads.dataset(out / "data", format="parquet").to_table()
+    kept = [c.name for c in COLUMNS if not c.nullable]
+    pq.write_table(table.select(kept), tmp_path / "few.parquet")
+    clips = theodolite.dataset.open(tmp_path / "few.parquet")
+    one = clips.where(pc.field("clip_id") == clips.to_table(["clip_id"])["clip_id"][0])
+    for chosen in (clips, one):
+        found = chosen.to_table(["radial_k1", "clip_id"])
+        assert found.column_names == ["radial_k1", "clip_id"]
+        assert found["radial_k1"].null_count == len(found) == len(chosen)
+        assert sum(batch.num_rows for batch in chosen.batches(["radial_k1", "clip_id"])) == len(chosen)
+    assert f"{len(clips)} clips" in inspect_text(tmp_path / "few.parquet")
+    write_report(tmp_path / "few.parquet", tmp_path / "report")
 
 
 # ------------------------------------------------------------------ version 1
