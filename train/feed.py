@@ -223,6 +223,27 @@ def hold_out(data: EncodedDataset, clips: int, *, seed: int) -> tuple[list[int],
     return train, [first[i] for i in sorted(first)]
 
 
+def held_out_faults(
+    data: EncodedDataset, windows: Sequence[int], read: Callable[[int], object], *, skip: bool
+) -> dict[str, str]:
+    """Why windows that are held out cannot be read, by their ids.
+
+    Raises:
+        BadClip: one cannot, and is not to be skipped.
+    """
+    faults: dict[str, str] = {}
+    for index in windows:
+        try:
+            read(index)
+        except ValueError as error:
+            if not skip:
+                raise BadClip(
+                    f"a held-out window cannot be read: {error} (data.on_bad_clip: skip leaves it out)"
+                ) from error
+            faults[data.windows[index].id] = str(error)
+    return faults
+
+
 def told_apart(data: EncodedDataset, windows: Sequence[int], seed: int) -> dict[str, Any]:
     """What tells an order of clips from others: the seed, how many windows, a digest of their ids."""
     names = "\n".join(data.windows[i].id for i in windows)

@@ -434,6 +434,7 @@ def _module(lightning: Any, training: Training, loop: Loop, *, resume: bool) -> 
                 return
             self._placed = True
             training.place(self.trainer.strategy.root_device, make_ranks(training.recipe.parallel.context))
+            training.share_held_out()
             found = checkpoints(training.out / "checkpoints")
             if resume and found:
                 training.restore(found[-1])

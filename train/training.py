@@ -30,7 +30,7 @@ from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional,
 from ..model.weight_files import AUTOENCODER, OPTIONS, STAGE, START
 from .check import check_data
 from .cost import ClipShape, peak_flops, step_flops
-from .feed import BadClip, Feed, Paths, Place, Samples, hold_out, make_batch, told_apart
+from .feed import BadClip, Feed, Paths, Place, Samples, held_out_faults, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .order import seed_of
@@ -341,20 +341,21 @@ class Training:
         Raises:
             BadClip: as the recipe says, or none is left.
         """
-        if not self.recipe.validation.every:
-            return
-        good = []
-        for index in self.held_out:
-            try:
-                self.held_out_batch(index)
-                good.append(index)
-            except ValueError as error:
-                if self.recipe.data.on_bad_clip == "stop":
-                    raise BadClip(
-                        f"a held-out window cannot be read: {error} (data.on_bad_clip: skip leaves it out)"
-                    ) from error
-                self.feed_faults[self.data.windows[index].id] = str(error)
-        if not good:
+        skip = self.recipe.data.on_bad_clip == "skip"
+        if self.recipe.validation.every:
+            self.feed_faults |= held_out_faults(self.data, self.held_out, self.held_out_batch, skip=skip)
+            self._leave_out_faults()
+
+    def share_held_out(self) -> None:
+        """Leave out what another rank could not read (with lists of different length ranks would wait for each other at
+        their end), or raise `BadClip` where none is left; a collective call after `place`."""
+        for text in self.ranks.told(json.dumps(self.feed_faults) if self.feed_faults else None, self.device):
+            self.feed_faults |= json.loads(text)
+        self._leave_out_faults()
+
+    def _leave_out_faults(self) -> None:
+        good = [i for i in self.held_out if self.data.windows[i].id not in self.feed_faults]
+        if self.held_out and not good:
             raise BadClip(f"none of the {len(self.held_out)} held-out windows can be read: see data.held_out")
         self.held_out = good
 

@@ -309,6 +309,26 @@ def test_broken_held_out_windows_are_known_before_the_first_step(tmp_path: Path)
         begun(on_bad_clip="skip").check_held_out()
 
 
+def test_held_out_windows_that_another_rank_cannot_read_are_left_out_on_all(tmp_path: Path) -> None:
+    """A rank with one more of them would wait for the others at the end of the list, for ever."""
+    clips = open_encoded(write_encoded(tmp_path / "e", 6, per_shard=1))
+    r = recipe(data=dict(held_out=2, workers=0, on_bad_clip="skip"))
+    found = Training(r, start_model(r), clips, tmp_path)
+    first, second = found.held_out
+    lost = {clips.windows[first].id: "its shard is not there"}
+
+    class Pair(Ranks):
+        def told(self, text: str | None, device: torch.device) -> list[str]:
+            return [*([text] if text else []), json.dumps(lost)]
+
+    found.ranks = Pair()
+    found.share_held_out()
+    assert (found.held_out, found.feed_faults) == ([second], lost)
+    lost[clips.windows[second].id] = "nor is its"
+    with pytest.raises(BadClip, match="none of the 1 held-out windows can be read"):
+        found.share_held_out()
+
+
 def test_weights_that_no_rank_used_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros in its place would let the optimiser decay them, which one rank does not."""
 
