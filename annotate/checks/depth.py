@@ -58,6 +58,8 @@ _NUM_ENDS = 16
 """Maps whose largest values are compared."""
 _MOST_AT_END = 0.02
 """Share of a map at its largest value above which its range is cut off there (as `depth_noise.cut_off`)."""
+_APART = 2
+"""Frames by which maps of another rate must come to lie apart."""
 _NEAR, _MAX_SHIFT = 4, 64
 """Frames by which depth may be late or early: always in question, and at most."""
 
@@ -302,8 +304,10 @@ class _Competition:
 
     def look_at_rates(self) -> None:
         """Maps of another rate come later and later, or earlier and earlier: no place in time is better than any
-        other, so that those alone cast no doubt."""
-        self._look_at(rate_readings())
+        other, so that those alone cast no doubt. What is a frame apart at the end of a short clip is no rate: devices
+        are late by as much."""
+        frames = np.concatenate([self.scene.pairs.first, self.scene.pairs.second])
+        self._look_at([r for r in rate_readings() if _farthest(r, frames) >= _APART])
 
     def _look_at(self, readings: Sequence[Reading]) -> None:
         """Of maps that fall behind the images only the first pairs can be compared: few, and to be surer."""
@@ -392,6 +396,11 @@ def _end_alike(depth: DepthMaps) -> bool:
     # The unit may be multiplied in afterwards, in single precision.
     alike = max(ends) - min(ends) <= 1e-5 * max(ends)
     return alike and max(middles) > 1.02 * min(middles)
+
+
+def _farthest(reading: Reading, frames: IntArray) -> int:
+    """Frames by which a reading takes other maps than the files give, at most."""
+    return 0 if reading.frame is None else int(np.abs(reading.frame(frames) - frames).max())
 
 
 def _same_frames(reading: Reading, pairs: Pairs) -> bool:
