@@ -141,8 +141,9 @@ class GatesConfig(Strict):
     """Median log difference between the depth that the cameras give and the measured one. Clean 0.001 to 0.01, network
     depth 0.03; single pixels with 20 % of noise 0.135."""
     max_speed_m_s: Annotated[float, Field(gt=0)] = 150.0
-    """Usual speed of the camera: nothing that films from the ground or a drone goes faster. A walk (1 m/s) whose
-    millimetres are taken for metres: 1000 m/s."""
+    """Usual speed of the camera: nothing that films from the ground or a drone goes faster, unless it is shown in fast
+    motion: of scenes nearer than 100 m, which millimetres would place within 10 cm, as many times as much is allowed
+    as they are nearer. A walk (1 m/s) whose millimetres are taken for metres: 1000 m/s."""
     min_scene_depth_m: Annotated[float, Field(ge=0)] = 0.02
     max_scene_depth_m: Annotated[float, Field(gt=0)] = 2000.0
     """Median distance of what is tracked. A room whose metres are taken for millimetres: 2 mm."""

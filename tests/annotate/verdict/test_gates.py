@@ -285,6 +285,17 @@ def test_metres_that_are_millimetres_or_the_other_way_round_are_none(factor: flo
     assert all(gate.passed for gate in judge_metres(cameras, unsaid, duration_s=2.4))
 
 
+@pytest.mark.parametrize(("depth_m", "passes"), [(20.0, True), (64.0, True), (640.0, False)])
+def test_what_is_fast_and_near_is_a_ride_in_fast_motion(depth_m: float, passes: bool) -> None:
+    """Millimetres would have it within 7 cm of the camera; 640 of them are a table."""
+    cameras = solution()
+    poses = cameras.camera_to_world.copy()
+    poses[:, :3, 3] *= 163 / 0.48
+    cameras = replace(cameras, camera_to_world=poses, median_depth=depth_m)
+    gates = judge_metres(cameras, GatesConfig(), duration_s=(FRAMES - 1) / 16)
+    assert [gate.name for gate in gates if not gate.passed] == ([] if passes else ["speed"])
+
+
 def test_a_recipe_may_take_fisheyes() -> None:
     fisheye = replace(solution(), lens_model="fisheye")
     assert failed(fisheye) == ["fisheye_lens"]
