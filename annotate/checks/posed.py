@@ -19,13 +19,14 @@ from ...dataset.cameras.rotations import orthonormalise, so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ..given.cameras import GivenCameras
 from ..sfm.bundle.lens import LENS_DOF
-from ..sfm.bundle.priors import focal_prior
+from ..sfm.bundle.priors import FocalPrior, focal_prior
 from ..sfm.bundle.problem import Problem, State, project
-from ..sfm.bundle.solve import Effort, solve_bundle
+from ..sfm.bundle.solve import Effort, Question, solve_bundle
 from ..sfm.config import BundleConfig
 from ..sfm.keyframes import SolverInput
 from ..sfm.observations import build_problem, thin_observations
 from ..sfm.records import GIVEN, CameraSolution, in_stored_pixels, with_lens
+from ..sfm.shared_errors import OF_SENSORS, SharedErrors, shared_errors
 from ..sfm.solve import solve_cameras
 from ..sfm.summary import summarise
 from ..sfm.triangulation import triangulate
@@ -266,9 +267,23 @@ def solve_from_poses(inputs: SolverInput, given: GivenCameras) -> CameraSolution
         found,
         depth_log_residual=float("nan"),
         scale_sweep=np.zeros((0, 2)),
+        shared=_shared_errors(gauged, solution.state, prior, square.config),
         evidence=replace(found.evidence, problem=problem),
     )
     return with_lens(in_stored_pixels(found, aspect), inputs.held_lens)
+
+
+def _shared_errors(
+    problem: Problem, state: State, prior: FocalPrior, config: BundleConfig
+) -> SharedErrors | None:
+    """What tracks have wrong in common does this to the cameras: without depth a path bends by it many times more than
+    by what single measurements err. None where the equations do not say."""
+    effort = Effort(band_frames=max(config.covariance_band_frames, config.band_frames))
+    question = Question(problem=problem, state=state, prior=prior, config=config, effort=effort)
+    try:
+        return shared_errors(question.task(), OF_SENSORS)
+    except FloatingPointError:
+        return None
 
 
 def _tracks_and_focal(square: SolverInput) -> tuple[Problem, Tensor]:

@@ -420,7 +420,7 @@ def judge_given(
     if np.isfinite(sigma):
         gates.append(_near_one("given_scale", ratio, max(np.log1p(config.given_scale_tolerance), 3 * sigma)))
     if errors is not None and cameras is not None:
-        gates += _judge_errors(errors, cameras, config, long_side_px=long_side_px, frame_s=frame_s)
+        gates += _judge_errors(errors, cameras, config, long_side_px=long_side_px, frame_s=frame_s, lens=lens)
     return (*gates, gap)
 
 
@@ -431,6 +431,7 @@ def _judge_errors(
     *,
     long_side_px: float,
     frame_s: float,
+    lens: LensCheck | None,
 ) -> list[Gate]:
     gates = [
         bounded("given_noise", errors.noise_px, upper=config.max_given_noise * long_side_px, unit="px"),
@@ -453,11 +454,12 @@ def _judge_errors(
         bound = max(config.max_given_path * length, 3 * errors.path_sigma_m, 0.005 * cameras.median_depth)
         gates.append(bounded("given_path", errors.path_m, upper=bound, unit="m"))
     if np.isfinite(errors.time_offset_s):
-        known = max(config.max_given_offset_frames * frame_s, 0.02)
-        if np.isfinite(errors.time_offset_sigma_s):
-            known = max(known, 3 * errors.time_offset_sigma_s)
-        # A shift that hardly improves the agreement is none, wherever the least cost lies.
-        bound = known if errors.time_offset_gain > _OFFSET_GAIN else max(known, abs(errors.time_offset_s))
+        sigma_s = float(np.nan_to_num(errors.time_offset_sigma_s))
+        known = max(config.max_given_offset_frames * frame_s, 0.02, 3 * sigma_s)
+        # A shift that hardly improves the agreement is none, wherever the least cost lies; nor is one of poses that fit
+        # the tracks no worse than what was found from them: motion that is even looks late anyhow.
+        late = errors.time_offset_gain > _OFFSET_GAIN and (lens is None or lens.given_px > lens.solved_px)
+        bound = known if late else max(known, abs(errors.time_offset_s))
         gates.append(bounded("given_time_offset", errors.time_offset_s, lower=-bound, upper=bound, unit="s"))
     return gates
 
