@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -15,10 +15,9 @@ from theodolite.annotate import pipeline
 from theodolite.annotate.checks import depth_view
 from theodolite.annotate.checks.depth import DepthCheck, check_depth
 from theodolite.annotate.checks.depth_pairs import Wanted, choose_pairs
-from theodolite.annotate.checks.depth_scene import Fits, Scene
 from theodolite.annotate.checks.depth_view import ViewFound, ViewLook
 from theodolite.annotate.checks.leads import Lead
-from theodolite.annotate.checks.readings import TURNS, Reading, order_readings, rate_readings, shifted_reading
+from theodolite.annotate.checks.readings import TURNS, order_readings, rate_readings, shifted_reading
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
 from theodolite.annotate.geometry.base import KnownGeometry, SequenceGeometryResult, SequenceStream
@@ -188,30 +187,6 @@ def test_every_order_finds_the_maps_where_they_went() -> None:
     np.testing.assert_array_equal(readings["when taken from last to first"], number[::-1])
     assert readings["when taken at 0.5 times their rate"][20] == 10
     assert readings["when taken at 1.25 times their rate"][20] == 25
-
-
-@pytest.mark.slow
-def test_maps_of_another_rate_are_told_where_no_place_in_time_is_better(monkeypatch) -> None:
-    """They fall behind further and further, so that maps a little earlier or later fit worse on the whole."""
-    config = RenderConfig(width=192, height=108, num_frames=32, seed=641, speed=1.6, horizontal_fov_deg=66.0)
-    frames = list(render_clip(config))
-    measured = measure_images((f.rgb for f in frames), height=108, width=192, config=TRACKS)
-    recording = Recording(measured, np.stack([f.depth_m for f in frames]), float("nan"))
-    tried, fits = [], Scene.fits
-
-    def noted(scene: Scene, readings: Sequence[Reading], *, shared: bool = False) -> Fits:
-        tried.append(readings)
-        return fits(scene, readings, shared=shared)
-
-    monkeypatch.setattr(Scene, "fits", noted)
-    assert not reasons(recording.check(recording.depth))
-    check = recording.check(recording.depth[np.arange(32) // 2])
-    assert check.better_reading == "when taken at 2 times their rate"
-    assert reasons(check) == ["depth_does_not_fit_images"]
-    # In two seconds 24 for 25 is one frame at most, by which any device may be late: redkitchen was refused for it.
-    asked = {reading.words for readings in tried for reading in readings}
-    assert "when taken at 0.8 times their rate" in asked
-    assert "when taken at 0.96 times their rate" not in asked
 
 
 @pytest.mark.slow
