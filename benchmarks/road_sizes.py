@@ -85,7 +85,7 @@ SIZES = {
         batch=64, lr=1e-3, student_lr=2e-4, shift=3.0, sampling_steps=20, together=4, loaders=1, encoders=8,
         stride=12, held_out=24,
         steps={"stage1": 200, "stage2": 200, "stage3": 1500, "stage4": 300, "lora": 300, "ode": 200,
-               "consistency": 160, "forced": 80},
+               "consistency": 60, "forced": 80},
     ),
 }  # fmt: skip
 
