@@ -32,6 +32,7 @@ from ..given.pixels import shape_belongs_to, turn_of_given
 from ..sources.clip import ClipRef, ClipRejection, DepthKind, printable
 from .base import AnchorFrame, DepthMaps, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import GivenConfig
+from .cut_off import cut_off, measured_part
 
 MAX_MISSING = 0.5
 """Share of a clip's frames that may lack their depth file."""
@@ -361,7 +362,8 @@ class GivenAnchor:
         anchors = []
         for frame in np.unique(available[np.abs(available[None] - wanted[:, None]).argmin(1)]).tolist():
             stored = depth.orientation.show(read_depth_file(depth.path(frame), clip_id=clip.clip_id))
-            anchors.append(AnchorFrame(frame=frame, depth_m=depth._to_z(stored, frame)))
+            z = depth._to_z(stored, frame)
+            anchors.append(AnchorFrame(frame=frame, depth_m=measured_part(z, *cut_off(z))))
         return anchors
 
 
