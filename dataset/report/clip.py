@@ -157,7 +157,7 @@ def _gate_table(row: Row) -> str:
         f"<details{' open' if failed else ''}><summary>{words}</summary>"
         f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
         '<p class="note">margin: distance to the bound as a share of the bound; of half the range where there are '
-        "two.</p></details>"
+        "two, in logs where both are above 0 (angles apart).</p></details>"
     )
 
 

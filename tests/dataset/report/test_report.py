@@ -283,16 +283,32 @@ def test_every_gate_has_a_meaning_and_a_margin(out: Path, make_row: Callable[...
             (3.0, None, 4.0, 0.25),
             (5.0, None, 4.0, -0.25),
             (5.0, 4.0, None, 0.25),
-            (1.05, 0.9, 1.1, 0.5),
+            (0.02, -0.1, 0.1, 0.8),
+            (-0.15, -0.1, 0.1, -0.5),
+            (0.0, 0.0, 4.0, 0.0),
+            # Factors and lengths are measured in logs: a scene of 2.27 m is not close to either of 2 cm and 2 km.
+            (2.27, 0.02, 2000.0, 0.8219),
+            (0.04, 0.02, 2000.0, 0.1204),
+            (1000.0, 0.02, 2000.0, 0.1204),
+            (0.01, 0.02, 2000.0, -0.1204),
+            (1.0, 0.8, 1.25, 1.0),
+            (1.25, 0.8, 1.25, 0.0),
             (0.1, 0.0, None, 0.1),
             (None, 0.0, 1.0, None),
         )
     ]
+    angle = Gate(name="fov", value=90.0, lower=30.0, upper=120.0, unit="deg", passed=True)
+    assert gate_margin(angle) == pytest.approx(2 / 3)
+    # What no length can be is out, and a number.
+    nothing = gate_margin(Gate(name="scene_depth", value=0.0, lower=0.02, upper=2000.0, passed=False))
+    assert nothing is not None
+    assert np.isfinite(nothing)
+    assert nothing < -1
     # Yes or no is never close.
     assert gate_margin(Gate(name="finite", value=1.0, lower=1.0, passed=True)) is None
     assert gate_margin(Gate(name="fisheye", value=0.0, upper=0.0, passed=True)) is None
     assert [gate_margin(gate) for gate, _ in margins] == [
-        pytest.approx(m) if m is not None else None for _, m in margins
+        pytest.approx(m, abs=1e-4) if m is not None else None for _, m in margins
     ]
     page = write_report(out).read_text()
     assert "all 2 gates passed; closest: fov_x, margin 96 %" in page
