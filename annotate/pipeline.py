@@ -216,6 +216,11 @@ class _Stages:
                 " depth_units_per_metre in the index (1000 for millimetres), or metric depth by"
                 " annotate.geometry.anchor"
             )
+        elif self.config.geometry.anchor == "given" and out.clip.given.anchor_depth_pattern is None:
+            detail = (
+                f"clip {out.clip.clip_id}: the source names no metric depth (annotate.geometry.anchor: given); give"
+                " anchor_depth_pattern and anchor_units_per_metre in the index, or take another anchor"
+            )
         raise _Refused([(reason, detail) for reason in scale.reasons])
 
     def check_depth(

@@ -129,6 +129,12 @@ class Reason(NamedTuple):
     remedy: str
 
 
+_GIVE_METRES = (
+    "Give in the index what is missing: depth_pattern with depth_units_per_metre, or anchor_depth_pattern with"
+    " anchor_units_per_metre (read where annotate.geometry.anchor is given); or use the recipe estimate."
+)
+
+
 def _judged(meaning: str, remedy: str) -> Reason:
     return Reason("judged", meaning, remedy)
 
@@ -363,7 +369,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "no_anchor_frames": _judged(
         "No frame of the clip has metric depth to take the scale from.",
-        "Give depth_units_per_metre or metric anchor depth, or use the recipe estimate.",
+        _GIVE_METRES,
     ),
     "no_depth_on_tracks": _judged(
         "Hardly any point that can be tracked has valid depth.",
@@ -371,7 +377,7 @@ REASONS: Mapping[ReasonCode, Reason] = {
     ),
     "no_metric_scale": _judged(
         "There is nothing to tell how long a metre is.",
-        "Give depth_units_per_metre or metric anchor depth, or use the recipe estimate.",
+        _GIVE_METRES,
     ),
     "no_reconstruction": _judged(
         "No stretch of the clip gives cameras that its points agree with.",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import pytest
+from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.geometry.base import AnchorFrame, SequenceGeometryResult
+from theodolite.annotate.pipeline import annotate_clip
 from theodolite.annotate.scale.estimate import estimate_scale
 from theodolite.annotate.scale.ratio import frame_log_scale, weighted_median
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
+from theodolite.annotate.sources.clip import ClipRef, GivenGeometry
+from theodolite.dataset.reasons import REASONS
 
 TRUE_SCALE = 0.37
 FRAMES_PER_ANCHOR = 16
@@ -176,6 +182,35 @@ def test_no_scale_is_none_with_a_reason_and_never_one(count: int, usable: int, r
     assert found.model == "none"
     assert found.reasons[0] == "no_metric_scale"
     assert found.reasons[1].startswith(reason)
+
+
+def test_the_key_that_is_missing_for_metres_is_named(tmp_path: Path) -> None:
+    """In the row, and in what the end of a run says of the reason."""
+    for folder in ("images", "depth"):
+        (tmp_path / folder).mkdir()
+        for i in range(16):
+            cv2.imwrite(str(tmp_path / folder / f"{i:06d}.png"), np.full((45, 80), 1000 + i, np.uint16))
+    clip = ClipRef(
+        clip_id="c1",
+        source="test",
+        original_id="c1",
+        media_kind="images",
+        media_path=tmp_path / "images",
+        source_fps=16.0,
+        given=GivenGeometry(depth_pattern=str(tmp_path / "depth/{frame:06d}.png")),
+    )
+    for anchor, keys in (
+        ("none", "give depth_units_per_metre in the index"),
+        ("given", "give anchor_depth_pattern and anchor_units_per_metre in the index"),
+    ):
+        config = AnnotateConfig.model_validate({"geometry": {"sequence": "given", "anchor": anchor}})
+        row = annotate_clip(clip, config, mode="given_depth", recipe_hash="0" * 16)
+        assert row.reasons[0] == "no_metric_scale", row.reason_details
+        assert keys in row.reason_details[0]
+    remedy = REASONS["no_metric_scale"].remedy
+    for key in ("depth_pattern", "depth_units_per_metre", "anchor_depth_pattern", "anchor_units_per_metre"):
+        assert f" {key}" in remedy
+    assert REASONS["no_anchor_frames"].remedy == remedy
 
 
 def test_declared_depth_is_kept_and_the_series_recorded() -> None:
