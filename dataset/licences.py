@@ -45,7 +45,19 @@ _KNOWN = (
     Licence("research-only", commercial=False),
     Licence("proprietary-own", commercial=True),
 )
-_BY_NAME = {licence.name.lower(): licence for licence in _KNOWN}
+_OLDER = {
+    "CC BY-NC 4.0 (non-commercial)": "CC-BY-NC-4.0",
+    "MIT (as third parties quote the model card)": "MIT",
+}
+"""What earlier versions wrote into rows for the weights of their networks."""
+
+
+def _spelled(name: str) -> str:
+    return "-".join(re.split(r"[\s_-]+", name.strip().lower()))
+
+
+_BY_NAME = {_spelled(licence.name): licence for licence in _KNOWN}
+_BY_NAME |= {_spelled(older): _BY_NAME[_spelled(name)] for older, name in _OLDER.items()}
 
 
 def known_licences() -> tuple[Licence, ...]:
@@ -54,8 +66,9 @@ def known_licences() -> tuple[Licence, ...]:
 
 
 def find_licence(name: str) -> Licence | None:
-    """Licence of this name, or None if it is unknown; case, and blanks in place of hyphens, do not matter."""
-    return _BY_NAME.get("-".join(re.split(r"[\s_-]+", name.strip().lower())))
+    """Licence of this name, or None if it is unknown; case, and blanks in place of hyphens, do not matter.
+    Names that earlier versions wrote are read as what they mean."""
+    return _BY_NAME.get(_spelled(name))
 
 
 def allows_commercial_use(data_licence: str, weight_licences: tuple[str, ...] | list[str]) -> bool:

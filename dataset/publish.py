@@ -118,19 +118,31 @@ def _is_kept_folder(row: Row) -> bool:
 
 
 def _refuse_unknown_licences(clips: ClipDataset) -> None:
-    unknown: Counter[str] = Counter()
-    example: dict[str, str] = {}
+    unknown: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
     for row in clips.rows():
-        for licence in unknown_licences(row):
-            unknown[licence] += 1
-            example.setdefault(licence, row.clip_id)
-    if unknown:
-        listed = ", ".join(f"{name!r} ({n} clips, e.g. {example[name]})" for name, n in unknown.most_common())
-        known = ", ".join(licence.name for licence in known_licences())
-        raise ValueError(
-            f"{clips.path}: licence_present: licences that are not known: {listed}; the known ones are {known}; name"
-            " one when annotating: --set source.data_licence=NAME, or data_licence in the index"
-        )
+        for licence in dict.fromkeys(unknown_licences(row)):
+            for kind, names in (("data", (row.data_licence,)), ("weights", row.weight_licences)):
+                if licence in names:
+                    unknown[kind, licence] += 1
+                    example.setdefault((kind, licence), row.clip_id)
+    if not unknown:
+        return
+    listed = ", ".join(
+        f"{name!r} of {kind} ({n} clips, e.g. {example[kind, name]})"
+        for (kind, name), n in unknown.most_common()
+    )
+    known = ", ".join(licence.name for licence in known_licences())
+    remedies = {
+        "data": "name that of data when annotating: --set source.data_licence=NAME, or data_licence in the index",
+        "weights": "that of weights is written by what annotated the clips: annotate them anew, or leave them"
+        " out (theodolite subset, by clip_id)",
+    }
+    concerned = {kind for kind, _licence in unknown}
+    helps = "; ".join(text for kind, text in remedies.items() if kind in concerned)
+    raise ValueError(
+        f"{clips.path}: licence_present: licences that are not known: {listed}; the known ones are {known}; {helps}"
+    )
 
 
 def _publish_media(row: Row, folder: Path, media_root: str | Path | None) -> tuple[str, int]:

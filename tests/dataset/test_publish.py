@@ -4,6 +4,7 @@ card."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,8 @@ def test_commercial_filter_looks_at_data_and_weights(out: Path, tmp_path: Path) 
     [
         ({"stand_in": True}, "no_stand_in"),
         ({"data_licence": "unknown"}, "licence_present.*--set source.data_licence=NAME"),
-        ({"data_licence": "See website"}, "'See website' .1 clips, e.g. clip_0000"),
-        ({"weight_licences": ("custom",)}, "'custom'"),
+        ({"data_licence": "See website"}, "'See website' of data .1 clips, e.g. clip_0000"),
+        ({"weight_licences": ("custom",)}, "'custom' of weights .*; that of weights is written by .* anew"),
         ({"camera_to_world": np.tile(np.diag([2.0, 1, 1, 1]), (33, 1, 1)), "path_length_m": 0.0}, "rigid"),
     ],
 )
@@ -128,6 +129,41 @@ def test_refusals(
     with pytest.raises(ValueError, match=message):
         stage_publication(bad, tmp_path / "pub")
     assert not (tmp_path / "pub").exists()
+
+
+def test_what_is_said_of_an_unknown_licence_helps(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    """Weights have no `data_licence`; of data and weights both are said."""
+    for name, changes, said, unsaid in (
+        ("weights", {"weight_licences": ("custom",)}, "that of weights", "data_licence"),
+        ("data", {"data_licence": "custom"}, "source.data_licence=NAME", "that of weights"),
+    ):
+        path = make_dataset(tmp_path / name, {"a": [make_row(0, **changes)]})
+        with pytest.raises(ValueError, match=said) as caught:
+            stage_publication(path, tmp_path / "pub")
+        assert unsaid not in str(caught.value)
+    both = make_dataset(
+        tmp_path / "both", {"a": [make_row(0, data_licence="custom", weight_licences=("custom",))]}
+    )
+    with pytest.raises(
+        ValueError, match=r"'custom' of data .*'custom' of weights .*data_licence.*that of weights"
+    ):
+        stage_publication(both, tmp_path / "pub")
+
+
+def test_licences_of_weights_as_earlier_versions_wrote_them(
+    tmp_path: Path, make_row: Callable[..., Row], make_dataset: Callable
+) -> None:
+    older = "CC BY-NC 4.0 (non-commercial)", "MIT (as third parties quote the model card)"
+    assert [known(find_licence(name)).name for name in older] == ["CC-BY-NC-4.0", "MIT"]
+    assert find_licence("MIT (non-commercial)") is None  # what nobody wrote is not guessed
+    row = make_row(0, weights=("a@0", "b@0"), weight_licences=older)
+    staged = stage_publication(make_dataset(tmp_path / "o", {"a": [row]}), tmp_path / "pub")
+    assert staged.num_clips == 1
+    row = replace(row, weights=("b@0",), weight_licences=older[1:])
+    assert allows_commercial_use("MIT", row.weight_licences)
+    assert not allows_commercial_use("MIT", older)
 
 
 def test_nothing_allowed_is_an_error(
