@@ -16,6 +16,7 @@ from ...dataset.limits import MAX_NAME_LENGTH
 from ...dataset.strict import WHOLE, error_lines
 from .clip import ClipRef, GivenGeometry
 from .entries import IndexEntry, IndexSource, media_root
+from .tree import LinksOut
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,12 @@ def read_index(source: IndexSource) -> Iterator[ClipRef]:
             " exports go without their pictures; name a folder above all media as source.root",
             *(source.index, len(outside), outside[0], root),
         )
+    links = LinksOut(root)
+    for media_path, images in dict.fromkeys(
+        (_at(root, e.media_path), e.media_kind != "video") for e in entries
+    ):
+        links.look(media_path, images=images and os.path.isdir(media_path))
+    links.tell()
     return (_clip_of(entry, source.name, root) for entry in entries)
 
 

@@ -17,7 +17,7 @@ from .clip import ClipRef
 from .entries import ReleaseSource, Source, VideosSource, media_root
 from .index import read_index
 from .releases import release_clips
-from .tree import Release
+from .tree import LinksOut, Release
 from .videos import read_videos
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def read_clips(source: Source) -> Iterator[ClipRef]:
     if isinstance(source, VideosSource):
         return read_videos(source)
     if isinstance(source, ReleaseSource):
-        clips = release_clips(source.layout, release_of(source))
+        clips = _with_links_told(release_clips(source.layout, release_of(source)), media_root(source))
         return clips if source.only is None else _chosen(clips, source.only, media_root(source))
     return read_index(source)
 
@@ -47,6 +47,15 @@ def release_of(source: ReleaseSource) -> Release:
         data_licence=source.data_licence,
         data_redistributable=source.data_redistributable,
     )
+
+
+def _with_links_told(clips: Iterator[ClipRef], root: Path) -> Iterator[ClipRef]:
+    """The same clips; at the end, those whose media lie behind links out of the root are told of."""
+    links = LinksOut(root)
+    for clip in clips:
+        links.look(clip.media_path, images=clip.media_kind == "images")
+        yield clip
+    links.tell()
 
 
 def _chosen(clips: Iterator[ClipRef], globs: tuple[str, ...], root: Path) -> Iterator[ClipRef]:

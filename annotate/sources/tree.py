@@ -195,6 +195,54 @@ def warn_once(message: str) -> None:
     log.warning(message)
 
 
+class LinksOut:
+    """Counts media whose files lie elsewhere: pointers of rows are followed within the root alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._last = ""
+        self._inside: dict[str, bool] = {}
+        self._outside: dict[str, None] = {}
+
+    def look(self, media_path: str | Path, *, images: bool = False) -> None:
+        """Look at a file, or a folder, below the root; of a folder of `images` at one of its files, too."""
+        path = os.fspath(media_path)
+        if path == self._last:  # another window of it
+            return
+        self._last = path
+        if not path.startswith(f"{os.fspath(self.root).rstrip(os.sep)}{os.sep}"):
+            return
+        if self._leads_out(path) or (images and (one := _a_file_of(path)) and self._leads_out(one)):
+            self._outside[path] = None
+
+    def _leads_out(self, path: str) -> bool:
+        folder = os.path.dirname(path)
+        if folder not in self._inside:
+            self._inside[folder] = Path(os.path.realpath(folder)).is_relative_to(self.root)
+        if os.path.islink(path):  # one that leads nowhere fails its clip
+            return os.path.exists(path) and not Path(os.path.realpath(path)).is_relative_to(self.root)
+        return not self._inside[folder]
+
+    def tell(self, what: str = "media") -> None:
+        """Say of how many, once."""
+        if self._outside:
+            first = printable(Path(next(iter(self._outside))).relative_to(self.root).as_posix())
+            warn_once(
+                f"{self.root}: links lead to {len(self._outside)} {what} elsewhere (e.g. {first}): they are annotated,"
+                " but reports, loaders and exports follow no link that leads out of the root; name a folder above links"
+                " and files as source.root"
+            )
+
+
+def _a_file_of(folder: str) -> str | None:
+    """One file of a folder, of which there may be many thousands."""
+    try:
+        with os.scandir(folder) as entries:
+            return next((entry.path for entry in entries if not entry.name.startswith(".")), None)
+    except OSError:  # which its clip will say
+        return None
+
+
 def _not_listed(error: OSError) -> None:
     warn_once(f"{error.filename}: cannot be listed ({error.strerror}); what lies in it is left out")
 

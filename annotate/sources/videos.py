@@ -12,7 +12,7 @@ from ...dataset.media import suffixes
 from ...dataset.media.container import holds_video
 from .clip import ClipRef, printable
 from .entries import VideosSource, media_root
-from .tree import Release, walk, warn_once
+from .tree import LinksOut, Release, walk, warn_once
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ def read_videos(source: VideosSource) -> Iterator[ClipRef]:
             paths.append(path)
         elif path.is_file():
             others.append(path)
-    _warn_of_links(root, paths)
+    links = LinksOut(root)
+    for path in paths:
+        links.look(path)
+    links.tell("videos")
     left_out = _left_out(root, others)
     if not paths:
         hint = f"; {left_out}" if left_out else ""
@@ -74,28 +77,6 @@ def _files_below(root: Path) -> Iterator[Path]:
     for folder, inner, files in walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
         yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def _warn_of_links(root: Path, paths: list[Path]) -> None:
-    """Says of how many videos the files lie elsewhere: pointers of rows are followed within the root alone."""
-    inside: dict[Path, bool] = {}
-    outside = []
-    for path in paths:
-        if path.parent not in inside:
-            inside[path.parent] = path.parent.resolve().is_relative_to(root)
-        if path.is_symlink():
-            followed = not path.exists() or path.resolve().is_relative_to(root)
-        else:
-            followed = inside[path.parent]
-        if not followed:
-            outside.append(path)
-    if outside:
-        first = printable(outside[0].relative_to(root).as_posix())
-        warn_once(
-            f"{root}: links lead to {len(outside)} videos elsewhere (e.g. {first}): they are annotated, but reports,"
-            " loaders and exports follow no link that leads out of the root; name a folder above links and files as"
-            " source.root"
-        )
 
 
 def _left_out(root: Path, others: list[Path]) -> str:

@@ -77,6 +77,18 @@ def test_tum_sequences_are_their_folders(tmp_path: Path) -> None:
     assert frames.timing.source_fps == pytest.approx(2 / (TIMES[-1] - TIMES[0]))
 
 
+def test_sequences_behind_links_out_of_the_root_are_told_of(tmp_path: Path, caplog) -> None:
+    root = tmp_path / "tum"
+    tum(root / "rgbd_dataset_here", TIMES)
+    tum(tmp_path / "elsewhere" / "rgbd_dataset_there", TIMES)
+    source = ReleaseSource(kind="release", name="t", layout="tum-rgbd", root=root)
+    assert len(list(read_clips(source))) == 1
+    assert not caplog.records
+    (root / "rgbd_dataset_there").symlink_to(tmp_path / "elsewhere" / "rgbd_dataset_there")
+    assert len(list(read_clips(source))) == 2
+    assert f"{root}: links lead to 1 media elsewhere (e.g. rgbd_dataset_there/rgb): they are" in caplog.text
+
+
 def test_tum_depth_is_the_nearest_in_time(tmp_path: Path) -> None:
     """Maps come at times of their own; one is of one image, and of none that is more than 20 ms away."""
     late = 0.014  # so that the second is 18 ms from the third image, too

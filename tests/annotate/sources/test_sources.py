@@ -242,6 +242,38 @@ def test_linked_folders_and_hidden_files(tmp_path, caplog):
         assert caught.value.reason in ("media_missing", "unreadable_video")
 
 
+def test_media_behind_links_out_of_the_root_are_told_of(tmp_path, caplog):
+    """Of an index as of a folder of videos; links within the root, to nothing and windows of the same
+    file count for nothing."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in (root / "a.mp4", elsewhere / "b.mp4", elsewhere / "frames" / "0.png", root / "own" / "0.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (root / "within.mp4").symlink_to(root / "a.mp4")
+    (root / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    inside = ["a.mp4", "own", "within.mp4", "gone.mp4", "absent/c.mp4", "."]
+    for name, target in (("out.mp4", "b.mp4"), ("folder", "."), ("frames", "frames")):
+        (root / name).symlink_to(elsewhere / target)
+    (root / "linked").mkdir()
+    (root / "linked" / "0.png").symlink_to(elsewhere / "frames" / "0.png")
+    outside = ["out.mp4", "out.mp4", "folder/b.mp4", "frames", "linked"]
+
+    def listed(media):
+        path = root / "clips.json"
+        path.write_text(
+            json.dumps({"clips": [{"clip_id": f"c{i}", "media_path": m} for i, m in enumerate(media)]})
+        )
+        caplog.clear()
+        for _ in range(2):  # a run reads its source several times
+            assert len(list(read_clips(IndexSource(kind="index", name="x", index=path)))) == len(media)
+        return [record.getMessage() for record in caplog.records]
+
+    assert listed(inside) == []
+    (said,) = listed(inside + outside)
+    assert said.startswith(f"{root}: links lead to 4 media elsewhere (e.g. out.mp4): they are annotated, but")
+    assert said.endswith("name a folder above links and files as source.root")
+
+
 @pytest.mark.parametrize(
     "look", [videos._files_below, tree.walk, dl3dv._scene_folders, spatialvid._annotation_groups]
 )
