@@ -132,7 +132,9 @@ class Findings:
         """What says how long a metre is, and whether it can be believed."""
         source, sigma, unit = "none", float("nan"), float("nan")
         if self.cameras is not None and self.scale is not None:
-            source, sigma = "metric_anchor", self.scale.total_sigma_log
+            # What the depth's scale is seen to wander by along the clip is error of a metre, whoever says its unit.
+            sigma = float(np.hypot(self.scale.total_sigma_log, self.cameras.scale_doubt_log))
+            source = "metric_anchor"
             if self.scale.model == "declared":
                 source = "declared_depth"
             if self.posed is not None and self.given is not None:

@@ -221,7 +221,9 @@ def compare(row: Any, cameras: Any, clip: Any) -> dict[str, Any]:
     focal = np.log(row.focal_px[:, 0].astype(np.float64) / clip.intrinsics[:, 0, 0])
     axes = None
     if hasattr(cameras, "stated_covariances"):
-        axes = [np.linalg.eigh(of)[1][:, :, -1] for of in cameras.stated_covariances(row.scale_sigma_log)[:2]]
+        # The row's deviation holds the doubt of the depth's unit, which the covariances add themselves.
+        of_anchor = max(row.scale_sigma_log**2 - cameras.scale_doubt_log**2, 0.0) ** 0.5
+        axes = [np.linalg.eigh(of)[1][:, :, -1] for of in cameras.stated_covariances(of_anchor)[:2]]
     path = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
     found_line: dict[str, Any] = {
         "path_m": float(path),

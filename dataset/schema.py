@@ -292,8 +292,8 @@ COLUMNS: tuple[Column, ...] = (
     _number(
         "scale_sigma_log",
         "1",
-        "Standard deviation of the log of a metre's length, with what all depth has wrong in common; null = the"
-        " source's word, or no scale.",
+        "Standard deviation of the log of a metre's length, with what all depth has wrong in common and what the scale"
+        " of measured depth wanders by along the clip; null = the word of given poses, or no scale.",
         (0.0, 100.0),
     ),
     Column(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from theodolite.annotate.checks.depth import DepthCheck
 from theodolite.annotate.checks.given_poses import GivenPoseCheck, GivenPoseErrors
 from theodolite.annotate.checks.held_cameras import LensCheck
+from theodolite.annotate.row import Findings
 from theodolite.annotate.scale.bridge import Bridge
 from theodolite.annotate.scale.records import ScaleConfig
 from theodolite.annotate.scale.series import fit_scale
@@ -16,6 +18,7 @@ from theodolite.annotate.sfm.depth_noise import DepthNoise
 from theodolite.annotate.sfm.records import INFILLED, SOLVED, CameraSolution, in_stored_pixels
 from theodolite.annotate.sfm.shared_errors import SharedErrors
 from theodolite.annotate.sfm.summary import sweep_minimum
+from theodolite.annotate.sources.clip import ClipRef
 from theodolite.annotate.tracks.records import FLOW, ImageMeasurements, make_tracks
 from theodolite.annotate.verdict.config import GatesConfig
 from theodolite.annotate.verdict.gates import (
@@ -438,6 +441,25 @@ def test_declared_scale_has_no_series_to_judge() -> None:
     gates = judge(solution(), declared, measurements(), height=HEIGHT, width=WIDTH, config=GatesConfig())
     assert "scale_cov" not in {g.name for g in gates}
     assert all(g.passed for g in gates)
+
+
+@pytest.mark.parametrize(("declared", "source"), [(1.0, "declared_depth"), (None, "metric_anchor")])
+def test_what_the_depths_scale_wanders_by_is_error_of_a_metre(declared: float | None, source: str) -> None:
+    scale = fit_scale(
+        np.arange(FRAMES),
+        np.zeros(FRAMES),
+        num_frames=FRAMES,
+        config=ScaleConfig(),
+        declared_metres_per_unit=declared,
+    )
+    clip = ClipRef(clip_id="c", source="s", original_id="c", media_kind="video", media_path=Path("a.mp4"))
+    found = Findings(clip=clip, mode="given_depth", recipe_hash="0" * 64, scale=scale, wall_s={"total": 1.0})
+    found.reasons.append(("too_short", "a row without frames"))
+    for doubt in (0.0, 0.058):
+        found.cameras = replace(solution(), scale_doubt_log=doubt)
+        row = found.row()
+        assert (row.scale_source, row.is_metric) == (source, True)
+        assert row.scale_sigma_log == pytest.approx(np.hypot(scale.total_sigma_log, doubt))
 
 
 def test_failure_is_described_with_its_numbers() -> None:
