@@ -306,7 +306,11 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
             f"{end}; one row a clip frame or one a source frame is expected: give the file times (TUM)"
             + (", or --rows source if row i is source frame i" if count > last else "")
         )
-    how = "source frame" if spare is not None else "source frame (of how many is not known)"
+    how = "source frame"
+    if spare is None:  # a cut clip does not know where its source ends: rows of the source's end look alike
+        how = (
+            f"source frame ({count} rows assumed to begin with the source's first; of how many is not known)"
+        )
     return _Pairs(frames.frame_index, np.arange(wanted), how)
 
 

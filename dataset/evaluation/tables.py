@@ -27,7 +27,7 @@ _CLIP_COLUMNS = {
     "num_frames": "Pairs of poses compared.",
     "num_truth": "Poses of the truth.",
     "matched_by": "What told which poses belong together: `name` of the image, source `frame`, `image number`, "
-    "`time`, `source frame` or `clip frame` of each row, `row`.",
+    "`time`, `source frame` or `clip frame` of each row, `row`; with what was assumed.",
     "status": "`scored`; `rejected`: judged by the prediction itself, scored where it has cameras, never in the means; "
     "`failed`: damaged, or not to be compared; `no prediction`: only the truth has it.",
     "detail": "Why a clip is not scored.",

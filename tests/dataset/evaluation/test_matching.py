@@ -215,7 +215,8 @@ def test_what_is_assumed_of_frames_is_said(
     walk: tuple[Path, Row], make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
 ) -> None:
     write_matrices(tmp_path / "clip_0000.txt", _walk(np.arange(700) / 29.97))
-    assert _only(walk[0], tmp_path).matched_by == "source frame (of how many is not known)"
+    said = "source frame (700 rows assumed to begin with the source's first; of how many is not known)"
+    assert _only(walk[0], tmp_path).matched_by == said
     row = make_row(0)  # 33 of 61 source frames
     source = cam.se3_exp(np.random.default_rng(0).normal(size=(61, 6)))
     source[row.frame_index] = row.camera_to_world
