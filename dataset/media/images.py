@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter, defaultdict
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
@@ -24,6 +25,12 @@ _MOST_SERIES = 8
 """A second number in the names with at most so many values, which share the other number, tells cameras or kinds
 apart and no time."""
 _ORIENTATION_TAG = 274
+_MOST_LISTED = 24
+"""Kinds of images that a message names; more are a folder of anything."""
+_NO_PICTURES = re.compile(
+    r"depth|disp|mask|seg|label|instance|semantic|normal|conf|flow|alpha|thumb", re.IGNORECASE
+)
+"""In names of what lies beside pictures."""
 
 
 def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple[Path, ...]:
@@ -55,14 +62,38 @@ def list_images(clip_id: str, folder: Path, pattern: str | None = None) -> tuple
         )
     kinds = _kinds(paths)
     if len(kinds) > 1:
-        listed = ", ".join(f"{glob!r} ({count})" for glob, count in list(kinds.items())[:4])
-        more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
+        listed = ", ".join(f"{glob!r} ({count})" for glob, count in list(kinds.items())[:_MOST_LISTED])
+        more = f" and {len(kinds) - _MOST_LISTED} more" if len(kinds) > _MOST_LISTED else ""
         raise MediaError(
             "mixed_images",
             f"{named}: holds images of several kinds: {listed}{more}; name those that are frames as media_pattern, e.g."
-            f" media_pattern: {next(iter(kinds))!r}",
+            f" media_pattern: {_likeliest(kinds, paths)!r}",
         )
     return tuple(paths)
+
+
+def _likeliest(kinds: dict[str, int], paths: list[Path]) -> str:
+    """Of several kinds that with the pictures, as far as names and headers tell; of equals the first."""
+    most = max(kinds.values())
+
+    def rank(glob: str) -> tuple[bool, bool, int]:
+        if 2 * kinds[glob] < most:  # a cover or an overview
+            return True, True, 2
+        first = next(p for p in paths if _matches(p.name, glob))
+        return False, _NO_PICTURES.search(glob) is not None, _unlike_pictures(first)
+
+    return min(kinds, key=rank)
+
+
+def _unlike_pictures(path: Path) -> int:
+    """How little an image's header looks like a picture's: 0 colour or unknown, 1 one channel of 8 bits (a mask, or a
+    grey camera), 2 one of 16 (depth)."""
+    with suppress(OSError), path.open("rb") as file:
+        head = file.read(26)
+        if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26:
+            bits, colour = head[24], head[25]
+            return 0 if colour not in (0, 3) else 2 if bits == 16 else 1
+    return 0
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -217,6 +217,30 @@ def test_several_kinds_are_refused_or_chosen(tmp_path, forms):
     assert sorted(chosen) == sorted(tuple(numbered(form)) for form in forms)
 
 
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        (("{:04d}_depth.png", "{:04d}_mask.png", "{:04d}_rgb.png"), "*[0-9]_rgb.png"),
+        (("{:04d}-16.png", "{:04d}-8.png", "{:04d}-colour.png"), "*[0-9]-colour.png"),
+        (("{:04d}_a.png", "{:04d}_b.png"), "*[0-9]_a.png"),
+        (tuple(f"{{:04d}}_{a}depth.png" for a in "abcde") + ("{:04d}_view.png",), "*[0-9]_view.png"),
+    ],
+)
+def test_the_example_of_a_pattern_is_that_of_pictures(tmp_path, names, meant):
+    for form in names:
+        touch(tmp_path, *numbered(form))
+    for path in tmp_path.glob("*-*.png"):  # the header tells what such names do not
+        shape, kind = {"16": ((2, 2), np.uint16), "8": ((2, 2), np.uint8)}.get(
+            path.stem.split("-")[1], ((2, 2, 3), np.uint8)
+        )
+        cv2.imwrite(str(path), np.zeros(shape, kind))
+    touch(tmp_path, "cover.jpg")
+    with pytest.raises(MediaError, match="images of several kinds") as caught:
+        list_images("c", tmp_path)
+    assert str(caught.value).endswith(f"media_pattern: {meant!r}")
+    assert all(repr(form.replace("{:04d}", "*[0-9]")) in str(caught.value) for form in names)
+
+
 def test_a_few_foreign_files_are_seen_too(tmp_path):
     touch(tmp_path, *numbered("{:06d}.png", 40), "overview.png")
     with pytest.raises(MediaError, match=r"'\*\[0-9\]\.png' \(40\), 'overview\.png' \(1\)"):
