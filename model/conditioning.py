@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dataset.cameras.intrinsics import LEAST_FOCAL_SHARE
 from ..dataset.cameras.transforms import relative_to_first, rigid_error
 from .context import Cameras
 
@@ -39,7 +40,8 @@ def condition_cameras(
         cameras relative to frame 0: of video frame 8 i for latent frame i, and the ray map of all frames.
     Raises:
         ValueError: on shapes that do not fit, a size that is no multiple of 32, another number than 8 k + 1 frames,
-            values that are not finite, rotations that are not rigid or focal lengths that are not positive.
+            values that are not finite, rotations that are not rigid or focal lengths that are not
+            positive, or so short that they are not in pixels.
     """
     if camera_to_world.ndim != 4 or camera_to_world.shape[-2:] != (4, 4):
         raise ValueError(f"camera_to_world is {tuple(camera_to_world.shape)}; give (B, F, 4, 4)")
@@ -51,7 +53,7 @@ def condition_cameras(
     if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE or height < 1 or width < 1:
         raise ValueError(f"picture of {width}x{height}: both sides must be multiples of {SPATIAL_STRIDE}")
     latent_frames(camera_to_world.shape[1])
-    _check_cameras(camera_to_world, intrinsics_px)
+    _check_cameras(camera_to_world, intrinsics_px, height=height, width=width)
     relative = relative_to_first(camera_to_world.double()).to(camera_to_world.dtype)
     tokens = intrinsics_px / SPATIAL_STRIDE
     return Cameras(
@@ -63,7 +65,7 @@ def condition_cameras(
     )
 
 
-def _check_cameras(camera_to_world: Tensor, intrinsics_px: Tensor) -> None:
+def _check_cameras(camera_to_world: Tensor, intrinsics_px: Tensor, *, height: int, width: int) -> None:
     bad = ~camera_to_world.isfinite().flatten(2).all(-1) | ~intrinsics_px.isfinite().all(-1)
     if bool(bad.any()):
         raise ValueError(f"the camera of frame {int(bad.nonzero()[0, 1])} is not finite")
@@ -73,8 +75,14 @@ def _check_cameras(camera_to_world: Tensor, intrinsics_px: Tensor) -> None:
         raise ValueError(
             f"the camera of frame {frame} is no rigid transform: off by {float(error.max()):.2g}"
         )
-    if not bool((intrinsics_px[..., :2] > 0).all()):
+    focal = intrinsics_px[..., :2]
+    if not bool((focal > 0).all()):
         raise ValueError("focal lengths must be positive")
+    if bool((focal < LEAST_FOCAL_SHARE * focal.new_tensor([width, height])).any()):
+        raise ValueError(
+            f"a focal length of {float(focal.min()):.3g} px in a picture of {width}x{height} is of no lens: intrinsics "
+            "must be in pixels, not normalised"
+        )
 
 
 def plucker_map(camera_to_world: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:

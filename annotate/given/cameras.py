@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...dataset.arrays import FloatArray
-from ...dataset.cameras.intrinsics import resize_intrinsics, split_intrinsics
+from ...dataset.cameras.intrinsics import LEAST_FOCAL_SHARE, resize_intrinsics, split_intrinsics
 from ...dataset.formats.shipped import ShippedCameras, read_shipped
 from ...dataset.formats.trajectories import read_trajectory, words_of
 from ...dataset.inputs import InputError, read_csv, read_text
@@ -343,6 +343,13 @@ def _to_stored(
             f"clip {clip.clip_id}: {path}: principal point ({intrinsics[i, 0, 2]:g}, {intrinsics[i, 1, 2]:g}) in images"
             f" of {size[1]}x{size[0]} is {100 * offset[i].max():.0f} % off the centre; are the intrinsics normalised,"
             " or for another size?",
+        )
+    focal = intrinsics[:, [0, 1], [0, 1]]
+    if (focal < LEAST_FOCAL_SHARE * np.array([size[1], size[0]])).any():
+        raise ClipRejection(
+            "intrinsics_of_another_size",
+            f"clip {clip.clip_id}: {path}: a focal length of {focal.min():g} in images of {size[1]}x{size[0]} is of no"
+            " lens; is it normalised, or in millimetres?",
         )
     return resize_intrinsics(intrinsics, from_size=size, to_size=(frames.height, frames.width))
 

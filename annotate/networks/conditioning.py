@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...dataset.cameras.intrinsics import LEAST_FOCAL_SHARE
 from .vit import PATCH
 
 _MAX_RIGID_ERROR = 1e-2
@@ -204,7 +205,15 @@ def _flat_rays(given: Conditions, use_ray: Tensor, window: WindowShape) -> Tenso
     matrix = given.intrinsics.float()
     good = matrix.isfinite().all(-1).all(-1) & (matrix[..., [0, 1, 2], [0, 1, 2]] > 0).all(-1)
     what = "intrinsics must be finite with positive focal lengths"
-    matrix = _only_good(matrix, good, torch.eye(3, device=device), use_ray, what)
+    eye = torch.eye(3, device=device)
+    matrix = _only_good(matrix, good, eye, use_ray, what)
+    focal = matrix[..., [0, 1], [0, 1]]
+    lens = (focal >= LEAST_FOCAL_SHARE * focal.new_tensor([width, height])).all(-1)
+    what = (
+        f"intrinsics with a focal length of {float(focal[use_ray].min()):.3g} px in an image of {width}x{height} are of"
+        " no lens: they must be in pixels, not normalised"
+    )
+    matrix = _only_good(matrix, lens, eye, use_ray, what)
     return torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(matrix), pixel)[..., :2]
 
 

@@ -10,6 +10,10 @@ from .transforms import apply_transform, se3_inverse
 
 # --------------------------------------------------------------------------------------------- intrinsics
 
+LEAST_FOCAL_SHARE = 0.05
+"""Least focal length of a lens, over the picture's side along the same axis (a view of 169 degrees): less is
+normalised, or in millimetres."""
+
 
 def intrinsics_matrix(focal_px: Array, principal_point_px: Array) -> Array:
     """(..., 3, 3) pinhole matrices of (..., 2) fx fy and (..., 2) cx cy, all in pixels (or all

@@ -61,6 +61,7 @@ def test_latent_frames(frames: int, latents: int) -> None:
         (lambda c, k: (c * 1.1, k, 96, 128), "no rigid transform"),
         (lambda c, k: (c * torch.tensor([-1.0, 1, 1, 1]), k, 96, 128), "no rigid transform"),
         (lambda c, k: (c, k * 0, 96, 128), "positive"),
+        (lambda c, k: (c, k / 128, 96, 128), "in a picture of 128x96 is of no lens"),
     ],
 )
 def test_bad_cameras_are_refused(change, named: str) -> None:

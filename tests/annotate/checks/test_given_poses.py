@@ -142,6 +142,12 @@ def _focal_only(intrinsics: np.ndarray, factor: float) -> np.ndarray:
             lambda k: _scaled(k, 1 / 320, 1 / 192),
             {"intrinsics_of_another_size"},
         ),
+        (
+            "focal normalised, centre in pixels",
+            lambda t: t,
+            lambda k: _focal_only(k, 1 / 320),
+            {"intrinsics_of_another_size"},
+        ),
         ("of twice the size", lambda t: t, lambda k: _scaled(k, 2, 2), {"intrinsics_of_another_size"}),
         ("of half the size", lambda t: t, lambda k: _scaled(k, 0.5, 0.5), {"intrinsics_of_another_size"}),
         (

@@ -324,7 +324,8 @@ def test_moge2_infer_geometry():
 
 IMAGES = torch.full((1, 2, 3, 28, 42), 0.5)
 DEPTH, MASK = torch.ones(1, 2, 28, 42), torch.ones(1, 2, dtype=torch.bool)
-LENS, POSE = torch.eye(3).expand(1, 2, 3, 3), torch.eye(4).expand(1, 2, 4, 4)
+LENS = torch.tensor([[36.0, 0, 21], [0, 36, 14], [0, 0, 1]]).expand(1, 2, 3, 3)
+POSE = torch.eye(4).expand(1, 2, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,10 @@ LENS, POSE = torch.eye(3).expand(1, 2, 3, 3), torch.eye(4).expand(1, 2, 4, 4)
         ({"intrinsics": LENS[:, :1]}, "intrinsics is"),
         ({"intrinsics": 0 * LENS}, "window 0, frame 0: intrinsics"),
         ({"intrinsics": LENS * torch.nan}, "frame 0: intrinsics"),
+        (
+            {"intrinsics": LENS / LENS.new_tensor([42, 28, 1])[:, None]},
+            "0.857 px in an image of 42x28 .* normalised",
+        ),
         ({"rays": torch.ones(1, 2, 28, 42)}, "rays is"),
         ({"rays": -torch.ones(1, 2, 28, 42, 3)}, "look backwards"),
         ({"rays": torch.ones(1, 2, 28, 42, 3), "intrinsics": LENS}, "one of them"),
