@@ -164,7 +164,7 @@ def rejection_table(rows: pa.Table) -> str:
     found = Counter(
         (reason, source)
         for source, reasons in zip(rows["source"].to_pylist(), rows["reasons"].to_pylist(), strict=True)
-        for reason in reasons
+        for reason in dict.fromkeys(reasons)
     )
     sources = sorted(set(rows["source"].to_pylist()))
     total = Counter[str]()

@@ -117,7 +117,7 @@ def _table_text(clips: ClipDataset, limit: int) -> str:
                 _maybe(c["metres_per_unit"], ".4g"),
                 _maybe(c["scale_mad_log"], ".3f"),
                 _maybe(c["reprojection_rms_px"], ".2f"),
-                for_line(",".join(c["reasons"])),
+                for_line(",".join(dict.fromkeys(c["reasons"]))),
             ]
         )
     text = text_table(header, lines)

@@ -102,7 +102,7 @@ class Overview:
 
     def reasons(self) -> str:
         """Why clips were not accepted, most frequent first, with what each reason means."""
-        counts = Counter(r for reasons in self.table["reasons"].to_pylist() for r in reasons)
+        counts = Counter(r for reasons in self.table["reasons"].to_pylist() for r in dict.fromkeys(reasons))
         if not counts:
             return ""
         listed = "".join(
@@ -142,7 +142,7 @@ class Overview:
         )
 
     def _listed(self, c: dict[str, Any], status: Status, in_detail: set[str]) -> str:
-        clip_id, reasons = c["clip_id"], " ".join(c["reasons"])
+        clip_id, reasons = c["clip_id"], " ".join(dict.fromkeys(c["reasons"]))
         wide = None if c["fov_x_max_rad"] is None else float(np.rad2deg(c["fov_x_max_rad"]))
         attributes = data_attributes(
             text=f"{clip_id} {c['source']} {reasons}".lower(),

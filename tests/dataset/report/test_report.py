@@ -17,8 +17,10 @@ from theodolite.dataset import svg
 from theodolite.dataset.camera_files.match import Matching
 from theodolite.dataset.camera_files.single import read_clip
 from theodolite.dataset.cameras import transforms as cam
+from theodolite.dataset.card import rejection_table
 from theodolite.dataset.formats.trajectories import write_matrices
 from theodolite.dataset.gates import GATE_MEANINGS, gate_margin
+from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.report.inspect import inspect_text, row_of
 from theodolite.dataset.report.pictures import pictures_from_media, thumbnail_from_media
 from theodolite.dataset.report.truth import Truth, TruthByClip, truth_of_row
@@ -181,6 +183,19 @@ def test_inspect(out: Path) -> None:
     many.to_table.return_value = pa.table({"clip_id": [f"clip_{i:02d}" for i in range(6000)]})
     with pytest.raises(ValueError, match=r"^no clip .clip_00.$"):  # comparing with a million takes minutes
         row_of(many, "clip_00")
+
+
+def test_a_reason_that_a_clip_has_twice_counts_once(
+    make_rejected: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    twice = ("scale_inconsistent", "scale_inconsistent")
+    out = make_dataset(tmp_path / "a", {"a": [make_rejected(0, reasons=twice, reason_details=("x", "y"))]})
+    assert inspect_text(out).count("scale_inconsistent") == 1
+    head = write_report(out).read_text(encoding="utf-8").split("<h2>Clips")[0]
+    assert "<td>scale_inconsistent</td><td class=n>1</td>" in head
+    assert "scale_inconsistent | 1 | 1 |" in rejection_table(
+        open_dataset(out).to_table(["source", "reasons"])
+    )
 
 
 def test_charts_survive_empty_constant_and_long_data() -> None:
