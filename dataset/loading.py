@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from .cameras.transforms import relative_to_first
+from .counts import check_count
 from .inputs import Archive, InputError
 from .media.undistort import ClipPictures, bends
 from .moving_masks import unpacked_masks
@@ -84,16 +85,13 @@ class Sampling:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
-        if self.num_frames is not None and not (
-            isinstance(self.num_frames, int | np.integer) and self.num_frames >= 1
-        ):
-            raise ValueError(
-                f"num_frames is {self.num_frames}, expected a whole number, at least 1, or None for all"
-            )
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size is {self.size}, expected (height, width) in pixels")
-        if self.latent_stride < 1:
-            raise ValueError(f"latent_stride is {self.latent_stride}, expected at least 1")
+        check_count("num_frames", self.num_frames, none="all")
+        check_count("latent_stride", self.latent_stride)
+        if self.size is not None:
+            if len(self.size) != 2:
+                raise ValueError(f"size is {self.size}, expected (height, width) in pixels")
+            for name, side in zip(("height", "width"), self.size, strict=True):
+                check_count(f"{name} of size", side)
         if self.undistort and self.moving_masks:
             raise ValueError("moving_masks are those of stored pictures: ask for them without undistort")
         if self.window == "random" and self.num_frames is None:
@@ -121,6 +119,8 @@ class Share:
     size: int = 1
 
     def __post_init__(self) -> None:
+        check_count("rank", self.rank, least=0)
+        check_count("size", self.size)
         if not 0 <= self.rank < self.size:
             raise ValueError(f"context-parallel rank {self.rank} of {self.size}")
 
@@ -146,8 +146,11 @@ class Ranks:
     context_parallel: int = 1
 
     def __post_init__(self) -> None:
+        check_count("rank", self.rank, least=0)
+        check_count("world_size", self.world_size)
         shared = self.context_parallel
-        if shared < 1 or self.world_size % shared or not 0 <= self.rank < self.world_size:
+        check_count("context_parallel", shared)
+        if self.world_size % shared or not 0 <= self.rank < self.world_size:
             raise ValueError(
                 f"rank {self.rank} of {self.world_size} with context_parallel {shared} does not divide"
             )
@@ -326,6 +329,7 @@ class CameraDataset(Dataset[dict[str, Any]]):
         share: Share | None = None,
         seed: int = 0,
     ) -> None:
+        check_count("seed", seed, least=0)
         self._clips, self._sampling, self._share = clips, sampling or Sampling(), share or Share()
         self.clip_ids = tuple(clip.clip_id for clip in _trainable(clips, self._sampling))
         self._seed, self.epoch = seed, 0
@@ -459,8 +463,9 @@ class ClipStream(IterableDataset[dict[str, Any]]):
         batch_size: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1, or None for single samples")
+        check_count("seed", seed, least=0)
+        check_count("batch_size", batch_size, none="single samples")
+        check_count("num_workers", num_workers, least=0)
         self._clips, self._sampling = clips, sampling or Sampling()
         self._known = _trainable(clips, self._sampling)
         self._seed, self._drop_last, self._num_workers = seed, drop_last, num_workers

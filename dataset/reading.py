@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from .clip_rows import PLACE_COLUMNS
 from .conform import check_types, common_schema, conform, file_version, is_declared, require_columns
+from .counts import check_count
 from .extra import ExtraColumns, open_extra
 from .hub import hub_error
 from .index import open_index
@@ -354,6 +355,7 @@ class ClipDataset:
         self, columns: Sequence[str] | None = None, *, batch_size: int = 64
     ) -> Iterator[pa.RecordBatch]:
         """Stream of non-empty record batches in part order; memory does not grow with the dataset."""
+        check_count("batch_size", batch_size)
         names = self._known(columns)
         places = self._indexed(PLACE_COLUMNS) if self.filter is not None else None
         if self.filter is not None and places is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..dataset.cameras.transforms import rigid_error
+from ..dataset.counts import check_count
 from ..dataset.encoded import EncodedClip, EncodedDataset, Encoding
 from ..dataset.workers import worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
@@ -356,6 +357,9 @@ class Feed:
         workers: int = 0,
         max_faults: int | None = None,
     ) -> None:
+        check_count("seed", seed, least=0)
+        check_count("workers", workers, least=0)
+        check_count("max_faults", max_faults, least=0, none="an end with the first")
         replaces = max_faults is not None
         order = sample_order([data.windows[i] for i in windows], seed=seed, weights=sources)
         self._steps = _Steps(data, windows, place, control, order=order, replaces=replaces)

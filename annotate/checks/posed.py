@@ -333,7 +333,9 @@ def _with_gauge(problem: Problem, state: State, config: BundleConfig) -> tuple[S
     if int(near[problem.point].sum()) < 50:
         raise ClipRejection(
             "no_reconstruction",
-            f"{int(near.sum())} of {len(near)} tracks have parallax under the given cameras",
+            f"{int(near.sum())} of {len(near)} tracks have parallax under the given cameras"
+            if len(near)
+            else "nothing in the pictures can be tracked",
         )
     _, camera = project(problem, replace(state, points=torch.nan_to_num(points)))
     usual = camera[near[problem.point], 2].abs().median()

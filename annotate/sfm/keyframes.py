@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 _FOCAL_DOUBT_LOG = 0.05
 """A window's focal that is further than this from the given one is looked into."""
+_LEAST_OBSERVATIONS = 50
+"""Track points, and those of them with valid depth, with which a bundle begins."""
 _FREE_TERMS: dict[LensModel, dict[str, float]] = {
     "near_pinhole": {},
     "radial": {"principal_point_sigma": 0.1, "radial_sigma": 0.3, "second_radial_sigma": 0.3},
@@ -178,7 +180,12 @@ class KeyframeProblem:
         number = len(self.keyframes)
         self.matches = self._match((a, a + gap) for gap in MATCHED_GAPS for a in range(number - gap))
         self._observe()
-        if np.isfinite(self.z).sum() < 50:
+        if len(self.z) < _LEAST_OBSERVATIONS:  # whatever their depth
+            raise ClipRejection(
+                "no_reconstruction",
+                f"hardly anything in the pictures can be tracked: {len(self.z)} track points",
+            )
+        if np.isfinite(self.z).sum() < _LEAST_OBSERVATIONS:
             raise ClipRejection(
                 "no_depth_on_tracks",
                 f"{np.isfinite(self.z).sum()} of {len(self.z)} track points have valid depth",

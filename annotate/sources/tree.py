@@ -349,21 +349,21 @@ def table_by(path: Path | None, key: str) -> dict[str, dict[str, str]]:
 
 
 def probe(video: Path) -> tuple[float | None, float | None]:
-    """Duration in seconds and frame rate that a video's header claims, where no table says them; None if unknown."""
-    import av
+    """Duration in seconds, from the first frame on, and frame rate of a video by its header and its first and last
+    packets, where no table says them; None if unknown."""
     from av.error import FFmpegError
 
     from ...dataset.media.container import open_container
+    from ...dataset.media.packets import shown_duration_s
 
     try:
         with open_container(video) as container:
-            stream = container.streams.video[0]
-            rate = stream.average_rate
-            if stream.duration is not None and stream.time_base is not None:
-                return float(stream.duration * stream.time_base), None if rate is None else float(rate)
-            if container.duration is not None:
-                return container.duration / av.time_base, None if rate is None else float(rate)
-    except (FFmpegError, IndexError, OSError):
+            stream = container.streams.best("video")  # the one that is decoded
+            if stream is not None and stream.time_base is not None:
+                rate, duration_s = stream.average_rate, shown_duration_s(container, stream)
+                if duration_s is not None:
+                    return duration_s, None if rate is None else float(rate)
+    except (FFmpegError, OSError):
         pass  # annotating the clip says what is wrong
     return None, None
 

@@ -124,15 +124,92 @@ def _missing(container: Any, stream: Any, timeline: Timeline, num_packets: int) 
 
 def _shorter_than_promised(container: Any, stream: Any, ticks: I64) -> str:
     """Containers without a frame count (Matroska): compare with the stream's or the file's duration."""
-    promised_s = _duration_tag_s(stream.metadata.get("DURATION", ""))
-    if promised_s is None and len(container.streams) == 1 and container.duration:
-        promised_s = container.duration / 1e6
+    promised_s = _promised_end_s(container, stream)
     if promised_s is None:
         return ""
     found_s = float((ticks[-1] - min(0, ticks[0]) + np.median(np.diff(ticks))) * stream.time_base)
-    if found_s >= promised_s - 0.2:  # some muxers count the last frame's length differently
+    if found_s >= promised_s - _LAST_FRAME_S:
         return ""
     return f"its header promises {promised_s:.2f} s of video, the file holds {found_s:.2f} s"
+
+
+_LAST_FRAME_S = 0.2
+"""Some muxers count the last frame's length differently."""
+
+
+_END_US = 1_000_000
+"""So far before its end a file is looked at, for frames that are not stored in the order in which they are shown."""
+
+
+def _promised_end_s(container: Any, stream: Any) -> float | None:
+    """When a stream ends by the header of a container that counts no frames; the time may be counted from the stream's
+    start, or from zero."""
+    promised_s = _duration_tag_s(stream.metadata.get("DURATION", ""))
+    if promised_s is None and len(container.streams) == 1 and container.duration:
+        promised_s = container.duration / 1e6
+    return promised_s
+
+
+def shown_duration_s(container: Any, stream: Any) -> float | None:
+    """Seconds from a stream's first frame to the end of its last, without reading all of it; None if unknown.
+
+    Containers with an index of frames (MP4, AVI) say it. What others call a duration may count from zero though the
+    stream starts later, or be that of a longer stream beside it: there the first and the last packets say it. A file
+    that ends before what it promises lasts as long as it promises, so that reading it finds what is missing.
+    """
+    claimed_s = None if stream.duration is None else float(stream.duration * stream.time_base)
+    if stream.frames and claimed_s is not None:
+        return claimed_s
+    first = _first_tick(container, stream)
+    end = None if first is None else _end_tick(container, stream)
+    if first is None or end is None or end <= first:  # no time stamps, or a format that cannot seek
+        whole_s = container.duration / 1e6 if container.duration else None
+        return whole_s if claimed_s is None else claimed_s
+    first_s, end_s = float(first * stream.time_base), float(end * stream.time_base)
+    promised_s = _promised_end_s(container, stream)
+    if promised_s is not None and end_s < promised_s - _LAST_FRAME_S:
+        end_s = promised_s
+    return end_s - first_s
+
+
+def _first_tick(container: Any, stream: Any) -> int | None:
+    """Of the frames from the first key frame on."""
+    ticks: list[int] = []
+    begun = False
+    for packet in _shown_packets(container, stream):
+        if packet.is_keyframe and not begun:
+            begun, ticks = True, []
+        ticks.append(packet.pts)
+        if len(ticks) >= (START_FRAMES if begun else _MOST_BEFORE_KEY):
+            break
+    return min(ticks, default=None)
+
+
+def _end_tick(container: Any, stream: Any) -> Fraction | None:
+    """End of the last frame: from the last key frame on, all are looked at."""
+    from av.error import FFmpegError
+
+    start_us = max(container.start_time or 0, 0)
+    for target_us in (start_us + max(container.duration or 0, _END_US) - _END_US, start_us):
+        try:
+            container.seek(target_us)
+        except (FFmpegError, OSError):
+            return None
+        ends = [p.pts + _length(p, stream) for p in _shown_packets(container, stream)]
+        if ends:  # else other streams go on for longer, and all of the file is looked at
+            return max(ends)
+    return None
+
+
+def _shown_packets(container: Any, stream: Any) -> Iterator[Any]:
+    return (p for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard)
+
+
+def _length(packet: Any, stream: Any) -> Fraction:
+    """Ticks for which a packet's frame is shown; nothing where nobody says it."""
+    if packet.duration:
+        return Fraction(packet.duration)
+    return 1 / (stream.average_rate * stream.time_base) if stream.average_rate else Fraction(0)
 
 
 def _duration_tag_s(text: str) -> float | None:

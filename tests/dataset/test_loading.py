@@ -3,6 +3,7 @@ cameras."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -192,6 +193,34 @@ def test_batches_resume_with_other_ranks_and_batch_sizes(out: Path) -> None:
     whole = ClipStream(clips, NINE, batch_size=7)
     whole.load_state_dict(states[0])
     assert Counter(taken + next(iter(whole))["clip_id"]) == {f"clip_{i:04d}": 1 for i in range(NUM_CLIPS)}
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, True, "4", np.float64(2), float("nan")])
+def test_counts_are_whole_numbers_or_refused_at_once(out: Path, wrong: Any) -> None:
+    clips = theodolite.dataset.open(out)
+    calls: dict[str, Callable[[], object]] = {
+        "num_workers": lambda: ClipStream(clips, NINE, num_workers=wrong),
+        "batch_size": lambda: ClipStream(clips, NINE, batch_size=wrong),
+        "seed": lambda: ClipStream(clips, NINE, seed=wrong),
+        "num_frames": lambda: Sampling(num_frames=wrong),
+        "latent_stride": lambda: Sampling(latent_stride=wrong),
+        "width of size": lambda: Sampling(size=(16, wrong)),
+        "world_size": lambda: Ranks(0, wrong),
+        "context_parallel": lambda: Ranks(0, 4, wrong),
+        "rank": lambda: Ranks(wrong, 4),
+        "size": lambda: Share(rank=0, size=wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ValueError, match=rf"^{name} is {re.escape(repr(wrong))}, expected a whole number"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"^seed is"):
+        CameraDataset(clips, NINE, seed=wrong)
+    with pytest.raises(ValueError, match=r"^batch_size is"):
+        next(clips.batches(batch_size=wrong))
+    four = Sampling(num_frames=4)
+    assert len(ClipStream(clips, four, batch_size=cast(int, np.int64(2)))) == 6
 
 
 def test_what_makes_no_batch_or_goes_round_no_ranks_is_said_at_once(

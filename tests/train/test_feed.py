@@ -51,6 +51,14 @@ def test_of_many_windows_that_whose_camera_cannot_be_is_named() -> None:
         make_batch(clips, encoding(), "both")
 
 
+@pytest.mark.parametrize("wrong", [-1, 2.5, True])
+@pytest.mark.parametrize("name", ["workers", "seed", "max_faults"])
+def test_counts_of_a_feed_are_whole_numbers(tmp_path: Path, name: str, wrong: Any) -> None:
+    data = open_encoded(write_encoded(tmp_path / "data", 1))
+    with pytest.raises(ValueError, match=f"^{name} is {wrong}, expected a whole number"):
+        Feed(data, range(1), Place(), **{name: wrong})
+
+
 def test_a_run_that_ends_reads_on_where_the_signal_ended_its_workers_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from theodolite.annotate.checks.posed import solve_from_poses
+from theodolite.annotate.given.cameras import GivenCameras
 from theodolite.annotate.rendered.cameras import RenderConfig
 from theodolite.annotate.rendered.render import RenderedClip, RenderedFrame, render_clip
 from theodolite.annotate.sfm.bundle.lens import LENS_DOF
@@ -225,6 +227,27 @@ def test_depth_in_other_units_scales_the_path_only() -> None:
 def test_no_depth_anywhere_is_a_rejection() -> None:
     with pytest.raises(ClipRejection, match="no_depth_on_tracks"):
         solve(WALK, change=lambda maps: [np.full_like(z, np.nan) for z in maps])
+
+
+@pytest.mark.parametrize("depth_m", [2.0, np.nan])
+def test_pictures_that_hold_nothing_to_track_are_not_blamed_on_their_depth(depth_m: float) -> None:
+    grey = np.full((90, 160, 3), 128, np.uint8)
+    measured = measure_images([grey] * 4, height=90, width=160, config=FEW)
+    given = inputs(measured, Maps([np.full((90, 160), depth_m, np.float32)] * 4))
+    with pytest.raises(ClipRejection, match=r"no_reconstruction.*can be tracked: 0 track points"):
+        solve_cameras(given)
+    lens = KnownLens(focal_px=np.full((4, 2), 120.0), principal_point_px=np.tile([80.0, 45.0], (4, 1)))
+    path = np.tile(np.eye(4), (4, 1, 1))
+    path[:, 0, 3] = np.arange(4)
+    poses = GivenCameras(
+        camera_to_world=path,
+        position=np.arange(4.0),
+        metres_per_unit=1.0,
+        focal_px=lens.focal_px,
+        principal_point_px=lens.principal_point_px,
+    )
+    with pytest.raises(ClipRejection, match=r"no_reconstruction.*nothing in the pictures can be tracked"):
+        solve_from_poses(replace(given, depth=None, lens=lens), poses)
 
 
 def test_thinning_keeps_whole_tracks_spread_and_keyframes_full() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from theodolite.annotate.frames.base import DecodeConfig
@@ -13,6 +14,7 @@ from theodolite.annotate.frames.timing import choose_frames
 from theodolite.annotate.sources.clip import ClipRef, ClipRejection
 from theodolite.annotate.sources.entries import VideosSource
 from theodolite.annotate.sources.read import read_clips
+from theodolite.annotate.sources.tree import probe
 from theodolite.annotate.sources.windows import Windows, count_samples, cut_windows
 
 from ...typed import known
@@ -132,6 +134,52 @@ def test_a_stretch_too_short_for_any_window_is_a_row_that_says_so(tmp_path: Path
     with pytest.raises(ClipRejection, match="too_short"):
         open_clip(clips[first], DecodeConfig())
     assert [len(open_clip(clips[name], DecodeConfig())) for name in others] == [161, 161]
+
+
+def _muxed(path: Path, *, start: int, sound_s: int, drop: int = 0) -> Path:
+    """48 pictures at 16 a second, the first at second `start`, less the first packets, beside sound from 0 on."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream({".webm": "libvpx", ".flv": "flv"}.get(path.suffix, "mpeg4"), rate=16)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("aac", rate=48000) if sound_s else None
+        if sound is not None:
+            assert isinstance(sound, av.AudioStream)
+            for at in range(0, 48000 * sound_s, 1024):
+                frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+                frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)
+                out.mux(sound.encode(frame))
+        packets = []
+        for i in range(48):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (48, 64, 3), np.uint8), "rgb24")
+            frame.pts, frame.time_base = 16 * start + i, Fraction(1, 16)
+            packets += stream.encode(frame)
+        out.mux((packets + stream.encode(None))[drop:])
+        if sound is not None:
+            out.mux(sound.encode(None))
+    return path
+
+
+_MUXED = [(0, 0, 0), (10, 0, 0), (2, 0, 3)]
+_WITH_SOUND = [(10, 12, 0), (1, 8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start", "sound_s", "drop"),
+    [(suffix, *case) for suffix in (".mkv", ".ts", ".mp4", ".flv") for case in _MUXED + _WITH_SOUND]
+    + [(".wmv", *case) for case in _MUXED]
+    + [(".webm", 10, 0, 0)],
+)
+def test_windows_are_cut_from_the_first_frame_to_the_last(
+    tmp_path: Path, suffix: str, start: int, sound_s: int, drop: int
+) -> None:
+    """Headers count from zero, or from the first frame, or are those of the sound."""
+    path = _muxed(tmp_path / f"v{suffix}", start=start, sound_s=sound_s, drop=drop)
+    duration_s, fps = probe(path)
+    source = VideosSource(kind="videos", name="v", root=tmp_path)
+    (clip,) = read_clips(source)
+    assert count_samples(known(duration_s), fps) == len(open_clip(clip, DecodeConfig()))
 
 
 def test_a_duration_that_cannot_be_is_unknown(tmp_path: Path) -> None:
