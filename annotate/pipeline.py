@@ -392,8 +392,9 @@ class _Stages:
         if fault is not None:
             return [(fault.reading.code, fault.detail)]
         passed = {gate.name: gate.passed for gate in self.out.gates}
-        if given.metres_per_unit is not None and length_alone_is_wrong(posed.check.scale, passed):
-            return [("given_poses_wrong_unit", unit_fault(posed.check.scale, posed.errors.scale_ratio))]
+        by_paths, errors = posed.check.scale, posed.errors
+        if given.metres_per_unit is not None and length_alone_is_wrong(by_paths, passed, errors=errors):
+            return [("given_poses_wrong_unit", unit_fault(by_paths, errors.scale_ratio))]
         return []
 
 

@@ -98,6 +98,8 @@ class GivenPoseErrors:
         scale_ratio: solved over given length; scale_sigma: standard error of its logarithm.
         path_m: root mean square distance of the two paths, laid onto each other by a similarity: what they differ by
             beyond a length; path_sigma_m: of that, what the solved one may be wrong by.
+        size_ratio: solved over given size of the path, which errors of single given poses do not change as they do
+            lengths; size_sigma: what they leave open of its logarithm.
     """
 
     noise_m: float
@@ -111,6 +113,8 @@ class GivenPoseErrors:
     scale_sigma: float
     path_m: float
     path_sigma_m: float
+    size_ratio: float
+    size_sigma: float
 
 
 def pose_noise(
@@ -231,6 +235,27 @@ def path_distance(solved: FloatArray, given: FloatArray) -> float:
     except ValueError:
         return float("nan")
     return float(np.sqrt(np.mean(fit.residual**2)))
+
+
+def size_ratio(solved: FloatArray, given: FloatArray) -> tuple[float, float]:
+    """(size_ratio, size_sigma) of `GivenPoseErrors`; NaN where a path has no length.
+
+    The solved path is stretched onto the given one. The other way round, as with lengths between pairs of poses, errors
+    of the given poses count as given size.
+
+    Args:
+        solved, given: (N, 4, 4) of the same moments.
+    """
+    centre = solved[:, :3, 3]
+    try:
+        fit = umeyama(centre, given[:, :3, 3], with_scale=True, allow_collinear=True)
+    except ValueError:
+        return float("nan"), float("nan")
+    if not fit.scale > 0:
+        return float("nan"), float("nan")
+    each_axis = np.sqrt(np.mean(fit.residual**2) / 3)
+    spread = np.linalg.norm(centre - centre.mean(0))
+    return float(1 / fit.scale), float(each_axis / (fit.scale * spread))
 
 
 def _angle_between(a: FloatArray, b: FloatArray) -> FloatArray:

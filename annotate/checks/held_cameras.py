@@ -33,6 +33,8 @@ _FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1}
 """Priors while given intrinsics are in doubt: those of another image size are off by a tenth. No bending is asked."""
 _NOMINAL = 1.5
 """Median reprojection error, in standard deviations of a measurement, up to which cameras explain the tracks."""
+_MEDIAN_OF_SIGMA = 1.18
+"""Median length of a 2-D Gaussian error over its standard deviation along an axis."""
 _LENS_TRACKS = 1000
 """Tracks that a lens is asked of; more would only agree with them."""
 _MIN_OBSERVATIONS = 60
@@ -193,6 +195,7 @@ class LensCheck:
     Attributes:
         focal_log: log of the focal length that the images ask for over the given one, median over frames; focal_sigma:
             its standard deviation.
+        told_px: root mean square motion of a frame's picture by which it tells the focal length.
         order_log: largest deviation of a frame from that median, robustly: per-frame intrinsics out of order.
         aspect_log: log of fy / fx asked for over given.
         centre_share: offset of the principal point asked for, as a share of the diagonal.
@@ -203,6 +206,7 @@ class LensCheck:
 
     focal_log: float
     focal_sigma: float
+    told_px: float
     order_log: float
     aspect_log: float
     centre_share: float
@@ -239,16 +243,18 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
     alike = max(1.0, len(problem.frame) / problem.num_frames / _SAME_ERROR)
     sigma = float(found.covariance[:, 6, 6].clamp_min(0).sqrt().median()) * np.sqrt(alike)
     solved_px = float(residuals(evidence.problem, evidence.state, config)[0].median())
-    limit = problem.focal_scale_px
+    free_px, limit = question.median_px(found.state), problem.focal_scale_px
+    independent = _SAME_ERROR * problem.num_frames
     return LensCheck(
         focal_log=middle,
         focal_sigma=sigma,
+        told_px=free_px / _MEDIAN_OF_SIGMA / max(sigma * np.sqrt(independent), 1e-12),
         order_log=float(np.percentile(np.abs(off - middle), 90)),
         aspect_log=float(lens[2]),
         centre_share=float(np.hypot(lens[0], lens[1])) / problem.focal_scale_px,
         sigma_px=float(problem.sigma_px.median()),
         given_px=min(question.median_px(begin), limit),
-        free_px=min(question.median_px(found.state), limit),
+        free_px=min(free_px, limit),
         solved_px=solved_px,
     )
 

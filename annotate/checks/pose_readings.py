@@ -23,6 +23,7 @@ from ...dataset.cameras.rotations import (
 )
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ...dataset.reasons import ReasonCode
+from .given_poses import GivenPoseErrors
 
 _LAGS_S = (0.25, 1.0)
 _TRIMMED = 0.8
@@ -120,21 +121,29 @@ def find_fault(
 
 _FAR = 1.5
 """Paths whose lengths differ by this factor are in different units, whatever depth says."""
+_SIZE_LOG = 0.06
+"""What the size of a solved path may be off by itself where depth tells lengths."""
 
 
-def length_alone_is_wrong(by_paths: float, passed: Mapping[str, bool]) -> bool:
+def length_alone_is_wrong(by_paths: float, passed: Mapping[str, bool], *, errors: GivenPoseErrors) -> bool:
     """Whether poses that disagree do so by their length, no other reading having been found.
 
     Depth tells lengths that are a few per cent off. Under a path that is a hundred times too long or too short it
-    tells nothing, but the solved path does, where both turn and point alike.
+    tells nothing, but the solved path does, where both turn and point alike. Poses that err on their own make a path
+    longer, in its right unit: then the size of the path does not differ as its length does.
 
     Args:
         by_paths: solved over given length of the path.
         passed: by the names of the gates, those that do not apply missing.
+        errors: of the given poses.
     """
     alike = all(passed.get(gate, False) for gate in ("given_rotation", "given_turn", "given_direction"))
     far = bool(np.isfinite(by_paths)) and abs(np.log(by_paths)) > np.log(_FAR)
-    return not passed.get("given_scale", True) or (alike and far)
+    by_depth = not passed.get("given_scale", True)
+    length_log = np.log(errors.scale_ratio if by_depth else by_paths)
+    least = max(min(abs(length_log) / 2, _SIZE_LOG), 3 * errors.size_sigma)
+    of_noise = abs(np.log(errors.size_ratio)) < least
+    return (by_depth or (alike and far)) and not of_noise
 
 
 _UNITS = {

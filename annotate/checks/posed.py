@@ -41,6 +41,7 @@ from .given_poses import (
     path_distance,
     path_scale,
     pose_noise,
+    size_ratio,
     time_offset,
 )
 from .held_cameras import LensCheck, check_lens, held_scale, measure_held, place_points
@@ -128,6 +129,7 @@ def keep_and_judge(
         focal_log=0.0 if lens is None or lens_given else lens.focal_log,
         common_sigma_log=max(scale_sigma_log, solved.scale_doubt_log),
     )
+    size, size_sigma = size_ratio(reference, on_path)
     errors = GivenPoseErrors(
         noise_m=noise_m,
         noise_px=noise_px,
@@ -140,6 +142,8 @@ def keep_and_judge(
         scale_sigma=ratio_sigma,
         path_m=path_distance(reference, on_path),
         path_sigma_m=float(np.sqrt(np.mean(solved.stated_sigmas()[0] ** 2))),
+        size_ratio=size,
+        size_sigma=size_sigma,
     )
     measured = _with_sigma(
         measure_held(replace(kept, camera_to_world=solved.camera_to_world), path), solved, lens

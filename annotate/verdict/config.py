@@ -79,7 +79,8 @@ class GatesConfig(Strict):
     since a short path leaves 10 % open; intrinsics for another size are off by more."""
     given_lens_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.06
     """The same, of focal length, ratio of fy to fx and order of the frames, where poses are given too and the tracks
-    fit only with another lens. Recordings with true intrinsics: 0.01."""
+    fit only with another lens, and of focal length where they tell it; at least three standard errors are allowed.
+    Recordings with true intrinsics: 0.01; a drive straight ahead 0.04, one standard error."""
     max_given_centre: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Offset of the principal point that is asked for then, as a share of the diagonal. True: 0.004, and 0.02 where
     colour and depth camera differ."""

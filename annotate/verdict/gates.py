@@ -6,7 +6,7 @@ others catch what those cannot see: a static camera, a jump, tracks that died, d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +29,7 @@ from ..sfm.summary import sweep_minimum
 from ..tracks.records import ImageMeasurements
 from .config import GatesConfig
 from .motion import image_motion
+from .reasons import REASONS
 
 _MIN_SURVIVAL, _MIN_JOINING = 0.05, 20
 _MOST_DARK = 4
@@ -394,7 +395,7 @@ def judge_given(
         frame_s: time between two frames of the clip.
     """
     gap = bounded("given_gap", longest_gap_s, upper=config.max_given_gap_s, unit="s")
-    of_lens = _judge_lens(lens, cameras, config)
+    of_lens = _judge_lens(lens, cameras, errors, config)
     if not all(gate.passed for gate in of_lens):
         return (*of_lens, gap)
     gates = [
@@ -465,13 +466,16 @@ def _judge_errors(
 
 
 def _judge_lens(
-    lens: LensCheck | None, cameras: CameraSolution | None, config: GatesConfig
+    lens: LensCheck | None,
+    cameras: CameraSolution | None,
+    errors: GivenPoseErrors | None,
+    config: GatesConfig,
 ) -> tuple[Gate, ...]:
     """Gates of intrinsics that are given beside poses.
 
     The lens that the given poses ask for counts where it explains the tracks and the given lens does not: poses that
     err ask for a lens that errs, but then the tracks fit neither. Where the tracks fit the given cameras as they are,
-    the lens is confirmed. Elsewhere only depth is asked.
+    the lens is confirmed as far as they tell it. Elsewhere only depth is asked.
     """
     asked_log = float("nan") if cameras is None else cameras.focal_asked_log
     if lens is not None:
@@ -489,11 +493,30 @@ def _judge_lens(
             )
         if fits and 3 * lens.focal_sigma < config.given_focal_tolerance:
             # The tracks fit the given cameras, and would not fit with another lens: whatever depth asks for.
-            bound = -float(np.log1p(-config.given_focal_tolerance))
-            return (_near_one("given_focal", float(np.exp(lens.focal_log)), bound),)
+            return (_held_to_tracks(lens, errors, config),)
     if cameras is None or cameras.focal_model != "given" or not np.isfinite(asked_log):
         return ()
     return (_given_focal(cameras, config),)
+
+
+def _held_to_tracks(lens: LensCheck, errors: GivenPoseErrors | None, config: GatesConfig) -> Gate:
+    """The focal length that tracks ask for under given poses that they fit, as far as they tell it.
+
+    Turns that err on their own look like a shorter lens, by the square of what they err by over what they turn; poses
+    that err by more than the tracks tell no lens any better than depth does.
+    """
+    loose = -float(np.log1p(-config.given_focal_tolerance))
+    longer = shorter = loose
+    if errors is not None and errors.noise_px < lens.sigma_px:
+        known = max(float(np.log1p(config.given_lens_tolerance)), 3 * lens.focal_sigma)
+        longer = min(loose, known)
+        shorter = min(loose, known + float(np.log1p((errors.noise_px / lens.told_px) ** 2)))
+    return bounded(
+        "given_focal",
+        float(np.exp(lens.focal_log)),
+        lower=float(np.exp(-shorter)),
+        upper=float(np.exp(longer)),
+    )
 
 
 def _given_focal(cameras: CameraSolution, config: GatesConfig) -> Gate:
@@ -527,59 +550,6 @@ _SHALLOW_RAD = 0.02
 _OFFSET_GAIN = 1.5
 _MISFIT = 2.0
 """Median reprojection error, in standard deviations of a measurement, above which cameras do not fit the tracks."""
-
-
-REASONS: Mapping[str, ReasonCode] = {
-    "finite": "cameras_not_finite",
-    "fov_min": "fov_too_narrow",
-    "fov_max": "fov_too_wide",
-    "fisheye": "fisheye_lens",
-    "focal_axis_gap": "focal_axes_differ",
-    "scale_cov": "scale_inconsistent",
-    "rigid": "poses_not_rigid",
-    "jump": "pose_jump",
-    "lone_frame": "pose_jump",
-    "infilled": "too_many_infilled",
-    "inliers": "too_few_inliers",
-    "tracks_lost": "tracks_lost",
-    "joined": "tracks_lost",
-    "held": "moving_things",
-    "motion": "static_camera",
-    "parallax": "no_parallax",
-    "rest_error": "no_parallax",
-    "scale_sweep": "depth_and_path_disagree",
-    "scene_depth": "metres_implausible",
-    "speed": "metres_implausible",
-    "position_sigma": "position_uncertain",
-    "path_sigma": "position_uncertain",
-    "shifted_path": "picture_shifts",
-    "focal_sigma": "focal_uncertain",
-    "depth_scale": "depth_scale_wanders",
-    "depth_residual": "depth_residual_large",
-    "depth_reading": "depth_does_not_fit_images",
-    "depth_parallax": "depth_does_not_fit_images",
-    "depth_consistency": "depth_does_not_fit_images",
-    "depth_unit": "depth_unit_changes",
-    "given_focal": "given_intrinsics_disagree",
-    "given_rotation": "given_poses_disagree",
-    "given_turn": "given_poses_disagree",
-    "given_direction": "given_poses_disagree",
-    "given_scale": "given_poses_disagree",
-    "given_noise": "given_poses_disagree",
-    "given_noise_m": "given_poses_disagree",
-    "given_path": "given_poses_disagree",
-    "given_worst": "given_poses_disagree",
-    "given_reprojection": "given_poses_disagree",
-    "given_time_offset": "given_poses_disagree",
-    "given_aspect": "given_intrinsics_disagree",
-    "given_centre": "given_intrinsics_disagree",
-    "given_focal_order": "given_intrinsics_disagree",
-    "given_gap": "given_poses_sparse",
-    "bridge_spread": "given_scale_disagrees",
-    "bridge_network": "given_scale_disagrees",
-    "bridge_change": "given_scale_disagrees",
-}
-"""Rejection reason of each gate."""
 
 
 def failures(gates: Iterable[Gate]) -> list[tuple[Gate, ReasonCode, str]]:

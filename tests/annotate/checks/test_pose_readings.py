@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
+from theodolite.annotate.checks.given_poses import GivenPoseErrors, compare_poses, size_ratio
 from theodolite.annotate.checks.pose_readings import PoseFault, find_fault, length_alone_is_wrong, unit_fault
 from theodolite.annotate.rendered.cameras import RenderConfig, camera_path
 from theodolite.dataset.cameras.rotations import quaternion_wxyz_from_rotation, rotation_from_quaternion_wxyz
@@ -108,13 +110,35 @@ def test_a_wrong_unit_is_guessed_by_its_size() -> None:
     assert "taken for metres" not in unit_fault(0.8, 0.83)
 
 
+def errors(ratio: float = 1.0, size: float = 1.0, sigma: float = 0.001) -> GivenPoseErrors:
+    known = {"scale_ratio": ratio, "size_ratio": size, "size_sigma": sigma}
+    return GivenPoseErrors(**dict.fromkeys((f.name for f in fields(GivenPoseErrors)), np.nan) | known)
+
+
 def test_lengths_that_depth_is_blind_to_are_told_by_the_paths() -> None:
     """Under a path a hundred times too long depth finds nothing wrong with any length."""
     alike = {"given_rotation": True, "given_turn": True, "given_direction": True, "given_scale": True}
-    assert length_alone_is_wrong(0.00996, alike)
-    assert length_alone_is_wrong(100.0, {k: v for k, v in alike.items() if k != "given_scale"})
-    assert length_alone_is_wrong(1.0, alike | {"given_scale": False})
-    assert not length_alone_is_wrong(1.2, alike)
-    assert not length_alone_is_wrong(float("nan"), alike)
-    assert not length_alone_is_wrong(0.01, alike | {"given_direction": False})  # another path altogether
-    assert not length_alone_is_wrong(0.01, {"given_scale": True})  # nothing was compared
+    short, long = {"errors": errors(size=0.01)}, {"errors": errors(size=100.0)}
+    assert length_alone_is_wrong(0.00996, alike, **short)
+    assert length_alone_is_wrong(100.0, {k: v for k, v in alike.items() if k != "given_scale"}, **long)
+    assert length_alone_is_wrong(1.0, alike | {"given_scale": False}, errors=errors(0.83, 0.84))
+    assert not length_alone_is_wrong(1.2, alike, errors=errors(size=1.2))
+    assert not length_alone_is_wrong(float("nan"), alike, errors=errors())
+    another_path = alike | {"given_direction": False}
+    assert not length_alone_is_wrong(0.01, another_path, **short)
+    assert not length_alone_is_wrong(0.01, {"given_scale": True}, **short)  # nothing was compared
+
+
+@pytest.mark.parametrize("metres", [0.05, 0.12])
+@pytest.mark.parametrize("factor", [1.0, 1.25, 0.8])
+def test_noise_makes_a_path_longer_in_its_right_unit(factor: float, metres: float) -> None:
+    """Between two noisy poses it is further than between true ones; the whole path is no larger."""
+    given = TRUTH.copy()
+    given[:, :3, 3] += metres * np.random.default_rng(6).standard_normal((FRAMES, 3))
+    given[:, :3, 3] *= factor
+    check = compare_poses(SOLVED, given, np.full(FRAMES, 0.004))
+    assert check.scale * factor < 0.96
+    size, sigma = size_ratio(SOLVED, given)
+    assert abs(np.log(size * factor)) < 3 * sigma < 0.2
+    found = errors(check.scale, size, sigma)
+    assert length_alone_is_wrong(check.scale, {"given_scale": False}, errors=found) == (factor != 1.0)

@@ -114,6 +114,35 @@ def failed(
     return [REASONS[g.name] for g in gates if not g.passed]
 
 
+ERRORS = GivenPoseErrors(
+    noise_m=0.003,
+    noise_px=1.0,
+    worst_px=4.0,
+    worst_frame=7.0,
+    time_offset_s=0.004,
+    time_offset_sigma_s=0.003,
+    time_offset_gain=1.2,
+    scale_ratio=1.02,
+    scale_sigma=0.01,
+    path_m=0.005,
+    path_sigma_m=0.003,
+    size_ratio=1.02,
+    size_sigma=0.01,
+)
+LENS = LensCheck(
+    focal_log=0.02,
+    focal_sigma=0.01,
+    told_px=1.5,
+    order_log=0.01,
+    aspect_log=0.01,
+    centre_share=0.01,
+    sigma_px=0.6,
+    given_px=1.8,
+    free_px=0.4,
+    solved_px=0.4,
+)
+
+
 def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     """As long as what a clip with every gate needs to have."""
     quiet = DepthNoise(observation=0.01, frame=0.05, slow=0.0, wander=0.01)
@@ -135,36 +164,12 @@ def test_intact_clip_passes_and_every_gate_has_a_reason_and_a_number() -> None:
     zooming = replace(cameras, focal_model="smooth", centre_jitter_px=2.3, median_depth=1.5)
     more = judge(zooming, scale(), measurements(), **seen)
     gates += tuple(gate for gate in more if gate.name in ("path_sigma", "shifted_path"))
-    errors = GivenPoseErrors(
-        noise_m=0.003,
-        noise_px=1.0,
-        worst_px=4.0,
-        worst_frame=7.0,
-        time_offset_s=0.004,
-        time_offset_sigma_s=0.003,
-        time_offset_gain=1.2,
-        scale_ratio=1.02,
-        scale_sigma=0.01,
-        path_m=0.005,
-        path_sigma_m=0.003,
-    )
-    lens = LensCheck(
-        focal_log=0.02,
-        focal_sigma=0.01,
-        order_log=0.01,
-        aspect_log=0.01,
-        centre_share=0.01,
-        sigma_px=0.6,
-        given_px=1.8,
-        free_px=0.4,
-        solved_px=0.4,
-    )
     gates += judge_given(
         GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
         GatesConfig(),
         longest_gap_s=0.2,
-        errors=errors,
-        lens=lens,
+        errors=ERRORS,
+        lens=LENS,
         cameras=cameras,
         long_side_px=640,
     )
@@ -519,6 +524,39 @@ def test_a_given_focal_length_is_doubted_as_far_as_the_clip_can_tell(
         parallax_rad=parallax_rad,
     )
     assert ("given_intrinsics_disagree" not in failed(cameras)) == passed
+
+
+@pytest.mark.parametrize(
+    ("asked", "sigma", "noise_px", "passed"),
+    [
+        (0.965, 0.038, 0.4, True),  # a drive with true intrinsics, with them times 1.07, 0.85 and 1.2
+        (0.896, 0.038, 0.4, True),
+        (1.141, 0.037, 0.3, False),
+        (0.7975, 0.039, 0.4, False),
+        (0.834, 0.055, 0.9, True),  # turns that err by a twentieth of a degree look like a shorter lens
+        (1.199, 0.055, 0.9, False),  # and never like a longer one
+        (0.779, 0.081, 1.7, True),
+        (0.945, 0.002, 0.1, True),  # what a model of the lens leaves open, however sure the tracks are
+        (0.93, 0.002, 0.1, False),
+    ],
+)
+def test_the_focal_length_under_given_poses_is_held_to_what_the_tracks_tell(
+    asked: float, sigma: float, noise_px: float, passed: bool
+) -> None:
+    """Tracks of a drive fit with any lens within a fifth, and still tell one better than that."""
+    lens = replace(LENS, focal_log=float(np.log(asked)), focal_sigma=sigma, sigma_px=1.15, given_px=0.87)
+    gates = judge_given(
+        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
+        GatesConfig(),
+        longest_gap_s=0.2,
+        errors=replace(ERRORS, noise_px=noise_px),
+        lens=lens,
+        cameras=replace(solution(), focal_model="given"),
+        long_side_px=1226,
+    )
+    focal = next(gate for gate in gates if gate.name == "given_focal")
+    assert focal.passed == passed
+    assert REASONS[focal.name] == "given_intrinsics_disagree"
 
 
 def test_a_given_focal_length_is_doubted_strictly_only_where_the_gain_is_known():
