@@ -17,9 +17,10 @@ of the view has changed. Then
 Frames that show nothing (black, white) are looked across, so a fade through black is a step like others.
 
 A dissolve has no step. It is found where a frame is a weighted sum of the frames half a second before and after, each
-moved as the flow in between says, and those two share no features. Between shots that move that sum is not met, so it
-is also found by features alone: a frame shares some with one before and others with one behind, the views of those two
-lie over each other, and yet nothing leads from one to the other. In one shot, what both views hold is in all three.
+moved as the flow in between says, and those two share no features, nor do features lead from one to the other by
+stages (a turn may leave the view of a narrow picture within a second). Between shots that move that sum is not met, so
+it is also found by features alone: a frame shares some with one before and others with one behind, the views of those
+two lie over each other, and yet nothing leads from one to the other. In one shot, what both views hold is in all three.
 Finding features takes longer than all the rest together. So a run of frames is first judged by the flow that is known
 from frame to frame: what dense flow, begun there, finds again at its end is the same shot, and where that flow leads
 out of the picture nothing could be seen of both.
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -66,6 +68,9 @@ look mixed."""
 _THROUGH = 1
 """Features that may be followed from one to the other through three mixtures by chance: none in dissolves, from 3 on in
 shots whose ends have nothing in common."""
+_STAGES = 5
+"""From end to end of what looks mixed. In dissolves less than `_SAME_PLACE` features are handed on somewhere: at most 5
+over stages as long; in one shot, of which the ends share hardly any, 21 and more everywhere."""
 _BLEND_FEATURES, _BLEND_CHANCE = 15, 4
 """Features that a frame shares with either side of a dissolve, within what both sides see; up to 12 in fast shots of
 which none is followed through. Matches between the sides that may be chance."""
@@ -219,7 +224,7 @@ class CutDetector:
         for between in (looks[half - 2], looks[half], looks[half + 2]):
             into, out_of = match_looks(looks[0], between), match_looks(between, looks[-1])
             through += len(np.intersect1d(into.pairs[:, 1], out_of.pairs[:, 0]))
-        if through <= _THROUGH:
+        if through <= _THROUGH and not _handed_on(looks):
             self._mixed[self._seen - 1 - half] = 1e-3 + abs(float(weights[0] - weights[1]))
 
     def _judge_blends(self) -> None:
@@ -283,6 +288,17 @@ class CutDetector:
         inside = np.asarray(seen, np.uint8)
         correlation = _warped_correlation(a, moved, self._flow.between(a, moved), inside=inside)
         return correlation, float(inside.mean())
+
+
+def _handed_on(looks: list[Look]) -> bool:
+    """Whether features that move are followed through every stage from the first frame to the last, by each stage some
+    of those that the one before it left: one shot, however little its ends share. What stands still may lie on the
+    picture."""
+    numbers = [round(stage * (len(looks) - 1) / _STAGES) for stage in range(_STAGES + 1)]
+    stages = [match_looks(looks[i], looks[j], leave_still=True).pairs for i, j in pairwise(numbers)]
+    return all(
+        len(np.intersect1d(into[:, 1], onward[:, 0])) >= _SAME_PLACE for into, onward in pairwise(stages)
+    )
 
 
 def _blended(a: Look, middle: Look, b: Look) -> float | None:

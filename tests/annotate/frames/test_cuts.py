@@ -171,6 +171,19 @@ def test_fast_parts_of_a_walk_are_no_cuts(thorough: bool) -> None:
 
 @shared
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "corner", [(15, 150), pytest.param((0, 135), marks=pytest.mark.thorough)], ids=["middle", "top"]
+)
+def test_what_leaves_a_narrow_picture_within_a_second_is_no_dissolve(corner: tuple[int, int]) -> None:
+    """A weighted sum of the ends fits the middle by chance, and they share no features; from stage to stage tracks
+    lead from one to the other."""
+    top, left = corner
+    frames = recording(SHARED / "rgbd-office-a" / "rgb.mp4")[56:80]
+    assert cuts([x[top : top + 210, left : left + 240] for x in frames]) == []
+
+
+@shared
+@pytest.mark.slow
 def test_cuts_between_rooms_and_between_visits_of_one_room(thorough: bool) -> None:
     office, kitchen = (
         recording(SHARED / f"rgbd-{name}" / "rgb.mp4", most)
