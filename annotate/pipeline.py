@@ -29,7 +29,6 @@ from .frames.base import ClipFrames
 from .frames.open import open_clip
 from .frames.watchers import FrameWatcher, picture_watchers
 from .geometry.base import AnchorFrame, MetricDepth, SequenceGeometryResult
-from .geometry.cut_off import MeasuredDepth
 from .geometry.estimators import Estimators, Running
 from .geometry.given import SeenByImages
 from .given.cameras import GivenCameras, read_given_cameras, read_given_lens
@@ -197,10 +196,7 @@ class _Stages:
         """What the estimators say, and what a unit of it is worth."""
         out, lens = self.out, _known_lens(given)
         with out.stage("geometry"):
-            geometry = running.sequence.finish()
-            if geometry.has_depth:
-                geometry = replace(geometry, depth=MeasuredDepth(geometry.depth))
-            out.geometry = geometry
+            geometry = out.geometry = running.sequence.finish()
             anchors = running.metric_depth(geometry, None if lens is None else lens.focal_px)
         with out.stage("scale"):
             scale = out.scale = estimate_scale(
@@ -239,7 +235,6 @@ class _Stages:
             kind=out.clip.given.depth_kind,
             lens=_known_lens(given),
             pixel_aspect=frames.pixel_aspect,
-            range_ends=isinstance(found.geometry.depth, MeasuredDepth) and found.geometry.depth.ends,
         )
         with out.stage("depth_check"):
             check = look(found.depth)

@@ -57,7 +57,7 @@ _LOST_TRACK = 0.25
 _NUM_ENDS = 16
 """Maps whose largest values are compared."""
 _MOST_AT_END = 0.02
-"""Share of a map at its largest value above which its range is cut off there (as `cut_off`)."""
+"""Share of a map at its largest value above which its range is cut off there (as `depth_noise.cut_off`)."""
 _APART = 2
 """Frames by which maps of another rate must come to lie apart."""
 _NEAR, _MAX_SHIFT = 4, 64
@@ -157,7 +157,6 @@ def check_depth(
     kind: DepthKind = "z",
     lens: KnownLens | None = None,
     pixel_aspect: float = 1.0,
-    range_ends: bool = False,
 ) -> DepthCheck:
     """Compare the depth as it is with what it would be in other readings.
 
@@ -172,14 +171,12 @@ def check_depth(
         kind: what the source says its numbers are; used for words only.
         lens: known intrinsics; None: a focal length is found for each pair.
         pixel_aspect: width over height of a stored pixel.
-        range_ends: whether the maps were cut off above before those values were left out of them: they all end just
-            below then, whatever their unit.
     """
     pairs = choose_pairs(measured, tracks_config)
     if len(pairs) < LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(pairs))
     scene, px = _scene(measured, depth, pairs, lens, pixel_aspect)
-    found = _check(scene, kind, px, range_ends=range_ends)
+    found = _check(scene, kind, px)
     if found.view_look.likely:
         more = choose_pairs(measured, tracks_config, WANTED)
         view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_look.log)
@@ -191,7 +188,7 @@ def check_depth(
         return found
     # A lens of its own may suit another reading.
     rivals = [scene, *(_through_bent_lens(scene, reading) for reading in value_readings(kind)[1:])]
-    return _check(bent, kind, px, range_ends=range_ends, rivals=rivals)
+    return _check(bent, kind, px, rivals=rivals)
 
 
 def _through_bent_lens(scene: Scene, reading: Reading) -> Scene:
@@ -205,9 +202,7 @@ def _through_bent_lens(scene: Scene, reading: Reading) -> Scene:
     return scene.through(min([best, *best.near()], key=cost))
 
 
-def _check(
-    scene: Scene, kind: DepthKind, px: float, *, range_ends: bool, rivals: Sequence[Scene] = ()
-) -> DepthCheck:
+def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] = ()) -> DepthCheck:
     """`check_depth` of a scene; `px` are stored pixels of one of its own. Other readings compete in `rivals`, too: the
     same through other lenses."""
     depth, free = scene.depth, _free_misfit(scene)
@@ -226,7 +221,7 @@ def _check(
         misfit_px=float(np.nanmedian(fits.misfit_px[0])) * px,
         inconsistency_log=float(np.nanmedian(fits.inconsistency[0])),
         unit_step_log=float(np.nanmedian(np.abs(fits.gain[0]))),
-        same_end=not range_ends and _end_alike(depth),
+        same_end=_end_alike(depth),
     )
     if np.nanmedian(fits.relief[0]) < _FLAT_LOG:
         return replace(plain, unexplained=1.0)  # one number for all points, however it is read

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...dataset.arrays import BoolArray, FloatArray, IntArray
 from ..geometry.base import DepthMaps
+from ..sfm.depth_noise import cut_off
 from ..tracks.descriptors import match_features
 from ..tracks.records import ImageMeasurements, TracksConfig, indices_by_group
 from .readings import Place, Reading
@@ -146,6 +147,15 @@ def _without_edges(middle: FloatArray, spread: FloatArray) -> FloatArray:
     return np.where(spread <= max(0.04, 2.5 * float(median)), middle, np.nan)
 
 
+def _measured(z: FloatArray) -> FloatArray:
+    """A map without the values at which it is cut off: they are no measurements."""
+    low, high = cut_off(z)
+    if low == 0 and high == np.inf:
+        return z
+    with np.errstate(invalid="ignore"):
+        return np.where((z > low) & (z < high), z, np.nan)
+
+
 def sampled(depth: DepthMaps, pairs: Pairs, readings: Sequence[Reading]) -> tuple[FloatArray, FloatArray]:
     """Stored depth (R, P, n) of every reading at the points of the first and of the second frame of each pair.
 
@@ -163,6 +173,7 @@ def sampled(depth: DepthMaps, pairs: Pairs, readings: Sequence[Reading]) -> tupl
         z = depth.read(frame)
         if z is None:
             continue
+        z = _measured(z)
         asked = list(wanted[frame])
         places = []
         for side, p, place in asked:

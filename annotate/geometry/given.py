@@ -32,7 +32,6 @@ from ..given.pixels import shape_belongs_to, turn_of_given
 from ..sources.clip import ClipRef, ClipRejection, DepthKind, printable
 from .base import AnchorFrame, DepthMaps, KnownAnchors, KnownGeometry, SequenceGeometryResult
 from .config import GivenConfig
-from .cut_off import cut_off, measured_part
 
 MAX_MISSING = 0.5
 """Share of a clip's frames that may lack their depth file."""
@@ -362,8 +361,7 @@ class GivenAnchor:
         anchors = []
         for frame in np.unique(available[np.abs(available[None] - wanted[:, None]).argmin(1)]).tolist():
             stored = depth.orientation.show(read_depth_file(depth.path(frame), clip_id=clip.clip_id))
-            z = depth._to_z(stored, frame)
-            anchors.append(AnchorFrame(frame=frame, depth_m=measured_part(z, *cut_off(z))))
+            anchors.append(AnchorFrame(frame=frame, depth_m=depth._to_z(stored, frame)))
         return anchors
 
 

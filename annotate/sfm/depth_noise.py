@@ -57,7 +57,8 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
 
     The map covers the stored image at any resolution. A pixel is trusted if the valid depths in its 3x3
     neighbourhood (at least 5) differ by less than 8 % in all: tracks cling to corners, corners to depth edges. Of a
-    map whose pixels are noisier than that, a median over a window stands for its middle.
+    map whose pixels are noisier than that, a median over a window stands for its middle. A value at which a map is
+    cut off is no measurement.
     """
     out = np.full(len(tracks.frame), np.nan)
     for frame, indices in enumerate(indices_by_group(tracks.frame, tracks.num_frames)):
@@ -68,7 +69,10 @@ def sample_depth(tracks: Tracks, depth: DepthMaps) -> FloatArray:
             continue
         xy = tracks.xy_px[indices] / (tracks.width, tracks.height)
         noise = map_noise(z)
-        out[indices] = _look_up(z, xy) if not noise > _QUIET_MAP else _look_up_noisy(z, xy, noise)
+        found = _look_up(z, xy) if not noise > _QUIET_MAP else _look_up_noisy(z, xy, noise)
+        low, high = cut_off(z)
+        with np.errstate(invalid="ignore"):
+            out[indices] = np.where((found > low) & (found < high), found, np.nan)
     return out
 
 
@@ -83,6 +87,28 @@ def map_noise(z: FloatArray) -> float:
     bend = log[:, 1:-1] - 0.5 * (log[:, :-2] + log[:, 2:])
     bend = bend[np.isfinite(bend)]
     return float(MAD_TO_SIGMA * np.median(np.abs(bend)) / 1.5**0.5) if len(bend) >= 50 else float("nan")
+
+
+def cut_off(z: FloatArray) -> tuple[float, float]:
+    """Values at or beyond which a map (h, w) is cut off below and above: 0 and infinity where it is not.
+
+    A range that ends shows as many pixels of exactly the extreme value (2 % at least), and many more than there are
+    of the next values inwards; a wall that fills the end of the range is followed by its own neighbours.
+    """
+    step = max(1, int((z.size / 20_000) ** 0.5))
+    some = z[::step, ::step]
+    some = np.sort(some[np.isfinite(some) & (some > 0)])
+    if len(some) < 100 or some[0] == some[-1]:
+        return 0.0, np.inf
+    value, count = np.unique(some, return_counts=True)
+    least = max(0.02 * len(some), 1)
+
+    def spike(first: int, next_ones: NDArray) -> bool:
+        return first > least and first > 5 * next_ones.max(initial=0)
+
+    low = float(value[0]) if spike(count[0], count[1:6]) else 0.0
+    high = float(value[-1]) if spike(count[-1], count[-6:-1]) else np.inf
+    return low, high
 
 
 def _patches(z: FloatArray, xy: FloatArray, radius: int) -> tuple[NDArray, ...]:

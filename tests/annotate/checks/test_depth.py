@@ -21,7 +21,6 @@ from theodolite.annotate.checks.readings import TURNS, order_readings, rate_read
 from theodolite.annotate.config import AnnotateConfig
 from theodolite.annotate.frames.base import ClipFrames
 from theodolite.annotate.geometry.base import KnownGeometry, SequenceGeometryResult, SequenceStream
-from theodolite.annotate.geometry.cut_off import MeasuredDepth
 from theodolite.annotate.geometry.estimators import Estimators
 from theodolite.annotate.pipeline import annotate_clip, with_view_doubt
 from theodolite.annotate.rendered.cameras import RenderConfig
@@ -59,10 +58,8 @@ class Recording:
     def check(
         self, depth: F32, *, kind: DepthKind = "z", lens: KnownLens | None = None, missing: range = range(0)
     ) -> DepthCheck:
-        maps = MeasuredDepth(Maps(depth, missing))
-        return check_depth(
-            self.measured, maps, tracks_config=TRACKS, kind=kind, lens=lens, range_ends=maps.ends
-        )
+        maps = Maps(depth, missing)
+        return check_depth(self.measured, maps, tracks_config=TRACKS, kind=kind, lens=lens)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.depth_noise import (
     DepthNoise,
     count_patches,
+    cut_off,
     first_noise,
     map_noise,
     measured_noise,
@@ -80,6 +81,20 @@ def test_noisy_maps_are_read_and_their_edges_are_not(noise: float, share: float,
     edge = (np.abs(from_box) < 1) & (xy[:, 1] < 60)
     assert edge.sum() > 5
     assert np.isfinite(found[edge]).sum() <= 1  # a corner of it
+
+
+def test_a_range_that_ends_is_told_from_a_wall() -> None:
+    z = slanted(0.003)
+    assert cut_off(z) == (0.0, np.inf)
+    assert cut_off(np.clip(z, 1.3, 3.0)) == (1.3, 3.0)
+    # Stored in steps: a wall fills the last ones, none of them alone.
+    wall = np.round(np.where(z > 3, 3.0 + 0.01 * np.random.default_rng(0).standard_normal(z.shape), z), 3)
+    assert cut_off(wall) == (0.0, np.inf)
+    xy = np.stack([np.full(50, 20.0), np.linspace(10, 110, 50)], 1)
+    found = sample_depth(tracks_at(xy), Maps([np.clip(z, 1.3, 3.0)] * 2))[::2]
+    true = slanted(0.0)[xy[:, 1].astype(int), 20]
+    assert np.isnan(found[(true > 3.05) | (true < 1.25)]).all()
+    assert np.isfinite(found[(true < 2.9) & (true > 1.4)]).all()
 
 
 @pytest.mark.parametrize(("frame", "pixel"), [(0.0, 0.02), (0.05, 0.01), (0.2, 0.05)])
