@@ -28,7 +28,15 @@ from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
 from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
 from .summary import summarise
-from .triangulation import back_project, forget, keep_shared, known_points, triangulate, without_moving
+from .triangulation import (
+    back_project,
+    forget,
+    keep_shared,
+    known_points,
+    of_frames,
+    triangulate,
+    without_moving,
+)
 
 _REACH = 8
 """Frames on either side of one that are asked whether they agree: what moves has left its place by then."""
@@ -182,8 +190,9 @@ def _resected(
     state = replace(state, points=points)
     moving = keys.moving(problem, state, known.numpy())
     used, used_state = keep_shared(problem, forget(state, moving), np.ones(frames, bool))
+    # Points stay: what the keyframes see of them does not move the frames between.
     moved, _ = resect(
-        used,
+        of_frames(used, ~known),
         used_state,
         keys.given.config,
         free_frames=~known,
@@ -191,6 +200,7 @@ def _resected(
         focal_sigma=0.05 if keys.log_focal is None else KNOWN_LENS_SIGMA,
         gain_sigma=None if state.log_gain is None else keys.gain_sigma,
         iterations=15,
+        tolerance=TOLERANCE,
     )
     state = replace(moved, points=state.points)
     from_depth = back_project(problem, state)

@@ -64,10 +64,10 @@ def triangulate(problem: Problem, state: State, wanted: Tensor) -> Tensor:
     return solved
 
 
-def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_], wanted: Tensor) -> Tensor:
-    """`triangulate` from the observations of placed frames only."""
-    keep = torch.as_tensor(placed)[problem.frame]
-    sub = replace(
+def of_frames(problem: Problem, chosen: Tensor) -> Problem:
+    """The problem with observations of the chosen (F,) frames alone; frames and points keep their numbers."""
+    keep = chosen[problem.frame]
+    return replace(
         problem,
         frame=problem.frame[keep],
         point=problem.point[keep],
@@ -76,7 +76,11 @@ def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_],
         log_depth=problem.log_depth[keep],
         sigma_log_depth=problem.sigma_log_depth[keep],
     )
-    return triangulate(sub, state, wanted)
+
+
+def triangulate_known(problem: Problem, state: State, placed: NDArray[np.bool_], wanted: Tensor) -> Tensor:
+    """`triangulate` from the observations of placed frames only."""
+    return triangulate(of_frames(problem, torch.as_tensor(placed)), state, wanted)
 
 
 def track_errors(problem: Problem, state: State, placed: NDArray[np.bool_]) -> NDArray[np.float64]:

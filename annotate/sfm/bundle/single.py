@@ -33,13 +33,16 @@ def resect(
     focal_sigma: float,
     gain_sigma: float | None = None,
     iterations: int = 12,
+    tolerance: float = 0.0,
 ) -> tuple[State, Tensor]:
     """Pose and focal of single frames against fixed points, all frames at once.
 
     Args:
-        free_frames: (F,) bool, which frames move.
+        free_frames: (F,) bool, which frames move; observations of the others say nothing here.
         focal_guess: (F,) log focal that each frame is drawn to with `focal_sigma`.
         gain_sigma: how far the log gain of a frame's depth may lie from that of `state`; None: not at all.
+        iterations: steps at most.
+        tolerance: it stops when a step lowers the cost of every frame, by less than this fraction.
     Returns:
         New state, and the number of inliers (robust weight above 0.3) per frame (F,).
     """
@@ -55,7 +58,8 @@ def resect(
         state = replace(state, log_gain=None)
     resection = _Resection(problem, state, config, free_frames, drawn)
     for _ in range(iterations):
-        resection.step()
+        if resection.step() < tolerance:
+            break
     state = resection.state
     r_uv, _, behind, _ = whitened_residuals(problem, state)
     _, weight = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
@@ -99,8 +103,9 @@ class _Resection:
         ]
         return sum_by(self.problem.frame, rho + rho_d, self.problem.num_frames) + sum(terms)
 
-    def step(self) -> None:
-        """One step of every frame, kept where it lowers the frame's cost."""
+    def step(self) -> float:
+        """One step of every frame, kept where it lowers the frame's cost; the largest fraction by which a free frame's
+        cost fell, infinite while there is one that did not fall: more damping may help it."""
         state, lens_free = self.state, torch.zeros(LENS_DOF, dtype=torch.bool)
         linear, _ = linearise(self.problem, state, self.config.robust_scale, lens_free)
         products = self.frames.products(linear.jc, linear.r[:, :, None])
@@ -125,8 +130,10 @@ class _Resection:
             log_focal=torch.where(better, trial.log_focal, state.log_focal),
             log_gain=gain,
         )
+        fell = torch.where(better, 1 - cost / self.cost, torch.inf)[self.free_frames & (self.cost > 0)]
         self.cost = torch.where(better, cost, self.cost)
         self.damping = torch.where(better, self.damping / 4, self.damping * 4).clamp(1e-9, 1e6)
+        return float(fell.max()) if len(fell) else 0.0
 
 
 def intersect(problem: Problem, state: State, config: BundleConfig, *, iterations: int = 8) -> State:

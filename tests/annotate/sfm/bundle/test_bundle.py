@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from theodolite.annotate.sfm.at_rest import rest_error_ratio
-from theodolite.annotate.sfm.bundle import normal, sparse
+from theodolite.annotate.sfm.bundle import normal, single, sparse
 from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, State, project
 from theodolite.annotate.sfm.bundle.single import resect
 from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle
 from theodolite.annotate.sfm.config import BundleConfig
+from theodolite.annotate.sfm.triangulation import of_frames
 from theodolite.dataset.cameras.rotations import so3_exp
 
 CONFIG = BundleConfig(principal_point_sigma=0.0, radial_sigma=0.0, robust_scale=50.0, focal_prior_sigma=10.0)
@@ -290,7 +291,9 @@ def test_covariance_is_that_of_many_noisy_runs() -> None:
     assert float(ratio.max()) < 1.4
 
 
-def test_resect_places_single_frames_with_their_own_focal() -> None:
+def some_frames_free() -> tuple[Problem, State, State, torch.Tensor]:
+    """A scene, its truth, a start with true points in which all but the outer frames are disturbed, and which those
+    are."""
     problem, truth = scene(frames=9, points=60, zoom=1.5)
     free = torch.tensor([f not in (0, 8) for f in range(9)])
     start = disturbed(truth)
@@ -302,6 +305,11 @@ def test_resect_places_single_frames_with_their_own_focal() -> None:
             getattr(truth, name),
         )
         start = replace(start, **{name: value})
+    return problem, truth, start, free
+
+
+def test_resect_places_single_frames_with_their_own_focal() -> None:
+    problem, truth, start, free = some_frames_free()
     found, inliers = resect(
         problem,
         start,
@@ -314,6 +322,39 @@ def test_resect_places_single_frames_with_their_own_focal() -> None:
     assert torch.allclose(found.log_focal, truth.log_focal, atol=1e-4)
     assert torch.allclose(found.translation, truth.translation, atol=1e-4)
     assert int(inliers.min()) == 60
+
+
+def test_resect_asks_the_observations_of_free_frames_and_stops_where_nothing_improves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, _, start, free = some_frames_free()
+    noise = torch.randn(problem.uv_px.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = replace(problem, uv_px=problem.uv_px + noise)
+    seen: list[int] = []
+    step = single._Resection.step
+
+    def counted(self: single._Resection) -> float:
+        seen.append(len(self.problem.frame))
+        return step(self)
+
+    monkeypatch.setattr(single._Resection, "step", counted)
+    found = {}
+    for name, of, tolerance in (("all", problem, 0.0), ("short", of_frames(problem, free), 1e-6)):
+        seen.clear()
+        found[name], _ = resect(
+            of,
+            start,
+            CONFIG,
+            free_frames=free,
+            focal_guess=start.log_focal.clone(),
+            focal_sigma=10.0,
+            iterations=30,
+            tolerance=tolerance,
+        )
+    assert set(seen) == {7 * 60}
+    assert 2 < len(seen) < 12
+    for name in ("rotation", "translation", "log_focal"):
+        assert torch.allclose(getattr(found["short"], name), getattr(found["all"], name), atol=1e-5)
 
 
 @pytest.mark.usefixtures("every_solver")
