@@ -19,14 +19,15 @@ from ...dataset.cameras.rotations import orthonormalise, so3_log
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from ..given.cameras import GivenCameras
 from ..sfm.bundle.lens import LENS_DOF
-from ..sfm.bundle.priors import FocalPrior, focal_prior
+from ..sfm.bundle.optimum import Optimum
+from ..sfm.bundle.priors import focal_prior
 from ..sfm.bundle.problem import Problem, State, project
 from ..sfm.bundle.solve import Effort, Question, solve_bundle
 from ..sfm.config import BundleConfig
 from ..sfm.keyframes import SolverInput
 from ..sfm.observations import build_problem, thin_observations
 from ..sfm.records import GIVEN, CameraSolution, in_stored_pixels, with_lens
-from ..sfm.shared_errors import OF_SENSORS, SharedErrors, shared_errors
+from ..sfm.shared_errors import OF_SENSORS, shared_errors
 from ..sfm.solve import solve_cameras
 from ..sfm.summary import summarise
 from ..sfm.triangulation import triangulate
@@ -260,34 +261,23 @@ def solve_from_poses(inputs: SolverInput, given: GivenCameras) -> CameraSolution
         state = solve_bundle(
             gauged, state, prior, coarse, effort=Effort(max_iterations=15, tolerance=0.001)
         ).state
-        solution = solve_bundle(
-            gauged, state, prior, square.config, effort=Effort(tolerance=0.0005), want_covariance=True
-        )
+        solution = solve_bundle(gauged, state, prior, square.config, effort=Effort(tolerance=0.0005))
+        question = Question(problem=gauged, state=solution.state, prior=prior, config=square.config)
+        optimum = Optimum.of(question, solution)
     except FloatingPointError as error:
         raise ClipRejection("no_reconstruction", f"no bundle from the given cameras: {error}") from error
+    solution = replace(solution, covariance=optimum.covariance())
     found = summarise(gauged, solution, "given", {"given": solution.data_cost}, square.config, num_loops=0)
     assert found.evidence is not None
     found = replace(
         found,
         depth_log_residual=float("nan"),
         scale_sweep=np.zeros((0, 2)),
-        shared=_shared_errors(gauged, solution.state, prior, square.config),
+        # What tracks have wrong in common bends a path without depth many times more than what single ones err by.
+        shared=shared_errors(optimum, OF_SENSORS),
         evidence=replace(found.evidence, problem=problem),
     )
     return with_lens(in_stored_pixels(found, aspect), inputs.held_lens)
-
-
-def _shared_errors(
-    problem: Problem, state: State, prior: FocalPrior, config: BundleConfig
-) -> SharedErrors | None:
-    """What tracks have wrong in common does this to the cameras: without depth a path bends by it many times more than
-    by what single measurements err. None where the equations do not say."""
-    effort = Effort(band_frames=max(config.covariance_band_frames, config.band_frames))
-    question = Question(problem=problem, state=state, prior=prior, config=config, effort=effort)
-    try:
-        return shared_errors(question.task(), OF_SENSORS)
-    except FloatingPointError:
-        return None
 
 
 def _tracks_and_focal(square: SolverInput) -> tuple[Problem, Tensor]:

@@ -83,14 +83,13 @@ def choose_focal_model(
         candidates.fit("piecewise", breaks, 1.0 + 2.0 * len(breaks))
     model = candidates.best()
     log.debug("focal models, %.1f alike: %s -> %s", candidates.alike, candidates.costs, model)
-    # Once more from its own optimum, whose covariance nobody needed before.
+    # Once more from its own optimum: it ends where single outliers alone change sides.
     best = solve_bundle(
         problem,
         candidates.solutions[model].state,
         candidates.priors[model],
         config,
         effort=Effort(tolerance=TOLERANCE),
-        want_covariance=True,
         gain=gain,
     )
     free = smooth.state.log_focal

@@ -42,7 +42,7 @@ def leant_on_rays(
         cameras: what the solution states.
         gain: as for `solve_bundle`.
     Returns:
-        The same solution and prior where the images are sure, or where both contradict each other.
+        Without covariance; the same solution and prior where the images are sure, or where both contradict each other.
     """
     expected = prior.expected
     of_views = common_focal_error(cameras, None)
@@ -70,6 +70,5 @@ def leant_on_rays(
         config,
         effort=Effort(tolerance=TOLERANCE),
         gain=gain,
-        want_covariance=True,
     )
     return found, leaning

@@ -13,11 +13,13 @@ from torch import Tensor
 from ...dataset.arrays import FloatArray, IntArray
 from ...dataset.cameras.transforms import interpolate_poses, se3_inverse
 from .at_rest import CLEAR_PARALLAX_RAD, rest_error_ratio
-from .bundle.priors import FocalPrior, focal_prior
+from .bundle.optimum import Optimum
+from .bundle.priors import FocalPrior, GainPrior, focal_prior
 from .bundle.problem import Problem, Solution, State
 from .bundle.single import resect
 from .bundle.solve import Effort, Question, solve_bundle
 from .centre_jitter import centre_jitter_px
+from .config import BundleConfig
 from .depth_noise import TRACK_DRIFT, DepthNoise, count_patches
 from .focal_model import choose_focal_model, common_focal_error
 from .keyframes import KeyframeProblem
@@ -26,7 +28,7 @@ from .moving import Shares, shares_by_frame
 from .moving_masks import moving_masks
 from .observations import count_depth
 from .records import KNOWN_LENS_SIGMA, TOLERANCE, CameraSolution
-from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, SharedErrors, shared_errors
+from .shared_errors import OF_NETWORKS, OF_SENSORS, KnownErrors, shared_errors
 from .summary import summarise
 from .triangulation import (
     back_project,
@@ -90,23 +92,27 @@ def register_all_frames(
     still = forget(without_moving(problem, state, everywhere), moves)
     used, used_state = keep_shared(problem, still, everywhere)
     used = count_patches(count_depth(used, keys.depths_per_frame), noise)
-    solution, prior, costs, wiggle = _bundle_all(used, used_state, keys)
+    gain = None if noise is None else noise.gain_prior(frames)
+    solution, prior, costs, wiggle = _bundle_all(used, used_state, keys, gain)
+    solution, optimum = _with_optimum(used, solution, prior, config, gain)
     cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     # What measurements of a view share is asked before rays, which are not of the view, take their part.
     alike, by_images = common_focal_error(cameras, keys.expected), solution.state.log_focal
     if noise is None and keys.log_focal is None:
-        solution, prior = leant_on_rays(used, solution, prior, cameras, config)
-        cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
+        leant, prior = leant_on_rays(used, solution, prior, cameras, config)
+        if leant is not solution:
+            solution, optimum = _with_optimum(used, leant, prior, config, gain)
+            cameras = summarise(used, solution, prior.model, costs, config, num_loops=num_loops)
     known = known_points(problem, still, everywhere)
     shares = shares_by_frame(problem, state, solution.state, known, reach=_REACH)
     rest = float("nan")
     if cameras.parallax_rad < CLEAR_PARALLAX_RAD:
         rest = rest_error_ratio(used, solution.state, _free_focal(keys), config)
     log_gain = solution.state.log_gain
-    shared = _shared_errors(used, solution.state, prior, keys)
+    shared = shared_errors(optimum, _known_errors(noise))
     of_views, beside = 0.0, 0.0
     if keys.log_focal is None:
-        by_cause = 0.0 if shared is None else float(np.median(shared.log_focal)) ** 0.5
+        by_cause = float(np.median(shared.log_focal)) ** 0.5
         of_views = max(by_cause, alike)
         beside = (of_views**2 - by_cause**2) ** 0.5
     return replace(
@@ -145,23 +151,13 @@ def _known_errors(noise: DepthNoise | None) -> KnownErrors:
     return replace(OF_SENSORS, slow_log=min(noise.wander, TRACK_DRIFT))
 
 
-def _shared_errors(
-    problem: Problem, state: State, prior: FocalPrior, keys: KeyframeProblem
-) -> SharedErrors | None:
-    """What measurements have wrong in common does this to the cameras; None where the equations do not say."""
-    noise, config = keys.noise, keys.given.config
-    question = Question(
-        problem=problem,
-        state=state,
-        prior=prior,
-        config=config,
-        effort=Effort(band_frames=max(config.covariance_band_frames, config.band_frames)),
-        gain=None if noise is None else noise.gain_prior(problem.num_frames),
-    )
-    try:
-        return shared_errors(question.task(), _known_errors(noise))
-    except FloatingPointError:
-        return None
+def _with_optimum(
+    problem: Problem, solution: Solution, prior: FocalPrior, config: BundleConfig, gain: GainPrior | None
+) -> tuple[Solution, Optimum]:
+    """The solution with the covariance of its cameras, and the equations that this and more is read from."""
+    question = Question(problem=problem, state=solution.state, prior=prior, config=config, gain=gain)
+    optimum = Optimum.of(question, solution)
+    return replace(solution, covariance=optimum.covariance()), optimum
 
 
 def _resected(
@@ -213,16 +209,12 @@ def _resected(
 
 
 def _bundle_all(
-    problem: Problem, state: State, keys: KeyframeProblem
+    problem: Problem, state: State, keys: KeyframeProblem, gain: GainPrior | None
 ) -> tuple[Solution, FocalPrior, dict[str, float], float]:
     """As `choose_focal_model`, from a start; a held lens is the only model."""
-    frames, config = problem.num_frames, keys.given.config
-    gain = None if keys.noise is None else keys.noise.gain_prior(frames)
-    prior = _free_focal(keys)
+    config, prior = keys.given.config, _free_focal(keys)
     if keys.log_focal is not None:
-        solution = solve_bundle(
-            problem, state, prior, config, effort=Effort(tolerance=TOLERANCE), want_covariance=True, gain=gain
-        )
+        solution = solve_bundle(problem, state, prior, config, effort=Effort(tolerance=TOLERANCE), gain=gain)
         return solution, prior, {"given": solution.data_cost}, 0.0
     smooth = replace(prior, expected=keys.expected)
     solution = solve_bundle(problem, state, smooth, config, effort=Effort(tolerance=TOLERANCE), gain=gain)

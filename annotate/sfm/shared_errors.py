@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray
 from .bundle.normal import Linear, Normal, linearise
+from .bundle.optimum import Optimum
 from .bundle.pace import Task
 from .bundle.problem import FOCAL_COLUMN, Problem, cauchy, whitened_residuals
 from .bundle.solve import soaked_up
@@ -85,17 +86,15 @@ class SharedErrors:
     causes: dict[str, tuple[float, float, float]]
 
 
-def shared_errors(task: Task, known: KnownErrors) -> SharedErrors:
+def shared_errors(optimum: Optimum, known: KnownErrors) -> SharedErrors:
     """Covariances at a bundle's optimum.
 
     Args:
-        task: problem, optimum and priors; the width of its band is that of the covariance.
         known: sizes of errors that leave no residual.
-    Raises:
-        FloatingPointError: nothing makes the equations positive definite.
     """
     # The derivatives are made once more: the equations are not factorised beside them.
-    normal, linear = factorised(task), _linear(task)
+    task, normal = optimum.task, optimum.normal
+    linear = _linear(task)
     hidden, drawn = _Hidden(task, known), _Draws(task, linear)
     number = hidden.number
     of_frames, of_lens = drawn.expected(normal)

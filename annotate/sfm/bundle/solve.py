@@ -177,7 +177,7 @@ def _solution(question: Question, task: Task, found: Found, solver: Solver) -> S
             covariance = solver.covariance(replace(task, state=found.state, band_frames=wide))
         except FloatingPointError as error:
             return error
-        covariance = covariance * max(_residual_variance(problem, found.state), 1e-6)
+        covariance = covariance * residual_variance(problem, found.state)
     return Solution(
         state=found.state,
         cost=found.cost,
@@ -191,11 +191,12 @@ def _solution(question: Question, task: Task, found: Found, solver: Solver) -> S
     )
 
 
-def _residual_variance(problem: Problem, state: State) -> float:
-    """Robust variance of a whitened residual."""
+def residual_variance(problem: Problem, state: State) -> float:
+    """Robust variance of a whitened residual, 1e-6 at least."""
     r_uv = whitened_residuals(problem, state)[0]
     # Median of a squared 2-D Gaussian norm is 1.386 times its variance per axis.
-    return float((r_uv * r_uv).sum(1).median()) / 1.386 * soaked_up(problem, state.camera_dof)
+    found = float((r_uv * r_uv).sum(1).median()) / 1.386 * soaked_up(problem, state.camera_dof)
+    return max(found, 1e-6)
 
 
 def soaked_up(problem: Problem, camera_dof: int) -> float:

@@ -12,10 +12,11 @@ from scipy.optimize import least_squares
 from theodolite.annotate.sfm.at_rest import rest_error_ratio
 from theodolite.annotate.sfm.bundle import normal, single, sparse
 from theodolite.annotate.sfm.bundle.lens import LENS_DOF
+from theodolite.annotate.sfm.bundle.optimum import Optimum
 from theodolite.annotate.sfm.bundle.priors import focal_prior
-from theodolite.annotate.sfm.bundle.problem import Problem, State, project
+from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State, project
 from theodolite.annotate.sfm.bundle.single import resect
-from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle
+from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle, solve_bundles
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.triangulation import of_frames
 from theodolite.dataset.cameras.rotations import so3_exp
@@ -355,6 +356,23 @@ def test_resect_asks_the_observations_of_free_frames_and_stops_where_nothing_imp
     assert 2 < len(seen) < 12
     for name in ("rotation", "translation", "log_focal"):
         assert torch.allclose(getattr(found["short"], name), getattr(found["all"], name), atol=1e-5)
+
+
+def test_equations_at_an_optimum_give_the_covariance_of_its_solution() -> None:
+    problem, truth = scene(frames=40, points=80, noise_px=0.5, span=20)
+    question = Question(
+        problem=problem,
+        state=truth,
+        prior=focal_prior("smooth", 40, CONFIG),
+        config=CONFIG.model_copy(update={"covariance_band_frames": 12, "band_frames": 8}),
+        want_covariance=True,
+    )
+    solution = solve_bundles([question])[0]
+    assert isinstance(solution, Solution)
+    assert solution.covariance is not None
+    optimum = Optimum.of(question, solution)
+    assert optimum.task.band_frames == 12
+    assert torch.equal(optimum.covariance(), solution.covariance)
 
 
 @pytest.mark.usefixtures("every_solver")

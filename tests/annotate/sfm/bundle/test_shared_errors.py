@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from theodolite.annotate.sfm.bundle.optimum import Optimum
 from theodolite.annotate.sfm.bundle.pace import Effort
 from theodolite.annotate.sfm.bundle.priors import focal_prior
 from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State
@@ -49,7 +50,9 @@ def solved(
     if not want_covariance:
         return solution, None
     question = Question(problem=problem, state=solution.state, prior=prior, config=CONFIG)
-    return solution, shared_errors(question.task(), KnownErrors(still_log=still_log, slow_log=0.0))
+    return solution, shared_errors(
+        Optimum.of(question, solution), KnownErrors(still_log=still_log, slow_log=0.0)
+    )
 
 
 def poses(state: State) -> np.ndarray:
