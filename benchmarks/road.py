@@ -29,7 +29,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,9 @@ from road_clips import (
 from road_codec import make_codec
 from road_commands import Commands, visible_gpus
 from road_sizes import FEW_TRACKS, RECIPES, SIZES, Size, recordings
+from road_students import students
 from road_table import CONTROLS, Scores, held_out_loss, means_of, table_of
-from road_times import COST, FOLLOWS, LAST_S, LEAST, PILOT_S, START_S, step_seconds
+from road_times import COST, FOLLOWS, LAST_S, LEAST, LOGGED, PILOT_S, START_S, STARTS, last_step, step_seconds
 
 STUDENTS = ("ode", "consistency", "forced-ode", "forced-consistency")
 
@@ -258,7 +259,7 @@ class Road:
             "optimiser.decay_from=0.5",
             "checkpoint.every=100000",
             "validation.every=100000",
-            "log.every=20" if s.batch > 1 else "log.every=1",
+            f"log.every={LOGGED.get(recipe, 20) if s.batch > 1 else 1}",
             f"steps={self.steps[name.split('-')[0]]}",
         ]
         if data == "other" and s.held_out == 1:  # too few to hold one out
@@ -303,7 +304,7 @@ class Road:
         self.train_missing(*jobs)
         self.sample("far-lora", "stage4", "stage4-four-steps")
         if whole:
-            self.students()
+            students(self)
         else:
             self.say("no time for the students")
 
@@ -331,7 +332,7 @@ class Road:
             return True
         step_s = step_seconds(self.out / "train" / "stage2" / "metrics.csv")
         assert step_s is not None
-        left = self.left() - LAST_S - START_S * len(phases)
+        left = self.left() - LAST_S - START_S * sum(STARTS.get(name, 1) for name in phases)
         wanted = step_s * sum(self.cost[name] * self.size.steps[name] for name in phases)
         factor = min(2.0, max(LEAST, left / wanted))
         for name in [n for n in self.steps if FOLLOWS.get(n, n) in phases]:
@@ -342,50 +343,6 @@ class Road:
             "asked for" + ("" if enough else ", too few")
         )
         return enough
-
-    def students(self) -> None:
-        """Both roads from the chunk-causal teacher to four steps."""
-        s, teacher, paths = self.size, self.weights("stage4"), self.out / "paths"
-        asked = (f"student.frames={(s.window - 1) // 8 + 1}", f"shift={s.shift}", "guidance=1")
-        words = [w for key in (*asked, f"steps={max(3, s.sampling_steps // 2)}") for w in ("--set", key)]
-        where = (*self.encoded("rooms"), "--out", paths, "--weights", teacher)
-        start = f"start.weights={teacher}"
-        steps = ("consistency_init.guidance=1", f"consistency_init.shift={s.shift}")
-
-        def along_paths() -> None:
-            self.command("trajectories", "trajectories", *where, *words, "--batch", 4 * s.batch)
-            self.train_missing(self.training("ode", "ode_init", start, f"ode_init.trajectories={paths}"))
-
-        def without() -> None:
-            self.train_missing(self.training("consistency", "consistency_init", start, *steps))
-
-        self.fit_time("ode", "forced")
-        self.each({"ode": along_paths, "consistency": without})
-        enough = self.fit_time("forced")
-        real = f"self_forcing.real={self.weights('stage3-both')}"
-        judged = (real, "self_forcing.guidance=1", f"self_forcing.fake_lr={s.student_lr / 2}")
-        roads = [road for road in ("ode", "consistency") if self.trained(road)]
-        self.sample(*roads)
-        if not enough:
-            self.say("no time for self-forcing")
-            return
-        self.train_missing(
-            *(
-                self.training(
-                    f"forced-{road}", "self_forcing", f"start.weights={self.weights(road)}", *judged
-                )
-                for road in roads
-            )
-        )
-        self.sample(*(f"forced-{road}" for road in roads if self.trained(f"forced-{road}")))
-
-    def each(self, work: dict[str, Callable[[], None]]) -> None:
-        """Some ways at once; one that fails does not end the others."""
-        with concurrent.futures.ThreadPoolExecutor(self.size.together) as pool:
-            found = {name: pool.submit(act) for name, act in work.items()}
-        for name, future in found.items():
-            if (error := future.exception()) is not None:
-                self.note(name, error)
 
     def trained(self, name: str) -> bool:
         return (self.out / "train" / name / "weights").is_dir()
@@ -558,6 +515,7 @@ class Road:
         """The table and the times as they are now: whatever ends the run, they are there."""
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         told = {"device": device, "steps": self.steps, "autoencoder_db": self.psnr_db}
+        told["trained"] = {f.name: last for f in (self.out / "train").glob("*") if (last := last_step(f))}
         told |= {name: round(seconds, 1) for name, seconds in list(self.commands.times)}
         table = "\n".join([table_of(dict(self.rows)), *self.failed]) + "\n"
         with self.writing:
