@@ -97,11 +97,14 @@ def cut_off(z: FloatArray) -> tuple[float, float]:
     """
     step = max(1, int((z.size / 20_000) ** 0.5))
     some = z[::step, ::step]
-    some = np.sort(some[np.isfinite(some) & (some > 0)])
-    if len(some) < 100 or some[0] == some[-1]:
+    some = some[np.isfinite(some) & (some > 0)]
+    if len(some) < 100:
+        return 0.0, np.inf
+    ends, least = (some.min(), some.max()), max(0.02 * len(some), 1)
+    # Hardly a map is cut off, and to count all of its values takes a hundred times as long as those at its ends.
+    if ends[0] == ends[1] or max(np.count_nonzero(some == end) for end in ends) <= least:
         return 0.0, np.inf
     value, count = np.unique(some, return_counts=True)
-    least = max(0.02 * len(some), 1)
 
     def spike(first: int, next_ones: NDArray) -> bool:
         return first > least and first > 5 * next_ones.max(initial=0)
