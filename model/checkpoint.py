@@ -23,6 +23,7 @@ from torch import Tensor
 from .config import UNSHAPED, WorldModelConfig
 from .context import Operators
 from .network import WorldModel
+from .seals import DIGESTS, check_digests, digests_of
 from .weight_files import OPTIONS, disk_errors, first_line, load_torch, opened_safetensors
 
 _DIFFUSERS = {"t_embedder.linear_1.": "t_embedder.mlp.0.", "t_embedder.linear_2.": "t_embedder.mlp.2."}
@@ -245,6 +246,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Layout]:
     with opened_safetensors(path) as file:
         stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
+    check_digests(path, stored, metadata)
     return _named(stored, Layout(file="safetensors", names=(), metadata=metadata), origin=str(path))
 
 
@@ -353,10 +355,17 @@ def save_world_model(model: WorldModel, path: Path | str, layout: Layout | None 
         if layout.file == "safetensors":
             from safetensors.torch import save_file
 
-            save_file(stored, partial, metadata=None if layout.metadata is None else dict(layout.metadata))
+            save_file(stored, partial, metadata=_sealing(stored, layout.metadata))
         else:
             torch.save(_with_weights(layout, stored), partial)
         partial.replace(path)
+
+
+def _sealing(stored: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Metadata of a file, of exports of ours with digests of what is in them now; a release stays as it was."""
+    if metadata is None or not any(key == DIGESTS or key.startswith("theodolite.") for key in metadata):
+        return None if metadata is None else dict(metadata)
+    return {**metadata, **digests_of(stored)}
 
 
 def _with_weights(layout: Layout, stored: dict[str, Tensor]) -> Any:

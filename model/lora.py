@@ -22,6 +22,7 @@ from .checkpoint import own_name
 from .network import WorldModel
 from .refiner import SOUND, Refiner
 from .released import import_peft
+from .seals import check_digests
 from .weight_files import opened_safetensors
 
 _PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.", "dit.")
@@ -144,6 +145,7 @@ def _read(
     with opened_safetensors(file) as opened:
         stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata() or {}
+    check_digests(file, stored, metadata)
     settings = _settings(file, metadata)
     modules = dict(module.named_modules())
     halves: dict[str, dict[str, Tensor]] = defaultdict(dict)

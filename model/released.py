@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .seals import check_digests
 from .weight_files import opened_safetensors
 
 _HINT = "pip install theodolite[generate]"
@@ -152,7 +153,9 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in safetensors_files(folder):
         with opened_safetensors(file) as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            check_digests(file, found, opened.metadata())
+        tensors |= found
     return tensors
 
 

@@ -28,7 +28,7 @@ import torch
 from ..dataset.store import write_atomically
 from .parallel import make_ranks
 from .recipe import TrainRecipe
-from .state import checkpoints
+from .state import checkpoints, is_sealed
 from .training import StepReport, Training
 
 log = logging.getLogger(__name__)
@@ -438,6 +438,10 @@ def _module(lightning: Any, training: Training, loop: Loop, *, resume: bool) -> 
             found = checkpoints(training.out / "checkpoints")
             if resume and found:
                 training.restore(found[-1])
+                if training.ranks.rank == 0 and not is_sealed(found[-1]):
+                    loop.say(
+                        f"{found[-1].name}: is unsealed, of an earlier version: its tensors alone were checked"
+                    )
             loop.begin()
 
         def configure_optimizers(self) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..dataset.inputs import read_json
 from ..dataset.store import TEMPORARY, sync_folder, write_atomically
+from .seals import GO_BACK, SEAL, check_metadata, check_progress, damaged_tensors, sealed
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ def save_checkpoint(
         temporary.mkdir()
 
     def finish() -> None:
-        write_atomically(temporary / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
+        content = json.dumps(sealed(progress, temporary), indent=1) + "\n"
+        write_atomically(temporary / "progress.json", content.encode())
         if target.exists():
             _remove(target)
         temporary.rename(target)
@@ -137,6 +139,7 @@ def save_checkpoint(
 
     try:
         _on_first_rank(begin)
+        torch.serialization.set_crc32_options(True)  # what `seals` looks at
         save(dict(tensors), checkpoint_id=temporary, no_dist=not dist.is_initialized())
         _on_first_rank(finish)
     except BaseException as error:
@@ -240,33 +243,42 @@ def read_progress(path: Path) -> dict[str, Any]:
     """What stands beside a checkpoint's tensors.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, by what it says or by its digest.
     """
     found = read_json(path / "progress.json")
     if not isinstance(step := found.get("step"), int):
         raise ValueError(
             f"{path / 'progress.json'}: its step is {step!r}; without that folder --resume goes on before"
         )
+    check_progress(path / "progress.json", found)
     return found
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a checkpoint's files bear digests beside those of its tensors; those of earlier versions do not."""
+    return SEAL in read_progress(path)
 
 
 def load_checkpoint(path: Path, parts: Sequence[StatePart]) -> None:
     """Put a checkpoint's tensors into a run's, of whatever number of ranks; a collective call.
 
     Raises:
-        ValueError: tensors are missing, of other shapes, or the files are damaged.
+        ValueError: tensors are missing, of other shapes, or the files are damaged: of a flipped bit it names file and
+            tensor.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = FileSystemReader(path)
+    check_metadata(path, read_progress(path))
     try:
-        stored = reader.read_metadata().state_dict_metadata
+        metadata = FileSystemReader(path).read_metadata()
     except Exception as error:
         raise ValueError(
             f"{path}: is no intact checkpoint ({type(error).__name__}: {str(error)[:200]})"
         ) from error
+    stored = metadata.state_dict_metadata
+    _check_tensors(path, metadata.storage_data)
     for part in parts:
         part.prepare(stored.keys())
     wanted = tensors_of(parts)
@@ -286,10 +298,21 @@ def load_checkpoint(path: Path, parts: Sequence[StatePart]) -> None:
     except (Exception, CheckpointException) as error:  # torch's own has no base but BaseException
         cause = _innermost(error)
         why = (str(cause).strip().splitlines() or [""])[0][:200]
+        raise ValueError(f"{path}: cannot be read ({type(cause).__name__}: {why}); {GO_BACK}") from error
+
+
+def _check_tensors(path: Path, places: Mapping[Any, Any]) -> None:
+    """Each rank looks at some of the files; all raise what one of them found."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    found: list[list[str]] = [damaged_tensors(path, places, part=rank, parts=world)]
+    if world > 1:
+        mine, found = found[0], [[] for _ in range(world)]
+        dist.all_gather_object(found, mine)
+    if lines := [line for part in found for line in part]:
+        more = f"; and {len(lines) - 4} more" if len(lines) > 4 else ""
         raise ValueError(
-            f"{path}: cannot be read ({type(cause).__name__}: {why}); without that folder --resume goes on from the "
-            "checkpoint before it"
-        ) from error
+            f"{'; '.join(lines[:4])}{more}: damaged, its bytes are not those that were written; {GO_BACK}"
+        )
 
 
 def _innermost(error: BaseException) -> BaseException:

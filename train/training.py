@@ -27,6 +27,7 @@ from ..model.context import Cameras, Operators
 from ..model.frame_parallel import FrameShare
 from ..model.network import WorldModel
 from ..model.samplers import ChunkSchedule, noise_latents, sample_bidirectional, sample_chunk_causal
+from ..model.seals import digests_of
 from ..model.weight_files import AUTOENCODER, OPTIONS, STAGE, START
 from .check import check_data
 from .cost import ClipShape, peak_flops, step_flops
@@ -586,7 +587,7 @@ class Training:
             "bias": "none",
         }
         write_atomically(target / "adapter_config.json", (json.dumps(config, indent=1) + "\n").encode())
-        told = {AUTOENCODER: self.data.encoding.autoencoder}
+        told = {AUTOENCODER: self.data.encoding.autoencoder, **digests_of(halves)}
         if self.start_digest is not None:
             told[START] = self.start_digest
         write_atomically(target / "adapter_model.safetensors", save_tensors(halves, metadata=told))

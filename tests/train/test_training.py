@@ -112,6 +112,7 @@ def test_checkpoints_are_whole_or_not_there(
     second = run_.save()
     assert list((tmp_path / "checkpoints").iterdir()) == [second]
     whole = json.loads((second / "progress.json").read_text())
+    del whole["seal"]  # as earlier versions wrote it: what is wrong is told without a digest, too
     for change, why in (
         ({"step": "two"}, "its step is 'two'"),
         ({"step": None}, "its step is None"),
@@ -124,7 +125,8 @@ def test_checkpoints_are_whole_or_not_there(
     (second / "progress.json").write_text(json.dumps(whole))
     (second / "__0_0.distcp").write_bytes(b"noise")
     with pytest.raises(
-        ValueError, match=r"cannot be read \(\w+: [^\n]*\); without that folder --resume goes on"
+        ValueError,
+        match=r"__0_0\.distcp: tensor \S+; .*damaged, [^\n]*; without that folder --resume goes on",
     ):
         training(recipe(), data, tmp_path).restore(second)
     other = training(recipe(), data, tmp_path)
