@@ -17,10 +17,14 @@ from numpy.typing import ArrayLike
 
 from ..arrays import F64
 from ..cameras.alignment import umeyama
-from ..cameras.rotations import orthonormalise, rotation_angle
+from ..cameras.rotations import orthonormalise, rotation_angle, so3_exp
 from ..cameras.transforms import relative_to_first, se3_inverse, transform
 
 AlignmentKind = Literal["none", "first", "se3", "sim3"]
+
+_LEAST_TURN = 0.02
+"""Root mean square change of orientation (radians, about its least axis) that tells a constant offset."""
+_OFFSET_STEPS = 20
 
 
 def _pair(estimated: ArrayLike, truth: ArrayLike) -> tuple[F64, F64]:
@@ -53,6 +57,57 @@ def align_trajectory(
         raise ValueError(f"alignment: expected none, first, se3 or sim3, found {alignment!r}")
     fit = umeyama(e[:, :3, 3], t[:, :3, 3], with_scale=alignment == "sim3")
     return fit.apply_to_poses(e), fit.scale
+
+
+def as_truth_camera(
+    estimated: ArrayLike, truth: ArrayLike, *, alignment: Literal["se3", "sim3"]
+) -> tuple[F64, F64]:
+    """Poses of the camera that the truth is of, where the estimate is of another one fixed beside it: with the constant
+    transform between the two left free, as hand-eye calibration finds it.
+
+    A path of a camera beside the true one is off by how far the two are apart wherever they turn. What is free takes
+    other errors along: look at how long the offset is, and compare methods with the same freedom.
+
+    Args:
+        estimated, truth: (F, 4, 4) camera-to-world.
+        alignment: of the two worlds, found together with the offset; `sim3` scales the estimate's centres.
+    Returns:
+        (F, 4, 4) in the estimate's world, in the unit of the truth: to be aligned by `se3`. And (4, 4), the true
+        camera in the axes of the estimated one: the shift that brings centres closest, by least squares, and the
+        mean turn between orientations.
+    Raises:
+        ValueError: as `align_trajectory`, and orientations that hardly differ, or do about one axis alone: they do not
+            determine the offset.
+    """
+    e, t = _pair(estimated, truth)
+    if alignment not in ("se3", "sim3"):
+        raise ValueError(f"alignment: expected se3 or sim3, found {alignment!r}")
+    fit = umeyama(e[:, :3, 3], t[:, :3, 3], with_scale=alignment == "sim3")
+    axes, spread = e[:, :3, :3], (e[:, :3, :3] - e[:, :3, :3].mean(0)).reshape(-1, 3)
+    if np.linalg.svd(spread, compute_uv=False)[-1] < _LEAST_TURN * len(e) ** 0.5:
+        raise ValueError(
+            "the camera turns too little to tell how far it is from the one that the truth is of"
+        )
+    turn, scale, origin, offset = fit.rotation, fit.scale, fit.translation, np.zeros(3)
+    for _ in range(_OFFSET_STEPS):
+        centre = e[:, :3, 3] @ turn.T
+        placed = scale * centre + (axes @ offset) @ turn.T
+        columns = [
+            np.cross(np.eye(3)[:, None], placed[None]).transpose(1, 2, 0),
+            np.broadcast_to(np.eye(3), (len(e), 3, 3)),
+            turn @ axes,
+            *([centre[:, :, None]] if alignment == "sim3" else []),
+        ]
+        design = np.concatenate(columns, axis=2).reshape(3 * len(e), -1)
+        step = np.linalg.lstsq(design, (t[:, :3, 3] - placed - origin).ravel(), rcond=None)[0]
+        turn = so3_exp(step[:3]) @ turn
+        origin, offset = origin + step[3:6], offset + step[6:9]
+        scale += float(step[9:].sum())
+    between = orthonormalise((np.swapaxes(turn @ axes, 1, 2) @ t[:, :3, :3]).mean(axis=0))
+    scaled = e.copy()
+    scaled[:, :3, 3] *= scale
+    found = transform(between, offset)
+    return scaled @ found, found
 
 
 def path_length(camera_to_world: ArrayLike) -> float:

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from theodolite.dataset.cameras import transforms as cam
-from theodolite.dataset.cameras.alignment import Alignment
+from theodolite.dataset.cameras.alignment import Alignment, umeyama
 from theodolite.dataset.cameras.rotations import so3_exp
 from theodolite.dataset.formats.trajectories import associate, read_kitti, read_tum
 from theodolite.dataset.metrics import trajectory as metrics
@@ -127,6 +128,49 @@ def test_perfect_metric_trajectory_needs_no_scale() -> None:
     error = metrics.trajectory_error(doubled, truth, alignment="sim3")
     assert abs(error.scale - 0.5) < 1e-12
     assert metrics.trajectory_error(doubled, truth, alignment="se3").ate_percent_of_path > 5
+
+
+@pytest.mark.parametrize(("alignment", "scale"), [("se3", 1.0), ("sim3", 1.7)])
+def test_a_camera_beside_the_true_one_is_brought_to_its_place(
+    alignment: Literal["se3", "sim3"], scale: float
+) -> None:
+    _, truth = _random_pair(3)
+    beside = cam.se3_exp(np.array([0.05, -0.03, 0.04, 0.1, -0.02, 0.05]))
+    world = cam.se3_exp(np.array([0.4, -0.8, 0.3, 2.0, -1.0, 0.5]))
+    estimated = world @ truth @ cam.se3_inverse(beside)
+    estimated[:, :3, 3] /= scale
+    assert metrics.trajectory_error(estimated, truth, alignment=alignment).ate_rmse_m > 0.02
+    moved, offset = metrics.as_truth_camera(estimated, truth, alignment=alignment)
+    np.testing.assert_allclose(offset, beside, atol=1e-9)
+    error = metrics.trajectory_error(moved, truth, alignment="se3")
+    assert error.ate_rmse_m < 1e-9
+    assert error.rotation_max_rad < 1e-6
+
+
+def test_errors_that_no_offset_makes_stay() -> None:
+    estimated, truth = _random_pair(4)
+    # scipy's least squares over the same ten numbers as an outside oracle.
+    moved, offset = metrics.as_truth_camera(estimated, truth, alignment="sim3")
+    found = metrics.trajectory_error(moved, truth, alignment="se3")
+
+    def left(x: np.ndarray) -> np.ndarray:
+        place = np.exp(x[9]) * estimated[:, :3, 3] + estimated[:, :3, :3] @ x[6:9]
+        return (place @ Rotation.from_rotvec(x[:3]).as_matrix().T + x[3:6] - truth[:, :3, 3]).ravel()
+
+    start = umeyama(estimated[:, :3, 3], truth[:, :3, 3], with_scale=True)
+    turn = Rotation.from_matrix(start.rotation).as_rotvec()
+    best = least_squares(left, np.r_[turn, start.translation, 0, 0, 0, np.log(start.scale)], xtol=1e-12)
+    np.testing.assert_allclose(offset[:3, 3], best.x[6:9], atol=1e-5)
+    assert found.ate_rmse_m == pytest.approx(np.sqrt(2 * best.cost / len(truth)), rel=1e-6)
+    assert 0 < found.ate_rmse_m < metrics.trajectory_error(estimated, truth, alignment="sim3").ate_rmse_m
+
+
+def test_an_offset_that_orientations_do_not_tell_is_refused() -> None:
+    _, truth = _random_pair(5)
+    about_one_axis = truth.copy()
+    about_one_axis[:, :3, :3] = so3_exp(np.linspace(0, 1, len(truth))[:, None] * np.array([0.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="turns too little"):
+        metrics.as_truth_camera(about_one_axis, truth, alignment="se3")
 
 
 def test_rotation_error_removes_only_the_world_rotation() -> None:
