@@ -30,17 +30,19 @@ from ..geometry.base import DepthMaps
 from ..sfm.records import KnownLens
 from ..sources.clip import DepthKind
 from ..tracks.records import ImageMeasurements, TracksConfig
-from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, choose_pairs
+from .depth_pairs import FEW_PAIRS, MAX_POINTS, Pairs, Wanted, choose_pairs
 from .depth_scene import BENT_LENSES, FOCAL, LEAST_PARALLAX_PX2, WORKING_PX, BentLens, Fits, Scene
 from .depth_view import UNSEEN, WANTED, ViewFound, ViewLook, look_at_view, measure_view
 from .leads import FITTED_PX, LEAST_PAIRS, SURE, Lead, lead_of
 from .readings import (
     CONSTANT,
     GIVEN,
+    SLOWER_RATES,
     TURNS,
     VIEWS,
     Reading,
     order_readings,
+    rate_reading,
     rate_readings,
     shifted_reading,
     value_readings,
@@ -60,6 +62,12 @@ _MOST_AT_END = 0.02
 """Share of a map at its largest value above which its range is cut off there (as `depth_noise.cut_off`)."""
 _APART = 2
 """Frames by which maps of another rate must come to lie apart."""
+_REPEATED, _NUM_REPEATS = 0.1, 24
+"""Share of maps that are the one before once more, to the bit, from which on it is asked whether maps are of another
+rate; and of how many it is counted. What a sensor measures anew differs."""
+_SURE_REPEATED = 2.5
+"""Standard errors that are certainty then: the files themselves show that they are fewer than the pictures. Whether
+they keep up with them (each map used until the next one is there) or fall behind, the images say."""
 _NEAR, _MAX_SHIFT = 4, 64
 """Frames by which depth may be late or early: always in question, and at most."""
 
@@ -176,7 +184,8 @@ def check_depth(
     if len(pairs) < LEAST_PAIRS:
         return replace(_NO_PAIRS, num_pairs=len(pairs))
     scene, px = _scene(measured, depth, pairs, lens, pixel_aspect)
-    found = _check(scene, kind, px)
+    early = _early_scenes(measured, depth, tracks_config, lens, pixel_aspect)
+    found = _check(scene, kind, px, early=early)
     if found.view_look.likely:
         more = choose_pairs(measured, tracks_config, WANTED)
         view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_look.log)
@@ -188,7 +197,7 @@ def check_depth(
         return found
     # A lens of its own may suit another reading.
     rivals = [scene, *(_through_bent_lens(scene, reading) for reading in value_readings(kind)[1:])]
-    return _check(bent, kind, px, rivals=rivals)
+    return _check(bent, kind, px, rivals=rivals, early=early)
 
 
 def _through_bent_lens(scene: Scene, reading: Reading) -> Scene:
@@ -202,9 +211,16 @@ def _through_bent_lens(scene: Scene, reading: Reading) -> Scene:
     return scene.through(min([best, *best.near()], key=cost))
 
 
-def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] = ()) -> DepthCheck:
+def _check(
+    scene: Scene,
+    kind: DepthKind,
+    px: float,
+    *,
+    rivals: Sequence[Scene] = (),
+    early: Sequence[tuple[Reading, Scene]] = (),
+) -> DepthCheck:
     """`check_depth` of a scene; `px` are stored pixels of one of its own. Other readings compete in `rivals`, too: the
-    same through other lenses."""
+    same through other lenses; and some in scenes of their own (`_early_scenes`)."""
     depth, free = scene.depth, _free_misfit(scene)
     rigid = np.flatnonzero(free < _RIGID_PX)
     if len(rigid) < LEAST_PAIRS:
@@ -228,7 +244,9 @@ def _check(scene: Scene, kind: DepthKind, px: float, *, rivals: Sequence[Scene] 
     plain = replace(plain, unexplained=_unexplained(fits, free, unseen=1.0))
     plain = replace(plain, view_look=look_at_view(scene, fits))
     left = _unexplained(fits, free, unseen=0.0)
-    judged = _Competition(scene, readings, fits, num_frames=len(depth), unexplained=left).held(plain)
+    own = _Competition(scene, readings, fits, num_frames=len(depth), unexplained=left)
+    own.look_at_repeats(early)
+    judged = own.held(plain)
     for rival in (one.some(rigid) for one in rivals):
         competition = _Competition(
             rival,
@@ -309,6 +327,14 @@ class _Competition:
         frames = np.concatenate([self.scene.pairs.first, self.scene.pairs.second])
         self._look_at([r for r in rate_readings() if _farthest(r, frames) >= _APART])
 
+    def look_at_repeats(self, early: Sequence[tuple[Reading, Scene]]) -> None:
+        """Rates of maps that repeat themselves, each on the pairs on which it says something."""
+        for reading, scene in early:
+            given, other = scene.fits([GIVEN, reading]).cost()
+            lead = replace(lead_of(given, other), sure=_SURE_REPEATED)
+            if lead.num_pairs > LEAST_PAIRS and lead.lost:
+                self.leads[reading] = lead
+
     def _look_at(self, readings: Sequence[Reading]) -> None:
         """Of maps that fall behind the images only the first pairs can be compared: few, and to be surer."""
         third = len(self.scene.pairs) / 3
@@ -373,6 +399,44 @@ class _Competition:
             better_log=-lead.mean,
             better_sigma_log=lead.sigma,
         )
+
+
+def _early_scenes(
+    measured: ImageMeasurements,
+    depth: DepthMaps,
+    tracks_config: TracksConfig,
+    lens: KnownLens | None,
+    pixel_aspect: float,
+) -> list[tuple[Reading, Scene]]:
+    """Rates that maps which repeat themselves may have, each with pairs of frames whose maps it has; none where maps
+    do not. The map that belongs to a late frame of maps that fall behind is not there, and pairs of a slow clip reach
+    over much of it: of those of the whole clip hardly one would be left.
+    """
+    if _repeated_share(depth) < _REPEATED:
+        return []
+    found = []
+    for rate in SLOWER_RATES:
+        reading, end = rate_reading(rate), int(np.floor((len(depth) - 1) / rate)) + 1
+        if _farthest(reading, np.arange(end)) < _APART:
+            continue
+        pairs = choose_pairs(measured, tracks_config, Wanted(end=end))
+        if len(pairs) > LEAST_PAIRS:
+            scene = _rigid(_scene(measured, depth, pairs, lens, pixel_aspect)[0])
+            found.append((reading, scene))
+    return found
+
+
+def _repeated_share(depth: DepthMaps) -> float:
+    """Share of maps that are the one before once more; 0 where too few say so. Which are looked at is drawn: at equal
+    distances they would all be first uses, or all second ones."""
+    told, same = 0, 0
+    first = np.random.default_rng(20261128).permutation(len(depth) - 1)[:_NUM_REPEATS]
+    for frame in np.sort(first).tolist():
+        a, b = depth.read(frame), depth.read(frame + 1)
+        if a is not None and b is not None and (np.isfinite(a) & (a > 0)).any():
+            told += 1
+            same += bool(np.array_equal(a, b, equal_nan=True))
+    return same / told if told >= _NUM_REPEATS // 3 else 0.0
 
 
 def _end_alike(depth: DepthMaps) -> bool:

@@ -53,12 +53,13 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """How many pairs are asked for, how many tracks a pair has to share unless it is of neighbours, and how many points
-    of it count at most."""
+    """How many pairs are asked for, how many tracks a pair has to share unless it is of neighbours, how many points of
+    it count at most, and before which frame both of its pictures lie (None: anywhere)."""
 
     pairs: int = _NUM_PAIRS
     shared: int = _MIN_SHARED
     points: int = MAX_POINTS
+    end: int | None = None
 
 
 def choose_pairs(
@@ -67,10 +68,10 @@ def choose_pairs(
     """Pairs spread over the clip, each as far apart as the tracks reach; else neighbouring keyframes that match."""
     wanted = wanted or Wanted()
     flow = measured.flow
-    frames = flow.num_frames
+    frames = flow.num_frames if wanted.end is None else min(flow.num_frames, wanted.end)
     size = np.array([flow.width, flow.height])
     farthest = _MAX_MOVE * float(np.hypot(flow.width, flow.height))
-    by_frame = indices_by_group(flow.frame, frames)
+    by_frame = indices_by_group(flow.frame, flow.num_frames)
     rng = np.random.default_rng(20260701)
     found: list[tuple[int, int, FloatArray, FloatArray]] = []
     for i in np.unique(np.linspace(0, max(0, frames - 2), wanted.pairs).round().astype(int)).tolist():
@@ -86,7 +87,7 @@ def choose_pairs(
             best = (i, j, a, b)
         if best is not None:
             found.append(best)
-    if len(found) < FEW_PAIRS:
+    if len(found) < FEW_PAIRS and wanted.end is None:
         for k, step in _neighbours(len(measured.features)):
             one, other = measured.features[k], measured.features[k + step]
             match = match_features(one, other, tracks_config, diagonal_px=farthest / _MAX_MOVE)

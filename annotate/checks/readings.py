@@ -104,17 +104,24 @@ def shifted_reading(k: int) -> Reading:
     return Reading(f"when taken {abs(k)} clip frame{plural} {late}", frame=lambda i: i + k)
 
 
+SLOWER_RATES = (2.0, 15 / 8, 5 / 4, 25 / 24)
+"""How many times as fast maps of usual rates would have to go by to keep up with the images."""
+
+
+@cache
+def rate_reading(rate: float) -> Reading:
+    """The map that belongs to an image lies `rate` times as far from the first one."""
+    return Reading(
+        f"when taken at {rate:.3g} times their rate",
+        frame=lambda i: np.round(np.asarray(i) * rate).astype(np.int64),
+    )
+
+
 @cache
 def rate_readings() -> tuple[Reading, ...]:
     """Maps of another rate than the images: of the usual ones, and of every second frame."""
 
-    def rate(r: float) -> Callable[[IntArray], IntArray]:
-        return lambda i: np.round(np.asarray(i) * r).astype(np.int64)
-
-    return tuple(
-        Reading(f"when taken at {r:.3g} times their rate", frame=rate(r))
-        for r in (1 / 2, 2.0, 4 / 5, 5 / 4, 8 / 15, 15 / 8, 24 / 25, 25 / 24)
-    )
+    return tuple(rate_reading(r) for r in (1 / 2, 4 / 5, 8 / 15, 24 / 25, *SLOWER_RATES))
 
 
 def order_readings(frames: int) -> tuple[Reading, ...]:

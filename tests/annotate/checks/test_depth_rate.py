@@ -37,3 +37,22 @@ def test_maps_of_another_rate_are_told_where_no_place_in_time_is_better(monkeypa
     asked = {reading.words for readings in tried for reading in readings}
     assert "when taken at 0.8 times their rate" in asked
     assert "when taken at 0.96 times their rate" not in asked
+
+
+@pytest.mark.slow
+def test_maps_that_repeat_themselves_are_asked_whether_they_fall_behind() -> None:
+    """In three seconds of a slow walk the maps of half the rate belong to pictures that pairs of the whole clip do not
+    reach: another rate was worse by no certain amount, and a path 3 % wrong was accepted."""
+    config = RenderConfig(width=320, height=180, num_frames=48, seed=24, speed=0.6, noise_sigma=1.0)
+    frames = list(render_clip(config))
+    measured = measure_images((f.rgb for f in frames), height=180, width=320, config=TRACKS)
+    recording = Recording(measured, np.stack([f.depth_m for f in frames]), float("nan"))
+    number = np.arange(48)
+    check = recording.check(recording.depth[number // 2])
+    assert check.better_reading == "when taken at 2 times their rate"
+    assert check.margin_log < -0.2
+    assert reasons(recording.check(recording.depth[4 * number // 5])) == ["depth_does_not_fit_images"]
+    # A sensor of half the rate whose maps are used until the next is there keeps up; and so does one that is late once.
+    late_once = np.where(number > 24, number - 1, number)
+    for kept in (number - number % 2, late_once):
+        assert not reasons(recording.check(recording.depth[kept]))
