@@ -105,6 +105,29 @@ def test_a_whole_walk_passes_every_gate_as_recipes_set_them() -> None:
     assert error.ate_rmse_m < 0.03
 
 
+@pytest.mark.slow(about_s=30)
+def test_true_poses_of_the_beginning_of_a_drive_are_not_late(tmp_path: Path) -> None:
+    """At an even pace the first half of what tracks alone find agrees better with true poses 0.8 s later; the second
+    half does not."""
+    folder, lens = SHARED / "kitti-straight", tmp_path / "k.txt"
+    np.savetxt(lens, np.loadtxt(folder / "calib.txt")[0].reshape(3, 4)[:, :3])
+    clip = ClipRef(
+        clip_id="drive",
+        source="recordings",
+        original_id="drive",
+        media_kind="video",
+        media_path=folder / "gray.mp4",
+        end_s=2.7,
+        given=GivenGeometry(
+            camera_to_world_path=folder / "poses_c2w.txt", intrinsics_path=lens, poses_metric=True
+        ),
+    )
+    config = AnnotateConfig.model_validate({"decode": {"fps": "native"}})
+    row = annotate_clip(clip, config, mode="given_pose", recipe_hash="0" * 16)
+    assert row.num_frames == 27
+    assert row.verdict == "accepted", row.reason_details
+
+
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_every_third_frame_of_a_walk_is_neither_cut_nor_lost(tmp_path: Path) -> None:
