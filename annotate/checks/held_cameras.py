@@ -33,7 +33,7 @@ _FREE_LENS = {"principal_point_sigma": 0.1, "aspect_sigma": 0.1}
 """Priors while given intrinsics are in doubt: those of another image size are off by a tenth. No bending is asked."""
 _NOMINAL = 1.5
 """Median reprojection error, in standard deviations of a measurement, up to which cameras explain the tracks."""
-_MEDIAN_OF_SIGMA = 1.18
+MEDIAN_OF_SIGMA = 1.18
 """Median length of a 2-D Gaussian error over its standard deviation along an axis."""
 _LENS_TRACKS = 1000
 """Tracks that a lens is asked of; more would only agree with them."""
@@ -248,7 +248,7 @@ def check_lens(evidence: Evidence, camera_to_world: FloatArray, cameras: CameraS
     return LensCheck(
         focal_log=middle,
         focal_sigma=sigma,
-        told_px=free_px / _MEDIAN_OF_SIGMA / max(sigma * np.sqrt(independent), 1e-12),
+        told_px=free_px / MEDIAN_OF_SIGMA / max(sigma * np.sqrt(independent), 1e-12),
         order_log=float(np.percentile(np.abs(off - middle), 90)),
         aspect_log=float(lens[2]),
         centre_share=float(np.hypot(lens[0], lens[1])) / problem.focal_scale_px,

@@ -526,39 +526,6 @@ def test_a_given_focal_length_is_doubted_as_far_as_the_clip_can_tell(
     assert ("given_intrinsics_disagree" not in failed(cameras)) == passed
 
 
-@pytest.mark.parametrize(
-    ("asked", "sigma", "noise_px", "passed"),
-    [
-        (0.965, 0.038, 0.4, True),  # a drive with true intrinsics, with them times 1.07, 0.85 and 1.2
-        (0.896, 0.038, 0.4, True),
-        (1.141, 0.037, 0.3, False),
-        (0.7975, 0.039, 0.4, False),
-        (0.834, 0.055, 0.9, True),  # turns that err by a twentieth of a degree look like a shorter lens
-        (1.199, 0.055, 0.9, False),  # and never like a longer one
-        (0.779, 0.081, 1.7, True),
-        (0.945, 0.002, 0.1, True),  # what a model of the lens leaves open, however sure the tracks are
-        (0.93, 0.002, 0.1, False),
-    ],
-)
-def test_the_focal_length_under_given_poses_is_held_to_what_the_tracks_tell(
-    asked: float, sigma: float, noise_px: float, passed: bool
-) -> None:
-    """Tracks of a drive fit with any lens within a fifth, and still tell one better than that."""
-    lens = replace(LENS, focal_log=float(np.log(asked)), focal_sigma=sigma, sigma_px=1.15, given_px=0.87)
-    gates = judge_given(
-        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
-        GatesConfig(),
-        longest_gap_s=0.2,
-        errors=replace(ERRORS, noise_px=noise_px),
-        lens=lens,
-        cameras=replace(solution(), focal_model="given"),
-        long_side_px=1226,
-    )
-    focal = next(gate for gate in gates if gate.name == "given_focal")
-    assert focal.passed == passed
-    assert REASONS[focal.name] == "given_intrinsics_disagree"
-
-
 def test_a_given_focal_length_is_doubted_strictly_only_where_the_gain_is_known():
     def bound(gain: float) -> float | None:
         cameras = replace(
