@@ -197,6 +197,7 @@ def _frame_columns(frames: ClipFrames) -> dict[str, Any]:
         "height": frames.height,
         "width": frames.width,
         "source_fps": frames.timing.source_fps,
+        "source_num_frames": frames.num_source_frames,
         "fps": frames.timing.fps,
         "frame_index": frames.timing.frame_index,
         "time_s": frames.timing.time_s,

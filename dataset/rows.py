@@ -83,6 +83,7 @@ class Row:
     height: int = 0
     width: int = 0
     source_fps: float | None = None
+    source_num_frames: int | None = None
     fps: float | None = None
     frame_index: NDArray[np.int32] = field(default_factory=lambda: _EMPTY.astype(np.int32))
     time_s: NDArray[np.float64] = field(default_factory=lambda: _EMPTY)

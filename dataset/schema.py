@@ -134,10 +134,7 @@ COLUMNS: tuple[Column, ...] = (
         "Glob of the names that are frames where a folder holds other images, too; null = all its images.",
     ),
     _number(
-        "window_start_s",
-        "s",
-        "Start of the window, counted from the first frame of the media; null = from there.",
-        (0.0, math.inf),
+        "window_start_s", "s", "Start of the window after the first frame; null = there.", (0.0, math.inf)
     ),
     _number(
         "window_end_s", "s", "End of the window, counted alike; null = to the media's end.", (0.0, math.inf)
@@ -165,6 +162,9 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("width", _I32, "px", "Width of the stored frames; 0 if unknown.", bounds=(0.0, 1e5)),
     _number("source_fps", "Hz", "Average frame rate of the source.", (0.01, 1e5)),
+    Column(
+        "source_num_frames", _I32, "1", "Frames that the whole source has; null = not counted.", nullable=True
+    ),
     _number("fps", "Hz", "Frame rate of the clip.", (0.01, 1e5)),
     Column(
         "frame_index",

@@ -73,13 +73,28 @@ def check_decoder(config: DecodeConfig) -> None:
         )
 
 
+def _has_rows(clip: ClipRef) -> bool:
+    """Whether files with a row for every frame of the source come with the clip."""
+    given = clip.given
+    files = (
+        given.camera_to_world_path,
+        given.intrinsics_path,
+        given.cameras_path,
+        clip.truth_camera_to_world_path,
+        clip.truth_intrinsics_path,
+    )
+    return any(path is not None for path in files)
+
+
 def open_video_clip(clip: ClipRef, config: DecodeConfig) -> DecodedFrames:
     check_decoder(config)
     path = Path(clip.media_path)
     source_fps = stated_rate(clip, config)
-    # A nominal rate re-times the frames, so the window's end says nothing about the file's own time stamps.
+    # A nominal rate re-times the frames, so the window's end says nothing about the file's own time stamps. Rows of
+    # cameras, one a source frame, belong to the frames that they are taken for only where there are as many of both.
+    whole = source_fps is not None or _has_rows(clip)
     with rejecting():
-        video = open_video(clip.clip_id, path, until_s=None if source_fps is not None else clip.end_s)
+        video = open_video(clip.clip_id, path, until_s=None if whole else clip.end_s)
     notes = list(video.notes)
     shown = video.timeline
     timeline = Timeline(ticks=shown.ticks, tick_s=shown.tick_s, complete=shown.complete)

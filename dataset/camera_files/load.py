@@ -137,6 +137,7 @@ def frames_of_row(row: Row) -> ClipCameras:
         time_s=row.time_s - _first_stamp_s(row),
         source_step=row.source_fps / row.fps if row.source_fps and row.fps else None,
         whole_source=row.window_start_s is None and row.window_end_s is None,
+        source_frames=row.source_num_frames,
         rejection=row.reasons,
     )
 

@@ -297,8 +297,17 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
         if count != wanted:
             raise ValueError(f"clip {clip_id}: {count} rows, but the clip has {wanted} frames")
         return _Pairs(np.arange(count), np.arange(count), "clip frame")
+    known = frames.source_frames
+    if known is not None and count != known and options.rows != "source":
+        raise ValueError(
+            f"clip {clip_id}: {count} rows without times, but the source of the clip has {known} frames (the clip has"
+            f" {wanted}): nothing says which of them the rows are for; give the file times (TUM), or a row for every"
+            " frame" + (", or --rows source if row i is source frame i" if count > last else "")
+        )
     spare = _spare_frames(frames)
-    fits = count > last and (spare is None or options.rows == "source" or count <= last + 1 + spare)
+    fits = count > last and (
+        known is not None or spare is None or options.rows == "source" or count <= last + 1 + spare
+    )
     if not fits:
         end = "" if spare is None or count <= last else f" of a source with at most {last + 1 + spare}"
         raise ValueError(
@@ -307,7 +316,8 @@ def _rows_on_frames(clip_id: str, rows: ClipCameras, frames: ClipCameras, option
             + (", or --rows source if row i is source frame i" if count > last else "")
         )
     how = "source frame"
-    if spare is None:  # a cut clip does not know where its source ends: rows of the source's end look alike
+    if spare is None and known is None:
+        # A cut clip does not know where its source ends: rows of the source's end look alike.
         how = (
             f"source frame ({count} rows assumed to begin with the source's first; of how many is not known)"
         )

@@ -32,6 +32,7 @@ class ClipCameras:
         frame_time_s: (N,) times of the source's frames, where the layout ships them beside poses at other times.
         source_step: source frames to one frame of the clip, where that is known.
         whole_source: the clip reaches from the first to the last frame of its source, as far as is known.
+        source_frames: how many frames that source shows, where it is known.
         returns: pairs of poses at which the camera sees the same again, where a benchmark names them.
         rejection: reasons for which a dataset's clip was rejected; empty: accepted, or no dataset.
         notes: what reading had to decide.
@@ -49,6 +50,7 @@ class ClipCameras:
     frame_time_s: FloatArray | None = None
     source_step: float | None = None
     whole_source: bool = False
+    source_frames: int | None = None
     returns: tuple[RevisitPair, ...] | None = None
     rejection: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

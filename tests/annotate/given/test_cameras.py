@@ -24,6 +24,7 @@ from theodolite.dataset.cameras.transforms import opencv_to_opengl, se3_inverse
 from theodolite.dataset.formats.base import CameraClip
 from theodolite.dataset.formats.colmap import write_colmap
 from theodolite.dataset.formats.shipped import read_shipped
+from theodolite.dataset.media.write import VideoWriter
 from theodolite.dataset.reading import open_dataset
 from theodolite.dataset.words import POSE_SOURCES
 from theodolite.recipes.loader import load_recipe
@@ -367,6 +368,33 @@ def test_dl3dv_stills_are_found_in_their_video(tmp_path: Path, shot: Shot) -> No
     assert inside is not None
     source = np.interp(inside.position, np.arange(len(shown)), shown.timing.frame_index)
     np.testing.assert_array_equal(source, [12, 14, 21, 26, 29, 36, 38])
+
+
+def test_rows_for_a_window_are_counted_against_the_whole_source(tmp_path: Path, shot: Shot) -> None:
+    """A window near the beginning of a long video ends the search for its frames; rows say nothing of their frames but
+    by their number."""
+    path = tmp_path / "video.mp4"
+    with VideoWriter(path, width=64, height=48, fps=16.0) as video:
+        for i in range(400):
+            video.write(np.full((48, 64, 3), i % 200, np.uint8))
+    poses = tmp_path / "poses.txt"
+    clip = replace(
+        clip_of(shot, camera_to_world_path=poses), media_path=path, media_kind="video", start_s=1.0, end_s=2.0
+    )
+    for count in (400, 399, 120):
+        np.savetxt(poses, np.tile(np.eye(4).ravel(), (count, 1)))
+        frames = open_clip(clip, DecodeConfig())
+        assert frames.num_source_frames == 400
+        if count == 400:
+            given = read_given_cameras(clip, frames)
+            assert given is not None
+            assert given.camera_to_world is not None
+            assert len(given.camera_to_world) == len(frames)
+            continue
+        with pytest.raises(ClipRejection, match=f"{count} poses in .* has 400 frames"):
+            read_given_cameras(clip, frames)
+    truth = replace(clip, given=GivenGeometry(), truth_camera_to_world_path=poses)
+    assert open_clip(truth, DecodeConfig()).num_source_frames == 400
 
 
 @pytest.mark.slow

@@ -255,6 +255,24 @@ def test_rows_without_times_must_be_as_many_as_the_frames(
         _only(tmp_path / "a.txt", tmp_path / "b.txt")
 
 
+def test_rows_of_a_window_must_be_as_many_as_the_frames_of_its_source(
+    make_row: Callable[..., Row], make_dataset: Callable, tmp_path: Path
+) -> None:
+    source = cam.se3_exp(np.random.default_rng(0).normal(size=(700, 6)))
+    row = make_row(0)
+    row = replace(row, window_end_s=2.1, source_num_frames=700)
+    row = replace(row, camera_to_world=source[row.frame_index])
+    dataset = make_dataset(tmp_path / "set", {"a": [row]})
+    path = tmp_path / "clip_0000.txt"
+    write_matrices(path, source)
+    assert _only(dataset, path).matched_by == "source frame"
+    write_matrices(path, source[200:])  # its end alone
+    with pytest.raises(ValueError, match="500 rows without times, but the source of the clip has 700 frames"):
+        _only(dataset, path)
+    write_matrices(path, source[:500])
+    assert _only(dataset, path, rows="source").ate_none_m == pytest.approx(0, abs=1e-6)
+
+
 def test_coverage_is_of_the_truth(tmp_path: Path) -> None:
     times = np.arange(90) / 16
     poses = _walk(times)
