@@ -265,7 +265,8 @@ class _Stages:
         with out.stage("start"):
             verified = self.place.solve(
                 verify_keyframes,
-                measured=measured,
+                # Tracks alone are asked; features are the most of what a solver process would be sent.
+                measured=replace(measured, features=[], nearest={}),
                 depth=found.depth,
                 start=StartCameras(camera_to_world=poses, focal_px=expected, focal_asked_log=asked),
                 config=self.config.bundle,
