@@ -27,7 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...networks.device import choose_device
+from ...networks.device import choose_device, waits_asleep
 from ..config import BundleConfig
 from .normal import Held
 from .pace import Effort, Found, Task
@@ -68,6 +68,8 @@ def solver_of(config: BundleConfig) -> Solver:
         return SparseSolver()
     from .batched.descent import BatchedSolver
 
+    # A worker says so when it begins; in a solver process of its own only this does.
+    waits_asleep()
     return BatchedSolver(
         choose_device("auto"), torch.float32 if config.derivatives == "float32" else torch.float64
     )

@@ -222,6 +222,16 @@ def test_bundles_are_solved_where_the_recipe_says(monkeypatch) -> None:
         assert (str(solver.device), solver.derivatives) == ("cuda:2", torch.float32)
 
 
+def test_who_waits_for_a_gpu_in_a_solver_process_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(solve, "choose_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(solve, "waits_asleep", lambda: asked.append(True))
+    solver_of(BundleConfig())
+    assert not asked
+    assert isinstance(solver_of(BundleConfig(device="auto")), BatchedSolver)
+    assert asked
+
+
 @pytest.mark.usefixtures("every_solver")
 def test_a_system_that_nothing_makes_definite_is_told() -> None:
     problem, truth = scene(frames=4, points=12)
