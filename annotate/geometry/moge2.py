@@ -263,12 +263,14 @@ class MoGe2Stream:
         frame = [f for k in kept for f in k.frame]
         to_px = float(np.hypot(self.height, self.width)) / 2
         own, _ = solve_samples(samples, used, plane)
-        pooled, _ = solve_samples(samples, used, plane, pooled=True)
         # Square pixels are the network's assumption: of unequal focal lengths it gets the geometric mean.
         known = np.full(len(frame), np.nan)
         if focal_px is not None:
             known = np.sqrt(np.prod(np.asarray(focal_px, np.float64)[frame], axis=1)) / to_px
-        focal = torch.where(torch.as_tensor(np.isfinite(known)), torch.as_tensor(known), pooled.double())
+        focal = torch.as_tensor(known)
+        if not np.isfinite(known).all():
+            pooled, _ = solve_samples(samples, used, plane, pooled=True)
+            focal = torch.where(focal.isfinite(), focal, pooled.double())
         _, shift = solve_samples(samples, used, plane, focal=focal)
         enough = used.sum(1) >= 16
         out = []
