@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..sources.clip import ClipRejection
 from .bundle.lens import NEAR_PINHOLE, Lens, LensModel
 from .bundle.problem import Problem, Solution, State
+from .config import BundleConfig
 from .focal_model import LEAST_LIKENESS, likeness
-from .keyframes import KeyframeProblem
+from .keyframes import SETTLED, KeyframeProblem
 from .triangulation import back_project
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ def choose_lens(keys: KeyframeProblem, near: KeyframeFit | None) -> KeyframeFit 
     config = keys.given.config
     if config.lens_model != "auto" or keys.given.held_lens is not None or config.radial_sigma == 0:
         return None
+    if near is not None:
+        if not _strained(near, config):
+            return None
+        near = _settled(keys, near)
     observations = len(keys.problem.frame)
     best = near
     for fit in _others(keys, near):
@@ -131,6 +136,22 @@ def _others(keys: KeyframeProblem, near: KeyframeFit | None) -> Iterator[Keyfram
     fisheye = _fisheye(keys) if near is None or float(near.solution.state.lens[3]) < 0 else None
     if fisheye is not None:
         yield fisheye
+
+
+def _strained(near: KeyframeFit, config: BundleConfig) -> bool:
+    return _is_off_centre(near, config.principal_point_sigma) or _in_doubt(near, config.radial_sigma)
+
+
+def _settled(keys: KeyframeProblem, near: KeyframeFit) -> KeyframeFit:
+    """At its optimum, where costs can be compared."""
+    if keys.rough == SETTLED:
+        return near
+    try:
+        state, problem, solution = keys.bundle(near.state, near.placed, 20)
+    except (ClipRejection, FloatingPointError) as failure:
+        log.debug("near pinhole: %s", failure)
+        return near
+    return KeyframeFit(state=state, placed=near.placed, problem=problem, solution=solution)
 
 
 def _is_off_centre(near: KeyframeFit, sigma: float) -> bool:

@@ -91,7 +91,7 @@ def _near_pinhole(keys: KeyframeProblem) -> tuple[KeyframeFit, AskedFocal]:
     # 4. Does the lens agree?
     asked = keys.ask_focal()
     # 5. Bundle of the keyframes
-    state, problem, solution = keys.bundle(state, placed, 20)
+    state, problem, solution = keys.bundle(state, placed, 20, tolerance=keys.rough)
     return KeyframeFit(state=state, placed=placed, problem=problem, solution=solution), asked
 
 
@@ -116,7 +116,7 @@ def _close_loops(keys: KeyframeProblem, state: State, placed: NDArray[np.bool_])
         return state, 0
     keys.rebuild()
     state = replace(state, points=back_project(keys.problem, state))
-    state, solved, solution = keys.bundle(state, placed, 15)
+    state, solved, solution = keys.bundle(state, placed, 15, tolerance=keys.rough)
     if keys.noise is not None:
         keys.judge_depth(solved, solution)
     return state, loops

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from theodolite.annotate.sfm import lens_model
 from theodolite.annotate.sfm.bundle.lens import NEAR_PINHOLE, Lens, LensModel, bending, straightened
+from theodolite.annotate.sfm.bundle.problem import Solution
 from theodolite.annotate.sfm.config import BundleConfig
-from theodolite.annotate.sfm.keyframes import KeyframeProblem, SolverInput
+from theodolite.annotate.sfm.keyframes import SETTLED, KeyframeProblem, SolverInput
 from theodolite.annotate.sfm.lens_model import KeyframeFit, choose_lens
 from theodolite.annotate.sfm.records import CameraSolution
 from theodolite.annotate.sfm.solve import solve_cameras
@@ -279,6 +280,7 @@ def test_another_lens_must_be_worth_it_and_a_fisheye_one_of_its_kind(
         given=SimpleNamespace(config=BundleConfig(), held_lens=None),
         problem=SimpleNamespace(frame=np.zeros(5000)),
         lens="one that was tried",
+        rough=SETTLED,
         take_lens=lambda lens: taken.append(lens.model),
     )
     found = choose_lens(cast(KeyframeProblem, keys), cast(KeyframeFit, near))
@@ -317,6 +319,7 @@ def test_a_principal_point_off_the_centre_is_asked_for_and_must_be_worth_it(
         given=SimpleNamespace(config=BundleConfig(), held_lens=None),
         problem=SimpleNamespace(frame=np.zeros(5000)),
         lens=NEAR_PINHOLE,
+        rough=SETTLED,
         take_lens=lambda lens: taken.append(lens.off_centre),
     )
     near = Fit("near_pinhole", 2000.0, (0.01, 0.0), offset, prior_cost)
@@ -324,6 +327,34 @@ def test_a_principal_point_off_the_centre_is_asked_for_and_must_be_worth_it(
     assert (found is not None) == chosen
     assert asked == [True] * tried
     assert taken == [chosen] * tried  # where nothing was tried, nothing is made anew
+
+
+@pytest.mark.parametrize(("k1", "settled"), [(0.01, False), (-0.3, True)])
+def test_a_lens_is_compared_with_others_at_its_optimum_and_only_then_brought_there(
+    k1: float, settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, state = scene(2)
+    monkeypatch.setattr(
+        lens_model, "_others", lambda keys, near: iter([Fit("radial", near.solution.cost - 90)])
+    )
+    monkeypatch.setattr(lens_model, "_worth", lambda fit: (5.0, 100.0))
+    solved = SimpleNamespace(cost=1000.0, state=SimpleNamespace(lens=torch.tensor([0.0, 0, 0, k1, 0])))
+    asked = []
+
+    def bundle(*given: object) -> tuple[object, object, object]:
+        asked.append(given)
+        return state, problem, SimpleNamespace(**vars(solved) | {"cost": 900.0})
+
+    keys = SimpleNamespace(
+        given=SimpleNamespace(config=BundleConfig(), held_lens=None),
+        problem=problem,
+        lens=NEAR_PINHOLE,
+        rough=10 * SETTLED,
+        bundle=bundle,
+    )
+    near = KeyframeFit(state=state, placed=np.ones(2, bool), problem=problem, solution=cast(Solution, solved))
+    assert choose_lens(cast(KeyframeProblem, keys), near) is None
+    assert len(asked) == settled
 
 
 @pytest.mark.parametrize(
@@ -351,6 +382,7 @@ def test_where_the_bundle_of_another_lens_fails_the_cameras_that_are_there_stay(
         given=SimpleNamespace(config=BundleConfig(), held_lens=None),
         problem=problem,
         lens="one that was tried",
+        rough=SETTLED,
         take_lens=lambda lens: taken.append(lens.model),
     )
     monkeypatch.setattr(lens_model, "_bundled", fail)
