@@ -14,6 +14,7 @@ import numpy as np
 from ...dataset.arrays import F64, U8
 from ...dataset.words import TimeStamps
 from .base import ClipTiming
+from .grey import grey_of
 
 _WIDTH_PX = 160
 """Frames are reduced to this width: noise of codecs averages out."""
@@ -42,8 +43,7 @@ class IntegrityMeter:
         """Take clip frame `frame`, (height, width, 3) uint8 RGB."""
         height, width = rgb.shape[:2]
         size = min(_WIDTH_PX, width), max(1, round(height * min(_WIDTH_PX, width) / width))
-        whole = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-        grey = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
+        grey = np.asarray(cv2.resize(grey_of(rgb), size, interpolation=cv2.INTER_AREA), np.uint8)
         if self._before is not None:
             self._change.append(float(cv2.norm(grey, self._before, cv2.NORM_L1)) / grey.size)
         self._before = grey

@@ -18,6 +18,7 @@ from ...dataset.arrays import U8
 from ...dataset.strict import Strict
 from ..sources.clip import GRID_FPS
 from .dense_flow import DenseFlow
+from .grey import grey_of
 
 _TAPS = np.array([3571, 16004, 26386, 16004, 3571], np.float64) / 65536
 """libvmaf's blur (integer_motion.c), which is a Gaussian of about 1.08 pixels."""
@@ -63,8 +64,7 @@ class VmafMotion:
 
 def luma_of(rgb: U8) -> U8:
     """(H, W) luma in video range of (H, W, 3) RGB."""
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    return cv2.convertScaleAbs(grey, alpha=_STUDIO_RANGE, beta=16).astype(np.uint8, copy=False)
+    return cv2.convertScaleAbs(grey_of(rgb), alpha=_STUDIO_RANGE, beta=16).astype(np.uint8, copy=False)
 
 
 class FlowLength:
@@ -79,15 +79,15 @@ class FlowLength:
     def add(self, rgb: U8) -> None:
         """Take the next frame, (H, W, 3)."""
         height, width = rgb.shape[:2]
-        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        grey = grey_of(rgb)
         if width > self.width_px:
             size = self.width_px, max(1, round(height * self.width_px / width))
-            grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+            grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
         if self._before is not None:
-            flow = self._flow.between(self._before, np.asarray(grey, np.uint8))
+            flow = self._flow.between(self._before, grey)
             scale = self.width_px / grey.shape[1]
             self.lengths_px.append(float(np.linalg.norm(flow, axis=2).mean()) * scale)
-        self._before = np.asarray(grey, np.uint8)
+        self._before = grey
 
 
 class QualityMeter:

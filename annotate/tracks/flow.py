@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...dataset.arrays import BoolArray, FloatArray, IntArray
 from ..frames.dense_flow import DenseFlow
+from ..frames.grey import grey_of
 from .records import TracksConfig, spread_out
 
 _LK_WINDOW = (19, 19)
@@ -19,7 +20,7 @@ _LK_CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 0.01)
 
 def gray_of(rgb: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
     """Gray working image."""
-    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    gray = grey_of(rgb)
     if (gray.shape[1], gray.shape[0]) != size_wh:
         gray = cv2.resize(gray, size_wh, interpolation=cv2.INTER_AREA)
     return gray
