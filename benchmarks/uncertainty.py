@@ -19,10 +19,11 @@ What is compared: everything in the gauge of the row, in which the first camera 
 its own first camera, and nothing else is aligned; metres are metres, errors of the scale are errors of the position.
 The position error is its part along the axis that the solution names the worst (that axis is not in the row: it comes
 from the covariance behind it), likewise for rotations; z is the error over the stated deviation. Frames of a clip err
-alike, so a clip counts as one: its coverage is the share of its frames within 1 (68 %) or 1.96 deviations (95 %), and
-tables show means over clips with their standard error. `any` is the same for all three axes, of which the worst is the
-widest. Scale: log of found over true depth, median over the points that the bundle used, over `scale_sigma_log` of the
-row (the length of a path is wrong by more: it hangs on the focal length, and counts as position).
+alike, so a clip counts as one: its coverage is the share of its frames within the 68 % and the 95 % interval that users
+get of the deviation (`interval_half_width`), and tables show means over clips with their standard error. `any` is the
+same for all three axes, of which the worst is the widest. Scale: log of found over true depth, median over the points
+that the bundle used, over `scale_sigma_log` of the row (the length of a path is wrong by more: it hangs on the focal
+length, and counts as position).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from theodolite.annotate.sfm import registration
 from theodolite.annotate.sfm.bundle.problem import project
 from theodolite.annotate.sources.clip import ClipRef
 from theodolite.dataset.cameras.alignment import umeyama
+from theodolite.dataset.cameras.intervals import interval_half_width
 from theodolite.dataset.cameras.rotations import so3_log
 from theodolite.dataset.words import Mode
 
@@ -70,7 +72,7 @@ DEGENERATE = ("10-frames", "rotation", "static-zoom", "forward", "wall")
 MODES: tuple[Mode, ...] = ("given_depth", "estimate")
 BOUNDS = {"rotation_deg": 1.0, "position_percent": 2.0, "focal_percent": 3.0}
 LEAST_PATH_M = 0.3
-WITHIN = {68: 1.0, 95: 1.96}
+WITHIN = {68: interval_half_width(1.0, 0.6827), 95: interval_half_width(1.0, 0.95)}
 
 
 # --- clips ----------------------------------------------------------------------------------------------
@@ -347,7 +349,7 @@ def z_scores(line: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def coverage(lines: list[dict[str, Any]], name: str) -> str:
-    """Cell: coverage at 68 and 95 % with standard errors over clips, median |z| over that of a Gaussian, RMS z."""
+    """Cell: coverage at 68 and 95 % with standard errors over clips, median |z| over a Gaussian's, RMS z."""
     scores = [z for z in (z_scores(line).get(name) for line in lines) if z is not None and len(z)]
     if not scores:
         return ""
@@ -369,6 +371,8 @@ def table(args: argparse.Namespace) -> None:
         print("Coverage at 68 and 95 % in % (standard error); median |z| over a Gaussian's, RMS z")
         print(f"| clips | number | {' | '.join(names)} |")
         print("| --- " * (2 + len(names)) + "|")
+        for what, of in _totals(ordinary).items():
+            print(f"| {what} | {len(of)} | {' | '.join(coverage(of, name) for name in names)} |")
         for mode in MODES:
             have = [x for x in ordinary if x["mode"] == mode]
             groups = {"accepted": [x for x in have if x["verdict"] == "accepted"]}
@@ -394,6 +398,13 @@ def table(args: argparse.Namespace) -> None:
     if args.each:
         for x in sorted(lines, key=lambda x: (x["mode"], x["kind"], x["case"])):
             print(_each(x))
+
+
+def _totals(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Those that got cameras: all, by mode, and those that were accepted."""
+    solved = [x for x in lines if "position" in x]
+    groups = {"all": solved} | {mode: [x for x in solved if x["mode"] == mode] for mode in MODES}
+    return groups | {"accepted": [x for x in solved if x["verdict"] == "accepted"]}
 
 
 def usable(line: dict[str, Any]) -> bool:

@@ -223,7 +223,8 @@ COLUMNS: tuple[Column, ...] = (
         "position_sigma_m",
         "m",
         "Standard deviation of the camera centre along its worst axis, from the first frame on, in true"
-        " metres: errors that measurements share are included, and that of the scale unless poses were given.",
+        " metres: errors that measurements share are included, and that of the scale unless poses were given. Errors"
+        " have heavy tails (68 % within 0.86, 95 % within 1.99): `cameras.intervals.interval_half_width`.",
         (0.0, 1e4),
     ),
     _series(
