@@ -58,7 +58,9 @@ def force(road: Road, ways: Sequence[str]) -> None:
             road.say(f"no time for self-forcing: {road.left():.0f} s are left")
             return
         road.train_missing(*jobs, seconds=pilot_s)
-        left = road.left() - LAST_S - 2 * START_S  # what is stopped all the same starts once more
+        left = (
+            road.left() - LAST_S - 3 * START_S
+        )  # their last figures, and another start of what is stopped all the same
         found = [num_steps(road.out / "train" / name, left, pilot_s) for name in names]
         road.steps["forced"] = max(LEAST_FORCED, min(found, default=0))
         road.say(f"self-forcing: {left:.0f} s for steps, {found} of them after each way")
