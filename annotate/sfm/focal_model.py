@@ -33,6 +33,9 @@ LEAST_LIKENESS = 5.0
 """Observations that count as one at least where focal models are compared."""
 
 
+_STEP_FRAMES, _LEVEL_FRAMES, _LEVEL_SHARE = 3, 11, 0.1
+"""Frames on either side of the middle of a step that it may take, those up to which the lens keeps its level, and the
+share of the step by which it may leave that. An even zoom changes by as much before and after as in between."""
 _COMMON_SHARE = 0.6
 """Errors that all measurements of one view have in common, along the very change of the focal length, as a share of
 what single ones err by: lens distortion, shutter, bias of depth. Seen on clips of 12 to 80 frames: office-a 0.3 (root
@@ -94,10 +97,10 @@ def choose_focal_model(
     )
     free = smooth.state.log_focal
     if model == "smooth":
-        about = _running_mean(free.numpy())
+        apart = _beside_zoom(free.numpy(), breaks.tolist())
     else:
-        about = _flatten(free, breaks if model == "piecewise" else None).numpy()
-    return best, candidates.priors[model], candidates.costs, float((free.numpy() - about).std())
+        apart = (free - _flatten(free, breaks if model == "piecewise" else None)).numpy()
+    return best, candidates.priors[model], candidates.costs, float(apart.std())
 
 
 class _Candidates:
@@ -157,6 +160,27 @@ class _Candidates:
             if worth < _WIGGLE_SHARE or spread < self.config.focal_floor:
                 return "constant"
         return model
+
+
+def _beside_zoom(log_focal: FloatArray, breaks: list[int]) -> FloatArray:
+    """What log focal (F,) does beside zooming, of the frames of which that can be said.
+
+    A zoom is even for a second, or it steps from one level to another within a few frames: those belong to neither.
+    """
+    steps = [i for i in breaks if _is_step(log_focal, i)]
+    edges = [-_STEP_FRAMES, *steps, len(log_focal) + _STEP_FRAMES]
+    pieces = [log_focal[a + _STEP_FRAMES : b - _STEP_FRAMES] for a, b in itertools.pairwise(edges)]
+    return np.concatenate([piece - _running_mean(piece) for piece in pieces if len(piece) > 1])
+
+
+def _is_step(log_focal: FloatArray, i: int) -> bool:
+    """Whether log focal steps about frame `i`, between levels that it keeps."""
+    before = log_focal[max(0, i - _LEVEL_FRAMES) : max(0, i - _STEP_FRAMES)]
+    after = log_focal[i + _STEP_FRAMES : i + _LEVEL_FRAMES]
+    if min(len(before), len(after)) < _STEP_FRAMES:
+        return False
+    step = abs(float(np.median(after) - np.median(before)))
+    return max(float(np.ptp(before)), float(np.ptp(after))) < _LEVEL_SHARE * step
 
 
 def _running_mean(log_focal: FloatArray) -> FloatArray:
