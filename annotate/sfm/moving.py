@@ -25,17 +25,47 @@ AGREES = 8.0
 """Standard deviations of a measurement within which an observation agrees with a camera."""
 _CELLS = 10
 """Cells across the picture: what lies in one of them has one vote, however many corners it has."""
+_QUARTER_OF_SIGMA = 0.76
+"""What a quarter of the lengths of 2-D Gaussian errors do not exceed, over their standard deviation along an axis."""
+_MOST_NOISE = 2.0
 _MIN_CROSSING = 20
 """Tracks that must go on across a frame for their share to mean anything."""
 
 
 def inliers(problem: Problem, state: State) -> NDArray[np.bool_]:
     """(N,) bool, observations that lie where cameras and points expect them; False where a point has no place."""
+    return _errors(problem, state) < AGREES
+
+
+def _errors(problem: Problem, state: State) -> FloatArray:
+    """(N,) distance of observations from where cameras and points expect them, in standard deviations of a measurement;
+    inf where a point has no place or lies behind."""
     known = torch.isfinite(state.points).all(1)[problem.point]
-    points = torch.nan_to_num(state.points)
-    uv, local = project(problem, replace(state, points=points))
-    error = (uv - problem.uv_px).norm(dim=1)
-    return (known & (local[:, 2] > 1e-6) & (error < AGREES * problem.sigma_px)).numpy()
+    uv, local = project(problem, replace(state, points=torch.nan_to_num(state.points)))
+    error = (uv - problem.uv_px).norm(dim=1) / problem.sigma_px
+    return torch.where(known & (local[:, 2] > 1e-6), error, torch.inf).numpy()
+
+
+def picture_noise(frame: IntArray, error: FloatArray, *, num_frames: int) -> FloatArray:
+    """(num_frames,) how many times more each picture's tracks err than measurements are said to, 1 to 2.
+
+    Where pictures are blurred, what stands still slides on its texture, all of it: the quarter that errs least does.
+    Where something moves, that quarter is what the cameras follow, and errs as little as ever.
+
+    Args:
+        frame, error: (N,) of the observations; errors in standard deviations, inf where there is none.
+    """
+    noise = np.ones(num_frames)
+    known = np.isfinite(error)
+    order = np.argsort(frame[known], kind="stable")
+    start = np.searchsorted(frame[known][order], np.arange(num_frames + 1))
+    for f in range(num_frames):
+        errors = error[known][order[start[f] : start[f + 1]]]
+        if len(errors) >= _MIN_CROSSING:
+            noise[f] = np.quantile(errors, 0.25) / _QUARTER_OF_SIGMA
+    # Of five frames, as tracks that slide go on to: a single picture says nothing of those beside it.
+    around = sliding_window_view(np.pad(noise, 2, mode="edge"), 5)
+    return np.clip(np.median(around, axis=1), 1.0, _MOST_NOISE)
 
 
 def votes(problem: Problem) -> FloatArray:
@@ -71,12 +101,14 @@ def shares_by_frame(problem: Problem, first: State, solved: State, numbers: Tens
     points = torch.full_like(first.points, torch.nan)
     points[numbers] = solved.points
     counted = torch.isfinite(first.points).all(1)[problem.point].numpy()
-    agrees = inliers(problem, replace(solved, points=points))[counted]
-    seen = problem.frame.numpy()[counted], problem.point.numpy()[counted], agrees, votes(problem)[counted]
-    number = problem.num_frames
+    error, number = _errors(problem, replace(solved, points=points)), problem.num_frames
+    frame, point, weight = problem.frame.numpy(), problem.point.numpy()[counted], votes(problem)[counted]
+    noise = picture_noise(frame, error, num_frames=number)[frame]
+    agrees, in_noise = (error < AGREES)[counted], (error < AGREES * noise)[counted]
+    seen = frame[counted], point, agrees, weight
     return Shares(
         held=held_share(*seen, num_frames=number, reach=reach),
-        kept=kept_share(*seen, num_frames=number, reach=reach),
+        kept=kept_share(frame[counted], point, in_noise, weight, num_frames=number, reach=reach),
         moving=moving_share(*seen, num_frames=number),
         tracks=_contradicting(*seen[1:3], problem.num_points),
     )

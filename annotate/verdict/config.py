@@ -39,7 +39,8 @@ class GatesConfig(Strict):
     """Of what agrees with the cameras in the eight frames before one or from it on, the least share of the picture
     that agrees with both, the median of three frames. Rendered: where nothing moves 0.95 to 1; right beside things that
     fill half of the picture and more 0.79 to 1; cameras that followed one, or bent to please it, 0 to 0.72. Recordings
-    by hand: 0.81 (rgbd-office-a, whose worst single frame has 0.69) and more.
+    by hand: 0.81 (rgbd-office-a, whose worst single frame has 0.69) and more. Of blurred pictures, in which all tracks
+    slide, as much more agrees as they err (`picture_noise`): right ones had 0.70.
     """
     max_lone_frame: Annotated[float, Field(gt=0)] = 1.5
     """Largest distance of a camera centre from the middle between its neighbours, over the 90th percentile of all steps

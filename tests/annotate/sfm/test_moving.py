@@ -12,7 +12,14 @@ from theodolite.annotate.sfm import incremental, start
 from theodolite.annotate.sfm.bundle.problem import Problem, state_at_origin
 from theodolite.annotate.sfm.config import BundleConfig
 from theodolite.annotate.sfm.incremental import place_incrementally
-from theodolite.annotate.sfm.moving import held_share, inliers, kept_share, moving_share, votes
+from theodolite.annotate.sfm.moving import (
+    held_share,
+    inliers,
+    kept_share,
+    moving_share,
+    picture_noise,
+    votes,
+)
 from theodolite.annotate.sfm.observations import build_problem, subset_frames
 from theodolite.annotate.sfm.records import StartCameras
 from theodolite.annotate.sfm.triangulation import (
@@ -68,6 +75,22 @@ def test_cameras_that_go_over_to_a_thing_keep_nothing_of_what_they_agreed_with(f
     kept = kept_share(*seen(follow), num_frames=FRAMES, reach=8)
     assert kept[list(follow)].max() == 0.0
     assert kept[[2, 38]].min() == 1.0
+
+
+def test_pictures_are_noisy_where_all_of_them_slides_and_not_where_a_thing_moves() -> None:
+    frame, point, agrees, _ = seen((14, 26))
+    frame, agrees = frame[point < 2 * ROOM], agrees[point < 2 * ROOM]  # the thing carries half of the corners
+    rng = np.random.default_rng(0)
+    # What is followed errs by half of what measurements are said to, as in walks that are not blurred.
+    error = np.where(agrees, rng.rayleigh(0.5, len(frame)), 30.0)
+    np.testing.assert_array_equal(picture_noise(frame, error, num_frames=FRAMES), 1.0)
+    # From frame 12 on the texture slides: most of what stands still lies beyond 8 deviations, some of it within one.
+    blurred = (frame >= 12) & (frame < 22)
+    sliding = rng.rayleigh(np.where(blurred, 6.0, 0.5))
+    noise = picture_noise(frame, sliding, num_frames=FRAMES)
+    np.testing.assert_array_equal(noise[12:22], 2.0)
+    np.testing.assert_array_equal(noise[[0, 5, 30, 39]], 1.0)
+    assert picture_noise(frame, np.full(len(frame), np.inf), num_frames=FRAMES).tolist() == [1.0] * FRAMES
 
 
 def test_a_part_of_the_picture_that_cameras_leave_is_counted_by_its_area() -> None:
