@@ -210,6 +210,8 @@ def time_offset(
     # Six numbers a pair; pairs that overlap say the same.
     independent = 6 * len(given) / (2 * lag)
     sigma = np.sqrt(cost[best] / (independent * curve))
+    if least < 1 / _HALF_GAIN:  # halves that contradict each other err by more than single pairs tell
+        sigma = np.nan
     return float(shift[best] + np.clip(-slope / (2 * curve), -grid, grid)), float(sigma), gain
 
 

@@ -126,6 +126,8 @@ def test_true_poses_of_the_beginning_of_a_drive_are_not_late(tmp_path: Path) -> 
     row = annotate_clip(clip, config, mode="given_pose", recipe_hash="0" * 16)
     assert row.num_frames == 27
     assert row.verdict == "accepted", row.reason_details
+    late = row.given_time_offset_s
+    assert late is None or abs(late) < 0.1 or row.given_time_offset_sigma_s is None
 
 
 @pytest.mark.slow
