@@ -6,6 +6,7 @@ model made of the same image, caption and cameras, and the refiner's text states
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..model.weight_files import disk_errors
 from .cost import peak_flops
 from .feed import Samples, hold_out, make_batch
 from .guard import Guard
+from .held_out import read_together
 from .low_rank import compute_low_rank
 from .objective import Batch
 from .order import seed_of
@@ -138,7 +140,7 @@ class RefinerTraining(Training):
     # --- validation ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
         """Loss of held-out pairs at fixed noise levels with fixed noise and blocks; a collective call.
 
         With `validation.sample_clips`, `sampled_error`: mean squared error of refined latents over that of the world
@@ -146,8 +148,11 @@ class RefinerTraining(Training):
         """
         levels = self.recipe.validation.levels
         sums = torch.zeros(len(levels) + 1, device=self.device)
-        for index in self.held_out[self.ranks.rank :: self.ranks.world]:
-            batch = self._held_out(index)
+        world, mine = self.ranks.world, self.held_out[self.ranks.rank :: self.ranks.world]
+        for i in range(math.ceil(len(self.held_out) / world)):
+            if not (read := read_together(self, mine[i : i + 1])):
+                continue  # a rank with one fewer
+            index, batch = mine[i], Samples(read[0], (), ()).to(self.device).batch
             seed = [seed_of(self.recipe.seed + 1, index)]
             assert batch.start is not None
             draws = draw_by_seed(self.settings, batch.latents, seed, sink=self.model.options.sink_frames)
@@ -157,7 +162,7 @@ class RefinerTraining(Training):
                     self.model, batch.latents, batch.start, batch.text, self.settings, fixed
                 )
             sums[-1] += 1
-        if self.ranks.world > 1:
+        if world > 1:
             torch.distributed.all_reduce(sums)
         means = (sums[:-1] / sums[-1]).tolist()
         found = {f"loss_at_{level:g}": value for level, value in zip(levels, means, strict=True)}
@@ -166,14 +171,11 @@ class RefinerTraining(Training):
     def held_out_batch(self, index: int) -> Batch:
         return make_batch([self.data.read(index)], self.data.encoding, "none")
 
-    def _held_out(self, index: int) -> Batch:
-        return Samples(self.held_out_batch(index), (), ()).to(self.device).batch
-
     def _refined(self) -> dict[str, float]:
         clips = self.held_out[: self.recipe.validation.sample_clips]
         ratios = []
         for index in clips:
-            batch = self._held_out(index)
+            batch = Samples(read_together(self, [index])[0], (), ()).to(self.device).batch
             assert batch.start is not None
             true, sink = batch.latents.float(), self.model.options.sink_frames
             start = torch.cat([batch.latents[:, :, :sink], batch.start[:, :, sink:]], dim=2)

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from .check import check_data
 from .cost import ClipShape, peak_flops, step_flops
 from .feed import BadClip, Feed, Paths, Place, Samples, held_out_faults, hold_out, make_batch, told_apart
 from .guard import Guard, record_fault
+from .held_out import LeftOut, leave_out, read_together
 from .objective import Batch, draw_by_seed, flow_matching_loss
 from .order import seed_of
 from .parallel import Ranks, clip_gradients, recompute_blocks, reduce_gradients, shard_weights
@@ -344,28 +346,25 @@ class Training:
         """
         skip = self.recipe.data.on_bad_clip == "skip"
         if self.recipe.validation.every:
-            self.feed_faults |= held_out_faults(self.data, self.held_out, self.held_out_batch, skip=skip)
-            self._leave_out_faults()
+            leave_out(self, held_out_faults(self.data, self.held_out, self.held_out_batch, skip=skip))
 
     def share_held_out(self) -> None:
-        """Leave out what another rank could not read (with lists of different length ranks would wait for each other at
-        their end), or raise `BadClip` where none is left; a collective call after `place`."""
+        """Leave out what another rank could not read, or raise `BadClip` where none is left; a collective call after
+        `place`."""
         for text in self.ranks.told(json.dumps(self.feed_faults) if self.feed_faults else None, self.device):
             self.feed_faults |= json.loads(text)
-        self._leave_out_faults()
-
-    def _leave_out_faults(self) -> None:
-        good = [i for i in self.held_out if self.data.windows[i].id not in self.feed_faults]
-        if self.held_out and not good:
-            raise BadClip(f"none of the {len(self.held_out)} held-out windows can be read: see data.held_out")
-        self.held_out = good
+        leave_out(self, {})
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss of held-out clips at fixed noise levels, `loss_at_<level>` and their mean; a collective call.
+        """Loss of held-out clips at fixed noise levels, `loss_at_<level>` and their mean; a collective call. Raises
+        `BadClip` where a window of any rank cannot be read and ends the run, or none is left."""
+        while True:
+            with suppress(LeftOut):
+                return self.measure()
 
-        Data-parallel ranks take turns through the clips.
-        """
+    def measure(self) -> dict[str, float]:
+        """What `validate` gives: data-parallel ranks take turns through the clips."""
         sums: dict[str, Tensor] = {}
         counted = torch.zeros((), device=self.device)
         rounds = math.ceil(len(self.held_out) / self.ranks.data_ranks)
@@ -374,7 +373,7 @@ class Training:
             # Ranks beyond the end compute with the others, whose weights they hold a part of, and do not count.
             index = self.held_out[min(place, len(self.held_out) - 1)]
             counts = float(place < len(self.held_out))
-            batch = Samples(self.held_out_batch(index), (), ()).to(self.device).batch
+            batch = Samples(read_together(self, [index])[0], (), ()).to(self.device).batch
             for name, loss in self.held_out_losses(batch, index).items():
                 sums[name] = sums.get(name, torch.zeros_like(counted)) + counts * loss.detach()
             counted += counts / self.ranks.context
@@ -406,7 +405,7 @@ class Training:
         if not clips or self.ranks.context > 1:  # samplers know of no shares of frames
             return {}
         data = self.data
-        batches = [self.held_out_batch(i) for i in clips]
+        batches = read_together(self, clips)
         sums, made = torch.zeros(3, dtype=torch.float64), {}
         for number, (index, batch) in enumerate(zip(clips, batches, strict=True)):
             clip = Samples(batch, (), ()).to(self.device).batch
