@@ -23,6 +23,7 @@ from ..dataset.workers import worker_settings
 from ..model.conditioning import condition_cameras, without_cameras
 from ..model.context import Cameras
 from ..model.samplers import Text
+from .deaf import deaf_children
 from .objective import Batch
 from .order import SampleOrder, sample_order
 
@@ -342,7 +343,7 @@ class Feed:
         tells: what would end the run is left in `problem`, beside a step that cannot be taken: for ranks that end
             together.
         ending: whether a signal asked the run to end. Those of terminals and batch systems go to workers as well, which
-            end at once; the step under way is then read in this process.
+            end at once, but for SIGUSR1, of which they know nothing; the step under way is then read in this process.
     """
 
     def __init__(
@@ -399,7 +400,9 @@ class Feed:
             **worker_settings(self._workers, preload="theodolite.dataset.loading"),
         )
         try:
-            yield from loader
+            with deaf_children():
+                steps = iter(loader)
+            yield from steps
         except RuntimeError:  # a worker is no more
             if not self.ending():
                 raise

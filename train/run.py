@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from ..dataset.store import write_atomically
+from .deaf import hold_signal, release_signal
 from .parallel import make_ranks
 from .recipe import TrainRecipe
 from .state import checkpoints, is_sealed
@@ -152,22 +153,41 @@ class Metrics:
 
 
 class _Signals:
-    """SIGTERM, SIGUSR1 and Ctrl-C as a wish to stop after the step under way; a second Ctrl-C ends at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C as a wish to stop after the step under way; a second Ctrl-C ends at once.
+
+    SIGUSR1, by which a process ends that has not asked for it, waits until there are steps, and does not end what comes
+    after the last one.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._here = threading.current_thread() is threading.main_thread()
+        self._mask = hold_signal() if self._here else None
 
     def hear(self) -> None:
         """From now on; in the main thread only."""
-        if threading.current_thread() is threading.main_thread():
+        if self._here:
             names = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
             self._before |= {name: signal.signal(name, self._note) for name in names}
+            if self._mask is not None:
+                # A parent may have begun this process while it held the signal back.
+                release_signal(self._mask - {signal.SIGUSR1})
 
     def forget(self) -> None:
-        """Leave signals to whom they were left before."""
+        """Leave signals to whom they were left before; SIGUSR1 waits again."""
+        if self._here:
+            hold_signal()
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def leave(self) -> None:
+        """The run has ended: a SIGUSR1 that waits is dropped."""
+        self.forget()
+        if self._mask is not None:
+            if signal.SIGUSR1 in signal.sigpending():
+                signal.sigwait({signal.SIGUSR1})
+            release_signal(self._mask)
 
     def _note(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
@@ -283,8 +303,17 @@ def run_training(training: Training, *, resume: bool, say: Say, accelerator: str
     """
     lightning = import_lightning()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    recipe = training.recipe
     signals = _Signals()
+    try:
+        return _run_with(lightning, training, signals, resume=resume, say=say, accelerator=accelerator)
+    finally:
+        signals.leave()
+
+
+def _run_with(
+    lightning: Any, training: Training, signals: _Signals, *, resume: bool, say: Say, accelerator: str
+) -> Outcome:
+    recipe = training.recipe
     loggers = _loggers(lightning, recipe, training.out)
     loop = Loop(training, signals, say, loggers if is_first_process() else [])
     module = _module(lightning, training, loop, resume=resume)
