@@ -239,7 +239,12 @@ class _Stages:
         with out.stage("depth_check"):
             check = look(found.depth)
             asked = out.clip.given.depth_view is None and out.clip.given.depth_kind != "ray_distance"
-            if asked and check.view is not None and not failures(judge_depth(check, gates)):
+            if (
+                asked
+                and check.view is not None
+                and check.view.clear
+                and not failures(judge_depth(check, gates))
+            ):
                 laid = found.seen_by_images(check.view.view)
                 again = look(laid.depth)
                 if again.fits_better_than(check) and not failures(judge_depth(again, gates)):
@@ -438,14 +443,18 @@ where the depth camera sees 0.89 of what the colour camera does: 0.22 (what `dep
 
 
 def with_view_doubt(cameras: CameraSolution, check: DepthCheck | None) -> CameraSolution:
-    """A focal length that was found with depth of another field of view than the images' is less sure than it seems."""
+    """A focal length that was found with depth of another field of view than the images' is less sure than it seems:
+    in what the row states, and in what is judged."""
     if check is None or cameras.focal_model == "given":
         return cameras
     doubt_log = check.view_doubt_log
     if doubt_log == 0:
         return cameras
+    by_view = _FOCAL_BY_VIEW * doubt_log
     return replace(
-        cameras, focal_doubt_log=float(np.hypot(cameras.focal_doubt_log, _FOCAL_BY_VIEW * doubt_log))
+        cameras,
+        focal_doubt_log=float(np.hypot(cameras.focal_doubt_log, by_view)),
+        focal_common_log=float(np.hypot(cameras.focal_common_log, by_view)),  # NaN, not asked, stays so
     )
 
 

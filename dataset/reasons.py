@@ -425,9 +425,11 @@ REASONS: Mapping[ReasonCode, Reason] = {
         "Look whether the images were squeezed to another shape.",
     ),
     "focal_uncertain": _judged(
-        "The focal length is told too badly: errors that all measurements of a short path share, or a zoom that was "
-        "taken for a constant lens, may be worth more of it than the gate allows.",
-        "Take a longer window, or give the lens (intrinsics_path; focal: prior if it is known roughly).",
+        "The focal length is told too badly: errors that all measurements of a short path share, a zoom that was "
+        "taken for a constant lens, or depth that shows another field of view than the images, may be worth more of it "
+        "than the gate allows.",
+        "Take a longer window, or give the lens (intrinsics_path; focal: prior if it is known roughly); of depth that "
+        "is not registered (metrics.depth_view_log is not 0) say how much of the image it shows (depth_view).",
     ),
     "fov_too_narrow": _judged(
         "The field of view of a frame is narrower than the gate allows.",

@@ -93,7 +93,8 @@ class DepthCheck:
         better_log, better_sigma_log: its mean advantage and standard error.
         view_look: the field of view that the maps show, at a look: depth of a camera of its own that nobody registered
             has another one than the images.
-        view: that field of view by more pairs, where it is clear enough to lay the maps onto the images by it.
+        view: that field of view by more pairs, where a look finds it likely: the maps are laid onto the images by it
+            where it is clear.
         laid_by: the same of these maps before they were laid.
     """
 
@@ -115,9 +116,9 @@ class DepthCheck:
     def view_log(self) -> float:
         """Log of the width of the field of view that the maps show over the images', where it is not the same for
         certain; else 0."""
-        if self.view_look.sure:
-            return self.view_look.log
-        return 0.0 if self.view is None else self.view.log
+        if self.view is not None and (self.view.clear or self.view.sure):
+            return self.view.log
+        return self.view_look.log if self.view_look.sure else 0.0
 
     def fits_better_than(self, other: DepthCheck) -> bool:
         """Whether the maps show the images' field of view, and fit in both ways no worse than in another check."""
@@ -188,8 +189,8 @@ def check_depth(
     found = _check(scene, kind, px, early=early)
     if found.view_look.likely:
         more = choose_pairs(measured, tracks_config, WANTED)
-        view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]), found.view_look.log)
-        found = replace(found, view=view if view is not None and view.clear else None)
+        view = measure_view(_rigid(_scene(measured, depth, more, lens, pixel_aspect)[0]))
+        found = replace(found, view=view)
     if lens is not None or not (found.margin_log < 0 or found.unexplained > _LOST_TRACK):
         return found
     bent = _through_bent_lens(scene, GIVEN)

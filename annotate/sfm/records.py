@@ -82,8 +82,9 @@ class CameraSolution:
         centre_jitter_px: what the principal point shifts by from frame to frame (`centre_jitter.py`), in square pixels
             as high as the stored ones; NaN if unknown.
         focal_common_log: what the focal length is wrong by where measurements err alike, by their causes or by a share
-            of what they err one by one, whichever is more, and by a zoom that was taken for a constant lens. A short
-            path hardly resists that; NaN where it is not asked.
+            of what they err one by one, whichever is more, by a zoom that was taken for a constant lens, and by depth
+            that may show another field of view: what rows state of the focal length, of the whole clip. A short path
+            hardly resists that; NaN where it is not asked.
         focal_leant_log: by how much all log focal lengths were moved from where images and depth have them to where a
             network's rays do.
     """
