@@ -194,9 +194,8 @@ def _resected(
         free_frames=~known,
         focal_guess=used_state.log_focal.clone(),
         focal_sigma=0.05 if keys.log_focal is None else KNOWN_LENS_SIGMA,
+        effort=Effort(max_iterations=15, tolerance=TOLERANCE),
         gain_sigma=None if state.log_gain is None else keys.gain_sigma,
-        iterations=15,
-        tolerance=TOLERANCE,
     )
     state = replace(moved, points=state.points)
     from_depth = back_project(problem, state)

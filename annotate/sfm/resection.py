@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...dataset.arrays import FloatArray, IntArray
 from .bundle.lens import LENS_DOF
+from .bundle.pace import Effort
 from .bundle.problem import Problem, State
 from .bundle.single import resect
 from .config import BundleConfig
@@ -137,8 +138,8 @@ def refine_single(
         free_frames=torch.ones(1, dtype=torch.bool),
         focal_guess=state.log_focal.clone(),
         focal_sigma=focal_step_sigma,
+        effort=Effort(max_iterations=8, tolerance=0.0),
         gain_sigma=gain_sigma,
-        iterations=8,
     )
     found = FrameCamera(
         rotation=state.rotation[0].cpu().numpy(),

@@ -13,6 +13,7 @@ from ..config import BundleConfig
 from .lens import LENS_DOF
 from .linear import Residuals, linearise, see
 from .normal import Frames, invert3
+from .pace import Effort
 from .problem import (
     FOCAL_COLUMN,
     GAIN_COLUMN,
@@ -34,9 +35,8 @@ def resect(
     free_frames: Tensor,
     focal_guess: Tensor,
     focal_sigma: float,
+    effort: Effort,
     gain_sigma: float | None = None,
-    iterations: int = 12,
-    tolerance: float = 0.0,
 ) -> tuple[State, Tensor]:
     """Pose and focal of single frames against fixed points, all frames at once.
 
@@ -44,8 +44,7 @@ def resect(
         free_frames: (F,) bool, which frames move; observations of the others say nothing here.
         focal_guess: (F,) log focal that each frame is drawn to with `focal_sigma`.
         gain_sigma: how far the log gain of a frame's depth may lie from that of `state`; None: not at all.
-        iterations: steps at most.
-        tolerance: it stops when a step lowers the cost of every frame, by less than this fraction.
+        effort: steps at most, and the fraction: it stops when a step lowers the cost of every frame by less.
     Returns:
         New state, and the number of inliers (robust weight above 0.3) per frame (F,).
     """
@@ -60,8 +59,8 @@ def resect(
         problem = replace(problem, log_depth=problem.log_depth - held[problem.frame])
         state = replace(state, log_gain=None)
     resection = _Resection(problem, state, config, free_frames, drawn)
-    for _ in range(iterations):
-        if resection.step() < tolerance:
+    for _ in range(effort.max_iterations or config.max_iterations):
+        if resection.step() < effort.tolerance:
             break
     state = resection.state
     r_uv, _, behind, _ = whitened_residuals(problem, state)

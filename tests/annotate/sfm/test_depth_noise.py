@@ -233,7 +233,7 @@ def test_resection_frees_the_gain_of_single_frames() -> None:
     start = replace(disturbed(truth), points=truth.points)
     found, _ = resect(
         problem, start, CONFIG, free_frames=torch.ones(9, dtype=torch.bool), focal_guess=truth.log_focal,
-        focal_sigma=0.05, gain_sigma=0.2, iterations=30,
+        focal_sigma=0.05, gain_sigma=0.2, effort=Effort(max_iterations=30, tolerance=0.0),
     )  # fmt: skip
     assert found.log_gain is not None
     assert torch.allclose(found.log_gain, gain, atol=1e-3)

@@ -318,7 +318,7 @@ def test_resect_places_single_frames_with_their_own_focal() -> None:
         free_frames=free,
         focal_guess=start.log_focal.clone(),
         focal_sigma=10.0,
-        iterations=30,
+        effort=Effort(max_iterations=30, tolerance=0.0),
     )
     assert torch.allclose(found.log_focal, truth.log_focal, atol=1e-4)
     assert torch.allclose(found.translation, truth.translation, atol=1e-4)
@@ -349,8 +349,7 @@ def test_resect_asks_the_observations_of_free_frames_and_stops_where_nothing_imp
             free_frames=free,
             focal_guess=start.log_focal.clone(),
             focal_sigma=10.0,
-            iterations=30,
-            tolerance=tolerance,
+            effort=Effort(max_iterations=30, tolerance=tolerance),
         )
     assert set(seen) == {7 * 60}
     assert 2 < len(seen) < 12
