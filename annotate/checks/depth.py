@@ -116,8 +116,9 @@ class DepthCheck:
     def view_log(self) -> float:
         """Log of the width of the field of view that the maps show over the images', where it is not the same for
         certain; else 0."""
-        if self.view is not None and (self.view.clear or self.view.sure):
-            return self.view.log
+        # A look compares points that have no depth at some sizes: what was measured says more.
+        if self.view is not None:
+            return self.view.log if self.view.clear or self.view.sure else 0.0
         return self.view_look.log if self.view_look.sure else 0.0
 
     def fits_better_than(self, other: DepthCheck) -> bool:
