@@ -134,13 +134,13 @@ def place_points(problem: Problem, state: State, config: BundleConfig) -> State:
     for _ in range(2):
         wide = config.model_copy(update={"robust_scale": _spread(problem, state, config)})
         tried = [
-            intersect(problem, replace(state, points=points), wide.robust_scale, iterations=5)
+            intersect(problem, replace(state, points=points), wide, iterations=5)
             for points in (state.points, solved)
         ]
         cost = [_cost_by_point(problem, t, wide) for t in tried]
         better = (cost[1] < cost[0])[:, None]
         state = replace(state, points=torch.where(better, tried[1].points, tried[0].points))
-    return intersect(problem, state, wide.robust_scale, iterations=3)
+    return intersect(problem, state, wide, iterations=3)
 
 
 def _spread(problem: Problem, state: State, config: BundleConfig) -> float:

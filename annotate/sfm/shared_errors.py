@@ -28,8 +28,7 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from ...dataset.arrays import FloatArray
-from .bundle.linear import Linear, linearise
-from .bundle.normal import Normal
+from .bundle.normal import Linear, Normal, linearise
 from .bundle.optimum import Optimum
 from .bundle.pace import Task
 from .bundle.problem import FOCAL_COLUMN, Problem, cauchy, whitened_residuals

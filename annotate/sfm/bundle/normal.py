@@ -1,4 +1,6 @@
-"""One step of the bundle: points eliminated, cameras by a factorised band and conjugate gradients."""
+"""One step of the bundle: residuals linearised, points eliminated, cameras by a factorised band and conjugate
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,80 @@ from numpy.typing import NDArray
 from scipy.sparse import bsr_array, csr_array
 from torch import Tensor
 
-from .linear import Linear
+from .lens import bending
 from .priors import Priors
-from .problem import Problem, State, sum_by
+from .problem import Problem, State, cauchy, lens_of, sum_by, whitened_residuals
 
 Held = Literal["first", "poses", "centres"]
 """What stays where it is: the first frame, all frames, or the first frame and all translations."""
 _FRAMES_AT_ONCE = 128
 """Frames whose derivatives are put together for their products; those of all frames would be held twice more."""
+
+
+@dataclass
+class Linear:
+    """Whitened, robustly weighted Jacobians and residuals at one state, and what the solver derives from them."""
+
+    jc: Tensor  # (N, 3, 7), or 8 where the depth of frames has a gain
+    jp: Tensor  # (N, 3, 3)
+    jg: Tensor  # (N, 3, G)
+    r: Tensor  # (N, 3)
+
+
+def linearise(
+    problem: Problem, state: State, robust_scale: float, free_lens: Tensor
+) -> tuple[Linear, Tensor]:
+    """Derivatives and residuals at a state, and the robust weight (N,) of each reprojection.
+
+    Args:
+        free_lens: which numbers of the lens are free: (5,) bool, or their numbers.
+    """
+    r_uv, r_d, behind, p = whitened_residuals(problem, state)
+    _, w_uv = cauchy((r_uv * r_uv).sum(1), robust_scale)
+    w_uv = torch.where(behind, torch.zeros_like(w_uv), w_uv)
+    _, w_d = cauchy(r_d * r_d, robust_scale)
+    w_d = torch.where(behind | torch.isinf(problem.sigma_log_depth), torch.zeros_like(w_d), w_d)
+    x, y, z = p[:, 0], p[:, 1], p[:, 2].clamp_min(1e-6)
+    a, b = x / z, y / z
+    focal, of_lens = state.log_focal[problem.frame].exp(), lens_of(problem, state)
+    fy = focal * of_lens[2].exp()
+    r2 = a * a + b * b
+    radial, slope, by_term = bending(problem.lens.model, r2, of_lens[3], of_lens[4])
+    # d(u, v) / d(a, b) including the radial terms
+    ua, ub = focal * (radial + 2 * slope * a * a), focal * 2 * slope * a * b
+    va, vb = fy * 2 * slope * a * b, fy * (radial + 2 * slope * b * b)
+    iz = 1 / z
+    zero = torch.zeros_like(z)
+    du = torch.stack([ua * iz, ub * iz, -(ua * a + ub * b) * iz], 1)
+    dv = torch.stack([va * iz, vb * iz, -(va * a + vb * b) * iz], 1)
+    dd = torch.stack([zero, zero, iz], 1)
+    su = (w_uv.sqrt() / problem.sigma_px)[:, None]
+    sd = torch.where(torch.isinf(problem.sigma_log_depth), zero, w_d.sqrt() / problem.sigma_log_depth)[
+        :, None
+    ]
+    dp = torch.stack([du * su, dv * su, dd * sd], 1)  # (N, 3, 3) by camera-frame point
+    # Left perturbation: d p = -[p]x w + v
+    cross = torch.stack([zero, p[:, 2], -p[:, 1], -p[:, 2], zero, p[:, 0], p[:, 1], -p[:, 0], zero], 1)
+    jw = dp @ cross.reshape(-1, 3, 3)
+    jf = torch.stack([focal * a * radial * su[:, 0], fy * b * radial * su[:, 0], zero], 1)
+    columns = [jw, dp, jf[:, :, None]]
+    if state.log_gain is not None:
+        columns.append(torch.stack([zero, zero, sd[:, 0]], 1)[:, :, None])
+    jc = torch.cat(columns, 2)
+    jp = dp @ state.rotation[problem.frame]
+    s = su[:, 0]
+    lens = torch.stack(
+        [
+            torch.stack([s, zero, zero], 1),
+            torch.stack([zero, s, zero], 1),
+            torch.stack([zero, fy * b * radial * s, zero], 1),
+            *(torch.stack([focal * a * term * s, fy * b * term * s, zero], 1) for term in by_term),
+        ],
+        2,
+    )
+    r = torch.cat([r_uv * w_uv.sqrt()[:, None], (r_d * w_d.sqrt())[:, None]], 1)
+    r = torch.where(behind[:, None], torch.zeros_like(r), r)
+    return Linear(jc, jp, lens[:, :, free_lens], r), w_uv
 
 
 class Frames:
@@ -29,14 +97,16 @@ class Frames:
         self.order = torch.argsort(problem.frame, stable=True)
         self.counts = torch.bincount(problem.frame, minlength=problem.num_frames).tolist()
 
-    def products(self, columns: Tensor) -> Tensor:
-        """(F, K, K) sums over each frame's observations of `columns` (N, 3, K), transposed times themselves; some
-        frames are gathered at a time."""
+    def products(self, *columns: Tensor) -> Tensor:
+        """(F, K, K) sums over each frame's observations of `columns`, side by side (N, 3, K), transposed times
+        themselves; some frames are gathered at a time."""
         found: list[Tensor] = []
         places = torch.split(self.order, self.counts)
         for first in range(0, len(places), _FRAMES_AT_ONCE):
             some = places[first : first + _FRAMES_AT_ONCE]
-            rows = columns[torch.cat(some)].reshape(-1, columns.shape[2])
+            chosen = torch.cat(some)
+            rows = torch.cat([part[chosen] for part in columns], 2)
+            rows = rows.reshape(-1, rows.shape[2])
             found += [part.T @ part for part in rows.split([3 * len(place) for place in some])]
         return torch.stack(found)
 
@@ -179,27 +249,21 @@ class Normal:
     ) -> None:
         self.problem, self.layout = problem, layout
         frames, points = problem.num_frames, problem.num_points
-        self.dof, self.num_lens = linear.dof, linear.columns.shape[2] - linear.dof - 1
+        jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
+        self.num_lens, self.dof = jg.shape[2], jc.shape[2]
         # Everything that belongs to a frame is in the products of its columns with each other.
-        of_frame = layout.frames.products(linear.columns)
+        of_frame = layout.frames.products(jc, jg, r[:, :, None])
         lens = slice(self.dof, self.dof + self.num_lens)
         self.hcc = of_frame[:, : self.dof, : self.dof]
         self.hcg = of_frame[:, : self.dof, lens]
         self.gc = of_frame[:, : self.dof, -1]
         self.hgg = of_frame[:, lens, lens].sum(0)
         self.gg = of_frame[:, lens, -1].sum(0)
-        jpt = linear.jp.transpose(1, 2)
-        of_columns = jpt @ linear.columns
-        # (N, 3, D): how each observation couples its point to its frame
-        self.wt = of_columns[:, :, : self.dof].contiguous()
-        rest = torch.cat([jpt @ linear.jp, of_columns[:, :, self.dof :]], 2)
-        self.of_piece = sum_by(layout.piece, rest, layout.num_pieces)  # (pieces, 3, 3 + G + 1)
-        of_point = self.of_piece
-        if not layout.exact:
-            self.point_of_piece = problem.point[layout.piece_start[:-1]]
-            of_point = sum_by(self.point_of_piece, of_point, points)
+        jpt = jp.transpose(1, 2)
+        self.of_observation = jpt @ torch.cat([jp, jg, r[:, :, None]], 2)  # (N, 3, 3 + G + 1)
+        of_point = sum_by(problem.point, self.of_observation, points)
         self.hpp, self.hpg, self.gp = of_point[:, :, :3], of_point[:, :, 3:-1], of_point[:, :, -1]
-        del of_columns, rest
+        self.wt = jpt @ jc  # (N, 3, D): how each observation couples its point to its frame
         self.coupling = self._sparse(self.wt, layout.point_start)
         self.coupling_t = self.coupling.T
         self.prior_terms = priors.terms(state)
@@ -255,11 +319,15 @@ class Normal:
         self.damp_p = damping * diag_p + 1e-9 * diag_p.amax(1, keepdim=True).clamp_min(1e-9)
         self.hpp_inv = invert3(self.hpp + torch.diag_embed(self.damp_p))
         # Band: tracks cut into pieces, each piece with its own point block. Pieces share the damping.
-        hpp, pg = self.of_piece[:, :, :3], self.of_piece[:, :, 3:-1]
-        hpp = hpp + torch.diag_embed(self._damp_of_pieces())
+        if layout.exact:
+            hpp, pg, damp = self.hpp, self.hpg, self.damp_p
+        else:
+            of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
+            hpp, pg = of_piece[:, :, :3], of_piece[:, :, 3:-1]
+            damp = self.damp_p[problem.point[layout.piece_start[:-1]]]
+        hpp = hpp + torch.diag_embed(damp)
         root = self._sparse(divide_by_root(self.wt, hpp, layout.piece), layout.piece_start)
-        root_t = root.T
-        removed = root_t @ root
+        removed = root.T @ root
         diagonal = self.hcc.new_zeros(nb, m, self.dof, m, self.dof)
         upper = torch.zeros_like(diagonal)
         row = torch.arange(frames).repeat_interleave(torch.from_numpy(np.diff(removed.indptr)).long())
@@ -289,20 +357,17 @@ class Normal:
         self.padded = nb * m * self.dof
         self.band = BandFactor(diagonal, upper)
         if self.num_lens:
-            along = divide_by_root(pg, hpp, torch.arange(layout.num_pieces)).reshape(-1, self.num_lens)
-            spread = torch.from_numpy(root_t @ along.numpy())
+            along = invert3(hpp) @ pg
+            cut = self._sparse(self.wt, layout.piece_start)
+            spread = torch.from_numpy(cut.T @ along.reshape(-1, self.num_lens).numpy())
             hcg = self.hcg - spread.reshape(frames, self.dof, self.num_lens)
             hcg = torch.where(self.fixed[:, :, None], torch.zeros_like(hcg), hcg)
             self.border = self._pad(hcg.reshape(frames * self.dof, -1))
             self.border_solved = self.band.solve(self.border)
-            hgg = self.hgg - along.T @ along
+            hgg = self.hgg - (pg.transpose(1, 2) @ along).sum(0)
             self.border_schur = torch.linalg.inv(
                 hgg - self.border.T @ self.border_solved + 1e-12 * torch.diag(torch.diagonal(self.hgg))
             )
-
-    def _damp_of_pieces(self) -> Tensor:
-        """(pieces, 3): that of their points."""
-        return self.damp_p if self.layout.exact else self.damp_p[self.point_of_piece]
 
     def _pad(self, x: Tensor) -> Tensor:
         if x.shape[0] == self.padded:
@@ -382,7 +447,9 @@ class Normal:
             (F, D, K) steps, and the products (own, K) of what the unknowns take up of the cases.
         """
         layout, frames = self.layout, self.problem.num_frames
-        hpp_inv = invert3(self.of_piece[:, :, :3] + torch.diag_embed(self._damp_of_pieces()))
+        of_piece = sum_by(layout.piece, self.of_observation, layout.num_pieces)
+        damp = self.damp_p[self.problem.point[layout.piece_start[:-1]]]
+        hpp_inv = invert3(of_piece[:, :, :3] + torch.diag_embed(damp))
         to_points = self._by_row(linear.jp, layout.piece, layout.num_pieces)
         to_cameras = self._by_row(linear.jc, self.problem.frame, frames)
         to_lens = linear.jg.reshape(len(linear.r) * 3, self.num_lens)

@@ -12,13 +12,6 @@ LENGTHS = (1.5, 2.0, 3.0, 4.0)
 """Multiples of a step that are tried after it. Reweighted least squares steps too short along every direction in which
 outliers lose weight as the state improves. Looking further along the step costs a hundredth of the next linearisation.
 """
-POINT_STEPS = 3
-"""Steps of the points alone, each by itself and with a damping of its own, after one of everything: what outliers weigh
-settles without another step of the cameras, which costs several times as much."""
-POINT_GAIN = 0.001
-"""Share of its cost that a point's step must save for the point to take another."""
-_MANY_OBSERVATIONS = 10_000
-"""From so many on. With fewer, a step of everything takes little longer than one of the points."""
 _GROWTH = 2.0  # of the damping after a step that did not help, doubled at each further one
 
 
@@ -56,11 +49,6 @@ class Task:
     limit: int
     effort: Effort
     hold: Held
-
-    @property
-    def settles_points(self) -> bool:
-        """Whether points take steps of their own."""
-        return len(self.problem.frame) >= _MANY_OBSERVATIONS
 
 
 @dataclass(frozen=True, kw_only=True)

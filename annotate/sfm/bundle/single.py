@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
 from dataclasses import replace
 
 import torch
@@ -11,8 +9,7 @@ from torch import Tensor
 
 from ..config import BundleConfig
 from .lens import LENS_DOF
-from .linear import Residuals, linearise, see
-from .normal import Frames, invert3
+from .normal import Frames, invert3, linearise
 from .pace import Effort
 from .problem import (
     FOCAL_COLUMN,
@@ -110,7 +107,7 @@ class _Resection:
         cost fell, infinite while there is one that did not fall: more damping may help it."""
         state, lens_free = self.state, torch.zeros(LENS_DOF, dtype=torch.bool)
         linear, _ = linearise(self.problem, state, self.config.robust_scale, lens_free)
-        products = self.frames.products(linear.columns)
+        products = self.frames.products(linear.jc, linear.r[:, :, None])
         h, g = products[:, :-1, :-1], products[:, :-1, -1]
         for column, centre, sigma in self.drawn:
             h[:, column, column] += 1 / sigma**2
@@ -138,111 +135,31 @@ class _Resection:
         return float(fell.max()) if len(fell) else 0.0
 
 
-def intersect(
-    problem: Problem,
-    state: State,
-    robust_scale: float,
-    *,
-    iterations: int = 8,
-    least_gain: float = 0.0,
-    sums: Callable[[Tensor], Tensor] | None = None,
-) -> State:
-    """Points against fixed cameras, each on its own: the counterpart of `resect`.
+def intersect(problem: Problem, state: State, config: BundleConfig, *, iterations: int = 8) -> State:
+    """Points against fixed cameras, each on its own: the counterpart of `resect`."""
+    num = problem.num_points
 
-    Args:
-        robust_scale: of the Cauchy loss, in standard deviations.
-        least_gain: share of its cost that a point's step must save for the point to take another.
-        sums: (P, ...) sums over each point's observations (N, ...), where it may not be asked how many points still
-            move; None: only those are gone on with.
-    """
-    points, going = state.points, torch.ones_like(state.points[:, 0], dtype=torch.bool)
-    part = _Points(problem, state, robust_scale, sums)
-    numbers: Tensor | None = None
-    for number in range(iterations):
-        gain = part.step(going)
-        if number + 1 == iterations:
-            break
-        if least_gain > 0:
-            going = going & (gain > least_gain * part.cost)
-            if sums is None:
-                points, numbers = _put(points, numbers, part.state.points), _chosen(numbers, going)
-                part, going = part.of(going), going[going]
-                if not len(going):
-                    return replace(state, points=points)
-    return replace(state, points=_put(points, numbers, part.state.points))
+    def point_cost(s: State) -> Tensor:
+        r_uv, r_d, behind, _ = whitened_residuals(problem, s)
+        rho, _ = cauchy((r_uv * r_uv).sum(1), config.robust_scale)
+        rho = torch.where(behind, cauchy(torch.full_like(rho, 1e6), config.robust_scale)[0], rho)
+        rho_d, _ = cauchy(r_d * r_d, config.robust_scale)
+        return sum_by(problem.point, rho + rho_d, num)
 
-
-def _put(points: Tensor, numbers: Tensor | None, found: Tensor) -> Tensor:
-    """The points, with what was found in the place of some of them; None: of all."""
-    return found if numbers is None else points.index_copy(0, numbers, found)
-
-
-def _chosen(numbers: Tensor | None, which: Tensor) -> Tensor:
-    return torch.nonzero(which)[:, 0] if numbers is None else numbers[which]
-
-
-class _Points:
-    """Levenberg-Marquardt for every point by itself: each has its own cost and damping, and takes its own steps.
-
-    Attributes:
-        state: cameras, and the points so far; cost: (P,) of each.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        state: State,
-        robust_scale: float,
-        sums: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        self.problem, self.state, self.robust_scale = problem, state, robust_scale
-        self._sums = sums or (lambda value: sum_by(problem.point, value, problem.num_points))
-        self._found = whitened_residuals(problem, state)
-        self.cost = self._cost(self._found)
-        self._damping = torch.full_like(self.cost, 1e-3)
-
-    def _cost(self, found: Residuals) -> Tensor:
-        r_uv, r_d, behind, _ = found
-        rho, _ = cauchy((r_uv * r_uv).sum(1), self.robust_scale)
-        rho = torch.where(behind, cauchy(torch.full_like(rho, 1e6), self.robust_scale)[0], rho)
-        return self._sums(rho + cauchy(r_d * r_d, self.robust_scale)[0])
-
-    def step(self, free: Tensor) -> Tensor:
-        """One step of the free points (P,), kept where it lowers a point's cost; by how much it does (P,)."""
-        problem, state = self.problem, self.state
-        seen = see(problem, state, self.robust_scale, self._found)
-        jp = seen.by_point @ state.rotation[problem.frame]
-        of_point = self._sums(jp.transpose(1, 2) @ torch.cat([jp, seen.r[:, :, None]], 2))
+    lens_free = torch.zeros(LENS_DOF, dtype=torch.bool)
+    cost = point_cost(state)
+    damping = torch.full((num,), 1e-3, dtype=torch.float64)
+    for _ in range(iterations):
+        linear, _ = linearise(problem, state, config.robust_scale, lens_free)
+        jpt = linear.jp.transpose(1, 2)
+        of_point = sum_by(problem.point, jpt @ torch.cat([linear.jp, linear.r[:, :, None]], 2), num)
         h, g = of_point[:, :, :3], of_point[:, :, 3:]
         diag = torch.diagonal(h, dim1=1, dim2=2)
-        h = h + torch.diag_embed(self._damping[:, None] * diag + 1e-9 * diag.amax(1, keepdim=True) + 1e-12)
+        h = h + torch.diag_embed(damping[:, None] * diag + 1e-9 * diag.amax(1, keepdim=True) + 1e-12)
         trial = replace(state, points=state.points - (invert3(h) @ g)[:, :, 0])
-        found = whitened_residuals(problem, trial)
-        cost = self._cost(found)
-        better = (cost < self.cost) & free
-        gain = torch.where(better, self.cost - cost, torch.zeros_like(cost))
-        kept = better[problem.point]
-        r_uv, r_d, behind, p = (
-            torch.where(kept.reshape(-1, *[1] * (ours.ndim - 1)), theirs, ours)
-            for ours, theirs in zip(self._found, found, strict=True)
-        )
-        self._found = r_uv, r_d, behind, p
-        self.state = replace(state, points=torch.where(better[:, None], trial.points, state.points))
-        self.cost = torch.where(better, cost, self.cost)
-        self._damping = torch.where(better, self._damping / 4, self._damping * 4).clamp(1e-9, 1e6)
-        return gain
-
-    def of(self, chosen: Tensor) -> _Points:
-        """Some of the points (P,) alone, as they stand."""
-        kept = chosen[self.problem.point]
-        names = ("frame", "uv_px", "sigma_px", "log_depth", "sigma_log_depth")
-        some = {name: getattr(self.problem, name)[kept] for name in names}
-        point = (torch.cumsum(chosen.long(), 0) - 1)[self.problem.point[kept]]
-        part = copy(self)
-        part.problem = replace(self.problem, **some, point=point, num_points=int(chosen.sum()))
-        part.state = replace(self.state, points=self.state.points[chosen])
-        part._sums = lambda value: sum_by(point, value, part.problem.num_points)
-        r_uv, r_d, behind, p = (value[kept] for value in self._found)
-        part._found = r_uv, r_d, behind, p
-        part.cost, part._damping = self.cost[chosen], self._damping[chosen]
-        return part
+        new_cost = point_cost(trial)
+        better = new_cost < cost
+        state = replace(state, points=torch.where(better[:, None], trial.points, state.points))
+        cost = torch.where(better, new_cost, cost)
+        damping = torch.where(better, damping / 4, damping * 4).clamp(1e-9, 1e6)
+    return state

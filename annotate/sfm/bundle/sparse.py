@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .linear import linearise
-from .normal import Layout, Normal, layout_of
-from .pace import LENGTHS, POINT_GAIN, POINT_STEPS, Found, Pace, Task
+from .normal import Layout, Normal, layout_of, linearise
+from .pace import LENGTHS, Found, Pace, Task
 from .priors import total_cost
 from .problem import State, moved_by, with_true_rotations
-from .single import intersect
 
 Step = tuple[Tensor, Tensor, Tensor]
 
@@ -113,12 +111,6 @@ class _Descent:
             pace.refuse(float(camera.abs().max()))
             return False
         self.state, cost, data = self._lengthened((camera, lens, points), (trial, cost, data))
-        if self.task.settles_points:
-            scale = self.task.priors.robust_scale
-            self.state = intersect(
-                self.task.problem, self.state, scale, iterations=POINT_STEPS, least_gain=POINT_GAIN
-            )
-            cost, data = self._cost(self.state)
         pace.accept(float(cost), float(data))
         return True
 

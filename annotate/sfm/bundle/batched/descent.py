@@ -10,11 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..linear import Linear, linearise
-from ..pace import LENGTHS, POINT_GAIN, POINT_STEPS, Found, Pace, Task
+from ..normal import Linear, linearise
+from ..pace import LENGTHS, Found, Pace, Task
 from ..priors import total_cost
 from ..problem import State, moved_by
-from ..single import intersect
 from .normal import BatchedNormal, Layout
 from .stack import Stack, kind_of
 
@@ -85,7 +84,7 @@ def _stacks(tasks: list[Task]) -> Iterator[list[int]]:
 
 def _linearise(stack: Stack, state: State, derivatives: torch.dtype) -> Linear:
     linear, _ = linearise(stack.problem, state, stack.priors.robust_scale, stack.priors.free)
-    return linear.rounded(derivatives)
+    return Linear(*(part.to(derivatives) for part in (linear.jc, linear.jp, linear.jg, linear.r)))
 
 
 def _orthonormal(rotation: Tensor) -> Tensor:
@@ -171,31 +170,10 @@ class _Descent:
         if not better:
             return False
         lengths = self._lengthen(step, better)
-        factors = [lengths.get(k, 0.0) for k in range(self.stack.size)]
-        self.state = self._moved(step, factors)
-        settled = [k for k in better if self.tasks[k].settles_points]
-        if settled:
-            self.state = self._settled(settled)
-            cost, data = torch.stack(self._cost(self.state)).tolist()
-            better |= {k: (cost[k], data[k]) for k in settled}
+        self.state = self._moved(step, [lengths.get(k, 0.0) for k in range(self.stack.size)])
         for k, (of_cost, of_data) in better.items():
             self.paces[k].accept(of_cost, of_data)
         return True
-
-    def _settled(self, clips: list[int]) -> State:
-        """The state after steps of the points alone of some clips."""
-        stack, state = self.stack, self.state
-        settled = intersect(
-            stack.problem,
-            state,
-            stack.priors.robust_scale,
-            iterations=POINT_STEPS,
-            least_gain=POINT_GAIN,
-            sums=self.layout.points.sum,
-        )
-        chosen = torch.tensor([k in clips for k in range(stack.size)], device=stack.device)
-        kept = chosen[stack.clip_of_point][:, None]
-        return replace(state, points=torch.where(kept, settled.points, state.points))
 
     def _lengthen(self, step: Step, better: dict[int, tuple[float, float]]) -> dict[int, float]:
         """Multiples of the step of the clips that it made `better`, where a longer one is better still."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..linear import Linear
-from ..normal import BandFactor, divide_by_root, invert3
+from ..normal import BandFactor, Linear, divide_by_root, invert3
 from ..problem import State
 from .cyclic import CyclicFactor
 from .groups import Groups, PairGroups
@@ -89,9 +88,10 @@ class BatchedNormal:
 
     def __init__(self, stack: Stack, layout: Layout, linear: Linear, state: State) -> None:
         self.stack, self.layout = stack, layout
-        columns, jp = linear.columns, linear.jp
-        self.dof, self.num_lens = linear.dof, columns.shape[2] - linear.dof - 1
+        jc, jp, jg, r = linear.jc, linear.jp, linear.jg, linear.r
+        self.num_lens, self.dof = jg.shape[2], jc.shape[2]
         shape = stack.size, stack.places
+        columns = torch.cat([jc, jg, r[:, :, None]], 2)
         # Everything that belongs to a frame is in the products of its columns with each other.
         of_frame = layout.frames.products(columns, columns).reshape(*shape, columns.shape[2], -1)
         lens = slice(self.dof, self.dof + self.num_lens)
@@ -100,14 +100,14 @@ class BatchedNormal:
         self.gc = of_frame[:, :, : self.dof, -1].clone()
         self.hgg = of_frame[:, :, lens, lens].sum(1)
         self.gg = of_frame[:, :, lens, -1].sum(1)
-        self._of_points = torch.cat([jp, columns[:, :, self.dof :]], 2)
+        self._of_points = torch.cat([jp, jg, r[:, :, None]], 2)
         self.jp = jp
         of_point = layout.points.products(jp, self._of_points)
         self.hpp, self.hpg, self.gp = of_point[:, :, :3], of_point[:, :, 3:-1], of_point[:, :, -1]
         # Sums and products that belong together are float64 of the same derivatives, whatever these are rounded to:
         # else the system is not that of any cameras, and steps along its weak directions go astray.
         # (N, 3, D): how each observation couples its point to its frame
-        self.wt = jp.double().transpose(1, 2) @ linear.jc.double()
+        self.wt = jp.double().transpose(1, 2) @ jc.double()
         self._add_priors(state)
 
     def _add_priors(self, state: State) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 from theodolite.annotate.sfm.at_rest import rest_error_ratio
-from theodolite.annotate.sfm.bundle import linear, normal, single, sparse
+from theodolite.annotate.sfm.bundle import normal, single, sparse
 from theodolite.annotate.sfm.bundle.lens import LENS_DOF
 from theodolite.annotate.sfm.bundle.optimum import Optimum
 from theodolite.annotate.sfm.bundle.priors import focal_prior
@@ -479,7 +479,7 @@ def test_equations_of_one_step_at_a_time_are_held(monkeypatch) -> None:
 
     def linearised(*args):
         alive.append(sum(x() is not None for x in made))
-        found, weight = linear.linearise(*args)
+        found, weight = normal.linearise(*args)
         made.append(weakref.ref(found))
         return found, weight
 

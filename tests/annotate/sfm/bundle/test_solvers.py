@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from theodolite.annotate.networks import device as devices
-from theodolite.annotate.sfm.bundle import pace, solve
+from theodolite.annotate.sfm.bundle import solve
 from theodolite.annotate.sfm.bundle.batched.cyclic import CyclicFactor
 from theodolite.annotate.sfm.bundle.batched.descent import BatchedSolver
 from theodolite.annotate.sfm.bundle.batched.groups import Groups
 from theodolite.annotate.sfm.bundle.batched.normal import BatchedNormal
 from theodolite.annotate.sfm.bundle.lens import NEAR_PINHOLE, Lens
 from theodolite.annotate.sfm.bundle.priors import ExpectedFocal, focal_prior
-from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State, project, sum_by
-from theodolite.annotate.sfm.bundle.single import intersect
+from theodolite.annotate.sfm.bundle.problem import Problem, Solution, State, project
 from theodolite.annotate.sfm.bundle.solve import Effort, Question, solve_bundle, solve_bundles, solver_of
 from theodolite.annotate.sfm.bundle.sparse import SparseSolver
 from theodolite.annotate.sfm.config import BundleConfig
@@ -123,46 +122,6 @@ def test_the_same_steps_optimum_and_uncertainty(case: str, monkeypatch) -> None:
     assert sparse.covariance is not None
     scale = sparse.covariance.abs().amax((1, 2), keepdim=True)
     assert float(((batched.covariance - sparse.covariance).abs() / scale).max()) < 1e-3
-
-
-@pytest.mark.parametrize("case", ["smooth", "fisheye", "gains"])
-def test_the_same_steps_with_steps_of_points_between(case: str, monkeypatch) -> None:
-    alone = by(monkeypatch, SparseSolver(), question(**CASES[case]))
-    monkeypatch.setattr(pace, "_MANY_OBSERVATIONS", 0)
-    asked = question(**CASES[case])
-    sparse = by(monkeypatch, SparseSolver(), asked)
-    batched = by(monkeypatch, BatchedSolver(torch.device("cpu")), asked)
-    assert sparse.cost < alone.cost
-    assert batched.iterations == sparse.iterations
-    assert batched.cost == pytest.approx(sparse.cost, rel=1e-6)
-    assert off_in_sigmas(batched.state, sparse) < 0.05
-
-
-def test_points_that_no_longer_move_are_left_out_or_held() -> None:
-    asked = question()
-    problem = asked.problem
-
-    def sums(value: torch.Tensor) -> torch.Tensor:
-        return sum_by(problem.point, value, problem.num_points)
-
-    left_out = intersect(problem, asked.state, 1.0, iterations=4, least_gain=0.02)
-    held = intersect(problem, asked.state, 1.0, iterations=4, least_gain=0.02, sums=sums)
-    all_steps = intersect(problem, asked.state, 1.0, iterations=4)
-    assert torch.allclose(left_out.points, held.points, rtol=0, atol=1e-9)
-    still = (left_out.points == intersect(problem, asked.state, 1.0, iterations=1).points).all(1)
-    moved = (all_steps.points != left_out.points).any(1)
-    assert 0 < int(moved.sum()) < problem.num_points
-    assert 0 < int(still.sum()) < problem.num_points
-
-
-def test_steps_of_points_save_steps_of_cameras(monkeypatch) -> None:
-    # Tracks with outliers: what they weigh changes with every step.
-    asked = question(effort=Effort(max_iterations=40, tolerance=1e-4, band_frames=6), want_covariance=False)
-    alone = by(monkeypatch, SparseSolver(), asked)
-    monkeypatch.setattr(pace, "_MANY_OBSERVATIONS", len(asked.problem.frame))
-    settled = by(monkeypatch, SparseSolver(), asked)
-    assert settled.iterations < alone.iterations
-    assert settled.cost <= alone.cost * (1 + 1e-4)
 
 
 @pytest.mark.slow
