@@ -7,10 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from theodolite.annotate.checks.given_poses import GivenPoseCheck
+from theodolite.annotate.checks.held_cameras import LensCheck
 from theodolite.annotate.verdict.config import GatesConfig
 from theodolite.annotate.verdict.gates import REASONS, judge_given
+from theodolite.dataset.rows import Gate
 
 from .test_gates import ERRORS, LENS, solution
+
+
+def focal_gate(lens: LensCheck, noise_px: float, long_side_px: int) -> Gate:
+    """What the gate of given intrinsics says of a lens under poses with such noise, else right."""
+    gates = judge_given(
+        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
+        GatesConfig(),
+        longest_gap_s=0.2,
+        errors=replace(ERRORS, noise_px=noise_px),
+        lens=lens,
+        cameras=replace(solution(), focal_model="given"),
+        long_side_px=long_side_px,
+    )
+    return next(gate for gate in gates if gate.name == "given_focal")
 
 
 @pytest.mark.parametrize(
@@ -32,16 +48,7 @@ def test_the_focal_length_under_given_poses_is_held_to_what_the_tracks_tell(
 ) -> None:
     """Tracks of a drive fit with any lens within a fifth, and still tell one better than that."""
     lens = replace(LENS, focal_log=float(np.log(asked)), focal_sigma=sigma, sigma_px=1.15, given_px=0.87)
-    gates = judge_given(
-        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
-        GatesConfig(),
-        longest_gap_s=0.2,
-        errors=replace(ERRORS, noise_px=noise_px),
-        lens=lens,
-        cameras=replace(solution(), focal_model="given"),
-        long_side_px=1226,
-    )
-    focal = next(gate for gate in gates if gate.name == "given_focal")
+    focal = focal_gate(lens, noise_px, long_side_px=1226)
     assert focal.passed == passed
     assert REASONS[focal.name] == "given_intrinsics_disagree"
 
@@ -69,13 +76,4 @@ def test_poses_that_err_by_a_little_more_than_the_tracks_still_tell_a_lens(
         LENS, focal_log=asked_log, focal_sigma=sigma, order_log=order_log, told_px=6.0,
         given_px=given_px, free_px=free_px, solved_px=solved_px,
     )  # fmt: skip
-    gates = judge_given(
-        GivenPoseCheck(0.01, 0.05, 0.05, 1.02, 30),
-        GatesConfig(),
-        longest_gap_s=0.2,
-        errors=replace(ERRORS, noise_px=noise_px),
-        lens=lens,
-        cameras=replace(solution(), focal_model="given"),
-        long_side_px=640,
-    )
-    assert next(gate for gate in gates if gate.name == "given_focal").passed == passed
+    assert focal_gate(lens, noise_px, long_side_px=640).passed == passed
